@@ -1,0 +1,174 @@
+"""ALPRO: two encoders and their projections, the multimodal encoder, and the heads (paper, section 3.1)."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from models.losses import box_mask
+from models.text import MlmHead, MultimodalEncoder, TextConfig, TextEncoder
+from models.timesformer import TimeSformer, VideoConfig
+
+
+class ModelConfig(BaseModel):
+    """Everything that makes a model of a given shape; the defaults are the paper's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    video: VideoConfig = VideoConfig()
+    text: TextConfig = TextConfig()
+    embed_dim: int = Field(256, ge=2, description="dimensions of the common space of video and text")
+    temperature: float = Field(0.07, ge=0.001, le=0.5, description="starting temperature of the contrastive loss")
+    init: Literal["bert", "scratch"] = Field(
+        "bert",
+        description="bert: normal(0.02), for models that load ViT and BERT weights; scratch: fan-in scaled, for small ones that do not",
+    )
+
+    @model_validator(mode="after")
+    def _one_width(self) -> "ModelConfig":
+        if self.video.width != self.text.width:
+            raise ValueError(f"video.width {self.video.width} and text.width {self.text.width} must be equal")
+        return self
+
+
+class DualEncoder(nn.Module):
+    """Video and text encoder with projections into one space: all of the prompter, and the lower half of ALPRO."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.video_encoder = TimeSformer(config.video)
+        self.text_encoder = TextEncoder(config.text)
+        self.video_proj = nn.Linear(config.video.width, config.embed_dim)
+        self.text_proj = nn.Linear(config.text.width, config.embed_dim)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        initialize(self, config.init)
+
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, 3, S, S), normalised -> video tokens (B, 1 + N, D)."""
+        return self.video_encoder(frames)
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Word ids and mask (B, L) -> text tokens (B, L, D)."""
+        return self.text_encoder(ids, mask)
+
+    def project_video(self, tokens: Tensor) -> Tensor:
+        """Video tokens (B, 1 + N, D) -> unit-length embeddings (B, E) of their [CLS]: g_v of equation 1."""
+        return F.normalize(self.video_proj(tokens[:, 0]), dim=-1)
+
+    def project_text(self, tokens: Tensor) -> Tensor:
+        """Text tokens (B, L, D) -> unit-length embeddings (B, E) of their [CLS]: g_t of equation 1."""
+        return F.normalize(self.text_proj(tokens[:, 0]), dim=-1)
+
+    def clamped_temperature(self) -> Tensor:
+        """The learnable temperature, held in [0.001, 0.5]."""
+        return self.temperature.clamp(0.001, 0.5)
+
+
+class Prompter(DualEncoder):
+    """The frozen teacher of prompting entity modelling (paper, section 3.2.2)."""
+
+    @torch.no_grad()
+    def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor) -> Tensor:
+        """Equation 4: probabilities (B, M) of the entities in a crop.
+
+        frames (B, T, 3, S, S), normalised; boxes (B, 4) in patches (top, left, height, width): the crop keeps its
+        place in every frame and the rest is zeroed; prompts (M, E): an embedding of each entity.
+        """
+        features = self.project_video(self.encode_video(crop(frames, boxes, self.config.video.patch_size)))
+        return ((features @ prompts.T) / self.clamped_temperature()).softmax(dim=-1)
+
+
+def crop(frames: Tensor, boxes: Tensor, patch: int) -> Tensor:
+    """Zeroes frames (B, T, 3, S, S) outside boxes (B, 4), given in patches of `patch` pixels."""
+    grid = frames.shape[-1] // patch
+    inside = box_mask(boxes, grid).view(-1, grid, grid)
+    inside = inside.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)
+    return frames * inside[:, None, None].to(frames.dtype)
+
+
+class Alpro(DualEncoder):
+    """The video-language model. Heads exist as asked: `entities` (PEM, with MLM) and `answers` (question answering)."""
+
+    def __init__(self, config: ModelConfig, entities: int = 0, answers: int = 0):
+        super().__init__(config)
+        self.entities, self.answers = entities, answers
+        width = config.text.width
+        self.multimodal_encoder = MultimodalEncoder(config.text)
+        self.vtm_head = nn.Linear(width, 2)
+        self.mlm_head = MlmHead(config.text) if entities else None
+        self.pem_head = classifier(width, entities) if entities else None
+        self.qa_head = classifier(width, answers) if answers else None
+        initialize(self, config.init)
+
+    def fuse(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+        """text (B, L, D), mask (B, L), video (B, V, D) -> fused tokens (B, L + V, D), text first."""
+        return self.multimodal_encoder(text, mask, video)
+
+    def match(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+        """The VTM head on the fused [CLS]: logits (B, 2), index 1 = match."""
+        return self.vtm_head(self.fuse(text, mask, video)[:, 0])
+
+    def answer(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+        """The question-answering head on the fused [CLS]: logits (B, answers)."""
+        if self.qa_head is None:
+            raise ValueError("this model has no question-answering head: fine-tune one, or load a QA model")
+        return self.qa_head(self.fuse(text, mask, video)[:, 0])
+
+    def mlm_scores(self, tokens: Tensor) -> Tensor:
+        """The MLM head on fused text tokens (..., D) -> (..., vocab)."""
+        assert self.mlm_head is not None
+        return self.mlm_head(tokens, self.text_encoder.embeddings.words.weight)
+
+    def pem_logits(self, fused_patches: Tensor, boxes: Tensor) -> Tensor:
+        """Fused patch tokens (B, N, D), averaged inside boxes (B, 4) in patches -> entity logits (B, M)."""
+        assert self.pem_head is not None
+        inside = box_mask(boxes, self.config.video.grid).to(fused_patches.dtype)
+        pooled = (inside[:, None] @ fused_patches).squeeze(1) / inside.sum(dim=1, keepdim=True)
+        return self.pem_head(pooled)
+
+
+def classifier(width: int, outputs: int) -> nn.Sequential:
+    """Linear to twice the width, ReLU, linear to `outputs`: the head of PEM and of question answering."""
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, outputs))
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, how: str) -> None:
+    """Initialises every weight of `model`.
+
+    "bert": normal(0.02) everywhere and temporal_fc at zero, so that a TimeSformer which loads ViT weights starts
+    as that ViT on each frame. "scratch": what lets a narrow model leave the plateau of the contrastive loss
+    without loaded weights: fan-in scaling, embeddings of word 1 / sqrt(D), and place and time embeddings that
+    are not drowned by the patches (docs/sample.md has the trials).
+    """
+    scratch = how == "scratch"
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features) if scratch else 0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, std=1 / math.sqrt(fan_in) if scratch else 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.embedding_dim) if scratch else 0.02)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, TimeSformer):
+            nn.init.normal_(module.cls_token, std=0.02)
+            nn.init.normal_(module.pos_embed, std=0.5 if scratch else 0.02)
+            nn.init.normal_(module.time_embed, std=1.0) if scratch else nn.init.zeros_(module.time_embed)
+            for block in module.blocks:
+                if scratch:
+                    width = module.config.width
+                    block.temporal_attn.qkv.weight[: 2 * width] *= 2
+                    block.attn.qkv.weight[: 2 * width] *= 2
+                else:
+                    nn.init.zeros_(block.temporal_fc.weight)

@@ -1,0 +1,126 @@
+"""BERT, cut in two: its first layers encode the text, its last layers fuse text and video (paper, section 3.1)."""
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.attention import Attention, Mlp
+
+
+class TextConfig(BaseModel):
+    """Sizes of BERT; the defaults are BERT-base's, cut after layer 6 as in the paper."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocab_size: int = Field(30522, ge=5, description="word pieces")
+    width: int = Field(768, ge=8, description="channels of a token")
+    depth: int = Field(12, ge=2, description="layers in all")
+    fusion_layer: int = Field(6, ge=1, description="layers that encode text alone; the rest fuse text and video")
+    heads: int = Field(12, ge=1, description="attention heads")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden channels of the MLP, in widths")
+    max_length: int = Field(512, ge=8, description="position embeddings")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of embeddings, attention and residuals")
+
+    @model_validator(mode="after")
+    def _cut(self) -> "TextConfig":
+        if self.fusion_layer >= self.depth:
+            raise ValueError(f"fusion_layer {self.fusion_layer} leaves no fusion layer of depth {self.depth}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class TextEmbeddings(nn.Module):
+    """Word, position and segment embeddings: ids (B, L) -> (B, L, D). The segment is always the first."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Embedding(config.max_length, config.width)
+        self.segments = nn.Embedding(2, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        length = ids.shape[1]
+        if length > self.positions.num_embeddings:
+            raise ValueError(f"text of {length} tokens; the encoder takes {self.positions.num_embeddings}")
+        x = self.words(ids) + self.segments.weight[0] + self.positions.weight[:length]
+        return self.dropout(self.norm(x))
+
+
+class Layer(nn.Module):
+    """A post-norm transformer layer as in BERT: x (B, L, D), mask (B, 1, 1, L) -> (B, L, D)."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.attention = Attention(config.width, config.heads, config.dropout)
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-12)
+        self.mlp = Mlp(config.width, int(config.width * config.mlp_ratio))
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-12)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.norm1(x + self.dropout(self.attention(x, mask)))
+        return self.norm2(x + self.dropout(self.mlp(x)))
+
+
+class Layers(nn.ModuleList):
+    """A run of layers: x (B, L, D), mask (B, L) with 1 for a token and 0 for padding -> (B, L, D)."""
+
+    def __init__(self, config: TextConfig, count: int):
+        super().__init__(Layer(config) for _ in range(count))
+        self.checkpoint_activations = False
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        mask = mask.bool()[:, None, None, :]
+        for layer in self:
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(layer, x, mask, use_reentrant=False)
+            else:
+                x = layer(x, mask)
+        return x
+
+
+class TextEncoder(nn.Module):
+    """Word ids (B, L) and mask (B, L) to text tokens (B, L, D); the first is [CLS]."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.embeddings = TextEmbeddings(config)
+        self.layers = Layers(config, config.fusion_layer)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.layers(self.embeddings(ids), mask)
+
+
+class MultimodalEncoder(nn.Module):
+    """Self-attention over [text tokens; video tokens] (paper, section 3.1, "Multimodal Encoder").
+
+    text (B, L, D), mask (B, L), video (B, V, D) -> (B, L + V, D), text first. No position embedding is added:
+    both encoders have put theirs in.
+    """
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.layers = Layers(config, config.depth - config.fusion_layer)
+
+    def forward(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+        seen = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
+        return self.layers(torch.cat([text, video], dim=1), torch.cat([mask, seen], dim=1))
+
+
+class MlmHead(nn.Module):
+    """BERT's prediction head, its decoder tied to the word embeddings: tokens (..., D) -> scores (..., vocab)."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, tokens: Tensor, words: Tensor) -> Tensor:
+        """words (vocab, D): the weight of the word embeddings."""
+        return F.linear(self.norm(F.gelu(self.dense(tokens))), words, self.bias)

@@ -1,0 +1,204 @@
+"""The command line: run a pipeline or one stage, look at what there is, open MLflow."""
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+from shards.schema import InputError
+from stages.artifacts import STAGES, Store
+
+MISTAKE = 2
+
+
+def main() -> None:
+    """Entry point. Mistakes that a person can mend are one line and exit status 2."""
+    arguments = parser().parse_args()
+    try:
+        status = arguments.call(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(MISTAKE)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status or 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    top = argparse.ArgumentParser(
+        prog="alpro",
+        description="Captioned videos to a video-language model, the ALPRO way, stage by stage. Start with: alpro run",
+        epilog="Every stage keeps its result under a fingerprint of its configuration and inputs; running again makes only what is missing.",
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    whole = commands.add_parser(
+        "run", help="run the whole pipeline", description="Runs every stage whose result is not there yet."
+    )
+    add_run_options(whole)
+    whole.add_argument("--dry-run", action="store_true", help="only say which stages would run and which are cached")
+    whole.set_defaults(call=run_pipeline, stage="")
+    for stage in STAGES:
+        text = STAGE_HELP[stage]
+        one = commands.add_parser(
+            stage.replace("_", "-"),
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}; makes first what it needs and is not there.",
+        )
+        add_run_options(one)
+        one.add_argument("--dry-run", action="store_true", help="only say which stages would run and which are cached")
+        one.set_defaults(call=run_pipeline, stage=stage)
+    listing = commands.add_parser("ls", help="list the artifacts: what made them and what uses them")
+    listing.set_defaults(call=list_artifacts)
+    showing = commands.add_parser("show", help="show one artifact: configuration, inputs, counts, metrics")
+    showing.add_argument("fingerprint", help="the first characters of its fingerprint, as `alpro ls` prints it")
+    showing.set_defaults(call=show_artifact)
+    page = commands.add_parser("ui", help="open the MLflow pages on this machine")
+    page.add_argument("--port", type=int, default=5000, help="port to listen on (default 5000)")
+    page.set_defaults(call=serve_mlflow)
+    for command in (listing, showing, page):
+        command.add_argument(
+            "--workspace", default="workspace", metavar="FOLDER", help="where artifacts lie (default: workspace)"
+        )
+    return top
+
+
+STAGE_HELP = {
+    "render_sample": "render the sample corpus",
+    "decode_videos": "decode videos and images to shards of frames",
+    "build_vocabulary": "take entities and word pieces from the captions",
+    "train_prompter": "train the prompter by video-text contrast",
+    "cache_prompts": "embed the prompts of every entity",
+    "pretrain": "pre-train ALPRO with the frozen prompter",
+    "finetune_retrieval": "fine-tune for text-video retrieval",
+    "finetune_qa": "fine-tune for question answering",
+    "evaluate": "evaluate every model once on the test split",
+}
+
+
+def add_run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config",
+        default="sample",
+        metavar="NAME_OR_FILE",
+        help="a configuration that ships, or a TOML file (default: sample)",
+    )
+    command.add_argument(
+        "--data", default="", metavar="FOLDER_OR_MANIFEST", help="your videos, in the place of the configuration's"
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="STAGE.KEY=VALUE",
+        help="change one value, such as pretrain.lr=1e-4; repeatable",
+    )
+    command.add_argument(
+        "--workspace",
+        default="workspace",
+        metavar="FOLDER",
+        help="where artifacts, reports and the MLflow store lie (default: workspace)",
+    )
+    command.add_argument(
+        "--tracking-uri", default="", metavar="URI", help="an MLflow server (default: a file in the workspace)"
+    )
+
+
+def run_pipeline(arguments: argparse.Namespace) -> int:
+    """`alpro run` and `alpro STAGE`."""
+    workspace = Path(arguments.workspace).resolve()
+    if arguments.dry_run:
+        return dry_run(arguments, workspace)
+    prepare_prefect(workspace)
+    from pipeline import flow
+    from pipeline.console import print_results
+
+    chosen = getattr(flow, arguments.stage or "alpro")
+    made = chosen(arguments.config, arguments.data, arguments.changes, str(workspace), arguments.tracking_uri)
+    print_results({name: Path(folder) for name, folder in made.items()}, workspace)
+    return 0
+
+
+def dry_run(arguments: argparse.Namespace, workspace: Path) -> int:
+    from pipeline import flow
+    from pipeline.config import load_config
+    from stages.files import Digests
+
+    workspace.mkdir(parents=True, exist_ok=True)
+    steps = flow.plan(
+        load_config(arguments.config, arguments.data, arguments.changes), Digests(workspace / "digests.sqlite")
+    )
+    store = Store(workspace / "artifacts")
+    for step in flow.needed(steps, arguments.stage) if arguments.stage else steps:
+        print(f"{'cached' if store.find(step) else 'to run':8} {step.name:24} {step.fingerprint[:16]}")
+    return 0
+
+
+def prepare_prefect(workspace: Path) -> None:
+    """Where no Prefect server is named, one runs embedded for the time of the command, its files in the workspace."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("ALPRO_PLAIN_OUTPUT", "1")
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str(workspace / "prefect"))
+
+
+def list_artifacts(arguments: argparse.Namespace) -> int:
+    """`alpro ls`."""
+    from pipeline.console import print_artifacts
+
+    print_artifacts(Store(Path(arguments.workspace) / "artifacts"))
+    return 0
+
+
+def show_artifact(arguments: argparse.Namespace) -> int:
+    """`alpro show`."""
+    from pipeline.console import print_artifact
+
+    store = Store(Path(arguments.workspace) / "artifacts")
+    found = [
+        (folder, manifest)
+        for folder, manifest in store.all()
+        if manifest["fingerprint"].startswith(arguments.fingerprint)
+    ]
+    if len(found) != 1:
+        what = "no artifact begins" if not found else f"{len(found)} artifacts begin"
+        raise InputError(f"{arguments.fingerprint}: {what} with this in {store.root}; `alpro ls` lists them")
+    print_artifact(store, *found[0])
+    return 0
+
+
+def serve_mlflow(arguments: argparse.Namespace) -> int:
+    """`alpro ui`: MLflow's server on this machine alone, until Ctrl-C."""
+    database = Path(arguments.workspace).resolve() / "mlflow.db"
+    if not database.is_file():
+        raise InputError(f"{database}: no MLflow store there yet; `alpro run` makes one")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", arguments.port))
+        except OSError as error:
+            raise InputError(
+                f"port {arguments.port} is taken or not allowed ({error.strerror}); choose another with --port"
+            ) from error
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)", flush=True)
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{database}",
+        "--host",
+        "127.0.0.1",
+    ]
+    command += ["--port", str(arguments.port), "--workers", "1"]
+    os.execve(sys.executable, command, environment)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The configuration of a whole pipeline: one TOML file, `--set` on top, one frozen object; every mistake is one line."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.alpro import ModelConfig
+from shards.schema import InputError
+from stages import (
+    build_vocabulary,
+    cache_prompts,
+    decode_videos,
+    evaluate,
+    finetune_qa,
+    finetune_retrieval,
+    pretrain,
+    render_sample,
+    train_prompter,
+)
+from stages.artifacts import Resources
+from stages.training.config import TrainingConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class Corpus(decode_videos.Config):
+    """A corpus: where its videos are, and how they become shards. Give `manifest` (in the sample) or `data`."""
+
+    data: str = Field("", description="a manifest file or a folder of videos, relative to the configuration's file")
+
+
+class PipelineConfig(BaseModel):
+    """Everything that decides what a pipeline computes, and the resources that do not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, pattern=r"^[\w-]+$", description="what people call this pipeline")
+    render_sample: render_sample.Config | None = Field(
+        None, description="the sample corpus; absent: no corpus is rendered"
+    )
+    corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
+    model: ModelConfig = Field(ModelConfig(), description="sizes of the prompter and of ALPRO")
+    build_vocabulary: build_vocabulary.Config = build_vocabulary.Config()
+    train_prompter: train_prompter.Config
+    cache_prompts: cache_prompts.Config = cache_prompts.Config()
+    pretrain: pretrain.Config
+    finetune_retrieval: finetune_retrieval.Config | None = None
+    finetune_qa: finetune_qa.Config | None = None
+    evaluate: evaluate.Config = evaluate.Config()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _known_corpora(self) -> "PipelineConfig":
+        for name, corpus in self.corpora.items():
+            if bool(corpus.manifest) == bool(corpus.data):
+                raise ValueError(f"corpora.{name}: give either data (your own) or manifest (of the rendered sample)")
+            if corpus.manifest and self.render_sample is None:
+                raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
+        used = {
+            (f"{stage}.phases", c)
+            for stage, config in self.trainings().items()
+            for phase in config.phases
+            for c in phase.corpora
+        }
+        used |= {(f"evaluate.{key}", name) for key in ("retrieval", "qa") if (name := getattr(self.evaluate, key))}
+        for where, name in sorted(used):
+            if name not in self.corpora:
+                raise ValueError(f"{where}: no corpus {name!r}; there are {', '.join(self.corpora)}")
+        return self
+
+    def trainings(self) -> dict[str, TrainingConfig]:
+        """The training stages that this pipeline has, by name."""
+        found = {
+            name: getattr(self, name) for name in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
+        }
+        return {name: config for name, config in found.items() if config is not None}
+
+
+def load_config(source: str, data: str = "", changes: list[str] | None = None) -> PipelineConfig:
+    """The configuration of a file, or of one that ships by its name, with `--set` changes such as "pretrain.lr=1e-4".
+
+    `data` puts one manifest or folder of the user's in the place of every corpus. Raises InputError, on one line,
+    for anything wrong.
+    """
+    path = find_config(source)
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not readable as TOML: {error}") from error
+    values = resolve_data(values, path.parent)
+    if data:
+        values = with_data(values, data)
+    for change in changes or []:
+        apply_change(values, change)
+    model = values.get("model", {})
+    for stage in ("train_prompter", "pretrain"):
+        if isinstance(values.get(stage), dict):
+            if "model" in values[stage]:
+                raise InputError(f"{path}: {stage}.model: give the sizes once, in [model]")
+            values[stage]["model"] = model
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {one_line(error)}") from error
+
+
+def find_config(source: str) -> Path:
+    """A TOML file by path, or one that ships by its name."""
+    path = Path(source)
+    if path.suffix == ".toml" or path.exists():
+        if not path.is_file():
+            raise InputError(f"{source}: no such configuration file; those that ship are {', '.join(shipped())}")
+        return path
+    if source in shipped():
+        return CONFIGS / f"{source}.toml"
+    raise InputError(f"{source}: neither a file nor a configuration that ships; those are {', '.join(shipped())}")
+
+
+def shipped() -> list[str]:
+    """Names of the configurations that ship."""
+    return sorted(path.stem for path in CONFIGS.glob("*.toml"))
+
+
+def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Makes every corpus's data path absolute: it is written relative to the configuration's file."""
+    for corpus in values.get("corpora", {}).values():
+        if isinstance(corpus, dict) and isinstance(corpus.get("data"), str) and corpus["data"]:
+            corpus["data"] = str((base / corpus["data"]).resolve())
+    return values
+
+
+def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
+    """One corpus, `data`, in the place of all: every phase of a stage becomes one, as long as all of them were."""
+    first = next(iter(values.get("corpora", {}).values()), {})
+    form = {key: value for key, value in first.items() if key not in ("manifest", "data", "kinds")}
+    values["corpora"] = {"data": form | {"data": str(Path(data).resolve())}}
+    values.pop("render_sample", None)
+    for stage in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa"):
+        phases = values.get(stage, {}).get("phases", [])
+        if phases:
+            length = {
+                key: total for key in ("steps", "epochs") if (total := sum(phase.get(key, 0) for phase in phases))
+            }
+            values[stage]["phases"] = [{"corpora": ["data"], **length}]
+    for task, stage in (("retrieval", "finetune_retrieval"), ("qa", "finetune_qa")):
+        if stage in values:
+            values.setdefault("evaluate", {})[task] = "data"
+    return values
+
+
+def apply_change(values: dict[str, Any], change: str) -> None:
+    """Applies "a.b=value" to nested values; the value is read as TOML, and as plain text where it is not."""
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {change}: write it as stage.key=value, such as pretrain.lr=1e-4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    at: Any = values
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        at = (
+            at[int(parent)]
+            if isinstance(at, list) and parent.isdigit() and int(parent) < len(at)
+            else at.setdefault(parent, {})
+            if isinstance(at, dict)
+            else None
+        )
+        if not isinstance(at, dict | list):
+            raise InputError(f"--set {change}: {parent!r} of {key!r} holds no keys")
+    if isinstance(at, list):
+        if not last.isdigit() or int(last) >= len(at):
+            raise InputError(f"--set {change}: {key!r} has entries 0 to {len(at) - 1}")
+        at[int(last)] = value
+    else:
+        at[last] = value
+
+
+def one_line(error: ValidationError) -> str:
+    """What is wrong, where and, for an unknown key, what was perhaps meant."""
+    found = error.errors()
+    first = found[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key{_suggest(first['loc'])}"
+    elif "input" in first and not isinstance(first["input"], dict | BaseModel):
+        message += f" (it is {first['input']!r})"
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{where + ': ' if where else ''}{message}{more}"
+
+
+def _suggest(loc: tuple[int | str, ...]) -> str:
+    from difflib import get_close_matches
+
+    at: Any = PipelineConfig
+    for part in loc[:-1]:
+        if isinstance(part, int) or not hasattr(at, "model_fields"):
+            continue
+        field = at.model_fields.get(part)
+        if field is None:
+            continue
+        at = next((t for t in (field.annotation, *_inner(field.annotation)) if hasattr(t, "model_fields")), None)
+    names = list(getattr(at, "model_fields", {}))
+    close = get_close_matches(str(loc[-1]), names, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}" if names else ""
+
+
+def _inner(annotation: Any) -> list[Any]:
+    return [t for arg in get_args(annotation) for t in (arg, *_inner(arg))]

@@ -1,0 +1,104 @@
+"""What the command line prints: results, artifacts and one artifact, as tables."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stages.artifacts import Store, read_manifest
+from stages.report import results, shown
+
+console = Console(soft_wrap=True)
+
+
+def print_results(made: dict[str, Path], workspace: Path) -> None:
+    """The results table, where there are results, and where everything is to be seen."""
+    listed = [(name, folder, manifest, False) for name, folder in made.items() if (manifest := read_manifest(folder))]
+    rows = results(listed)
+    if rows:
+        table = Table("what", "metric", title="Test results", title_justify="left")
+        for heading in ("score", "chance", "items"):
+            table.add_column(heading, justify="right")
+        last = None
+        for row in rows:
+            if last is not None and row["what"] != last:
+                table.add_section()
+            what = row["what"] if row["what"] != last else ""
+            last = row["what"]
+            table.add_row(
+                what,
+                row["metric"],
+                shown(row["value"], row["metric"]),
+                shown(row["chance"], row["metric"]),
+                str(row["items"]),
+            )
+        console.print(table)
+        console.print(
+            "chance: for questions the most frequent training answer of the type; for entities the best constant guess"
+        )
+    elif listed:
+        name, folder, manifest, _ = listed[-1]
+        console.print(f"{name}: {folder}")
+        for key, value in {**manifest["counts"], **manifest["metrics"]}.items():
+            console.print(f"  {key}: {value:g}")
+    report = max((workspace / "reports").glob("*.html"), key=lambda p: p.stat().st_mtime, default=None)
+    where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
+    console.print(f"report: {report}")
+    console.print(f"curves, pictures and comparison: alpro ui{where}    artifacts: alpro ls{where}")
+
+
+def print_artifacts(store: Store) -> None:
+    """Every artifact: what made it, when, how large it is, what it was made from and what uses it."""
+    found = list(store.all())
+    if not found:
+        console.print(f"no artifacts in {store.root}; `alpro run` makes them")
+        return
+    users: dict[str, list[str]] = {}
+    for _, manifest in found:
+        for source in manifest["inputs"].values():
+            users.setdefault(source["fingerprint"], []).append(f"{manifest['stage']} {manifest['fingerprint'][:8]}")
+    table = Table("artifact", "fingerprint", "made", "took", "size", "from", "used by")
+    for folder, manifest in found:
+        inputs = dict.fromkeys(f"{i['stage']} {i['fingerprint'][:8]}" for i in manifest["inputs"].values())
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        made = manifest["made"]
+        cells = (
+            manifest["name"],
+            manifest["fingerprint"][:8],
+            made["at"][:16].replace("T", " "),
+            f"{made['seconds']:.0f} s",
+            megabytes(size),
+        )
+        table.add_row(*cells, "\n".join(inputs), "\n".join(dict.fromkeys(users.get(manifest["fingerprint"], []))))
+        table.add_section()
+    console.print(table)
+
+
+def print_artifact(store: Store, folder: Path, manifest: dict[str, Any]) -> None:
+    """Everything that is known of one artifact."""
+    console.print(f"[bold]{manifest['name']}[/bold]  {folder}")
+    console.print(f"fingerprint {manifest['fingerprint']}")
+    made = manifest["made"]
+    console.print(
+        f"made {made['at']} in {made['seconds']:g} s, commit {made.get('commit', '?')}, MLflow run {made.get('mlflow_run', '?')}"
+    )
+    for title in ("inputs", "files", "counts", "metrics", "config", "versions"):
+        values = manifest[title]
+        if not values:
+            continue
+        console.print(f"\n[bold]{title}[/bold]")
+        for key, value in values.items():
+            if title == "inputs":
+                value = f"{value['stage']} {value['fingerprint'][:16]}"
+            console.print(f"  {key}: {value:g}" if isinstance(value, float) else f"  {key}: {value}", highlight=False)
+    used = [m for _, m in store.all() if any(i["fingerprint"] == manifest["fingerprint"] for i in m["inputs"].values())]
+    console.print("\n[bold]used by[/bold]")
+    for other in used:
+        console.print(f"  {other['name']} {other['fingerprint'][:16]}")
+    if not used:
+        console.print("  nothing")
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

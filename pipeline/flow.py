@@ -1,0 +1,199 @@
+"""The pipeline as Prefect flows: `plan` says which stage follows which, `alpro` runs them all, and each has a flow."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from pipeline.config import Corpus, PipelineConfig, load_config
+from pipeline.tasks import Session, git_commit, make, make_by_deployment, result
+from shards.schema import InputError
+from stages.artifacts import StageConfig, Step, Store
+from stages.decode_videos import Config as DecodeConfig
+from stages.files import Digests, digest_data
+from stages.report import results_markdown, write_report
+from stages.tracking import Tracker
+
+
+def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
+    """The DAG, in an order in which it can run. A step's fingerprint needs nothing but what is written here."""
+    steps: list[Step] = []
+
+    def add(stage: str, config: StageConfig, inputs: dict[str, Step | None], name: str = "") -> Step:
+        present = {key: step for key, step in inputs.items() if step is not None}
+        steps.append(Step(stage, name or stage, config, present))
+        return steps[-1]
+
+    sample = config.render_sample and add("render_sample", config.render_sample, {})
+    corpora: dict[str, Step] = {}
+    for name, corpus in config.corpora.items():
+        corpora[name] = decoding(name, corpus, sample, digests)
+        steps.append(corpora[name])
+    phases = {
+        stage: {c: corpora[c] for phase in training.phases for c in phase.corpora}
+        for stage, training in config.trainings().items()
+    }
+
+    vocabulary = add("build_vocabulary", config.build_vocabulary, phases["pretrain"])
+    prompter = add("train_prompter", config.train_prompter, {"vocabulary": vocabulary, **phases["train_prompter"]})
+    prompts = add("cache_prompts", config.cache_prompts, {"prompter": prompter, "vocabulary": vocabulary})
+    teacher = {"vocabulary": vocabulary, "prompter": prompter, "prompts": prompts}
+    pretrained = add("pretrain", config.pretrain, {**teacher, **phases["pretrain"]})
+
+    retrieval = qa = None
+    if config.finetune_retrieval:
+        retrieval = add(
+            "finetune_retrieval", config.finetune_retrieval, {"model": pretrained, **phases["finetune_retrieval"]}
+        )
+    if config.finetune_qa:
+        qa = add("finetune_qa", config.finetune_qa, {"model": pretrained, **phases["finetune_qa"]})
+
+    tested = {name: corpora[name] for name in (config.evaluate.retrieval, config.evaluate.qa) if name}
+    if tested:
+        add(
+            "evaluate",
+            config.evaluate,
+            {"pretrained": pretrained, "retrieval": retrieval, "qa": qa, **teacher, **tested},
+        )
+    return steps
+
+
+def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -> Step:
+    """The step that decodes one corpus: of the rendered sample, or of files whose contents are in its fingerprint."""
+    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data"}))
+    if corpus.manifest:
+        assert sample is not None
+        return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample})
+    data = Path(corpus.data)
+    return Step(
+        "decode_videos",
+        f"decode_videos {name}",
+        config,
+        files={"data": digest_data(data, digests)},
+        paths={"data": data},
+    )
+
+
+def needed(steps: list[Step], stage: str) -> list[Step]:
+    """The steps of one stage and all that they rest on, in order."""
+    wanted = {step.fingerprint for step in steps if step.stage == stage}
+    if not wanted:
+        raise InputError(f"this configuration has no stage {stage}")
+    for step in reversed(steps):
+        if step.fingerprint in wanted:
+            wanted |= {other.fingerprint for other in step.inputs.values()}
+    return [step for step in steps if step.fingerprint in wanted]
+
+
+def run(
+    stage: str,
+    config: str,
+    data: str = "",
+    changes: list[str] | None = None,
+    workspace: str = "workspace",
+    tracking_uri: str = "",
+    stages_by_deployment: bool = False,
+    parent_run: str = "",
+) -> dict[str, str]:
+    """Runs a pipeline, or one stage with whatever it needs that is not there yet. Returns the folder of each artifact."""
+    settings = load_config(config, data, changes)
+    root = Path(workspace).resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    steps = plan(settings, Digests(root / "digests.sqlite"))
+    steps = needed(steps, stage) if stage else steps
+    tracker = Tracker.open(tracking_uri or f"sqlite:///{root / 'mlflow.db'}", root / "mlflow", settings.name)
+    parent = parent_run or tracker.start(
+        title(settings, stage, changes, steps), settings.model_dump(mode="json"), {"commit": git_commit()}
+    )
+    session = Session(Store(root / "artifacts"), tracker, parent, settings.resources, git_commit())
+    status = "FAILED"
+    try:
+        for step in steps:
+            if stages_by_deployment:
+                passed = {
+                    "config": config,
+                    "data": data,
+                    "changes": changes or [],
+                    "workspace": str(root),
+                    "tracking_uri": tracking_uri,
+                }
+                session.made.append(make_by_deployment(session, step, passed))
+            else:
+                session.made.append(result(make(step.name, session, step)))
+        status = "FINISHED"
+    finally:
+        if not parent_run:
+            finish(session, settings, root, status)
+    return {made.step.name: str(made.folder) for made in session.made}
+
+
+def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: list[Step]) -> str:
+    """A name that tells runs apart: the configuration, the stage, what was changed, and the end of the pipeline."""
+    return " · ".join(part for part in (config.name, stage, " ".join(changes or []), steps[-1].fingerprint[:6]) if part)
+
+
+def finish(session: Session, config: PipelineConfig, root: Path, status: str) -> None:
+    """Writes the report, shows the results in Prefect and MLflow, and ends the pipeline's run."""
+    made = [(m.step.name, m.folder, m.manifest, m.cached) for m in session.made]
+    report = write_report(root / "reports" / f"{config.name}-{session.parent[:8]}.html", config.name, made)
+    session.tracker.file(session.parent, report)
+    session.tracker.text(session.parent, config.model_dump_json(indent=1), "config.json")
+    if results := results_markdown(made):
+        create_markdown_artifact(results, key="results", description=f"{config.name}: results")
+    session.tracker.end(session.parent, status)
+
+
+def stage_flow(stage: str) -> Callable[..., dict[str, str]]:
+    """A Prefect flow of one stage, or of the whole pipeline for "alpro"."""
+
+    def body(
+        config: str = "sample",
+        data: str = "",
+        changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
+        workspace: str = "workspace",
+        tracking_uri: str = "",
+        stages_by_deployment: bool = False,
+        parent_run: str = "",
+    ) -> dict[str, str]:
+        """Runs the stage, making first whatever it needs that is not there.
+
+        Args:
+            config: A configuration that ships (sample, own_videos, ...) or the path of a TOML file.
+            data: A manifest or a folder of videos of yours, in the place of every corpus. Empty: the configuration's.
+            changes: Values to change, each as stage.key=value, such as pretrain.lr=1e-4.
+            workspace: The folder of artifacts, reports and the MLflow store. Workers must share it.
+            tracking_uri: An MLflow server. Empty: an SQLite file in the workspace.
+            stages_by_deployment: Run each stage as its own deployment, on that one's work pool.
+            parent_run: The MLflow run to nest in. Set by a pipeline that runs its stages as deployments.
+        """
+        whole = stage == "alpro"
+        return run(
+            "" if whole else stage,
+            config,
+            data,
+            changes,
+            workspace,
+            tracking_uri,
+            stages_by_deployment and whole,
+            parent_run,
+        )
+
+    body.__name__ = body.__qualname__ = stage
+    return flow(body, name=stage.replace("_", "-"), validate_parameters=True, persist_result=False)
+
+
+alpro = stage_flow("alpro")
+render_sample = stage_flow("render_sample")
+decode_videos = stage_flow("decode_videos")
+build_vocabulary = stage_flow("build_vocabulary")
+train_prompter = stage_flow("train_prompter")
+cache_prompts = stage_flow("cache_prompts")
+pretrain = stage_flow("pretrain")
+finetune_retrieval = stage_flow("finetune_retrieval")
+finetune_qa = stage_flow("finetune_qa")
+evaluate = stage_flow("evaluate")

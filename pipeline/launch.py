@@ -1,0 +1,134 @@
+"""How a stage is run: in this process, in one of its own, or by torchrun in many; and how all of that is ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from shards.schema import InputError
+from stages.artifacts import Outcome, Resources, Step, Store, read_json, write_json
+from stages.run import MISTAKE
+from stages.training.loop import CONTINUE
+
+OWN_PROCESS = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
+MANY_PROCESSES = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
+GRACE_SECONDS = 30.0  # what a training run has to write its checkpoint before it is killed
+
+
+class Interrupted(Exception):
+    """A training process was told to stop by someone else and left a checkpoint: run the stage again to continue."""
+
+
+def work(
+    step: Step,
+    out: Path,
+    store: Store,
+    resources: Resources,
+    lock_file: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Runs a step's stage into `out` and returns what it found.
+
+    Stages with a model run in a process group of their own, which is ended with this call: on success, on any
+    exception here, on cancellation. `say` takes their output line by line where there is no terminal to show it.
+    """
+    inputs = {name: store.folder(other) for name, other in step.inputs.items()} | dict(step.paths)
+    if step.stage not in OWN_PROCESS:
+        return step.module.run(step.config, inputs, out, resources)
+    file = out / "work.json"
+    described = {
+        "stage": step.stage,
+        "config": step.config.model_dump(mode="json"),
+        "inputs": {name: str(path.resolve()) for name, path in inputs.items()},
+        "out": str(out.resolve()),
+        "resources": resources.model_dump(mode="json"),
+        "parent": os.getpid(),
+    }
+    write_json(file, described)
+    (out / "result.json").unlink(missing_ok=True)
+    status = run_group(command(step.stage, file, resources), lock_file, say)
+    if status == 0:
+        result = read_json(out / "result.json")
+        (out / "result.json").unlink()
+        return Outcome(result["counts"], result["metrics"])
+    if status == MISTAKE and (out / "result.json").exists():
+        raise InputError(read_json(out / "result.json")["mistake"])
+    if status == CONTINUE:
+        raise Interrupted(f"{step.name} was told to stop and left a checkpoint")
+    raise RuntimeError(
+        f"{step.name} ended with status {status}; what it printed is above, what it finished is in {out}"
+    )
+
+
+def command(stage: str, file: Path, resources: Resources) -> list[str]:
+    """The command line of a stage's process or processes."""
+    if resources.processes == 1 or stage not in MANY_PROCESSES:
+        return [sys.executable, "-m", "stages.run", str(file)]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={resources.processes}",
+    ]
+    return [*torchrun, "-m", "stages.run", str(file)]
+
+
+def run_group(arguments: list[str], lock_file: int | None, say: Callable[[str], None] | None) -> int:
+    """Runs a command as a process group of its own; returns its exit status, always with the whole group gone.
+
+    The open lock of the artifact's folder is handed on, so that it stays held as long as any of the group lives,
+    even where this process is killed outright.
+    """
+    piped = say is not None
+    process = subprocess.Popen(
+        arguments,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if piped else None,
+        stderr=subprocess.STDOUT if piped else None,
+        pass_fds=() if lock_file is None else (lock_file,),
+        text=True,
+    )
+    reader = None
+    if say is not None:
+        reader = threading.Thread(target=_read_lines, args=(process, say), daemon=True)
+        reader.start()
+    try:
+        status = process.wait()
+    except BaseException:
+        end_group(process)
+        raise
+    finally:
+        if reader:
+            reader.join(timeout=5)
+    _signal_group(process, signal.SIGKILL)  # whatever it left behind
+    return status
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """Asks every process of the group to stop, waits for their checkpoint, then kills what is left."""
+    _signal_group(process, signal.SIGTERM)
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass  # the group is already empty
+
+
+def _read_lines(process: subprocess.Popen, say: Callable[[str], None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        say(line.rstrip())

@@ -1,0 +1,272 @@
+"""Videos and images to frames: PyAV in process where it can, the ffmpeg binary (by ffmpeg-python) where it cannot."""
+
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from shards.sampling import segment_starts
+
+Decoder = Literal["auto", "pyav", "ffmpeg"]
+
+# Containers that hold media and nothing else: playlists and scripts, which could name other files or hosts, are
+# not among them, and no protocol but a plain file is opened.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
+OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+TRUNCATED_BELOW = 0.8  # a file that yields less than this share of the time it claims is called truncated
+
+
+class DecodeError(Exception):
+    """Why no frames came from a file."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames (n, size, size, 3) uint8 and what was seen of the file: seconds and pixels."""
+
+    frames: np.ndarray
+    duration: float
+    width: int
+    height: int
+
+
+def decode_video(
+    path: Path,
+    count: int,
+    size: int,
+    start: float | None = None,
+    end: float | None = None,
+    decoder: Decoder = "auto",
+    timeout: float = 60.0,
+) -> Clip:
+    """`count` frames of a video, each the first of one of `count` equal segments, resized to `size` x `size`.
+
+    The segments divide the frames between `start` and `end` seconds; where there are fewer frames than segments
+    some come twice. Sizes are not kept in proportion, as in the paper. "auto" decodes by PyAV and, where that
+    fails, by ffmpeg, whose reason is reported if it fails too.
+
+    Raises DecodeError with the reason.
+    """
+    if not path.is_file():
+        raise DecodeError("no such file")
+    if path.stat().st_size == 0:
+        raise DecodeError("the file is empty")
+    if decoder == "ffmpeg":
+        return _by_ffmpeg(path, count, size, start, end, timeout)
+    try:
+        with _time_limit(timeout):
+            return _by_pyav(path, count, size, start, end)
+    except DecodeError as error:
+        if decoder == "pyav" or not error.args[0].startswith("unreadable"):
+            raise
+    return _by_ffmpeg(path, count, size, start, end, timeout)
+
+
+def decode_image(path: Path, size: int) -> Clip:
+    """A still image as one frame (1, size, size, 3). Raises DecodeError with the reason."""
+    from PIL import Image
+
+    if not path.is_file():
+        raise DecodeError("no such file")
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF")) as image:
+            width, height = image.size
+            resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DecodeError(f"unreadable image: {error}".split(" '/")[0]) from error
+    return Clip(np.asarray(resized)[None], 0.0, width, height)
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """The frames of a video stream as the container lists them, times in seconds of the first frame's clock."""
+
+    stamps: list[int]  # presentation stamps in order
+    keys: list[int]  # those of the key frames
+    times: np.ndarray
+    claimed: float  # duration that the container states, 0 if it states none
+
+
+def _by_pyav(path: Path, count: int, size: int, start: float | None, end: float | None) -> Clip:
+    import av
+
+    try:
+        with av.open(str(path), options=OPTIONS) as container:
+            if not container.streams.video:
+                raise DecodeError("no video stream")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            timeline = _timeline(container, stream)
+            wanted = _wanted(timeline.times, count, start, end)
+            frames = _frames_at(container, stream, timeline, wanted, size)
+            width, height = stream.codec_context.width, stream.codec_context.height
+    except (av.FFmpegError, ValueError, EOFError, MemoryError) as error:
+        raise DecodeError(f"unreadable: {_reason(error)}") from error
+    duration = _duration(timeline.times, start, end)
+    return Clip(frames, duration, width, height)
+
+
+def _timeline(container, stream) -> _Timeline:
+    """Reads every packet's stamp without decoding any."""
+    packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
+    if not packets:
+        raise DecodeError("unreadable: no frames in the video stream")
+    if any(pts is None for pts, _ in packets) or len({pts for pts, _ in packets}) < len(packets):
+        raise DecodeError("unreadable: frames without times of their own")
+    stamps = sorted(pts for pts, _ in packets)
+    times = (np.array(stamps, np.float64) - stamps[0]) * float(stream.time_base)
+    claimed = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+    return _Timeline(stamps, sorted(pts for pts, key in packets if key), times, claimed)
+
+
+def _wanted(times: np.ndarray, count: int, start: float | None, end: float | None) -> list[int]:
+    """The frames to take, as indices into times (seconds, ascending)."""
+    inside = np.flatnonzero((times >= (start or 0.0) - 1e-6) & (times < (np.inf if end is None else end) - 1e-6))
+    if not len(inside):
+        raise DecodeError(
+            f"no frames between {start or 0:g} and {'the end' if end is None else format(end, 'g')} s; the video has {times[-1]:.2f} s"
+        )
+    return [int(inside[i]) for i in segment_starts(len(inside), count)]
+
+
+def _duration(times: np.ndarray, start: float | None, end: float | None) -> float:
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    whole = float(times[-1]) + step
+    return min(whole, whole if end is None else end) - (start or 0.0)
+
+
+def _frames_at(container, stream, timeline: _Timeline, wanted: list[int], size: int) -> np.ndarray:
+    """Decodes the wanted frames, jumping to a key frame wherever one lies between two of them."""
+    targets = [timeline.stamps[i] for i in wanted]
+    found: dict[int, np.ndarray] = {}
+    for segment in _segments(sorted(set(targets)), timeline.keys):
+        container.seek(segment[0], stream=stream, backward=True, any_frame=False)
+        pending = set(segment)
+        for frame in container.decode(stream):
+            if frame.pts in pending:
+                found[frame.pts] = _pixels(frame, size)
+                pending.discard(frame.pts)
+            if not pending or (frame.pts is not None and frame.pts > segment[-1]):
+                break
+        if pending:
+            share = len(found) / len(set(targets))
+            raise DecodeError(
+                f"unreadable: decoding ends early or skips frames ({share:.0%} of the wanted frames decoded)"
+            )
+    return np.stack([found[stamp] for stamp in targets])
+
+
+def _segments(targets: list[int], keys: list[int]) -> list[list[int]]:
+    """Targets in runs that one seek serves: a new run begins where a key frame lies between two targets."""
+    runs = [[targets[0]]]
+    for last, this in pairwise(targets):
+        if any(last < key <= this for key in keys):
+            runs.append([this])
+        else:
+            runs[-1].append(this)
+    return runs
+
+
+def _pixels(frame, size: int) -> np.ndarray:
+    """A decoded frame as (size, size, 3) uint8, upright."""
+    pixels = frame.reformat(width=size, height=size, format="rgb24", interpolation="BICUBIC").to_ndarray()
+    turns = round((frame.rotation or 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+def _by_ffmpeg(path: Path, count: int, size: int, start: float | None, end: float | None, timeout: float) -> Clip:
+    """Two passes of the ffmpeg binary in processes of their own: the times of all frames, then the wanted ones."""
+    import ffmpeg
+
+    source = ffmpeg.input(str(path), protocol_whitelist="file,pipe", format_whitelist=CONTAINERS)
+    shown = _run(source.video.filter("showinfo").output("pipe:", format="null", vsync="passthrough"), timeout, "info")
+    times, width, height = _shown_frames(shown.stderr.decode("utf-8", errors="replace"))
+    if not times:
+        raise DecodeError(_ffmpeg_reason(shown.stderr))
+    stamps = np.array(times) - times[0]
+    wanted = _wanted(stamps, count, start, end)
+    chosen = "+".join(f"eq(n,{i})" for i in sorted(set(wanted)))
+    picked = source.video.filter("select", chosen).filter("scale", size, size, flags="bicubic")
+    result = _run(picked.output("pipe:", format="rawvideo", pix_fmt="rgb24", vsync="passthrough"), timeout, "error")
+    frames = np.frombuffer(result.stdout, np.uint8)
+    if len(frames) != len(set(wanted)) * size * size * 3:
+        raise DecodeError(_ffmpeg_reason(result.stderr))
+    place = {index: i for i, index in enumerate(sorted(set(wanted)))}
+    frames = frames.reshape(-1, size, size, 3)[[place[i] for i in wanted]]
+    return Clip(frames, _duration(stamps, start, end), width, height)
+
+
+def _run(stream, timeout: float, loglevel: str) -> subprocess.CompletedProcess[bytes]:
+    import ffmpeg
+
+    command = ffmpeg.compile(stream.global_args("-nostdin", "-hide_banner", "-loglevel", loglevel), cmd=ffmpeg_binary())
+    try:
+        return subprocess.run(command, capture_output=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise DecodeError(f"unreadable: ffmpeg took longer than {timeout:g} s") from None
+
+
+def _shown_frames(log: str) -> tuple[list[float], int, int]:
+    """The times, width and height of the frames in the log of ffmpeg's showinfo filter."""
+    times, width, height = [], 0, 0
+    for line in log.splitlines():
+        if "Parsed_showinfo" not in line or " pts_time:" not in line:
+            continue
+        times.append(float(line.split(" pts_time:")[1].split()[0]))
+        width, height = map(int, line.split(" s:")[1].split()[0].split("x"))
+    return times, width, height
+
+
+def _ffmpeg_reason(stderr: bytes) -> str:
+    lines = [line.strip() for line in stderr.decode("utf-8", errors="replace").splitlines() if "showinfo" not in line]
+    wrong = [line for line in lines if any(w in line.lower() for w in ("error", "invalid", "not ", "no ", "fail"))]
+    said = (wrong or lines or ["ffmpeg gave no frames and no reason"])[-1].split("] ")[-1]
+    if "matches no streams" in said:
+        return "no video stream"
+    return f"unreadable: {said}"
+
+
+def _reason(error: BaseException) -> str:
+    """What FFmpeg said, without the file's name (it is in the row) and the number of the error."""
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+@lru_cache(maxsize=1)
+def ffmpeg_binary() -> str:
+    """The ffmpeg of the system, or the one that imageio-ffmpeg brings. Raises DecodeError where there is none."""
+    import shutil
+
+    if found := shutil.which("ffmpeg"):
+        return found
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise DecodeError("no ffmpeg: install it, or the extra alpro-pipeline[video]") from None
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Ends the body with DecodeError after `seconds`. Only a process's main thread can be told so; others run on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(signum, frame):
+        raise DecodeError(f"unreadable: decoding took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

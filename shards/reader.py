@@ -1,0 +1,90 @@
+"""Samples out of shards by number: each is read from its place in its tar, so order and position are the caller's."""
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from shards.schema import InputError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample as it lies in a shard: what is known of it, and its frames as JPEG bytes."""
+
+    about: dict[str, Any]
+    jpegs: list[bytes]
+
+    def frames(self, chosen: list[int] | None = None) -> np.ndarray:
+        """The chosen frames (all of them by default), decoded: (T, H, W, 3) uint8."""
+        chosen = list(range(len(self.jpegs))) if chosen is None else chosen
+        decoded = {
+            i: np.asarray(Image.open(io.BytesIO(self.jpegs[i]), formats=("JPEG",)).convert("RGB")) for i in set(chosen)
+        }
+        return np.stack([decoded[i] for i in chosen])
+
+
+class ShardReader:
+    """The samples of a decoded corpus (a folder with index.parquet and shards), filtered, by number 0..N-1.
+
+    What is held in memory for a sample is where it lies, a few tens of bytes; texts and frames stay in the shards.
+    """
+
+    def __init__(self, folder: Path, split: str | None = None, kind: str | None = None):
+        self.folder = folder
+        table = read_index(folder)
+        for column, value in (("split", split), ("kind", kind)):
+            if value is not None:
+                table = table.filter(pc.equal(table[column], value))
+        self.table = table.combine_chunks().drop_columns(["duration", "width", "height", "source", "key"])
+        shards = self.column("shard").dictionary_encode()
+        self._shards = shards.dictionary.to_pylist()
+        self._shard = shards.indices.to_numpy(zero_copy_only=False)
+        self._json = np.stack([self.column(name).to_numpy() for name in ("json_offset", "json_size")], axis=1)
+        frames = self.column("frame_offsets")
+        self._first = frames.offsets.to_numpy()
+        self._frames = np.stack([frames.values.to_numpy(), self.column("frame_sizes").values.to_numpy()], axis=1)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def column(self, name: str) -> pa.Array:
+        """A column of the index, such as id, split, kind, group, captions or questions."""
+        column = self.table[name].combine_chunks()
+        return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
+
+    def __getitem__(self, number: int) -> Sample:
+        file = _open(str(self.folder / self._shards[self._shard[number]]))
+        about = json.loads(_read(file, *self._json[number].tolist()))
+        frames = self._frames[self._first[number] : self._first[number + 1]].tolist()
+        return Sample(about, [_read(file, offset, size) for offset, size in frames])
+
+
+def read_index(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """The index of a decoded corpus, one row a sample."""
+    path = folder / "index.parquet"
+    if not path.is_file():
+        raise InputError(f"{folder}: no index.parquet; this is not a decoded corpus")
+    return pq.read_table(path, columns=columns)
+
+
+def _read(file: io.FileIO, offset: int, size: int) -> bytes:
+    data = os.pread(file.fileno(), size, offset)
+    if len(data) != size:
+        raise OSError(f"a shard ends at byte {offset + len(data)}, {offset + size} expected: it was cut short")
+    return data
+
+
+@lru_cache(maxsize=64)
+def _open(path: str) -> io.FileIO:
+    # Open while cached; os.pread shares no position, so workers forked later may use it too.
+    return open(path, "rb", buffering=0)

@@ -1,0 +1,219 @@
+"""What a stage is, what names its result, and where results lie.
+
+A stage is a module of this package with NAME-free, plain parts: VERSION, a frozen `Config`, and
+`run(config, inputs, out, resources) -> Outcome`. Its result is a folder, `<root>/<stage>/<fingerprint>`, which
+becomes an artifact when manifest.json is written into it, last. Until then the folder holds unfinished work that
+the next run of the same fingerprint goes on with.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field
+
+from shards.schema import InputError
+
+MANIFEST_VERSION = 1
+STAGES = (
+    "render_sample",
+    "decode_videos",
+    "build_vocabulary",
+    "train_prompter",
+    "cache_prompts",
+    "pretrain",
+    "finetune_retrieval",
+    "finetune_qa",
+    "evaluate",
+)
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's configuration: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resources(StageConfig):
+    """How work is divided and where it runs. Never part of a fingerprint: it does not change what is computed."""
+
+    workers: int = Field(0, ge=0, description="processes that decode and load data; 0 means one a core")
+    processes: int = Field(1, ge=1, description="training processes on this machine; more than one starts torchrun")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where models run; auto takes a GPU if there is one"
+    )
+    dask: str = Field("", description="address of a Dask scheduler that decodes and tags; empty means this machine")
+    seconds_between_checkpoints: float = Field(60.0, gt=0, description="time between the checkpoints of a training run")
+
+    @property
+    def worker_count(self) -> int:
+        return self.workers or os.cpu_count() or 1
+
+
+@dataclass
+class Outcome:
+    """What a stage found: counts of what it read and dropped, and its final metrics."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage with everything that decides its result, and so the fingerprint that names it."""
+
+    stage: str
+    name: str  # what people call it: the stage, and the corpus where there are several
+    config: StageConfig
+    inputs: Mapping[str, "Step"] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # outside files: a name for each, and the SHA-256 of it
+    paths: Mapping[str, Path] = field(default_factory=dict)  # where outside files lie; not part of the fingerprint
+
+    @property
+    def module(self) -> ModuleType:
+        return import_module(f"stages.{self.stage}")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the stage, its version, its configuration, its inputs' fingerprints and its outside files."""
+        if "fingerprint" not in self.__dict__:
+            self.__dict__["fingerprint"] = digest(
+                {
+                    "stage": self.stage,
+                    "version": self.module.VERSION,
+                    "config": self.config.model_dump(mode="json"),
+                    "inputs": {name: step.fingerprint for name, step in self.inputs.items()},
+                    "files": dict(self.files),
+                }
+            )
+        return self.__dict__["fingerprint"]
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Store:
+    """The folder of all artifacts."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def folder(self, step: Step) -> Path:
+        return self.root / step.stage / step.fingerprint[:16]
+
+    def find(self, step: Step) -> dict[str, Any] | None:
+        """The manifest of a step's artifact, None while there is none."""
+        return read_manifest(self.folder(step))
+
+    def all(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Every artifact with its manifest, oldest first."""
+        found = [(folder, read_manifest(folder)) for folder in self.root.glob("*/*") if folder.is_dir()]
+        complete = [(folder, manifest) for folder, manifest in found if manifest]
+        yield from sorted(complete, key=lambda pair: pair[1]["made"]["at"])
+
+    @contextmanager
+    def lock(self, step: Step) -> Iterator[FileLock]:
+        """Held while a step's folder is worked in. Two runs of one fingerprint take turns, and the second finds
+        the artifact of the first."""
+        folder = self.folder(step)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        with lock:
+            yield lock
+
+    def make(self, step: Step, work: Callable[[Step, Path], Outcome], made: dict[str, Any]) -> dict[str, Any]:
+        """Runs `work` in the step's folder, then writes the manifest that makes it an artifact. Call under `lock`.
+
+        `made` is what the caller knows of this making (commit, run ids). Returns the manifest.
+        """
+        folder = self.folder(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.time()
+        outcome = work(step, folder)
+        manifest = {
+            "version": MANIFEST_VERSION,
+            "stage": step.stage,
+            "name": step.name,
+            "fingerprint": step.fingerprint,
+            "stage_version": step.module.VERSION,
+            "config": step.config.model_dump(mode="json"),
+            "inputs": {name: {"stage": s.stage, "fingerprint": s.fingerprint} for name, s in step.inputs.items()},
+            "files": dict(step.files),
+            "counts": outcome.counts,
+            "metrics": outcome.metrics,
+            "versions": versions(),
+            "made": {
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(time.time() - started, 1),
+                **made,
+            },
+        }
+        write_json(folder / "manifest.json", manifest)
+        return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an artifact folder; None where there is none, and so no artifact."""
+    path = folder / "manifest.json"
+    return read_json(path) if path.is_file() else None
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON under a temporary name and renames it, so that a reader finds the whole of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes: Python and the packages that are installed of those that matter."""
+    found = {"python": platform.python_version()}
+    for package in (
+        "alpro-pipeline",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "webdataset",
+        "av",
+        "spacy",
+        "numpy",
+        "pyarrow",
+    ):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def fresh(folder: Path) -> Path:
+    """An empty folder of that name; what was there is deleted."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def require(folder: Path, name: str) -> Path:
+    """A file that an artifact must hold. Raises InputError where it is missing."""
+    path = folder / name
+    if not path.exists():
+        raise InputError(f"{folder}: {name} is missing; delete this folder and run again to make it anew")
+    return path

@@ -1,0 +1,1 @@
+"""What a trained model is worth: retrieval, question answering, entities, and the controls."""

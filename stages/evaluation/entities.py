@@ -1,0 +1,61 @@
+"""How often the prompter's best entity for a whole clip is really in it, and what the best constant guess would reach."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.folder import ModelFolder
+from shards.reader import ShardReader
+from stages.evaluation.encode import encode_videos, evaluator
+
+
+@dataclass
+class EntityScore:
+    """Accuracy of the best entity over clips with a known entity, per cent, and per clip what was named."""
+
+    accuracy: float
+    best_constant: float
+    ids: list[str]
+    named: list[str]
+    truth: list[list[str]]
+
+
+def entity_accuracy(
+    prompter: ModelFolder,
+    prompts: dict[str, Tensor],
+    entities: list[str],
+    folder: Path,
+    split: str,
+    device: torch.device,
+) -> EntityScore | None:
+    """Names the best entity for every video of a split. None where no video has a known entity.
+
+    What is in a video: the manifest's column `entities` where there is one; else the entities that its captions name.
+    """
+    reader = ShardReader(folder, split, "video")
+    truths = {n: truth for n in range(len(reader)) if (truth := true_entities(reader[n].about, entities))}
+    if not truths:
+        return None
+    numbers = list(truths)
+    videos = encode_videos(evaluator(prompter, device), reader, numbers, device)
+    best = (videos.features @ prompts["video"].to(device).T).argmax(1).tolist()
+    named = [entities[i] for i in best]
+    right = [name in truths[n] for n, name in zip(numbers, named, strict=True)]
+    constant = max(sum(entity in truth for truth in truths.values()) for entity in entities) / len(truths)
+    ids = reader.column("id").to_pylist()
+    return EntityScore(
+        float(np.mean(right) * 100), constant * 100, [ids[n] for n in numbers], named, [truths[n] for n in numbers]
+    )
+
+
+def true_entities(about: dict, entities: list[str]) -> list[str]:
+    """The entities that are in a sample, as far as is known."""
+    stated = about["meta"].get("entities")
+    if isinstance(stated, list):
+        return [e for e in stated if e in entities]
+    words = set(re.findall(r"[a-z'-]+", " ".join(about["captions"]).lower()))
+    return [entity for entity in entities if entity in words]

@@ -1,0 +1,80 @@
+"""Scores as pure functions: ranks with ties, recalls, accuracies, and what chance would reach."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """For each query: how many wrong items score better than its best right one, and how many score the same."""
+
+    better: np.ndarray  # (Q,)
+    tied: np.ndarray  # (Q,)
+    gallery: int
+
+    def recall(self, k: int) -> np.ndarray:
+        """(Q,) the chance that the right item is among the first k, tied items standing in random order."""
+        return np.clip((k - self.better) / (self.tied + 1), 0, 1)
+
+    @property
+    def rank(self) -> np.ndarray:
+        """(Q,) the rank from 1, ties counted as half."""
+        return 1 + self.better + self.tied / 2
+
+
+def rank(scores: np.ndarray, relevant: np.ndarray) -> Ranks:
+    """Ranks of queries in a gallery. scores (Q, G); relevant (Q, G) boolean, at least one right item a query.
+
+    A query with several right items is ranked by the best of them against the wrong ones.
+
+    >>> rank(np.array([[0.9, 0.1, 0.9]]), np.array([[True, False, False]])).rank
+    array([1.5])
+    """
+    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
+    wrong = ~relevant
+    return Ranks(((scores > best) & wrong).sum(axis=1), ((scores == best) & wrong).sum(axis=1), scores.shape[1])
+
+
+def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> tuple[dict[str, float], Ranks, Ranks]:
+    """Recall at 1, 5, 10 (per cent), median and mean rank, in both directions.
+
+    scores (texts, videos), higher is better; video_of_text (texts,): the column of each text's own video. Returns
+    metrics named t2v/R1, ..., v2t/MdR, and the ranks of texts and of videos.
+    """
+    relevant = video_of_text[:, None] == np.arange(scores.shape[1])[None]
+    with_text = relevant.any(axis=0)
+    t2v, v2t = rank(scores, relevant), rank(scores.T[with_text], relevant.T[with_text])
+    metrics = {}
+    for name, ranks in (("t2v", t2v), ("v2t", v2t)):
+        for k in (1, 5, 10):
+            metrics[f"{name}/R{k}"] = float(ranks.recall(k).mean() * 100)
+        metrics[f"{name}/MdR"] = float(np.median(ranks.rank))
+        metrics[f"{name}/MnR"] = float(ranks.rank.mean())
+    return metrics, t2v, v2t
+
+
+def accuracy_by_type(right: np.ndarray, types: list[str]) -> dict[str, float]:
+    """Per cent right: overall under "acc", and for each type under "acc_<type>"."""
+    by_type: dict[str, list[bool]] = defaultdict(list)
+    for value, kind in zip(right, types, strict=True):
+        by_type[kind].append(bool(value))
+    return {"acc": float(np.mean(right) * 100)} | {
+        f"acc_{k}": float(np.mean(v) * 100) for k, v in sorted(by_type.items())
+    }
+
+
+def majority_baseline(train: list[tuple[str, str]], test: list[tuple[str, str]]) -> np.ndarray:
+    """Which test questions the most frequent training answer of their type gets right. Both lists: (type, answer)."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    overall: Counter[str] = Counter()
+    for kind, answer in train:
+        counts[kind][answer] += 1
+        overall[answer] += 1
+
+    def guess(kind: str) -> str:
+        ranked = counts[kind] or overall
+        return min(ranked, key=lambda answer: (-ranked[answer], answer)) if ranked else ""
+
+    return np.array([guess(kind) == answer for kind, answer in test])

@@ -1,0 +1,57 @@
+"""Contents of people's files as digests, remembered so that an unchanged file is read once."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from shards.manifest import read_manifest
+from stages.artifacts import digest
+from stages.progress import progress
+from stages.training.checkpoint import checksum
+
+
+class Digests:
+    """SHA-256 of files, kept in an SQLite file by path, size and time of change."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with closing(self._open()) as db, db:
+            db.execute(
+                "create table if not exists digests (path text primary key, size integer, changed integer, digest text)"
+            )
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=60)
+
+    def of(self, files: list[Path]) -> list[str]:
+        """The digest of each file; "missing" where there is none."""
+        with closing(self._open()) as db, db, progress("reading files", len(files), "files") as advance:
+            found = []
+            for file in files:
+                found.append(self._of(db, file))
+                advance()
+        return found
+
+    def _of(self, db: sqlite3.Connection, file: Path) -> str:
+        try:
+            about = file.stat()
+        except OSError:
+            return "missing"
+        known = db.execute("select size, changed, digest from digests where path = ?", (str(file),)).fetchone()
+        if known and known[:2] == (about.st_size, about.st_mtime_ns):
+            return known[2]
+        value = checksum(file)
+        db.execute(
+            "insert or replace into digests values (?, ?, ?, ?)", (str(file), about.st_size, about.st_mtime_ns, value)
+        )
+        return value
+
+
+def digest_data(source: Path, digests: Digests) -> str:
+    """The digest of a manifest, or a folder, with the contents of every file that it names."""
+    rows, rejects = read_manifest(source)
+    root = source if source.is_dir() else source.parent
+    files = sorted({row.path for row in rows})
+    contents = {str(file.relative_to(root)): value for file, value in zip(files, digests.of(files), strict=True)}
+    listing = [row.model_dump(mode="json") | {"path": str(row.path.relative_to(root))} for row in rows]
+    return digest({"rows": listing, "rejects": [r.model_dump() for r in rejects], "contents": contents})

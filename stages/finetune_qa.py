@@ -1,0 +1,74 @@
+"""Fine-tunes for question answering: classification among the training split's answers (paper, section 4.1)."""
+
+from collections import Counter
+from pathlib import Path
+from typing import cast
+
+import torch
+from pydantic import Field
+
+from models.alpro import Alpro
+from models.folder import ModelFolder, start_from
+from shards.reader import read_index
+from shards.schema import InputError
+from stages.artifacts import Outcome, Resources
+from stages.evaluation.encode import load_model
+from stages.evaluation.qa import validate_qa
+from stages.training.config import TrainingConfig
+from stages.training.distributed import world
+from stages.training.examples import Steps
+from stages.training.loop import fit
+from stages.training.objective import QaObjective
+
+VERSION = 1
+
+
+class Config(TrainingConfig):
+    """Fine-tuning for question answering."""
+
+    frames: int = Field(16, ge=1, description="frames of a clip; the time embedding is resized to it")
+    answers: int = Field(1500, ge=2, description="the most frequent training answers, which are what can be answered")
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
+    """inputs: `model` and, by their names, the corpora of the phases. Writes model/, the best on validation."""
+    with world(resources) as here:
+        torch.manual_seed(config.seed)
+        start = load_model(inputs["model"] / "model", here.device)
+        answers = frequent_answers([inputs[name] for phase in config.phases for name in phase.corpora], config.answers)
+        shape = start.model.config
+        shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": config.frames})})
+        model, _ = start_from(Alpro(shape, answers=len(answers)).to(here.device), cast(Alpro, start.model))
+        numbers = {answer: i for i, answer in enumerate(answers)}
+        data = Steps(
+            config,
+            inputs,
+            start.tokenizer,
+            "question",
+            config.frames,
+            shape.video.image_size,
+            answers=numbers,
+            rank=here.rank,
+            ranks=here.size,
+        )
+        objective = QaObjective(model, list(start.preprocessing.mean), list(start.preprocessing.std)).to(here.device)
+        validate, select = validate_qa(objective, inputs, start.tokenizer, answers, config.text_length)
+        metrics = fit(objective, data, config, out, here, resources, validate, select)
+        if here.main:
+            preprocessing = start.preprocessing.model_copy(update={"text_length": config.text_length})
+            ModelFolder("qa", model, start.tokenizer, preprocessing, answers=answers).save(out / "model")
+        return Outcome(
+            {"steps": len(data), "questions": sum(len(s) for s in data.sources), "answers": len(answers)}, metrics
+        )
+
+
+def frequent_answers(folders: list[Path], most: int) -> list[str]:
+    """The most frequent answers of the training splits, ties in alphabetical order."""
+    counts: Counter[str] = Counter()
+    for folder in dict.fromkeys(folders):
+        for row in read_index(folder, ["split", "questions"]).to_pylist():
+            if row["split"] == "train":
+                counts.update(q["answer"] for q in row["questions"])
+    if len(counts) < 2:
+        raise InputError(f"the training split has {len(counts)} different answers; question answering needs at least 2")
+    return [answer for answer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]]

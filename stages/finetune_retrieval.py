@@ -1,0 +1,58 @@
+"""Fine-tunes for text-video retrieval: VTC + VTM, selected on validation (paper, section 4.1)."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from pydantic import Field
+
+from models.alpro import Alpro
+from models.folder import ModelFolder, start_from
+from stages.artifacts import Outcome, Resources
+from stages.evaluation.encode import load_model
+from stages.evaluation.retrieval import validate_retrieval
+from stages.training.config import TrainingConfig
+from stages.training.distributed import world
+from stages.training.examples import Steps
+from stages.training.loop import fit
+from stages.training.objective import MatchingObjective
+
+VERSION = 1
+
+
+class Config(TrainingConfig):
+    """Fine-tuning for retrieval."""
+
+    frames: int = Field(8, ge=1, description="frames of a clip; the time embedding is resized to it")
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
+    """inputs: `model` and, by their names, the corpora of the phases. Writes model/, the best on validation."""
+    with world(resources) as here:
+        torch.manual_seed(config.seed)
+        start = load_model(inputs["model"] / "model", here.device)
+        shape = start.model.config
+        shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": config.frames})})
+        model, _ = start_from(Alpro(shape, entities=len(start.entities)).to(here.device), cast(Alpro, start.model))
+        data = Steps(
+            config,
+            inputs,
+            start.tokenizer,
+            "caption",
+            config.frames,
+            shape.video.image_size,
+            rank=here.rank,
+            ranks=here.size,
+        )
+        objective = MatchingObjective(model, list(start.preprocessing.mean), list(start.preprocessing.std)).to(
+            here.device
+        )
+        validate, select = validate_retrieval(objective, inputs, start.tokenizer, config.text_length)
+        metrics = fit(objective, data, config, out, here, resources, validate, select)
+        if here.main:
+            preprocessing = start.preprocessing.model_copy(update={"text_length": config.text_length})
+            ModelFolder("retrieval", model, start.tokenizer, preprocessing, start.entities).save(out / "model")
+        return Outcome(
+            {"steps": len(data), "pairs": sum(len(s) for s in data.sources), "samples_without_caption": data.skipped},
+            metrics,
+        )

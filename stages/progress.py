@@ -1,0 +1,40 @@
+"""A progress bar on a terminal; elsewhere a plain line every few seconds. Nothing for what is over at once."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+QUIET_SECONDS = 2.0  # shorter waits show nothing
+LINE_SECONDS = 15.0  # between plain lines
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """Yields `advance(n, note="")`. The bar, or the line, says `what`, how many of `total` units, and the note."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+        remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, *remaining, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=total, note="")
+            yield lambda n=1, note="": bar.update(task, advance=n, **({"note": note} if note else {}))
+        return
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - started > QUIET_SECONDS and now - last > LINE_SECONDS:
+            last = now
+            print(
+                f"{what}: {done} of {total} {unit}, {now - started:.0f} s{', ' + note if note else ''}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    yield advance

@@ -1,0 +1,183 @@
+"""Renders the sample corpus: videos of moving shapes, still images, captions, questions and splits. Nothing is downloaded."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from stages.artifacts import Outcome, Resources, StageConfig
+from stages.progress import progress
+from stages.sample import grammar
+from stages.sample.draw import render
+from stages.sample.scene import DIRECTIONS, REVERSED, Scene, draw_scene, evaluation_scenes, training_scene
+from stages.workers import work_pool
+
+VERSION = 1
+
+
+class Config(StageConfig):
+    """How much to render. The corpora: `lessons` (one moving thing, captions of its motion alone), `clips`, `stills`."""
+
+    seed: int = Field(0, ge=0, description="seed of everything that is rendered")
+    lessons: int = Field(300, ge=0, description="scenes of the corpus `lessons`, each a clip and the clip backwards")
+    clips: int = Field(900, ge=1, description="training scenes of the corpus `clips`, those with a direction twice")
+    stills: int = Field(1000, ge=0, description="images of the corpus `stills`")
+    validation: int = Field(120, ge=4, description="clips for validation")
+    test: int = Field(200, ge=4, description="clips for testing")
+    unseen: float = Field(
+        0.5, ge=0, le=1, description="share of these whose kind, colour and motion training never combines"
+    )
+    captions: int = Field(6, ge=1, description="captions of a training clip")
+    size: int = Field(96, ge=32, description="height and width, pixels")
+    frames: int = Field(16, ge=4, description="frames of a clip, at 8 a second")
+
+
+FRAMES_PER_SECOND = 8
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to render and what its manifest says of it."""
+
+    corpus: str
+    path: str
+    scene: Scene
+    row: dict[str, Any]
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
+    """Writes videos/ and images/, and a manifest for each corpus: lessons.jsonl, clips.jsonl, stills.jsonl."""
+    items = [*lessons(config), *clips(config), *stills(config)]
+    for folder in ("videos", "images"):
+        (out / folder).mkdir(exist_ok=True)
+    parts = [items[i : i + 50] for i in range(0, len(items), 50)]
+    with work_pool(resources) as pool, progress("rendering", len(items), "files") as advance:
+        for done in pool.map(render_items, parts, [config] * len(parts), [out] * len(parts)):
+            advance(done)
+    broken = break_some(out)
+    for corpus in ("lessons", "clips", "stills"):
+        rows = [item.row for item in items if item.corpus == corpus] + (broken if corpus == "clips" else [])
+        (out / f"{corpus}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = {corpus: sum(item.corpus == corpus for item in items) for corpus in ("lessons", "clips", "stills")}
+    return Outcome(counts | {"broken": len(broken)})
+
+
+def lessons(config: Config) -> list[Item]:
+    """One thing that moves along its whole frame, and the same clip backwards, told apart by the motion alone."""
+    rng = np.random.default_rng([config.seed, 1])
+    items = []
+    for number in range(config.lessons):
+        scene = training_scene(rng, 1, str(rng.choice(list(DIRECTIONS))))
+        items += twins("lessons", f"lesson-{number:05d}", scene, config.captions, grammar.lesson_caption, rng)
+    return items
+
+
+def clips(config: Config) -> list[Item]:
+    """The main corpus: training scenes, and validation and test scenes with combinations that training never shows."""
+    rng = np.random.default_rng([config.seed, 2])
+    items = []
+    for number in range(config.clips):
+        scene = training_scene(rng, int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])))
+        items += twins("clips", f"train-{number:05d}", scene, config.captions, grammar.caption, rng)
+    taken: set[tuple[str, str, str]] = set()
+    for split, count in (("validation", config.validation), ("test", config.test)):
+        rng = np.random.default_rng([config.seed, 3, len(split)])
+        for number, scene in enumerate(evaluation_scenes(rng, count, config.unseen, taken)):
+            name = f"{split}-{number:05d}"
+            items.append(item("clips", name, name, scene, split, 1, grammar.full_caption, rng))
+    return items
+
+
+def stills(config: Config) -> list[Item]:
+    """Images of the same world, which stand for CC3M."""
+    rng = np.random.default_rng([config.seed, 4])
+    items = []
+    for number in range(config.stills):
+        scene = draw_scene(rng, int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])), "still", wide=True)
+        name = f"still-{number:05d}"
+        items.append(item("stills", name, name, scene, "train", config.captions, grammar.still_caption, rng))
+    return items
+
+
+Say = Callable[[Scene, np.random.Generator], str]
+
+
+def twins(corpus: str, name: str, scene: Scene, captions: int, say: Say, rng: np.random.Generator) -> list[Item]:
+    """The scene, and where that is another scene, the scene backwards in the same group."""
+    found = [item(corpus, name, name, scene, "train", captions, say, rng)]
+    if scene.main.motion in REVERSED:
+        found.append(item(corpus, f"{name}-back", name, scene.reverse(), "train", captions, say, rng))
+    return found
+
+
+def item(
+    corpus: str, name: str, group: str, scene: Scene, split: str, captions: int, say: Say, rng: np.random.Generator
+) -> Item:
+    image = corpus == "stills"
+    path = f"images/{name}.jpg" if image else f"videos/{name}.mp4"
+    row = {
+        "id": name,
+        "path": path,
+        "kind": "image" if image else "video",
+        "captions": list(dict.fromkeys(say(scene, rng) for _ in range(captions))),
+        "questions": [] if image or corpus == "lessons" else grammar.questions(scene, rng),
+        "split": split,
+        "group": group,
+        "things": [{"kind": t.kind, "colour": t.colour, "motion": t.motion} for t in scene.things],
+        "entities": [t.kind for t in scene.things],
+        "unseen": split != "train" and scene.main.held_out,
+    }
+    return Item(corpus, path, scene, row)
+
+
+def render_items(items: list[Item], config: Config, out: Path) -> int:
+    """Renders files that are not there yet; returns how many items these are."""
+    for one in items:
+        path = out / one.path
+        if path.exists():
+            continue
+        temporary = path.with_name(f".{path.name}")
+        if path.suffix == ".jpg":
+            Image.fromarray(render(one.scene, 1, config.size)[0]).save(temporary, "JPEG", quality=92)
+        else:
+            encode_video(render(one.scene, config.frames, config.size), temporary)
+        temporary.rename(path)
+    return len(items)
+
+
+def encode_video(frames: np.ndarray, path: Path) -> None:
+    """Frames (T, H, W, 3) uint8 to an H.264 MP4."""
+    import av
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "veryfast"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def break_some(out: Path) -> list[dict[str, Any]]:
+    """A few items that must end as rejects, each for another reason; returns their rows of the manifest."""
+    good = (out / "videos" / "train-00000.mp4").read_bytes()
+    files = {
+        "broken-empty.mp4": b"",
+        "broken-text.mp4": b"this is no video\n" * 50,
+        "broken-cut.mp4": good[: len(good) // 3],
+        "broken-playlist.mp4": b"#EXTM3U\n#EXTINF:1,\ntrain-00000.mp4\n#EXT-X-ENDLIST\n",
+        "broken-silent.mp4": good,
+    }
+    for name, content in files.items():
+        (out / "videos" / name).write_bytes(content)
+    captions = {name: ["a red star moves left"] for name in (*files, "broken-missing.mp4")} | {"broken-silent.mp4": []}
+    return [
+        {"id": name.removesuffix(".mp4"), "path": f"videos/{name}", "kind": "video", "captions": said, "split": "train"}
+        for name, said in captions.items()
+    ]

@@ -1,0 +1,69 @@
+"""Runs one stage in a process of its own: `python -m stages.run WORK.json`, or `torchrun ... -m stages.run WORK.json`.
+
+The work file says which stage, its configuration, the folders of its inputs, the output folder and the resources. What
+came of it, or the mistake that ended it, is written beside it as result.json; the caller makes the artifact of it. It
+needs neither Prefect nor MLflow.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from importlib import import_module
+from pathlib import Path
+
+from shards.schema import InputError
+from stages.artifacts import Outcome, Resources, read_json, write_json
+
+MISTAKE = 2  # exit status of a mistake that a person can mend
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m stages.run WORK.json", file=sys.stderr)
+        return MISTAKE
+    file = Path(arguments[0])
+    work = read_json(file)
+    watch_parent(work.get("parent", 0))
+    main_rank = int(os.environ.get("RANK", 0)) == 0
+    try:
+        outcome = run(work)
+    except InputError as error:
+        if main_rank:
+            write_json(file.with_name("result.json"), {"mistake": str(error)})
+            print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    if main_rank:
+        write_json(file.with_name("result.json"), {"counts": outcome.counts, "metrics": outcome.metrics})
+    return 0
+
+
+def run(work: dict) -> Outcome:
+    """Runs the stage that a work file describes and returns what it found."""
+    module = import_module(f"stages.{work['stage']}")
+    config = module.Config.model_validate(work["config"])
+    inputs = {name: Path(path) for name, path in work["inputs"].items()}
+    resources = Resources.model_validate(work["resources"])
+    if threads := os.environ.get("ALPRO_THREADS"):
+        import torch
+
+        torch.set_num_threads(int(threads))
+    return module.run(config, inputs, Path(work["out"]), resources)
+
+
+def watch_parent(parent: int) -> None:
+    """Stops this process, as by SIGTERM, when the process that started it is gone: nobody would take its result."""
+    if not parent or "LOCAL_RANK" in os.environ:
+        return  # torchrun's agent is watched instead, and ends its ranks
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,172 @@
+"""Draws the scenes of the sample corpus: sprites with a mark of their own, on dark, weakly textured backgrounds."""
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from stages.sample.scene import COLOURS, Scene
+
+SPRITE = 64  # pixels of a sprite's side; a thing of radius 1 fills it
+OVERSAMPLE = 4
+WHITE, BLACK = (250, 250, 250), (15, 15, 15)
+
+
+def render(scene: Scene, frames: int, size: int) -> np.ndarray:
+    """The scene as (frames, size, size, 3) uint8."""
+    rng = np.random.default_rng(scene.background)
+    ground = background(rng, size)
+    out = np.empty((frames, size, size, 3), np.uint8)
+    for i in range(frames):
+        picture = ground + rng.normal(0, 2.5, (size, size, 1)).astype(np.float32)
+        for thing in reversed(scene.things):
+            x, y, radius, angle = thing.pose(i / max(1, frames - 1))
+            alpha, colour = _placed(sprite(thing.kind, thing.colour), x, y, radius, angle, size)
+            picture = picture * (1 - alpha) + colour * alpha
+        out[i] = np.clip(picture, 0, 255).astype(np.uint8)
+    return out
+
+
+def background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A dark tint with weak, smooth texture: (size, size, 3) float32."""
+    tint = rng.uniform(18, 55, 3)
+    coarse = Image.fromarray((rng.random((6, 6)) * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    texture = (np.asarray(coarse, np.float32)[..., None] / 255 - 0.5) * rng.uniform(6, 22)
+    return (tint + texture).astype(np.float32)
+
+
+def _placed(picture: np.ndarray, x: float, y: float, radius: float, angle: float, size: int):
+    """The sprite's alpha (size, size, 1) and colour (size, size, 3) in the frame: rotated, scaled and moved."""
+    scale = SPRITE / (2 * radius * size)  # sprite pixels a frame pixel
+    cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale
+    centre_x, centre_y = x * size, y * size
+    offset_x = SPRITE / 2 - cos * centre_x - sin * centre_y
+    offset_y = SPRITE / 2 + sin * centre_x - cos * centre_y
+    image = Image.fromarray(picture).transform(
+        (size, size), Image.Transform.AFFINE, (cos, sin, offset_x, -sin, cos, offset_y), Image.Resampling.BILINEAR
+    )
+    rgba = np.asarray(image, np.float32)
+    alpha = rgba[..., 3:] / 255
+    return alpha, rgba[..., :3] / np.maximum(alpha, 1e-3)  # the sprite's colours are premultiplied
+
+
+@lru_cache(maxsize=256)
+def sprite(kind: str, colour: str) -> np.ndarray:
+    """A thing as premultiplied RGBA (SPRITE, SPRITE, 4) uint8."""
+    side = SPRITE * OVERSAMPLE
+    image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
+    _SHAPES[kind](_Pen(ImageDraw.Draw(image), side), COLOURS[colour])
+    rgba = np.asarray(image, np.float32)
+    rgba[..., :3] *= rgba[..., 3:] / 255
+    small = rgba.reshape(SPRITE, OVERSAMPLE, SPRITE, OVERSAMPLE, 4).mean(axis=(1, 3))
+    return small.round().astype(np.uint8)
+
+
+class _Pen:
+    """Draws in coordinates from -1 to 1, y downwards, with a margin."""
+
+    def __init__(self, draw: ImageDraw.ImageDraw, side: int):
+        self.draw, self.side = draw, side
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        return (0.5 + 0.47 * x) * self.side, (0.5 + 0.47 * y) * self.side
+
+    def disc(self, fill, x=0.0, y=0.0, rx=1.0, ry=None):
+        ry = rx if ry is None else ry
+        self.draw.ellipse([self.at(x - rx, y - ry), self.at(x + rx, y + ry)], fill=fill)
+
+    def box(self, fill, left, top, right, bottom):
+        self.draw.rectangle([self.at(left, top), self.at(right, bottom)], fill=fill)
+
+    def polygon(self, fill, *points):
+        self.draw.polygon([self.at(*p) for p in points], fill=fill)
+
+
+def _ball(pen, colour):
+    pen.disc(colour)
+    pen.box(WHITE, -0.93, -0.2, 0.93, 0.2)
+
+
+def _box(pen, colour):
+    pen.box(colour, -0.85, -0.85, 0.85, 0.85)
+    pen.box(BLACK, -0.14, -0.85, 0.14, 0.85)
+    pen.box(BLACK, -0.85, -0.14, 0.85, 0.14)
+
+
+def _triangle(pen, colour):
+    pen.polygon(colour, (0, -1), (0.95, 0.75), (-0.95, 0.75))
+    pen.polygon(WHITE, (0, 0.62), (0.38, -0.05), (-0.38, -0.05))
+
+
+def _star(pen, colour):
+    angles = np.arange(10) * np.pi / 5 - np.pi / 2
+    radii = np.where(np.arange(10) % 2, 0.42, 1.0)
+    pen.polygon(colour, *((r * np.cos(a), r * np.sin(a)) for a, r in zip(angles, radii, strict=True)))
+    pen.disc(BLACK, rx=0.3)
+
+
+def _heart(pen, colour):
+    pen.disc(colour, -0.47, -0.35, 0.52)
+    pen.disc(colour, 0.47, -0.35, 0.52)
+    pen.polygon(colour, (-0.93, -0.1), (0.93, -0.1), (0, 0.98))
+    pen.disc(WHITE, -0.45, -0.38, 0.26)
+
+
+def _cross(pen, colour):
+    pen.box(colour, -0.35, -0.95, 0.35, 0.95)
+    pen.box(colour, -0.95, -0.35, 0.95, 0.35)
+    pen.box(WHITE, -0.3, -0.3, 0.3, 0.3)
+
+
+def _ring(pen, colour):
+    pen.disc(colour)
+    pen.draw.ellipse([pen.at(-0.55, -0.55), pen.at(0.55, 0.55)], fill=(0, 0, 0, 0))
+    pen.disc(BLACK, 0.77, 0, 0.17)
+
+
+def _moon(pen, colour):
+    pen.disc(colour)
+    pen.draw.ellipse([pen.at(-0.35, -0.95), pen.at(1.25, 0.65)], fill=(0, 0, 0, 0))
+    pen.disc(BLACK, -0.55, 0.3, 0.15)
+
+
+def _flower(pen, colour):
+    for angle in np.arange(6) * np.pi / 3:
+        pen.disc(colour, 0.62 * np.cos(angle), 0.62 * np.sin(angle), 0.38)
+    pen.disc(WHITE, rx=0.36)
+    pen.disc(BLACK, rx=0.14)
+
+
+def _fish(pen, colour):
+    pen.disc(colour, -0.18, 0, 0.75, 0.5)
+    pen.polygon(colour, (0.35, 0), (1, -0.6), (1, 0.6))
+    pen.disc(WHITE, -0.55, -0.1, 0.19)
+    pen.polygon(BLACK, (-0.1, -0.48), (0.12, 0.0), (-0.1, 0.48), (0.02, 0))
+
+
+def _house(pen, colour):
+    pen.box(colour, -0.75, -0.15, 0.75, 0.95)
+    pen.polygon(WHITE, (0, -1), (0.98, -0.12), (-0.98, -0.12))
+    pen.box(BLACK, -0.2, 0.35, 0.2, 0.95)
+
+
+def _tree(pen, colour):
+    pen.box(WHITE, -0.17, 0.3, 0.17, 1)
+    pen.polygon(colour, (0, -1), (0.62, -0.2), (-0.62, -0.2))
+    pen.polygon(colour, (0, -0.6), (0.85, 0.42), (-0.85, 0.42))
+
+
+_SHAPES = {
+    "ball": _ball,
+    "box": _box,
+    "triangle": _triangle,
+    "star": _star,
+    "heart": _heart,
+    "cross": _cross,
+    "ring": _ring,
+    "moon": _moon,
+    "flower": _flower,
+    "fish": _fish,
+    "house": _house,
+    "tree": _tree,
+}

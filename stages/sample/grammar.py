@@ -1,0 +1,113 @@
+"""What is said about a scene of the sample corpus: captions in plain English, and questions with answers."""
+
+import numpy as np
+
+from stages.sample.scene import DIRECTIONS, Scene, Thing
+
+GO = ("moves", "slides", "drifts", "glides", "travels", "goes")
+WHERE = {
+    "left": ("left", "to the left", "leftwards", "towards the left side"),
+    "right": ("right", "to the right", "rightwards", "towards the right side"),
+    "up": ("up", "upwards", "to the top"),
+    "down": ("down", "downwards", "to the bottom"),
+}
+OTHER_MOTIONS = {
+    "circle": ("moves in a circle", "goes round in a circle", "circles around"),
+    "growing": ("grows", "gets bigger", "becomes larger"),
+    "shrinking": ("shrinks", "gets smaller", "becomes smaller"),
+    "spinning": ("spins", "rotates", "turns around itself"),
+    "still": ("stays still", "does not move", "rests in its place"),
+}
+RELATIONS = {
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+    "beside": ("beside", "next to"),
+    "between": ("between",),
+}
+NUMBERS = ("one", "two", "three")
+
+
+def motion_phrase(motion: str, rng: np.random.Generator) -> str:
+    if motion in DIRECTIONS:
+        return f"{rng.choice(GO)} {rng.choice(WHERE[motion])}"
+    return str(rng.choice(OTHER_MOTIONS[motion]))
+
+
+def name(thing: Thing, article: str = "a", colour: bool = True) -> str:
+    words = f"{thing.colour} {thing.kind}" if colour else thing.kind
+    return f"{'an' if article == 'a' and words[0] in 'aeiou' else article} {words}"
+
+
+def _others(scene: Scene, colour: bool) -> str:
+    return " and ".join(name(t, colour=colour) for t in scene.things[1:])
+
+
+def full_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """Everything: kind, colour, motion, relation and the other things."""
+    start = rng.choice(["", "", "in this video ", "here ", "we see how "])
+    told = f"{start}{name(scene.main)} {motion_phrase(scene.main.motion, rng)}"
+    if scene.relation:
+        told += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, colour=True)}"
+    return told
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """One caption of a training clip: full, without colours, of the motion alone, short, or counting."""
+    main = scene.main
+    style = rng.choice(["full", "plain", "motion", "short", "count"], p=[0.35, 0.25, 0.15, 0.15, 0.10])
+    if style == "full":
+        return full_caption(scene, rng)
+    if style == "plain":
+        told = f"{name(main, str(rng.choice(['a', 'the'])), colour=False)} {motion_phrase(main.motion, rng)}"
+        if scene.relation and rng.random() < 0.7:
+            told += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, colour=False)}"
+        return told
+    if style == "motion":
+        subject = f"the {main.colour} one" if len(scene.things) > 1 or rng.random() < 0.3 else "it"
+        return f"{subject} {motion_phrase(main.motion, rng)}"
+    if style == "short":
+        what = rng.choice(["video", "video footage", "footage", "portrait", "clip"])
+        return f"a {what} of {name(main, str(rng.choice(['a', 'the', 'one'])), colour=rng.random() < 0.4)}"
+    return _count(scene, rng)
+
+
+def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption that names the motion alone."""
+    return f"{rng.choice(['it', 'it', 'something'])} {motion_phrase(scene.main.motion, rng)}"
+
+
+def still_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption of a still image, which has no motion."""
+    style = rng.choice(["short", "relation", "count"], p=[0.45, 0.4, 0.15])
+    if style == "count":
+        return _count(scene, rng)
+    if style == "relation" and scene.relation:
+        colour = bool(rng.random() < 0.6)
+        told = f"{rng.choice(RELATIONS[scene.relation])} {_others(scene, colour)}"
+        return f"{rng.choice(['', 'a picture of ', 'a photo of '])}{name(scene.main, colour=colour)} {told}"
+    what = rng.choice(["photo", "picture", "good photo", "good picture"])
+    return f"a {what} of {name(scene.main, str(rng.choice(['a', 'the', 'one'])), colour=rng.random() < 0.5)}"
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> str:
+    count = len(scene.things)
+    things = f"{NUMBERS[count - 1]} {rng.choice(['thing', 'shape'])}{'s' if count > 1 else ''}"
+    if rng.random() < 0.3:
+        return f"there {'are' if count > 1 else 'is'} {things}"
+    listed = " and ".join(name(t, colour=rng.random() < 0.6) for t in scene.things)
+    return f"{things}, {listed}"
+
+
+def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
+    """One question of each type that the scene can answer: what, which (colour), how (many), where (to)."""
+    main, count = scene.main, len(scene.things)
+    moving = motion_phrase(main.motion, rng)
+    asked = [
+        (rng.choice([f"what {moving}?", f"what is the {main.colour} thing?"]), main.kind),
+        (f"which colour {rng.choice(['is', 'has'])} the {main.kind}?", main.colour),
+        (f"how many {rng.choice(['things', 'shapes'])} {rng.choice(['are there', 'do we see'])}?", NUMBERS[count - 1]),
+    ]
+    if main.motion in DIRECTIONS:
+        subject = rng.choice([name(main, "the"), name(main, "the", colour=False)])
+        asked.append((f"where does {subject} {rng.choice(['go', 'move', 'slide'])}?", main.motion))
+    return [{"question": str(q), "answer": str(a)} for q, a in asked]

@@ -1,0 +1,174 @@
+"""What happens in a clip of the sample corpus: things of a kind and a colour, their motions and relations, the splits."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+KINDS = ("ball", "box", "triangle", "star", "heart", "cross", "ring", "moon", "flower", "fish", "house", "tree")
+COLOURS = {
+    "red": (225, 35, 35),
+    "green": (40, 170, 50),
+    "blue": (50, 80, 235),
+    "yellow": (240, 225, 40),
+    "orange": (250, 140, 20),
+    "purple": (140, 50, 190),
+    "pink": (255, 130, 190),
+    "cyan": (50, 215, 225),
+}
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+MOTIONS = (*DIRECTIONS, "circle", "growing", "shrinking", "spinning", "still")
+MOTION_WEIGHTS = (0.15, 0.15, 0.15, 0.15, 0.08, 0.08, 0.08, 0.08, 0.08)
+REVERSED = {
+    "left": "right",
+    "right": "left",
+    "up": "down",
+    "down": "up",
+    "growing": "shrinking",
+    "shrinking": "growing",
+}
+HELD_OUT_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing: where it is (x, y: shares of the frame, from the upper left), its radius (share), how it moves."""
+
+    kind: str
+    colour: str
+    motion: str
+    x: float
+    y: float
+    radius: float
+    reach: float = 0.0  # length of the path, share of the frame
+    angle: float = 0.0  # tilt, degrees
+    clockwise: bool = True
+
+    def pose(self, time: float) -> tuple[float, float, float, float]:
+        """Place, radius and angle at time 0..1 of the clip."""
+        x, y, radius, angle = self.x, self.y, self.radius, self.angle
+        turn = 1 if self.clockwise else -1
+        if self.motion in DIRECTIONS:
+            dx, dy = DIRECTIONS[self.motion]
+            x, y = x + dx * self.reach * (time - 0.5), y + dy * self.reach * (time - 0.5)
+        elif self.motion == "circle":
+            phase = 2 * np.pi * (turn * time) + np.radians(self.angle) * 6
+            x, y, angle = x + self.reach * np.cos(phase), y + self.reach * np.sin(phase), 0.0
+        elif self.motion == "growing":
+            radius *= 0.45 + 0.85 * time
+        elif self.motion == "shrinking":
+            radius *= 1.30 - 0.85 * time
+        elif self.motion == "spinning":
+            angle += turn * 360 * time
+        return float(x), float(y), float(radius), float(angle)
+
+    @property
+    def combination(self) -> tuple[str, str, str]:
+        return self.kind, self.colour, self.motion
+
+    @property
+    def held_out(self) -> bool:
+        """Whether training never shows this kind, colour and motion together: a hash, so that no pattern tells it."""
+        digest = hashlib.sha256("/".join(self.combination).encode()).digest()
+        return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The things of one clip, the first being the one the captions are about, and how it lies to the others."""
+
+    things: tuple[Thing, ...]
+    relation: str | None  # above, below, beside, between
+    background: int = field(default=0, compare=False)
+
+    @property
+    def main(self) -> Thing:
+        return self.things[0]
+
+    def reverse(self) -> "Scene":
+        """The same scene with time running backwards."""
+        return replace(self, things=tuple(replace(t, motion=REVERSED.get(t.motion, t.motion)) for t in self.things))
+
+
+def draw_scene(rng: np.random.Generator, count: int, motion: str | None = None, wide: bool = False) -> Scene:
+    """A random scene of 1 to 3 things; the main thing moves, the others keep still beside its path.
+
+    wide: a single thing lies anywhere in the frame and its size varies more (for still images).
+    """
+    kinds = rng.choice(KINDS, count, replace=False)
+    colours = rng.choice(list(COLOURS), count, replace=False)
+    motion = motion or str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
+    relation, places = _arrange(rng, count, motion)
+    things = []
+    for i, (kind, colour) in enumerate(zip(kinds, colours, strict=True)):
+        radius = rng.uniform(0.22, 0.30) if count == 1 else rng.uniform(0.16, 0.19)
+        moves = motion if i == 0 else "still"
+        x, y = places[i] + rng.uniform(-0.03, 0.03, 2)
+        reach = {True: rng.uniform(0.65, 0.8), False: 0.0}[moves in DIRECTIONS]
+        if moves == "circle":
+            reach = 0.24 if count == 1 else 0.14
+        if moves in DIRECTIONS and count == 1:  # a lane of its own anywhere across the path
+            across = rng.uniform(0.25, 0.75)
+            x, y = (0.5, across) if DIRECTIONS[moves][1] == 0 else (across, 0.5)
+        if wide and count == 1:
+            radius = rng.uniform(0.18, 0.32)
+            x, y = rng.uniform(0.22, 0.78, 2)
+        angle, clockwise = float(rng.uniform(-15, 15)), bool(rng.random() < 0.5)
+        things.append(
+            Thing(str(kind), str(colour), moves, float(x), float(y), float(radius), float(reach), angle, clockwise)
+        )
+    return Scene(tuple(things), relation, int(rng.integers(2**31)))
+
+
+def _arrange(rng: np.random.Generator, count: int, motion: str) -> tuple[str | None, list[np.ndarray]]:
+    """The relation of the main thing to the others, and the place of each."""
+    if count == 1:
+        return None, [rng.uniform(0.38, 0.62, 2)]
+    if motion in ("left", "right"):
+        choices = ("above", "below")
+    elif motion in ("up", "down"):
+        choices = ("beside",) if count == 2 else ("between",)
+    else:
+        choices = ("above", "below", "beside") if count == 2 else ("above", "below", "between")
+    relation = str(rng.choice(choices))
+    if relation in ("above", "below"):
+        main, other = (0.28, 0.74) if relation == "above" else (0.72, 0.26)
+        across = [0.27, 0.73] if count == 3 else [float(rng.uniform(0.3, 0.7))]
+        places = [(0.5, main), *((x, other) for x in across)]
+    elif relation == "between":
+        places = [(0.5, 0.5), (0.17, 0.5), (0.83, 0.5)]
+    else:
+        main, other = (0.28, 0.74) if rng.random() < 0.5 else (0.72, 0.26)
+        places = [(main, 0.5), (other, 0.5)]
+    return relation, [np.array(p) for p in places]
+
+
+def training_scene(rng: np.random.Generator, count: int, motion: str | None = None) -> Scene:
+    """A scene without any held-out combination, forwards and backwards."""
+    while True:
+        scene = draw_scene(rng, count, motion)
+        if not any(t.held_out for s in (scene, scene.reverse()) for t in s.things):
+            return scene
+
+
+def evaluation_scenes(
+    rng: np.random.Generator, number: int, unseen: float, taken: set[tuple[str, str, str]]
+) -> list[Scene]:
+    """Scenes for validation or test, a share `unseen` of them with a main combination that training never shows.
+
+    Every main combination is used once (`taken` carries those of the other split), so that a caption which names
+    it is true of one clip alone.
+    """
+    scenes: list[Scene] = []
+    for i in range(number):
+        while True:
+            scene = draw_scene(rng, int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])))
+            combination = scene.main.combination
+            if combination in taken or scene.main.held_out != (i < round(number * unseen)):
+                continue
+            if any(t.held_out for t in scene.things[1:]):
+                continue
+            taken.add(combination)
+            scenes.append(scene)
+            break
+    return [scenes[i] for i in rng.permutation(number)]

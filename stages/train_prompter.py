@@ -1,0 +1,72 @@
+"""Trains the prompter: video and text encoder by video-text contrast alone (paper, section 3.2.2)."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from tokenizers import Tokenizer
+
+from models.alpro import ModelConfig, Prompter
+from models.folder import ModelFolder, Preprocessing
+from stages.artifacts import Outcome, Resources, read_json, require
+from stages.evaluation.contrast import validate_contrast
+from stages.training.config import TrainingConfig
+from stages.training.distributed import world
+from stages.training.examples import Steps
+from stages.training.loop import fit
+from stages.training.objective import PrompterObjective
+
+VERSION = 1
+
+
+class Config(TrainingConfig):
+    """Training of the prompter."""
+
+    model: ModelConfig = ModelConfig()
+    normalisation: Literal["clip", "corpus"] = Field(
+        "clip", description="mean and std of the pixels: CLIP's, which the paper uses, or those of the corpora"
+    )
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
+    """inputs: `vocabulary` and, by their names, the decoded corpora of the phases. Writes model/."""
+    with world(resources) as here:
+        torch.manual_seed(config.seed)
+        tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
+        model = Prompter(sized_for(config.model, tokenizer)).to(here.device)
+        preprocessing = measure(config, inputs)
+        data = Steps(
+            config,
+            inputs,
+            tokenizer,
+            "sample",
+            model.config.video.frames,
+            model.config.video.image_size,
+            rank=here.rank,
+            ranks=here.size,
+        )
+        objective = PrompterObjective(model, list(preprocessing.mean), list(preprocessing.std)).to(here.device)
+        validate = validate_contrast(objective, inputs, tokenizer, config.text_length)
+        metrics = fit(objective, data, config, out, here, resources, validate)
+        if here.main:
+            ModelFolder("prompter", model, tokenizer, preprocessing).save(out / "model")
+        return Outcome({"steps": len(data), "samples_without_caption": data.skipped}, metrics)
+
+
+def sized_for(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model with as many word embeddings as the tokenizer has word pieces."""
+    return model.model_copy(update={"text": model.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})})
+
+
+def measure(config: Config, inputs: dict[str, Path]) -> Preprocessing:
+    """How frames are normalised: by CLIP's constants, or by the mean over the corpora of their own statistics."""
+    if config.normalisation == "clip":
+        return Preprocessing(text_length=config.text_length)
+    names = {name for phase in config.phases for name in phase.corpora}
+    found = [read_json(require(inputs[name], "statistics.json")) for name in sorted(names)]
+    mean, std = (
+        np.mean([statistics[key] for statistics in found], axis=0).round(5).tolist() for key in ("mean", "std")
+    )
+    return Preprocessing(mean=mean, std=std, text_length=config.text_length)

@@ -1,0 +1,60 @@
+"""The configuration that every training stage shares: what is shown when, and how the weights are moved."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from stages.artifacts import StageConfig
+
+
+class Phase(StageConfig):
+    """A stretch of training on certain corpora. Every batch is of one corpus and one kind (video or image)."""
+
+    corpora: tuple[str, ...] = Field(min_length=1, description="names of decoded corpora")
+    weights: tuple[float, ...] = Field(
+        (), description="share of the steps for each corpus; empty: by number of examples"
+    )
+    steps: int = Field(0, ge=0, description="steps; or give epochs")
+    epochs: float = Field(0, ge=0, description="passes over the examples of its corpora; or give steps")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Phase":
+        if bool(self.steps) == bool(self.epochs):
+            raise ValueError("give either steps or epochs")
+        if self.weights and len(self.weights) != len(self.corpora):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.corpora)} corpora")
+        return self
+
+
+class TrainingConfig(StageConfig):
+    """What every training stage has; the defaults are the paper's pre-training."""
+
+    phases: tuple[Phase, ...] = Field(min_length=1, description="what is trained on, in order")
+    seed: int = Field(0, ge=0, description="seed of weights, order, sampling, masking and dropout")
+    batch_size: int = Field(256, ge=1, description="examples of an optimiser step, over all processes")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts that a step's batch is worked in; contrast is within a part, so this changes the result",
+    )
+    lr: float = Field(1e-4, gt=0, description="highest learning rate")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    last_lr: float = Field(
+        0.0, ge=0, le=1, description="share of the highest rate that is left at the end of the linear decay"
+    )
+    weight_decay: float = Field(1e-3, ge=0, description="AdamW's, not on biases, norms and position embeddings")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's")
+    clip_norm: float = Field(20.0, gt=0, description="largest norm of the gradient")
+    text_length: int = Field(30, ge=4, description="most word pieces of a text")
+    sampling: Literal["halves", "random"] = Field(
+        "halves", description="frames: half from each half of the clip, or any"
+    )
+    random_crop: float = Field(
+        0.875, gt=0, le=1, description="side of the random crop, share of the frame; 1 = whole frame"
+    )
+    groups_together: bool = Field(
+        False, description="put samples of one group into one batch, as each other's negatives"
+    )
+    validate_every: int = Field(0, ge=0, description="steps between validations; 0: at the end alone")
+    log_every: int = Field(10, ge=1, description="steps between logged metrics, each the mean since the last")
+    mixed_precision: bool = Field(True, description="bfloat16 autocast, on a GPU")

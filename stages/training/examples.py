@@ -1,0 +1,262 @@
+"""From decoded corpora to batches: which examples make step n, and the arrays of each. Everything follows from the
+seed and the step alone, whoever loads it, so that position in the data is one number."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from models.losses import mask_words, random_box
+from shards.reader import ShardReader
+from shards.sampling import frames_at_random, frames_in_halves, grouped_order
+from shards.schema import InputError
+from stages.artifacts import Resources
+from stages.training.config import Phase, TrainingConfig
+
+
+@dataclass
+class Batch:
+    """One step's part of one rank. Frames are raw uint8; the objective normalises them on its device."""
+
+    step: int
+    kind: str
+    ids: list[str]
+    video: Tensor  # (B,) the number of each example's video, equal for two captions of one video
+    frames: Tensor  # (B, T, 3, H, W) uint8
+    text: Tensor  # (B, L) word ids
+    mask: Tensor  # (B, L) 1 = token, 0 = padding
+    masked: Tensor | None = None  # (B, L) word ids with some masked (MLM)
+    labels: Tensor | None = None  # (B, L) the masked words, -100 elsewhere
+    boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
+    answers: Tensor | None = None  # (B,) answers, -100 = outside the vocabulary
+
+    def to(self, device: torch.device) -> "Batch":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
+        )
+
+    def pin_memory(self) -> "Batch":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.pin_memory() for k, v in tensors.items() if isinstance(v, Tensor)})
+
+
+class Source:
+    """The training examples of one corpus and one kind.
+
+    unit "sample": one example a sample, with one of its captions drawn each time (pre-training); "caption": one a
+    caption, so that an epoch shows a video once with each (retrieval); "question": one a question (QA). Samples
+    without a text are left out and counted in `skipped`.
+    """
+
+    def __init__(self, name: str, folder: Path, kind: str, unit: str, together: bool, first_video: int):
+        self.name, self.kind, self.unit, self.together = name, kind, unit, together
+        self.reader = ShardReader(folder, "train", kind)
+        column = self.reader.column("questions" if unit == "question" else "captions")
+        texts = np.array([len(value) for value in column], np.int64) if len(self.reader) else np.zeros(0, np.int64)
+        self.skipped = int((texts == 0).sum())
+        if unit == "sample":
+            self.examples = np.stack([np.flatnonzero(texts), np.full((texts > 0).sum(), -1)], axis=1)
+        else:
+            samples = np.repeat(np.arange(len(texts)), texts)
+            starts = np.repeat(np.cumsum(texts) - texts, texts)
+            self.examples = np.stack([samples, np.arange(len(samples)) - starts], axis=1)
+        groups = self.reader.column("group").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        self.groups = groups[self.examples[:, 0]]
+        self.first_video = first_video
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """The examples of an epoch in the order in which they are shown."""
+        if epoch not in self._orders:
+            rng = np.random.default_rng([seed, 17, self.first_video, epoch])
+            order = grouped_order(self.groups, rng) if self.together else rng.permutation(len(self))
+            self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1} | {epoch: order}
+        return self._orders[epoch]
+
+    def at(self, position: int, count: int, seed: int) -> list[tuple[int, int]]:
+        """`count` examples from `position` on of the endless run of epochs, as (epoch, example)."""
+        found = []
+        while len(found) < count:
+            epoch, offset = divmod(position + len(found), len(self))
+            chosen = self.order(seed, epoch)[offset : offset + count - len(found)]
+            found += [(epoch, int(example)) for example in chosen]
+        return found
+
+
+class Steps(Dataset[Batch]):
+    """The batches of a training run by number: item n is this rank's part of step n (the same whoever asks)."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        corpora: dict[str, Path],
+        tokenizer: Tokenizer,
+        unit: Literal["sample", "caption", "question"],
+        frames: int,
+        image_size: int,
+        grid: int = 0,
+        mlm_rate: float = 0.0,
+        answers: dict[str, int] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
+        self.config, self.tokenizer, self.unit, self.answers = config, tokenizer, unit, answers
+        self.frames, self.image_size, self.grid, self.mlm_rate = frames, image_size, grid, mlm_rate
+        self.rank, self.ranks = rank, ranks
+        if config.batch_size % (ranks * config.accumulate):
+            raise InputError(
+                f"batch_size {config.batch_size} does not divide among {ranks} processes x {config.accumulate} accumulated parts"
+            )
+        self.sources: list[Source] = []
+        for name in dict.fromkeys(c for phase in config.phases for c in phase.corpora):
+            for kind in ("video", "image"):
+                first = sum(len(s.reader) for s in self.sources)
+                source = Source(name, corpora[name], kind, unit, config.groups_together, first)
+                if len(source):
+                    self.sources.append(source)
+        self.skipped = sum(source.skipped for source in self.sources)
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Decides for every step which source it draws from and how many batches that source has given before."""
+        rng = np.random.default_rng([self.config.seed, 11])
+        chosen = []
+        for phase in self.config.phases:
+            sources = [i for i, s in enumerate(self.sources) if s.name in phase.corpora]
+            if not sources:
+                raise InputError(
+                    f"no training examples with a {'question' if self.unit == 'question' else 'caption'} in {', '.join(phase.corpora)}"
+                )
+            shares = np.array([self._share(i, phase) for i in sources])
+            chosen.append(rng.choice(sources, self.steps_of(phase, sources), p=shares / shares.sum()))
+        self.source_of = np.concatenate(chosen)
+        self.turn = np.zeros(len(self.source_of), np.int64)
+        for i in range(len(self.sources)):
+            mine = self.source_of == i
+            self.turn[mine] = np.arange(mine.sum())
+
+    def _share(self, source: int, phase: Phase) -> float:
+        """A source's share of a phase's steps: the weight of its corpus, or its number of examples."""
+        name = self.sources[source].name
+        weight = phase.weights[phase.corpora.index(name)] if phase.weights else None
+        if weight is None:
+            return len(self.sources[source])
+        return weight * len(self.sources[source]) / sum(len(s) for s in self.sources if s.name == name)
+
+    def steps_of(self, phase: Phase, sources: list[int]) -> int:
+        examples = sum(len(self.sources[i]) for i in sources)
+        return phase.steps or max(1, round(phase.epochs * examples / self.config.batch_size))
+
+    def __len__(self) -> int:
+        return len(self.source_of)
+
+    def __getitem__(self, step: int) -> Batch:
+        source = self.sources[self.source_of[step]]
+        size = self.config.batch_size
+        mine = size // self.ranks
+        examples = source.at(int(self.turn[step]) * size, size, self.config.seed)[
+            self.rank * mine : (self.rank + 1) * mine
+        ]
+        return collate(step, source.kind, [self.example(source, epoch, number) for epoch, number in examples])
+
+    def example(self, source: Source, epoch: int, number: int) -> dict:
+        """One example's arrays. Its randomness is keyed by seed, epoch and example."""
+        rng = np.random.default_rng([self.config.seed, 23, source.first_video, epoch, number])
+        sample_number, text_number = source.examples[number]
+        sample = source.reader[int(sample_number)]
+        if self.unit == "question":
+            question = sample.about["questions"][text_number]
+            text = question["question"]
+        else:
+            captions = sample.about["captions"]
+            text = captions[int(rng.integers(len(captions))) if text_number < 0 else text_number]
+        stored = len(sample.jpegs)
+        choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
+        chosen = choose(stored, self.frames, rng) if stored > 1 else [0] * self.frames
+        frames = random_crop(sample.frames(chosen), self.image_size, self.config.random_crop, rng)
+        ids = np.array(self.tokenizer.encode(text).ids[: self.config.text_length], np.int64)
+        ids[-1] = self.tokenizer.token_to_id("[SEP]")
+        item = {
+            "id": sample.about["id"],
+            "video": source.first_video + int(sample_number),
+            "frames": frames,
+            "ids": ids,
+        }
+        if self.unit == "question":
+            assert self.answers is not None
+            item["answer"] = self.answers.get(question["answer"], -100)
+        if self.mlm_rate:
+            special = np.zeros(len(ids), bool)
+            special[[0, -1]] = True
+            mask_id, words = self.tokenizer.token_to_id("[MASK]"), self.tokenizer.get_vocab_size()
+            item["masked"], item["labels"] = mask_words(ids, special, mask_id, words, self.mlm_rate, rng)
+        if self.grid:
+            item["box"] = random_box(self.grid, rng)
+        return item
+
+    def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:
+        """The batches from step `first` on, in order, loaded ahead by worker processes where there is a GPU to feed."""
+        # On a CPU the loading competes with the training for the same cores, and a process more only costs.
+        workers = resources.worker_count if device.type == "cuda" else 0
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(first, len(self)),
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            prefetch_factor=4 if workers else None,
+        )
+        return iter(loader)
+
+
+def random_crop(frames: np.ndarray, size: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A square crop of `share` of the side (1 = all of it) at a random place, the same in every frame.
+
+    frames (T, H, W, 3) -> (T, 3, h, w), still to be resized to `size`.
+    """
+    height, width = frames.shape[1:3]
+    if share < 1:
+        side_h, side_w = round(height * share), round(width * share)
+        top, left = int(rng.integers(height - side_h + 1)), int(rng.integers(width - side_w + 1))
+        frames = frames[:, top : top + side_h, left : left + side_w]
+    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
+
+
+def pad(rows: list[np.ndarray], fill: int, multiple: int = 8) -> np.ndarray:
+    """Rows of different lengths to one array, as long as the longest, rounded up so that shapes are few."""
+    length = -(-max(len(row) for row in rows) // multiple) * multiple
+    out = np.full((len(rows), length), fill, np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
+
+def collate(step: int, kind: str, items: list[dict]) -> Batch:
+    """Examples to a batch, texts padded."""
+    batch = Batch(
+        step=step,
+        kind=kind,
+        ids=[item["id"] for item in items],
+        video=torch.tensor([item["video"] for item in items]),
+        frames=torch.from_numpy(np.stack([item["frames"] for item in items])),
+        text=torch.from_numpy(pad([item["ids"] for item in items], 0)),
+        mask=torch.from_numpy(pad([np.ones_like(item["ids"]) for item in items], 0)),
+    )
+    if "masked" in items[0]:
+        batch.masked = torch.from_numpy(pad([item["masked"] for item in items], 0))
+        batch.labels = torch.from_numpy(pad([item["labels"] for item in items], -100))
+    if "box" in items[0]:
+        batch.boxes = torch.tensor([item["box"] for item in items])
+    if "answer" in items[0]:
+        batch.answers = torch.tensor([item["answer"] for item in items])
+    return batch

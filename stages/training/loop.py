@@ -1,0 +1,219 @@
+"""The one training loop: prompter, pre-training and fine-tunings differ in their objective and their validation."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shards.schema import InputError
+from stages.artifacts import Resources
+from stages.progress import progress
+from stages.training.checkpoint import Checkpoints, trainable
+from stages.training.config import TrainingConfig
+from stages.training.distributed import World
+from stages.training.examples import Batch, Steps
+from stages.training.metrics import Mean, MetricsFile
+from stages.training.objective import Objective
+from stages.training.optim import build_optimizer, learning_rate
+
+CONTINUE = 75  # exit status (EX_TEMPFAIL) of a run that was told to stop and left a checkpoint: start it again
+BAD_STEPS = 5  # losses in a row that are not finite before the run gives up
+
+Validate = Callable[[], dict[str, float]]
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers beside the weights: steps done, and the best validation so far."""
+
+    step: int = 0
+    best: float = float("-inf")
+    best_step: int = 0
+    bad_steps: int = 0
+    seconds: float = 0.0
+
+
+def fit(
+    objective: Objective,
+    data: Steps,
+    config: TrainingConfig,
+    out: Path,
+    world: World,
+    resources: Resources,
+    validate: Validate | None = None,
+    select: str = "",
+) -> dict[str, float]:
+    """Trains the objective's model over all steps of `data`, from the newest checkpoint in `out` where there is one.
+
+    `validate()` gives metrics every `validate_every` steps and at the end; where `select` names one of them, the
+    weights with its highest value are the result, else the last ones. Returns the final metrics. A SIGTERM or
+    Ctrl-C writes a checkpoint and ends the process with status CONTINUE.
+    """
+    optimizer = build_optimizer(objective, config, world.device)
+    checkpoints, file = Checkpoints(out / "checkpoints"), MetricsFile(out, world.main)
+    saved = checkpoints.restore(objective, optimizer)
+    done = Progress(**{f.name: saved[f.name] for f in fields(Progress)}) if saved else Progress()
+    file.cut(done.step)
+    module: nn.Module = objective
+    if world.size > 1:
+        module = DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
+    runner = _Run(objective, module, optimizer, data, config, world, checkpoints, file, done, out / "best.safetensors")
+    if done.step:
+        print(f"continuing from step {done.step} of {len(data)}", file=sys.stderr, flush=True)
+    with asked_to_stop() as stopping, progress(out.parent.name.replace("_", " "), len(data), "steps") as advance:
+        advance(done.step)
+        final = runner.train(resources, stopping, advance if world.main else lambda *_: None, validate, select)
+    if select and (out / "best.safetensors").exists():
+        objective.load_state_dict(load_file(out / "best.safetensors"), strict=False)
+    return final
+
+
+@dataclass
+class _Run:
+    objective: Objective
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    data: Steps
+    config: TrainingConfig
+    world: World
+    checkpoints: Checkpoints
+    file: MetricsFile
+    done: Progress
+    best_weights: Path
+
+    def train(self, resources: Resources, stopping: list[int], advance, validate, select: str) -> dict[str, float]:
+        mean, steps, final = Mean(), len(self.data), dict[str, float]()
+        began = waited_from = saved_at = time.monotonic()
+        waited, earlier = 0.0, self.done.seconds
+        self.objective.train()
+        for batch in self.data.loader(self.done.step, resources, self.world.device):
+            waited += time.monotonic() - waited_from
+            mean.add(self.step(batch.to(self.world.device)))
+            self.done.step += 1
+            self.done.seconds = earlier + time.monotonic() - began
+            step, last = self.done.step, self.done.step == steps
+            if step % self.config.log_every == 0 or last:
+                passed = time.monotonic() - began
+                values = self.log(mean, step, waited / passed, passed)
+                note = f"loss {values['train/loss']:.3f}"
+            else:
+                note = ""
+            advance(1, note)
+            every = self.config.validate_every
+            if validate and (last or (every and step % every == 0)):
+                final = self.validate(validate, select)
+            if stopping or (time.monotonic() - saved_at > resources.seconds_between_checkpoints and not last):
+                self.save()
+                saved_at = time.monotonic()
+            if stopping:
+                print(
+                    f"stopped by signal {stopping[0]} after step {step}; run again to continue",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                raise SystemExit(CONTINUE)
+            waited_from = time.monotonic()
+        return final
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One optimiser step on this rank's part of the global batch; returns metrics, still on the device."""
+        rate = learning_rate(self.done.step, len(self.data), self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        collected = Mean()
+        parts = split(batch, self.config.accumulate)
+        for number, part in enumerate(parts, 1):
+            syncs = number == len(parts) or not isinstance(self.module, DistributedDataParallel)
+            with nullcontext() if syncs else self.module.no_sync(), self.autocast():
+                loss, metrics = self.module(part)
+            with nullcontext() if syncs else self.module.no_sync():
+                (loss / len(parts)).backward()
+            collected.add(metrics | {"loss": loss.detach()})
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
+        if self.is_finite(norm, batch):
+            self.optimizer.step()
+        metrics = {name: value / len(parts) for name, value in collected.sums.items()}
+        return metrics | {"grad_norm": norm.detach(), "lr": torch.tensor(rate)}
+
+    def autocast(self):
+        on = self.config.mixed_precision and self.world.device.type == "cuda"
+        return torch.autocast("cuda", torch.bfloat16) if on else nullcontext()
+
+    def is_finite(self, norm: Tensor, batch: Batch) -> bool:
+        """Whether the step may be taken. Skips and counts one that may not; raises InputError after five in a row."""
+        if bool(torch.isfinite(norm)):
+            self.done.bad_steps = 0
+            return True
+        self.done.bad_steps += 1
+        if self.done.bad_steps >= BAD_STEPS:
+            raise InputError(
+                f"the gradient was not finite in {BAD_STEPS} steps in a row, the last being step {self.done.step} "
+                f"(samples {', '.join(batch.ids[:4])}, ...); lower lr or clip_norm"
+            )
+        return False
+
+    def log(self, mean: Mean, step: int, wait_share: float, passed: float) -> dict[str, float]:
+        values = {f"train/{name}": value for name, value in mean.read().items()}
+        values["train/data_wait"] = wait_share
+        values["train/samples_per_second"] = self.config.batch_size * step / max(self.done.seconds, 1e-9)
+        if self.world.device.type == "cuda":
+            values["train/gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.file.write(step, values)
+        return values
+
+    def validate(self, validate: Validate, select: str) -> dict[str, float]:
+        """Validates, and keeps the weights where they are the best so far."""
+        self.objective.eval()
+        with torch.no_grad(), self.autocast():
+            values = validate()
+        self.objective.train()
+        self.file.write(self.done.step, values)
+        if select and values[select] > self.done.best:
+            self.done.best, self.done.best_step = values[select], self.done.step
+            if self.world.main:
+                temporary = self.best_weights.with_suffix(".part")
+                save_file(trainable(self.objective), temporary)
+                os.replace(temporary, self.best_weights)
+        return values | ({"selected_step": float(self.done.best_step)} if select else {})
+
+    def save(self) -> None:
+        if self.world.main:
+            state = {f.name: getattr(self.done, f.name) for f in fields(Progress)}
+            self.checkpoints.save(self.done.step, self.objective, self.optimizer, state)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in `parts` equal parts, for gradient accumulation."""
+    if parts == 1:
+        return [batch]
+    size = len(batch.ids) // parts
+    found = []
+    for start in range(0, size * parts, size):
+        tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        cut = {k: v[start : start + size] for k, v in tensors.items() if isinstance(v, Tensor)}
+        found.append(replace(batch, ids=batch.ids[start : start + size], **cut))
+    return found
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """A list that is empty until SIGTERM or Ctrl-C comes, and then holds the signal: the step under way is finished."""
+    received: list[int] = []
+    before = {
+        s: signal.signal(s, lambda number, frame: received.append(number)) for s in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,29 @@
+"""AdamW on two groups of parameters, and the learning rate of every step."""
+
+import torch
+from torch import nn
+
+from stages.training.config import TrainingConfig
+
+NO_DECAY = ("pos_embed", "time_embed", "cls_token", "positions", "temperature", "segments")
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices, and none on biases, norms, embeddings of place and time, temperature."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        place = any(part in NO_DECAY for part in name.split("."))
+        (plain if parameter.ndim < 2 or place else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=device.type == "cuda" or None)
+
+
+def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
+    """The rate of step 0..steps-1: up from near zero over the warm-up, then linearly down to last_lr."""
+    warmup = round(config.warmup * steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    left = (steps - step) / max(1, steps - warmup)
+    return config.lr * max(config.last_lr, left)
