@@ -112,6 +112,7 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     workspace = Path(arguments.workspace).resolve()
     if arguments.dry_run:
         return dry_run(arguments, workspace)
+    workspace.mkdir(parents=True, exist_ok=True)
     prepare_prefect(workspace)
     from pipeline import flow
     from pipeline.console import print_results

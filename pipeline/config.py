@@ -8,24 +8,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from models.alpro import ModelConfig
 from shards.schema import InputError
-from stages import (
-    build_vocabulary,
-    cache_prompts,
-    decode_videos,
-    evaluate,
-    finetune_qa,
-    finetune_retrieval,
-    pretrain,
-    render_sample,
-    train_prompter,
-)
 from stages.artifacts import Resources
+from stages.build_vocabulary import Config as BuildVocabulary
+from stages.cache_prompts import Config as CachePrompts
+from stages.decode_videos import Config as DecodeVideos
+from stages.evaluate import Config as Evaluate
+from stages.finetune_qa import Config as FinetuneQa
+from stages.finetune_retrieval import Config as FinetuneRetrieval
+from stages.pretrain import Config as Pretrain
+from stages.render_sample import Config as RenderSample
+from stages.train_prompter import Config as TrainPrompter
 from stages.training.config import TrainingConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
-class Corpus(decode_videos.Config):
+class Corpus(DecodeVideos):
     """A corpus: where its videos are, and how they become shards. Give `manifest` (in the sample) or `data`."""
 
     data: str = Field("", description="a manifest file or a folder of videos, relative to the configuration's file")
@@ -37,18 +35,18 @@ class PipelineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, pattern=r"^[\w-]+$", description="what people call this pipeline")
-    render_sample: render_sample.Config | None = Field(
+    render_sample: RenderSample | None = Field(
         None, description="the sample corpus; absent: no corpus is rendered"
     )
     corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
     model: ModelConfig = Field(ModelConfig(), description="sizes of the prompter and of ALPRO")
-    build_vocabulary: build_vocabulary.Config = build_vocabulary.Config()
-    train_prompter: train_prompter.Config
-    cache_prompts: cache_prompts.Config = cache_prompts.Config()
-    pretrain: pretrain.Config
-    finetune_retrieval: finetune_retrieval.Config | None = None
-    finetune_qa: finetune_qa.Config | None = None
-    evaluate: evaluate.Config = evaluate.Config()
+    build_vocabulary: BuildVocabulary = BuildVocabulary()
+    train_prompter: TrainPrompter
+    cache_prompts: CachePrompts = CachePrompts()
+    pretrain: Pretrain
+    finetune_retrieval: FinetuneRetrieval | None = None
+    finetune_qa: FinetuneQa | None = None
+    evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
 
     @model_validator(mode="after")

@@ -18,6 +18,10 @@ MANY_PROCESSES = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_
 GRACE_SECONDS = 30.0  # what a training run has to write its checkpoint before it is killed
 
 
+class StageFailed(Exception):
+    """A stage's process ended with an error of its own, which it has printed."""
+
+
 class Interrupted(Exception):
     """A training process was told to stop by someone else and left a checkpoint: run the stage again to continue."""
 
@@ -45,7 +49,6 @@ def work(
         "inputs": {name: str(path.resolve()) for name, path in inputs.items()},
         "out": str(out.resolve()),
         "resources": resources.model_dump(mode="json"),
-        "parent": os.getpid(),
     }
     write_json(file, described)
     (out / "result.json").unlink(missing_ok=True)
@@ -58,7 +61,7 @@ def work(
         raise InputError(read_json(out / "result.json")["mistake"])
     if status == CONTINUE:
         raise Interrupted(f"{step.name} was told to stop and left a checkpoint")
-    raise RuntimeError(
+    raise StageFailed(
         f"{step.name} ended with status {status}; what it printed is above, what it finished is in {out}"
     )
 
@@ -87,6 +90,7 @@ def run_group(arguments: list[str], lock_file: int | None, say: Callable[[str], 
     process = subprocess.Popen(
         arguments,
         start_new_session=True,
+        env=os.environ | {"ALPRO_PARENT": str(os.getpid())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if piped else None,
         stderr=subprocess.STDOUT if piped else None,

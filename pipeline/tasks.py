@@ -139,8 +139,9 @@ def record_cached(session: Session, made: Made) -> None:
 
 
 def final_metrics(made: Made) -> dict[str, float]:
-    """The metrics of a manifest, logged at the last step of the curves so that they are the newest values."""
-    return {**made.manifest["metrics"], "seconds": made.manifest["made"]["seconds"]}
+    """What a manifest tells in numbers: metrics, counts, seconds."""
+    counts = {f"counts/{name}": float(value) for name, value in made.manifest["counts"].items() if made.step.stage != "evaluate"}
+    return {**made.manifest["metrics"], **counts, "seconds": made.manifest["made"]["seconds"]}
 
 
 def parent_metrics(made: Made) -> dict[str, float]:

@@ -21,7 +21,6 @@ Decoder = Literal["auto", "pyav", "ffmpeg"]
 # not among them, and no protocol but a plain file is opened.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
 OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-TRUNCATED_BELOW = 0.8  # a file that yields less than this share of the time it claims is called truncated
 
 
 class DecodeError(Exception):
@@ -106,8 +105,10 @@ def _by_pyav(path: Path, count: int, size: int, start: float | None, end: float 
             stream.thread_type = "AUTO"
             timeline = _timeline(container, stream)
             wanted = _wanted(timeline.times, count, start, end)
-            frames = _frames_at(container, stream, timeline, wanted, size)
+            frames, turned = _frames_at(container, stream, timeline, wanted, size)
             width, height = stream.codec_context.width, stream.codec_context.height
+            if turned:
+                width, height = height, width
     except (av.FFmpegError, ValueError, EOFError, MemoryError) as error:
         raise DecodeError(f"unreadable: {_reason(error)}") from error
     duration = _duration(timeline.times, start, end)
@@ -143,16 +144,19 @@ def _duration(times: np.ndarray, start: float | None, end: float | None) -> floa
     return min(whole, whole if end is None else end) - (start or 0.0)
 
 
-def _frames_at(container, stream, timeline: _Timeline, wanted: list[int], size: int) -> np.ndarray:
-    """Decodes the wanted frames, jumping to a key frame wherever one lies between two of them."""
+def _frames_at(container, stream, timeline: _Timeline, wanted: list[int], size: int) -> tuple[np.ndarray, bool]:
+    """Decodes the wanted frames, jumping to a key frame wherever one lies between two of them; and tells whether the
+    video is to be shown on its side."""
     targets = [timeline.stamps[i] for i in wanted]
     found: dict[int, np.ndarray] = {}
+    turns = 0
     for segment in _segments(sorted(set(targets)), timeline.keys):
         container.seek(segment[0], stream=stream, backward=True, any_frame=False)
         pending = set(segment)
         for frame in container.decode(stream):
             if frame.pts in pending:
-                found[frame.pts] = _pixels(frame, size)
+                turns = round((frame.rotation or 0) / 90) % 4
+                found[frame.pts] = _pixels(frame, size, turns)
                 pending.discard(frame.pts)
             if not pending or (frame.pts is not None and frame.pts > segment[-1]):
                 break
@@ -161,7 +165,7 @@ def _frames_at(container, stream, timeline: _Timeline, wanted: list[int], size: 
             raise DecodeError(
                 f"unreadable: decoding ends early or skips frames ({share:.0%} of the wanted frames decoded)"
             )
-    return np.stack([found[stamp] for stamp in targets])
+    return np.stack([found[stamp] for stamp in targets]), turns % 2 == 1
 
 
 def _segments(targets: list[int], keys: list[int]) -> list[list[int]]:
@@ -175,27 +179,29 @@ def _segments(targets: list[int], keys: list[int]) -> list[list[int]]:
     return runs
 
 
-def _pixels(frame, size: int) -> np.ndarray:
-    """A decoded frame as (size, size, 3) uint8, upright."""
+def _pixels(frame, size: int, turns: int) -> np.ndarray:
+    """A decoded frame as (size, size, 3) uint8, after `turns` quarter turns to the left."""
     pixels = frame.reformat(width=size, height=size, format="rgb24", interpolation="BICUBIC").to_ndarray()
-    turns = round((frame.rotation or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
 def _by_ffmpeg(path: Path, count: int, size: int, start: float | None, end: float | None, timeout: float) -> Clip:
-    """Two passes of the ffmpeg binary in processes of their own: the times of all frames, then the wanted ones."""
+    """Two passes of the ffmpeg binary in processes of their own: the times of all frames, then the wanted ones.
+
+    The first error ends it: what ffmpeg shows after one is patched from other frames, and nobody filmed that.
+    """
     import ffmpeg
 
     source = ffmpeg.input(str(path), protocol_whitelist="file,pipe", format_whitelist=CONTAINERS)
-    shown = _run(source.video.filter("showinfo").output("pipe:", format="null", vsync="passthrough"), timeout, "info")
+    shown = _run(source.video.filter("showinfo").output("pipe:", format="null", fps_mode="passthrough"), timeout)
     times, width, height = _shown_frames(shown.stderr.decode("utf-8", errors="replace"))
-    if not times:
+    if not times or shown.returncode:
         raise DecodeError(_ffmpeg_reason(shown.stderr))
     stamps = np.array(times) - times[0]
     wanted = _wanted(stamps, count, start, end)
     chosen = "+".join(f"eq(n,{i})" for i in sorted(set(wanted)))
     picked = source.video.filter("select", chosen).filter("scale", size, size, flags="bicubic")
-    result = _run(picked.output("pipe:", format="rawvideo", pix_fmt="rgb24", vsync="passthrough"), timeout, "error")
+    result = _run(picked.output("pipe:", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough"), timeout)
     frames = np.frombuffer(result.stdout, np.uint8)
     if len(frames) != len(set(wanted)) * size * size * 3:
         raise DecodeError(_ffmpeg_reason(result.stderr))
@@ -204,10 +210,10 @@ def _by_ffmpeg(path: Path, count: int, size: int, start: float | None, end: floa
     return Clip(frames, _duration(stamps, start, end), width, height)
 
 
-def _run(stream, timeout: float, loglevel: str) -> subprocess.CompletedProcess[bytes]:
+def _run(stream, timeout: float) -> subprocess.CompletedProcess[bytes]:
     import ffmpeg
 
-    command = ffmpeg.compile(stream.global_args("-nostdin", "-hide_banner", "-loglevel", loglevel), cmd=ffmpeg_binary())
+    command = ffmpeg.compile(stream.global_args("-nostdin", "-hide_banner", "-xerror"), cmd=ffmpeg_binary())
     try:
         return subprocess.run(command, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
@@ -226,12 +232,15 @@ def _shown_frames(log: str) -> tuple[list[float], int, int]:
 
 
 def _ffmpeg_reason(stderr: bytes) -> str:
-    lines = [line.strip() for line in stderr.decode("utf-8", errors="replace").splitlines() if "showinfo" not in line]
-    wrong = [line for line in lines if any(w in line.lower() for w in ("error", "invalid", "not ", "no ", "fail"))]
-    said = (wrong or lines or ["ffmpeg gave no frames and no reason"])[-1].split("] ")[-1]
-    if "matches no streams" in said:
-        return "no video stream"
-    return f"unreadable: {said}"
+    """The first thing that ffmpeg complained of: what follows it is consequence."""
+    for line in stderr.decode("utf-8", errors="replace").splitlines():
+        said = line.strip().split("] ")[-1]
+        if "matches no streams" in said:
+            return "no video stream"
+        told = not said.startswith(("Input #", "Parsed_")) and "showinfo" not in line
+        if told and any(word in said.lower() for word in ("error", "invalid", "not found", "missing", "corrupt")):
+            return f"unreadable: {said.split(' /')[0]}"
+    return "unreadable: ffmpeg gave no frames and no reason"
 
 
 def _reason(error: BaseException) -> str:

@@ -67,7 +67,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     pq.write_table(pa.Table.from_pylist(rejected, schema=reject_schema), out / "rejects.parquet")
     found = {"captions": len(captions), "nouns": len(counts), "entities": len(entities), "left_out": len(left_out)}
     numbers = found | {"word_pieces": tokenizer.get_vocab_size(), "samples_without_caption": len(without)}
-    return Outcome(numbers, {f"vocabulary/{k}": float(v) for k, v in numbers.items()})
+    return Outcome(numbers)
 
 
 def read_captions(inputs: dict[str, Path]) -> tuple[list[str], list[tuple[str, str]]]:

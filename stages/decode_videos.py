@@ -176,7 +176,7 @@ def join(units: list[Unit], rejects: list[Reject], out: Path) -> tuple[Outcome, 
     pq.write_table(rejected, out / "rejects.parquet")
     counts = count(index, rejected)
     write_json(out / "statistics.json", statistics(units, index, rejected, parts))
-    return Outcome(counts, {f"decode/{name}": float(value) for name, value in counts.items()}), rejected
+    return Outcome(counts), rejected
 
 
 def count(index: pa.Table, rejected: pa.Table) -> dict[str, int]:

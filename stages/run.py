@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         return MISTAKE
     file = Path(arguments[0])
     work = read_json(file)
-    watch_parent(work.get("parent", 0))
+    watch_parent(int(os.environ.get("ALPRO_PARENT", 0)))
     main_rank = int(os.environ.get("RANK", 0)) == 0
     try:
         outcome = run(work)

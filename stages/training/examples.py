@@ -67,7 +67,7 @@ class Source:
             samples = np.repeat(np.arange(len(texts)), texts)
             starts = np.repeat(np.cumsum(texts) - texts, texts)
             self.examples = np.stack([samples, np.arange(len(samples)) - starts], axis=1)
-        groups = self.reader.column("group").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        groups = self.reader.column("group").dictionary_encode().indices.to_numpy(zero_copy_only=False)
         self.groups = groups[self.examples[:, 0]]
         self.first_video = first_video
         self._orders: dict[int, np.ndarray] = {}
