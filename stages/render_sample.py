@@ -26,13 +26,13 @@ class Config(StageConfig):
     seed: int = Field(0, ge=0, description="seed of everything that is rendered")
     lessons: int = Field(300, ge=0, description="scenes of the corpus `lessons`, each a clip and the clip backwards")
     clips: int = Field(900, ge=1, description="training scenes of the corpus `clips`, those with a direction twice")
-    stills: int = Field(1000, ge=0, description="images of the corpus `stills`")
+    stills: int = Field(1600, ge=0, description="images of the corpus `stills`")
     validation: int = Field(120, ge=4, description="clips for validation")
     test: int = Field(200, ge=4, description="clips for testing")
     unseen: float = Field(
         0.5, ge=0, le=1, description="share of these whose kind, colour and motion training never combines"
     )
-    captions: int = Field(6, ge=1, description="captions of a training clip")
+    captions: int = Field(5, ge=1, description="captions of a training clip")
     size: int = Field(96, ge=32, description="height and width, pixels")
     frames: int = Field(16, ge=4, description="frames of a clip, at 8 a second")
 
@@ -98,7 +98,7 @@ def stills(config: Config) -> list[Item]:
     rng = np.random.default_rng([config.seed, 4])
     items = []
     for number in range(config.stills):
-        scene = draw_scene(rng, int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])), "still", wide=True)
+        scene = draw_scene(rng, int(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1])), "still", wide=True)
         name = f"still-{number:05d}"
         items.append(item("stills", name, name, scene, "train", config.captions, grammar.still_caption, rng))
     return items

@@ -54,7 +54,7 @@ def full_caption(scene: Scene, rng: np.random.Generator) -> str:
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """One caption of a training clip: full, without colours, of the motion alone, short, or counting."""
     main = scene.main
-    style = rng.choice(["full", "plain", "motion", "short", "count"], p=[0.35, 0.25, 0.15, 0.15, 0.10])
+    style = rng.choice(["full", "plain", "motion", "short", "count"], p=[0.55, 0.25, 0.07, 0.08, 0.05])
     if style == "full":
         return full_caption(scene, rng)
     if style == "plain":
@@ -72,13 +72,15 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption that names the motion alone."""
-    return f"{rng.choice(['it', 'it', 'something'])} {motion_phrase(scene.main.motion, rng)}"
+    """A caption that names the motion, alone or with the kind."""
+    article = str(rng.choice(["a", "the"]))
+    subject = rng.choice(["it", "something", name(scene.main, article, colour=False), name(scene.main, article, colour=False)])
+    return f"{subject} {motion_phrase(scene.main.motion, rng)}"
 
 
 def still_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption of a still image, which has no motion."""
-    style = rng.choice(["short", "relation", "count"], p=[0.45, 0.4, 0.15])
+    style = rng.choice(["short", "relation", "count"], p=[0.6, 0.25, 0.15])
     if style == "count":
         return _count(scene, rng)
     if style == "relation" and scene.relation:
