@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.losses import box_mask
 from models.text import MlmHead, MultimodalEncoder, TextConfig, TextEncoder
-from models.timesformer import TimeSformer, VideoConfig
+from models.timesformer import Block, TimeSformer, VideoConfig
 
 
 class ModelConfig(BaseModel):
@@ -24,7 +24,7 @@ class ModelConfig(BaseModel):
     temperature: float = Field(0.07, ge=0.001, le=0.5, description="starting temperature of the contrastive loss")
     init: Literal["bert", "scratch"] = Field(
         "bert",
-        description="bert: normal(0.02), for models that load ViT and BERT weights; scratch: fan-in scaled, for small ones that do not",
+        description="bert: normal(0.02), for models that load ViT and BERT weights; scratch: for those that do not",
     )
 
     @model_validator(mode="after")
@@ -164,11 +164,9 @@ def initialize(model: nn.Module, how: str) -> None:
         if isinstance(module, TimeSformer):
             nn.init.normal_(module.cls_token, std=0.02)
             nn.init.normal_(module.pos_embed, std=0.5 if scratch else 0.02)
-            nn.init.normal_(module.time_embed, std=1.0) if scratch else nn.init.zeros_(module.time_embed)
-            for block in module.blocks:
-                if scratch:
-                    width = module.config.width
-                    block.temporal_attn.qkv.weight[: 2 * width] *= 2
-                    block.attn.qkv.weight[: 2 * width] *= 2
-                else:
-                    nn.init.zeros_(block.temporal_fc.weight)
+            nn.init.normal_(module.time_embed, std=1.0 if scratch else 0.02)
+        elif isinstance(module, Block) and scratch:  # queries and keys
+            module.temporal_attn.qkv.weight[: 2 * module.temporal_fc.in_features] *= 2
+            module.attn.qkv.weight[: 2 * module.temporal_fc.in_features] *= 2
+        elif isinstance(module, Block):
+            nn.init.zeros_(module.temporal_fc.weight)

@@ -42,7 +42,7 @@ class ModelFolder:
     task: Literal["prompter", "pretrain", "retrieval", "qa"]
     model: DualEncoder
     tokenizer: Tokenizer
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     entities: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""The four objectives as pure functions (paper, section 3.2), and what they draw: hard negatives, masked words, crops."""
+"""The four objectives as pure functions (paper, section 3.2), and their draws: negatives, masked words, crops."""
 
 import numpy as np
 import torch

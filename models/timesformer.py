@@ -90,7 +90,7 @@ class TimeSformer(nn.Module):
         size = self.config.image_size
         if (height, width) != (size, size) or t != self.config.frames:
             raise ValueError(
-                f"frames are (T, H, W) = ({t}, {height}, {width}), the encoder takes ({self.config.frames}, {size}, {size})"
+                f"(T, H, W) is ({t}, {height}, {width}); the encoder takes ({self.config.frames}, {size}, {size})"
             )
         x = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B * T, N, D)
         patches = x.view(b, t, *x.shape[1:]) + self.pos_embed[:, None, 1:] + self.time_embed[:, :, None]

@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="alpro",
         description="Captioned videos to a video-language model, the ALPRO way, stage by stage. Start with: alpro run",
-        epilog="Every stage keeps its result under a fingerprint of its configuration and inputs; running again makes only what is missing.",
+        epilog="Every stage keeps its result; running again makes only what is missing or what a change touched.",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     whole = commands.add_parser(

@@ -1,4 +1,4 @@
-"""The configuration of a whole pipeline: one TOML file, `--set` on top, one frozen object; every mistake is one line."""
+"""The configuration of a whole pipeline: a TOML file, `--set` on top, one frozen object; a mistake is one line."""
 
 import tomllib
 from pathlib import Path
@@ -35,9 +35,7 @@ class PipelineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, pattern=r"^[\w-]+$", description="what people call this pipeline")
-    render_sample: RenderSample | None = Field(
-        None, description="the sample corpus; absent: no corpus is rendered"
-    )
+    render_sample: RenderSample | None = Field(None, description="the sample corpus; absent: no corpus is rendered")
     corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
     model: ModelConfig = Field(ModelConfig(), description="sizes of the prompter and of ALPRO")
     build_vocabulary: BuildVocabulary = BuildVocabulary()
@@ -131,7 +129,7 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
 def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
     """One corpus, `data`, in the place of all: every phase of a stage becomes one, as long as all of them were."""
-    first = next(iter(values.get("corpora", {}).values()), {})
+    first: dict[str, Any] = next(iter(values.get("corpora", {}).values()), {})
     form = {key: value for key, value in first.items() if key not in ("manifest", "data", "kinds")}
     values["corpora"] = {"data": form | {"data": str(Path(data).resolve())}}
     values.pop("render_sample", None)

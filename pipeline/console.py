@@ -81,7 +81,7 @@ def print_artifact(store: Store, folder: Path, manifest: dict[str, Any]) -> None
     console.print(f"fingerprint {manifest['fingerprint']}")
     made = manifest["made"]
     console.print(
-        f"made {made['at']} in {made['seconds']:g} s, commit {made.get('commit', '?')}, MLflow run {made.get('mlflow_run', '?')}"
+        f"made {made['at']} in {made['seconds']:g} s, commit {made.get('commit')}, MLflow run {made.get('mlflow_run')}"
     )
     for title in ("inputs", "files", "counts", "metrics", "config", "versions"):
         values = manifest[title]

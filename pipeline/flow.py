@@ -1,13 +1,13 @@
 """The pipeline as Prefect flows: `plan` says which stage follows which, `alpro` runs them all, and each has a flow."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
-from prefect import flow
+from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
 
 from pipeline.config import Corpus, PipelineConfig, load_config
@@ -24,12 +24,12 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
     """The DAG, in an order in which it can run. A step's fingerprint needs nothing but what is written here."""
     steps: list[Step] = []
 
-    def add(stage: str, config: StageConfig, inputs: dict[str, Step | None], name: str = "") -> Step:
+    def add(stage: str, config: StageConfig, inputs: Mapping[str, Step | None]) -> Step:
         present = {key: step for key, step in inputs.items() if step is not None}
-        steps.append(Step(stage, name or stage, config, present))
+        steps.append(Step(stage, stage, config, present))
         return steps[-1]
 
-    sample = config.render_sample and add("render_sample", config.render_sample, {})
+    sample = add("render_sample", config.render_sample, {}) if config.render_sample else None
     corpora: dict[str, Step] = {}
     for name, corpus in config.corpora.items():
         corpora[name] = decoding(name, corpus, sample, digests)
@@ -100,7 +100,7 @@ def run(
     stages_by_deployment: bool = False,
     parent_run: str = "",
 ) -> dict[str, str]:
-    """Runs a pipeline, or one stage with whatever it needs that is not there yet. Returns the folder of each artifact."""
+    """Runs a pipeline, or one stage with whatever it needs that is missing. Returns the folder of each artifact."""
     settings = load_config(config, data, changes)
     root = Path(workspace).resolve()
     root.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def finish(session: Session, config: PipelineConfig, root: Path, status: str) ->
     session.tracker.end(session.parent, status)
 
 
-def stage_flow(stage: str) -> Callable[..., dict[str, str]]:
+def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
     """A Prefect flow of one stage, or of the whole pipeline for "alpro"."""
 
     def body(
@@ -184,7 +184,7 @@ def stage_flow(stage: str) -> Callable[..., dict[str, str]]:
         )
 
     body.__name__ = body.__qualname__ = stage
-    return flow(body, name=stage.replace("_", "-"), validate_parameters=True, persist_result=False)
+    return Flow(body, name=stage.replace("_", "-"), persist_result=False)
 
 
 alpro = stage_flow("alpro")

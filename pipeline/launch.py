@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from shards.schema import InputError
@@ -61,9 +62,7 @@ def work(
         raise InputError(read_json(out / "result.json")["mistake"])
     if status == CONTINUE:
         raise Interrupted(f"{step.name} was told to stop and left a checkpoint")
-    raise StageFailed(
-        f"{step.name} ended with status {status}; what it printed is above, what it finished is in {out}"
-    )
+    raise StageFailed(f"{step.name} ended with status {status}; what it printed is above, what it finished is in {out}")
 
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:
@@ -117,19 +116,16 @@ def end_group(process: subprocess.Popen) -> None:
     """Asks every process of the group to stop, waits for their checkpoint, then kills what is left."""
     _signal_group(process, signal.SIGTERM)
     try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
     finally:
         _signal_group(process, signal.SIGKILL)
         process.wait()
 
 
 def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):  # the group may be empty by now
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass  # the group is already empty
 
 
 def _read_lines(process: subprocess.Popen, say: Callable[[str], None]) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.states import Completed, State
@@ -123,7 +124,7 @@ def record_made(session: Session, made: Made, run: str) -> None:
 def record_cached(session: Session, made: Made) -> None:
     """A run that repeats the metrics of the run that made the artifact, and names it."""
     tracker, maker = session.tracker, made.manifest["made"]
-    note = f"Cached: made {maker['at']} by MLflow run {maker.get('mlflow_run', '?')} (fingerprint {made.step.fingerprint[:8]})"
+    note = f"Cached: made {maker['at']} by MLflow run {maker.get('mlflow_run')}"
     more = {"cached": "true", "made_by_run": maker.get("mlflow_run", ""), "mlflow.note.content": note}
     title = f"{made.step.name} · {made.step.fingerprint[:8]} · cached"
     run = tracker.start(
@@ -140,12 +141,13 @@ def record_cached(session: Session, made: Made) -> None:
 
 def final_metrics(made: Made) -> dict[str, float]:
     """What a manifest tells in numbers: metrics, counts, seconds."""
-    counts = {f"counts/{name}": float(value) for name, value in made.manifest["counts"].items() if made.step.stage != "evaluate"}
+    counts = {f"counts/{name}": float(value) for name, value in made.manifest["counts"].items()}
+    counts = {} if made.step.stage == "evaluate" else counts
     return {**made.manifest["metrics"], **counts, "seconds": made.manifest["made"]["seconds"]}
 
 
 def parent_metrics(made: Made) -> dict[str, float]:
-    """A stage's metrics under names of their own in the pipeline's run; evaluation's are the pipeline's results as they are."""
+    """A stage's metrics under names of their own in the pipeline's run; evaluation's as they are."""
     plain = made.step.stage == "evaluate"
     metrics = {
         name if plain else f"{made.step.stage}/{name}": value
@@ -172,14 +174,16 @@ def make_by_deployment(session: Session, step: Step, parameters: dict[str, Any])
     run_deployment does not raise when the run that it started fails, so its state is looked at.
     """
     flow = step.stage.replace("_", "-")
-    ran = run_deployment(f"{flow}/{flow}", parameters={**parameters, "parent_run": session.parent}, timeout=None)
+    passed = {**parameters, "parent_run": session.parent}
+    ran = cast(FlowRun, run_deployment(f"{flow}/{flow}", parameters=passed, timeout=None))
     if ran.state is None or not ran.state.is_completed():
         said = ran.state.message if ran.state else "no state"
         raise RuntimeError(f"deployment {flow}: run {ran.name} did not complete: {said}")
     manifest = session.store.find(step)
     if manifest is None:
         raise RuntimeError(
-            f"deployment {flow}: run {ran.name} completed, but {session.store.folder(step)} is not there; do the workers share the workspace?"
+            f"deployment {flow}: run {ran.name} completed, but {session.store.folder(step)} is not there; "
+            "do the workers share the workspace?"
         )
     return Made(step, session.store.folder(step), manifest, cached=False)
 
@@ -190,7 +194,7 @@ def lock_number(lock: Any) -> int | None:
 
 
 def say() -> Callable[[str], None] | None:
-    """Where the output of a stage's process goes: this terminal, or line by line to Prefect's log where there is none."""
+    """Where the output of a stage's process goes: None for this terminal, else line by line to Prefect's log."""
     if sys.stderr.isatty() or os.environ.get("ALPRO_PLAIN_OUTPUT"):
         return None
     logger = get_run_logger()

@@ -133,7 +133,8 @@ def _wanted(times: np.ndarray, count: int, start: float | None, end: float | Non
     inside = np.flatnonzero((times >= (start or 0.0) - 1e-6) & (times < (np.inf if end is None else end) - 1e-6))
     if not len(inside):
         raise DecodeError(
-            f"no frames between {start or 0:g} and {'the end' if end is None else format(end, 'g')} s; the video has {times[-1]:.2f} s"
+            f"no frames between {start or 0:g} and {'the end' if end is None else f'{end:g}'} s; "
+            f"the video has {times[-1]:.2f} s"
         )
     return [int(inside[i]) for i in segment_starts(len(inside), count)]
 

@@ -30,7 +30,7 @@ class Config(StageConfig):
     entities: int = Field(1000, ge=2, description="the most frequent nouns that become entities (M in the paper)")
     tagger: str = Field(
         "embedded",
-        description="a spaCy pipeline that tags: embedded (this project's), or an installed one's name, such as en_core_web_sm",
+        description="a spaCy pipeline: embedded (this project's), or an installed one's name, such as en_core_web_sm",
     )
     exclude: tuple[str, ...] = Field(
         (), description="nouns that are never entities; the words of the prompt templates are left out in any case"

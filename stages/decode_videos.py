@@ -69,8 +69,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     rejected = outcome.counts["rejected"]
     if rejected > config.most_rejects * total:
         raise InputError(
-            f"{source}: {rejected} of {total} items were rejected, more than most_rejects = {config.most_rejects:g} allows "
-            f"(most often: {most_common_reason(table)}); see {out / 'rejects.parquet'}"
+            f"{source}: {rejected} of {total} items were rejected, more than most_rejects = {config.most_rejects:g} "
+            f"allows (most often: {most_common_reason(table)}); see {out / 'rejects.parquet'}"
         )
     return outcome
 

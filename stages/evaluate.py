@@ -171,7 +171,7 @@ def add_retrieval(
 
 
 def add_seen_unseen(report: Report, gallery: Gallery, ranks: Ranks) -> None:
-    """R@1 apart for test clips whose combination training showed and those whose it never did (the sample's `unseen`)."""
+    """R@1 apart for clips whose combination training showed and those whose it never did (the sample's `unseen`)."""
     marks = [gallery.reader[n].about["meta"].get("unseen") for n in gallery.numbers]
     if any(not isinstance(mark, bool) for mark in marks):
         return

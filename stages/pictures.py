@@ -91,7 +91,7 @@ def draw_entities(
 def pseudo_label_pictures(
     objective: PretrainObjective, data: Steps, entities: list[str], folder: Path, count: int = 12
 ) -> None:
-    """pseudo_labels.png: the prompter's pseudo-labels on crops of the last batch of videos (of images, where there are none)."""
+    """pseudo_labels.png: the prompter's pseudo-labels on crops of the last batch of videos, or of images."""
     steps = range(len(data) - 1, max(-1, len(data) - 50), -1)
     video = [s for s in steps if data.sources[data.source_of[s]].kind == "video"]
     batch = data[video[0] if video else len(data) - 1].to(objective.mean.device)
@@ -106,7 +106,7 @@ def pseudo_label_pictures(
         named = [(entities[int(n)], float(p)) for p, n in zip(best.values, best.indices, strict=True)]
         frame = batch.frames[i, batch.frames.shape[1] // 2].permute(1, 2, 0).cpu().numpy()
         box = [v / grid for v in batch.boxes[i].tolist()]
-        words = data.tokenizer.decode(batch.text[i].tolist())
+        words = data.words.tokenizer.decode(batch.text[i].tolist())
         rows.append(draw_entities(frame, box, named, words, bool(best.values[0] >= objective.threshold)))
     folder.mkdir(parents=True, exist_ok=True)
     sheet(rows, columns=min(6, len(rows))).save(folder / "pseudo_labels.png")

@@ -45,7 +45,7 @@ class Config(TrainingConfig):
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `vocabulary`, `prompter`, `prompts` and, by their names, the corpora of the phases. Writes model/, pictures/."""
+    """inputs: `vocabulary`, `prompter`, `prompts` and the corpora of the phases. Writes model/ and pictures/."""
     with world(resources) as here:
         torch.manual_seed(config.seed)
         teacher = load_model(inputs["prompter"] / "model", here.device)

@@ -1,4 +1,4 @@
-"""Renders the sample corpus: videos of moving shapes, still images, captions, questions and splits. Nothing is downloaded."""
+"""Renders the sample corpus: videos of moving shapes, still images, captions, questions, splits."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ VERSION = 1
 
 
 class Config(StageConfig):
-    """How much to render. The corpora: `lessons` (one moving thing, captions of its motion alone), `clips`, `stills`."""
+    """How much to render. The corpora: `lessons` (one moving thing and its motion), `clips`, `stills`."""
 
     seed: int = Field(0, ge=0, description="seed of everything that is rendered")
     lessons: int = Field(300, ge=0, description="scenes of the corpus `lessons`, each a clip and the clip backwards")

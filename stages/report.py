@@ -1,16 +1,18 @@
 """What a person reads when a pipeline is done: the table of results, the curves, and one self-contained page."""
 
 import base64
-import html
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from stages.artifacts import read_json
 from stages.training.metrics import read_metrics
 
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, manifest, cached
 GROUPS = {
     "losses": ("train/loss", "train/loss_vtc", "train/loss_vtm", "train/loss_mlm", "train/loss_pem", "train/loss_qa"),
@@ -72,93 +74,52 @@ def shown(value: float | None, metric: str) -> str:
 
 
 def results_markdown(made: list[Listed]) -> str:
+    """The results as a Markdown table; empty where nothing was evaluated."""
     rows = results(made)
     if not rows:
         return ""
-    head = "| what | metric | score | chance | items |\n| --- | --- | ---: | ---: | ---: |\n"
-    body = (
-        f"| {r['what']} | {r['metric']} | {shown(r['value'], r['metric'])} | {shown(r['chance'], r['metric'])} | {r['items']} |"
-        for r in rows
-    )
-    return head + "\n".join(body) + "\n"
+    lines = ["| what | metric | score | chance | items |", "| --- | --- | ---: | ---: | ---: |"]
+    for row in rows:
+        score, chance = (shown(row[key], row["metric"]) for key in ("value", "chance"))
+        lines.append(f"| {row['what']} | {row['metric']} | {score} | {chance} | {row['items']} |")
+    return "\n".join(lines) + "\n"
 
 
 def write_report(path: Path, name: str, made: list[Listed]) -> Path:
     """One page with everything in it: results, stages, curves, pictures, what was rejected and why."""
-    parts = [f"<h1>{html.escape(name)}</h1>", _summary(made)]
-    if rows := results(made):
-        parts.append("<h2>Results</h2>" + _results_table(rows))
-    parts.append("<h2>Stages</h2>" + _stages_table(made))
-    for stage, folder, manifest, _ in made:
-        body = _stage(stage, folder, manifest)
-        if body:
-            parts.append(f"<h2>{html.escape(stage)}</h2>{body}")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE.read_text("utf-8")
+    )
+    stages = [
+        {
+            "name": stage,
+            "fingerprint": manifest["fingerprint"][:8],
+            "time": "cached" if cached else f"{manifest['made']['seconds']:.1f} s",
+            "counts": {} if manifest["stage"] == "evaluate" else manifest["counts"],
+            "pictures": [base64.b64encode(picture).decode() for picture in pictures(stage, folder)],
+            "reasons": reasons(folder),
+        }
+        for stage, folder, manifest, cached in made
+    ]
+    worked = sum(manifest["made"]["seconds"] for _, _, manifest, cached in made if not cached)
+    cached = sum(one[3] for one in made)
+    page = template.render(name=name, results=results(made), shown=shown, stages=stages, worked=worked, cached=cached)
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>"
     path.write_text(page, "utf-8")
     return path
 
 
-def _summary(made: list[Listed]) -> str:
-    cached = sum(one[3] for one in made)
-    seconds = sum(m["made"]["seconds"] for _, _, m, c in made if not c)
-    return f"<p>{len(made)} stages, {cached} of them cached; {seconds:.0f} s of work in the others.</p>"
-
-
-def _results_table(rows: list[dict[str, Any]]) -> str:
-    lines, last = [], None
-    for row in rows:
-        what = html.escape(row["what"]) if row["what"] != last else ""
-        last = row["what"]
-        cells = [shown(row["value"], row["metric"]), shown(row["chance"], row["metric"]), str(row["items"])]
-        numbers = "".join(f"<td class=n>{cell}</td>" for cell in cells)
-        lines.append(
-            f"<tr{' class=first' if what else ''}><td>{what}</td><td>{html.escape(row['metric'])}</td>{numbers}</tr>"
-        )
-    return f"<table><tr><th>what<th>metric<th>score<th>chance<th>items</tr>{''.join(lines)}</table>"
-
-
-def _stages_table(made: list[Listed]) -> str:
-    lines = []
-    for name, _, manifest, cached in made:
-        counts = (
-            ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in manifest["counts"].items())
-            if manifest["stage"] != "evaluate"
-            else ""
-        )
-        state = "cached" if cached else f"{manifest['made']['seconds']:.1f} s"
-        lines.append(
-            f"<tr><td>{html.escape(name)}</td><td><code>{manifest['fingerprint'][:8]}</code></td><td class=n>{state}</td><td>{html.escape(counts)}</td></tr>"
-        )
-    return f"<table><tr><th>stage<th>fingerprint<th>time<th>counts</tr>{''.join(lines)}</table>"
-
-
-def _stage(name: str, folder: Path, manifest: dict[str, Any]) -> str:
-    parts = []
-    if (curves := metric_curves(read_metrics(folder / "metrics.jsonl"), name)) is not None:
+def pictures(stage: str, folder: Path) -> Iterator[bytes]:
+    """PNG files of a stage: its curves, then the pictures that it left."""
+    if (curves := metric_curves(read_metrics(folder / "metrics.jsonl"), stage)) is not None:
         buffer = io.BytesIO()
         curves.savefig(buffer, format="png", dpi=110)
-        parts.append(_image(buffer.getvalue()))
-    parts += [_image(picture.read_bytes()) for picture in sorted((folder / "pictures").glob("*.png"))]
-    reasons = read_json(folder / "statistics.json").get("reasons", {}) if (folder / "statistics.json").is_file() else {}
-    if reasons:
-        parts.append(
-            "<p>Rejected:</p><ul>"
-            + "".join(f"<li>{count} x {html.escape(reason)}</li>" for reason, count in reasons.items())
-            + "</ul>"
-        )
-    return "".join(parts)
+        yield buffer.getvalue()
+    for picture in sorted((folder / "pictures").glob("*.png")):
+        yield picture.read_bytes()
 
 
-def _image(data: bytes) -> str:
-    return f'<p><img alt="" src="data:image/png;base64,{base64.b64encode(data).decode()}"></p>'
-
-
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1f; max-width: 1180px; margin: 2em auto; padding: 0 1.2em }
-h1 { font-size: 1.7em } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd; padding-bottom: .2em }
-table { border-collapse: collapse } th { text-align: left; color: #666; font-weight: 500 }
-td, th { padding: .18em .9em .18em 0; vertical-align: top } .n { text-align: right; font-variant-numeric: tabular-nums }
-tr.first td { border-top: 1px solid #e5e5ea } img { max-width: 100%; border: 1px solid #eee }
-code { color: #555 }
-"""
+def reasons(folder: Path) -> dict[str, int]:
+    """Why items of a corpus were rejected, most frequent first."""
+    path = folder / "statistics.json"
+    return read_json(path).get("reasons", {}) if path.is_file() else {}

@@ -110,7 +110,8 @@ class Tracker:
             if fresh:
                 # Several lines may share a step (training, validation): the newest step waits for its last line.
                 self.lines(
-                    run, ready := fresh if done.is_set() else [l for l in fresh if l["step"] < fresh[-1]["step"]]
+                    run,
+                    ready := fresh if done.is_set() else [line for line in fresh if line["step"] < fresh[-1]["step"]],
                 )
                 last = ready[-1]["step"] if ready else last
 

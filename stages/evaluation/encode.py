@@ -14,8 +14,8 @@ from models.folder import ModelFolder
 from shards.reader import ShardReader
 from shards.sampling import segment_starts
 from shards.schema import InputError
-from stages.training.examples import pad
 from stages.training.objective import Objective
+from stages.word_pieces import WordPieces
 
 Reorder = Callable[[list[int]], list[int]]  # what a control does to the order of frames
 
@@ -45,22 +45,12 @@ def load_model(folder: Path, device: torch.device) -> ModelFolder:
         raise InputError(str(error)) from error
 
 
-def encoding(tokenizer: Tokenizer, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
-    """Word ids and mask (N, L) of texts, cut to `length` word pieces with [SEP] last."""
-    rows = []
-    for text in tokenizer.encode_batch(texts):
-        ids = np.array(text.ids[:length], np.int64)
-        ids[-1] = tokenizer.token_to_id("[SEP]")
-        rows.append(ids)
-    return torch.from_numpy(pad(rows, 0)), torch.from_numpy(pad([np.ones_like(r) for r in rows], 0))
-
-
 @torch.no_grad()
 def encode_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
 ) -> Texts:
     """All texts through the text encoder."""
-    ids, mask = encoding(tokenizer, texts, length)
+    ids, mask = WordPieces(tokenizer).batch(texts, length)
     parts = [
         model.encode_text(i.to(device), m.to(device)) for i, m in zip(ids.split(batch), mask.split(batch), strict=True)
     ]

@@ -1,4 +1,4 @@
-"""How often the prompter's best entity for a whole clip is really in it, and what the best constant guess would reach."""
+"""How often the prompter's best entity for a clip is really in it, and what the best constant guess would reach."""
 
 import re
 from dataclasses import dataclass

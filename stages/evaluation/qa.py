@@ -93,5 +93,5 @@ def validation_questions(inputs: dict[str, Path], most: int) -> Questions:
             if questions.texts:
                 return questions
     raise InputError(
-        "no corpus has validation videos with questions: name some in the manifest's split column, or raise `validation`"
+        "no corpus has validation videos with questions: mark some in the column split, or raise `validation`"
     )

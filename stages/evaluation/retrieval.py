@@ -89,7 +89,7 @@ def match_top_k(model: Alpro, texts: Texts, videos: Videos, k: int, batch: int =
 def validate_retrieval(
     objective: Objective, inputs: dict[str, Path], tokenizer: Tokenizer, length: int, most: int = 500
 ) -> tuple[Validate, str]:
-    """A validation by matching the 16 most similar, on the first `most` validation videos; and the metric to select by."""
+    """A validation by matching the 16 most similar, on the first `most` videos; and the metric to select by."""
     gallery = validation_gallery(inputs, most)
     device = objective.mean.device
 
@@ -113,7 +113,7 @@ def validation_gallery(inputs: dict[str, Path], most: int) -> Gallery:
             if gallery.numbers:
                 return first_of(gallery, most)
     raise InputError(
-        "no corpus has validation videos with captions: name some in the manifest's split column, or raise `validation`"
+        "no corpus has validation videos with captions: mark some in the column split, or raise `validation`"
     )
 
 

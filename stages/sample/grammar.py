@@ -74,7 +74,8 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption that names the motion, alone or with the kind."""
     article = str(rng.choice(["a", "the"]))
-    subject = rng.choice(["it", "something", name(scene.main, article, colour=False), name(scene.main, article, colour=False)])
+    named = name(scene.main, article, colour=False)
+    subject = rng.choice(["it", "something", named, named])
     return f"{subject} {motion_phrase(scene.main.motion, rng)}"
 
 

@@ -1,4 +1,4 @@
-"""What happens in a clip of the sample corpus: things of a kind and a colour, their motions and relations, the splits."""
+"""What happens in a clip of the sample corpus: things of a kind and a colour, how they move and lie, the splits."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -124,6 +124,7 @@ def _arrange(rng: np.random.Generator, count: int, motion: str) -> tuple[str | N
     """The relation of the main thing to the others, and the place of each."""
     if count == 1:
         return None, [rng.uniform(0.38, 0.62, 2)]
+    choices: tuple[str, ...]
     if motion in ("left", "right"):
         choices = ("above", "below")
     elif motion in ("up", "down"):

@@ -1,10 +1,11 @@
 """From decoded corpora to batches: which examples make step n, and the arrays of each. Everything follows from the
 seed and the step alone, whoever loads it, so that position in the data is one number."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from shards.sampling import frames_at_random, frames_in_halves, grouped_order
 from shards.schema import InputError
 from stages.artifacts import Resources
 from stages.training.config import Phase, TrainingConfig
+from stages.word_pieces import WordPieces, pad
 
 
 @dataclass
@@ -36,15 +38,28 @@ class Batch:
     boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
     answers: Tensor | None = None  # (B,) answers, -100 = outside the vocabulary
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `change` applied to each of its tensors."""
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: change(v) if isinstance(v, Tensor) else v for name, v in given.items()}
+        return Batch(**changed)
+
     def to(self, device: torch.device) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(
-            self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.pin_memory() for k, v in tensors.items() if isinstance(v, Tensor)})
+        return self.map(Tensor.pin_memory)
+
+    def split(self, parts: int) -> list["Batch"]:
+        """Equal parts in order, for gradient accumulation."""
+        if parts == 1:
+            return [self]
+        size = len(self.ids) // parts
+        found = []
+        for number in range(parts):
+            cut = slice(number * size, (number + 1) * size)
+            found.append(replace(self.map(itemgetter(cut)), ids=self.ids[cut]))
+        return found
 
 
 class Source:
@@ -85,7 +100,7 @@ class Source:
 
     def at(self, position: int, count: int, seed: int) -> list[tuple[int, int]]:
         """`count` examples from `position` on of the endless run of epochs, as (epoch, example)."""
-        found = []
+        found: list[tuple[int, int]] = []
         while len(found) < count:
             epoch, offset = divmod(position + len(found), len(self))
             chosen = self.order(seed, epoch)[offset : offset + count - len(found)]
@@ -110,12 +125,12 @@ class Steps(Dataset[Batch]):
         rank: int = 0,
         ranks: int = 1,
     ):
-        self.config, self.tokenizer, self.unit, self.answers = config, tokenizer, unit, answers
+        self.config, self.words, self.unit, self.answers = config, WordPieces(tokenizer), unit, answers
         self.frames, self.image_size, self.grid, self.mlm_rate = frames, image_size, grid, mlm_rate
         self.rank, self.ranks = rank, ranks
         if config.batch_size % (ranks * config.accumulate):
             raise InputError(
-                f"batch_size {config.batch_size} does not divide among {ranks} processes x {config.accumulate} accumulated parts"
+                f"batch_size {config.batch_size} does not divide among {ranks} processes x {config.accumulate} parts"
             )
         self.sources: list[Source] = []
         for name in dict.fromkeys(c for phase in config.phases for c in phase.corpora):
@@ -134,9 +149,8 @@ class Steps(Dataset[Batch]):
         for phase in self.config.phases:
             sources = [i for i, s in enumerate(self.sources) if s.name in phase.corpora]
             if not sources:
-                raise InputError(
-                    f"no training examples with a {'question' if self.unit == 'question' else 'caption'} in {', '.join(phase.corpora)}"
-                )
+                text = "question" if self.unit == "question" else "caption"
+                raise InputError(f"no training examples with a {text} in {', '.join(phase.corpora)}")
             shares = np.array([self._share(i, phase) for i in sources])
             chosen.append(rng.choice(sources, self.steps_of(phase, sources), p=shares / shares.sum()))
         self.source_of = np.concatenate(chosen)
@@ -184,8 +198,7 @@ class Steps(Dataset[Batch]):
         choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
         chosen = choose(stored, self.frames, rng) if stored > 1 else [0] * self.frames
         frames = random_crop(sample.frames(chosen), self.image_size, self.config.random_crop, rng)
-        ids = np.array(self.tokenizer.encode(text).ids[: self.config.text_length], np.int64)
-        ids[-1] = self.tokenizer.token_to_id("[SEP]")
+        ids = self.words.ids([text], self.config.text_length)[0]
         item = {
             "id": sample.about["id"],
             "video": source.first_video + int(sample_number),
@@ -198,9 +211,8 @@ class Steps(Dataset[Batch]):
         if self.mlm_rate:
             special = np.zeros(len(ids), bool)
             special[[0, -1]] = True
-            mask_id, words = self.tokenizer.token_to_id("[MASK]"), self.tokenizer.get_vocab_size()
-            item["masked"], item["labels"] = mask_words(ids, special, mask_id, words, self.mlm_rate, rng)
-        if self.grid:
+            masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.mlm_rate, rng)
+            item["masked"], item["labels"] = masked
             item["box"] = random_box(self.grid, rng)
         return item
 
@@ -230,15 +242,6 @@ def random_crop(frames: np.ndarray, size: int, share: float, rng: np.random.Gene
         top, left = int(rng.integers(height - side_h + 1)), int(rng.integers(width - side_w + 1))
         frames = frames[:, top : top + side_h, left : left + side_w]
     return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
-
-
-def pad(rows: list[np.ndarray], fill: int, multiple: int = 8) -> np.ndarray:
-    """Rows of different lengths to one array, as long as the longest, rounded up so that shapes are few."""
-    length = -(-max(len(row) for row in rows) // multiple) * multiple
-    out = np.full((len(rows), length), fill, np.int64)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
 
 
 def collate(step: int, kind: str, items: list[dict]) -> Batch:

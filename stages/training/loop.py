@@ -5,8 +5,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -131,12 +131,11 @@ class _Run:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         collected = Mean()
-        parts = split(batch, self.config.accumulate)
+        parts = batch.split(self.config.accumulate)
         for number, part in enumerate(parts, 1):
-            syncs = number == len(parts) or not isinstance(self.module, DistributedDataParallel)
-            with nullcontext() if syncs else self.module.no_sync(), self.autocast():
-                loss, metrics = self.module(part)
-            with nullcontext() if syncs else self.module.no_sync():
+            with self.gathering(last=number == len(parts)):
+                with self.autocast():
+                    loss, metrics = self.module(part)
                 (loss / len(parts)).backward()
             collected.add(metrics | {"loss": loss.detach()})
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
@@ -145,7 +144,11 @@ class _Run:
         metrics = {name: value / len(parts) for name, value in collected.sums.items()}
         return metrics | {"grad_norm": norm.detach(), "lr": torch.tensor(rate)}
 
-    def autocast(self):
+    def gathering(self, last: bool) -> AbstractContextManager:
+        """Gradients are averaged over the ranks with the last part of a step alone."""
+        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not last else nullcontext()
+
+    def autocast(self) -> AbstractContextManager:
         on = self.config.mixed_precision and self.world.device.type == "cuda"
         return torch.autocast("cuda", torch.bfloat16) if on else nullcontext()
 
@@ -190,19 +193,6 @@ class _Run:
         if self.world.main:
             state = {f.name: getattr(self.done, f.name) for f in fields(Progress)}
             self.checkpoints.save(self.done.step, self.objective, self.optimizer, state)
-
-
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in `parts` equal parts, for gradient accumulation."""
-    if parts == 1:
-        return [batch]
-    size = len(batch.ids) // parts
-    found = []
-    for start in range(0, size * parts, size):
-        tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
-        cut = {k: v[start : start + size] for k, v in tensors.items() if isinstance(v, Tensor)}
-        found.append(replace(batch, ids=batch.ids[start : start + size], **cut))
-    return found
 
 
 @contextmanager

@@ -16,6 +16,9 @@ Metrics = dict[str, Tensor]
 class Objective(nn.Module):
     """forward(batch) -> (loss, metrics). Holds the model that is trained, and the normalisation of its frames."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: DualEncoder, mean: list[float], std: list[float]):
         super().__init__()
         self.model = model
@@ -73,7 +76,7 @@ class MatchingObjective(Objective):
     model: Alpro
 
     def negatives(self, batch: Batch, v2t: Tensor, t2v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hard negatives within this rank: a video for each text, a text for each video, and which of them are valid."""
+        """Hard negatives within this rank: a video for each text, a text for each video, and which are valid."""
         size = len(batch.video)
         rank = dist.get_rank() if dist.is_initialized() else 0
         here = slice(rank * size, (rank + 1) * size)
@@ -112,6 +115,9 @@ class PretrainObjective(MatchingObjective):
     All fused pairs go through the multimodal encoder in one pass: B positives, B + B negatives, B masked texts.
     """
 
+    video_prompts: Tensor
+    image_prompts: Tensor
+
     def __init__(
         self,
         model,
@@ -134,7 +140,8 @@ class PretrainObjective(MatchingObjective):
         return self
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        assert batch.masked is not None and batch.labels is not None and batch.boxes is not None
+        assert batch.masked is not None
+        assert batch.labels is not None
         on = {name: weight > 0 for name, weight in self.weights.items()}
         size, length = batch.text.shape
         frames = self.pixels(batch.frames)
@@ -187,7 +194,7 @@ class PretrainObjective(MatchingObjective):
 
 
 class QaObjective(Objective):
-    """Question answering as classification on the fused [CLS] (section 4.1); answers outside the vocabulary are left out."""
+    """Question answering as classification on the fused [CLS] (section 4.1), among the known answers."""
 
     model: Alpro
 

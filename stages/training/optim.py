@@ -10,7 +10,8 @@ NO_DECAY = ("pos_embed", "time_embed", "cls_token", "positions", "temperature", 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices, and none on biases, norms, embeddings of place and time, temperature."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
