@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from shards.schema import InputError
-from stages.artifacts import STAGES, Store
+from stages.artifacts import STAGES, StageFailed, Store
 
 MISTAKE = 2
 
@@ -20,6 +20,9 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MISTAKE)
+    except StageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
@@ -142,7 +145,7 @@ def prepare_prefect(workspace: Path) -> None:
     """Where no Prefect server is named, one runs embedded for the time of the command, its files in the workspace."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("ALPRO_PLAIN_OUTPUT", "1")
+    os.environ["ALPRO_COMMAND_LINE"] = "1"
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(workspace / "prefect"))
 

@@ -51,7 +51,9 @@ class PipelineConfig(BaseModel):
     def _known_corpora(self) -> "PipelineConfig":
         for name, corpus in self.corpora.items():
             if bool(corpus.manifest) == bool(corpus.data):
-                raise ValueError(f"corpora.{name}: give either data (your own) or manifest (of the rendered sample)")
+                raise ValueError(
+                    f"corpora.{name}: give --data, or data (your own), or manifest (of the rendered sample)"
+                )
             if corpus.manifest and self.render_sample is None:
                 raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
         used = {

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -11,7 +12,8 @@ from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
 
 from pipeline.config import Corpus, PipelineConfig, load_config
-from pipeline.tasks import Session, git_commit, make, make_by_deployment, result
+from pipeline.record import end_dead_pipelines, git_commit, run_tags
+from pipeline.tasks import Session, make, make_by_deployment, result
 from shards.schema import InputError
 from stages.artifacts import StageConfig, Step, Store
 from stages.decode_videos import Config as DecodeConfig
@@ -104,31 +106,34 @@ def run(
     settings = load_config(config, data, changes)
     root = Path(workspace).resolve()
     root.mkdir(parents=True, exist_ok=True)
+    store, commit = Store(root / "artifacts"), git_commit()
     steps = plan(settings, Digests(root / "digests.sqlite"))
     steps = needed(steps, stage) if stage else steps
     tracker = Tracker.open(tracking_uri or f"sqlite:///{root / 'mlflow.db'}", root / "mlflow", settings.name)
-    parent = parent_run or tracker.start(
-        title(settings, stage, changes, steps), settings.model_dump(mode="json"), {"commit": git_commit()}
-    )
-    session = Session(Store(root / "artifacts"), tracker, parent, settings.resources, git_commit())
+    if parent_run:  # a pipeline has told of what is there already, and tells the results
+        steps = [step for step in steps if step.stage == stage or not store.find(step)]
+        return make_all(Session(store, tracker, parent_run, settings.resources, commit), steps)
+    end_dead_pipelines(tracker)
+    name = title(settings, stage, changes, steps)
+    parent = tracker.start(name, settings.model_dump(mode="json"), run_tags(commit))
+    session = Session(store, tracker, parent, settings.resources, commit)
+    passed = {"config": config, "data": data, "changes": changes or [], "workspace": str(root)}
     status = "FAILED"
     try:
-        for step in steps:
-            if stages_by_deployment:
-                passed = {
-                    "config": config,
-                    "data": data,
-                    "changes": changes or [],
-                    "workspace": str(root),
-                    "tracking_uri": tracking_uri,
-                }
-                session.made.append(make_by_deployment(session, step, passed))
-            else:
-                session.made.append(result(make(step.name, session, step)))
+        made = make_all(session, steps, {**passed, "tracking_uri": tracking_uri} if stages_by_deployment else None)
         status = "FINISHED"
     finally:
-        if not parent_run:
-            finish(session, settings, root, status)
+        finish(session, settings, root, status)
+    return made
+
+
+def make_all(session: Session, steps: list[Step], by_deployment: dict[str, Any] | None = None) -> dict[str, str]:
+    """Makes the steps in order: here, or, with the parameters of their flows, by the deployment of each stage."""
+    for step in steps:
+        if by_deployment is not None and not session.store.find(step):
+            session.made.append(make_by_deployment(session, step, by_deployment))
+        else:
+            session.made.append(result(make(step.name, session, step)))
     return {made.step.name: str(made.folder) for made in session.made}
 
 

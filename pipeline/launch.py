@@ -10,17 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from shards.schema import InputError
-from stages.artifacts import Outcome, Resources, Step, Store, read_json, write_json
+from stages.artifacts import Outcome, Resources, StageFailed, Step, Store, read_json, write_json
 from stages.run import MISTAKE
 from stages.training.loop import CONTINUE
 
 OWN_PROCESS = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
 MANY_PROCESSES = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
 GRACE_SECONDS = 30.0  # what a training run has to write its checkpoint before it is killed
-
-
-class StageFailed(Exception):
-    """A stage's process ended with an error of its own, which it has printed."""
 
 
 class Interrupted(Exception):

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shards.schema import InputError
 
 MANIFEST_VERSION = 1
+UNFINISHED = ("checkpoints", "parts")  # what only a continued run reads; deleted from a finished artifact
 STAGES = (
     "render_sample",
     "decode_videos",
@@ -38,6 +39,10 @@ STAGES = (
     "finetune_qa",
     "evaluate",
 )
+
+
+class StageFailed(Exception):
+    """A stage's process ended with an error of its own, which it has printed."""
 
 
 class StageConfig(BaseModel):
@@ -163,6 +168,8 @@ class Store:
             },
         }
         write_json(folder / "manifest.json", manifest)
+        for name in UNFINISHED:
+            shutil.rmtree(folder / name, ignore_errors=True)
         return manifest
 
 
@@ -202,13 +209,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def fresh(folder: Path) -> Path:
-    """An empty folder of that name; what was there is deleted."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
 
 
 def require(folder: Path, name: str) -> Path:

@@ -15,9 +15,12 @@ from pydantic import Field
 
 from shards.decode import Clip, DecodeError, Decoder, decode_image, decode_video
 from shards.manifest import assign_splits, read_manifest
+from shards.reader import ShardReader
+from shards.sampling import segment_starts
 from shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject, Row
 from shards.writer import ShardWriter, index_shard
 from stages.artifacts import Outcome, Resources, StageConfig, write_json
+from stages.pictures import clip_strip, sheet
 from stages.progress import progress
 from stages.workers import work_pool
 
@@ -66,6 +69,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         for unit in finish(units, config, out, pool):
             advance(len(unit.rows))
     outcome, table = join(units, rejects, out)
+    draw_samples(out)
     rejected = outcome.counts["rejected"]
     if rejected > config.most_rejects * total:
         raise InputError(
@@ -209,6 +213,23 @@ def statistics(units: list[Unit], index: pa.Table, rejected: pa.Table, parts: Pa
         "hours": round(sum(index["duration"].to_pylist()) / 3600, 4),
         "reasons": dict(Counter(rejected["reason"].to_pylist()).most_common()),
     }
+
+
+def draw_samples(out: Path, count: int = 8) -> None:
+    """pictures/samples.png: some samples, evenly over the corpus, with what was said of them."""
+    reader = ShardReader(out)
+    rows = []
+    for number in segment_starts(len(reader), min(count, len(reader))):
+        sample = reader[number]
+        frames = sample.frames(segment_starts(len(sample.jpegs), 4 if len(sample.jpegs) > 1 else 1))
+        said = [
+            *sample.about["captions"][:2],
+            *(f"{q['question']} {q['answer']}" for q in sample.about["questions"][:2]),
+        ]
+        rows.append(clip_strip(frames, [f"{sample.about['id']} ({sample.about['split']})", *said]))
+    if rows:
+        (out / "pictures").mkdir(exist_ok=True)
+        sheet(rows, columns=2 if len(rows) > 1 else 1).save(out / "pictures" / "samples.png")
 
 
 def most_common_reason(rejected: pa.Table) -> str:

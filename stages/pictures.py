@@ -2,14 +2,9 @@
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-
-from stages.training.examples import Steps
-from stages.training.objective import PretrainObjective
 
 TILE = 176  # pixels of a frame in a picture
 INK, PAPER, FAINT = (25, 25, 28), (255, 255, 255), (120, 120, 128)
@@ -85,31 +80,6 @@ def draw_entities(
     if kept is not None:
         lines.append(("kept" if kept else "dropped: below the threshold", GREEN if kept else RED))
     return strip([image], [*lines, (caption, FAINT)], TILE + 4)
-
-
-@torch.no_grad()
-def pseudo_label_pictures(
-    objective: PretrainObjective, data: Steps, entities: list[str], folder: Path, count: int = 12
-) -> None:
-    """pseudo_labels.png: the prompter's pseudo-labels on crops of the last batch of videos, or of images."""
-    steps = range(len(data) - 1, max(-1, len(data) - 50), -1)
-    video = [s for s in steps if data.sources[data.source_of[s]].kind == "video"]
-    batch = data[video[0] if video else len(data) - 1].to(objective.mean.device)
-    assert batch.boxes is not None
-    objective.eval()
-    prompts = objective.image_prompts if batch.kind == "image" else objective.video_prompts
-    labels = objective.prompter.pseudo_labels(objective.pixels(batch.frames), batch.boxes, prompts).cpu()
-    grid = objective.model.config.video.grid
-    rows = []
-    for i in range(min(count, len(labels))):
-        best = labels[i].topk(min(3, len(entities)))
-        named = [(entities[int(n)], float(p)) for p, n in zip(best.values, best.indices, strict=True)]
-        frame = batch.frames[i, batch.frames.shape[1] // 2].permute(1, 2, 0).cpu().numpy()
-        box = [v / grid for v in batch.boxes[i].tolist()]
-        words = data.words.tokenizer.decode(batch.text[i].tolist())
-        rows.append(draw_entities(frame, box, named, words, bool(best.values[0] >= objective.threshold)))
-    folder.mkdir(parents=True, exist_ok=True)
-    sheet(rows, columns=min(6, len(rows))).save(folder / "pseudo_labels.png")
 
 
 def retrieval_picture(queries: Sequence[tuple[str, str, Sequence[tuple[np.ndarray, str, bool]]]]) -> Image.Image:

@@ -12,7 +12,7 @@ from stages.artifacts import Outcome, Resources, StageConfig
 from stages.cache_prompts import read_entities, read_prompts
 from stages.evaluation.contrast import validate_contrast
 from stages.evaluation.encode import load_model
-from stages.pictures import pseudo_label_pictures
+from stages.pictures import draw_entities, sheet
 from stages.train_prompter import sized_for
 from stages.training.config import TrainingConfig
 from stages.training.distributed import world
@@ -82,7 +82,32 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         if here.main:
             preprocessing = preprocessing.model_copy(update={"text_length": config.text_length})
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities).save(out / "model")
-            pseudo_label_pictures(objective, data, entities, out / "pictures")
+            draw_pseudo_labels(objective, data, entities, out / "pictures")
         return Outcome(
             {"steps": len(data), "samples_without_caption": data.skipped, "entities": len(entities)}, metrics
         )
+
+
+@torch.no_grad()
+def draw_pseudo_labels(
+    objective: PretrainObjective, data: Steps, entities: list[str], folder: Path, count: int = 12
+) -> None:
+    """pseudo_labels.png: what the prompter says of crops of the last batch of videos, or else of images."""
+    last = len(data) - 1
+    video = [s for s in range(last, max(-1, last - 50), -1) if data.sources[data.source_of[s]].kind == "video"]
+    batch = data[video[0] if video else last].to(objective.mean.device)
+    assert batch.boxes is not None
+    objective.eval()
+    prompts = objective.image_prompts if batch.kind == "image" else objective.video_prompts
+    labels = objective.prompter.pseudo_labels(objective.pixels(batch.frames), batch.boxes, prompts).cpu()
+    grid = objective.model.config.video.grid
+    rows = []
+    for i in range(min(count, len(labels))):
+        best = labels[i].topk(min(3, len(entities)))
+        named = [(entities[int(n)], float(p)) for p, n in zip(best.values, best.indices, strict=True)]
+        frame = batch.frames[i, batch.frames.shape[1] // 2].permute(1, 2, 0).cpu().numpy()
+        box = [v / grid for v in batch.boxes[i].tolist()]
+        words = data.words.tokenizer.decode(batch.text[i].tolist())
+        rows.append(draw_entities(frame, box, named, words, bool(best.values[0] >= objective.threshold)))
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet(rows, columns=min(6, len(rows))).save(folder / "pseudo_labels.png")

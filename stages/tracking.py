@@ -17,7 +17,7 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.entities import Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -74,9 +74,6 @@ class Tracker:
     def end(self, run: str, status: str = "FINISHED") -> None:
         """Ends a run: FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run, status)
-
-    def tag(self, run: str, tags: dict[str, str]) -> None:
-        self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def metrics(self, run: str, values: dict[str, float], step: int = 0) -> None:
         now = int(time.time() * 1000)
@@ -146,10 +143,12 @@ class Tracker:
     def figure(self, run: str, figure: Any, name: str) -> None:
         self.client.log_figure(run, figure, name)
 
-    def unfinished(self) -> list[str]:
-        """Ids of runs that say they still run: for marking those whose process is gone."""
-        found = self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY)
-        return [run.info.run_id for run in found]
+    def running(self, tags: dict[str, str]) -> dict[str, dict[str, str]]:
+        """The runs that say they run and have these tags: their ids, with all their tags."""
+        wanted = [f"tags.{key} = '{value}'" for key, value in tags.items()]
+        query = " and ".join(["attributes.status = 'RUNNING'", *wanted])
+        found = self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
+        return {run.info.run_id: run.data.tags for run in found}
 
 
 def read_table(path: Path) -> Any:

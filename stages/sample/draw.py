@@ -84,74 +84,76 @@ class _Pen:
 
 def _ball(pen, colour):
     pen.disc(colour)
-    pen.box(WHITE, -0.93, -0.2, 0.93, 0.2)
+    pen.box(WHITE, -0.93, -0.28, 0.93, 0.28)
 
 
 def _box(pen, colour):
     pen.box(colour, -0.85, -0.85, 0.85, 0.85)
-    pen.box(BLACK, -0.14, -0.85, 0.14, 0.85)
-    pen.box(BLACK, -0.85, -0.14, 0.85, 0.14)
+    pen.box(BLACK, -0.2, -0.85, 0.2, 0.85)
+    pen.box(BLACK, -0.85, -0.2, 0.85, 0.2)
 
 
 def _triangle(pen, colour):
     pen.polygon(colour, (0, -1), (0.95, 0.75), (-0.95, 0.75))
-    pen.polygon(WHITE, (0, 0.62), (0.38, -0.05), (-0.38, -0.05))
+    pen.polygon(WHITE, (0, 0.75), (0.48, -0.1), (-0.48, -0.1))
 
 
 def _star(pen, colour):
     angles = np.arange(10) * np.pi / 5 - np.pi / 2
     radii = np.where(np.arange(10) % 2, 0.42, 1.0)
     pen.polygon(colour, *((r * np.cos(a), r * np.sin(a)) for a, r in zip(angles, radii, strict=True)))
-    pen.disc(BLACK, rx=0.3)
+    pen.disc(BLACK, rx=0.42)
 
 
 def _heart(pen, colour):
     pen.disc(colour, -0.47, -0.35, 0.52)
     pen.disc(colour, 0.47, -0.35, 0.52)
     pen.polygon(colour, (-0.93, -0.1), (0.93, -0.1), (0, 0.98))
-    pen.disc(WHITE, -0.45, -0.38, 0.26)
+    pen.disc(WHITE, -0.45, -0.36, 0.38)
 
 
 def _cross(pen, colour):
     pen.box(colour, -0.35, -0.95, 0.35, 0.95)
     pen.box(colour, -0.95, -0.35, 0.95, 0.35)
-    pen.box(WHITE, -0.3, -0.3, 0.3, 0.3)
+    pen.box(WHITE, -0.35, -0.35, 0.35, 0.35)
+    pen.box(WHITE, -0.35, -0.95, 0.35, -0.65)
 
 
 def _ring(pen, colour):
     pen.disc(colour)
     pen.draw.ellipse([pen.at(-0.55, -0.55), pen.at(0.55, 0.55)], fill=(0, 0, 0, 0))
-    pen.disc(BLACK, 0.77, 0, 0.17)
+    for angle in np.arange(4) * np.pi / 2:
+        pen.disc(BLACK, 0.77 * np.cos(angle), 0.77 * np.sin(angle), 0.22)
 
 
 def _moon(pen, colour):
     pen.disc(colour)
     pen.draw.ellipse([pen.at(-0.35, -0.95), pen.at(1.25, 0.65)], fill=(0, 0, 0, 0))
-    pen.disc(BLACK, -0.55, 0.3, 0.15)
+    pen.disc(BLACK, -0.6, 0.25, 0.27)
 
 
 def _flower(pen, colour):
     for angle in np.arange(6) * np.pi / 3:
         pen.disc(colour, 0.62 * np.cos(angle), 0.62 * np.sin(angle), 0.38)
-    pen.disc(WHITE, rx=0.36)
-    pen.disc(BLACK, rx=0.14)
+    pen.disc(WHITE, rx=0.46)
+    pen.disc(BLACK, rx=0.16)
 
 
 def _fish(pen, colour):
     pen.disc(colour, -0.18, 0, 0.75, 0.5)
     pen.polygon(colour, (0.35, 0), (1, -0.6), (1, 0.6))
-    pen.disc(WHITE, -0.55, -0.1, 0.19)
-    pen.polygon(BLACK, (-0.1, -0.48), (0.12, 0.0), (-0.1, 0.48), (0.02, 0))
+    pen.disc(WHITE, -0.58, -0.1, 0.2)
+    pen.box(BLACK, -0.22, -0.47, 0.12, 0.47)
 
 
 def _house(pen, colour):
     pen.box(colour, -0.75, -0.15, 0.75, 0.95)
     pen.polygon(WHITE, (0, -1), (0.98, -0.12), (-0.98, -0.12))
-    pen.box(BLACK, -0.2, 0.35, 0.2, 0.95)
+    pen.box(BLACK, -0.28, 0.25, 0.28, 0.95)
 
 
 def _tree(pen, colour):
-    pen.box(WHITE, -0.17, 0.3, 0.17, 1)
+    pen.box(WHITE, -0.28, 0.3, 0.28, 1)
     pen.polygon(colour, (0, -1), (0.62, -0.2), (-0.62, -0.2))
     pen.polygon(colour, (0, -0.6), (0.85, 0.42), (-0.85, 0.42))
 

@@ -79,17 +79,22 @@ def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
     return f"{subject} {motion_phrase(scene.main.motion, rng)}"
 
 
+def portrait_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption that names the kind alone."""
+    what = rng.choice(["photo", "picture", "good photo", "good picture", "portrait"])
+    return f"a {what} of {name(scene.main, str(rng.choice(['a', 'the', 'one'])), colour=False)}"
+
+
 def still_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption of a still image, which has no motion."""
-    style = rng.choice(["short", "relation", "count"], p=[0.6, 0.25, 0.15])
-    if style == "count":
+    if rng.random() < 0.2:
         return _count(scene, rng)
-    if style == "relation" and scene.relation:
-        colour = bool(rng.random() < 0.6)
-        told = f"{rng.choice(RELATIONS[scene.relation])} {_others(scene, colour)}"
-        return f"{rng.choice(['', 'a picture of ', 'a photo of '])}{name(scene.main, colour=colour)} {told}"
-    what = rng.choice(["photo", "picture", "good photo", "good picture"])
-    return f"a {what} of {name(scene.main, str(rng.choice(['a', 'the', 'one'])), colour=rng.random() < 0.5)}"
+    colour = bool(rng.random() < 0.7)
+    start = rng.choice(["a picture of", "a photo of", "a good picture of", "here is", "we see"])
+    told = f"{start} {name(scene.main, colour=colour)}"
+    if scene.relation and rng.random() < 0.8:
+        told += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, colour)}"
+    return told
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> str:

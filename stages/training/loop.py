@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -38,6 +38,8 @@ class Progress:
     step: int = 0
     best: float = float("-inf")
     best_step: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    unlogged: dict[str, tuple[float, int]] = field(default_factory=dict)  # metrics since the last logged step
     bad_steps: int = 0
     seconds: float = 0.0
 
@@ -92,6 +94,7 @@ class _Run:
 
     def train(self, resources: Resources, stopping: list[int], advance, validate, select: str) -> dict[str, float]:
         mean, steps, final = Mean(), len(self.data), dict[str, float]()
+        mean.restore(self.done.unlogged, self.world.device)
         began = waited_from = saved_at = time.monotonic()
         waited, earlier = 0.0, self.done.seconds
         self.objective.train()
@@ -112,6 +115,7 @@ class _Run:
             if validate and (last or (every and step % every == 0)):
                 final = self.validate(validate, select)
             if stopping or (time.monotonic() - saved_at > resources.seconds_between_checkpoints and not last):
+                self.done.unlogged = mean.state()
                 self.save()
                 saved_at = time.monotonic()
             if stopping:
@@ -182,12 +186,12 @@ class _Run:
         self.objective.train()
         self.file.write(self.done.step, values)
         if select and values[select] > self.done.best:
-            self.done.best, self.done.best_step = values[select], self.done.step
+            self.done.best, self.done.best_step, self.done.best_metrics = values[select], self.done.step, values
             if self.world.main:
                 temporary = self.best_weights.with_suffix(".part")
                 save_file(trainable(self.objective), temporary)
                 os.replace(temporary, self.best_weights)
-        return values | ({"selected_step": float(self.done.best_step)} if select else {})
+        return self.done.best_metrics | {"selected_step": float(self.done.best_step)} if select else values
 
     def save(self) -> None:
         if self.world.main:

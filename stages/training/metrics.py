@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -51,6 +52,15 @@ class Mean:
             self.counts[name] += 1
 
     def read(self) -> dict[str, float]:
+        """The means since the last reading."""
         means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
-        self.__init__()  # type: ignore[misc]
+        self.sums, self.counts = {}, defaultdict(int)
         return means
+
+    def state(self) -> dict[str, tuple[float, int]]:
+        """Sums and counts, for a checkpoint."""
+        return {name: (float(value), self.counts[name]) for name, value in self.sums.items()}
+
+    def restore(self, state: dict[str, tuple[float, int]], device: torch.device) -> None:
+        self.sums = {name: torch.tensor(value, device=device) for name, (value, _) in state.items()}
+        self.counts = defaultdict(int, {name: count for name, (_, count) in state.items()})

@@ -1,0 +1,46 @@
+# make run    the sample corpus through the whole pipeline, then a table of results
+# make test   everything that is fast; make help lists the rest
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export MLFLOW_DISABLE_TELEMETRY = true
+export DO_NOT_TRACK = 1
+
+.PHONY: help install run test test-long lint bench ui clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(STAMP) ## make .venv with the exact versions of requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; give another: make PYTHON=python3.12 install"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about two minutes, 2.7 GB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: $(STAMP) ## render the sample, run the whole pipeline, print results against chance
+	@$(BIN)/alpro run --config sample
+
+test: $(STAMP) ## the tests, at most ten minutes on two cores
+	$(BIN)/python -m pytest -q -n 2 -m "not long"
+
+test-long: $(STAMP) ## long trials: real servers, kills, full sizes
+	$(BIN)/python -m pytest -q -m long
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## the benchmarks, each a table with a ratio against its baseline
+	@for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
+
+ui: $(STAMP) ## open MLflow on this machine
+	@$(BIN)/alpro ui
+
+clean: ## delete the environment and all artifacts
+	rm -rf $(VENV) workspace .mypy_cache .ruff_cache .pytest_cache *.egg-info

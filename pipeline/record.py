@@ -1,0 +1,131 @@
+"""What MLflow and Prefect's pages are told of a stage that ran or was found."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_table_artifact
+from prefect.context import FlowRunContext, TaskRunContext
+
+from pipeline.launch import Interrupted
+from stages.artifacts import Step
+from stages.report import metric_curves
+from stages.tracking import Tracker
+from stages.training.metrics import read_metrics
+
+
+@dataclass
+class Made:
+    """A step with its artifact: where it lies, its manifest, and whether it was there already."""
+
+    step: Step
+    folder: Path
+    manifest: dict[str, Any]
+    cached: bool
+
+
+@contextmanager
+def stage_run(tracker: Tracker, step: Step, folder: Path, parent: str, tags: dict[str, str]) -> Iterator[str]:
+    """An MLflow run for the time a stage is made: yields its id, follows its metrics, ends as the stage ends."""
+    for stale in tracker.running({"fingerprint": step.fingerprint}):
+        tracker.end(stale, "KILLED")  # its process is gone, or it would hold the lock of this artifact
+    run = tracker.start(f"{step.name} · {step.fingerprint[:8]}", params(step), tags, parent)
+    try:
+        with tracker.follow(run, folder / "metrics.jsonl"):
+            yield run
+    except BaseException as error:
+        told = isinstance(error, KeyboardInterrupt | SystemExit | Interrupted)
+        told = told or type(error).__name__ in ("TerminationSignal", "Abort", "CancelledError")
+        tracker.end(run, "KILLED" if told else "FAILED")
+        raise
+
+
+def record_made(tracker: Tracker, made: Made, run: str, parent: str) -> None:
+    """Logs an artifact's final metrics, pictures, tables and curves to its run, its metrics to the pipeline's."""
+    lines = read_metrics(made.folder / "metrics.jsonl")
+    tracker.metrics(run, numbers(made), last_step(lines))
+    tracker.artifact_folder(run, made.folder)
+    if (curves := metric_curves(lines, made.step.name)) is not None:
+        tracker.figure(run, curves, "pictures/curves.png")
+    tracker.metrics(parent, parent_numbers(made))
+    tracker.end(run)
+    rows = [{"metric": name, "value": round(value, 4)} for name, value in made.manifest["metrics"].items()]
+    if rows:
+        key = made.step.name.replace(" ", "-").replace("_", "-").lower()
+        create_table_artifact(rows, key=key, description=f"{made.step.name}: {made.folder}")
+
+
+def record_cached(tracker: Tracker, made: Made, parent: str, tags: dict[str, str]) -> None:
+    """A run that repeats the metrics of the run that made the artifact, and names it."""
+    maker = made.manifest["made"]
+    note = f"Cached: made {maker['at']} by MLflow run {maker.get('mlflow_run')}"
+    more = {"cached": "true", "made_by_run": maker.get("mlflow_run", ""), "mlflow.note.content": note}
+    run = tracker.start(
+        f"{made.step.name} · {made.step.fingerprint[:8]} · cached", params(made.step), tags | more, parent
+    )
+    lines = read_metrics(made.folder / "metrics.jsonl")
+    tracker.lines(run, lines)
+    tracker.metrics(run, numbers(made), last_step(lines))
+    tracker.metrics(parent, parent_numbers(made))
+    tracker.end(run)
+
+
+def params(step: Step) -> dict[str, Any]:
+    return {step.stage: step.config.model_dump(mode="json")}
+
+
+def last_step(lines: list[dict[str, Any]]) -> int:
+    return lines[-1]["step"] if lines else 0
+
+
+def numbers(made: Made) -> dict[str, float]:
+    """What a manifest tells in numbers: metrics, counts, seconds."""
+    counts = {f"counts/{name}": float(value) for name, value in made.manifest["counts"].items()}
+    counts = {} if made.step.stage == "evaluate" else counts
+    return {**made.manifest["metrics"], **counts, "seconds": made.manifest["made"]["seconds"]}
+
+
+def parent_numbers(made: Made) -> dict[str, float]:
+    """A stage's metrics under names of their own in the pipeline's run; evaluation's as they are."""
+    prefix = "" if made.step.stage == "evaluate" else f"{made.step.stage}/"
+    metrics = {f"{prefix}{name}": value for name, value in made.manifest["metrics"].items()}
+    return metrics | {f"seconds/{made.step.name.replace(' ', '_')}": made.manifest["made"]["seconds"]}
+
+
+def run_tags(commit: str, step: Step | None = None) -> dict[str, str]:
+    """Where a run comes from: commit, Prefect's runs, machine and process; for a stage its fingerprint."""
+    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    found = {"commit": commit, "host": socket.gethostname(), "pid": str(os.getpid())}
+    if flow and flow.flow_run:
+        found["prefect_flow_run"] = str(flow.flow_run.id)
+    if task:
+        found["prefect_run"] = str(task.task_run.id)
+    return found | ({"stage": step.stage, "fingerprint": step.fingerprint} if step else {})
+
+
+def end_dead_pipelines(tracker: Tracker) -> None:
+    """Marks as killed the pipelines of this machine that say they run, but whose process is gone."""
+    for run, tags in tracker.running({"host": socket.gethostname()}).items():
+        pid = int(tags.get("pid", 0))
+        if pid != os.getpid() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            tracker.end(run, "KILLED")
+
+
+def git_commit() -> str:
+    """The commit of this code, with + where files differ from it; "unknown" outside a checkout."""
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,165 @@
+"""What many tests share: the sample corpus, rendered and decoded once, small; a vocabulary; tiny models and corpora."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+class InlineExecutor(Executor):
+    """Does everything at once in this process: quick, and what tests patch is patched."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        future: Future = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def inline_pool(monkeypatch):
+    """Stages whose units run in a pool run them in this process."""
+
+    @contextmanager
+    def pool(resources):
+        yield InlineExecutor()
+
+    for stage in ("render_sample", "decode_videos", "build_vocabulary"):
+        monkeypatch.setattr(f"stages.{stage}.work_pool", pool)
+
+
+@pytest.fixture(scope="session")
+def resources():
+    from stages.artifacts import Resources
+
+    return Resources(workers=1, device="cpu", seconds_between_checkpoints=3600)
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory, resources) -> Path:
+    """A small rendered sample corpus."""
+    from stages import render_sample
+
+    out = tmp_path_factory.mktemp("sample")
+    config = render_sample.Config(
+        lessons=6, clips=16, stills=12, validation=8, test=8, captions=3, size=48, frames=8, seed=1
+    )
+    render_sample.run(config, {}, out, resources)
+    return out
+
+
+@pytest.fixture(scope="session")
+def decode_sample(sample, resources) -> Callable[..., Path]:
+    """decode_sample(out, corpus, resources=..., **config): decodes a corpus of the sample into a folder."""
+    from stages import decode_videos
+
+    def decode(out: Path, corpus: str, resources=resources, **changes) -> Path:
+        config = decode_videos.Config(**{"manifest": f"{corpus}.jsonl", "frames": 8, "size": 40, **changes})
+        decode_videos.run(config, {"sample": sample}, out, resources)
+        return out
+
+    return decode
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory, decode_sample) -> Path:
+    return decode_sample(tmp_path_factory.mktemp("clips"), "clips", samples_per_shard=16)
+
+
+@pytest.fixture(scope="session")
+def lessons(tmp_path_factory, decode_sample) -> Path:
+    return decode_sample(tmp_path_factory.mktemp("lessons"), "lessons")
+
+
+@pytest.fixture(scope="session")
+def stills(tmp_path_factory, decode_sample) -> Path:
+    return decode_sample(tmp_path_factory.mktemp("stills"), "stills")
+
+
+@pytest.fixture(scope="session")
+def corpora(clips, lessons, stills) -> dict[str, Path]:
+    return {"clips": clips, "lessons": lessons, "stills": stills}
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory, corpora, resources) -> Path:
+    """The build_vocabulary artifact of the sample: 8 entities and a tokenizer."""
+    from stages import build_vocabulary
+
+    out = tmp_path_factory.mktemp("vocabulary")
+    build_vocabulary.run(build_vocabulary.Config(entities=8, word_pieces=300), corpora, out, resources)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tokenizer(vocabulary):
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(vocabulary / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Any]:
+    """tiny_model(vocab_size=..., dropout=...): the configuration of a model that takes milliseconds."""
+    from models.alpro import ModelConfig
+
+    def config(vocab_size: int = 300, dropout: float = 0.0) -> ModelConfig:
+        video = {"image_size": 32, "patch_size": 8, "frames": 4, "width": 32, "depth": 2, "heads": 2, "drop_path": 0.0}
+        text = {"vocab_size": vocab_size, "width": 32, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 32}
+        values = {"video": video, "text": text | {"dropout": dropout}, "embed_dim": 16, "temperature": 0.2}
+        return ModelConfig.model_validate({**values, "init": "scratch"})
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def training() -> Callable[..., Any]:
+    """training(corpora, steps, **changes): a TrainingConfig of one phase."""
+    from stages.training.config import TrainingConfig
+
+    def config(corpora: Iterable[str] = ("clips",), steps: int = 4, **changes) -> TrainingConfig:
+        phases = [{"corpora": tuple(corpora), "steps": steps}]
+        values = {"phases": phases, "batch_size": 8, "lr": 1e-3, "warmup": 0.25, "text_length": 24, "log_every": 2}
+        return TrainingConfig.model_validate(values | changes)
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def corpus_of() -> Callable[..., Path]:
+    """corpus_of(folder, rows): a decoded corpus of 8 x 8 noise without any video behind it.
+
+    A row is a dict with an id and, where they matter, split, kind, group, captions, questions and meta; a video has
+    6 frames, an image one.
+    """
+    import pyarrow.parquet as pq
+
+    from shards.decode import Clip
+    from shards.schema import Row
+    from shards.writer import ShardWriter, index_shard
+
+    def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = ShardWriter(folder / "all.tar", 90)
+        rng = np.random.default_rng(5)
+        for given in rows:
+            row = Row(**{"path": Path(given["id"]), "kind": "video", "split": "train", "group": given["id"], **given})
+            frames = rng.integers(0, 256, (6 if row.kind == "video" else 1, 8, 8, 3), dtype=np.uint8)
+            writer.write(row, Clip(frames, 1.0, 8, 8))
+        writer.close()
+        pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
+        return folder
+
+    return write

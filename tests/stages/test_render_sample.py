@@ -1,0 +1,274 @@
+"""The sample corpus: the same for the same seed, honest splits, twins, questions that the scene answers."""
+
+import json
+import signal
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages import render_sample
+from stages.render_sample import Config
+from stages.sample import grammar
+from stages.sample.draw import render
+from stages.sample.scene import COLOURS, DIRECTIONS, KINDS, REVERSED, Scene, Thing, draw_scene, evaluation_scenes
+
+DEFAULT = Config()
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The items of the default configuration, unrendered: corpora to items."""
+    return {
+        "lessons": render_sample.lessons(DEFAULT),
+        "clips": render_sample.clips(DEFAULT),
+        "stills": render_sample.stills(DEFAULT),
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_same_seed_is_the_same_bytes_and_another_is_not(tmp_path, inline_pool, resources):
+    made = []
+    for number, seed in enumerate((3, 3, 4)):
+        out = tmp_path / str(number)
+        out.mkdir()
+        config = Config(seed=seed, lessons=1, clips=2, stills=2, validation=4, test=4, captions=2, size=32, frames=4)
+        render_sample.run(config, {}, out, resources)
+        made.append(contents(out))
+    assert made[0] == made[1]
+    assert made[0].keys() & made[2].keys()
+    assert all(made[0][name] != made[2][name] for name in ("clips.jsonl", "videos/test-00000.mp4"))
+
+
+def test_an_interrupted_rendering_goes_on_to_the_same_bytes(tmp_path, inline_pool, resources):
+    config = Config(lessons=1, clips=2, stills=2, validation=4, test=4, captions=2, size=32, frames=4)
+    render_sample.run(config, {}, tmp_path, resources)
+    before = contents(tmp_path)
+    (tmp_path / "videos" / "test-00001.mp4").unlink()
+    (tmp_path / "clips.jsonl").unlink()
+    render_sample.run(config, {}, tmp_path, resources)
+    assert contents(tmp_path) == before
+
+
+def test_videos_are_h264_of_the_size_and_length_asked(sample):
+    for path in sorted((sample / "videos").glob("test-*.mp4"))[:3]:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 48, 48)
+            assert stream.average_rate == 8
+            assert sum(1 for _ in container.decode(stream)) == 8
+
+
+def test_images_are_jpegs(sample):
+    with Image.open(sample / "images" / "still-00000.jpg") as image:
+        assert (image.format, image.size) == ("JPEG", (48, 48))
+
+
+def test_every_item_of_a_manifest_has_its_file_but_the_one_that_is_to_miss(sample):
+    for corpus in ("lessons", "clips", "stills"):
+        rows = [json.loads(line) for line in (sample / f"{corpus}.jsonl").read_text().splitlines()]
+        missing = [row["id"] for row in rows if not (sample / row["path"]).is_file()]
+        assert missing == (["broken-missing"] if corpus == "clips" else [])
+
+
+def combinations(scene: Scene) -> set[tuple[str, str, str]]:
+    return {thing.combination for thing in scene.things}
+
+
+@pytest.mark.parametrize(
+    "corpus",
+    [
+        "lessons",
+        "clips",
+        pytest.param(
+            "stills",
+            marks=pytest.mark.xfail(
+                strict=True, reason="stills() draws from draw_scene, which shows held-out ones too"
+            ),
+        ),
+    ],
+)
+def test_unseen_combinations_never_occur_in_training_in_either_direction_of_time(corpus, whole):
+    unseen = {item.scene.main.combination for item in whole["clips"] if item.row["unseen"]}
+    assert len(unseen) == DEFAULT.unseen * (DEFAULT.validation + DEFAULT.test)
+    shown = [s for item in whole[corpus] if item.row["split"] == "train" for s in (item.scene, item.scene.reverse())]
+    assert not unseen & set().union(*map(combinations, shown))
+
+
+def test_the_share_of_unseen_clips_is_as_asked_in_each_split(whole):
+    for split, count in (("validation", DEFAULT.validation), ("test", DEFAULT.test)):
+        marks = [item.row["unseen"] for item in whole["clips"] if item.row["split"] == split]
+        assert (len(marks), sum(marks)) == (count, count * DEFAULT.unseen)
+
+
+def test_a_caption_for_testing_is_said_once(whole):
+    said = [c for item in whole["clips"] if item.row["split"] != "train" for c in item.row["captions"]]
+    assert len(set(said)) == len(said) == DEFAULT.validation + DEFAULT.test
+
+
+@pytest.mark.xfail(strict=True, reason="a main thing that stays still may lie beside the main thing of another clip")
+def test_a_caption_for_testing_is_true_of_one_clip_alone(whole):
+    """Of the clips of a split, one alone has the combination that a caption is about."""
+    scenes = [item.scene for item in whole["clips"] if item.row["split"] == "test"]
+    having = Counter(combination for scene in scenes for combination in combinations(scene))
+    assert [scene.main.combination for scene in scenes if having[scene.main.combination] > 1] == []
+
+
+@pytest.mark.xfail(strict=True, reason="there are about 170 held-out combinations; asked for more, it draws for ever")
+def test_more_unseen_clips_than_there_are_combinations_is_no_endless_search():
+    def late(*_):
+        raise TimeoutError("still searching")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 3)
+    try:
+        with pytest.raises(ValueError, match="unseen"):
+            evaluation_scenes(np.random.default_rng(0), 200, 1.0, set())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("corpus", ["lessons", "clips"])
+def test_twins_differ_in_the_motion_alone_and_share_a_group(corpus, whole):
+    rows = {item.row["id"]: item.row for item in whole[corpus]}
+    backwards = [row for name, row in rows.items() if name.endswith("-back")]
+    assert len(backwards) > 50
+    for row in backwards:
+        twin = rows[row["id"].removesuffix("-back")]
+        assert row["group"] == twin["group"] == twin["id"]
+        for one, other in zip(twin["things"], row["things"], strict=True):
+            assert (one["kind"], one["colour"]) == (other["kind"], other["colour"])
+            assert other["motion"] == REVERSED.get(one["motion"], one["motion"])
+        assert row["things"][0]["motion"] != twin["things"][0]["motion"]
+
+
+def test_every_clip_that_has_a_twin_comes_with_it(whole):
+    names = {item.row["id"] for item in whole["clips"]}
+    for item in whole["clips"]:
+        if item.row["split"] == "train" and item.scene.main.motion in REVERSED:
+            name = item.row["id"].removesuffix("-back")
+            assert {name, f"{name}-back"} <= names
+
+
+@pytest.mark.parametrize("motion", REVERSED)
+def test_a_reversed_scene_is_the_scene_played_backwards(motion):
+    scene = draw_scene(np.random.default_rng(1), 2, motion)
+    for time in (0.0, 0.25, 0.8, 1.0):
+        for one, other in zip(scene.things, scene.reverse().things, strict=True):
+            assert one.pose(time) == pytest.approx(other.pose(1 - time))
+    frames, back = (render(s, 5, 32).astype(float) for s in (scene, scene.reverse()))
+    assert abs(frames - back[::-1]).mean() < 4  # the camera's noise, no more
+    assert abs(frames - back).mean() > abs(frames - back[::-1]).mean()
+
+
+POSES = [  # motion, time, x, y, radius, angle of a thing at the middle with radius 0.2 and reach 0.8
+    ("left", 0.0, 0.9, 0.5, 0.2, 0),
+    ("left", 1.0, 0.1, 0.5, 0.2, 0),
+    ("right", 1.0, 0.9, 0.5, 0.2, 0),
+    ("up", 1.0, 0.5, 0.1, 0.2, 0),
+    ("down", 1.0, 0.5, 0.9, 0.2, 0),
+    ("still", 0.7, 0.5, 0.5, 0.2, 0),
+    ("growing", 0.0, 0.5, 0.5, 0.09, 0),
+    ("growing", 1.0, 0.5, 0.5, 0.26, 0),
+    ("spinning", 0.25, 0.5, 0.5, 0.2, 90),
+    ("circle", 0.0, 1.3, 0.5, 0.2, 0),
+    ("circle", 0.5, -0.3, 0.5, 0.2, 0),
+]
+
+
+@pytest.mark.parametrize(("motion", "time", "x", "y", "radius", "angle"), POSES)
+def test_where_a_thing_is(motion, time, x, y, radius, angle):
+    thing = Thing("ball", "red", motion, 0.5, 0.5, 0.2, 0.8)
+    assert thing.pose(time) == pytest.approx((x, y, radius, angle))
+
+
+def test_a_moving_thing_is_seen_to_move():
+    scene = Scene((Thing("ball", "red", "right", 0.5, 0.5, 0.2, 0.7),), None)
+    red = render(scene, 3, 40)[..., 0].astype(float) - render(scene, 3, 40)[..., 2]
+    centres = [(frame.clip(60) - 60).sum(0) @ np.arange(40) / (frame.clip(60) - 60).sum() for frame in red]
+    assert centres == pytest.approx([0.15 * 40, 0.5 * 40, 0.85 * 40], abs=2)
+
+
+def answers(scene: Scene, question: str) -> set[str]:
+    """What can be answered to a question, from the scene alone."""
+    words = question.rstrip("?").split()
+    if question.startswith("what is the"):
+        return {t.kind for t in scene.things if t.colour == words[3]}
+    if question.startswith("what"):
+        said = " ".join(words[1:])
+        phrases = {m: set(p) for m, p in grammar.OTHER_MOTIONS.items()}
+        phrases |= {d: {f"{go} {where}" for go in grammar.GO for where in grammar.WHERE[d]} for d in DIRECTIONS}
+        return {t.kind for t in scene.things if said in phrases[t.motion]}
+    if question.startswith("which colour"):
+        return {t.colour for t in scene.things if t.kind == words[-1]}
+    if question.startswith("how many"):
+        return {grammar.NUMBERS[len(scene.things) - 1]}
+    assert question.startswith("where does the")
+    kind = next(word for word in words if word in KINDS)
+    return {t.motion for t in scene.things if t.kind == kind}
+
+
+def test_questions_are_answered_by_the_scene(whole):
+    asked = [(item.scene, q) for item in whole["clips"] for q in item.row["questions"]]
+    assert {q["question"].split()[0] for _, q in asked} == {"what", "which", "how", "where"}
+    assert all(q["answer"] in answers(scene, q["question"]) for scene, q in asked)
+
+
+@pytest.mark.xfail(strict=True, reason="'what stays still?' is asked of scenes where the other things stay still too")
+def test_questions_have_one_answer(whole):
+    several = [
+        q["question"]
+        for item in whole["clips"]
+        for q in item.row["questions"]
+        if len(answers(item.scene, q["question"])) > 1
+    ]
+    assert several == []
+
+
+def test_captions_name_nothing_that_is_not_there(whole):
+    for items in whole.values():
+        for item in items:
+            things = item.scene.things
+            for caption in item.row["captions"]:
+                words = set(caption.split())
+                assert words & set(KINDS) <= {t.kind for t in things}
+                assert words & COLOURS.keys() <= {t.colour for t in things} | ({"orange"} & words)
+
+
+def test_full_captions_say_everything(whole):
+    for item in whole["clips"]:
+        if item.row["split"] != "train":
+            caption = item.row["captions"][0]
+            assert all(f"{t.colour} {t.kind}" in caption for t in item.scene.things)
+
+
+def test_captions_of_one_item_differ(whole):
+    for items in whole.values():
+        for item in items:
+            assert len(set(item.row["captions"])) == len(item.row["captions"]) >= 1
+
+
+def test_a_takes_an_before_a_vowel():
+    assert grammar.name(Thing("ball", "orange", "still", 0, 0, 0)) == "an orange ball"
+    assert grammar.name(Thing("ball", "orange", "still", 0, 0, 0), colour=False) == "a ball"
+    assert grammar.name(Thing("ball", "red", "still", 0, 0, 0), "the") == "the red ball"
+
+
+@pytest.mark.parametrize("size", [32, 47])
+def test_frames_are_pictures_of_the_size_asked(size):
+    frames = render(draw_scene(np.random.default_rng(0), 3), 4, size)
+    assert (frames.shape, frames.dtype) == ((4, size, size, 3), np.uint8)
+
+
+@contextmanager
+def no_pool(resources):
+    raise AssertionError("nothing should be rendered")
+    yield
