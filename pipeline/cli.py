@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from shards.schema import InputError
-from stages.artifacts import STAGES, StageFailed, Store
+from stages.artifacts import STAGES, StageFailed, Step, Store
 
 MISTAKE = 2
 
@@ -113,10 +113,13 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
 def run_pipeline(arguments: argparse.Namespace) -> int:
     """`alpro run` and `alpro STAGE`."""
     workspace = Path(arguments.workspace).resolve()
-    if arguments.dry_run:
-        return dry_run(arguments, workspace)
-    workspace.mkdir(parents=True, exist_ok=True)
     prepare_prefect(workspace)
+    steps = planned(arguments, workspace)  # a mistake in what was asked is told before anything starts
+    if arguments.dry_run:
+        store = Store(workspace / "artifacts")
+        for step in steps:
+            print(f"{'cached' if store.find(step) else 'to run':8} {step.name:24} {step.fingerprint[:16]}")
+        return 0
     from pipeline import flow
     from pipeline.console import print_results
 
@@ -126,28 +129,31 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def dry_run(arguments: argparse.Namespace, workspace: Path) -> int:
-    from pipeline import flow
+def planned(arguments: argparse.Namespace, workspace: Path) -> list[Step]:
+    """The steps that were asked for, in order."""
     from pipeline.config import load_config
+    from pipeline.flow import needed, plan
     from stages.files import Digests
 
-    workspace.mkdir(parents=True, exist_ok=True)
-    steps = flow.plan(
+    steps = plan(
         load_config(arguments.config, arguments.data, arguments.changes), Digests(workspace / "digests.sqlite")
     )
-    store = Store(workspace / "artifacts")
-    for step in flow.needed(steps, arguments.stage) if arguments.stage else steps:
-        print(f"{'cached' if store.find(step) else 'to run':8} {step.name:24} {step.fingerprint[:16]}")
-    return 0
+    return needed(steps, arguments.stage) if arguments.stage else steps
 
 
 def prepare_prefect(workspace: Path) -> None:
     """Where no Prefect server is named, one runs embedded for the time of the command, its files in the workspace."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+    home = workspace / "prefect"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workspace {workspace}: {error.strerror}") from error
     os.environ["ALPRO_COMMAND_LINE"] = "1"
+    # What goes wrong is told once, by `main`.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
     if "PREFECT_API_URL" not in os.environ:
-        os.environ.setdefault("PREFECT_HOME", str(workspace / "prefect"))
+        os.environ.setdefault("PREFECT_HOME", str(home))
 
 
 def list_artifacts(arguments: argparse.Namespace) -> int:

@@ -160,21 +160,24 @@ def apply_change(values: dict[str, Any], change: str) -> None:
     at: Any = values
     *parents, last = key.strip().split(".")
     for parent in parents:
-        at = (
-            at[int(parent)]
-            if isinstance(at, list) and parent.isdigit() and int(parent) < len(at)
-            else at.setdefault(parent, {})
-            if isinstance(at, dict)
-            else None
-        )
-        if not isinstance(at, dict | list):
-            raise InputError(f"--set {change}: {parent!r} of {key!r} holds no keys")
+        if isinstance(at, list):
+            at = at[_entry(at, parent, change)]
+        elif isinstance(at, dict):
+            at = at.setdefault(parent, {})
+        else:
+            raise InputError(f"--set {change}: there is nothing below {parent!r}")
     if isinstance(at, list):
-        if not last.isdigit() or int(last) >= len(at):
-            raise InputError(f"--set {change}: {key!r} has entries 0 to {len(at) - 1}")
-        at[int(last)] = value
-    else:
+        at[_entry(at, last, change)] = value
+    elif isinstance(at, dict):
         at[last] = value
+    else:
+        raise InputError(f"--set {change}: there is nothing below {parents[-1]!r}")
+
+
+def _entry(entries: list[Any], number: str, change: str) -> int:
+    if not number.isdigit() or int(number) >= len(entries):
+        raise InputError(f"--set {change}: {number!r} is none of the entries 0 to {len(entries) - 1}")
+    return int(number)
 
 
 def one_line(error: ValidationError) -> str:

@@ -32,7 +32,7 @@ class Session:
 
 def interrupted(task: Any, run: Any, state: State) -> bool:
     """Whether a failed stage left a checkpoint to continue from, and so is worth another try."""
-    return isinstance(state.data, Interrupted) or isinstance(getattr(state.data, "exception", None), Interrupted)
+    return isinstance(getattr(state.data, "result", state.data), Interrupted)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=3, retry_condition_fn=interrupted, task_run_name="{title}")

@@ -54,7 +54,7 @@ def sample(tmp_path_factory, resources) -> Path:
 
     out = tmp_path_factory.mktemp("sample")
     config = render_sample.Config(
-        lessons=6, clips=16, stills=12, validation=8, test=8, captions=3, size=48, frames=8, seed=1
+        lessons=6, clips=16, portraits=4, stills=12, validation=8, test=8, captions=3, size=48, frames=8, seed=1
     )
     render_sample.run(config, {}, out, resources)
     return out

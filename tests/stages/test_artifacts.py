@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shards.schema import InputError
 from stages import decode_videos, render_sample
-from stages.artifacts import STAGES, Outcome, Resources, Step, Store, digest, fresh, read_json, require, write_json
+from stages.artifacts import STAGES, Outcome, Resources, Step, Store, digest, read_json, require, write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,6 +131,18 @@ def test_failing_work_leaves_no_manifest_and_its_unfinished_work(tmp_path):
     assert store.find(step) is not None
 
 
+def test_unfinished_work_goes_once_the_artifact_is_there(tmp_path):
+    store, step = Store(tmp_path), decode_step()
+
+    def work(_: Step, out: Path) -> Outcome:
+        for name in ("checkpoints", "parts", "model"):
+            (out / name).mkdir()
+        return Outcome()
+
+    store.make(step, work, {})
+    assert {path.name for path in store.folder(step).iterdir()} == {"model", "manifest.json"}
+
+
 def test_store_lists_artifacts_oldest_first(tmp_path):
     store = Store(tmp_path)
     steps = [sample_step(seed=number) for number in range(3)]
@@ -189,9 +201,3 @@ def test_require_names_what_is_missing(tmp_path):
     with pytest.raises(InputError, match=r"index\.parquet is missing"):
         require(tmp_path, "index.parquet")
     assert require(tmp_path.parent, tmp_path.name) == tmp_path
-
-
-def test_fresh_empties_a_folder(tmp_path):
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "file").write_text("x")
-    assert list(fresh(tmp_path / "old").iterdir()) == []

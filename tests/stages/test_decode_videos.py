@@ -18,6 +18,7 @@ from shards.schema import SPLITS, InputError, Row
 from stages import decode_videos
 from stages.artifacts import read_json
 from stages.decode_videos import Config, Unit, plan
+from stages.training.checkpoint import checksum
 
 BROKEN = {  # the sample's broken items and what is said of them
     "broken-empty": "the file is empty",
@@ -35,8 +36,9 @@ def manifest_ids(sample: Path, corpus: str) -> list[str]:
     return [json.loads(line)["id"] for line in (sample / f"{corpus}.jsonl").read_text().splitlines()]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+def contents(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a folder, by its path."""
+    return {str(p.relative_to(folder)): checksum(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("corpus", ["clips", "lessons", "stills"])

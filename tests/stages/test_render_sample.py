@@ -1,9 +1,8 @@
 """The sample corpus: the same for the same seed, honest splits, twins, questions that the scene answers."""
 
+import itertools
 import json
-import signal
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -11,11 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.schema import InputError
 from stages import render_sample
 from stages.render_sample import Config
 from stages.sample import grammar
+from stages.sample import scene as scene_module
 from stages.sample.draw import render
-from stages.sample.scene import COLOURS, DIRECTIONS, KINDS, REVERSED, Scene, Thing, draw_scene, evaluation_scenes
+from stages.sample.scene import COLOURS, DIRECTIONS, KINDS, REVERSED, Scene, Thing, draw_scene
+from stages.training.checkpoint import checksum
 
 DEFAULT = Config()
 
@@ -23,38 +25,49 @@ DEFAULT = Config()
 @pytest.fixture(scope="module")
 def whole():
     """The items of the default configuration, unrendered: corpora to items."""
-    return {
-        "lessons": render_sample.lessons(DEFAULT),
-        "clips": render_sample.clips(DEFAULT),
-        "stills": render_sample.stills(DEFAULT),
-    }
+    return {corpus: getattr(render_sample, corpus)(DEFAULT) for corpus in render_sample.CORPORA}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+def contents(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a folder, by its path."""
+    return {str(p.relative_to(folder)): checksum(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+SMALL = {"lessons": 1, "clips": 2, "portraits": 1, "stills": 2, "validation": 4, "test": 4, "captions": 2}
+
+
+def render_small(out: Path, resources, seed: int = 3) -> dict[str, str]:
+    out.mkdir(exist_ok=True)
+    render_sample.run(Config(seed=seed, size=32, frames=4, **SMALL), {}, out, resources)
+    return {name: digest for name, digest in contents(out).items() if not name.endswith(".mp4")}
 
 
 def test_the_same_seed_is_the_same_bytes_and_another_is_not(tmp_path, inline_pool, resources):
-    made = []
-    for number, seed in enumerate((3, 3, 4)):
-        out = tmp_path / str(number)
-        out.mkdir()
-        config = Config(seed=seed, lessons=1, clips=2, stills=2, validation=4, test=4, captions=2, size=32, frames=4)
-        render_sample.run(config, {}, out, resources)
-        made.append(contents(out))
-    assert made[0] == made[1]
-    assert made[0].keys() & made[2].keys()
-    assert all(made[0][name] != made[2][name] for name in ("clips.jsonl", "videos/test-00000.mp4"))
+    one, same, other = (render_small(tmp_path / str(n), resources, seed) for n, seed in enumerate((3, 3, 4)))
+    assert one == same
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] == other[name]] == []
 
 
-def test_an_interrupted_rendering_goes_on_to_the_same_bytes(tmp_path, inline_pool, resources):
-    config = Config(lessons=1, clips=2, stills=2, validation=4, test=4, captions=2, size=32, frames=4)
-    render_sample.run(config, {}, tmp_path, resources)
-    before = contents(tmp_path)
-    (tmp_path / "videos" / "test-00001.mp4").unlink()
-    (tmp_path / "clips.jsonl").unlink()
-    render_sample.run(config, {}, tmp_path, resources)
-    assert contents(tmp_path) == before
+@pytest.mark.xfail(strict=True, reason="x264 with B-frames gives other bytes for the same frames now and then")
+def test_the_same_frames_are_the_same_video(tmp_path):
+    config = Config(seed=3, size=48, frames=8, **SMALL | {"clips": 8})
+    for item in render_sample.clips(config):
+        frames = render(item.scene, config.frames, config.size)
+        made = set()
+        for _ in range(10):
+            render_sample.encode_video(frames, tmp_path / "clip.mp4")
+            made.add(checksum(tmp_path / "clip.mp4"))
+        assert len(made) == 1, item.row["id"]
+
+
+def test_an_interrupted_rendering_goes_on_to_the_same_files(tmp_path, inline_pool, resources):
+    before = render_small(tmp_path, resources)
+    names = contents(tmp_path).keys()
+    for lost in ("videos/test-00001.mp4", "images/still-00001.jpg", "clips.jsonl"):
+        (tmp_path / lost).unlink()
+    assert render_small(tmp_path, resources) == before
+    assert contents(tmp_path).keys() == names
 
 
 def test_videos_are_h264_of_the_size_and_length_asked(sample):
@@ -72,7 +85,7 @@ def test_images_are_jpegs(sample):
 
 
 def test_every_item_of_a_manifest_has_its_file_but_the_one_that_is_to_miss(sample):
-    for corpus in ("lessons", "clips", "stills"):
+    for corpus in render_sample.CORPORA:
         rows = [json.loads(line) for line in (sample / f"{corpus}.jsonl").read_text().splitlines()]
         missing = [row["id"] for row in rows if not (sample / row["path"]).is_file()]
         assert missing == (["broken-missing"] if corpus == "clips" else [])
@@ -82,17 +95,16 @@ def combinations(scene: Scene) -> set[tuple[str, str, str]]:
     return {thing.combination for thing in scene.things}
 
 
+DRAWS_ANY = pytest.mark.xfail(strict=True, reason="images are drawn by draw_scene, which shows held-out ones too")
+
+
 @pytest.mark.parametrize(
     "corpus",
     [
         "lessons",
         "clips",
-        pytest.param(
-            "stills",
-            marks=pytest.mark.xfail(
-                strict=True, reason="stills() draws from draw_scene, which shows held-out ones too"
-            ),
-        ),
+        pytest.param("portraits", marks=DRAWS_ANY),
+        pytest.param("stills", marks=DRAWS_ANY),
     ],
 )
 def test_unseen_combinations_never_occur_in_training_in_either_direction_of_time(corpus, whole):
@@ -122,18 +134,16 @@ def test_a_caption_for_testing_is_true_of_one_clip_alone(whole):
 
 
 @pytest.mark.xfail(strict=True, reason="there are about 170 held-out combinations; asked for more, it draws for ever")
-def test_more_unseen_clips_than_there_are_combinations_is_no_endless_search():
-    def late(*_):
-        raise TimeoutError("still searching")
+def test_more_unseen_clips_than_there_are_combinations_is_no_endless_search(monkeypatch):
+    draws = itertools.count()
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, 3)
-    try:
-        with pytest.raises(ValueError, match="unseen"):
-            evaluation_scenes(np.random.default_rng(0), 200, 1.0, set())
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    def draw(*given):
+        assert next(draws) < 20_000, "still searching"
+        return draw_scene(*given)
+
+    monkeypatch.setattr(scene_module, "draw_scene", draw)
+    with pytest.raises((ValueError, InputError), match="unseen"):
+        render_sample.clips(Config(clips=1, validation=4, test=400, unseen=1.0))
 
 
 @pytest.mark.parametrize("corpus", ["lessons", "clips"])
@@ -266,9 +276,3 @@ def test_a_takes_an_before_a_vowel():
 def test_frames_are_pictures_of_the_size_asked(size):
     frames = render(draw_scene(np.random.default_rng(0), 3), 4, size)
     assert (frames.shape, frames.dtype) == ((4, size, size, 3), np.uint8)
-
-
-@contextmanager
-def no_pool(resources):
-    raise AssertionError("nothing should be rendered")
-    yield

@@ -1,0 +1,104 @@
+"""Configuration: every file that ships is whole, changes reach where they should, mistakes are one line."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from docs.write_configuration import document
+from pipeline.config import CONFIGS, load_config, shipped
+from shards.schema import InputError
+
+TINY = str(Path(__file__).parents[1] / "tiny.toml")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_configuration_that_ships_is_read(name, tmp_path):
+    config = load_config(name, str(tmp_path) if name == "own_videos" else "")
+    assert config.name == name
+
+
+def test_one_model_is_that_of_prompter_and_pretraining():
+    config = load_config(TINY)
+    assert config.train_prompter.model == config.pretrain.model == config.model
+    assert config.model.video.width == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "reached"),
+    [
+        ("pretrain.lr=3e-4", lambda c: c.pretrain.lr == 3e-4),
+        ("train_prompter.phases.0.steps=9", lambda c: c.train_prompter.phases[0].steps == 9),
+        ("model.video.depth=2", lambda c: c.pretrain.model.video.depth == 2),
+        ("build_vocabulary.tagger=en_core_web_sm", lambda c: c.build_vocabulary.tagger == "en_core_web_sm"),
+        ('evaluate.contrasts=[["up", "down"]]', lambda c: c.evaluate.contrasts == (("up", "down"),)),
+        ("resources.processes=2", lambda c: c.resources.processes == 2),
+    ],
+)
+def test_a_change_reaches_its_value(change, reached):
+    assert reached(load_config(TINY, changes=[change]))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("pretrain.learning_rate=1", "pretrain.learning_rate: unknown key"),
+        ("pretrain.lrr=1", "did you mean 'lr'?"),
+        ("pretrain.lr=-1", "pretrain.lr: Input should be greater than 0 (it is -1)"),
+        ("pretrain.lr=fast", "pretrain.lr: Input should be a valid number"),
+        (
+            "pretrain.phases.0.corpora=['nowhere', 'stills']",
+            "pretrain.phases: no corpus 'nowhere'; there are clips, stills",
+        ),
+        ("model.video.image_size=30", "image_size 30 is not a multiple of patch_size 8"),
+        ("model.video.width=64", "must be equal"),
+        ("pretrain.phases.7.steps=1", "entries 0 to 0"),
+        ("pretrain", "write it as stage.key=value"),
+        ("corpora.clips.data=elsewhere", "give --data, or data"),
+        ("train_prompter.phases.0.epochs=2", "give either steps or epochs"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_place(change, told):
+    with pytest.raises(InputError) as caught:
+        load_config(TINY, changes=[change])
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_and_broken_files_are_told(tmp_path):
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = ")
+    for source, told in (
+        (str(broken), "not readable as TOML"),
+        ("no_such", "sample"),
+        (str(tmp_path / "x.toml"), "no such"),
+    ):
+        with pytest.raises(InputError, match=told):
+            load_config(source)
+
+
+def test_own_data_takes_the_place_of_every_corpus(tmp_path):
+    config = load_config("sample", str(tmp_path))
+    assert list(config.corpora) == ["data"]
+    assert config.render_sample is None
+    before = load_config("sample").train_prompter.phases
+    assert [p.corpora for p in config.train_prompter.phases] == [("data",)]
+    assert config.train_prompter.phases[0].steps == sum(p.steps for p in before)
+    assert config.evaluate.retrieval == config.evaluate.qa == "data"
+
+
+def test_a_data_path_is_relative_to_the_configuration(tmp_path):
+    text = (CONFIGS / "own_videos.toml").read_text().replace('data = ""', 'data = "videos"')
+    (tmp_path / "mine.toml").write_text(text)
+    assert load_config(str(tmp_path / "mine.toml")).corpora["data"].data == str(tmp_path / "videos")
+
+
+def test_the_page_of_the_configuration_is_that_of_the_code():
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    assert page.read_text() == document(), "run: python docs/write_configuration.py"
+
+
+def test_the_header_of_a_configuration_gives_its_command():
+    for path in CONFIGS.glob("*.toml"):
+        assert "alpro run --config" in path.read_text().split("\nname")[0]
+        assert tomllib.loads(path.read_text())["name"] == path.stem

@@ -1,0 +1,241 @@
+"""The DAG end to end at its smallest size: artifacts, cache, MLflow. One pipeline is run and then looked at."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
+
+from mlflow.tracking import MlflowClient
+from prefect import flow as prefect_flow
+from prefect.testing.utilities import prefect_test_harness
+
+from pipeline.config import load_config
+from pipeline.flow import alpro, needed, plan
+from pipeline.flow import pretrain as pretrain_flow
+from pipeline.launch import Interrupted
+from pipeline.tasks import interrupted
+from stages.artifacts import Step, Store, read_manifest
+from stages.files import Digests
+
+TINY = str(Path(__file__).parents[1] / "tiny.toml")
+STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "build_vocabulary", "train_prompter"]
+STAGES += ["cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect():
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(scope="module")
+def first(workspace, prefect) -> dict[str, str]:
+    """The artifacts of a first run, by stage."""
+    return alpro(TINY, workspace=str(workspace))
+
+
+def runs(workspace: Path) -> tuple[list, dict[str, list]]:
+    """The pipelines' MLflow runs, newest first, and the nested runs of each."""
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id], max_results=1000)
+    nested: dict[str, list] = {}
+    for run in found:
+        nested.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
+    return nested.pop(""), nested
+
+
+def newest(workspace: Path) -> dict[str, dict]:
+    """The nested runs of the newest pipeline: whether cached, by the stage's name."""
+    parents, nested = runs(workspace)
+    return {run.info.run_name.split(" · ")[0]: run for run in nested[parents[0].info.run_id]}
+
+
+def was_cached(run) -> bool:
+    return run.data.tags.get("cached") == "true"
+
+
+def test_every_stage_leaves_its_artifact(first, workspace):
+    assert list(first) == STAGES
+    for name, folder in first.items():
+        manifest = read_manifest(Path(folder))
+        assert manifest is not None, name
+        assert manifest["name"] == name
+        assert manifest["versions"]["python"]
+    rows = json.loads((Path(first["evaluate"]) / "results.json").read_text())
+    kinds = {row["what"] for row in rows}
+    assert {
+        "zero-shot retrieval",
+        "fine-tuned retrieval",
+        "control: colours alone",
+        "question answering",
+        "prompter",
+    } <= kinds
+    assert all(row["items"] > 0 for row in rows)
+    assert pq.read_table(Path(first["evaluate"]) / "retrieval_t2v.parquet").num_rows == 8
+    report = next((workspace / "reports").glob("tiny-*.html")).read_text()
+    assert "zero-shot retrieval" in report
+    assert report.count("data:image/png;base64,") >= 6
+
+
+def test_nothing_unfinished_is_left(first):
+    for folder in first.values():
+        assert not (Path(folder) / "checkpoints").exists()
+        assert not (Path(folder) / "parts").exists()
+        assert not [p for p in Path(folder).rglob("*") if p.name.endswith(".part")]
+
+
+def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
+    (*_, parent), nested = runs(workspace)
+    stages = {run.info.run_name.split(" · ")[0]: run for run in nested[parent.info.run_id]}
+    assert set(stages) == set(STAGES)
+    assert {run.info.status for run in [parent, *stages.values()]} == {"FINISHED"}
+    assert parent.data.params["pretrain.lr"] == "0.001"
+    assert "test/retrieval/t2v/R1" in parent.data.metrics
+    pretrain = stages["pretrain"]
+    assert pretrain.data.tags["fingerprint"].startswith(Path(first["pretrain"]).name)
+    assert pretrain.data.tags["commit"] == parent.data.tags["commit"]
+    assert pretrain.data.tags["prefect_run"]
+    assert {"train/loss_vtc", "train/loss_vtm", "train/loss_mlm", "train/loss_pem"} <= set(pretrain.data.metrics)
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    steps = [point.step for point in client.get_metric_history(pretrain.info.run_id, "train/loss_pem")]
+    assert steps == [2, 4, 6]
+
+    def listed(run, folder):
+        return {Path(f.path).name for f in client.list_artifacts(run.info.run_id, folder)}
+
+    assert listed(pretrain, "pictures") == {"curves.png", "pseudo_labels.png"}
+    assert listed(stages["decode_videos clips"], "pictures") == {"samples.png"}
+    assert listed(stages["evaluate"], "pictures") == {"retrieval.png"}
+    assert "results.json" in listed(stages["evaluate"], "tables")
+    assert "entities.json" in listed(stages["build_vocabulary"], "tables")
+
+
+def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
+    before = newest(workspace)
+    assert alpro(TINY, workspace=str(workspace)) == first
+    after = newest(workspace)
+    assert all(was_cached(run) for run in after.values())
+    for name, run in after.items():
+        assert run.data.metrics == before[name].data.metrics, name
+        assert run.data.tags["made_by_run"] == before[name].info.run_id
+    parents, _ = runs(workspace)
+    results = [{k: v for k, v in p.data.metrics.items() if k.startswith("test/")} for p in parents[:2]]
+    assert results[0] == results[1]
+    assert results[0]
+
+
+def test_a_changed_pretraining_value_reruns_pretraining_and_what_follows(first, workspace):
+    changed = alpro(TINY, changes=["pretrain.lr=5e-4"], workspace=str(workspace))
+    made = {name for name, run in newest(workspace).items() if not was_cached(run)}
+    assert made == {"pretrain", "finetune_retrieval", "finetune_qa", "evaluate"}
+    assert {name for name in first if changed[name] != first[name]} == made
+
+
+def test_a_deleted_artifact_is_made_again(first, workspace):
+    weights = Path(first["cache_prompts"]) / "prompts.safetensors"
+    before = weights.read_bytes()
+    shutil.rmtree(first["cache_prompts"])
+    pretrain_flow(TINY, workspace=str(workspace))
+    assert {name for name, run in newest(workspace).items() if not was_cached(run)} == {"cache_prompts"}
+    assert weights.read_bytes() == before
+
+
+def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace):
+    with pytest.raises(Exception, match="9999"):
+        alpro(TINY, changes=["build_vocabulary.entities=9999"], workspace=str(workspace))
+    parents, nested = runs(workspace)
+    assert parents[0].info.status == "FAILED"
+    statuses = {r.info.run_name.split(" · ")[0]: r.info.status for r in nested[parents[0].info.run_id]}
+    assert statuses["build_vocabulary"] == "FAILED"
+    assert statuses["decode_videos clips"] == "FINISHED"
+
+
+def steps_of(tmp_path, *changes: str) -> dict[str, Step]:
+    config = load_config(TINY, changes=list(changes))
+    return {step.name: step for step in plan(config, Digests(tmp_path / "digests.sqlite"))}
+
+
+@pytest.mark.parametrize(
+    ("change", "first_changed"),
+    [
+        ("render_sample.seed=1", "render_sample"),
+        ("corpora.clips.quality=80", "decode_videos clips"),
+        ("build_vocabulary.entities=7", "build_vocabulary"),
+        ("train_prompter.lr=1e-4", "train_prompter"),
+        ("pretrain.weights.pem=0.5", "pretrain"),
+        ("finetune_qa.lr=3e-4", "finetune_qa"),
+        ("evaluate.controls=false", "evaluate"),
+    ],
+)
+def test_a_change_reaches_what_rests_on_it_and_nothing_else(change, first_changed, tmp_path):
+    before, after = steps_of(tmp_path), steps_of(tmp_path, change)
+    changed = {name for name in before if before[name].fingerprint != after[name].fingerprint}
+    resting = {name for name in before if before[first_changed] in needed(list(before.values()), before[name].stage)}
+    if first_changed == "decode_videos clips":  # both corpora have one stage name; stills do not rest on clips
+        resting -= {"decode_videos stills"}
+    assert changed == resting
+
+
+@pytest.mark.parametrize("change", ["resources.workers=2", "resources.processes=3", "resources.device='cpu'"])
+def test_resources_change_no_fingerprint(change, tmp_path):
+    before, after = steps_of(tmp_path), steps_of(tmp_path, change)
+    assert [s.fingerprint for s in before.values()] == [s.fingerprint for s in after.values()]
+
+
+def test_files_are_in_the_fingerprint_by_their_contents(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"one")
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(json.dumps({"path": "a.mp4", "caption": "x"}) + "\n")
+
+    def fingerprint() -> str:
+        steps = plan(load_config("own_videos", str(path)), Digests(tmp_path / "digests.sqlite"))
+        return steps[0].fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    (tmp_path / "a.mp4").write_bytes(b"two")
+    assert fingerprint() != before
+    (tmp_path / "a.mp4").write_bytes(b"one")
+    assert fingerprint() == before
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("a.mp4", "manifest.jsonl"):
+        shutil.move(tmp_path / name, moved / name)
+    assert (
+        plan(load_config("own_videos", str(moved / "manifest.jsonl")), Digests(tmp_path / "d"))[0].fingerprint == before
+    )
+
+
+def test_only_an_interrupted_stage_is_tried_again():
+    @prefect_flow
+    def failing(error: str) -> None:
+        raise Interrupted("x") if error == "interrupted" else ValueError("x")
+
+    told = {error: failing(error, return_state=True) for error in ("interrupted", "broken")}
+    assert interrupted(None, None, told["interrupted"])
+    assert not interrupted(None, None, told["broken"])
+
+
+def test_the_flows_form_shows_types_and_descriptions():
+    from prefect.utilities.callables import parameter_schema
+
+    for one in (alpro, pretrain_flow):
+        shown = parameter_schema(one).properties
+        assert {"config", "data", "changes", "workspace"} <= set(shown)
+        assert all(field.get("description") and field.get("type") for field in shown.values())
+
+
+def test_the_store_lists_what_was_made(first, workspace):
+    names = [manifest["name"] for _, manifest in Store(workspace / "artifacts").all()]
+    assert set(STAGES) <= set(names)

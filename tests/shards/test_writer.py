@@ -1,0 +1,235 @@
+"""Shards: the same samples are the same bytes, the index says what lies where, and what is no sample is refused."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from shards.decode import Clip
+from shards.schema import INDEX, InputError, Question, Row
+from shards.writer import ShardWriter, encode_jpeg, index_shard
+
+ABOUT = {
+    "version": 1,
+    "id": "a",
+    "kind": "video",
+    "split": "train",
+    "group": "g",
+    "captions": ["x"],
+    "questions": [],
+    "duration": 1.0,
+    "width": 2,
+    "height": 2,
+    "source": "a.mp4",
+}
+JSON = json.dumps(ABOUT).encode()
+
+
+def write(path: Path, samples: list[tuple[Row, Clip]]) -> Path:
+    writer = ShardWriter(path, quality=90)
+    for row, clip in samples:
+        writer.write(row, clip)
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def samples(make_row: Callable[..., Row], smooth_clip: Callable[..., Clip]) -> list[tuple[Row, Clip]]:
+    return [(make_row(name), smooth_clip(seed)) for seed, name in enumerate(["a", "b/c", "ü 雪"])]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Callable[..., Path]:
+    """archive(**members): a tar of files; a TarInfo is a member as it is."""
+
+    def make(members: dict[str, bytes | tarfile.TarInfo]) -> Path:
+        with tarfile.open(tmp_path / "foreign.tar", "w") as tar:
+            for name, content in members.items():
+                if isinstance(content, tarfile.TarInfo):
+                    tar.addfile(content)
+                else:
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        return tmp_path / "foreign.tar"
+
+    return make
+
+
+def test_the_same_samples_are_the_same_bytes(samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = write(tmp_path / "one.tar", samples).read_bytes()
+    monkeypatch.setattr("time.time", lambda: 2e9)  # another day
+    monkeypatch.setattr("os.getpid", lambda: 7)  # another process
+    assert write(tmp_path / "two.tar", samples).read_bytes() == first
+
+
+def test_members_are_named_by_the_number_of_the_sample_and_the_frame(samples, tmp_path: Path):
+    with tarfile.open(write(tmp_path / "a.tar", samples)) as tar:
+        names = tar.getnames()
+    members = ["00.jpg", "01.jpg", "02.jpg", "json"]
+    assert names == [f"{sample:06d}.{extension}" for sample in range(3) for extension in members]
+
+
+def test_a_shard_has_its_name_only_when_it_is_whole(samples, tmp_path: Path):
+    writer = ShardWriter(tmp_path / "a.tar", quality=90)
+    writer.write(*samples[0])
+    assert not (tmp_path / "a.tar").exists()
+    writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_a_shard_without_samples_is_not_kept(tmp_path: Path):
+    write(tmp_path / "a.tar", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_index_says_what_lies_where(samples, tmp_path: Path):
+    path = write(tmp_path / "a.tar", samples)
+    index = index_shard(path)
+    content = path.read_bytes()
+    assert index.schema == INDEX
+    assert index["id"].to_pylist() == ["a", "b/c", "ü 雪"]
+    assert set(index["shard"].to_pylist()) == {"a.tar"}
+    for entry, (row, clip) in zip(index.to_pylist(), samples, strict=True):
+        about = json.loads(content[entry["json_offset"] : entry["json_offset"] + entry["json_size"]])
+        assert about["id"] == row.id
+        places = zip(entry["frame_offsets"], entry["frame_sizes"], strict=True)
+        jpegs = [content[offset : offset + size] for offset, size in places]
+        assert jpegs == [encode_jpeg(frame, 90) for frame in clip.frames]
+
+
+def test_the_index_holds_what_is_known_of_a_sample(make_row, smooth_clip, tmp_path: Path):
+    question = Question(question="what?", answer="雪", type="what")
+    row = make_row("a", captions=("one", "zwei é"), questions=(question,), split="test", kind="image", group="g")
+    (entry,) = index_shard(write(tmp_path / "a.tar", [(row, smooth_clip(0))])).to_pylist()
+    known = {name: entry[name] for name in INDEX.names[:10]}
+    assert known == {
+        "id": "a",
+        "split": "test",
+        "kind": "image",
+        "group": "g",
+        "captions": ["one", "zwei é"],
+        "questions": [question.model_dump()],
+        "duration": 2.5,
+        "width": 64,
+        "height": 48,
+        "source": "a.mp4",
+    }
+
+
+def test_colours_of_small_frames_are_kept(smooth_clip):
+    """Without chroma subsampling a single red pixel stays red."""
+    frame = smooth_clip(0).frames[0] * 0 + 255
+    frame[8, 8] = (255, 0, 0)
+    with Image.open(io.BytesIO(encode_jpeg(frame, 95))) as image:
+        red, green, blue = image.getpixel((8, 8))
+    assert red > 220
+    assert max(green, blue) < 60
+
+
+def test_a_shard_of_the_same_form_is_indexed_whoever_wrote_it(archive):
+    # Other keys, frames out of order and of other digits, samples in between one another.
+    path = archive({"x.1.jpg": b"1", "y.json": JSON, "x.json": JSON, "x.0.jpg": b"00", "y.007.jpg": b"777"})
+    x, y = index_shard(path).to_pylist()
+    assert (x["key"], x["frame_sizes"]) == ("x", [2, 1])  # frames by number
+    assert (y["key"], y["frame_sizes"]) == ("y", [3])
+
+
+def special(kind: bytes, name: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, "/etc/passwd"
+    return info
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "000000.pkl",
+        "000000.pickle",
+        "000000.pth",
+        "000000.json.pkl",
+        "000000.00.jpg.pkl",
+        "000000.npy",
+        "000000.jpg",  # a frame has a number
+        "000000.mp4",
+        "README",
+        "folder/000000.json",
+        "../000000.json",
+        "/etc/000000.json",
+    ],
+)
+def test_a_member_that_is_neither_json_nor_frame_is_refused_by_name(archive, name: str):
+    path = archive({"000000.json": JSON, "000000.00.jpg": b"x", name: b"\x80\x04."})
+    with pytest.raises(InputError, match="is refused") as error:
+        index_shard(path)
+    assert repr(name) in str(error.value) or repr(name.lstrip("/")) in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_a_link_a_folder_or_a_device_is_refused(archive, kind: bytes):
+    name = "000000.00.jpg"
+    with pytest.raises(InputError, match="is refused"):
+        index_shard(archive({"000000.json": JSON, name: special(kind, name)}))
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"0.json": JSON}, "sample 0 lacks its json, its id or its frames"),
+        ({"0.00.jpg": b"x"}, "sample 0 lacks its json, its id or its frames"),
+        ({"0.json": b"{}", "0.00.jpg": b"x"}, "sample 0 lacks its json, its id or its frames"),
+        ({"0.json": b"[1]", "0.00.jpg": b"x"}, "sample 0 lacks its json, its id or its frames"),
+        ({"0.json": json.dumps(ABOUT | {"version": 2}).encode(), "0.00.jpg": b"x"}, "has version 2, this reads 1"),
+        ({"0.json": b'{"id": ', "0.00.jpg": b"x"}, "not a readable shard"),
+        ({"0.json": b"\xff\xfe\x00", "0.00.jpg": b"x"}, "not a readable shard"),
+    ],
+)
+def test_a_sample_that_is_not_whole_is_refused(archive, members: dict[str, bytes], said: str):
+    with pytest.raises(InputError, match=said) as error:
+        index_shard(archive(members))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tar" * 200, b"\x1f\x8b\x08"], ids=["empty", "text", "gzip"])
+def test_a_file_that_is_no_tar_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(InputError, match="not a readable shard"):
+        index_shard(tmp_path / "a.tar")
+
+
+def test_a_shard_cut_inside_a_member_is_refused(samples, tmp_path: Path):
+    path = write(tmp_path / "a.tar", samples)
+    content = path.read_bytes()
+    last = index_shard(path).to_pylist()[-1]
+    for length in (300, last["json_offset"] + 10, last["frame_offsets"][-1] + 100, last["frame_offsets"][-1] - 300):
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match="not a readable shard"):
+            index_shard(path)
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="KeyError, with a traceback, for a field that is not there")
+@pytest.mark.parametrize("field", sorted(ABOUT.keys() - {"version", "id"}))
+def test_a_sample_that_lacks_a_field_is_refused(archive, field: str):
+    about = {name: value for name, value in ABOUT.items() if name != field}
+    with pytest.raises(InputError, match=field):
+        index_shard(archive({"0.json": json.dumps(about).encode(), "0.00.jpg": b"x"}))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="pyarrow's error for a duration, and a text for a list is taken letter by letter"
+)
+@pytest.mark.parametrize(("field", "value"), [("duration", "long"), ("captions", "a dog"), ("questions", ["what?"])])
+def test_a_field_of_another_type_is_refused(archive, field: str, value):
+    with pytest.raises(InputError):
+        index_shard(archive({"0.json": json.dumps(ABOUT | {field: value}).encode(), "0.00.jpg": b"x"}))
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="str.isdigit takes it for a number, and int does not")
+def test_a_frame_with_a_number_that_is_none_is_refused(archive):
+    with pytest.raises(InputError, match="is refused"):
+        index_shard(archive({"0.json": JSON, "0.².jpg": b"x"}))

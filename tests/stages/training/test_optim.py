@@ -1,0 +1,90 @@
+"""Which weights decay, and the learning rate of every step."""
+
+import pytest
+import torch
+
+from models.alpro import Alpro
+from stages.training.objective import Objective
+from stages.training.optim import build_optimizer, learning_rate
+
+CPU = torch.device("cpu")
+# steps, warm-up share, share left at the end: the rate of every step, in shares of the highest.
+RATES = [
+    (5, 0.0, 0.0, [1, 0.8, 0.6, 0.4, 0.2]),
+    (10, 0.2, 0.0, [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+    (8, 0.5, 0.6, [0.25, 0.5, 0.75, 1, 1, 0.75, 0.6, 0.6]),
+    (4, 0.25, 1.0, [1, 1, 1, 1]),
+    (1, 0.05, 0.0, [1]),
+]
+
+
+@pytest.mark.parametrize(("steps", "warmup", "last", "shares"), RATES)
+def test_the_learning_rate_of_every_step(steps, warmup, last, shares, training):
+    config = training(lr=2.0, warmup=warmup, last_lr=last)
+    assert [learning_rate(step, steps, config) / 2 for step in range(steps)] == pytest.approx(shares)
+
+
+@pytest.fixture(scope="module")
+def objective(tiny_model):
+    torch.manual_seed(0)
+    return Objective(Alpro(tiny_model(), entities=4, answers=3), [0.5] * 3, [0.5] * 3)
+
+
+def decayed(objective, config) -> dict[str, bool]:
+    """Whether each parameter decays, by its name."""
+    groups = build_optimizer(objective, config, CPU).param_groups
+    rates = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    return {name: rates[id(p)] > 0 for name, p in objective.named_parameters()}
+
+
+def test_biases_norms_and_embeddings_of_place_and_time_do_not_decay(objective, training):
+    found = decayed(objective, training())
+    assert set(found) == {name for name, _ in objective.named_parameters()}
+    spared = {name for name, decays in found.items() if not decays}
+    for name, parameter in objective.named_parameters():
+        place = any(part in name for part in ("pos_embed", "time_embed", "cls_token", "positions", "segments"))
+        assert (name in spared) == (parameter.ndim < 2 or place), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.text_encoder.embeddings.words.weight",
+        "model.video_encoder.patch_embed.weight",
+        "model.video_encoder.blocks.0.attn.qkv.weight",
+        "model.multimodal_encoder.layers.0.mlp.fc1.weight",
+        "model.video_proj.weight",
+        "model.vtm_head.weight",
+    ],
+)
+def test_matrices_decay(name, objective, training):
+    assert decayed(objective, training())[name]
+
+
+def test_the_decay_of_the_configuration_is_applied(objective, training):
+    """With a gradient of zero AdamW does nothing but decay: by lr x weight_decay of the weight, and no more."""
+    config = training(lr=0.5, weight_decay=0.1)
+    optimizer = build_optimizer(objective, config, CPU)
+    names = decayed(objective, config)
+    before = {name: p.detach().clone() for name, p in objective.named_parameters()}
+    for parameter in objective.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in objective.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if names[name] else 1.0), msg=name)
+    with torch.no_grad():
+        for name, parameter in objective.named_parameters():
+            parameter.copy_(before[name])
+
+
+def test_frozen_weights_are_not_given_to_the_optimiser(tiny_model, training):
+    frozen = Objective(Alpro(tiny_model(), entities=4), [0.5] * 3, [0.5] * 3)
+    frozen.model.video_encoder.requires_grad_(False)
+    optimizer = build_optimizer(frozen, training(), CPU)
+    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert given == {id(p) for p in frozen.parameters() if p.requires_grad}
+
+
+def test_betas_and_rate_are_those_of_the_configuration(objective, training):
+    group = build_optimizer(objective, training(lr=0.25, betas=(0.5, 0.75)), CPU).param_groups[0]
+    assert (group["lr"], group["betas"]) == (0.25, (0.5, 0.75))
