@@ -34,6 +34,9 @@ class ModelConfig(BaseModel):
         return self
 
 
+TEMPERATURES = (0.001, 0.5)
+
+
 class DualEncoder(nn.Module):
     """Video and text encoder with projections into one space: all of the prompter, and the lower half of ALPRO."""
 
@@ -65,7 +68,12 @@ class DualEncoder(nn.Module):
 
     def clamped_temperature(self) -> Tensor:
         """The learnable temperature, held in [0.001, 0.5]."""
-        return self.temperature.clamp(0.001, 0.5)
+        return self.temperature.clamp(*TEMPERATURES)
+
+    @torch.no_grad()
+    def hold_temperature(self) -> None:
+        """Puts a temperature that a step has moved out of its range back to the edge, where it still has a gradient."""
+        self.temperature.clamp_(*TEMPERATURES)
 
 
 class Prompter(DualEncoder):

@@ -65,9 +65,13 @@ class ModelFolder:
                 raise ValueError(f"{folder}: {name} is missing; this is not a model folder")
         try:
             config = FolderConfig.model_validate_json((folder / "config.json").read_text())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{folder}/config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        try:
             weights = load_file(folder / "model.safetensors")
-        except (ValidationError, SafetensorError) as error:
-            raise ValueError(f"{folder}: not a readable model folder: {str(error).splitlines()[0]}") from error
+        except SafetensorError as error:
+            raise ValueError(f"{folder}/model.safetensors: not readable: {error}") from error
         entities, answers = (read_words(folder / f"{name}.json") for name in ("entities", "answers"))
         model: DualEncoder
         if config.task == "prompter":
@@ -76,12 +80,24 @@ class ModelFolder:
             model = Alpro(config.model, len(entities), len(answers))
         check_weights(weights, model, folder)
         model.load_state_dict(weights)
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the tokenizers library raises nothing narrower
+            raise ValueError(f"{folder}/tokenizer.json: not readable: {error}") from error
         return cls(config.task, model.to(device).eval(), tokenizer, config.preprocessing, entities, answers)
 
 
 def read_words(path: Path) -> list[str]:
-    return json.loads(path.read_text()) if path.is_file() else []
+    """A list of words that a model folder may have; empty where it has none."""
+    if not path.is_file():
+        return []
+    try:
+        words = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{path}: not a list of words")
+    return words
 
 
 def check_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:

@@ -1,4 +1,4 @@
-"""Weights of the official ALPRO code, and of BERT, under this project's names and back.
+"""Weights of the official ALPRO code under this project's names.
 
 The official checkpoints keep text and multimodal encoder in one 12-layer BERT (`text_encoder.bert.*`, for question
 answering `text_encoder.*`), and hold tensors that nothing reads. Names here map one to one, but for attention: the

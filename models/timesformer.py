@@ -80,8 +80,8 @@ class TimeSformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
         self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        last = max(1, config.depth - 1)
+        self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.checkpoint_activations = False
 

@@ -3,41 +3,30 @@
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from stages.artifacts import Store, read_manifest
-from stages.report import results, shown
+from stages.report import results, tables
 
 console = Console(soft_wrap=True)
 
 
 def print_results(made: dict[str, Path], workspace: Path) -> None:
-    """The results table, where there are results, and where everything is to be seen."""
+    """The results, where there are some, and where everything is to be seen."""
     listed = [(name, folder, manifest, False) for name, folder in made.items() if (manifest := read_manifest(folder))]
-    rows = results(listed)
-    if rows:
-        table = Table("what", "metric", title="Test results", title_justify="left")
-        for heading in ("score", "chance", "items"):
+    found = tables(results(listed))
+    for one in found:
+        table = Table(*one.heads[:2], title=one.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in one.heads[2:]:
             table.add_column(heading, justify="right")
         last = None
-        for row in rows:
-            if last is not None and row["what"] != last:
-                table.add_section()
-            what = row["what"] if row["what"] != last else ""
-            last = row["what"]
-            table.add_row(
-                what,
-                row["metric"],
-                shown(row["value"], row["metric"]),
-                shown(row["chance"], row["metric"]),
-                str(row["items"]),
-            )
+        for line in one.lines:
+            table.add_row(*([""] if line[0] == last else line[:1]), *line[1:])
+            last = line[0]
         console.print(table)
-        console.print(
-            "chance: for questions the most frequent training answer of the type; for entities the best constant guess"
-        )
-    elif listed:
+    if not found and listed:
         name, folder, manifest, _ = listed[-1]
         console.print(f"{name}: {folder}")
         for key, value in {**manifest["counts"], **manifest["metrics"]}.items():

@@ -54,6 +54,7 @@ def decode_video(
 
     Raises DecodeError with the reason.
     """
+    path = path.absolute()  # a relative name with a colon would be a protocol to ffmpeg
     if not path.is_file():
         raise DecodeError("no such file")
     if path.stat().st_size == 0:
@@ -71,14 +72,15 @@ def decode_video(
 
 def decode_image(path: Path, size: int) -> Clip:
     """A still image as one frame (1, size, size, 3). Raises DecodeError with the reason."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if not path.is_file():
         raise DecodeError("no such file")
     try:
         with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF")) as image:
-            width, height = image.size
-            resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+            upright = ImageOps.exif_transpose(image)
+            width, height = upright.size
+            resized = upright.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DecodeError(f"unreadable image: {error}".split(" '/")[0]) from error
     return Clip(np.asarray(resized)[None], 0.0, width, height)
@@ -91,7 +93,6 @@ class _Timeline:
     stamps: list[int]  # presentation stamps in order
     keys: list[int]  # those of the key frames
     times: np.ndarray
-    claimed: float  # duration that the container states, 0 if it states none
 
 
 def _by_pyav(path: Path, count: int, size: int, start: float | None, end: float | None) -> Clip:
@@ -117,15 +118,18 @@ def _by_pyav(path: Path, count: int, size: int, start: float | None, end: float 
 
 def _timeline(container, stream) -> _Timeline:
     """Reads every packet's stamp without decoding any."""
-    packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
+    packets = [(p.pts, p.is_keyframe, p.is_corrupt) for p in container.demux(stream) if p.size and not p.is_discard]
     if not packets:
         raise DecodeError("unreadable: no frames in the video stream")
-    if any(pts is None for pts, _ in packets) or len({pts for pts, _ in packets}) < len(packets):
+    if any(corrupt for _, _, corrupt in packets) or len(packets) < stream.frames:
+        raise DecodeError(f"unreadable: cut short, {len(packets)} of {stream.frames or 'its'} frames are there")
+    # AVI numbers packets in the order in which they lie, which is not that of the frames where some are bidirectional.
+    timeless = container.format.name == "avi" and stream.codec_context.has_b_frames
+    if timeless or any(p[0] is None for p in packets) or len({p[0] for p in packets}) < len(packets):
         raise DecodeError("unreadable: frames without times of their own")
-    stamps = sorted(pts for pts, _ in packets)
+    stamps = sorted(pts for pts, _, _ in packets)
     times = (np.array(stamps, np.float64) - stamps[0]) * float(stream.time_base)
-    claimed = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
-    return _Timeline(stamps, sorted(pts for pts, key in packets if key), times, claimed)
+    return _Timeline(stamps, sorted(pts for pts, key, _ in packets if key), times)
 
 
 def _wanted(times: np.ndarray, count: int, start: float | None, end: float | None) -> list[int]:
@@ -154,7 +158,11 @@ def _frames_at(container, stream, timeline: _Timeline, wanted: list[int], size: 
     for segment in _segments(sorted(set(targets)), timeline.keys):
         container.seek(segment[0], stream=stream, backward=True, any_frame=False)
         pending = set(segment)
+        last = None
         for frame in container.decode(stream):
+            if last is not None and frame.pts is not None and frame.pts <= last:
+                raise DecodeError("unreadable: frames whose times do not ascend")
+            last = frame.pts
             if frame.pts in pending:
                 turns = round((frame.rotation or 0) / 90) % 4
                 found[frame.pts] = _pixels(frame, size, turns)

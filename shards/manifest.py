@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,13 +93,13 @@ def _file(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
             with _open(path) as file:
                 table = csv.DictReader(file, delimiter="\t" if name.endswith(".tsv") else ",")
                 for number, record in enumerate(table, 2):
-                    yield f"line {number}", {k: v for k, v in record.items() if k is not None and v not in (None, "")}
+                    yield f"line {number}", {k: v for k, v in record.items() if k is not None}
         elif name.endswith(".parquet"):
             for number, record in enumerate(pq.read_table(path).to_pylist(), 1):
-                yield f"row {number}", {k: v for k, v in record.items() if v is not None}
+                yield f"row {number}", record
         else:
             raise InputError(f"{path}: a manifest is a .jsonl, .csv or .parquet file, or a folder of videos")
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
@@ -108,58 +110,58 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield f"line {number}", f"bad row: not JSON: {error.msg}"
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield f"line {number}", f"bad row: not JSON: {getattr(error, 'msg', 'nested too deeply')}"
                 continue
             yield f"line {number}", record if isinstance(record, dict) else "bad row: not a JSON object"
 
 
 def _open(path: Path):
-    return (
-        gzip.open(path, "rt", encoding="utf-8", newline="")
-        if path.suffix == ".gz"
-        else open(path, encoding="utf-8", newline="")
-    )
+    # utf-8-sig: a byte-order mark, as spreadsheets write it, is no part of the first column's name.
+    opener = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rt", encoding="utf-8-sig", newline="")
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     media = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS)
+    shared = Counter(path.with_suffix("") for path in media)
     for path in media:
         text = path.with_suffix(".txt")
         captions = text.read_text("utf-8", errors="replace").splitlines() if text.is_file() else []
-        yield str(path), {"path": str(path.relative_to(folder)), "captions": [c for c in captions if c.strip()]}
+        name = path.relative_to(folder)
+        alone = shared[path.with_suffix("")] == 1  # two files of one name, such as a video and its picture
+        yield str(path), {"id": str(name.with_suffix("") if alone else name), "path": str(name), "captions": captions}
 
 
 def _row(where: str, record: dict[str, Any], root: Path) -> Row | Reject:
     """The row of a record of a manifest in the folder `root`, or why it is none."""
-    name = str(record.get("id", "")) or where
+    record = {key: _sound(value) for key, value in record.items() if value is not None and value != ""}
+    name = str(record.get("id", where))
     given = record.get("path")
-    if not isinstance(given, str) or not given:
+    if not isinstance(given, str):
         return Reject(id=name, path="", reason="bad row: no path")
     path = Path(os.path.normpath(root / given))
     if not path.is_relative_to(os.path.normpath(root)):
         raise InputError(f"{where}: path {given!r} leaves the data folder {root}; put the file inside it")
-    suffix = path.suffix.lower()
     try:
         start, end = _seconds(record.get("start")), _seconds(record.get("end"))
         if start is not None and end is not None and start >= end:
             raise ValueError(f"start {start} is not before end {end}")
-        stem = str(Path(given).with_suffix(""))
         window = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else format(end, 'g')}"
         split = str(record.get("split", "")).strip().lower()
         if split not in SPLIT_NAMES:
             raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
         return Row(
-            id=str(record.get("id", "")) or stem + window,
+            id=str(record.get("id", "")) or str(Path(given).with_suffix("")) + window,
             path=path,
-            kind=record.get("kind") or ("image" if suffix in IMAGE_EXTENSIONS else "video"),
-            captions=tuple(_captions(record)),
-            questions=tuple(_questions(record.get("questions"))),
+            kind=record.get("kind") or ("image" if path.suffix.lower() in IMAGE_EXTENSIONS else "video"),
+            captions=tuple(_captions(record.get("captions", record.get("caption", [])))),
+            questions=tuple(_questions(record.get("questions", []))),
             start=start,
             end=end,
             split=SPLIT_NAMES[split],
             group=str(record.get("group", "")) or given,
-            meta={k: v for k, v in record.items() if k not in COLUMNS},
+            meta={key: value for key, value in record.items() if key not in COLUMNS},
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -168,8 +170,13 @@ def _row(where: str, record: dict[str, Any], root: Path) -> Row | Reject:
         return Reject(id=name, path=given, reason=f"bad row: {error}")
 
 
+def _sound(value: Any) -> Any:
+    """A value as JSON can hold it: dates and bytes as text, half a surrogate pair as a question mark."""
+    return json.loads(json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "replace"))
+
+
 def _seconds(value: Any) -> float | None:
-    if value is None or value == "":
+    if value is None:
         return None
     try:
         return float(value)
@@ -177,37 +184,30 @@ def _seconds(value: Any) -> float | None:
         raise ValueError(f"{value!r} is not a time in seconds") from None
 
 
-def _captions(record: dict[str, Any]) -> Iterable[str]:
+def _captions(value: Any) -> Iterable[str]:
     """The captions, white space folded, blank ones and exact repeats dropped."""
-    value = record.get("captions", record.get("caption"))
     if isinstance(value, str):
-        value = json.loads(value) if value.lstrip().startswith("[") else [value]
-    if value is None:
-        return []
+        value = _list_in(value) or [value]
     if not isinstance(value, list) or not all(isinstance(c, str) for c in value):
         raise ValueError("captions are not a list of texts")
     return dict.fromkeys(" ".join(c.split()) for c in value if c.strip())
 
 
+def _list_in(text: str) -> list[Any] | None:
+    """The list that a text is in JSON, as CSV files hold one; None where it is just a text."""
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return value if isinstance(value, list) else None
+
+
 def _questions(value: Any) -> Iterator[dict[str, str]]:
-    if isinstance(value, str):
-        value = json.loads(value) if value.strip() else None
-    if value is None:
-        return
+    value = _list_in(value) if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(q, dict) for q in value):
         raise ValueError("questions are not a list of {question, answer}")
     for item in value:
-        question, answer = item.get("question"), item.get("answer")
-        if (
-            not isinstance(question, str)
-            or not isinstance(answer, str | int | float)
-            or not question.strip()
-            or not str(answer).strip()
-        ):
+        question, answer = (" ".join(str(item.get(key) or "").split()) for key in ("question", "answer"))
+        if not question or not answer:
             raise ValueError("a question without a text or an answer")
-        question = " ".join(question.split())
-        yield {
-            "question": question,
-            "answer": str(answer).strip(),
-            "type": str(item.get("type") or question.split()[0].lower()),
-        }
+        yield {"question": question, "answer": answer, "type": str(item.get("type") or question.split()[0].lower())}

@@ -84,7 +84,11 @@ def _read(file: io.FileIO, offset: int, size: int) -> bytes:
     return data
 
 
-@lru_cache(maxsize=64)
 def _open(path: str) -> io.FileIO:
+    return _opened(path, os.stat(path).st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _opened(path: str, changed: int) -> io.FileIO:
     # Open while cached; os.pread shares no position, so workers forked later may use it too.
     return open(path, "rb", buffering=0)

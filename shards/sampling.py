@@ -16,12 +16,11 @@ def segment_starts(available: int, count: int) -> list[int]:
 
 def frames_in_halves(available: int, count: int, rng: np.random.Generator) -> list[int]:
     """Pre-training's sampling: half the frames at random from each half of the clip, in order."""
-    middle = available // 2
-    first, second = count - count // 2, count // 2
-    if middle < first or available - middle < second:
+    if available < count:
         return sorted(int(i) for i in rng.integers(0, available, count))
-    early = rng.choice(middle, first, replace=False)
-    late = middle + rng.choice(available - middle, second, replace=False)
+    middle = (available + count % 2) // 2  # an odd one out is from the first half
+    early = rng.choice(middle, count - count // 2, replace=False)
+    late = middle + rng.choice(available - middle, count // 2, replace=False)
     return sorted(int(i) for i in (*early, *late))
 
 
@@ -36,6 +35,6 @@ def grouped_order(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     groups (N,): the group of each example. Members of a batch's groups are then each other's negatives in the
     contrastive and matching losses: clips of one source are the hardest there are.
     """
-    _, group = np.unique(groups, return_inverse=True)
-    place = rng.permutation(group.max() + 1)[group]
+    names, group = np.unique(groups, return_inverse=True)
+    place = rng.permutation(len(names))[group]
     return np.lexsort((rng.random(len(groups)), place))

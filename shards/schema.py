@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-SAMPLE_VERSION = 1
+SAMPLE_VERSION: Literal[1] = 1
 SPLITS = ("train", "validation", "test")
 Kind = Literal["video", "image"]
 VIDEO_EXTENSIONS = {
@@ -57,6 +57,25 @@ class Row(BaseModel):
     split: Literal["", "train", "validation", "test"] = ""
     group: str = ""  # items of one source, which stay in one split
     meta: dict[str, Any] = Field(default_factory=dict)  # every other column
+
+
+class About(BaseModel):
+    """What a shard says of a sample, in its <key>.json."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    version: Literal[1] = SAMPLE_VERSION
+    id: str = Field(min_length=1)
+    kind: Kind
+    split: Literal["train", "validation", "test"]
+    group: str
+    captions: list[str]
+    questions: list[Question]
+    duration: float
+    width: int
+    height: int
+    source: str
+    meta: dict[str, Any] = Field(default_factory=dict)
 
 
 class Reject(BaseModel):

@@ -1,18 +1,22 @@
 """Samples to WebDataset shards, byte for byte the same whoever writes them, and the index of what lies where."""
 
 import io
-import json
 import os
+import re
 import tarfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from pydantic import ValidationError
 
 from shards.decode import Clip
-from shards.schema import INDEX, SAMPLE_VERSION, InputError, Row
+from shards.schema import INDEX, About, InputError, Row
+
+MEMBER = re.compile(r"(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
 
 
 class ShardWriter:
@@ -33,23 +37,22 @@ class ShardWriter:
 
     def write(self, row: Row, clip: Clip) -> None:
         """Appends a sample; its key is its number in the shard."""
-        about = {
-            "version": SAMPLE_VERSION,
-            "id": row.id,
-            "kind": row.kind,
-            "split": row.split,
-            "group": row.group,
-            "captions": row.captions,
-            "questions": [q.model_dump() for q in row.questions],
-            "duration": round(clip.duration, 3),
-            "width": clip.width,
-            "height": clip.height,
-            "source": row.path.name,
-            "meta": row.meta,
-        }
+        about = About(
+            id=row.id,
+            kind=row.kind,
+            split=row.split or "train",
+            group=row.group,
+            captions=list(row.captions),
+            questions=list(row.questions),
+            duration=round(clip.duration, 3),
+            width=clip.width,
+            height=clip.height,
+            source=row.path.name,
+            meta=row.meta,
+        )
         members: dict[str, Any] = {
             "__key__": f"{self.count:06d}",
-            "json": json.dumps(about, ensure_ascii=False).encode(),
+            "json": about.model_dump_json().encode(),
         }
         for number, frame in enumerate(clip.frames):
             members[f"{number:02d}.jpg"] = encode_jpeg(frame, self.quality)
@@ -76,43 +79,55 @@ def index_shard(path: Path) -> pa.Table:
     """The index rows of a shard, this project's or one of the same form.
 
     Only regular files named `<key>.json` and `<key>.<nn>.jpg` are taken: anything else, such as a pickle, is refused
-    with InputError, since nothing of it may ever be decoded.
+    with InputError, since nothing of it may ever be decoded; and so is a tar without its end.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    samples: dict[str, _Members] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                key, _, extension = member.name.partition(".")
-                number = extension.removesuffix(".jpg")
-                if (
-                    not member.isreg()
-                    or "/" in member.name
-                    or not (extension == "json" or (number.isdigit() and number != extension))
-                ):
-                    raise InputError(
-                        f"{path}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg; it is refused"
-                    )
-                row = rows.setdefault(key, {"shard": path.name, "key": key, "frames": {}})
-                if extension == "json":
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    row["about"] = json.loads(file.read())
-                    row["json_offset"], row["json_size"] = member.offset_data, member.size
-                else:
-                    row["frames"][int(number)] = (member.offset_data, member.size)
-    except (tarfile.TarError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+                _take(samples, member, tar, path)
+        with open(path, "rb") as file:
+            file.seek(-2 * tarfile.BLOCKSIZE, os.SEEK_END)
+            if file.read().strip(b"\0"):
+                raise tarfile.TarError("it has no end")
+    except (tarfile.TarError, OSError) as error:
         raise InputError(f"{path}: not a readable shard: {error}") from error
-    return pa.Table.from_pylist([_index_row(path, row) for row in rows.values()], schema=INDEX)
+    return pa.Table.from_pylist([_index_row(path, key, sample) for key, sample in samples.items()], schema=INDEX)
 
 
-def _index_row(path: Path, row: dict[str, Any]) -> dict[str, Any]:
-    about = row.get("about")
-    if not isinstance(about, dict) or not row["frames"] or "id" not in about:
-        raise InputError(f"{path}: sample {row['key']} lacks its json, its id or its frames")
-    if about.get("version") != SAMPLE_VERSION:
-        raise InputError(f"{path}: sample {row['key']} has version {about.get('version')}, this reads {SAMPLE_VERSION}")
-    frames = [row["frames"][number] for number in sorted(row["frames"])]
-    named = {name: about[name] for name in ("id", "split", "kind", "group", "captions", "questions")}
-    seen = {name: about[name] for name in ("duration", "width", "height", "source")}
-    places = {name: row[name] for name in ("shard", "key", "json_offset", "json_size")}
-    return named | seen | places | {"frame_offsets": [o for o, _ in frames], "frame_sizes": [s for _, s in frames]}
+@dataclass
+class _Members:
+    """What a shard holds of one sample: its JSON, and where each member lies (offset and size in bytes)."""
+
+    about: bytes = b""
+    json: tuple[int, int] = (0, 0)
+    frames: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+def _take(samples: dict[str, _Members], member: tarfile.TarInfo, tar: tarfile.TarFile, path: Path) -> None:
+    match = MEMBER.fullmatch(member.name)
+    if not match or not member.isreg():
+        raise InputError(f"{path}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg; it is refused")
+    sample = samples.setdefault(match["key"], _Members())
+    place = member.offset_data, member.size
+    if match["frame"]:
+        sample.frames[int(match["frame"])] = place
+    else:
+        file = tar.extractfile(member)
+        assert file is not None
+        sample.about, sample.json = file.read(), place
+
+
+def _index_row(path: Path, key: str, sample: _Members) -> dict[str, Any]:
+    if not sample.about or not sample.frames:
+        raise InputError(f"{path}: sample {key} lacks its json or its frames")
+    try:
+        about = About.model_validate_json(sample.about)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: sample {key}: {where}: {first['msg']}") from error
+    frames = [sample.frames[number] for number in sorted(sample.frames)]
+    places = {"shard": path.name, "key": key, "json_offset": sample.json[0], "json_size": sample.json[1]}
+    offsets = {"frame_offsets": [o for o, _ in frames], "frame_sizes": [s for _, s in frames]}
+    return about.model_dump(exclude={"version", "meta"}) | places | offsets

@@ -59,7 +59,9 @@ class Report:
 
     def add(self, what: str, metric: str, value: float, items: int, chance: float | None, name: str) -> None:
         """One score with the number of items and chance (None: no meaning)."""
-        self.rows.append({"what": what, "metric": metric, "value": value, "items": items, "chance": chance})
+        self.rows.append(
+            {"name": name, "what": what, "metric": metric, "value": value, "items": items, "chance": chance}
+        )
         self.metrics[f"{self.split}/{name}"] = value
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
@@ -214,7 +216,8 @@ def questions(config: Config, inputs: dict[str, Path], report: Report, device: t
         for metric, value in accuracy_by_type(right, asked.types).items():
             kind = metric.removeprefix("acc").removeprefix("_")
             items = sum(t == kind for t in asked.types) if kind else len(asked.types)
-            report.add(what, f"accuracy {kind}".strip(), value, items, chance[metric], f"{key}/{metric}")
+            shown = kind.replace("_", " ") or "all questions"
+            report.add(what, shown, value, items, chance[metric], f"{key}/{metric}")
         add_contrasts(report, what, key, config.contrasts, logits, folder.answers, asked)
         if not name:
             columns = zip(

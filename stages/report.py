@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,68 @@ def _keys(lines: list[dict[str, Any]], prefixes: tuple[str, ...], many: bool) ->
 
 
 def results(made: list[Listed]) -> list[dict[str, Any]]:
-    """The rows of the results table: what, metric, value, items, chance. Empty where nothing was evaluated."""
+    """The rows of evaluate's results.json; none where nothing was evaluated."""
     for _, folder, manifest, _ in made:
         if manifest["stage"] == "evaluate":
             return read_json(folder / "results.json")
     return []
 
 
-def shown(value: float | None, metric: str) -> str:
+@dataclass(frozen=True)
+class Table:
+    """A table to be shown: a title, the heads of its columns (the first two are texts, the others numbers), lines."""
+
+    title: str
+    heads: list[str]
+    lines: list[list[str]]
+
+
+def tables(rows: list[dict[str, Any]]) -> list[Table]:
+    """The results as people compare them: retrieval by recall, answers with their controls side by side, the rest."""
+    ranked = [row for row in rows if row["metric"][:3] in ("t2v", "v2t")]
+    answers = [row for row in rows if row["name"].startswith("qa")]
+    others = [row for row in rows if row not in ranked and row not in answers]
+    found = []
+    if ranked:
+        found.append(retrieval_table(ranked))
+    if answers:
+        found.append(answers_table(answers))
+    if others:
+        lines = [[r["what"], r["metric"], shown(r["value"]), shown(r["chance"]), str(r["items"])] for r in others]
+        found.append(Table("Entities", ["", "", "score", "best constant", "items"], lines))
+    return found
+
+
+def retrieval_table(rows: list[dict[str, Any]]) -> Table:
+    """A line for each ranker and direction, and one for what chance reaches."""
+    columns = ["R@1", "R@5", "R@10", "MdR"]
+    lines: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        way, column = row["metric"].split()
+        lines.setdefault((row["what"], way), {})[column] = row
+    out = []
+    for (what, way), cells in lines.items():
+        items = next(iter(cells.values()))["items"]
+        out.append([what, way, *(shown(cells[c]["value"], c) if c in cells else "" for c in columns), str(items)])
+    first = next(iter(lines.values()))
+    out.append(["chance", "", *(shown(first[c]["chance"], c) for c in columns), ""])
+    return Table("Retrieval", ["", "", *columns, "items"], out)
+
+
+def answers_table(rows: list[dict[str, Any]]) -> Table:
+    """A line for each type of question: the score, those of the controls, what the most frequent answer reaches."""
+    whats = list(dict.fromkeys(row["what"] for row in rows))
+    lines = []
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        cells = {row["what"]: row for row in rows if row["metric"] == metric}
+        first = next(iter(cells.values()))
+        scores = [shown(cells[what]["value"]) if what in cells else "" for what in whats]
+        lines.append([metric, "", *scores, shown(first["chance"]), str(first["items"])])
+    heads = [what.removeprefix("control: ") for what in whats]
+    return Table("Question answering", ["", "", *heads, "most frequent answer", "items"], lines)
+
+
+def shown(value: float | None, metric: str = "") -> str:
     """A score as people write it: ranks plain, shares in per cent."""
     if value is None:
         return "-"
@@ -74,15 +129,13 @@ def shown(value: float | None, metric: str) -> str:
 
 
 def results_markdown(made: list[Listed]) -> str:
-    """The results as a Markdown table; empty where nothing was evaluated."""
-    rows = results(made)
-    if not rows:
-        return ""
-    lines = ["| what | metric | score | chance | items |", "| --- | --- | ---: | ---: | ---: |"]
-    for row in rows:
-        score, chance = (shown(row[key], row["metric"]) for key in ("value", "chance"))
-        lines.append(f"| {row['what']} | {row['metric']} | {score} | {chance} | {row['items']} |")
-    return "\n".join(lines) + "\n"
+    """The results as Markdown tables; empty where nothing was evaluated."""
+    parts = []
+    for table in tables(results(made)):
+        rule = ["---", "---", *["---:"] * (len(table.heads) - 2)]
+        cells = [table.heads, rule, *table.lines]
+        parts.append(f"**{table.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in cells))
+    return "\n\n".join(parts)
 
 
 def write_report(path: Path, name: str, made: list[Listed]) -> Path:
@@ -103,7 +156,7 @@ def write_report(path: Path, name: str, made: list[Listed]) -> Path:
     ]
     worked = sum(manifest["made"]["seconds"] for _, _, manifest, cached in made if not cached)
     cached = sum(one[3] for one in made)
-    page = template.render(name=name, results=results(made), shown=shown, stages=stages, worked=worked, cached=cached)
+    page = template.render(name=name, tables=tables(results(made)), stages=stages, worked=worked, cached=cached)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, "utf-8")
     return path

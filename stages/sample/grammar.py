@@ -72,11 +72,8 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption that names the motion, alone or with the kind."""
-    article = str(rng.choice(["a", "the"]))
-    named = name(scene.main, article, colour=False)
-    subject = rng.choice(["it", "something", named, named])
-    return f"{subject} {motion_phrase(scene.main.motion, rng)}"
+    """A caption that names the motion alone."""
+    return f"{rng.choice(['it', 'it', 'something'])} {motion_phrase(scene.main.motion, rng)}"
 
 
 def portrait_caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -107,15 +104,16 @@ def _count(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
-    """One question of each type that the scene can answer: what, which (colour), how (many), where (to)."""
+    """One question of each type that the scene can answer: what, which colour, how many, where to."""
     main, count = scene.main, len(scene.things)
     moving = motion_phrase(main.motion, rng)
+    things, seen = rng.choice(["things", "shapes"]), rng.choice(["are there", "do we see"])
     asked = [
-        (rng.choice([f"what {moving}?", f"what is the {main.colour} thing?"]), main.kind),
-        (f"which colour {rng.choice(['is', 'has'])} the {main.kind}?", main.colour),
-        (f"how many {rng.choice(['things', 'shapes'])} {rng.choice(['are there', 'do we see'])}?", NUMBERS[count - 1]),
+        ("what", rng.choice([f"what {moving}?", f"what is the {main.colour} thing?"]), main.kind),
+        ("which_colour", f"which colour {rng.choice(['is', 'has'])} the {main.kind}?", main.colour),
+        ("how_many", f"how many {things} {seen}?", NUMBERS[count - 1]),
     ]
     if main.motion in DIRECTIONS:
-        subject = rng.choice([name(main, "the"), name(main, "the", colour=False)])
-        asked.append((f"where does {subject} {rng.choice(['go', 'move', 'slide'])}?", main.motion))
-    return [{"question": str(q), "answer": str(a)} for q, a in asked]
+        subject = name(main, "the", colour=bool(rng.random() < 0.5))
+        asked.append(("where_to", f"where does {subject} {rng.choice(['go', 'move', 'slide'])}?", main.motion))
+    return [{"question": str(question), "answer": answer, "type": kind} for kind, question, answer in asked]

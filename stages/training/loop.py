@@ -145,6 +145,7 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
         if self.is_finite(norm, batch):
             self.optimizer.step()
+            self.objective.model.hold_temperature()
         metrics = {name: value / len(parts) for name, value in collected.sums.items()}
         return metrics | {"grad_norm": norm.detach(), "lr": torch.tensor(rate)}
 

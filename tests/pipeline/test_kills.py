@@ -1,0 +1,87 @@
+"""What a killed process leaves: no artifact, nothing running, and work that the next run goes on with."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.flow import plan
+from stages.artifacts import Step, Store, read_manifest
+from stages.files import Digests
+from stages.training.metrics import read_metrics
+
+TINY = str(Path(__file__).parents[1] / "tiny.toml")
+LONG = ["--set", "train_prompter.phases.0.steps=400", "--set", "resources.seconds_between_checkpoints=0.2"]
+
+
+def start(workspace: Path, *arguments: str) -> subprocess.Popen:
+    """`alpro train-prompter` on the tiny pipeline, in a process of its own."""
+    command = [sys.executable, "-m", "pipeline.cli", "train-prompter", "--config", TINY, "--workspace", str(workspace)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def prompter(workspace: Path) -> tuple[Path, Step]:
+    config = load_config(TINY, changes=LONG[1::2])
+    step = next(s for s in plan(config, Digests(workspace / "digests.sqlite")) if s.stage == "train_prompter")
+    return Store(workspace / "artifacts").folder(step), step
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+def training(folder: Path) -> list[int]:
+    """Processes that work in a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes()
+        except OSError:
+            continue
+        if b"stages.run" in line and str(folder).encode() in line:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["training process", "pipeline", "ctrl-c"])
+def test_a_killed_stage_leaves_no_artifact_and_continues(how, tmp_path):
+    process = start(tmp_path, *LONG)
+    folder, _ = prompter(tmp_path)
+    wait_for(lambda: list(folder.glob("checkpoints/step-*")))
+    victim = {"training process": training(folder)[0], "pipeline": process.pid, "ctrl-c": process.pid}[how]
+    os.kill(victim, signal.SIGINT if how == "ctrl-c" else signal.SIGKILL)
+    process.wait(60)
+    assert process.returncode != 0
+    wait_for(lambda: not training(folder), 30)  # an orphaned training ends by itself
+    assert read_manifest(folder) is None
+    reached = max(int(p.name.removeprefix("step-")) for p in folder.glob("checkpoints/step-*"))
+
+    again = start(tmp_path, *LONG)
+    _, told = again.communicate(timeout=200)
+    assert again.returncode == 0, told
+    assert f"continuing from step {reached} of 400" in told
+    assert read_manifest(folder) is not None
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "train/loss" in line] == list(
+        range(2, 401, 2)
+    )
+
+
+@pytest.mark.long
+def test_two_runs_at_once_make_an_artifact_once(tmp_path):
+    first, second = start(tmp_path, *LONG), start(tmp_path, *LONG)
+    told = [process.communicate(timeout=300)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), told
+    started = [line for text in told for line in text.splitlines() if line.startswith("train_prompter: started")]
+    assert len(started) == 1
+    folder, _ = prompter(tmp_path)
+    assert read_manifest(folder) is not None

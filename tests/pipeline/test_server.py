@@ -1,0 +1,191 @@
+"""Against a real Prefect server and workers, started here: deployments of every flow, runs, cache, cancellation."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.long
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "tests" / "tiny.toml")
+
+
+def prefect(*arguments: str, environment: dict[str, str], timeout: float = 400) -> str:
+    """Runs Prefect's command line; returns what it printed, and fails with it where it fails."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server with both pools, every deployment and a worker in each pool; yields its environment."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    environment.pop("PREFECT_LOGGING_LEVEL", None)
+    log = open(home / "log.txt", "w")
+
+    def start(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "prefect", *arguments]
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=home, env=environment, start_new_session=True
+        )
+
+    processes = [start("server", "start", "--host", "127.0.0.1", "--port", str(port))]
+    wait_for(lambda: call(environment, "GET", "/health"), 120)
+    for pool in ("cpu", "gpu"):
+        prefect("work-pool", "create", pool, "--type", "process", environment=environment)
+    prefect("deploy", "--all", environment=environment)
+    processes += [start("worker", "start", "--pool", pool, "--type", "process") for pool in ("cpu", "gpu")]
+    yield environment
+    for process in reversed(processes):  # a worker without its server does not end by SIGTERM
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    log.close()
+
+
+def call(environment: dict[str, str], method: str, path: str, body: dict | None = None):
+    """One request to Prefect's API; None where nothing answers."""
+    request = urllib.request.Request(environment["PREFECT_API_URL"] + path, method=method)
+    request.add_header("Content-Type", "application/json")
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(request, data, timeout=10) as answer:
+            return json.loads(answer.read() or "null")
+    except OSError:
+        return None
+
+
+def wait_for(condition, seconds: float):
+    """Waits until the condition gives something true, and returns it."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def deployment(environment, name: str, **parameters) -> dict:
+    """Runs a deployment to its end; returns its run."""
+    identity = call(environment, "GET", f"/deployments/name/{name}")["id"]
+    run = call(environment, "POST", f"/deployments/{identity}/create_flow_run", {"parameters": parameters})
+    return wait_for(lambda: finished(environment, run["id"]), 400)
+
+
+def finished(environment, run: str) -> dict | None:
+    found = call(environment, "GET", f"/flow_runs/{run}")
+    return found if found and found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+
+def task_states(environment, run: dict) -> dict[str, str]:
+    found = call(environment, "POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    return {task["name"]: task["state"]["name"] for task in found}
+
+
+def test_every_flow_has_a_deployment_with_described_parameters(server):
+    found = call(server, "POST", "/deployments/filter", {"limit": 50})
+    pools = {d["name"]: d["work_pool_name"] for d in found}
+    assert pools == {
+        "alpro": "gpu",
+        "render-sample": "cpu",
+        "decode-videos": "cpu",
+        "build-vocabulary": "cpu",
+        "train-prompter": "gpu",
+        "cache-prompts": "gpu",
+        "pretrain": "gpu",
+        "finetune-retrieval": "gpu",
+        "finetune-qa": "gpu",
+        "evaluate": "gpu",
+    }
+    for one in found:
+        assert ":" in one["entrypoint"]
+        assert "/" not in one["entrypoint"]
+        shown = one["parameter_openapi_schema"]["properties"]
+        assert all(field["description"] and field["type"] for field in shown.values())
+
+
+def test_one_stage_then_the_whole_by_deployment(server, tmp_path):
+    printed = prefect(
+        *("deployment", "run", "decode-videos/decode-videos", "--watch"),
+        *("-p", f"config={TINY}", "-p", f"workspace={tmp_path}"),
+        environment=server,
+    )
+    assert "Completed" in printed
+    assert len(list((tmp_path / "artifacts" / "decode_videos").glob("*/manifest.json"))) == 2
+
+    whole = deployment(server, "alpro/alpro", config=TINY, workspace=str(tmp_path))
+    assert whole["state"]["name"] == "Completed", whole["state"]["message"]
+    states = task_states(server, whole)
+    assert states["decode_videos clips"] == "Cached"
+    assert states["evaluate"] == "Completed"
+
+    again = deployment(server, "alpro/alpro", config=TINY, workspace=str(tmp_path))
+    assert set(task_states(server, again).values()) == {"Cached"}
+
+    changed = {
+        "config": TINY,
+        "workspace": str(tmp_path),
+        "changes": ["finetune_qa.lr=3e-4"],
+        "stages_by_deployment": True,
+    }
+    by_stage = deployment(server, "alpro/alpro", **changed)
+    assert by_stage["state"]["name"] == "Completed", by_stage["state"]["message"]
+    states = task_states(server, by_stage)
+    assert {"pretrain": "Cached", "finetune_retrieval": "Cached"}.items() <= states.items()
+    assert "finetune_qa" not in states  # its own deployment's run made it
+
+
+def test_a_mistake_fails_the_run_with_its_one_line(server, tmp_path):
+    run = deployment(server, "pretrain/pretrain", config=TINY, workspace=str(tmp_path), changes=["pretrain.lrr=1"])
+    assert run["state"]["type"] == "FAILED"
+    assert "pretrain.lrr: unknown key; did you mean 'lr'?" in run["state"]["message"]
+
+
+def training_processes(folder: Path) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if "stages.run" in line and str(folder) in line:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_cancelling_ends_the_whole_process_group_and_leaves_a_checkpoint(server, tmp_path):
+    identity = call(server, "GET", "/deployments/name/train-prompter/train-prompter")["id"]
+    changes = ["train_prompter.phases.0.steps=100000", "resources.processes=2"]
+    parameters = {"config": TINY, "workspace": str(tmp_path), "changes": changes}
+    run = call(server, "POST", f"/deployments/{identity}/create_flow_run", {"parameters": parameters})
+    wait_for(lambda: list((tmp_path / "artifacts" / "train_prompter").glob("*/metrics.jsonl")), 180)
+    assert len(training_processes(tmp_path)) >= 3  # torchrun and two ranks
+    call(server, "POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+    assert wait_for(lambda: finished(server, run["id"]), 120)["state"]["type"] == "CANCELLED"
+    wait_for(lambda: not training_processes(tmp_path), 60)
+    (folder,) = (tmp_path / "artifacts" / "train_prompter").glob("*/")
+    assert not (folder / "manifest.json").exists()
+    assert list((folder / "checkpoints").glob("step-*"))

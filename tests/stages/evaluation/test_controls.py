@@ -1,0 +1,70 @@
+"""The controls know what they should and no more."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.evaluation.controls import Shuffle, colours_only, reverse
+from stages.evaluation.retrieval import Gallery
+
+
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=8), st.integers(0, 5))
+def test_shuffled_frames_are_the_same_frames_and_never_in_the_true_order(frames, seed):
+    shuffled = Shuffle(seed)(frames)
+    assert sorted(shuffled) == sorted(frames)
+    assert (shuffled == frames) == (len(set(frames)) == 1)
+
+
+def test_shuffling_is_seeded_and_another_for_each_clip():
+    orders = [Shuffle(seed)(list(range(10))) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+    one = Shuffle(1)
+    assert one(list(range(10))) != one(list(range(10)))
+
+
+def test_shuffling_reaches_every_other_order():
+    shuffle = Shuffle(0)
+    assert {tuple(shuffle([1, 2, 3])) for _ in range(200)} == {(1, 3, 2), (2, 1, 3), (2, 3, 1), (3, 1, 2), (3, 2, 1)}
+
+
+def test_reversed_frames_are_backwards():
+    assert reverse([0, 2, 4]) == [4, 2, 0]
+
+
+def things(*colours: str) -> dict:
+    return {"things": [{"kind": "ball", "colour": colour, "motion": "left"} for colour in colours]}
+
+
+@pytest.fixture
+def coloured(corpus_of, tmp_path):
+    rows = [
+        {"id": "a", "captions": ["A red ball over the blue box", "it moves"], "meta": things("red", "blue")},
+        {"id": "b", "captions": ["a red, red star"], "meta": things("red")},
+        {"id": "c", "captions": ["a green reddish moon"], "meta": things("green")},
+    ]
+    return Gallery.of(corpus_of(tmp_path, rows), "train")
+
+
+def test_the_colour_control_scores_the_overlap_of_colours_said_and_seen(coloured):
+    """Shared over all: {red, blue} with {red} is 1 of 2; the second "red" of a text is one more that is not seen."""
+    expected = [
+        [1, 1 / 2, 0],
+        [0, 0, 0],
+        [1 / 3, 1 / 2, 0],
+        [0, 0, 1],
+    ]
+    np.testing.assert_allclose(colours_only(coloured), expected)
+
+
+def test_there_is_no_colour_control_where_the_manifest_tells_none(corpus_of, tmp_path):
+    rows = [{"id": "a", "captions": ["red"], "meta": things("red")}, {"id": "b", "captions": ["blue"]}]
+    assert colours_only(Gallery.of(corpus_of(tmp_path, rows), "train")) is None
+
+
+def test_the_colour_control_of_the_sample_is_better_than_chance_and_not_perfect(clips):
+    gallery = Gallery.of(clips, "test")
+    scores = colours_only(gallery)
+    own = scores[np.arange(8), gallery.video_of_text]
+    assert (own == scores.max(axis=1)).all()  # a full caption names every colour
+    assert (scores == 1).sum() >= 8

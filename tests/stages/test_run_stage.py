@@ -1,0 +1,151 @@
+"""One stage in a process of its own: what it leaves, and what ends it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from stages import run as stage_run
+from stages.artifacts import Outcome, Resources, read_json, write_json
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def work(tmp_path):
+    """work(stage, config, **inputs): a work file for a stage, in a folder of its own."""
+
+    def write(stage: str, config: dict, **inputs: Path) -> Path:
+        (tmp_path / "out").mkdir()
+        described = {
+            "stage": stage,
+            "config": config,
+            "inputs": {name: str(path) for name, path in inputs.items()},
+            "out": str(tmp_path / "out"),
+            "resources": Resources(workers=1, device="cpu").model_dump(mode="json"),
+        }
+        write_json(tmp_path / "out" / "work.json", described)
+        return tmp_path / "out" / "work.json"
+
+    return write
+
+
+def test_good_work_ends_well_and_leaves_its_result(work, inline_pool):
+    small = {"lessons": 1, "clips": 1, "portraits": 1, "stills": 1, "validation": 4, "test": 4, "size": 32, "frames": 4}
+    file = work("render_sample", small)
+    assert stage_run.main([str(file)]) == 0
+    result = read_json(file.with_name("result.json"))
+    assert result["counts"]["stills"] == 1
+    assert result["metrics"] == {}
+    assert not file.with_name("manifest.json").exists()  # the caller's to write
+
+
+def test_a_mistake_ends_with_status_2_one_line_and_the_mistake_as_result(work, tmp_path, capsys):
+    file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
+    assert stage_run.main([str(file)]) == 2
+    mistake = read_json(file.with_name("result.json"))["mistake"]
+    assert "nowhere.jsonl: no such file or folder" in mistake
+    assert capsys.readouterr().err == f"error: {mistake}\n"
+
+
+def test_one_rank_alone_tells_the_mistake(work, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
+    assert stage_run.main([str(file)]) == 2
+    assert not file.with_name("result.json").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_of_the_program_is_no_mistake_of_a_person(work, monkeypatch):
+    monkeypatch.setattr(stage_run, "run", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stage_run.main([str(work("render_sample", {}))])
+
+
+@pytest.mark.parametrize("arguments", [[], ["one.json", "two.json"]])
+def test_without_a_work_file_it_says_how_it_is_used(arguments, capsys):
+    assert stage_run.main(arguments) == 2
+    assert "usage: python -m stages.run WORK.json" in capsys.readouterr().err
+
+
+def test_what_the_work_file_says_is_what_the_stage_is_given(work, tmp_path, monkeypatch):
+    from stages import decode_videos
+
+    given = []
+    monkeypatch.setattr(decode_videos, "run", lambda *all_of_it: (given.extend(all_of_it), Outcome({"items": 1}))[1])
+    file = work("decode_videos", {"size": 64, "quality": 80}, data=tmp_path)
+    assert stage_run.main([str(file)]) == 0
+    config, inputs, out, resources = given
+    assert (config.size, config.quality) == (64, 80)
+    assert (inputs, out) == ({"data": tmp_path}, tmp_path / "out")
+    assert resources.workers == 1
+
+
+def test_a_configuration_with_an_unknown_key_is_refused(work):
+    with pytest.raises(ValueError, match="sizes"):
+        stage_run.main([str(work("decode_videos", {"sizes": 3}))])
+
+
+WATCHED = "import sys, time\nfrom stages.run import watch_parent\n{watch}\nprint('ready', flush=True)\ntime.sleep(60)\n"
+
+
+def orphan(watch: str, environment: dict[str, str]) -> int:
+    """Starts a process that starts another and ends; returns the number of the one left behind."""
+    starter = textwrap.dedent("""
+        import os, subprocess, sys
+        child = subprocess.Popen([sys.executable, "-c", sys.argv[1].replace("PARENT", str(os.getpid()))],
+                                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert child.stdout.readline() == "ready\\n"
+        print(child.pid, flush=True)
+    """)
+    program = WATCHED.format(watch=watch)
+    done = subprocess.run(
+        [sys.executable, "-c", starter, program],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return int(done.stdout)
+
+
+def alive(process: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_process_whose_parent_is_gone_is_stopped():
+    left = orphan("watch_parent(PARENT)", {})
+    ends = time.monotonic() + 10
+    while alive(left) and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert not alive(left)
+
+
+@pytest.mark.parametrize(
+    ("watch", "environment"), [("watch_parent(0)", {}), ("watch_parent(PARENT)", {"LOCAL_RANK": "0"})]
+)
+def test_a_process_that_nobody_or_torchrun_watches_is_left_alone(watch, environment):
+    left = orphan(watch, environment)
+    try:
+        time.sleep(1.5)
+        assert alive(left)
+    finally:
+        os.kill(left, signal.SIGKILL)
+
+
+def test_a_stage_runs_as_a_module(work, tmp_path):
+    file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
+    done = subprocess.run([sys.executable, "-m", "stages.run", str(file)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert json.loads(file.with_name("result.json").read_text())["mistake"]

@@ -1,0 +1,79 @@
+"""A program that tests start: losses and gradients of every objective on this rank's part of one batch.
+
+python part_of_a_batch.py OUT, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them.
+"""
+
+import os
+import sys
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from models.alpro import Alpro, ModelConfig, Prompter
+from stages.artifacts import Resources
+from stages.training.distributed import gather, total, world
+from stages.training.examples import Batch
+from stages.training.objective import Objective, PretrainObjective, PrompterObjective, QaObjective
+
+SIZE, WORDS, ENTITIES, ANSWERS = 8, 40, 6, 5
+VIDEO = {"image_size": 16, "patch_size": 4, "frames": 2, "width": 16, "depth": 1, "heads": 2, "drop_path": 0.0}
+TEXT = {"vocab_size": WORDS, "width": 16, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 16, "dropout": 0.0}
+NO_CHANCE = {"vtc": 1.0, "vtm": 0.0, "mlm": 0.5, "pem": 2.0}  # VTM draws its negatives within a rank
+
+
+def whole_batch() -> Batch:
+    """Eight examples: two captions of one video in different halves, and unlike numbers of masked words and answers."""
+    random = torch.Generator().manual_seed(3)
+    text = torch.randint(5, WORDS, (SIZE, 8), generator=random)
+    labels = torch.where(torch.rand(SIZE, 8, generator=random) < 0.2, text, -100)
+    return Batch(
+        step=0,
+        kind="video",
+        ids=[str(n) for n in range(SIZE)],
+        video=torch.tensor([0, 1, 2, 3, 4, 1, 6, 7]),
+        frames=torch.randint(0, 256, (SIZE, 2, 3, 16, 16), generator=random, dtype=torch.uint8),
+        text=text,
+        mask=(torch.arange(8) < torch.tensor([8, 5, 6, 8, 4, 3, 8, 7])[:, None]).long(),
+        masked=torch.where(labels != -100, 4, text),
+        labels=labels,
+        boxes=torch.tensor([[0, 0, 2, 3], [1, 1, 3, 2], [2, 0, 2, 4], [0, 2, 4, 2]] * 2),
+        answers=torch.tensor([0, 1, -100, 3, 4, -100, -100, 2]),
+    )
+
+
+def objectives() -> dict[str, Objective]:
+    config = ModelConfig.model_validate({"video": VIDEO, "text": TEXT, "embed_dim": 8, "init": "scratch"})
+    torch.manual_seed(0)
+    prompts = {kind: torch.randn(ENTITIES, 8) for kind in ("video", "image")}
+    mean_std = [0.5] * 3, [0.25] * 3
+    teacher = Prompter(config)
+    return {
+        "prompter": PrompterObjective(Prompter(config), *mean_std),
+        "pretrain": PretrainObjective(Alpro(config, ENTITIES), *mean_std, teacher, prompts, NO_CHANCE, 0.9),
+        "qa": QaObjective(Alpro(config, answers=ANSWERS), *mean_std),
+    }
+
+
+def losses_and_gradients(rank: int, ranks: int) -> dict[str, Tensor]:
+    """By `<objective>/loss` and `<objective>/<parameter>`: of this rank's part, gradients averaged over the ranks."""
+    part = whole_batch().split(ranks)[rank]
+    found = {}
+    for name, objective in objectives().items():
+        module = DistributedDataParallel(objective, find_unused_parameters=True) if ranks > 1 else objective
+        loss, _ = module(part)
+        loss.backward()
+        found[f"{name}/loss"] = loss.detach()
+        found |= {f"{name}/{key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}
+    return found
+
+
+if __name__ == "__main__":
+    with world(Resources(device="cpu")) as here:
+        result = losses_and_gradients(here.rank, here.size)
+        rows = torch.arange(2.0)[:, None] + 10 * here.rank
+        result["gathered"] = gather(rows)
+        result["total"] = total(torch.tensor(1.0 + here.rank))
+        result["rank"] = torch.tensor(here.rank)
+    save_file(result, os.path.join(sys.argv[1], f"{here.rank}.safetensors"))

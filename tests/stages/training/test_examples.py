@@ -1,0 +1,314 @@
+"""Which examples make which batch: everything follows from the seed and the number of the step."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.schema import InputError
+from stages.training.config import Phase
+from stages.training.examples import Batch, Steps, random_crop
+
+WORDS = ("left", "right", "up")
+
+
+def rows(count: int, captions: int = 1, kind: str = "video", prefix: str = "v", group: int = 1, **more) -> list[dict]:
+    """`count` samples in groups of `group`, each with captions of its own."""
+    return [
+        {
+            "id": f"{prefix}{n}",
+            "kind": kind,
+            "captions": [f"the red ball moves {word}" for word in WORDS[:captions]],
+            "group": f"{prefix}{n // group}",
+            **more,
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def corpus(corpus_of, tmp_path_factory):
+    """corpus(count, **rows): a corpus of `count` samples, made once for each wish."""
+    made = {}
+
+    def make(count: int, **wish):
+        key = (count, *sorted(wish.items()))
+        if key not in made:
+            made[key] = corpus_of(tmp_path_factory.mktemp("corpus"), rows(count, **wish))
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def steps_of(tokenizer, training):
+    """steps_of(corpora, steps, unit=..., rank=..., ranks=..., **config): the batches of a training run."""
+
+    def make(corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=0.0, answers=None, **config) -> Steps:
+        config = training(tuple(corpora), steps, **config)
+        return Steps(config, corpora, tokenizer, unit, 4, 8, 4, mlm, answers, rank, ranks)
+
+    return make
+
+
+def shown(data: Steps) -> list[str]:
+    return [name for step in range(len(data)) for name in data[step].ids]
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    """Two batches are the same, to the last bit."""
+    assert (one.step, one.kind, one.ids) == (other.step, other.kind, other.ids)
+    for name in ("video", "frames", "text", "mask", "masked", "labels", "boxes", "answers"):
+        first, second = getattr(one, name), getattr(other, name)
+        assert (first is None) == (second is None), name
+        assert first is None or torch.equal(first, second), name
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.integers(0, 3))
+def test_an_epoch_shows_each_example_exactly_once_over_any_number_of_ranks(
+    corpus, steps_of, count, ranks, per_rank, together, seed
+):
+    wish = {"batch_size": ranks * per_rank, "groups_together": together, "seed": seed}
+    steps = -(-3 * count // (ranks * per_rank))
+    corpora = {"a": corpus(count, group=2)}
+    all_ranks = [steps_of(corpora, steps, rank=rank, ranks=ranks, **wish) for rank in range(ranks)]
+    order = [name for step in range(steps) for data in all_ranks for name in data[step].ids]
+    everything = {f"v{n}" for n in range(count)}
+    for epoch in range(3):
+        assert set(order[epoch * count : (epoch + 1) * count]) == everything
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 3))
+def test_the_batches_of_the_ranks_are_together_that_of_one(clips, steps_of, ranks, step):
+    wish = {"mlm": 0.3}
+    whole = steps_of({"clips": clips}, **wish)[step]
+    parts = [steps_of({"clips": clips}, rank=rank, ranks=ranks, **wish)[step] for rank in range(ranks)]
+    assert [name for part in parts for name in part.ids] == whole.ids
+    for name in ("video", "frames", "boxes"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    for name in ("text", "masked", "labels"):  # as long as the longest text of the rank
+        tokens = [row[mask > 0] for part in parts for row, mask in zip(getattr(part, name), part.mask, strict=True)]
+        for found, row, mask in zip(tokens, getattr(whole, name), whole.mask, strict=True):
+            assert torch.equal(found, row[mask > 0])
+
+
+def test_a_step_is_the_same_whoever_asks_and_in_whatever_order(clips, stills, steps_of):
+    corpora = {"clips": clips, "stills": stills}
+    first = steps_of(corpora, 8, mlm=0.3)
+    once = [first[step] for step in range(8)]
+    second = steps_of(corpora, 8, mlm=0.3)
+    for step in (5, 0, 7, 7, 3, 1):
+        assert_equal(second[step], once[step])
+
+
+def test_the_loader_goes_on_from_any_step(clips, steps_of, resources):
+    data = steps_of({"clips": clips}, 6)
+    loaded = list(data.loader(2, resources, torch.device("cpu")))
+    assert [batch.step for batch in loaded] == [2, 3, 4, 5]
+    for batch in loaded:
+        assert_equal(batch, data[batch.step])
+
+
+def test_another_seed_is_another_run(clips, steps_of):
+    assert shown(steps_of({"clips": clips}, seed=1)) != shown(steps_of({"clips": clips}, seed=2))
+
+
+def test_batches_are_of_one_kind(corpus_of, tmp_path, steps_of):
+    mixed = corpus_of(tmp_path, rows(9, prefix="v") + rows(7, kind="image", prefix="i"))
+    data = steps_of({"mixed": mixed}, 30)
+    kinds = Counter()
+    for step in range(30):
+        batch = data[step]
+        assert {name[0] for name in batch.ids} == {batch.kind[0]}
+        kinds[batch.kind] += 1
+    assert set(kinds) == {"video", "image"}
+
+
+def test_every_rank_takes_the_same_kind_at_each_step(clips, stills, steps_of):
+    one, other = (steps_of({"clips": clips, "stills": stills}, 12, rank=rank, ranks=2) for rank in (0, 1))
+    assert [one[s].kind for s in range(12)] == [other[s].kind for s in range(12)]
+
+
+def test_an_image_is_a_clip_that_stands_still(stills, steps_of):
+    batch = steps_of({"stills": stills})[0]
+    assert batch.kind == "image"
+    assert batch.frames.shape[1] == 4
+    assert (batch.frames == batch.frames[:, :1]).all()
+
+
+def test_groups_stand_together_where_asked(corpus, steps_of):
+    data = steps_of({"a": corpus(12, group=3)}, 6, groups_together=True, batch_size=6)
+    order = shown(data)
+    for start in range(0, 36, 3):
+        assert len({int(name[1:]) // 3 for name in order[start : start + 3]}) == 1
+    assert order[:12] != order[12:24] != order[24:]
+
+
+def test_twins_are_in_one_batch(lessons, steps_of):
+    data = steps_of({"lessons": lessons}, 3, groups_together=True, batch_size=4)
+    for step in range(3):
+        names = set(data[step].ids)
+        assert {name.removesuffix("-back") for name in names} <= names
+
+
+def test_pairs_are_videos_times_captions(corpus_of, tmp_path, steps_of, tokenizer):
+    said = [2, 1, 0, 3]
+    corpus = corpus_of(
+        tmp_path,
+        [{"id": f"v{n}", "captions": [f"{word} ball" for word in WORDS[:k]]} for n, k in enumerate(said)],
+    )
+    data = steps_of({"a": corpus}, 1, "caption", batch_size=6)
+    assert (len(data.sources[0]), data.skipped) == (6, 1)
+    batch = data[0]
+    pairs = Counter(zip(batch.ids, map(tokenizer.decode, batch.text.tolist()), strict=True))
+    expected = {(f"v{n}", f"{word} ball") for n, k in enumerate(said) for word in WORDS[:k]}
+    assert pairs == Counter(expected)
+    assert [int(v) for v in batch.video] == [int(name[1:]) for name in batch.ids]
+
+
+def test_a_sample_is_shown_with_each_of_its_captions_in_time(corpus, steps_of):
+    data = steps_of({"a": corpus(1, captions=3)}, 30, batch_size=1)
+    texts = Counter(tuple(data[step].text[0].tolist()) for step in range(30))
+    assert len(texts) == 3
+
+
+def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, steps_of):
+    asked = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
+    corpus = corpus_of(tmp_path, [*rows(3), *rows(2, captions=0, prefix="q", questions=asked)])
+    told = steps_of({"a": corpus}, 3, batch_size=3)
+    assert (set(shown(told)), told.skipped) == ({"v0", "v1", "v2"}, 2)
+    questions = steps_of({"a": corpus}, 3, "question", batch_size=2, answers={"two": 7})
+    assert (set(shown(questions)), questions.skipped) == ({"q0", "q1"}, 3)
+    assert questions[0].answers.tolist() == [7, 7]
+
+
+def test_an_answer_that_cannot_be_given_is_none(corpus_of, tmp_path, steps_of):
+    asked = [{"question": "how many?", "answer": "nine", "type": "how"}]
+    corpus = corpus_of(tmp_path, rows(2, questions=asked))
+    assert steps_of({"a": corpus}, 1, "question", batch_size=2, answers={"two": 0})[0].answers.tolist() == [-100, -100]
+
+
+def test_only_training_samples_are_shown(clips, steps_of):
+    assert {name.split("-")[0] for name in shown(steps_of({"clips": clips}, 10))} == {"train"}
+
+
+def test_phases_follow_each_other_with_their_lengths(corpus, steps_of):
+    corpora = {"a": corpus(5, prefix="a"), "b": corpus(6, prefix="b"), "c": corpus(4, prefix="c", kind="image")}
+    phases = [
+        {"corpora": ("a",), "steps": 3},
+        {"corpora": ("b", "c"), "weights": (1, 0), "steps": 4},
+        {"corpora": ("c", "b"), "weights": (1, 0), "epochs": 2},
+    ]
+    data = steps_of(corpora, phases=phases, batch_size=5)
+    letters = "".join(data[step].ids[0][0] for step in range(len(data)))
+    assert letters == "aaa" + "bbbb" + "cccc"  # 2 epochs x (4 + 6 examples) / 5
+
+
+def test_a_corpus_goes_on_where_an_earlier_phase_left_it(corpus, steps_of):
+    phases = [{"corpora": ("a",), "steps": 1}, {"corpora": ("a",), "steps": 1}]
+    data = steps_of({"a": corpus(6)}, phases=phases, batch_size=3)
+    assert sorted(shown(data)) == [f"v{n}" for n in range(6)]
+
+
+def test_weights_are_shares_of_the_steps_and_else_sizes_are(corpus, steps_of):
+    corpora = {"a": corpus(4, prefix="a"), "b": corpus(12, prefix="b")}
+    by_size = steps_of(corpora, 2000)
+    assert (by_size.source_of == 0).mean() == pytest.approx(0.25, abs=0.03)
+    phases = [{"corpora": ("a", "b"), "weights": (3, 1), "steps": 2000}]
+    by_weight = steps_of(corpora, phases=phases)
+    assert (by_weight.source_of == 0).mean() == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.mark.parametrize(("epochs", "batch_size", "steps"), [(1, 4, 3), (2, 4, 6), (0.5, 3, 2), (0.01, 12, 1)])
+def test_epochs_are_passes_over_the_examples(epochs, batch_size, steps, corpus, steps_of):
+    phases = [{"corpora": ("a",), "epochs": epochs}]
+    assert len(steps_of({"a": corpus(12)}, phases=phases, batch_size=batch_size)) == steps
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"corpora": ("a",)},
+        {"corpora": ("a",), "steps": 1, "epochs": 1},
+        {"corpora": (), "steps": 1},
+        {"corpora": ("a", "b"), "weights": (1,), "steps": 1},
+        pytest.param(
+            {"corpora": ("a", "b"), "weights": (0, 0), "steps": 1},
+            marks=pytest.mark.xfail(
+                strict=True, reason="weights of 0 end as numpy's ValueError about NaN, a traceback"
+            ),
+        ),
+        pytest.param(
+            {"corpora": ("a", "b"), "weights": (2, -1), "steps": 1},
+            marks=pytest.mark.xfail(strict=True, reason="negative weights are taken"),
+        ),
+    ],
+)
+def test_phases_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="Phase"):
+        Phase(**wrong)
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(3, 1), (1, 3), (2, 8)])
+def test_a_batch_that_does_not_divide_is_a_mistake(ranks, accumulate, corpus, steps_of):
+    with pytest.raises(InputError, match=f"batch_size 8 does not divide among {ranks} processes x {accumulate} parts"):
+        steps_of({"a": corpus(4)}, ranks=ranks, accumulate=accumulate)
+
+
+def test_a_phase_without_examples_is_a_mistake(corpus, steps_of):
+    with pytest.raises(InputError, match="no training examples with a caption in a"):
+        steps_of({"a": corpus(3, captions=0)})
+    with pytest.raises(InputError, match="no training examples with a question in a"):
+        steps_of({"a": corpus(3)}, unit="question")
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_parts_of_a_batch_are_together_the_batch(parts, clips, steps_of):
+    batch = steps_of({"clips": clips}, mlm=0.3)[0]
+    split = batch.split(parts)
+    assert [len(part.ids) for part in split] == [8 // parts] * parts
+    assert [name for part in split for name in part.ids] == batch.ids
+    for name in ("video", "frames", "text", "mask", "masked", "labels", "boxes"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in split]), getattr(batch, name))
+
+
+def test_masked_words_are_words_and_labels_are_what_they_were(clips, steps_of, tokenizer):
+    data = steps_of({"clips": clips}, 4, mlm=0.9)
+    for step in range(4):
+        batch = data[step]
+        chosen = batch.labels != -100
+        assert chosen.any()
+        assert torch.equal(batch.labels[chosen], batch.text[chosen])
+        assert torch.equal(batch.masked[~chosen], batch.text[~chosen])
+        ends = [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")]
+        assert not torch.isin(batch.text[chosen], torch.tensor(ends)).any()
+
+
+def test_texts_are_cut_to_the_length_and_end_as_texts_do(clips, steps_of, tokenizer):
+    batch = steps_of({"clips": clips}, text_length=6)[0]
+    assert batch.text.shape == (8, 8)  # 6, rounded up so that shapes are few
+    for row, mask in zip(batch.text, batch.mask, strict=True):
+        words = row[mask > 0].tolist()
+        assert len(words) <= 6
+        assert (words[0], words[-1]) == (tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]"))
+        assert set(row[mask == 0].tolist()) <= {tokenizer.token_to_id("[PAD]")}
+
+
+def test_a_random_crop_is_the_same_place_in_every_frame():
+    frames = np.arange(10 * 12).reshape(1, 10, 12, 1).repeat(3, axis=3).repeat(5, axis=0)
+    for seed in range(20):
+        cropped = random_crop(frames, 8, 0.5, np.random.default_rng(seed))
+        assert cropped.shape == (5, 3, 5, 6)
+        assert (cropped == cropped[:1, :1]).all()
+        first = cropped[0, 0]
+        assert np.array_equal(first, first[0, 0] + np.arange(5)[:, None] * 12 + np.arange(6))
+
+
+def test_the_whole_frame_is_taken_where_no_crop_is_asked():
+    frames = np.zeros((2, 10, 12, 3), np.uint8)
+    assert random_crop(frames, 8, 1.0, np.random.default_rng(0)).shape == (2, 3, 10, 12)

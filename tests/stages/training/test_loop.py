@@ -1,0 +1,367 @@
+"""The training loop: interrupted or not, it comes to the same weights to the last bit."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from models.alpro import Alpro, Prompter
+from shards.schema import InputError
+from stages.artifacts import Resources
+from stages.training.distributed import World
+from stages.training.examples import Steps
+from stages.training.loop import BAD_STEPS, CONTINUE, fit
+from stages.training.metrics import read_metrics
+from stages.training.objective import MatchingObjective, Objective, PrompterObjective
+from stages.training.optim import build_optimizer, learning_rate
+
+ALONE = World(0, 1, torch.device("cpu"))
+TIMING = ("time", "train/data_wait", "train/samples_per_second")  # what two equal runs need not have in common
+MEAN, STD = [0.5] * 3, [0.25] * 3
+
+
+class Killed(BaseException):
+    """As if the process had been killed: nothing in the loop gets a chance to clean up."""
+
+
+@dataclass
+class Run:
+    """One training run in a folder: can be stopped before any step, and started again."""
+
+    out: Path
+    config: Any
+    build: Callable[[], Objective]
+    data: Callable[[], Steps]
+    validate: Callable[[Objective], dict[str, float]] | None = None
+    select: str = ""
+    seconds_between_checkpoints: float = 3600
+
+    def start(self, before: int = -1, stop: Callable[[], None] | None = None) -> dict[str, float]:
+        """Trains to the end; as step `before` begins, `stop` is called."""
+        torch.manual_seed(self.config.seed)
+        self.trained, data = self.build(), self.data()
+        load = data.loader
+
+        def loader(*given):
+            for batch in load(*given):
+                if batch.step == before:
+                    stop()
+                yield batch
+
+        data.loader = loader
+        resources = Resources(workers=1, device="cpu", seconds_between_checkpoints=self.seconds_between_checkpoints)
+        validate = (lambda: self.validate(self.trained)) if self.validate else None
+        self.out.mkdir(exist_ok=True)
+        return fit(self.trained, data, self.config, self.out, ALONE, resources, validate, self.select)
+
+    def interrupt(self, before: int) -> None:
+        """A SIGTERM as step `before` begins."""
+        with pytest.raises(SystemExit) as left:
+            self.start(before=before, stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert left.value.code == CONTINUE
+
+    def kill(self, before: int) -> None:
+        """The end without warning as step `before` begins."""
+
+        def stop():
+            raise Killed
+
+        with pytest.raises(Killed):
+            self.start(before=before, stop=stop)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.trained.named_parameters()}
+
+    @property
+    def lines(self) -> list[dict]:
+        found = read_metrics(self.out / "metrics.jsonl")
+        return [{key: value for key, value in line.items() if key not in TIMING} for line in found]
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.out / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model):
+    """new_run(name, objective=..., dropout=..., steps=..., run=..., **config): a run of 8 steps on clips and stills."""
+    corpora = {"clips": clips, "stills": stills}
+
+    def make(name: str, objective=PrompterObjective, dropout: float = 0.0, steps: int = 8, run=(), **changes) -> Run:
+        config = training(tuple(corpora), steps, **changes)
+        shape = tiny_model(tokenizer.get_vocab_size(), dropout)
+        kind = Prompter if issubclass(objective, PrompterObjective) else Alpro
+        return Run(
+            tmp_path / name,
+            config,
+            lambda: objective(kind(shape), MEAN, STD),
+            lambda: Steps(config, corpora, tokenizer, "sample", 4, 32),
+            **dict(run),
+        )
+
+    return make
+
+
+OFTEN = {"seconds_between_checkpoints": 1e-9}  # a checkpoint after every step
+
+
+def assert_same(one: Run, other: Run) -> None:
+    """Two runs ended with the same weights to the last bit, and the same lines of metrics."""
+    differing = [name for name, weight in one.weights.items() if not torch.equal(weight, other.weights[name])]
+    assert differing == []
+    assert one.lines == other.lines
+
+
+def test_two_runs_of_one_configuration_are_the_same(new_run):
+    one, other = new_run("one", dropout=0.2), new_run("other", dropout=0.2)
+    assert one.start() == other.start()
+    assert_same(one, other)
+    assert [line["step"] for line in one.lines] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("before", [0, 3, 6])
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(new_run, before):
+    whole, broken = new_run("whole"), new_run("broken")
+    whole.start()
+    broken.interrupt(before)
+    assert broken.checkpoints == [f"step-{before + 1:08d}"]  # the step under way is finished
+    broken.start()
+    assert_same(whole, broken)
+
+
+def test_a_run_interrupted_again_and_again_comes_to_the_same(new_run):
+    whole, broken = new_run("whole"), new_run("broken")
+    whole.start()
+    for before in (1, 2, 5):
+        broken.interrupt(before)
+    broken.start()
+    assert_same(whole, broken)
+
+
+WITH_CHANCE = pytest.mark.parametrize(
+    ("objective", "dropout"), [(PrompterObjective, 0.2), (MatchingObjective, 0.0)], ids=["dropout", "hard negatives"]
+)
+
+
+@pytest.mark.xfail(strict=True, reason="making the DataLoader draws its base seed from the restored random state")
+@WITH_CHANCE
+def test_an_interrupted_run_with_chance_in_it_goes_on_to_the_same(new_run, objective, dropout):
+    whole, broken = (new_run(name, objective, dropout) for name in ("whole", "broken"))
+    whole.start()
+    broken.interrupt(3)
+    broken.start()
+    assert_same(whole, broken)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_and_writes_its_metrics_again(new_run):
+    whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
+    whole.start()
+    broken.kill(before=5)
+    with open(broken.out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "time": 0, "train/loss": 1.5}\n{"step": 6, "ti')  # cut off while it was written
+    broken.start()
+    assert_same(whole, broken)
+
+
+def test_two_checkpoints_are_kept(new_run):
+    run = new_run("run", run=OFTEN)
+    run.kill(before=6)
+    assert run.checkpoints == ["step-00000005", "step-00000006"]
+
+
+def damage(path: Path, at: int) -> None:
+    """Flips one bit of the byte at a place."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("at", [0, -1], ids=["first", "last"])
+def test_a_damaged_checkpoint_is_left_for_the_one_before_it(new_run, file, at, capfd):
+    whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
+    whole.start()
+    broken.kill(before=6)
+    damage(broken.out / "checkpoints" / "step-00000006" / file, at)
+    broken.start()
+    said = capfd.readouterr().err
+    assert f"step-00000006: damaged ({file}); using the checkpoint before it" in said
+    assert "continuing from step 5 of 8" in said
+    assert_same(whole, broken)
+
+
+def test_a_checkpoint_that_lost_a_file_is_left_for_the_one_before_it(new_run, capfd):
+    run = new_run("run", run=OFTEN)
+    run.kill(before=6)
+    (run.out / "checkpoints" / "step-00000006" / "state.json").unlink()
+    run.start()
+    assert "continuing from step 5 of 8" in capfd.readouterr().err
+
+
+@pytest.mark.xfail(strict=True, reason="state.json has no checksum: what it says is believed")
+@pytest.mark.parametrize(("text", "place"), [('"step": 6', -1), ('"bad_steps"', -2)], ids=["a value", "a name"])
+def test_a_damaged_state_is_left_for_the_checkpoint_before_it(new_run, text, place, capfd):
+    run = new_run("run", run=OFTEN)
+    run.kill(before=6)
+    state = run.out / "checkpoints" / "step-00000006" / "state.json"
+    damage(state, state.read_text().index(text) + len(text) + place)
+    run.start()
+    assert "continuing from step 5 of 8" in capfd.readouterr().err
+
+
+def test_with_no_whole_checkpoint_it_begins_anew(new_run, capfd):
+    whole, broken = new_run("whole"), new_run("broken")
+    whole.start()
+    broken.interrupt(3)
+    damage(broken.out / "checkpoints" / "step-00000004" / "model.safetensors", -1)
+    broken.start()
+    assert "damaged" in capfd.readouterr().err
+    assert_same(whole, broken)
+
+
+@pytest.mark.xfail(strict=True, reason="a run that continues after its last step does nothing, and returns no metrics")
+def test_a_run_stopped_in_its_last_step_still_has_its_final_metrics(new_run):
+    run = {"validate": lambda _: {"validation/score": 3.0}}
+    whole, broken = (new_run(name, run=run) for name in ("whole", "broken"))
+    final = whole.start()
+    assert final == {"validation/score": 3.0}
+    broken.interrupt(7)
+    assert broken.start() == final
+    assert_same(whole, broken)
+
+
+def spoiled(*bad: int) -> type[PrompterObjective]:
+    """An objective whose loss is not finite in some steps."""
+
+    class Spoiled(PrompterObjective):
+        def forward(self, batch):
+            loss, metrics = super().forward(batch)
+            return (loss * float("nan") if batch.step in bad else loss), metrics
+
+    return Spoiled
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped(new_run):
+    run = new_run("run", spoiled(0), steps=1)
+    run.start()
+    torch.manual_seed(run.config.seed)
+    untrained = dict(run.build().named_parameters())
+    assert all(torch.equal(weight, untrained[name]) for name, weight in run.weights.items())
+
+
+def test_a_few_bad_steps_end_no_run(new_run):
+    run = new_run("run", spoiled(1, 2, 3, 4, 6))
+    run.start()
+    assert all(weight.isfinite().all() for weight in run.weights.values())
+    assert len(run.lines) == 4
+
+
+def test_five_bad_steps_in_a_row_end_it_with_the_step_named(new_run):
+    assert BAD_STEPS == 5
+    run = new_run("run", spoiled(2, 3, 4, 5, 6))
+    names = run.data()[6].ids
+    with pytest.raises(InputError, match=r"not finite in 5 steps in a row, the last being step 6 ") as mistake:
+        run.start()
+    assert names[0] in str(mistake.value)
+
+
+def test_bad_steps_are_counted_over_an_interruption(new_run):
+    run = new_run("run", spoiled(2, 3, 4, 5, 6))
+    run.interrupt(4)
+    with pytest.raises(InputError, match="step 6 "):
+        run.start()
+
+
+def scored(scores: list[float], seen: list[dict[str, Tensor]]):
+    """A validation that gives these scores in turn, and keeps the weights that it was shown."""
+
+    def validate(objective: Objective) -> dict[str, float]:
+        assert not objective.training
+        assert not torch.is_grad_enabled()
+        seen.append({name: p.detach().clone() for name, p in objective.named_parameters()})
+        return {"validation/score": scores[len(seen) - 1]}
+
+    return validate
+
+
+def test_the_weights_that_are_best_on_validation_come_out_with_their_metrics(new_run):
+    seen: list[dict[str, Tensor]] = []
+    run = {"validate": scored([1.0, 3.0, 2.0, 3.0], seen), "select": "validation/score"}
+    chosen = new_run("run", run=run, validate_every=2)
+    final = chosen.start()
+    assert final == {"validation/score": 3.0, "selected_step": 4.0}
+    assert all(torch.equal(weight, seen[1][name]) for name, weight in chosen.weights.items())
+    assert [line["validation/score"] for line in chosen.lines if "validation/score" in line] == [1.0, 3.0, 2.0, 3.0]
+
+
+def test_without_a_selection_the_last_weights_come_out(new_run):
+    seen: list[dict[str, Tensor]] = []
+    run = new_run("run", run={"validate": scored([3.0, 1.0], seen)}, validate_every=4)
+    assert run.start() == {"validation/score": 1.0}
+    assert all(torch.equal(weight, seen[1][name]) for name, weight in run.weights.items())
+
+
+@pytest.mark.parametrize("before", [3, 5])
+def test_the_best_weights_outlive_an_interruption(new_run, before):
+    """The score rises to step 4 and falls afterwards."""
+
+    def validate(objective: Objective) -> dict[str, float]:
+        moved = float(objective.model.text_proj.weight.detach().double().sum())
+        return {"validation/score": -abs(moved - peak), "validation/moved": moved}
+
+    peak = 0.0
+    run = {"validate": validate, "select": "validation/score"}
+    trial = new_run("trial", run=run, validate_every=2)
+    trial.start()
+    peak = [line["validation/moved"] for line in trial.lines if "validation/moved" in line][1]
+    whole, broken = (new_run(name, run=run, validate_every=2) for name in ("whole", "broken"))
+    final = whole.start()
+    assert final["selected_step"] == 4
+    broken.interrupt(before)
+    assert broken.start() == final
+    assert_same(whole, broken)
+
+
+def test_accumulated_parts_are_one_step_on_their_mean(new_run):
+    run = new_run("run", steps=1, accumulate=2, log_every=1, warmup=0)
+    run.start()
+    torch.manual_seed(run.config.seed)
+    objective = run.build().train()
+    optimizer = build_optimizer(objective, run.config, ALONE.device)
+    losses = [objective(part)[0] for part in run.data()[0].split(2)]
+    (sum(losses) / 2).backward()
+    norm = clip_grad_norm_(objective.parameters(), run.config.clip_norm)
+    optimizer.step()
+    line = run.lines[0]
+    assert line["train/loss"] == pytest.approx(sum(losses).item() / 2, rel=1e-5)
+    assert line["train/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert line["train/lr"] == pytest.approx(learning_rate(0, 1, run.config))
+    for name, weight in objective.named_parameters():
+        torch.testing.assert_close(weight.detach(), run.weights[name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_gradients_are_clipped_to_the_norm_asked(new_run):
+    """With plain gradients of norm 1e-6 AdamW's first step, g / (|g| + 1e-8), is still visible; with 1e-12 it is not."""
+    moved = []
+    for name, norm in (("loose", 10.0), ("tight", 1e-12)):
+        run = new_run(name, steps=1, clip_norm=norm, weight_decay=0.0)
+        run.start()
+        torch.manual_seed(run.config.seed)
+        before = nn.utils.parameters_to_vector(run.build().parameters()).detach()
+        after = nn.utils.parameters_to_vector(run.trained.parameters()).detach()
+        moved.append(float((after - before).abs().max()))
+    assert moved[0] > 1e-4 > 1e-6 > moved[1]
+
+
+def test_signals_mean_afterwards_what_they_meant_before(new_run):
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    new_run("run", steps=1).start()
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before

@@ -1,0 +1,84 @@
+"""Who may know whom: pipeline -> stages -> {models, shards}, and what a GPU worker does without."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {  # each room and the rooms that it knows
+    "models": set(),
+    "shards": set(),
+    "stages": {"models", "shards"},
+    "pipeline": {"models", "shards", "stages"},
+}
+ONLY_IN = {  # packages that one room or file may import
+    "prefect": "pipeline/",
+    "mlflow": "stages/tracking.py",
+    "spacy": "stages/build_vocabulary.py",
+    "matplotlib": "stages/report.py",
+    "jinja2": "stages/report.py",
+    "av": ("shards/decode.py", "stages/render_sample.py"),
+    "ffmpeg": "shards/decode.py",
+    "imageio_ffmpeg": "shards/decode.py",
+}
+
+
+def sources() -> list[Path]:
+    return [file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imported(file: Path) -> set[str]:
+    """The top-level packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_one_way(room):
+    files = [file for file in sources() if file.relative_to(ROOT).parts[0] == room]
+    assert len(files) > 4
+    for file in files:
+        assert (imported(file) & ROOMS.keys()) - {room} <= ROOMS[room], file
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_one_place_alone_imports(package):
+    users = [str(file.relative_to(ROOT)) for file in sources() if package in imported(file)]
+    assert users, f"nobody imports {package}: take it out of this table"
+    assert [user for user in users if not user.startswith(ONLY_IN[package])] == []
+
+
+def test_shards_and_models_do_not_know_each_others_libraries():
+    for file in sources():
+        room = file.relative_to(ROOT).parts[0]
+        if room == "shards":
+            assert not imported(file) & {"torch", "transformers", "tokenizers"}, file
+        if room == "models":
+            assert not imported(file) & {"pyarrow", "PIL", "webdataset"}, file
+
+
+LIGHT = ("models.alpro", "models.folder", "shards.reader", "stages.training.loop", "stages.pretrain", "stages.run")
+STAGES = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
+HEAVY = ("prefect", "mlflow", "spacy", "matplotlib", "av", "ffmpeg", "jinja2", "pandas")
+
+
+def test_models_training_and_reading_run_without_the_libraries_of_the_pipeline():
+    program = f"""
+import sys
+for name in {HEAVY!r}:
+    sys.modules[name] = None
+from importlib import import_module
+for name in {(*LIGHT, *(f"stages.{stage}" for stage in STAGES))!r}:
+    import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
