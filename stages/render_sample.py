@@ -14,21 +14,20 @@ from stages.artifacts import Outcome, Resources, StageConfig
 from stages.progress import progress
 from stages.sample import grammar
 from stages.sample.draw import render
-from stages.sample.scene import DIRECTIONS, REVERSED, Scene, draw_scene, evaluation_scenes, training_scene
+from stages.sample.scene import DIRECTIONS, REVERSED, Scene, evaluation_scenes, training_scene
 from stages.workers import work_pool
 
 VERSION = 1
 
 
 class Config(StageConfig):
-    """How much. Two corpora are easy, for the start: `lessons` (one thing, told by its motion) and `portraits`
-    (images of one thing, told by its kind). `clips` and `stills` are the world itself."""
+    """How much. The corpus `lessons` is for the start: one thing, told by its motion alone. `clips` and `stills` are
+    the world itself."""
 
     seed: int = Field(0, ge=0, description="seed of everything that is rendered")
-    lessons: int = Field(300, ge=0, description="scenes of the corpus `lessons`, each a clip and the clip backwards")
+    lessons: int = Field(150, ge=0, description="scenes of the corpus `lessons`, each a clip and the clip backwards")
     clips: int = Field(900, ge=1, description="training scenes of the corpus `clips`, those with a direction twice")
-    portraits: int = Field(800, ge=0, description="images of the corpus `portraits`")
-    stills: int = Field(800, ge=0, description="images of the corpus `stills`")
+    stills: int = Field(1600, ge=0, description="images of the corpus `stills`")
     validation: int = Field(120, ge=4, description="clips for validation")
     test: int = Field(200, ge=4, description="clips for testing")
     unseen: float = Field(
@@ -40,7 +39,7 @@ class Config(StageConfig):
 
 
 FRAMES_PER_SECOND = 8
-CORPORA = ("lessons", "portraits", "clips", "stills")
+CORPORA = ("lessons", "clips", "stills")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Item:
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
     """Writes videos/ and images/, and a manifest for each corpus: <corpus>.jsonl."""
-    items = [*lessons(config), *portraits(config), *clips(config), *stills(config)]
+    items = [*lessons(config), *clips(config), *stills(config)]
     for folder in ("videos", "images"):
         (out / folder).mkdir(exist_ok=True)
     parts = [items[i : i + 50] for i in range(0, len(items), 50)]
@@ -96,25 +95,15 @@ def clips(config: Config) -> list[Item]:
     return items
 
 
-def portraits(config: Config) -> list[Item]:
-    """Images of one thing, told by its kind."""
-    rng = np.random.default_rng([config.seed, 5])
-    scenes = [draw_scene(rng, 1, "still", wide=True) for _ in range(config.portraits)]
-    return images("portraits", scenes, config.captions, grammar.portrait_caption, rng)
-
-
 def stills(config: Config) -> list[Item]:
     """Images of the same world, which stand for CC3M."""
     rng = np.random.default_rng([config.seed, 4])
-    scenes = [
-        draw_scene(rng, int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2])), "still", wide=True) for _ in range(config.stills)
-    ]
-    return images("stills", scenes, config.captions, grammar.still_caption, rng)
-
-
-def images(corpus: str, scenes: list[Scene], captions: int, say: "Say", rng: np.random.Generator) -> list[Item]:
-    named = [(f"{corpus[:-1]}-{number:05d}", scene) for number, scene in enumerate(scenes)]
-    return [item(corpus, name, name, scene, "train", captions, say, rng) for name, scene in named]
+    items = []
+    for number in range(config.stills):
+        scene = training_scene(rng, int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])), "still", wide=True)
+        name = f"still-{number:05d}"
+        items.append(item("stills", name, name, scene, "train", config.captions, grammar.still_caption, rng))
+    return items
 
 
 Say = Callable[[Scene, np.random.Generator], str]
@@ -131,7 +120,7 @@ def twins(corpus: str, name: str, scene: Scene, captions: int, say: Say, rng: np
 def item(
     corpus: str, name: str, group: str, scene: Scene, split: str, captions: int, say: Say, rng: np.random.Generator
 ) -> Item:
-    image = corpus in ("portraits", "stills")
+    image = corpus == "stills"
     path = f"images/{name}.jpg" if image else f"videos/{name}.mp4"
     row = {
         "id": name,

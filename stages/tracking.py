@@ -34,6 +34,7 @@ TABLES = (
     "retrieval_t2v.parquet",
 )
 TABLE_ROWS = 500
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens the page on runs, not on traces of chats
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Tracker:
             if found is None:
                 local = uri.startswith("sqlite:")
                 location = (artifacts / experiment).resolve().as_uri() if local else None
-                identity = client.create_experiment(experiment, artifact_location=location)
+                identity = client.create_experiment(experiment, artifact_location=location, tags=KIND)
             else:
                 identity = found.experiment_id
         except (MlflowException, OSError) as error:

@@ -76,12 +76,6 @@ def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
     return f"{rng.choice(['it', 'it', 'something'])} {motion_phrase(scene.main.motion, rng)}"
 
 
-def portrait_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption that names the kind alone."""
-    what = rng.choice(["photo", "picture", "good photo", "good picture", "portrait"])
-    return f"a {what} of {name(scene.main, str(rng.choice(['a', 'the', 'one'])), colour=False)}"
-
-
 def still_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption of a still image, which has no motion."""
     if rng.random() < 0.2:

@@ -144,10 +144,10 @@ def _arrange(rng: np.random.Generator, count: int, motion: str) -> tuple[str | N
     return relation, [np.array(p) for p in places]
 
 
-def training_scene(rng: np.random.Generator, count: int, motion: str | None = None) -> Scene:
+def training_scene(rng: np.random.Generator, count: int, motion: str | None = None, wide: bool = False) -> Scene:
     """A scene without any held-out combination, forwards and backwards."""
     while True:
-        scene = draw_scene(rng, count, motion)
+        scene = draw_scene(rng, count, motion, wide)
         if not any(t.held_out for s in (scene, scene.reverse()) for t in s.things):
             return scene
 

@@ -86,7 +86,7 @@ def reordered(value):
     return [reordered(inner) for inner in value] if isinstance(value, list) else value
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values)
 def test_digest_does_not_see_the_order_of_keys(value):
     assert digest(reordered(value)) == digest(value)

@@ -171,7 +171,7 @@ def test_statistics_are_those_of_the_training_frames(decode_rows):
     assert found["std"] == [0.5, 0.5, 0.001]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from(SPLITS), st.sampled_from(["video", "image"])), max_size=30),
     st.integers(1, 7),

@@ -37,7 +37,7 @@ def work(tmp_path):
 
 
 def test_good_work_ends_well_and_leaves_its_result(work, inline_pool):
-    small = {"lessons": 1, "clips": 1, "portraits": 1, "stills": 1, "validation": 4, "test": 4, "size": 32, "frames": 4}
+    small = {"lessons": 1, "clips": 1, "stills": 1, "validation": 4, "test": 4, "size": 32, "frames": 4}
     file = work("render_sample", small)
     assert stage_run.main([str(file)]) == 0
     result = read_json(file.with_name("result.json"))

@@ -3,8 +3,8 @@
 python part_of_a_batch.py OUT, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them.
 """
 
-import os
 import sys
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -76,4 +76,4 @@ if __name__ == "__main__":
         result["gathered"] = gather(rows)
         result["total"] = total(torch.tensor(1.0 + here.rank))
         result["rank"] = torch.tensor(here.rank)
-    save_file(result, os.path.join(sys.argv[1], f"{here.rank}.safetensors"))
+    save_file(result, Path(sys.argv[1]) / f"{here.rank}.safetensors")

@@ -67,7 +67,7 @@ def assert_equal(one: Batch, other: Batch) -> None:
         assert first is None or torch.equal(first, second), name
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.integers(0, 3))
 def test_an_epoch_shows_each_example_exactly_once_over_any_number_of_ranks(
     corpus, steps_of, count, ranks, per_rank, together, seed
@@ -82,7 +82,7 @@ def test_an_epoch_shows_each_example_exactly_once_over_any_number_of_ranks(
         assert set(order[epoch * count : (epoch + 1) * count]) == everything
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 3))
 def test_the_batches_of_the_ranks_are_together_that_of_one(clips, steps_of, ranks, step):
     wish = {"mlm": 0.3}

@@ -1,5 +1,6 @@
 """What a batch is turned into: every loss is reported, and what is switched off is not worked for."""
 
+import os
 import runpy
 import socket
 import subprocess
@@ -185,8 +186,6 @@ def halves(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    import os
-
     both = []
     for rank in range(2):
         given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

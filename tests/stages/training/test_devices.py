@@ -1,0 +1,29 @@
+"""Where a model runs, and what one process is among none."""
+
+import pytest
+import torch
+
+from shards.schema import InputError
+from stages.artifacts import Resources
+from stages.training.distributed import gather, pick_device, total, world
+
+
+def test_the_processor_is_taken_where_asked_or_where_there_is_no_gpu(monkeypatch):
+    assert pick_device(Resources(device="cpu")) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device(Resources()) == torch.device("cpu")
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_a_mistake(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no GPU"):
+        pick_device(Resources(device="cuda"))
+
+
+def test_alone_one_is_all():
+    rows = torch.ones(2, 3, requires_grad=True)
+    with world(Resources(device="cpu")) as here:
+        assert (here.rank, here.size, here.main) == (0, 1, True)
+        assert gather(rows) is rows
+        assert total(rows.sum()) == 6
+        assert not total(rows.sum()).requires_grad

@@ -1,0 +1,77 @@
+"""Real clips with people's captions and questions, from the folder that ALPRO_CLIPS names (default ../shared/clips)."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from stages.artifacts import Resources
+from stages.decode_videos import Config, run
+
+CLIPS = Path(os.environ.get("ALPRO_CLIPS", Path(__file__).parents[2] / "shared" / "clips"))
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not (CLIPS / "manifest.jsonl").is_file(), reason=f"no clips in {CLIPS}; set ALPRO_CLIPS"),
+]
+
+# As few steps as show that every stage takes the data.
+SHORT = {
+    "train_prompter.phases.0.steps": 4,
+    "pretrain.phases.0.steps": 4,
+    "finetune_retrieval.phases.0.steps": 4,
+    "finetune_qa.phases.0.steps": 4,
+    "corpora.data.frames": 4,
+    "corpora.data.size": 64,
+    "model.video.image_size": 64,
+    "model.video.depth": 2,
+}
+
+
+def test_the_whole_pipeline_runs_on_real_clips(tmp_path):
+    changes = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "pipeline.cli", "run", "--config", "own_videos", "--workspace", str(tmp_path)]
+    command += ["--data", str(CLIPS / "manifest.jsonl"), *changes]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert "fine-tuned retrieval" in done.stdout
+    assert "Question answering" in done.stdout
+
+    (decoded,) = (tmp_path / "artifacts" / "decode_videos").glob("*/")
+    rows = [json.loads(line) for line in (CLIPS / "manifest.jsonl").read_text().splitlines()]
+    index, rejects = pq.read_table(decoded / "index.parquet"), pq.read_table(decoded / "rejects.parquet")
+    assert index.num_rows + rejects.num_rows == len(rows)
+    assert rejects.num_rows == 0
+    # Clips without a caption are of no use to the caption stages, which say so, and stay for the questions.
+    (vocabulary,) = (tmp_path / "artifacts" / "build_vocabulary").glob("*/")
+    silent = {row["id"] for row in rows if not row["captions"]}
+    trained = {row["id"] for row in index.select(["id", "split"]).to_pylist() if row["split"] == "train"}
+    assert set(pq.read_table(vocabulary / "rejects.parquet")["id"].to_pylist()) == silent & trained
+    assert silent <= set(index["id"].to_pylist())
+
+
+def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
+    found = [json.loads(line) for line in (CLIPS / "originals" / "manifest.jsonl").read_text().splitlines()]
+    manifest = tmp_path / "originals" / "manifest.jsonl"
+    manifest.parent.mkdir()
+    for one in found:
+        (manifest.parent / one["file"]).symlink_to(CLIPS / "originals" / one["file"])
+    rows = [{"path": one["file"], "caption": one["file"], "split": "train"} for one in found]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = run(Config(frames=16, size=64), {"data": manifest}, tmp_path, Resources(workers=2))
+    rejects = {row["path"]: row["reason"] for row in pq.read_table(tmp_path / "rejects.parquet").to_pylist()}
+    assert rejects.keys() == {"audio_only.webm", "corrupted.mp4"}
+    assert rejects["audio_only.webm"] == "no video stream"
+    assert rejects["corrupted.mp4"].startswith("unreadable: ")
+    assert outcome.counts["samples"] == len(found) - 2
+    by_id = {row["id"]: row for row in pq.read_table(tmp_path / "index.parquet").to_pylist()}
+    assert Counter(len(row["frame_offsets"]) for row in by_id.values()) == {16: len(found) - 2}
+    for one in found:  # what was seen of a file is what a probe says of it
+        row = by_id.get(Path(one["file"]).stem)
+        if row and "duration_s" in one and one["file"] != "portrait_vfr_204x360.mp4":
+            assert row["duration"] == pytest.approx(float(one["duration_s"]), abs=0.3), one["file"]
