@@ -20,6 +20,8 @@ from stages.render_sample import Config as RenderSample
 from stages.train_prompter import Config as TrainPrompter
 from stages.training.config import TrainingConfig
 
+# What stages call their other inputs; a corpus of such a name would take their place.
+RESERVED = {"vocabulary", "prompter", "prompts", "model", "pretrained", "retrieval", "qa", "sample"}
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -50,6 +52,8 @@ class PipelineConfig(BaseModel):
     @model_validator(mode="after")
     def _known_corpora(self) -> "PipelineConfig":
         for name, corpus in self.corpora.items():
+            if name in RESERVED:
+                raise ValueError(f"corpora.{name}: this name is taken by an input of the stages; choose another")
             if bool(corpus.manifest) == bool(corpus.data):
                 raise ValueError(
                     f"corpora.{name}: give --data, or data (your own), or manifest (of the rendered sample)"

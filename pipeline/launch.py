@@ -10,9 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shards.schema import InputError
-from stages.artifacts import Outcome, Resources, StageFailed, Step, Store, read_json, write_json
-from stages.run import MISTAKE
-from stages.training.loop import CONTINUE
+from stages.artifacts import CONTINUE, Outcome, Resources, StageFailed, Step, Store, read_json, write_json
 
 OWN_PROCESS = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
 MANY_PROCESSES = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
@@ -50,13 +48,13 @@ def work(
     write_json(file, described)
     (out / "result.json").unlink(missing_ok=True)
     status = run_group(command(step.stage, file, resources), lock_file, say)
+    result = read_json(out / "result.json") if (out / "result.json").exists() else {}
     if status == 0:
-        result = read_json(out / "result.json")
         (out / "result.json").unlink()
         return Outcome(result["counts"], result["metrics"])
-    if status == MISTAKE and (out / "result.json").exists():
-        raise InputError(read_json(out / "result.json")["mistake"])
-    if status == CONTINUE:
+    if "mistake" in result:
+        raise InputError(result["mistake"])
+    if status == CONTINUE or "interrupted" in result:  # torchrun's own status tells neither
         raise Interrupted(f"{step.name} was told to stop and left a checkpoint")
     raise StageFailed(f"{step.name} ended with status {status}; what it printed is above, what it finished is in {out}")
 

@@ -27,6 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from shards.schema import InputError
 
 MANIFEST_VERSION = 1
+MISTAKE = 2  # exit status of a mistake that a person can mend
+CONTINUE = 75  # exit status (EX_TEMPFAIL) of a run that was told to stop and left a checkpoint: start it again
 UNFINISHED = ("checkpoints", "parts")  # what only a continued run reads; deleted from a finished artifact
 STAGES = (
     "render_sample",
@@ -170,6 +172,8 @@ class Store:
         write_json(folder / "manifest.json", manifest)
         for name in UNFINISHED:
             shutil.rmtree(folder / name, ignore_errors=True)
+        for left in folder.rglob(".*.part"):  # of processes that were killed
+            left.unlink(missing_ok=True)
         return manifest
 
 

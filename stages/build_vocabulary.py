@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from models.templates import IMAGE_TEMPLATES, VIDEO_TEMPLATES
 from shards.reader import read_index
@@ -169,11 +169,25 @@ def choose(counts: Counter[str], config: Config) -> tuple[list[tuple[str, int]],
 
 
 def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
-    """A lower-casing WordPiece tokenizer that speaks BERT's form: [CLS] text [SEP]."""
-    tokenizer = bert_tokenizer(Tokenizer(models.WordPiece(unk_token="[UNK]")))
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
-    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
-    return finish_tokenizer(tokenizer)
+    """A lower-casing WordPiece tokenizer that speaks BERT's form: [CLS] text [SEP].
+
+    Its pieces are the most frequent words, and single characters for the rest; ties in alphabetical order. (The
+    library's own trainer breaks ties by a random hash, so that the same captions give another vocabulary each time.)
+    """
+    plain = bert_tokenizer(Tokenizer(models.WordPiece(unk_token="[UNK]")))
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text)))
+    letters: Counter[str] = Counter()
+    for word, count in words.items():
+        letters.update(dict.fromkeys(word, count))
+    room = max(1, (size - len(SPECIAL)) // 4)  # for letters, each in two forms: first in a word, and later
+    chosen = [letter for letter, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[: room // 2]]
+    pieces = [*SPECIAL, *chosen, *(f"##{letter}" for letter in chosen)]
+    frequent = sorted(words.items(), key=lambda item: (-item[1], item[0]))
+    pieces = list(dict.fromkeys([*pieces, *(word for word, _ in frequent)]))[:size]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))))
 
 
 def bert_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -184,6 +198,7 @@ def bert_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def finish_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.add_special_tokens(SPECIAL)
     ends = [(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return tokenizer

@@ -1,10 +1,8 @@
 """Manifest to frames to WebDataset shards: every item ends in exactly one of a shard or rejects.parquet."""
 
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +20,7 @@ from shards.writer import ShardWriter, index_shard
 from stages.artifacts import Outcome, Resources, StageConfig, write_json
 from stages.pictures import clip_strip, sheet
 from stages.progress import progress
-from stages.workers import work_pool
+from stages.workers import do_units
 
 VERSION = 1
 
@@ -65,8 +63,13 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     check_texts(source, rows)
     total = len(rows) + len(rejects)
     units = plan(assign_splits(rows, config.validation, config.test, config.seed), config.samples_per_shard)
-    with work_pool(resources) as pool, progress("decoding", len(rows), "items") as advance:
-        for unit in finish(units, config, out, pool):
+    do = partial(do_unit, config=config, out=out)
+    # A file that crashes its decoder is decoded by the ffmpeg binary, which crashes alone.
+    rescue = partial(do_unit, config=config.model_copy(update={"decoder": "ffmpeg"}), out=out)
+    with progress("decoding", len(rows), "items") as advance:
+        left = [unit for unit in units if not finished(unit, out)]
+        advance(len(rows) - sum(len(unit.rows) for unit in left))
+        for unit in do_units(left, do, rescue, resources):
             advance(len(unit.rows))
     outcome, table = join(units, rejects, out)
     draw_samples(out)
@@ -99,29 +102,6 @@ def plan(rows: list[Row], per_shard: int) -> list[Unit]:
             for number, at in enumerate(range(0, len(chosen), per_shard)):
                 units.append(Unit(f"{split}-{kind}-{number:05d}", chosen[at : at + per_shard]))
     return units
-
-
-def finish(units: list[Unit], config: Config, out: Path, pool: Executor) -> Iterator[Unit]:
-    """Does every unit that an earlier run has not finished; yields each when it is done.
-
-    A file that takes its decoder down with it (a crash in native code) breaks the whole pool. The units that were
-    under way are then done again one by one with the ffmpeg binary, which crashes alone.
-    """
-    pending: dict[Future[None], Unit] = {}
-    for unit in units:
-        if finished(unit, out):
-            yield unit
-        else:
-            pending[pool.submit(do_unit, unit, config, out)] = unit
-    while pending:
-        done, _ = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            unit = pending.pop(future)
-            try:
-                future.result()
-            except BrokenProcessPool:
-                do_unit(unit, config.model_copy(update={"decoder": "ffmpeg"}), out)
-            yield unit
 
 
 def finished(unit: Unit, out: Path) -> bool:

@@ -19,7 +19,7 @@ from stages.cache_prompts import read_entities, read_prompts
 from stages.evaluation.controls import Shuffle, colours_only, reverse
 from stages.evaluation.encode import Reorder, Texts, Videos, evaluator, load_model, uniform_frames
 from stages.evaluation.entities import entity_accuracy
-from stages.evaluation.metrics import Ranks, accuracy_by_type, majority_baseline, retrieval_metrics
+from stages.evaluation.metrics import Ranks, accuracy_by_type, chance_metrics, majority_baseline, retrieval_metrics
 from stages.evaluation.qa import Questions, answer_logits
 from stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
 from stages.pictures import retrieval_picture
@@ -144,22 +144,11 @@ def add_retrieval(
 ) -> Ranks:
     """Adds R@1, R@5, R@10 and MdR to the report and writes the rank of every query; returns the ranks of the texts."""
     metrics, t2v, v2t = retrieval_metrics(scores, gallery.video_of_text)
+    chance = chance_metrics(gallery.video_of_text, scores.shape[1])
     for way, ranks in (("t2v", t2v), ("v2t", v2t)):
-        if way in ways:
-            per_video = scores.shape[0] / scores.shape[1] if way == "v2t" else 1.0
-            for k in (1, 5, 10):
-                chance = min(100.0, 100.0 * k * per_video / ranks.gallery)
-                report.add(
-                    what, f"{way} R@{k}", metrics[f"{way}/R{k}"], len(ranks.better), chance, f"{name}/{way}/R{k}"
-                )
-            report.add(
-                what,
-                f"{way} MdR",
-                metrics[f"{way}/MdR"],
-                len(ranks.better),
-                (ranks.gallery + 1) / 2,
-                f"{name}/{way}/MdR",
-            )
+        for column in ("R1", "R5", "R10", "MdR") if way in ways else ():
+            key, shown = f"{way}/{column}", f"{way} {column.replace('R', 'R@') if column != 'MdR' else column}"
+            report.add(what, shown, metrics[key], len(ranks.better), chance[key], f"{name}/{key}")
     best = scores.argsort(axis=1)[:, ::-1][:, :5]
     rows = zip(gallery.texts, gallery.video_of_text, t2v.rank, best, strict=True)
     report.table(

@@ -1,5 +1,6 @@
 """Contents of people's files as digests, remembered so that an unchanged file is read once."""
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -49,6 +50,7 @@ class Digests:
 
 def digest_data(source: Path, digests: Digests) -> str:
     """The digest of a manifest, or a folder, with the contents of every file that it names."""
+    source = Path(os.path.normpath(source))
     rows, rejects = read_manifest(source)
     root = source if source.is_dir() else source.parent
     files = sorted({row.path for row in rows})

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.artifacts import Outcome, Resources, StageConfig
 from stages.progress import progress
 from stages.sample import grammar
 from stages.sample.draw import render
-from stages.sample.scene import DIRECTIONS, REVERSED, Scene, evaluation_scenes, training_scene
+from stages.sample.scene import COMBINATIONS, DIRECTIONS, HELD_OUT, REVERSED, Scene, evaluation_scenes, training_scene
 from stages.workers import work_pool
 
 VERSION = 1
@@ -36,6 +36,19 @@ class Config(StageConfig):
     captions: int = Field(5, ge=1, description="captions of a training clip")
     size: int = Field(96, ge=32, description="height and width, pixels")
     frames: int = Field(16, ge=4, description="frames of a clip, at 8 a second")
+
+    @model_validator(mode="after")
+    def _enough_combinations(self) -> "Config":
+        unseen = round(self.validation * self.unseen) + round(self.test * self.unseen)
+        for wanted, there, what in (
+            (unseen, len(HELD_OUT), "unseen"),
+            (self.validation + self.test - unseen, len(COMBINATIONS) - len(HELD_OUT), "seen"),
+        ):
+            if wanted > there * 0.8:  # drawn at random, each once: the last ones would take for ever
+                raise ValueError(
+                    f"validation and test want {wanted} {what} combinations; {round(there * 0.8)} can be had"
+                )
+        return self
 
 
 FRAMES_PER_SECOND = 8
@@ -156,8 +169,11 @@ def encode_video(frames: np.ndarray, path: Path) -> None:
     """Frames (T, H, W, 3) uint8 to an H.264 MP4."""
     import av
 
+    # Without bidirectional frames: x264's choice of them is not the same every time.
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "veryfast"})
+        stream = container.add_stream(
+            "libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "veryfast", "bf": "0"}
+        )
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1

@@ -14,9 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from shards.schema import InputError
-from stages.artifacts import Outcome, Resources, read_json, write_json
-
-MISTAKE = 2  # exit status of a mistake that a person can mend
+from stages.artifacts import CONTINUE, MISTAKE, Outcome, Resources, read_json, write_json
 
 
 def main(arguments: list[str]) -> int:
@@ -34,6 +32,10 @@ def main(arguments: list[str]) -> int:
             write_json(file.with_name("result.json"), {"mistake": str(error)})
             print(f"error: {error}", file=sys.stderr)
         return MISTAKE
+    except SystemExit as left:
+        if left.code == CONTINUE and main_rank:  # told in the file too: torchrun ends with a status of its own
+            write_json(file.with_name("result.json"), {"interrupted": True})
+        raise
     if main_rank:
         write_json(file.with_name("result.json"), {"counts": outcome.counts, "metrics": outcome.metrics})
     return 0

@@ -1,12 +1,17 @@
 """Where units of work run: a pool of processes on this machine, or a Dask cluster of many."""
 
 import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from shards.schema import InputError
 from stages.artifacts import Resources
+
+Unit = TypeVar("Unit")
 
 
 @contextmanager
@@ -20,6 +25,54 @@ def work_pool(resources: Resources) -> Iterator[Executor]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(resources.worker_count, mp_context=context) as executor:
         yield executor
+
+
+def do_units(
+    units: list[Unit], do: Callable[[Unit], Any], rescue: Callable[[Unit], Any], resources: Resources
+) -> Iterator[Unit]:
+    """Does every unit in a pool; yields each when it is done.
+
+    A unit that takes its process down with it (a crash in native code) breaks the pool. Those that were under way are
+    then done again one at a time, and the one that breaks it again, alone, is left to `rescue`.
+    """
+    waiting = deque(units)
+    while waiting:
+        suspects: list[Unit] = []
+        with work_pool(resources) as pool:
+            yield from _until_broken(pool, waiting, suspects, do, 2 * resources.worker_count)
+        for unit in suspects:
+            with work_pool(resources.model_copy(update={"workers": 1})) as pool:
+                alone = pool.submit(do, unit)
+                culprit = isinstance(alone.exception(), BrokenProcessPool)
+                if not culprit:
+                    alone.result()
+            if culprit:
+                with work_pool(resources.model_copy(update={"workers": 1})) as pool:
+                    pool.submit(rescue, unit).result()
+            yield unit
+
+
+def _until_broken(
+    pool: Executor, waiting: deque[Unit], suspects: list[Unit], do: Callable[[Unit], Any], most: int
+) -> Iterator[Unit]:
+    """Does units until there are none or the pool breaks; those that were under way then become suspects."""
+    running: dict[Future, Unit] = {}
+    while waiting or running:
+        try:
+            while waiting and len(running) < most:
+                running[pool.submit(do, waiting[0])] = waiting[0]
+                waiting.popleft()
+        except BrokenProcessPool:
+            suspects += running.values()
+            return
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            if isinstance(future.exception(), BrokenProcessPool):
+                suspects += running.values()
+                return
+            unit = running.pop(future)
+            future.result()
+            yield unit
 
 
 @contextmanager

@@ -38,8 +38,8 @@ def inline_pool(monkeypatch):
     def pool(resources):
         yield InlineExecutor()
 
-    for stage in ("render_sample", "decode_videos", "build_vocabulary"):
-        monkeypatch.setattr(f"stages.{stage}.work_pool", pool)
+    for module in ("render_sample", "workers", "build_vocabulary"):
+        monkeypatch.setattr(f"stages.{module}.work_pool", pool)
 
 
 @pytest.fixture(scope="session")

@@ -2,39 +2,49 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """For each query: how many wrong items score better than its best right one, and how many score the same."""
+    """For each query: the wrong items that score better than its best right one, and the wrong and the right items
+    that score the same as it."""
 
     better: np.ndarray  # (Q,)
-    tied: np.ndarray  # (Q,)
+    tied_wrong: np.ndarray  # (Q,)
+    tied_right: np.ndarray  # (Q,) at least 1
     gallery: int
 
     def recall(self, k: int) -> np.ndarray:
-        """(Q,) the chance that the right item is among the first k, tied items standing in random order."""
-        return np.clip((k - self.better) / (self.tied + 1), 0, 1)
+        """(Q,) the chance that a right item is among the first k, tied items standing in random order."""
+        slots = np.clip(k - self.better, 0, None)
+        missed = [
+            comb(int(wrong), int(m)) / comb(int(wrong + right), int(m)) if m <= wrong + right else 0.0
+            for m, wrong, right in zip(slots, self.tied_wrong, self.tied_right, strict=True)
+        ]
+        return 1 - np.array(missed)
 
     @property
     def rank(self) -> np.ndarray:
-        """(Q,) the rank from 1, ties counted as half."""
-        return 1 + self.better + self.tied / 2
+        """(Q,) the expected rank of the best right item, from 1; with one right item ties count as half."""
+        return self.better + (self.tied_wrong + self.tied_right + 1) / (self.tied_right + 1)
 
 
 def rank(scores: np.ndarray, relevant: np.ndarray) -> Ranks:
     """Ranks of queries in a gallery. scores (Q, G); relevant (Q, G) boolean, at least one right item a query.
 
-    A query with several right items is ranked by the best of them against the wrong ones.
+    A query with several right items is ranked by the best of them. A score that is not a number is the worst.
 
     >>> rank(np.array([[0.9, 0.1, 0.9]]), np.array([[True, False, False]])).rank
     array([1.5])
     """
+    scores = np.where(np.isnan(scores), -np.inf, scores)
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
-    wrong = ~relevant
-    return Ranks(((scores > best) & wrong).sum(axis=1), ((scores == best) & wrong).sum(axis=1), scores.shape[1])
+    tied = scores == best
+    better = ((scores > best) & ~relevant).sum(axis=1)
+    return Ranks(better, (tied & ~relevant).sum(axis=1), (tied & relevant).sum(axis=1), scores.shape[1])
 
 
 def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> tuple[dict[str, float], Ranks, Ranks]:
@@ -53,6 +63,18 @@ def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> tuple[di
         metrics[f"{name}/MdR"] = float(np.median(ranks.rank))
         metrics[f"{name}/MnR"] = float(ranks.rank.mean())
     return metrics, t2v, v2t
+
+
+def chance_metrics(video_of_text: np.ndarray, videos: int) -> dict[str, float]:
+    """What random scores reach, under the names of `retrieval_metrics`: mean recalls, the median of the rank."""
+    _, t2v, v2t = retrieval_metrics(np.zeros((len(video_of_text), videos)), video_of_text)
+    found = {}
+    for name, ranks in (("t2v", t2v), ("v2t", v2t)):
+        reached = np.array([ranks.recall(k).mean() for k in range(1, ranks.gallery + 1)])
+        half = [int(np.argmax(reached >= 0.5 - 1e-9)), int(np.argmax(reached > 0.5 + 1e-9))]
+        found |= {f"{name}/R{k}": float(reached[min(k, ranks.gallery) - 1] * 100) for k in (1, 5, 10)}
+        found[f"{name}/MdR"] = 1 + sum(half) / 2
+    return found
 
 
 def accuracy_by_type(right: np.ndarray, types: list[str]) -> dict[str, float]:

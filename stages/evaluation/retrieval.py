@@ -60,7 +60,7 @@ def match_all(model: Alpro, texts: Texts, videos: Videos, batch: int = 512) -> n
     scores = np.empty((len(texts.tokens), len(videos.tokens)), np.float32)
     pairs = torch.cartesian_prod(torch.arange(len(texts.tokens)), torch.arange(len(videos.tokens)))
     for part in pairs.split(batch):
-        scores[part[:, 0], part[:, 1]] = match(model, texts, videos, part).cpu().numpy()
+        scores[part[:, 0].numpy(), part[:, 1].numpy()] = match(model, texts, videos, part).cpu().numpy()
     return scores
 
 

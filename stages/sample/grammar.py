@@ -101,9 +101,13 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
     """One question of each type that the scene can answer: what, which colour, how many, where to."""
     main, count = scene.main, len(scene.things)
     moving = motion_phrase(main.motion, rng)
+    # Where the main thing keeps still, so do the others: it is asked for by its colour.
+    what = f"what is the {main.colour} thing?"
+    if main.motion != "still" and rng.random() < 0.5:
+        what = f"what {moving}?"
     things, seen = rng.choice(["things", "shapes"]), rng.choice(["are there", "do we see"])
     asked = [
-        ("what", rng.choice([f"what {moving}?", f"what is the {main.colour} thing?"]), main.kind),
+        ("what", what, main.kind),
         ("which_colour", f"which colour {rng.choice(['is', 'has'])} the {main.kind}?", main.colour),
         ("how_many", f"how many {things} {seen}?", NUMBERS[count - 1]),
     ]

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 
@@ -27,7 +28,17 @@ REVERSED = {
     "growing": "shrinking",
     "shrinking": "growing",
 }
-HELD_OUT_SHARE = 0.2
+HELD_OUT_SHARE = 0.25
+COMBINATIONS = tuple(product(KINDS, COLOURS, MOTIONS))
+
+
+def _share(combination: tuple[str, str, str]) -> float:
+    digest = hashlib.sha256("/".join(combination).encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32
+
+
+# By a hash, so that no pattern tells what is held out.
+HELD_OUT = frozenset(c for c in COMBINATIONS if _share(c) < HELD_OUT_SHARE)
 
 
 @dataclass(frozen=True)
@@ -68,9 +79,8 @@ class Thing:
 
     @property
     def held_out(self) -> bool:
-        """Whether training never shows this kind, colour and motion together: a hash, so that no pattern tells it."""
-        digest = hashlib.sha256("/".join(self.combination).encode()).digest()
-        return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+        """Whether training never shows this kind, colour and motion together."""
+        return self.combination in HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -157,19 +167,21 @@ def evaluation_scenes(
 ) -> list[Scene]:
     """Scenes for validation or test, a share `unseen` of them with a main combination that training never shows.
 
-    Every main combination is used once (`taken` carries those of the other split), so that a caption which names
-    it is true of one clip alone.
+    Every main combination is used once, and never by another thing of another clip (`taken` carries all of the
+    other split's), so that a caption which names it is true of one clip alone.
     """
     scenes: list[Scene] = []
+    mains = set(taken)
     for i in range(number):
         while True:
             scene = draw_scene(rng, int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])))
             combination = scene.main.combination
             if combination in taken or scene.main.held_out != (i < round(number * unseen)):
                 continue
-            if any(t.held_out for t in scene.things[1:]):
+            if any(t.held_out or t.combination in mains for t in scene.things[1:]):
                 continue
-            taken.add(combination)
+            mains.add(combination)
+            taken.update(t.combination for t in scene.things)
             scenes.append(scene)
             break
     return [scenes[i] for i in rng.permutation(number)]

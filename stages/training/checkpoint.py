@@ -17,23 +17,28 @@ KEEP = 2
 
 
 class Checkpoints:
-    """The checkpoints of one training run: folders step-00000123 with model, optimiser and state."""
+    """The checkpoints of one training run: folders step-00000123 with model, optimiser, state and checksums."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Writes the checkpoint of `step` finished steps, and deletes all but the last two."""
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], random: list[Tensor]
+    ) -> None:
+        """Writes the checkpoint of `step` finished steps, and deletes all but the last two.
+
+        `random` is the random state of every rank.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".step-{step:08d}.{os.getpid()}.part"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
+        states = {f"random.{rank}": value for rank, value in enumerate(random)}
         save_file(trainable(model), temporary / "model.safetensors")
-        save_file(
-            flatten(optimizer) | {"rng.cpu": torch.get_rng_state()} | cuda_rng(), temporary / "optimizer.safetensors"
-        )
-        sums = {name: checksum(temporary / name) for name in ("model.safetensors", "optimizer.safetensors")}
-        (temporary / "state.json").write_text(json.dumps({"step": step, "sums": sums, **state}))
+        save_file(flatten(optimizer) | states, temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state))
+        sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+        (temporary / "sums.json").write_text(json.dumps(sums))
         target = self.folder / f"step-{step:08d}"
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
@@ -41,34 +46,30 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def all(self) -> list[Path]:
-        """Whole checkpoints, newest first."""
+        """Checkpoints, newest first."""
         found = [p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)]
         return sorted(found, reverse=True)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0) -> dict[str, Any] | None:
         """Loads the newest checkpoint that is whole and returns its state; None where there is none.
 
-        A damaged one is said so on a line and the one before it used.
+        A damaged one is said so on a line, deleted, and the one before it used. The random state is that of `rank`;
+        a rank that the checkpoint does not know keeps its own.
         """
         for folder in self.all():
-            try:
-                state = json.loads((folder / "state.json").read_text())
-                bad = [name for name, digest in state["sums"].items() if checksum(folder / name) != digest]
-            except (OSError, ValueError, KeyError) as error:
-                bad = [str(error)]
-            if bad:
-                print(
-                    f"{folder}: damaged ({', '.join(bad)}); using the checkpoint before it", file=sys.stderr, flush=True
-                )
+            if bad := damage(folder):
+                print(f"{folder}: damaged ({bad}); using the checkpoint before it", file=sys.stderr, flush=True)
+                if rank == 0:
+                    shutil.rmtree(folder, ignore_errors=True)
                 continue
-            missing = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-            assert not missing.unexpected_keys
+            unknown = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False).unexpected_keys
+            assert not unknown, unknown
             tensors = load_file(folder / "optimizer.safetensors")
-            torch.set_rng_state(tensors.pop("rng.cpu"))
-            if "rng.cuda" in tensors:
-                torch.cuda.set_rng_state(tensors.pop("rng.cuda"))
+            random = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
             unflatten(optimizer, tensors)
-            return state
+            if f"random.{rank}" in random:
+                set_random_state(random[f"random.{rank}"])
+            return json.loads((folder / "state.json").read_text())
         return None
 
     def clear(self) -> None:
@@ -98,8 +99,28 @@ def unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> N
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def cuda_rng() -> dict[str, Tensor]:
-    return {"rng.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+def random_state() -> Tensor:
+    """The state of the generators that this rank draws from: the CPU's, and a GPU's behind it."""
+    cpu = torch.get_rng_state()
+    return torch.cat([cpu, torch.cuda.get_rng_state()]) if torch.cuda.is_available() else cpu
+
+
+def set_random_state(state: Tensor) -> None:
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(state[:size])
+    if torch.cuda.is_available() and len(state) > size:
+        torch.cuda.set_rng_state(state[size:])
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint; empty where it is whole."""
+    try:
+        sums = json.loads((folder / "sums.json").read_text())
+        wrong = [name for name, digest in sums.items() if checksum(folder / name) != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        return str(error)
+    missing = {"model.safetensors", "optimizer.safetensors", "state.json"} - sums.keys()
+    return ", ".join([*wrong, *missing])
 
 
 def checksum(path: Path) -> str:

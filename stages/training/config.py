@@ -23,6 +23,8 @@ class Phase(StageConfig):
             raise ValueError("give either steps or epochs")
         if self.weights and len(self.weights) != len(self.corpora):
             raise ValueError(f"{len(self.weights)} weights for {len(self.corpora)} corpora")
+        if any(weight <= 0 for weight in self.weights):
+            raise ValueError("weights must be above 0; leave out a corpus that is not wanted")
         return self
 
 

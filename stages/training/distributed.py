@@ -69,6 +69,24 @@ def gather(local: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_bytes(local: Tensor, device: torch.device) -> list[Tensor]:
+    """A byte tensor of every rank, on the CPU."""
+    if not dist.is_initialized():
+        return [local]
+    parts = [torch.empty_like(local, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, local.to(device))
+    return [part.cpu() for part in parts]
+
+
+def any_rank(flags: list[bool], device: torch.device) -> list[bool]:
+    """Each flag, true where it is true on any rank."""
+    if not dist.is_initialized():
+        return flags
+    agreed = torch.tensor([int(flag) for flag in flags], device=device)
+    dist.all_reduce(agreed, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in agreed.tolist()]
+
+
 def total(local: Tensor) -> Tensor:
     """The sum over all ranks, without gradient."""
     summed = local.detach().clone()

@@ -227,6 +227,7 @@ class Steps(Dataset[Batch]):
             num_workers=workers,
             pin_memory=device.type == "cuda",
             prefetch_factor=4 if workers else None,
+            generator=torch.Generator(),  # or it draws from the random state that a checkpoint has just restored
         )
         return iter(loader)
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,17 +15,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.schema import InputError
-from stages.artifacts import Resources
+from stages.artifacts import CONTINUE, Resources
 from stages.progress import progress
-from stages.training.checkpoint import Checkpoints, trainable
+from stages.training.checkpoint import Checkpoints, random_state, trainable
 from stages.training.config import TrainingConfig
-from stages.training.distributed import World
+from stages.training.distributed import World, any_rank, gather_bytes
 from stages.training.examples import Batch, Steps
 from stages.training.metrics import Mean, MetricsFile
 from stages.training.objective import Objective
 from stages.training.optim import build_optimizer, learning_rate
 
-CONTINUE = 75  # exit status (EX_TEMPFAIL) of a run that was told to stop and left a checkpoint: start it again
 BAD_STEPS = 5  # losses in a row that are not finite before the run gives up
 
 Validate = Callable[[], dict[str, float]]
@@ -62,8 +61,7 @@ def fit(
     """
     optimizer = build_optimizer(objective, config, world.device)
     checkpoints, file = Checkpoints(out / "checkpoints"), MetricsFile(out, world.main)
-    saved = checkpoints.restore(objective, optimizer)
-    done = Progress(**{f.name: saved[f.name] for f in fields(Progress)}) if saved else Progress()
+    done = Progress(**(checkpoints.restore(objective, optimizer, world.rank) or {}))
     file.cut(done.step)
     module: nn.Module = objective
     if world.size > 1:
@@ -93,40 +91,40 @@ class _Run:
     best_weights: Path
 
     def train(self, resources: Resources, stopping: list[int], advance, validate, select: str) -> dict[str, float]:
-        mean, steps, final = Mean(), len(self.data), dict[str, float]()
+        mean, final = Mean(), dict[str, float]()
         mean.restore(self.done.unlogged, self.world.device)
-        began = waited_from = saved_at = time.monotonic()
-        waited, earlier = 0.0, self.done.seconds
+        clock = Clock(self.done.seconds)
         self.objective.train()
         for batch in self.data.loader(self.done.step, resources, self.world.device):
-            waited += time.monotonic() - waited_from
+            clock.batch_came()
             mean.add(self.step(batch.to(self.world.device)))
             self.done.step += 1
-            self.done.seconds = earlier + time.monotonic() - began
-            step, last = self.done.step, self.done.step == steps
-            if step % self.config.log_every == 0 or last:
-                passed = time.monotonic() - began
-                values = self.log(mean, step, waited / passed, passed)
-                note = f"loss {values['train/loss']:.3f}"
-            else:
-                note = ""
-            advance(1, note)
-            every = self.config.validate_every
-            if validate and (last or (every and step % every == 0)):
+            self.done.seconds = clock.seconds
+            step, last = self.done.step, self.done.step == len(self.data)
+            logged = step % self.config.log_every == 0 or last
+            advance(1, f"loss {self.log(mean, clock)['train/loss']:.3f}" if logged else "")
+            if validate and (last or (self.config.validate_every and step % self.config.validate_every == 0)):
                 final = self.validate(validate, select)
-            if stopping or (time.monotonic() - saved_at > resources.seconds_between_checkpoints and not last):
-                self.done.unlogged = mean.state()
-                self.save()
-                saved_at = time.monotonic()
-            if stopping:
-                print(
-                    f"stopped by signal {stopping[0]} after step {step}; run again to continue",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                raise SystemExit(CONTINUE)
-            waited_from = time.monotonic()
+            # Ranks agree on when to stop and to save; asking costs a message, so many ask only now and then.
+            if not last and (logged or self.world.size == 1):
+                due = clock.since_saved > resources.seconds_between_checkpoints
+                stop, save = any_rank([bool(stopping), due], self.world.device)
+                if stop or save:
+                    self.done.unlogged = mean.state()
+                    self.save()
+                    clock.saved()
+                if stop:
+                    self.leave(stopping)
+            clock.step_ended()
+        if validate and not final:  # the last step was done before an interruption
+            final = self.validate(validate, select)
         return final
+
+    def leave(self, stopping: list[int]) -> None:
+        if self.world.main:
+            told = f" by signal {stopping[0]}" if stopping else ""
+            print(f"stopped{told} after step {self.done.step}; run again to continue", file=sys.stderr, flush=True)
+        raise SystemExit(CONTINUE)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One optimiser step on this rank's part of the global batch; returns metrics, still on the device."""
@@ -170,13 +168,14 @@ class _Run:
             )
         return False
 
-    def log(self, mean: Mean, step: int, wait_share: float, passed: float) -> dict[str, float]:
+    def log(self, mean: Mean, clock: "Clock") -> dict[str, float]:
+        """Writes the means since the last line, and how fast it goes."""
         values = {f"train/{name}": value for name, value in mean.read().items()}
-        values["train/data_wait"] = wait_share
-        values["train/samples_per_second"] = self.config.batch_size * step / max(self.done.seconds, 1e-9)
+        values["train/data_wait"] = clock.waited_share
+        values["train/samples_per_second"] = self.config.batch_size * self.done.step / max(self.done.seconds, 1e-9)
         if self.world.device.type == "cuda":
             values["train/gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.file.write(step, values)
+        self.file.write(self.done.step, values)
         return values
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
@@ -195,9 +194,40 @@ class _Run:
         return self.done.best_metrics | {"selected_step": float(self.done.best_step)} if select else values
 
     def save(self) -> None:
+        """Writes a checkpoint; every rank gives its random state to the one that writes."""
+        random = gather_bytes(random_state(), self.world.device)
         if self.world.main:
-            state = {f.name: getattr(self.done, f.name) for f in fields(Progress)}
-            self.checkpoints.save(self.done.step, self.objective, self.optimizer, state)
+            self.checkpoints.save(self.done.step, self.objective, self.optimizer, asdict(self.done), random)
+
+
+class Clock:
+    """How long training has taken, over all its starts, and which share of this start it has waited for data."""
+
+    def __init__(self, earlier: float):
+        self.earlier = earlier
+        self.began = self.last_step = self.last_save = time.monotonic()
+        self.waited = 0.0
+
+    def batch_came(self) -> None:
+        self.waited += time.monotonic() - self.last_step
+
+    def step_ended(self) -> None:
+        self.last_step = time.monotonic()
+
+    def saved(self) -> None:
+        self.last_save = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier + time.monotonic() - self.began
+
+    @property
+    def since_saved(self) -> float:
+        return time.monotonic() - self.last_save
+
+    @property
+    def waited_share(self) -> float:
+        return self.waited / max(time.monotonic() - self.began, 1e-9)
 
 
 @contextmanager

@@ -148,9 +148,6 @@ def test_the_tokenizer_knows_the_words_of_prompts_and_questions(told_vocabulary)
         assert "[UNK]" not in tokenizer.encode(text).tokens
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tokenizers' WordPieceTrainer breaks ties by the order of a randomly seeded hash map"
-)
 def test_a_tokenizer_follows_from_its_texts_alone():
     """Not from their order or number, nor from the process (hash seeds differ)."""
     program = textwrap.dedent("""
@@ -177,9 +174,6 @@ def test_a_tokenizer_is_loaded_from_a_file_or_a_folder_of_either_form(tmp_path):
     assert by_words.encode(text).ids == by_json.encode(text).ids == by_file.encode(text).ids == trained.encode(text).ids
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the tokens of a vocab.txt are not marked special: pictures show [CLS] and [PAD]"
-)
 def test_special_tokens_of_a_vocab_txt_are_not_shown(tmp_path):
     trained = train_tokenizer(TEXTS, 120)
     (tmp_path / "vocab.txt").write_text("\n".join(sorted(trained.get_vocab(), key=trained.get_vocab().get)) + "\n")

@@ -2,11 +2,8 @@
 
 import json
 import shutil
-from concurrent.futures import Executor, Future
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -17,7 +14,7 @@ from shards.reader import ShardReader
 from shards.schema import SPLITS, InputError, Row
 from stages import decode_videos
 from stages.artifacts import read_json
-from stages.decode_videos import Config, Unit, plan
+from stages.decode_videos import Config, plan
 from stages.training.checkpoint import checksum
 
 BROKEN = {  # the sample's broken items and what is said of them
@@ -93,7 +90,9 @@ def test_an_interrupted_run_does_the_unfinished_unit_alone(
     (out / "train-video-00001.tar").write_bytes(b"half a shard")
     done: list[str] = []
     do_unit = decode_videos.do_unit
-    monkeypatch.setattr(decode_videos, "do_unit", lambda unit, *rest: (done.append(unit.name), do_unit(unit, *rest))[1])
+    monkeypatch.setattr(
+        decode_videos, "do_unit", lambda unit, **rest: (done.append(unit.name), do_unit(unit, **rest))[1]
+    )
     decode_videos.run(CLIPS, {"sample": sample}, out, resources)
     assert done == ["train-video-00001"]
     assert contents(out) == contents(clips)
@@ -186,51 +185,3 @@ def test_a_plan_has_every_item_once_in_units_of_one_split_and_kind(items, per_sh
         assert {f"{row.split}-{row.kind}" for row in unit.rows} == {unit.name.rpartition("-")[0]}
         numbers = [int(row.id) for row in unit.rows]
         assert numbers == sorted(numbers)
-
-
-class CrashingExecutor(Executor):
-    """A pool in which every unit takes its process down; after `accepts` units it is known to be broken."""
-
-    def __init__(self, accepts: int = 1000):
-        self.accepts = accepts
-
-    def submit(self, fn, /, *args, **kwargs):
-        if not self.accepts:
-            raise BrokenProcessPool("a child process terminated abruptly")
-        self.accepts -= 1
-        future: Future = Future()
-        future.set_exception(BrokenProcessPool("a child process terminated abruptly"))
-        return future
-
-
-def crash(monkeypatch, accepts: int, tmp_path: Path) -> list[str]:
-    """Finishes three units in a pool that breaks; returns their names and the decoders used, sorted."""
-    units = [Unit(f"train-video-{n:05d}", []) for n in range(3)]
-    done: list[str] = []
-    monkeypatch.setattr(
-        decode_videos, "do_unit", lambda unit, config, out: done.append(f"{unit.name} {config.decoder}")
-    )
-    yielded = list(decode_videos.finish(units, Config(), tmp_path, CrashingExecutor(accepts)))
-    assert sorted(unit.name for unit in yielded) == [unit.name for unit in units]
-    return sorted(done)
-
-
-EACH_BY_FFMPEG = [f"train-video-{n:05d} ffmpeg" for n in range(3)]
-
-
-def test_units_of_a_pool_that_broke_are_done_by_ffmpeg(monkeypatch, tmp_path):
-    assert crash(monkeypatch, 3, tmp_path) == EACH_BY_FFMPEG
-
-
-@pytest.mark.xfail(strict=True, reason="finish() lets BrokenProcessPool out where it is raised by submit itself")
-def test_a_pool_that_breaks_while_units_are_handed_out_ends_no_run(monkeypatch, tmp_path):
-    assert crash(monkeypatch, 1, tmp_path) == EACH_BY_FFMPEG
-
-
-def test_frames_are_the_first_of_equal_segments(clips, decode_sample, tmp_path, inline_pool):
-    """Decoding 4 of the 8 frames of a clip gives every other one of those that decoding 8 gives."""
-    four = ShardReader(decode_sample(tmp_path, "clips", frames=4), "test")
-    eight = ShardReader(clips, "test")
-    for number in range(len(four)):
-        assert four[number].about["id"] == eight[number].about["id"]
-        np.testing.assert_array_equal(four[number].frames(), eight[number].frames([0, 2, 4, 6]))

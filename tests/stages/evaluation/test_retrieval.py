@@ -68,9 +68,6 @@ def test_the_size_of_the_batches_does_not_matter(objective, encoded, gallery, to
     torch.testing.assert_close(few.features, videos.features, atol=1e-5, rtol=0)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="one pair alone: numpy takes a tensor of one number as a number"
-)
 def test_a_last_batch_of_one_pair_is_a_batch(objective, encoded):
     """64 pairs in batches of 7 leave one; so does any gallery of 512 n + 1 pairs by itself."""
     texts, videos = encoded

@@ -41,7 +41,6 @@ def train(clips, vocabulary):
     return run
 
 
-@pytest.mark.xfail(strict=True, reason="a checkpoint holds the random state of rank 0, and every rank takes it")
 def test_two_interrupted_ranks_go_on_to_the_same_weights(train, tmp_path):
     assert train(tmp_path / "whole", -1, -1) == [0, 0]
     assert train(tmp_path / "broken", 5, 5) == [CONTINUE, CONTINUE]
@@ -50,9 +49,6 @@ def test_two_interrupted_ranks_go_on_to_the_same_weights(train, tmp_path):
     assert [name for name in whole if not torch.equal(whole[name], broken[name])] == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="each rank stops on its own: the others meet a closed connection, without a checkpoint"
-)
 @pytest.mark.parametrize("stops", [(5, 6), (6, 5)])
 def test_a_stop_that_reaches_the_ranks_in_different_steps_leaves_a_checkpoint(train, tmp_path, stops):
     assert train(tmp_path / "run", *stops) == [CONTINUE, CONTINUE]
