@@ -11,8 +11,9 @@ from pipeline.config import PipelineConfig, shipped
 
 HEAD = """# Configuration
 
-A pipeline is one TOML file: `alpro run --config FILE`, or the name of one that ships ({names}). `--set stage.key=value`
-changes a value on the command line, as often as needed (`--set 'train_prompter.phases.0.steps=100'` reaches into a list).
+A pipeline is one TOML file: `alpro run --config FILE`, or the name of one that ships ({names}).
+`--set stage.key=value` changes a value on the command line, as often as needed, and reaches into lists:
+`--set train_prompter.phases.0.steps=100`.
 Unknown keys and values out of range are refused before anything runs.
 
 The sizes in `[model]` are those of the prompter and of ALPRO; the defaults are the paper's. A stage whose table is absent

@@ -1,5 +1,6 @@
 """What the command line prints: results, artifacts and one artifact, as tables."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.table import Table
 from stages.artifacts import Store, read_manifest
 from stages.report import results, tables
 
-console = Console(soft_wrap=True)
+console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 
 
 def print_results(made: dict[str, Path], workspace: Path) -> None:
@@ -46,21 +47,25 @@ def print_artifacts(store: Store) -> None:
     users: dict[str, list[str]] = {}
     for _, manifest in found:
         for source in manifest["inputs"].values():
-            users.setdefault(source["fingerprint"], []).append(f"{manifest['stage']} {manifest['fingerprint'][:8]}")
-    table = Table("artifact", "fingerprint", "made", "took", "size", "from", "used by")
+            users.setdefault(source["fingerprint"], []).append(manifest["fingerprint"][:8])
+    table = Table("fingerprint", "artifact", "made (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("took", "size"):
+        table.add_column(heading, justify="right")
+    for heading in ("from", "used by"):
+        table.add_column(heading, overflow="fold")
     for folder, manifest in found:
-        inputs = dict.fromkeys(f"{i['stage']} {i['fingerprint'][:8]}" for i in manifest["inputs"].values())
+        inputs = dict.fromkeys(i["fingerprint"][:8] for i in manifest["inputs"].values())
+        used = dict.fromkeys(users.get(manifest["fingerprint"], []))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         made = manifest["made"]
         cells = (
-            manifest["name"],
-            manifest["fingerprint"][:8],
             made["at"][:16].replace("T", " "),
             f"{made['seconds']:.0f} s",
             megabytes(size),
+            " ".join(inputs),
+            " ".join(used),
         )
-        table.add_row(*cells, "\n".join(inputs), "\n".join(dict.fromkeys(users.get(manifest["fingerprint"], []))))
-        table.add_section()
+        table.add_row(manifest["fingerprint"][:8], manifest["name"], *cells)
     console.print(table)
 
 

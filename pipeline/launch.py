@@ -80,10 +80,12 @@ def run_group(arguments: list[str], lock_file: int | None, say: Callable[[str], 
     even where this process is killed outright.
     """
     piped = say is not None
+    # Threads that wait for each other give way sooner: beside another busy process on the same two cores training is
+    # 1.7 times as fast as with OpenMP's default, and alone no slower.
     process = subprocess.Popen(
         arguments,
         start_new_session=True,
-        env=os.environ | {"ALPRO_PARENT": str(os.getpid())},
+        env={"GOMP_SPINCOUNT": "1000", **os.environ, "ALPRO_PARENT": str(os.getpid())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if piped else None,
         stderr=subprocess.STDOUT if piped else None,

@@ -5,6 +5,7 @@ while a stage runs and logs the rest when it is done. So one process, the one th
 processes on other machines need no MLflow, and a cached stage's curves come from the same file.
 """
 
+import logging
 import os
 import threading
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 import mlflow
 from mlflow.entities import Metric, Param, ViewType

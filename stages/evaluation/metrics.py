@@ -68,7 +68,7 @@ def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> tuple[di
 def chance_metrics(video_of_text: np.ndarray, videos: int) -> dict[str, float]:
     """What random scores reach, under the names of `retrieval_metrics`: mean recalls, the median of the rank."""
     _, t2v, v2t = retrieval_metrics(np.zeros((len(video_of_text), videos)), video_of_text)
-    found = {}
+    found: dict[str, float] = {}
     for name, ranks in (("t2v", t2v), ("v2t", v2t)):
         reached = np.array([ranks.recall(k).mean() for k in range(1, ranks.gallery + 1)])
         half = [int(np.argmax(reached >= 0.5 - 1e-9)), int(np.argmax(reached > 0.5 + 1e-9))]

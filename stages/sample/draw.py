@@ -9,7 +9,8 @@ from stages.sample.scene import COLOURS, Scene
 
 SPRITE = 64  # pixels of a sprite's side; a thing of radius 1 fills it
 OVERSAMPLE = 4
-WHITE, BLACK = (250, 250, 250), (15, 15, 15)
+# Marks of the kinds, in tones that are no named colour.
+WHITE, BLACK, GREY, BROWN, CREAM = (250, 250, 250), (15, 15, 15), (130, 130, 130), (115, 70, 35), (235, 215, 165)
 
 
 def render(scene: Scene, frames: int, size: int) -> np.ndarray:
@@ -95,14 +96,14 @@ def _box(pen, colour):
 
 def _triangle(pen, colour):
     pen.polygon(colour, (0, -1), (0.95, 0.75), (-0.95, 0.75))
-    pen.polygon(WHITE, (0, 0.75), (0.48, -0.1), (-0.48, -0.1))
+    pen.polygon(GREY, (0, 0.75), (0.5, -0.1), (-0.5, -0.1))
 
 
 def _star(pen, colour):
     angles = np.arange(10) * np.pi / 5 - np.pi / 2
-    radii = np.where(np.arange(10) % 2, 0.42, 1.0)
+    radii = np.where(np.arange(10) % 2, 0.45, 1.0)
     pen.polygon(colour, *((r * np.cos(a), r * np.sin(a)) for a, r in zip(angles, radii, strict=True)))
-    pen.disc(BLACK, rx=0.42)
+    pen.disc(CREAM, rx=0.42)
 
 
 def _heart(pen, colour):
@@ -115,28 +116,27 @@ def _heart(pen, colour):
 def _cross(pen, colour):
     pen.box(colour, -0.35, -0.95, 0.35, 0.95)
     pen.box(colour, -0.95, -0.35, 0.95, 0.35)
-    pen.box(WHITE, -0.35, -0.35, 0.35, 0.35)
-    pen.box(WHITE, -0.35, -0.95, 0.35, -0.65)
+    pen.box(BROWN, -0.4, -0.4, 0.4, 0.4)
 
 
 def _ring(pen, colour):
     pen.disc(colour)
-    pen.draw.ellipse([pen.at(-0.55, -0.55), pen.at(0.55, 0.55)], fill=(0, 0, 0, 0))
+    pen.disc((0, 0, 0, 0), rx=0.5)
     for angle in np.arange(4) * np.pi / 2:
-        pen.disc(BLACK, 0.77 * np.cos(angle), 0.77 * np.sin(angle), 0.22)
+        pen.disc(GREY, 0.75 * np.cos(angle), 0.75 * np.sin(angle), 0.24)
 
 
 def _moon(pen, colour):
     pen.disc(colour)
-    pen.draw.ellipse([pen.at(-0.35, -0.95), pen.at(1.25, 0.65)], fill=(0, 0, 0, 0))
-    pen.disc(BLACK, -0.6, 0.25, 0.27)
+    pen.disc((0, 0, 0, 0), 0.45, -0.15, 0.8)
+    pen.disc(CREAM, -0.55, 0.3, 0.3)
 
 
 def _flower(pen, colour):
     for angle in np.arange(6) * np.pi / 3:
         pen.disc(colour, 0.62 * np.cos(angle), 0.62 * np.sin(angle), 0.38)
     pen.disc(WHITE, rx=0.46)
-    pen.disc(BLACK, rx=0.16)
+    pen.disc(BLACK, rx=0.22)
 
 
 def _fish(pen, colour):
@@ -148,12 +148,12 @@ def _fish(pen, colour):
 
 def _house(pen, colour):
     pen.box(colour, -0.75, -0.15, 0.75, 0.95)
-    pen.polygon(WHITE, (0, -1), (0.98, -0.12), (-0.98, -0.12))
-    pen.box(BLACK, -0.28, 0.25, 0.28, 0.95)
+    pen.polygon(BROWN, (0, -1), (0.98, -0.12), (-0.98, -0.12))
+    pen.box(CREAM, -0.28, 0.25, 0.28, 0.95)
 
 
 def _tree(pen, colour):
-    pen.box(WHITE, -0.28, 0.3, 0.28, 1)
+    pen.box(BROWN, -0.28, 0.3, 0.28, 1)
     pen.polygon(colour, (0, -1), (0.62, -0.2), (-0.62, -0.2))
     pen.polygon(colour, (0, -0.6), (0.85, 0.42), (-0.85, 0.42))
 

@@ -75,21 +75,21 @@ class MatchingObjective(Objective):
 
     model: Alpro
 
-    def negatives(self, batch: Batch, v2t: Tensor, t2v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hard negatives within this rank: a video for each text, a text for each video, and which are valid."""
+    def negatives(self, batch: Batch, v2t: Tensor, t2v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hard negatives within this rank: a video for each text, a text for each video, and where there are any."""
         size = len(batch.video)
         rank = dist.get_rank() if dist.is_initialized() else 0
         here = slice(rank * size, (rank + 1) * size)
         same = batch.video[:, None] == batch.video[None]
         videos, valid = hard_negatives(t2v[:, here], same)
-        texts, _ = hard_negatives(v2t[:, here], same)
-        return videos, texts, valid, valid
+        texts, _ = hard_negatives(v2t[:, here], same)  # valid where the videos are: `same` is symmetric
+        return videos, texts, valid
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         video = self.model.encode_video(self.pixels(batch.frames))
         text = self.model.encode_text(batch.text, batch.mask)
         vtc, v2t, t2v, metrics = self.contrast(batch, video, text)
-        videos, texts, valid, _ = self.negatives(batch, v2t, t2v)
+        videos, texts, valid = self.negatives(batch, v2t, t2v)
         fused = self.model.fuse(
             torch.cat([text, text, text[texts]]),
             torch.cat([batch.mask, batch.mask, batch.mask[texts]]),
@@ -156,7 +156,7 @@ class PretrainObjective(MatchingObjective):
         pairs = [(text, batch.mask, video)]
         valid = None
         if on["vtm"]:
-            videos, texts, valid, _ = self.negatives(batch, v2t, t2v)
+            videos, texts, valid = self.negatives(batch, v2t, t2v)
             pairs += [(text, batch.mask, video[videos]), (text[texts], batch.mask[texts], video)]
         if on["mlm"]:
             pairs.append((masked, batch.mask, video))
