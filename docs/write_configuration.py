@@ -16,8 +16,8 @@ A pipeline is one TOML file: `alpro run --config FILE`, or the name of one that 
 `--set train_prompter.phases.0.steps=100`.
 Unknown keys and values out of range are refused before anything runs.
 
-The sizes in `[model]` are those of the prompter and of ALPRO; the defaults are the paper's. A stage whose table is absent
-(`finetune_retrieval`, `finetune_qa`) is left out, and so is `render_sample`.
+The sizes in `[model]` are those of the prompter and of ALPRO; the defaults are the paper's. A stage whose table is
+absent (`finetune_retrieval`, `finetune_qa`) is left out, and so is `render_sample`.
 
 This page is written by `docs/write_configuration.py`.
 """

@@ -1,0 +1,70 @@
+"""The sample pipeline over several seeds: every test score with its mean and interval, and what each run cost.
+
+    python benchmarks/sample_seeds.py [--config sample] [--seeds 0 1 2] [--workspace workspace] [--json FILE]
+
+A seed decides all that is random: the corpus, the weights, the order of the samples. The interval is Student's at 95
+per cent over the seeds; the last column is what chance (or the most frequent answer) reaches.
+"""
+
+import argparse
+import json
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+STAGES = ("render_sample", "train_prompter", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5th percentile, by the number of seeds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="sample")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workspace", default="workspace")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    runs = [run(arguments.config, seed, arguments.workspace) for seed in arguments.seeds]
+    for seed, found in zip(arguments.seeds, runs, strict=True):
+        print(f"seed {seed}: {found['seconds']:.0f} s, {found['gigabytes']:.1f} GiB at most in one process")
+    print(table([found["rows"] for found in runs]))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(runs, indent=1))
+
+
+def run(config: str, seed: int, workspace: str) -> dict[str, Any]:
+    """One pipeline; its rows of results, seconds, and the largest process's memory."""
+    changes = [part for stage in STAGES for part in ("--set", f"{stage}.seed={seed}")]
+    command = [sys.executable, "-m", "pipeline.cli", "run", "--config", config, "--workspace", workspace, *changes]
+    started = time.monotonic()
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True)
+    seconds = time.monotonic() - started
+    report = re.search(r"report: (\S+)", done.stdout)
+    newest = max(Path(workspace).glob("artifacts/evaluate/*/results.json"), key=lambda path: path.stat().st_mtime)
+    assert report, done.stdout
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return {"seed": seed, "seconds": seconds, "gigabytes": peak, "rows": json.loads(newest.read_text())}
+
+
+def table(runs: list[list[dict[str, Any]]]) -> str:
+    """A Markdown table of every score over the runs."""
+    lines = [
+        "| what | score | mean | interval | each | items | chance |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: |",
+    ]
+    for row in runs[0]:
+        values = [other["value"] for found in runs for other in found if other["name"] == row["name"]]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        interval = STUDENT.get(len(values), 1.96) * spread / len(values) ** 0.5
+        each = " ".join(f"{value:.1f}" for value in values)
+        cells = (row["what"], row["metric"], f"{statistics.mean(values):.1f}", f"± {interval:.1f}", each)
+        lines.append(f"| {' | '.join(cells)} | {row['items']} | {row['chance']:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
