@@ -3,8 +3,8 @@
     python benchmarks/decode.py [--json FILE]
 
 Clips of 10 s at 640 x 360 are rendered, with key frames far apart and close together; each decoder takes 8 frames
-of 256 x 256. Printed are the median times of three runs and their ratios to the baseline: ffmpeg decoding the whole file
-and throwing it away, the least that a program can do that reads every frame with that binary.
+of 256 x 256. Printed are the median times of three runs and their ratios to the baseline: ffmpeg decoding the whole
+file and throwing it away, the least that a program can do that reads every frame with that binary.
 """
 
 import argparse

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
 import mlflow
 from mlflow.entities import Metric, Param, ViewType
@@ -26,6 +24,9 @@ from mlflow.tracking import MlflowClient
 
 from shards.schema import InputError
 from stages.training.metrics import read_metrics
+
+for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 FOLLOW_SECONDS = 2.0
 TABLES = (
