@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow
+from filelock import FileLock
 from mlflow.entities import Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -52,15 +53,18 @@ class Tracker:
     @classmethod
     def open(cls, uri: str, artifacts: Path, experiment: str) -> "Tracker":
         """The store at `uri` (an SQLite file or a server), with the experiment made where it is missing."""
+        local = uri.startswith("sqlite:///")
+        # Two pipelines that both find no database would both make its tables.
+        lock = FileLock(uri.removeprefix("sqlite:///") + ".lock") if local else nullcontext()
         try:
-            client = MlflowClient(uri)
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                local = uri.startswith("sqlite:")
-                location = (artifacts / experiment).resolve().as_uri() if local else None
-                identity = client.create_experiment(experiment, artifact_location=location, tags=KIND)
-            else:
-                identity = found.experiment_id
+            with lock:
+                client = MlflowClient(uri)
+                found = client.get_experiment_by_name(experiment)
+                if found is None:
+                    location = (artifacts / experiment).resolve().as_uri() if local else None
+                    identity = client.create_experiment(experiment, artifact_location=location, tags=KIND)
+                else:
+                    identity = found.experiment_id
         except (MlflowException, OSError) as error:
             raise InputError(f"MLflow store {uri}: {str(error).splitlines()[0]}") from error
         return cls(client, identity, uri)
