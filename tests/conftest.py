@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
 
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -13,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
@@ -28,6 +33,38 @@ class InlineExecutor(Executor):
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """free_port(): a port of this machine that nothing listens on."""
+
+    def find() -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return free.getsockname()[1]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def two_ranks(free_port) -> Callable[..., list[int]]:
+    """two_ranks(program, *arguments): runs it as the two processes of a job; their exit statuses."""
+
+    def run(program: Path, *arguments: object) -> list[int]:
+        job = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "PYTHONPATH": ROOT}
+        command = [sys.executable, program, *arguments]
+        both = []
+        for rank in range(2):
+            env = os.environ | {key: str(value) for key, value in (job | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            both.append(subprocess.Popen([str(part) for part in command], env=env, cwd=ROOT))
+        try:
+            return [process.wait(timeout=120) for process in both]
+        finally:
+            for process in both:
+                process.kill()
+
+    return run
 
 
 @pytest.fixture

@@ -1,10 +1,6 @@
 """What a batch is turned into: every loss is reported, and what is switched off is not worked for."""
 
-import os
 import runpy
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +13,6 @@ from models.alpro import Alpro, Prompter
 from stages.training.examples import Steps
 from stages.training.objective import MatchingObjective, PretrainObjective, PrompterObjective, QaObjective, prepare
 
-ROOT = Path(__file__).parents[3]
 PROGRAM = Path(__file__).with_name("part_of_a_batch.py")
 MEAN, STD = [0.5] * 3, [0.25] * 3
 ALL = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0, "pem": 1.0}
@@ -180,18 +175,10 @@ def test_frames_are_scaled_normalised_and_resized():
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory):
+def halves(tmp_path_factory, two_ranks):
     """What each of two processes finds on its half of a batch."""
     out = tmp_path_factory.mktemp("halves")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = []
-    for rank in range(2):
-        given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = os.environ | {key: str(value) for key, value in given.items()} | {"PYTHONPATH": str(ROOT)}
-        both.append(subprocess.Popen([sys.executable, str(PROGRAM), str(out)], env=env, cwd=ROOT))
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert two_ranks(PROGRAM, out) == [0, 0]
     return [load_file(out / f"{rank}.safetensors") for rank in range(2)]
 
 

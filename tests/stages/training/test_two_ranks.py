@@ -1,9 +1,5 @@
 """A training run of two processes, stopped and started again."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,30 +9,16 @@ from safetensors.torch import load_file
 from stages.training.loop import CONTINUE
 
 pytestmark = pytest.mark.long
-ROOT = Path(__file__).parents[3]
 PROGRAM = Path(__file__).with_name("part_of_a_run.py")
 
 
 @pytest.fixture
-def train(clips, vocabulary):
+def train(clips, vocabulary, two_ranks):
     """train(out, stop, stop): both ranks, each stopped as a step begins (-1: not at all); their exit statuses."""
 
     def run(out: Path, *stops: int) -> list[int]:
         out.mkdir(exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        both = []
-        for rank in range(2):
-            given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            env = os.environ | {key: str(value) for key, value in given.items()} | {"PYTHONPATH": str(ROOT)}
-            arguments = [out, clips, vocabulary / "tokenizer.json", *stops]
-            both.append(subprocess.Popen([sys.executable, PROGRAM, *map(str, arguments)], env=env, cwd=ROOT))
-        try:
-            return [process.wait(timeout=120) for process in both]
-        finally:
-            for process in both:
-                process.kill()
+        return two_ranks(PROGRAM, out, clips, vocabulary / "tokenizer.json", *stops)
 
     return run
 
