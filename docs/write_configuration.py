@@ -9,6 +9,7 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.config import PipelineConfig, shipped
 
+TABLE = "| key | default | |\n| --- | --- | --- |"
 HEAD = """# Configuration
 
 A pipeline is one TOML file: `alpro run --config FILE`, or the name of one that ships ({names}).
@@ -17,7 +18,8 @@ A pipeline is one TOML file: `alpro run --config FILE`, or the name of one that 
 Unknown keys and values out of range are refused before anything runs.
 
 The sizes in `[model]` are those of the prompter and of ALPRO; the defaults are the paper's. A stage whose table is
-absent (`finetune_retrieval`, `finetune_qa`) is left out, and so is `render_sample`.
+absent (`finetune_retrieval`, `finetune_qa`) is left out, and so is `render_sample`. `pretrained` takes the place of
+`train_prompter` and `pretrain`.
 
 This page is written by `docs/write_configuration.py`.
 """
@@ -26,6 +28,8 @@ This page is written by `docs/write_configuration.py`.
 def document() -> str:
     """The whole page."""
     parts = [HEAD.format(names=", ".join(f"`{name}`" for name in shipped()))]
+    plain = {name: field for name, field in PipelineConfig.model_fields.items() if model_of(field.annotation) is None}
+    parts += ["## At the top", "\n".join([TABLE, *(row(name, field) for name, field in plain.items())])]
     for name, field in PipelineConfig.model_fields.items():
         model = model_of(field.annotation)
         if model is None:
@@ -45,7 +49,7 @@ def model_of(annotation: Any) -> type[BaseModel] | None:
 
 def table(model: type[BaseModel], prefix: str = "") -> str:
     rows = rows_of(model, prefix)
-    return "\n".join(["| key | default | |", "| --- | --- | --- |", *rows])
+    return "\n".join([TABLE, *rows])
 
 
 def rows_of(model: type[BaseModel], prefix: str) -> list[str]:
@@ -57,8 +61,12 @@ def rows_of(model: type[BaseModel], prefix: str) -> list[str]:
         if inner is not None:
             rows += rows_of(inner, f"{prefix}{name}." if "tuple" not in str(field.annotation) else f"{prefix}{name}.N.")
         else:
-            rows.append(f"| `{prefix}{name}` | {default(field)} | {field.description or ''}{limits(field)} |")
+            rows.append(row(f"{prefix}{name}", field))
     return rows
+
+
+def row(name: str, field: FieldInfo) -> str:
+    return f"| `{name}` | {default(field)} | {field.description or ''}{limits(field)} |"
 
 
 def default(field: FieldInfo) -> str:
@@ -67,7 +75,7 @@ def default(field: FieldInfo) -> str:
     value = field.default
     if isinstance(value, tuple) and len(str(value)) > 60:
         return f"{len(value)} of them"
-    if value in ("", ()):
+    if value in ("", (), {}):
         return "empty"
     return f"`{list(value) if isinstance(value, tuple) else value}`"
 

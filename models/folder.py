@@ -46,7 +46,7 @@ class ModelFolder:
     entities: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
 
-    def save(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path) -> None:
         """Writes the folder. model.safetensors holds every weight of the model and nothing else."""
         folder.mkdir(parents=True, exist_ok=True)
         config = FolderConfig(task=self.task, model=self.model.config, preprocessing=self.preprocessing)
@@ -58,8 +58,8 @@ class ModelFolder:
                 (folder / f"{name}.json").write_text(json.dumps(words, ensure_ascii=False, indent=0) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelFolder":
-        """Reads a folder that `save` wrote. Raises ValueError, on one line, for what is missing or does not fit."""
+    def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelFolder":
+        """Reads what `save_pretrained` wrote. Raises ValueError, on one line, for what is missing or does not fit."""
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder}: {name} is missing; this is not a model folder")
@@ -85,6 +85,14 @@ class ModelFolder:
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise ValueError(f"{folder}/tokenizer.json: not readable: {error}") from error
         return cls(config.task, model.to(device).eval(), tokenizer, config.preprocessing, entities, answers)
+
+
+def read_task(folder: Path) -> str:
+    """What the model of a folder is for. Raises ValueError where the folder is none."""
+    try:
+        return str(json.loads((folder / "config.json").read_text())["task"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: no readable config.json; this is not a model folder") from error
 
 
 def read_words(path: Path) -> list[str]:

@@ -5,12 +5,18 @@ answering `text_encoder.*`), and hold tensors that nothing reads. Names here map
 official text layers have three matrices where this project has one (queries, keys, values in that order).
 """
 
+import pickle
 import re
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from models.alpro import ModelConfig
+from models.text import TextConfig
+from models.timesformer import VideoConfig
 
 Weights = dict[str, Tensor]
 
@@ -18,21 +24,23 @@ Weights = dict[str, Tensor]
 # and its bias (tied to the word embeddings and to predictions.bias).
 UNREAD = (r"visual_encoder\.model\.head\.", r"\.position_ids$", r"cls\.predictions\.decoder\.")
 
-_PLAIN = (
-    (r"^temp$", "temperature"),
-    (r"^visual_encoder\.model\.patch_embed\.proj\.", "video_encoder.patch_embed."),
-    (r"^visual_encoder\.model\.", "video_encoder."),
-    (r"^vision_proj\.", "video_proj."),
-    (r"^itm_head\.", "vtm_head."),
-    (r"^mpm_head\.", "pem_head."),
-    (r"^classifier\.", "qa_head."),
-    (r"^text_encoder\.cls\.predictions\.bias$", "mlm_head.bias"),
-    (r"^text_encoder\.cls\.predictions\.transform\.dense\.", "mlm_head.dense."),
-    (r"^text_encoder\.cls\.predictions\.transform\.LayerNorm\.", "mlm_head.norm."),
-    (r"^text_encoder\.(bert\.)?embeddings\.word_embeddings\.", "text_encoder.embeddings.words."),
-    (r"^text_encoder\.(bert\.)?embeddings\.position_embeddings\.", "text_encoder.embeddings.positions."),
-    (r"^text_encoder\.(bert\.)?embeddings\.token_type_embeddings\.", "text_encoder.embeddings.segments."),
-    (r"^text_encoder\.(bert\.)?embeddings\.LayerNorm\.", "text_encoder.embeddings.norm."),
+# Ours and theirs, the longer first; BERT is written as if it lay in text_encoder itself.
+_PREFIXES = (
+    ("temperature", "temp"),
+    ("video_encoder.patch_embed.", "visual_encoder.model.patch_embed.proj."),
+    ("video_encoder.", "visual_encoder.model."),
+    ("video_proj.", "vision_proj."),
+    ("text_proj.", "text_proj."),
+    ("vtm_head.", "itm_head."),
+    ("pem_head.", "mpm_head."),
+    ("qa_head.", "classifier."),
+    ("mlm_head.bias", "text_encoder.cls.predictions.bias"),
+    ("mlm_head.dense.", "text_encoder.cls.predictions.transform.dense."),
+    ("mlm_head.norm.", "text_encoder.cls.predictions.transform.LayerNorm."),
+    ("text_encoder.embeddings.words.", "text_encoder.embeddings.word_embeddings."),
+    ("text_encoder.embeddings.positions.", "text_encoder.embeddings.position_embeddings."),
+    ("text_encoder.embeddings.segments.", "text_encoder.embeddings.token_type_embeddings."),
+    ("text_encoder.embeddings.norm.", "text_encoder.embeddings.LayerNorm."),
 )
 _LAYER = re.compile(r"^text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.+)\.(weight|bias)$")
 _IN_LAYER = {
@@ -85,7 +93,113 @@ def layer_name(number: int, fusion_layer: int) -> str:
 
 
 def _rename(key: str) -> str:
-    for pattern, replacement in _PLAIN:
-        if re.match(pattern, key):
-            return re.sub(pattern, replacement, key)
-    return key if key.startswith("text_proj.") else ""
+    key = key.replace("text_encoder.bert.", "text_encoder.", 1)
+    for ours, theirs in _PREFIXES:
+        if key == theirs or (key.startswith(theirs) and theirs.endswith(".")):
+            return ours + key.removeprefix(theirs)
+    return ""
+
+
+def to_official(weights: Weights, config: ModelConfig, bert: str = "text_encoder.bert.") -> Weights:
+    """The way back: this project's weights under the official names, BERT's below `bert` (for question answering
+    "text_encoder."). Without what nothing reads."""
+    state: Weights = {}
+    for key, value in weights.items():
+        match = re.match(r"(text|multimodal)_encoder\.layers\.(\d+)\.(.+)\.(weight|bias)$", key)
+        if match is None:
+            ours, theirs = next((o, t) for o, t in _PREFIXES if key.startswith(o))
+            named = theirs + key.removeprefix(ours)
+            state[named.replace("text_encoder.embeddings.", f"{bert}embeddings.")] = value
+            continue
+        number = int(match[2]) + (config.text.fusion_layer if match[1] == "multimodal" else 0)
+        place = f"{bert}encoder.layer.{number}"
+        if match[3] == "attention.qkv":
+            for name, part in zip(_QKV, value.chunk(3), strict=True):
+                state[f"{place}.{name}.{match[4]}"] = part
+        else:
+            name = next(theirs for theirs, ours in _IN_LAYER.items() if ours == match[3])
+            state[f"{place}.{name}.{match[4]}"] = value
+    return state
+
+
+def read_checkpoint(path: Path) -> Weights:
+    """The tensors of a .pt, .pth, .bin or .safetensors file, out of whatever wraps them (optimiser, `module.`).
+
+    Nothing but tensors and plain values is ever unpickled. Raises ValueError, on one line, for a file that carries
+    code, cannot be read, or has no weights.
+    """
+    try:
+        found: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except pickle.UnpicklingError as error:
+        what = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)):? ?([\w.]+)", str(error))
+        raise ValueError(
+            f"{path}: refused: it is no plain checkpoint, but carries code{f' ({what[1]})' if what else ''}; "
+            "ask whoever made it for the state dict alone"
+        ) from error
+    except Exception as error:  # a cut zip, a text file: torch raises many kinds
+        raise ValueError(f"{path}: not readable as a checkpoint: {str(error).splitlines()[0]}") from error
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    weights = {k.removeprefix("module."): v for k, v in found.items()} if isinstance(found, dict) else {}
+    weights = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
+    if not weights:
+        raise ValueError(f"{path}: no weights in it")
+    return weights
+
+
+def split_prompter(state: Weights) -> tuple[Weights, Weights]:
+    """The weights of a pre-training checkpoint's model, and those of the prompter that it carries (maybe none)."""
+    prompter = {k.removeprefix("prompter."): v for k, v in state.items() if k.startswith("prompter.")}
+    return {k: v for k, v in state.items() if not k.startswith("prompter.")}, prompter
+
+
+def sizes(state: Weights, heads: int = 0) -> ModelConfig:
+    """The configuration that official weights have the shapes of. Raises ValueError where they are not ALPRO's.
+
+    heads: attention heads, which no shape tells; 0: one for every 64 channels, as in ViT and BERT.
+    """
+
+    def shape(pattern: str) -> tuple[int, ...]:
+        for key, value in state.items():
+            if re.fullmatch(pattern, key):
+                return tuple(value.shape)
+        plain = pattern.replace("\\", "").replace("(bert.)?", "bert.")
+        raise ValueError(f"no {plain}: these are not the weights of ALPRO's official code")
+
+    def layers(pattern: str) -> int:
+        return len({match[1] for key in state if (match := re.match(pattern, key))})
+
+    visual, text = r"visual_encoder\.model\.", r"text_encoder\.(bert\.)?"
+    width, _, patch, _ = shape(visual + r"patch_embed\.proj\.weight")
+    places, frames = shape(visual + "pos_embed")[1] - 1, shape(visual + "time_embed")[1]
+    words, positions = (shape(text + rf"embeddings\.{name}_embeddings\.weight")[0] for name in ("word", "position"))
+    depth = layers(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.")
+    heads = heads or max(1, width // 64)
+    return ModelConfig(
+        video=VideoConfig(
+            image_size=round(places**0.5) * patch,
+            patch_size=patch,
+            frames=frames,
+            width=width,
+            depth=layers(r"visual_encoder\.model\.blocks\.(\d+)\."),
+            heads=heads,
+            mlp_ratio=shape(visual + r"blocks\.0\.mlp\.fc1\.weight")[0] / width,
+        ),
+        text=TextConfig(
+            vocab_size=words,
+            width=width,
+            depth=depth,
+            fusion_layer=depth // 2,
+            heads=heads,
+            mlp_ratio=shape(text + r"encoder\.layer\.0\.intermediate\.dense\.weight")[0] / width,
+            max_length=positions,
+        ),
+        embed_dim=shape(r"vision_proj\.weight")[0],
+    )

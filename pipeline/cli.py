@@ -10,6 +10,7 @@ from shards.schema import InputError
 from stages.artifacts import STAGES, StageFailed, Step, Store
 
 MISTAKE = 2
+TASKS = ("pretrain", "retrieval", "qa", "prompter")
 
 
 def main() -> None:
@@ -58,6 +59,30 @@ def parser() -> argparse.ArgumentParser:
     showing = commands.add_parser("show", help="show one artifact: configuration, inputs, counts, metrics")
     showing.add_argument("fingerprint", help="the first characters of its fingerprint, as `alpro ls` prints it")
     showing.set_defaults(call=show_artifact)
+    importing = commands.add_parser(
+        "import-checkpoint",
+        help="turn an official ALPRO checkpoint (.pt) into a model folder",
+        description="Reads the tensors of a checkpoint of the official code, and nothing else of it, and writes a "
+        "model folder, which `pretrained` in a configuration takes. A pre-training checkpoint's prompter goes to "
+        "OUT/prompter.",
+    )
+    importing.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
+    importing.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not exist yet")
+    importing.add_argument("--task", required=True, choices=TASKS, help="what the checkpoint was trained for")
+    importing.add_argument(
+        "--tokenizer",
+        default="bert-base-uncased",
+        metavar="NAME_OR_FOLDER",
+        help="its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt (default: bert-base-uncased)",
+    )
+    importing.add_argument(
+        "--words",
+        type=Path,
+        metavar="FILE",
+        help="names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON "
+        "object of word to number (ans2label.json), or lines; without it they are numbered",
+    )
+    importing.set_defaults(call=run_import)
     page = commands.add_parser("ui", help="open the MLflow pages on this machine")
     page.add_argument("--port", type=int, default=5000, help="port to listen on (default 5000)")
     page.set_defaults(call=serve_mlflow)
@@ -178,6 +203,26 @@ def show_artifact(arguments: argparse.Namespace) -> int:
         what = "no artifact begins" if not found else f"{len(found)} artifacts begin"
         raise InputError(f"{arguments.fingerprint}: {what} with this in {store.root}; `alpro ls` lists them")
     print_artifact(store, *found[0])
+    return 0
+
+
+def run_import(arguments: argparse.Namespace) -> int:
+    """`alpro import-checkpoint`."""
+    from stages.import_checkpoint import import_checkpoint
+
+    found = import_checkpoint(arguments.file, arguments.out, arguments.task, arguments.tokenizer, arguments.words)
+    video, text = found.config.video, found.config.text
+    print(f"{arguments.out}: {found.read} tensors read")
+    print(
+        f"  video {video.image_size} x {video.image_size}, patch {video.patch_size}, {video.frames} frames, "
+        f"{video.depth} blocks; text {text.fusion_layer} + {text.depth - text.fusion_layer} layers; width {video.width}"
+    )
+    for what, keys in (("nothing reads", found.unread), ("unknown", found.unknown)):
+        if keys:
+            print(f"  {what}: {len(keys)} tensors")
+            print("".join(f"    {key}\n" for key in sorted(keys)), end="")
+    for remark in found.remarks:
+        print(f"  {remark}")
     return 0
 
 

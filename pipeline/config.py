@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,10 +25,16 @@ RESERVED = {"vocabulary", "prompter", "prompts", "model", "pretrained", "retriev
 CONFIGS = Path(__file__).parent / "configs"
 
 
+Split = Literal["train", "validation", "test"]
+
+
 class Corpus(DecodeVideos):
     """A corpus: where its videos are, and how they become shards. Give `manifest` (in the sample) or `data`."""
 
     data: str = Field("", description="a manifest file or a folder of videos, relative to the configuration's file")
+    annotations: dict[Split, str] = Field(
+        {}, description="official annotation files of the videos in `data`, by split (train, validation, test)"
+    )
 
 
 class PipelineConfig(BaseModel):
@@ -37,17 +43,30 @@ class PipelineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, pattern=r"^[\w-]+$", description="what people call this pipeline")
+    pretrained: str = Field(
+        "",
+        description="a model folder, relative to the configuration's file, in the place of prompter and pre-training",
+    )
     render_sample: RenderSample | None = Field(None, description="the sample corpus; absent: no corpus is rendered")
     corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
     model: ModelConfig = Field(ModelConfig(), description="sizes of the prompter and of ALPRO")
     build_vocabulary: BuildVocabulary = BuildVocabulary()
-    train_prompter: TrainPrompter
+    train_prompter: TrainPrompter | None = None
     cache_prompts: CachePrompts = CachePrompts()
-    pretrain: Pretrain
+    pretrain: Pretrain | None = None
     finetune_retrieval: FinetuneRetrieval | None = None
     finetune_qa: FinetuneQa | None = None
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "PipelineConfig":
+        made = self.train_prompter is not None, self.pretrain is not None
+        if self.pretrained and any(made):
+            raise ValueError("give pretrained, or [train_prompter] and [pretrain], not both")
+        if not self.pretrained and not all(made):
+            raise ValueError("give [train_prompter] and [pretrain], or pretrained: the model folder to start from")
+        return self
 
     @model_validator(mode="after")
     def _known_corpora(self) -> "PipelineConfig":
@@ -126,17 +145,23 @@ def shipped() -> list[str]:
 
 
 def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Makes every corpus's data path absolute: it is written relative to the configuration's file."""
+    """Makes the paths of corpora and models absolute: they are written relative to the configuration's file."""
     for corpus in values.get("corpora", {}).values():
-        if isinstance(corpus, dict) and isinstance(corpus.get("data"), str) and corpus["data"]:
-            corpus["data"] = str((base / corpus["data"]).resolve())
+        if not isinstance(corpus, dict):
+            continue
+        annotations = corpus.get("annotations")
+        for holder, key in [(corpus, "data"), *((annotations, split) for split in annotations or {})]:
+            if isinstance(holder, dict) and isinstance(holder.get(key), str) and holder[key]:
+                holder[key] = str((base / holder[key]).resolve())
+    if isinstance(values.get("pretrained"), str) and values["pretrained"]:
+        values["pretrained"] = str((base / values["pretrained"]).resolve())
     return values
 
 
 def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
     """One corpus, `data`, in the place of all: every phase of a stage becomes one, as long as all of them were."""
     first: dict[str, Any] = next(iter(values.get("corpora", {}).values()), {})
-    form = {key: value for key, value in first.items() if key not in ("manifest", "data", "kinds")}
+    form = {key: value for key, value in first.items() if key not in ("manifest", "data", "kinds", "annotations")}
     values["corpora"] = {"data": form | {"data": str(Path(data).resolve())}}
     values.pop("render_sample", None)
     for stage in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa"):

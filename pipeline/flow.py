@@ -11,13 +11,14 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
 
+from models.folder import read_task
 from pipeline.config import Corpus, PipelineConfig, load_config
 from pipeline.record import end_dead_pipelines, git_commit, run_tags
 from pipeline.tasks import Session, make, make_by_deployment, result
 from shards.schema import InputError
 from stages.artifacts import StageConfig, Step, Store
 from stages.decode_videos import Config as DecodeConfig
-from stages.files import Digests, digest_data
+from stages.files import Digests, digest_data, digest_model
 from stages.report import results_markdown, write_report
 from stages.tracking import Tracker
 
@@ -26,9 +27,17 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
     """The DAG, in an order in which it can run. A step's fingerprint needs nothing but what is written here."""
     steps: list[Step] = []
 
-    def add(stage: str, config: StageConfig, inputs: Mapping[str, Step | None]) -> Step:
-        present = {key: step for key, step in inputs.items() if step is not None}
-        steps.append(Step(stage, stage, config, present))
+    def add(
+        stage: str,
+        config: StageConfig,
+        inputs: Mapping[str, Step | None],
+        model: tuple[str, Step | None, Path | None] = ("", None, None),
+    ) -> Step:
+        """model: the name of another input, and what it is: a step of this pipeline, or a model folder."""
+        name, made, given = model
+        present = {key: step for key, step in {name: made, **inputs}.items() if step is not None}
+        files = {name: digest_model(given, digests)} if given else {}
+        steps.append(Step(stage, stage, config, present, files, {name: given} if given else {}))
         return steps[-1]
 
     sample = add("render_sample", config.render_sample, {}) if config.render_sample else None
@@ -41,43 +50,53 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         for stage, training in config.trainings().items()
     }
 
-    vocabulary = add("build_vocabulary", config.build_vocabulary, phases["pretrain"])
-    prompter = add("train_prompter", config.train_prompter, {"vocabulary": vocabulary, **phases["train_prompter"]})
-    prompts = add("cache_prompts", config.cache_prompts, {"prompter": prompter, "vocabulary": vocabulary})
-    teacher = {"vocabulary": vocabulary, "prompter": prompter, "prompts": prompts}
-    pretrained = add("pretrain", config.pretrain, {**teacher, **phases["pretrain"]})
-
-    retrieval = qa = None
+    retrieval = qa = pretrained = None
+    teacher: dict[str, Step] = {}
+    given = Path(config.pretrained) if config.pretrained else None
+    if config.train_prompter and config.pretrain:
+        vocabulary = add("build_vocabulary", config.build_vocabulary, phases["pretrain"])
+        prompter = add("train_prompter", config.train_prompter, {"vocabulary": vocabulary, **phases["train_prompter"]})
+        prompts = add("cache_prompts", config.cache_prompts, {"prompter": prompter, "vocabulary": vocabulary})
+        teacher = {"vocabulary": vocabulary, "prompter": prompter, "prompts": prompts}
+        pretrained = add("pretrain", config.pretrain, {**teacher, **phases["pretrain"]})
+    model = ("model", pretrained, given)
     if config.finetune_retrieval:
-        retrieval = add(
-            "finetune_retrieval", config.finetune_retrieval, {"model": pretrained, **phases["finetune_retrieval"]}
-        )
+        retrieval = add("finetune_retrieval", config.finetune_retrieval, phases["finetune_retrieval"], model)
     if config.finetune_qa:
-        qa = add("finetune_qa", config.finetune_qa, {"model": pretrained, **phases["finetune_qa"]})
+        qa = add("finetune_qa", config.finetune_qa, phases["finetune_qa"], model)
 
     tested = {name: corpora[name] for name in (config.evaluate.retrieval, config.evaluate.qa) if name}
     if tested:
-        add(
-            "evaluate",
-            config.evaluate,
-            {"pretrained": pretrained, "retrieval": retrieval, "qa": qa, **teacher, **tested},
-        )
+        models = {"retrieval": retrieval, "qa": qa, **teacher, **tested}
+        # A given model that is fine-tuned already is evaluated as what it is.
+        name = given_task(given) if given else "pretrained"
+        add("evaluate", config.evaluate, models, (name, pretrained, None if models.get(name) else given))
     return steps
+
+
+def given_task(folder: Path) -> str:
+    """What a given model folder is called among the inputs of evaluate."""
+    try:
+        task = read_task(folder)
+    except ValueError as error:
+        raise InputError(f"pretrained: {error}") from error
+    return "pretrained" if task == "pretrain" else task
 
 
 def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -> Step:
     """The step that decodes one corpus: of the rendered sample, or of files whose contents are in its fingerprint."""
-    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data"}))
+    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "annotations"}))
     if corpus.manifest:
         assert sample is not None
         return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample})
     data = Path(corpus.data)
+    annotations: dict[str, Path] = {split: Path(file) for split, file in corpus.annotations.items()}
     return Step(
         "decode_videos",
         f"decode_videos {name}",
         config,
-        files={"data": digest_data(data, digests)},
-        paths={"data": data},
+        files={"data": digest_data(data, digests, annotations)},
+        paths={"data": data, **annotations},
     )
 
 

@@ -35,7 +35,7 @@ def read_manifest(source: Path) -> tuple[list[Row], list[Reject]]:
         raise InputError(
             f"{source}: no such file or folder; give a manifest (.jsonl, .csv, .parquet) or a folder of videos"
         )
-    records = _folder(source) if source.is_dir() else _file(source)
+    records = _folder(source) if source.is_dir() else read_records(source)
     rows: list[Row] = []
     rejects: list[Reject] = []
     seen: dict[str, str] = {}
@@ -84,7 +84,8 @@ def assign_splits(rows: list[Row], validation: float, test: float, seed: int) ->
     return [row.model_copy(update={"split": split_of[row.group]}) for row in rows]
 
 
-def _file(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """The records of a file and where each stands; for one that cannot be read, why. A bad file: InputError."""
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith((".jsonl", ".json", ".ndjson")):
@@ -105,6 +106,12 @@ def _file(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     with _open(path) as file:
+        if file.read(1) == "[":  # one list instead of lines
+            file.seek(0)
+            for number, record in enumerate(json.load(file), 1):
+                yield f"entry {number}", record if isinstance(record, dict) else "bad row: not a JSON object"
+            return
+        file.seek(0)
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

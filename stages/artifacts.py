@@ -61,6 +61,9 @@ class Resources(StageConfig):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where models run; auto takes a GPU if there is one"
     )
+    checkpoint_activations: bool = Field(
+        False, description="training computes activations again instead of keeping them: less memory, a third more time"
+    )
     dask: str = Field("", description="address of a Dask scheduler that decodes and tags; empty means this machine")
     seconds_between_checkpoints: float = Field(60.0, gt=0, description="time between the checkpoints of a training run")
 

@@ -8,17 +8,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from models.templates import IMAGE_TEMPLATES, VIDEO_TEMPLATES
 from shards.reader import read_index
 from shards.schema import InputError
 from stages.artifacts import Outcome, Resources, StageConfig
 from stages.progress import progress
+from stages.word_pieces import load_tokenizer, train_tokenizer
 from stages.workers import work_pool
 
 VERSION = 1
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TAGGER = Path(__file__).parent / "noun_tagger" / "model"
 WORD = re.compile(r"[a-z][a-z'-]*[a-z]")
 CAPTIONS_PER_UNIT = 20_000
@@ -166,56 +165,3 @@ def choose(counts: Counter[str], config: Config) -> tuple[list[tuple[str, int]],
             f"set it to {len(chosen)} or less, or lower least_count"
         )
     return chosen, left_out
-
-
-def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
-    """A lower-casing WordPiece tokenizer that speaks BERT's form: [CLS] text [SEP].
-
-    Its pieces are the most frequent words, and single characters for the rest; ties in alphabetical order. (The
-    library's own trainer breaks ties by a random hash, so that the same captions give another vocabulary each time.)
-    """
-    plain = bert_tokenizer(Tokenizer(models.WordPiece(unk_token="[UNK]")))
-    words: Counter[str] = Counter()
-    for text in texts:
-        words.update(word for word, _ in plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text)))
-    letters: Counter[str] = Counter()
-    for word, count in words.items():
-        letters.update(dict.fromkeys(word, count))
-    room = max(1, (size - len(SPECIAL)) // 4)  # for letters, each in two forms: first in a word, and later
-    chosen = [letter for letter, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[: room // 2]]
-    pieces = [*SPECIAL, *chosen, *(f"##{letter}" for letter in chosen)]
-    frequent = sorted(words.items(), key=lambda item: (-item[1], item[0]))
-    pieces = list(dict.fromkeys([*pieces, *(word for word, _ in frequent)]))[:size]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))))
-
-
-def bert_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    return tokenizer
-
-
-def finish_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer.add_special_tokens(SPECIAL)
-    ends = [(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    return tokenizer
-
-
-def load_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer.json, a vocab.txt or the folder of either, or a BERT by its name on the hub or in its cache."""
-    path = Path(name)
-    for file in (path, path / "tokenizer.json", path / "vocab.txt"):
-        if file.is_file() and file.suffix == ".json":
-            return Tokenizer.from_file(str(file))
-        if file.is_file():
-            return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))))
-    try:
-        return Tokenizer.from_pretrained(name)
-    except Exception as error:
-        raise InputError(
-            f"build_vocabulary.tokenizer = {name!r}: no such file or folder, and the hub gives no such model "
-            f"({type(error).__name__}); name a folder with its tokenizer.json or vocab.txt"
-        ) from error

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from models.alpro import DualEncoder
 from models.templates import IMAGE_TEMPLATES, VIDEO_TEMPLATES
-from stages.artifacts import Outcome, Resources, StageConfig, require
+from stages.artifacts import Outcome, Resources, StageConfig, require, write_json
 from stages.evaluation.encode import encode_texts, load_model
 from stages.training.distributed import pick_device
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(StageConfig):
@@ -30,15 +30,16 @@ class Config(StageConfig):
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `prompter`, `vocabulary`. Writes prompts.safetensors: `video` and `image`, each (M, E)."""
+    """inputs: `prompter`, `vocabulary`. Writes prompts.safetensors: `video` and `image`, each (M, E); entities.json."""
     device = pick_device(resources)
-    prompter = load_model(inputs["prompter"] / "model", device)
+    prompter = load_model(inputs["prompter"], device)
     entities = read_entities(inputs["vocabulary"])
     prompts = {
         kind: embed(prompter.model, prompter.tokenizer, entities, templates, device)
         for kind, templates in (("video", config.video_templates), ("image", config.image_templates))
     }
     save_file({kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors")
+    write_json(out / "entities.json", entities)
     similar = prompts["video"] @ prompts["video"].T
     similar.fill_diagonal_(-1)
     return Outcome(

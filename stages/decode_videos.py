@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from shards.annotations import read_source
 from shards.decode import Clip, DecodeError, Decoder, decode_image, decode_video
-from shards.manifest import assign_splits, read_manifest
+from shards.manifest import assign_splits
 from shards.reader import ShardReader
 from shards.sampling import segment_starts
 from shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject, Row
@@ -22,7 +24,7 @@ from stages.pictures import clip_strip, sheet
 from stages.progress import progress
 from stages.workers import do_units
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(StageConfig):
@@ -55,9 +57,10 @@ class Unit:
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `data`, a manifest or a folder of videos; or `sample`, the rendered sample, and Config.manifest in it."""
+    """inputs: `data`, a manifest or a folder of videos, with annotation files under the names of the splits where
+    they say what is in it; or `sample`, the rendered sample, and Config.manifest in it."""
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
-    rows, rejects = read_manifest(source)
+    rows, rejects = read_source(source, {split: inputs[split] for split in SPLITS if split in inputs})
     if config.kinds != "all":
         rows = [row for row in rows if row.kind == config.kinds]
     check_texts(source, rows)
@@ -191,7 +194,20 @@ def statistics(units: list[Unit], index: pa.Table, rejected: pa.Table, parts: Pa
         "mean": mean.round(5).tolist(),
         "std": np.sqrt(np.maximum(sums[2] / pixels - mean**2, 1e-6)).round(5).tolist(),
         "hours": round(sum(index["duration"].to_pylist()) / 3600, 4),
+        "splits": {split: decoded_of(units, index, split) for split in SPLITS},
         "reasons": dict(Counter(rejected["reason"].to_pylist()).most_common()),
+    }
+
+
+def decoded_of(units: list[Unit], index: pa.Table, split: str) -> dict[str, list[int]]:
+    """Items, captions and questions of a split: how many were decoded, and of how many."""
+    asked = [row for unit in units for row in unit.rows if row.split == split]
+    mine = index.filter(pc.equal(index["split"], split))
+    captions, questions = (sum(map(len, mine[name].to_pylist())) for name in ("captions", "questions"))
+    return {
+        "items": [mine.num_rows, len(asked)],
+        "captions": [captions, sum(len(row.captions) for row in asked)],
+        "questions": [questions, sum(len(row.questions) for row in asked)],
     }
 
 

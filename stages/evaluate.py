@@ -14,7 +14,8 @@ from pydantic import Field
 from models.alpro import Alpro
 from models.folder import ModelFolder
 from shards.reader import ShardReader
-from stages.artifacts import Outcome, Resources, StageConfig, write_json
+from shards.schema import InputError
+from stages.artifacts import Outcome, Resources, StageConfig, read_json, write_json
 from stages.cache_prompts import read_entities, read_prompts
 from stages.evaluation.controls import Shuffle, colours_only, reverse
 from stages.evaluation.encode import Reorder, Texts, Videos, evaluator, load_model, uniform_frames
@@ -26,7 +27,7 @@ from stages.pictures import retrieval_picture
 from stages.progress import progress
 from stages.training.distributed import pick_device
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(StageConfig):
@@ -41,6 +42,9 @@ class Config(StageConfig):
         "all", description="all: the matching head on every pair; top_k: on the k most similar"
     )
     k: int = Field(128, ge=1, description="pairs a query that top_k matches")
+    least_share: float = Field(
+        0.99, ge=0, le=1, description="share of the split's items that must have been decoded; below, it is an error"
+    )
     controls: bool = Field(False, description="also: colours alone, frames shuffled, frames reversed")
     contrasts: tuple[tuple[str, str], ...] = Field(
         (), description="pairs of answers to tell apart, such as left and right"
@@ -74,6 +78,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     that a pipeline does not have are left out. Writes results.json and per-query tables."""
     device = pick_device(resources)
     report = Report(config.split, out)
+    for name in dict.fromkeys(filter(None, (config.retrieval, config.qa))):
+        count_items(config, name, inputs[name], report)
     parts = [
         part for part in (zero_shot, fine_tuned, questions, entities) if part.__name__ in available(config, inputs)
     ]
@@ -84,6 +90,20 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     write_json(out / "results.json", report.rows)
     items = {f"{row['what']}, {row['metric']}": row["items"] for row in report.rows}
     return Outcome(items, report.metrics)
+
+
+def count_items(config: Config, name: str, folder: Path, report: Report) -> None:
+    """Tells how many of a split's items were decoded. Raises InputError where it is too small a share of them."""
+    if not (folder / "statistics.json").is_file():
+        return  # shards that were made elsewhere: what they lack is not known
+    there, asked = read_json(folder / "statistics.json")["splits"][config.split]["items"]
+    if asked and there < config.least_share * asked:
+        raise InputError(
+            f"{name}: {there} of {asked} {config.split} items could be decoded, less than evaluate.least_share = "
+            f"{config.least_share:g}: scores would be of another test; see {folder / 'rejects.parquet'}"
+        )
+    if there < asked:
+        report.add(f"decoded of {name}", f"{there} of {asked}", 100 * there / asked, asked, None, f"decoded/{name}")
 
 
 def available(config: Config, inputs: dict[str, Path]) -> set[str]:
@@ -98,7 +118,7 @@ def available(config: Config, inputs: dict[str, Path]) -> set[str]:
 
 def zero_shot(config: Config, inputs: dict[str, Path], report: Report, device: torch.device) -> None:
     """Retrieval by the pre-trained model as it is."""
-    folder = load_model(inputs["pretrained"] / "model", device)
+    folder = load_model(inputs["pretrained"], device)
     gallery = Gallery.of(inputs[config.retrieval], config.split)
     scores, texts, videos = score(folder, gallery, config, device)
     add_retrieval(report, "zero-shot retrieval", "zero_shot", scores, gallery)
@@ -107,7 +127,7 @@ def zero_shot(config: Config, inputs: dict[str, Path], report: Report, device: t
 
 def fine_tuned(config: Config, inputs: dict[str, Path], report: Report, device: torch.device) -> None:
     """Retrieval by the fine-tuned model, seen and unseen combinations apart where the manifest tells; and controls."""
-    folder = load_model(inputs["retrieval"] / "model", device)
+    folder = load_model(inputs["retrieval"], device)
     gallery = Gallery.of(inputs[config.retrieval], config.split)
     scores, _, _ = score(folder, gallery, config, device)
     ranks = add_retrieval(report, "fine-tuned retrieval", "retrieval", scores, gallery)
@@ -182,7 +202,7 @@ def add_seen_unseen(report: Report, gallery: Gallery, ranks: Ranks) -> None:
 
 def questions(config: Config, inputs: dict[str, Path], report: Report, device: torch.device) -> None:
     """Answers by type against the most frequent training answer; two-way contrasts; and with frames in other orders."""
-    folder = load_model(inputs["qa"] / "model", device)
+    folder = load_model(inputs["qa"], device)
     asked = Questions.of(inputs[config.qa], config.split)
     if not asked.texts:
         return
@@ -258,7 +278,7 @@ def add_contrasts(
 
 def entities(config: Config, inputs: dict[str, Path], report: Report, device: torch.device) -> None:
     """The prompter's best entity for a clip against what is in it."""
-    prompter = load_model(inputs["prompter"] / "model", device)
+    prompter = load_model(inputs["prompter"], device)
     folder = inputs[config.retrieval or config.qa]
     found = entity_accuracy(
         prompter, read_prompts(inputs["prompts"]), read_entities(inputs["vocabulary"]), folder, config.split, device

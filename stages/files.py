@@ -2,10 +2,12 @@
 
 import os
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-from shards.manifest import read_manifest
+from shards.annotations import read_source
+from shards.schema import InputError
 from stages.artifacts import digest
 from stages.progress import progress
 from stages.training.checkpoint import checksum
@@ -48,12 +50,22 @@ class Digests:
         return value
 
 
-def digest_data(source: Path, digests: Digests) -> str:
-    """The digest of a manifest, or a folder, with the contents of every file that it names."""
+def digest_data(source: Path, digests: Digests, annotations: Mapping[str, Path] | None = None) -> str:
+    """The digest of a manifest, a folder, or a folder with annotation files, with the contents of every file named."""
     source = Path(os.path.normpath(source))
-    rows, rejects = read_manifest(source)
+    rows, rejects = read_source(source, annotations or {})
     root = source if source.is_dir() else source.parent
     files = sorted({row.path for row in rows})
     contents = {str(file.relative_to(root)): value for file, value in zip(files, digests.of(files), strict=True)}
     listing = [row.model_dump(mode="json") | {"path": str(row.path.relative_to(root))} for row in rows]
     return digest({"rows": listing, "rejects": [r.model_dump() for r in rejects], "contents": contents})
+
+
+def digest_model(folder: Path, digests: Digests) -> str:
+    """The digest of a model folder. Raises InputError where it is none."""
+    files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"pretrained = {str(folder)!r}: {file.name} is missing; this is not a model folder")
+    files += [file for name in ("entities", "answers") if (file := folder / f"{name}.json").is_file()]
+    return digest({file.name: value for file, value in zip(files, digests.of(files), strict=True)})

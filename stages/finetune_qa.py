@@ -34,7 +34,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     """inputs: `model` and, by their names, the corpora of the phases. Writes model/, the best on validation."""
     with world(resources) as here:
         torch.manual_seed(config.seed)
-        start = load_model(inputs["model"] / "model", here.device)
+        start = load_model(inputs["model"], here.device)
         answers = frequent_answers([inputs[name] for phase in config.phases for name in phase.corpora], config.answers)
         shape = start.model.config
         shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": config.frames})})
@@ -56,7 +56,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         metrics = fit(objective, data, config, out, here, resources, validate, select)
         if here.main:
             preprocessing = start.preprocessing.model_copy(update={"text_length": config.text_length})
-            ModelFolder("qa", model, start.tokenizer, preprocessing, answers=answers).save(out / "model")
+            ModelFolder("qa", model, start.tokenizer, preprocessing, answers=answers).save_pretrained(out / "model")
         return Outcome(
             {"steps": len(data), "questions": sum(len(s) for s in data.sources), "answers": len(answers)}, metrics
         )

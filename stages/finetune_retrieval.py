@@ -30,7 +30,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     """inputs: `model` and, by their names, the corpora of the phases. Writes model/, the best on validation."""
     with world(resources) as here:
         torch.manual_seed(config.seed)
-        start = load_model(inputs["model"] / "model", here.device)
+        start = load_model(inputs["model"], here.device)
         shape = start.model.config
         shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": config.frames})})
         model, _ = start_from(Alpro(shape, entities=len(start.entities)).to(here.device), cast(Alpro, start.model))
@@ -51,7 +51,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         metrics = fit(objective, data, config, out, here, resources, validate, select)
         if here.main:
             preprocessing = start.preprocessing.model_copy(update={"text_length": config.text_length})
-            ModelFolder("retrieval", model, start.tokenizer, preprocessing, start.entities).save(out / "model")
+            ModelFolder("retrieval", model, start.tokenizer, preprocessing, start.entities).save_pretrained(
+                out / "model"
+            )
         return Outcome(
             {"steps": len(data), "pairs": sum(len(s) for s in data.sources), "samples_without_caption": data.skipped},
             metrics,

@@ -6,7 +6,7 @@ from typing import Literal, cast
 import torch
 from pydantic import Field
 
-from models.alpro import Alpro, ModelConfig, Prompter
+from models.alpro import Alpro, Prompter
 from models.folder import ModelFolder, start_from
 from stages.artifacts import Outcome, Resources, StageConfig
 from stages.cache_prompts import read_entities, read_prompts
@@ -14,7 +14,7 @@ from stages.evaluation.contrast import validate_contrast
 from stages.evaluation.encode import load_model
 from stages.pictures import draw_entities, sheet
 from stages.train_prompter import sized_for
-from stages.training.config import TrainingConfig
+from stages.training.config import EncoderConfig
 from stages.training.distributed import world
 from stages.training.examples import Steps
 from stages.training.loop import fit
@@ -32,12 +32,13 @@ class Weights(StageConfig):
     pem: float = Field(1.0, ge=0, description="prompting entity modelling")
 
 
-class Config(TrainingConfig):
+class Config(EncoderConfig):
     """Pre-training of ALPRO."""
 
-    model: ModelConfig = ModelConfig()
     weights: Weights = Weights()
-    start: Literal["prompter", "scratch"] = Field("scratch", description="where the encoders' weights come from")
+    start: Literal["prompter", "scratch"] = Field(
+        "scratch", description="prompter: both encoders take the prompter's weights, after vit and bert"
+    )
     mask_rate: float = Field(0.15, ge=0, le=1, description="share of the words that MLM masks")
     threshold: float = Field(
         0.2, ge=0, le=1, description="a pseudo-label whose best entity has a lower probability is dropped"
@@ -48,11 +49,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     """inputs: `vocabulary`, `prompter`, `prompts` and the corpora of the phases. Writes model/ and pictures/."""
     with world(resources) as here:
         torch.manual_seed(config.seed)
-        teacher = load_model(inputs["prompter"] / "model", here.device)
+        teacher = load_model(inputs["prompter"], here.device)
         prompter, tokenizer, preprocessing = cast(Prompter, teacher.model), teacher.tokenizer, teacher.preprocessing
         entities = read_entities(inputs["vocabulary"])
         prompts = {kind: value.to(here.device) for kind, value in read_prompts(inputs["prompts"]).items()}
         model = Alpro(sized_for(config.model, tokenizer), entities=len(entities)).to(here.device)
+        config.load_initial(model)
         if config.start == "prompter":
             start_from(model, prompter)
         video = model.config.video
@@ -81,7 +83,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         metrics = fit(objective, data, config, out, here, resources, validate)
         if here.main:
             preprocessing = preprocessing.model_copy(update={"text_length": config.text_length})
-            ModelFolder("pretrain", model, tokenizer, preprocessing, entities).save(out / "model")
+            ModelFolder("pretrain", model, tokenizer, preprocessing, entities).save_pretrained(out / "model")
             draw_pseudo_labels(objective, data, entities, out / "pictures")
         return Outcome(
             {"steps": len(data), "samples_without_caption": data.skipped, "entities": len(entities)}, metrics

@@ -80,7 +80,8 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     """The results as people compare them: retrieval by recall, answers with their controls side by side, the rest."""
     ranked = [row for row in rows if row["metric"][:3] in ("t2v", "v2t")]
     answers = [row for row in rows if row["name"].startswith("qa")]
-    others = [row for row in rows if row not in ranked and row not in answers]
+    decoded = [row for row in rows if row["name"].startswith("decoded/")]
+    others = [row for row in rows if row not in ranked and row not in answers and row not in decoded]
     found = []
     if ranked:
         found.append(retrieval_table(ranked))
@@ -89,6 +90,9 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     if others:
         lines = [[r["what"], r["metric"], shown(r["value"]), shown(r["chance"]), str(r["items"])] for r in others]
         found.append(Table("Entities", ["", "", "score", "best constant", "items"], lines))
+    if decoded:  # only where some were not
+        lines = [[r["what"], r["metric"], shown(r["value"])] for r in decoded]
+        found.append(Table("Items that could be decoded", ["", "", "share"], lines))
     return found
 
 

@@ -12,7 +12,7 @@ from models.alpro import ModelConfig, Prompter
 from models.folder import ModelFolder, Preprocessing
 from stages.artifacts import Outcome, Resources, read_json, require
 from stages.evaluation.contrast import validate_contrast
-from stages.training.config import TrainingConfig
+from stages.training.config import EncoderConfig
 from stages.training.distributed import world
 from stages.training.examples import Steps
 from stages.training.loop import fit
@@ -21,10 +21,9 @@ from stages.training.objective import PrompterObjective
 VERSION = 1
 
 
-class Config(TrainingConfig):
+class Config(EncoderConfig):
     """Training of the prompter."""
 
-    model: ModelConfig = ModelConfig()
     normalisation: Literal["clip", "corpus"] = Field(
         "clip", description="mean and std of the pixels: CLIP's, which the paper uses, or those of the corpora"
     )
@@ -36,6 +35,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         torch.manual_seed(config.seed)
         tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
         model = Prompter(sized_for(config.model, tokenizer)).to(here.device)
+        config.load_initial(model)
         preprocessing = measure(config, inputs)
         data = Steps(
             config,
@@ -51,7 +51,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         validate = validate_contrast(objective, inputs, tokenizer, config.text_length)
         metrics = fit(objective, data, config, out, here, resources, validate)
         if here.main:
-            ModelFolder("prompter", model, tokenizer, preprocessing).save(out / "model")
+            ModelFolder("prompter", model, tokenizer, preprocessing).save_pretrained(out / "model")
         return Outcome({"steps": len(data), "samples_without_caption": data.skipped}, metrics)
 
 

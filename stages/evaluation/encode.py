@@ -38,9 +38,10 @@ class Videos:
 
 
 def load_model(folder: Path, device: torch.device) -> ModelFolder:
-    """A model folder, its mistakes told as a person's."""
+    """A model folder, or the one in an artifact (model/); its mistakes told as a person's."""
+    inside = folder / "model"
     try:
-        return ModelFolder.load(folder, device)
+        return ModelFolder.from_pretrained(inside if inside.is_dir() else folder, device)
     except ValueError as error:
         raise InputError(str(error)) from error
 

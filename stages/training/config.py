@@ -4,6 +4,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from models.alpro import DualEncoder, ModelConfig
+from models.initial import load_initial
+from shards.schema import InputError
 from stages.artifacts import StageConfig
 
 
@@ -54,9 +57,36 @@ class TrainingConfig(StageConfig):
     random_crop: float = Field(
         0.875, gt=0, le=1, description="side of the random crop, share of the frame; 1 = whole frame"
     )
+    augmentation: Literal["none", "official"] = Field(
+        "none",
+        description="official: RandAugment, and for images a random resized crop and flip; nothing that is flipped "
+        "has left or right in its text",
+    )
     groups_together: bool = Field(
         False, description="put samples of one group into one batch, as each other's negatives"
     )
     validate_every: int = Field(0, ge=0, description="steps between validations; 0: at the end alone")
     log_every: int = Field(10, ge=1, description="steps between logged metrics, each the mean since the last")
     mixed_precision: bool = Field(True, description="bfloat16 autocast, on a GPU")
+
+
+class EncoderConfig(TrainingConfig):
+    """What the stages share that make a model: its sizes, and where its weights come from."""
+
+    model: ModelConfig = ModelConfig()
+    vit: str = Field(
+        "",
+        description="ViT that the video encoder starts from: a timm name with its tag, such as "
+        "vit_base_patch16_224.orig_in21k_ft_in1k, or a file of weights; empty: none",
+    )
+    bert: str = Field(
+        "",
+        description="BERT that the text layers start from: a hub name, in the cache or not, or a folder; empty: none",
+    )
+
+    def load_initial(self, model: DualEncoder) -> None:
+        """Gives a new model the weights that are named. Raises InputError where they cannot be had or do not fit."""
+        try:
+            load_initial(model, self.vit, self.bert)
+        except ValueError as error:
+            raise InputError(str(error)) from error

@@ -18,6 +18,7 @@ from shards.reader import ShardReader
 from shards.sampling import frames_at_random, frames_in_halves, grouped_order
 from shards.schema import InputError
 from stages.artifacts import Resources
+from stages.training.augment import augment
 from stages.training.config import Phase, TrainingConfig
 from stages.word_pieces import WordPieces, pad
 
@@ -197,7 +198,12 @@ class Steps(Dataset[Batch]):
         stored = len(sample.jpegs)
         choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
         chosen = choose(stored, self.frames, rng) if stored > 1 else [0] * self.frames
-        frames = random_crop(sample.frames(chosen), self.image_size, self.config.random_crop, rng)
+        frames = sample.frames(chosen)
+        crop = self.config.random_crop
+        if self.config.augmentation == "official":
+            frames = augment(frames, source.kind, text, rng)
+            crop = 1.0 if source.kind == "image" else crop
+        frames = random_crop(frames, self.image_size, crop, rng)
         ids = self.words.ids([text], self.config.text_length)[0]
         item = {
             "id": sample.about["id"],

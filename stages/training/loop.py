@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models.text import Layers
+from models.timesformer import TimeSformer
 from shards.schema import InputError
 from stages.artifacts import CONTINUE, Resources
 from stages.progress import progress
@@ -59,6 +61,9 @@ def fit(
     weights with its highest value are the result, else the last ones. Returns the final metrics. A SIGTERM or
     Ctrl-C writes a checkpoint and ends the process with status CONTINUE.
     """
+    for part in objective.model.modules():
+        if isinstance(part, TimeSformer | Layers):
+            part.checkpoint_activations = resources.checkpoint_activations
     optimizer = build_optimizer(objective, config, world.device)
     checkpoints, file = Checkpoints(out / "checkpoints"), MetricsFile(out, world.main)
     done = Progress(**(checkpoints.restore(objective, optimizer, world.rank) or {}))

@@ -26,7 +26,9 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def saved(tiny: ModelConfig, tokenizer: Tokenizer, tmp_path: Path) -> Path:
-    ModelFolder("pretrain", Alpro(tiny, len(ENTITIES)), tokenizer, entities=ENTITIES).save(tmp_path / "model")
+    ModelFolder("pretrain", Alpro(tiny, len(ENTITIES)), tokenizer, entities=ENTITIES).save_pretrained(
+        tmp_path / "model"
+    )
     return tmp_path / "model"
 
 
@@ -44,9 +46,9 @@ def test_what_is_saved_is_what_is_loaded(task, tiny: ModelConfig, tokenizer: Tok
     }[task]()
     entities, answers = ENTITIES if task == "pretrain" else [], ANSWERS if task == "qa" else []
     preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), text_length=9)
-    ModelFolder(task, model, tokenizer, preprocessing, entities, answers).save(tmp_path / "deep" / "model")
+    ModelFolder(task, model, tokenizer, preprocessing, entities, answers).save_pretrained(tmp_path / "deep" / "model")
 
-    loaded = ModelFolder.load(tmp_path / "deep" / "model")
+    loaded = ModelFolder.from_pretrained(tmp_path / "deep" / "model")
     assert (loaded.task, loaded.preprocessing) == (task, preprocessing)
     assert (loaded.entities, loaded.answers) == (entities, answers)
     assert type(loaded.model) is type(model)
@@ -59,7 +61,7 @@ def test_what_is_saved_is_what_is_loaded(task, tiny: ModelConfig, tokenizer: Tok
 
 
 def test_saving_again_gives_the_same_bytes(saved: Path, tmp_path: Path):
-    ModelFolder.load(saved).save(tmp_path / "again")
+    ModelFolder.from_pretrained(saved).save_pretrained(tmp_path / "again")
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()
     }
@@ -78,7 +80,7 @@ def test_the_configuration_alone_tells_the_model(saved: Path, tiny: ModelConfig)
 def refused(folder: Path) -> str:
     """What is said, in one line that names the folder."""
     with pytest.raises(ValueError, match=r".") as error:
-        ModelFolder.load(folder)
+        ModelFolder.from_pretrained(folder)
     said = str(error.value)
     assert "\n" not in said
     assert str(folder) in said

@@ -14,8 +14,17 @@ TINY = str(Path(__file__).parents[1] / "tiny.toml")
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_configuration_that_ships_is_read(name, tmp_path):
-    config = load_config(name, str(tmp_path) if name == "own_videos" else "")
+    needs = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
+    data = "" if name == "sample" else str(tmp_path)
+    config = load_config(name, data, [f"pretrained={tmp_path}"] if "pretrained" in needs else [])
     assert config.name == name
+
+
+def test_prompter_and_pretraining_or_a_model_in_their_place(tmp_path):
+    with pytest.raises(InputError, match=r"give \[train_prompter\] and \[pretrain\], or pretrained"):
+        load_config("msrvtt_qa", str(tmp_path))
+    with pytest.raises(InputError, match="not both"):
+        load_config(TINY, changes=["pretrained=models/alpro"])
 
 
 def test_one_model_is_that_of_prompter_and_pretraining():

@@ -16,7 +16,8 @@ from models.templates import VIDEO_TEMPLATES
 from shards.reader import read_index
 from shards.schema import InputError
 from stages import build_vocabulary
-from stages.build_vocabulary import Config, choose, count_nouns, load_tokenizer, tag_unit, train_tokenizer
+from stages.build_vocabulary import Config, choose, count_nouns, tag_unit
+from stages.word_pieces import load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue star", "a fish swims in the sea"] * 2
@@ -152,7 +153,7 @@ def test_a_tokenizer_follows_from_its_texts_alone():
     """Not from their order or number, nor from the process (hash seeds differ)."""
     program = textwrap.dedent("""
         import json, sys
-        from stages.build_vocabulary import train_tokenizer
+        from stages.word_pieces import train_tokenizer
         print(train_tokenizer(json.load(sys.stdin), 120).to_str(), end="")
     """)
     said = subprocess.run(

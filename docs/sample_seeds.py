@@ -1,6 +1,6 @@
 """The sample pipeline over several seeds: every test score with its mean and interval, and what each run cost.
 
-    python benchmarks/sample_seeds.py [--config sample] [--seeds 0 1 2] [--workspace workspace] [--json FILE]
+    python docs/sample_seeds.py [--config sample] [--seeds 0 1 2] [--workspace workspace] [--json FILE]
 
 A seed decides all that is random: the corpus, the weights, the order of the samples. The interval is Student's at 95
 per cent over the seeds; the last column is what chance (or the most frequent answer) reaches.

@@ -1,0 +1,111 @@
+"""One training step of each task at the paper's sizes: batch of 2, activations checkpointed; seconds and peak memory.
+
+    python benchmarks/full_size.py [--tasks prompter pretrain retrieval qa] [--json FILE]
+
+Each task runs in a process of its own, with random weights and random frames, words, boxes and answers, through the
+same objective and optimiser as in training. The peak is that of the process, weights and optimiser included.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import time
+from pathlib import Path
+
+import torch
+
+from models.alpro import Alpro, ModelConfig, Prompter
+from models.folder import Preprocessing
+from models.text import Layers
+from models.timesformer import TimeSformer
+from stages.training.config import Phase, TrainingConfig
+from stages.training.examples import Batch
+from stages.training.objective import MatchingObjective, Objective, PretrainObjective, PrompterObjective, QaObjective
+from stages.training.optim import build_optimizer
+
+ENTITIES, ANSWERS = 1000, 1500
+SHAPES = {"prompter": (4, 30), "pretrain": (4, 30), "retrieval": (8, 40), "qa": (16, 40)}  # frames, words
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    figures = {}
+    context = multiprocessing.get_context("spawn")
+    for task in arguments.tasks:
+        queue = context.Queue()
+        process = context.Process(target=measure, args=(task, queue))
+        process.start()
+        figures[task] = found = queue.get()
+        process.join()
+        frames, words = SHAPES[task]
+        print(
+            f"{task:10} {frames:2} frames, {words} words: {found['parameters'] / 1e6:6.1f} M parameters, "
+            f"{found['seconds']:6.1f} s a step, peak {found['gigabytes']:5.2f} GiB, loss {found['loss']:.3f}",
+            flush=True,
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def measure(task: str, queue: multiprocessing.Queue) -> None:
+    torch.manual_seed(0)
+    objective = build(task).train()
+    for part in objective.model.modules():
+        if isinstance(part, TimeSformer | Layers):
+            part.checkpoint_activations = True
+    config = TrainingConfig(phases=(Phase(corpora=("none",), steps=1),))
+    optimizer = build_optimizer(objective, config, torch.device("cpu"))
+    started = time.perf_counter()
+    loss, _ = objective(batch(task))
+    loss.backward()
+    optimizer.step()
+    seconds = time.perf_counter() - started
+    parameters = sum(p.numel() for p in objective.model.parameters())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    queue.put({"seconds": seconds, "gigabytes": peak, "parameters": parameters, "loss": loss.item()})
+
+
+def build(task: str) -> Objective:
+    """The task's objective around a full-size model."""
+    shape = ModelConfig()
+    shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": SHAPES[task][0]})})
+    norm = [list(Preprocessing().mean), list(Preprocessing().std)]
+    if task == "prompter":
+        return PrompterObjective(Prompter(shape), *norm)
+    if task == "retrieval":
+        return MatchingObjective(Alpro(shape), *norm)
+    if task == "qa":
+        return QaObjective(Alpro(shape, answers=ANSWERS), *norm)
+    prompts = {kind: torch.randn(ENTITIES, shape.embed_dim) for kind in ("video", "image")}
+    weights = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0, "pem": 1.0}
+    return PretrainObjective(Alpro(shape, entities=ENTITIES), *norm, Prompter(shape), prompts, weights, 0.0)
+
+
+def batch(task: str, size: int = 2) -> Batch:
+    """Random examples of the task's form."""
+    frames, words = SHAPES[task]
+    ids = torch.randint(1000, 30522, (size, words))
+    made = Batch(
+        step=0,
+        kind="video",
+        ids=[str(i) for i in range(size)],
+        video=torch.arange(size),
+        frames=torch.randint(0, 256, (size, frames, 3, 224, 224), dtype=torch.uint8),
+        text=ids,
+        mask=torch.ones_like(ids),
+    )
+    if task == "pretrain":
+        made.masked, made.labels = ids.clone(), torch.full_like(ids, -100)
+        made.masked[:, 2:6], made.labels[:, 2:6] = 103, ids[:, 2:6]
+        made.boxes = torch.tensor([[1, 2, 8, 9], [4, 0, 9, 8]])
+    if task == "qa":
+        made.answers = torch.randint(0, ANSWERS, (size,))
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Retrieval evaluation: texts encoded once against once a video, and the best k re-ranked against every pair.
+
+    python benchmarks/retrieval_eval.py [--workspace workspace] [--clips 1000] [--json FILE]
+
+First, at full size (random weights, 8 videos, 32 texts), the official way, which encodes every text again for every
+video, against ours, which encodes each text once; both with this project's modules, at equal ranks. Then, where the
+workspace has a fine-tuned model of the sample, newly rendered test clips (200 a seed, of seeds that nothing was trained
+on): matching every pair against matching the k most similar, in time and in queries that change sides of R@1, 5, 10.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.alpro import Alpro, ModelConfig
+from stages import decode_videos, render_sample
+from stages.artifacts import Resources
+from stages.evaluation.encode import Texts, Videos, evaluator, load_model
+from stages.evaluation.metrics import retrieval_metrics
+from stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
+
+RUNS = 3
+FIRST_SEED = 1000
+EACH = 200  # test clips a seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workspace", type=Path, default=Path("workspace"))
+    parser.add_argument("--clips", type=int, default=1000, help="clips to rank, in hundreds of two")
+    parser.add_argument("--k", type=int, default=32, help="pairs a query that are matched")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    figures: dict[str, Any] = {"full size": full_size()}
+    trained = sorted(arguments.workspace.glob("artifacts/finetune_retrieval/*/manifest.json"), key=changed)
+    if trained:
+        figures["sample"] = top_k(trained[-1].parent, arguments.clips, arguments.k)
+    else:
+        print(f"\nno fine-tuned model in {arguments.workspace}: make run first, for the second half")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def changed(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+@torch.inference_mode()
+def full_size(videos: int = 8, texts: int = 32, length: int = 30) -> dict[str, float]:
+    """Pairs a second of both ways, the median of RUNS runs that take turns."""
+    torch.manual_seed(0)
+    config = ModelConfig()
+    model = Alpro(config).eval()
+    ids = torch.randint(1000, config.text.vocab_size, (texts, length))
+    mask = torch.ones_like(ids)
+    tokens = model.encode_video(torch.randn(videos, config.video.frames, 3, 224, 224))
+
+    def ours() -> np.ndarray:
+        encoded = model.encode_text(ids, mask)
+        return match_all(
+            model, Texts(encoded, mask, model.project_text(encoded)), Videos(tokens, model.project_video(tokens)), 32
+        )
+
+    def official() -> np.ndarray:
+        columns = []
+        for video in tokens:
+            text = model.encode_text(ids, mask)
+            logits = model.match(text, mask, video.expand(texts, -1, -1))
+            columns.append(logits[:, 1] - logits[:, 0])
+        return torch.stack(columns, dim=1).numpy()
+
+    times: dict[str, list[float]] = {"official way": [], "texts once": []}
+    for _ in range(RUNS):
+        scores = {}
+        for name, way in (("official way", official), ("texts once", ours)):
+            started = time.perf_counter()
+            scores[name] = way()
+            times[name].append(time.perf_counter() - started)
+    first, second = scores.values()
+    assert np.array_equal(first.argsort(axis=1), second.argsort(axis=1)), "the ranks differ"
+    rates = {name: videos * texts / statistics.median(found) for name, found in times.items()}
+    threads = torch.get_num_threads()
+    print(f"full size, {videos} videos x {texts} texts, equal ranks, median of {RUNS} runs, {threads} threads")
+    for name, rate in rates.items():
+        print(f"  {name:14} {rate:7.1f} pairs/s   {rate / rates['official way']:5.2f} times the official way")
+    return rates
+
+
+@torch.inference_mode()
+def top_k(artifact: Path, clips: int, k: int) -> dict[str, float]:
+    """Every pair against the k most similar, on rendered clips, with the sample's fine-tuned model."""
+    device = torch.device("cpu")
+    folder = load_model(artifact, device)
+    assert isinstance(folder.model, Alpro)
+    parts = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for number in range(-(-clips // EACH)):
+            corpus = rendered(Path(temporary) / str(number), FIRST_SEED + number)
+            gallery = Gallery.of(corpus, "test")
+            length = folder.preprocessing.text_length
+            parts.append(encode_gallery(evaluator(folder, device), gallery, folder.tokenizer, length, device))
+    longest = max(texts.tokens.shape[1] for texts, _ in parts)
+    texts = Texts(
+        torch.cat([lengthened(t.tokens, longest) for t, _ in parts]),
+        torch.cat([lengthened(t.mask, longest) for t, _ in parts]),
+        torch.cat([t.features for t, _ in parts]),
+    )
+    videos = Videos(torch.cat([v.tokens for _, v in parts]), torch.cat([v.features for _, v in parts]))
+    own = np.arange(len(texts.tokens))
+    seconds, found = {}, {}
+    ways = {"every pair": lambda: match_all(folder.model, texts, videos)}
+    ways[f"best {k}"] = lambda: match_top_k(folder.model, texts, videos, k)
+    for name, way in ways.items():
+        started = time.perf_counter()
+        scores = way()
+        seconds[name] = time.perf_counter() - started
+        found[name], _, _ = retrieval_metrics(scores, own)
+    slow, quick = seconds.values()
+    print(
+        f"\n{len(own)} rendered test clips, {artifact.name}: matching the best {k} is {slow / quick:.1f} times as fast"
+    )
+    for name, metrics in found.items():
+        shown = "  ".join(f"{way} R@{n} {metrics[f'{way}/R{n}']:5.1f}" for way in ("t2v", "v2t") for n in (1, 5, 10))
+        print(f"  {name:10} {seconds[name]:7.1f} s   {shown}")
+    changes = {
+        f"{way}/R{n}": round((found[f"best {k}"][f"{way}/R{n}"] - found["every pair"][f"{way}/R{n}"]) * len(own) / 100)
+        for way in ("t2v", "v2t")
+        for n in (1, 5, 10)
+    }
+    print(
+        f"  difference in queries, of {len(own)}: " + "  ".join(f"{name} {value:+d}" for name, value in changes.items())
+    )
+    return {"ratio": slow / quick, **{f"seconds, {name}": s for name, s in seconds.items()}, **changes}
+
+
+def lengthened(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """(N, L, ...) with zeros up to the length."""
+    more = tokens.new_zeros(len(tokens), length - tokens.shape[1], *tokens.shape[2:])
+    return torch.cat([tokens, more], dim=1)
+
+
+def rendered(folder: Path, seed: int) -> Path:
+    """A decoded corpus of EACH test clips."""
+    sample, out = folder / "sample", folder / "shards"
+    for path in (sample, out):
+        path.mkdir(parents=True)
+    resources = Resources()
+    few = render_sample.Config(seed=seed, lessons=0, clips=30, stills=0, validation=4, test=EACH)
+    render_sample.run(few, {}, sample, resources)
+    decode_videos.run(
+        decode_videos.Config(manifest="clips.jsonl", frames=8, size=64), {"sample": sample}, out, resources
+    )
+    return out
+
+
+if __name__ == "__main__":
+    main()

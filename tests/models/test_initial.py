@@ -1,0 +1,103 @@
+"""Starting from other people's weights: a ViT, a BERT."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.alpro import Alpro, ModelConfig
+from models.initial import load_bert, load_vit
+
+VIDEO = {"image_size": 32, "patch_size": 8, "frames": 3, "width": 64, "depth": 2, "heads": 2, "drop_path": 0.0}
+TEXT = {"vocab_size": 40, "width": 64, "depth": 4, "fusion_layer": 2, "heads": 2, "max_length": 16, "dropout": 0.0}
+
+
+@pytest.fixture
+def model() -> Alpro:
+    torch.manual_seed(0)
+    return Alpro(ModelConfig.model_validate({"video": VIDEO, "text": TEXT, "embed_dim": 16}), entities=5).eval()
+
+
+@pytest.fixture(scope="module")
+def vit():
+    import timm
+
+    torch.manual_seed(1)
+    made = timm.create_model(
+        "vit_base_patch16_224", img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=7
+    )
+    torch.nn.init.normal_(made.pos_embed)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(2)
+    sizes = {"vocab_size": 40, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+    made = BertForMaskedLM(BertConfig(**sizes, intermediate_size=256, max_position_embeddings=16)).eval()
+    folder = tmp_path_factory.mktemp("bert")
+    made.save_pretrained(folder)
+    return made, folder
+
+
+def test_the_video_encoder_starts_as_the_vit_on_each_frame(model, vit, tmp_path):
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    load_vit(model, str(tmp_path / "vit.safetensors"))
+    frames = torch.randn(2, 3, 3, 32, 32)
+    with torch.no_grad():
+        tokens = model.encode_video(frames[:, :1].expand(-1, 3, -1, -1, -1))
+        expected = vit.forward_features(frames[:, 0])
+    torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-4)
+    for block in model.video_encoder.blocks:
+        assert torch.equal(block.temporal_attn.qkv.weight, block.attn.qkv.weight)
+        assert torch.equal(block.temporal_norm1.weight, block.norm1.weight)
+        assert not block.temporal_fc.weight.any()
+
+
+def test_the_text_layers_are_the_berts_cut_in_two(model, bert):
+    made, folder = bert
+    load_bert(model, str(folder))
+    ids = torch.randint(5, 40, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    with torch.no_grad():
+        text = model.encode_text(ids, mask)
+        # Without any video token the multimodal encoder is BERT's upper half.
+        fused = model.fuse(text, mask, torch.zeros(2, 0, 64))
+        expected = made(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    torch.testing.assert_close(text[mask == 1], expected.hidden_states[2][mask == 1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(fused[mask == 1], expected.hidden_states[4][mask == 1], atol=1e-5, rtol=1e-4)
+    scores = model.mlm_scores(fused)
+    torch.testing.assert_close(scores[mask == 1], expected.logits[mask == 1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [48, 64])
+def test_another_image_size_resizes_the_position_embedding(vit, tmp_path, size):
+    sizes = {"video": VIDEO | {"image_size": size}, "text": TEXT}
+    larger = Alpro(ModelConfig.model_validate(sizes))
+    torch.save(vit.state_dict(), tmp_path / "vit.pt")
+    load_vit(larger, str(tmp_path / "vit.pt"))
+    assert torch.equal(larger.video_encoder.pos_embed[:, 0], vit.pos_embed[:, 0])
+
+
+def test_weights_that_do_not_fit_are_named(model, vit, bert, tmp_path):
+    small = Alpro(ModelConfig.model_validate({"video": VIDEO | {"width": 32}, "text": TEXT | {"width": 32}}))
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match=r"is \(.*\), not \(.*\); give \[model\] the sizes"):
+        load_vit(small, str(tmp_path / "vit.safetensors"))
+    with pytest.raises(ValueError, match=r"give \[model\] the sizes"):
+        load_bert(small, str(bert[1]))
+    deep = Alpro(ModelConfig.model_validate({"video": VIDEO | {"depth": 3}, "text": TEXT}))
+    with pytest.raises(ValueError, match="weights are missing"):
+        load_vit(deep, str(tmp_path / "vit.safetensors"))
+
+
+def test_what_cannot_be_had_is_one_line_that_says_how_to_bring_it(model, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for load, name in ((load_vit, "vit_base_patch16_224.orig_in21k_ft_in1k"), (load_bert, "nobody/no-such-bert")):
+        with pytest.raises(ValueError, match="on a machine with a network") as told:
+            load(model, name)
+        assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match="give timm's tag"):
+        load_vit(model, "vit_base_patch16_224")

@@ -1,0 +1,108 @@
+"""The official annotation files of the data sets."""
+
+import csv
+import gzip
+import json
+
+import pytest
+
+from shards.annotations import read_annotations
+from shards.schema import InputError
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """A folder of (empty) media files: what is in them does not matter here."""
+    folder = tmp_path / "videos"
+    for name in ("video1.mp4", "video2.webm", "0001/77.mp4", "image1.jpg", "12@N02_ef.mov"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def lines(path, *records):
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def test_msrvtt_rows_are_grouped_by_video_with_every_caption(tmp_path, videos):
+    said = [
+        ("video1", "a man talks"),
+        ("video2", "a dog runs"),
+        ("video1", "someone  speaks"),
+        ("video1", "a man talks"),
+    ]
+    train = lines(tmp_path / "train.jsonl.gz", *({"caption": c, "clip_name": n} for n, c in said))
+    test = lines(tmp_path / "test.jsonl", {"caption": "a cat", "clip_name": "video9"})
+    rows, rejects = read_annotations(videos, {"train": train, "test": test})
+    assert rejects == []
+    assert [(row.id, row.split, row.captions) for row in rows] == [
+        ("video1", "train", ("a man talks", "someone speaks", "a man talks")),  # as many examples as the file has
+        ("video2", "train", ("a dog runs",)),
+        ("video9", "test", ("a cat",)),
+    ]
+    assert [row.path.name for row in rows] == ["video1.mp4", "video2.webm", "video9.mp4"]
+
+
+def test_the_sentences_of_a_didemo_video_are_one_query(tmp_path, videos):
+    file = lines(tmp_path / "a.jsonl", {"caption": ["a man sits.", "he stands up."], "clip_name": "12@N02_ef"})
+    (row,), _ = read_annotations(videos, {"test": file})
+    assert row.captions == ("a man sits. he stands up.",)
+    assert row.path.name == "12@N02_ef.mov"
+
+
+def test_questions_have_their_answer_type(tmp_path, videos):
+    asked = {"question": "what is it", "answer": "dog", "video_id": "video1", "answer_type": "what", "question_id": 1}
+    file = lines(
+        tmp_path / "a.jsonl", asked, {**asked, "answer_type": None, "question": "Who is it"}, {**asked, "answer": ""}
+    )
+    (row,), (reject,) = read_annotations(videos, {"train": file})
+    assert [(q.question, q.answer, q.type) for q in row.questions] == [
+        ("what is it", "dog", "what"),
+        ("Who is it", "dog", "who"),
+    ]
+    assert "line 3" in reject.id
+    assert "without a text or an answer" in reject.reason
+
+
+def test_a_webvid_table_and_a_cc3m_list(tmp_path, videos):
+    table = tmp_path / "webvid.csv"
+    with open(table, "w", newline="") as file:
+        csv.writer(file).writerows(
+            [["videoid", "contentUrl", "duration", "page_dir", "name"], [77, "x", "", "0001", "Sea, waves"]]
+        )
+    (row,), _ = read_annotations(videos, {"train": table})
+    assert (row.path.name, row.captions, row.kind) == ("77.mp4", ("Sea, waves",), "video")
+    listing = tmp_path / "cc3m.json"
+    listing.write_text(
+        json.dumps([{"image": "image1.jpg", "caption": ["a cat", "an animal"]}, {"image": "none.jpg", "caption": "x"}])
+    )
+    rows, _ = read_annotations(videos, {"train": listing})
+    assert [(row.kind, row.captions, row.path.is_file()) for row in rows] == [
+        ("image", ("a cat", "an animal"), True),
+        ("image", ("x",), False),
+    ]
+
+
+def test_a_video_of_two_splits_is_two_rows(tmp_path, videos):
+    file = lines(tmp_path / "a.jsonl", {"caption": "x", "clip_name": "video1"})
+    rows, _ = read_annotations(videos, {"train": file, "test": file})
+    assert [(row.id, row.group) for row in rows] == [("train/video1", "video1"), ("test/video1", "video1")]
+
+
+@pytest.mark.parametrize("name", ["../video1", "/etc/passwd", ""])
+def test_a_name_that_leaves_the_folder_is_rejected(tmp_path, videos, name):
+    good = {"caption": "x", "clip_name": "video1"}
+    rows, rejects = read_annotations(videos, {"train": lines(tmp_path / "a.jsonl", good, {**good, "clip_name": name})})
+    assert [row.id for row in rows] == ["video1"]
+    assert "names no file" in rejects[0].reason
+
+
+def test_what_is_no_annotation_file_is_one_line(tmp_path, videos):
+    with pytest.raises(InputError, match="no such annotation file"):
+        read_annotations(videos, {"train": tmp_path / "none.jsonl"})
+    with pytest.raises(InputError, match="no such folder"):
+        read_annotations(tmp_path / "none", {})
+    with pytest.raises(InputError, match="no known annotation file"):
+        read_annotations(videos, {"train": lines(tmp_path / "b.jsonl", {"text": "x", "file": "y"})})

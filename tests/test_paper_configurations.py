@@ -1,0 +1,163 @@
+"""The configurations of the paper, each with its own code on a few clips annotated in that data set's form: decode, one
+step, evaluation; and other people's weights as their beginning."""
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from models.alpro import Alpro
+from models.official import to_official
+from pipeline.config import load_config
+from pipeline.flow import plan
+from shards.schema import InputError
+from stages.artifacts import Resources, Store
+from stages.files import Digests
+from stages.import_checkpoint import import_checkpoint
+
+RESOURCES = Resources(workers=1, device="cpu", seconds_between_checkpoints=3600)
+SPLITS = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, tiny_model, vocabulary) -> Path:
+    """A small pre-trained model that came in as an official checkpoint."""
+    folder = tmp_path_factory.mktemp("official")
+    size = Tokenizer.from_file(str(vocabulary / "tokenizer.json")).get_vocab_size()
+    config = tiny_model(size)
+    one_head = {"heads": 1}  # as an import takes it for a width below 64
+    config = config.model_copy(
+        update={"video": config.video.model_copy(update=one_head), "text": config.text.model_copy(update=one_head)}
+    )
+    torch.manual_seed(0)
+    torch.save({"model": to_official(Alpro(config, entities=4).state_dict(), config)}, folder / "alpro.pt")
+    import_checkpoint(folder / "alpro.pt", folder / "alpro", "pretrain", str(vocabulary / "tokenizer.json"))
+    return folder / "alpro"
+
+
+@pytest.fixture(scope="module")
+def rows(sample) -> list[dict]:
+    found = [json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()]
+    return [row for row in found if not row["id"].startswith("broken")]
+
+
+def annotate(folder: Path, rows: list[dict], form: str) -> list[str]:
+    """Writes the rows as official files, a split each; the changes that name them."""
+    changes = []
+    for split, name in SPLITS.items():
+        with open(folder / name, "w") as file:
+            for row in (row for row in rows if row["split"] == split):
+                if form == "questions":
+                    for asked in row["questions"]:
+                        line = {**asked, "video_id": row["id"], "answer_type": asked["type"]}
+                        file.write(json.dumps(line) + "\n")
+                    continue
+                captions = [row["captions"]] if form == "paragraphs" else row["captions"]
+                for caption in captions:
+                    file.write(json.dumps({"caption": caption, "clip_name": row["id"]}) + "\n")
+        changes.append(f"annotations.{split}={folder / name}")
+    return changes
+
+
+def make(config, folder: Path) -> dict[str, Path]:
+    """Every stage in this process; the folder of each."""
+    store, made = Store(folder / "artifacts"), {}
+    for step in plan(config, Digests(folder / "digests.sqlite")):
+        inputs = {name: store.folder(other) for name, other in step.inputs.items()} | dict(step.paths)
+        store.make(step, lambda s, out, i=inputs: s.module.run(s.config, i, out, RESOURCES), {})
+        made[step.name] = store.folder(step)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "corpus", "form", "stage"),
+    [
+        ("msrvtt_retrieval", "msrvtt", "captions", "finetune_retrieval"),
+        ("didemo_retrieval", "didemo", "paragraphs", "finetune_retrieval"),
+        ("msrvtt_qa", "msrvtt", "questions", "finetune_qa"),
+        ("msvd_qa", "msvd", "questions", "finetune_qa"),
+    ],
+)
+def test_a_downstream_task_decodes_takes_a_step_and_is_evaluated(
+    name, corpus, form, stage, tmp_path, pretrained, sample, rows, inline_pool
+):
+    changes = [f"corpora.{corpus}.{change}" for change in annotate(tmp_path, rows, form)]
+    changes += [f"corpora.{corpus}.data={sample / 'videos'}", f"corpora.{corpus}.size=32", f"pretrained={pretrained}"]
+    changes += [
+        f"{stage}.phases=[{{corpora=['{corpus}'], steps=1}}]",
+        f"{stage}.batch_size=8",
+        f"{stage}.text_length=24",
+    ]
+    config = load_config(name, changes=changes)
+    made = make(config, tmp_path)
+    assert set(made) == {f"decode_videos {corpus}", stage, "evaluate"}
+    found = {row["name"]: row for row in json.loads((made["evaluate"] / "results.json").read_text())}
+    test = [row for row in rows if row["split"] == "test"]
+    if stage == "finetune_qa":
+        assert found["qa/acc"]["items"] == sum(len(row["questions"]) for row in test)
+        return
+    assert found["zero_shot/t2v/R1"]["items"] == found["retrieval/v2t/R1"]["items"] == len(test)
+    index = pq.read_table(made[f"decode_videos {corpus}"] / "index.parquet").to_pylist()
+    captions = {row["id"]: row["captions"] for row in index}
+    joined = form == "paragraphs"
+    for row in rows:
+        assert captions[row["id"]] == ([" ".join(row["captions"])] if joined else row["captions"])
+
+
+def test_test_videos_that_are_missing_are_an_error_unless_allowed(tmp_path, pretrained, sample, rows, inline_pool):
+    more = [{"id": f"gone{i}", "split": "test", "captions": ["a cat"], "questions": []} for i in range(2)]
+    changes = [f"corpora.msrvtt.{change}" for change in annotate(tmp_path, [*rows, *more], "captions")]
+    changes += [f"corpora.msrvtt.data={sample / 'videos'}", "corpora.msrvtt.size=32", f"pretrained={pretrained}"]
+    changes += ["finetune_retrieval.phases=[{corpora=['msrvtt'], steps=1}]", "finetune_retrieval.batch_size=8"]
+    changes += ["finetune_retrieval.text_length=24"]
+    with pytest.raises(InputError, match="8 of 10 test items could be decoded"):
+        make(load_config("msrvtt_retrieval", changes=changes), tmp_path)
+    made = make(load_config("msrvtt_retrieval", changes=[*changes, "evaluate.least_share=0.5"]), tmp_path)
+    (told,) = (
+        r for r in json.loads((made["evaluate"] / "results.json").read_text()) if r["name"].startswith("decoded")
+    )
+    assert (told["metric"], told["value"]) == ("8 of 10", 80.0)
+
+
+def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, tiny_model, vocabulary, sample, rows, inline_pool):
+    import timm
+    from transformers import BertConfig, BertForMaskedLM
+
+    tokenizer = Tokenizer.from_file(str(vocabulary / "tokenizer.json"))
+    vit = timm.create_model("vit_base_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2)
+    torch.save(vit.state_dict(), tmp_path / "vit.pt")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    bert = BertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=32, **sizes)
+    BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
+    tokenizer.save(str(tmp_path / "bert" / "tokenizer.json"))
+    with open(tmp_path / "webvid.csv", "w", newline="") as file:
+        csv.writer(file).writerow(["videoid", "name", "page_dir"])
+        csv.writer(file).writerows([r["id"], r["captions"][0], "x"] for r in rows if r["split"] == "train")
+    stills = [json.loads(line) for line in (sample / "stills.jsonl").read_text().splitlines()]
+    listing = [{"image": Path(row["path"]).name, "caption": row["captions"][0]} for row in stills]
+    (tmp_path / "cc3m.json").write_text(json.dumps(listing))
+    changes = [
+        f"corpora.webvid.data={sample / 'videos'}",
+        f"corpora.webvid.annotations.train={tmp_path / 'webvid.csv'}",
+        f"corpora.cc3m.data={sample / 'images'}",
+        f"corpora.cc3m.annotations.train={tmp_path / 'cc3m.json'}",
+        "corpora.webvid.size=36",
+        "corpora.cc3m.size=36",
+        "build_vocabulary.entities=8",
+        f"build_vocabulary.tokenizer={tmp_path / 'bert'}",
+        "train_prompter.phases=[{corpora=['webvid', 'cc3m'], steps=2}]",
+        "pretrain.phases=[{corpora=['webvid', 'cc3m'], steps=2}]",
+        *(f"model.{key}" for key in ("video.image_size=32", "video.patch_size=8", "embed_dim=16")),
+        *(f"model.{part}.{key}=2" for part in ("video", "text") for key in ("depth", "heads")),
+        *("model.video.width=32", "model.text.width=32", "model.text.max_length=32", "model.text.fusion_layer=1"),
+        *(f"{stage}.{key}" for stage in ("train_prompter", "pretrain") for key in ("batch_size=4", "text_length=20")),
+        *(f"{stage}.vit={tmp_path / 'vit.pt'}" for stage in ("train_prompter", "pretrain")),
+        *(f"{stage}.bert={tmp_path / 'bert'}" for stage in ("train_prompter", "pretrain")),
+    ]
+    made = make(load_config("webvid_cc3m", changes=changes), tmp_path)
+    assert (made["pretrain"] / "model" / "model.safetensors").is_file()
+    assert "evaluate" not in made
