@@ -3,14 +3,19 @@
     python benchmarks/full_size.py [--tasks prompter pretrain retrieval qa] [--json FILE]
 
 Each task runs in a process of its own, with random weights and random frames, words, boxes and answers, through the
-same objective and optimiser as in training. The peak is that of the process, weights and optimiser included.
+same objective and optimiser as in training. The peak is that of the process, weights and optimiser included. Where a
+process is killed, as for want of memory, this is told, the other tasks go on, and the exit status is 1.
 """
 
 import argparse
 import json
 import multiprocessing
+import queue
 import resource
+import sys
 import time
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -36,11 +41,15 @@ def main() -> None:
     figures = {}
     context = multiprocessing.get_context("spawn")
     for task in arguments.tasks:
-        queue = context.Queue()
-        process = context.Process(target=measure, args=(task, queue))
+        results = context.Queue()
+        process = context.Process(target=measure, args=(task, results))
         process.start()
-        figures[task] = found = queue.get()
+        found = wait(process, results)
         process.join()
+        if found is None:
+            print(f"{task:10} no figures: its process ended with status {process.exitcode} (-9: out of memory?)")
+            continue
+        figures[task] = found
         frames, words = SHAPES[task]
         print(
             f"{task:10} {frames:2} frames, {words} words: {found['parameters'] / 1e6:6.1f} M parameters, "
@@ -49,9 +58,20 @@ def main() -> None:
         )
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1))
+    sys.exit(len(figures) < len(arguments.tasks))
 
 
-def measure(task: str, queue: multiprocessing.Queue) -> None:
+def wait(process: BaseProcess, results: multiprocessing.Queue, seconds: float = 1.0) -> dict[str, float] | None:
+    """The figures that the process puts into `results`; None where it ends without any. Looks every `seconds`."""
+    alive = True
+    while alive:
+        alive = process.is_alive()  # before the look, so that what was put last is seen
+        with suppress(queue.Empty):
+            return results.get(timeout=seconds)
+    return None
+
+
+def measure(task: str, results: multiprocessing.Queue) -> None:
     torch.manual_seed(0)
     objective = build(task).train()
     for part in objective.model.modules():
@@ -66,7 +86,7 @@ def measure(task: str, queue: multiprocessing.Queue) -> None:
     seconds = time.perf_counter() - started
     parameters = sum(p.numel() for p in objective.model.parameters())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    queue.put({"seconds": seconds, "gigabytes": peak, "parameters": parameters, "loss": loss.item()})
+    results.put({"seconds": seconds, "gigabytes": peak, "parameters": parameters, "loss": loss.item()})
 
 
 def build(task: str) -> Objective:

@@ -1,6 +1,7 @@
 """A model as a folder, the Hugging Face way: config.json, model.safetensors, tokenizer.json and its word lists."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -156,14 +157,26 @@ def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
 
 
 def resize_embedding(key: str, given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """A time embedding (1, T, D) or position embedding (1, 1 + N, D) at the length of `wanted`."""
-    if given.shape == wanted.shape or given.shape[-1] != wanted.shape[-1]:
+    """A time embedding (1, T, D) or position embedding (1, 1 + N, D) at the length of `wanted`.
+
+    One that differs in more than its length stays as it is, for the caller to refuse. Raises ValueError for a position
+    embedding that is not [CLS] and a square grid, as of a distilled ViT or of one without [CLS].
+    """
+    if given.dim() != 3 or given.shape[::2] != wanted.shape[::2] or given.shape[1] in (0, wanted.shape[1]):
         return given
     if key.endswith("time_embed"):
         return torch.nn.functional.interpolate(given.transpose(1, 2), size=wanted.shape[1], mode="nearest").transpose(
             1, 2
         )
-    old, new = round((given.shape[1] - 1) ** 0.5), round((wanted.shape[1] - 1) ** 0.5)
+    old, new = grid_side(given.shape[1], key), grid_side(wanted.shape[1], key)
     patches = given[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
     patches = torch.nn.functional.interpolate(patches, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([given[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def grid_side(positions: int, key: str = "pos_embed") -> int:
+    """The side of the square grid of a position embedding, whose first position is [CLS]. Raises ValueError."""
+    side = math.isqrt(max(0, positions - 1))
+    if not side or side**2 != positions - 1:
+        raise ValueError(f"{key} has {positions} positions, which are not [CLS] and a square grid")
+    return side

@@ -7,7 +7,7 @@ import torch
 
 from models.alpro import DualEncoder
 from models.folder import resize_embedding
-from models.official import Weights, from_official, read_checkpoint
+from models.official import Weights, first_line, from_official, read_checkpoint
 
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 
@@ -17,19 +17,26 @@ def load_vit(model: DualEncoder, name: str) -> None:
 
     Temporal attention and its norm start as copies of the spatial ones, temporal_fc at zero, so that the encoder
     starts as that ViT on each frame (TimeSformer). The position embedding is resized to the image size (bicubic); the
-    time embedding starts at zero. Raises ValueError, on one line, for weights that are not there or do not fit.
+    time embedding starts at zero. Raises ValueError, on one line, for weights that are not there or do not fit, and
+    for a ViT that has more in it (layer scale, register tokens, norms of queries), which would compute something else.
     """
     given = read_checkpoint(Path(name)) if Path(name).suffix in WEIGHT_FILES else timm_weights(name)
+    given = {key.replace("patch_embed.proj.", "patch_embed."): value for key, value in given.items()}
     encoder = model.video_encoder
     own = encoder.state_dict()
-    weights: Weights = {}
-    for key, value in given.items():
-        key = key.replace("patch_embed.proj.", "patch_embed.")
-        weights[key] = resize_embedding(key, value, own[key]) if key == "pos_embed" else value
-        for spatial, temporal in ((".attn.", ".temporal_attn."), (".norm1.", ".temporal_norm1.")):
-            if spatial in key:
-                weights[key.replace(spatial, temporal)] = value
-    weights = {key: value for key, value in weights.items() if key in own}  # a classification head is of no use
+    plain = {key for key in own if "temporal_" not in key and key != "time_embed"}
+    after = ("head.", "fc_norm.")  # what a ViT does to its tokens afterwards is of no use
+    if more := sorted(key for key in given.keys() - plain if not key.startswith(after)):
+        others = f" and {len(more) - 1} others" if len(more) > 1 else ""
+        raise ValueError(f"vit = {name!r} is no plain ViT of {len(encoder.blocks)} blocks: it has {more[0]}{others}")
+    weights = {key: value for key, value in given.items() if key in plain}
+    if "pos_embed" in weights:
+        try:
+            weights["pos_embed"] = resize_embedding("pos_embed", weights["pos_embed"], own["pos_embed"])
+        except ValueError as error:
+            raise ValueError(f"vit = {name!r}: {error}") from error
+    for spatial, temporal in ((".attn.", ".temporal_attn."), (".norm1.", ".temporal_norm1.")):
+        weights |= {key.replace(spatial, temporal): value for key, value in weights.items() if spatial in key}
     for key in own:
         if ".temporal_fc." in key or key == "time_embed":
             weights[key] = torch.zeros_like(own[key])
@@ -109,7 +116,3 @@ def load_initial(model: DualEncoder, vit: str, bert: str) -> None:
         load_vit(model, vit)
     if bert:
         load_bert(model, bert)
-
-
-def first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:200]

@@ -24,12 +24,13 @@ def hard_negatives(similarity: Tensor, same: Tensor, generator: torch.Generator 
     """For each row one column of another video, drawn in proportion to the softmax of the similarity.
 
     similarity (B, G): similarity / temperature. same (B, G) boolean: columns of the row's own video, never drawn.
-    Returns columns (B,) and valid (B,): False where a row has no other video, so that its column means nothing.
-    One call on the device: nothing is read back.
+    Returns columns (B,) and valid (B,): False where a row has no other video, so that its column means nothing; nor
+    does it where the similarity is not finite. One call on the device: nothing is read back.
     """
     valid = ~same.all(dim=1)
     weights = similarity.detach().float().masked_fill(same, -torch.inf)
     weights = torch.where(valid[:, None], weights, 0.0).softmax(dim=1)
+    weights = weights.nan_to_num(nan=1.0)  # multinomial raises on NaN; the loss is NaN anyway, and training skips it
     return torch.multinomial(weights, 1, generator=generator).squeeze(1), valid
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from models.alpro import ModelConfig
+from models.folder import grid_side
 from models.text import TextConfig
 from models.timesformer import VideoConfig
 
@@ -78,7 +80,7 @@ def from_official(state: Weights, config: ModelConfig) -> tuple[Weights, list[st
         else:
             unknown.append(key)
     for name, three in parts.items():
-        if len(three) == 3:
+        if len({part.shape for part in three.values()}) == 1 and len(three) == 3:
             weights[name] = torch.cat([three[i] for i in range(3)])
         else:
             unknown.append(name)
@@ -143,15 +145,19 @@ def read_checkpoint(path: Path) -> Weights:
             "ask whoever made it for the state dict alone"
         ) from error
     except Exception as error:  # a cut zip, a text file: torch raises many kinds
-        raise ValueError(f"{path}: not readable as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path}: not readable as a checkpoint: {first_line(error)}") from error
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    weights = {k.removeprefix("module."): v for k, v in found.items()} if isinstance(found, dict) else {}
+    weights = {str(k).removeprefix("module."): v for k, v in found.items()} if isinstance(found, dict) else {}
     weights = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
     if not weights:
         raise ValueError(f"{path}: no weights in it")
     return weights
+
+
+def first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
 def split_prompter(state: Weights) -> tuple[Weights, Weights]:
@@ -166,9 +172,11 @@ def sizes(state: Weights, heads: int = 0) -> ModelConfig:
     heads: attention heads, which no shape tells; 0: one for every 64 channels, as in ViT and BERT.
     """
 
-    def shape(pattern: str) -> tuple[int, ...]:
+    def shape(pattern: str, axes: int) -> tuple[int, ...]:
         for key, value in state.items():
             if re.fullmatch(pattern, key):
+                if value.dim() != axes or 0 in value.shape:
+                    raise ValueError(f"{key} is {tuple(value.shape)}, which is no shape that it has in ALPRO")
                 return tuple(value.shape)
         plain = pattern.replace("\\", "").replace("(bert.)?", "bert.")
         raise ValueError(f"no {plain}: these are not the weights of ALPRO's official code")
@@ -177,29 +185,37 @@ def sizes(state: Weights, heads: int = 0) -> ModelConfig:
         return len({match[1] for key in state if (match := re.match(pattern, key))})
 
     visual, text = r"visual_encoder\.model\.", r"text_encoder\.(bert\.)?"
-    width, _, patch, _ = shape(visual + r"patch_embed\.proj\.weight")
-    places, frames = shape(visual + "pos_embed")[1] - 1, shape(visual + "time_embed")[1]
-    words, positions = (shape(text + rf"embeddings\.{name}_embeddings\.weight")[0] for name in ("word", "position"))
+    width, _, patch, _ = shape(visual + r"patch_embed\.proj\.weight", 4)
+    grid, frames = grid_side(shape(visual + "pos_embed", 3)[1]), shape(visual + "time_embed", 3)[1]
+    words, positions = (shape(text + rf"embeddings\.{name}_embeddings\.weight", 2)[0] for name in ("word", "position"))
     depth = layers(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.")
     heads = heads or max(1, width // 64)
-    return ModelConfig(
-        video=VideoConfig(
-            image_size=round(places**0.5) * patch,
-            patch_size=patch,
-            frames=frames,
-            width=width,
-            depth=layers(r"visual_encoder\.model\.blocks\.(\d+)\."),
-            heads=heads,
-            mlp_ratio=shape(visual + r"blocks\.0\.mlp\.fc1\.weight")[0] / width,
-        ),
-        text=TextConfig(
-            vocab_size=words,
-            width=width,
-            depth=depth,
-            fusion_layer=depth // 2,
-            heads=heads,
-            mlp_ratio=shape(text + r"encoder\.layer\.0\.intermediate\.dense\.weight")[0] / width,
-            max_length=positions,
-        ),
-        embed_dim=shape(r"vision_proj\.weight")[0],
-    )
+    blocks = layers(r"visual_encoder\.model\.blocks\.(\d+)\.")
+    video_mlp = shape(visual + r"blocks\.0\.mlp\.fc1\.weight", 2)[0]
+    text_mlp = shape(text + r"encoder\.layer\.0\.intermediate\.dense\.weight", 2)[0]
+    try:
+        return ModelConfig(
+            video=VideoConfig(
+                image_size=grid * patch,
+                patch_size=patch,
+                frames=frames,
+                width=width,
+                depth=blocks,
+                heads=heads,
+                mlp_ratio=video_mlp / width,
+            ),
+            text=TextConfig(
+                vocab_size=words,
+                width=width,
+                depth=depth,
+                fusion_layer=depth // 2,
+                heads=heads,
+                mlp_ratio=text_mlp / width,
+                max_length=positions,
+            ),
+            embed_dim=shape(r"vision_proj\.weight", 2)[0],
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ": ".join([error.title, *map(str, first["loc"]), first["msg"]])
+        raise ValueError(f"no sizes of ALPRO: {what}") from error

@@ -6,8 +6,9 @@ import socket
 import sys
 from pathlib import Path
 
+from pipeline.launch import Interrupted
 from shards.schema import InputError
-from stages.artifacts import STAGES, StageFailed, Step, Store
+from stages.artifacts import CONTINUE, STAGES, StageFailed, Step, Store
 
 MISTAKE = 2
 TASKS = ("pretrain", "retrieval", "qa", "prompter")
@@ -24,6 +25,9 @@ def main() -> None:
     except StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as error:
+        print(f"{error}; run the same command again to continue", file=sys.stderr)
+        sys.exit(CONTINUE)
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
@@ -81,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON "
         "object of word to number (ans2label.json), or lines; without it they are numbered",
+    )
+    importing.add_argument(
+        "--text-length",
+        type=int,
+        metavar="N",
+        help="most word pieces of a text, as in its training (default: 30 for pretrain and prompter, 40 for retrieval "
+        "and qa; the official DiDeMo model has 50)",
     )
     importing.set_defaults(call=run_import)
     page = commands.add_parser("ui", help="open the MLflow pages on this machine")
@@ -160,9 +171,10 @@ def planned(arguments: argparse.Namespace, workspace: Path) -> list[Step]:
     from pipeline.flow import needed, plan
     from stages.files import Digests
 
-    steps = plan(
-        load_config(arguments.config, arguments.data, arguments.changes), Digests(workspace / "digests.sqlite")
-    )
+    config = load_config(arguments.config, arguments.data, arguments.changes)
+    steps = plan(config, Digests(workspace / "digests.sqlite"))
+    if arguments.data and not arguments.stage and config.finetune_qa is None:
+        print("question answering is left out: no questions in the data, or no [finetune_qa]", file=sys.stderr)
     return needed(steps, arguments.stage) if arguments.stage else steps
 
 
@@ -210,7 +222,14 @@ def run_import(arguments: argparse.Namespace) -> int:
     """`alpro import-checkpoint`."""
     from stages.import_checkpoint import import_checkpoint
 
-    found = import_checkpoint(arguments.file, arguments.out, arguments.task, arguments.tokenizer, arguments.words)
+    found = import_checkpoint(
+        arguments.file,
+        arguments.out,
+        arguments.task,
+        arguments.tokenizer,
+        arguments.words,
+        text_length=arguments.text_length,
+    )
     video, text = found.config.video, found.config.text
     print(f"{arguments.out}: {found.read} tensors read")
     print(

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.alpro import ModelConfig
+from shards.manifest import read_manifest
 from shards.schema import InputError
 from stages.artifacts import Resources
 from stages.build_vocabulary import Config as BuildVocabulary
@@ -19,9 +20,14 @@ from stages.pretrain import Config as Pretrain
 from stages.render_sample import Config as RenderSample
 from stages.train_prompter import Config as TrainPrompter
 from stages.training.config import TrainingConfig
+from stages.word_pieces import padded
 
 # What stages call their other inputs; a corpus of such a name would take their place.
 RESERVED = {"vocabulary", "prompter", "prompts", "model", "pretrained", "retrieval", "qa", "sample"}
+# Values that are a path where there is such a file, and else a name on the hub.
+FILE_OR_NAME = [(stage, key) for stage in ("train_prompter", "pretrain") for key in ("vit", "bert")]
+FILE_OR_NAME += [("build_vocabulary", "tokenizer")]
+STAGE_TABLES = ("build_vocabulary", "train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa")
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -31,7 +37,11 @@ Split = Literal["train", "validation", "test"]
 class Corpus(DecodeVideos):
     """A corpus: where its videos are, and how they become shards. Give `manifest` (in the sample) or `data`."""
 
-    data: str = Field("", description="a manifest file or a folder of videos, relative to the configuration's file")
+    data: str = Field(
+        "",
+        description="a manifest file or a folder of videos; relative to the configuration's file, in --set to the "
+        "current folder",
+    )
     annotations: dict[Split, str] = Field(
         {}, description="official annotation files of the videos in `data`, by split (train, validation, test)"
     )
@@ -45,7 +55,7 @@ class PipelineConfig(BaseModel):
     name: str = Field(min_length=1, pattern=r"^[\w-]+$", description="what people call this pipeline")
     pretrained: str = Field(
         "",
-        description="a model folder, relative to the configuration's file, in the place of prompter and pre-training",
+        description="a model folder in the place of prompter and pre-training; relative as corpora.NAME.data is",
     )
     render_sample: RenderSample | None = Field(None, description="the sample corpus; absent: no corpus is rendered")
     corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
@@ -66,6 +76,17 @@ class PipelineConfig(BaseModel):
             raise ValueError("give pretrained, or [train_prompter] and [pretrain], not both")
         if not self.pretrained and not all(made):
             raise ValueError("give [train_prompter] and [pretrain], or pretrained: the model folder to start from")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_fit(self) -> "PipelineConfig":
+        for stage in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa"):
+            training = getattr(self, stage)
+            if training and not self.pretrained and padded(training.text_length) > self.model.text.max_length:
+                raise ValueError(
+                    f"{stage}.text_length {training.text_length}, padded to {padded(training.text_length)}, is more "
+                    f"than model.text.max_length {self.model.text.max_length}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -110,11 +131,13 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not readable as TOML: {error}") from error
+    check_tables(values, path)
     values = resolve_data(values, path.parent)
     if data:
         values = with_data(values, data)
     for change in changes or []:
         apply_change(values, change)
+    values = resolve_data(values, Path.cwd())  # what --set named is relative to where it was typed
     model = values.get("model", {})
     for stage in ("train_prompter", "pretrain"):
         if isinstance(values.get(stage), dict):
@@ -125,6 +148,22 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{path}: {one_line(error)}") from error
+
+
+def check_tables(values: dict[str, Any], path: Path) -> None:
+    """Raises InputError where what must be a table is none; the rest is for the classes to tell."""
+    tables = {name: values.get(name, {}) for name in ("corpora", "model", "evaluate", *STAGE_TABLES)}
+    tables |= {f"corpora.{name}": corpus for name, corpus in dict_of(tables["corpora"]).items()}
+    for stage in STAGE_TABLES:
+        phases = dict_of(tables[stage]).get("phases", [])
+        tables |= {f"{stage}.phases.{i}": p for i, p in enumerate(phases if isinstance(phases, list) else [phases])}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise InputError(f"{path}: {name} must be a table (it is {table!r})")
+
+
+def dict_of(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def find_config(source: str) -> Path:
@@ -145,7 +184,7 @@ def shipped() -> list[str]:
 
 
 def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Makes the paths of corpora and models absolute: they are written relative to the configuration's file."""
+    """Makes the paths of corpora and models absolute, those that are not yet."""
     for corpus in values.get("corpora", {}).values():
         if not isinstance(corpus, dict):
             continue
@@ -155,11 +194,16 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
                 holder[key] = str((base / holder[key]).resolve())
     if isinstance(values.get("pretrained"), str) and values["pretrained"]:
         values["pretrained"] = str((base / values["pretrained"]).resolve())
+    for stage, key in FILE_OR_NAME:
+        name = values.get(stage, {}).get(key)
+        if isinstance(name, str) and name and (base / name).exists():
+            values[stage][key] = str((base / name).resolve())
     return values
 
 
 def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
-    """One corpus, `data`, in the place of all: every phase of a stage becomes one, as long as all of them were."""
+    """One corpus, `data`, in the place of all: every phase of a stage becomes one, as long as all of them were.
+    Where it has no questions, question answering is left out."""
     first: dict[str, Any] = next(iter(values.get("corpora", {}).values()), {})
     form = {key: value for key, value in first.items() if key not in ("manifest", "data", "kinds", "annotations")}
     values["corpora"] = {"data": form | {"data": str(Path(data).resolve())}}
@@ -171,10 +215,22 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
                 key: total for key in ("steps", "epochs") if (total := sum(phase.get(key, 0) for phase in phases))
             }
             values[stage]["phases"] = [{"corpora": ["data"], **length}]
+    evaluate = values.setdefault("evaluate", {})
     for task, stage in (("retrieval", "finetune_retrieval"), ("qa", "finetune_qa")):
-        if stage in values:
-            values.setdefault("evaluate", {})[task] = "data"
+        if stage in values or evaluate.get(task):
+            evaluate[task] = "data"
+    if not asks_questions(Path(data)):
+        values.pop("finetune_qa", None)
+        evaluate["qa"] = ""
     return values
+
+
+def asks_questions(data: Path) -> bool:
+    """Whether there is a question in the user's data; a folder of videos with texts has none."""
+    try:
+        return any(row.questions for row in read_manifest(data)[0])
+    except InputError:
+        return True  # told when the plan is made
 
 
 def apply_change(values: dict[str, Any], change: str) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -16,8 +16,10 @@ from pipeline.config import Corpus, PipelineConfig, load_config
 from pipeline.record import end_dead_pipelines, git_commit, run_tags
 from pipeline.tasks import Session, make, make_by_deployment, result
 from shards.schema import InputError
-from stages.artifacts import StageConfig, Step, Store
+from stages.artifacts import StageConfig, Step, Store, digest
 from stages.decode_videos import Config as DecodeConfig
+from stages.evaluate import Config as Evaluate
+from stages.evaluate import check_items
 from stages.files import Digests, digest_data, digest_model
 from stages.report import results_markdown, write_report
 from stages.tracking import Tracker
@@ -37,6 +39,9 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         name, made, given = model
         present = {key: step for key, step in {name: made, **inputs}.items() if step is not None}
         files = {name: digest_model(given, digests)} if given else {}
+        for key in ("vit", "bert", "tokenizer"):  # a file or folder of the user's, or a name on the hub
+            if (value := getattr(config, key, "")) and Path(value).exists():
+                files[key] = digest_files(Path(value), digests)
         steps.append(Step(stage, stage, config, present, files, {name: given} if given else {}))
         return steps[-1]
 
@@ -59,6 +64,7 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         prompts = add("cache_prompts", config.cache_prompts, {"prompter": prompter, "vocabulary": vocabulary})
         teacher = {"vocabulary": vocabulary, "prompter": prompter, "prompts": prompts}
         pretrained = add("pretrain", config.pretrain, {**teacher, **phases["pretrain"]})
+    name = given_task(given) if given else "pretrained"
     model = ("model", pretrained, given)
     if config.finetune_retrieval:
         retrieval = add("finetune_retrieval", config.finetune_retrieval, phases["finetune_retrieval"], model)
@@ -69,9 +75,14 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
     if tested:
         models = {"retrieval": retrieval, "qa": qa, **teacher, **tested}
         # A given model that is fine-tuned already is evaluated as what it is.
-        name = given_task(given) if given else "pretrained"
         add("evaluate", config.evaluate, models, (name, pretrained, None if models.get(name) else given))
     return steps
+
+
+def digest_files(path: Path, digests: Digests) -> str:
+    """The digest of a file, or of the files in a folder."""
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    return digest(dict(zip((file.name for file in files), digests.of(files), strict=True)))
 
 
 def given_task(folder: Path) -> str:
@@ -80,6 +91,8 @@ def given_task(folder: Path) -> str:
         task = read_task(folder)
     except ValueError as error:
         raise InputError(f"pretrained: {error}") from error
+    if task == "prompter":
+        raise InputError(f"pretrained: {folder} is a prompter; give a model of pre-training or fine-tuning")
     return "pretrained" if task == "pretrain" else task
 
 
@@ -148,12 +161,25 @@ def run(
 
 def make_all(session: Session, steps: list[Step], by_deployment: dict[str, Any] | None = None) -> dict[str, str]:
     """Makes the steps in order: here, or, with the parameters of their flows, by the deployment of each stage."""
+    checked = False
     for step in steps:
+        if step.stage not in ("render_sample", "decode_videos") and not checked:
+            check_test_split(session.store, steps)
+            checked = True
         if by_deployment is not None and not session.store.find(step):
             session.made.append(make_by_deployment(session, step, by_deployment))
         else:
             session.made.append(result(make(step.name, session, step)))
     return {made.step.name: str(made.folder) for made in session.made}
+
+
+def check_test_split(store: Store, steps: list[Step]) -> None:
+    """What evaluation would refuse of its corpora is refused before days of training."""
+    for step in steps:
+        if step.stage == "evaluate":
+            config = cast(Evaluate, step.config)
+            for name in filter(None, (config.retrieval, config.qa)):
+                check_items(config, name, store.folder(step.inputs[name]))
 
 
 def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: list[Step]) -> str:

@@ -91,6 +91,7 @@ def run_group(arguments: list[str], lock_file: int | None, say: Callable[[str], 
         stderr=subprocess.STDOUT if piped else None,
         pass_fds=() if lock_file is None else (lock_file,),
         text=True,
+        errors="replace",
     )
     reader = None
     if say is not None:

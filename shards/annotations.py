@@ -5,8 +5,8 @@
     WebVid                           a table with videoid and name (the caption), page_dir or not
     CC3M                             a list of {"image", "caption"}; a list of captions is so many captions
 
-Which form a file has is seen from its columns. What a file names is looked for in the folder of videos and below it,
-with or without an extension.
+Which form a file has is seen from its columns. What a file names is looked for in the folder of videos, with or without
+an extension; a name without a folder also below it.
 """
 
 import os
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.manifest import read_manifest, read_records
+from shards.manifest import question_type, read_manifest, read_records, sound
 from shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, InputError, Question, Reject, Row
 
 NAMES = ("clip_name", "video_id", "videoid", "gif_name", "image", "video")  # columns that name a video or image
@@ -41,6 +41,7 @@ def read_annotations(videos: Path, files: Mapping[str, Path]) -> tuple[list[Row]
     files: an annotation file for each split. A video that is named and not there is a row all the same, so that it
     ends among the rejects and is counted. Raises InputError where a file or the folder is missing or has no known form.
     """
+    videos = Path(os.path.normpath(videos.absolute()))
     if not videos.is_dir():
         raise InputError(f"{videos}: no such folder of videos")
     found: dict[tuple[str, str], Said] = {}
@@ -60,10 +61,15 @@ def read_annotations(videos: Path, files: Mapping[str, Path]) -> tuple[list[Row]
         splits.setdefault(name, []).append(split)
     rows = []
     for (split, name), said in found.items():
-        path = places.find(name)
+        identity = name if len(splits[name]) == 1 else f"{split}/{name}"
+        try:
+            path = places.find(name)
+        except ValueError as error:
+            rejects.append(Reject(id=identity, path="", reason=f"bad row: {error}"))
+            continue
         rows.append(
             Row(
-                id=name if len(splits[name]) == 1 else f"{split}/{name}",
+                id=identity,
                 path=path,
                 kind="image" if path.suffix.lower() in IMAGE_EXTENSIONS else "video",
                 captions=tuple(said.captions),
@@ -85,15 +91,16 @@ def collect(record: dict[str, Any], split: str, found: dict[tuple[str, str], Sai
             f"{file}: columns {', '.join(sorted(record))} are those of no known annotation file; known are caption "
             "with clip_name, question and answer with video_id, name with videoid, caption with image"
         )
-    name = str(record[key] or "")
-    if not name or ".." in Path(name).parts or Path(name).is_absolute():
+    record = sound(record)
+    name = "" if record[key] is None else str(record[key])
+    if not Path(name).name or "\0" in name or ".." in Path(name).parts or Path(name).is_absolute():
         return f"bad row: {key} {name!r} names no file in the folder of videos"
     said = found.setdefault((split, name), Said())
     if asked:
         question, answer = (" ".join(str(record[part] or "").split()) for part in ("question", "answer"))
         if not question or not answer:
             return "bad row: a question without a text or an answer"
-        kind = str(record.get("answer_type") or question.split()[0].lower())
+        kind = question_type(str(record.get("answer_type") or question.split()[0]))
         said.questions.append(Question(question=question, answer=answer, type=kind))
         return ""
     given = record[text] if text else None
@@ -109,19 +116,49 @@ class Places:
     """The media files of a folder, to be found by what annotations call them."""
 
     def __init__(self, folder: Path):
-        self.folder = Path(os.path.normpath(folder))
-        self.by_stem: dict[str, Path] = {}
-        for path in sorted(walk(self.folder)):
-            self.by_stem.setdefault(path.stem, path)
+        self.folder = folder
+        self.by_stem: dict[str, list[Path]] = {}
+        for path in sorted(walk(folder)):
+            self.by_stem.setdefault(path.stem, []).append(path)
 
     def find(self, name: str) -> Path:
-        """The file that a name means; where there is none, where it should be."""
+        """The file that a name means; where there is none, where it should be.
+
+        The file of this name comes first, then this name with an extension, in the folder that it names. A name
+        without a folder may also mean a file below. A name with a video's extension is never an image's, nor the other
+        way round; one without means the video rather than the image. Raises ValueError where it could mean several.
+        """
         exact = self.folder / name
-        if exact.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
-            if exact.is_file():
-                return exact
-            return self.by_stem.get(exact.stem, exact)
-        return self.by_stem.get(exact.name, exact.with_name(f"{exact.name}.mp4"))
+        if is_file(exact):
+            return exact
+        ended = exact.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+        longer = self.by_stem.get(exact.name, [])
+        candidates = [[path for path in longer if path.parent == exact.parent]]
+        if exact.parent == self.folder:
+            alike = self.by_stem.get(exact.stem, []) if ended else []  # with another extension, where it has one
+            candidates += [[path for path in alike if path.name == exact.name], longer, alike]
+        for paths in candidates:
+            if found := self.one_of(paths, exact.suffix.lower()):
+                return found
+        return exact if ended else exact.with_name(f"{exact.name}.mp4")
+
+    def one_of(self, paths: list[Path], extension: str) -> Path | None:
+        """The first video, or else the first image, that a name with this extension can mean."""
+        for same, other in ((VIDEO_EXTENSIONS, IMAGE_EXTENSIONS), (IMAGE_EXTENSIONS, VIDEO_EXTENSIONS)):
+            found = [path for path in paths if path.suffix.lower() in same and extension not in other]
+            if len({path.parent for path in found}) > 1:
+                first, second = (path.relative_to(self.folder) for path in found[:2])
+                raise ValueError(f"the name could mean {first} or {second}")
+            if found:
+                return found[0]
+        return None
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def walk(folder: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Videos and images to frames: PyAV in process where it can, the ffmpeg binary (by ffmpeg-python) where it cannot."""
 
 import signal
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from shards.sampling import segment_starts
+from shards.schema import InputError
 
 Decoder = Literal["auto", "pyav", "ffmpeg"]
 
@@ -52,12 +54,10 @@ def decode_video(
     some come twice. Sizes are not kept in proportion, as in the paper. "auto" decodes by PyAV and, where that
     fails, by ffmpeg, whose reason is reported if it fails too.
 
-    Raises DecodeError with the reason.
+    Raises DecodeError with the reason, and InputError where the decoder itself is missing.
     """
     path = path.absolute()  # a relative name with a colon would be a protocol to ffmpeg
-    if not path.is_file():
-        raise DecodeError("no such file")
-    if path.stat().st_size == 0:
+    if _bytes_of(path) == 0:
         raise DecodeError("the file is empty")
     if decoder == "ffmpeg":
         return _by_ffmpeg(path, count, size, start, end, timeout)
@@ -74,16 +74,28 @@ def decode_image(path: Path, size: int) -> Clip:
     """A still image as one frame (1, size, size, 3). Raises DecodeError with the reason."""
     from PIL import Image, ImageOps
 
-    if not path.is_file():
-        raise DecodeError("no such file")
+    _bytes_of(path)
     try:
         with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF")) as image:
             upright = ImageOps.exif_transpose(image)
             width, height = upright.size
             resized = upright.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DecodeError(f"unreadable image: {error}".split(" '/")[0]) from error
+    except Exception as error:  # whatever a broken file brings up in Pillow: struct.error, KeyError, ZeroDivisionError
+        raise DecodeError(f"unreadable image: {_reason(error)}".split(" '/")[0]) from error
     return Clip(np.asarray(resized)[None], 0.0, width, height)
+
+
+def _bytes_of(path: Path) -> int:
+    """The size of a file. Raises DecodeError where there is none."""
+    try:
+        about = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
+        raise DecodeError("no such file") from None
+    except OSError as error:
+        raise DecodeError(f"unreadable: {_reason(error)}") from None
+    if not stat.S_ISREG(about.st_mode):
+        raise DecodeError("no such file")
+    return about.st_size
 
 
 @dataclass(frozen=True)
@@ -96,8 +108,10 @@ class _Timeline:
 
 
 def _by_pyav(path: Path, count: int, size: int, start: float | None, end: float | None) -> Clip:
-    import av
-
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(f"no PyAV ({error}): pip install 'alpro-pipeline[video]'") from error
     try:
         with av.open(str(path), options=OPTIONS) as container:
             if not container.streams.video:
@@ -199,8 +213,10 @@ def _by_ffmpeg(path: Path, count: int, size: int, start: float | None, end: floa
 
     The first error ends it: what ffmpeg shows after one is patched from other frames, and nobody filmed that.
     """
-    import ffmpeg
-
+    try:
+        import ffmpeg
+    except ImportError as error:
+        raise InputError(f"no ffmpeg-python ({error}): pip install 'alpro-pipeline[video]'") from error
     source = ffmpeg.input(str(path), protocol_whitelist="file,pipe", format_whitelist=CONTAINERS)
     shown = _run(source.video.filter("showinfo").output("pipe:", format="null", fps_mode="passthrough"), timeout)
     times, width, height = _shown_frames(shown.stderr.decode("utf-8", errors="replace"))
@@ -259,16 +275,17 @@ def _reason(error: BaseException) -> str:
 
 @lru_cache(maxsize=1)
 def ffmpeg_binary() -> str:
-    """The ffmpeg of the system, or the one that imageio-ffmpeg brings. Raises DecodeError where there is none."""
+    """The ffmpeg of the system, or the one that imageio-ffmpeg brings. Raises InputError where there is none."""
     import shutil
 
     if found := shutil.which("ffmpeg"):
         return found
     try:
         import imageio_ffmpeg
-    except ImportError:
-        raise DecodeError("no ffmpeg: install it, or the extra alpro-pipeline[video]") from None
-    return imageio_ffmpeg.get_ffmpeg_exe()
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):  # RuntimeError: imageio-ffmpeg came without the binary
+        raise InputError("no ffmpeg: install it, or the extra alpro-pipeline[video]") from None
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,7 @@ def read_manifest(source: Path) -> tuple[list[Row], list[Reject]]:
     Raises InputError for what makes the whole manifest unusable: missing, unreadable, without a needed column, one
     id twice, a path outside its folder.
     """
+    source = source.absolute()
     if not source.exists():
         raise InputError(
             f"{source}: no such file or folder; give a manifest (.jsonl, .csv, .parquet) or a folder of videos"
@@ -130,7 +132,8 @@ def _open(path: Path):
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    media = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS)
+    extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    media = sorted(p for p in folder.rglob("*") if p.suffix.lower() in extensions and not p.is_dir())
     shared = Counter(path.with_suffix("") for path in media)
     for path in media:
         text = path.with_suffix(".txt")
@@ -142,11 +145,13 @@ def _folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _row(where: str, record: dict[str, Any], root: Path) -> Row | Reject:
     """The row of a record of a manifest in the folder `root`, or why it is none."""
-    record = {key: _sound(value) for key, value in record.items() if value is not None and value != ""}
+    record = {key: value for key, value in sound(record).items() if value is not None and value != ""}
     name = str(record.get("id", where))
     given = record.get("path")
     if not isinstance(given, str):
         return Reject(id=name, path="", reason="bad row: no path")
+    if "\0" in given:
+        return Reject(id=name, path="", reason=f"bad row: path {given!r} names no file")
     path = Path(os.path.normpath(root / given))
     if not path.is_relative_to(os.path.normpath(root)):
         raise InputError(f"{where}: path {given!r} leaves the data folder {root}; put the file inside it")
@@ -177,9 +182,19 @@ def _row(where: str, record: dict[str, Any], root: Path) -> Row | Reject:
         return Reject(id=name, path=given, reason=f"bad row: {error}")
 
 
-def _sound(value: Any) -> Any:
+def sound(value: Any) -> Any:
     """A value as JSON can hold it: dates and bytes as text, half a surrogate pair as a question mark."""
     return json.loads(json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def question_type(text: str) -> str:
+    """A question's type, its first word or what the file gives, as it can stand in a metric's name: [a-z0-9_-]+.
+
+    >>> [question_type(text) for text in ("What's", "(what", "Yes/No", "?")]
+    ['what', 'what', 'yes_no', 'other']
+    """
+    word = re.sub(r"(?<=\w)['’]\w*", "", text.lower())
+    return re.sub(r"[^a-z0-9_-]+", "_", word).strip("_") or "other"
 
 
 def _seconds(value: Any) -> float | None:
@@ -217,4 +232,5 @@ def _questions(value: Any) -> Iterator[dict[str, str]]:
         question, answer = (" ".join(str(item.get(key) or "").split()) for key in ("question", "answer"))
         if not question or not answer:
             raise ValueError("a question without a text or an answer")
-        yield {"question": question, "answer": answer, "type": str(item.get("type") or question.split()[0].lower())}
+        kind = question_type(str(item.get("type") or question.split()[0]))
+        yield {"question": question, "answer": answer, "type": kind}

@@ -16,6 +16,8 @@ from PIL import Image
 
 from shards.schema import InputError
 
+PLACES = ("json_offset", "json_size", "frame_offsets", "frame_sizes")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -41,11 +43,12 @@ class ShardReader:
 
     def __init__(self, folder: Path, split: str | None = None, kind: str | None = None):
         self.folder = folder
-        table = read_index(folder)
+        table = read_index(folder, ["id", "split", "kind", "group", "shard", *PLACES])
+        table = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
         for column, value in (("split", split), ("kind", kind)):
             if value is not None:
                 table = table.filter(pc.equal(table[column], value))
-        self.table = table.combine_chunks().drop_columns(["duration", "width", "height", "source", "key"])
+        self.table = table.combine_chunks()
         shards = self.column("shard").dictionary_encode()
         self._shards = shards.dictionary.to_pylist()
         self._shard = shards.indices.to_numpy(zero_copy_only=False)
@@ -58,8 +61,11 @@ class ShardReader:
         return self.table.num_rows
 
     def column(self, name: str) -> pa.Array:
-        """A column of the index, such as id, split, kind, group, captions or questions."""
-        column = self.table[name].combine_chunks()
+        """A column of the index, such as id, split, kind, group, captions or questions; the texts are read anew."""
+        if name in self.table.column_names:
+            column = self.table[name].combine_chunks()
+        else:
+            column = read_index(self.folder, [name])[name].take(self.table["row"]).combine_chunks()
         return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
 
     def __getitem__(self, number: int) -> Sample:

@@ -24,7 +24,7 @@ from stages.pictures import clip_strip, sheet
 from stages.progress import progress
 from stages.workers import do_units
 
-VERSION = 2
+VERSION = 3
 
 
 class Config(StageConfig):
@@ -78,6 +78,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     draw_samples(out)
     rejected = outcome.counts["rejected"]
     if rejected > config.most_rejects * total:
+        forget_rejects(units, out)
         raise InputError(
             f"{source}: {rejected} of {total} items were rejected, more than most_rejects = {config.most_rejects:g} "
             f"allows (most often: {most_common_reason(table)}); see {out / 'rejects.parquet'}"
@@ -134,6 +135,15 @@ def do_unit(unit: Unit, config: Config, out: Path) -> None:
     temporary = parts / f".{unit.name}.part"
     pq.write_table(pa.Table.from_pylist([r.model_dump() for r in rejects], schema=REJECTS), temporary)
     temporary.rename(parts / f"{unit.name}.rejects.parquet")
+
+
+def forget_rejects(units: list[Unit], out: Path) -> None:
+    """Deletes what was made of every unit that has rejects: a rerun does it again, since the cause may be mended."""
+    for unit in units:
+        made = [out / "parts" / f"{unit.name}.{kind}" for kind in ("rejects.parquet", "index.parquet", "sums.json")]
+        if pq.read_metadata(made[0]).num_rows:
+            for path in (*made, out / f"{unit.name}.tar"):  # the rejects first: they say that the unit is done
+                path.unlink(missing_ok=True)
 
 
 def decode(row: Row, config: Config) -> Clip:
@@ -200,8 +210,11 @@ def statistics(units: list[Unit], index: pa.Table, rejected: pa.Table, parts: Pa
 
 
 def decoded_of(units: list[Unit], index: pa.Table, split: str) -> dict[str, list[int]]:
-    """Items, captions and questions of a split: how many were decoded, and of how many."""
-    asked = [row for unit in units for row in unit.rows if row.split == split]
+    """Items, captions and questions of a split: how many were decoded, and of how many.
+
+    An item of which nothing was said counts as neither.
+    """
+    asked = [row for unit in units for row in unit.rows if row.split == split and (row.captions or row.questions)]
     mine = index.filter(pc.equal(index["split"], split))
     captions, questions = (sum(map(len, mine[name].to_pylist())) for name in ("captions", "questions"))
     return {

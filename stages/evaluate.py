@@ -28,6 +28,7 @@ from stages.progress import progress
 from stages.training.distributed import pick_device
 
 VERSION = 2
+TASKS = {"captions": "retrieval", "questions": "qa"}
 
 
 class Config(StageConfig):
@@ -45,6 +46,7 @@ class Config(StageConfig):
     least_share: float = Field(
         0.99, ge=0, le=1, description="share of the split's items that must have been decoded; below, it is an error"
     )
+    text_length: int = Field(0, ge=0, description="most word pieces of a text; 0: as many as in the model's training")
     controls: bool = Field(False, description="also: colours alone, frames shuffled, frames reversed")
     contrasts: tuple[tuple[str, str], ...] = Field(
         (), description="pairs of answers to tell apart, such as left and right"
@@ -79,7 +81,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     device = pick_device(resources)
     report = Report(config.split, out)
     for name in dict.fromkeys(filter(None, (config.retrieval, config.qa))):
-        count_items(config, name, inputs[name], report)
+        there, asked = check_items(config, name, inputs[name])
+        if there < asked:
+            report.add(f"decoded of {name}", f"{there} of {asked}", 100 * there / asked, asked, None, f"decoded/{name}")
     parts = [
         part for part in (zero_shot, fine_tuned, questions, entities) if part.__name__ in available(config, inputs)
     ]
@@ -92,18 +96,21 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     return Outcome(items, report.metrics)
 
 
-def count_items(config: Config, name: str, folder: Path, report: Report) -> None:
-    """Tells how many of a split's items were decoded. Raises InputError where it is too small a share of them."""
+def check_items(config: Config, name: str, folder: Path) -> tuple[int, int]:
+    """How many items of the split were decoded, and of how many. Raises InputError where they are too small a share,
+    or where none has what is asked of this corpus; a pipeline calls it before it trains anything."""
+    for wanted, column in ((config.retrieval, "captions"), (config.qa, "questions")):
+        if wanted == name and not any(ShardReader(folder, config.split).column(column).to_pylist()):
+            raise InputError(f"{name}: no {config.split} item has {column}; leave evaluate.{TASKS[column]} empty")
     if not (folder / "statistics.json").is_file():
-        return  # shards that were made elsewhere: what they lack is not known
+        return 0, 0  # shards that were made elsewhere: what they lack is not known
     there, asked = read_json(folder / "statistics.json")["splits"][config.split]["items"]
     if asked and there < config.least_share * asked:
         raise InputError(
             f"{name}: {there} of {asked} {config.split} items could be decoded, less than evaluate.least_share = "
             f"{config.least_share:g}: scores would be of another test; see {folder / 'rejects.parquet'}"
         )
-    if there < asked:
-        report.add(f"decoded of {name}", f"{there} of {asked}", 100 * there / asked, asked, None, f"decoded/{name}")
+    return there, asked
 
 
 def available(config: Config, inputs: dict[str, Path]) -> set[str]:
@@ -147,12 +154,16 @@ def score(
     """Scores (texts, videos) by the configured protocol."""
     model = cast(Alpro, folder.model)
     texts, videos = encode_gallery(
-        evaluator(folder, device), gallery, folder.tokenizer, folder.preprocessing.text_length, device, reorder
+        evaluator(folder, device), gallery, folder.tokenizer, length_of(config, folder), device, reorder
     )
     scores = (
         match_all(model, texts, videos) if config.protocol == "all" else match_top_k(model, texts, videos, config.k)
     )
     return scores, texts, videos
+
+
+def length_of(config: Config, folder: ModelFolder) -> int:
+    return config.text_length or folder.preprocessing.text_length
 
 
 def similarity(texts: Texts, videos: Videos) -> np.ndarray:
@@ -216,9 +227,7 @@ def questions(config: Config, inputs: dict[str, Path], report: Report, device: t
         orders += [("shuffled", Shuffle(config.seed)), ("reversed", reverse)]
     for name, reorder in orders:
         objective = evaluator(folder, device)
-        logits = answer_logits(
-            objective, asked, folder.tokenizer, folder.preprocessing.text_length, device, reorder=reorder
-        )
+        logits = answer_logits(objective, asked, folder.tokenizer, length_of(config, folder), device, reorder=reorder)
         answers = [folder.answers[int(i)] for i in logits.argmax(1)]
         right = np.array([a == b for a, b in zip(answers, asked.answers, strict=True)])
         what, key = (f"control: frames {name}", f"qa_{name}") if name else ("question answering", "qa")

@@ -2,6 +2,8 @@
 
 import os
 import sqlite3
+import stat
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +13,8 @@ from shards.schema import InputError
 from stages.artifacts import digest
 from stages.progress import progress
 from stages.training.checkpoint import checksum
+
+SECONDS_BETWEEN_COMMITS = 2.0
 
 
 class Digests:
@@ -27,32 +31,50 @@ class Digests:
         return sqlite3.connect(self.path, timeout=60)
 
     def of(self, files: list[Path]) -> list[str]:
-        """The digest of each file; "missing" where there is none."""
-        with closing(self._open()) as db, db, progress("reading files", len(files), "files") as advance:
-            found = []
-            for file in files:
-                found.append(self._of(db, file))
-                advance()
+        """The digest of each file; "missing" where there is none, or none that can be read.
+
+        No transaction is open while a file is read, so that another pipeline need not wait; what was read is kept
+        every few seconds, also by a run that is interrupted.
+        """
+        found: list[str] = []
+        fresh: list[tuple[str, int, int, str]] = []
+        with closing(self._open()) as db, progress("reading files", len(files), "files") as advance:
+            kept = time.monotonic()
+            try:
+                for file in files:
+                    found.append(self._of(db, file, fresh))
+                    if time.monotonic() - kept > SECONDS_BETWEEN_COMMITS:
+                        self._keep(db, fresh)
+                        kept = time.monotonic()
+                    advance()
+            finally:
+                self._keep(db, fresh)
         return found
 
-    def _of(self, db: sqlite3.Connection, file: Path) -> str:
+    def _of(self, db: sqlite3.Connection, file: Path, fresh: list[tuple[str, int, int, str]]) -> str:
+        """The digest of one file, added to `fresh` if it had to be read."""
         try:
             about = file.stat()
+            if not stat.S_ISREG(about.st_mode):
+                return "missing"
+            known = db.execute("select size, changed, digest from digests where path = ?", (str(file),)).fetchone()
+            if known and known[:2] == (about.st_size, about.st_mtime_ns):
+                return known[2]
+            value = checksum(file)
         except OSError:
             return "missing"
-        known = db.execute("select size, changed, digest from digests where path = ?", (str(file),)).fetchone()
-        if known and known[:2] == (about.st_size, about.st_mtime_ns):
-            return known[2]
-        value = checksum(file)
-        db.execute(
-            "insert or replace into digests values (?, ?, ?, ?)", (str(file), about.st_size, about.st_mtime_ns, value)
-        )
+        fresh.append((str(file), about.st_size, about.st_mtime_ns, value))
         return value
+
+    def _keep(self, db: sqlite3.Connection, fresh: list[tuple[str, int, int, str]]) -> None:
+        with db:
+            db.executemany("insert or replace into digests values (?, ?, ?, ?)", fresh)
+        fresh.clear()
 
 
 def digest_data(source: Path, digests: Digests, annotations: Mapping[str, Path] | None = None) -> str:
     """The digest of a manifest, a folder, or a folder with annotation files, with the contents of every file named."""
-    source = Path(os.path.normpath(source))
+    source = Path(os.path.normpath(source.absolute()))
     rows, rejects = read_source(source, annotations or {})
     root = source if source.is_dir() else source.parent
     files = sorted({row.path for row in rows})

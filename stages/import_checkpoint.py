@@ -6,17 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
-from models.folder import ModelFolder, check_weights
+from models.folder import ModelFolder, Preprocessing, check_weights
 from models.official import Weights, from_official, read_checkpoint, sizes, split_prompter
 from shards.schema import InputError
 from stages.word_pieces import load_tokenizer
 
 Task = Literal["pretrain", "retrieval", "qa", "prompter"]
+# Word pieces of a text in the official configurations; DiDeMo's retrieval alone has 50.
+TEXT_LENGTH = {"pretrain": 30, "retrieval": 40, "qa": 40, "prompter": 30}
 # What official checkpoints hold although the model of the task does not read it.
 NEEDLESS = {
     "pretrain": (),
@@ -38,30 +41,37 @@ class Imported:
 
 
 def import_checkpoint(
-    file: Path, out: Path, task: Task, tokenizer: str, words: Path | None = None, heads: int = 0
+    file: Path,
+    out: Path,
+    task: Task,
+    tokenizer: str,
+    words: Path | None = None,
+    heads: int = 0,
+    text_length: int | None = None,
 ) -> Imported:
     """Writes the model folder `out` from an official checkpoint; of a pre-training one also `out`/prompter.
 
     tokenizer: as in `load_tokenizer`. words: the entities (pretrain, prompter) or answers (qa) in the order of the
-    head, as a JSON list, a JSON object of word to number, or lines of text; without it they are numbered. Raises
-    InputError, and writes nothing, for a checkpoint that is not one of this task.
+    head, as a JSON list, a JSON object of word to number, or lines of text; without it they are numbered.
+    text_length: most word pieces of a text, where it is not the task's TEXT_LENGTH. Raises InputError, and leaves
+    nothing behind, for a checkpoint that is not one of this task, or a folder that cannot be written.
     """
-    if out.exists():
-        raise InputError(f"{out}: exists already; choose another folder or delete it")
     if file.suffix not in (".pt", ".pth", ".bin", ".safetensors"):
         raise InputError(f"{file}: a checkpoint is a .pt, .pth, .bin or .safetensors file")
+    building = out.parent / f".{out.name}.part"
     try:
+        if out.exists():
+            raise InputError(f"{out}: exists already; choose another folder or delete it")
         own, prompter = split_prompter(read_checkpoint(file))
         if task == "prompter" and prompter:
             own, prompter = prompter, {}
         loaded = load_tokenizer(tokenizer)
-        folder, found = build(own, task, loaded, words, heads)
-        building = out.with_name(f".{out.name}.part")
+        folder, found = build(own, task, loaded, words, heads, text_length)
         shutil.rmtree(building, ignore_errors=True)
         folder.save_pretrained(building)
         save_prompts(own, building)
         if task == "pretrain" and prompter:
-            teacher, about = build(prompter, "prompter", loaded, words, heads)
+            teacher, about = build(prompter, "prompter", loaded, words, heads, text_length)
             teacher.save_pretrained(building / "prompter")
             save_prompts(prompter, building / "prompter")
             found.read += about.read
@@ -70,15 +80,24 @@ def import_checkpoint(
         building.rename(out)
     except ValueError as error:
         raise InputError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{out}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
     return found
 
 
 def build(
-    state: Weights, task: Task, tokenizer: Tokenizer, words: Path | None, heads: int
+    state: Weights, task: Task, tokenizer: Tokenizer, words: Path | None, heads: int, text_length: int | None
 ) -> tuple[ModelFolder, Imported]:
     """The model of a task with official weights, and what was found. Raises ValueError where they do not fit."""
     prompts = prompt_features(state)
     config = sizes(state, heads)
+    most = config.text.max_length // 8 * 8  # texts are padded to a multiple of 8
+    if text_length is None:
+        text_length = min(TEXT_LENGTH[task], most)
+    if not 4 <= text_length <= most:
+        raise InputError(f"--text-length {text_length}: it must be from 4 to {most}, as this text encoder takes")
     weights, unread, unknown = from_official({k: v for k, v in state.items() if not k.endswith("prompt_feat")}, config)
     found = Imported(len(weights) + len(prompts), unread, unknown, config)
     labels: list[str] = []
@@ -106,7 +125,8 @@ def build(
             "give the right one with --tokenizer"
         )
     answers, entities = (labels, []) if task == "qa" else ([], labels)
-    return ModelFolder(task, model.eval(), tokenizer, entities=entities, answers=answers), found
+    preprocessing = Preprocessing(text_length=text_length)
+    return ModelFolder(task, model.eval(), tokenizer, preprocessing, entities, answers), found
 
 
 def head_size(weights: Weights, head: str, task: str) -> int:
@@ -137,12 +157,17 @@ def read_words(file: Path | None, size: int, what: str, found: Imported) -> list
         return [f"{what} {number}" for number in range(size)]
     try:
         text = file.read_text("utf-8")
-        value = json.loads(text) if file.suffix == ".json" else text.split("\n")
+        value = json.loads(text) if file.suffix == ".json" else [line for line in text.split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise InputError(f"--words {file}: not readable: {error}") from error
     if isinstance(value, dict):
+        numbers = list(value.values())
+        if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(numbers))):
+            raise InputError(f"--words {file}: the numbers of its words are not 0 to {len(numbers) - 1}, each once")
         value = sorted(value, key=value.__getitem__)
-    words = [str(word).strip() for word in value if str(word).strip()]
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise InputError(f"--words {file}: neither a list of words nor an object of word to number")
+    words = [word.strip() for word in value]
     if len(words) != size:
         raise InputError(f"--words {file}: {len(words)} words, but the checkpoint's head has {size}")
     return words

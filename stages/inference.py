@@ -43,10 +43,11 @@ class Model:
         where = pick_device(Resources(device=device))
         loaded = load_model(Path(folder), where)
         source = Path(prompts) if prompts else Path(folder)
-        if not (source / "prompts.safetensors").is_file():
+        if not prompts and not (source / "prompts.safetensors").is_file():
             return cls(loaded, {}, where)
+        found = {kind: value.to(where) for kind, value in read_prompts(source).items()}
         loaded.entities = read_words(require(source, "entities.json"))
-        return cls(loaded, {kind: value.to(where) for kind, value in read_prompts(source).items()}, where)
+        return cls(loaded, found, where)
 
     def save_pretrained(self, folder: PathLike) -> None:
         """Writes the model folder."""

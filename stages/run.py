@@ -55,16 +55,33 @@ def run(work: dict) -> Outcome:
 
 
 def watch_parent(parent: int) -> None:
-    """Stops this process, as by SIGTERM, when the process that started it is gone: nobody would take its result."""
-    if not parent or "LOCAL_RANK" in os.environ:
-        return  # torchrun's agent is watched instead, and ends its ranks
+    """Stops this process, as by SIGTERM, when the process that started it is gone: nobody would take its result.
+
+    Under torchrun, which is not stopped with the process that started it, the first rank stops the whole group.
+    """
+    rank = os.environ.get("LOCAL_RANK")
+    if not parent or rank not in (None, "0"):
+        return
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while alive(parent):
             time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if rank is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            os.killpg(os.getpgrp(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 if __name__ == "__main__":

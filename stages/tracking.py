@@ -7,6 +7,7 @@ processes on other machines need no MLflow, and a cached stage's curves come fro
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -101,6 +102,7 @@ class Tracker:
         )
 
     def _log(self, run: str, metrics: list[Metric]) -> None:
+        metrics = [Metric(metric_name(m.key), m.value, m.timestamp, m.step) for m in metrics]
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(run, metrics=metrics[start : start + 1000])
 
@@ -158,6 +160,15 @@ class Tracker:
         query = " and ".join(["attributes.status = 'RUNNING'", *wanted])
         found = self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
         return {run.info.run_id: run.data.tags for run in found}
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: letters, digits and _ - . : / and spaces, 250 of them.
+
+    >>> metric_name("test/qa/acc_what's")
+    'test/qa/acc_what_s'
+    """
+    return re.sub(r"[^\w\-.:/ ]", "_", name)[:250]
 
 
 def read_table(path: Path) -> Any:

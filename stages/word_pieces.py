@@ -17,7 +17,7 @@ class WordPieces:
     """A tokenizer with its special tokens looked up once. Raises InputError where one is missing."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer = without_padding(tokenizer)
         self.size = tokenizer.get_vocab_size()
         self.pad_id, self.sep_id, self.mask_id = (self._special(name) for name in ("[PAD]", "[SEP]", "[MASK]"))
 
@@ -42,10 +42,14 @@ class WordPieces:
         return torch.from_numpy(pad(rows, self.pad_id)), torch.from_numpy(pad([np.ones_like(r) for r in rows], 0))
 
 
-def pad(rows: list[np.ndarray], fill: int, multiple: int = 8) -> np.ndarray:
-    """Rows of different lengths to one array, as long as the longest, rounded up so that shapes are few."""
-    length = -(-max(len(row) for row in rows) // multiple) * multiple
-    out = np.full((len(rows), length), fill, np.int64)
+def padded(length: int) -> int:
+    """A length rounded up, so that shapes are few."""
+    return -(-length // 8) * 8
+
+
+def pad(rows: list[np.ndarray], fill: int) -> np.ndarray:
+    """Rows of different lengths to one array, as long as the longest, rounded up."""
+    out = np.full((len(rows), padded(max(len(row) for row in rows))), fill, np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return out
@@ -88,17 +92,32 @@ def finish_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer.json, a vocab.txt or the folder of either, or a BERT by its name on the hub or in its cache."""
-    path = Path(name)
-    for file in (path, path / "tokenizer.json", path / "vocab.txt"):
-        if file.is_file() and file.suffix == ".json":
-            return Tokenizer.from_file(str(file))
-        if file.is_file():
-            return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))))
+    """A tokenizer.json, a vocab.txt or the folder of either, or a BERT by its name on the hub or in its cache.
+
+    Raises InputError, on one line, for what is nowhere or cannot be read.
+    """
+    path, file = Path(name), None
     try:
-        return Tokenizer.from_pretrained(name)
-    except Exception as error:
+        file = next((file for file in (path, path / "tokenizer.json", path / "vocab.txt") if file.is_file()), None)
+        if file is None:
+            return without_padding(Tokenizer.from_pretrained(name))
+        if file.suffix == ".json":
+            return without_padding(Tokenizer.from_file(str(file)))
+        return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        if file is not None:
+            raise InputError(f"tokenizer {file}: not readable: {' '.join(str(error).split())[:200]}") from error
         raise InputError(
             f"tokenizer {name!r}: no such file or folder, and the hub gives no such model ({type(error).__name__}); "
             "name a folder with its tokenizer.json or vocab.txt"
         ) from error
+
+
+def without_padding(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without padding and truncation, which a file may have switched on: here both are done later, and
+    a mask says what is padding. The one given stays as it is."""
+    if tokenizer.padding or tokenizer.truncation:
+        tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+    return tokenizer

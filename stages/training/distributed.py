@@ -78,13 +78,13 @@ def gather_bytes(local: Tensor, device: torch.device) -> list[Tensor]:
     return [part.cpu() for part in parts]
 
 
-def any_rank(flags: list[bool], device: torch.device) -> list[bool]:
-    """Each flag, true where it is true on any rank."""
+def highest(values: list[float], device: torch.device) -> list[float]:
+    """The highest of each value over all ranks; of flags, whether any rank has it."""
     if not dist.is_initialized():
-        return flags
-    agreed = torch.tensor([int(flag) for flag in flags], device=device)
+        return values
+    agreed = torch.tensor([float(value) for value in values], device=device)
     dist.all_reduce(agreed, dist.ReduceOp.MAX)
-    return [bool(flag) for flag in agreed.tolist()]
+    return agreed.tolist()
 
 
 def total(local: Tensor) -> Tensor:

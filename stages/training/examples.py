@@ -192,16 +192,17 @@ class Steps(Dataset[Batch]):
         if self.unit == "question":
             question = sample.about["questions"][text_number]
             text = question["question"]
+            said = f"{text} {question['answer']}"
         else:
             captions = sample.about["captions"]
-            text = captions[int(rng.integers(len(captions))) if text_number < 0 else text_number]
+            said = text = captions[int(rng.integers(len(captions))) if text_number < 0 else text_number]
         stored = len(sample.jpegs)
         choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
         chosen = choose(stored, self.frames, rng) if stored > 1 else [0] * self.frames
         frames = sample.frames(chosen)
         crop = self.config.random_crop
         if self.config.augmentation == "official":
-            frames = augment(frames, source.kind, text, rng)
+            frames = augment(frames, source.kind, said, rng)
             crop = 1.0 if source.kind == "image" else crop
         frames = random_crop(frames, self.image_size, crop, rng)
         ids = self.words.ids([text], self.config.text_length)[0]

@@ -21,12 +21,13 @@ from stages.artifacts import CONTINUE, Resources
 from stages.progress import progress
 from stages.training.checkpoint import Checkpoints, random_state, trainable
 from stages.training.config import TrainingConfig
-from stages.training.distributed import World, any_rank, gather_bytes
+from stages.training.distributed import World, gather_bytes, highest
 from stages.training.examples import Batch, Steps
 from stages.training.metrics import Mean, MetricsFile
 from stages.training.objective import Objective
 from stages.training.optim import build_optimizer, learning_rate
 
+ASK_SECONDS = 2.0  # how often ranks ask each other whether to stop
 BAD_STEPS = 5  # losses in a row that are not finite before the run gives up
 
 Validate = Callable[[], dict[str, float]]
@@ -64,6 +65,8 @@ def fit(
     for part in objective.model.modules():
         if isinstance(part, TimeSformer | Layers):
             part.checkpoint_activations = resources.checkpoint_activations
+    if world.rank:  # or dropout would be the same on every rank
+        torch.manual_seed(config.seed + world.rank)
     optimizer = build_optimizer(objective, config, world.device)
     checkpoints, file = Checkpoints(out / "checkpoints"), MetricsFile(out, world.main)
     done = Progress(**(checkpoints.restore(objective, optimizer, world.rank) or {}))
@@ -98,10 +101,11 @@ class _Run:
     def train(self, resources: Resources, stopping: list[int], advance, validate, select: str) -> dict[str, float]:
         mean, final = Mean(), dict[str, float]()
         mean.restore(self.done.unlogged, self.world.device)
-        clock = Clock(self.done.seconds)
+        clock, asking = Clock(self.done.seconds), self.done.step
         self.objective.train()
         for batch in self.data.loader(self.done.step, resources, self.world.device):
             clock.batch_came()
+            clock.steps += 1
             mean.add(self.step(batch.to(self.world.device)))
             self.done.step += 1
             self.done.seconds = clock.seconds
@@ -111,9 +115,10 @@ class _Run:
             if validate and (last or (self.config.validate_every and step % self.config.validate_every == 0)):
                 final = self.validate(validate, select)
             # Ranks agree on when to stop and to save; asking costs a message, so many ask only now and then.
-            if not last and (logged or self.world.size == 1):
+            if not last and (step >= asking or self.world.size == 1):
                 due = clock.since_saved > resources.seconds_between_checkpoints
-                stop, save = any_rank([bool(stopping), due], self.world.device)
+                stop, save, pace = highest([bool(stopping), due, clock.pace], self.world.device)
+                asking = step + max(1, min(self.config.log_every, int(ASK_SECONDS / pace)))
                 if stop or save:
                     self.done.unlogged = mean.state()
                     self.save()
@@ -184,9 +189,9 @@ class _Run:
         return values
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
-        """Validates, and keeps the weights where they are the best so far."""
+        """Validates, in full precision as evaluation does, and keeps the weights where they are the best so far."""
         self.objective.eval()
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad():
             values = validate()
         self.objective.train()
         self.file.write(self.done.step, values)
@@ -212,6 +217,7 @@ class Clock:
         self.earlier = earlier
         self.began = self.last_step = self.last_save = time.monotonic()
         self.waited = 0.0
+        self.steps = 0
 
     def batch_came(self) -> None:
         self.waited += time.monotonic() - self.last_step
@@ -225,6 +231,11 @@ class Clock:
     @property
     def seconds(self) -> float:
         return self.earlier + time.monotonic() - self.began
+
+    @property
+    def pace(self) -> float:
+        """Seconds a step, of this start."""
+        return max(1e-3, (time.monotonic() - self.began) / max(1, self.steps))
 
     @property
     def since_saved(self) -> float:

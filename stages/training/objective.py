@@ -35,6 +35,11 @@ class Objective(nn.Module):
         Returns the loss, the similarities / temperature of this rank's videos to all texts and of its texts to
         all videos (B, G), and metrics.
         """
+        # Similarities in full precision: divided by the temperature, bfloat16 would leave two digits of them.
+        with torch.autocast(video.device.type, enabled=False):
+            return self._contrast(batch, video.float(), text.float())
+
+    def _contrast(self, batch: Batch, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Metrics]:
         video_feat, text_feat = self.model.project_video(video), self.model.project_text(text)
         all_video, all_text, all_numbers = gather(video_feat), gather(text_feat), gather(batch.video)
         temperature = self.model.clamped_temperature()

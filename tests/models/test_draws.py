@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.alpro import crop
-from models.losses import box_mask, hard_negatives, mask_words, random_box
+from models.losses import box_mask, hard_negatives, mask_words, random_box, vtc_loss
 
 
 def test_negatives_are_drawn_in_proportion_to_the_softmax_without_the_own_pair():
@@ -53,6 +53,18 @@ def test_negatives_of_extreme_similarities_are_drawn_without_nan():
     assert valid.all()
     assert columns[0] == 1
     assert (columns != torch.arange(3)).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_similarities_that_are_not_finite_reach_the_loss(bad):
+    """Nothing raises before the training loop sees that the loss is not finite and skips the step."""
+    similarity, same = torch.zeros(3, 3), torch.eye(3, dtype=torch.bool)
+    similarity[0, 1] = bad
+    columns, valid = hard_negatives(similarity, same)
+    assert valid.all()
+    assert ((columns >= 0) & (columns < 3)).all()
+    assert (columns[1:] != torch.arange(1, 3)).all()  # other rows are drawn as ever
+    assert not vtc_loss(similarity, similarity.T, torch.arange(3), same).isfinite()
 
 
 def test_negatives_of_one_seed_are_the_same():

@@ -93,11 +93,60 @@ def test_weights_that_do_not_fit_are_named(model, vit, bert, tmp_path):
         load_vit(deep, str(tmp_path / "vit.safetensors"))
 
 
+@pytest.fixture
+def plain(model) -> dict[str, torch.Tensor]:
+    """The state dict of a plain ViT of the model's sizes, with a head."""
+    own = model.video_encoder.state_dict()
+    state = {key: value.clone() for key, value in own.items() if "temporal_" not in key and key != "time_embed"}
+    return state | {"head.weight": torch.zeros(7, 64), "fc_norm.bias": torch.zeros(64)}
+
+
+def load(model: Alpro, state: dict[str, torch.Tensor], path) -> None:
+    torch.save(state, path)
+    load_vit(model, str(path))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "blocks.0.ls1.gamma",
+        "blocks.1.attn.q_norm.weight",
+        "norm_pre.weight",
+        "reg_token",
+        "head_dist.weight",
+        "time_embed",
+        "blocks.0.temporal_fc.weight",
+    ],
+)
+def test_a_vit_with_more_in_it_is_refused(key, model, plain, tmp_path):
+    load(model, plain, tmp_path / "plain.pt")  # the head alone is left out without a word
+    with pytest.raises(ValueError, match=f"is no plain ViT of 2 blocks: it has {key}$"):
+        load(model, plain | {key: torch.zeros(64)}, tmp_path / "more.pt")
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        ((1, 18, 64), "18 positions, which are not"),  # distilled: two tokens before the patches
+        ((1, 16, 64), "16 positions, which are not"),  # without [CLS]
+        ((1, 1, 64), "1 positions, which are not"),
+        ((1, 0, 64), r"pos_embed is \(1, 0, 64\), not \(1, 17, 64\)"),
+        ((2, 17, 64), r"pos_embed is \(2, 17, 64\)"),
+        ((64,), r"pos_embed is \(64,\)"),
+        ((), r"pos_embed is \(\)"),
+    ],
+)
+def test_a_position_embedding_of_another_form_is_told_in_one_line(shape, told, model, plain, tmp_path):
+    with pytest.raises(ValueError, match=told) as error:
+        load(model, plain | {"pos_embed": torch.zeros(shape)}, tmp_path / "vit.pt")
+    assert "\n" not in str(error.value)
+
+
 def test_what_cannot_be_had_is_one_line_that_says_how_to_bring_it(model, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for load, name in ((load_vit, "vit_base_patch16_224.orig_in21k_ft_in1k"), (load_bert, "nobody/no-such-bert")):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
+    for load_one, name in ((load_vit, "vit_base_patch16_224.orig_in21k_ft_in1k"), (load_bert, "nobody/no-such-bert")):
         with pytest.raises(ValueError, match="on a machine with a network") as told:
-            load(model, name)
+            load_one(model, name)
         assert "\n" not in str(told.value)
     with pytest.raises(ValueError, match="give timm's tag"):
         load_vit(model, "vit_base_patch16_224")

@@ -96,6 +96,45 @@ def test_own_data_takes_the_place_of_every_corpus(tmp_path):
     assert config.evaluate.retrieval == config.evaluate.qa == "data"
 
 
+def test_data_without_questions_leaves_question_answering_out(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "a.txt").write_text("a dog runs")
+    config = load_config("own_videos", str(tmp_path))
+    assert config.finetune_qa is None
+    assert (config.evaluate.retrieval, config.evaluate.qa) == ("data", "")
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text('{"path": "a.mp4", "questions": [{"question": "what?", "answer": "dog"}]}\n')
+    assert load_config("own_videos", str(manifest)).finetune_qa is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["corpora = 3", "corpora = []", "train_prompter = 3", "pretrain.phases = [1]", "model = 'big'", "corpora.a = 1"],
+)
+@pytest.mark.parametrize("data", ["", "videos"])
+def test_what_is_no_table_is_one_line(text, data, tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(f"name = 'x'\n{text}\n")
+    with pytest.raises(InputError, match="must be a table"):
+        load_config(str(path), data)
+
+
+def test_a_text_longer_than_the_model_takes_is_told_before_anything_runs():
+    with pytest.raises(InputError, match=r"text_length 33, padded to 40, is more than model.text.max_length 32"):
+        load_config(TINY, changes=["pretrain.text_length=33"])
+
+
+def test_paths_of_set_are_relative_to_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bert").mkdir()
+    changes = ["corpora.webvid.data=videos", "corpora.webvid.annotations.train=a.csv", "corpora.cc3m.data=images"]
+    config = load_config("webvid_cc3m", changes=[*changes, "pretrain.bert=bert"])
+    assert config.corpora["webvid"].data == str(tmp_path / "videos")
+    assert config.corpora["webvid"].annotations == {"train": str(tmp_path / "a.csv")}
+    assert config.pretrain.bert == str(tmp_path / "bert")
+    assert config.train_prompter.bert == "bert-base-uncased"  # a name on the hub stays what it is
+
+
 def test_a_data_path_is_relative_to_the_configuration(tmp_path):
     text = (CONFIGS / "own_videos.toml").read_text().replace('data = ""', 'data = "videos"')
     (tmp_path / "mine.toml").write_text(text)

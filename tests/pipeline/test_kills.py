@@ -53,12 +53,12 @@ def training(folder: Path) -> list[int]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("how", ["training process", "pipeline", "ctrl-c"])
+@pytest.mark.parametrize("how", ["training process", "pipeline", "pipeline of two ranks", "ctrl-c"])
 def test_a_killed_stage_leaves_no_artifact_and_continues(how, tmp_path):
-    process = start(tmp_path, *LONG)
+    process = start(tmp_path, *LONG, *(["--set", "resources.processes=2"] if "ranks" in how else []))
     folder, _ = prompter(tmp_path)
     wait_for(lambda: list(folder.glob("checkpoints/step-*")))
-    victim = {"training process": training(folder)[0], "pipeline": process.pid, "ctrl-c": process.pid}[how]
+    victim = training(folder)[0] if how == "training process" else process.pid
     os.kill(victim, signal.SIGINT if how == "ctrl-c" else signal.SIGKILL)
     process.wait(60)
     assert process.returncode != 0

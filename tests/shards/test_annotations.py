@@ -3,10 +3,11 @@
 import csv
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
-from shards.annotations import read_annotations
+from shards.annotations import Places, read_annotations
 from shards.schema import InputError
 
 
@@ -55,12 +56,12 @@ def test_the_sentences_of_a_didemo_video_are_one_query(tmp_path, videos):
 def test_questions_have_their_answer_type(tmp_path, videos):
     asked = {"question": "what is it", "answer": "dog", "video_id": "video1", "answer_type": "what", "question_id": 1}
     file = lines(
-        tmp_path / "a.jsonl", asked, {**asked, "answer_type": None, "question": "Who is it"}, {**asked, "answer": ""}
+        tmp_path / "a.jsonl", asked, {**asked, "answer_type": None, "question": "Who's it"}, {**asked, "answer": ""}
     )
     (row,), (reject,) = read_annotations(videos, {"train": file})
     assert [(q.question, q.answer, q.type) for q in row.questions] == [
         ("what is it", "dog", "what"),
-        ("Who is it", "dog", "who"),
+        ("Who's it", "dog", "who"),
     ]
     assert "line 3" in reject.id
     assert "without a text or an answer" in reject.reason
@@ -91,7 +92,73 @@ def test_a_video_of_two_splits_is_two_rows(tmp_path, videos):
     assert [(row.id, row.group) for row in rows] == [("train/video1", "video1"), ("test/video1", "video1")]
 
 
-@pytest.mark.parametrize("name", ["../video1", "/etc/passwd", ""])
+@pytest.mark.parametrize(
+    ("files", "name", "found"),
+    [
+        ("B/0001.mp4", "A/0001.mp4", None),  # a folder that is named is meant
+        ("B/0001.mp4", "A/0001", None),
+        ("A/0001.MP4 B/0001.mp4", "A/0001", "A/0001.MP4"),
+        ("B/0001.mp4", "0001.mp4", "B/0001.mp4"),
+        ("B/0001.webm", "0001.mp4", "B/0001.webm"),
+        ("0001.webm B/0001.mp4", "0001", "0001.webm"),  # in the folder itself before below it
+        ("77.jpg 77.mp4", "77", "77.mp4"),  # a thumbnail is not the video
+        ("A/77.jpg B/77.mp4", "77", "B/77.mp4"),
+        ("77.jpg", "77.mp4", None),
+        ("77.mp4", "77.jpg", None),
+        ("A/77.png", "77.jpg", "A/77.png"),
+        ("A/77.jpg", "77", "A/77.jpg"),
+        ("x.mov.mp4", "x.mov", "x.mov.mp4"),
+        ("A/x.mov.mp4", "x.mov", "A/x.mov.mp4"),
+        ("A/x.mov.mp4", "A/x.mov", "A/x.mov.mp4"),
+        ("A/7.mp4 B/7.webm", "7.webm", "B/7.webm"),  # the whole name before its stem
+    ],
+)
+def test_a_name_finds_its_file_and_no_other(tmp_path, files, name, found):
+    for file in files.split():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    path = Places(tmp_path).find(name)
+    assert (str(path.relative_to(tmp_path)) if path.is_file() else None) == found
+
+
+def test_a_name_that_files_of_two_folders_share_is_rejected(tmp_path, videos):
+    (videos / "0002").mkdir()
+    (videos / "0002/77.webm").touch()
+    said = [{"caption": "x", "clip_name": name} for name in ("77", "0001/77")]
+    (row,), (reject,) = read_annotations(videos, {"test": lines(tmp_path / "a.jsonl", *said)})
+    assert row.path == videos / "0001/77.mp4"
+    assert (reject.id, reject.reason) == ("77", "bad row: the name could mean 0001/77.mp4 or 0002/77.webm")
+
+
+def test_a_number_may_be_a_name(tmp_path, videos):
+    (videos / "0.mp4").touch()
+    asked = {"question": "what is it", "answer": "dog", "video_id": 0}
+    (row,), rejects = read_annotations(videos, {"train": lines(tmp_path / "a.jsonl", asked)})
+    assert (row.path, rejects) == (videos / "0.mp4", [])
+
+
+def test_a_name_longer_than_any_files_is_that_of_a_missing_one(tmp_path, videos):
+    said = {"caption": "x", "clip_name": 300 * "x"}
+    rows, _ = read_annotations(videos, {"train": lines(tmp_path / "a.jsonl", said)})
+    assert rows[0].path.parent == videos
+
+
+def test_half_a_surrogate_pair_does_not_get_through(tmp_path, videos):
+    said = {"caption": "a dog \ud83d", "clip_name": "video1"}
+    asked = {"question": "what \ud83d?", "answer": "dog", "video_id": "video2"}
+    rows, _ = read_annotations(videos, {"train": lines(tmp_path / "a.jsonl", said, asked)})
+    assert rows[0].captions == ("a dog ?",)
+    assert rows[1].questions[0].question == "what ??"
+
+
+def test_a_folder_named_from_where_one_stands_is_the_same(tmp_path, videos, monkeypatch):
+    file = lines(tmp_path / "a.jsonl", {"caption": "x", "clip_name": "video1"}, {"caption": "x", "clip_name": "none"})
+    rows = read_annotations(videos, {"train": file})
+    monkeypatch.chdir(videos)
+    assert read_annotations(Path(), {"train": file}) == rows
+
+
+@pytest.mark.parametrize("name", ["../video1", "/etc/passwd", "", ".", "video1\0"])
 def test_a_name_that_leaves_the_folder_is_rejected(tmp_path, videos, name):
     good = {"caption": "x", "clip_name": "video1"}
     rows, rejects = read_annotations(videos, {"train": lines(tmp_path / "a.jsonl", good, {**good, "clip_name": name})})

@@ -1,6 +1,7 @@
 """Which frames come out of a video, by either decoder, and what is refused and why."""
 
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.decode import Clip, DecodeError, decode_image, decode_video
+from shards.decode import Clip, DecodeError, decode_image, decode_video, ffmpeg_binary
+from shards.schema import InputError
 
 pytest.importorskip("av")
 pytest.importorskip("ffmpeg")
@@ -252,6 +254,36 @@ def test_a_photograph_taken_on_its_side_is_turned(tmp_path: Path):
     (frame,) = decode_image(tmp_path / "a.jpg", 32).frames.astype(int)
     assert (frame[:, -8:, 0] > 200).all()
     assert (frame[:, :8, 2] > 200).all()
+
+
+def test_a_broken_exif_is_refused_with_the_reason(tmp_path: Path):
+    """A unit of resolution that is no short number brings a struct.error up in Pillow when it turns the image."""
+    turned, unit = (0x0112, 3, 1, 6 << 16), (0x0128, 4, 1, 100000)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIIHHIII", 8, 2, *turned, *unit, 0)
+    Image.fromarray(scenery(0)).save(tmp_path / "a.jpg", exif=exif)
+    with pytest.raises(DecodeError, match="unreadable image: 'H' format"):
+        decode_image(tmp_path / "a.jpg", 32)
+
+
+@pytest.mark.parametrize("name", ["a folder.mp4", "a\0.mp4", 300 * "x" + ".mp4", "file/a.mp4"])
+def test_what_is_no_file_is_refused(tmp_path: Path, name: str):
+    (tmp_path / "a folder.mp4").mkdir()
+    (tmp_path / "file").touch()
+    for decode in (lambda path: decode_image(path, 32), lambda path: decode_video(path, 2, 32)):
+        with pytest.raises(DecodeError, match=r"no such file|unreadable: File name too long"):
+            decode(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "package"), [("pyav", "av"), ("auto", "av"), ("ffmpeg", "ffmpeg"), ("ffmpeg", "imageio_ffmpeg")]
+)
+def test_a_missing_decoder_is_a_mistake_and_not_the_videos(make_video: Make, monkeypatch, decoder, package: str):
+    path = make_video("a.mp4", 4)
+    ffmpeg_binary.cache_clear()
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=r"install"):
+        decode_video(path, 2, 32, decoder=decoder)
 
 
 def test_what_is_no_image_is_refused_with_the_reason(tmp_path: Path):

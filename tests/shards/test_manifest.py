@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.manifest import assign_splits, read_manifest
+from shards.manifest import assign_splits, question_type, read_manifest
 from shards.schema import InputError, Row
 
 QUESTION = {"question": "what  runs?", "answer": "dog"}
@@ -110,6 +110,7 @@ def test_a_manifest_of_every_form_gives_the_same_rows(form: Callable[[Path], Pat
 
 def test_a_folder_is_its_videos_and_images_with_their_texts(tmp_path: Path):
     (tmp_path / "deep").mkdir()
+    (tmp_path / "folder.mp4").mkdir()
     for name in ("b.MP4", "deep/a.webm", "deep/still.PNG", "notes.md"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "b.txt").write_text("one dog\n\n  two   dogs \none dog\n")
@@ -170,6 +171,31 @@ def test_questions_are_folded_and_typed_by_their_first_word(write):
     assert (second.question, second.answer, second.type) == ("How many?", "2", "number")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("what", "what"),
+        ("What's", "what"),
+        ("what’s", "what"),
+        ("(what", "what"),
+        ("'what'", "what"),
+        ("Yes/No", "yes_no"),
+        ("how many", "how_many"),
+        ("multi-choice_2", "multi-choice_2"),
+        ("?!", "other"),
+        ("什么", "other"),
+    ],
+)
+def test_a_type_can_stand_in_a_metrics_name(text: str, expected: str):
+    assert question_type(text) == expected
+
+
+def test_types_that_are_given_are_reduced_too(write):
+    questions = [{"question": "What's he doing?", "answer": "x"}, {**QUESTION, "type": "How many?"}]
+    row = only(write({"path": "a.mp4", "questions": questions}))
+    assert [question.type for question in row.questions] == ["what", "how_many"]
+
+
 def test_every_other_column_is_kept(write):
     row = only(write({"path": "a.mp4", "caption": "x", "licence": "CC0", "score": 0.5, "tags": ["a", {"b": None}]}))
     assert row.meta == {"licence": "CC0", "score": 0.5, "tags": ["a", {"b": None}]}
@@ -183,6 +209,7 @@ def test_every_other_column_is_kept(write):
         ({"caption": "x"}, "no path"),
         ({"path": 7, "caption": "x"}, "no path"),
         ({"path": ".", "caption": "x"}, "empty name"),
+        ({"path": "b\0.mp4", "caption": "x"}, "'b\\x00.mp4' names no file"),
         ({"path": "b.mp4", "caption": "x", "start": "soon"}, "'soon' is not a time in seconds"),
         ({"path": "b.mp4", "caption": "x", "start": 3, "end": 2}, "start 3.0 is not before end 2.0"),
         ({"path": "b.mp4", "caption": "x", "start": -1}, "start: "),
@@ -262,6 +289,15 @@ def test_a_folder_beside_that_begins_with_the_same_name_is_outside(tmp_path: Pat
         read_manifest(path)
 
 
+def test_a_manifest_named_from_where_one_stands_keeps_to_its_folder(write, tmp_path: Path, monkeypatch):
+    path = write({"path": "a.mp4", "caption": "x"}, {"path": "../secret.mp4", "caption": "x"})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="leaves the data folder"):
+        read_manifest(Path(path.name))
+    write({"path": "a.mp4", "caption": "x"})
+    assert only(Path(path.name)).path == tmp_path / "a.mp4"
+
+
 @pytest.mark.parametrize("path", ["sub/../a.mp4", "./a.mp4", "{root}/a.mp4"])
 def test_a_path_that_stays_in_the_folder_is_taken(write, tmp_path: Path, path: str):
     assert only(write({"path": path.format(root=tmp_path), "caption": "x"})).path == tmp_path / "a.mp4"
@@ -329,6 +365,8 @@ def test_half_a_surrogate_pair_does_not_get_through(write):
     assert len(rows) + len(rejects) == 1
     for row in rows:
         "".join(row.captions).encode()
+    (row,), _ = read_manifest(write('{"path": "a.mp4", "caption": "x", "a \\ud83d": "b \\ud83d"}'))
+    assert row.meta == {"a ?": "b ?"}
 
 
 def rows_of(groups: list[int], split: str = "") -> list[Row]:

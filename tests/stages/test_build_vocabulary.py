@@ -17,7 +17,7 @@ from shards.reader import read_index
 from shards.schema import InputError
 from stages import build_vocabulary
 from stages.build_vocabulary import Config, choose, count_nouns, tag_unit
-from stages.word_pieces import load_tokenizer, train_tokenizer
+from stages.word_pieces import WordPieces, load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue star", "a fish swims in the sea"] * 2
@@ -185,3 +185,25 @@ def test_special_tokens_of_a_vocab_txt_are_not_shown(tmp_path):
 def test_a_tokenizer_that_is_nowhere_is_a_mistake(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         load_tokenizer(str(tmp_path / "nothing" / "here"))
+
+
+def test_padding_and_truncation_of_a_tokenizer_file_are_left_out(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, 120)
+    expected = WordPieces(tokenizer).batch(TEXTS, 9)
+    tokenizer.enable_padding(length=12)
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert (loaded.padding, loaded.truncation) == (None, None)
+    for found, wanted in zip(WordPieces(tokenizer).batch(TEXTS, 9), expected, strict=True):
+        assert found.tolist() == wanted.tolist()
+    assert tokenizer.truncation["max_length"] == 4  # the one given stays as it was
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_a_broken_tokenizer_file_is_a_mistake(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\xff\xfe{")
+    for given in (tmp_path / name, tmp_path):
+        with pytest.raises(InputError, match=f"{name}: not readable") as told:
+            load_tokenizer(str(given))
+        assert "\n" not in str(told.value)

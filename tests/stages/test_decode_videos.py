@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from shards.decode import DecodeError
 from shards.reader import ShardReader
 from shards.schema import SPLITS, InputError, Row
 from stages import decode_videos
@@ -140,6 +142,51 @@ def test_more_rejects_than_allowed_end_the_stage(decode_rows):
 def test_as_many_rejects_as_allowed_do_not(decode_rows):
     outcome, _ = decode_rows([{"id": "told", "captions": ["a wall"]}, {"id": "silent"}], most_rejects=0.5)
     assert outcome.counts["rejected"] == 1
+
+
+def test_a_failed_stage_decodes_again_what_was_rejected_and_nothing_else(tmp_path, inline_pool, resources, monkeypatch):
+    rows = [{"id": name, "captions": ["a wall"], "split": split} for name, split in zip("abc", SPLITS, strict=True)]
+    source, out = write_manifest(tmp_path / "data", rows), tmp_path / "out"
+    out.mkdir()
+    whole = (tmp_path / "data" / "b.png").read_bytes()
+    (tmp_path / "data" / "b.png").write_bytes(b"")
+    with pytest.raises(InputError, match="1 of 3 items were rejected"):
+        decode_videos.run(Config(size=16), {"data": source}, out, resources)
+    (tmp_path / "data" / "b.png").write_bytes(whole)
+    done: list[str] = []
+    do_unit = decode_videos.do_unit
+    monkeypatch.setattr(decode_videos, "do_unit", lambda unit, **how: (done.append(unit.name), do_unit(unit, **how))[1])
+    assert decode_videos.run(Config(size=16), {"data": source}, out, resources).counts["rejected"] == 0
+    assert done == ["validation-image-00000"]
+
+
+def test_a_missing_decoder_ends_the_stage_and_rejects_nothing(tmp_path, inline_pool, resources, monkeypatch):
+    (tmp_path / "a.mp4").write_bytes(b"a video")
+    (tmp_path / "a.txt").write_text("a wall")
+    out = tmp_path / "out"
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match="no PyAV"):
+        decode_videos.run(Config(), {"data": tmp_path}, out, resources)
+    assert not list(out.rglob("*.rejects.parquet"))
+
+
+def test_an_item_of_which_nothing_was_said_was_not_asked_for(decode_rows, monkeypatch):
+    rows = [{"id": "told", "captions": ["a wall"]}, {"id": "silent"}, {"id": "cut", "captions": ["x", "y"]}]
+    decode_image = decode_videos.decode_image
+
+    def decode(path, size):
+        if path.stem == "cut":
+            raise DecodeError("unreadable")
+        return decode_image(path, size)
+
+    monkeypatch.setattr(decode_videos, "decode_image", decode)
+    outcome, out = decode_rows([row | {"split": "test"} for row in rows], most_rejects=1)
+    assert outcome.counts["rejected"] == 2
+    assert read_json(out / "statistics.json")["splits"]["test"] == {
+        "items": [1, 2],
+        "captions": [1, 3],
+        "questions": [0, 0],
+    }
 
 
 def test_no_captions_at_all_is_a_mistake_that_says_what_to_do(decode_rows):

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,41 @@ def test_an_unchanged_file_is_read_once_and_a_changed_one_again(tmp_path, digest
     assert read == ["a", "a"]
 
 
+def test_another_pipeline_can_write_while_files_are_read(tmp_path, digests, monkeypatch):
+    checksum = files.checksum
+    monkeypatch.setattr(files, "SECONDS_BETWEEN_COMMITS", 0)
+
+    def write_meanwhile(path):
+        with sqlite3.connect(digests.path, timeout=0) as other:
+            other.execute("insert or replace into digests values (?, 1, 1, 'x')", (f"other {path}",))
+        other.close()
+        return checksum(path)
+
+    monkeypatch.setattr(files, "checksum", write_meanwhile)
+    named = [tmp_path / name for name in "abc"]
+    for file in named:
+        file.write_bytes(file.name.encode())
+    assert digests.of(named) == [hashlib.sha256(name).hexdigest() for name in (b"a", b"b", b"c")]
+
+
+def test_an_interrupted_reading_keeps_what_it_read(tmp_path, digests, monkeypatch):
+    read = []
+
+    def checksum(path):
+        read.append(path.name)
+        if read == ["a", "b"]:
+            raise KeyboardInterrupt
+        return path.name
+
+    monkeypatch.setattr(files, "checksum", checksum)
+    for name in "ab":
+        (tmp_path / name).touch()
+    with pytest.raises(KeyboardInterrupt):
+        digests.of([tmp_path / "a", tmp_path / "b"])
+    assert digests.of([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+    assert read == ["a", "b", "b"]
+
+
 CHANGES = {
     "a video's contents": lambda data: (data.parent / "a.mp4").write_bytes(b"other contents"),
     "a caption": lambda data: data.write_text(data.read_text().replace("this is", "that is")),
@@ -82,3 +119,18 @@ def test_the_digest_of_a_folder_is_that_of_its_videos_and_texts(data, digests):
 def test_a_path_with_dots_is_as_good_as_one_without(data, digests):
     dotted = data.parent / ".." / data.parent.name / data.name
     assert digest_data(dotted, digests) == digest_data(data, digests)
+
+
+def test_a_folder_in_a_files_place_is_missing(data, digests):
+    (data.parent / "c.mp4").mkdir()
+    assert digests.of([data.parent / "c.mp4"]) == ["missing"]
+    data.write_text(
+        data.read_text() + '{"path": "c.mp4", "caption": "a folder"}\n{"path": "d\\u0000", "caption": "x"}\n'
+    )
+    assert digest_data(data, digests)
+
+
+def test_a_manifest_named_from_where_one_stands_is_as_good_as_its_whole_path(data, digests, monkeypatch):
+    before = digest_data(data, digests), digest_data(data.parent, digests)
+    monkeypatch.chdir(data.parent)
+    assert (digest_data(Path(data.name), digests), digest_data(Path(), digests)) == before

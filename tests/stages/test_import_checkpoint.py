@@ -11,6 +11,7 @@ from tokenizers.models import WordPiece
 from models.alpro import Alpro, Prompter
 from models.folder import ModelFolder
 from models.official import to_official
+from pipeline.cli import parser
 from shards.schema import InputError
 from stages.import_checkpoint import import_checkpoint
 
@@ -29,7 +30,9 @@ def config(tiny_model):
     """Sizes that shapes alone tell, but for the heads: one for every 64 channels."""
     found = tiny_model(300)
     video = found.video.model_copy(update={"heads": 1})
-    return found.model_copy(update={"video": video, "text": found.text.model_copy(update={"heads": 1})})
+    return found.model_copy(
+        update={"video": video, "text": found.text.model_copy(update={"heads": 1, "max_length": 64})}
+    )
 
 
 @pytest.fixture
@@ -102,6 +105,37 @@ def test_the_words_of_a_head_are_taken_in_its_order(official, tokenizer, tmp_pat
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("3", "neither a list of words"),
+        ("null", "neither a list of words"),
+        ('"abcdef"', "neither a list of words"),
+        ('["a", "b", "c", "d", "e", 6]', "neither a list of words"),
+        ('{"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": "5"}', "not 0 to 5, each once"),
+        ('{"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 4}', "not 0 to 5, each once"),
+        ('{"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6}', "not 0 to 5, each once"),
+    ],
+)
+def test_words_of_another_form_are_refused(words, told, official, tokenizer, tmp_path):
+    torch.save(official("qa")[1], tmp_path / "qa.pt")
+    (tmp_path / "words.json").write_text(words)
+    with pytest.raises(InputError, match=told):
+        import_checkpoint(tmp_path / "qa.pt", tmp_path / "out", "qa", tokenizer, tmp_path / "words.json")
+
+
+@pytest.mark.parametrize(("task", "usual"), [("pretrain", 30), ("prompter", 30), ("retrieval", 40), ("qa", 40)])
+def test_the_length_of_texts_is_the_tasks_unless_given(task, usual, official, tokenizer, tmp_path):
+    torch.save(official(task)[1], tmp_path / "a.pt")
+    for out, given, expected in (("usual", [], usual), ("given", ["--text-length", "50"], 50)):
+        command = ["import-checkpoint", str(tmp_path / "a.pt"), str(tmp_path / out), "--task", task, *given]
+        arguments = parser().parse_args([*command, "--tokenizer", tokenizer])
+        arguments.call(arguments)
+        assert ModelFolder.from_pretrained(tmp_path / out).preprocessing.text_length == expected
+    with pytest.raises(InputError, match="--text-length 65: it must be from 4 to 64"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "long", task, tokenizer, text_length=65)
+
+
 def test_unknown_and_missing_keys_and_the_wrong_task_are_told(official, tokenizer, tmp_path):
     _, state = official("retrieval")
     torch.save(state | {"surprise": torch.zeros(1)}, tmp_path / "a.pt")
@@ -123,7 +157,56 @@ class Bomb:
         return (print, ("this must never run",))
 
 
-@pytest.mark.parametrize("what", ["bomb", "config object", "text", "cut", "nothing", "folder there"])
+def test_a_prompter_that_does_not_fit_leaves_nothing_behind(official, tokenizer, tmp_path):
+    _, state = official("pretrain")
+    del state["prompter.vision_proj.bias"]
+    torch.save(state, tmp_path / "a.pt")
+    before = set(tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"missing weights: video_proj\.bias"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "out", "pretrain", tokenizer)
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_a_broken_tokenizer_is_told(name, official, tmp_path):
+    torch.save(official("retrieval")[1], tmp_path / "a.pt")
+    (tmp_path / name).write_bytes(b"\xff\xfe[PAD]")
+    with pytest.raises(InputError, match=f"tokenizer .*{name}: not readable: .*UTF-8"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "out", "retrieval", str(tmp_path / name))
+
+
+@pytest.mark.parametrize("below", ["a.pt/out", "a.pt/deep/out", "x" * 300])
+def test_a_folder_that_cannot_be_written_is_told(below, official, tokenizer, tmp_path):
+    torch.save(official("retrieval")[1], tmp_path / "a.pt")
+    with pytest.raises(InputError, match="cannot be written"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / below, "retrieval", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("visual_encoder.model.pos_embed", torch.zeros(32), r"pos_embed is \(32,\)"),
+        ("visual_encoder.model.pos_embed", torch.zeros(1, 18, 32), "18 positions, which are not"),
+        ("visual_encoder.model.patch_embed.proj.weight", torch.zeros(32, 192), r"proj\.weight is \(32, 192\)"),
+        ("text_encoder.bert.encoder.layer.0.attention.self.key.bias", torch.zeros(31), "missing weights"),
+        ("text_encoder.bert.encoder.layer.1", None, "TextConfig: depth: Input should be greater"),
+    ],
+)
+def test_weights_of_another_form_are_told_in_one_line(key, value, told, official, tokenizer, tmp_path):
+    _, state = official("retrieval")
+    state = {k: v for k, v in state.items() if not k.startswith(key)} | ({} if value is None else {key: value})
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=told) as error:
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "out", "retrieval", tokenizer)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_that_is_a_number_is_unknown(official, tokenizer, tmp_path):
+    torch.save(official("retrieval")[1] | {7: torch.zeros(1)}, tmp_path / "a.pt")
+    assert import_checkpoint(tmp_path / "a.pt", tmp_path / "out", "retrieval", tokenizer).unknown == ["7"]
+
+
+@pytest.mark.parametrize("what", ["bomb", "config object", "text", "cut", "empty", "nothing", "folder there"])
 def test_what_is_no_plain_checkpoint_is_refused_in_one_line(what, official, tokenizer, tmp_path, capsys):
     path, out = tmp_path / "x.pt", tmp_path / "out"
     _, state = official("retrieval")
@@ -133,6 +216,8 @@ def test_what_is_no_plain_checkpoint_is_refused_in_one_line(what, official, toke
         path.write_bytes(pickle.dumps({"model": state, "args": Bomb()}))
     elif what == "text":
         path.write_text("no checkpoint")
+    elif what == "empty":
+        path.touch()
     elif what == "cut":
         torch.save(state, path)
         path.write_bytes(path.read_bytes()[:5000])

@@ -97,3 +97,5 @@ def test_what_a_model_cannot_do_is_one_line(folders, videos, tmp_path):
         Model.from_pretrained(folders["retrieval"], device="cpu").answer(videos[0], "what?")
     with pytest.raises(InputError, match="not a model folder"):
         Model.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"prompts\.safetensors is missing"):
+        Model.from_pretrained(folders["prompter"], tmp_path / "nowhere", device="cpu")

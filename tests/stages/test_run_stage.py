@@ -111,6 +111,7 @@ def orphan(watch: str, environment: dict[str, str]) -> int:
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # as torchrun is started: the group is its own
     )
     return int(done.stdout)
 
@@ -122,8 +123,9 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_a_process_whose_parent_is_gone_is_stopped():
-    left = orphan("watch_parent(PARENT)", {})
+@pytest.mark.parametrize("environment", [{}, {"LOCAL_RANK": "0"}])
+def test_a_process_whose_starter_is_gone_is_stopped(environment):
+    left = orphan("watch_parent(PARENT)", environment)
     ends = time.monotonic() + 10
     while alive(left) and time.monotonic() < ends:
         time.sleep(0.05)
@@ -131,9 +133,9 @@ def test_a_process_whose_parent_is_gone_is_stopped():
 
 
 @pytest.mark.parametrize(
-    ("watch", "environment"), [("watch_parent(0)", {}), ("watch_parent(PARENT)", {"LOCAL_RANK": "0"})]
+    ("watch", "environment"), [("watch_parent(0)", {}), ("watch_parent(PARENT)", {"LOCAL_RANK": "1"})]
 )
-def test_a_process_that_nobody_or_torchrun_watches_is_left_alone(watch, environment):
+def test_a_process_that_nobody_or_the_first_rank_watches_is_left_alone(watch, environment):
     left = orphan(watch, environment)
     try:
         time.sleep(1.5)

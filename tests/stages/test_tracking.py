@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from mlflow.utils.validation import validate_param_and_metric_name
 
 from stages import tracking
-from stages.tracking import Tracker, flatten, read_table
+from stages.tracking import Tracker, flatten, metric_name, read_table
 
 
 class Memory:
@@ -76,6 +77,22 @@ def test_the_last_metrics_of_a_failing_stage_are_logged(tracker, client, tmp_pat
     with pytest.raises(RuntimeError, match="the stage failed"):
         fail()
     assert client.metrics == [("loss", 9.0, 7)]
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("test/qa/acc_what's", "test/qa/acc_what_s"),
+        ("acc_(how many?)", "acc__how many__"),
+        ("validation/qa/acc_où", "validation/qa/acc_où"),
+        ("a.b-c: d_1/e", "a.b-c: d_1/e"),
+        (300 * "x", 250 * "x"),
+    ],
+)
+def test_a_metrics_name_is_one_that_mlflow_takes(tracker, client, name, taken):
+    assert validate_param_and_metric_name(metric_name(name))
+    tracker.metrics("run-1", {name: 1.0})
+    assert client.metrics == [(taken, 1.0, 0)]
 
 
 def test_a_run_tells_its_configuration_a_hundred_values_at_a_time(tracker, client):

@@ -301,6 +301,22 @@ def test_a_random_crop_is_the_same_place_in_every_frame():
         assert np.array_equal(first, first[0, 0] + np.arange(5)[:, None] * 12 + np.arange(6))
 
 
+def test_what_is_said_decides_of_the_flip_answers_too(clips, stills, steps_of, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "stages.training.examples.augment", lambda frames, kind, said, rng: told.append((kind, said)) or frames
+    )
+    asked = steps_of({"clips": clips}, 3, unit="question", answers={"left": 0}, augmentation="official")
+    shown = steps_of({"stills": stills}, 1, augmentation="official")
+    assert asked[0].frames.shape[-2:] == (35, 35)  # 0.875 of 40
+    assert shown[0].frames.shape[-2:] == (40, 40)  # an image is cropped by the augmentation
+    for step in (1, 2):
+        assert asked[step].kind == "video"
+    ends = {said.split("? ")[-1] for kind, said in told if kind == "video"}
+    assert ends & {"left", "right", "up", "down"}
+    assert {kind for kind, _ in told} == {"video", "image"}
+
+
 def test_the_whole_frame_is_taken_where_no_crop_is_asked():
     frames = np.zeros((2, 10, 12, 3), np.uint8)
     assert random_crop(frames, 8, 1.0, np.random.default_rng(0)).shape == (2, 3, 10, 12)

@@ -57,6 +57,17 @@ def test_pre_training_reports_every_loss_and_their_sum(pretraining, batches, kin
     assert {"temperature", "in_batch_recall", "vtm_accuracy", "pseudo_labels_kept"} <= metrics.keys()
 
 
+def test_similarities_stay_exact_under_mixed_precision(pretraining, batches):
+    torch.manual_seed(1)
+    exact, expected = pretraining()(batches["video"])
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, metrics = pretraining()(batches["video"])
+    assert loss.dtype == metrics["loss_vtc"].dtype == torch.float32
+    torch.testing.assert_close(metrics["loss_vtc"], expected["loss_vtc"], rtol=2e-2, atol=0)
+    torch.testing.assert_close(loss, exact, rtol=5e-2, atol=0)
+
+
 def test_weights_weigh_the_losses(pretraining, batches):
     weights = {"vtc": 0.5, "vtm": 2.0, "mlm": 0.25, "pem": 4.0}
     torch.manual_seed(1)  # the same hard negatives

@@ -1,0 +1,35 @@
+"""The benchmark of full-size steps: what becomes of a task whose process is killed."""
+
+import importlib.util
+import queue
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def full_size():
+    file = Path(__file__).parents[2] / "benchmarks" / "full_size.py"
+    spec = importlib.util.spec_from_file_location("full_size", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Process:
+    """Lives for some looks, and puts `last` before it ends."""
+
+    def __init__(self, looks: int, results: queue.Queue, last: dict | None):
+        self.looks, self.results, self.last = looks, results, last
+
+    def is_alive(self) -> bool:
+        self.looks -= 1
+        if self.looks == 0 and self.last:
+            self.results.put(self.last)
+        return self.looks > 0
+
+
+@pytest.mark.parametrize("last", [None, {"seconds": 1.0}])
+def test_a_process_that_ends_is_not_waited_for(full_size, last):
+    results = queue.Queue()
+    assert full_size.wait(Process(3, results, last), results, seconds=0.001) == last
