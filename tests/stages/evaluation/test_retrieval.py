@@ -68,6 +68,25 @@ def test_the_size_of_the_batches_does_not_matter(objective, encoded, gallery, to
     torch.testing.assert_close(few.features, videos.features, atol=1e-5, rtol=0)
 
 
+def test_each_text_and_each_video_is_encoded_once(objective, gallery, tokenizer, monkeypatch):
+    """The official code encodes every text again for every video."""
+    model, encoded = objective.model, {"text": 0, "video": 0}
+
+    def counting(what, encode):
+        def call(first, *rest):
+            encoded[what] += len(first)
+            return encode(first, *rest)
+
+        return call
+
+    for what in encoded:
+        monkeypatch.setattr(model, f"encode_{what}", counting(what, getattr(model, f"encode_{what}")))
+    texts, videos = encode_gallery(objective, gallery, tokenizer, 24, CPU)
+    match_all(model, texts, videos)
+    match_top_k(model, texts, videos, 3)
+    assert encoded == {"text": len(gallery.texts), "video": len(gallery.numbers)}
+
+
 def test_a_last_batch_of_one_pair_is_a_batch(objective, encoded):
     """64 pairs in batches of 7 leave one; so does any gallery of 512 n + 1 pairs by itself."""
     texts, videos = encoded
