@@ -1,7 +1,7 @@
 """Writes docs/configuration.md from the configuration's own classes: `python docs/write_configuration.py`."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -66,7 +66,14 @@ def rows_of(model: type[BaseModel], prefix: str) -> list[str]:
 
 
 def row(name: str, field: FieldInfo) -> str:
-    return f"| `{name}` | {default(field)} | {field.description or ''}{limits(field)} |"
+    return f"| `{name}` | {default(field)} | {field.description or ''}{choices(field)}{limits(field)} |"
+
+
+def choices(field: FieldInfo) -> str:
+    """The values that can be chosen, where they are few."""
+    if get_origin(field.annotation) is not Literal:
+        return ""
+    return f" ({', '.join(f'`{value}`' for value in get_args(field.annotation))})"
 
 
 def default(field: FieldInfo) -> str:

@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     )
     importing.set_defaults(call=run_import)
     page = commands.add_parser("ui", help="open the MLflow pages on this machine")
-    page.add_argument("--port", type=int, default=5000, help="port to listen on (default 5000)")
+    page.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
     page.set_defaults(call=serve_mlflow)
     for command in (listing, showing, page):
         command.add_argument(
@@ -115,6 +115,13 @@ STAGE_HELP = {
     "finetune_qa": "fine-tune for question answering",
     "evaluate": "evaluate every model once on the test split",
 }
+
+
+def port(text: str) -> int:
+    """A port's number; argparse tells of a ValueError."""
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 1 to 65535")
+    return int(text)
 
 
 def add_run_options(command: argparse.ArgumentParser) -> None:
@@ -167,14 +174,14 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
 
 def planned(arguments: argparse.Namespace, workspace: Path) -> list[Step]:
     """The steps that were asked for, in order."""
-    from pipeline.config import load_config
+    from pipeline.config import asks_questions, load_config
     from pipeline.flow import needed, plan
     from stages.files import Digests
 
     config = load_config(arguments.config, arguments.data, arguments.changes)
     steps = plan(config, Digests(workspace / "digests.sqlite"))
-    if arguments.data and not arguments.stage and config.finetune_qa is None:
-        print("question answering is left out: no questions in the data, or no [finetune_qa]", file=sys.stderr)
+    if arguments.data and not arguments.stage and not asks_questions(Path(arguments.data)):
+        print(f"question answering is left out: no questions in {arguments.data}", file=sys.stderr)
     return needed(steps, arguments.stage) if arguments.stage else steps
 
 

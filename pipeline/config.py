@@ -137,6 +137,9 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
         values = with_data(values, data)
     for change in changes or []:
         apply_change(values, change)
+    if data and not asks_questions(Path(data)):  # then there is no question answering
+        values.pop("finetune_qa", None)
+        dict_of(values.get("evaluate")).update(qa="")
     values = resolve_data(values, Path.cwd())  # what --set named is relative to where it was typed
     model = values.get("model", {})
     for stage in ("train_prompter", "pretrain"):
@@ -202,8 +205,7 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
-    """One corpus, `data`, in the place of all: every phase of a stage becomes one, as long as all of them were.
-    Where it has no questions, question answering is left out."""
+    """One corpus, `data`, in the place of all: every phase of a stage becomes one, as long as all of them were."""
     first: dict[str, Any] = next(iter(values.get("corpora", {}).values()), {})
     form = {key: value for key, value in first.items() if key not in ("manifest", "data", "kinds", "annotations")}
     values["corpora"] = {"data": form | {"data": str(Path(data).resolve())}}
@@ -219,9 +221,6 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
     for task, stage in (("retrieval", "finetune_retrieval"), ("qa", "finetune_qa")):
         if stage in values or evaluate.get(task):
             evaluate[task] = "data"
-    if not asks_questions(Path(data)):
-        values.pop("finetune_qa", None)
-        evaluate["qa"] = ""
     return values
 
 

@@ -190,7 +190,8 @@ def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: 
 def finish(session: Session, config: PipelineConfig, root: Path, status: str) -> None:
     """Writes the report, shows the results in Prefect and MLflow, and ends the pipeline's run."""
     made = [(m.step.name, m.folder, m.manifest, m.cached) for m in session.made]
-    report = write_report(root / "reports" / f"{config.name}-{session.parent[:8]}.html", config.name, made)
+    mark = session.made[-1].step.fingerprint[:6] if session.made else session.parent[:6]
+    report = write_report(root / "reports" / f"{config.name}-{mark}.html", config.name, made)
     session.tracker.file(session.parent, report)
     session.tracker.text(session.parent, config.model_dump_json(indent=1), "config.json")
     if results := results_markdown(made):

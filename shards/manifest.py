@@ -81,7 +81,9 @@ def assign_splits(rows: list[Row], validation: float, test: float, seed: int) ->
         return hashlib.sha256(f"{seed}/{group}".encode()).digest()
 
     groups = sorted({row.group for row in rows}, key=order)
-    ends = [round(len(groups) * test), round(len(groups) * test) + round(len(groups) * validation)]
+    least = 1 if len(groups) >= 3 else 0  # a share above 0 is at least one group
+    tested, validated = (max(least, round(len(groups) * share)) if share else 0 for share in (test, validation))
+    ends = [tested, tested + validated]
     split_of = {g: "test" if i < ends[0] else "validation" if i < ends[1] else "train" for i, g in enumerate(groups)}
     return [row.model_copy(update={"split": split_of[row.group]}) for row in rows]
 
@@ -101,7 +103,9 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
             for number, record in enumerate(pq.read_table(path).to_pylist(), 1):
                 yield f"row {number}", record
         else:
-            raise InputError(f"{path}: a manifest is a .jsonl, .csv or .parquet file, or a folder of videos")
+            raise InputError(
+                f"{path}: a manifest is a .jsonl, .csv, .tsv or .parquet file (.gz too), or a folder of videos"
+            )
     except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -183,7 +184,16 @@ class Store:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of an artifact folder; None where there is none, and so no artifact."""
     path = folder / "manifest.json"
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        print(f"{path} is damaged: its artifact is made anew", file=sys.stderr)
+        return None
+    return found
 
 
 def read_json(path: Path) -> Any:

@@ -162,6 +162,6 @@ def choose(counts: Counter[str], config: Config) -> tuple[list[tuple[str, int]],
     if len(chosen) < config.entities:
         raise InputError(
             f"build_vocabulary.entities = {config.entities}, but the captions have {len(chosen)} nouns that qualify; "
-            f"set it to {len(chosen)} or less, or lower least_count"
+            f"add --set build_vocabulary.entities={len(chosen)}, or lower least_count"
         )
     return chosen, left_out

@@ -101,7 +101,10 @@ def check_items(config: Config, name: str, folder: Path) -> tuple[int, int]:
     or where none has what is asked of this corpus; a pipeline calls it before it trains anything."""
     for wanted, column in ((config.retrieval, "captions"), (config.qa, "questions")):
         if wanted == name and not any(ShardReader(folder, config.split).column(column).to_pylist()):
-            raise InputError(f"{name}: no {config.split} item has {column}; leave evaluate.{TASKS[column]} empty")
+            raise InputError(
+                f"{name}: no {config.split} item has {column}; name some in the column split, raise "
+                f"corpora.{name}.{config.split}, or leave evaluate.{TASKS[column]} empty"
+            )
     if not (folder / "statistics.json").is_file():
         return 0, 0  # shards that were made elsewhere: what they lack is not known
     there, asked = read_json(folder / "statistics.json")["splits"][config.split]["items"]

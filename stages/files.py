@@ -22,6 +22,15 @@ class Digests:
 
     def __init__(self, path: Path):
         self.path = path
+        try:
+            self._create()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # in use, not writable
+                raise
+            path.unlink()  # it is damaged, and nothing but a memory
+            self._create()
+
+    def _create(self) -> None:
         with closing(self._open()) as db, db:
             db.execute(
                 "create table if not exists digests (path text primary key, size integer, changed integer, digest text)"

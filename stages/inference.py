@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from PIL import Image
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.alpro import Alpro, Prompter
 from models.folder import ModelFolder, read_words
-from shards.decode import decode_image, decode_video
+from shards.decode import DecodeError, decode_image, decode_video
 from shards.schema import IMAGE_EXTENSIONS, InputError
 from stages.artifacts import Resources, require
 from stages.cache_prompts import read_prompts
@@ -21,7 +21,15 @@ from stages.training.distributed import pick_device
 
 PathLike = str | Path
 Box = tuple[float, float, float, float]
+T = TypeVar("T")
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+def several(items: Sequence[T]) -> list[T]:
+    """The items as a list. Raises InputError for a text in the place of a list of texts, and for none."""
+    if isinstance(items, str | Path) or not len(items):
+        raise InputError(f"give a list of one or more, not {items!r}")
+    return list(items)
 
 
 class Model:
@@ -45,6 +53,8 @@ class Model:
         source = Path(prompts) if prompts else Path(folder)
         if not prompts and not (source / "prompts.safetensors").is_file():
             return cls(loaded, {}, where)
+        if not (source / "prompts.safetensors").is_file():
+            raise InputError(f"{source}: no prompts.safetensors in it; give the folder of a cache_prompts artifact")
         found = {kind: value.to(where) for kind, value in read_prompts(source).items()}
         loaded.entities = read_words(require(source, "entities.json"))
         return cls(loaded, found, where)
@@ -57,11 +67,14 @@ class Model:
         """Files to frames (N, T, 3, S, S) uint8. Raises DecodeError for a file without a picture."""
         config = self.folder.model.config.video
         clips = []
-        for file in map(Path, files):
-            if file.suffix.lower() in IMAGE_EXTENSIONS:
-                clip = torch.tensor(decode_image(file, config.image_size).frames).expand(config.frames, -1, -1, -1)
-            else:
-                clip = torch.from_numpy(decode_video(file, config.frames, config.image_size).frames)
+        for file in map(Path, several(files)):
+            try:
+                if file.suffix.lower() in IMAGE_EXTENSIONS:
+                    clip = torch.tensor(decode_image(file, config.image_size).frames).expand(config.frames, -1, -1, -1)
+                else:
+                    clip = torch.from_numpy(decode_video(file, config.frames, config.image_size).frames)
+            except DecodeError as error:
+                raise DecodeError(f"{file}: {error}") from error
             clips.append(clip.permute(0, 3, 1, 2))
         return torch.stack(clips).to(self.device)
 
@@ -74,8 +87,8 @@ class Model:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Texts:
         """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E)."""
-        length = self.folder.preprocessing.text_length
-        return encode_texts(self.folder.model, self.folder.tokenizer, list(texts), length, self.device)
+        texts, length = several(texts), self.folder.preprocessing.text_length
+        return encode_texts(self.folder.model, self.folder.tokenizer, texts, length, self.device)
 
     def embed_videos(self, files: Sequence[PathLike]) -> Tensor:
         """Unit-length embeddings (N, E); their product with those of texts is the similarity of VTC."""
@@ -107,6 +120,8 @@ class Model:
             raise InputError(
                 "entities are named by a prompter with its prompts: Model.from_pretrained(PROMPTER, PROMPTS)"
             )
+        if not all(0 <= v <= 1 for v in box):
+            raise InputError(f"box {box}: top, left, height and width are shares of the frame, 0 to 1")
         grid = self.folder.model.config.video.grid
         top, left = (min(grid - 1, round(v * grid)) for v in box[:2])
         height, width = (max(1, min(grid - at, round(v * grid))) for at, v in zip((top, left), box[2:], strict=True))

@@ -22,7 +22,16 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m stages.run WORK.json", file=sys.stderr)
         return MISTAKE
     file = Path(arguments[0])
-    work = read_json(file)
+    try:
+        work = read_json(file)
+        out = Path(work["out"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"error: {file}: no readable work file: {error}", file=sys.stderr)
+        return MISTAKE
+    if (out / "manifest.json").exists():
+        print(f"error: {out} is finished; give a copy of {file.name} another `out`, or delete that", file=sys.stderr)
+        return MISTAKE
+    out.mkdir(parents=True, exist_ok=True)
     watch_parent(int(os.environ.get("ALPRO_PARENT", 0)))
     main_rank = int(os.environ.get("RANK", 0)) == 0
     try:
@@ -38,6 +47,8 @@ def main(arguments: list[str]) -> int:
         raise
     if main_rank:
         write_json(file.with_name("result.json"), {"counts": outcome.counts, "metrics": outcome.metrics})
+        if "ALPRO_PARENT" not in os.environ:
+            print(f"done: {out}", file=sys.stderr)
     return 0
 
 

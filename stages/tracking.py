@@ -21,7 +21,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 import mlflow
 from filelock import FileLock
 from mlflow.entities import Metric, Param, ViewType
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from shards.schema import InputError
@@ -66,8 +65,8 @@ class Tracker:
                     identity = client.create_experiment(experiment, artifact_location=location, tags=KIND)
                 else:
                     identity = found.experiment_id
-        except (MlflowException, OSError) as error:
-            raise InputError(f"MLflow store {uri}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # of MLflow, SQLAlchemy, alembic: a damaged file, a server that is not there
+            raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
         return cls(client, identity, uri)
 
     def start(self, name: str, params: dict[str, Any], tags: dict[str, str], parent: str = "") -> str:

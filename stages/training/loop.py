@@ -124,16 +124,15 @@ class _Run:
                     self.save()
                     clock.saved()
                 if stop:
-                    self.leave(stopping)
+                    self.leave()
             clock.step_ended()
         if validate and not final:  # the last step was done before an interruption
             final = self.validate(validate, select)
         return final
 
-    def leave(self, stopping: list[int]) -> None:
+    def leave(self) -> None:
         if self.world.main:
-            told = f" by signal {stopping[0]}" if stopping else ""
-            print(f"stopped{told} after step {self.done.step}; run again to continue", file=sys.stderr, flush=True)
+            print(f"checkpoint written after step {self.done.step}", file=sys.stderr, flush=True)
         raise SystemExit(CONTINUE)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:

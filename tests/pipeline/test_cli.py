@@ -118,3 +118,10 @@ def test_showing_needs_one_artifact(tmp_path):
     assert list(Store(tmp_path).all()) == []
     with pytest.raises(InputError):
         cli.show_artifact(cli.parser().parse_args(["show", "a", "--workspace", str(tmp_path)]))
+
+
+@pytest.mark.parametrize("port", ["80000", "0", "x"])
+def test_what_is_no_port_is_told(port, monkeypatch, capsys):
+    status, _, err = call(monkeypatch, capsys, "ui", "--port", port)
+    assert status == 2
+    assert "is no port" in err

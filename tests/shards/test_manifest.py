@@ -307,7 +307,7 @@ def test_a_path_that_stays_in_the_folder_is_taken(write, tmp_path: Path, path: s
     ("name", "content", "said"),
     [
         ("m.jsonl", None, "no such file or folder"),
-        ("m.txt", b"a.mp4 a dog", "a manifest is a .jsonl, .csv or .parquet file"),
+        ("m.txt", b"a.mp4 a dog", "a manifest is a .jsonl, .csv, .tsv or .parquet file"),
         ("m.csv", b"", "no rows"),
         ("m.csv", b"path,caption\n", "no rows"),
         ("m.parquet", b"PAR1 and nothing more", "cannot be read"),
@@ -386,9 +386,10 @@ def test_made_splits_keep_groups_whole_and_their_shares(groups: list[int], seed:
     count = len(set(groups))
     assert len(split_of) == count  # one split for each group
     splits = [split for _, split in split_of]
-    assert splits.count("test") == round(0.1 * count)
-    assert splits.count("validation") == round(0.2 * count)
-    assert splits.count("train") == count - round(0.1 * count) - round(0.2 * count)
+    tested, validated = (max(int(count >= 3), round(share * count)) for share in (0.1, 0.2))
+    assert splits.count("test") == tested
+    assert splits.count("validation") == validated
+    assert splits.count("train") == count - tested - validated
     shuffled = random.sample(rows, len(rows))  # the order of the manifest does not matter
     assert {(row.group, row.split) for row in assign_splits(shuffled, 0.2, 0.1, seed)} == split_of
 
@@ -416,3 +417,10 @@ def test_given_splits_are_kept_and_the_others_are_for_training(write):
     assert [row.split for row in assign_splits(rows, 0.5, 0.5, seed=0)] == (
         ["train"] * 2 + ["validation"] * 4 + ["test"] * 3 + ["train"]
     )
+
+
+def test_a_share_above_nothing_is_at_least_one_group():
+    rows = [Row(id=str(i), path=Path(f"{i}.mp4"), kind="video", group=str(i)) for i in range(3)]
+    assert sorted(row.split for row in assign_splits(rows, 0.1, 0.1, 0)) == ["test", "train", "validation"]
+    assert {row.split for row in assign_splits(rows, 0.0, 0.0, 0)} == {"train"}
+    assert {row.split for row in assign_splits(rows[:2], 0.1, 0.1, 0)} == {"train"}

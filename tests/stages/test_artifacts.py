@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 
 from shards.schema import InputError
 from stages import decode_videos, render_sample
-from stages.artifacts import STAGES, Outcome, Resources, Step, Store, digest, read_json, require, write_json
+from stages.artifacts import (
+    STAGES,
+    Outcome,
+    Resources,
+    Step,
+    Store,
+    digest,
+    read_json,
+    read_manifest,
+    require,
+    write_json,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -201,3 +212,10 @@ def test_require_names_what_is_missing(tmp_path):
     with pytest.raises(InputError, match=r"index\.parquet is missing"):
         require(tmp_path, "index.parquet")
     assert require(tmp_path.parent, tmp_path.name) == tmp_path
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_damaged_manifest_is_none_and_is_told(content, tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text(content)
+    assert read_manifest(tmp_path) is None
+    assert "is damaged" in capsys.readouterr().err

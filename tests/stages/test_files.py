@@ -134,3 +134,10 @@ def test_a_manifest_named_from_where_one_stands_is_as_good_as_its_whole_path(dat
     before = digest_data(data, digests), digest_data(data.parent, digests)
     monkeypatch.chdir(data.parent)
     assert (digest_data(Path(data.name), digests), digest_data(Path(), digests)) == before
+
+
+def test_a_damaged_memory_is_forgotten(tmp_path):
+    (tmp_path / "digests.sqlite").write_bytes(b"garbage" * 500)
+    (tmp_path / "a").write_bytes(b"one")
+    (found,) = Digests(tmp_path / "digests.sqlite").of([tmp_path / "a"])
+    assert len(found) == 64

@@ -7,6 +7,7 @@ from PIL import Image
 
 from models.alpro import Alpro, Prompter
 from models.folder import ModelFolder
+from shards.decode import DecodeError
 from shards.schema import InputError
 from stages import cache_prompts
 from stages.evaluation.retrieval import Gallery, encode_gallery
@@ -97,5 +98,19 @@ def test_what_a_model_cannot_do_is_one_line(folders, videos, tmp_path):
         Model.from_pretrained(folders["retrieval"], device="cpu").answer(videos[0], "what?")
     with pytest.raises(InputError, match="not a model folder"):
         Model.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"prompts\.safetensors is missing"):
+    with pytest.raises(InputError, match=r"no prompts\.safetensors in it"):
         Model.from_pretrained(folders["prompter"], tmp_path / "nowhere", device="cpu")
+
+
+def test_slips_of_use_are_told(folders, videos, tmp_path):
+    model = Model.from_pretrained(folders["retrieval"], device="cpu")
+    for call, given in ((model.embed_texts, "a dog"), (model.embed_videos, str(videos[0])), (model.embed_texts, [])):
+        with pytest.raises(InputError, match="give a list of one or more"):
+            call(given)
+    with pytest.raises(DecodeError, match=r"none\.mp4: no such file"):
+        model.embed_videos([*videos, tmp_path / "none.mp4"])
+    prompter = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
+    with pytest.raises(InputError, match="shares of the frame"):
+        prompter.entities(videos[0], (0, 0, 50, 50))
+    with pytest.raises(InputError, match="folder of a cache_prompts artifact"):
+        Model.from_pretrained(folders["prompter"], folders["qa"], device="cpu")

@@ -151,3 +151,14 @@ def test_a_stage_runs_as_a_module(work, tmp_path):
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     assert json.loads(file.with_name("result.json").read_text())["mistake"]
+
+
+def test_a_finished_artifact_is_not_worked_in_again(work, tmp_path, capsys):
+    file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
+    out = Path(json.loads(file.read_text())["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "manifest.json").write_text("{}")
+    assert stage_run.main([str(file)]) == 2
+    assert "is finished" in capsys.readouterr().err
+    assert stage_run.main([str(tmp_path / "none.json")]) == 2
+    assert "no readable work file" in capsys.readouterr().err

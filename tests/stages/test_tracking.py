@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from mlflow.utils.validation import validate_param_and_metric_name
 
+from shards.schema import InputError
 from stages import tracking
 from stages.tracking import Tracker, flatten, metric_name, read_table
 
@@ -120,3 +121,10 @@ def test_a_table_is_its_first_rows_with_plain_columns(tmp_path):
     table = read_table(tmp_path / "retrieval_t2v.parquet")
     assert len(table) == tracking.TABLE_ROWS
     assert table.iloc[0].to_dict() == {"text": "t0", "best": "a, b", "rank": 1.5}
+
+
+def test_a_damaged_store_is_one_line(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"garbage" * 500)
+    with pytest.raises(InputError, match="not usable") as told:
+        Tracker.open(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, "x")
+    assert "\n" not in str(told.value)
