@@ -76,7 +76,7 @@ def test_what_is_left_out_is_left_out_with_the_reason():
 
 
 def test_fewer_nouns_than_asked_is_a_mistake_that_says_how_many_there_are():
-    with pytest.raises(InputError, match=r"entities = 4, but the captions have 2 nouns that qualify; set it to 2 or"):
+    with pytest.raises(InputError, match=r"entities = 4, but the captions have 2 nouns that qualify; add --set "):
         choose(Counter(ball=3, box=2, star=1), Config(entities=4))
 
 

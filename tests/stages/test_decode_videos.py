@@ -127,7 +127,7 @@ def test_items_with_questions_and_no_captions_are_kept(decode_rows):
     asked = [{"question": "what is it?", "answer": "a wall"}]
     rows = [{"id": "asked", "questions": asked}, {"id": "told", "captions": ["a wall"]}, {"id": "silent"}]
     outcome, out = decode_rows(rows, most_rejects=0.4)
-    assert ShardReader(out).column("id").to_pylist() == ["asked", "told"]
+    assert set(ShardReader(out).column("id").to_pylist()) == {"asked", "told"}  # three groups: each its split
     assert (outcome.counts["captions"], outcome.counts["questions"], outcome.counts["rejected"]) == (1, 1, 1)
 
 
