@@ -26,7 +26,7 @@ from stages.word_pieces import padded
 RESERVED = {"vocabulary", "prompter", "prompts", "model", "pretrained", "retrieval", "qa", "sample"}
 # Values that are a path where there is such a file, and else a name on the hub.
 FILE_OR_NAME = [(stage, key) for stage in ("train_prompter", "pretrain") for key in ("vit", "bert")]
-FILE_OR_NAME += [("build_vocabulary", "tokenizer")]
+FILE_OR_NAME += [("build_vocabulary", "tokenizer"), ("pretrain", "start")]
 STAGE_TABLES = ("build_vocabulary", "train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa")
 CONFIGS = Path(__file__).parent / "configs"
 

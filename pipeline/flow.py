@@ -39,7 +39,7 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         name, made, given = model
         present = {key: step for key, step in {name: made, **inputs}.items() if step is not None}
         files = {name: digest_model(given, digests)} if given else {}
-        for key in ("vit", "bert", "tokenizer"):  # a file or folder of the user's, or a name on the hub
+        for key in ("vit", "bert", "tokenizer", "start"):  # a file or folder of the user's, or a name on the hub
             if (value := getattr(config, key, "")) and Path(value).exists():
                 files[key] = digest_files(Path(value), digests)
         steps.append(Step(stage, stage, config, present, files, {name: given} if given else {}))

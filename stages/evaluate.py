@@ -27,7 +27,8 @@ from stages.pictures import retrieval_picture
 from stages.progress import progress
 from stages.training.distributed import pick_device
 
-VERSION = 2
+VERSION = 3
+ANSWER_COLUMNS = ("id", "type", "question", "answer", "predicted", "probability", "right")
 TASKS = {"captions": "retrieval", "questions": "qa"}
 
 
@@ -184,14 +185,35 @@ def add_retrieval(
             key, shown = f"{way}/{column}", f"{way} {column.replace('R', 'R@') if column != 'MdR' else column}"
             report.add(what, shown, metrics[key], len(ranks.better), chance[key], f"{name}/{key}")
     best = scores.argsort(axis=1)[:, ::-1][:, :5]
-    rows = zip(gallery.texts, gallery.video_of_text, t2v.rank, best, strict=True)
+    rows = zip(gallery.texts, gallery.video_of_text, t2v.rank, scores, best, strict=True)
     report.table(
         f"{name}_t2v",
         [
-            {"text": t, "id": gallery.ids[v], "rank": float(r), "best": [gallery.ids[i] for i in b]}
-            for t, v, r, b in rows
+            {
+                "text": text,
+                "id": gallery.ids[video],
+                "rank": float(rank),
+                "score": float(row[video]),
+                "best": [gallery.ids[i] for i in first],
+                "best_scores": row[first].tolist(),
+            }
+            for text, video, rank, row, first in rows
         ],
     )
+    if "v2t" in ways:
+        found = zip(gallery.ids, v2t.rank, scores.T, scores.T.argsort(axis=1)[:, ::-1][:, :5], strict=True)
+        report.table(
+            f"{name}_v2t",
+            [
+                {
+                    "id": video,
+                    "rank": float(rank),
+                    "best": [gallery.texts[i] for i in first],
+                    "best_scores": row[first].tolist(),
+                }
+                for video, rank, row, first in found
+            ],
+        )
     return t2v
 
 
@@ -232,6 +254,7 @@ def questions(config: Config, inputs: dict[str, Path], report: Report, device: t
         objective = evaluator(folder, device)
         logits = answer_logits(objective, asked, folder.tokenizer, length_of(config, folder), device, reorder=reorder)
         answers = [folder.answers[int(i)] for i in logits.argmax(1)]
+        certain = logits.softmax(1).max(1).values.tolist()
         right = np.array([a == b for a, b in zip(answers, asked.answers, strict=True)])
         what, key = (f"control: frames {name}", f"qa_{name}") if name else ("question answering", "qa")
         for metric, value in accuracy_by_type(right, asked.types).items():
@@ -247,13 +270,20 @@ def questions(config: Config, inputs: dict[str, Path], report: Report, device: t
                 asked.texts,
                 asked.answers,
                 answers,
+                certain,
                 right,
                 strict=True,
             )
             report.table(
                 "qa",
                 [
-                    dict(zip(("id", "type", "question", "answer", "predicted", "right"), map(plain, row), strict=True))
+                    dict(
+                        zip(
+                            ("id", "type", "question", "answer", "predicted", "probability", "right"),
+                            map(plain, row),
+                            strict=True,
+                        )
+                    )
                     for row in columns
                 ],
             )

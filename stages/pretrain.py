@@ -1,7 +1,7 @@
 """Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4)."""
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from pydantic import Field
@@ -20,7 +20,7 @@ from stages.training.examples import Steps
 from stages.training.loop import fit
 from stages.training.objective import PretrainObjective
 
-VERSION = 1
+VERSION = 2
 
 
 class Weights(StageConfig):
@@ -36,8 +36,10 @@ class Config(EncoderConfig):
     """Pre-training of ALPRO."""
 
     weights: Weights = Weights()
-    start: Literal["prompter", "scratch"] = Field(
-        "scratch", description="prompter: both encoders take the prompter's weights, after vit and bert"
+    start: str = Field(
+        "scratch",
+        description="where weights come from after vit and bert: prompter (both encoders), the path of an ALPRO model "
+        "folder, or scratch (nowhere)",
     )
     mask_rate: float = Field(0.15, ge=0, le=1, description="share of the words that MLM masks")
     threshold: float = Field(
@@ -57,6 +59,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         config.load_initial(model)
         if config.start == "prompter":
             start_from(model, prompter)
+        elif config.start != "scratch":
+            start_from(model, load_model(Path(config.start), here.device).model)
         video = model.config.video
         data = Steps(
             config,
