@@ -7,9 +7,7 @@ import torch
 
 from models.alpro import DualEncoder
 from models.folder import resize_embedding
-from models.official import Weights, first_line, from_official, read_checkpoint
-
-WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
+from models.official import WEIGHT_FILES, Weights, first_line, from_official, read_checkpoint
 
 
 def load_vit(model: DualEncoder, name: str) -> None:

@@ -21,6 +21,7 @@ from models.text import TextConfig
 from models.timesformer import VideoConfig
 
 Weights = dict[str, Tensor]
+WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 
 # Held by official checkpoints and read by nothing: class scores of the video encoder, position numbers, the decoder
 # and its bias (tied to the word embeddings and to predictions.bias).
@@ -166,10 +167,10 @@ def split_prompter(state: Weights) -> tuple[Weights, Weights]:
     return {k: v for k, v in state.items() if not k.startswith("prompter.")}, prompter
 
 
-def sizes(state: Weights, heads: int = 0) -> ModelConfig:
+def sizes(state: Weights) -> ModelConfig:
     """The configuration that official weights have the shapes of. Raises ValueError where they are not ALPRO's.
 
-    heads: attention heads, which no shape tells; 0: one for every 64 channels, as in ViT and BERT.
+    No shape tells the attention heads: there is one for every 64 channels, as in ViT and BERT.
     """
 
     def shape(pattern: str, axes: int) -> tuple[int, ...]:
@@ -189,7 +190,7 @@ def sizes(state: Weights, heads: int = 0) -> ModelConfig:
     grid, frames = grid_side(shape(visual + "pos_embed", 3)[1]), shape(visual + "time_embed", 3)[1]
     words, positions = (shape(text + rf"embeddings\.{name}_embeddings\.weight", 2)[0] for name in ("word", "position"))
     depth = layers(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.")
-    heads = heads or max(1, width // 64)
+    heads = max(1, width // 64)
     blocks = layers(r"visual_encoder\.model\.blocks\.(\d+)\.")
     video_mlp = shape(visual + r"blocks\.0\.mlp\.fc1\.weight", 2)[0]
     text_mlp = shape(text + r"encoder\.layer\.0\.intermediate\.dense\.weight", 2)[0]

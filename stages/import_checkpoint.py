@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from models.folder import ModelFolder, Preprocessing, check_weights
-from models.official import Weights, from_official, read_checkpoint, sizes, split_prompter
+from models.official import WEIGHT_FILES, Weights, from_official, read_checkpoint, sizes, split_prompter
 from shards.schema import InputError
 from stages.word_pieces import load_tokenizer
 
@@ -46,7 +46,6 @@ def import_checkpoint(
     task: Task,
     tokenizer: str,
     words: Path | None = None,
-    heads: int = 0,
     text_length: int | None = None,
 ) -> Imported:
     """Writes the model folder `out` from an official checkpoint; of a pre-training one also `out`/prompter.
@@ -56,7 +55,7 @@ def import_checkpoint(
     text_length: most word pieces of a text, where it is not the task's TEXT_LENGTH. Raises InputError, and leaves
     nothing behind, for a checkpoint that is not one of this task, or a folder that cannot be written.
     """
-    if file.suffix not in (".pt", ".pth", ".bin", ".safetensors"):
+    if file.suffix not in WEIGHT_FILES:
         raise InputError(f"{file}: a checkpoint is a .pt, .pth, .bin or .safetensors file")
     building = out.parent / f".{out.name}.part"
     try:
@@ -66,12 +65,12 @@ def import_checkpoint(
         if task == "prompter" and prompter:
             own, prompter = prompter, {}
         loaded = load_tokenizer(tokenizer)
-        folder, found = build(own, task, loaded, words, heads, text_length)
+        folder, found = build(own, task, loaded, words, text_length)
         shutil.rmtree(building, ignore_errors=True)
         folder.save_pretrained(building)
         save_prompts(own, building)
         if task == "pretrain" and prompter:
-            teacher, about = build(prompter, "prompter", loaded, words, heads, text_length)
+            teacher, about = build(prompter, "prompter", loaded, words, text_length)
             teacher.save_pretrained(building / "prompter")
             save_prompts(prompter, building / "prompter")
             found.read += about.read
@@ -88,11 +87,11 @@ def import_checkpoint(
 
 
 def build(
-    state: Weights, task: Task, tokenizer: Tokenizer, words: Path | None, heads: int, text_length: int | None
+    state: Weights, task: Task, tokenizer: Tokenizer, words: Path | None, text_length: int | None
 ) -> tuple[ModelFolder, Imported]:
     """The model of a task with official weights, and what was found. Raises ValueError where they do not fit."""
     prompts = prompt_features(state)
-    config = sizes(state, heads)
+    config = sizes(state)
     most = config.text.max_length // 8 * 8  # texts are padded to a multiple of 8
     if text_length is None:
         text_length = min(TEXT_LENGTH[task], most)
