@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from models.alpro import Alpro
@@ -66,6 +67,7 @@ def annotate(folder: Path, rows: list[dict], form: str) -> list[str]:
 
 def make(config, folder: Path) -> dict[str, Path]:
     """Every stage in this process; the folder of each."""
+    folder.mkdir(exist_ok=True)
     store, made = Store(folder / "artifacts"), {}
     for step in plan(config, Digests(folder / "digests.sqlite")):
         inputs = {name: store.folder(other) for name, other in step.inputs.items()} | dict(step.paths)
@@ -199,3 +201,10 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, tiny_model, vo
     made = make(load_config("webvid_cc3m", changes=changes), tmp_path)
     assert (made["pretrain"] / "model" / "model.safetensors").is_file()
     assert "evaluate" not in made
+
+    # Pre-training goes on from an ALPRO folder: with hardly any learning rate, its weights are what comes out.
+    more = [*changes, f"pretrain.start={made['pretrain'] / 'model'}", "pretrain.lr=1e-12"]
+    again = make(load_config("webvid_cc3m", changes=more), tmp_path / "again")
+    first, second = (load_file(folder["pretrain"] / "model" / "model.safetensors") for folder in (made, again))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=1e-6, rtol=0, msg=name)
