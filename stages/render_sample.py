@@ -17,7 +17,7 @@ from stages.sample.draw import render
 from stages.sample.scene import COMBINATIONS, DIRECTIONS, HELD_OUT, REVERSED, Scene, evaluation_scenes, training_scene
 from stages.workers import work_pool
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(StageConfig):
@@ -34,7 +34,7 @@ class Config(StageConfig):
         0.5, ge=0, le=1, description="share of these whose kind, colour and motion training never combines"
     )
     captions: int = Field(5, ge=1, description="captions of a training clip")
-    size: int = Field(96, ge=32, description="height and width, pixels")
+    size: int = Field(96, ge=32, multiple_of=2, description="height and width, pixels")
     frames: int = Field(16, ge=4, description="frames of a clip, at 8 a second")
 
     @model_validator(mode="after")
@@ -52,6 +52,7 @@ class Config(StageConfig):
 
 
 FRAMES_PER_SECOND = 8
+X264 = {"qp": "20", "preset": "veryfast", "bf": "0", "x264-params": "asm=0:mbtree=0:weightp=0:scenecut=0:rc-lookahead=0"}
 CORPORA = ("lessons", "clips", "stills")
 
 
@@ -166,20 +167,33 @@ def render_items(items: list[Item], config: Config, out: Path) -> int:
 
 
 def encode_video(frames: np.ndarray, path: Path) -> None:
-    """Frames (T, H, W, 3) uint8 to an H.264 MP4."""
+    """Frames (T, H, W, 3) uint8, of even height and width, to an H.264 MP4: the same frames are the same bytes.
+
+    x264's lookahead reads memory that it has not written, and so decides otherwise from time to time; its vector code
+    and that of FFmpeg's colour conversion differ from processor to processor. None of the three is used here.
+    """
     import av
 
-    # Without bidirectional frames: x264's choice of them is not the same every time.
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream(
-            "libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "veryfast", "bf": "0"}
-        )
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=X264)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
         for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(yuv420(pixels), format="yuv420p")))
         container.mux(stream.encode(None))
+
+
+def yuv420(pixels: np.ndarray) -> np.ndarray:
+    """RGB (H, W, 3) uint8 to planar YUV 4:2:0 (H * 3/2, W) uint8: BT.601, limited range, chroma averaged."""
+    height, width = pixels.shape[:2]
+    # The standard's matrix times 2**16: luma 16 to 235, chroma 16 to 240.
+    matrix = np.array([[16829, 33039, 6416], [-9714, -19070, 28784], [28784, -24103, -4681]])
+    rgb = pixels.astype(np.int64)
+    luma = (rgb @ matrix[0] + (16 << 16) + (1 << 15)) >> 16
+    four = rgb.reshape(height // 2, 2, width // 2, 2, 3).sum((1, 3))
+    chroma = (four @ matrix[1:].T + (128 << 18) + (1 << 17)) >> 18
+    return np.concatenate([luma.ravel(), chroma[..., 0].ravel(), chroma[..., 1].ravel()]).astype(np.uint8).reshape(-1, width)
 
 
 def break_some(out: Path) -> list[dict[str, Any]]:
