@@ -1,6 +1,7 @@
 """ALPRO: two encoders and their projections, the multimodal encoder, and the heads (paper, section 3.1)."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -79,15 +80,19 @@ class DualEncoder(nn.Module):
 class Prompter(DualEncoder):
     """The frozen teacher of prompting entity modelling (paper, section 3.2.2)."""
 
-    @torch.no_grad()
     def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor) -> Tensor:
         """Equation 4: probabilities (B, M) of the entities in a crop.
 
         frames (B, T, 3, S, S), normalised; boxes (B, 4) in patches (top, left, height, width): the crop keeps its
         place in every frame and the rest is zeroed; prompts (M, E): an embedding of each entity.
         """
-        features = self.project_video(self.encode_video(crop(frames, boxes, self.config.video.patch_size)))
-        return ((features @ prompts.T) / self.clamped_temperature()).softmax(dim=-1)
+        with torch.inference_mode():
+            tokens = self.encode_video(crop(frames, boxes, self.config.video.patch_size))
+            # In full precision: divided by the temperature, bfloat16 would leave two digits of a similarity.
+            with torch.autocast(frames.device.type, enabled=False):
+                features = self.project_video(tokens.float())
+                found = ((features @ prompts.T) / self.clamped_temperature()).softmax(dim=-1)
+        return found.clone()  # an ordinary tensor, which a loss may keep for its gradient
 
 
 def crop(frames: Tensor, boxes: Tensor, patch: int) -> Tensor:
@@ -116,26 +121,38 @@ class Alpro(DualEncoder):
         """text (B, L, D), mask (B, L), video (B, V, D) -> fused tokens (B, L + V, D), text first."""
         return self.multimodal_encoder(text, mask, video)
 
+    def fuse_at(self, read: Sequence[Tensor], text: Tensor, mask: Tensor, video: Tensor) -> tuple[Tensor, ...]:
+        """The fused tokens at some positions alone: the last layer computes no others.
+
+        read: for each group of consecutive rows the positions (R, P) in [text; video]. One tensor (R, P, D) a group.
+        """
+        return self.multimodal_encoder(text, mask, video, read)
+
+    def fuse_cls(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+        """The fused [CLS] (B, D) alone."""
+        first = torch.zeros(len(text), 1, dtype=torch.long, device=text.device)
+        return self.fuse_at([first], text, mask, video)[0][:, 0]
+
     def match(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The VTM head on the fused [CLS]: logits (B, 2), index 1 = match."""
-        return self.vtm_head(self.fuse(text, mask, video)[:, 0])
+        return self.vtm_head(self.fuse_cls(text, mask, video))
 
     def answer(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The question-answering head on the fused [CLS]: logits (B, answers)."""
         if self.qa_head is None:
             raise ValueError("this model has no question-answering head: fine-tune one, or load a QA model")
-        return self.qa_head(self.fuse(text, mask, video)[:, 0])
+        return self.qa_head(self.fuse_cls(text, mask, video))
 
     def mlm_scores(self, tokens: Tensor) -> Tensor:
         """The MLM head on fused text tokens (..., D) -> (..., vocab)."""
         assert self.mlm_head is not None
         return self.mlm_head(tokens, self.text_encoder.embeddings.words.weight)
 
-    def pem_logits(self, fused_patches: Tensor, boxes: Tensor) -> Tensor:
-        """Fused patch tokens (B, N, D), averaged inside boxes (B, 4) in patches -> entity logits (B, M)."""
+    def pem_logits(self, fused_patches: Tensor, inside: Tensor) -> Tensor:
+        """Fused patch tokens (B, P, D), averaged where `inside` (B, P) is True -> entity logits (B, M)."""
         assert self.pem_head is not None
-        inside = box_mask(boxes, self.config.video.grid).to(fused_patches.dtype)
-        pooled = (inside[:, None] @ fused_patches).squeeze(1) / inside.sum(dim=1, keepdim=True)
+        weights = inside.to(fused_patches.dtype)
+        pooled = (weights[:, None] @ fused_patches).squeeze(1) / weights.sum(dim=1, keepdim=True)
         return self.pem_head(pooled)
 
 

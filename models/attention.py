@@ -1,6 +1,5 @@
 """Multi-head self-attention on PyTorch's fused kernel, and the MLP: the parts that both encoders are made of."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -8,8 +7,8 @@ from torch import Tensor, nn
 class Attention(nn.Module):
     """Multi-head self-attention with one linear for queries, keys and values (in that order).
 
-    `forward(x, mask)`: x (B, L, D) -> (B, L, D). `mask` (B, 1, 1, L) is boolean, True where a token may be
-    attended to; None attends to all.
+    `forward(x, mask, queries)`: x (B, L, D) -> (B, L, D). `mask` (B, 1, 1, L) is boolean, True where a token may be
+    attended to; None attends to all. Where `queries` (B, Q, D) are given, these tokens alone attend -> (B, Q, D).
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
@@ -21,13 +20,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        batch, length, width = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, L, D / heads)
+    def forward(self, x: Tensor, mask: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
+        width = x.shape[-1]
+        if queries is None:
+            q, k, v = self.by_head(self.qkv(x), 3)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            (q,) = self.by_head(F.linear(queries, weight[:width], bias[:width]), 1)
+            k, v = self.by_head(F.linear(x, weight[width:], bias[width:]), 2)
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.proj(out.transpose(1, 2).reshape(batch, length, width))
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def by_head(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, L, parts * D) to `parts` tensors (B, heads, L, D / heads)."""
+        return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class Mlp(nn.Module):
@@ -40,19 +47,3 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for whole samples with probability `rate` while training."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor, samples: int) -> Tensor:
-        """x (samples * n, ...): the n consecutive rows of a sample are kept or dropped together."""
-        if self.rate == 0.0 or not self.training:
-            return x
-        keep = 1.0 - self.rate
-        mask = torch.empty(samples, 1, device=x.device, dtype=x.dtype).bernoulli_(keep).div_(keep)
-        return (x.reshape(samples, -1) * mask).view_as(x)

@@ -20,24 +20,29 @@ def vtc_loss(video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same:
     return (v2t + t2v) / 2
 
 
-def hard_negatives(similarity: Tensor, same: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def hard_negatives(similarity: Tensor, same: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
     """For each row one column of another video, drawn in proportion to the softmax of the similarity.
 
     similarity (B, G): similarity / temperature. same (B, G) boolean: columns of the row's own video, never drawn.
-    Returns columns (B,) and valid (B,): False where a row has no other video, so that its column means nothing; nor
-    does it where the similarity is not finite. One call on the device: nothing is read back.
+    chance (B,): a number in [0, 1) that decides each row's draw, so that it depends on nothing else. Returns columns
+    (B,) and valid (B,): False where a row has no other video, so that its column means nothing; nor does it where the
+    similarity is not finite. Nothing is read back from the device.
     """
     valid = ~same.all(dim=1)
     weights = similarity.detach().float().masked_fill(same, -torch.inf)
     weights = torch.where(valid[:, None], weights, 0.0).softmax(dim=1)
-    weights = weights.nan_to_num(nan=1.0)  # multinomial raises on NaN; the loss is NaN anyway, and training skips it
-    return torch.multinomial(weights, 1, generator=generator).squeeze(1), valid
+    weights = weights.nan_to_num(nan=1.0)  # the loss is NaN anyway, and training skips it
+    rising = weights.double().cumsum(dim=1)
+    drawn = torch.searchsorted(rising, chance[:, None].double() * rising[:, -1:], right=True)
+    drawn = drawn.clamp(max=weights.shape[1] - 1)
+    # Rounding could end at a column without any weight: then the likeliest.
+    drawn = torch.where(weights.gather(1, drawn) > 0, drawn, weights.argmax(dim=1, keepdim=True))
+    return drawn.squeeze(1), valid
 
 
 def vtm_loss(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Video-text matching: cross-entropy of logits (N, 2) against labels (N,), 1 = match, over the valid rows."""
-    losses = F.cross_entropy(logits, labels, reduction="none") * valid
-    return losses.sum() / valid.sum().clamp(min=1)
+    """Video-text matching: summed cross-entropy of logits (N, 2) against labels (N,), 1 = match, over valid (N,)."""
+    return (F.cross_entropy(logits, labels, reduction="none") * valid).sum()
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """BERT, cut in two: its first layers encode the text, its last layers fuse text and video (paper, section 3.1)."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -52,7 +55,11 @@ class TextEmbeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """A post-norm transformer layer as in BERT: x (B, L, D), mask (B, 1, 1, L) -> (B, L, D)."""
+    """A post-norm transformer layer as in BERT: x (B, L, D), mask (B, 1, 1, L) -> (B, L, D).
+
+    Where `read` (B, P) is given, only the tokens at these positions come out: (B, P, D). The others are attended to and
+    no more.
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -62,26 +69,39 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.norm1(x + self.dropout(self.attention(x, mask)))
+    def forward(self, x: Tensor, mask: Tensor, read: Tensor | None = None) -> Tensor:
+        queries = None if read is None else x.gather(1, read[..., None].expand(-1, -1, x.shape[-1]))
+        attended = self.dropout(self.attention(x, mask, queries))
+        x = self.norm1((x if queries is None else queries) + attended)
         return self.norm2(x + self.dropout(self.mlp(x)))
 
 
 class Layers(nn.ModuleList):
-    """A run of layers: x (B, L, D), mask (B, L) with 1 for a token and 0 for padding -> (B, L, D)."""
+    """A run of layers: x (B, L, D), mask (B, L) with 1 for a token and 0 for padding -> (B, L, D).
+
+    `read`: for each group of consecutive rows the positions (R, P) that are wanted; the last layer then works those
+    alone, and a tuple of one tensor (R, P, D) a group is returned.
+    """
 
     def __init__(self, config: TextConfig, count: int):
         super().__init__(Layer(config) for _ in range(count))
         self.checkpoint_activations = False
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, read: Sequence[Tensor] = ()) -> Tensor | tuple[Tensor, ...]:
         mask = mask.bool()[:, None, None, :]
-        for layer in self:
-            if self.checkpoint_activations and self.training:
-                x = checkpoint(layer, x, mask, use_reentrant=False)
-            else:
-                x = layer(x, mask)
-        return x
+        whole = list(self)[:-1] if read else list(self)
+        for layer in whole:
+            x = self.run(layer, x, mask)
+        if not read:
+            return x
+        sizes = [len(positions) for positions in read]
+        groups = zip(x.split(sizes), mask.split(sizes), read, strict=True)
+        return tuple(self.run(self[-1], rows, masks, positions) for rows, masks, positions in groups)
+
+    def run(self, layer: nn.Module, *given: Tensor) -> Tensor:
+        if self.checkpoint_activations and self.training:
+            return checkpoint(layer, *given, use_reentrant=False)
+        return layer(*given)
 
 
 class TextEncoder(nn.Module):
@@ -93,23 +113,25 @@ class TextEncoder(nn.Module):
         self.layers = Layers(config, config.fusion_layer)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.layers(self.embeddings(ids), mask)
+        return cast(Tensor, self.layers(self.embeddings(ids), mask))
 
 
 class MultimodalEncoder(nn.Module):
     """Self-attention over [text tokens; video tokens] (paper, section 3.1, "Multimodal Encoder").
 
     text (B, L, D), mask (B, L), video (B, V, D) -> (B, L + V, D), text first. No position embedding is added:
-    both encoders have put theirs in.
+    both encoders have put theirs in. `read` as in `Layers`.
     """
 
     def __init__(self, config: TextConfig):
         super().__init__()
         self.layers = Layers(config, config.depth - config.fusion_layer)
 
-    def forward(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+    def forward(
+        self, text: Tensor, mask: Tensor, video: Tensor, read: Sequence[Tensor] = ()
+    ) -> Tensor | tuple[Tensor, ...]:
         seen = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
-        return self.layers(torch.cat([text, video], dim=1), torch.cat([mask, seen], dim=1))
+        return self.layers(torch.cat([text, video], dim=1), torch.cat([mask, seen], dim=1), read)
 
 
 class MlmHead(nn.Module):

@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import Attention, DropPath, Mlp
+from models.attention import Attention, Mlp
 
 
 class VideoConfig(BaseModel):
@@ -39,7 +39,7 @@ class VideoConfig(BaseModel):
 class Block(nn.Module):
     """Attention over time at each place, attention over space in each frame, MLP; pre-norm, residual."""
 
-    def __init__(self, config: VideoConfig, drop_path: float):
+    def __init__(self, config: VideoConfig):
         super().__init__()
         width, heads = config.width, config.heads
         self.temporal_norm1 = nn.LayerNorm(width, eps=1e-6)
@@ -49,29 +49,41 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * config.mlp_ratio))
-        self.drop_path = DropPath(drop_path)
 
-    def forward(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """cls (B, 1, D), patches (B, T, N, D) -> the same shapes."""
+    def forward(self, cls: Tensor, patches: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """cls (B, 1, D), patches (B, T, N, D) -> the same shapes.
+
+        keep (3, B): what the three branches are multiplied by for each sample (stochastic depth); None is 1.
+        """
         b, t, n, d = patches.shape
         x = patches.transpose(1, 2).reshape(b * n, t, d)
-        x = self.drop_path(self.temporal_attn(self.temporal_norm1(x)), b)
+        x = drop_path(self.temporal_attn(self.temporal_norm1(x)), keep, 0)
         patches = patches + self.temporal_fc(x).view(b, n, t, d).transpose(1, 2)
 
         # The [CLS] token attends in every frame; its T updates are averaged.
         x = torch.cat([cls.unsqueeze(1).expand(b, t, 1, d), patches], dim=2).view(b * t, n + 1, d)
-        x = self.drop_path(self.attn(self.norm1(x)), b).view(b, t, n + 1, d)
+        x = drop_path(self.attn(self.norm1(x)), keep, 1).view(b, t, n + 1, d)
         cls = cls + x[:, :, 0].mean(dim=1, keepdim=True)
         patches = patches + x[:, :, 1:]
 
         x = torch.cat([cls, patches.reshape(b, t * n, d)], dim=1)
-        x = x + self.drop_path(self.mlp(self.norm2(x)), b)
+        x = x + drop_path(self.mlp(self.norm2(x)), keep, 2)
         return x[:, :1], x[:, 1:].view(b, t, n, d)
+
+
+def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
+    """x (B * n, ...) with the n consecutive rows of each sample multiplied by its number in keep[branch] (B,)."""
+    if keep is None:
+        return x
+    samples = keep.shape[1]
+    return (x.reshape(samples, -1) * keep[branch, :, None].to(x.dtype)).view_as(x)
 
 
 class TimeSformer(nn.Module):
     """Frames (B, T, 3, S, S), normalised, to tokens (B, 1 + N, D): [CLS], then the N = (S / patch)^2 patch
     tokens in row-major order, each the mean over the T frames, after the final norm."""
+
+    keep_rates: Tensor
 
     def __init__(self, config: VideoConfig):
         super().__init__()
@@ -80,8 +92,9 @@ class TimeSformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
         self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
-        last = max(1, config.depth - 1)
-        self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        rates = torch.linspace(0, config.drop_path, config.depth)
+        self.register_buffer("keep_rates", 1 - rates, persistent=False)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.checkpoint_activations = False
 
@@ -95,10 +108,22 @@ class TimeSformer(nn.Module):
         x = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B * T, N, D)
         patches = x.view(b, t, *x.shape[1:]) + self.pos_embed[:, None, 1:] + self.time_embed[:, :, None]
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
-        for block in self.blocks:
+        keep = self.draw_keep(b)
+        for number, block in enumerate(self.blocks):
+            given = (cls, patches, None if keep is None else keep[number])
             if self.checkpoint_activations and self.training:
-                cls, patches = checkpoint(block, cls, patches, use_reentrant=False)
+                cls, patches = checkpoint(block, *given, use_reentrant=False)
             else:
-                cls, patches = block(cls, patches)
+                cls, patches = block(*given)
         # Normalise each frame's tokens, then fuse over time (the paper's temporal mean pooling).
         return torch.cat([self.norm(cls), self.norm(patches).mean(dim=1)], dim=1)
+
+    def draw_keep(self, samples: int) -> Tensor | None:
+        """Stochastic depth while training: (depth, 3, B), 0 where a branch is dropped, else 1 / its chance to be kept.
+
+        The chance falls linearly from 1 in the first block. One draw for all blocks.
+        """
+        if not self.training or self.config.drop_path == 0.0:
+            return None
+        rates = self.keep_rates[:, None, None].expand(-1, 3, samples)
+        return torch.bernoulli(rates) / rates

@@ -149,6 +149,9 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
         help="where artifacts, reports and the MLflow store lie (default: workspace)",
     )
     command.add_argument(
+        "--profile", action="store_true", help="write a trace of a few steps of every training that runs, for Perfetto"
+    )
+    command.add_argument(
         "--tracking-uri", default="", metavar="URI", help="an MLflow server (default: a file in the workspace)"
     )
 
@@ -156,6 +159,8 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
 def run_pipeline(arguments: argparse.Namespace) -> int:
     """`alpro run` and `alpro STAGE`."""
     workspace = Path(arguments.workspace).resolve()
+    if arguments.profile:
+        arguments.changes.append("resources.profile=true")
     prepare_prefect(workspace)
     steps = planned(arguments, workspace)  # a mistake in what was asked is told before anything starts
     if arguments.dry_run:

@@ -60,9 +60,11 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
     given = Path(config.pretrained) if config.pretrained else None
     if config.train_prompter and config.pretrain:
         vocabulary = add("build_vocabulary", config.build_vocabulary, phases["pretrain"])
-        prompter = add("train_prompter", config.train_prompter, {"vocabulary": vocabulary, **phases["train_prompter"]})
-        prompts = add("cache_prompts", config.cache_prompts, {"prompter": prompter, "vocabulary": vocabulary})
-        teacher = {"vocabulary": vocabulary, "prompter": prompter, "prompts": prompts}
+        teacher = {"vocabulary": vocabulary}
+        if config.pretrain.needs_prompter:
+            training = {**teacher, **phases["train_prompter"]}
+            teacher["prompter"] = add("train_prompter", config.train_prompter, training)
+            teacher["prompts"] = add("cache_prompts", config.cache_prompts, teacher)
         pretrained = add("pretrain", config.pretrain, {**teacher, **phases["pretrain"]})
     name = given_task(given) if given else "pretrained"
     model = ("model", pretrained, given)

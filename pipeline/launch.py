@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from shards.schema import InputError
@@ -47,7 +48,11 @@ def work(
     }
     write_json(file, described)
     (out / "result.json").unlink(missing_ok=True)
-    status = run_group(command(step.stage, file, resources), lock_file, say)
+    arguments = command(step.stage, file, resources)
+    if resources.nodes > 1 and step.stage in MANY_PROCESSES:
+        by_hand = " ".join(["python", *arguments[1:-1], str(file.resolve())])
+        (say or partial(print, file=sys.stderr, flush=True))(f"{step.name}: start on each other node: {by_hand}")
+    status = run_group(arguments, lock_file, say)
     result = read_json(out / "result.json") if (out / "result.json").exists() else {}
     if status == 0:
         (out / "result.json").unlink()
@@ -61,16 +66,14 @@ def work(
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:
     """The command line of a stage's process or processes."""
-    if resources.processes == 1 or stage not in MANY_PROCESSES:
-        return [sys.executable, "-m", "stages.run", str(file)]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={resources.processes}",
-    ]
-    return [*torchrun, "-m", "stages.run", str(file)]
+    stage_run = ["-m", "stages.run", str(file)]
+    if resources.processes * resources.nodes == 1 or stage not in MANY_PROCESSES:
+        return [sys.executable, *stage_run]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={resources.processes}"]
+    if resources.nodes == 1:
+        return [*torchrun, "--standalone", *stage_run]
+    meeting = [f"--nnodes={resources.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={resources.rendezvous}"]
+    return [*torchrun, *meeting, f"--rdzv-id={file.parent.name}", *stage_run]
 
 
 def run_group(arguments: list[str], lock_file: int | None, say: Callable[[str], None] | None) -> int:

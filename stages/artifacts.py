@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shards.schema import InputError
 
@@ -65,8 +65,28 @@ class Resources(StageConfig):
     checkpoint_activations: bool = Field(
         False, description="training computes activations again instead of keeping them: less memory, a third more time"
     )
+    compile: bool = Field(
+        False, description="torch.compile of the encoders' layers for training: faster on a GPU after a minute or two"
+    )
+    nodes: int = Field(
+        1,
+        ge=1,
+        description="machines that train together, each with `processes`, on shared folders; the command for the "
+        "others is printed",
+    )
+    rendezvous: str = Field("", description="host:port of this machine, where several nodes meet")
+    rank_timeout: float = Field(
+        600.0, gt=0, description="seconds that training processes wait for a silent one before the job ends"
+    )
+    profile: bool = Field(False, description="write a trace of a few training steps that Perfetto opens")
     dask: str = Field("", description="address of a Dask scheduler that decodes and tags; empty means this machine")
     seconds_between_checkpoints: float = Field(60.0, gt=0, description="time between the checkpoints of a training run")
+
+    @model_validator(mode="after")
+    def _meeting(self) -> "Resources":
+        if self.nodes > 1 and ":" not in self.rendezvous:
+            raise ValueError(f"{self.nodes} nodes need a rendezvous, host:port")
+        return self
 
     @property
     def worker_count(self) -> int:

@@ -20,7 +20,7 @@ from stages.training.examples import Steps
 from stages.training.loop import fit
 from stages.training.objective import QaObjective
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(TrainingConfig):

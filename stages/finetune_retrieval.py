@@ -11,16 +11,16 @@ from models.folder import ModelFolder, start_from
 from stages.artifacts import Outcome, Resources
 from stages.evaluation.encode import load_model
 from stages.evaluation.retrieval import validate_retrieval
-from stages.training.config import TrainingConfig
+from stages.training.config import MatchingConfig, TrainingConfig
 from stages.training.distributed import world
 from stages.training.examples import Steps
 from stages.training.loop import fit
 from stages.training.objective import MatchingObjective
 
-VERSION = 1
+VERSION = 2
 
 
-class Config(TrainingConfig):
+class Config(TrainingConfig, MatchingConfig):
     """Fine-tuning for retrieval."""
 
     frames: int = Field(8, ge=1, description="frames of a clip; the time embedding is resized to it")
@@ -44,9 +44,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             rank=here.rank,
             ranks=here.size,
         )
-        objective = MatchingObjective(model, list(start.preprocessing.mean), list(start.preprocessing.std)).to(
-            here.device
-        )
+        mean, std = list(start.preprocessing.mean), list(start.preprocessing.std)
+        objective = MatchingObjective(model, mean, std, config.negatives).to(here.device)
         validate, select = validate_retrieval(objective, inputs, start.tokenizer, config.text_length)
         metrics = fit(objective, data, config, out, here, resources, validate, select)
         if here.main:

@@ -1,30 +1,33 @@
 """Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4)."""
 
+import os
 from pathlib import Path
 from typing import cast
 
 import torch
 from pydantic import Field
+from tokenizers import Tokenizer
+from torch import Tensor
 
 from models.alpro import Alpro, Prompter
 from models.folder import ModelFolder, start_from
-from stages.artifacts import Outcome, Resources, StageConfig
+from stages.artifacts import Outcome, Resources, StageConfig, require
 from stages.cache_prompts import read_entities, read_prompts
 from stages.evaluation.contrast import validate_contrast
 from stages.evaluation.encode import load_model
 from stages.pictures import draw_entities, sheet
-from stages.train_prompter import sized_for
-from stages.training.config import EncoderConfig
+from stages.train_prompter import measure, sized_for
+from stages.training.config import EncoderConfig, MatchingConfig
 from stages.training.distributed import world
 from stages.training.examples import Steps
 from stages.training.loop import fit
 from stages.training.objective import PretrainObjective
 
-VERSION = 2
+VERSION = 3
 
 
 class Weights(StageConfig):
-    """The weight of each loss (equation 6: all 1). 0 leaves the loss and its work out."""
+    """The weight of each loss (equation 6: all 1). 0 leaves the loss and its work out; all 0: no training at all."""
 
     vtc: float = Field(1.0, ge=0, description="video-text contrast")
     vtm: float = Field(1.0, ge=0, description="video-text matching")
@@ -32,7 +35,7 @@ class Weights(StageConfig):
     pem: float = Field(1.0, ge=0, description="prompting entity modelling")
 
 
-class Config(EncoderConfig):
+class Config(EncoderConfig, MatchingConfig):
     """Pre-training of ALPRO."""
 
     weights: Weights = Weights()
@@ -41,23 +44,38 @@ class Config(EncoderConfig):
         description="where weights come from after vit and bert: prompter (both encoders), the path of an ALPRO model "
         "folder, or scratch (nowhere)",
     )
+    pictures_every: int = Field(0, ge=0, description="steps between pictures of pseudo-labels; 0: at the end alone")
     mask_rate: float = Field(0.15, ge=0, le=1, description="share of the words that MLM masks")
     threshold: float = Field(
         0.2, ge=0, le=1, description="a pseudo-label whose best entity has a lower probability is dropped"
     )
 
+    @property
+    def needs_prompter(self) -> bool:
+        """Whether a prompter must have been trained: for its pseudo-labels, or to start from it."""
+        return self.weights.pem > 0 or self.start == "prompter"
+
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `vocabulary`, `prompter`, `prompts` and the corpora of the phases. Writes model/ and pictures/."""
+    """inputs: `vocabulary`, the corpora of the phases and, where they are needed, `prompter` and `prompts`.
+
+    Writes model/ and pictures/.
+    """
     with world(resources) as here:
         torch.manual_seed(config.seed)
-        teacher = load_model(inputs["prompter"], here.device)
-        prompter, tokenizer, preprocessing = cast(Prompter, teacher.model), teacher.tokenizer, teacher.preprocessing
         entities = read_entities(inputs["vocabulary"])
-        prompts = {kind: value.to(here.device) for kind, value in read_prompts(inputs["prompts"]).items()}
+        prompter: Prompter | None = None
+        prompts: dict[str, Tensor] = {}
+        if config.needs_prompter:
+            teacher = load_model(inputs["prompter"], here.device)
+            prompter, tokenizer, preprocessing = cast(Prompter, teacher.model), teacher.tokenizer, teacher.preprocessing
+            prompts = {kind: value.to(here.device) for kind, value in read_prompts(inputs["prompts"]).items()}
+        else:
+            tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
+            preprocessing = measure(config, inputs)
         model = Alpro(sized_for(config.model, tokenizer), entities=len(entities)).to(here.device)
         config.load_initial(model)
-        if config.start == "prompter":
+        if prompter and config.start == "prompter":
             start_from(model, prompter)
         elif config.start != "scratch":
             start_from(model, load_model(Path(config.start), here.device).model)
@@ -82,28 +100,45 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             prompts,
             config.weights.model_dump(),
             config.threshold,
+            config.negatives,
         ).to(here.device)
         validate = validate_contrast(objective, inputs, tokenizer, config.text_length)
-        metrics = fit(objective, data, config, out, here, resources, validate)
+
+        def watch(step: int) -> None:
+            if config.pictures_every and config.weights.pem and step % config.pictures_every == 0 and step < len(data):
+                draw_pseudo_labels(objective, data, entities, out / "pictures", step - 1, f"-step-{step:06d}")
+
+        training = any(config.weights.model_dump().values())
+        if training:
+            metrics = fit(objective, data, config, out, here, resources, validate, watch=watch)
+        else:
+            metrics = validate() if validate else {}
         if here.main:
             preprocessing = preprocessing.model_copy(update={"text_length": config.text_length})
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities).save_pretrained(out / "model")
-            draw_pseudo_labels(objective, data, entities, out / "pictures")
+            if config.weights.pem:
+                draw_pseudo_labels(objective, data, entities, out / "pictures", len(data) - 1)
         return Outcome(
-            {"steps": len(data), "samples_without_caption": data.skipped, "entities": len(entities)}, metrics
+            {"steps": len(data) * training, "samples_without_caption": data.skipped, "entities": len(entities)}, metrics
         )
 
 
 @torch.no_grad()
 def draw_pseudo_labels(
-    objective: PretrainObjective, data: Steps, entities: list[str], folder: Path, count: int = 12
+    objective: PretrainObjective,
+    data: Steps,
+    entities: list[str],
+    folder: Path,
+    last: int,
+    ending: str = "",
+    count: int = 12,
 ) -> None:
-    """pseudo_labels.png: what the prompter says of crops of the last batch of videos, or else of images."""
-    last = len(data) - 1
+    """pseudo_labels.png: what the prompter says of crops of the last batch of videos up to step `last`, or of images;
+    `ending` goes behind the name."""
     video = [s for s in range(last, max(-1, last - 50), -1) if data.sources[data.source_of[s]].kind == "video"]
     batch = data[video[0] if video else last].to(objective.mean.device)
     assert batch.boxes is not None
-    objective.eval()
+    assert objective.prompter is not None
     prompts = objective.image_prompts if batch.kind == "image" else objective.video_prompts
     labels = objective.prompter.pseudo_labels(objective.pixels(batch.frames), batch.boxes, prompts).cpu()
     grid = objective.model.config.video.grid
@@ -116,4 +151,6 @@ def draw_pseudo_labels(
         words = data.words.tokenizer.decode(batch.text[i].tolist())
         rows.append(draw_entities(frame, box, named, words, bool(best.values[0] >= objective.threshold)))
     folder.mkdir(parents=True, exist_ok=True)
-    sheet(rows, columns=min(6, len(rows))).save(folder / "pseudo_labels.png")
+    temporary = folder / ".pseudo_labels.part"  # another process follows what appears here
+    sheet(rows, columns=min(6, len(rows))).save(temporary, format="png")
+    os.replace(temporary, folder / f"pseudo_labels{ending}.png")

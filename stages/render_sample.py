@@ -52,7 +52,12 @@ class Config(StageConfig):
 
 
 FRAMES_PER_SECOND = 8
-X264 = {"qp": "20", "preset": "veryfast", "bf": "0", "x264-params": "asm=0:mbtree=0:weightp=0:scenecut=0:rc-lookahead=0"}
+X264 = {
+    "qp": "20",
+    "preset": "veryfast",
+    "bf": "0",
+    "x264-params": "asm=0:mbtree=0:weightp=0:scenecut=0:rc-lookahead=0",
+}
 CORPORA = ("lessons", "clips", "stills")
 
 
@@ -193,7 +198,11 @@ def yuv420(pixels: np.ndarray) -> np.ndarray:
     luma = (rgb @ matrix[0] + (16 << 16) + (1 << 15)) >> 16
     four = rgb.reshape(height // 2, 2, width // 2, 2, 3).sum((1, 3))
     chroma = (four @ matrix[1:].T + (128 << 18) + (1 << 17)) >> 18
-    return np.concatenate([luma.ravel(), chroma[..., 0].ravel(), chroma[..., 1].ravel()]).astype(np.uint8).reshape(-1, width)
+    return (
+        np.concatenate([luma.ravel(), chroma[..., 0].ravel(), chroma[..., 1].ravel()])
+        .astype(np.uint8)
+        .reshape(-1, width)
+    )
 
 
 def break_some(out: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,10 @@ came of it, or the mistake that ended it, is written beside it as result.json; t
 needs neither Prefect nor MLflow.
 """
 
+import errno
+import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -15,6 +18,9 @@ from pathlib import Path
 
 from shards.schema import InputError
 from stages.artifacts import CONTINUE, MISTAKE, Outcome, Resources, read_json, write_json
+
+# What gloo and NCCL say when the process at the other end has ended.
+LOST_RANK = re.compile(r"(closed|reset) by peer|broken pipe|timed out waiting|remote process|aborted", re.IGNORECASE)
 
 
 def main(arguments: list[str]) -> int:
@@ -34,22 +40,50 @@ def main(arguments: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     watch_parent(int(os.environ.get("ALPRO_PARENT", 0)))
     main_rank = int(os.environ.get("RANK", 0)) == 0
+    if main_rank:
+        file.with_name("result.json").unlink(missing_ok=True)
     try:
         outcome = run(work)
     except InputError as error:
-        if main_rank:
-            write_json(file.with_name("result.json"), {"mistake": str(error)})
-            print(f"error: {error}", file=sys.stderr)
+        if first_to_tell(file.with_name("result.json"), {"mistake": str(error)}):
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return MISTAKE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        said = f"{error.filename or out}: {error.strerror}; run again when there is room: it goes on where it was"
+        if first_to_tell(file.with_name("result.json"), {"mistake": said}):
+            print(f"error: {said}", file=sys.stderr, flush=True)
+        return MISTAKE
+    except RuntimeError as error:
+        if "WORLD_SIZE" not in os.environ or not LOST_RANK.search(str(error)):
+            raise
+        line = str(error).splitlines()[0]
+        print(f"rank {os.environ['RANK']}: another rank is gone ({line})", file=sys.stderr, flush=True)
+        return 1
     except SystemExit as left:
-        if left.code == CONTINUE and main_rank:  # told in the file too: torchrun ends with a status of its own
-            write_json(file.with_name("result.json"), {"interrupted": True})
-        raise
+        if left.code != CONTINUE:
+            raise
+        first_to_tell(file.with_name("result.json"), {"interrupted": True})  # torchrun ends with a status of its own
+        return CONTINUE
     if main_rank:
         write_json(file.with_name("result.json"), {"counts": outcome.counts, "metrics": outcome.metrics})
         if "ALPRO_PARENT" not in os.environ:
             print(f"done: {out}", file=sys.stderr)
     return 0
+
+
+def first_to_tell(path: Path, result: dict) -> bool:
+    """Writes a result unless there is one: of the ranks that fail, the first is the cause."""
+    mine = path.with_name(f".{path.name}.{os.environ.get('RANK', 0)}.part")
+    mine.write_text(json.dumps(result))
+    try:
+        os.link(mine, path)
+    except FileExistsError:
+        return False
+    finally:
+        mine.unlink()
+    return True
 
 
 def run(work: dict) -> Outcome:
@@ -96,4 +130,10 @@ def alive(process: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A rank has threads of gloo or NCCL that may abort the process while Python takes itself apart.
+    if "WORLD_SIZE" in os.environ:
+        os._exit(status)
+    sys.exit(status)

@@ -30,6 +30,7 @@ for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables.
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 FOLLOW_SECONDS = 2.0
+PICTURES_OF_STEPS = "pictures/*-step-*.png"
 TABLES = (
     "results.json",
     "entities.parquet",
@@ -107,9 +108,11 @@ class Tracker:
 
     @contextmanager
     def follow(self, run: str, file: Path) -> Iterator[None]:
-        """Logs the lines of a metrics.jsonl as they are written, from a thread, and the last ones at the end."""
+        """Logs the lines of a metrics.jsonl as they are written, from a thread, and the last ones at the end; so too
+        the pictures of single steps that appear beside it."""
         done = threading.Event()
         last = -1
+        shown = set(file.parent.glob(PICTURES_OF_STEPS))
 
         def read() -> None:
             nonlocal last
@@ -121,6 +124,9 @@ class Tracker:
                     ready := fresh if done.is_set() else [line for line in fresh if line["step"] < fresh[-1]["step"]],
                 )
                 last = ready[-1]["step"] if ready else last
+            for picture in sorted(set(file.parent.glob(PICTURES_OF_STEPS)) - shown):
+                shown.add(picture)
+                self.client.log_artifact(run, str(picture), "pictures")
 
         def loop() -> None:
             while not done.wait(FOLLOW_SECONDS):

@@ -1,11 +1,9 @@
 """Trains the prompter: video and text encoder by video-text contrast alone (paper, section 3.2.2)."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from tokenizers import Tokenizer
 
 from models.alpro import ModelConfig, Prompter
@@ -18,15 +16,11 @@ from stages.training.examples import Steps
 from stages.training.loop import fit
 from stages.training.objective import PrompterObjective
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(EncoderConfig):
     """Training of the prompter."""
-
-    normalisation: Literal["clip", "corpus"] = Field(
-        "clip", description="mean and std of the pixels: CLIP's, which the paper uses, or those of the corpora"
-    )
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -60,7 +54,7 @@ def sized_for(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     return model.model_copy(update={"text": model.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})})
 
 
-def measure(config: Config, inputs: dict[str, Path]) -> Preprocessing:
+def measure(config: EncoderConfig, inputs: dict[str, Path]) -> Preprocessing:
     """How frames are normalised: by CLIP's constants, or by the mean over the corpora of their own statistics."""
     if config.normalisation == "clip":
         return Preprocessing(text_length=config.text_length)

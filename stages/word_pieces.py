@@ -47,9 +47,9 @@ def padded(length: int) -> int:
     return -(-length // 8) * 8
 
 
-def pad(rows: list[np.ndarray], fill: int) -> np.ndarray:
-    """Rows of different lengths to one array, as long as the longest, rounded up."""
-    out = np.full((len(rows), padded(max(len(row) for row in rows))), fill, np.int64)
+def pad(rows: list[np.ndarray], fill: int, length: int = 0) -> np.ndarray:
+    """Rows of different lengths to one array, as long as the longest, or `length`, rounded up."""
+    out = np.full((len(rows), padded(length or max(len(row) for row in rows))), fill, np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return out

@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -49,17 +50,25 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def two_ranks(free_port) -> Callable[..., list[int]]:
-    """two_ranks(program, *arguments): runs it as the two processes of a job; their exit statuses."""
+    """two_ranks(program, *arguments): runs it as the two processes of a job; their exit statuses. Both are told to
+    stop once `stop_after` says so."""
 
-    def run(program: Path, *arguments: object) -> list[int]:
+    def run(
+        program: Path, *arguments: object, timeout: float = 120, stop_after: Callable[[], object] | None = None
+    ) -> list[int]:
         job = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "PYTHONPATH": ROOT}
         command = [sys.executable, program, *arguments]
         both = []
         for rank in range(2):
-            env = os.environ | {key: str(value) for key, value in (job | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            # As if each had a machine of its own: no more than the choice of a device may depend on a local rank.
+            env = os.environ | {key: str(value) for key, value in (job | {"RANK": rank, "LOCAL_RANK": 0}).items()}
             both.append(subprocess.Popen([str(part) for part in command], env=env, cwd=ROOT))
         try:
-            return [process.wait(timeout=120) for process in both]
+            while stop_after and not stop_after():
+                time.sleep(0.01)
+            for process in both if stop_after else []:
+                process.terminate()
+            return [process.wait(timeout=timeout) for process in both]
         finally:
             for process in both:
                 process.kill()

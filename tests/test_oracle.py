@@ -14,6 +14,7 @@ from torch import Tensor
 from models.alpro import Alpro, ModelConfig, Prompter, VideoConfig
 from models.losses import mlm_loss, pem_loss, vtc_loss, vtm_loss
 from models.official import from_official
+from stages.training.objective import box_patches, masked_positions, merged
 
 ORACLE = Path(os.environ.get("ALPRO_ORACLE") or Path(__file__).parents[2] / "shared" / "oracle")
 FILES = sorted(ORACLE.glob("*_*.npz"))
@@ -92,30 +93,34 @@ def pretrain(arrays: Arrays) -> Results:
     yield "itc_loss", vtc_loss(similarity, similarity.T, torch.arange(size), torch.eye(size, dtype=torch.bool))
 
     # Two positives, the texts with the other video, the videos with the other text; then the masked texts.
-    masked_ids = ids.clone()
+    masked_ids, masked_words = ids.clone(), torch.full_like(ids, -100)
     masked_ids[MASKED_SAMPLES, MASKED_POSITIONS] = MASK_ID
+    masked_words[MASKED_SAMPLES, MASKED_POSITIONS] = ids[MASKED_SAMPLES, MASKED_POSITIONS]
+    masked = model.encode_text(masked_ids, mask)
     other = [1, 0]
-    fused = model.fuse(
-        torch.cat([text, text, text[other], model.encode_text(masked_ids, mask)]),
-        torch.cat([mask, mask, mask[other], mask]),
-        torch.cat([video, video[other], video, video]),
-    )
-    scores = model.vtm_head(fused[: 3 * size, 0])
+    pairs = [(text, mask, video), (text, mask, video[other]), (text[other], mask[other], video), (masked, mask, video)]
+    # As in training, the last layer computes what is read alone: [CLS] and the crop's patches, [CLS], masked words.
+    cls = torch.zeros(size, 1, dtype=torch.long)
+    patches, inside = box_patches(boxes, model.config.video.grid)
+    words, labels = masked_positions(masked_words, 8)
+    read = [torch.cat([cls, length + 1 + patches], dim=1), cls.repeat(2, 1), words]
+    positives, negatives, masked = model.fuse_at(read, *merged(pairs))
+    scores = model.vtm_head(torch.cat([positives[:, 0], negatives[:, 0]]))
     yield "itm_scores", scores
-    yield "itm_loss", vtm_loss(scores, torch.tensor([1, 1, 0, 0, 0, 0]), torch.ones(3 * size))
+    yield "itm_loss", vtm_loss(scores, torch.tensor([1, 1, 0, 0, 0, 0]), torch.ones(3 * size)) / (3 * size)
 
-    words = model.mlm_scores(fused[-size:, :length][MASKED_SAMPLES, MASKED_POSITIONS])
-    yield "mlm_scores_masked", words[:, : arrays["mlm_scores_masked"].shape[1]]
-    yield "mlm_loss", mlm_loss(words, ids[MASKED_SAMPLES, MASKED_POSITIONS]) / len(words)
+    scores = model.mlm_scores(masked)
+    yield "mlm_scores_masked", scores[labels != -100][:, : arrays["mlm_scores_masked"].shape[1]]
+    yield "mlm_loss", mlm_loss(scores.flatten(0, 1), labels.flatten()) / len(MASKED_SAMPLES)
 
     prompter = Prompter(config(arrays))
     prompts = teacher.pop("video_prompt_feat")
     load(prompter, imported(teacher, arrays), unread=("multimodal_encoder.", "mlm_head.", "vtm_head."))
-    labels = prompter.pseudo_labels(frames, boxes, prompts)
-    logits = model.pem_logits(fused[:size, length + 1 :], boxes)
-    yield "mpm_labels", labels
+    pseudo_labels = prompter.pseudo_labels(frames, boxes, prompts)
+    logits = model.pem_logits(positives[:, 1:], inside)
+    yield "mpm_labels", pseudo_labels
     yield "mpm_logits", logits
-    yield "mpm_loss", pem_loss(logits, labels, threshold=0.0)[0] / size
+    yield "mpm_loss", pem_loss(logits, pseudo_labels, threshold=0.0)[0] / size
 
 
 def config(arrays: Arrays) -> ModelConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,18 +28,22 @@ class Checkpoints:
     ) -> None:
         """Writes the checkpoint of `step` finished steps, and deletes all but the last two.
 
-        `random` is the random state of every rank.
+        `random` is the random state of every rank. Raises OSError where it cannot be written; the earlier ones stand.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".step-{step:08d}.{os.getpid()}.part"
+        temporary = self.folder / f".step-{step:08d}.part"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         states = {f"random.{rank}": value for rank, value in enumerate(random)}
-        save_file(trainable(model), temporary / "model.safetensors")
-        save_file(flatten(optimizer) | states, temporary / "optimizer.safetensors")
-        (temporary / "state.json").write_text(json.dumps(state))
-        sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
-        (temporary / "sums.json").write_text(json.dumps(sums))
+        try:
+            write_tensors(trainable(model), temporary / "model.safetensors")
+            write_tensors(flatten(optimizer) | states, temporary / "optimizer.safetensors")
+            (temporary / "state.json").write_text(json.dumps(state))
+            sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+            (temporary / "sums.json").write_text(json.dumps(sums))
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         target = self.folder / f"step-{step:08d}"
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
@@ -74,6 +79,17 @@ class Checkpoints:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file. Raises OSError where it cannot, as on a full disk."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:

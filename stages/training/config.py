@@ -9,6 +9,17 @@ from models.initial import load_initial
 from shards.schema import InputError
 from stages.artifacts import StageConfig
 
+Negatives = Literal["rank", "global"]
+
+
+class MatchingConfig(StageConfig):
+    """What the stages share that train video-text matching."""
+
+    negatives: Negatives = Field(
+        "rank",
+        description="hard negatives are drawn among the pairs of one process, as in the paper, or of all: global",
+    )
+
 
 class Phase(StageConfig):
     """A stretch of training on certain corpora. Every batch is of one corpus and one kind (video or image)."""
@@ -82,6 +93,12 @@ class EncoderConfig(TrainingConfig):
     bert: str = Field(
         "",
         description="BERT that the text layers start from: a hub name, in the cache or not, or a folder; empty: none",
+    )
+
+    normalisation: Literal["clip", "corpus"] = Field(
+        "clip",
+        description="mean and std of the pixels: CLIP's, which the paper uses, or those of the corpora; a pre-training "
+        "with a prompter takes the prompter's",
     )
 
     def load_initial(self, model: DualEncoder) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from shards.schema import InputError
 from stages.artifacts import Resources
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ def world(resources: Resources) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
-    try:
-        yield World(dist.get_rank(), size, device)
-    finally:
-        dist.destroy_process_group()
+    patience = timedelta(seconds=resources.rank_timeout)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    yield World(dist.get_rank(), size, device)
+    # Not where this rank fails: the others would tell that it is gone before it has told why.
+    dist.destroy_process_group()
 
 
 def pick_device(resources: Resources, local: int = 0) -> torch.device:
@@ -76,6 +78,15 @@ def gather_bytes(local: Tensor, device: torch.device) -> list[Tensor]:
     parts = [torch.empty_like(local, device=device) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, local.to(device))
     return [part.cpu() for part in parts]
+
+
+def gather_objects(local: T) -> list[T]:
+    """What every rank has, for what is rare: it is pickled by one rank of this job for another."""
+    if not dist.is_initialized():
+        return [local]
+    found: list[T] = [local] * dist.get_world_size()
+    dist.all_gather_object(found, local)
+    return found
 
 
 def highest(values: list[float], device: torch.device) -> list[float]:

@@ -20,7 +20,7 @@ from shards.schema import InputError
 from stages.artifacts import Resources
 from stages.training.augment import augment
 from stages.training.config import Phase, TrainingConfig
-from stages.word_pieces import WordPieces, pad
+from stages.word_pieces import WordPieces, pad, padded
 
 
 @dataclass
@@ -38,6 +38,10 @@ class Batch:
     labels: Tensor | None = None  # (B, L) the masked words, -100 elsewhere
     boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
     answers: Tensor | None = None  # (B,) answers, -100 = outside the vocabulary
+    chance: Tensor | None = (
+        None  # (B, 2) in [0, 1): what draws each example's hard negatives; None: chance of the moment
+    )
+    most_masked: int = 0  # at least the most masked words of a text, rounded up; 0: not known
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `change` applied to each of its tensors."""
@@ -129,6 +133,7 @@ class Steps(Dataset[Batch]):
         self.config, self.words, self.unit, self.answers = config, WordPieces(tokenizer), unit, answers
         self.frames, self.image_size, self.grid, self.mlm_rate = frames, image_size, grid, mlm_rate
         self.rank, self.ranks = rank, ranks
+        self.one_length = ranks > 1  # texts are padded to the same length: on all ranks, in all steps
         if config.batch_size % (ranks * config.accumulate):
             raise InputError(
                 f"batch_size {config.batch_size} does not divide among {ranks} processes x {config.accumulate} parts"
@@ -182,7 +187,8 @@ class Steps(Dataset[Batch]):
         examples = source.at(int(self.turn[step]) * size, size, self.config.seed)[
             self.rank * mine : (self.rank + 1) * mine
         ]
-        return collate(step, source.kind, [self.example(source, epoch, number) for epoch, number in examples])
+        items = [self.example(source, epoch, number) for epoch, number in examples]
+        return collate(step, source.kind, items, self.config.text_length if self.one_length else 0)
 
     def example(self, source: Source, epoch: int, number: int) -> dict:
         """One example's arrays. Its randomness is keyed by seed, epoch and example."""
@@ -221,10 +227,12 @@ class Steps(Dataset[Batch]):
             masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.mlm_rate, rng)
             item["masked"], item["labels"] = masked
             item["box"] = random_box(self.grid, rng)
+        item["chance"] = rng.random(2)
         return item
 
     def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:
         """The batches from step `first` on, in order, loaded ahead by worker processes where there is a GPU to feed."""
+        self.one_length |= resources.compile  # every length is compiled anew
         # On a CPU the loading competes with the training for the same cores, and a process more only costs.
         workers = resources.worker_count if device.type == "cuda" else 0
         loader = DataLoader(
@@ -252,20 +260,22 @@ def random_crop(frames: np.ndarray, size: int, share: float, rng: np.random.Gene
     return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
 
 
-def collate(step: int, kind: str, items: list[dict]) -> Batch:
-    """Examples to a batch, texts padded."""
+def collate(step: int, kind: str, items: list[dict], length: int) -> Batch:
+    """Examples to a batch, texts padded to `length`, 0 for that of the longest."""
     batch = Batch(
         step=step,
         kind=kind,
         ids=[item["id"] for item in items],
         video=torch.tensor([item["video"] for item in items]),
         frames=torch.from_numpy(np.stack([item["frames"] for item in items])),
-        text=torch.from_numpy(pad([item["ids"] for item in items], 0)),
-        mask=torch.from_numpy(pad([np.ones_like(item["ids"]) for item in items], 0)),
+        text=torch.from_numpy(pad([item["ids"] for item in items], 0, length)),
+        mask=torch.from_numpy(pad([np.ones_like(item["ids"]) for item in items], 0, length)),
+        chance=torch.from_numpy(np.stack([item["chance"] for item in items])),
     )
     if "masked" in items[0]:
-        batch.masked = torch.from_numpy(pad([item["masked"] for item in items], 0))
-        batch.labels = torch.from_numpy(pad([item["labels"] for item in items], -100))
+        batch.masked = torch.from_numpy(pad([item["masked"] for item in items], 0, length))
+        batch.labels = torch.from_numpy(pad([item["labels"] for item in items], -100, length))
+        batch.most_masked = padded(max(1, int((batch.labels != -100).sum(1).max())))
     if "box" in items[0]:
         batch.boxes = torch.tensor([item["box"] for item in items])
     if "answer" in items[0]:

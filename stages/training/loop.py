@@ -1,6 +1,7 @@
 """The one training loop: prompter, pre-training and fine-tunings differ in their objective and their validation."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -10,25 +11,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from models.text import Layers
-from models.timesformer import TimeSformer
-from shards.schema import InputError
+from models.flops import peak
+from models.text import Layer, Layers
+from models.timesformer import Block, TimeSformer
 from stages.artifacts import CONTINUE, Resources
 from stages.progress import progress
-from stages.training.checkpoint import Checkpoints, random_state, trainable
+from stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from stages.training.config import TrainingConfig
-from stages.training.distributed import World, gather_bytes, highest
+from stages.training.distributed import World, gather_bytes, highest, total
 from stages.training.examples import Batch, Steps
-from stages.training.metrics import Mean, MetricsFile
+from stages.training.metrics import Mean, MetricsFile, Skipped
 from stages.training.objective import Objective
-from stages.training.optim import build_optimizer, learning_rate
+from stages.training.optim import build_optimizer, learning_rate, step_if
 
 ASK_SECONDS = 2.0  # how often ranks ask each other whether to stop
-BAD_STEPS = 5  # losses in a row that are not finite before the run gives up
+BAD_STEPS = 5  # steps in a row that are not finite before the run gives up
 
 Validate = Callable[[], dict[str, float]]
 
@@ -41,9 +43,9 @@ class Progress:
     best: float = float("-inf")
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
-    unlogged: dict[str, tuple[float, int]] = field(default_factory=dict)  # metrics since the last logged step
-    bad_steps: int = 0
-    seconds: float = 0.0
+    unlogged: dict[str, float] = field(default_factory=dict)  # metrics since the last logged step
+    skipped: int = 0  # steps that were not finite: in all, and in a row
+    skipped_in_row: int = 0
 
 
 def fit(
@@ -55,19 +57,19 @@ def fit(
     resources: Resources,
     validate: Validate | None = None,
     select: str = "",
+    watch: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Trains the objective's model over all steps of `data`, from the newest checkpoint in `out` where there is one.
 
     `validate()` gives metrics every `validate_every` steps and at the end; where `select` names one of them, the
-    weights with its highest value are the result, else the last ones. Returns the final metrics. A SIGTERM or
-    Ctrl-C writes a checkpoint and ends the process with status CONTINUE.
+    weights with its highest value are the result, else the last ones. `watch(step)` is called by the first rank after
+    every step. Returns the final metrics. A SIGTERM or Ctrl-C writes a checkpoint and ends the process with status
+    CONTINUE.
     """
-    for part in objective.model.modules():
-        if isinstance(part, TimeSformer | Layers):
-            part.checkpoint_activations = resources.checkpoint_activations
+    prepare(objective, resources)
     if world.rank:  # or dropout would be the same on every rank
         torch.manual_seed(config.seed + world.rank)
-    optimizer = build_optimizer(objective, config, world.device)
+    optimizer = build_optimizer(objective, config)
     checkpoints, file = Checkpoints(out / "checkpoints"), MetricsFile(out, world.main)
     done = Progress(**(checkpoints.restore(objective, optimizer, world.rank) or {}))
     file.cut(done.step)
@@ -75,21 +77,69 @@ def fit(
     if world.size > 1:
         module = DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
     runner = _Run(objective, module, optimizer, data, config, world, checkpoints, file, done, out / "best.safetensors")
-    if done.step:
+    if done.step and world.main:
         print(f"continuing from step {done.step} of {len(data)}", file=sys.stderr, flush=True)
-    with asked_to_stop() as stopping, progress(out.parent.name.replace("_", " "), len(data), "steps") as advance:
+    trace = traced(out / "trace.json.gz") if resources.profile and world.main else nullcontext(lambda: None)
+    name = out.parent.name.replace("_", " ")
+    with asked_to_stop() as stopping, progress(name, len(data), "steps") as advance, trace as traced_step:
         advance(done.step)
-        final = runner.train(resources, stopping, advance if world.main else lambda *_: None, validate, select)
+
+        def after(step: int, note: str) -> None:
+            traced_step()
+            if world.main:
+                advance(1, note)
+                if watch:
+                    watch(step)
+
+        try:
+            final = runner.train(resources, stopping, after, validate, select)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            # It may have come in the middle of a step: only a checkpoint is sure to be whole.
+            print(f"{str(error).splitlines()[0]} Continue from the last checkpoint.", file=sys.stderr, flush=True)
+            raise SystemExit(CONTINUE) from error
     if select and (out / "best.safetensors").exists():
         objective.load_state_dict(load_file(out / "best.safetensors"), strict=False)
     return final
+
+
+def prepare(objective: Objective, resources: Resources) -> None:
+    """Sets up the encoders' layers as the resources ask.
+
+    They are compiled one by one: all of a kind share their code, so that there is little to compile, and gathering over
+    ranks, draws and losses stay outside.
+    """
+    for part in objective.modules():
+        if isinstance(part, TimeSformer | Layers):
+            part.checkpoint_activations = resources.checkpoint_activations
+        if resources.compile and isinstance(part, Block | Layer):
+            part.compile(dynamic=False)
+
+
+@contextmanager
+def traced(path: Path) -> Iterator[Callable[[], None]]:
+    """Records three steps after the first five, for Perfetto; yields what is to be called after every step."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    when = schedule(wait=3, warmup=2, active=3, repeat=1)
+
+    def write(found: profile) -> None:
+        found.export_chrome_trace(str(path))
+        print(
+            f"trace of the last three of its first eight steps: {path} (open it on ui.perfetto.dev)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    with profile(activities=activities, schedule=when, on_trace_ready=write) as recorded:
+        yield recorded.step
 
 
 @dataclass
 class _Run:
     objective: Objective
     module: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     data: Steps
     config: TrainingConfig
     world: World
@@ -98,29 +148,41 @@ class _Run:
     done: Progress
     best_weights: Path
 
-    def train(self, resources: Resources, stopping: list[int], advance, validate, select: str) -> dict[str, float]:
-        mean, final = Mean(), dict[str, float]()
-        mean.restore(self.done.unlogged, self.world.device)
-        clock, asking = Clock(self.done.seconds), self.done.step
+    def __post_init__(self) -> None:
+        self.mean = Mean()
+        self.mean.restore(self.done.unlogged, self.world.device)
+        self.skipped = Skipped(self.done.skipped_in_row)
+
+    def train(
+        self,
+        resources: Resources,
+        stopping: list[int],
+        after: Callable[[int, str], None],
+        validate: Validate | None,
+        select: str,
+    ) -> dict[str, float]:
+        final = dict[str, float]()
+        clock, asking = Clock(), self.done.step
         self.objective.train()
         for batch in self.data.loader(self.done.step, resources, self.world.device):
             clock.batch_came()
-            clock.steps += 1
-            mean.add(self.step(batch.to(self.world.device)))
+            self.step(batch.to(self.world.device))
             self.done.step += 1
-            self.done.seconds = clock.seconds
+            clock.step_done(self.objective.flops(batch))
             step, last = self.done.step, self.done.step == len(self.data)
             logged = step % self.config.log_every == 0 or last
-            advance(1, f"loss {self.log(mean, clock)['train/loss']:.3f}" if logged else "")
+            if logged or self.world.device.type == "cpu":  # looking at a GPU would wait for it
+                self.done.skipped += self.skipped.read(BAD_STEPS)
+            after(step, self.log(clock) if logged else "")
             if validate and (last or (self.config.validate_every and step % self.config.validate_every == 0)):
                 final = self.validate(validate, select)
+                clock.start_window()
             # Ranks agree on when to stop and to save; asking costs a message, so many ask only now and then.
             if not last and (step >= asking or self.world.size == 1):
                 due = clock.since_saved > resources.seconds_between_checkpoints
                 stop, save, pace = highest([bool(stopping), due, clock.pace], self.world.device)
                 asking = step + max(1, min(self.config.log_every, int(ASK_SECONDS / pace)))
                 if stop or save:
-                    self.done.unlogged = mean.state()
                     self.save()
                     clock.saved()
                 if stop:
@@ -132,29 +194,35 @@ class _Run:
 
     def leave(self) -> None:
         if self.world.main:
-            print(f"checkpoint written after step {self.done.step}", file=sys.stderr, flush=True)
+            print(f"stopped after step {self.done.step}", file=sys.stderr, flush=True)
         raise SystemExit(CONTINUE)
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One optimiser step on this rank's part of the global batch; returns metrics, still on the device."""
+    def step(self, batch: Batch) -> None:
+        """One optimiser step on this rank's part of the global batch. Nothing in it waits for the device."""
         rate = learning_rate(self.done.step, len(self.data), self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        collected = Mean()
-        parts = batch.split(self.config.accumulate)
+        parts, rows = batch.split(self.config.accumulate), []
         for number, part in enumerate(parts, 1):
             with self.gathering(last=number == len(parts)):
-                with self.autocast():
+                with self.autocast(), record_function("forward"):
                     loss, metrics = self.module(part)
-                (loss / len(parts)).backward()
-            collected.add(metrics | {"loss": loss.detach()})
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
-        if self.is_finite(norm, batch):
-            self.optimizer.step()
-            self.objective.model.hold_temperature()
-        metrics = {name: value / len(parts) for name, value in collected.sums.items()}
-        return metrics | {"grad_norm": norm.detach(), "lr": torch.tensor(rate)}
+                with record_function("backward"):
+                    (loss / len(parts)).backward()
+            metrics["loss"] = loss.detach()
+            rows.append(torch.stack([value.float() for value in metrics.values()]))
+        with record_function("clip"):
+            norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
+        values = torch.cat([torch.stack(rows).mean(0), norm.detach()[None]])
+        # The gradient is that of all ranks, so is its norm; the losses are this rank's.
+        finite = total((~torch.isfinite(values)).any().float()) == 0
+        with record_function("optimizer"):
+            step_if(self.optimizer, finite)
+        self.objective.model.hold_temperature()
+        names = (*metrics, "grad_norm")
+        self.mean.add(names, values, finite)
+        self.skipped.add(self.done.step, batch.ids, names, values, finite)
 
     def gathering(self, last: bool) -> AbstractContextManager:
         """Gradients are averaged over the ranks with the last part of a step alone."""
@@ -164,33 +232,30 @@ class _Run:
         on = self.config.mixed_precision and self.world.device.type == "cuda"
         return torch.autocast("cuda", torch.bfloat16) if on else nullcontext()
 
-    def is_finite(self, norm: Tensor, batch: Batch) -> bool:
-        """Whether the step may be taken. Skips and counts one that may not; raises InputError after five in a row."""
-        if bool(torch.isfinite(norm)):
-            self.done.bad_steps = 0
-            return True
-        self.done.bad_steps += 1
-        if self.done.bad_steps >= BAD_STEPS:
-            raise InputError(
-                f"the gradient was not finite in {BAD_STEPS} steps in a row, the last being step {self.done.step} "
-                f"(samples {', '.join(batch.ids[:4])}, ...); lower lr or clip_norm"
-            )
-        return False
-
-    def log(self, mean: Mean, clock: "Clock") -> dict[str, float]:
-        """Writes the means since the last line, and how fast it goes."""
-        values = {f"train/{name}": value for name, value in mean.read().items()}
-        values["train/data_wait"] = clock.waited_share
-        values["train/samples_per_second"] = self.config.batch_size * self.done.step / max(self.done.seconds, 1e-9)
+    def log(self, clock: "Clock") -> str:
+        """Writes the means over all ranks since the last line, and how fast it goes; returns what the bar shows."""
+        values = {f"train/{name}": value for name, value in self.mean.read().items()}
+        seconds = clock.window
+        values["train/lr"] = learning_rate(self.done.step - 1, len(self.data), self.config)
+        values["train/skipped_steps"] = self.done.skipped
+        values["train/data_wait"] = waited = clock.waited / seconds
+        values["train/samples_per_second"] = self.config.batch_size * clock.steps / seconds
+        values["train/tflops"] = clock.flops / seconds / 1e12
         if self.world.device.type == "cuda":
-            values["train/gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            if most := peak(torch.cuda.get_device_name(self.world.device)):
+                values["train/utilisation"] = clock.flops / seconds / most
+            values["train/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        else:
+            values["train/memory_gib"] = memory_gib()
+        clock.start_window()
         self.file.write(self.done.step, values)
-        return values
+        said = f"loss {values['train/loss']:.3f}, " if "train/loss" in values else "no finite step, "
+        return f"{said}{values['train/samples_per_second']:.3g} samples/s, waiting for data {waited:.0%}"
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
         """Validates, in full precision as evaluation does, and keeps the weights where they are the best so far."""
         self.objective.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             values = validate()
         self.objective.train()
         self.file.write(self.done.step, values)
@@ -198,51 +263,70 @@ class _Run:
             self.done.best, self.done.best_step, self.done.best_metrics = values[select], self.done.step, values
             if self.world.main:
                 temporary = self.best_weights.with_suffix(".part")
-                save_file(trainable(self.objective), temporary)
+                write_tensors(trainable(self.objective), temporary)
                 os.replace(temporary, self.best_weights)
         return self.done.best_metrics | {"selected_step": float(self.done.best_step)} if select else values
 
     def save(self) -> None:
-        """Writes a checkpoint; every rank gives its random state to the one that writes."""
+        """Writes a checkpoint; every rank gives its random state to the one that writes.
+
+        Where it cannot be written, as on a full disk, this is said, and training goes on: the earlier ones stand.
+        """
+        self.done.skipped += self.skipped.read(BAD_STEPS)
+        self.done.skipped_in_row, self.done.unlogged = self.skipped.in_row, self.mean.state()
         random = gather_bytes(random_state(), self.world.device)
         if self.world.main:
-            self.checkpoints.save(self.done.step, self.objective, self.optimizer, asdict(self.done), random)
+            try:
+                self.checkpoints.save(self.done.step, self.objective, self.optimizer, asdict(self.done), random)
+            except OSError as error:
+                last = next((int(path.name.split("-")[1]) for path in self.checkpoints.all()), 0)
+                print(
+                    f"no checkpoint written after step {self.done.step}: {error.strerror or error}; "
+                    f"a restart would go on from step {last}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 class Clock:
-    """How long training has taken, over all its starts, and which share of this start it has waited for data."""
+    """How fast training goes since the last logged step, in a window that validation is kept out of."""
 
-    def __init__(self, earlier: float):
-        self.earlier = earlier
-        self.began = self.last_step = self.last_save = time.monotonic()
-        self.waited = 0.0
-        self.steps = 0
+    def __init__(self) -> None:
+        self.last_step = self.last_save = time.monotonic()
+        self.pace = 1e-3  # seconds a step
+        self.start_window()
+
+    def start_window(self) -> None:
+        self.began, self.steps, self.waited, self.flops = time.monotonic(), 0, 0.0, 0.0
 
     def batch_came(self) -> None:
         self.waited += time.monotonic() - self.last_step
 
+    def step_done(self, flops: float) -> None:
+        self.steps += 1
+        self.flops += flops
+        self.pace = max(1e-3, (time.monotonic() - self.began) / self.steps)
+
     def step_ended(self) -> None:
         self.last_step = time.monotonic()
+
+    @property
+    def window(self) -> float:
+        """Seconds since the window began."""
+        return max(time.monotonic() - self.began, 1e-9)
 
     def saved(self) -> None:
         self.last_save = time.monotonic()
 
     @property
-    def seconds(self) -> float:
-        return self.earlier + time.monotonic() - self.began
-
-    @property
-    def pace(self) -> float:
-        """Seconds a step, of this start."""
-        return max(1e-3, (time.monotonic() - self.began) / max(1, self.steps))
-
-    @property
     def since_saved(self) -> float:
         return time.monotonic() - self.last_save
 
-    @property
-    def waited_share(self) -> float:
-        return self.waited / max(time.monotonic() - self.began, 1e-9)
+
+def memory_gib() -> float:
+    """The most memory that this process has held."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 @contextmanager

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.alpro import Alpro, DualEncoder, Prompter
-from models.losses import hard_negatives, mlm_loss, pem_loss, vtc_loss, vtm_loss
+from models.flops import classifier_flops, fusion_flops, mlm_flops, text_flops, video_flops
+from models.losses import box_mask, hard_negatives, mlm_loss, pem_loss, vtc_loss, vtm_loss
+from stages.training.config import Negatives
 from stages.training.distributed import gather, total
 from stages.training.examples import Batch
 
@@ -24,6 +26,16 @@ class Objective(nn.Module):
         self.model = model
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def flops(self, batch: Batch) -> float:
+        """Floating-point operations of a training step on a batch (models/flops.py has the count)."""
+        size, length = batch.text.shape
+        return 3 * size * (video_flops(self.model.config.video) + text_flops(self.model.config.text, length))
+
+    def fusion(self, length: int, read: int) -> float:
+        """Floating-point operations of a training step on one fused pair, of which `read` positions are read."""
+        video, text = self.model.config.video, self.model.config.text
+        return 3 * fusion_flops(text, length + 1 + video.grid**2, read)
 
     def pixels(self, frames: Tensor) -> Tensor:
         """Stored frames (B, T, 3, H, W) uint8 to the encoder's size, normalised."""
@@ -45,8 +57,7 @@ class Objective(nn.Module):
         temperature = self.model.clamped_temperature()
         v2t, t2v = video_feat @ all_text.T / temperature, text_feat @ all_video.T / temperature
         # Labels by global rank: this rank's rows begin at rank * B of the gathered columns.
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        target = torch.arange(len(video_feat), device=v2t.device) + rank * len(video_feat)
+        target = torch.arange(len(video_feat), device=v2t.device) + rank() * len(video_feat)
         same = batch.video[:, None] == all_numbers[None]
         loss = vtc_loss(v2t, t2v, target, same)
         metrics = {
@@ -76,48 +87,77 @@ class PrompterObjective(Objective):
 
 
 class MatchingObjective(Objective):
-    """VTC and VTM: retrieval fine-tuning, and the base of pre-training."""
+    """VTC and VTM: retrieval fine-tuning, and the base of pre-training.
+
+    `negatives`: "rank" draws hard negatives among the pairs of this rank, as the paper does; "global" among those of
+    all ranks, so that a step is the same on any number of them.
+    """
 
     model: Alpro
 
-    def negatives(self, batch: Batch, v2t: Tensor, t2v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hard negatives within this rank: a video for each text, a text for each video, and where there are any."""
+    def __init__(self, model: Alpro, mean: list[float], std: list[float], negatives: Negatives = "rank"):
+        super().__init__(model, mean, std)
+        self.wide = negatives == "global"
+
+    def negatives(
+        self, batch: Batch, video: Tensor, text: Tensor, v2t: Tensor, t2v: Tensor
+    ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
+        """Each text with a hard negative video, each video with a hard negative text (text, mask, video); and which
+        rows have one (2B,). One call on the device for each direction."""
         size = len(batch.video)
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        here = slice(rank * size, (rank + 1) * size)
-        same = batch.video[:, None] == batch.video[None]
-        videos, valid = hard_negatives(t2v[:, here], same)
-        texts, _ = hard_negatives(v2t[:, here], same)  # valid where the videos are: `same` is symmetric
-        return videos, texts, valid
+        if self.wide:
+            videos, texts, masks, numbers = (gather(part) for part in (video, text, batch.mask, batch.video))
+        else:
+            videos, texts, masks, numbers = video, text, batch.mask, batch.video
+            here = slice(rank() * size, (rank() + 1) * size)
+            v2t, t2v = v2t[:, here], t2v[:, here]
+        same = batch.video[:, None] == numbers[None]
+        chance = batch.chance if batch.chance is not None else torch.rand(size, 2, device=video.device)
+        other_videos, valid = hard_negatives(t2v, same, chance[:, 0])
+        other_texts, _ = hard_negatives(v2t, same, chance[:, 1])  # valid where the videos are: `same` is the same
+        pairs = [(text, batch.mask, videos[other_videos]), (texts[other_texts], masks[other_texts], video)]
+        return pairs, valid.repeat(2)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         video = self.model.encode_video(self.pixels(batch.frames))
         text = self.model.encode_text(batch.text, batch.mask)
         vtc, v2t, t2v, metrics = self.contrast(batch, video, text)
-        videos, texts, valid = self.negatives(batch, v2t, t2v)
-        fused = self.model.fuse(
-            torch.cat([text, text, text[texts]]),
-            torch.cat([batch.mask, batch.mask, batch.mask[texts]]),
-            torch.cat([video, video[videos], video]),
-        )
-        vtm, more = self.matching(fused[:, 0], valid)
+        others, valid = self.negatives(batch, video, text, v2t, t2v)
+        fused = self.model.fuse_cls(*merged([(text, batch.mask, video), *others]))
+        vtm, more = self.matching(fused, valid)
         return vtc + vtm, metrics | more
 
+    def flops(self, batch: Batch) -> float:
+        size, length = batch.text.shape
+        return super().flops(batch) + 3 * size * self.fusion(length, 1)
+
     def matching(self, cls: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
-        """VTM on the fused [CLS] (3B, D) of B positives, B texts with another video, B videos with another text."""
-        size = len(valid)
+        """VTM: the mean over the pairs of all ranks.
+
+        On the fused [CLS] (3B, D) of B positives, B texts with another video, B videos with another text; the latter
+        two count where valid (2B,).
+        """
         logits = self.model.vtm_head(cls).float()
-        labels = (torch.arange(3 * size, device=cls.device) < size).long()
-        weights = torch.cat([torch.ones_like(valid), valid, valid]).float()
-        loss = vtm_loss(logits, labels, weights)
-        right = ((logits.argmax(1) == labels) * weights).sum() / weights.sum()
+        labels = (torch.arange(len(cls), device=cls.device) < len(cls) - len(valid)).long()
+        counted = torch.cat([valid.new_ones(len(cls) - len(valid)), valid]).float()
+        count = total(counted.sum())
+        loss = vtm_loss(logits, labels, counted) * ranks() / count
+        right = ((logits.argmax(1) == labels) * counted).sum() * ranks() / count
         return loss, {"loss_vtm": loss.detach(), "vtm_accuracy": right.detach()}
 
 
-class PretrainObjective(MatchingObjective):
-    """VTC + VTM + MLM + PEM (equation 6), each with a weight; 0 leaves a loss and its work out.
+def merged(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs (text, mask, video) of several kinds as one batch."""
+    texts, masks, videos = zip(*pairs, strict=True)
+    return torch.cat(texts), torch.cat(masks), torch.cat(videos)
 
-    All fused pairs go through the multimodal encoder in one pass: B positives, B + B negatives, B masked texts.
+
+class PretrainObjective(MatchingObjective):
+    """VTC + VTM + MLM + PEM (equation 6), each with a weight; 0 leaves a loss and its work out, the prompter with PEM.
+
+    All fused pairs go through the multimodal encoder in one pass: B positives, B + B negatives, B masked texts; its
+    last layer computes only what is read of them: [CLS], the masked words, the patches of the crop. Without VTC nothing
+    tells which negatives are hard, and they are drawn evenly.
     """
 
     video_prompts: Tensor
@@ -125,28 +165,31 @@ class PretrainObjective(MatchingObjective):
 
     def __init__(
         self,
-        model,
-        mean,
-        std,
-        prompter: Prompter,
+        model: Alpro,
+        mean: list[float],
+        std: list[float],
+        prompter: Prompter | None,
         prompts: dict[str, Tensor],
         weights: dict[str, float],
         threshold: float,
+        negatives: Negatives = "rank",
     ):
-        super().__init__(model, mean, std)
-        self.prompter = prompter.requires_grad_(False).eval()
-        self.register_buffer("video_prompts", prompts["video"], persistent=False)
-        self.register_buffer("image_prompts", prompts["image"], persistent=False)
+        super().__init__(model, mean, std, negatives)
+        self.prompter = prompter.requires_grad_(False).eval() if prompter else None
+        for kind, embeddings in prompts.items():
+            self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
         self.weights, self.threshold = weights, threshold
 
     def train(self, mode: bool = True) -> "PretrainObjective":
         super().train(mode)
-        self.prompter.eval()  # frozen: no dropout in the pseudo-labels
+        if self.prompter:
+            self.prompter.eval()  # frozen: no dropout in the pseudo-labels
         return self
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         assert batch.masked is not None
         assert batch.labels is not None
+        assert batch.boxes is not None
         on = {name: weight > 0 for name, weight in self.weights.items()}
         size, length = batch.text.shape
         frames = self.pixels(batch.frames)
@@ -156,52 +199,106 @@ class PretrainObjective(MatchingObjective):
             text, masked = both[:size], both[size:]
         else:
             text = masked = self.model.encode_text(batch.text, batch.mask)
-        vtc, v2t, t2v, metrics = self.contrast(batch, video, text)
+        losses: dict[str, Tensor] = {}
+        metrics: Metrics = {}
+        if on["vtc"]:
+            losses["vtc"], v2t, t2v, metrics = self.contrast(batch, video, text)
+        else:
+            v2t = t2v = torch.zeros(size, size * ranks(), device=video.device)
 
-        pairs = [(text, batch.mask, video)]
-        valid = None
+        # The pairs, and for each group of them the positions that a loss reads: [CLS] first, where VTM does.
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        read: list[Tensor] = []
+        cls = batch.mask.new_zeros(size, 1)
+        patches, inside = box_patches(batch.boxes, self.model.config.video.grid)
+        if on["vtm"] or on["pem"]:
+            pairs.append((text, batch.mask, video))
+            read.append(torch.cat([cls, length + 1 + patches], dim=1) if on["pem"] else cls)
         if on["vtm"]:
-            videos, texts, valid = self.negatives(batch, v2t, t2v)
-            pairs += [(text, batch.mask, video[videos]), (text[texts], batch.mask[texts], video)]
+            others, valid = self.negatives(batch, video, text, v2t, t2v)
+            pairs += others
+            read.append(cls.repeat(2, 1))
         if on["mlm"]:
             pairs.append((masked, batch.mask, video))
-        fused = self.model.fuse(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
+            words, labels = masked_positions(batch.labels, batch.most_masked)
+            read.append(words)
+        if pairs:
+            fused = self.model.fuse_at(read, *merged(pairs))
+            if on["vtm"]:
+                losses["vtm"], more = self.matching(torch.cat([fused[0][:, 0], fused[1][:, 0]]), valid)
+                metrics |= more
+            if on["mlm"]:
+                losses["mlm"], more = self.masked_words(fused[-1], labels)
+                metrics |= more
+            if on["pem"]:
+                losses["pem"], more = self.entities(batch, frames, fused[0][:, 1:], inside)
+                metrics |= more
+        return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum(), metrics
 
-        loss = self.weights["vtc"] * vtc
-        if on["vtm"]:
-            assert valid is not None
-            vtm, more = self.matching(fused[: 3 * size, 0], valid)
-            loss, metrics = loss + self.weights["vtm"] * vtm, metrics | more
+    def flops(self, batch: Batch) -> float:
+        on = {name: weight > 0 for name, weight in self.weights.items()}
+        size, length = batch.text.shape
+        video, text = self.model.config.video, self.model.config.text
+        one = 3 * (video_flops(video) + text_flops(text, length) * (1 + on["mlm"]))
+        if on["vtm"] or on["pem"]:
+            one += self.fusion(length, 1 + on["pem"] * (video.grid**2 // 2))
+        one += on["vtm"] * 2 * self.fusion(length, 1)
         if on["mlm"]:
-            mlm, more = self.masked_words(fused[-size:, :length], batch.labels)
-            loss, metrics = loss + self.weights["mlm"] * mlm, metrics | more
-        if on["pem"]:
-            pem, more = self.entities(batch, frames, fused[:size, length + 1 :])
-            loss, metrics = loss + self.weights["pem"] * pem, metrics | more
-        return loss, metrics
+            words = batch.most_masked or length
+            one += self.fusion(length, words) + 3 * words * mlm_flops(text)
+        if on["pem"] and self.prompter:  # the prompter goes forward alone
+            one += video_flops(self.prompter.config.video) + 3 * classifier_flops(text.width, self.model.entities)
+        return size * one
 
     def masked_words(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
-        """MLM: the mean over the masked words of all ranks. tokens (B, L, D), labels (B, L)."""
-        chosen = labels != -100
-        scores = self.model.mlm_scores(tokens[chosen])
-        count = total(chosen.sum())
-        loss = mlm_loss(scores, labels[chosen]) * ranks() / count.clamp(min=1)
+        """MLM: the mean over the masked words of all ranks. tokens (B, P, D), labels (B, P), -100 = not masked."""
+        scores = self.model.mlm_scores(tokens)
+        count = total((labels != -100).sum())
+        loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) * ranks() / count.clamp(min=1)
         return loss, {"loss_mlm": loss.detach()}
 
-    def entities(self, batch: Batch, frames: Tensor, patches: Tensor) -> tuple[Tensor, Metrics]:
-        """PEM: the mean over the kept samples of all ranks. patches (B, N, D): fused, of the positive pairs."""
+    def entities(self, batch: Batch, frames: Tensor, patches: Tensor, inside: Tensor) -> tuple[Tensor, Metrics]:
+        """PEM: the mean over the kept samples of all ranks.
+
+        patches (B, P, D): fused, of the positive pairs; those that are `inside` (B, P) the crop are averaged.
+        """
         assert batch.boxes is not None
+        assert self.prompter is not None
         prompts = self.image_prompts if batch.kind == "image" else self.video_prompts
         pseudo_labels = self.prompter.pseudo_labels(frames, batch.boxes, prompts)
-        summed, kept = pem_loss(self.model.pem_logits(patches, batch.boxes), pseudo_labels, self.threshold)
+        summed, kept = pem_loss(self.model.pem_logits(patches, inside), pseudo_labels, self.threshold)
         loss = summed * ranks() / total(kept.sum()).clamp(min=1)
         return loss, {"loss_pem": loss.detach(), "pseudo_labels_kept": kept.float().mean()}
+
+
+def masked_positions(labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Where labels (B, L) are not -100: positions (B, P) and the labels there, -100 behind the last.
+
+    `most`: P, at least the most masked words of a row; 0: L. It is known without looking at the device.
+    """
+    chosen = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, : most or labels.shape[1]]
+    return chosen, labels.gather(1, chosen)
+
+
+def box_patches(boxes: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """The patches inside boxes (B, 4), at most half of the grid: their numbers and whether they are inside (B, P).
+
+    P is half of the patches, so that nothing is read back from the device.
+    """
+    inside = box_mask(boxes, grid)
+    chosen = inside.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, grid**2 // 2)]
+    return chosen, inside.gather(1, chosen)
 
 
 class QaObjective(Objective):
     """Question answering as classification on the fused [CLS] (section 4.1), among the known answers."""
 
     model: Alpro
+
+    def flops(self, batch: Batch) -> float:
+        size, length = batch.text.shape
+        head = 3 * classifier_flops(self.model.config.text.width, self.model.answers)
+        return super().flops(batch) + size * (self.fusion(length, 1) + head)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         assert batch.answers is not None
@@ -210,9 +307,15 @@ class QaObjective(Objective):
         logits = self.model.answer(text, batch.mask, video).float()
         known = batch.answers != -100
         loss = F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum")
-        loss = loss * ranks() / total(known.sum()).clamp(min=1)
-        right = (logits.argmax(1) == batch.answers).sum() / known.sum().clamp(min=1)
+        count = total(known.sum()).clamp(min=1)
+        loss = loss * ranks() / count
+        right = (logits.argmax(1) == batch.answers).sum() * ranks() / count
         return loss, {"loss_qa": loss.detach(), "qa_accuracy": right.detach()}
+
+
+def rank() -> int:
+    """This process among all, over all nodes."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def ranks() -> int:

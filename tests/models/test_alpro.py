@@ -10,6 +10,7 @@ from models.text import TextConfig
 
 ENTITIES, ANSWERS, SIZE, LENGTH = 5, 7, 3, 6
 BOXES = torch.tensor([[0, 0, 2, 3], [1, 1, 3, 2], [2, 0, 2, 4]])
+INSIDE = box_mask(BOXES, 4)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def retrieval_loss(model: Alpro, frames: Tensor, ids: Tensor, mask: Tensor) -> T
     """VTC + VTM."""
     video, text = model.encode_video(frames), model.encode_text(ids, mask)
     contrast, similarity = vtc(model, video, text)
-    negatives, valid = hard_negatives(similarity.T, torch.eye(SIZE, dtype=torch.bool))
+    negatives, valid = hard_negatives(similarity.T, torch.eye(SIZE, dtype=torch.bool), torch.rand(SIZE))
     logits = torch.cat([model.match(text, mask, video), model.match(text, mask, video[negatives])])
     labels = torch.tensor([1] * SIZE + [0] * SIZE)
     return contrast + vtm_loss(logits, labels, torch.cat([torch.ones(SIZE), valid.float()]))
@@ -49,7 +50,7 @@ def pretraining_loss(model: Alpro, frames: Tensor, ids: Tensor, mask: Tensor) ->
     fused = model.fuse(text, mask, video)
     words = mlm_loss(model.mlm_scores(fused[:, 1:3].flatten(0, 1)), ids[:, 1:3].flatten())
     labels = torch.randn(SIZE, ENTITIES).softmax(dim=1)
-    entities, _ = pem_loss(model.pem_logits(fused[:, LENGTH + 1 :], BOXES), labels, threshold=0.0)
+    entities, _ = pem_loss(model.pem_logits(fused[:, LENGTH + 1 :], INSIDE), labels, threshold=0.0)
     return retrieval_loss(model, frames, ids, mask) + words + entities
 
 
@@ -69,7 +70,7 @@ def test_shapes(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
     assert model.match(text, mask, video).shape == (SIZE, 2)
     assert model.answer(text, mask, video).shape == (SIZE, ANSWERS)
     assert model.mlm_scores(fused[:, :LENGTH]).shape == (SIZE, LENGTH, 40)
-    assert model.pem_logits(fused[:, LENGTH + 1 :], BOXES).shape == (SIZE, ENTITIES)
+    assert model.pem_logits(fused[:, LENGTH + 1 :], INSIDE).shape == (SIZE, ENTITIES)
 
 
 def test_embeddings_have_unit_length(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
@@ -145,9 +146,9 @@ def test_a_model_without_the_head_says_so(tiny: ModelConfig, frames: Tensor, ids
 def test_entities_are_read_from_the_patches_inside_the_box(tiny: ModelConfig):
     model = Alpro(tiny, entities=ENTITIES)
     patches = torch.randn(SIZE, 16, 16)
-    outside = torch.where(box_mask(BOXES, 4)[:, :, None], patches, torch.randn_like(patches))
-    logits = model.pem_logits(patches, BOXES)
-    torch.testing.assert_close(model.pem_logits(outside, BOXES), logits)
+    outside = torch.where(INSIDE[:, :, None], patches, torch.randn_like(patches))
+    logits = model.pem_logits(patches, INSIDE)
+    torch.testing.assert_close(model.pem_logits(outside, INSIDE), logits)
     # The first box by hand: rows 0-1 and columns 0-2 of the 4 x 4 grid.
     mean = patches[0, [0, 1, 2, 4, 5, 6]].mean(dim=0)
     torch.testing.assert_close(model.pem_head(mean), logits[0])

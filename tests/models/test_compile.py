@@ -1,43 +1,76 @@
 """The model compiled gives what it gives eagerly."""
 
 import shutil
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from models.alpro import Alpro
+from models.losses import box_mask
+from stages.artifacts import Resources
+from stages.training.loop import prepare
+from stages.training.objective import Objective
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
+]
 
 
-@pytest.mark.long
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_equals_eager(tiny):
+def whole(model: Alpro, step: Callable) -> Callable:
+    return torch.compile(step)
+
+
+def by_layer(model: Alpro, step: Callable) -> Callable:
+    """As training compiles: every layer, and nothing around them."""
+    prepare(Objective(model, [0.5] * 3, [0.5] * 3), Resources(compile=True))
+    return step
+
+
+@pytest.mark.parametrize("compiled_as", [whole, by_layer])
+def test_compiled_equals_eager(compiled_as, tiny):
     model = Alpro(tiny, entities=5, answers=3)
     frames, ids = torch.randn(2, 4, 3, 32, 32), torch.randint(5, 40, (2, 9))
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
-    boxes = torch.tensor([[0, 0, 2, 2], [1, 1, 3, 2]])
+    inside = box_mask(torch.tensor([[0, 0, 2, 2], [1, 1, 3, 2]]), 4)
+    read = [torch.tensor([[0, 3, 9]]), torch.tensor([[1]])]  # of the first pair and of the second
 
-    def step(frames, ids, mask, boxes):
+    def step(frames, ids, mask, inside):
         video, text = model.encode_video(frames), model.encode_text(ids, mask)
         fused = model.fuse(text, mask, video)
         return (
             model.project_video(video) @ model.project_text(text).T,
             model.vtm_head(fused[:, 0]),
             model.mlm_scores(fused[:, :9]),
-            model.pem_logits(fused[:, 10:], boxes),
+            model.pem_logits(fused[:, 10:], inside),
             model.qa_head(fused[:, 0]),
+            *model.fuse_at(read, text, mask, video),
         )
 
     def gradients(run):
         model.zero_grad()
-        outputs = run(frames, ids, mask, boxes)
+        outputs = run(frames, ids, mask, inside)
         sum(output.square().mean() for output in outputs).backward()
         return outputs, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     eager, eager_gradients = gradients(step)
-    compiled, compiled_gradients = gradients(torch.compile(step))
+    compiled, compiled_gradients = gradients(compiled_as(model, step))
     for one, other in zip(eager, compiled, strict=True):
         torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
     assert eager_gradients.keys() == compiled_gradients.keys()
     for name, value in eager_gradients.items():
         torch.testing.assert_close(compiled_gradients[name], value, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_stochastic_depth_and_dropout_draw_anew_in_every_compiled_step(tiny):
+    """What is drawn is given to the layers, or drawn in them: it is no part of what is compiled."""
+    video = tiny.video.model_copy(update={"drop_path": 0.5})
+    text = tiny.text.model_copy(update={"dropout": 0.2})
+    model = Alpro(tiny.model_copy(update={"video": video, "text": text})).train()
+    by_layer(model, lambda: None)
+    frames, ids = torch.randn(2, 4, 3, 32, 32), torch.randint(5, 40, (2, 9))
+    for encode in (lambda: model.encode_video(frames), lambda: model.encode_text(ids, torch.ones_like(ids))):
+        found = [encode() for _ in range(4)]
+        assert all(not torch.equal(found[0], other) for other in found[1:])

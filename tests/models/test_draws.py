@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.alpro import crop
 from models.losses import box_mask, hard_negatives, mask_words, random_box, vtc_loss
@@ -15,7 +16,7 @@ def test_negatives_are_drawn_in_proportion_to_the_softmax_without_the_own_pair()
     draws = 20_000
     similarity = torch.tensor([10.0, 1, 2, 7]).log().repeat(draws, 1)
     same = torch.tensor([True, False, False, False]).repeat(draws, 1)
-    columns, valid = hard_negatives(similarity, same, torch.Generator().manual_seed(0))
+    columns, valid = hard_negatives(similarity, same, torch.rand(draws, generator=torch.Generator().manual_seed(0)))
     counts = torch.bincount(columns, minlength=4).double()
     expected = draws * torch.tensor([0.0, 0.1, 0.2, 0.7]).double()
     assert valid.all()
@@ -30,26 +31,26 @@ def test_a_negative_is_never_of_the_same_video():
     similarity = torch.where(same, 50.0, 0.0)  # all the mass is where nothing may be drawn
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
-        columns, valid = hard_negatives(similarity, same, generator)
+        columns, valid = hard_negatives(similarity, same, torch.rand(6, generator=generator))
         assert valid.all()
         assert (video[columns] != video).all()
 
 
 def test_a_row_without_another_video_is_invalid_and_no_nan():
     similarity = torch.randn(3, 3, requires_grad=True)
-    columns, valid = hard_negatives(similarity, torch.ones(3, 3, dtype=torch.bool))
+    columns, valid = hard_negatives(similarity, torch.ones(3, 3, dtype=torch.bool), torch.rand(3))
     assert valid.tolist() == [False] * 3
     assert ((columns >= 0) & (columns < 3)).all()  # an index that can be used, though it means nothing
 
     same = torch.tensor([[True, True, True], [True, True, False], [False, True, True]])
-    columns, valid = hard_negatives(similarity, same)
+    columns, valid = hard_negatives(similarity, same, torch.rand(3))
     assert valid.tolist() == [False, True, True]
     assert columns[1:].tolist() == [2, 0]  # the only other videos
 
 
 def test_negatives_of_extreme_similarities_are_drawn_without_nan():
     similarity = torch.tensor([[0.0, 1e4, -1e4], [1e4, 0.0, 1e4], [-1e4, -1e4, 0.0]])
-    columns, valid = hard_negatives(similarity, torch.eye(3, dtype=torch.bool))
+    columns, valid = hard_negatives(similarity, torch.eye(3, dtype=torch.bool), torch.rand(3))
     assert valid.all()
     assert columns[0] == 1
     assert (columns != torch.arange(3)).all()
@@ -60,20 +61,68 @@ def test_similarities_that_are_not_finite_reach_the_loss(bad):
     """Nothing raises before the training loop sees that the loss is not finite and skips the step."""
     similarity, same = torch.zeros(3, 3), torch.eye(3, dtype=torch.bool)
     similarity[0, 1] = bad
-    columns, valid = hard_negatives(similarity, same)
+    columns, valid = hard_negatives(similarity, same, torch.rand(3))
     assert valid.all()
     assert ((columns >= 0) & (columns < 3)).all()
     assert (columns[1:] != torch.arange(1, 3)).all()  # other rows are drawn as ever
     assert not vtc_loss(similarity, similarity.T, torch.arange(3), same).isfinite()
 
 
-def test_negatives_of_one_seed_are_the_same():
+def test_negatives_of_one_chance_are_the_same():
     similarity, same = torch.randn(64, 64), torch.eye(64, dtype=torch.bool)
-    first, again, other = (
-        hard_negatives(similarity, same, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)
-    )
+    chance, another = torch.rand(2, 64)
+    first, again, other = (hard_negatives(similarity, same, given)[0] for given in (chance, chance, another))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_chance_against_a_table():
+    """The own pair is the second; the others share the line from 0 to 1 as 1/10, 2/10 and 7/10."""
+    chances = [0.0, 0.099, 0.101, 0.299, 0.301, 0.999999, 1 - 2**-53]
+    similarity = torch.tensor([1.0, 10, 2, 7]).log().repeat(len(chances), 1)
+    same = torch.tensor([False, True, False, False]).repeat(len(chances), 1)
+    columns, _ = hard_negatives(similarity, same, torch.tensor(chances, dtype=torch.double))
+    assert columns.tolist() == [0, 0, 2, 2, 3, 3, 3]
+    # With the own pair before the others: it is no part of the line, not even its beginning.
+    columns, _ = hard_negatives(similarity[:, [1, 0, 2, 3]], same[:, [1, 0, 2, 3]], torch.tensor(chances).double())
+    assert columns.tolist() == [1, 1, 2, 2, 3, 3, 3]
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 2**31), order=st.permutations(range(6)), count=st.integers(1, 6))
+def test_a_rows_negative_depends_on_its_own_chance_alone(seed: int, order: list[int], count: int):
+    """Not on the order of the rows nor on which others there are: a batch may be shared out among processes."""
+    random = torch.Generator().manual_seed(seed)
+    similarity, chance = torch.randn(6, 9, generator=random) * 5, torch.rand(6, generator=random)
+    video = torch.randint(0, 4, (9,), generator=random)
+    same = video[:6, None] == video[None]
+    columns, valid = hard_negatives(similarity, same, chance)
+    some = order[:count]
+    fewer, valid_of_them = hard_negatives(similarity[some], same[some], chance[some])
+    assert torch.equal(valid_of_them, valid[some])
+    assert torch.equal(fewer[valid_of_them], columns[some][valid_of_them])
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **kwargs or {})
+
+
+def test_negatives_of_many_pairs_are_drawn_in_as_many_calls_as_those_of_two():
+    """The official code draws them one by one."""
+    counts = []
+    for size in (2, 64):
+        with Calls() as calls:
+            hard_negatives(torch.zeros(size, size), torch.eye(size, dtype=torch.bool), torch.rand(size))
+        counts.append(calls.count)
+    assert counts[0] == counts[1] < 40
 
 
 def test_words_are_masked_at_the_rates_of_bert():

@@ -71,12 +71,12 @@ def test_vtm_leaves_invalid_rows_out():
     labels = torch.tensor([1, 0, 0])
     # The third is certain of a match and wrong, and is not counted: both others give their label 3/4.
     loss = vtm_loss(logits, labels, torch.tensor([1.0, 1.0, 0.0]))
-    assert loss.item() == pytest.approx(-log(3 / 4))
+    assert loss.item() == pytest.approx(-2 * log(3 / 4))
     loss.backward()
     assert logits.grad is not None
     assert (logits.grad[2] == 0).all()
-    # With it: (2 log 4/3 + log 10) / 3.
-    assert vtm_loss(logits, labels, torch.ones(3)).item() == pytest.approx((2 * log(4 / 3) + log(10)) / 3)
+    # With it: 2 log 4/3 + log 10.
+    assert vtm_loss(logits, labels, torch.ones(3)).item() == pytest.approx(2 * log(4 / 3) + log(10))
 
 
 def test_vtm_of_no_valid_row_is_zero():

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from models.alpro import ModelConfig, initialize
-from models.attention import Attention, DropPath
-from models.timesformer import TimeSformer, VideoConfig
+from models.attention import Attention
+from models.timesformer import Block, TimeSformer, VideoConfig, drop_path
 
 
 @pytest.fixture
@@ -102,19 +102,74 @@ def test_activation_checkpointing_gives_equal_gradients(tiny: ModelConfig, frame
         assert torch.equal(gradient, gradients[1][name]), name
 
 
+def stochastic(rate: float, depth: int) -> TimeSformer:
+    """An encoder whose branches are dropped while it trains."""
+    shape = {"image_size": 16, "patch_size": 8, "frames": 2, "width": 8, "heads": 1}
+    encoder = TimeSformer(VideoConfig(**shape, depth=depth, drop_path=rate))
+    initialize(encoder, "scratch")
+    return encoder.train()
+
+
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
-    drop = DropPath(0.25).train()
-    kept = drop(torch.ones(4000 * 3, 2), samples=4000).view(4000, 6)
-    assert torch.equal(kept, kept[:, :1].expand_as(kept))  # the three rows of a sample share a fate
-    assert kept.unique().tolist() == pytest.approx([0, 1 / 0.75])
-    assert kept.mean().item() == pytest.approx(1, abs=0.05)
-    x = torch.randn(6, 2)
-    assert torch.equal(drop.eval()(x, samples=2), x)
+    keep = stochastic(0.25, depth=2).draw_keep(4000)
+    assert keep.shape == (2, 3, 4000)
+    assert keep[1].unique().tolist() == pytest.approx([0, 1 / 0.75])
+    for branch in range(3):
+        kept = drop_path(torch.ones(4000 * 3, 2), keep[1], branch).view(4000, 6)
+        assert torch.equal(kept, kept[:, :1].expand_as(kept))  # the three rows of a sample share a fate
+        assert kept.mean().item() == pytest.approx(1, abs=0.05)
 
 
 def test_stochastic_depth_grows_linearly_over_the_blocks():
-    encoder = TimeSformer(VideoConfig(image_size=16, patch_size=8, width=8, heads=1, depth=5, drop_path=0.1))
-    assert [block.drop_path.rate for block in encoder.blocks] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
+    keep = stochastic(0.8, depth=5).draw_keep(2000)
+    # Of 6,000 draws the share has a standard deviation of at most 0.0065.
+    assert (keep == 0).double().mean(dim=(1, 2)).tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8], abs=0.033)
+
+
+def test_branches_are_dropped_independently_of_each_other_and_of_other_samples():
+    dropped = (stochastic(0.5, depth=2).draw_keep(4000)[1] == 0).double()
+    between = dropped.corrcoef().fill_diagonal_(0)  # of the three branches: standard deviation 0.016
+    assert between.abs().max() < 0.08
+    assert torch.stack([dropped[0, :-1], dropped[0, 1:]]).corrcoef()[0, 1].abs() < 0.08  # of a sample and the next
+
+
+def test_evaluation_drops_nothing(frames: Tensor):
+    encoder = stochastic(0.5, depth=2)
+    plain = stochastic(0.0, depth=2)
+    plain.load_state_dict(encoder.state_dict())
+    small = frames[:, :2, :, :16, :16]
+    assert encoder.eval().draw_keep(3) is None
+    assert plain.train().draw_keep(3) is None  # nor where the rate is nothing
+    assert torch.equal(encoder(small), plain(small))
+
+
+@torch.no_grad()
+def test_a_sample_whose_branches_are_all_dropped_passes_a_block_as_it_came(tiny: ModelConfig):
+    block = Block(tiny.video)
+    cls, patches = torch.randn(2, 1, 16), torch.randn(2, 4, 16, 16)
+    keep = torch.tensor([[0.0, 1.0]] * 3)
+    given = block(cls, patches, keep)
+    whole = block(cls, patches)
+    assert torch.equal(given[0][0], cls[0])
+    # What temporal_fc adds to every token does not go through the branch, as in the official code.
+    torch.testing.assert_close(given[1][0], patches[0] + block.temporal_fc.bias)
+    for one, other in zip(given, whole, strict=True):
+        torch.testing.assert_close(one[1], other[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("branch", [0, 1, 2])
+def test_every_branch_of_a_block_is_dropped_by_its_own_number(tiny: ModelConfig, branch: int):
+    block = Block(tiny.video)
+    cls, patches = torch.randn(1, 1, 16), torch.randn(1, 4, 16, 16)
+    keep = torch.ones(3, 1)
+    keep[branch] = 0
+    given = block(cls, patches, keep)
+    silent = [block.temporal_attn.proj, block.attn.proj, block.mlp.fc2][branch]
+    silent.weight.zero_()
+    silent.bias.zero_()
+    for one, other in zip(given, block(cls, patches), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_attention_against_pytorchs_own():
@@ -131,3 +186,11 @@ def test_attention_against_pytorchs_own():
     x, mask = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
     expected, _ = reference(x, x, x, key_padding_mask=~mask)
     torch.testing.assert_close(attention(x, mask[:, None, None]), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("at", [[0], [4, 1, 1], [0, 1, 2, 3, 4]])
+def test_attention_of_some_queries_is_these_rows_of_all(at: list[int]):
+    attention = Attention(16, heads=4)
+    x, mask = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()[:, None, None]
+    for given in (None, mask):
+        torch.testing.assert_close(attention(x, given, x[:, at]), attention(x, given)[:, at], atol=1e-6, rtol=1e-5)

@@ -20,8 +20,9 @@ from pipeline.flow import alpro, needed, plan
 from pipeline.flow import pretrain as pretrain_flow
 from pipeline.launch import Interrupted
 from pipeline.tasks import interrupted
-from stages.artifacts import Step, Store, read_manifest
+from stages.artifacts import Resources, Step, Store, read_manifest
 from stages.files import Digests
+from stages.training.metrics import read_metrics
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
 STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "build_vocabulary", "train_prompter"]
@@ -239,3 +240,19 @@ def test_the_flows_form_shows_types_and_descriptions():
 def test_the_store_lists_what_was_made(first, workspace):
     names = [manifest["name"] for _, manifest in Store(workspace / "artifacts").all()]
     assert set(STAGES) <= set(names)
+
+
+@pytest.mark.parametrize("row", ["", "vtm mlm", "vtm mlm pem", "vtc vtm mlm", "vtc vtm mlm pem"])
+def test_the_rows_of_table_1_are_weights_of_pre_training(row, first, workspace, tmp_path):
+    """Only the losses of the row are computed, and a prompter is trained for PEM alone."""
+    off = [f"pretrain.weights.{name}=0" for name in ("vtc", "vtm", "mlm", "pem") if name not in row.split()]
+    steps = plan(load_config(TINY, changes=[*off, "pretrain.start=scratch"]), Digests(workspace / "digests.sqlite"))
+    assert ("train_prompter" in [step.stage for step in steps]) == ("pem" in row)
+    step = next(step for step in steps if step.stage == "pretrain")
+    inputs = {name: Store(workspace / "artifacts").folder(other) for name, other in step.inputs.items()}
+    (tmp_path / "pretrain").mkdir()
+    outcome = step.module.run(step.config, inputs, tmp_path / "pretrain", Resources(device="cpu", workers=1))
+    assert (tmp_path / "pretrain" / "model" / "model.safetensors").is_file()
+    assert (outcome.counts["steps"] > 0) == bool(row)
+    names = {name for line in read_metrics(tmp_path / "pretrain" / "metrics.jsonl") for name in line}
+    assert {name.removeprefix("train/loss_") for name in names if name.startswith("train/loss_")} == set(row.split())

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,9 @@ def start(workspace: Path, *arguments: str) -> subprocess.Popen:
     """`alpro train-prompter` on the tiny pipeline, in a process of its own."""
     command = [sys.executable, "-m", "pipeline.cli", "train-prompter", "--config", TINY, "--workspace", str(workspace)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed)
 
 
 def prompter(workspace: Path) -> tuple[Path, Step]:
@@ -61,7 +64,7 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, tmp_path):
     victim = training(folder)[0] if how == "training process" else process.pid
     os.kill(victim, signal.SIGINT if how == "ctrl-c" else signal.SIGKILL)
     process.wait(60)
-    assert process.returncode != 0
+    assert process.returncode != 0, process.stderr.read()
     wait_for(lambda: not training(folder), 30)  # an orphaned training ends by itself
     assert read_manifest(folder) is None
     reached = max(int(p.name.removeprefix("step-")) for p in folder.glob("checkpoints/step-*"))

@@ -22,7 +22,7 @@ def work(tmp_path):
     """work(stage, config, **inputs): a work file for a stage, in a folder of its own."""
 
     def write(stage: str, config: dict, **inputs: Path) -> Path:
-        (tmp_path / "out").mkdir()
+        (tmp_path / "out").mkdir(exist_ok=True)
         described = {
             "stage": stage,
             "config": config,
@@ -54,11 +54,16 @@ def test_a_mistake_ends_with_status_2_one_line_and_the_mistake_as_result(work, t
     assert capsys.readouterr().err == f"error: {mistake}\n"
 
 
-def test_one_rank_alone_tells_the_mistake(work, tmp_path, capsys, monkeypatch):
+def test_the_first_rank_that_fails_tells_the_mistake(work, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
     assert stage_run.main([str(file)]) == 2
-    assert not file.with_name("result.json").exists()
+    first = read_json(file.with_name("result.json"))
+    assert capsys.readouterr().err == f"error: {first['mistake']}\n"
+    monkeypatch.setenv("RANK", "2")
+    other = work("decode_videos", {}, data=tmp_path / "elsewhere.jsonl")
+    assert stage_run.main([str(other)]) == 2
+    assert read_json(file.with_name("result.json")) == first
     assert capsys.readouterr().err == ""
 
 

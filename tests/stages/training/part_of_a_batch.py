@@ -15,12 +15,12 @@ from models.alpro import Alpro, ModelConfig, Prompter
 from stages.artifacts import Resources
 from stages.training.distributed import gather, total, world
 from stages.training.examples import Batch
-from stages.training.objective import Objective, PretrainObjective, PrompterObjective, QaObjective
+from stages.training.objective import MatchingObjective, Objective, PretrainObjective, PrompterObjective, QaObjective
 
 SIZE, WORDS, ENTITIES, ANSWERS = 8, 40, 6, 5
 VIDEO = {"image_size": 16, "patch_size": 4, "frames": 2, "width": 16, "depth": 1, "heads": 2, "drop_path": 0.0}
 TEXT = {"vocab_size": WORDS, "width": 16, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 16, "dropout": 0.0}
-NO_CHANCE = {"vtc": 1.0, "vtm": 0.0, "mlm": 0.5, "pem": 2.0}  # VTM draws its negatives within a rank
+WEIGHTS = {"vtc": 1.0, "vtm": 1.5, "mlm": 0.5, "pem": 2.0}
 
 
 def whole_batch() -> Batch:
@@ -40,6 +40,8 @@ def whole_batch() -> Batch:
         labels=labels,
         boxes=torch.tensor([[0, 0, 2, 3], [1, 1, 3, 2], [2, 0, 2, 4], [0, 2, 4, 2]] * 2),
         answers=torch.tensor([0, 1, -100, 3, 4, -100, -100, 2]),
+        chance=torch.rand(SIZE, 2, generator=random),
+        most_masked=8,
     )
 
 
@@ -51,7 +53,8 @@ def objectives() -> dict[str, Objective]:
     teacher = Prompter(config)
     return {
         "prompter": PrompterObjective(Prompter(config), *mean_std),
-        "pretrain": PretrainObjective(Alpro(config, ENTITIES), *mean_std, teacher, prompts, NO_CHANCE, 0.9),
+        "matching": MatchingObjective(Alpro(config), *mean_std, "global"),
+        "pretrain": PretrainObjective(Alpro(config, ENTITIES), *mean_std, teacher, prompts, WEIGHTS, 0.9, "global"),
         "qa": QaObjective(Alpro(config, answers=ANSWERS), *mean_std),
     }
 

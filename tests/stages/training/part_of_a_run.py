@@ -50,4 +50,7 @@ def main(out: Path, corpus: Path, tokenizer: Tokenizer, stops: list[int]) -> Non
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Tokenizer.from_file(sys.argv[3]), [int(n) for n in sys.argv[4:]])
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), Tokenizer.from_file(sys.argv[3]), [int(n) for n in sys.argv[4:]])
+    except SystemExit as left:
+        os._exit(left.code)  # as stages.run ends

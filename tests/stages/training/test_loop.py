@@ -23,7 +23,8 @@ from stages.training.objective import MatchingObjective, Objective, PrompterObje
 from stages.training.optim import build_optimizer, learning_rate
 
 ALONE = World(0, 1, torch.device("cpu"))
-TIMING = ("time", "train/data_wait", "train/samples_per_second")  # what two equal runs need not have in common
+# What two equal runs need not have in common.
+TIMING = ("time", "train/data_wait", "train/samples_per_second", "train/tflops", "train/memory_gib")
 MEAN, STD = [0.5] * 3, [0.25] * 3
 
 
@@ -205,7 +206,7 @@ def test_a_checkpoint_that_lost_a_file_is_left_for_the_one_before_it(new_run, ca
     assert "continuing from step 5 of 8" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "place"), [('"step": 6', -1), ('"bad_steps"', -2)], ids=["a value", "a name"])
+@pytest.mark.parametrize(("text", "place"), [('"step": 6', -1), ('"skipped_in_row"', -2)], ids=["a value", "a name"])
 def test_a_damaged_state_is_left_for_the_checkpoint_before_it(new_run, text, place, capfd):
     run = new_run("run", run=OFTEN)
     run.kill(before=6)
@@ -331,7 +332,7 @@ def test_accumulated_parts_are_one_step_on_their_mean(new_run):
     run.start()
     torch.manual_seed(run.config.seed)
     objective = run.build().train()
-    optimizer = build_optimizer(objective, run.config, ALONE.device)
+    optimizer = build_optimizer(objective, run.config)
     losses = [objective(part)[0] for part in run.data()[0].split(2)]
     (sum(losses) / 2).backward()
     norm = clip_grad_norm_(objective.parameters(), run.config.clip_norm)

@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from models.alpro import Alpro, Prompter
+from models.losses import random_box
 from stages.training.examples import Steps
-from stages.training.objective import MatchingObjective, PretrainObjective, PrompterObjective, QaObjective, prepare
+from stages.training.objective import (
+    MatchingObjective,
+    PretrainObjective,
+    PrompterObjective,
+    QaObjective,
+    box_patches,
+    masked_positions,
+    prepare,
+)
 
 PROGRAM = Path(__file__).with_name("part_of_a_batch.py")
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -101,13 +112,147 @@ def test_a_loss_that_is_off_moves_no_head(off, pretraining, batches):
         assert all((p.grad is None) == (name == off) for p in head.parameters()), name
 
 
-def test_fused_pairs_make_one_pass(pretraining, batches, monkeypatch):
-    """B positives, B + B negatives, B masked texts."""
-    objective, sizes = pretraining(), []
-    fuse = objective.model.fuse
-    monkeypatch.setattr(objective.model, "fuse", lambda text, *rest: (sizes.append(len(text)), fuse(text, *rest))[1])
+def passes(model: Alpro) -> dict[str, list[int]]:
+    """The rows of every pass through each encoder, from now on."""
+    found = {"video_encoder": [], "text_encoder": [], "multimodal_encoder": []}
+    for name, sizes in found.items():
+        getattr(model, name).register_forward_pre_hook(lambda _, given, sizes=sizes: sizes.append(len(given[0])))
+    return found
+
+
+def test_pre_training_goes_once_through_each_encoder(pretraining, batches):
+    """8 videos; 8 texts and the same masked; 8 positives, 8 + 8 negatives, 8 masked texts. The official code goes
+    twice through the text encoder, and thrice through the multimodal one."""
+    objective = pretraining()
+    found = passes(objective.model)
     objective(batches["video"])
-    assert sizes == [32]
+    assert found == {"video_encoder": [8], "text_encoder": [16], "multimodal_encoder": [32]}
+
+
+def test_retrieval_goes_once_through_each_encoder(tiny_model, tokenizer, batches):
+    objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
+    found = passes(objective.model)
+    objective(batches["video"])
+    assert found == {"video_encoder": [8], "text_encoder": [8], "multimodal_encoder": [24]}
+
+
+@pytest.mark.parametrize("weights", [{}, {"pem": 0.0}, {"mlm": 0.0}, {"vtm": 0.0}, {"vtc": 0.0}], ids=str)
+def test_the_loss_is_that_of_fusing_every_position(pretraining, batches, monkeypatch, weights):
+    """And so are the gradients: what the last layer leaves out is read by no loss."""
+
+    def fuse_everything(self, read, text, mask, video):
+        rows = self.fuse(text, mask, video).split([len(positions) for positions in read])
+        return tuple(x.gather(1, at[..., None].expand(-1, -1, x.shape[2])) for x, at in zip(rows, read, strict=True))
+
+    def worked():
+        objective = pretraining(**weights)
+        loss, _ = objective(batches["video"])
+        loss.backward()
+        return loss.detach(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+
+    loss, gradients = worked()
+    monkeypatch.setattr(Alpro, "fuse_at", fuse_everything)
+    expected, expected_gradients = worked()
+    torch.testing.assert_close(loss, expected)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@given(data=st.data(), rows=st.integers(1, 5), length=st.integers(1, 9))
+def test_every_masked_word_is_read_once_and_nothing_else_counts(data, rows, length):
+    row = st.lists(st.sampled_from([-100, -100, 5, 6, 7]), min_size=length, max_size=length)
+    labels = torch.tensor([data.draw(row) for _ in range(rows)])
+    masked = (labels != -100).sum(1)
+    most = data.draw(st.one_of(st.just(0), st.integers(max(1, int(masked.max())), length + 8)))
+    positions, words = masked_positions(labels, most)
+    assert positions.shape == words.shape == (rows, min(most or length, length))
+    for row, at, word in zip(labels, positions, words, strict=True):
+        assert len(set(at.tolist())) == len(at)  # no position twice
+        assert torch.equal(row[at], word)
+        assert at[word != -100].tolist() == row.ne(-100).nonzero().flatten().tolist()  # each masked one, in order
+
+
+@given(data=st.data(), grid=st.integers(2, 6))
+def test_every_patch_in_the_crop_is_read_once_and_nothing_else_counts(data, grid):
+    boxes = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        height = data.draw(st.integers(1, grid))
+        width = data.draw(st.integers(1, max(1, min(grid, grid**2 // 2 // height))))
+        if height * width > grid**2 // 2:
+            height = 1
+        top, left = data.draw(st.integers(0, grid - height)), data.draw(st.integers(0, grid - width))
+        boxes.append((top, left, height, width))
+    patches, inside = box_patches(torch.tensor(boxes), grid)
+    assert patches.shape == inside.shape == (len(boxes), grid**2 // 2)
+    for (top, left, height, width), at, counted in zip(boxes, patches, inside, strict=True):
+        assert len(set(at.tolist())) == len(at)
+        rows, columns = range(top, top + height), range(left, left + width)
+        assert at[counted].tolist() == [row * grid + column for row in rows for column in columns]
+
+
+@pytest.mark.parametrize("grid", range(1, 17))
+def test_every_box_that_is_drawn_has_room_among_the_patches_that_are_read(grid):
+    rng = np.random.default_rng(0)
+    boxes = torch.tensor([random_box(grid, rng) for _ in range(40)])
+    _, inside = box_patches(boxes, grid)
+    assert torch.equal(inside.sum(1), boxes[:, 2] * boxes[:, 3])
+
+
+def second_of_two_ranks(monkeypatch, others: dict[int, torch.Tensor]) -> None:
+    """As the second of two ranks; `others`: the first one's tensors by their number of dimensions."""
+    monkeypatch.setattr("stages.training.objective.rank", lambda: 1)
+    monkeypatch.setattr("stages.training.objective.gather", lambda mine: torch.cat([others[mine.ndim], mine]))
+
+
+@pytest.mark.parametrize("negatives", ["rank", "global"])
+def test_hard_negatives_are_drawn_among_the_pairs_of_a_rank_or_of_all(
+    negatives, tiny_model, tokenizer, batches, monkeypatch
+):
+    """Here on the second rank: of the own rank each pair is likest to the next one, of all to the first rank's third.
+    Were the first columns taken for the own rank's, the latter would decide."""
+    objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD, negatives)
+    batch, size = batches["video"].map(lambda tensor: tensor), 8
+    batch.video, batch.mask = 8 + torch.arange(size), torch.full((size, 4), 7)
+    video, text = torch.arange(8.0, 16)[:, None, None], torch.arange(8.0, 16)[:, None, None]
+    first = {3: torch.arange(8.0)[:, None, None], 2: torch.full((size, 4), 3), 1: torch.arange(size)}
+    second_of_two_ranks(monkeypatch, first)
+    likeness = torch.zeros(size, 2 * size)
+    own, far = (torch.arange(size) + 1) % size, (torch.arange(size) + 3) % size
+    likeness[torch.arange(size), size + own] = 100.0
+    likeness[torch.arange(size), far] = 200.0
+    (texts, masks, other_videos), (other_texts, other_masks, videos) = objective.negatives(
+        batch, video, text, likeness, likeness
+    )[0]
+    expected = (8 + own if negatives == "rank" else far).tolist()
+    assert texts.flatten().tolist() == videos.flatten().tolist() == list(range(8, 16))
+    assert other_videos.flatten().tolist() == other_texts.flatten().tolist() == expected
+    assert torch.equal(masks, batch.mask)
+    assert torch.equal(other_masks, batch.mask if negatives == "rank" else first[2])  # a text and its own mask
+
+
+def test_a_pairs_own_column_begins_at_its_global_rank(tiny_model, tokenizer, batches, monkeypatch):
+    """The official code counts by the rank within a machine: the first process of the second machine would be taught
+    that its pairs are those of the first."""
+    torch.manual_seed(0)
+    objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD)
+    batch = batches["video"].map(lambda tensor: tensor)
+    batch.video = torch.arange(8)
+    loss, _ = objective(batch)
+    halves = batch.split(2)
+    parts = []
+    for half in halves:
+        videos = objective.model.project_video(objective.model.encode_video(objective.pixels(half.frames)))
+        texts = objective.model.project_text(objective.model.encode_text(half.text, half.mask))
+        parts.append((videos, texts, half.video))
+    everything = [torch.cat(both) for both in zip(*parts, strict=True)]
+    losses = []
+    for number, half in enumerate(halves):
+        gathered = iter(everything)  # videos, texts and numbers are gathered in this order
+        monkeypatch.setattr("stages.training.objective.rank", lambda number=number: number)
+        monkeypatch.setattr("stages.training.objective.gather", lambda _, gathered=gathered: next(gathered))
+        losses.append(objective(half)[0])
+    torch.testing.assert_close(sum(losses) / 2, loss)
 
 
 def test_no_pseudo_label_kept_is_no_loss_and_no_nan(pretraining, batches):
@@ -193,7 +338,7 @@ def halves(tmp_path_factory, two_ranks):
     return [load_file(out / f"{rank}.safetensors") for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["prompter", "pretrain", "qa"])
+@pytest.mark.parametrize("name", ["prompter", "matching", "pretrain", "qa"])
 def test_two_processes_with_halves_are_as_one_with_the_whole(name, halves):
     """The mean of the ranks' losses, and every gradient: negatives, masked words, kept samples are those of all."""
     whole = runpy.run_path(str(PROGRAM))["losses_and_gradients"](0, 1)

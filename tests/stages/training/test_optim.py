@@ -1,13 +1,15 @@
 """Which weights decay, and the learning rate of every step."""
 
+from copy import deepcopy
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from models.alpro import Alpro
 from stages.training.objective import Objective
-from stages.training.optim import build_optimizer, learning_rate
+from stages.training.optim import build_optimizer, learning_rate, step_if
 
-CPU = torch.device("cpu")
 # steps, warm-up share, share left at the end: the rate of every step, in shares of the highest.
 RATES = [
     (5, 0.0, 0.0, [1, 0.8, 0.6, 0.4, 0.2]),
@@ -32,7 +34,7 @@ def objective(tiny_model):
 
 def decayed(objective, config) -> dict[str, bool]:
     """Whether each parameter decays, by its name."""
-    groups = build_optimizer(objective, config, CPU).param_groups
+    groups = build_optimizer(objective, config).param_groups
     rates = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     return {name: rates[id(p)] > 0 for name, p in objective.named_parameters()}
 
@@ -64,7 +66,7 @@ def test_matrices_decay(name, objective, training):
 def test_the_decay_of_the_configuration_is_applied(objective, training):
     """With a gradient of zero AdamW does nothing but decay: by lr x weight_decay of the weight, and no more."""
     config = training(lr=0.5, weight_decay=0.1)
-    optimizer = build_optimizer(objective, config, CPU)
+    optimizer = build_optimizer(objective, config)
     names = decayed(objective, config)
     before = {name: p.detach().clone() for name, p in objective.named_parameters()}
     for parameter in objective.parameters():
@@ -80,11 +82,99 @@ def test_the_decay_of_the_configuration_is_applied(objective, training):
 def test_frozen_weights_are_not_given_to_the_optimiser(tiny_model, training):
     frozen = Objective(Alpro(tiny_model(), entities=4), [0.5] * 3, [0.5] * 3)
     frozen.model.video_encoder.requires_grad_(False)
-    optimizer = build_optimizer(frozen, training(), CPU)
+    optimizer = build_optimizer(frozen, training())
     given = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert given == {id(p) for p in frozen.parameters() if p.requires_grad}
 
 
 def test_betas_and_rate_are_those_of_the_configuration(objective, training):
-    group = build_optimizer(objective, training(lr=0.25, betas=(0.5, 0.75)), CPU).param_groups[0]
+    group = build_optimizer(objective, training(lr=0.25, betas=(0.5, 0.75))).param_groups[0]
     assert (group["lr"], group["betas"]) == (0.25, (0.5, 0.75))
+
+
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+@pytest.fixture
+def stepping(training):
+    """stepping(): a new small model that decays, and its optimiser; the same each time."""
+
+    def make() -> tuple[nn.Module, torch.optim.AdamW]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3))
+        return model, build_optimizer(model, training(lr=0.1, weight_decay=0.1))
+
+    return make
+
+
+def give_gradient(model: nn.Module, seed: int, spoiled: float = 0.0) -> None:
+    """A gradient by its seed; where `spoiled` is no finite number, so is one of its elements."""
+    random = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=random)
+        parameter.grad.view(-1)[0] += spoiled
+
+
+def all_of(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Weights and the optimiser's whole state, copied."""
+    state = optimizer.state_dict()["state"]
+    values = {f"{number}.{key}": torch.as_tensor(v) for number, of in state.items() for key, v in of.items()}
+    return deepcopy(dict(model.state_dict()) | values)
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
+
+
+@pytest.mark.parametrize("spoiled", [float("nan"), float("inf"), 0.0], ids=["nan", "inf", "another rank's"])
+def test_a_step_left_out_changes_neither_weights_nor_the_optimisers_state(spoiled, stepping):
+    model, optimizer = stepping()
+    for seed in range(3):
+        give_gradient(model, seed)
+        step_if(optimizer, YES)
+    before = all_of(model, optimizer)
+    assert {key.split(".")[1] for key in before if key.startswith("0.")} >= {"exp_avg", "exp_avg_sq", "step"}
+    give_gradient(model, 3, spoiled)
+    step_if(optimizer, NO)
+    assert_equal(all_of(model, optimizer), before)
+
+
+@pytest.mark.parametrize("bad", [(0,), (2,), (0, 1, 3)], ids=["the first", "one between", "several"])
+def test_steps_that_follow_one_left_out_are_as_if_it_had_never_been(bad, stepping):
+    model, optimizer = stepping()
+    other, plain = stepping()
+    for seed in range(5):
+        give_gradient(model, seed, float("nan") if seed in bad else 0.0)
+        step_if(optimizer, NO if seed in bad else YES)
+        if seed not in bad:
+            give_gradient(other, seed)
+            step_if(plain, YES)
+    assert_equal(all_of(model, optimizer), all_of(other, plain))
+
+
+def test_a_finite_step_is_the_optimisers_own(stepping):
+    model, optimizer = stepping()
+    other, plain = stepping()
+    for seed in range(3):
+        give_gradient(model, seed)
+        step_if(optimizer, YES)
+        give_gradient(other, seed)
+        plain.step()
+    assert_equal(all_of(model, optimizer), all_of(other, plain))
+
+
+def test_the_fused_step_is_adamws_as_published(stepping):
+    """Against PyTorch's plain implementation, with the same two groups."""
+    model, optimizer = stepping()
+    other, own = stepping()
+    groups = [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in own.param_groups]
+    first = own.param_groups[0]
+    plain = torch.optim.AdamW(groups, lr=first["lr"], betas=first["betas"], foreach=False, fused=False)
+    for seed in range(5):
+        for module in (model, other):
+            give_gradient(module, seed)
+        step_if(optimizer, YES)
+        plain.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], atol=1e-6, rtol=1e-5)

@@ -1,0 +1,99 @@
+"""Fusion at the positions that are read equals fusion at all: in values and in gradients."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.alpro import Alpro, ModelConfig
+
+LENGTH, PLACES = 6, 17
+# Positions for each group of rows, of unlike numbers of rows and positions: [CLS], words, patches, padding, twice one.
+GROUPS = {
+    "a group": [[[0], [0], [0], [0], [0], [0]]],
+    "two groups": [[[0, 7, 8, 22], [0, 9, 12, 15]], [[0], [0], [0], [0]]],
+    "three groups": [[[0, 6]], [[3], [2], [0]], [[1, 5, 5, 0, 10], [4, 22, 21, 20, 1]]],
+}
+
+
+@pytest.fixture
+def pairs() -> tuple[Tensor, Tensor, Tensor]:
+    """Text, mask and video of six pairs; most texts are padded."""
+    lengths = torch.tensor([6, 4, 3, 6, 2, 5])
+    mask = (torch.arange(LENGTH) < lengths[:, None]).long()
+    return torch.randn(6, LENGTH, 16), mask, torch.randn(6, PLACES, 16)
+
+
+@pytest.fixture(params=[1, 3], ids=["one fusion layer", "three fusion layers"])
+def model(tiny: ModelConfig, request: pytest.FixtureRequest) -> Alpro:
+    text = tiny.text.model_copy(update={"depth": 2 + request.param})
+    return Alpro(tiny.model_copy(update={"text": text}), entities=5).eval()
+
+
+def read_from(fused: Tensor, read: list[Tensor]) -> tuple[Tensor, ...]:
+    """Some positions of all fused tokens, a group of rows each."""
+    rows = fused.split([len(positions) for positions in read])
+    return tuple(x[torch.arange(len(at))[:, None], at] for x, at in zip(rows, read, strict=True))
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_fused_where_it_is_read_is_as_fused_everywhere(model: Alpro, pairs: tuple[Tensor, ...], groups: str):
+    read = [torch.tensor(positions) for positions in GROUPS[groups]]
+    found, expected = model.fuse_at(read, *pairs), read_from(model.fuse(*pairs), read)
+    assert len(found) == len(read)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_the_fused_cls_is_the_first_of_all(model: Alpro, pairs: tuple[Tensor, ...]):
+    torch.testing.assert_close(model.fuse_cls(*pairs), model.fuse(*pairs)[:, 0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_gradients_of_what_is_read_are_those_of_fusing_everything(model: Alpro, pairs: tuple[Tensor, ...], groups: str):
+    read = [torch.tensor(positions) for positions in GROUPS[groups]]
+    text, mask, video = pairs
+    weights = [torch.randn(*positions.shape, 16) for positions in read]
+
+    def gradients(fuse: Callable[..., tuple[Tensor, ...]]) -> dict[str, Tensor]:
+        model.zero_grad()
+        given = text.clone().requires_grad_(), mask, video.clone().requires_grad_()
+        torch.stack([(x * w).sum() for x, w in zip(fuse(*given), weights, strict=True)]).sum().backward()
+        own = {name: p.grad for name, p in model.multimodal_encoder.named_parameters()}
+        return own | {"text": given[0].grad, "video": given[2].grad}
+
+    found = gradients(lambda *given: model.fuse_at(read, *given))
+    expected = gradients(lambda *given: read_from(model.fuse(*given), read))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_what_is_padding_is_not_attended_to(model: Alpro, pairs: tuple[Tensor, ...]):
+    text, mask, video = pairs
+    read = [torch.tensor([[0, 6, 22]] * 6)]
+    noise = torch.where(mask[..., None].bool(), text, torch.randn_like(text))
+    assert torch.equal(model.fuse_at(read, noise, mask, video)[0], model.fuse_at(read, text, mask, video)[0])
+
+
+def test_the_last_layer_works_the_positions_that_are_read_alone(model: Alpro, pairs: tuple[Tensor, ...]):
+    rows: list[int] = []
+    for layer in model.multimodal_encoder.layers:
+        layer.mlp.register_forward_hook(lambda _, given, __: rows.append(given[0].shape[:2].numel()))
+    model.fuse_at([torch.tensor(positions) for positions in GROUPS["two groups"]], *pairs)
+    assert rows == [6 * (LENGTH + PLACES)] * (len(rows) - 2) + [2 * 4, 4 * 1]
+
+
+def test_activation_checkpointing_gives_equal_gradients_where_some_positions_are_read(
+    tiny: ModelConfig, pairs: tuple[Tensor, ...]
+):
+    model = Alpro(tiny.model_copy(update={"text": tiny.text.model_copy(update={"dropout": 0.2, "depth": 4})})).train()
+    read = [torch.tensor(positions) for positions in GROUPS["two groups"]]
+    gradients = []
+    for thrifty in (False, True):
+        model.multimodal_encoder.layers.checkpoint_activations = thrifty
+        model.zero_grad()
+        torch.manual_seed(1)  # the same dropout
+        torch.cat([x.flatten() for x in model.fuse_at(read, *pairs)]).square().mean().backward()
+        gradients.append(nn.utils.parameters_to_vector([p.grad for p in model.multimodal_encoder.parameters()]))
+    assert torch.equal(*gradients)

@@ -1,0 +1,40 @@
+"""A program that tests start under torchrun: a stage of which one rank fails while the others wait for it.
+
+python part_of_a_failure.py WORK.json HOW, HOW being mistake, error, killed or silent.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from shards.schema import InputError
+from stages import run
+from stages.artifacts import Resources
+from stages.training.distributed import world
+
+
+def stage(work: dict) -> None:
+    with world(Resources.model_validate(work["resources"])) as here:
+        for step in range(5):
+            if here.rank == 1 and step == 3:
+                fail(sys.argv[2])
+            dist.all_reduce(torch.ones(1))
+
+
+def fail(how: str) -> None:
+    if how == "mistake":
+        raise InputError("clips/shard-000001.tar: cut short")
+    if how == "error":
+        raise ValueError("a rank's own error")
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    run.run = stage
+    os._exit(run.main(sys.argv[1:2]))

@@ -1,0 +1,54 @@
+"""What may go wrong beside a training run: a loading process that is killed, a disk that is full."""
+
+import multiprocessing
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from stages.training import examples
+from stages.training.loop import CONTINUE
+from tests.stages.training.test_loop import OFTEN, assert_same, new_run  # noqa: F401
+
+
+def test_a_killed_loading_process_leaves_the_run_to_be_continued(new_run, monkeypatch, capfd):  # noqa: F811
+    whole, broken = (new_run(name, run=OFTEN, steps=40) for name in ("whole", "broken"))
+    whole.start()
+    loader = examples.DataLoader
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            examples, "DataLoader", lambda *a, **k: loader(*a, **k | {"num_workers": 1, "prefetch_factor": 1})
+        )
+        with pytest.raises(SystemExit) as left:
+            broken.start(before=3, stop=lambda: [child.kill() for child in multiprocessing.active_children()])
+    assert left.value.code == CONTINUE
+    assert "Continue from the last checkpoint" in capfd.readouterr().err
+    broken.start()
+    assert_same(whole, broken)
+
+
+@contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """No file can grow beyond `most` bytes: the kernel refuses as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints_and_the_run_goes_on(new_run, capfd):  # noqa: F811
+    whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
+    whole.start()
+    broken.kill(before=3)
+    assert broken.checkpoints == ["step-00000002", "step-00000003"]
+    with full_disk(40_000):
+        broken.kill(before=6)
+    said = capfd.readouterr().err
+    assert "no checkpoint written after step 4: File too large; a restart would go on from step 3" in said
+    assert broken.checkpoints == ["step-00000002", "step-00000003"]
+    broken.start()
+    assert "continuing from step 3 of 8" in capfd.readouterr().err
+    assert_same(whole, broken)

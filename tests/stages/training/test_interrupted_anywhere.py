@@ -1,0 +1,117 @@
+"""A training run that is killed again and again at any moment comes to what an undisturbed one comes to."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages.artifacts import CONTINUE
+from stages.training.metrics import read_metrics
+from tests.conftest import ROOT
+from tests.stages.training.part_of_a_life import STEPS
+
+pytestmark = pytest.mark.long
+PROGRAM = Path(__file__).with_name("part_of_a_life.py")
+TIMING = ("time", "train/data_wait", "train/samples_per_second", "train/tflops", "train/memory_gib")
+
+
+@pytest.fixture
+def live(clips, vocabulary) -> Callable[..., subprocess.Popen]:
+    """live(out): the training run in a folder, started or going on."""
+
+    def start(out: Path) -> subprocess.Popen:
+        out.mkdir(exist_ok=True)
+        command = [sys.executable, PROGRAM, out, clips, vocabulary / "tokenizer.json"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen([str(part) for part in command], env=environment, cwd=ROOT, stderr=subprocess.PIPE)
+
+    return start
+
+
+def result(out: Path) -> tuple[dict[str, Tensor], list[dict]]:
+    """The weights, and the metrics of every logged step but those of time."""
+    lines = [
+        {key: value for key, value in line.items() if key not in TIMING} for line in read_metrics(out / "metrics.jsonl")
+    ]
+    return load_file(out / "weights.safetensors"), lines
+
+
+def shown(out: Path) -> dict[int, list[str]]:
+    """The samples of each step; a step that was done again must have had the same."""
+    found: dict[int, list[str]] = {}
+    for line in (out / "seen.0.jsonl").read_text().splitlines():
+        step, _, ids = json.loads(line)
+        assert found.setdefault(step, ids) == ids
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_moments_it_comes_to_the_same_to_the_last_bit(seed, live, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert live(whole).wait(120) == 0
+    chance = random.Random(seed)
+    ended = []
+    while len(ended) < 40:
+        process = live(broken)
+        until = time.monotonic() + 60
+        # Mostly while it trains or saves, which it does all the time; sometimes before, as it starts.
+        if chance.random() < 0.8:
+            newest = max((broken / "checkpoints").glob("step-*"), default=None)
+            while process.poll() is None and time.monotonic() < until:
+                if max((broken / "checkpoints").glob("step-*"), default=None) != newest:
+                    break
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.3))
+        else:
+            time.sleep(chance.uniform(0, 4))
+        how = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        if process.poll() is None:
+            process.send_signal(how)
+        ended.append(process.wait(60))
+        assert ended[-1] in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, CONTINUE, 1), process.stderr.read()
+        if ended[-1] == 0:
+            break
+        if chance.random() < 0.3:
+            spoil(broken / "checkpoints", chance)
+    assert ended[-1] == 0 or live(broken).wait(120) == 0
+    assert len(ended) > 3, "killed too seldom to tell anything"
+    (weights, lines), (again, lines_again) = result(whole), result(broken)
+    assert [name for name in weights if not torch.equal(weights[name], again[name])] == []
+    assert lines == lines_again
+    assert shown(whole) == shown(broken)
+    assert sorted(shown(whole)) == list(range(STEPS))
+
+
+def test_resumed_with_another_number_of_ranks_each_sample_is_shown_once(live, two_ranks, clips, vocabulary, tmp_path):
+    """The order of the samples is that of one undisturbed process, wherever the ranks change."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert live(whole).wait(120) == 0
+    broken.mkdir()
+    part = (PROGRAM, broken, clips, vocabulary / "tokenizer.json")
+    assert two_ranks(*part, timeout=120, stop_after=lambda: list((broken / "checkpoints").glob("step-*"))) == [75, 75]
+    assert live(broken).wait(120) == 0
+    shards: dict[int, dict[int, list[str]]] = {}
+    for rank in (1, 0):  # what one process did again alone comes last
+        for line in (broken / f"seen.{rank}.jsonl").read_text().splitlines():
+            step, ranks, ids = json.loads(line)
+            shards[step] = {0: ids} if ranks == 1 else shards.get(step, {}) | {rank: ids}
+    together = {step: [i for rank in sorted(parts) for i in parts[rank]] for step, parts in shards.items()}
+    assert together == shown(whole)
+
+
+def spoil(checkpoints: Path, chance: random.Random) -> None:
+    """Cuts a file of the newest checkpoint short, as a machine that lost its power may leave it."""
+    found = sorted(checkpoints.glob("step-*"))
+    if len(found) > 1:
+        file = chance.choice(sorted(found[-1].iterdir()))
+        os.truncate(file, chance.randrange(file.stat().st_size))

@@ -1,0 +1,130 @@
+"""Means of what steps measure, and what becomes of steps that are not finite."""
+
+import json
+
+import pytest
+import torch
+
+from shards.schema import InputError
+from stages.training.metrics import Mean, MetricsFile, Skipped, read_metrics
+
+CPU = torch.device("cpu")
+NAMES = ("loss_vtc", "loss_vtm", "loss", "grad_norm")
+GOOD = [1.0, 2.0, 3.0, 4.0]
+
+
+def add(mean: Mean, values: list[float], counted: bool = True) -> None:
+    mean.add(("a", "b"), torch.tensor(values), torch.tensor(counted))
+
+
+def test_a_mean_is_over_the_steps_since_the_last_reading():
+    mean = Mean()
+    add(mean, [1.0, 10.0])
+    add(mean, [2.0, 30.0])
+    assert mean.read() == {"a": 1.5, "b": 20.0}
+    add(mean, [5.0, 6.0])
+    assert mean.read() == {"a": 5.0, "b": 6.0}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 7.0])
+def test_a_mean_leaves_out_steps_that_were_skipped(bad):
+    mean = Mean()
+    add(mean, [bad, bad], counted=False)
+    add(mean, [1.0, 10.0])
+    add(mean, [bad, 1.0], counted=False)
+    add(mean, [2.0, 30.0])
+    assert mean.read() == {"a": 1.5, "b": 20.0}
+
+
+def test_a_mean_of_no_step_has_no_value():
+    mean = Mean()
+    assert mean.read() == {}
+    add(mean, [float("nan"), 1.0], counted=False)
+    assert mean.read() == {}
+    assert mean.read() == {}
+
+
+def test_a_mean_goes_on_from_a_checkpoint_to_the_last_bit():
+    """By way of JSON, as checkpoints keep it; 0.1 and 1/3 are no whole numbers of any base at hand."""
+    whole, broken = Mean(), Mean()
+    for mean in (whole, broken):
+        add(mean, [0.1, 1 / 3])
+        add(mean, [float("nan"), 1.0], counted=False)
+    restored = Mean()
+    restored.restore(json.loads(json.dumps(broken.state())), CPU)
+    for mean in (whole, restored):
+        add(mean, [0.7, 1e-9])
+    assert restored.state() == whole.state()
+    assert restored.read() == whole.read()
+
+
+def test_a_checkpoint_just_after_a_reading_keeps_nothing_of_it():
+    mean = Mean()
+    add(mean, [1.0, 2.0])
+    mean.read()
+    assert mean.state() == {}
+    mean.restore({}, CPU)
+    assert mean.read() == {}
+
+
+def skipped(finite: list[bool], values: list[float], in_row: int = 0) -> Skipped:
+    """Steps 10, 11, ..., of which some are finite; all have the same values."""
+    found = Skipped(in_row)
+    for step, good in enumerate(finite, 10):
+        ids = [f"clip{step}-{n}" for n in range(6)]
+        found.add(step, ids, NAMES, torch.tensor(values), torch.tensor(good))
+    return found
+
+
+def test_skipped_steps_are_counted_since_the_last_reading():
+    steps = skipped([True, False, False, True, False], GOOD)
+    assert (steps.read(5), steps.in_row) == (3, 1)
+    assert (steps.read(5), steps.in_row) == (0, 1)
+
+
+def test_a_finite_step_ends_the_row():
+    assert skipped([False] * 4 + [True] + [False] * 4, GOOD).read(5) == 8
+
+
+def test_steps_before_an_interruption_count_in_the_row():
+    assert skipped([False], GOOD, in_row=3).read(5) == 1
+    with pytest.raises(InputError, match="step 10 "):
+        skipped([False], GOOD, in_row=4).read(5)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([1.0, NAN, NAN, NAN], "loss_vtm not finite"),
+        ([INF, NAN, NAN, NAN], "loss_vtc, loss_vtm not finite"),
+        ([1.0, 2.0, INF, NAN], "gradient not finite"),
+        ([1.0, 2.0, 3.0, INF], "gradient not finite"),
+        (GOOD, "gradient not finite"),  # another rank's: this one knows no more
+    ],
+)
+def test_what_is_not_finite_is_named_with_its_step_and_samples(values, said):
+    steps = skipped([True, *[False] * 5, True], values)
+    with pytest.raises(InputError) as mistake:
+        steps.read(5)
+    message = str(mistake.value)
+    assert message.startswith(f"{said} in 5 steps in a row, the last being step 15 ")
+    assert "(samples clip15-0, clip15-1, clip15-2, clip15-3, ...)" in message
+    assert "\n" not in message
+
+
+def test_the_rank_with_the_bad_loss_is_the_one_that_is_named(monkeypatch):
+    others = [(["gradient"], ["clip1"]), (["loss_pem"], ["clip7", "clip8"])]
+    monkeypatch.setattr("stages.training.metrics.gather_objects", lambda mine: others)
+    with pytest.raises(InputError, match=r"^loss_pem not finite .* \(samples of rank 1 clip7, clip8, \.\.\.\)"):
+        skipped([False] * 5, GOOD).read(5)
+
+
+def test_metrics_after_the_step_of_a_checkpoint_are_cut(tmp_path):
+    file = MetricsFile(tmp_path)
+    for step in (2, 4, 6):
+        file.write(step, {"train/loss": step / 2})
+    file.cut(4)
+    assert [(line["step"], line["train/loss"]) for line in read_metrics(file.path)] == [(2, 1.0), (4, 2.0)]

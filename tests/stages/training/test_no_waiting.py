@@ -1,0 +1,191 @@
+"""A training step asks the device for nothing: whatever it must know, it knows without looking.
+
+A GPU works behind the program; the program stops where it reads a number back, or needs one to know a shape, and until
+it goes on the GPU has nothing to do. On a CPU such places cost nothing and show in nothing but the operations.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.losses import hard_negatives
+from stages.training.distributed import World
+from stages.training.loop import Progress, _Run
+from stages.training.objective import Objective
+from stages.training.optim import build_optimizer
+
+# Operations that on a GPU wait for it: they give the program a number, or their shape depends on the numbers.
+WAIT = {
+    "_local_scalar_dense",  # item(), tolist(), float(), bool(), `if tensor`
+    "item",
+    "is_nonzero",
+    "allclose",
+    "equal",
+    "nonzero",
+    "nonzero_numpy",
+    "argwhere",
+    "masked_select",
+    "unique_dim",
+    "_unique",
+    "_unique2",
+    "unique_consecutive",
+    "bincount",
+    "multinomial",  # looks whether its weights are valid
+}
+BY_INDEX = {"index", "index_put", "index_put_", "_index_put_impl_"}  # so do these where the index is boolean
+BY_FORM = {"where.default", "repeat_interleave.Tensor", "repeat_interleave.self_Tensor"}  # and these forms of others
+AWAY = {"tolist", "numpy", "cpu", "__array__"}  # these methods leave the device; on a CPU they are no operations
+
+
+class Operations(TorchDispatchMode):
+    """Fails at the first operation that would wait for the device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masks = name in BY_INDEX and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        form = f"{name}.{function._overloadname}" in BY_FORM and (kwargs or {}).get("output_size") is None
+        waits = name in WAIT or masks or form
+        assert not waits, f"{function} waits for the device"
+        return function(*args, **kwargs or {})
+
+
+class Methods(TorchFunctionMode):
+    """Fails at the first method that would fetch a tensor."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        assert getattr(function, "__name__", "") not in AWAY, f"{function} waits for the device"
+        return function(*args, **kwargs or {})
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Fails where something would wait for the device."""
+    with Operations(), Methods():
+        yield
+
+
+class Data:
+    """So many steps, of which nothing else is asked."""
+
+    def __len__(self) -> int:
+        return 10
+
+
+def run_of(objective: Objective, config) -> _Run:
+    """A training run of one process that never logs and saves nothing."""
+    alone, nowhere = World(0, 1, torch.device("cpu")), Path("nowhere")
+    optimizer = build_optimizer(objective, config)
+    return _Run(objective.train(), objective, optimizer, Data(), config, alone, None, None, Progress(), nowhere)
+
+
+OBJECTIVES = {
+    "prompter": {},
+    "retrieval": {},
+    "retrieval of all ranks": {"negatives": "global"},
+    "pretrain": {},
+    "pretrain without vtc": {"vtc": 0.0},
+    "pretrain without pem": {"pem": 0.0},
+    "pretrain without mlm": {"mlm": 0.0},
+    "qa": {},
+}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_reads_nothing_back(name, accumulate, small_objective, small_batch, training):
+    objective = small_objective(name.split()[0], dropout=0.1, **OBJECTIVES[name])
+    run = run_of(objective, training(batch_size=4, accumulate=accumulate))
+    before = {key: p.detach().clone() for key, p in objective.named_parameters()}
+    for number in range(3):  # the first makes the optimiser's state
+        run.done.step = number
+        with no_waiting():
+            run.step(small_batch)
+    assert run.skipped.read(5) == 0
+    assert any(not torch.equal(p, before[key]) for key, p in objective.named_parameters())
+
+
+def test_neither_does_a_step_that_is_not_finite(small_objective, small_batch, training):
+    objective = small_objective("retrieval")
+    with torch.no_grad():
+        objective.model.video_proj.weight[0, 0] = torch.nan
+    run = run_of(objective, training(batch_size=4))
+    with no_waiting():
+        run.step(small_batch)
+    assert run.skipped.read(5) == 1
+
+
+def test_the_step_finds_its_negatives_and_masked_words_where_reading_would(small_objective, small_batch):
+    """So that the test above is of steps in which there is something to read."""
+    assert (small_batch.labels != -100).any()
+    metrics = small_objective("pretrain")(small_batch)[1]
+    assert {"loss_vtc", "loss_vtm", "loss_mlm", "loss_pem"} <= metrics.keys()
+    assert metrics["pseudo_labels_kept"] == 1
+
+
+def official_negatives(similarity: torch.Tensor) -> list[int]:
+    """As the official code draws them: one by one, each read back."""
+    return [torch.multinomial(row.softmax(0), 1).item() for row in similarity]
+
+
+def each_read(similarity: torch.Tensor) -> list[int]:
+    """The same by another draw."""
+    columns, _ = hard_negatives(similarity, torch.eye(3, dtype=torch.bool), torch.rand(3))
+    return [column.item() for column in columns]
+
+
+def add_where_masked(similarity: torch.Tensor) -> None:
+    similarity[torch.eye(3, dtype=torch.bool)] += torch.ones(3)
+
+
+OFFICIAL: dict[str, Callable[[torch.Tensor], object]] = {
+    "masked words by a boolean index": lambda scores: scores[scores > 0],
+    "what a boolean index names, changed": add_where_masked,
+    "negatives drawn one by one": official_negatives,
+    "negatives read one by one": each_read,
+    "a branch on a loss": lambda scores: bool(scores.sum().isfinite()),
+    "a loss as a number": lambda scores: float(scores.mean()),
+    "several numbers": lambda scores: scores.tolist(),
+    "where labels are": lambda scores: torch.where(scores > 0),
+    "rows of unlike number": lambda scores: scores.repeat_interleave(torch.tensor([1, 2, 0]), dim=0),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["training", "as the prompter"])
+@pytest.mark.parametrize("way", OFFICIAL)
+def test_what_waits_is_seen(way, frozen):
+    """The official way - boolean indexing of masked words, `.item()` for each negative - and others that wait."""
+    scores = torch.randn(3, 3)
+    with (
+        torch.inference_mode() if frozen else nullcontext(),
+        pytest.raises(AssertionError, match="waits"),
+        no_waiting(),
+    ):
+        OFFICIAL[way](scores)
+
+
+def test_a_wait_in_the_backward_pass_is_seen():
+    x = torch.randn(3, requires_grad=True)
+    x.register_hook(lambda gradient: gradient * gradient.sum().item())
+    loss = x.square().sum()
+    with pytest.raises(AssertionError, match="waits"), no_waiting():
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", ["prompter", "retrieval", "pretrain", "qa"])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch tells of waiting for a GPU where there is one")
+def test_a_step_on_a_gpu_waits_nowhere(name, small_objective, small_batch, training):
+    device = torch.device("cuda")
+    run = run_of(small_objective(name, dropout=0.1).to(device), training(batch_size=4, accumulate=2))
+    run.world = World(0, 1, device)
+    batch = small_batch.to(device)
+    run.step(batch)  # libraries set themselves up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
