@@ -21,18 +21,24 @@ PLACES = ("json_offset", "json_size", "frame_offsets", "frame_sizes")
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample as it lies in a shard: what is known of it, and its frames as JPEG bytes."""
+    """A sample of a shard: what is known of it, and where its frames lie. Its length is the number of frames."""
 
     about: dict[str, Any]
-    jpegs: list[bytes]
+    shard: io.FileIO
+    places: list[tuple[int, int]]  # offset and size of each frame's JPEG
+
+    def __len__(self) -> int:
+        return len(self.places)
 
     def frames(self, chosen: list[int] | None = None) -> np.ndarray:
-        """The chosen frames (all of them by default), decoded: (T, H, W, 3) uint8."""
-        chosen = list(range(len(self.jpegs))) if chosen is None else chosen
-        decoded = {
-            i: np.asarray(Image.open(io.BytesIO(self.jpegs[i]), formats=("JPEG",)).convert("RGB")) for i in set(chosen)
-        }
+        """The chosen frames (all of them by default), read and decoded: (T, H, W, 3) uint8."""
+        chosen = list(range(len(self))) if chosen is None else chosen
+        decoded = {i: self._decode(_read(self.shard, *self.places[i])) for i in set(chosen)}
         return np.stack([decoded[i] for i in chosen])
+
+    @staticmethod
+    def _decode(jpeg: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB"))
 
 
 class ShardReader:
@@ -72,7 +78,7 @@ class ShardReader:
         file = _open(str(self.folder / self._shards[self._shard[number]]))
         about = json.loads(_read(file, *self._json[number].tolist()))
         frames = self._frames[self._first[number] : self._first[number + 1]].tolist()
-        return Sample(about, [_read(file, offset, size) for offset, size in frames])
+        return Sample(about, file, frames)
 
 
 def read_index(folder: Path, columns: list[str] | None = None) -> pa.Table:

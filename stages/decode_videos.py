@@ -230,7 +230,7 @@ def draw_samples(out: Path, count: int = 8) -> None:
     rows = []
     for number in segment_starts(len(reader), min(count, len(reader))):
         sample = reader[number]
-        frames = sample.frames(segment_starts(len(sample.jpegs), 4 if len(sample.jpegs) > 1 else 1))
+        frames = sample.frames(segment_starts(len(sample), 4 if len(sample) > 1 else 1))
         said = [
             *sample.about["captions"][:2],
             *(f"{q['question']} {q['answer']}" for q in sample.about["questions"][:2]),

@@ -84,7 +84,7 @@ def encode_videos(
 def uniform_frames(reader: ShardReader, number: int, count: int, reorder: Reorder | None = None) -> np.ndarray:
     """The first frame of each of `count` equal segments of a sample: (T, 3, H, W) uint8."""
     sample = reader[number]
-    chosen = segment_starts(len(sample.jpegs), count)
+    chosen = segment_starts(len(sample), count)
     if reorder:
         chosen = reorder(chosen)
     return sample.frames(chosen).transpose(0, 3, 1, 2)

@@ -202,7 +202,7 @@ class Steps(Dataset[Batch]):
         else:
             captions = sample.about["captions"]
             said = text = captions[int(rng.integers(len(captions))) if text_number < 0 else text_number]
-        stored = len(sample.jpegs)
+        stored = len(sample)
         choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
         chosen = choose(stored, self.frames, rng) if stored > 1 else [0] * self.frames
         frames = sample.frames(chosen)

@@ -98,7 +98,7 @@ def test_a_split_and_a_kind_alone_are_read(corpus: Path, split: str | None, kind
     assert reader.column("id").to_pylist() == names
     samples = [reader[number] for number in range(len(reader))]
     assert [sample.about["id"] for sample in samples] == names
-    assert [len(sample.jpegs) for sample in samples] == [ROWS[name][2] for name in names]
+    assert [len(sample) for sample in samples] == [ROWS[name][2] for name in names]
 
 
 def test_a_folder_that_is_no_corpus_is_named(tmp_path: Path):
