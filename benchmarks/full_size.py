@@ -78,7 +78,7 @@ def measure(task: str, results: multiprocessing.Queue) -> None:
         if isinstance(part, TimeSformer | Layers):
             part.checkpoint_activations = True
     config = TrainingConfig(phases=(Phase(corpora=("none",), steps=1),))
-    optimizer = build_optimizer(objective, config, torch.device("cpu"))
+    optimizer = build_optimizer(objective, config)
     started = time.perf_counter()
     loss, _ = objective(batch(task))
     loss.backward()

@@ -51,9 +51,9 @@ class DualEncoder(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         initialize(self, config.init)
 
-    def encode_video(self, frames: Tensor) -> Tensor:
-        """Frames (B, T, 3, S, S), normalised -> video tokens (B, 1 + N, D)."""
-        return self.video_encoder(frames)
+    def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
+        """Frames (B, T, 3, S, S), normalised -> video tokens (B, 1 + N, D); (B, 1, D) where only [CLS] is read."""
+        return self.video_encoder(frames, cls_only)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Word ids and mask (B, L) -> text tokens (B, L, D)."""
@@ -87,7 +87,7 @@ class Prompter(DualEncoder):
         place in every frame and the rest is zeroed; prompts (M, E): an embedding of each entity.
         """
         with torch.inference_mode():
-            tokens = self.encode_video(crop(frames, boxes, self.config.video.patch_size))
+            tokens = self.encode_video(crop(frames, boxes, self.config.video.patch_size), cls_only=True)
             # In full precision: divided by the temperature, bfloat16 would leave two digits of a similarity.
             with torch.autocast(frames.device.type, enabled=False):
                 features = self.project_video(tokens.float())

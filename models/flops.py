@@ -5,6 +5,7 @@ weighted values). With D the width, r the MLP ratio, T frames and N patches a fr
 
 - video encoder, a clip: T*N * 2*3*patch^2*D for the patches; a block: T*N * (10*D^2 + 4*T*D) over time,
   T*(N+1) * (8*D^2 + 4*(N+1)*D) over space, (T*N+1) * 4*r*D^2 for the MLP;
+  where only [CLS] is read, the last block has 4*D^2 + 4*(N+1)*D a patch less over space and no MLP of patches;
 - a text or fusion layer over S tokens: S * (8*D^2 + 4*r*D^2 + 4*S*D); where only P of them are read:
   S * 4*D^2 + P * (4*D^2 + 4*r*D^2 + 4*S*D).
 
@@ -29,13 +30,15 @@ def peak(device: str) -> float:
     return next((value for name, value in PEAKS.items() if name in device), 0.0)
 
 
-def video_flops(config: VideoConfig) -> float:
-    """Forward through the video encoder, a clip."""
+def video_flops(config: VideoConfig, cls_only: bool = False) -> float:
+    """Forward through the video encoder, a clip; `cls_only`: [CLS] alone is read of its last block."""
     t, n, d = config.frames, config.grid**2, config.width
     time = t * n * (10 * d * d + 4 * t * d)
     space = t * (n + 1) * (8 * d * d + 4 * (n + 1) * d)
     mlp = (t * n + 1) * 4 * config.mlp_ratio * d * d
-    return t * n * 6 * config.patch_size**2 * d + config.depth * (time + space + mlp)
+    whole = t * n * 6 * config.patch_size**2 * d + config.depth * (time + space + mlp)
+    unread = t * n * (4 * d * d + 4 * (n + 1) * d) + t * n * 4 * config.mlp_ratio * d * d
+    return whole - cls_only * unread
 
 
 def layer_flops(config: TextConfig, tokens: int, read: int | None = None) -> float:

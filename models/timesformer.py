@@ -50,25 +50,24 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * config.mlp_ratio))
 
-    def forward(self, cls: Tensor, patches: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """cls (B, 1, D), patches (B, T, N, D) -> the same shapes.
+    def forward(self, x: Tensor, frames: int, keep: Tensor | None = None, cls_only: bool = False) -> Tensor:
+        """x (B, 1 + T * N, D): [CLS] and the patches of T `frames` -> the same; (B, 1, D) where only [CLS] is read.
 
         keep (3, B): what the three branches are multiplied by for each sample (stochastic depth); None is 1.
         """
+        cls, patches = x[:, :1], x[:, 1:].unflatten(1, (frames, -1))
         b, t, n, d = patches.shape
-        x = patches.transpose(1, 2).reshape(b * n, t, d)
-        x = drop_path(self.temporal_attn(self.temporal_norm1(x)), keep, 0)
-        patches = patches + self.temporal_fc(x).view(b, n, t, d).transpose(1, 2)
+        y = patches.transpose(1, 2).reshape(b * n, t, d)
+        y = drop_path(self.temporal_attn(self.temporal_norm1(y)), keep, 0)
+        patches = patches + self.temporal_fc(y).view(b, n, t, d).transpose(1, 2)
 
         # The [CLS] token attends in every frame; its T updates are averaged.
-        x = torch.cat([cls.unsqueeze(1).expand(b, t, 1, d), patches], dim=2).view(b * t, n + 1, d)
-        x = drop_path(self.attn(self.norm1(x)), keep, 1).view(b, t, n + 1, d)
-        cls = cls + x[:, :, 0].mean(dim=1, keepdim=True)
-        patches = patches + x[:, :, 1:]
-
-        x = torch.cat([cls, patches.reshape(b, t * n, d)], dim=1)
-        x = x + drop_path(self.mlp(self.norm2(x)), keep, 2)
-        return x[:, :1], x[:, 1:].view(b, t, n, d)
+        y = self.norm1(torch.cat([cls.unsqueeze(1).expand(b, t, 1, d), patches], dim=2).view(b * t, n + 1, d))
+        y = drop_path(self.attn(y, queries=y[:, :1] if cls_only else None), keep, 1).unflatten(0, (b, t))
+        x = cls + y[:, :, 0].mean(dim=1, keepdim=True)
+        if not cls_only:
+            x = torch.cat([x, (patches + y[:, :, 1:]).reshape(b, t * n, d)], dim=1)
+        return x + drop_path(self.mlp(self.norm2(x)), keep, 2)
 
 
 def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
@@ -98,7 +97,8 @@ class TimeSformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.checkpoint_activations = False
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, cls_only: bool = False) -> Tensor:
+        """`cls_only`: [CLS] alone, (B, 1, D); the last block then computes no more than it needs."""
         b, t, _, height, width = frames.shape
         size = self.config.image_size
         if (height, width) != (size, size) or t != self.config.frames:
@@ -108,15 +108,17 @@ class TimeSformer(nn.Module):
         x = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B * T, N, D)
         patches = x.view(b, t, *x.shape[1:]) + self.pos_embed[:, None, 1:] + self.time_embed[:, :, None]
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
-        keep = self.draw_keep(b)
+        x = torch.cat([cls, patches.flatten(1, 2)], dim=1)
+        keep, last = self.draw_keep(b), len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            given = (cls, patches, None if keep is None else keep[number])
+            given = (x, t, None if keep is None else keep[number], cls_only and number == last)
             if self.checkpoint_activations and self.training:
-                cls, patches = checkpoint(block, *given, use_reentrant=False)
+                x = checkpoint(block, *given, use_reentrant=False)
             else:
-                cls, patches = block(*given)
+                x = block(*given)
         # Normalise each frame's tokens, then fuse over time (the paper's temporal mean pooling).
-        return torch.cat([self.norm(cls), self.norm(patches).mean(dim=1)], dim=1)
+        x = self.norm(x)
+        return x if cls_only else torch.cat([x[:, :1], x[:, 1:].unflatten(1, (t, -1)).mean(dim=1)], dim=1)
 
     def draw_keep(self, samples: int) -> Tensor | None:
         """Stochastic depth while training: (depth, 3, B), 0 where a branch is dropped, else 1 / its chance to be kept.

@@ -23,16 +23,16 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
             yield lambda n=1, note="": bar.update(task, advance=n, **({"note": note} if note else {}))
         return
     started = last = time.monotonic()
-    done = 0
+    done, noted = 0, ""
 
     def advance(n: int = 1, note: str = "") -> None:
-        nonlocal done, last
-        done += n
+        nonlocal done, last, noted
+        done, noted = done + n, note or noted
         now = time.monotonic()
         if now - started > QUIET_SECONDS and now - last > LINE_SECONDS:
             last = now
             print(
-                f"{what}: {done} of {total} {unit}, {now - started:.0f} s{', ' + note if note else ''}",
+                f"{what}: {done} of {total} {unit}, {now - started:.0f} s{', ' + noted if noted else ''}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -79,8 +79,13 @@ def prepare(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
 class PrompterObjective(Objective):
     """VTC alone: the first stage of pre-training (section 3.2.2)."""
 
+    def flops(self, batch: Batch) -> float:
+        size, length = batch.text.shape
+        video = video_flops(self.model.config.video, cls_only=True)
+        return 3 * size * (video + text_flops(self.model.config.text, length))
+
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        video = self.model.encode_video(self.pixels(batch.frames))
+        video = self.model.encode_video(self.pixels(batch.frames), cls_only=True)
         text = self.model.encode_text(batch.text, batch.mask)
         loss, _, _, metrics = self.contrast(batch, video, text)
         return loss, metrics
@@ -247,7 +252,9 @@ class PretrainObjective(MatchingObjective):
             words = batch.most_masked or length
             one += self.fusion(length, words) + 3 * words * mlm_flops(text)
         if on["pem"] and self.prompter:  # the prompter goes forward alone
-            one += video_flops(self.prompter.config.video) + 3 * classifier_flops(text.width, self.model.entities)
+            one += video_flops(self.prompter.config.video, cls_only=True) + 3 * classifier_flops(
+                text.width, self.model.entities
+            )
         return size * one
 
     def masked_words(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:

@@ -146,30 +146,42 @@ def test_evaluation_drops_nothing(frames: Tensor):
 @torch.no_grad()
 def test_a_sample_whose_branches_are_all_dropped_passes_a_block_as_it_came(tiny: ModelConfig):
     block = Block(tiny.video)
-    cls, patches = torch.randn(2, 1, 16), torch.randn(2, 4, 16, 16)
+    x = torch.randn(2, 1 + 4 * 16, 16)
     keep = torch.tensor([[0.0, 1.0]] * 3)
-    given = block(cls, patches, keep)
-    whole = block(cls, patches)
-    assert torch.equal(given[0][0], cls[0])
+    given = block(x, 4, keep)
+    whole = block(x, 4)
+    assert torch.equal(given[0, 0], x[0, 0])
     # What temporal_fc adds to every token does not go through the branch, as in the official code.
-    torch.testing.assert_close(given[1][0], patches[0] + block.temporal_fc.bias)
-    for one, other in zip(given, whole, strict=True):
-        torch.testing.assert_close(one[1], other[1])
+    torch.testing.assert_close(given[0, 1:], x[0, 1:] + block.temporal_fc.bias)
+    torch.testing.assert_close(given[1], whole[1])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("branch", [0, 1, 2])
 def test_every_branch_of_a_block_is_dropped_by_its_own_number(tiny: ModelConfig, branch: int):
     block = Block(tiny.video)
-    cls, patches = torch.randn(1, 1, 16), torch.randn(1, 4, 16, 16)
+    x = torch.randn(1, 1 + 4 * 16, 16)
     keep = torch.ones(3, 1)
     keep[branch] = 0
-    given = block(cls, patches, keep)
+    given = block(x, 4, keep)
     silent = [block.temporal_attn.proj, block.attn.proj, block.mlp.fc2][branch]
     silent.weight.zero_()
     silent.bias.zero_()
-    for one, other in zip(given, block(cls, patches), strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(given, block(x, 4))
+
+
+def test_the_cls_token_alone_is_that_of_all_tokens_with_its_gradients(tiny: ModelConfig, frames: Tensor):
+    encoder = TimeSformer(tiny.video.model_copy(update={"drop_path": 0.5}))
+    initialize(encoder, "scratch")
+    found = []
+    for cls_only in (False, True):
+        encoder.zero_grad()
+        torch.manual_seed(1)  # the same branches are dropped
+        cls = encoder.train()(frames, cls_only)[:, 0]
+        (cls * torch.linspace(-1, 1, cls.shape[1])).sum().backward()
+        found.append({"cls": cls.detach()} | {name: p.grad.clone() for name, p in encoder.named_parameters()})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_attention_against_pytorchs_own():
