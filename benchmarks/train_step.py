@@ -21,8 +21,8 @@ trained, once for the prompter; no norms, activations, embeddings, recomputation
 the accelerator's dense bfloat16 peak on its data sheet, for float32 too; where there is none, as on a CPU, of the
 matrix multiplication measured here in the variant's precision.
 
---tricks takes one trick away from ours at a time, by patches in this file. Not among them: one draw of stochastic depth
-for all blocks, a finite step decided on the device, which are not taken away simply.
+--tricks takes one trick away from ours at a time, by the patches of benchmarks/five_passes.py. Not among them: one draw
+of stochastic depth for all blocks, a finite step decided on the device, which are not taken away simply.
 """
 
 import argparse
@@ -46,14 +46,14 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
+from five_passes import TRICKS, FivePasses
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.alpro import Alpro, DualEncoder, ModelConfig, Prompter, crop
+from models.alpro import Alpro, ModelConfig, Prompter
 from models.attention import Attention
 from models.flops import peak
 from models.folder import Preprocessing
-from models.losses import box_mask, mask_words, random_box
+from models.losses import mask_words, random_box
 from models.text import TextConfig
 from models.timesformer import TimeSformer, VideoConfig
 from stages.artifacts import Resources
@@ -61,15 +61,14 @@ from stages.training import objective as objective_module
 from stages.training.config import Phase, TrainingConfig
 from stages.training.examples import Batch, collate
 from stages.training.loop import memory_gib, prepare
-from stages.training.objective import PretrainObjective, masked_positions
+from stages.training.objective import PretrainObjective
 from stages.training.optim import build_optimizer, step_if
 
 WORDS = 30  # of every text
 ENTITIES = {"full": 1000, "small": 8}
 MODELS = {
-    "full": ModelConfig(
-        init="scratch"
-    ),  # livelier random weights than BERT's: temporal attention counts, losses differ
+    # "scratch" has livelier random weights than "bert": temporal attention counts, losses differ.
+    "full": ModelConfig(init="scratch"),
     "small": ModelConfig(
         init="scratch",
         embed_dim=16,
@@ -208,106 +207,6 @@ def median(turns: list[dict[str, Any]]) -> dict[str, Any]:
     """The turn of median seconds, with the seconds of all."""
     seconds = [one["seconds"] for one in turns]
     return turns[seconds.index(statistics.median_low(seconds))] | {"all_seconds": seconds}
-
-
-# What is compared
-
-
-class FivePasses(nn.Module):
-    """The step written from the paper, section 3: each kind of text and pair through its encoder by itself."""
-
-    def __init__(self, model: Alpro, prompter: Prompter, prompts: Tensor, mean: Tensor, std: Tensor):
-        super().__init__()
-        self.model, self.prompter = model, prompter.requires_grad_(False)
-        for name, tensor in (("prompts", prompts), ("mean", mean), ("std", std)):
-            self.register_buffer(name, tensor, persistent=False)
-
-    def train(self, mode: bool = True) -> "FivePasses":
-        super().train(mode)
-        self.prompter.eval()
-        return self
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        model, size, length = self.model, *batch.text.shape
-        frames = (batch.frames.float() / 255 - self.mean) / self.std
-        video = model.encode_video(frames)
-        text = model.encode_text(batch.text, batch.mask)  # the first pass
-        v2t = model.project_video(video) @ model.project_text(text).T / model.temperature
-        own = torch.arange(size, device=v2t.device)
-        vtc = (F.cross_entropy(v2t, own) + F.cross_entropy(v2t.T, own)) / 2
-
-        positive = model.fuse(text, batch.mask, video)  # the second
-        self.drawn = videos, texts = draw(v2t.T, batch.chance[:, 0]), draw(v2t, batch.chance[:, 1])
-        negative = model.fuse(  # the third
-            torch.cat([text, torch.stack([text[n] for n in texts])]),
-            torch.cat([batch.mask, torch.stack([batch.mask[n] for n in texts])]),
-            torch.cat([torch.stack([video[n] for n in videos]), video]),
-        )
-        match = model.vtm_head(torch.cat([positive[:, 0], negative[:, 0]]))
-        vtm = F.cross_entropy(match, (torch.arange(3 * size, device=match.device) < size).long())
-
-        masked = model.encode_text(batch.masked, batch.mask)  # the fourth
-        words = model.fuse(masked, batch.mask, video)[:, :length]  # the fifth
-        scores, chosen = model.mlm_scores(words), batch.labels != -100
-        mlm = F.cross_entropy(scores[chosen], batch.labels[chosen])
-
-        inside = box_mask(batch.boxes, model.config.video.grid)[..., None]
-        entities = model.pem_head((positive[:, length + 1 :] * inside).sum(1) / inside.sum(1))
-        pem = -(self.pseudo_labels(frames, batch.boxes) * F.log_softmax(entities, dim=1)).sum(1).mean()
-        found = {"loss_vtc": vtc, "loss_vtm": vtm, "loss_mlm": mlm, "loss_pem": pem}
-        return vtc + vtm + mlm + pem, {name: loss.detach() for name, loss in found.items()}
-
-    @torch.no_grad()
-    def pseudo_labels(self, frames: Tensor, boxes: Tensor) -> Tensor:
-        tokens = self.prompter.encode_video(crop(frames, boxes, self.model.config.video.patch_size))
-        return (self.prompter.project_video(tokens) @ self.prompts.T / self.prompter.temperature).softmax(dim=1)
-
-
-@torch.no_grad()
-def draw(similarity: Tensor, chance: Tensor) -> list[int]:
-    """A hard negative for each row, one at a time, from the same chances as ours."""
-    weights = similarity.float().clone().fill_diagonal_(-torch.inf).softmax(dim=1)
-    drawn = []
-    for row, at in zip(weights, chance, strict=True):
-        rising = row.double().cumsum(0)
-        drawn.append(int(torch.searchsorted(rising, at.double() * rising[-1], right=True).item()))
-    return drawn
-
-
-# The tricks of ours, each by what takes its place
-
-
-def fuse_whole(self: Alpro, read: list[Tensor], *given: Tensor) -> tuple[Tensor, ...]:
-    rows = self.fuse(*given).split([len(positions) for positions in read])
-    wanted = zip(rows, read, strict=True)
-    return tuple(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])) for x, positions in wanted)
-
-
-def fuse_apart(self: Alpro, read: list[Tensor], *given: Tensor) -> tuple[Tensor, ...]:
-    groups = zip(*(part.split([len(positions) for positions in read]) for part in given), strict=True)
-    return tuple(self.multimodal_encoder(*group, [p])[0] for group, p in zip(groups, read, strict=True))
-
-
-def encode_apart(self: DualEncoder, ids: Tensor, mask: Tensor) -> Tensor:
-    halves = zip(ids.chunk(2), mask.chunk(2), strict=True)  # clean, masked
-    return torch.cat([self.text_encoder(*half) for half in halves])
-
-
-def draw_apart(similarity: Tensor, same: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.tensor(draw(similarity, chance), device=similarity.device), ~same.all(dim=1)
-
-
-TRICKS: dict[str, Callable[[], AbstractContextManager]] = {
-    "last layer of what is read": lambda: patch.object(Alpro, "fuse_at", fuse_whole),
-    "merged text pass": lambda: patch.object(DualEncoder, "encode_text", encode_apart),
-    "merged fusion pass": lambda: patch.object(Alpro, "fuse_at", fuse_apart),
-    "masked words alone": lambda: patch.object(
-        objective_module, "masked_positions", lambda labels, most: masked_positions(labels, 0)
-    ),
-    "inference mode": lambda: patch.object(torch, "inference_mode", torch.no_grad),
-    "negatives in one call": lambda: patch.object(objective_module, "hard_negatives", draw_apart),
-    "fused attention": lambda: sdpa_kernel(SDPBackend.MATH),
-}
 
 
 # In the process of a variant

@@ -14,6 +14,7 @@ FILE = Path(__file__).parents[1] / "benchmarks" / "train_step.py"
 
 @pytest.fixture(scope="module")
 def train_step():
+    sys.path.append(str(FILE.parent))
     spec = importlib.util.spec_from_file_location("train_step", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
