@@ -19,26 +19,33 @@ from shards.schema import InputError
 PLACES = ("json_offset", "json_size", "frame_offsets", "frame_sizes")
 
 
+class Unreadable(InputError):
+    """A sample that a shard should hold and does not, or holds damaged: the shard, the sample and the reason."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """A sample of a shard: what is known of it, and where its frames lie. Its length is the number of frames."""
 
     about: dict[str, Any]
-    shard: io.FileIO
+    shard: Path
     places: list[tuple[int, int]]  # offset and size of each frame's JPEG
 
     def __len__(self) -> int:
         return len(self.places)
 
     def frames(self, chosen: list[int] | None = None) -> np.ndarray:
-        """The chosen frames (all of them by default), read and decoded: (T, H, W, 3) uint8."""
+        """The chosen frames (all of them by default), read and decoded: (T, H, W, 3) uint8. Raises Unreadable."""
         chosen = list(range(len(self))) if chosen is None else chosen
-        decoded = {i: self._decode(_read(self.shard, *self.places[i])) for i in set(chosen)}
+        decoded = {i: self._frame(i) for i in set(chosen)}
         return np.stack([decoded[i] for i in chosen])
 
-    @staticmethod
-    def _decode(jpeg: bytes) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB"))
+    def _frame(self, number: int) -> np.ndarray:
+        try:
+            jpeg = _read(self.shard, *self.places[number])
+            return np.asarray(Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB"))
+        except Exception as error:  # whatever a damaged JPEG brings up in Pillow
+            raise Unreadable(f"{self.shard}: {self.about['id']}, frame {number}: {_reason(error)}") from error
 
 
 class ShardReader:
@@ -55,6 +62,7 @@ class ShardReader:
             if value is not None:
                 table = table.filter(pc.equal(table[column], value))
         self.table = table.combine_chunks()
+        self._ids = self.column("id")
         shards = self.column("shard").dictionary_encode()
         self._shards = shards.dictionary.to_pylist()
         self._shard = shards.indices.to_numpy(zero_copy_only=False)
@@ -75,10 +83,15 @@ class ShardReader:
         return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
 
     def __getitem__(self, number: int) -> Sample:
-        file = _open(str(self.folder / self._shards[self._shard[number]]))
-        about = json.loads(_read(file, *self._json[number].tolist()))
-        frames = self._frames[self._first[number] : self._first[number + 1]].tolist()
-        return Sample(about, file, frames)
+        """Sample number 0..N-1. Raises Unreadable where its shard is gone, cut short, damaged or another one."""
+        shard, name = self.folder / self._shards[self._shard[number]], self._ids[number].as_py()
+        try:
+            about = json.loads(_read(shard, *self._json[number].tolist()))
+            if about["id"] != name:
+                raise ValueError(f"{about['id']} lies in its place: the index is of another shard")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Unreadable(f"{shard}: {name}: {_reason(error)}") from error
+        return Sample(about, shard, self._frames[self._first[number] : self._first[number + 1]].tolist())
 
 
 def read_index(folder: Path, columns: list[str] | None = None) -> pa.Table:
@@ -89,8 +102,12 @@ def read_index(folder: Path, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(path, columns=columns)
 
 
-def _read(file: io.FileIO, offset: int, size: int) -> bytes:
-    data = os.pread(file.fileno(), size, offset)
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _read(shard: Path, offset: int, size: int) -> bytes:
+    data = os.pread(_open(str(shard)).fileno(), size, offset)
     if len(data) != size:
         raise OSError(f"a shard ends at byte {offset + len(data)}, {offset + size} expected: it was cut short")
     return data

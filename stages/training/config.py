@@ -76,6 +76,13 @@ class TrainingConfig(StageConfig):
     groups_together: bool = Field(
         False, description="put samples of one group into one batch, as each other's negatives"
     )
+    most_unreadable: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the examples that may turn out damaged in their shards before training ends; each is told, "
+        "and the next one shown in its place",
+    )
     validate_every: int = Field(0, ge=0, description="steps between validations; 0: at the end alone")
     log_every: int = Field(10, ge=1, description="steps between logged metrics, each the mean since the last")
     mixed_precision: bool = Field(True, description="bfloat16 autocast, on a GPU")

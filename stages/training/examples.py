@@ -2,7 +2,7 @@
 seed and the step alone, whoever loads it, so that position in the data is one number."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from models.losses import mask_words, random_box
-from shards.reader import ShardReader
+from shards.reader import ShardReader, Unreadable
 from shards.sampling import frames_at_random, frames_in_halves, grouped_order
 from shards.schema import InputError
 from stages.artifacts import Resources
 from stages.training.augment import augment
 from stages.training.config import Phase, TrainingConfig
 from stages.word_pieces import WordPieces, pad, padded
+
+TRIES = 20  # examples that are tried one after the other where one cannot be read
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Batch:
         None  # (B, 2) in [0, 1): what draws each example's hard negatives; None: chance of the moment
     )
     most_masked: int = 0  # at least the most masked words of a text, rounded up; 0: not known
+    unreadable: list[str] = field(default_factory=list)  # examples in whose place the next one is shown, and why
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `change` applied to each of its tensors."""
@@ -187,8 +190,22 @@ class Steps(Dataset[Batch]):
         examples = source.at(int(self.turn[step]) * size, size, self.config.seed)[
             self.rank * mine : (self.rank + 1) * mine
         ]
-        items = [self.example(source, epoch, number) for epoch, number in examples]
-        return collate(step, source.kind, items, self.config.text_length if self.one_length else 0)
+        unreadable: list[str] = []
+        items = [self.readable(source, epoch, number, unreadable) for epoch, number in examples]
+        batch = collate(step, source.kind, items, self.config.text_length if self.one_length else 0)
+        return replace(batch, unreadable=unreadable)
+
+    def readable(self, source: Source, epoch: int, number: int, unreadable: list[str]) -> dict:
+        """An example's arrays; of one that cannot be read those of the next, and a line in `unreadable`.
+
+        A batch keeps its size, as the other ranks' have it, and nothing is replaced in silence.
+        """
+        for follower in range(number, number + min(TRIES, len(source))):
+            try:
+                return self.example(source, epoch, follower % len(source))
+            except Unreadable as error:
+                unreadable.append(str(error))
+        raise InputError(f"{len(unreadable)} examples in a row cannot be read, the last being {unreadable[-1]}")
 
     def example(self, source: Source, epoch: int, number: int) -> dict:
         """One example's arrays. Its randomness is keyed by seed, epoch and example."""

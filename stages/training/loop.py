@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from models.flops import peak
 from models.text import Layer, Layers
 from models.timesformer import Block, TimeSformer
+from shards.schema import InputError
 from stages.artifacts import CONTINUE, Resources
 from stages.progress import progress
 from stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
@@ -30,6 +31,7 @@ from stages.training.objective import Objective
 from stages.training.optim import build_optimizer, learning_rate, step_if
 
 ASK_SECONDS = 2.0  # how often ranks ask each other whether to stop
+TOLD = 20  # unreadable examples that are told one by one
 BAD_STEPS = 5  # steps in a row that are not finite before the run gives up
 
 Validate = Callable[[], dict[str, float]]
@@ -46,6 +48,7 @@ class Progress:
     unlogged: dict[str, float] = field(default_factory=dict)  # metrics since the last logged step
     skipped: int = 0  # steps that were not finite: in all, and in a row
     skipped_in_row: int = 0
+    unreadable: int = 0  # examples of this rank that were damaged in their shards
 
 
 def fit(
@@ -166,6 +169,7 @@ class _Run:
         self.objective.train()
         for batch in self.data.loader(self.done.step, resources, self.world.device):
             clock.batch_came()
+            self.count_unreadable(batch)
             self.step(batch.to(self.world.device))
             self.done.step += 1
             clock.step_done(self.objective.flops(batch))
@@ -191,6 +195,19 @@ class _Run:
         if validate and not final:  # the last step was done before an interruption
             final = self.validate(validate, select)
         return final
+
+    def count_unreadable(self, batch: Batch) -> None:
+        """Tells of examples that were damaged in their shards. Raises InputError where they are too many."""
+        for line in batch.unreadable[: max(0, TOLD - self.done.unreadable)]:
+            print(f"step {self.done.step}: {line}; the next one is shown instead", file=sys.stderr, flush=True)
+        self.done.unreadable += len(batch.unreadable)
+        shown = (self.done.step + 1) * len(batch.ids)
+        most = self.config.most_unreadable
+        if batch.unreadable and self.done.unreadable > most * max(shown, len(batch.ids) * self.config.log_every):
+            raise InputError(
+                f"{self.done.unreadable} of {shown} examples cannot be read, more than most_unreadable = {most:g} "
+                f"allows; the last: {batch.unreadable[-1]}; delete the corpus's folder and run again to make it anew"
+            )
 
     def leave(self) -> None:
         if self.world.main:
@@ -238,6 +255,7 @@ class _Run:
         seconds = clock.window
         values["train/lr"] = learning_rate(self.done.step - 1, len(self.data), self.config)
         values["train/skipped_steps"] = self.done.skipped
+        values["train/unreadable"] = self.done.unreadable
         values["train/data_wait"] = waited = clock.waited / seconds
         values["train/samples_per_second"] = self.config.batch_size * clock.steps / seconds
         values["train/tflops"] = clock.flops / seconds / 1e12

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.decode import Clip
-from shards.reader import ShardReader, read_index
+from shards.reader import ShardReader, Unreadable, read_index
 from shards.schema import InputError, Question, Row
 from shards.writer import ShardWriter, index_shard
 
@@ -118,14 +118,37 @@ def test_a_shard_cut_short_gives_an_error_and_no_garbage(corpus: Path):
     shard.write_bytes(content[: last["frame_offsets"][-1] + last["frame_sizes"][-1] - 1])
     reader = ShardReader(corpus)
     assert [reader[number].about["id"] for number in (0, 1, 3, 4)] == ["a", "b/ü", "d", "e"]  # what is there
-    with pytest.raises(OSError, match="cut short"):
+    with pytest.raises(Unreadable, match=rf"first.tar: {last['id']}: .*cut short"):
         reader[2]
     shard.write_bytes(content[: last["json_offset"]])
-    with pytest.raises(OSError, match="cut short"):
+    with pytest.raises(Unreadable, match=rf"first.tar: {last['id']}: .*cut short"):
         reader[2]
 
 
 def test_a_shard_that_is_gone_gives_an_error(corpus: Path):
     (corpus / "first.tar").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(Unreadable, match=r"first.tar: a: No such file or directory"):
+        ShardReader(corpus)[0]
+
+
+def test_a_damaged_member_gives_an_error_that_names_it(corpus: Path):
+    row = read_index(corpus).to_pylist()[1]
+    shard = corpus / row["shard"]
+    content = bytearray(shard.read_bytes())
+    content[row["frame_offsets"][0] : row["frame_offsets"][0] + 40] = bytes(40)
+    shard.write_bytes(content)
+    with pytest.raises(Unreadable, match=f"first.tar: {row['id']}, frame 0: "):
+        ShardReader(corpus)[1].frames()
+    content[row["json_offset"]] = ord("!")
+    shard.write_bytes(content)
+    with pytest.raises(Unreadable, match=f"first.tar: {row['id']}: "):
+        ShardReader(corpus)[1]
+
+
+def test_another_shard_in_the_place_of_the_indexed_one_is_noticed(corpus: Path):
+    """What lies there may be a sound sample, with another one's caption."""
+    row = read_index(corpus).to_pylist()[0]
+    shard = corpus / row["shard"]
+    shard.write_bytes(shard.read_bytes().replace(b'"id": "a"', b'"id": "z"').replace(b'"id":"a"', b'"id":"z"'))
+    with pytest.raises(Unreadable, match=r"first.tar: a: z lies in its place"):
         ShardReader(corpus)[0]

@@ -1,6 +1,8 @@
 """Which examples make which batch: everything follows from the seed and the number of the step."""
 
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.reader import read_index
 from shards.schema import InputError
 from stages.training.config import Phase
 from stages.training.examples import Batch, Steps, random_crop
@@ -320,3 +323,40 @@ def test_what_is_said_decides_of_the_flip_answers_too(clips, stills, steps_of, m
 def test_the_whole_frame_is_taken_where_no_crop_is_asked():
     frames = np.zeros((2, 10, 12, 3), np.uint8)
     assert random_crop(frames, 8, 1.0, np.random.default_rng(0)).shape == (2, 3, 10, 12)
+
+
+def broken(corpus: Path, to: Path, count: int) -> list[str]:
+    """A copy of a corpus in which the first frames of `count` training samples are damaged; their ids."""
+    shutil.copytree(corpus, to)
+    rows = [row for row in read_index(to).to_pylist() if row["split"] == "train"][:count]
+    for row in rows:
+        content = bytearray((to / row["shard"]).read_bytes())
+        for offset, size in zip(row["frame_offsets"], row["frame_sizes"], strict=True):
+            content[offset : offset + min(size, 64)] = bytes(min(size, 64))
+        (to / row["shard"]).write_bytes(content)
+    return [row["id"] for row in rows]
+
+
+def test_a_damaged_sample_is_told_and_the_next_one_shown_in_its_place(clips, steps_of, tmp_path):
+    """The official code puts another one there without a word (departure 7)."""
+    (lost,) = broken(clips, tmp_path / "broken", 1)
+    whole, mended = (steps_of({"clips": folder}, 30) for folder in (clips, tmp_path / "broken"))
+    told = 0
+    for one, other in zip(map(whole.__getitem__, range(30)), map(mended.__getitem__, range(30)), strict=True):
+        gone = [place for place, name in enumerate(one.ids) if name == lost]
+        assert len(other.unreadable) == len(gone)
+        assert all(f": {lost}, frame " in line for line in other.unreadable)
+        assert lost not in other.ids
+        assert [n for p, n in enumerate(other.ids) if p not in gone] == [
+            n for p, n in enumerate(one.ids) if p not in gone
+        ]
+        told += len(gone)
+    assert told > 2
+
+
+def test_a_corpus_of_which_nothing_can_be_read_is_a_mistake(clips, steps_of, tmp_path):
+    shutil.copytree(clips, tmp_path / "broken")
+    for shard in (tmp_path / "broken").glob("*.tar"):
+        shard.write_bytes(b"")
+    with pytest.raises(InputError, match=r"20 examples in a row cannot be read, the last being .*cut short"):
+        steps_of({"clips": tmp_path / "broken"})[0]

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -362,3 +362,42 @@ def test_signals_mean_afterwards_what_they_meant_before(new_run):
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     new_run("run", steps=1).start()
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def damaged(*steps: int) -> type[Steps]:
+    """Data of which an example of some steps is damaged."""
+
+    class Damaged(Steps):
+        def __getitem__(self, step):
+            lines = [f"a.tar: clip{step}: broken"] if step in steps else []
+            return replace(super().__getitem__(step), unreadable=lines)
+
+    return Damaged
+
+
+def with_data(run: Run, kind: type[Steps]) -> Run:
+    make = run.data
+
+    def data() -> Steps:
+        found = make()
+        found.__class__ = kind
+        return found
+
+    run.data = data
+    return run
+
+
+def test_damaged_examples_are_told_and_counted_over_an_interruption(new_run, capfd):
+    run = with_data(new_run("run", most_unreadable=0.5), damaged(1, 5))
+    run.interrupt(3)
+    run.start()
+    said = capfd.readouterr().err
+    assert "step 1: a.tar: clip1: broken; the next one is shown instead" in said
+    assert "step 5: a.tar: clip5: broken" in said
+    assert [line["train/unreadable"] for line in run.lines if "train/loss" in line] == [1, 1, 2, 2]
+
+
+def test_too_many_damaged_examples_end_a_run(new_run):
+    run = with_data(new_run("run", most_unreadable=0.01), damaged(1))
+    with pytest.raises(InputError, match=r"1 of \d+ examples cannot be read, more than most_unreadable = 0.01 allows"):
+        run.start()
