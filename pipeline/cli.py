@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipeline.launch import Interrupted
 from shards.schema import InputError
@@ -63,6 +64,19 @@ def parser() -> argparse.ArgumentParser:
     showing = commands.add_parser("show", help="show one artifact: configuration, inputs, counts, metrics")
     showing.add_argument("fingerprint", help="the first characters of its fingerprint, as `alpro ls` prints it")
     showing.set_defaults(call=show_artifact)
+    inspecting = commands.add_parser(
+        "inspect",
+        help="what is in decoded corpora: counts, lengths, captions, test videos that training has too",
+        description="Counts, lengths, captions, repeated captions, and how many test videos are in training too.",
+    )
+    inspecting.add_argument(
+        "corpora",
+        nargs="+",
+        metavar="CORPUS",
+        help="a decoded corpus: its fingerprint, as `alpro ls` prints it, or folder",
+    )
+    inspecting.add_argument("--out", type=Path, metavar="FOLDER", help="write inspect.json and frames.png there too")
+    inspecting.set_defaults(call=inspect_corpora)
     importing = commands.add_parser(
         "import-checkpoint",
         help="turn an official ALPRO checkpoint (.pt) into a model folder",
@@ -97,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     page = commands.add_parser("ui", help="open the MLflow pages on this machine")
     page.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
     page.set_defaults(call=serve_mlflow)
-    for command in (listing, showing, page):
+    for command in (listing, showing, inspecting, page):
         command.add_argument(
             "--workspace", default="workspace", metavar="FOLDER", help="where artifacts lie (default: workspace)"
         )
@@ -218,15 +232,31 @@ def show_artifact(arguments: argparse.Namespace) -> int:
     from pipeline.console import print_artifact
 
     store = Store(Path(arguments.workspace) / "artifacts")
-    found = [
-        (folder, manifest)
-        for folder, manifest in store.all()
-        if manifest["fingerprint"].startswith(arguments.fingerprint)
-    ]
+    print_artifact(store, *named(store, arguments.fingerprint))
+    return 0
+
+
+def named(store: Store, start: str) -> tuple[Path, dict[str, Any]]:
+    """The artifact whose fingerprint begins so."""
+    found = [(folder, manifest) for folder, manifest in store.all() if manifest["fingerprint"].startswith(start)]
     if len(found) != 1:
         what = "no artifact begins" if not found else f"{len(found)} artifacts begin"
-        raise InputError(f"{arguments.fingerprint}: {what} with this in {store.root}; `alpro ls` lists them")
-    print_artifact(store, *found[0])
+        raise InputError(f"{start}: {what} with this in {store.root}; `alpro ls` lists them")
+    return found[0]
+
+
+def inspect_corpora(arguments: argparse.Namespace) -> int:
+    """`alpro inspect`."""
+    from pipeline.console import print_inspection
+    from stages.inspect_corpus import inspect, save
+
+    store = Store(Path(arguments.workspace) / "artifacts")
+    folders = [Path(name) if Path(name).is_dir() else named(store, name)[0] for name in arguments.corpora]
+    found = inspect(folders)
+    print_inspection(found)
+    if arguments.out:
+        save(found, folders, arguments.out)
+        print(f"{arguments.out}/inspect.json, {arguments.out}/frames.png")
     return 0
 
 

@@ -38,6 +38,34 @@ def print_results(made: dict[str, Path], workspace: Path) -> None:
     console.print(f"curves, pictures and comparison: alpro ui{where}    artifacts: alpro ls{where}")
 
 
+def print_inspection(found: dict[str, Any]) -> None:
+    """What `alpro inspect` found, as tables."""
+
+    def show(title: str, rows: list[list[Any]], *heads: str) -> None:
+        table = Table(heads[0], title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for head in heads[1:]:
+            table.add_column(head, justify="right")
+        for name, *values in rows:
+            table.add_row(name, *(f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" for value in values))
+        console.print(table)
+
+    heads = ("samples", "captions", "questions", "hours")
+    splits = [[f"{row['split']}, {row['kind']}s", *(row[head] for head in heads)] for row in found["splits"]]
+    show("what there is", splits, "split", *heads)
+    lengths = [[name, *values.values()] for name, values in found["lengths"].items() if values]
+    show("lengths", lengths, "of", "least", "5 %", "median", "95 %", "most")
+    captions = found["captions"]
+    words = captions["different words"]
+    console.print(f"captions: {captions['all']:,}, {captions['different']:,} different, of {words:,} words")
+    for text, times in captions["most repeated"]:
+        console.print(f"  {times:,} times: {text}")
+    if found["unreadable"]:
+        console.print(f"unreadable samples: {found['unreadable']:,}")
+    doubles = [[split, *values.values()] for split, values in found["also in training"].items() if values["samples"]]
+    if doubles:
+        show("also in training", doubles, "split", "samples", "same group", "a caption in common", "same frames")
+
+
 def print_artifacts(store: Store) -> None:
     """Every artifact: what made it, when, how large it is, what it was made from and what uses it."""
     found = list(store.all())

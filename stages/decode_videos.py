@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 from pydantic import Field
 
 from shards.annotations import read_source
 from shards.decode import Clip, DecodeError, Decoder, decode_image, decode_video
 from shards.manifest import assign_splits
-from shards.reader import ShardReader
+from shards.reader import Sample, ShardReader
 from shards.sampling import segment_starts
 from shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject, Row
 from shards.writer import ShardWriter, index_shard
@@ -227,18 +228,17 @@ def decoded_of(units: list[Unit], index: pa.Table, split: str) -> dict[str, list
 def draw_samples(out: Path, count: int = 8) -> None:
     """pictures/samples.png: some samples, evenly over the corpus, with what was said of them."""
     reader = ShardReader(out)
-    rows = []
-    for number in segment_starts(len(reader), min(count, len(reader))):
-        sample = reader[number]
-        frames = sample.frames(segment_starts(len(sample), 4 if len(sample) > 1 else 1))
-        said = [
-            *sample.about["captions"][:2],
-            *(f"{q['question']} {q['answer']}" for q in sample.about["questions"][:2]),
-        ]
-        rows.append(clip_strip(frames, [f"{sample.about['id']} ({sample.about['split']})", *said]))
+    rows = [sample_strip(reader[number]) for number in segment_starts(len(reader), min(count, len(reader)))]
     if rows:
         (out / "pictures").mkdir(exist_ok=True)
         sheet(rows, columns=2 if len(rows) > 1 else 1).save(out / "pictures" / "samples.png")
+
+
+def sample_strip(sample: Sample) -> Image.Image:
+    """Four frames of a sample with what was said of it."""
+    frames = sample.frames(segment_starts(len(sample), 4 if len(sample) > 1 else 1))
+    said = [*sample.about["captions"][:2], *(f"{q['question']} {q['answer']}" for q in sample.about["questions"][:2])]
+    return clip_strip(frames, [f"{sample.about['id']} ({sample.about['split']})", *said])
 
 
 def most_common_reason(rejected: pa.Table) -> str:

@@ -80,8 +80,8 @@ class TrainingConfig(StageConfig):
         0.01,
         ge=0,
         le=1,
-        description="share of the examples that may turn out damaged in their shards before training ends; each is told, "
-        "and the next one shown in its place",
+        description="share of the examples that may turn out damaged in their shards before training ends; each is "
+        "told, and the next one shown in its place",
     )
     validate_every: int = Field(0, ge=0, description="steps between validations; 0: at the end alone")
     log_every: int = Field(10, ge=1, description="steps between logged metrics, each the mean since the last")
