@@ -15,7 +15,7 @@ from stages.artifacts import CONTINUE, Outcome, Resources, StageFailed, Step, St
 
 OWN_PROCESS = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
 MANY_PROCESSES = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
-GRACE_SECONDS = 30.0  # what a training run has to write its checkpoint before it is killed
+GRACE_SECONDS = 45.0  # what a training run has to write its checkpoint before it is killed; torchrun gives its ranks 30
 
 
 class Interrupted(Exception):

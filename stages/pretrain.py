@@ -112,7 +112,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         if training:
             metrics = fit(objective, data, config, out, here, resources, validate, watch=watch)
         else:
-            metrics = validate() if validate else {}
+            objective.eval()
+            with torch.no_grad():
+                metrics = validate() if validate else {}
         if here.main:
             preprocessing = preprocessing.model_copy(update={"text_length": config.text_length})
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities).save_pretrained(out / "model")
@@ -140,7 +142,8 @@ def draw_pseudo_labels(
     assert batch.boxes is not None
     assert objective.prompter is not None
     prompts = objective.image_prompts if batch.kind == "image" else objective.video_prompts
-    labels = objective.prompter.pseudo_labels(objective.pixels(batch.frames), batch.boxes, prompts).cpu()
+    with torch.compiler.set_stance("force_eager"):
+        labels = objective.prompter.pseudo_labels(objective.pixels(batch.frames), batch.boxes, prompts).cpu()
     grid = objective.model.config.video.grid
     rows = []
     for i in range(min(count, len(labels))):

@@ -19,6 +19,7 @@ from pathlib import Path
 from shards.schema import InputError
 from stages.artifacts import CONTINUE, MISTAKE, Outcome, Resources, read_json, write_json
 
+ORPHAN_SECONDS = 30.0  # what a process has to end by itself when the one that started it is gone
 # What gloo and NCCL say when the process at the other end has ended.
 LOST_RANK = re.compile(r"(closed|reset) by peer|broken pipe|timed out waiting|remote process|aborted", re.IGNORECASE)
 
@@ -75,14 +76,13 @@ def main(arguments: list[str]) -> int:
 
 def first_to_tell(path: Path, result: dict) -> bool:
     """Writes a result unless there is one: of the ranks that fail, the first is the cause."""
-    mine = path.with_name(f".{path.name}.{os.environ.get('RANK', 0)}.part")
-    mine.write_text(json.dumps(result))
     try:
-        os.link(mine, path)
+        with open(path, "x") as file:
+            file.write(json.dumps(result))
     except FileExistsError:
         return False
-    finally:
-        mine.unlink()
+    except OSError:  # a full disk: what is printed is all there is
+        path.unlink(missing_ok=True)
     return True
 
 
@@ -100,21 +100,21 @@ def run(work: dict) -> Outcome:
 
 
 def watch_parent(parent: int) -> None:
-    """Stops this process, as by SIGTERM, when the process that started it is gone: nobody would take its result.
+    """Stops this process when the pipeline (`parent`, 0 for none) or the torchrun that started it is gone.
 
-    Under torchrun, which is not stopped with the process that started it, the first rank stops the whole group.
+    Nobody would take its result. It is told as by SIGTERM, to write its checkpoint, and ended for good after a while:
+    a rank that waits for another heeds no signal, and torchrun's ranks are in sessions of their own.
     """
-    rank = os.environ.get("LOCAL_RANK")
-    if not parent or rank not in (None, "0"):
+    ranked, started_by = "WORLD_SIZE" in os.environ, os.getppid()
+    if not parent and not ranked:
         return
 
     def watch() -> None:
-        while alive(parent):
+        while (not parent or alive(parent)) and (not ranked or os.getppid() == started_by):
             time.sleep(1)
-        if rank is None:
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            os.killpg(os.getpgrp(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_SECONDS)
+        os._exit(CONTINUE)
 
     threading.Thread(target=watch, daemon=True).start()
 

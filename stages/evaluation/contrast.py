@@ -5,6 +5,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from shards.schema import InputError
+from stages.evaluation.encode import check_readable
 from stages.evaluation.metrics import retrieval_metrics
 from stages.evaluation.retrieval import encode_gallery, validation_gallery
 from stages.training.loop import Validate
@@ -20,6 +21,7 @@ def validate_contrast(
         gallery = validation_gallery(inputs, most)
     except InputError:
         return None
+    check_readable(gallery.reader, gallery.numbers)
 
     def validate() -> dict[str, float]:
         texts, videos = encode_gallery(objective, gallery, tokenizer, length, objective.mean.device)

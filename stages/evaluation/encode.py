@@ -81,6 +81,12 @@ def encode_videos(
     return Videos(tokens, objective.model.project_video(tokens).float())
 
 
+def check_readable(reader: ShardReader, numbers: list[int]) -> None:
+    """Reads samples that will be validated on. Raises Unreadable now rather than at the end of training."""
+    for number in numbers:
+        reader[number].frames()
+
+
 def uniform_frames(reader: ShardReader, number: int, count: int, reorder: Reorder | None = None) -> np.ndarray:
     """The first frame of each of `count` equal segments of a sample: (T, 3, H, W) uint8."""
     sample = reader[number]

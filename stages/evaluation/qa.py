@@ -11,7 +11,7 @@ from torch import Tensor
 from models.alpro import Alpro
 from shards.reader import ShardReader
 from shards.schema import InputError
-from stages.evaluation.encode import Reorder, encode_texts, encode_videos
+from stages.evaluation.encode import Reorder, check_readable, encode_texts, encode_videos
 from stages.evaluation.metrics import accuracy_by_type
 from stages.training.loop import Validate
 from stages.training.objective import Objective
@@ -76,6 +76,7 @@ def validate_qa(
 ) -> tuple[Validate, str]:
     """Accuracy on the questions of the first `most` validation videos, and the metric to select by."""
     questions = validation_questions(inputs, most)
+    check_readable(questions.reader, questions.numbers)
     device = objective.mean.device
 
     def validate() -> dict[str, float]:

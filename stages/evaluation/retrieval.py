@@ -11,7 +11,7 @@ from torch import Tensor
 from models.alpro import Alpro
 from shards.reader import ShardReader
 from shards.schema import InputError
-from stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos
+from stages.evaluation.encode import Reorder, Texts, Videos, check_readable, encode_texts, encode_videos
 from stages.evaluation.metrics import retrieval_metrics
 from stages.training.loop import Validate
 from stages.training.objective import Objective
@@ -91,6 +91,7 @@ def validate_retrieval(
 ) -> tuple[Validate, str]:
     """A validation by matching the 16 most similar, on the first `most` videos; and the metric to select by."""
     gallery = validation_gallery(inputs, most)
+    check_readable(gallery.reader, gallery.numbers)
     device = objective.mean.device
 
     def validate() -> dict[str, float]:

@@ -49,6 +49,11 @@ class Checkpoints:
         os.replace(temporary, target)
         for old in self.all()[KEEP:]:
             shutil.rmtree(old)
+        # The best weights that a checkpoint knows stay as long as it does.
+        known = {json.loads((path / "state.json").read_text()).get("best_step") for path in self.all()}
+        for best in self.folder.glob("best-*.safetensors"):
+            if int(best.stem.split("-")[1]) not in known:
+                best.unlink()
 
     def all(self) -> list[Path]:
         """Checkpoints, newest first."""
@@ -101,7 +106,7 @@ def flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as tensors named `<parameter number>.<state>`."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{number}.{name}": torch.as_tensor(value).detach().clone()
+        f"{number}.{name}": torch.as_tensor(value).detach().cpu()
         for number, values in state.items()
         for name, value in values.items()
     }

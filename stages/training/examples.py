@@ -1,6 +1,8 @@
 """From decoded corpora to batches: which examples make step n, and the arrays of each. Everything follows from the
 seed and the step alone, whoever loads it, so that position in the data is one number."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
@@ -22,7 +24,8 @@ from stages.training.augment import augment
 from stages.training.config import Phase, TrainingConfig
 from stages.word_pieces import WordPieces, pad, padded
 
-TRIES = 20  # examples that are tried one after the other where one cannot be read
+TRIES = 20  # samples that are tried one after the other where one cannot be read
+LOADED_AHEAD = 32  # batches that wait for a process that trains, in shared memory
 
 
 @dataclass
@@ -200,12 +203,22 @@ class Steps(Dataset[Batch]):
 
         A batch keeps its size, as the other ranks' have it, and nothing is replaced in silence.
         """
-        for follower in range(number, number + min(TRIES, len(source))):
+        samples = source.examples[:, 0]
+        for tried in range(TRIES):
             try:
-                return self.example(source, epoch, follower % len(source))
+                return self.example(source, epoch, number)
             except Unreadable as error:
-                unreadable.append(str(error))
-        raise InputError(f"{len(unreadable)} examples in a row cannot be read, the last being {unreadable[-1]}")
+                if not tried:
+                    unreadable.append(str(error))
+                last = str(error)
+            # Of another sample: the next may be the same video with its next caption.
+            others = np.flatnonzero(np.roll(samples, -number) != samples[number])
+            if not len(others):
+                break
+            number = (number + int(others[0])) % len(source)
+        raise InputError(
+            f"{tried + 1} samples in a row cannot be read, the last: {last}; see what became of the shards"
+        )
 
     def example(self, source: Source, epoch: int, number: int) -> dict:
         """One example's arrays. Its randomness is keyed by seed, epoch and example."""
@@ -251,17 +264,41 @@ class Steps(Dataset[Batch]):
         """The batches from step `first` on, in order, loaded ahead by worker processes where there is a GPU to feed."""
         self.one_length |= resources.compile  # every length is compiled anew
         # On a CPU the loading competes with the training for the same cores, and a process more only costs.
-        workers = resources.worker_count if device.type == "cuda" else 0
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share this machine
+        workers = max(1, resources.worker_count // local) if device.type == "cuda" else 0
         loader = DataLoader(
-            self,
+            _Told(self),
             batch_size=None,
             sampler=range(first, len(self)),
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=max(1, min(4, LOADED_AHEAD // workers)) if workers else None,
+            worker_init_fn=heed_no_stop,
             generator=torch.Generator(),  # or it draws from the random state that a checkpoint has just restored
         )
-        return iter(loader)
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+@dataclass
+class _Told(Dataset[Batch | InputError]):
+    """Steps whose mistakes are handed over, to be raised in the process that trains: as they are, on one line."""
+
+    steps: Steps
+
+    def __getitem__(self, step: int) -> Batch | InputError:
+        try:
+            return self.steps[step]
+        except InputError as error:
+            return error
+
+
+def heed_no_stop(worker: int) -> None:
+    """Loading processes get the signals of their group too: the process that trains stops, and ends them."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def random_crop(frames: np.ndarray, size: int, share: float, rng: np.random.Generator) -> np.ndarray:

@@ -22,7 +22,7 @@ from models.timesformer import Block, TimeSformer
 from shards.schema import InputError
 from stages.artifacts import CONTINUE, Resources
 from stages.progress import progress
-from stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
+from stages.training.checkpoint import Checkpoints, checksum, random_state, trainable, write_tensors
 from stages.training.config import TrainingConfig
 from stages.training.distributed import World, gather_bytes, highest, total
 from stages.training.examples import Batch, Steps
@@ -31,7 +31,9 @@ from stages.training.objective import Objective
 from stages.training.optim import build_optimizer, learning_rate, step_if
 
 ASK_SECONDS = 2.0  # how often ranks ask each other whether to stop
-TOLD = 20  # unreadable examples that are told one by one
+TOLD = 20  # unreadable examples that a rank tells one by one
+FEW = 10  # unreadable examples that are no reason to stop, whatever their share
+SAVING = 20  # least time between checkpoints, in times that the last one took
 BAD_STEPS = 5  # steps in a row that are not finite before the run gives up
 
 Validate = Callable[[], dict[str, float]]
@@ -44,11 +46,12 @@ class Progress:
     step: int = 0
     best: float = float("-inf")
     best_step: int = 0
+    best_sum: str = ""  # checksum of its weights
     best_metrics: dict[str, float] = field(default_factory=dict)
     unlogged: dict[str, float] = field(default_factory=dict)  # metrics since the last logged step
     skipped: int = 0  # steps that were not finite: in all, and in a row
     skipped_in_row: int = 0
-    unreadable: int = 0  # examples of this rank that were damaged in their shards
+    unreadable: int = 0  # examples that were damaged in their shards
 
 
 def fit(
@@ -75,11 +78,18 @@ def fit(
     optimizer = build_optimizer(objective, config)
     checkpoints, file = Checkpoints(out / "checkpoints"), MetricsFile(out, world.main)
     done = Progress(**(checkpoints.restore(objective, optimizer, world.rank) or {}))
+    most, least = highest([done.step, -done.step], world.device)
+    if most != -least:
+        raise InputError(
+            f"{out}: ranks found checkpoints of steps {-least:g} and {most:g}; start again when all see both"
+        )
+    if not world.main:
+        done.unlogged = {}  # those of all ranks; the first has them
     file.cut(done.step)
     module: nn.Module = objective
     if world.size > 1:
-        module = DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
-    runner = _Run(objective, module, optimizer, data, config, world, checkpoints, file, done, out / "best.safetensors")
+        module = DistributedDataParallel(objective, broadcast_buffers=False)
+    runner = _Run(objective, module, optimizer, data, config, world, checkpoints, file, done, out)
     if done.step and world.main:
         print(f"continuing from step {done.step} of {len(data)}", file=sys.stderr, flush=True)
     trace = traced(out / "trace.json.gz") if resources.profile and world.main else nullcontext(lambda: None)
@@ -97,14 +107,22 @@ def fit(
         try:
             final = runner.train(resources, stopping, after, validate, select)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):
                 raise
             # It may have come in the middle of a step: only a checkpoint is sure to be whole.
             print(f"{str(error).splitlines()[0]} Continue from the last checkpoint.", file=sys.stderr, flush=True)
             raise SystemExit(CONTINUE) from error
-    if select and (out / "best.safetensors").exists():
-        objective.load_state_dict(load_file(out / "best.safetensors"), strict=False)
+    if select and done.best_step and world.main:  # the one that writes the model
+        best = best_weights(out, done.best_step)
+        if not best.exists() or checksum(best) != done.best_sum:
+            raise InputError(f"{best}: damaged; delete {out} and run again")
+        objective.load_state_dict(load_file(best), strict=False)
     return final
+
+
+def best_weights(out: Path, step: int) -> Path:
+    """Where the weights of a step lie that were the best on validation when it was done."""
+    return out / "checkpoints" / f"best-{step:08d}.safetensors"
 
 
 def prepare(objective: Objective, resources: Resources) -> None:
@@ -113,6 +131,10 @@ def prepare(objective: Objective, resources: Resources) -> None:
     They are compiled one by one: all of a kind share their code, so that there is little to compile, and gathering over
     ranks, draws and losses stay outside.
     """
+    for name in objective.unread:  # or every rank would look each step whether a gradient has come
+        getattr(objective.model, name).requires_grad_(False)
+    if resources.compile:  # a layer is compiled whole, not cut where DDP sends gradients
+        torch._dynamo.config.optimize_ddp = False
     for part in objective.modules():
         if isinstance(part, TimeSformer | Layers):
             part.checkpoint_activations = resources.checkpoint_activations
@@ -149,12 +171,13 @@ class _Run:
     checkpoints: Checkpoints
     file: MetricsFile
     done: Progress
-    best_weights: Path
+    out: Path
 
     def __post_init__(self) -> None:
         self.mean = Mean()
         self.mean.restore(self.done.unlogged, self.world.device)
         self.skipped = Skipped(self.done.skipped_in_row)
+        self.unreadable: list[str] = []  # of this rank, since they were counted last
 
     def train(
         self,
@@ -169,7 +192,7 @@ class _Run:
         self.objective.train()
         for batch in self.data.loader(self.done.step, resources, self.world.device):
             clock.batch_came()
-            self.count_unreadable(batch)
+            self.tell_unreadable(batch)
             self.step(batch.to(self.world.device))
             self.done.step += 1
             clock.step_done(self.objective.flops(batch))
@@ -183,12 +206,13 @@ class _Run:
                 clock.start_window()
             # Ranks agree on when to stop and to save; asking costs a message, so many ask only now and then.
             if not last and (step >= asking or self.world.size == 1):
-                due = clock.since_saved > resources.seconds_between_checkpoints
+                due = clock.since_saved > max(resources.seconds_between_checkpoints, SAVING * clock.saving)
                 stop, save, pace = highest([bool(stopping), due, clock.pace], self.world.device)
                 asking = step + max(1, min(self.config.log_every, int(ASK_SECONDS / pace)))
                 if stop or save:
+                    started = time.monotonic()
                     self.save()
-                    clock.saved()
+                    clock.saved(time.monotonic() - started)
                 if stop:
                     self.leave()
             clock.step_ended()
@@ -196,17 +220,22 @@ class _Run:
             final = self.validate(validate, select)
         return final
 
-    def count_unreadable(self, batch: Batch) -> None:
-        """Tells of examples that were damaged in their shards. Raises InputError where they are too many."""
-        for line in batch.unreadable[: max(0, TOLD - self.done.unreadable)]:
-            print(f"step {self.done.step}: {line}; the next one is shown instead", file=sys.stderr, flush=True)
-        self.done.unreadable += len(batch.unreadable)
-        shown = (self.done.step + 1) * len(batch.ids)
-        most = self.config.most_unreadable
-        if batch.unreadable and self.done.unreadable > most * max(shown, len(batch.ids) * self.config.log_every):
+    def tell_unreadable(self, batch: Batch) -> None:
+        """Tells of examples that were damaged in their shards, while they are few."""
+        for line in batch.unreadable[: max(0, TOLD - self.done.unreadable - len(self.unreadable))]:
+            print(f"step {self.done.step}: {line}; another is shown instead", file=sys.stderr, flush=True)
+        self.unreadable += batch.unreadable
+
+    def count_unreadable(self) -> None:
+        """Counts them over all ranks. Raises InputError, on all, where they are too many."""
+        fresh, self.unreadable = self.unreadable, []
+        self.done.unreadable += int(total(torch.tensor(len(fresh), device=self.world.device)))
+        shown = self.done.step * self.config.batch_size
+        if self.done.unreadable >= FEW and self.done.unreadable > self.config.most_unreadable * shown:
             raise InputError(
-                f"{self.done.unreadable} of {shown} examples cannot be read, more than most_unreadable = {most:g} "
-                f"allows; the last: {batch.unreadable[-1]}; delete the corpus's folder and run again to make it anew"
+                f"{self.done.unreadable} of {shown} examples cannot be read, more than most_unreadable = "
+                f"{self.config.most_unreadable:g} allows{'; the last: ' if fresh else ''}{fresh[-1] if fresh else ''}; "
+                "delete the corpus's folder and run again to make it anew"
             )
 
     def leave(self) -> None:
@@ -251,6 +280,7 @@ class _Run:
 
     def log(self, clock: "Clock") -> str:
         """Writes the means over all ranks since the last line, and how fast it goes; returns what the bar shows."""
+        self.count_unreadable()
         values = {f"train/{name}": value for name, value in self.mean.read().items()}
         seconds = clock.window
         values["train/lr"] = learning_rate(self.done.step - 1, len(self.data), self.config)
@@ -280,9 +310,12 @@ class _Run:
         if select and values[select] > self.done.best:
             self.done.best, self.done.best_step, self.done.best_metrics = values[select], self.done.step, values
             if self.world.main:
-                temporary = self.best_weights.with_suffix(".part")
+                best = best_weights(self.out, self.done.step)
+                best.parent.mkdir(exist_ok=True)
+                temporary = best.with_suffix(".part")
                 write_tensors(trainable(self.objective), temporary)
-                os.replace(temporary, self.best_weights)
+                os.replace(temporary, best)
+                self.done.best_sum = checksum(best)
         return self.done.best_metrics | {"selected_step": float(self.done.best_step)} if select else values
 
     def save(self) -> None:
@@ -291,6 +324,7 @@ class _Run:
         Where it cannot be written, as on a full disk, this is said, and training goes on: the earlier ones stand.
         """
         self.done.skipped += self.skipped.read(BAD_STEPS)
+        self.count_unreadable()
         self.done.skipped_in_row, self.done.unlogged = self.skipped.in_row, self.mean.state()
         random = gather_bytes(random_state(), self.world.device)
         if self.world.main:
@@ -311,6 +345,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.last_step = self.last_save = time.monotonic()
+        self.saving = 0.0  # seconds that the last checkpoint took
         self.pace = 1e-3  # seconds a step
         self.start_window()
 
@@ -333,8 +368,8 @@ class Clock:
         """Seconds since the window began."""
         return max(time.monotonic() - self.began, 1e-9)
 
-    def saved(self) -> None:
-        self.last_save = time.monotonic()
+    def saved(self, seconds: float) -> None:
+        self.last_save, self.saving = time.monotonic(), seconds
 
     @property
     def since_saved(self) -> float:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,14 @@ class MetricsFile:
         self.active = active  # only one rank writes
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        if self.active:
+        if not self.active:
+            return
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n"
+        try:
             with open(self.path, "a") as file:
-                file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+                file.write(line)
+        except OSError as error:  # a full disk is no reason to end what may find room again
+            print(f"{self.path}: step {step} not written: {error.strerror}", file=sys.stderr, flush=True)
 
     def cut(self, step: int) -> None:
         """Drops the lines after `step`: a run that continues from a checkpoint writes them again."""
@@ -67,8 +73,8 @@ class Mean:
         return {name: value / count for name, value in zip(self.names, values, strict=True)} if count else {}
 
     def state(self) -> dict[str, float]:
-        """This rank's sums by name, and the number of steps under "", for a checkpoint."""
-        return {} if self.sums is None else dict(zip((*self.names, ""), self.sums.tolist(), strict=True))
+        """The sums of all ranks by name, and the number of steps under "", for a checkpoint: one rank restores them."""
+        return {} if self.sums is None else dict(zip((*self.names, ""), total(self.sums).tolist(), strict=True))
 
     def restore(self, state: dict[str, float], device: torch.device) -> None:
         if state:

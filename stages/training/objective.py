@@ -27,6 +27,16 @@ class Objective(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
+    @property
+    def unread(self) -> set[str]:
+        """Parts of the model that the objective does not read: they stay as they are."""
+        return set()
+
+    def unread_heads(self, *read: str) -> set[str]:
+        """The model's heads but those that are read."""
+        heads = {"vtm_head", "mlm_head", "pem_head", "qa_head"} - set(read)
+        return {name for name in heads if getattr(self.model, name) is not None}
+
     def flops(self, batch: Batch) -> float:
         """Floating-point operations of a training step on a batch (models/flops.py has the count)."""
         size, length = batch.text.shape
@@ -103,6 +113,10 @@ class MatchingObjective(Objective):
     def __init__(self, model: Alpro, mean: list[float], std: list[float], negatives: Negatives = "rank"):
         super().__init__(model, mean, std)
         self.wide = negatives == "global"
+
+    @property
+    def unread(self) -> set[str]:
+        return self.unread_heads("vtm_head")
 
     def negatives(
         self, batch: Batch, video: Tensor, text: Tensor, v2t: Tensor, t2v: Tensor
@@ -184,6 +198,16 @@ class PretrainObjective(MatchingObjective):
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
         self.weights, self.threshold = weights, threshold
+
+    @property
+    def unread(self) -> set[str]:
+        on = {name for name, weight in self.weights.items() if weight > 0}
+        found = self.unread_heads(*(f"{name}_head" for name in on))
+        if "vtc" not in on:
+            found |= {"video_proj", "text_proj", "temperature"}
+        if not on & {"vtm", "mlm", "pem"}:
+            found.add("multimodal_encoder")
+        return found
 
     def train(self, mode: bool = True) -> "PretrainObjective":
         super().train(mode)
@@ -301,6 +325,10 @@ class QaObjective(Objective):
     """Question answering as classification on the fused [CLS] (section 4.1), among the known answers."""
 
     model: Alpro
+
+    @property
+    def unread(self) -> set[str]:
+        return self.unread_heads("qa_head") | {"video_proj", "text_proj", "temperature"}
 
     def flops(self, batch: Batch) -> float:
         size, length = batch.text.shape

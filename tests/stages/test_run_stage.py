@@ -128,20 +128,22 @@ def alive(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("environment", [{}, {"LOCAL_RANK": "0"}])
-def test_a_process_whose_starter_is_gone_is_stopped(environment):
-    left = orphan("watch_parent(PARENT)", environment)
+@pytest.mark.parametrize("watch", ["watch_parent(PARENT)", "watch_parent(0)"])
+def test_a_rank_whose_torchrun_is_gone_is_stopped(watch):
+    test_a_process_whose_starter_is_gone_is_stopped(watch, {"WORLD_SIZE": "2", "RANK": "1"})
+
+
+@pytest.mark.parametrize(("watch", "environment"), [("watch_parent(PARENT)", {})])
+def test_a_process_whose_starter_is_gone_is_stopped(watch, environment):
+    left = orphan(watch, environment)
     ends = time.monotonic() + 10
     while alive(left) and time.monotonic() < ends:
         time.sleep(0.05)
     assert not alive(left)
 
 
-@pytest.mark.parametrize(
-    ("watch", "environment"), [("watch_parent(0)", {}), ("watch_parent(PARENT)", {"LOCAL_RANK": "1"})]
-)
-def test_a_process_that_nobody_or_the_first_rank_watches_is_left_alone(watch, environment):
-    left = orphan(watch, environment)
+def test_a_process_that_nobody_waits_for_is_left_alone():
+    left = orphan("watch_parent(0)", {})
     try:
         time.sleep(1.5)
         assert alive(left)

@@ -1,6 +1,9 @@
 """Which examples make which batch: everything follows from the seed and the number of the step."""
 
+import multiprocessing
+import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from shards.reader import read_index
 from shards.schema import InputError
+from stages.training import examples
 from stages.training.config import Phase
 from stages.training.examples import Batch, Steps, random_crop
 
@@ -358,5 +362,43 @@ def test_a_corpus_of_which_nothing_can_be_read_is_a_mistake(clips, steps_of, tmp
     shutil.copytree(clips, tmp_path / "broken")
     for shard in (tmp_path / "broken").glob("*.tar"):
         shard.write_bytes(b"")
-    with pytest.raises(InputError, match=r"20 examples in a row cannot be read, the last being .*cut short"):
+    with pytest.raises(InputError, match=r"samples in a row cannot be read, the last: .*cut short"):
         steps_of({"clips": tmp_path / "broken"})[0]
+
+
+def test_one_damaged_video_with_many_captions_is_one_damaged_example(clips, steps_of, tmp_path):
+    """The next example may be the same video with its next caption: the next sample is shown."""
+    (lost,) = broken(clips, tmp_path / "broken", 1)
+    data = steps_of({"clips": tmp_path / "broken"}, 30, unit="caption")
+    batches = [data[step] for step in range(30)]
+    assert lost not in {name for batch in batches for name in batch.ids}
+    whole = steps_of({"clips": clips}, 30, unit="caption")
+    assert sum(len(b.unreadable) for b in batches) == sum(whole[step].ids.count(lost) for step in range(30)) > 0
+
+
+def test_a_mistake_in_a_loading_process_is_the_line_it_was(clips, steps_of, tmp_path, monkeypatch, resources):
+    shutil.copytree(clips, tmp_path / "broken")
+    for shard in (tmp_path / "broken").glob("*.tar"):
+        shard.write_bytes(b"")
+    in_process(monkeypatch)
+    data = steps_of({"clips": tmp_path / "broken"})
+    with pytest.raises(InputError) as mistake:
+        next(data.loader(0, resources, torch.device("cpu")))
+    assert "\n" not in str(mistake.value)
+
+
+def in_process(monkeypatch) -> None:
+    """One loading process, as where there is a GPU."""
+    loader = examples.DataLoader
+    more = {"num_workers": 1, "prefetch_factor": 1}
+    monkeypatch.setattr(examples, "DataLoader", lambda *a, **k: loader(*a, **k | more))
+
+
+def test_loading_processes_heed_no_signal_of_their_group(clips, steps_of, monkeypatch, resources):
+    in_process(monkeypatch)
+    others = set(multiprocessing.active_children())
+    batches = steps_of({"clips": clips}, 20).loader(0, resources, torch.device("cpu"))
+    next(batches)
+    (loading,) = set(multiprocessing.active_children()) - others
+    os.kill(loading.pid, signal.SIGTERM)
+    assert [batch.step for batch in batches] == list(range(1, 20))

@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from models.alpro import Alpro, Prompter
 from shards.schema import InputError
 from stages.artifacts import Resources
+from stages.training import loop
 from stages.training.distributed import World
 from stages.training.examples import Steps
 from stages.training.loop import BAD_STEPS, CONTINUE, fit
@@ -92,9 +93,10 @@ class Run:
 
 
 @pytest.fixture
-def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model):
+def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model, monkeypatch):
     """new_run(name, objective=..., dropout=..., steps=..., run=..., **config): a run of 8 steps on clips and stills."""
     corpora = {"clips": clips, "stills": stills}
+    monkeypatch.setattr(loop, "SAVING", 0)  # runs so short have no time between checkpoints
 
     def make(name: str, objective=PrompterObjective, dropout: float = 0.0, steps: int = 8, run=(), **changes) -> Run:
         config = training(tuple(corpora), steps, **changes)
@@ -369,7 +371,7 @@ def damaged(*steps: int) -> type[Steps]:
 
     class Damaged(Steps):
         def __getitem__(self, step):
-            lines = [f"a.tar: clip{step}: broken"] if step in steps else []
+            lines = [f"a.tar: clip{step}: broken"] * steps.count(step)
             return replace(super().__getitem__(step), unreadable=lines)
 
     return Damaged
@@ -392,12 +394,16 @@ def test_damaged_examples_are_told_and_counted_over_an_interruption(new_run, cap
     run.interrupt(3)
     run.start()
     said = capfd.readouterr().err
-    assert "step 1: a.tar: clip1: broken; the next one is shown instead" in said
+    assert "step 1: a.tar: clip1: broken; another is shown instead" in said
     assert "step 5: a.tar: clip5: broken" in said
     assert [line["train/unreadable"] for line in run.lines if "train/loss" in line] == [1, 1, 2, 2]
 
 
 def test_too_many_damaged_examples_end_a_run(new_run):
-    run = with_data(new_run("run", most_unreadable=0.01), damaged(1))
-    with pytest.raises(InputError, match=r"1 of \d+ examples cannot be read, more than most_unreadable = 0.01 allows"):
+    run = with_data(new_run("run", most_unreadable=0.01), damaged(*[1] * 10))
+    with pytest.raises(InputError, match=r"10 of \d+ examples cannot be read, more than most_unreadable = 0.01 allows"):
         run.start()
+
+
+def test_a_few_damaged_examples_end_none(new_run):
+    with_data(new_run("run", most_unreadable=0.0), damaged(*[1] * 9)).start()

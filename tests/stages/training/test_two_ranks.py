@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from stages.training.loop import CONTINUE
+from stages.training.metrics import read_metrics
 
 pytestmark = pytest.mark.long
+TIMING = ("time", "train/data_wait", "train/samples_per_second", "train/tflops", "train/memory_gib")
 PROGRAM = Path(__file__).with_name("part_of_a_run.py")
 
 
@@ -29,6 +31,17 @@ def test_two_interrupted_ranks_go_on_to_the_same_weights(train, tmp_path):
     assert train(tmp_path / "broken", -1, -1) == [0, 0]
     whole, broken = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "broken"))
     assert [name for name in whole if not torch.equal(whole[name], broken[name])] == []
+    # Metrics are means over both ranks, those of the steps before the interruption too.
+    one, other = (
+        [
+            {key: value for key, value in line.items() if key not in TIMING}
+            for line in read_metrics(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("whole", "broken")
+    )
+    assert [line["step"] for line in one] == [10, 12]
+    for line, again in zip(one, other, strict=True):
+        assert line == pytest.approx(again, rel=1e-6)
 
 
 @pytest.mark.parametrize("stops", [(5, 6), (6, 5)])
