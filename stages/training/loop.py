@@ -72,6 +72,8 @@ def fit(
     every step. Returns the final metrics. A SIGTERM or Ctrl-C writes a checkpoint and ends the process with status
     CONTINUE.
     """
+    for name in objective.unread:  # or DDP would have every rank look each step whether a gradient has come
+        getattr(objective.model, name).requires_grad_(False)
     prepare(objective, resources)
     if world.rank:  # or dropout would be the same on every rank
         torch.manual_seed(config.seed + world.rank)
@@ -131,8 +133,6 @@ def prepare(objective: Objective, resources: Resources) -> None:
     They are compiled one by one: all of a kind share their code, so that there is little to compile, and gathering over
     ranks, draws and losses stay outside.
     """
-    for name in objective.unread:  # or every rank would look each step whether a gradient has come
-        getattr(objective.model, name).requires_grad_(False)
     if resources.compile:  # a layer is compiled whole, not cut where DDP sends gradients
         torch._dynamo.config.optimize_ddp = False
     for part in objective.modules():
