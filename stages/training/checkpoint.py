@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,11 @@ class Checkpoints:
         for old in self.all()[KEEP:]:
             shutil.rmtree(old)
         # The best weights that a checkpoint knows stay as long as it does.
-        known = {json.loads((path / "state.json").read_text()).get("best_step") for path in self.all()}
-        for best in self.folder.glob("best-*.safetensors"):
-            if int(best.stem.split("-")[1]) not in known:
-                best.unlink()
+        with suppress(OSError, ValueError):  # a damaged checkpoint is noticed where it is read
+            known = {json.loads((path / "state.json").read_text()).get("best_step") for path in self.all()}
+            for best in self.folder.glob("best-*.safetensors"):
+                if int(best.stem.split("-")[1]) not in known:
+                    best.unlink()
 
     def all(self) -> list[Path]:
         """Checkpoints, newest first."""

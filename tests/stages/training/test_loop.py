@@ -407,3 +407,28 @@ def test_too_many_damaged_examples_end_a_run(new_run):
 
 def test_a_few_damaged_examples_end_none(new_run):
     with_data(new_run("run", most_unreadable=0.0), damaged(*[1] * 9)).start()
+
+
+def test_best_weights_stay_as_long_as_a_checkpoint_knows_them(new_run):
+    scores = iter([1.0, 2.0, 3.0, 4.0])
+    run = {"validate": lambda _: {"validation/score": next(scores)}, "select": "validation/score", **OFTEN}
+    killed = new_run("run", run=run, validate_every=2)
+    killed.kill(before=6)
+    # Checkpoints of steps 5 and 6 are kept; the best so far was that of step 4, then of step 6.
+    assert [name for name in killed.checkpoints if name.startswith("best")] == [
+        "best-00000004.safetensors",
+        "best-00000006.safetensors",
+    ]
+
+
+def test_best_weights_that_were_damaged_are_a_mistake(new_run):
+    scores = iter([2.0, 1.0, 0.5, 0.1])
+    run = new_run(
+        "run",
+        run={"validate": lambda _: {"validation/score": next(scores)}, "select": "validation/score"},
+        validate_every=2,
+    )
+    run.interrupt(5)
+    damage(run.out / "checkpoints" / "best-00000002.safetensors", -1)
+    with pytest.raises(InputError, match=r"best-00000002.safetensors: damaged"):
+        run.start()
