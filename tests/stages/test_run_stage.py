@@ -128,12 +128,13 @@ def alive(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("watch", ["watch_parent(PARENT)", "watch_parent(0)"])
-def test_a_rank_whose_torchrun_is_gone_is_stopped(watch):
-    test_a_process_whose_starter_is_gone_is_stopped(watch, {"WORLD_SIZE": "2", "RANK": "1"})
+RANKED = {"WORLD_SIZE": "2", "RANK": "1"}  # as torchrun starts it
 
 
-@pytest.mark.parametrize(("watch", "environment"), [("watch_parent(PARENT)", {})])
+@pytest.mark.parametrize(
+    ("watch", "environment"),
+    [("watch_parent(PARENT)", {}), ("watch_parent(PARENT)", RANKED), ("watch_parent(0)", RANKED)],
+)
 def test_a_process_whose_starter_is_gone_is_stopped(watch, environment):
     left = orphan(watch, environment)
     ends = time.monotonic() + 10

@@ -406,7 +406,9 @@ def test_too_many_damaged_examples_end_a_run(new_run):
 
 
 def test_a_few_damaged_examples_end_none(new_run):
-    with_data(new_run("run", most_unreadable=0.0), damaged(*[1] * 9)).start()
+    run = with_data(new_run("run", most_unreadable=0.0), damaged(*[1] * 9))
+    run.start()
+    assert run.lines[-1]["train/unreadable"] == 9
 
 
 def test_best_weights_stay_as_long_as_a_checkpoint_knows_them(new_run):
