@@ -47,7 +47,6 @@ def parser() -> argparse.ArgumentParser:
         "run", help="run the whole pipeline", description="Runs every stage whose result is not there yet."
     )
     add_run_options(whole)
-    whole.add_argument("--dry-run", action="store_true", help="only say which stages would run and which are cached")
     whole.set_defaults(call=run_pipeline, stage="")
     for stage in STAGES:
         text = STAGE_HELP[stage]
@@ -57,7 +56,6 @@ def parser() -> argparse.ArgumentParser:
             description=f"{text[0].upper()}{text[1:]}; makes first what it needs and is not there.",
         )
         add_run_options(one)
-        one.add_argument("--dry-run", action="store_true", help="only say which stages would run and which are cached")
         one.set_defaults(call=run_pipeline, stage=stage)
     listing = commands.add_parser("ls", help="list the artifacts: what made them and what uses them")
     listing.set_defaults(call=list_artifacts)
@@ -77,37 +75,15 @@ def parser() -> argparse.ArgumentParser:
     )
     inspecting.add_argument("--out", type=Path, metavar="FOLDER", help="write inspect.json and frames.png there too")
     inspecting.set_defaults(call=inspect_corpora)
-    importing = commands.add_parser(
-        "import-checkpoint",
-        help="turn an official ALPRO checkpoint (.pt) into a model folder",
-        description="Reads the tensors of a checkpoint of the official code, and nothing else of it, and writes a "
-        "model folder, which `pretrained` in a configuration takes. A pre-training checkpoint's prompter goes to "
-        "OUT/prompter.",
+    add_import_options(
+        commands.add_parser(
+            "import-checkpoint",
+            help="turn an official ALPRO checkpoint (.pt) into a model folder",
+            description="Reads the tensors of a checkpoint of the official code, and nothing else of it, and writes a "
+            "model folder, which `pretrained` in a configuration takes. A pre-training checkpoint's prompter goes to "
+            "OUT/prompter.",
+        )
     )
-    importing.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
-    importing.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not exist yet")
-    importing.add_argument("--task", required=True, choices=TASKS, help="what the checkpoint was trained for")
-    importing.add_argument(
-        "--tokenizer",
-        default="bert-base-uncased",
-        metavar="NAME_OR_FOLDER",
-        help="its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt (default: bert-base-uncased)",
-    )
-    importing.add_argument(
-        "--words",
-        type=Path,
-        metavar="FILE",
-        help="names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON "
-        "object of word to number (ans2label.json), or lines; without it they are numbered",
-    )
-    importing.add_argument(
-        "--text-length",
-        type=int,
-        metavar="N",
-        help="most word pieces of a text, as in its training (default: 30 for pretrain and prompter, 40 for retrieval "
-        "and qa; the official DiDeMo model has 50)",
-    )
-    importing.set_defaults(call=run_import)
     page = commands.add_parser("ui", help="open the MLflow pages on this machine")
     page.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
     page.set_defaults(call=serve_mlflow)
@@ -139,6 +115,7 @@ def port(text: str) -> int:
 
 
 def add_run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dry-run", action="store_true", help="only say which stages would run and which are cached")
     command.add_argument(
         "--config",
         default="sample",
@@ -168,6 +145,33 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tracking-uri", default="", metavar="URI", help="an MLflow server (default: a file in the workspace)"
     )
+
+
+def add_import_options(importing: argparse.ArgumentParser) -> None:
+    importing.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
+    importing.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not exist yet")
+    importing.add_argument("--task", required=True, choices=TASKS, help="what the checkpoint was trained for")
+    importing.add_argument(
+        "--tokenizer",
+        default="bert-base-uncased",
+        metavar="NAME_OR_FOLDER",
+        help="its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt (default: bert-base-uncased)",
+    )
+    importing.add_argument(
+        "--words",
+        type=Path,
+        metavar="FILE",
+        help="names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON "
+        "object of word to number (ans2label.json), or lines; without it they are numbered",
+    )
+    importing.add_argument(
+        "--text-length",
+        type=int,
+        metavar="N",
+        help="most word pieces of a text, as in its training (default: 30 for pretrain and prompter, 40 for retrieval "
+        "and qa; the official DiDeMo model has 50)",
+    )
+    importing.set_defaults(call=run_import)
 
 
 def run_pipeline(arguments: argparse.Namespace) -> int:

@@ -9,46 +9,29 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from models.alpro import Alpro, ModelConfig
+from models.alpro import Alpro
 from stages.artifacts import Resources
 from stages.training import loop
-from stages.training.config import TrainingConfig
-from stages.training.distributed import world
-from stages.training.examples import Steps
-from stages.training.loop import fit
+from stages.training.distributed import World
+from stages.training.examples import Batch
 from stages.training.objective import MatchingObjective
-from tests.stages.training.part_of_a_run import TEXT, VIDEO
+from tests.stages.training.part_of_a_run import train
 
 STEPS = 40
 loop.SAVING = 0  # however long it takes
 
 
 def main(out: Path, corpus: Path, tokenizer: Tokenizer) -> None:
+    def note(batch: Batch, here: World) -> None:
+        with open(out / f"seen.{here.rank}.jsonl", "a") as file:
+            file.write(json.dumps([batch.step, here.size, batch.ids]) + "\n")
+
     resources = Resources(device="cpu", workers=1, seconds_between_checkpoints=0.05)
-    values = {"phases": [{"corpora": ["clips"], "steps": STEPS}], "batch_size": 4, "log_every": 2, "text_length": 24}
-    config = TrainingConfig.model_validate(values)
-    with world(resources) as here:
-        torch.manual_seed(config.seed)
-        text = TEXT | {"vocab_size": tokenizer.get_vocab_size()}
-        shape = ModelConfig.model_validate({"video": VIDEO, "text": text, "embed_dim": 8, "init": "scratch"})
-        objective = MatchingObjective(Alpro(shape), [0.5] * 3, [0.25] * 3)
-        data = Steps(config, {"clips": corpus}, tokenizer, "caption", 2, 16, rank=here.rank, ranks=here.size)
-        load = data.loader
-
-        def loader(*given):
-            for batch in load(*given):
-                with open(out / f"seen.{here.rank}.jsonl", "a") as file:
-                    file.write(json.dumps([batch.step, here.size, batch.ids]) + "\n")
-                yield batch
-
-        data.loader = loader
-        fit(objective, data, config, out, here, resources)
-        if here.main:
-            save_file({name: p.detach() for name, p in objective.named_parameters()}, out / "weights.safetensors")
+    build = lambda shape: MatchingObjective(Alpro(shape), [0.5] * 3, [0.25] * 3)  # noqa: E731
+    phases = [{"corpora": ["clips"], "steps": STEPS}]
+    train(out, corpus, tokenizer, build, "caption", note, resources, phases=phases, log_every=2, text_length=24)
 
 
 if __name__ == "__main__":

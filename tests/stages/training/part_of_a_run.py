@@ -7,7 +7,9 @@ sets them. The rank sends itself a SIGTERM as step STOP[RANK] begins; -1 is no s
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -16,37 +18,53 @@ from tokenizers import Tokenizer
 from models.alpro import ModelConfig, Prompter
 from stages.artifacts import Resources
 from stages.training.config import TrainingConfig
-from stages.training.distributed import world
-from stages.training.examples import Steps
+from stages.training.distributed import World, world
+from stages.training.examples import Batch, Steps
 from stages.training.loop import fit
-from stages.training.objective import PrompterObjective
+from stages.training.objective import Objective, PrompterObjective
 
 VIDEO = {"image_size": 16, "patch_size": 8, "frames": 2, "width": 16, "depth": 1, "heads": 2, "drop_path": 0.0}
 TEXT = {"width": 16, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 32, "dropout": 0.2}
 
 
-def main(out: Path, corpus: Path, tokenizer: Tokenizer, stops: list[int]) -> None:
-    resources = Resources(device="cpu", workers=1, seconds_between_checkpoints=3600)
-    values = {"phases": [{"corpora": ["clips"], "steps": 12}], "batch_size": 4}
-    config = TrainingConfig.model_validate(values)
+def train(
+    out: Path,
+    corpus: Path,
+    tokenizer: Tokenizer,
+    build: Callable[[ModelConfig], Objective],
+    unit: Literal["sample", "caption"],
+    begun: Callable[[Batch, World], None],
+    resources: Resources,
+    **values,
+) -> None:
+    """A short run of a small model; `begun` is called as each step begins."""
+    config = TrainingConfig.model_validate({"batch_size": 4, **values})
     with world(resources) as here:
         torch.manual_seed(config.seed)
         text = TEXT | {"vocab_size": tokenizer.get_vocab_size()}
-        shape = ModelConfig.model_validate({"video": VIDEO, "text": text, "embed_dim": 8, "init": "scratch"})
-        objective = PrompterObjective(Prompter(shape), [0.5] * 3, [0.25] * 3)
-        data = Steps(config, {"clips": corpus}, tokenizer, "sample", 2, 16, rank=here.rank, ranks=here.size)
+        objective = build(ModelConfig.model_validate({"video": VIDEO, "text": text, "embed_dim": 8, "init": "scratch"}))
+        data = Steps(config, {"clips": corpus}, tokenizer, unit, 2, 16, rank=here.rank, ranks=here.size)
         load = data.loader
 
         def loader(*given):
             for batch in load(*given):
-                if batch.step == stops[here.rank]:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                begun(batch, here)
                 yield batch
 
         data.loader = loader
         fit(objective, data, config, out, here, resources)
         if here.main:
             save_file({name: p.detach() for name, p in objective.named_parameters()}, out / "weights.safetensors")
+
+
+def main(out: Path, corpus: Path, tokenizer: Tokenizer, stops: list[int]) -> None:
+    def stop(batch: Batch, here: World) -> None:
+        if batch.step == stops[here.rank]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    resources = Resources(device="cpu", workers=1, seconds_between_checkpoints=3600)
+    build = lambda shape: PrompterObjective(Prompter(shape), [0.5] * 3, [0.25] * 3)  # noqa: E731
+    train(out, corpus, tokenizer, build, "sample", stop, resources, phases=[{"corpora": ["clips"], "steps": 12}])
 
 
 if __name__ == "__main__":

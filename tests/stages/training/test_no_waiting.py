@@ -184,8 +184,9 @@ def test_a_step_on_a_gpu_waits_nowhere(name, small_objective, small_batch, train
     run.world = World(0, 1, device)
     batch = small_batch.to(device)
     run.step(batch)  # libraries set themselves up
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("error")  # a wait raises
     try:
         run.step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert run.skipped.read(most=5) == 0
