@@ -1,19 +1,36 @@
-"""Frames out of MP4 files: PyAV and ffmpeg-python, as decode_videos uses them, against a bare run of the ffmpeg binary.
+"""Frames out of videos: clips a second of decode_video against three ways to do without it.
 
-    python benchmarks/decode.py [--json FILE]
+    python benchmarks/decode.py [--runs 3] [--json FILE]
 
-Clips of 10 s at 640 x 360 are rendered, with key frames far apart and close together; each decoder takes 8 frames
-of 256 x 256. Printed are the median times of three runs and their ratios to the baseline: ffmpeg decoding the whole
-file and throwing it away, the least that a program can do that reads every frame with that binary.
+Rendered are clips of 10 s and of 2 s (640 x 360, 30 frames a second, H.264) and a film of an hour (320 x 180), each
+with key frames far apart (250 frames) and close together (30). From each, 8 frames are taken (sparse) or every second
+one (dense), 256 x 256; from the film, segments of 10 s. The ways, which take turns:
+
+- ffmpeg: the binary decodes all (of a segment: from the key frame before) and throws it away: no frame is scaled. The
+  least that a program does that reads every frame with it, and the baseline of the ratios.
+- PyAV, all frames: decoded in this process, the wanted ones scaled.
+- PyAV, seeking: a seek for every wanted frame; left out where they are dense, where it takes fifty times as long.
+- decode_video: this project's.
+
+One process with one thread each, then the whole machine: ffmpeg with a thread for every core against as many workers.
+Given are the medians of wall time, and of processor time (of the process and its children): where other programs run
+beside, only the second can be trusted.
 """
 
 import argparse
 import json
+import os
+import resource
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -21,64 +38,243 @@ import numpy as np
 
 from shards.decode import decode_video, ffmpeg_binary
 
-RUNS = 3
-CLIPS = 4
+SIZE = 256
+OPTIONS = {"crf": "23", "preset": "veryfast"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """`count` frames of the seconds from `start` to `end` of a file."""
+
+    file: Path
+    count: int
+    start: float | None = None
+    end: float | None = None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3, help="runs of each way, of which the median is given")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    figures = {}
-    with tempfile.TemporaryDirectory() as folder:
+    figures: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         for spacing in (250, 30):
-            files = [render(Path(folder) / f"{spacing}-{i}.mp4", spacing, seed=i) for i in range(CLIPS)]
-            figures[f"key frame every {spacing}"] = measure(files)
-    for title, times in figures.items():
-        base = times["ffmpeg, whole file"]
-        print(f"\n{title}, {CLIPS} clips, median of {RUNS} runs")
-        for name, seconds in times.items():
-            print(f"  {name:24} {seconds / CLIPS * 1000:7.1f} ms a clip   {seconds / base:5.2f} of the baseline")
+            figures |= cases(folder, spacing, arguments.runs)
+        figures["machine"] = whole_machine(folder, arguments.runs)
+        figures["memory"] = memory(folder)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1))
 
 
-def measure(files: list[Path]) -> dict[str, float]:
-    """The median seconds that each way takes for all files; the ways take turns."""
-    ways: dict[str, Callable[[Path], object]] = {
-        "ffmpeg, whole file": bare,
-        "ffmpeg-python": lambda file: decode_video(file, 8, 256, decoder="ffmpeg"),
-        "PyAV": lambda file: decode_video(file, 8, 256, decoder="pyav"),
+def cases(folder: Path, spacing: int, runs: int) -> dict[str, object]:
+    clips = [render(folder / f"clip-{spacing}-{i}.mp4", spacing, 300, i) for i in range(4)]
+    short = [render(folder / f"short-{spacing}-{i}.mp4", spacing, 60, i) for i in range(8)]
+    film = lengthen(
+        render(folder / f"part-{spacing}.mp4", spacing, 1500, 0, (320, 180)), folder / f"film-{spacing}.mp4"
+    )
+    starts = (400.0, 1234.5, 2000.0, 3333.3)
+    made = {
+        "clips of 10 s, 8 frames": [Task(file, 8) for file in clips],
+        "clips of 10 s, 150 frames": [Task(file, 150) for file in clips],
+        "clips of 2 s, 8 frames": [Task(file, 8) for file in short],
+        "10 s of an hour, 8 frames": [Task(film, 8, start, start + 10) for start in starts],
+        "10 s of an hour, 150 frames": [Task(film, 150, start, start + 10) for start in starts],
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(RUNS):
+    return {
+        f"{title}, key frame every {spacing}": compare(title, spacing, tasks, runs) for title, tasks in made.items()
+    }
+
+
+def compare(title: str, spacing: int, tasks: list[Task], runs: int) -> dict[str, dict[str, float]]:
+    ways: dict[str, Callable[[Task], object]] = {
+        "ffmpeg, one thread": bare,
+        "PyAV, all frames": every_frame,
+        "PyAV, seeking": seek_each,
+        "decode_video": ours,
+    }
+    if tasks[0].count > 8:
+        del ways["PyAV, seeking"]
+    found = measure({name: partial(here, way, tasks) for name, way in ways.items()}, runs)
+    print(f"\n{title}, key frame every {spacing}")
+    show(found, len(tasks))
+    return found
+
+
+def whole_machine(folder: Path, runs: int) -> dict[str, dict[str, float]]:
+    """One worker and two, and ffmpeg with as many threads, on the clips of both kinds."""
+    tasks = [Task(file, 8) for file in sorted(folder.glob("clip-*.mp4"))] * 3
+    cores = len(os.sched_getaffinity(0))
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as one, ProcessPoolExecutor(cores, mp_context=context) as many:
+        for pool in (one, many):
+            list(pool.map(ours, tasks[:8]))  # the imports
+        ways = {
+            f"ffmpeg, {cores} threads": partial(here, partial(bare, threads=cores), tasks),
+            "1 worker": lambda: sum(one.map(timed, tasks)),
+            f"{cores} workers": lambda: sum(many.map(timed, tasks)),
+        }
+        found = measure(ways, runs)
+    print("\nthe whole machine, clips of 10 s, 8 frames")
+    show(found, len(tasks))
+    single, together = found["1 worker"], found[f"{cores} workers"]
+    print(
+        f"  {cores} workers against one: {single['wall'] / together['wall']:.2f} by the clock; if every worker had a",
+        end="",
+    )
+    print(f" core of its own: {cores * single['processor'] / together['processor']:.2f}")
+    return found
+
+
+def memory(folder: Path) -> dict[str, int]:
+    """Peak MiB of a fresh process that decodes so many clips, or segments of the film."""
+    clip, film = folder / "clip-250-0.mp4", folder / "film-250.mp4"
+    plans = {
+        "1 clip of 10 s": [Task(clip, 8)],
+        "200 clips of 10 s": [Task(clip, 8)] * 200,
+        "10 s of an hour": [Task(film, 8, 2000.0, 2010.0)],
+        "the hour, 8 frames": [Task(film, 8)],
+    }
+    context, found = get_context("spawn"), {}
+    print("\npeak memory of a process")
+    for title, tasks in plans.items():
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            list(pool.map(ours, tasks))
+            found[title] = pool.submit(peak).result()
+        print(f"  {title:24} {found[title]:5} MiB")
+    return found
+
+
+def peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()  # getrusage's begins with that of the parent
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+
+def here(way: Callable[[Task], object], tasks: list[Task]) -> float:
+    """Does the tasks in this process or its children: no processor time elsewhere."""
+    for task in tasks:
+        way(task)
+    return 0.0
+
+
+def timed(task: Task) -> float:
+    """The processor time of a task, in a worker."""
+    started = time.process_time()
+    ours(task)
+    return time.process_time() - started
+
+
+def measure(ways: dict[str, Callable[[], float]], runs: int) -> dict[str, dict[str, float]]:
+    """Median seconds of wall and processor time of each way, which returns what it spent elsewhere of the second; the
+    ways take turns."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(runs):
         for name, way in ways.items():
-            started = time.perf_counter()
-            for file in files:
-                way(file)
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(found) for name, found in times.items()}
+            wall, processor = time.perf_counter(), processor_time()
+            elsewhere = way()
+            times[name].append((time.perf_counter() - wall, processor_time() - processor + elsewhere))
+    median: dict[str, dict[str, float]] = {}
+    for name, pairs in times.items():
+        wall, processor = (statistics.median(each) for each in zip(*pairs, strict=True))
+        median[name] = {"wall": wall, "processor": processor}
+    return median
 
 
-def bare(file: Path) -> None:
-    subprocess.run([ffmpeg_binary(), "-v", "error", "-i", file, "-f", "null", "-"], check=True)
+def processor_time() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def render(path: Path, spacing: int, seed: int) -> Path:
-    """A clip of 300 frames of moving noise, with a key frame every `spacing` frames."""
-    rng = np.random.default_rng(seed)
-    texture = rng.integers(0, 255, (90, 400, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+def show(found: dict[str, dict[str, float]], clips: int) -> None:
+    base = next(iter(found.values()))
+    print(f"  {'':20} {'clips/s':>8} {'of base':>8} {'processor ms':>13} {'of base':>8}")
+    for name, each in found.items():
+        speed, work = base["wall"] / each["wall"], base["processor"] / max(each["processor"], 1e-9)
+        line = (
+            f"  {name:20} {clips / each['wall']:8.1f} {speed:8.2f} {each['processor'] / clips * 1000:13.1f} {work:8.2f}"
+        )
+        print(line)
+
+
+def ours(task: Task) -> int:
+    clip = decode_video(task.file, task.count, SIZE, task.start, task.end, decoder="pyav")
+    assert len(clip.frames) == task.count
+    return len(clip.frames)
+
+
+def bare(task: Task, threads: int = 1) -> None:
+    window = [] if task.start is None else ["-ss", str(task.start), "-t", str((task.end or 0.0) - task.start)]
+    command = [ffmpeg_binary(), "-v", "error", "-threads", str(threads), *window, "-i", str(task.file)]
+    subprocess.run([*command, "-an", "-f", "null", "-"], check=True)
+
+
+def every_frame(task: Task) -> list[np.ndarray]:
+    """All frames from the key frame before the window on; those wanted as pixels."""
+    wanted, found = times_wanted(task), []
+    with av.open(str(task.file)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        if task.start:
+            container.seek(int(task.start / stream.time_base), stream=stream)
+        for frame in container.decode(stream):
+            if wanted and frame.time >= wanted[0] - 1e-3:
+                found.append(pixels(frame))
+                wanted.pop(0)
+            if task.end is not None and frame.time >= task.end:
+                break
+    return found
+
+
+def seek_each(task: Task) -> list[np.ndarray]:
+    found = []
+    with av.open(str(task.file)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for wanted in times_wanted(task):
+            container.seek(int(wanted / stream.time_base), stream=stream)
+            for frame in container.decode(stream):
+                if frame.time >= wanted - 1e-3:
+                    found.append(pixels(frame))
+                    break
+    return found
+
+
+def times_wanted(task: Task) -> list[float]:
+    with av.open(str(task.file)) as container:
+        stream = container.streams.video[0]
+        end = float(stream.duration * stream.time_base) if task.end is None else task.end
+    start = task.start or 0.0
+    return [start + i * (end - start) / task.count for i in range(task.count)]
+
+
+def pixels(frame: av.VideoFrame) -> np.ndarray:
+    return frame.reformat(SIZE, SIZE, "rgb24", interpolation="BICUBIC").to_ndarray()
+
+
+def render(path: Path, spacing: int, frames: int, seed: int, size: tuple[int, int] = (640, 360)) -> Path:
+    """Moving noise, with a key frame every `spacing` frames."""
+    width, height = size
+    texture = np.random.default_rng(seed).integers(0, 255, (90, 400, 3), np.uint8).repeat(4, 0).repeat(4, 1)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
             "libx264", rate=30, options={"crf": "23", "preset": "veryfast", "g": str(spacing)}
         )
-        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
-        for number in range(300):
-            frame = np.ascontiguousarray(texture[:, number * 3 : number * 3 + 640])
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            left = number * 3 % (texture.shape[1] - width)
+            frame = np.ascontiguousarray(texture[:height, left : left + width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
     return path
 
 
+def lengthen(path: Path, film: Path) -> Path:
+    """The video again and again, for an hour, without encoding it again."""
+    command = [ffmpeg_binary(), "-v", "error", "-stream_loop", "71", "-i", str(path), "-c", "copy", str(film)]
+    subprocess.run(command, check=True)
+    return film
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -35,7 +35,8 @@ def document() -> str:
         if model is None:
             continue
         title = {"corpora": "corpora.NAME"}.get(name, name)
-        parts += [f"## [{title}]", (model.__doc__ or "").strip().replace("\n    ", "\n"), table(model)]
+        parts += [f"## [{title}]", (model.__doc__ or "").strip().replace("\n    ", "\n")]
+        parts += [table(model)] if rows_of(model, "") else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -56,8 +57,8 @@ def rows_of(model: type[BaseModel], prefix: str) -> list[str]:
     rows = []
     for name, field in model.model_fields.items():
         inner = model_of(field.annotation)
-        if name == "model" and prefix == "" and inner is not None:
-            continue  # given once, in [model]
+        if name in ("model", "templates") and prefix == "" and inner is not None:
+            continue  # given once, in a table of its own
         if inner is not None:
             rows += rows_of(inner, f"{prefix}{name}." if "tuple" not in str(field.annotation) else f"{prefix}{name}.N.")
         else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.launch import Interrupted
 from shards.schema import InputError
+from shards.storage import is_url, located
 from stages.artifacts import CONTINUE, STAGES, StageFailed, Step, Store
 
 MISTAKE = 2
@@ -71,9 +72,16 @@ def parser() -> argparse.ArgumentParser:
         "corpora",
         nargs="+",
         metavar="CORPUS",
-        help="a decoded corpus: its fingerprint, as `alpro ls` prints it, or folder",
+        help="a decoded corpus: its fingerprint, as `alpro ls` prints it, or its folder or URL",
     )
-    inspecting.add_argument("--out", type=Path, metavar="FOLDER", help="write inspect.json and frames.png there too")
+    inspecting.add_argument("--out", type=Path, metavar="FOLDER", help="write inspect.json and sheets of frames there")
+    inspecting.add_argument(
+        "--looks",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="most samples whose frames are compared, validation's and test's first (default: 20000; 0: none)",
+    )
     inspecting.set_defaults(call=inspect_corpora)
     add_import_options(
         commands.add_parser(
@@ -97,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
 STAGE_HELP = {
     "render_sample": "render the sample corpus",
     "decode_videos": "decode videos and images to shards of frames",
+    "index_shards": "index existing shards, which stay where they are",
     "build_vocabulary": "take entities and word pieces from the captions",
     "train_prompter": "train the prompter by video-text contrast",
     "cache_prompts": "embed the prompts of every entity",
@@ -180,11 +189,11 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     if arguments.profile:
         arguments.changes.append("resources.profile=true")
     prepare_prefect(workspace)
-    steps = planned(arguments, workspace)  # a mistake in what was asked is told before anything starts
+    steps, store = planned(arguments, workspace)  # a mistake in what was asked is told before anything starts
     if arguments.dry_run:
-        store = Store(workspace / "artifacts")
         for step in steps:
-            print(f"{'cached' if store.find(step) else 'to run':8} {step.name:24} {step.fingerprint[:16]}")
+            state = "cached" if store.find(step) else "to fetch" if store.is_shared(step) else "to run"
+            print(f"{state:8} {step.name:24} {step.fingerprint[:16]}")
         return 0
     from pipeline import flow
     from pipeline.console import print_results
@@ -195,17 +204,18 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def planned(arguments: argparse.Namespace, workspace: Path) -> list[Step]:
-    """The steps that were asked for, in order."""
+def planned(arguments: argparse.Namespace, workspace: Path) -> tuple[list[Step], Store]:
+    """The steps that were asked for, in order, and where their artifacts lie."""
     from pipeline.config import asks_questions, load_config
     from pipeline.flow import needed, plan
     from stages.files import Digests
 
     config = load_config(arguments.config, arguments.data, arguments.changes)
     steps = plan(config, Digests(workspace / "digests.sqlite"))
-    if arguments.data and not arguments.stage and not asks_questions(Path(arguments.data)):
+    if arguments.data and not arguments.stage and not asks_questions(located(arguments.data)):
         print(f"question answering is left out: no questions in {arguments.data}", file=sys.stderr)
-    return needed(steps, arguments.stage) if arguments.stage else steps
+    steps = needed(steps, arguments.stage) if arguments.stage else steps
+    return steps, Store(workspace / "artifacts", config.resources.artifacts)
 
 
 def prepare_prefect(workspace: Path) -> None:
@@ -255,12 +265,13 @@ def inspect_corpora(arguments: argparse.Namespace) -> int:
     from stages.inspect_corpus import inspect, save
 
     store = Store(Path(arguments.workspace) / "artifacts")
-    folders = [Path(name) if Path(name).is_dir() else named(store, name)[0] for name in arguments.corpora]
-    found = inspect(folders)
+    folders = [
+        located(name) if is_url(name) or Path(name).is_dir() else named(store, name)[0] for name in arguments.corpora
+    ]
+    found = inspect(folders, arguments.looks)
     print_inspection(found)
     if arguments.out:
-        save(found, folders, arguments.out)
-        print(f"{arguments.out}/inspect.json, {arguments.out}/frames.png")
+        print(*save(found, folders, arguments.out), sep=", ")
     return 0
 
 

@@ -7,8 +7,10 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.alpro import ModelConfig
-from shards.manifest import read_manifest
-from shards.schema import InputError
+from models.templates import Templates
+from shards.manifest import scan_manifest
+from shards.schema import InputError, Row
+from shards.storage import Location, absolute, located
 from stages.artifacts import Resources
 from stages.build_vocabulary import Config as BuildVocabulary
 from stages.cache_prompts import Config as CachePrompts
@@ -26,7 +28,10 @@ from stages.word_pieces import padded
 RESERVED = {"vocabulary", "prompter", "prompts", "model", "pretrained", "retrieval", "qa", "sample"}
 # Values that are a path where there is such a file, and else a name on the hub.
 FILE_OR_NAME = [(stage, key) for stage in ("train_prompter", "pretrain") for key in ("vit", "bert")]
-FILE_OR_NAME += [("build_vocabulary", "tokenizer"), ("pretrain", "start")]
+FILE_OR_NAME += [("build_vocabulary", "tokenizer"), ("build_vocabulary", "tagger"), ("pretrain", "start")]
+# Tables at the top, and the stages that have each as a part of theirs.
+ALWAYS = ("build_vocabulary", "cache_prompts")  # stages that need no table
+SHARED = [("model", "train_prompter"), ("model", "pretrain"), *(("templates", stage) for stage in ALWAYS)]
 STAGE_TABLES = ("build_vocabulary", "train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa")
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -35,12 +40,18 @@ Split = Literal["train", "validation", "test"]
 
 
 class Corpus(DecodeVideos):
-    """A corpus: where its videos are, and how they become shards. Give `manifest` (in the sample) or `data`."""
+    """A corpus: where its videos are, and how they become shards. Give `manifest` (in the sample), `data`, or `shards`
+    that exist already."""
 
     data: str = Field(
         "",
-        description="a manifest file or a folder of videos; relative to the configuration's file, in --set to the "
-        "current folder",
+        description="a manifest file or a folder of videos, or a URL; relative to the configuration's file, in --set "
+        "to the current folder",
+    )
+    shards: str = Field(
+        "",
+        description="existing shards in the place of videos: a folder or URL with *.tar in it, given as `data` is; "
+        "they are taken as they are, and only `kinds` and `most_rejects` may be set too",
     )
     annotations: dict[Split, str] = Field(
         {}, description="official annotation files of the videos in `data`, by split (train, validation, test)"
@@ -60,6 +71,7 @@ class PipelineConfig(BaseModel):
     render_sample: RenderSample | None = Field(None, description="the sample corpus; absent: no corpus is rendered")
     corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
     model: ModelConfig = Field(ModelConfig(), description="sizes of the prompter and of ALPRO")
+    templates: Templates = Field(Templates(), description="the prompts, or a file of them")
     build_vocabulary: BuildVocabulary = BuildVocabulary()
     train_prompter: TrainPrompter | None = None
     cache_prompts: CachePrompts = CachePrompts()
@@ -94,10 +106,13 @@ class PipelineConfig(BaseModel):
         for name, corpus in self.corpora.items():
             if name in RESERVED:
                 raise ValueError(f"corpora.{name}: this name is taken by an input of the stages; choose another")
-            if bool(corpus.manifest) == bool(corpus.data):
+            if len([given for given in (corpus.manifest, corpus.data, corpus.shards) if given]) != 1:
                 raise ValueError(
-                    f"corpora.{name}: give --data, or data (your own), or manifest (of the rendered sample)"
+                    f"corpora.{name}: give --data, or data or shards (your own), or manifest (of the rendered sample)"
                 )
+            told = corpus.model_fields_set - {"manifest", "data", "shards", "kinds", "most_rejects"}
+            if corpus.shards and told:
+                raise ValueError(f"corpora.{name}.{min(told)}: shards are taken as they are; leave it out")
             if corpus.manifest and self.render_sample is None:
                 raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
         used = {
@@ -127,30 +142,35 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
     for anything wrong.
     """
     path = find_config(source)
-    try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: not readable as TOML: {error}") from error
+    values = read_toml(path)
     check_tables(values, path)
     values = resolve_data(values, path.parent)
     if data:
         values = with_data(values, data)
     for change in changes or []:
         apply_change(values, change)
-    if data and not asks_questions(Path(data)):  # then there is no question answering
+    if data and not asks_questions(located(data)):  # then there is no question answering
         values.pop("finetune_qa", None)
         dict_of(values.get("evaluate")).update(qa="")
     values = resolve_data(values, Path.cwd())  # what --set named is relative to where it was typed
-    model = values.get("model", {})
-    for stage in ("train_prompter", "pretrain"):
-        if isinstance(values.get(stage), dict):
-            if "model" in values[stage]:
-                raise InputError(f"{path}: {stage}.model: give the sizes once, in [model]")
-            values[stage]["model"] = model
+    if isinstance(values.get("templates"), str):
+        values["templates"] = read_toml(Path(values["templates"]))
+    for key, stage in SHARED:
+        if key in dict_of(values.get(stage)):
+            raise InputError(f"{path}: {stage}.{key}: give it once, in [{key}]")
+        if isinstance(values.get(stage), dict) or stage in ALWAYS:
+            values.setdefault(stage, {})[key] = values.get(key, {})
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{path}: {one_line(error)}") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not readable as TOML: {error}") from error
 
 
 def check_tables(values: dict[str, Any], path: Path) -> None:
@@ -192,11 +212,19 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
         if not isinstance(corpus, dict):
             continue
         annotations = corpus.get("annotations")
-        for holder, key in [(corpus, "data"), *((annotations, split) for split in annotations or {})]:
+        for holder, key in [
+            (corpus, "data"),
+            (corpus, "shards"),
+            *((annotations, split) for split in annotations or {}),
+        ]:
             if isinstance(holder, dict) and isinstance(holder.get(key), str) and holder[key]:
-                holder[key] = str((base / holder[key]).resolve())
-    if isinstance(values.get("pretrained"), str) and values["pretrained"]:
-        values["pretrained"] = str((base / values["pretrained"]).resolve())
+                holder[key] = str(absolute(holder[key], base))
+    resources = dict_of(values.get("resources"))
+    if isinstance(resources.get("artifacts"), str) and resources["artifacts"]:
+        resources["artifacts"] = str(absolute(resources["artifacts"], base))
+    for key in ("pretrained", "templates"):
+        if isinstance(values.get(key), str) and values[key]:
+            values[key] = str((base / values[key]).resolve())
     for stage, key in FILE_OR_NAME:
         name = values.get(stage, {}).get(key)
         if isinstance(name, str) and name and (base / name).exists():
@@ -207,8 +235,10 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
 def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
     """One corpus, `data`, in the place of all: every phase of a stage becomes one, as long as all of them were."""
     first: dict[str, Any] = next(iter(values.get("corpora", {}).values()), {})
-    form = {key: value for key, value in first.items() if key not in ("manifest", "data", "kinds", "annotations")}
-    values["corpora"] = {"data": form | {"data": str(Path(data).resolve())}}
+    form = {
+        key: value for key, value in first.items() if key not in ("manifest", "data", "shards", "kinds", "annotations")
+    }
+    values["corpora"] = {"data": form | {"data": str(absolute(data))}}
     values.pop("render_sample", None)
     for stage in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa"):
         phases = values.get(stage, {}).get("phases", [])
@@ -224,10 +254,10 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
     return values
 
 
-def asks_questions(data: Path) -> bool:
+def asks_questions(data: Location) -> bool:
     """Whether there is a question in the user's data; a folder of videos with texts has none."""
     try:
-        return any(row.questions for row in read_manifest(data)[0])
+        return any(isinstance(row, Row) and row.questions for row in scan_manifest(data))
     except InputError:
         return True  # told when the plan is made
 

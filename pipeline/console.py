@@ -46,7 +46,9 @@ def print_inspection(found: dict[str, Any]) -> None:
         for head in heads[1:]:
             table.add_column(head, justify="right")
         for name, *values in rows:
-            table.add_row(name, *(f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" for value in values))
+            table.add_row(
+                name, *(v if isinstance(v, str) else f"{v:,}" if isinstance(v, int) else f"{v:,.4g}" for v in values)
+            )
         console.print(table)
 
     heads = ("samples", "captions", "questions", "hours")
@@ -59,11 +61,27 @@ def print_inspection(found: dict[str, Any]) -> None:
     console.print(f"captions: {captions['all']:,}, {captions['different']:,} different, of {words:,} words")
     for text, times in captions["most repeated"]:
         console.print(f"  {times:,} times: {text}")
+    console.print(f"  {captions['said of more than one sample']:,} come more than once")
     if found["unreadable"]:
-        console.print(f"unreadable samples: {found['unreadable']:,}")
-    doubles = [[split, *values.values()] for split, values in found["also in training"].items() if values["samples"]]
+        console.print(f"unreadable samples: {found['unreadable']:,} of {found['looked at']:,} looked at")
+    also = {split: values for split, values in found["also in training"].items() if values["samples"]}
+    doubles = [
+        [
+            split,
+            values["samples"],
+            share(values["same group"], values["samples"]),
+            share(values["a caption in common"], values["samples"]),
+            share(values["same frames"], values["looked at"]),
+        ]
+        for split, values in also.items()
+    ]
     if doubles:
         show("also in training", doubles, "split", "samples", "same group", "a caption in common", "same frames")
+
+
+def share(count: int, of: int) -> str:
+    """A count and its share, as 3 of 40 (7.5 %)."""
+    return f"{count:,} of {of:,} ({count / of:.1%})" if of else "-"
 
 
 def print_artifacts(store: Store) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# Prefect's own 20 s are too few for its server on a machine that is busy with other work.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from prefect import Flow
@@ -16,11 +18,14 @@ from pipeline.config import Corpus, PipelineConfig, load_config
 from pipeline.record import end_dead_pipelines, git_commit, run_tags
 from pipeline.tasks import Session, make, make_by_deployment, result
 from shards.schema import InputError
+from shards.storage import located
 from stages.artifacts import StageConfig, Step, Store, digest
 from stages.decode_videos import Config as DecodeConfig
 from stages.evaluate import Config as Evaluate
 from stages.evaluate import check_items
 from stages.files import Digests, digest_data, digest_model
+from stages.index_shards import Config as IndexConfig
+from stages.index_shards import digest_shards
 from stages.report import results_markdown, write_report
 from stages.tracking import Tracker
 
@@ -39,7 +44,13 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         name, made, given = model
         present = {key: step for key, step in {name: made, **inputs}.items() if step is not None}
         files = {name: digest_model(given, digests)} if given else {}
-        for key in ("vit", "bert", "tokenizer", "start"):  # a file or folder of the user's, or a name on the hub
+        for key in (
+            "vit",
+            "bert",
+            "tokenizer",
+            "tagger",
+            "start",
+        ):  # a file or folder of the user's, or a name on the hub
             if (value := getattr(config, key, "")) and Path(value).exists():
                 files[key] = digest_files(Path(value), digests)
         steps.append(Step(stage, stage, config, present, files, {name: given} if given else {}))
@@ -99,12 +110,18 @@ def given_task(folder: Path) -> str:
 
 
 def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -> Step:
-    """The step that decodes one corpus: of the rendered sample, or of files whose contents are in its fingerprint."""
-    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "annotations"}))
+    """The step that makes one corpus: of the rendered sample, of files whose contents are in its fingerprint, or of
+    shards that are there already."""
+    if corpus.shards:
+        shards = located(corpus.shards)
+        index = IndexConfig(kinds=corpus.kinds, most_rejects=corpus.most_rejects)
+        contents = digest_shards(shards, digests)
+        return Step("index_shards", f"index_shards {name}", index, files={"shards": contents}, paths={"shards": shards})
+    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations"}))
     if corpus.manifest:
         assert sample is not None
         return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample})
-    data = Path(corpus.data)
+    data = located(corpus.data)
     annotations: dict[str, Path] = {split: Path(file) for split, file in corpus.annotations.items()}
     return Step(
         "decode_videos",
@@ -140,9 +157,10 @@ def run(
     settings = load_config(config, data, changes)
     root = Path(workspace).resolve()
     root.mkdir(parents=True, exist_ok=True)
-    store, commit = Store(root / "artifacts"), git_commit()
+    store, commit = Store(root / "artifacts", settings.resources.artifacts), git_commit()
     steps = plan(settings, Digests(root / "digests.sqlite"))
     steps = needed(steps, stage) if stage else steps
+    store.is_shared(steps[0])  # a place that cannot be reached is told before anything starts
     tracker = Tracker.open(tracking_uri or f"sqlite:///{root / 'mlflow.db'}", root / "mlflow", settings.name)
     if parent_run:  # a pipeline has told of what is there already, and tells the results
         steps = [step for step in steps if step.stage == stage or not store.find(step)]
@@ -165,10 +183,10 @@ def make_all(session: Session, steps: list[Step], by_deployment: dict[str, Any] 
     """Makes the steps in order: here, or, with the parameters of their flows, by the deployment of each stage."""
     checked = False
     for step in steps:
-        if step.stage not in ("render_sample", "decode_videos") and not checked:
+        if step.stage not in ("render_sample", "decode_videos", "index_shards") and not checked:
             check_test_split(session.store, steps)
             checked = True
-        if by_deployment is not None and not session.store.find(step):
+        if by_deployment is not None and not session.store.find(step) and not session.store.is_shared(step):
             session.made.append(make_by_deployment(session, step, by_deployment))
         else:
             session.made.append(result(make(step.name, session, step)))
@@ -243,6 +261,7 @@ def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
 alpro = stage_flow("alpro")
 render_sample = stage_flow("render_sample")
 decode_videos = stage_flow("decode_videos")
+index_shards = stage_flow("index_shards")
 build_vocabulary = stage_flow("build_vocabulary")
 train_prompter = stage_flow("train_prompter")
 cache_prompts = stage_flow("cache_prompts")

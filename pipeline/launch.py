@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from shards.schema import InputError
+from shards.storage import Location, absolute
 from stages.artifacts import CONTINUE, Outcome, Resources, StageFailed, Step, Store, read_json, write_json
 
 OWN_PROCESS = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
@@ -35,14 +36,15 @@ def work(
     Stages with a model run in a process group of their own, which is ended with this call: on success, on any
     exception here, on cancellation. `say` takes their output line by line where there is no terminal to show it.
     """
-    inputs = {name: store.folder(other) for name, other in step.inputs.items()} | dict(step.paths)
+    inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
+    inputs |= step.paths
     if step.stage not in OWN_PROCESS:
         return step.module.run(step.config, inputs, out, resources)
     file = out / "work.json"
     described = {
         "stage": step.stage,
         "config": step.config.model_dump(mode="json"),
-        "inputs": {name: str(path.resolve()) for name, path in inputs.items()},
+        "inputs": {name: str(absolute(path)) for name, path in inputs.items()},
         "out": str(out.resolve()),
         "resources": resources.model_dump(mode="json"),
     }

@@ -41,7 +41,11 @@ def make(title: str, session: Session, step: Step) -> Made | State:
     store, tracker = session.store, session.tracker
     folder, tags = store.folder(step), run_tags(session.commit, step)
     with store.lock(step) as lock:
-        if (manifest := store.find(step)) is not None:
+        manifest = store.find(step)
+        if manifest is None and (manifest := store.fetch(step)):
+            announce(f"{step.name}: fetched from {store.shared}")
+        if manifest is not None:
+            share(store, step)
             found = Made(step, folder, manifest, cached=True)
             record_cached(tracker, found, session.parent, tags)
             announce(f"{step.name}: cached")
@@ -53,8 +57,15 @@ def make(title: str, session: Session, step: Step) -> Made | State:
             manifest = store.make(step, lambda s, out: work(s, out, store, session.resources, file, say()), about)
             made = Made(step, folder, manifest, cached=False)
             record_made(tracker, made, run, session.parent)
+        share(store, step)
     announce(f"{step.name}: done in {manifest['made']['seconds']:.0f} s")
     return made
+
+
+def share(store: Store, step: Step) -> None:
+    """Sends an artifact to where other machines find it; hours of work do not fail with that."""
+    if problem := store.share(step):
+        announce(f"{step.name}: {problem}")
 
 
 def result(returned: Made | State) -> Made:
@@ -73,11 +84,12 @@ def make_by_deployment(session: Session, step: Step, parameters: dict[str, Any])
     if ran.state is None or not ran.state.is_completed():
         said = ran.state.message if ran.state else "no state"
         raise StageFailed(f"deployment {flow}: run {ran.name} did not complete: {said}")
-    manifest = session.store.find(step)
+    with session.store.lock(step):
+        manifest = session.store.find(step) or session.store.fetch(step)
     if manifest is None:
         raise StageFailed(
             f"deployment {flow}: run {ran.name} completed, but {session.store.folder(step)} is not there; "
-            "do the workers share the workspace?"
+            "do the workers share the workspace, or resources.artifacts?"
         )
     return Made(step, session.store.folder(step), manifest, cached=False)
 

@@ -9,79 +9,97 @@ Which form a file has is seen from its columns. What a file names is looked for 
 an extension; a name without a folder also below it.
 """
 
+import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.manifest import question_type, read_manifest, read_records, sound
+from shards.database import database
+from shards.manifest import Ids, question_type, read_records, scan_manifest, sound
 from shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, InputError, Question, Reject, Row
+from shards.storage import Location
 
 NAMES = ("clip_name", "video_id", "videoid", "gif_name", "image", "video")  # columns that name a video or image
 TEXTS = ("caption", "sentence", "name")  # columns that hold what was said of it
 
 
-@dataclass
-class Said:
-    """Everything that one file says of one video."""
-
-    captions: list[str] = field(default_factory=list)
-    questions: list[Question] = field(default_factory=list)
-
-
-def read_source(data: Path, annotations: Mapping[str, Path]) -> tuple[list[Row], list[Reject]]:
+def scan_source(data: Location, annotations: Mapping[str, Path]) -> Iterator[Row | Reject]:
     """The rows of a manifest or folder with its texts, or, where there are annotation files (by split), of these."""
-    return read_annotations(data, annotations) if annotations else read_manifest(data)
+    return scan_annotations(Path(data), annotations) if annotations else scan_manifest(data)
 
 
-def read_annotations(videos: Path, files: Mapping[str, Path]) -> tuple[list[Row], list[Reject]]:
+def scan_annotations(videos: Path, files: Mapping[str, Path]) -> Iterator[Row | Reject]:
     """Rows in the order of the files, one a video and split; and the lines that are no annotation.
 
     files: an annotation file for each split. A video that is named and not there is a row all the same, so that it
-    ends among the rejects and is counted. Raises InputError where a file or the folder is missing or has no known form.
+    ends among the rejects and is counted. What the files say is held in a temporary file, the names of the folder's
+    media in memory. Raises InputError where a file or the folder is missing or has no known form.
     """
     videos = Path(os.path.normpath(videos.absolute()))
     if not videos.is_dir():
         raise InputError(f"{videos}: no such folder of videos")
-    found: dict[tuple[str, str], Said] = {}
-    rejects: list[Reject] = []
-    for split, file in files.items():
-        if not file.is_file():
-            raise InputError(f"{file}: no such annotation file ({split})")
-        for where, record in read_records(file):
-            told = record if isinstance(record, str) else collect(record, split, found, file)
-            if told:
-                rejects.append(Reject(id=f"{file.name} {where}", path="", reason=told))
-    if not found:
-        raise InputError(f"{', '.join(str(f) for f in files.values())}: no annotations")
-    places = Places(videos)
-    splits: dict[str, list[str]] = {}
-    for split, name in found:
-        splits.setdefault(name, []).append(split)
-    rows = []
-    for (split, name), said in found.items():
-        identity = name if len(splits[name]) == 1 else f"{split}/{name}"
-        try:
-            path = places.find(name)
-        except ValueError as error:
-            rejects.append(Reject(id=identity, path="", reason=f"bad row: {error}"))
-            continue
-        rows.append(
-            Row(
+    with database() as db:
+        found, ids = Said(db), Ids(videos, db)
+        for split, file in files.items():
+            if not file.is_file():
+                raise InputError(f"{file}: no such annotation file ({split})")
+            for where, record in read_records(file):
+                told = record if isinstance(record, str) else collect(record, split, found, file)
+                if told:
+                    yield Reject(id=f"{file.name} {where}", path="", reason="bad row", detail=told)
+        places = Places(videos)
+        empty = True
+        for split, name, alone, captions, questions in found:
+            empty = False
+            identity = name if alone else f"{split}/{name}"
+            try:
+                path = places.find(name)
+                str(path).encode()  # a folder's name may be none
+            except ValueError as error:
+                yield Reject(id=identity, path="", reason="bad row", detail=str(error))
+                continue
+            ids.add(identity, f"{name} ({split})")
+            yield Row(
                 id=identity,
                 path=path,
                 kind="image" if path.suffix.lower() in IMAGE_EXTENSIONS else "video",
-                captions=tuple(said.captions),
-                questions=tuple(said.questions),
+                captions=tuple(captions),
+                questions=tuple(Question(**asked) for asked in questions),
                 split=split,
                 group=name,
             )
-        )
-    return rows, rejects
+    if empty:
+        raise InputError(f"{', '.join(str(f) for f in files.values())}: no annotations")
 
 
-def collect(record: dict[str, Any], split: str, found: dict[tuple[str, str], Said], file: Path) -> str:
+class Said:
+    """Everything that annotation files say of each video, in a database."""
+
+    def __init__(self, db: sqlite3.Connection):
+        self.db = db
+        self.db.execute("create table videos (n integer primary key, name, split, unique (name, split))")
+        self.db.execute("create table said (video, kind, text)")
+
+    def add(self, split: str, name: str, kind: str, texts: Iterable[Any]) -> None:
+        """Something said of a video: captions, or questions; or nothing, so that the video is known."""
+        self.db.execute("insert or ignore into videos (name, split) values (?, ?)", (name, split))
+        (video,) = self.db.execute("select n from videos where name = ? and split = ?", (name, split)).fetchone()
+        self.db.executemany("insert into said values (?, ?, ?)", ((video, kind, json.dumps(text)) for text in texts))
+
+    def __iter__(self) -> Iterator[tuple[Any, str, bool, list[str], list[dict[str, str]]]]:
+        """Each video as they came: split, name, whether it is in no other split, captions, questions."""
+        self.db.execute("create index of_video on said (video)")
+        for video, name, split in self.db.execute("select n, name, split from videos order by n"):
+            (splits,) = self.db.execute("select count(*) from videos where name = ?", (name,)).fetchone()
+            said: dict[str, list[Any]] = {"caption": [], "question": []}
+            for kind, text in self.db.execute("select kind, text from said where video = ? order by rowid", (video,)):
+                said[kind].append(json.loads(text))
+            yield split, name, splits == 1, said["caption"], said["question"]
+
+
+def collect(record: dict[str, Any], split: str, found: Said, file: Path) -> str:
     """Adds one line to what is said of its video; returns why it cannot be, or nothing."""
     key = next((key for key in NAMES if key in record), None)
     text = next((key for key in TEXTS if key in record), None)
@@ -94,22 +112,18 @@ def collect(record: dict[str, Any], split: str, found: dict[tuple[str, str], Sai
     record = sound(record)
     name = "" if record[key] is None else str(record[key])
     if not Path(name).name or "\0" in name or ".." in Path(name).parts or Path(name).is_absolute():
-        return f"bad row: {key} {name!r} names no file in the folder of videos"
-    said = found.setdefault((split, name), Said())
+        return f"{key} {name!r} names no file in the folder of videos"
     if asked:
         question, answer = (" ".join(str(record[part] or "").split()) for part in ("question", "answer"))
-        if not question or not answer:
-            return "bad row: a question without a text or an answer"
-        kind = question_type(str(record.get("answer_type") or question.split()[0]))
-        said.questions.append(Question(question=question, answer=answer, type=kind))
-        return ""
+        whole = question and answer
+        kind = question_type(str(record.get("answer_type") or question.split()[0])) if whole else ""
+        found.add(split, name, "question", [{"question": question, "answer": answer, "type": kind}] if whole else [])
+        return "" if whole else "a question without a text or an answer"
     given = record[text] if text else None
     texts = given if isinstance(given, list) else [given]
     clean = [" ".join(str(one).split()) for one in texts if one and str(one).strip()]
-    if not clean:
-        return "bad row: no caption"
-    said.captions += clean if key == "image" else [" ".join(clean)]
-    return ""
+    found.add(split, name, "caption", clean if key == "image" or not clean else [" ".join(clean)])
+    return "" if clean else "no caption"
 
 
 class Places:

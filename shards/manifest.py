@@ -2,95 +2,99 @@
 
 import csv
 import gzip
-import hashlib
+import io
 import json
+import math
 import os
 import re
+import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from shards.schema import IMAGE_EXTENSIONS, SPLITS, VIDEO_EXTENSIONS, InputError, Reject, Row
+from shards.database import database
+from shards.schema import IMAGE_EXTENSIONS, MOST_JSON, SPLITS, VIDEO_EXTENSIONS, InputError, Reject, Row
+from shards.storage import Location, exists, is_url, open_binary, parent, resolve, suffix
 
 COLUMNS = {"id", "path", "kind", "caption", "captions", "questions", "start", "end", "split", "group"}
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 SPLIT_NAMES |= {"validation": "validation", "test": "test", "testing": "test", "": ""}
+BATCH = 1024  # rows of a Parquet file that are read at a time
 
 
-def read_manifest(source: Path) -> tuple[list[Row], list[Reject]]:
-    """The rows of a manifest file or of a folder of videos, and the rows that are bad in themselves.
+def read_manifest(source: Location) -> tuple[list[Row], list[Reject]]:
+    """All that `scan_manifest` yields, in lists."""
+    found = list(scan_manifest(source))
+    return [one for one in found if isinstance(one, Row)], [one for one in found if isinstance(one, Reject)]
 
-    A file has the columns `path` (relative to it) and `caption` or `captions` or `questions`; optionally `id`,
-    `start` and `end` (seconds), `split`, `kind` (video, image), `group` (items of one source). A folder has videos
-    or images, each with its captions, one a line, in a .txt beside it.
+
+def scan_manifest(source: Location) -> Iterator[Row | Reject]:
+    """The rows of a manifest file or of a folder of videos, and the rows that are bad in themselves, in order.
+
+    A file (a path or a URL) has the columns `path` (relative to it) and `caption` or `captions` or `questions`;
+    optionally `id`, `start` and `end` (seconds), `split`, `kind` (video, image), `group` (items of one source). A
+    folder has videos or images, each with its captions, one a line, in a .txt beside it. Rows are read one after the
+    other; what is kept of them, their ids, is in a temporary file.
 
     Raises InputError for what makes the whole manifest unusable: missing, unreadable, without a needed column, one
     id twice, a path outside its folder.
     """
-    source = source.absolute()
-    if not source.exists():
+    source = source.absolute() if isinstance(source, Path) else source
+    if not exists(source):
         raise InputError(
             f"{source}: no such file or folder; give a manifest (.jsonl, .csv, .parquet) or a folder of videos"
         )
-    records = _folder(source) if source.is_dir() else read_records(source)
-    rows: list[Row] = []
-    rejects: list[Reject] = []
-    seen: dict[str, str] = {}
+    folder = isinstance(source, Path) and source.is_dir()
+    root = source if folder else parent(source)
     columns: set[str] = set()
-    for where, record in records:
-        if isinstance(record, str):  # the record could not be read; this is why
-            rejects.append(Reject(id=where, path="", reason=record))
-            continue
-        columns |= record.keys()
-        row = _row(where, record, source if source.is_dir() else source.parent)
-        if isinstance(row, Reject):
-            rejects.append(row)
-            continue
-        if row.id in seen:
-            raise InputError(
-                f"{source}: {where}: id {row.id!r} is also that of {seen[row.id]}; every id must be its own"
-            )
-        seen[row.id] = where
-        rows.append(row)
-    if not rows and not rejects:
-        raise InputError(f"{source}: no rows" if source.is_file() else f"{source}: no video or image in this folder")
+    empty = True
+    with database() as db:
+        ids = Ids(source, db)
+        for where, record in _folder(Path(source)) if folder else read_records(source):
+            empty = False
+            if isinstance(record, str):  # the record could not be read; this is why
+                yield Reject(id=where, path="", reason="bad row", detail=record)
+                continue
+            columns |= record.keys()
+            row = _row(where, record, root)
+            if isinstance(row, Row):
+                ids.add(row.id, where)
+            yield row
+    if empty:
+        raise InputError(f"{source}: no video or image in this folder" if folder else f"{source}: no rows")
     if columns and "path" not in columns:
         raise InputError(f"{source}: no column 'path' (it has {', '.join(sorted(columns))})")
     if columns and not columns & {"caption", "captions", "questions"}:
         raise InputError(
             f"{source}: no column 'captions', 'caption' or 'questions' (it has {', '.join(sorted(columns))})"
         )
-    return rows, rejects
 
 
-def assign_splits(rows: list[Row], validation: float, test: float, seed: int) -> list[Row]:
-    """Rows with every split filled in. Where no row names one, they are made: whole groups, seeded.
+class Ids:
+    """The ids of a manifest's rows and where each stands: a million would take 0.1 GB of memory."""
 
-    Rows without a group are grouped by file, so that clips of one video stay together. Where some rows name a
-    split, the others are for training.
-    """
-    if any(row.split for row in rows):
-        return [row if row.split else row.model_copy(update={"split": "train"}) for row in rows]
+    def __init__(self, source: Location, db: sqlite3.Connection):
+        self.source, self.db = source, db
+        self.db.execute("create table ids (id text primary key, place text) without rowid")
 
-    def order(group: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{group}".encode()).digest()
-
-    groups = sorted({row.group for row in rows}, key=order)
-    least = 1 if len(groups) >= 3 else 0  # a share above 0 is at least one group
-    tested, validated = (max(least, round(len(groups) * share)) if share else 0 for share in (test, validation))
-    ends = [tested, tested + validated]
-    split_of = {g: "test" if i < ends[0] else "validation" if i < ends[1] else "train" for i, g in enumerate(groups)}
-    return [row.model_copy(update={"split": split_of[row.group]}) for row in rows]
+    def add(self, name: str, where: str) -> None:
+        try:
+            self.db.execute("insert into ids values (?, ?)", (name, where))
+        except sqlite3.IntegrityError:
+            (other,) = self.db.execute("select place from ids where id = ?", (name,)).fetchone()
+            raise InputError(
+                f"{self.source}: {where}: id {name!r} is also that of {other}; every id must be its own"
+            ) from None
 
 
-def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def read_records(path: Location) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """The records of a file and where each stands; for one that cannot be read, why. A bad file: InputError."""
-    name = path.name.removesuffix(".gz")
+    name = str(path).removesuffix(".gz")
     try:
         if name.endswith((".jsonl", ".json", ".ndjson")):
             yield from _json_lines(path)
@@ -98,10 +102,14 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
             with _open(path) as file:
                 table = csv.DictReader(file, delimiter="\t" if name.endswith(".tsv") else ",")
                 for number, record in enumerate(table, 2):
-                    yield f"line {number}", {k: v for k, v in record.items() if k is not None}
+                    more = None in record  # the csv module's name for cells without a column
+                    yield f"line {number}", "more cells than columns; quote texts with commas" if more else record
         elif name.endswith(".parquet"):
-            for number, record in enumerate(pq.read_table(path).to_pylist(), 1):
-                yield f"row {number}", record
+            with open_binary(path) as file:
+                batches = pq.ParquetFile(file).iter_batches(BATCH)
+                records = (record for batch in batches for record in batch.to_pylist())
+                for number, record in enumerate(records, 1):
+                    yield f"row {number}", record
         else:
             raise InputError(
                 f"{path}: a manifest is a .jsonl, .csv, .tsv or .parquet file (.gz too), or a folder of videos"
@@ -110,12 +118,12 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def _json_lines(path: Location) -> Iterator[tuple[str, dict[str, Any] | str]]:
     with _open(path) as file:
         if file.read(1) == "[":  # one list instead of lines
             file.seek(0)
             for number, record in enumerate(json.load(file), 1):
-                yield f"entry {number}", record if isinstance(record, dict) else "bad row: not a JSON object"
+                yield f"entry {number}", record if isinstance(record, dict) else "not a JSON object"
             return
         file.seek(0)
         for number, line in enumerate(file, 1):
@@ -124,15 +132,16 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
             try:
                 record = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
-                yield f"line {number}", f"bad row: not JSON: {getattr(error, 'msg', 'nested too deeply')}"
+                yield f"line {number}", f"not JSON: {getattr(error, 'msg', 'nested too deeply')}"
                 continue
-            yield f"line {number}", record if isinstance(record, dict) else "bad row: not a JSON object"
+            yield f"line {number}", record if isinstance(record, dict) else "not a JSON object"
 
 
-def _open(path: Path):
+def _open(path: Location) -> IO[str]:
+    file = open_binary(path)
     # utf-8-sig: a byte-order mark, as spreadsheets write it, is no part of the first column's name.
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
+    unpacked = gzip.open(file) if str(path).endswith(".gz") else file
+    return io.TextIOWrapper(cast(BinaryIO, unpacked), encoding="utf-8-sig", newline="")
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -147,18 +156,22 @@ def _folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield str(path), {"id": str(name.with_suffix("") if alone else name), "path": str(name), "captions": captions}
 
 
-def _row(where: str, record: dict[str, Any], root: Path) -> Row | Reject:
+def _row(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
     """The row of a record of a manifest in the folder `root`, or why it is none."""
-    record = {key: value for key, value in sound(record).items() if value is not None and value != ""}
+    text = as_json(record)
+    if len(text) > MOST_JSON // 2:
+        return Reject(id=where, path="", reason="bad row", detail=f"{len(text)} bytes; what is no text is no column")
+    record = {key: value for key, value in json.loads(text).items() if value is not None and value != ""}
     name = str(record.get("id", where))
     given = record.get("path")
     if not isinstance(given, str):
-        return Reject(id=name, path="", reason="bad row: no path")
+        return Reject(id=name, path="", reason="bad row", detail="no path")
     if "\0" in given:
-        return Reject(id=name, path="", reason=f"bad row: path {given!r} names no file")
-    path = Path(os.path.normpath(root / given))
-    if not path.is_relative_to(os.path.normpath(root)):
-        raise InputError(f"{where}: path {given!r} leaves the data folder {root}; put the file inside it")
+        return Reject(id=name, path="", reason="bad row", detail=f"path {given!r} names no file")
+    try:
+        path = resolve(root, given)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     try:
         start, end = _seconds(record.get("start")), _seconds(record.get("end"))
         if start is not None and end is not None and start >= end:
@@ -168,27 +181,53 @@ def _row(where: str, record: dict[str, Any], root: Path) -> Row | Reject:
         if split not in SPLIT_NAMES:
             raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
         return Row(
-            id=str(record.get("id", "")) or str(Path(given).with_suffix("")) + window,
+            id=str(record.get("id", "")) or _without_suffix(given) + window,
             path=path,
-            kind=record.get("kind") or ("image" if path.suffix.lower() in IMAGE_EXTENSIONS else "video"),
+            kind=record.get("kind") or ("image" if suffix(path) in IMAGE_EXTENSIONS else "video"),
             captions=tuple(_captions(record.get("captions", record.get("caption", [])))),
             questions=tuple(_questions(record.get("questions", []))),
             start=start,
             end=end,
             split=SPLIT_NAMES[split],
-            group=str(record.get("group", "")) or given,
+            group=str(record.get("group", "")) or _same_file(path, root),
             meta={key: value for key, value in record.items() if key not in COLUMNS},
         )
     except ValidationError as error:
         first = error.errors()[0]
-        return Reject(id=name, path=given, reason=f"bad row: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return Reject(id=name, path=given, reason="bad row", detail=told)
     except ValueError as error:
-        return Reject(id=name, path=given, reason=f"bad row: {error}")
+        return Reject(id=name, path=given, reason="bad row", detail=str(error))
+
+
+def _without_suffix(given: str) -> str:
+    """What a path or URL is called. Raises ValueError where it names no file."""
+    if not is_url(given):
+        return str(Path(given).with_suffix(""))
+    name = _without_query(given).partition("://")[2]
+    return name[: len(name) - len(suffix(given))]
+
+
+def _without_query(url: str) -> str:
+    """A URL without what follows a question mark: a signature, say, which changes and is nobody's business."""
+    return url.partition("?")[0]
+
+
+def _same_file(path: Location, root: Location) -> str:
+    """What rows of one file have in common, however each names it."""
+    if isinstance(path, str):
+        return _without_query(path)
+    return os.path.relpath(path, root) if isinstance(root, Path) else str(path)
 
 
 def sound(value: Any) -> Any:
-    """A value as JSON can hold it: dates and bytes as text, half a surrogate pair as a question mark."""
-    return json.loads(json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "replace"))
+    """A value as JSON can hold it."""
+    return json.loads(as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """A value in JSON: dates and bytes as text, half a surrogate pair as a question mark."""
+    return json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def question_type(text: str) -> str:
@@ -205,15 +244,18 @@ def _seconds(value: Any) -> float | None:
     if value is None:
         return None
     try:
-        return float(value)
+        if math.isfinite(seconds := float(value)):
+            return seconds
     except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is not a time in seconds") from None
+        pass
+    raise ValueError(f"{value!r} is not a time in seconds")
 
 
 def _captions(value: Any) -> Iterable[str]:
     """The captions, white space folded, blank ones and exact repeats dropped."""
     if isinstance(value, str):
-        value = _list_in(value) or [value]
+        listed = _list_in(value)
+        value = [value] if listed is None else listed
     if not isinstance(value, list) or not all(isinstance(c, str) for c in value):
         raise ValueError("captions are not a list of texts")
     return dict.fromkeys(" ".join(c.split()) for c in value if c.strip())

@@ -1,12 +1,19 @@
-"""Samples out of shards by number: each is read from its place in its tar, so order and position are the caller's."""
+"""Samples out of shards by number: each is read from its place in its tar, so order and position are the caller's.
+
+Shards may lie on this machine or at a URL. A sample at a URL takes one request, for all of it: what training draws of a
+clip spans most of it, and a request costs more than the rest. Nothing that is open is handed from process to process
+but files of this machine, read without a position, so that readers may be copied by a fork or pickled.
+"""
 
 import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +22,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from shards.schema import InputError
+from shards.storage import Location, join, open_binary, read_range
 
 PLACES = ("json_offset", "json_size", "frame_offsets", "frame_sizes")
+ROWS = 8192  # of an index, held at a time
+SLACK = 65536  # bytes beside twice its own that one request may fetch for a sample: headers, and others' members
 
 
 class Unreadable(InputError):
@@ -24,12 +34,25 @@ class Unreadable(InputError):
 
 
 @dataclass(frozen=True)
+class Block:
+    """A part of a shard that has been fetched."""
+
+    offset: int
+    data: bytes
+
+    def cut(self, offset: int, size: int) -> bytes:
+        start = offset - self.offset
+        return self.data[start : start + size]
+
+
+@dataclass(frozen=True)
 class Sample:
     """A sample of a shard: what is known of it, and where its frames lie. Its length is the number of frames."""
 
     about: dict[str, Any]
-    shard: Path
+    shard: Location
     places: list[tuple[int, int]]  # offset and size of each frame's JPEG
+    fetched: Block | None = None  # the bytes of all frames, where they came in one request
 
     def __len__(self) -> int:
         return len(self.places)
@@ -38,11 +61,13 @@ class Sample:
         """The chosen frames (all of them by default), read and decoded: (T, H, W, 3) uint8. Raises Unreadable."""
         chosen = list(range(len(self))) if chosen is None else chosen
         decoded = {i: self._frame(i) for i in set(chosen)}
+        if len(sizes := {f"{frame.shape[1]} x {frame.shape[0]}" for frame in decoded.values()}) > 1:
+            raise Unreadable(f"{self.shard}: {self.about['id']}: its frames are {' and '.join(sorted(sizes))} large")
         return np.stack([decoded[i] for i in chosen])
 
     def _frame(self, number: int) -> np.ndarray:
         try:
-            jpeg = _read(self.shard, *self.places[number])
+            jpeg = _read(self.shard, *self.places[number], self.fetched)
             return np.asarray(Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB"))
         except Exception as error:  # whatever a damaged JPEG brings up in Pillow
             raise Unreadable(f"{self.shard}: {self.about['id']}, frame {number}: {_reason(error)}") from error
@@ -51,25 +76,27 @@ class Sample:
 class ShardReader:
     """The samples of a decoded corpus (a folder with index.parquet and shards), filtered, by number 0..N-1.
 
-    What is held in memory for a sample is where it lies, a few tens of bytes; texts and frames stay in the shards.
+    The folder, and a shard that the index names, may be a path or a URL. What is held in memory for a sample is where
+    it lies, some tens of bytes and 16 a frame; texts and frames stay in the shards.
     """
 
-    def __init__(self, folder: Path, split: str | None = None, kind: str | None = None):
+    def __init__(self, folder: Location, split: str | None = None, kind: str | None = None):
         self.folder = folder
         table = read_index(folder, ["id", "split", "kind", "group", "shard", *PLACES])
-        table = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
+        table = table.append_column("row", pa.array(np.arange(table.num_rows)))
         for column, value in (("split", split), ("kind", kind)):
             if value is not None:
                 table = table.filter(pc.equal(table[column], value))
         self.table = table.combine_chunks()
         self._ids = self.column("id")
         shards = self.column("shard").dictionary_encode()
-        self._shards = shards.dictionary.to_pylist()
+        self._shards = [join(folder, name) for name in shards.dictionary.to_pylist()]
         self._shard = shards.indices.to_numpy(zero_copy_only=False)
         self._json = np.stack([self.column(name).to_numpy() for name in ("json_offset", "json_size")], axis=1)
         frames = self.column("frame_offsets")
         self._first = frames.offsets.to_numpy()
         self._frames = np.stack([frames.values.to_numpy(), self.column("frame_sizes").values.to_numpy()], axis=1)
+        self.table = self.table.drop_columns([*PLACES, "shard"])  # not twice
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -84,33 +111,70 @@ class ShardReader:
 
     def __getitem__(self, number: int) -> Sample:
         """Sample number 0..N-1. Raises Unreadable where its shard is gone, cut short, damaged or another one."""
-        shard, name = self.folder / self._shards[self._shard[number]], self._ids[number].as_py()
+        shard, name = self._shards[self._shard[number]], self._ids[number].as_py()
+        offset, size = self._json[number].tolist()
+        frames = self._frames[self._first[number] : self._first[number + 1]].tolist()
         try:
-            about = json.loads(_read(shard, *self._json[number].tolist()))
+            fetched = None if isinstance(shard, Path) else _fetch(shard, [(offset, size), *frames])
+            about = json.loads(_read(shard, offset, size, fetched))
             if about["id"] != name:
                 raise ValueError(f"{about['id']} lies in its place: the index is of another shard")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unreadable(f"{shard}: {name}: {_reason(error)}") from error
-        return Sample(about, shard, self._frames[self._first[number] : self._first[number + 1]].tolist())
+        return Sample(about, shard, frames, fetched)
 
 
-def read_index(folder: Path, columns: list[str] | None = None) -> pa.Table:
-    """The index of a decoded corpus, one row a sample."""
-    path = folder / "index.parquet"
-    if not path.is_file():
-        raise InputError(f"{folder}: no index.parquet; this is not a decoded corpus")
-    return pq.read_table(path, columns=columns)
+def sample_of(row: dict[str, Any], shard: Location) -> Sample:
+    """The sample that a row of an index tells of, in its shard; what is known of it is the row itself."""
+    return Sample(row, shard, list(zip(row["frame_offsets"], row["frame_sizes"], strict=True)))
+
+
+def read_index(folder: Location, columns: list[str] | None = None) -> pa.Table:
+    """The index of a decoded corpus, one row a sample. Raises InputError where there is none or it cannot be read."""
+    with _opened_index(folder) as file:
+        return pq.read_table(file, columns=columns)
+
+
+def index_batches(folder: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The index of a decoded corpus, some thousand rows at a time. Raises InputError as `read_index`."""
+    with _opened_index(folder) as file:
+        yield from pq.ParquetFile(file).iter_batches(ROWS, columns=columns)
+
+
+@contextmanager
+def _opened_index(folder: Location) -> Iterator[BinaryIO]:
+    try:
+        with open_binary(join(folder, "index.parquet")) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: no index.parquet; this is not a decoded corpus") from error
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{folder}: index.parquet cannot be read: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _read(shard: Path, offset: int, size: int) -> bytes:
-    data = os.pread(_open(str(shard)).fileno(), size, offset)
+def _read(shard: Location, offset: int, size: int, fetched: Block | None = None) -> bytes:
+    if fetched:
+        data = fetched.cut(offset, size)
+    elif isinstance(shard, Path):
+        file = _open(str(shard))  # held while it is read: another thread may have put its own in the cache
+        data = os.pread(file.fileno(), size, offset)
+    else:
+        data = read_range(shard, offset, size)
     if len(data) != size:
         raise OSError(f"a shard ends at byte {offset + len(data)}, {offset + size} expected: it was cut short")
     return data
+
+
+def _fetch(shard: str, places: list[tuple[int, int]]) -> Block | None:
+    """All members of a sample in one request; None where they lie too far apart, as others may have written them."""
+    start, end = min(o for o, _ in places), max(o + size for o, size in places)
+    if end - start > 2 * sum(size for _, size in places) + SLACK:
+        return None
+    return Block(start, read_range(shard, start, end - start))
 
 
 def _open(path: str) -> io.FileIO:

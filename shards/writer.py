@@ -4,6 +4,7 @@ import io
 import os
 import re
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ from PIL import Image
 from pydantic import ValidationError
 
 from shards.decode import Clip
-from shards.schema import INDEX, About, InputError, Row
+from shards.schema import INDEX, MOST_JSON, About, InputError, Row
+from shards.storage import Location, open_binary
 
 MEMBER = re.compile(r"(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
+BLOCK = 1 << 20  # bytes of one request for a part of a shard
 
 
 class ShardWriter:
     """Writes one shard under a temporary name; `close` renames it. A shard without samples is not kept.
 
-    A sample is `<key>.json` and its frames as `<key>.<nn>.jpg`.
+    A sample is `<key>.json` and its frames as `<key>.<nn>.jpg`. As a context it closes, or leaves nothing after an
+    exception: on a full disk what was written makes room.
     """
 
     def __init__(self, path: Path, quality: int):
@@ -47,7 +51,7 @@ class ShardWriter:
             duration=round(clip.duration, 3),
             width=clip.width,
             height=clip.height,
-            source=row.path.name,
+            source=row.file_name,
             meta=row.meta,
         )
         members: dict[str, Any] = {
@@ -58,6 +62,18 @@ class ShardWriter:
             members[f"{number:02d}.jpg"] = encode_jpeg(frame, self.quality)
         self.tar.write(members)
         self.count += 1
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            with suppress(OSError):
+                self.file.close()
+            self.temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
         self.tar.close()
@@ -75,24 +91,28 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def index_shard(path: Path) -> pa.Table:
-    """The index rows of a shard, this project's or one of the same form.
+def index_shard(shard: Location) -> pa.Table:
+    """The index rows of a shard, this project's or one of the same form, by path or URL.
 
     Only regular files named `<key>.json` and `<key>.<nn>.jpg` are taken: anything else, such as a pickle, is refused
-    with InputError, since nothing of it may ever be decoded; and so is a tar without its end.
+    with InputError, since nothing of it may ever be decoded; and so are a tar without its end and a member that is
+    there twice. Of a shard at a URL blocks of 1 MiB are fetched one after the other, and larger members passed over.
+    Its rows name it by its URL, those of a file by its name.
     """
     samples: dict[str, _Members] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                _take(samples, member, tar, path)
-        with open(path, "rb") as file:
+        with open_binary(shard, block_size=BLOCK, cache_type="readahead") as file:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    _take(samples, member, tar, shard)
             file.seek(-2 * tarfile.BLOCKSIZE, os.SEEK_END)
-            if file.read().strip(b"\0"):
+            if file.read(2 * tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.TarError("it has no end")
     except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{path}: not a readable shard: {error}") from error
-    return pa.Table.from_pylist([_index_row(path, key, sample) for key, sample in samples.items()], schema=INDEX)
+        raise InputError(f"{shard}: not a readable shard: {error}") from error
+    name = shard.name if isinstance(shard, Path) else shard
+    rows = [_index_row(shard, key, sample) | {"shard": name} for key, sample in samples.items()]
+    return pa.Table.from_pylist(rows, schema=INDEX)
 
 
 @dataclass
@@ -104,21 +124,26 @@ class _Members:
     frames: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
-def _take(samples: dict[str, _Members], member: tarfile.TarInfo, tar: tarfile.TarFile, path: Path) -> None:
+def _take(samples: dict[str, _Members], member: tarfile.TarInfo, tar: tarfile.TarFile, shard: Location) -> None:
     match = MEMBER.fullmatch(member.name)
-    if not match or not member.isreg():
-        raise InputError(f"{path}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg; it is refused")
+    if not match or not member.isreg() or member.issparse():
+        raise InputError(f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg; it is refused")
     sample = samples.setdefault(match["key"], _Members())
     place = member.offset_data, member.size
-    if match["frame"]:
-        sample.frames[int(match["frame"])] = place
-    else:
-        file = tar.extractfile(member)
-        assert file is not None
-        sample.about, sample.json = file.read(), place
+    number = int(match["frame"]) if match["frame"] else None
+    if sample.about if number is None else number in sample.frames:
+        raise InputError(f"{shard}: member {member.name!r} is there twice; every sample needs a key of its own")
+    if number is not None:
+        sample.frames[number] = place
+        return
+    if member.size > MOST_JSON:
+        raise InputError(f"{shard}: member {member.name!r} has {member.size} bytes; {MOST_JSON} are the most")
+    file = tar.extractfile(member)
+    assert file is not None
+    sample.about, sample.json = file.read(), place
 
 
-def _index_row(path: Path, key: str, sample: _Members) -> dict[str, Any]:
+def _index_row(path: Location, key: str, sample: _Members) -> dict[str, Any]:
     if not sample.about or not sample.frames:
         raise InputError(f"{path}: sample {key} lacks its json or its frames")
     try:
@@ -128,6 +153,6 @@ def _index_row(path: Path, key: str, sample: _Members) -> dict[str, Any]:
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{path}: sample {key}: {where}: {first['msg']}") from error
     frames = [sample.frames[number] for number in sorted(sample.frames)]
-    places = {"shard": path.name, "key": key, "json_offset": sample.json[0], "json_size": sample.json[1]}
+    places = {"key": key, "json_offset": sample.json[0], "json_size": sample.json[1]}
     offsets = {"frame_offsets": [o for o, _ in frames], "frame_sizes": [s for _, s in frames]}
     return about.model_dump(exclude={"version", "meta"}) | places | offsets

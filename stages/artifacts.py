@@ -26,6 +26,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shards.schema import InputError
+from shards.storage import FULL, Location, join, located
+from stages.shared_artifacts import fetch, is_shared, send
 
 MANIFEST_VERSION = 1
 MISTAKE = 2  # exit status of a mistake that a person can mend
@@ -34,6 +36,7 @@ UNFINISHED = ("checkpoints", "parts")  # what only a continued run reads; delete
 STAGES = (
     "render_sample",
     "decode_videos",
+    "index_shards",
     "build_vocabulary",
     "train_prompter",
     "cache_prompts",
@@ -79,6 +82,11 @@ class Resources(StageConfig):
     rank_timeout: float = Field(
         600.0, gt=0, description="seconds that training processes wait for a silent one before the job ends"
     )
+    artifacts: str = Field(
+        "",
+        description="a folder or URL that machines share: what is made is sent there, and what is there is fetched "
+        "instead of made",
+    )
     profile: bool = Field(False, description="write a trace of a few training steps that Perfetto opens")
     dask: str = Field("", description="address of a Dask scheduler that decodes and tags; empty means this machine")
     seconds_between_checkpoints: float = Field(60.0, gt=0, description="time between the checkpoints of a training run")
@@ -111,7 +119,7 @@ class Step:
     config: StageConfig
     inputs: Mapping[str, "Step"] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # outside files: a name for each, and the SHA-256 of it
-    paths: Mapping[str, Path] = field(default_factory=dict)  # where outside files lie; not part of the fingerprint
+    paths: Mapping[str, Location] = field(default_factory=dict)  # where outside files lie; not part of the fingerprint
 
     @property
     def module(self) -> ModuleType:
@@ -138,11 +146,18 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-class Store:
-    """The folder of all artifacts."""
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def __init__(self, root: Path):
+
+class Store:
+    """The folder of all artifacts, and the place that other machines share, if there is one."""
+
+    def __init__(self, root: Path, shared: str = ""):
         self.root = root
+        self.shared = located(shared) if shared else None
 
     def folder(self, step: Step) -> Path:
         return self.root / step.stage / step.fingerprint[:16]
@@ -150,6 +165,49 @@ class Store:
     def find(self, step: Step) -> dict[str, Any] | None:
         """The manifest of a step's artifact, None while there is none."""
         return read_manifest(self.folder(step))
+
+    def place(self, step: Step) -> Location | None:
+        """Where a step's artifact lies for all machines; None where none is shared."""
+        return join(self.shared, f"{step.stage}/{step.fingerprint[:16]}") if self.shared else None
+
+    def is_shared(self, step: Step) -> bool:
+        """Whether other machines' artifact of a step can be fetched."""
+        place = self.place(step)
+        with self._reached():
+            return place is not None and is_shared(place)
+
+    def fetch(self, step: Step) -> dict[str, Any] | None:
+        """The manifest of a step's artifact, fetched from the shared place; None where it is not there. Call under
+        `lock`."""
+        place, folder = self.place(step), self.folder(step)
+        with self._reached():
+            if place is None or not fetch(place, folder, self.root / ".fetched" / step.stage):
+                return None
+        manifest = self.find(step)
+        if manifest is None or manifest["fingerprint"] != step.fingerprint:
+            shutil.rmtree(folder)
+            raise InputError(f"{place}: not the artifact of {step.name}; delete it to have it made again")
+        return manifest
+
+    def share(self, step: Step) -> str:
+        """Sends a step's artifact to the shared place, unless one is there. Returns why it could not; the artifact
+        is here then all the same, and the next run sends it."""
+        place = self.place(step)
+        if place is not None:
+            try:
+                send(self.folder(step), place, but=UNFINISHED)
+            except (OSError, InputError) as error:
+                return f"not sent to {self.shared}, the next run tries again: {error}"
+        return ""
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise InputError(f"resources.artifacts = {self.shared}: {error}") from error
 
     def all(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Every artifact with its manifest, oldest first."""

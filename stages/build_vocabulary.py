@@ -1,26 +1,29 @@
-"""Captions to entities: the nouns by spaCy's part-of-speech tags, the most frequent M; and a tokenizer from scratch."""
+"""Captions to entities, the most frequent M of their nouns; and a tokenizer from scratch."""
 
-import re
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from models.templates import IMAGE_TEMPLATES, VIDEO_TEMPLATES
-from shards.reader import read_index
+from models.templates import Templates, fill
+from shards.reader import index_batches
 from shards.schema import InputError
 from stages.artifacts import Outcome, Resources, StageConfig
-from stages.progress import progress
+from stages.nouns import Words, count_nouns
 from stages.word_pieces import load_tokenizer, train_tokenizer
-from stages.workers import work_pool
 
-VERSION = 1
-TAGGER = Path(__file__).parent / "noun_tagger" / "model"
-WORD = re.compile(r"[a-z][a-z'-]*[a-z]")
-CAPTIONS_PER_UNIT = 20_000
+VERSION = 2
+# What names nothing that one could point at: amounts and kinds, places in the picture, and words for anything.
+NAMELESS = (
+    "amount bit bunch couple half lot lots number pair part parts piece pieces series variety "
+    "kind kinds sort sorts type types way ways "
+    "back bottom center centre end front inside middle outside rest side sides top "
+    "item items object objects other others stuff thing things time times"
+)
 
 
 class Config(StageConfig):
@@ -31,10 +34,19 @@ class Config(StageConfig):
         "embedded",
         description="a spaCy pipeline: embedded (this project's), or an installed one's name, such as en_core_web_sm",
     )
+    lemma: bool = Field(False, description="count `dogs` as `dog`, by the spaCy pipeline's lemmatizer")
     exclude: tuple[str, ...] = Field(
-        (), description="nouns that are never entities; the words of the prompt templates are left out in any case"
+        tuple(NAMELESS.split()),
+        description="nouns that are never entities; the default: amounts, kinds, places in the picture, words for "
+        "anything. The words of the templates are left out in any case",
+    )
+    least_letters: int = Field(2, ge=1, description="letters below which a noun is left out")
+    most_letters: int = Field(30, ge=1, description="letters above which a noun is left out")
+    least_share: float = Field(
+        0.4, ge=0, le=1, description="a word that is a noun in less than this share of its occurrences is left out"
     )
     least_count: int = Field(2, ge=1, description="occurrences below which a noun is left out")
+    templates: Templates = Templates()
     tokenizer: str = Field(
         "train",
         description="train: word pieces from these captions; or a tokenizer.json, or a BERT's folder or hub name",
@@ -42,126 +54,128 @@ class Config(StageConfig):
     word_pieces: int = Field(8000, ge=50, description="most word pieces of a trained tokenizer")
 
 
+@dataclass(frozen=True)
+class Noun:
+    """A noun of the captions: how often it occurs, and how often its forms do, as nouns or as something else."""
+
+    name: str
+    count: int
+    occurrences: int
+
+
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
     """inputs: decoded corpora. Writes entities.parquet, left_out.parquet, rejects.parquet, tokenizer.json."""
     captions, without = read_captions(inputs)
     if not captions:
         raise InputError("the training split has no captions: there is nothing to take nouns from")
-    counts = count_nouns(captions, config.tagger, resources)
-    entities, left_out = choose(counts, config)
-    texts = captions + [t.format("") for t in VIDEO_TEMPLATES + IMAGE_TEMPLATES] + read_questions(inputs)
-    tokenizer = (
-        train_tokenizer(texts, config.word_pieces) if config.tokenizer == "train" else load_tokenizer(config.tokenizer)
-    )
+    nouns = join_forms(count_nouns(captions, config.tagger, config.lemma, resources))
+    entities, left_out = choose(nouns, config)
+    if config.tokenizer == "train":
+        prompts = Counter(fill(t, "") for set_ in config.templates.kinds.values() for t in set_)
+        tokenizer = train_tokenizer(captions + read_questions(inputs) + prompts, config.word_pieces)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer)
     tokenizer.save(str(out / "tokenizer.json"))
-    columns = ["entity", "count"]
-    pq.write_table(
-        pa.table(dict(zip(columns, map(list, zip(*entities, strict=True)), strict=True))), out / "entities.parquet"
-    )
-    rows = [{"noun": n, "count": c, "reason": r} for n, c, r in left_out]
-    schema = pa.schema([("noun", pa.string()), ("count", pa.int64()), ("reason", pa.string())])
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), out / "left_out.parquet")
-    rejected = [{"id": i, "path": p, "reason": "no caption"} for i, p in without]
-    reject_schema = pa.schema([("id", pa.string()), ("path", pa.string()), ("reason", pa.string())])
-    pq.write_table(pa.Table.from_pylist(rejected, schema=reject_schema), out / "rejects.parquet")
-    found = {"captions": len(captions), "nouns": len(counts), "entities": len(entities), "left_out": len(left_out)}
-    numbers = found | {"word_pieces": tokenizer.get_vocab_size(), "samples_without_caption": len(without)}
-    return Outcome(numbers)
+    write(out / "entities.parquet", {"entity": pa.string(), "count": pa.int64()}, entities)
+    write(out / "left_out.parquet", {"noun": pa.string(), "count": pa.int64(), "reason": pa.string()}, left_out)
+    rejected = [(name, source, "no caption") for name, source in without]
+    write(out / "rejects.parquet", {"id": pa.string(), "path": pa.string(), "reason": pa.string()}, rejected)
+    found = {"captions": captions.total(), "distinct_captions": len(captions), "nouns": len(nouns)}
+    found |= {"entities": len(entities), "left_out": len(left_out), "word_pieces": tokenizer.get_vocab_size()}
+    return Outcome(found | {"samples_without_caption": len(without)})
 
 
-def read_captions(inputs: dict[str, Path]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The captions of every training split, and (id, source) of the training samples that have none."""
-    captions: list[str] = []
+def write(path: Path, columns: Mapping[str, pa.DataType], rows: list[tuple]) -> None:
+    """A table of rows, whose columns have types though there be no row."""
+    arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(columns.values())]
+    pq.write_table(pa.table(arrays, names=list(columns)), path)
+
+
+def read_captions(inputs: dict[str, Path]) -> tuple[Counter[str], list[tuple[str, str]]]:
+    """The captions of every training split with how often each occurs, and (id, source) of the training samples that
+    have none. What is held in memory is the text of each different caption, once."""
+    captions: Counter[str] = Counter()
     without: list[tuple[str, str]] = []
     for folder in inputs.values():
-        for row in read_index(folder, ["id", "split", "source", "captions"]).to_pylist():
+        for row in (
+            row for batch in index_batches(folder, ["id", "split", "source", "captions"]) for row in batch.to_pylist()
+        ):
             if row["split"] == "train":
-                captions += row["captions"]
+                captions.update(row["captions"])
                 if not row["captions"]:
                     without.append((row["id"], row["source"]))
     return captions, without
 
 
-def read_questions(inputs: dict[str, Path]) -> list[str]:
+def read_questions(inputs: dict[str, Path]) -> Counter[str]:
     """The questions of every training split, for the tokenizer's sake."""
-    found = []
+    found: Counter[str] = Counter()
     for folder in inputs.values():
-        for row in read_index(folder, ["split", "questions"]).to_pylist():
-            found += [q["question"] for q in row["questions"] if row["split"] == "train"]
+        for row in (row for batch in index_batches(folder, ["split", "questions"]) for row in batch.to_pylist()):
+            if row["split"] == "train":
+                found.update(q["question"] for q in row["questions"])
     return found
 
 
-def count_nouns(captions: list[str], tagger: str, resources: Resources) -> Counter[str]:
-    """How often each noun occurs, lower-cased. Many captions are tagged by many processes."""
-    distinct = Counter(captions)
-    texts = list(distinct)
-    units = [texts[i : i + CAPTIONS_PER_UNIT] for i in range(0, len(texts), CAPTIONS_PER_UNIT)]
-    weights = [[distinct[text] for text in unit] for unit in units]
-    with progress("tagging", len(texts), "captions") as advance:
-        total: Counter[str] = Counter()
-        for unit, counted in zip(units, _map(units, weights, tagger, resources), strict=True):
-            total.update(counted)
-            advance(len(unit))
-    return total
+def join_forms(words: Words) -> list[Noun]:
+    """The nouns of counted words, the most frequent first, ties in alphabetical order.
 
-
-def _map(units: list[list[str]], weights: list[list[int]], tagger: str, resources: Resources) -> Iterator[Counter[str]]:
-    if len(units) == 1:
-        yield tag_unit(units[0], weights[0], tagger)
-        return
-    with work_pool(resources) as pool:
-        yield from pool.map(tag_unit, units, weights, [tagger] * len(units))
-
-
-def tag_unit(texts: list[str], weights: list[int], tagger: str) -> Counter[str]:
-    """The nouns of texts, each counted as often as its text occurs."""
-    nlp = load_tagger(tagger)
+    A form is one noun mostly, of itself or of its lemma; its occurrences as no noun are counted with that one.
+    """
+    by_form: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for (form, noun), times in words.items():
+        by_form[form][noun] += times
     counts: Counter[str] = Counter()
-    for doc, weight in zip(nlp.pipe(texts), weights, strict=True):
-        for token in doc:
-            if token.pos_ == "NOUN":
-                counts[token.text.lower()] += weight
-    return counts
+    occurrences: Counter[str] = Counter()
+    for found in by_form.values():
+        otherwise = found.pop("", 0)
+        if found:
+            counts.update(found)
+            occurrences.update(found)
+            occurrences[max(sorted(found), key=found.__getitem__)] += otherwise
+    nouns = [Noun(name, counts[name], occurrences[name]) for name in counts]
+    return sorted(nouns, key=lambda noun: (-noun.count, noun.name))
 
 
-def load_tagger(name: str):
-    """The spaCy pipeline that tags: the embedded one, or an installed one by name."""
-    try:
-        import spacy
-    except ImportError:
-        raise InputError("build_vocabulary needs spaCy: pip install 'alpro-pipeline[vocabulary]'") from None
-    try:
-        return spacy.load(TAGGER if name == "embedded" else name, exclude=["parser", "ner", "lemmatizer"])
-    except OSError:
-        raise InputError(
-            f"build_vocabulary.tagger = {name!r}: not installed; 'python -m spacy download {name}', or use 'embedded'"
-        ) from None
-
-
-def choose(counts: Counter[str], config: Config) -> tuple[list[tuple[str, int]], list[tuple[str, int, str]]]:
-    """The M most frequent nouns with their counts, ties in alphabetical order; and the others with the reason.
+def choose(nouns: list[Noun], config: Config) -> tuple[list[tuple[str, int]], list[tuple[str, int, str]]]:
+    """The M most frequent nouns with their counts; and the others with the reason. Both in the order given.
 
     Raises InputError where there are fewer than asked.
     """
-    template_words = set(re.findall(r"[a-z]+", " ".join(VIDEO_TEMPLATES + IMAGE_TEMPLATES).lower()))
+    prompts = config.templates.words()
+    prompts |= {f"{word}s" for word in prompts}
     chosen: list[tuple[str, int]] = []
     left_out: list[tuple[str, int, str]] = []
-    for noun, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if not WORD.fullmatch(noun):
-            left_out.append((noun, count, "not a word"))
-        elif noun in template_words:
-            left_out.append((noun, count, "a word of the prompt templates"))
-        elif noun in config.exclude:
-            left_out.append((noun, count, "excluded by the configuration"))
-        elif count < config.least_count:
-            left_out.append((noun, count, f"fewer than {config.least_count} times"))
-        elif len(chosen) == config.entities:
-            left_out.append((noun, count, f"below the {config.entities} most frequent"))
+    for noun in nouns:
+        reason = why_not(noun, config, prompts)
+        if not reason and len(chosen) == config.entities:
+            reason = f"below the {config.entities} most frequent"
+        if reason:
+            left_out.append((noun.name, noun.count, reason))
         else:
-            chosen.append((noun, count))
+            chosen.append((noun.name, noun.count))
     if len(chosen) < config.entities:
         raise InputError(
             f"build_vocabulary.entities = {config.entities}, but the captions have {len(chosen)} nouns that qualify; "
             f"add --set build_vocabulary.entities={len(chosen)}, or lower least_count"
         )
     return chosen, left_out
+
+
+def why_not(noun: Noun, config: Config, prompts: set[str]) -> str:
+    """Why a noun cannot be an entity, empty where it can. `prompts` are words that stand in the templates."""
+    if not noun.name.isalpha():
+        return "not of letters alone"
+    if len(noun.name) < config.least_letters:
+        return f"fewer than {config.least_letters} letters"
+    if len(noun.name) > config.most_letters:
+        return f"more than {config.most_letters} letters"
+    if noun.name in prompts:
+        return "a word of the prompt templates"
+    if noun.name in config.exclude:
+        return "excluded by the configuration"
+    if noun.count < config.least_share * noun.occurrences:
+        return f"a noun in less than {config.least_share:.0%} of its occurrences"
+    if noun.count < config.least_count:
+        return f"fewer than {config.least_count} times"
+    return ""

@@ -2,58 +2,78 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from models.alpro import DualEncoder
-from models.templates import IMAGE_TEMPLATES, VIDEO_TEMPLATES
+from models.templates import Templates, fill
 from stages.artifacts import Outcome, Resources, StageConfig, require, write_json
 from stages.evaluation.encode import encode_texts, load_model
 from stages.training.distributed import pick_device
 
-VERSION = 2
+VERSION = 3
+LENGTH = 64  # word pieces of a prompt at most
 
 
 class Config(StageConfig):
-    """The prompts; the defaults are the official code's."""
+    """The prompts; they are given once, in `[templates]`."""
 
-    video_templates: tuple[str, ...] = Field(
-        tuple(VIDEO_TEMPLATES), min_length=1, description="prompts for videos, {} is the entity"
-    )
-    image_templates: tuple[str, ...] = Field(
-        tuple(IMAGE_TEMPLATES), min_length=1, description="prompts for images, {} is the entity"
-    )
+    templates: Templates = Templates()
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `prompter`, `vocabulary`. Writes prompts.safetensors: `video` and `image`, each (M, E); entities.json."""
+    """inputs: `prompter`, `vocabulary`. Writes prompts.safetensors: `video` and `image`, each (M, E); entities.json;
+    prompts.parquet: how much the prompts of each entity disagree, and which other entity is nearest."""
     device = pick_device(resources)
     prompter = load_model(inputs["prompter"], device)
     entities = read_entities(inputs["vocabulary"])
     prompts = {
         kind: embed(prompter.model, prompter.tokenizer, entities, templates, device)
-        for kind, templates in (("video", config.video_templates), ("image", config.image_templates))
+        for kind, templates in config.templates.kinds.items()
     }
     save_file({kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors")
     write_json(out / "entities.json", entities)
-    similar = prompts["video"] @ prompts["video"].T
-    similar.fill_diagonal_(-1)
-    return Outcome(
-        {"entities": len(entities)}, {"prompts/nearest_other_cosine": similar.max(dim=1).values.mean().item()}
-    )
+    table, metrics = compare(prompts, entities)
+    pq.write_table(table, out / "prompts.parquet")
+    return Outcome({"entities": len(entities)}, metrics)
 
 
 def embed(
     model: DualEncoder, tokenizer: Tokenizer, entities: list[str], templates: tuple[str, ...], device: torch.device
 ) -> Tensor:
     """The mean embedding (M, E) of each entity's prompts; not normalised again, as in the official code."""
-    texts = [template.format(entity) for entity in entities for template in templates]
-    features = encode_texts(model, tokenizer, texts, 64, device).features
+    texts = [fill(template, entity) for entity in entities for template in templates]
+    features = encode_texts(model, tokenizer, texts, LENGTH, device).features
     return features.view(len(entities), len(templates), -1).mean(dim=1)
+
+
+def disagreement(prompts: Tensor) -> Tensor:
+    """How much the prompts behind each mean embedding (M, E) disagree: (M), 0 where they are all the same.
+
+    Prompts are of unit length, so the length of their mean is their mean cosine to it; this is what it lacks of 1.
+    """
+    return (1 - prompts.norm(dim=1)).clamp(min=0)
+
+
+def compare(prompts: dict[str, Tensor], entities: list[str]) -> tuple[pa.Table, dict[str, float]]:
+    """The table of prompts.parquet, the entities whose prompts disagree most first, and its figures in short."""
+    directions = normalize(prompts["video"], dim=1)
+    cosines = (directions @ directions.T).fill_diagonal_(-1)
+    nearest, which = cosines.max(dim=1)
+    disagree = {kind: disagreement(value) for kind, value in prompts.items()}
+    columns = {"entity": entities} | {f"disagreement_{kind}": value.tolist() for kind, value in disagree.items()}
+    columns |= {"nearest": [entities[i] for i in which.tolist()], "nearest_cosine": nearest.tolist()}
+    order = torch.stack(list(disagree.values())).amax(dim=0).argsort(descending=True, stable=True)
+    metrics = {"prompts/nearest_other_cosine": nearest.mean().item()}
+    for kind, value in disagree.items():
+        metrics |= {f"prompts/{kind}/disagreement": value.mean().item()}
+        metrics |= {f"prompts/{kind}/disagreement_max": value.max().item()}
+    return pa.table(columns).take(order.cpu().numpy()), metrics
 
 
 def read_entities(vocabulary: Path) -> list[str]:

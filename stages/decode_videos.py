@@ -1,31 +1,33 @@
 """Manifest to frames to WebDataset shards: every item ends in exactly one of a shard or rejects.parquet."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 from pydantic import Field
 
-from shards.annotations import read_source
-from shards.decode import Clip, DecodeError, Decoder, decode_image, decode_video
-from shards.manifest import assign_splits
-from shards.reader import Sample, ShardReader
-from shards.sampling import segment_starts
+from shards.annotations import scan_source
+from shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
+from shards.plan import Plan, Unit
 from shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject, Row
+from shards.storage import Location, TooLarge, identities, local_copy
 from shards.writer import ShardWriter, index_shard
-from stages.artifacts import Outcome, Resources, StageConfig, write_json
-from stages.pictures import clip_strip, sheet
+from stages.artifacts import Outcome, Resources, StageConfig, checksum, digest, read_json, write_json
+from stages.corpus import Counted, draw_samples, pixel_statistics, pixel_sums, write_tables
+from stages.earlier_shards import UNITS, Made, remember, take_over
 from stages.progress import progress
-from stages.workers import do_units
+from stages.workers import Died, do_units, ended_after, in_own_process
 
-VERSION = 3
+VERSION = 4
+FETCH_SECONDS = 1800.0  # after which a file at a URL is given up
 
 
 class Config(StageConfig):
@@ -39,7 +41,12 @@ class Config(StageConfig):
     quality: int = Field(90, ge=1, le=100, description="JPEG quality of stored frames")
     decoder: Decoder = Field("auto", description="auto: PyAV, and ffmpeg where it fails; or one of them alone")
     timeout: float = Field(60.0, gt=0, description="seconds after which a video is rejected")
-    samples_per_shard: int = Field(256, ge=1, description="items that go to one shard, rejects included")
+    most_bytes: int = Field(4 * 2**30, ge=1, description="size of a file, in bytes, above which it is rejected")
+    most_pixels: int = Field(8192**2, ge=1, description="pixels of a picture above which a file is rejected")
+    most_memory: int = Field(2 * 2**30, ge=2**26, description="bytes that decoding one file may take (Linux)")
+    samples_per_shard: int = Field(
+        256, ge=1, description="most items that go to one shard, rejects included; the least is half as many"
+    )
     validation: float = Field(
         0.1, ge=0, lt=1, description="share of the videos for validation, where no split is given"
     )
@@ -49,197 +56,248 @@ class Config(StageConfig):
     kinds: Literal["all", "video", "image"] = Field("all", description="which items of the manifest to take")
 
 
-@dataclass(frozen=True)
-class Unit:
-    """The items of one shard: what one worker does without knowing of others."""
-
-    name: str
-    rows: list[Row]
+# What decides how an item's frames look, or whether it has any.
+DECIDING = {"frames", "size", "quality", "decoder", "timeout", "most_bytes", "most_pixels", "most_memory"}
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
     """inputs: `data`, a manifest or a folder of videos, with annotation files under the names of the splits where
-    they say what is in it; or `sample`, the rendered sample, and Config.manifest in it."""
+    they say what is in it; or `sample`, the rendered sample, and Config.manifest in it.
+
+    Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/earlier_shards.py), statistics.json and
+    pictures/samples.png. Memory does not grow with the number of items.
+    """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
-    rows, rejects = read_source(source, {split: inputs[split] for split in SPLITS if split in inputs})
-    if config.kinds != "all":
-        rows = [row for row in rows if row.kind == config.kinds]
-    check_texts(source, rows)
-    total = len(rows) + len(rejects)
-    units = plan(assign_splits(rows, config.validation, config.test, config.seed), config.samples_per_shard)
-    do = partial(do_unit, config=config, out=out)
-    # A file that crashes its decoder is decoded by the ffmpeg binary, which crashes alone.
-    rescue = partial(do_unit, config=config.model_copy(update={"decoder": "ffmpeg"}), out=out)
-    with progress("decoding", len(rows), "items") as advance:
-        left = [unit for unit in units if not finished(unit, out)]
-        advance(len(rows) - sum(len(unit.rows) for unit in left))
-        for unit in do_units(left, do, rescue, resources):
+    parts = out / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    if not resources.dask:  # whose tasks may outlive a pipeline that was killed
+        for left in (*out.rglob(".*.part"), *parts.glob(".fetched.*")):  # by processes that were killed
+            left.unlink(missing_ok=True)
+    records = scan_source(source, {split: inputs[split] for split in SPLITS if split in inputs})
+    wanted = (r for r in records if config.kinds == "all" or isinstance(r, Reject) or r.kind == config.kinds)
+    plan = Plan.make(
+        parts / "plan.sqlite", wanted, config.validation, config.test, config.seed, config.samples_per_shard
+    )
+    check_texts(source, plan)
+    remember(out)
+    with progress("decoding", plan.count("rows"), "items") as advance:
+        for unit, _ in do_units(unfinished(plan, out, advance), partial(do_unit, config=config, out=out), resources):
             advance(len(unit.rows))
-    outcome, table = join(units, rejects, out)
+    outcome = join(plan, out)
     draw_samples(out)
-    rejected = outcome.counts["rejected"]
+    rejected, total = outcome.counts["rejected"], outcome.counts["items"]
     if rejected > config.most_rejects * total:
-        forget_rejects(units, out)
+        reasons = Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
+        forget_rejects(plan, out)
         raise InputError(
             f"{source}: {rejected} of {total} items were rejected, more than most_rejects = {config.most_rejects:g} "
-            f"allows (most often: {most_common_reason(table)}); see {out / 'rejects.parquet'}"
+            f"allows ({', '.join(f'{n} {reason}' for reason, n in reasons.most_common())}); "
+            f"see {out / 'rejects.parquet'}"
         )
     return outcome
 
 
-def check_texts(source: Path, rows: list[Row]) -> None:
+def check_texts(source: Location, plan: Plan) -> None:
     """Raises InputError where no item has a caption or a question: nothing could be learned from it."""
-    if not any(row.captions or row.questions for row in rows):
+    if not plan.count("rows"):
+        bad = next(plan.rejects(), None)
+        raise InputError(f"{source}: no rows of these kinds" if bad is None else f"{source}: {bad.id}: {bad.detail}")
+    if not any(told["items"] for told in plan.told().values()):
         hint = (
             "put each video's captions, one a line, in a .txt beside it"
-            if source.is_dir()
+            if Path(source).is_dir()
             else "fill the column 'captions'"
         )
         raise InputError(f"{source}: no captions and no questions at all; {hint}")
 
 
-def plan(rows: list[Row], per_shard: int) -> list[Unit]:
-    """The units, which depend on the manifest alone: shards of one split and one kind, in the manifest's order."""
-    units = []
-    for split in SPLITS:
-        for kind in ("video", "image"):
-            chosen = [row for row in rows if row.split == split and row.kind == kind]
-            for number, at in enumerate(range(0, len(chosen), per_shard)):
-                units.append(Unit(f"{split}-{kind}-{number:05d}", chosen[at : at + per_shard]))
-    return units
+def part(name: str, kind: str, out: Path) -> Path:
+    """Where a unit's part of the index, of the rejects, or what is known of it lies until the stage ends."""
+    return out / "parts" / f"{name}.{kind}"
 
 
-def finished(unit: Unit, out: Path) -> bool:
-    return (out / "parts" / f"{unit.name}.rejects.parquet").is_file()
+def finished(name: str, out: Path) -> bool:
+    return part(name, "rejects.parquet", out).is_file()
+
+
+def unfinished(plan: Plan, out: Path, advance: Any) -> Iterator[Unit]:
+    """The units that are to be done; `advance` is told of the others."""
+    for unit in plan.units():
+        if finished(unit.name, out):
+            advance(len(unit.rows))
+        else:
+            yield unit
 
 
 def do_unit(unit: Unit, config: Config, out: Path) -> None:
-    """Decodes the items of one unit into its shard and writes its part of the index, statistics and rejects."""
-    parts = out / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
-    shard = out / f"{unit.name}.tar"
-    writer = ShardWriter(shard, config.quality)
-    rejects, sums = [], np.zeros((3, 3))
-    for row in unit.rows:
-        try:
-            clip = decode(row, config)
-        except DecodeError as error:
-            rejects.append(Reject(id=row.id, path=str(row.path.name), reason=str(error)))
-            continue
-        writer.write(row, clip)
-        sums += pixel_sums(clip)
-    writer.close()
-    if writer.count:
-        pq.write_table(index_shard(shard), parts / f"{unit.name}.index.parquet")
-    write_json(parts / f"{unit.name}.sums.json", sums.tolist())
+    """Makes the shard of a unit and writes its part of the index, statistics and rejects.
+
+    The shard is that of an earlier artifact where one has it, else its items are decoded.
+    """
+    key = unit_key(unit, config)
+    taken = take_over(key, unit.name, [row.id for row in unit.rows], out)
+    if taken is None:
+        rejects, sums = write_shard(unit, config, out)
+        shard = out / f"{unit.name}.tar"
+        index = index_shard(shard) if shard.is_file() else INDEX.empty_table()
+        sha256 = checksum(shard) if shard.is_file() else ""
+        made = Made(unit.name, key, sha256, index.num_rows, len(rejects), sums.ravel().tolist())
+        rejected = pa.Table.from_pylist([r.model_dump() for r in rejects], schema=REJECTS)
+    else:
+        made, index, rejected = taken
+    pq.write_table(index, part(unit.name, "index.parquet", out))
+    write_json(part(unit.name, "json", out), vars(made) | {"decoded": taken is None})
     # The rejects come last: this file says that the unit is done.
-    temporary = parts / f".{unit.name}.part"
-    pq.write_table(pa.Table.from_pylist([r.model_dump() for r in rejects], schema=REJECTS), temporary)
-    temporary.rename(parts / f"{unit.name}.rejects.parquet")
+    temporary = part(f".{unit.name}.{uuid4().hex}", "part", out)
+    pq.write_table(rejected, temporary)
+    temporary.rename(part(unit.name, "rejects.parquet", out))
+    part(unit.name, "suspects", out).unlink(missing_ok=True)
 
 
-def forget_rejects(units: list[Unit], out: Path) -> None:
+def unit_key(unit: Unit, config: Config) -> str:
+    """What decides a shard: its rows, where their files lie, their size and time of change, and the settings."""
+    files = identities(row.path for row in unit.rows)
+    rows = [row.model_dump(mode="json") | {"file": file} for row, file in zip(unit.rows, files, strict=True)]
+    return digest({"version": VERSION, "config": config.model_dump(include=DECIDING), "rows": rows})
+
+
+def write_shard(unit: Unit, config: Config, out: Path) -> tuple[list[Reject], np.ndarray]:
+    """Decodes the items of a unit into its shard. Returns the rejects and the sums of the frames' pixels."""
+    rejects, sums = [], np.zeros((3, 3))
+    suspected = Suspects(part(unit.name, "suspects", out))
+    with ShardWriter(out / f"{unit.name}.tar", config.quality) as writer, suspected as suspects:
+        for number, row in enumerate(unit.rows):
+            try:
+                if not row.captions and not row.questions:
+                    raise DecodeError("no text")
+                with fetched(row.path, config.most_bytes, out / "parts") as path:
+                    suspects.at(number)
+                    clip = (decode_apart if number in suspects.found else decode_watched)(row, path, config)
+            except DecodeError as error:
+                rejects.append(Reject(id=row.id, path=row.file_name, reason=error.reason, detail=error.detail))
+                continue
+            writer.write(row, clip)
+            sums += pixel_sums(clip.frames)
+    return rejects, sums
+
+
+class Suspects:
+    """The items of a unit at which a process that decoded it has died, remembered in a file.
+
+    The number of each item is written before it is decoded. Where the file is found, the process died at the last.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> "Suspects":
+        self.found = {int(n) for n in self.path.read_text().split("\n")[:-1]} if self.path.is_file() else set()
+        self.file = open(self.path, "a")
+        self.size = self.file.tell()
+        return self
+
+    def at(self, number: int) -> None:
+        if number not in self.found:
+            self.file.truncate(self.size)
+            self.file.write(f"{number}\n")
+            self.file.flush()
+
+    def __exit__(self, *exception: object) -> None:
+        """The process lives: the item it was at, if any, has not killed it."""
+        self.file.truncate(self.size)
+        self.file.close()
+
+
+def most_seconds(config: Config) -> float:
+    """What an item can take where all heed their time limit, on a machine that is busy with others."""
+    return config.timeout + 30
+
+
+def decode_watched(row: Row, path: Path, config: Config) -> Clip:
+    """`decode`; a decoder that hangs ends this process, and the next one decodes the item apart."""
+    with ended_after(most_seconds(config)):
+        return decode(row, path, config)
+
+
+def decode_apart(row: Row, path: Path, config: Config) -> Clip:
+    """`decode` in a process of its own, for an item at which a process has died. It may not have been its fault, so
+    it is tried twice; then the ffmpeg binary may try it, which crashes alone."""
+    try:
+        try:
+            return in_own_process(decode, row, path, config, seconds=most_seconds(config))
+        except Died:
+            return in_own_process(decode, row, path, config, seconds=most_seconds(config))
+    except TimeoutError as error:
+        raise DecodeError("too slow", f"the decoder hangs, {error}") from None
+    except Died as error:
+        if row.kind == "video" and config.decoder == "auto":
+            return decode(row, path, config.model_copy(update={"decoder": "ffmpeg"}))
+        raise DecodeError("crashed", str(error)) from None
+
+
+def decode(row: Row, path: Path, config: Config) -> Clip:
+    """The frames of an item, of its file on this machine. Raises DecodeError with the reason where there are none."""
+    limits = Limits(config.timeout, config.most_memory, config.most_pixels)
+    if row.kind == "image":
+        return decode_image(path, config.size, limits)
+    return decode_video(path, config.frames, config.size, row.start, row.end, config.decoder, limits)
+
+
+@contextmanager
+def fetched(location: Location, most_bytes: int, folder: Path) -> Iterator[Path]:
+    """A file of this machine; of a URL, a copy for the time being. Raises DecodeError where there is none to be had."""
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(local_copy(location, most_bytes, folder, FETCH_SECONDS))
+        except FileNotFoundError:
+            raise DecodeError("missing") from None
+        except TooLarge as error:
+            raise DecodeError("too large", str(error)) from None
+        except OSError as error:
+            if error.errno is not None:  # this machine's, such as a full disk
+                raise
+            raise DecodeError("not fetched", str(error)) from None
+        if isinstance(location, Path):
+            with suppress(OSError, ValueError):  # what is no file is told by its decoder
+                if (size := path.stat().st_size) > most_bytes:
+                    raise DecodeError("too large", f"{size} bytes")
+        yield path
+
+
+def forget_rejects(plan: Plan, out: Path) -> None:
     """Deletes what was made of every unit that has rejects: a rerun does it again, since the cause may be mended."""
-    for unit in units:
-        made = [out / "parts" / f"{unit.name}.{kind}" for kind in ("rejects.parquet", "index.parquet", "sums.json")]
+    for name in plan.names():
+        made = [part(name, kind, out) for kind in ("rejects.parquet", "index.parquet", "json")]
         if pq.read_metadata(made[0]).num_rows:
-            for path in (*made, out / f"{unit.name}.tar"):  # the rejects first: they say that the unit is done
+            for path in (*made, out / f"{name}.tar"):  # the rejects first: they say that the unit is done
                 path.unlink(missing_ok=True)
 
 
-def decode(row: Row, config: Config) -> Clip:
-    """The frames of an item. Raises DecodeError with the reason where there are none, or nothing was said of it."""
-    if not row.captions and not row.questions:
-        raise DecodeError("neither caption nor question")
-    if row.kind == "image":
-        return decode_image(row.path, config.size)
-    return decode_video(row.path, config.frames, config.size, row.start, row.end, config.decoder, config.timeout)
+def join(plan: Plan, out: Path) -> Outcome:
+    """The parts of all units to one index, one table of rejects, one of units, and statistics.
 
-
-def pixel_sums(clip: Clip) -> np.ndarray:
-    """Count, sum and sum of squares of the pixels of each channel: (3, 3)."""
-    pixels = clip.frames.reshape(-1, 3).astype(np.float64) / 255
-    return np.stack([np.full(3, float(len(pixels))), pixels.sum(0), (pixels**2).sum(0)])
-
-
-def join(units: list[Unit], rejects: list[Reject], out: Path) -> tuple[Outcome, pa.Table]:
-    """The parts of all units to one index, one table of rejects and statistics; checks that the counts add up."""
-    parts = out / "parts"
-    indexes = [parts / f"{unit.name}.index.parquet" for unit in units]
-    index = pa.concat_tables([INDEX.empty_table(), *(pq.read_table(p) for p in indexes if p.is_file())])
-    bad = [pa.Table.from_pylist([r.model_dump() for r in rejects], schema=REJECTS)]
-    rejected = pa.concat_tables(bad + [pq.read_table(parts / f"{unit.name}.rejects.parquet") for unit in units])
-    assert index.num_rows + rejected.num_rows == sum(len(unit.rows) for unit in units) + len(rejects)
-    pq.write_table(index, out / "index.parquet")
-    pq.write_table(rejected, out / "rejects.parquet")
-    counts = count(index, rejected)
-    write_json(out / "statistics.json", statistics(units, index, rejected, parts))
-    return Outcome(counts), rejected
-
-
-def count(index: pa.Table, rejected: pa.Table) -> dict[str, int]:
-    split, kind = Counter(index["split"].to_pylist()), Counter(index["kind"].to_pylist())
-    captions = sum(len(c) for c in index["captions"].to_pylist())
-    questions = sum(len(q) for q in index["questions"].to_pylist())
-    return {
-        "items": index.num_rows + rejected.num_rows,
-        "samples": index.num_rows,
-        "rejected": rejected.num_rows,
-        "videos": kind["video"],
-        "images": kind["image"],
-        **{name: split[name] for name in SPLITS},
-        "captions": captions,
-        "questions": questions,
-    }
-
-
-def statistics(units: list[Unit], index: pa.Table, rejected: pa.Table, parts: Path) -> dict[str, Any]:
-    """Mean and standard deviation of the training frames' channels, seconds of video, and why items were rejected."""
-    import json
-
-    training = [u for u in units if u.name.startswith("train")] or units
-    sums = sum((np.array(json.loads((parts / f"{u.name}.sums.json").read_text())) for u in training), np.zeros((3, 3)))
-    pixels = np.maximum(sums[0], 1)
-    mean = sums[1] / pixels
-    return {
-        "mean": mean.round(5).tolist(),
-        "std": np.sqrt(np.maximum(sums[2] / pixels - mean**2, 1e-6)).round(5).tolist(),
-        "hours": round(sum(index["duration"].to_pylist()) / 3600, 4),
-        "splits": {split: decoded_of(units, index, split) for split in SPLITS},
-        "reasons": dict(Counter(rejected["reason"].to_pylist()).most_common()),
-    }
-
-
-def decoded_of(units: list[Unit], index: pa.Table, split: str) -> dict[str, list[int]]:
-    """Items, captions and questions of a split: how many were decoded, and of how many.
-
-    An item of which nothing was said counts as neither.
+    Checks that the counts add up.
     """
-    asked = [row for unit in units for row in unit.rows if row.split == split and (row.captions or row.questions)]
-    mine = index.filter(pc.equal(index["split"], split))
-    captions, questions = (sum(map(len, mine[name].to_pylist())) for name in ("captions", "questions"))
-    return {
-        "items": [mine.num_rows, len(asked)],
-        "captions": [captions, sum(len(row.captions) for row in asked)],
-        "questions": [questions, sum(len(row.questions) for row in asked)],
-    }
+    counted, linked, training, everything = Counted(), 0, np.zeros(9), np.zeros(9)
+    bad = (pa.Table.from_pylist([reject.model_dump()], schema=REJECTS) for reject in plan.rejects())
 
+    def units() -> Iterator[pa.Table]:
+        nonlocal linked
+        for name in plan.names():
+            made = read_json(part(name, "json", out))
+            everything[:] += made["sums"]
+            training[:] += np.array(made["sums"]) * name.startswith("train")
+            linked += 0 if made.pop("decoded") else made["samples"]
+            yield pa.Table.from_pylist([made], schema=UNITS)
 
-def draw_samples(out: Path, count: int = 8) -> None:
-    """pictures/samples.png: some samples, evenly over the corpus, with what was said of them."""
-    reader = ShardReader(out)
-    rows = [sample_strip(reader[number]) for number in segment_starts(len(reader), min(count, len(reader)))]
-    if rows:
-        (out / "pictures").mkdir(exist_ok=True)
-        sheet(rows, columns=2 if len(rows) > 1 else 1).save(out / "pictures" / "samples.png")
+    def parts(kind: str) -> Iterator[pa.Table]:
+        return (pq.read_table(part(name, kind, out)) for name in plan.names())
 
-
-def sample_strip(sample: Sample) -> Image.Image:
-    """Four frames of a sample with what was said of it."""
-    frames = sample.frames(segment_starts(len(sample), 4 if len(sample) > 1 else 1))
-    said = [*sample.about["captions"][:2], *(f"{q['question']} {q['answer']}" for q in sample.about["questions"][:2])]
-    return clip_strip(frames, [f"{sample.about['id']} ({sample.about['split']})", *said])
-
-
-def most_common_reason(rejected: pa.Table) -> str:
-    return Counter(rejected["reason"].to_pylist()).most_common(1)[0][0]
+    write_tables(out / "index.parquet", INDEX, map(counted.samples, parts("index.parquet")))
+    write_tables(out / "rejects.parquet", REJECTS, map(counted.rejects, chain(bad, parts("rejects.parquet"))))
+    write_tables(out / "units.parquet", UNITS, units())
+    counts = counted.all() | {"linked": linked}
+    assert counts["items"] == plan.count("rows") + plan.count("rejects")
+    sums = (training if training.any() else everything).reshape(3, 3)
+    write_json(out / "statistics.json", pixel_statistics(sums) | counted.statistics(plan.told()))
+    return Outcome(counts)

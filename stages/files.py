@@ -1,20 +1,24 @@
 """Contents of people's files as digests, remembered so that an unchanged file is read once."""
 
+import hashlib
 import os
 import sqlite3
 import stat
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from shards.annotations import read_source
-from shards.schema import InputError
-from stages.artifacts import digest
+from shards.annotations import scan_source
+from shards.schema import InputError, Row
+from shards.storage import Location, identities, parent
+from stages.artifacts import checksum, digest
 from stages.progress import progress
-from stages.training.checkpoint import checksum
 
 SECONDS_BETWEEN_COMMITS = 2.0
+BATCH = 1024  # rows of a manifest that are held at a time
 
 
 class Digests:
@@ -47,7 +51,7 @@ class Digests:
         """
         found: list[str] = []
         fresh: list[tuple[str, int, int, str]] = []
-        with closing(self._open()) as db, progress("reading files", len(files), "files") as advance:
+        with closing(self._open()) as db:
             kept = time.monotonic()
             try:
                 for file in files:
@@ -55,7 +59,6 @@ class Digests:
                     if time.monotonic() - kept > SECONDS_BETWEEN_COMMITS:
                         self._keep(db, fresh)
                         kept = time.monotonic()
-                    advance()
             finally:
                 self._keep(db, fresh)
         return found
@@ -81,15 +84,34 @@ class Digests:
         fresh.clear()
 
 
-def digest_data(source: Path, digests: Digests, annotations: Mapping[str, Path] | None = None) -> str:
-    """The digest of a manifest, a folder, or a folder with annotation files, with the contents of every file named."""
-    source = Path(os.path.normpath(source.absolute()))
-    rows, rejects = read_source(source, annotations or {})
-    root = source if source.is_dir() else source.parent
-    files = sorted({row.path for row in rows})
-    contents = {str(file.relative_to(root)): value for file, value in zip(files, digests.of(files), strict=True)}
-    listing = [row.model_dump(mode="json") | {"path": str(row.path.relative_to(root))} for row in rows]
-    return digest({"rows": listing, "rejects": [r.model_dump() for r in rejects], "contents": contents})
+def digest_data(source: Location, digests: Digests, annotations: Mapping[str, Path] | None = None) -> str:
+    """The digest of a manifest, a folder, or a folder with annotation files, with the contents of every file named.
+
+    Files of other machines are not read: what their store says of them stands for their contents.
+    """
+    if isinstance(source, Path):
+        source = Path(os.path.normpath(source.absolute()))
+    root = source if isinstance(source, Path) and source.is_dir() else parent(source)
+    found = hashlib.sha256()
+    records = scan_source(source, annotations or {})
+    with progress("reading files", None, "rows") as advance:
+        while some := list(islice(records, BATCH)):
+            contents = contents_of({one.path for one in some if isinstance(one, Row)}, digests)
+            for one in some:
+                told: dict[str, Any] = {"row": one.model_dump(mode="json")}
+                if isinstance(one, Row):
+                    told["row"]["path"] = str(one.path.relative_to(root)) if isinstance(one.path, Path) else one.path
+                    told["content"] = contents[one.path]
+                found.update(digest(told).encode())
+            advance(len(some))
+    return found.hexdigest()
+
+
+def contents_of(files: set[Location], digests: Digests) -> dict[Location, str]:
+    """For each file its digest, or what its store says of it."""
+    here = sorted(file for file in files if isinstance(file, Path))
+    there = sorted(file for file in files if isinstance(file, str))
+    return dict(zip([*here, *there], [*digests.of(here), *identities(there)], strict=True))
 
 
 def digest_model(folder: Path, digests: Digests) -> str:

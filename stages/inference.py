@@ -74,7 +74,7 @@ class Model:
                 else:
                     clip = torch.from_numpy(decode_video(file, config.frames, config.image_size).frames)
             except DecodeError as error:
-                raise DecodeError(f"{file}: {error}") from error
+                raise DecodeError(error.reason, f"{file}: {error.detail}".removesuffix(": ")) from error
             clips.append(clip.permute(0, 3, 1, 2))
         return torch.stack(clips).to(self.device)
 

@@ -1,113 +1,224 @@
 """What is in decoded corpora: counts, lengths, captions, frames, and which test videos are in training too.
 
-The index tells most of it. Videos that are there twice under other names are found by two of their frames, shrunk to
-8 x 8 differences of brightness: copies of a file, or of another size or quality, mostly have the same; cut, mirrored or
-edited ones do not.
+The index tells most of it. It is read a batch at a time, and what is kept are numbers: some 50 bytes a sample and 10 a
+caption, so that a million samples fit anywhere. Videos that are there twice under other names are found by two of their
+frames, shrunk to 8 x 8 differences of brightness: copies of a file, or of another size or quality, mostly have the
+same; cut, mirrored or edited ones do not. Frames are the slow part, and `most` says of how many samples they are read.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
-from shards.reader import ShardReader, Unreadable, read_index
+from shards.reader import ShardReader, Unreadable, index_batches
 from shards.sampling import segment_starts
 from shards.schema import SPLITS, InputError
+from shards.storage import AT_ONCE, Location
 from stages.artifacts import write_json
-from stages.decode_videos import sample_strip
-from stages.pictures import sheet
+from stages.pictures import sample_strips, sheet
 from stages.progress import progress
 
-COLUMNS = ["id", "split", "kind", "group", "captions", "questions", "duration", "frame_sizes"]
-SHEET = 24  # samples on the picture
+COLUMNS = ["split", "kind", "group", "captions", "questions", "duration", "frame_sizes"]
+SHEET = 24  # samples on the picture of a corpus
+KINDS = ("video", "image")
+NOT_LOOKED_AT, UNREADABLE, BLANK = -1, -2, -3
+LOOKS = 20_000  # samples whose frames are read
 
-Row = dict[str, Any]
+
+@dataclass
+class Samples:
+    """What is kept of the samples, in arrays (N,), and of their captions, in arrays (C,), in the same order. Texts are
+    kept as 64-bit hashes."""
+
+    corpus: np.ndarray  # place in the corpora, in order
+    split: np.ndarray  # place in SPLITS
+    kind: np.ndarray  # place in KINDS
+    group: np.ndarray
+    seconds: np.ndarray
+    frames: np.ndarray
+    captions: np.ndarray  # how many
+    questions: np.ndarray  # how many
+    said: np.ndarray  # (C,) each caption
+    words: np.ndarray  # (C,) how many words each has
+    vocabulary: set[str]
+    looks: np.ndarray  # how the frames look, or one of NOT_LOOKED_AT, UNREADABLE, BLANK
+
+    def __len__(self) -> int:
+        return len(self.split)
 
 
-def inspect(folders: Sequence[Path]) -> dict[str, Any]:
-    """What is in some decoded corpora, taken together. Raises InputError where one is none, or all are empty."""
-    rows: list[Row] = []
-    for folder in folders:
-        read = read_index(folder, COLUMNS).to_pylist()
-        rows += [row | {"frames": frames} for row, frames in zip(read, looks(folder), strict=True)]
-    if not rows:
-        raise InputError(f"{', '.join(map(str, folders))}: no samples")
-    videos = [row for row in rows if row["kind"] == "video"]
-    captions = [caption for row in rows for caption in row["captions"]]
-    words = [re.findall(r"\w+", caption.lower()) for caption in captions]
+def inspect(folders: Sequence[Location], most: int = LOOKS) -> dict[str, Any]:
+    """What is in some decoded corpora, taken together; the frames of `most` samples, evenly over them, are looked at.
+
+    Raises InputError where one is no decoded corpus, or all are empty.
+    """
+    samples = read_samples(folders)
+    look_at(samples, folders, most)
+    hashes, times = np.unique(samples.said, return_counts=True)
+    videos = samples.kind == KINDS.index("video")
     return {
         "corpora": [str(folder) for folder in folders],
-        "splits": [found for s in SPLITS for kind in ("video", "image") if (found := counts(rows, s, kind))],
+        "splits": [found for s in SPLITS for kind in KINDS if (found := counts(samples, s, kind))],
         "lengths": {
-            "seconds of a video": quantiles(row["duration"] for row in videos),
-            "stored frames of a video": quantiles(len(row["frame_sizes"]) for row in videos),
-            "captions of a sample": quantiles(len(row["captions"]) for row in rows),
-            "words of a caption": quantiles(map(len, words)),
+            "seconds of a video": quantiles(samples.seconds[videos]),
+            "stored frames of a video": quantiles(samples.frames[videos]),
+            "captions of a sample": quantiles(samples.captions),
+            "words of a caption": quantiles(samples.words),
+        },
+        "histograms": {
+            "seconds of a video": histogram(samples.seconds[videos]),
+            "captions of a sample": histogram(samples.captions),
+            "words of a caption": histogram(samples.words),
         },
         "captions": {
-            "all": len(captions),
-            "different": len(set(captions)),
-            "different words": len({word for said in words for word in said}),
-            "most repeated": [[text, times] for text, times in Counter(captions).most_common(10) if times > 1],
+            "all": len(samples.said),
+            "different": len(hashes),
+            "different words": len(samples.vocabulary),
+            "said of more than one sample": int((times > 1).sum()),
+            "most repeated": most_repeated(folders, hashes, times),
         },
-        "also in training": {split: shared(rows, split) for split in SPLITS[1:]},
-        "unreadable": sum(row["frames"] is None for row in rows),
+        "also in training": {split: shared(samples, split) for split in SPLITS[1:]},
+        "looked at": int((samples.looks != NOT_LOOKED_AT).sum()),
+        "unreadable": int((samples.looks == UNREADABLE).sum()),
     }
 
 
-def counts(rows: list[Row], split: str, kind: str) -> Row:
+def read_samples(folders: Sequence[Location]) -> Samples:
+    """The samples of corpora, one after the other. Raises InputError where there are none."""
+    columns: dict[str, list[np.ndarray]] = {}
+    vocabulary: set[str] = set()
+    for number, folder in enumerate(folders):
+        for batch in index_batches(folder, COLUMNS):
+            captions = batch["captions"].flatten().to_pylist()
+            said = [re.findall(r"\w+", caption.lower()) for caption in captions]
+            vocabulary.update(word for words in said for word in words)
+            found = {
+                "corpus": np.full(len(batch), number, np.int16),
+                "split": pc.index_in(batch["split"], pa.array(SPLITS)).to_numpy().astype(np.int8),
+                "kind": pc.index_in(batch["kind"], pa.array(KINDS)).to_numpy().astype(np.int8),
+                "group": hashed(batch["group"].to_pylist()),
+                "seconds": batch["duration"].to_numpy().astype(np.float32),
+                **{
+                    name: pc.list_value_length(batch[column]).to_numpy().astype(np.int32)
+                    for name, column in (
+                        ("frames", "frame_sizes"),
+                        ("captions", "captions"),
+                        ("questions", "questions"),
+                    )
+                },
+                "said": hashed(captions),
+                "words": np.fromiter(map(len, said), np.int32, len(said)),
+                "looks": np.full(len(batch), NOT_LOOKED_AT),
+            }
+            for name, values in found.items():
+                columns.setdefault(name, []).append(values)
+    if not columns:
+        raise InputError(f"{', '.join(map(str, folders))}: no samples")
+    return Samples(**{name: np.concatenate(values) for name, values in columns.items()}, vocabulary=vocabulary)
+
+
+def hashed(texts: list[Any]) -> np.ndarray:
+    """A number of 63 bits for each text (or bytes): the same within this process."""
+    return np.fromiter((hash(text) & (2**63 - 1) for text in texts), np.int64, len(texts))
+
+
+def counts(samples: Samples, split: str, kind: str) -> dict[str, Any]:
     """Samples, captions, questions and hours of one kind in one split; empty where there is none."""
-    mine = [row for row in rows if (row["split"], row["kind"]) == (split, kind)]
-    if not mine:
+    mine = (samples.split == SPLITS.index(split)) & (samples.kind == KINDS.index(kind))
+    if not mine.any():
         return {}
-    said = {name: sum(len(row[name]) for row in mine) for name in ("captions", "questions")}
     return {
         "split": split,
         "kind": kind,
-        "samples": len(mine),
-        **said,
-        "hours": sum(r["duration"] for r in mine) / 3600,
+        "samples": int(mine.sum()),
+        "captions": int(samples.captions[mine].sum()),
+        "questions": int(samples.questions[mine].sum()),
+        "hours": float(samples.seconds[mine].sum(dtype=np.float64)) / 3600,
     }
 
 
-def quantiles(values: Iterable[float]) -> dict[str, float]:
+def quantiles(values: np.ndarray) -> dict[str, float]:
     """Least, 5 %, median, 95 % and most; empty of nothing."""
-    found = list(values)
     names = ("least", "5 %", "median", "95 %", "most")
-    return dict(zip(names, np.quantile(found, [0, 0.05, 0.5, 0.95, 1]).tolist(), strict=True)) if found else {}
+    return dict(zip(names, np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).tolist(), strict=True)) if len(values) else {}
 
 
-def shared(rows: list[Row], split: str) -> dict[str, int]:
-    """How many samples of a split are in training too: by their group, a caption, or how they look."""
-    training, mine = ([row for row in rows if row["split"] == name] for name in ("train", split))
-    groups, looked = {row["group"] for row in training}, {row["frames"] for row in training} - {None}
-    told = {caption for row in training for caption in row["captions"]}
+def histogram(values: np.ndarray, bins: int = 20) -> dict[str, list[float]]:
+    """How many values lie between each two of the edges; empty of nothing."""
+    if not len(values):
+        return {}
+    counted, edges = np.histogram(values, bins)
+    return {"counts": counted.tolist(), "edges": edges.tolist()}
+
+
+def most_repeated(
+    folders: Sequence[Location], hashes: np.ndarray, times: np.ndarray, most: int = 10
+) -> list[list[Any]]:
+    """The captions that come most often, with how often; of those that come twice at least."""
+    best = [n for n in np.argsort(-times, kind="stable")[:most] if times[n] > 1]
+    wanted = {int(hashes[n]): int(times[n]) for n in best}
+    found: dict[int, str] = {}
+    for folder in folders:
+        for batch in index_batches(folder, ["captions"]):
+            if len(found) == len(wanted):
+                break
+            captions = batch["captions"].flatten().to_pylist()
+            found |= {h: text for h, text in zip(hashed(captions).tolist(), captions, strict=True) if h in wanted}
+    return [[found[h], count] for h, count in sorted(wanted.items(), key=lambda one: (-one[1], found[one[0]]))]
+
+
+def shared(samples: Samples, split: str) -> dict[str, int]:
+    """How many samples of a split are in training too: by their group, a caption, or, of those looked at, by how they
+    look."""
+    training, mine = (samples.split == SPLITS.index(name) for name in ("train", split))
+    sample_of = np.repeat(np.arange(len(samples)), samples.captions)  # of each caption
+    told = np.isin(samples.said, samples.said[training[sample_of]]) & mine[sample_of]
+    seen = samples.looks >= 0
     return {
-        "samples": len(mine),
-        "same group": sum(row["group"] in groups for row in mine),
-        "a caption in common": sum(not told.isdisjoint(row["captions"]) for row in mine),
-        "same frames": sum(row["frames"] in looked for row in mine),
+        "samples": int(mine.sum()),
+        "same group": int(np.isin(samples.group[mine], samples.group[training]).sum()),
+        "a caption in common": len(np.unique(sample_of[told])),
+        "looked at": int((mine & seen).sum()),
+        "same frames": int(np.isin(samples.looks[mine & seen], samples.looks[training & seen]).sum()),
     }
 
 
-def looks(folder: Path) -> list[bytes | None]:
-    """How every sample of a corpus looks, to be compared; None where a frame is unreadable, or has nothing on it."""
-    reader = ShardReader(folder)
-    found: list[bytes | None] = []
-    with progress(f"looking at {folder.name}", len(reader), "samples") as advance:
-        for number in range(len(reader)):
-            try:
-                sample = reader[number]
-                frames = sample.frames(segment_starts(len(sample), min(2, len(sample))))
-                found.append(look(frames))
-            except Unreadable:
-                found.append(None)
-            advance()
-    return found
+def look_at(samples: Samples, folders: Sequence[Location], most: int) -> None:
+    """Fills in how the samples look: those of validation and test first, up to half of `most`, then of training."""
+    held_out = np.flatnonzero(samples.split != 0)
+    some = held_out[
+        segment_starts(len(held_out), min(len(held_out), max(most // 2, most - (samples.split == 0).sum())))
+    ]
+    training = np.flatnonzero(samples.split == 0)
+    chosen = np.concatenate([some, training[segment_starts(len(training), min(len(training), most - len(some)))]])
+    with progress("looking at frames", len(chosen), "samples") as advance, ThreadPoolExecutor(AT_ONCE) as threads:
+        for place, folder in enumerate(folders):
+            mine = np.sort(chosen[samples.corpus[chosen] == place])
+            if not len(mine):
+                continue
+            reader, first = ShardReader(folder), np.searchsorted(samples.corpus, place)
+            for number, found in zip(mine, threads.map(partial(look_of, reader), (mine - first).tolist()), strict=True):
+                samples.looks[number] = found
+                advance()
+
+
+def look_of(reader: ShardReader, number: int) -> int:
+    """How a sample looks, to be compared, as a number of 63 bits; UNREADABLE or BLANK."""
+    try:
+        sample = reader[number]
+        found = look(sample.frames(segment_starts(len(sample), min(2, len(sample)))))
+    except Unreadable:
+        return UNREADABLE
+    return BLANK if found is None else int(hashed([found])[0])
 
 
 def look(frames: np.ndarray) -> bytes | None:
@@ -117,13 +228,14 @@ def look(frames: np.ndarray) -> bytes | None:
     return np.packbits(brighter).tobytes() if brighter.any() else None
 
 
-def save(found: dict[str, Any], folders: Sequence[Path], out: Path) -> None:
-    """inspect.json, and frames.png: samples evenly over the corpora with what was said of them."""
+def save(found: dict[str, Any], folders: Sequence[Location], out: Path) -> list[Path]:
+    """inspect.json, the data of a page, and for each corpus frames-N.png: samples evenly over it with what was said of
+    them. Returns the files."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "inspect.json", found)
-    strips = []
-    for folder in folders:
-        reader = ShardReader(folder)
-        for number in segment_starts(len(reader), min(SHEET // len(folders) or 1, len(reader))):
-            strips.append(sample_strip(reader[number]))
-    sheet(strips, columns=2 if len(strips) > 1 else 1).save(out / "frames.png")
+    files = [out / "inspect.json"]
+    write_json(files[0], found)
+    for number, folder in enumerate(folders, 1):
+        if strips := sample_strips(ShardReader(folder), SHEET):
+            files.append(out / f"frames-{number}.png")
+            sheet(strips, columns=2 if len(strips) > 1 else 1).save(files[-1])
+    return files

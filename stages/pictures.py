@@ -6,6 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from shards.reader import ShardReader, Unreadable
+from shards.sampling import segment_starts
+
 TILE = 176  # pixels of a frame in a picture
 INK, PAPER, FAINT = (25, 25, 28), (255, 255, 255), (120, 120, 128)
 GREEN, RED, AMBER = (30, 150, 70), (205, 50, 45), (235, 160, 20)
@@ -54,6 +57,21 @@ def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
 def clip_strip(frames: np.ndarray, lines: Sequence[str]) -> Image.Image:
     """Frames (T, H, W, 3) of a clip in order, with what was said of it."""
     return strip([tile(f) for f in frames], [(line, INK) for line in lines], len(frames) * (TILE + 4))
+
+
+def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
+    """Samples evenly over a corpus, each as four frames with what was said of it; without those that are damaged."""
+    rows = []
+    for number in segment_starts(len(reader), min(count, len(reader))):
+        try:
+            sample = reader[number]
+            frames = sample.frames(segment_starts(len(sample), 4 if len(sample) > 1 else 1))
+        except Unreadable:
+            continue
+        about = sample.about
+        said = [*about["captions"][:2], *(f"{q['question']} {q['answer']}" for q in about["questions"][:2])]
+        rows.append(clip_strip(frames, [f"{about['id']} ({about['split']})", *said]))
+    return rows
 
 
 def draw_entities(

@@ -10,8 +10,11 @@ LINE_SECONDS = 15.0  # between plain lines
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-    """Yields `advance(n, note="")`. The bar, or the line, says `what`, how many of `total` units, and the note."""
+def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    """Yields `advance(n, note="")`. The bar, or the line, says `what`, how many of `total` units, and the note.
+
+    A total that is not known is None.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,10 +34,8 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         now = time.monotonic()
         if now - started > QUIET_SECONDS and now - last > LINE_SECONDS:
             last = now
-            print(
-                f"{what}: {done} of {total} {unit}, {now - started:.0f} s{', ' + noted if noted else ''}",
-                file=sys.stderr,
-                flush=True,
-            )
+            many = f"{done} of {total}" if total is not None else f"{done}"
+            told = f", {noted}" if noted else ""
+            print(f"{what}: {many} {unit}, {now - started:.0f} s{told}", file=sys.stderr, flush=True)
 
     yield advance

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
@@ -155,6 +156,7 @@ def write_report(path: Path, name: str, made: list[Listed]) -> Path:
             "counts": {} if manifest["stage"] == "evaluate" else manifest["counts"],
             "pictures": [base64.b64encode(picture).decode() for picture in pictures(stage, folder)],
             "reasons": reasons(folder),
+            "prompts": least_agreed(folder),
         }
         for stage, folder, manifest, cached in made
     ]
@@ -174,6 +176,15 @@ def pictures(stage: str, folder: Path) -> Iterator[bytes]:
         yield buffer.getvalue()
     for picture in sorted((folder / "pictures").glob("*.png")):
         yield picture.read_bytes()
+
+
+def least_agreed(folder: Path, most: int = 10) -> dict[str, float]:
+    """The entities whose prompts disagree most, with how much at most; empty for a stage without prompts."""
+    path = folder / "prompts.parquet"
+    if not path.is_file():
+        return {}
+    rows = pq.read_table(path).slice(0, most).to_pylist()
+    return {row["entity"]: max(row["disagreement_video"], row["disagreement_image"]) for row in rows}
 
 
 def reasons(folder: Path) -> dict[str, int]:

@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from shards.schema import InputError
+from shards.storage import located
 from stages.artifacts import CONTINUE, MISTAKE, Outcome, Resources, read_json, write_json
 
 ORPHAN_SECONDS = 30.0  # what a process has to end by itself when the one that started it is gone
@@ -90,7 +91,7 @@ def run(work: dict) -> Outcome:
     """Runs the stage that a work file describes and returns what it found."""
     module = import_module(f"stages.{work['stage']}")
     config = module.Config.model_validate(work["config"])
-    inputs = {name: Path(path) for name, path in work["inputs"].items()}
+    inputs = {name: located(path) for name, path in work["inputs"].items()}
     resources = Resources.model_validate(work["resources"])
     if threads := os.environ.get("ALPRO_THREADS"):
         import torch

@@ -35,6 +35,7 @@ TABLES = (
     "results.json",
     "entities.parquet",
     "left_out.parquet",
+    "prompts.parquet",
     "rejects.parquet",
     "qa.parquet",
     "retrieval_t2v.parquet",

@@ -1,6 +1,7 @@
 """Texts to word ids the way BERT takes them: [CLS] text [SEP], cut to a length; tokenizers trained and loaded."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -55,16 +56,17 @@ def pad(rows: list[np.ndarray], fill: int, length: int = 0) -> np.ndarray:
     return out
 
 
-def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
-    """A lower-casing WordPiece tokenizer that speaks BERT's form: [CLS] text [SEP].
+def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Tokenizer:
+    """A lower-casing WordPiece tokenizer that speaks BERT's form: [CLS] text [SEP]; of texts, or of how often each is.
 
     Its pieces are the most frequent words, and single characters for the rest; ties in alphabetical order. (The
     library's own trainer breaks ties by a random hash, so that the same captions give another vocabulary each time.)
     """
     plain = bert_tokenizer(Tokenizer(models.WordPiece(unk_token="[UNK]")))
     words: Counter[str] = Counter()
-    for text in texts:
-        words.update(word for word, _ in plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text)))
+    for text, count in Counter(texts).items():
+        for word, _ in plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text)):
+            words[word] += count
     letters: Counter[str] = Counter()
     for word, count in words.items():
         letters.update(dict.fromkeys(word, count))

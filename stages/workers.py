@@ -1,17 +1,35 @@
-"""Where units of work run: a pool of processes on this machine, or a Dask cluster of many."""
+"""Where units of work run: a pool of processes on this machine, or a Dask cluster of many.
+
+A process may die in the middle of a unit: native code crashes, the system runs short of memory, somebody kills it. Its
+pool is then made anew and the units that were under way are begun again; what killed it is for the unit to remember.
+"""
 
 import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, TypeVar
 
 from shards.schema import InputError
 from stages.artifacts import Resources
 
 Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+DEATHS = 50  # of workers in succession, without a unit done in between, after which the fault is not a unit's
+START_SECONDS = 60.0  # what a process may take to start, on a machine that is busy with others
+STUCK = 70  # exit status of a process that ended itself because its work did not
+
+
+class Died(Exception):
+    """A process that was to compute something has crashed, or was killed."""
 
 
 @contextmanager
@@ -23,56 +41,128 @@ def work_pool(resources: Resources) -> Iterator[Executor]:
         return
     # Spawned, not forked: the caller may hold threads (Prefect's, MLflow's) whose locks a fork would copy.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(resources.worker_count, mp_context=context) as executor:
+    with ProcessPoolExecutor(resources.worker_count, mp_context=context, initializer=end_with_parent) as executor:
         yield executor
 
 
 def do_units(
-    units: list[Unit], do: Callable[[Unit], Any], rescue: Callable[[Unit], Any], resources: Resources
-) -> Iterator[Unit]:
-    """Does every unit in a pool; yields each when it is done.
+    units: Iterable[Unit], do: Callable[[Unit], Result], resources: Resources
+) -> Iterator[tuple[Unit, Result]]:
+    """Does every unit in a pool; yields each with its result when it is done, in any order. Few units are held at a
+    time, however many there are.
 
-    A unit that takes its process down with it (a crash in native code) breaks the pool. Those that were under way are
-    then done again one at a time, and the one that breaks it again, alone, is left to `rescue`.
+    `do` must be able to do again what was begun, and to avoid what took its process down. Raises InputError when
+    processes die one after the other all the same.
     """
-    waiting = deque(units)
-    while waiting:
-        suspects: list[Unit] = []
+    waiting, lost, deaths = iter(units), deque[Unit](), 0
+    while (first := lost.popleft() if lost else next(waiting, None)) is not None:
+        left = chain([first], _emptied(lost), waiting)
         with work_pool(resources) as pool:
-            yield from _until_broken(pool, waiting, suspects, do, 2 * resources.worker_count)
-        for unit in suspects:
-            with work_pool(resources.model_copy(update={"workers": 1})) as pool:
-                alone = pool.submit(do, unit)
-                culprit = isinstance(alone.exception(), BrokenProcessPool)
-                if not culprit:
-                    alone.result()
-            if culprit:
-                with work_pool(resources.model_copy(update={"workers": 1})) as pool:
-                    pool.submit(rescue, unit).result()
-            yield unit
+            for done in _until_broken(pool, left, lost, do, 2 * resources.worker_count):
+                deaths = 0
+                yield done
+        deaths += 1
+        if lost and deaths > DEATHS:
+            raise InputError(
+                f"{deaths} worker processes died one after the other; if memory is short, lower resources.workers"
+            )
+
+
+def _emptied(units: deque[Unit]) -> Iterator[Unit]:
+    for _ in range(len(units)):
+        yield units.popleft()
 
 
 def _until_broken(
-    pool: Executor, waiting: deque[Unit], suspects: list[Unit], do: Callable[[Unit], Any], most: int
-) -> Iterator[Unit]:
-    """Does units until there are none or the pool breaks; those that were under way then become suspects."""
+    pool: Executor, units: Iterator[Unit], lost: deque[Unit], do: Callable[[Unit], Result], most: int
+) -> Iterator[tuple[Unit, Result]]:
+    """Does units until there are none or the pool breaks; those that were under way are then in `lost`."""
     running: dict[Future, Unit] = {}
-    while waiting or running:
-        try:
-            while waiting and len(running) < most:
-                running[pool.submit(do, waiting[0])] = waiting[0]
-                waiting.popleft()
-        except BrokenProcessPool:
-            suspects += running.values()
+    broken = False
+    while not broken:
+        while len(running) < most and (unit := next(units, None)) is not None:
+            try:
+                running[pool.submit(do, unit)] = unit
+            except BrokenProcessPool:
+                lost.append(unit)
+                broken = True
+                break
+        if not running:
             return
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
-            if isinstance(future.exception(), BrokenProcessPool):
-                suspects += running.values()
-                return
-            unit = running.pop(future)
-            future.result()
-            yield unit
+            unit, error = running.pop(future), future.exception()
+            if isinstance(error, BrokenProcessPool):
+                lost.append(unit)
+                broken = True
+            elif type(error).__name__ == "KilledWorker":  # Dask has given it up; its other units go on
+                lost.append(unit)
+            else:
+                yield unit, future.result()
+    lost.extend(running.values())
+
+
+def end_with_parent() -> None:
+    """Ends this process of a pool when the one that made the pool is gone: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent:
+            parent.join()
+            os._exit(STUCK)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """Ends this process if the body takes longer: native code that hangs heeds nothing else."""
+    timer = threading.Timer(seconds, os._exit, [STUCK])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+    """What a function returns or raises in a process of its own, which may crash or hang.
+
+    Not one of multiprocessing's: those of Dask may have no children. Raises Died where the process ended without a
+    word, and TimeoutError after `seconds`.
+    """
+    question = pickle.dumps((seconds, function, arguments))
+    command = [sys.executable, "-c", "from stages.workers import answer; answer()"]
+    path = os.pathsep.join(filter(None, sys.path))
+    environment, most = {**os.environ, "PYTHONPATH": path}, seconds + START_SECONDS
+    try:
+        said = subprocess.run(command, input=question, stdout=subprocess.PIPE, timeout=most, env=environment)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"longer than {most:g} s") from None
+    if said.returncode == STUCK:
+        raise TimeoutError(f"longer than {seconds:g} s")
+    if said.returncode:
+        raise Died(f"its process ended with status {said.returncode}")
+    found, error = pickle.loads(said.stdout)
+    if error is not None:
+        raise error
+    return found
+
+
+def answer() -> None:
+    """The other side of `in_own_process`. It ends itself where the function does not (loading is not counted)."""
+    seconds, function, arguments = pickle.load(sys.stdin.buffer)
+    told = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what native code prints is no answer
+    with ended_after(seconds):
+        result: tuple[Any, Exception | None]
+        try:
+            result = function(*arguments), None
+        except Exception as error:
+            result = None, error
+    with told:
+        told.write(pickle.dumps(result))
 
 
 @contextmanager

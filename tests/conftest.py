@@ -4,16 +4,22 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
 
+import io
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -22,6 +28,10 @@ ROOT = Path(__file__).parents[1]
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+
+# At its end a fork of a process in which a flow ran (a loading process, say, which elsewhere never is one) would end
+# Prefect's services, which it has not, and fail.
+os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
 
 class InlineExecutor(Executor):
@@ -84,7 +94,7 @@ def inline_pool(monkeypatch):
     def pool(resources):
         yield InlineExecutor()
 
-    for module in ("render_sample", "workers", "build_vocabulary"):
+    for module in ("render_sample", "workers"):
         monkeypatch.setattr(f"stages.{module}.work_pool", pool)
 
 
@@ -211,3 +221,53 @@ def corpus_of() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+class RangeServer(SimpleHTTPRequestHandler):
+    """Files of a folder over HTTP, whole or by range; `asked` holds what was asked for."""
+
+    def send_head(self):
+        self.server.asked.append((self.command, self.path, self.headers.get("Range", "")))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if not (wanted and self.server.ranges and path.is_file()):
+            return super().send_head()
+        first, last = int(wanted[1]), min(int(wanted[2]), path.stat().st_size - 1)
+        data = path.read_bytes()[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{path.stat().st_size}")
+        self.end_headers()
+        return io.BytesIO(data)
+
+    def log_message(self, *said) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPServer]]]:
+    """served(folder, ranges=True): the URL of a folder, and the server, whose `asked` are the requests it had."""
+    servers = []
+
+    def serve(folder: Path = tmp_path, ranges: bool = True) -> tuple[str, ThreadingHTTPServer]:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeServer, directory=str(folder)))
+        server.asked, server.ranges = [], ranges
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_address[1]}", server
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """A folder of an object store in this process, empty before and after."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield "memory://bucket/corpus"
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]

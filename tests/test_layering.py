@@ -17,12 +17,13 @@ ROOMS = {  # each room and the rooms that it knows
 ONLY_IN = {  # packages that one room or file may import
     "prefect": "pipeline/",
     "mlflow": "stages/tracking.py",
-    "spacy": "stages/build_vocabulary.py",
+    "spacy": ("stages/nouns.py", "stages/noun_tagger/train.py"),
     "matplotlib": "stages/report.py",
     "jinja2": "stages/report.py",
-    "av": ("shards/decode.py", "stages/render_sample.py"),
-    "ffmpeg": "shards/decode.py",
-    "imageio_ffmpeg": "shards/decode.py",
+    "av": ("shards/pyav_decoder.py", "stages/render_sample.py"),
+    "ffmpeg": "shards/ffmpeg_binary.py",
+    "imageio_ffmpeg": "shards/ffmpeg_binary.py",
+    "fsspec": "shards/storage.py",
 }
 
 

@@ -103,8 +103,8 @@ def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
     outcome = run(Config(frames=16, size=64), {"data": manifest}, tmp_path, Resources(workers=2))
     rejects = {row["path"]: row["reason"] for row in pq.read_table(tmp_path / "rejects.parquet").to_pylist()}
     assert rejects.keys() == {"audio_only.webm", "corrupted.mp4"}
-    assert rejects["audio_only.webm"] == "no video stream"
-    assert rejects["corrupted.mp4"].startswith("unreadable: ")
+    assert rejects["audio_only.webm"] == "no video"
+    assert rejects["corrupted.mp4"] == "unreadable"
     assert outcome.counts["samples"] == len(found) - 2
     by_id = {row["id"]: row for row in pq.read_table(tmp_path / "index.parquet").to_pylist()}
     assert Counter(len(row["frame_offsets"]) for row in by_id.values()) == {16: len(found) - 2}

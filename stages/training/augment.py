@@ -50,6 +50,19 @@ def apply(drawn: list[tuple[Operation, float]], picture: Picture) -> Picture:
     return picture
 
 
+def each_operation(frames: np.ndarray, kind: str) -> list[tuple[str, np.ndarray]]:
+    """Every operation by itself, to be looked at: its name, and two frames (T, H, W, 3) of a clip at its strength to
+    the one side, then to the other: (4, H, W, 3)."""
+    operations, level = (IMAGE_OPERATIONS, 7) if kind == "image" else (VIDEO_OPERATIONS, 5)
+    pictures = [Image.fromarray(frame) for frame in (frames[0], frames[-1])]
+    strengths = level / LEVELS, -level / LEVELS
+    shown = []
+    for operation in operations:
+        done = [np.asarray(operation(picture, strength)) for strength in strengths for picture in pictures]
+        shown.append((f"{operation.__name__}, {strengths[0]:+g} and {strengths[1]:+g}", np.stack(done)))
+    return shown
+
+
 def resized_crop(picture: Picture, rng: np.random.Generator) -> Picture:
     """20 to 100 % of the area, sides 3:4 to 4:3, resized to the whole (bicubic)."""
     width, height = picture.size
@@ -72,7 +85,12 @@ def shifted(picture: Picture, right: float, down: float) -> Picture:
 
 def enhanced(kind: type) -> Operation:
     """Brightness, contrast or sharpness by a factor of 0.1 to 1.9: 1, no change, at half the levels."""
-    return lambda picture, strength: kind(picture).enhance(abs(strength) * 1.8 + 0.1)
+
+    def enhance(picture: Picture, strength: float) -> Picture:
+        return kind(picture).enhance(abs(strength) * 1.8 + 0.1)
+
+    enhance.__name__ = kind.__name__.lower()
+    return enhance
 
 
 def identity(picture: Picture, strength: float) -> Picture:

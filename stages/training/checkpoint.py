@@ -1,6 +1,5 @@
 """Checkpoints that continue to the same losses to the last bit: safetensors and JSON, written whole, then renamed."""
 
-import hashlib
 import json
 import os
 import re
@@ -14,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from stages.artifacts import checksum
 
 KEEP = 2
 
@@ -144,9 +145,3 @@ def damage(folder: Path) -> str:
         return str(error)
     missing = {"model.safetensors", "optimizer.safetensors", "state.json"} - sums.keys()
     return ", ".join([*wrong, *missing])
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

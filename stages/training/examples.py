@@ -20,7 +20,8 @@ from shards.reader import ShardReader, Unreadable
 from shards.sampling import frames_at_random, frames_in_halves, grouped_order
 from shards.schema import InputError
 from stages.artifacts import Resources
-from stages.training.augment import augment
+from stages.pictures import clip_strip, sheet
+from stages.training.augment import augment, each_operation
 from stages.training.config import Phase, TrainingConfig
 from stages.word_pieces import WordPieces, pad, padded
 
@@ -259,6 +260,27 @@ class Steps(Dataset[Batch]):
             item["box"] = random_box(self.grid, rng)
         item["chance"] = rng.random(2)
         return item
+
+    def draw_augmentation(self, path: Path) -> None:
+        """A picture of the augmentation: for each source a clip as it is stored and under each operation alone, then
+        examples as the model sees them."""
+        rows = []
+        for source in self.sources:
+            try:
+                sample = source.reader[int(source.examples[0, 0])]
+                stored = sample.frames([0, len(sample) - 1])
+                rows.append(
+                    clip_strip(stored, [f"{source.name}, {source.kind}s: {sample.about['id']} as it is stored"])
+                )
+                rows += [clip_strip(done, [name]) for name, done in each_operation(stored, source.kind)]
+                for number in range(min(4, len(source))):
+                    seen = self.example(source, 0, number)
+                    rows.append(clip_strip(seen["frames"].transpose(0, 2, 3, 1)[:4], [f"{seen['id']} as it is shown"]))
+            except Unreadable:
+                continue  # training tells and counts it
+        if rows:
+            path.parent.mkdir(exist_ok=True)
+            sheet(rows, columns=min(3, len(rows))).save(path)
 
     def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:
         """The batches from step `first` on, in order, loaded ahead by worker processes where there is a GPU to feed."""

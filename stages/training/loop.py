@@ -20,9 +20,9 @@ from models.flops import peak
 from models.text import Layer, Layers
 from models.timesformer import Block, TimeSformer
 from shards.schema import InputError
-from stages.artifacts import CONTINUE, Resources
+from stages.artifacts import CONTINUE, Resources, checksum
 from stages.progress import progress
-from stages.training.checkpoint import Checkpoints, checksum, random_state, trainable, write_tensors
+from stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from stages.training.config import TrainingConfig
 from stages.training.distributed import World, gather_bytes, highest, total
 from stages.training.examples import Batch, Steps
@@ -92,6 +92,8 @@ def fit(
     if world.size > 1:
         module = DistributedDataParallel(objective, broadcast_buffers=False)
     runner = _Run(objective, module, optimizer, data, config, world, checkpoints, file, done, out)
+    if world.main and config.augmentation != "none" and not done.step:
+        data.draw_augmentation(out / "pictures" / "augmentation.png")
     if done.step and world.main:
         print(f"continuing from step {done.step} of {len(data)}", file=sys.stderr, flush=True)
     trace = traced(out / "trace.json.gz") if resources.profile and world.main else nullcontext(lambda: None)

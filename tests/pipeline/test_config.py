@@ -65,6 +65,10 @@ def test_a_change_reaches_its_value(change, reached):
         ("pretrain", "write it as stage.key=value"),
         ("corpora.clips.data=elsewhere", "give --data, or data"),
         ("train_prompter.phases.0.epochs=2", "give either steps or epochs"),
+        ('templates.video=["A film."]', "templates.video: 'A film.' has {}, the place of the entity, 0 times"),
+        ('cache_prompts.templates.video=["{}"]', "cache_prompts.templates: give it once, in [templates]"),
+        ("templates=nowhere.toml", "nowhere.toml: not readable as TOML"),
+        ("templates=3", "templates"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_place(change, told):
@@ -135,6 +139,19 @@ def test_paths_of_set_are_relative_to_the_current_folder(tmp_path, monkeypatch):
     assert config.train_prompter.bert == "bert-base-uncased"  # a name on the hub stays what it is
 
 
+def test_templates_are_given_once_in_a_table_or_a_file_beside(tmp_path):
+    mine = {"video": ("A film of a {}.",), "image": load_config(TINY).templates.image}
+    (tmp_path / "mine.toml").write_text('video = ["A film of a {}."]')
+    (tmp_path / "file.toml").write_text(f'templates = "mine.toml"\n{Path(TINY).read_text()}')
+    (tmp_path / "table.toml").write_text(f'{Path(TINY).read_text()}\n[templates]\nvideo = ["A film of a {{}}."]')
+    given = [load_config(str(tmp_path / f"{name}.toml")) for name in ("file", "table")]
+    given += [load_config(TINY, changes=['templates.video=["A film of a {}."]'])]
+    given += [load_config(TINY, changes=[f"templates={tmp_path / 'mine.toml'}"])]
+    for config in given:
+        assert config.templates.model_dump() == mine
+        assert config.build_vocabulary.templates == config.cache_prompts.templates == config.templates
+
+
 def test_a_data_path_is_relative_to_the_configuration(tmp_path):
     text = (CONFIGS / "own_videos.toml").read_text().replace('data = ""', 'data = "videos"')
     (tmp_path / "mine.toml").write_text(text)
@@ -150,3 +167,41 @@ def test_the_header_of_a_configuration_gives_its_command():
     for path in CONFIGS.glob("*.toml"):
         assert "alpro run --config" in path.read_text().split("\nname")[0]
         assert tomllib.loads(path.read_text())["name"] == path.stem
+
+
+def config_of(tmp_path: Path, **corpus: str) -> Path:
+    """own_videos with another corpus: its keys, as they stand in TOML after the equals sign."""
+    _, tables = (CONFIGS / "own_videos.toml").read_text().split("[model]", 1)
+    told = "\n".join(f"{key} = {value}" for key, value in corpus.items())
+    path = tmp_path / "given.toml"
+    path.write_text(f'name = "given"\n[corpora.data]\n{told}\n[model]{tables}')
+    return path
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("shards", "{here}/shards"),
+        ("/data/shards", "/data/shards"),
+        ("file:///data/shards", "/data/shards"),
+        ("s3://bucket/shards", "s3://bucket/shards"),
+        ("filecache::https://host/shards", "filecache::https://host/shards"),
+    ],
+)
+def test_data_and_shards_may_be_paths_and_urls(tmp_path, given, found):
+    for key in ("data", "shards"):
+        config = load_config(str(config_of(tmp_path, **{key: repr(given)})))
+        assert getattr(config.corpora["data"], key) == found.format(here=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "said"),
+    [
+        ({"data": "'b'"}, "give --data, or data or shards"),
+        ({"size": "128"}, "corpora.data.size: shards are taken as they are; leave it out"),
+        ({"annotations.train": "'x'"}, "corpora.data.annotations: shards are taken as they are"),
+    ],
+)
+def test_shards_are_taken_as_they_are(tmp_path, corpus, said):
+    with pytest.raises(InputError, match=said):
+        load_config(str(config_of(tmp_path, shards="'a'", **corpus)))

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,9 +18,11 @@ from prefect.testing.utilities import prefect_test_harness
 
 from pipeline.config import load_config
 from pipeline.flow import alpro, needed, plan
+from pipeline.flow import build_vocabulary as vocabulary_flow
 from pipeline.flow import pretrain as pretrain_flow
 from pipeline.launch import Interrupted
 from pipeline.tasks import interrupted
+from shards.schema import InputError
 from stages.artifacts import Resources, Step, Store, read_manifest
 from stages.files import Digests
 from stages.training.metrics import read_metrics
@@ -115,11 +118,12 @@ def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
     def listed(run, folder):
         return {Path(f.path).name for f in client.list_artifacts(run.info.run_id, folder)}
 
-    assert listed(pretrain, "pictures") == {"curves.png", "pseudo_labels.png"}
+    assert listed(pretrain, "pictures") == {"augmentation.png", "curves.png", "pseudo_labels.png"}
     assert listed(stages["decode_videos clips"], "pictures") == {"samples.png"}
     assert listed(stages["evaluate"], "pictures") == {"retrieval.png"}
     assert "results.json" in listed(stages["evaluate"], "tables")
     assert "entities.json" in listed(stages["build_vocabulary"], "tables")
+    assert "prompts.json" in listed(stages["cache_prompts"], "tables")
 
 
 def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
@@ -162,6 +166,77 @@ def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace):
     assert statuses["decode_videos clips"] == "FINISHED"
 
 
+def of_shards(folder: str | Path, tmp_path: Path) -> str:
+    """The tiny pipeline with existing shards in the place of its clips."""
+    text = Path(TINY).read_text()
+    clips = text[text.index("[corpora.clips]") : text.index("[corpora.stills]")]
+    path = tmp_path / "of_shards.toml"
+    path.write_text(text.replace(clips, f'[corpora.clips]\nshards = "{folder}"\n'))
+    return str(path)
+
+
+def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
+    for shard in Path(first["decode_videos clips"]).glob("*.tar"):
+        shutil.copy(shard, tmp_path)
+    made = vocabulary_flow(of_shards(tmp_path, tmp_path), workspace=str(workspace))
+    assert list(made) == ["render_sample", "index_shards clips", "decode_videos stills", "build_vocabulary"]
+    entities = [pq.read_table(Path(one["build_vocabulary"]) / "entities.parquet") for one in (made, first)]
+    assert entities[0] == entities[1]
+
+
+@pytest.mark.long
+def test_existing_shards_go_through_every_stage(first, workspace, tmp_path):
+    """Those of an earlier run, moved elsewhere: the model learns from the same samples."""
+    for shard in Path(first["decode_videos clips"]).glob("*.tar"):
+        shutil.copy(shard, tmp_path)
+    made = alpro(of_shards(f"file://{tmp_path}", tmp_path), workspace=str(workspace))
+    assert list(made) == [name.replace("decode_videos clips", "index_shards clips") for name in STAGES]
+    manifest, decoded = (read_manifest(Path(folder)) for folder in (made["index_shards clips"], first[STAGES[1]]))
+    for count in ("samples", "train", "validation", "test", "captions", "questions"):
+        assert manifest["counts"][count] == decoded["counts"][count]
+    results = json.loads((Path(made["evaluate"]) / "results.json").read_text())
+    assert {"zero-shot retrieval", "question answering"} <= {row["what"] for row in results}
+    assert {was_cached(run) for name, run in newest(workspace).items() if "stills" in name} == {True}
+
+
+def test_changed_shards_are_another_corpus(tmp_path, memory):
+    def fingerprint(folder) -> str:
+        config = load_config(of_shards(folder, tmp_path))
+        steps = plan(config, Digests(tmp_path / "digests.sqlite"))
+        return next(step.fingerprint for step in steps if step.stage == "index_shards")
+
+    store = fsspec.filesystem("memory")
+    (tmp_path / "a.tar").write_bytes(b"one")
+    store.pipe_file("/bucket/corpus/a.tar", b"one")
+    for folder in (tmp_path, memory):
+        before = fingerprint(folder)
+        assert fingerprint(folder) == before
+        (tmp_path / "a.tar").write_bytes(b"two, and more" if folder == tmp_path else b"one")
+        store.pipe_file("/bucket/corpus/a.tar", b"two")
+        assert fingerprint(folder) != before
+    with pytest.raises(InputError, match="no such folder of shards"):
+        fingerprint("memory://bucket/none")
+
+
+@pytest.mark.parametrize("form", ["file", pytest.param("memory", marks=pytest.mark.long)])
+def test_what_one_machine_made_another_fetches(first, workspace, tmp_path, memory, form):
+    shared = {"file": f"file://{tmp_path}/shared", "memory": memory}[form]
+    place = [f"resources.artifacts='{shared}'"]
+    assert alpro(TINY, changes=place, workspace=str(workspace)) == first  # nothing is made anew; all is sent
+    elsewhere = tmp_path / "elsewhere"
+    fetched = alpro(TINY, changes=place, workspace=str(elsewhere))
+    assert all(was_cached(run) for run in newest(elsewhere).values())
+    for name, folder in fetched.items():
+        assert Path(folder) == elsewhere / "artifacts" / Path(first[name]).relative_to(workspace / "artifacts")
+        assert contents(folder) == {n: c for n, c in contents(first[name]).items() if n != "work.json"}
+    assert newest(elsewhere)["evaluate"].data.metrics == newest(workspace)["evaluate"].data.metrics
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def steps_of(tmp_path, *changes: str) -> dict[str, Step]:
     config = load_config(TINY, changes=list(changes))
     return {step.name: step for step in plan(config, Digests(tmp_path / "digests.sqlite"))}
@@ -173,6 +248,7 @@ def steps_of(tmp_path, *changes: str) -> dict[str, Step]:
         ("render_sample.seed=1", "render_sample"),
         ("corpora.clips.quality=80", "decode_videos clips"),
         ("build_vocabulary.entities=7", "build_vocabulary"),
+        ('templates.image=["{}"]', "build_vocabulary"),
         ("train_prompter.lr=1e-4", "train_prompter"),
         ("pretrain.weights.pem=0.5", "pretrain"),
         ("finetune_qa.lr=3e-4", "finetune_qa"),
@@ -188,7 +264,9 @@ def test_a_change_reaches_what_rests_on_it_and_nothing_else(change, first_change
     assert changed == resting
 
 
-@pytest.mark.parametrize("change", ["resources.workers=2", "resources.processes=3", "resources.device='cpu'"])
+@pytest.mark.parametrize(
+    "change", ["resources.workers=2", "resources.processes=3", "resources.device='cpu'", "resources.artifacts='s'"]
+)
 def test_resources_change_no_fingerprint(change, tmp_path):
     before, after = steps_of(tmp_path), steps_of(tmp_path, change)
     assert [s.fingerprint for s in before.values()] == [s.fingerprint for s in after.values()]

@@ -1,10 +1,12 @@
 """Little videos whose every frame is known, and shards written from them."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from shards.decode import Clip
 from shards.schema import Row
@@ -27,30 +29,60 @@ def numbers() -> Callable[[Clip], list[int]]:
     return tell
 
 
+def flat(number: int, height: int = 48, width: int = 64) -> np.ndarray:
+    return np.full((height, width, 3), colour(number), np.uint8)
+
+
 @pytest.fixture
 def make_video(tmp_path: Path) -> Callable[..., Path]:
-    """make_video(name, count, options, picture, faststart): H.264, 64 x 48, 10 frames a second, by default each
-    frame of its own flat colour."""
+    """make_video(name, count, options, ...): by default H.264, 64 x 48, 10 frames a second, each frame of its own flat
+    colour. `stamps`: when each frame is shown, milliseconds. `tags`: attributes of the encoder, as its colour range."""
     import av
 
     def make(
         name: str,
         count: int = 24,
         options: dict[str, str] | None = None,
-        picture: Callable[[int], np.ndarray] = lambda number: np.full((48, 64, 3), colour(number), np.uint8),
+        picture: Callable[[int], np.ndarray] = flat,
         faststart: bool = False,
+        codec: str = "libx264",
+        pixels: str = "yuv420p",
+        size: tuple[int, int] = (64, 48),
+        rate: int = 10,
+        stamps: list[int] | None = None,
+        tags: dict[str, int] | None = None,
+        container: dict[str, str] | None = None,
     ) -> Path:
         path = tmp_path / name
-        with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
-            stream = container.add_stream("libx264", rate=10, options=options or {})
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        with av.open(
+            str(path), "w", options=({"movflags": "faststart"} if faststart else {}) | (container or {})
+        ) as out:
+            stream = out.add_stream(codec, rate=rate, options=options or {})
+            stream.width, stream.height, stream.pix_fmt = *size, pixels
+            if stamps:
+                stream.codec_context.time_base = Fraction(1, 1000)
+            for tag, value in (tags or {}).items():
+                setattr(stream.codec_context, tag, value)
             for number in range(count):
-                frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
+                shown = picture(number)
+                if shown.shape[:2] != size[::-1]:
+                    shown = np.asarray(Image.fromarray(shown).resize(size))
+                frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
+                frame = frame.reformat(format=pixels, **_conversion(tags or {}))
+                if stamps:
+                    frame.pts, frame.time_base = stamps[number], Fraction(1, 1000)
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode())
         return path
 
     return make
+
+
+def _conversion(tags: dict[str, int]) -> dict[str, int]:
+    """How a frame comes by the colours that its tags claim."""
+    matrices = {1: 1, 5: 5, 6: 5}  # AVColorSpace to swscale's numbers
+    found = {"dst_colorspace": matrices[tags["colorspace"]]} if "colorspace" in tags else {}
+    return found | ({"dst_color_range": tags["color_range"]} if "color_range" in tags else {})
 
 
 @pytest.fixture

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from shards.annotations import Places, read_annotations
-from shards.schema import InputError
+from shards.annotations import Places, scan_annotations
+from shards.schema import InputError, Reject, Row
+
+
+def scan(videos: Path, files: dict[str, Path]) -> tuple[list[Row], list[Reject]]:
+    """The rows and the rejects of annotation files."""
+    found = list(scan_annotations(videos, files))
+    return [one for one in found if isinstance(one, Row)], [one for one in found if isinstance(one, Reject)]
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def test_msrvtt_rows_are_grouped_by_video_with_every_caption(tmp_path, videos):
     ]
     train = lines(tmp_path / "train.jsonl.gz", *({"caption": c, "clip_name": n} for n, c in said))
     test = lines(tmp_path / "test.jsonl", {"caption": "a cat", "clip_name": "video9"})
-    rows, rejects = read_annotations(videos, {"train": train, "test": test})
+    rows, rejects = scan(videos, {"train": train, "test": test})
     assert rejects == []
     assert [(row.id, row.split, row.captions) for row in rows] == [
         ("video1", "train", ("a man talks", "someone speaks", "a man talks")),  # as many examples as the file has
@@ -48,7 +54,7 @@ def test_msrvtt_rows_are_grouped_by_video_with_every_caption(tmp_path, videos):
 
 def test_the_sentences_of_a_didemo_video_are_one_query(tmp_path, videos):
     file = lines(tmp_path / "a.jsonl", {"caption": ["a man sits.", "he stands up."], "clip_name": "12@N02_ef"})
-    (row,), _ = read_annotations(videos, {"test": file})
+    (row,), _ = scan(videos, {"test": file})
     assert row.captions == ("a man sits. he stands up.",)
     assert row.path.name == "12@N02_ef.mov"
 
@@ -58,13 +64,13 @@ def test_questions_have_their_answer_type(tmp_path, videos):
     file = lines(
         tmp_path / "a.jsonl", asked, {**asked, "answer_type": None, "question": "Who's it"}, {**asked, "answer": ""}
     )
-    (row,), (reject,) = read_annotations(videos, {"train": file})
+    (row,), (reject,) = scan(videos, {"train": file})
     assert [(q.question, q.answer, q.type) for q in row.questions] == [
         ("what is it", "dog", "what"),
         ("Who's it", "dog", "who"),
     ]
     assert "line 3" in reject.id
-    assert "without a text or an answer" in reject.reason
+    assert "without a text or an answer" in reject.detail
 
 
 def test_a_webvid_table_and_a_cc3m_list(tmp_path, videos):
@@ -73,13 +79,13 @@ def test_a_webvid_table_and_a_cc3m_list(tmp_path, videos):
         csv.writer(file).writerows(
             [["videoid", "contentUrl", "duration", "page_dir", "name"], [77, "x", "", "0001", "Sea, waves"]]
         )
-    (row,), _ = read_annotations(videos, {"train": table})
+    (row,), _ = scan(videos, {"train": table})
     assert (row.path.name, row.captions, row.kind) == ("77.mp4", ("Sea, waves",), "video")
     listing = tmp_path / "cc3m.json"
     listing.write_text(
         json.dumps([{"image": "image1.jpg", "caption": ["a cat", "an animal"]}, {"image": "none.jpg", "caption": "x"}])
     )
-    rows, _ = read_annotations(videos, {"train": listing})
+    rows, _ = scan(videos, {"train": listing})
     assert [(row.kind, row.captions, row.path.is_file()) for row in rows] == [
         ("image", ("a cat", "an animal"), True),
         ("image", ("x",), False),
@@ -88,7 +94,7 @@ def test_a_webvid_table_and_a_cc3m_list(tmp_path, videos):
 
 def test_a_video_of_two_splits_is_two_rows(tmp_path, videos):
     file = lines(tmp_path / "a.jsonl", {"caption": "x", "clip_name": "video1"})
-    rows, _ = read_annotations(videos, {"train": file, "test": file})
+    rows, _ = scan(videos, {"train": file, "test": file})
     assert [(row.id, row.group) for row in rows] == [("train/video1", "video1"), ("test/video1", "video1")]
 
 
@@ -125,51 +131,51 @@ def test_a_name_that_files_of_two_folders_share_is_rejected(tmp_path, videos):
     (videos / "0002").mkdir()
     (videos / "0002/77.webm").touch()
     said = [{"caption": "x", "clip_name": name} for name in ("77", "0001/77")]
-    (row,), (reject,) = read_annotations(videos, {"test": lines(tmp_path / "a.jsonl", *said)})
+    (row,), (reject,) = scan(videos, {"test": lines(tmp_path / "a.jsonl", *said)})
     assert row.path == videos / "0001/77.mp4"
-    assert (reject.id, reject.reason) == ("77", "bad row: the name could mean 0001/77.mp4 or 0002/77.webm")
+    assert (reject.id, reject.detail) == ("77", "the name could mean 0001/77.mp4 or 0002/77.webm")
 
 
 def test_a_number_may_be_a_name(tmp_path, videos):
     (videos / "0.mp4").touch()
     asked = {"question": "what is it", "answer": "dog", "video_id": 0}
-    (row,), rejects = read_annotations(videos, {"train": lines(tmp_path / "a.jsonl", asked)})
+    (row,), rejects = scan(videos, {"train": lines(tmp_path / "a.jsonl", asked)})
     assert (row.path, rejects) == (videos / "0.mp4", [])
 
 
 def test_a_name_longer_than_any_files_is_that_of_a_missing_one(tmp_path, videos):
     said = {"caption": "x", "clip_name": 300 * "x"}
-    rows, _ = read_annotations(videos, {"train": lines(tmp_path / "a.jsonl", said)})
+    rows, _ = scan(videos, {"train": lines(tmp_path / "a.jsonl", said)})
     assert rows[0].path.parent == videos
 
 
 def test_half_a_surrogate_pair_does_not_get_through(tmp_path, videos):
     said = {"caption": "a dog \ud83d", "clip_name": "video1"}
     asked = {"question": "what \ud83d?", "answer": "dog", "video_id": "video2"}
-    rows, _ = read_annotations(videos, {"train": lines(tmp_path / "a.jsonl", said, asked)})
+    rows, _ = scan(videos, {"train": lines(tmp_path / "a.jsonl", said, asked)})
     assert rows[0].captions == ("a dog ?",)
     assert rows[1].questions[0].question == "what ??"
 
 
 def test_a_folder_named_from_where_one_stands_is_the_same(tmp_path, videos, monkeypatch):
     file = lines(tmp_path / "a.jsonl", {"caption": "x", "clip_name": "video1"}, {"caption": "x", "clip_name": "none"})
-    rows = read_annotations(videos, {"train": file})
+    rows = scan(videos, {"train": file})
     monkeypatch.chdir(videos)
-    assert read_annotations(Path(), {"train": file}) == rows
+    assert scan(Path(), {"train": file}) == rows
 
 
 @pytest.mark.parametrize("name", ["../video1", "/etc/passwd", "", ".", "video1\0"])
 def test_a_name_that_leaves_the_folder_is_rejected(tmp_path, videos, name):
     good = {"caption": "x", "clip_name": "video1"}
-    rows, rejects = read_annotations(videos, {"train": lines(tmp_path / "a.jsonl", good, {**good, "clip_name": name})})
+    rows, rejects = scan(videos, {"train": lines(tmp_path / "a.jsonl", good, {**good, "clip_name": name})})
     assert [row.id for row in rows] == ["video1"]
-    assert "names no file" in rejects[0].reason
+    assert "names no file" in rejects[0].detail
 
 
 def test_what_is_no_annotation_file_is_one_line(tmp_path, videos):
     with pytest.raises(InputError, match="no such annotation file"):
-        read_annotations(videos, {"train": tmp_path / "none.jsonl"})
+        scan(videos, {"train": tmp_path / "none.jsonl"})
     with pytest.raises(InputError, match="no such folder"):
-        read_annotations(tmp_path / "none", {})
+        scan(tmp_path / "none", {})
     with pytest.raises(InputError, match="no known annotation file"):
-        read_annotations(videos, {"train": lines(tmp_path / "b.jsonl", {"text": "x", "file": "y"})})
+        scan(videos, {"train": lines(tmp_path / "b.jsonl", {"text": "x", "file": "y"})})

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from shards.decode import Clip, DecodeError, decode_image, decode_video, ffmpeg_binary
 from shards.schema import InputError
@@ -116,6 +115,16 @@ def red_above_blue(number: int) -> np.ndarray:
     return picture
 
 
+def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Writes a display matrix into an MP4: the point (x, y) is to be shown at (ax + cy, bx + dy)."""
+    content = bytearray(path.read_bytes())
+    a, b, c, d = (value << 16 for value in matrix)
+    at = content.find(b"tkhd") + 44  # 4 of the name, then 40 of flags, times, number, length, layer and volume
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
 @decoders
 @pytest.mark.parametrize(
     ("matrix", "red_side", "size"),
@@ -124,12 +133,7 @@ def red_above_blue(number: int) -> np.ndarray:
 )
 def test_a_video_to_be_shown_on_its_side_is_turned(make_video: Make, decoder, matrix, red_side: str, size):
     path = make_video("a.mp4", 4, picture=red_above_blue)
-    content = bytearray(path.read_bytes())
-    a, b, c, d = (value << 16 for value in matrix)
-    at = content.find(b"tkhd") + 44  # 4 of the name, then 40 of flags, times, number, length, layer and volume
-    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(content)
-
+    turned(path, matrix)
     clip = decode_video(path, 1, 32, decoder=decoder)
     (frame,) = clip.frames.astype(int)
     redness = frame[:, :, 0] - frame[:, :, 2]
@@ -137,6 +141,16 @@ def test_a_video_to_be_shown_on_its_side_is_turned(make_video: Make, decoder, ma
     assert max(sides, key=lambda side: sides[side].mean()) == red_side
     assert sides[red_side].mean() > 200
     assert (clip.width, clip.height) == size
+
+
+@pytest.mark.parametrize(
+    "matrix", [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
+)
+def test_turned_and_mirrored_videos_are_shown_alike_by_both_decoders(make_video: Make, matrix):
+    path = turned(make_video("a.mp4", 4, picture=scenery), matrix)
+    by_pyav, by_ffmpeg = (decode_video(path, 2, 40, decoder=decoder) for decoder in ("pyav", "ffmpeg"))
+    assert np.abs(by_pyav.frames.astype(int) - by_ffmpeg.frames).mean() < 2
+    assert (by_pyav.width, by_pyav.height) == (by_ffmpeg.width, by_ffmpeg.height)
 
 
 def refusal(path: Path, decoder, **more) -> str:
@@ -149,10 +163,10 @@ def refusal(path: Path, decoder, **more) -> str:
 
 @every_decoder
 def test_a_file_without_frames_is_refused_with_the_reason(tmp_path: Path, make_video: Make, decoder):
-    assert refusal(tmp_path / "nowhere.mp4", decoder) == "no such file"
-    assert refusal(tmp_path, decoder) == "no such file"
+    assert refusal(tmp_path / "nowhere.mp4", decoder) == "missing"
+    assert refusal(tmp_path, decoder) == "missing"
     (tmp_path / "empty.mp4").write_bytes(b"")
-    assert refusal(tmp_path / "empty.mp4", decoder) == "the file is empty"
+    assert refusal(tmp_path / "empty.mp4", decoder) == "empty"
     for name, content in {
         "text.mp4": b"this is not a video\n" * 50,
         "noise.mp4": np.random.default_rng(0).bytes(5000),
@@ -192,77 +206,14 @@ def test_sound_alone_is_refused(tmp_path: Path, decoder):
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    assert refusal(path, decoder) == "no video stream"
+    assert refusal(path, decoder) == "no video"
 
 
 @every_decoder
 def test_a_window_beyond_the_video_is_refused_with_its_length(make_video: Make, decoder):
     path = make_video("a.mp4", 10)
-    assert refusal(path, decoder, start=5.0) == "no frames between 5 and the end s; the video has 0.90 s"
-    assert refusal(path, decoder, start=5.0, end=7.5).startswith("no frames between 5 and 7.5 s")
-
-
-@decoders
-def test_a_decoder_that_takes_too_long_is_stopped(make_video: Make, decoder):
-    assert "took longer than 0.001 s" in refusal(make_video("a.mp4", 24), decoder, timeout=0.001)
-
-
-def test_the_next_video_has_its_own_time(make_video: Make, numbers: Numbers):
-    path = make_video("a.mp4", 24)
-    refusal(path, "pyav", timeout=0.001)
-    assert numbers(decode_video(path, 2, 32, decoder="pyav")) == [0, 12]
-
-
-PLAYLISTS = {
-    "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:2.4,\n{}\n#EXT-X-ENDLIST\n",
-    "concat": "ffconcat version 1.0\nfile '{}'\n",
-    "hls of a key": '#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXT-X-KEY:METHOD=AES-128,URI="{}"\n#EXTINF:1,\n{}\n',
-    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><BaseURL>{}</BaseURL></MPD>',
-}
-
-
-@every_decoder
-@pytest.mark.parametrize("name", ["secret.mp4", "file.ts", "{folder}/secret.mp4", "file:{folder}/secret.mp4"])
-@pytest.mark.parametrize("playlist", PLAYLISTS.values(), ids=PLAYLISTS.keys())
-def test_a_playlist_named_as_a_video_never_shows_another_file(
-    tmp_path: Path, make_video: Make, decoder, playlist: str, name: str
-):
-    """Or what one person may read could be taken out by a data set that another made."""
-    (tmp_path / "file.ts").symlink_to(make_video("secret.mp4", 4))
-    text = playlist.replace("{}", name.format(folder=tmp_path))
-    for extension in ("mp4", "m3u8", "avi", "mkv"):
-        path = tmp_path / f"list.{extension}"
-        path.write_text(text)
-        assert refusal(path, decoder).startswith("unreadable: ")
-
-
-@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "L"), ("a.bmp", "RGB")])
-def test_a_still_image_is_one_frame_in_three_colours(tmp_path: Path, name: str, mode: str):
-    grey = Image.new("RGB", (60, 40), (102, 102, 102)).convert(mode)  # a colour of the usual palette too
-    grey.save(tmp_path / name)
-    clip = decode_image(tmp_path / name, 32)
-    assert clip.frames.shape == (1, 32, 32, 3)
-    assert clip.frames.dtype == np.uint8
-    assert np.abs(clip.frames.astype(int) - 102).max() <= 3
-    assert (clip.width, clip.height, clip.duration) == (60, 40, 0)
-
-
-def test_a_photograph_taken_on_its_side_is_turned(tmp_path: Path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn right to show
-    Image.fromarray(red_above_blue(0)).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    (frame,) = decode_image(tmp_path / "a.jpg", 32).frames.astype(int)
-    assert (frame[:, -8:, 0] > 200).all()
-    assert (frame[:, :8, 2] > 200).all()
-
-
-def test_a_broken_exif_is_refused_with_the_reason(tmp_path: Path):
-    """A unit of resolution that is no short number brings a struct.error up in Pillow when it turns the image."""
-    turned, unit = (0x0112, 3, 1, 6 << 16), (0x0128, 4, 1, 100000)
-    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIIHHIII", 8, 2, *turned, *unit, 0)
-    Image.fromarray(scenery(0)).save(tmp_path / "a.jpg", exif=exif)
-    with pytest.raises(DecodeError, match="unreadable image: 'H' format"):
-        decode_image(tmp_path / "a.jpg", 32)
+    assert refusal(path, decoder, start=5.0) == "no frames: between 5 and the end s; the video has 0.90 s"
+    assert refusal(path, decoder, start=5.0, end=7.5).startswith("no frames: between 5 and 7.5 s")
 
 
 @pytest.mark.parametrize("name", ["a folder.mp4", "a\0.mp4", 300 * "x" + ".mp4", "file/a.mp4"])
@@ -270,7 +221,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, name: str):
     (tmp_path / "a folder.mp4").mkdir()
     (tmp_path / "file").touch()
     for decode in (lambda path: decode_image(path, 32), lambda path: decode_video(path, 2, 32)):
-        with pytest.raises(DecodeError, match=r"no such file|unreadable: File name too long"):
+        with pytest.raises(DecodeError, match=r"missing|unreadable: File name too long"):
             decode(tmp_path / name)
 
 
@@ -284,19 +235,3 @@ def test_a_missing_decoder_is_a_mistake_and_not_the_videos(make_video: Make, mon
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r"install"):
         decode_video(path, 2, 32, decoder=decoder)
-
-
-def test_what_is_no_image_is_refused_with_the_reason(tmp_path: Path):
-    with pytest.raises(DecodeError, match="no such file"):
-        decode_image(tmp_path / "nowhere.jpg", 32)
-    Image.fromarray(scenery(0)).save(tmp_path / "whole.png")
-    for name, content in {
-        "empty.jpg": b"",
-        "text.jpg": b"not an image",
-        "cut.png": (tmp_path / "whole.png").read_bytes()[:500],
-        "script.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",  # would start Ghostscript
-    }.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DecodeError, match="unreadable image") as error:
-            decode_image(tmp_path / name, 32)
-        assert str(tmp_path) not in str(error.value)

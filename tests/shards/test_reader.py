@@ -1,16 +1,22 @@
 """What went into shards comes out of them: whole, by split and kind, and never garbage."""
 
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shards import reader
 from shards.decode import Clip
 from shards.reader import ShardReader, Unreadable, read_index
 from shards.schema import InputError, Question, Row
+from shards.storage import join
 from shards.writer import ShardWriter, index_shard
 
 WRITTEN = {
@@ -66,6 +72,120 @@ def test_what_went_in_comes_out(corpus: Path, rows: dict[str, Row], clips: dict[
         frames = sample.frames()
         assert frames.shape == clips[name].frames.shape
         assert np.abs(frames.astype(int) - clips[name].frames).mean() < 2
+
+
+@pytest.fixture(params=["memory", "http", "filecache"])
+def at_url(request, corpus: Path, memory: str, served: Callable) -> str:
+    """The same corpus at a URL."""
+    for file in corpus.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
+    http = served(corpus)[0]
+    return {"memory": memory, "http": http, "filecache": f"filecache::{http}"}[request.param]
+
+
+def test_a_corpus_at_a_url_is_read_as_one_on_this_machine(corpus: Path, at_url: str):
+    here, there = ShardReader(corpus), ShardReader(at_url)
+    assert len(there) == len(here)
+    assert there.column("captions") == here.column("captions")
+    for number in range(len(here)):
+        assert there[number].about == here[number].about
+        assert np.array_equal(there[number].frames(), here[number].frames())
+        assert np.array_equal(there[number].frames([0]), here[number].frames([0]))
+    assert len(ShardReader(at_url, "train", "image")) == 1
+
+
+def test_a_sample_at_a_url_takes_one_request(corpus: Path, served: Callable):
+    url, server = served(corpus)
+    reader = ShardReader(url)
+    server.asked.clear()
+    for number in (3, 0):
+        reader[number].frames()
+    assert [(method, path) for method, path, _ in server.asked] == [("GET", "/second.tar"), ("GET", "/first.tar")]
+
+
+def test_members_far_apart_are_fetched_one_by_one(corpus: Path, served: Callable, monkeypatch):
+    """As in shards whose samples lie in between one another: no request fetches megabytes for a few frames."""
+    monkeypatch.setattr("shards.reader.SLACK", -(2**30))
+    url, server = served(corpus)
+    reader = ShardReader(url)
+    server.asked.clear()
+    assert np.array_equal(reader[0].frames([0, 2]), ShardReader(corpus)[0].frames([0, 2]))
+    assert len(server.asked) == 3  # what is known of it, and two frames
+
+
+def read_all(reader: ShardReader) -> list[bytes]:
+    return [reader[number].frames().tobytes() for number in range(len(reader))]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_reader_is_handed_to_loading_processes_in_the_middle_of_its_work(corpus, served, start: str):
+    here, there = ShardReader(corpus), ShardReader(served(corpus)[0])
+    expected = read_all(here)
+    assert read_all(there) == expected  # connections are open now
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(start)) as pool:
+        found = list(pool.map(read_all, [here, there, here, there]))
+    assert found == [expected] * 4
+    assert read_all(there) == expected
+
+
+def test_a_shard_at_a_url_that_is_gone_cut_or_damaged_gives_an_error_that_names_it(corpus: Path, memory: str):
+    system = fsspec.filesystem("memory")
+    for file in corpus.iterdir():
+        system.pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
+    content = (corpus / "first.tar").read_bytes()
+    row = read_index(memory).to_pylist()[0]
+    system.pipe_file("/bucket/corpus/first.tar", content[: row["json_offset"] + 10])
+    with pytest.raises(Unreadable, match=r"memory://bucket/corpus/first.tar: a: .*cut short"):
+        ShardReader(memory)[0]
+    first = row["frame_offsets"][0]
+    system.pipe_file("/bucket/corpus/first.tar", content[:first] + bytes(40) + content[first + 40 :])
+    with pytest.raises(Unreadable, match=r"first.tar: a, frame 0: "):
+        ShardReader(memory)[0].frames()
+    system.rm("/bucket/corpus/first.tar")
+    with pytest.raises(Unreadable, match=r"first.tar: a: No such file"):
+        ShardReader(memory)[0]
+
+
+def test_a_request_that_fails_is_made_again(corpus: Path, memory: str, monkeypatch):
+    system = fsspec.filesystem("memory")
+    for file in corpus.iterdir():
+        system.pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
+    reader, failures = ShardReader(memory), iter([TimeoutError("slow"), RuntimeError("lost"), None, *[KeyError()] * 9])
+    read = type(system).cat_file
+
+    def flaky(self, *args, **kwargs):
+        if error := next(failures):
+            raise error
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr("shards.storage.PAUSES", (0, 0))
+    monkeypatch.setattr(type(system), "cat_file", flaky)
+    assert reader[0].about["id"] == "a"
+    with pytest.raises(Unreadable, match=r"first.tar: a: .*KeyError"):
+        reader[0]
+
+
+def test_a_corpus_that_cannot_be_read_is_one_line(tmp_path: Path, memory: str):
+    with pytest.raises(InputError, match=r"memory://bucket/corpus: no index.parquet"):
+        ShardReader(memory)
+    (tmp_path / "index.parquet").write_bytes(b"not a table")
+    with pytest.raises(InputError, match=r"index.parquet cannot be read: [^\n]*$"):
+        ShardReader(tmp_path)
+    with pytest.raises(InputError, match="Protocol not known"):
+        ShardReader("pipe://cat /data")
+
+
+def test_a_shard_of_an_index_may_lie_elsewhere(corpus: Path, memory: str, tmp_path: Path):
+    """As an index of existing shards says: by their full path or URL."""
+    for file in corpus.glob("*.tar"):
+        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
+    index = read_index(corpus)
+    places = {"first.tar": str(corpus / "first.tar"), "second.tar": join(memory, "second.tar")}
+    shards = pa.array([places[name] for name in index["shard"].to_pylist()])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pq.write_table(index.set_column(index.column_names.index("shard"), "shard", shards), elsewhere / "index.parquet")
+    assert read_all(ShardReader(elsewhere)) == read_all(ShardReader(corpus))
 
 
 def test_samples_are_read_in_any_order(corpus: Path):
@@ -125,6 +245,20 @@ def test_a_shard_cut_short_gives_an_error_and_no_garbage(corpus: Path):
         reader[2]
 
 
+def test_frames_of_two_sizes_are_no_clip(make_row, smooth_clip, tmp_path):
+    clip = smooth_clip(0, 2)
+    writer = ShardWriter(tmp_path / "a.tar", quality=90)
+    other = Clip(clip.frames[:, :16], duration=1, width=32, height=16)
+    frames = [*clip.frames[:1], *other.frames[:1]]
+    writer.write(make_row("a"), replace(clip, frames=frames))
+    writer.close()
+    pq.write_table(index_shard(tmp_path / "a.tar"), tmp_path / "index.parquet")
+    sample = ShardReader(tmp_path)[0]
+    assert sample.frames([0, 0]).shape == (2, 32, 32, 3)
+    with pytest.raises(Unreadable, match=r"a\.tar: a: its frames are 32 x 16 and 32 x 32 large"):
+        sample.frames()
+
+
 def test_a_shard_that_is_gone_gives_an_error(corpus: Path):
     (corpus / "first.tar").unlink()
     with pytest.raises(Unreadable, match=r"first.tar: a: No such file or directory"):
@@ -152,3 +286,9 @@ def test_another_shard_in_the_place_of_the_indexed_one_is_noticed(corpus: Path):
     shard.write_bytes(shard.read_bytes().replace(b'"id": "a"', b'"id": "z"').replace(b'"id":"a"', b'"id":"z"'))
     with pytest.raises(Unreadable, match=r"first.tar: a: z lies in its place"):
         ShardReader(corpus)[0]
+
+
+def test_a_shard_that_another_thread_put_out_of_the_cache_is_read_all_the_same(corpus: Path, monkeypatch):
+    expected = ShardReader(corpus)[0].frames()
+    monkeypatch.setattr(reader, "_opened", lambda path, changed: open(path, "rb", buffering=0))  # as if never kept
+    assert np.array_equal(ShardReader(corpus)[0].frames(), expected)

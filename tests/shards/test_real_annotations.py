@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.annotations import read_annotations
+from tests.shards.test_annotations import scan
 
 CAPTIONS = Path(os.environ.get("ALPRO_CAPTIONS", Path(__file__).parents[3] / "shared" / "captions"))
 
@@ -29,7 +29,7 @@ pytestmark = [
     ],
 )
 def test_every_line_is_read_and_grouped_by_video(file, videos, texts, tmp_path):
-    rows, rejects = read_annotations(tmp_path, {"test": CAPTIONS / file})
+    rows, rejects = scan(tmp_path, {"test": CAPTIONS / file})
     assert rejects == []
     assert sum(len(row.captions) + len(row.questions) for row in rows) == texts
     assert videos is None or len(rows) == videos

@@ -1,11 +1,13 @@
 """Which frames of a clip, and which samples in which order."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.sampling import frames_at_random, frames_in_halves, grouped_order, segment_starts
+from shards.sampling import frames_at_random, frames_between, frames_in_halves, grouped_order, segment_starts
 
 few = settings(max_examples=50, deadline=None)
 available = st.integers(1, 60)
@@ -38,6 +40,50 @@ def test_segments_are_in_order_equal_and_repeat_only_where_frames_are_too_few(av
     assert steps.min() >= 0
     assert steps.max() - steps.min() <= 1
     assert (len(set(starts)) == count) == (available >= count)
+
+
+TENTHS = np.arange(10) / 10
+PAUSE = np.array([0.0, 0.1, 0.2, 10.2, 10.3])
+
+
+@pytest.mark.parametrize(
+    ("times", "start", "end", "found"),
+    [
+        (TENTHS, None, None, (0, 10)),
+        (TENTHS, 0.2, 0.5, (2, 5)),
+        (TENTHS, 0.24, 0.46, (2, 5)),  # the nearest are 2 and 5
+        (TENTHS, 0.26, 0.44, (3, 4)),
+        (TENTHS, 0.61, 0.63, (6, 7)),  # shorter than a frame
+        (TENTHS, 0.94, None, (9, 10)),
+        (TENTHS, 0.96, None, (10, 10)),  # half a frame and more behind the last
+        (TENTHS, 0.5, 7.0, (5, 10)),
+        (TENTHS, 0.5, 0.5, (5, 5)),
+        (PAUSE, 4.0, 6.0, (2, 3)),  # what is shown during the pause
+        (PAUSE, 6.0, 10.3, (3, 4)),
+        (np.array([0.0]), 0.0, 0.2, (0, 1)),
+        (np.array([0.0]), 3.0, None, (1, 1)),
+    ],
+)
+def test_frames_between_against_a_table(times: np.ndarray, start, end, found: tuple[int, int]):
+    assert frames_between(times, start, end) == found
+
+
+@few
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=30), st.lists(st.floats(0, 5), min_size=1, max_size=5))
+def test_windows_that_follow_each_other_share_no_frame_and_lose_none(steps: list[int], cuts: list[float]):
+    times = np.concatenate([[0.0], np.cumsum(steps) / 1000])
+    cuts = sorted({round(cut, 2) for cut in cuts if cut < times[-1]})
+    bounds = [None, *cuts, None]
+    windows = [frames_between(times, start, end) for start, end in pairwise(bounds)]
+    for start, (first, _) in zip(bounds, windows, strict=False):
+        if start is not None:
+            assert abs(times[first] - start) <= np.abs(times - start).min() + 2e-6
+    # One shorter than a frame has the frame nearest to its start, which the next has too.
+    lengths = [last - first for first, last in windows]
+    assert windows[0][0] == 0
+    assert windows[-1][1] == len(times)
+    for (_, last), (first, _), length in zip(windows, windows[1:], lengths, strict=False):
+        assert first == last or (length == 1 and first == last - 1)
 
 
 @few

@@ -2,10 +2,12 @@
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -231,3 +233,55 @@ def test_a_field_of_another_type_is_refused(archive, field: str, value):
 def test_a_frame_with_a_number_that_is_none_is_refused(archive):
     with pytest.raises(InputError, match="is refused"):
         index_shard(archive({"0.json": JSON, "0.².jpg": b"x"}))
+
+
+@pytest.mark.parametrize("again", ["x.json", "x.0.jpg", "x.00.jpg"])
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path, again: str):
+    """As where shards with the same keys were joined: one sample would take the place of the other."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("x.json", JSON), ("x.0.jpg", b"1"), ("y.json", JSON), ("y.0.jpg", b"1"), (again, JSON)):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(InputError, match=f"member '{again}' is there twice"):
+        index_shard(tmp_path / "a.tar")
+
+
+def test_a_json_without_end_is_refused(archive, monkeypatch):
+    monkeypatch.setattr("shards.writer.MOST_JSON", 100)
+    with pytest.raises(InputError, match=r"0\.json' has 400 bytes; 100 are the most"):
+        index_shard(archive({"0.json": JSON.ljust(400), "0.0.jpg": b"x"}))
+
+
+def at_url(path: Path) -> str:
+    fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{path.name}", path.read_bytes())
+    return f"memory://bucket/corpus/{path.name}"
+
+
+def test_a_shard_at_a_url_has_the_same_index_and_names_its_url(samples, tmp_path: Path, memory: str):
+    path = write(tmp_path / "a.tar", samples)
+    here, there = index_shard(path), index_shard(at_url(path))
+    assert there.drop(["shard"]) == here.drop(["shard"])
+    assert set(there["shard"].to_pylist()) == {f"{memory}/a.tar"}
+
+
+def test_at_a_url_too_a_pickle_a_link_and_a_cut_are_refused(archive, samples, tmp_path: Path, memory: str):
+    good = {"0.json": JSON, "0.0.jpg": b"x"}
+    for bad in ({"0.pkl": b"\x80\x04."}, {"0.1.jpg": special(tarfile.SYMTYPE, "0.1.jpg")}):
+        with pytest.raises(InputError, match=r"memory://bucket/corpus/foreign.tar: member .* is refused"):
+            index_shard(at_url(archive(good | bad)))
+    path = write(tmp_path / "a.tar", samples)
+    path.write_bytes(path.read_bytes()[:-20000])
+    with pytest.raises(InputError, match=r"memory://bucket/corpus/a.tar: not a readable shard"):
+        index_shard(at_url(path))
+    with pytest.raises(InputError, match=r"none.tar: not a readable shard: .*No such file"):
+        index_shard(f"{memory}/none.tar")
+
+
+def test_of_a_shard_at_a_url_large_members_are_passed_over(archive, served: Callable, monkeypatch):
+    monkeypatch.setattr("shards.writer.BLOCK", 4096)
+    path = archive({"0.json": JSON, "0.0.jpg": bytes(500_000), "0.1.jpg": bytes(500_000)})
+    url, server = served(path.parent)
+    assert index_shard(f"{url}/{path.name}").num_rows == 1
+    ranges = [re.fullmatch(r"bytes=(\d+)-(\d+)", asked).groups() for _, _, asked in server.asked if asked]
+    assert sum(int(last) - int(first) for first, last in ranges) < 50_000

@@ -10,74 +10,102 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from models.templates import VIDEO_TEMPLATES
+from models.templates import Templates, fill
 from shards.reader import read_index
 from shards.schema import InputError
 from stages import build_vocabulary
-from stages.build_vocabulary import Config, choose, count_nouns, tag_unit
+from stages.build_vocabulary import Config, Noun, choose, join_forms, why_not
 from stages.word_pieces import WordPieces, load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue star", "a fish swims in the sea"] * 2
 
 
-@pytest.mark.parametrize(
-    ("sentence", "nouns"),
-    [
-        ("a red ball moves to the left", {"ball", "left"}),
-        ("a dog and a cat sleep on the sofa", {"dog", "cat", "sofa"}),
-        ("The Woman is cutting vegetables in her kitchen.", {"woman", "vegetables", "kitchen"}),
-        ("he runs quickly", set()),
-    ],
-)
-def test_the_embedded_tagger_finds_nouns(sentence, nouns):
-    found = tag_unit([sentence], [1], "embedded")
-    assert set(found) - {"left"} == nouns - {"left"}  # "the left" may be read either way
-
-
-def test_nouns_count_as_often_as_their_captions_occur(resources):
-    counts = count_nouns(
-        ["a dog is sleeping", "a small dog and a cat", *["a dog is sleeping"] * 2], "embedded", resources
-    )
-    assert counts == {"dog": 4, "cat": 1}
-
-
-def test_many_units_count_the_same_as_one(resources, inline_pool, monkeypatch):
-    captions = ["a dog is sleeping", "a dog and a cat", "a woman in a kitchen", "a dog is sleeping", "a cat on a sofa"]
-    whole = count_nouns(captions, "embedded", resources)
-    monkeypatch.setattr(build_vocabulary, "CAPTIONS_PER_UNIT", 2)
-    assert count_nouns(captions, "embedded", resources) == whole
-
-
-def test_a_tagger_that_is_not_installed_is_a_mistake():
-    with pytest.raises(InputError, match=r"tagger = 'en_core_web_none'.*'embedded'"):
-        tag_unit(["a dog"], [1], "en_core_web_none")
+def nouns(**counts: int) -> list[Noun]:
+    """Nouns that are nothing but nouns, with their counts."""
+    return join_forms(Counter({(name, name): count for name, count in counts.items()}))
 
 
 def test_entities_are_the_most_frequent_with_ties_in_alphabetical_order():
-    counts = Counter(tree=5, ball=7, star=5, box=5, moon=2)
-    chosen, left_out = choose(counts, Config(entities=3))
+    chosen, left_out = choose(nouns(tree=5, ball=7, star=5, box=5, moon=2), Config(entities=3))
     assert chosen == [("ball", 7), ("box", 5), ("star", 5)]
     assert left_out == [("tree", 5, "below the 3 most frequent"), ("moon", 2, "below the 3 most frequent")]
 
 
 def test_what_is_left_out_is_left_out_with_the_reason():
-    counts = Counter({"video": 90, "x2": 80, "thing": 70, "ball": 60, "box": 50, "rarity": 1})
-    chosen, left_out = choose(counts, Config(entities=2, exclude=("thing",)))
+    words = nouns(video=90, x2=80, animal=70, ball=60, box=50, s=40, counterrevolution=30, photos=20, fish=2, rarity=1)
+    words += join_forms(Counter({("talks", "talks"): 39, ("talks", ""): 61}))
+    config = Config(entities=2, exclude=("animal",), most_letters=16)
+    chosen, left_out = choose(words, config)
     assert chosen == [("ball", 60), ("box", 50)]
     assert left_out == [
         ("video", 90, "a word of the prompt templates"),
-        ("x2", 80, "not a word"),
-        ("thing", 70, "excluded by the configuration"),
+        ("x2", 80, "not of letters alone"),
+        ("animal", 70, "excluded by the configuration"),
+        ("s", 40, "fewer than 2 letters"),
+        ("counterrevolution", 30, "more than 16 letters"),
+        ("photos", 20, "a word of the prompt templates"),
+        ("fish", 2, "below the 2 most frequent"),
         ("rarity", 1, "fewer than 2 times"),
+        ("talks", 39, "a noun in less than 40% of its occurrences"),
     ]
+
+
+@pytest.mark.parametrize(("share", "chosen"), [(0.0, "dog play up"), (0.3, "dog play"), (0.31, "dog"), (1.0, "dog")])
+def test_a_word_is_an_entity_where_it_is_a_noun_often_enough(share, chosen):
+    words = Counter({("dog", "dog"): 9, ("play", "play"): 3, ("play", ""): 7, ("up", "up"): 2, ("up", ""): 98})
+    config = Config(least_share=share)
+    assert " ".join(noun.name for noun in join_forms(words) if not why_not(noun, config, set())) == chosen
+
+
+def test_words_of_other_templates_are_left_out_instead():
+    templates = Templates(video=("Ein Film: {}.",), image=("Ein Foto: {}.",))
+    chosen, left_out = choose(nouns(film=4, video=3, foto=2, ball=2), Config(entities=2, templates=templates))
+    assert chosen == [("video", 3), ("ball", 2)]
+    assert [(noun, reason) for noun, _, reason in left_out] == [
+        ("film", "a word of the prompt templates"),
+        ("foto", "a word of the prompt templates"),
+    ]
+
+
+def test_letters_are_those_of_any_language():
+    chosen, _ = choose(nouns(**{"hügel": 3, "улица": 2, "3d": 9}), Config(entities=2))
+    assert chosen == [("hügel", 3), ("улица", 2)]
 
 
 def test_fewer_nouns_than_asked_is_a_mistake_that_says_how_many_there_are():
     with pytest.raises(InputError, match=r"entities = 4, but the captions have 2 nouns that qualify; add --set "):
-        choose(Counter(ball=3, box=2, star=1), Config(entities=4))
+        choose(nouns(ball=3, box=2, star=1), Config(entities=4))
+
+
+def test_forms_are_joined_by_their_noun():
+    words = Counter({("dogs", "dog"): 2, ("dog", "dog"): 3, ("dog", ""): 1, ("run", ""): 9})
+    words |= Counter({("glasses", "glasses"): 4, ("glasses", "glass"): 1, ("glasses", ""): 2})
+    assert join_forms(words) == [Noun("dog", 5, 6), Noun("glasses", 4, 6), Noun("glass", 1, 1)]
+
+
+WORDS = st.dictionaries(
+    st.tuples(st.sampled_from(["dog", "dogs", "s", "x2", "video"]), st.sampled_from(["", "dog", "s", "x2", "video"])),
+    st.integers(1, 50),
+)
+
+
+@given(WORDS)
+def test_counts_add_up(words):
+    found = join_forms(Counter(words))
+    assert sum(noun.count for noun in found) == sum(count for (_, noun), count in words.items() if noun)
+    forms = {form for form, noun in words if noun}
+    assert sum(noun.occurrences for noun in found) == sum(count for (form, _), count in words.items() if form in forms)
+    qualified = [noun for noun in found if not why_not(noun, Config(), Config().templates.words())]
+    if len(qualified) >= 2:
+        chosen, left_out = choose(found, Config(entities=2))
+        assert sorted((name, count) for name, count, *_ in [*chosen, *left_out]) == sorted(
+            (noun.name, noun.count) for noun in found
+        )
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +133,7 @@ def test_only_training_captions_are_read(told_vocabulary):
         {"entity": "cat", "count": 2},
         {"entity": "dog", "count": 2},
     ]
-    assert outcome.counts["captions"] == 3
+    assert outcome.counts["captions"] == outcome.counts["distinct_captions"] == 3
     assert pq.read_table(out / "left_out.parquet").num_rows == outcome.counts["nouns"] - 2
 
 
@@ -145,8 +173,12 @@ def test_a_trained_tokenizer_speaks_berts_form():
 
 def test_the_tokenizer_knows_the_words_of_prompts_and_questions(told_vocabulary):
     tokenizer = Tokenizer.from_file(str(told_vocabulary[1] / "tokenizer.json"))
-    for text in (VIDEO_TEMPLATES[0].format("dog"), "which xylophone is it?"):
+    for text in (fill(Templates().video[0], "dog"), "which xylophone is it?"):
         assert "[UNK]" not in tokenizer.encode(text).tokens
+
+
+def test_a_tokenizer_of_counted_texts_is_that_of_the_texts():
+    assert train_tokenizer(Counter(TEXTS), 120).to_str() == train_tokenizer(TEXTS, 120).to_str()
 
 
 def test_a_tokenizer_follows_from_its_texts_alone():
@@ -203,7 +235,7 @@ def test_padding_and_truncation_of_a_tokenizer_file_are_left_out(tmp_path):
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
 def test_a_broken_tokenizer_file_is_a_mistake(name, tmp_path):
     (tmp_path / name).write_bytes(b"\xff\xfe{")
-    for given in (tmp_path / name, tmp_path):
+    for place in (tmp_path / name, tmp_path):
         with pytest.raises(InputError, match=f"{name}: not readable") as told:
-            load_tokenizer(str(given))
+            load_tokenizer(str(place))
         assert "\n" not in str(told.value)

@@ -107,7 +107,7 @@ def test_slips_of_use_are_told(folders, videos, tmp_path):
     for call, given in ((model.embed_texts, "a dog"), (model.embed_videos, str(videos[0])), (model.embed_texts, [])):
         with pytest.raises(InputError, match="give a list of one or more"):
             call(given)
-    with pytest.raises(DecodeError, match=r"none\.mp4: no such file"):
+    with pytest.raises(DecodeError, match=r"missing: .*none\.mp4"):
         model.embed_videos([*videos, tmp_path / "none.mp4"])
     prompter = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
     with pytest.raises(InputError, match="shares of the frame"):

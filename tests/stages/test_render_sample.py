@@ -12,12 +12,12 @@ from PIL import Image
 
 from shards.schema import InputError
 from stages import render_sample
+from stages.artifacts import checksum
 from stages.render_sample import Config
 from stages.sample import grammar
 from stages.sample import scene as scene_module
 from stages.sample.draw import render
 from stages.sample.scene import COLOURS, DIRECTIONS, KINDS, REVERSED, Scene, Thing, draw_scene
-from stages.training.checkpoint import checksum
 
 DEFAULT = Config()
 

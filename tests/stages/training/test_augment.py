@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from stages.training import augment as module
-from stages.training.augment import IMAGE_OPERATIONS, SIDES, VIDEO_OPERATIONS, augment, draw, mirror
+from stages.training.augment import (
+    IMAGE_OPERATIONS,
+    SIDES,
+    VIDEO_OPERATIONS,
+    augment,
+    draw,
+    each_operation,
+    mirror,
+)
 
 
 def gradient(frames: int = 3, size: int = 24) -> np.ndarray:
@@ -53,3 +61,35 @@ def test_the_operations_are_the_official_ones():
     assert {len(one) for one in drawn} == {0, 1, 2}
     assert {abs(strength) for one in drawn for _, strength in one} == {0.5}
     assert np.mean([len(one) for one in drawn]) == pytest.approx(1.0, abs=0.15)
+
+
+def moved(frame: np.ndarray) -> tuple[float, float]:
+    """Where the bright dot of a frame is: its column and row."""
+    rows, columns = np.nonzero(frame[..., 0] > 200)
+    return columns.mean(), rows.mean()
+
+
+def test_each_operation_by_itself_does_what_its_name_says():
+    """The two frames of a clip alike, and the one strength as the other turned round, where there are two sides."""
+    dot = np.full((4, 40, 40, 3), 60, np.uint8)
+    dot[:, 8:12, 28:32] = 255  # up and to the right of the middle
+    for kind in ("video", "image"):
+        names = [name.split(",")[0] for name, _ in each_operation(dot, kind)]
+        assert len(names) == len(set(names)) == {"video": 10, "image": 8}[kind]
+    done = {name.split(",")[0]: frames for name, frames in each_operation(dot, "video")}
+    for frames in done.values():
+        assert frames.shape == dot.shape
+        assert np.array_equal(frames[0], frames[1])
+        assert np.array_equal(frames[2], frames[3])
+    for name in ("identity", "brightness", "contrast", "sharpness"):  # at level 5 a factor of 1
+        assert np.abs(done[name].astype(int) - dot).max() <= 1, name
+    column, row = moved(dot[0])
+    assert sorted(moved(f)[0] - column for f in done["translate_x"][::2]) == [-5, 5]
+    assert sorted(moved(f)[1] - row for f in done["translate_y"][::2]) == [-5, 5]
+    assert moved(done["mirror"][0]) == (39 - column, row)
+    for name, along, across in (("shear_x", 0, 1), ("shear_y", 1, 0)):
+        sides = [moved(f)[along] - (column, row)[along] for f in done[name][::2]]
+        assert sides[0] * sides[1] < 0, name  # to one side, then to the other
+        assert all(abs(moved(f)[across] - (column, row)[across]) < 0.6 for f in done[name]), name
+    turned = [np.degrees(np.arctan2(19.5 - moved(f)[1], moved(f)[0] - 19.5)) for f in (dot[0], *done["rotate"][::2])]
+    assert sorted(np.round(np.subtract(turned[1:], turned[0]))) == pytest.approx([-15, 15], abs=3)

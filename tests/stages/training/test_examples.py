@@ -1,20 +1,24 @@
 """Which examples make which batch: everything follows from the seed and the number of the step."""
 
+import itertools
 import multiprocessing
 import os
 import shutil
 import signal
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from shards.reader import read_index
 from shards.schema import InputError
+from stages.artifacts import Resources
 from stages.training import examples
 from stages.training.config import Phase
 from stages.training.examples import Batch, Steps, random_crop
@@ -324,6 +328,19 @@ def test_what_is_said_decides_of_the_flip_answers_too(clips, stills, steps_of, m
     assert {kind for kind, _ in told} == {"video", "image"}
 
 
+def test_the_augmentation_can_be_looked_at(clips, stills, steps_of, tmp_path):
+    """pictures/augmentation.png: each operation by itself, then examples as they are shown, of videos and images."""
+    data = steps_of({"clips": clips, "stills": stills}, augmentation="official")
+    data.draw_augmentation(tmp_path / "pictures" / "augmentation.png")
+    with Image.open(tmp_path / "pictures" / "augmentation.png") as picture:
+        assert picture.width > 3 * 4 * 170
+        assert picture.height > 8 * 170
+        assert picture.getcolors(1000) is None  # frames in colour, not an empty page
+    broken(clips, tmp_path / "broken", 1)
+    steps_of({"clips": tmp_path / "broken"}).draw_augmentation(tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()  # its first sample is damaged; training tells
+
+
 def test_the_whole_frame_is_taken_where_no_crop_is_asked():
     frames = np.zeros((2, 10, 12, 3), np.uint8)
     assert random_crop(frames, 8, 1.0, np.random.default_rng(0)).shape == (2, 3, 10, 12)
@@ -402,3 +419,76 @@ def test_loading_processes_heed_no_signal_of_their_group(clips, steps_of, monkey
     (loading,) = set(multiprocessing.active_children()) - others
     os.kill(loading.pid, signal.SIGTERM)
     assert [batch.step for batch in batches] == list(range(1, 20))
+
+
+def loaded(data: Steps, first: int, last: int, workers: int) -> list[Batch]:
+    """Steps `first` to `last` as loaded by so many processes, as where there is a GPU; the rest is left, as by a run
+    that ends in between."""
+    more = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
+    loader = examples.DataLoader
+    with mock.patch.object(examples, "DataLoader", lambda *a, **k: loader(*a, **k | more)):
+        batches = data.loader(first, Resources(workers=1), torch.device("cpu"))
+        return list(itertools.islice(batches, last - first))
+
+
+LIVES = st.lists(st.tuples(st.integers(0, 10), st.sampled_from([0, 1, 3])), max_size=3)
+
+
+def check_lives(corpora, steps_of, ranks: int, per_rank: int, together: bool, seed: int, lives) -> None:
+    """A run that ends and goes on at any steps, each life with any number of loading processes, shows on every rank
+    what an uninterrupted one does; and every source's examples in its batches, each once before any comes again."""
+    wish = {"batch_size": ranks * per_rank, "groups_together": together, "seed": seed, "mlm": 0.3}
+    ends = [*sorted(end for end, _ in lives), 10]
+    workers = [count for _, count in lives] + [0]
+    shown: dict[str, list[str]] = {kind: [] for kind in ("video", "image")}
+    whole = [steps_of(corpora, 10, rank=rank, ranks=ranks, **wish) for rank in range(ranks)]
+    for rank in range(ranks):
+        found: list[Batch] = []
+        for end, count in zip(ends, workers, strict=True):
+            life = steps_of(corpora, 10, rank=rank, ranks=ranks, **wish)  # nothing is left of the life before
+            found += loaded(life, len(found), end, count)
+        for step in range(10):
+            assert_equal(found[step], whole[rank][step])
+    for step in range(10):
+        batches = [data[step] for data in whole]
+        assert len({batch.kind for batch in batches}) == 1
+        shown[batches[0].kind] += [name for batch in batches for name in batch.ids]
+    for kind, count in (("video", 7), ("image", 5)):
+        for epoch in range(0, len(shown[kind]), count):
+            once = shown[kind][epoch : epoch + count]
+            assert len(set(once)) == len(once), f"epoch {epoch // count}: one twice before all were there"
+
+
+@pytest.fixture(scope="module")
+def two_kinds(corpus_of, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("two_kinds")
+    mixed = rows(7, prefix="v", captions=2, group=2) + rows(5, kind="image", prefix="i")
+    return {"mixed": corpus_of(folder / "mixed", mixed)}
+
+
+RUNS = (st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 3), LIVES)
+
+
+@settings(max_examples=8)
+@given(*RUNS)
+def test_ranks_workers_and_lives_neither_lose_nor_repeat_an_example(
+    two_kinds, steps_of, ranks, each, together, seed, lives
+):
+    check_lives(two_kinds, steps_of, ranks, each, together, seed, lives)
+
+
+@pytest.mark.long
+@settings(max_examples=150)
+@given(*RUNS)
+def test_many_ranks_workers_and_lives(two_kinds, steps_of, ranks, each, together, seed, lives):
+    check_lives(two_kinds, steps_of, ranks, each, together, seed, lives)
+
+
+@settings(max_examples=20)
+@given(st.floats(0.1, 0.9), st.integers(0, 5))
+def test_two_kinds_are_mixed_by_batch_in_the_ratio_asked(corpus, steps_of, share, seed):
+    corpora = {"v": corpus(6), "i": corpus(4, kind="image", prefix="i")}
+    phase = Phase(corpora=("v", "i"), weights=(share, 1 - share), steps=2000)
+    data = steps_of(corpora, phases=[phase], seed=seed)
+    videos = sum(data.sources[number].kind == "video" for number in data.source_of) / len(data)
+    assert abs(videos - share) < 5 * (share * (1 - share) / 2000) ** 0.5

@@ -1,0 +1,113 @@
+"""Captions tagged and their nouns counted, as build_vocabulary does it, against a bare nlp.pipe of spaCy.
+
+    python benchmarks/nouns.py [--captions FILE] [--tagger NAME] [--json FILE]
+
+The baseline is one process that runs the same components of the same pipeline over the same captions, each once, and
+throws the result away; the other `nlp.pipe` also has what count_nouns changes (matrix products by numpy, smaller
+batches). count_nouns is timed whole, the start of its processes with it. Without `--captions`, a text file of one a
+line or JSON Lines with a `caption` (.gz too), sentences are drawn of a few hundred words. Printed are medians of three
+runs, in which the ways take turns; what a second of processor time does tells more where other work shares the machine.
+"""
+
+import argparse
+import gzip
+import itertools
+import json
+import os
+import random
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from pathlib import Path
+
+import spacy
+from threadpoolctl import threadpool_limits
+
+from stages.artifacts import Resources
+from stages.nouns import CAPTIONS_PER_BATCH, EMBEDDED, count_nouns, load_tagger
+
+RUNS, DRAWN = 3, 65_536
+BASELINE, SAME = "nlp.pipe", "nlp.pipe, same settings"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=Path, help="a file of captions")
+    parser.add_argument("--tagger", default="embedded", help="a spaCy pipeline, as build_vocabulary.tagger")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    captions = read(arguments.captions) if arguments.captions else draw()
+    words = sum(len(text.split()) for text in captions) / len(captions)
+    print(
+        f"{captions.total()} captions, {len(captions)} of them different, of {words:.1f} words; {os.cpu_count()} cores"
+    )
+    wall, work = measure(captions, arguments.tagger)
+    rates, per_core = (
+        {name: len(captions) / statistics.median(seconds) for name, seconds in found.items()} for found in (wall, work)
+    )
+    heads = f"{'captions/s':>12}{'words/s':>10}{'':7}captions a second of processor"
+    print(f"\n{'median of ' + str(RUNS) + ' runs':26}{heads}")
+    for name, rate in rates.items():
+        print(
+            f"  {name:24}{rate:12.0f}{rate * words:10.0f} ({rate / rates[BASELINE]:4.2f})"
+            f"{per_core[name]:13.0f} ({per_core[name] / per_core[BASELINE]:4.2f})"
+        )
+    one, two = "count_nouns, 1 worker", "count_nouns, 2 workers"
+    print(f"\nin brackets: times '{BASELINE}'. One worker: {rates[one] / rates[SAME]:.2f} of '{SAME}'")
+    print(f"({per_core[one] / per_core[SAME]:.2f} by processor time); two workers {rates[two] / rates[one]:.2f} of one")
+    if arguments.json:
+        figures = {"captions": len(captions), "words": words, "seconds": wall, "processor seconds": work}
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def measure(captions: Counter[str], tagger: str) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """The seconds that each way takes for all captions by the clock and of processors, by run."""
+    tuned = load_tagger(tagger, False)
+    bare = spacy.load(EMBEDDED if tagger == "embedded" else tagger)
+    for name in set(bare.component_names) - set(tuned.component_names):
+        bare.remove_pipe(name)
+    ways: dict[str, Callable[[], object]] = {
+        BASELINE: lambda: deque(bare.pipe(captions), maxlen=0),
+        SAME: lambda: deque(tuned.pipe(captions, batch_size=CAPTIONS_PER_BATCH), maxlen=0),
+    }
+    for workers in (1, 2):
+        resources = Resources(workers=workers)
+        name = f"count_nouns, {workers} worker{'s' * (workers > 1)}"
+        ways[name] = lambda resources=resources: count_nouns(captions, tagger, False, resources)
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    work: dict[str, list[float]] = {name: [] for name in ways}
+    for nlp in (bare, tuned):  # before the clock runs
+        deque(nlp.pipe(itertools.islice(captions, 1000)), maxlen=0)
+    for _ in range(RUNS):
+        for name, way in ways.items():
+            started, worked = time.perf_counter(), sum(os.times()[:4])
+            with threadpool_limits(1):  # one core a process, in every way
+                way()
+            wall[name].append(time.perf_counter() - started)
+            work[name].append(sum(os.times()[:4]) - worked)
+    return wall, work
+
+
+def read(file: Path) -> Counter[str]:
+    """The captions of a file, with how often each occurs."""
+    with gzip.open(file, "rt") if file.suffix == ".gz" else open(file) as lines:
+        texts = [line.strip() for line in lines if line.strip()]
+    return Counter(json.loads(text)["caption"] if text.startswith("{") else text for text in texts)
+
+
+def draw() -> Counter[str]:
+    """Sentences of 6 to 14 words."""
+    rng = random.Random(0)
+    letters = ["".join(rng.choices("aeiourtnslkbdmpg", k=rng.randint(3, 8))) for _ in range(400)]
+    things = ["man", "woman", "dog", "car", "guitar", "kitchen", "ball", "street", "stage", *letters]
+    doing = ["is playing", "walks near", "talks about", "is holding", "and", "with", "in front of", "looks at"]
+    texts = Counter[str]()
+    while len(texts) < DRAWN:
+        parts = [f"a {rng.choice(things)} {rng.choice(doing)}" for _ in range(rng.randint(1, 3))]
+        texts[" ".join([*parts, "the", rng.choice(things)])] += 1
+    return texts
+
+
+if __name__ == "__main__":
+    main()

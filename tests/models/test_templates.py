@@ -1,0 +1,36 @@
+"""The prompts' templates: the official sets, in a file, and others in their place."""
+
+import pytest
+from pydantic import ValidationError
+
+from models.templates import Templates, fill
+
+
+def test_the_sets_that_ship_are_the_official_codes():
+    videos = [f"A {what} of {a} {{}}." for what in ("footage", "video", "portrait", "video footage") for a in ARTICLES]
+    images = [f"A {what} of {a} {{}}." for what in ("photo", "picture", "good photo", "good picture") for a in ARTICLES]
+    assert list(Templates().video) == videos
+    assert list(Templates().image) == images
+    assert Templates().kinds == {"video": tuple(videos), "image": tuple(images)}
+
+
+ARTICLES = ("a", "the", "one")
+
+
+def test_the_words_of_templates_are_in_lower_case_and_without_the_place():
+    assert Templates(video=("Ein Film: {}!",), image=("{} (2x Foto)",)).words() == {"ein", "film", "x", "foto"}
+
+
+def test_an_entity_stands_in_its_place_as_it_is():
+    assert fill("A {} in {curly} 100 %.", "{0}%s") == "A {0}%s in {curly} 100 %."
+
+
+@pytest.mark.parametrize("wrong", ["A dog.", "{} and {}", ""])
+def test_a_template_without_one_place_is_refused(wrong):
+    with pytest.raises(ValidationError, match="the place of the entity"):
+        Templates(video=(wrong,))
+
+
+def test_a_kind_without_templates_is_refused():
+    with pytest.raises(ValidationError):
+        Templates(image=())

@@ -1,0 +1,200 @@
+"""Every container, codec, kind of picture and of clock: the frames at the right times and in the right colours."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.decode import Clip, decode_video
+
+pytest.importorskip("av")
+pytest.importorskip("ffmpeg")
+
+Make = Callable[..., Path]
+Numbers = Callable[[Clip], list[int]]
+
+decoders = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg"])
+
+X265 = {"x265-params": "log-level=none:keyint=8:open-gop=1:bframes=4"}
+FORMATS = {
+    "H.264 pyramid in MKV": ("a.mkv", {"options": {"bf": "5", "b-pyramid": "strict", "g": "12"}}),
+    "H.264 open GOP in TS": ("a.ts", {"options": {"x264-params": "open-gop=1:bframes=3:scenecut=0:keyint=6"}}),
+    "H.264 intra refresh in TS": ("a.ts", {"options": {"x264-params": "intra-refresh=1:keyint=8"}}),
+    "H.264 interlaced in TS": ("a.ts", {"options": {"x264-params": "interlaced=1"}}),
+    "H.264 in FLV": ("a.flv", {"options": {"g": "6"}}),
+    "H.264 in fragmented MP4": (
+        "a.mp4",
+        {"options": {"g": "6"}, "container": {"movflags": "frag_keyframe+empty_moov"}},
+    ),
+    "H.264 of ten bits": ("a.mp4", {"pixels": "yuv420p10le"}),
+    "H.264 of 4:4:4 and odd sizes": ("a.mp4", {"pixels": "yuv444p", "size": (321, 181)}),
+    "H.264 of 4:2:2": ("a.mkv", {"pixels": "yuv422p"}),
+    "HEVC open GOP in MP4": ("a.mp4", {"codec": "libx265", "options": X265}),
+    "HEVC of ten bits in MKV": ("a.mkv", {"codec": "libx265", "options": X265, "pixels": "yuv420p10le"}),
+    "HEVC in TS": ("a.ts", {"codec": "libx265", "options": X265}),
+    "VP8 with hidden frames in WebM": ("a.webm", {"codec": "libvpx", "options": {"auto-alt-ref": "1", "b": "500k"}}),
+    "VP8 with alpha": ("a.webm", {"codec": "libvpx", "pixels": "yuva420p", "options": {"auto-alt-ref": "0"}}),
+    "VP9 in WebM": ("a.webm", {"codec": "libvpx-vp9", "options": {"b": "300k"}}),
+    "VP9 with alpha": ("a.webm", {"codec": "libvpx-vp9", "pixels": "yuva420p"}),
+    "AV1 of ten bits": ("a.mkv", {"codec": "libsvtav1", "pixels": "yuv420p10le", "options": {"crf": "5"}}),
+    "AV1 in MP4": ("a.mp4", {"codec": "libsvtav1", "options": {"crf": "5", "preset": "10"}}),
+    "MPEG-4 in MP4": ("a.mp4", {"codec": "mpeg4", "options": {"bf": "2", "g": "8", "qmax": "3"}}),
+    "MPEG-4 in AVI": ("a.avi", {"codec": "mpeg4", "options": {"qmax": "3"}}),
+    "Motion JPEG in AVI": ("a.avi", {"codec": "mjpeg", "pixels": "yuvj420p", "options": {"qmax": "3"}}),
+    "Motion JPEG in MOV": ("a.mov", {"codec": "mjpeg", "pixels": "yuvj420p", "options": {"qmax": "3"}}),
+    "ProRes in MOV": ("a.mov", {"codec": "prores_ks", "pixels": "yuv422p10le"}),
+    "ProRes with alpha in MOV": ("a.mov", {"codec": "prores_ks", "pixels": "yuva444p10le"}),
+    "PNG with alpha in MOV": ("a.mov", {"codec": "png", "pixels": "rgba"}),
+    "Animation with alpha in MOV": ("a.mov", {"codec": "qtrle", "pixels": "argb"}),
+    "MPEG-2 in a program stream": ("a.mpg", {"codec": "mpeg2video", "rate": 25, "options": {"bf": "2", "g": "8"}}),
+    "MPEG-2 in TS": ("a.ts", {"codec": "mpeg2video", "rate": 25, "options": {"bf": "2", "g": "8"}}),
+    "MPEG-2 in MKV": ("a.mkv", {"codec": "mpeg2video", "rate": 25, "options": {"bf": "2", "g": "8"}}),
+    "MPEG-1 in a program stream": ("a.mpg", {"codec": "mpeg1video", "rate": 25}),
+    "Sorenson in FLV": ("a.flv", {"codec": "flv"}),
+    "Windows Media": ("a.wmv", {"codec": "wmv2"}),
+    "H.263 in 3GP": ("a.3gp", {"codec": "h263", "size": (176, 144)}),
+}
+
+
+@decoders
+@pytest.mark.parametrize(("name", "more"), FORMATS.values(), ids=FORMATS.keys())
+def test_every_format_gives_the_frames_of_the_time_asked(make_video: Make, numbers: Numbers, decoder, name, more):
+    path, rate = make_video(name, 24, **more), more.get("rate", 10)
+    assert numbers(decode_video(path, 24, 32, decoder=decoder)) == list(range(24))
+    clip = decode_video(path, 6, 32, decoder=decoder)
+    assert numbers(clip) == [0, 4, 8, 12, 16, 20]
+    assert (clip.width, clip.height) == more.get("size", (64, 48))
+    assert clip.duration == pytest.approx(24 / rate, abs=0.002)
+    assert numbers(decode_video(path, 5, 32, 10 / rate, 20 / rate, decoder=decoder)) == [10, 12, 14, 16, 18]
+    assert numbers(decode_video(path, 7, 32, 17 / rate, decoder=decoder)) == list(range(17, 24))
+
+
+@decoders
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.ts", "a.gif"])
+def test_a_video_of_one_frame_is_that_frame(make_video: Make, numbers: Numbers, decoder, name: str):
+    more = {"codec": "gif", "pixels": "rgb8"} if name == "a.gif" else {"options": {"bf": "0"}}
+    path = make_video(name, 1, **more)
+    assert numbers(decode_video(path, 3, 32, decoder=decoder)) == [0, 0, 0]
+
+
+def scattered(seed: int, count: int, steps: list[int]) -> list[int]:
+    """Times of frames, milliseconds, each a step behind the one before."""
+    return [0, *np.cumsum(np.random.default_rng(seed).choice(steps, count - 1)).tolist()]
+
+
+CLOCKS = {
+    "few changes": [100 * i if i < 12 else 1100 + 40 * (i - 11) for i in range(24)],
+    "many changes": scattered(0, 24, [20, 33, 50, 80, 120]),
+    "a long pause": [*range(0, 1000, 100), *range(30_000, 31_400, 100)],
+}
+
+
+@decoders
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+@pytest.mark.parametrize("stamps", CLOCKS.values(), ids=CLOCKS.keys())
+def test_unequal_frames_are_found_by_their_own_times(make_video: Make, numbers: Numbers, decoder, name, stamps):
+    """The first frame of a window is the one nearest to the time asked: within half a frame, as long as it is."""
+    path = make_video(name, 24, {"g": "7", "bf": "2"}, stamps=stamps)
+    times = np.array(stamps) / 1000
+    assert numbers(decode_video(path, 24, 32, decoder=decoder)) == list(range(24))
+    for start in np.random.default_rng(1).uniform(0, times[-1], 8):
+        (number,) = numbers(decode_video(path, 1, 32, start, decoder=decoder))
+        away = np.abs(times - start)
+        assert away[number] == pytest.approx(away.min(), abs=0.002)
+
+
+@decoders
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("a.mkv", 7_000), ("a.ts", 40_000_000), ("a.ts", 95_442_500), ("a.mp4", 5_000), ("a.flv", 3_000)],
+    ids=["MKV", "TS, eleven hours", "TS, over the end of its clock", "MP4 with an edit list", "FLV"],
+)
+def test_times_count_from_the_first_frame(make_video: Make, numbers: Numbers, decoder, name: str, first: int):
+    path = make_video(name, 24, {"g": "6", "bf": "2"}, stamps=[first + 100 * i for i in range(24)])
+    assert numbers(decode_video(path, 6, 32, decoder=decoder)) == [0, 4, 8, 12, 16, 20]
+    assert numbers(decode_video(path, 5, 32, 1.0, 2.0, decoder=decoder)) == [10, 12, 14, 16, 18]
+
+
+@decoders
+def test_what_an_edit_list_cuts_off_is_no_part_of_the_video(make_video: Make, numbers: Numbers, decoder):
+    """Frames 0 to 8 are in the file, since frame 9 is decoded from them, and are not shown."""
+    path = make_video("a.mp4", 24, {"g": "50", "bf": "2"})
+    content = bytearray(path.read_bytes())
+    at = content.find(b"elst") + 12  # name, version and flags, number of entries; then its length and its media time
+    media_time = int.from_bytes(content[at + 4 : at + 8], "big")
+    ticks = int.from_bytes(content[(m := content.find(b"mdhd")) + 16 : m + 20], "big")
+    content[at + 4 : at + 8] = (media_time + ticks * 9 // 10).to_bytes(4, "big")
+    path.write_bytes(content)
+    assert numbers(decode_video(path, 15, 32, decoder=decoder)) == list(range(9, 24))
+    assert numbers(decode_video(path, 2, 32, 1.0, 1.2, decoder=decoder)) == [19, 20]
+
+
+@decoders
+def test_a_gif_keeps_its_delays_and_its_transparent_parts(tmp_path: Path, numbers: Numbers, decoder):
+    """Frame k changes only its column: the rest stays from the frame before, as GIFs do to be small."""
+    canvas = Image.new("RGBA", (64, 48), (200, 30, 30, 255))
+    frames = [canvas]
+    for k in range(1, 6):
+        frames.append(Image.new("RGBA", (64, 48), (0, 0, 0, 0)))
+        frames[-1].paste((30, 30, 200, 255), (10 * k, 0, 10 * k + 10, 48))
+    delays = [100, 200, 50, 400, 100, 100]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=delays, disposal=1, loop=0)
+    clip = decode_video(tmp_path / "a.gif", 6, 64, decoder=decoder)
+    blue = [[k for k in range(6) if frame[32, 10 * k + 5, 2] > 120] for frame in clip.frames]
+    assert blue == [[], [1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5]]
+    # Frames begin at 0, 0.1, 0.3, 0.35, 0.75 and 0.85 s.
+    later = decode_video(tmp_path / "a.gif", 1, 64, 0.5, decoder=decoder)
+    assert (later.frames[0] == clip.frames[3]).all()
+
+
+BT709, BT601, LIMITED, FULL = 1, 5, 1, 2  # FFmpeg's numbers
+
+GREYS = [np.full((48, 64, 3), 10 * number + 8, np.uint8) for number in range(24)]
+
+
+@decoders
+@pytest.mark.parametrize("pixels", ["gray", "yuv420p"])
+def test_grey_stays_grey(make_video: Make, decoder, pixels: str):
+    # The scaler that makes the test's file takes grey without colours for full range, whatever it is told.
+    limited = [(grey * (219 / 255) + 16).round().astype(np.uint8) if pixels == "gray" else grey for grey in GREYS]
+    path = make_video("a.mp4", 24, picture=limited.__getitem__, pixels=pixels, tags={"color_range": LIMITED})
+    frames = decode_video(path, 24, 32, decoder=decoder).frames.astype(int)
+    assert np.abs(frames - np.arange(24)[:, None, None, None] * 10 - 8).max() <= 3
+
+
+BARS = [
+    (255, 255, 255),
+    (235, 60, 40),
+    (30, 200, 50),
+    (40, 50, 220),
+    (230, 220, 40),
+    (128, 128, 128),
+    (0, 0, 0),
+    (20, 200, 200),
+]
+
+
+def bars(number: int) -> np.ndarray:
+    return np.repeat(np.array(BARS, np.uint8)[None], 48, 0).repeat(8, 1)
+
+
+@decoders
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "yuv420p10le"])
+@pytest.mark.parametrize("matrix", [BT601, BT709], ids=["BT.601", "BT.709"])
+@pytest.mark.parametrize("range_", [LIMITED, FULL], ids=["limited", "full"])
+def test_colours_are_those_that_the_tags_say(make_video: Make, decoder, pixels: str, matrix: int, range_: int):
+    tags = {"colorspace": matrix, "color_range": range_}
+    path = make_video("a.mp4", 2, {"crf": "5"}, picture=bars, pixels=pixels, tags=tags)
+    (frame,) = decode_video(path, 1, 64, decoder=decoder).frames.astype(int)
+    middles = frame[32, 4::8]
+    assert np.abs(middles - BARS).max() <= 6, middles.tolist()
+
+
+@decoders
+def test_untagged_colours_are_bt601_of_limited_range(make_video: Make, decoder):
+    """As FFmpeg takes them, whatever their size."""
+    path = make_video("a.mp4", 1, {"crf": "5"}, picture=bars, size=(1280, 768))
+    (frame,) = decode_video(path, 1, 64, decoder=decoder).frames.astype(int)
+    assert np.abs(frame[32, 4::8] - BARS).max() <= 6

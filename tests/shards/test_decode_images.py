@@ -1,0 +1,160 @@
+"""Still images: upright, in three colours of eight bits, and what is refused and why."""
+
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.decode import DecodeError, Limits, decode_image
+
+
+def scenery() -> np.ndarray:
+    down, across = np.mgrid[0:48, 0:64]
+    waves = [128 + 90 * np.sin(across / 11 + k) * np.cos(down / 9 - k) for k in range(3)]
+    return np.stack(waves, axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "L"), ("a.bmp", "RGB")])
+def test_a_still_image_is_one_frame_in_three_colours(tmp_path: Path, name: str, mode: str):
+    grey = Image.new("RGB", (60, 40), (102, 102, 102)).convert(mode)  # a colour of the usual palette too
+    grey.save(tmp_path / name)
+    clip = decode_image(tmp_path / name, 32)
+    assert clip.frames.shape == (1, 32, 32, 3)
+    assert clip.frames.dtype == np.uint8
+    assert np.abs(clip.frames.astype(int) - 102).max() <= 3
+    assert (clip.width, clip.height, clip.duration) == (60, 40, 0)
+
+
+def quarters() -> np.ndarray:
+    """Red, green above blue, white: (48, 64, 3)."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :32, 0] = picture[:24, 32:, 1] = picture[24:, :32, 2] = 255
+    picture[24:, 32:] = 255
+    return picture
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_shown_upright_however_the_camera_was_held(tmp_path: Path, name: str, orientation: int):
+    turned = {  # what the camera writes so that, shown as it says, the quarters come out
+        1: lambda p: p,
+        2: lambda p: p[:, ::-1],
+        3: lambda p: p[::-1, ::-1],
+        4: lambda p: p[::-1],
+        5: lambda p: p.transpose(1, 0, 2),
+        6: lambda p: np.rot90(p, 1),
+        7: lambda p: p.transpose(1, 0, 2)[::-1, ::-1],
+        8: lambda p: np.rot90(p, -1),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    written = Image.fromarray(np.ascontiguousarray(turned[orientation](quarters())))
+    written.save(tmp_path / name, exif=exif, quality=95)
+    clip = decode_image(tmp_path / name, 32)
+    (frame,) = clip.frames.astype(int)
+    assert (clip.width, clip.height) == (64, 48)
+    corners = frame[[4, 4, -4, -4], [4, -4, 4, -4]]
+    assert np.abs(corners - [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]).max() < 40
+
+
+def test_print_colours_come_out_as_on_the_screen(tmp_path: Path):
+    Image.new("RGB", (60, 40), (200, 60, 30)).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(decode_image(tmp_path / "a.jpg", 32).frames.astype(int) - (200, 60, 30)).max() <= 6
+
+
+@pytest.mark.parametrize("grey", [0, 12, 102, 255])
+def test_sixteen_bits_of_grey_are_not_cut_off(tmp_path: Path, grey: int):
+    Image.fromarray(np.full((40, 60), grey * 257, np.uint16)).save(tmp_path / "a.png")
+    assert (decode_image(tmp_path / "a.png", 32).frames == grey).all()
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGBA"), ("a.png", "LA"), ("a.webp", "RGBA"), ("a.gif", "RGBA")])
+def test_what_is_transparent_is_white(tmp_path: Path, name: str, mode: str):
+    image = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
+    image.paste((90, 90, 90, 255), (0, 0, 30, 40))
+    image.convert(mode).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
+    (frame,) = decode_image(tmp_path / name, 32).frames.astype(int)
+    assert np.abs(frame[:, :12] - 90).max() <= 8
+    assert (frame[:, 20:] >= 250).all()
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_of_an_animated_image_the_first_picture_is_taken(tmp_path: Path, name: str):
+    pictures = [Image.new("RGB", (60, 40), colour) for colour in ((200, 40, 40), (40, 200, 40), (40, 40, 200))]
+    pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], duration=100, loop=0)
+    assert np.abs(decode_image(tmp_path / name, 32).frames.astype(int) - (200, 40, 40)).max() <= 8
+
+
+def bomb(path: Path, width: int, height: int) -> Path:
+    """A PNG of some kilobytes that says it is so large, and whose rows are all there as far as one reads."""
+    rows = zlib.compress(bytes(1 << 22))
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize(("width", "height"), [(100_000, 100_000), (1_000_000, 8), (8200, 8200), (13_000, 13_000)])
+def test_an_image_is_too_large_before_it_is_decoded(tmp_path: Path, width: int, height: int):
+    with pytest.raises(DecodeError, match="too large"):
+        decode_image(bomb(tmp_path / "a.png", width, height), 32)
+
+
+def test_the_largest_image_is_a_matter_of_limits(tmp_path: Path):
+    Image.fromarray(scenery()).save(tmp_path / "a.jpg")
+    decode_image(tmp_path / "a.jpg", 32, Limits(most_pixels=64 * 48))
+    with pytest.raises(DecodeError, match="too large: 64 x 48 pixels"):
+        decode_image(tmp_path / "a.jpg", 32, Limits(most_pixels=64 * 48 - 1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
+def test_an_image_that_takes_too_much_memory_is_refused(tmp_path: Path):
+    """In a process of its own: what this one has freed before, it may use again."""
+    Image.new("RGB", (4000, 4000)).save(tmp_path / "a.png")
+    program = f"""
+from pathlib import Path
+from shards.decode import DecodeError, Limits, decode_image
+path = Path({str(tmp_path)!r}, "a.png")
+try:
+    decode_image(path, 32, Limits(memory=20 << 20))
+except DecodeError as error:
+    print(error)
+decode_image(path, 32)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "too much memory: more than 20 MiB\n"
+
+
+def test_a_broken_exif_is_refused_with_the_reason(tmp_path: Path):
+    """A unit of resolution that is no short number brings a struct.error up in Pillow when it turns the image."""
+    turned, unit = (0x0112, 3, 1, 6 << 16), (0x0128, 4, 1, 100000)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIIHHIII", 8, 2, *turned, *unit, 0)
+    Image.fromarray(scenery()).save(tmp_path / "a.jpg", exif=exif)
+    with pytest.raises(DecodeError, match="unreadable: 'H' format"):
+        decode_image(tmp_path / "a.jpg", 32)
+
+
+def test_what_is_no_image_is_refused_with_the_reason(tmp_path: Path):
+    with pytest.raises(DecodeError, match="missing"):
+        decode_image(tmp_path / "nowhere.jpg", 32)
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(DecodeError, match="empty"):
+        decode_image(tmp_path / "empty.jpg", 32)
+    Image.fromarray(scenery()).save(tmp_path / "whole.png")
+    for name, content in {
+        "text.jpg": b"not an image",
+        "cut.png": (tmp_path / "whole.png").read_bytes()[:500],
+        "script.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",  # would start Ghostscript
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DecodeError, match="unreadable") as error:
+            decode_image(tmp_path / name, 32)
+        assert str(tmp_path) not in str(error.value)

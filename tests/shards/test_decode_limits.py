@@ -1,0 +1,250 @@
+"""One bad file never stops a worker: what is too large, too slow or takes too much memory is refused, and the next
+one is decoded."""
+
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import pyav_decoder
+from shards.clip import memory_limit
+from shards.decode import Clip, DecodeError, Limits, decode_video
+
+pytest.importorskip("av")
+pytest.importorskip("ffmpeg")
+
+Make = Callable[..., Path]
+Numbers = Callable[[Clip], list[int]]
+
+decoders = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg"])
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
+
+
+def refusal(path: Path, decoder, limits: Limits = Limits()) -> str:  # noqa: B008
+    with pytest.raises(DecodeError) as error:
+        decode_video(path, 4, 32, decoder=decoder, limits=limits)
+    return str(error.value)
+
+
+@decoders
+def test_a_decoder_that_takes_too_long_is_stopped(make_video: Make, decoder):
+    path = make_video("a.mp4", 24)
+    assert refusal(path, decoder, Limits(timeout=0.001)) == "too slow: longer than 0.001 s"
+
+
+@decoders
+def test_the_time_limit_holds_in_any_thread(make_video: Make, decoder):
+    """As on a Dask worker, whose tasks run beside its main thread."""
+    path, said = make_video("a.mp4", 24), []
+    thread = threading.Thread(target=lambda: said.append(refusal(path, decoder, Limits(timeout=0.001))))
+    thread.start()
+    thread.join()
+    assert said == ["too slow: longer than 0.001 s"]
+
+
+def test_the_time_limit_is_for_both_decoders_together(make_video: Make, monkeypatch):
+    path, started = make_video("a.mp4", 24), time.monotonic()
+
+    def slow(request):
+        time.sleep(0.5)
+        raise DecodeError("unreadable")
+
+    monkeypatch.setattr("shards.decode.by_pyav", slow)
+    assert refusal(path, "auto", Limits(timeout=0.4)) == "too slow: longer than 0.4 s"
+    assert time.monotonic() - started < 2
+
+
+def test_a_stuck_ffmpeg_is_killed_with_all_it_started(tmp_path: Path, make_video: Make, monkeypatch):
+    stuck = tmp_path / "stuck"
+    stuck.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {tmp_path}/child\nwait\n")
+    stuck.chmod(0o755)
+    monkeypatch.setattr("shards.ffmpeg_binary.ffmpeg_binary", lambda: str(stuck))
+    started = time.monotonic()
+    assert refusal(make_video("a.mp4", 4), "ffmpeg", Limits(timeout=1.0)).startswith("too slow")
+    assert time.monotonic() - started < 10
+    child = int((tmp_path / "child").read_text())
+    for _ in range(50):
+        if not alive(child):
+            break
+        time.sleep(0.1)
+    assert not alive(child)
+
+
+def alive(process: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{process}/stat").read_text().rsplit(")")[-1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_the_next_video_has_its_own_time(make_video: Make, numbers: Numbers):
+    path = make_video("a.mp4", 24)
+    refusal(path, "pyav", Limits(timeout=0.001))
+    assert numbers(decode_video(path, 2, 32, decoder="pyav")) == [0, 12]
+
+
+@decoders
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mjpeg")]
+)
+def test_a_video_of_too_many_pixels_is_refused(make_video: Make, decoder, name: str, codec: str):
+    path = make_video(name, 2, codec=codec, pixels="yuvj420p" if codec == "mjpeg" else "yuv420p", size=(640, 480))
+    reason = refusal(path, decoder, Limits(most_pixels=640 * 480 - 1))
+    # Motion JPEG's size is looked up in its frames, and FFmpeg then does not say why it did not.
+    assert reason.startswith(("too large", "unreadable: pictures of no size") if codec == "mjpeg" else "too large")
+    decode_video(path, 2, 32, decoder=decoder, limits=Limits(most_pixels=640 * 480))
+
+
+@decoders
+def test_a_video_a_million_pixels_wide_is_refused(make_video: Make, decoder):
+    """MP4 says the size in two bytes, Matroska in as many as it likes."""
+    content = make_video("a.mkv", 2, codec="ffv1", pixels="bgr0").read_bytes()
+    path = make_video("b.mkv", 1)
+    at = content.find(b"\xb0\x81\x40\xba\x81\x30")  # PixelWidth 64, PixelHeight 48
+    assert at > 0
+    path.write_bytes(content[:at] + b"\xb0\x83\x0f\x42\x40" + content[at + 3 :])
+    assert refusal(path, decoder).startswith(("too large: 1000000 x 48", "unreadable"))
+
+
+@decoders
+def test_pictures_that_grow_on_the_way_are_refused(make_video: Make, decoder):
+    """Two transport streams, one behind the other: what the head says is small."""
+    small, large = make_video("a.ts", 12), make_video("b.ts", 12, size=(640, 480))
+    both = small.with_name("both.ts")
+    both.write_bytes(small.read_bytes() + large.read_bytes())
+    assert refusal(both, decoder, Limits(most_pixels=100_000)).startswith(("too large", "unreadable"))
+
+
+@on_linux
+def test_memory_beyond_the_limit_is_not_given_and_the_process_lives():
+    """In a process of its own: what this one has freed before, it may use again."""
+    program = """
+import resource
+import numpy as np
+from shards.clip import DecodeError, Limits, memory_limit
+before, limits = resource.getrlimit(resource.RLIMIT_DATA), Limits(memory=64 << 20)
+try:
+    with memory_limit(limits):
+        np.ones(100 << 20, np.uint8)
+except DecodeError as error:
+    print(error)
+assert resource.getrlimit(resource.RLIMIT_DATA) == before
+with memory_limit(limits):
+    np.ones(10 << 20, np.uint8)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "too much memory: more than 64 MiB\n"
+
+
+@on_linux
+def test_threads_that_decode_at_once_each_have_their_memory():
+    limits, inside, go = Limits(memory=128 << 20), threading.Barrier(3), threading.Event()
+    said = []
+
+    def hold() -> None:
+        with memory_limit(limits):
+            inside.wait()
+            said.append(np.ones(100 << 20, np.uint8)[-1])
+            go.wait()
+
+    threads = [threading.Thread(target=hold) for _ in range(2)]
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    for thread in threads:
+        thread.start()
+    inside.wait()
+    while len(said) < 2 and any(thread.is_alive() for thread in threads):
+        time.sleep(0.01)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert said == [1, 1]
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@on_linux
+def test_a_video_that_takes_too_much_memory_is_refused(make_video: Make):
+    path = make_video("a.mp4", 2, size=(3840, 2160), options={"preset": "ultrafast"})
+    program = f"""
+from pathlib import Path
+from shards.decode import *
+import av
+try:
+    decode_video(Path({str(path)!r}), 2, 32, decoder="pyav", limits=Limits(memory=20 << 20))
+except DecodeError as error:
+    print(error.reason)
+print(decode_video(Path({str(path)!r}), 2, 32, decoder="pyav").frames.shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    reason, then = done.stdout.splitlines()
+    assert reason in ("too much memory", "unreadable")  # some of FFmpeg's decoders call want of memory bad data
+    assert then == "(2, 32, 32, 3)"
+
+
+@on_linux
+def test_the_ffmpeg_binary_has_its_limit_of_memory(tmp_path: Path, make_video: Make, monkeypatch):
+    asked = tmp_path / "ffmpeg"
+    asked.write_text(f"#!/bin/sh\nsleep 0.5\nulimit -d > {tmp_path}/limit\n")
+    asked.chmod(0o755)
+    monkeypatch.setattr("shards.ffmpeg_binary.ffmpeg_binary", lambda: str(asked))
+    refusal(make_video("a.mp4", 4), "ffmpeg", Limits(memory=100 << 20))
+    assert int((tmp_path / "limit").read_text()) == (100 + 128) * 1024  # KiB, with what ffmpeg itself takes
+
+
+@decoders
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, decoder):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "zero.mp4").symlink_to("/dev/zero")
+    for name in ("pipe.mp4", "zero.mp4"):
+        assert refusal(tmp_path / name, decoder) == "missing"
+
+
+@decoders
+def test_a_gif_that_loops_for_ever_is_shown_once(tmp_path: Path, numbers: Numbers, make_video: Make, decoder):
+    from PIL import Image
+
+    pictures = [Image.new("RGB", (64, 48), (40 * (n % 6) + 20, 40 * (n // 6) + 20, 128)) for n in range(6)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=100, loop=0)
+    clip = decode_video(tmp_path / "a.gif", 6, 32, decoder=decoder)
+    assert numbers(clip) == list(range(6))
+    assert clip.duration == pytest.approx(0.6)
+
+
+def test_what_a_decoder_calls_damaged_is_not_kept(make_video: Make):
+    """Forty bytes wrong in a film: what PyAV lets pass, ffmpeg has no complaint of either."""
+    path = make_video("a.mp4", 24, {"g": "24", "bf": "0"}, picture=noise)
+    content = path.read_bytes()
+    begin = content.find(b"mdat") + 1000
+    refused = []
+    for seed in range(30):
+        at = int(np.random.default_rng(seed).integers(begin, len(content) - 2500))
+        path.write_bytes(content[:at] + bytes(40) + content[at + 40 :])
+        try:
+            frames = decode_video(path, 24, 32, decoder="pyav").frames
+        except DecodeError as error:
+            refused.append(error.reason)
+        else:
+            assert np.abs(frames.astype(int) - decode_video(path, 24, 32, decoder="ffmpeg").frames).mean() < 8
+    assert len(refused) > 10
+    assert set(refused) == {"unreadable"}
+
+
+def noise(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8)
+
+
+def test_a_segment_that_the_file_has_lost_is_refused(make_video: Make, monkeypatch):
+    """The index at the beginning names frames that were cut off."""
+    monkeypatch.setattr(pyav_decoder, "FAR_SECONDS", 0.5)
+    content = make_video("a.mp4", 60, {"g": "5"}, faststart=True, picture=noise).read_bytes()
+    path = make_video("b.mp4", 1)
+    path.write_bytes(content[: len(content) * 8 // 10])
+    assert len(decode_video(path, 4, 32, 2.0, 3.0, decoder="pyav").frames) == 4
+    with pytest.raises(DecodeError, match="unreadable"):
+        decode_video(path, 4, 32, 4.0, 6.0, decoder="pyav")

@@ -1,0 +1,158 @@
+"""Splits keep groups whole; units have every row once, and a row more or less changes few of them."""
+
+import gc
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.manifest import scan_manifest
+from shards.plan import Plan, Unit
+from shards.schema import SPLITS, Reject, Row
+
+
+def plan_of(records: list[Row | Reject], **how) -> Plan:
+    """The plan of some rows; its file is deleted at once, and readable while the plan is there."""
+    with TemporaryDirectory() as folder:
+        return Plan.make(Path(folder) / "plan.sqlite", iter(records), **how)
+
+
+def assign_splits(rows: list[Row], validation: float, test: float, seed: int) -> list[Row]:
+    return list(plan_of(list(rows), validation=validation, test=test, seed=seed).rows())
+
+
+def rows_of(groups: list[int], split: str = "") -> list[Row]:
+    return [
+        Row(id=str(number), path=Path("a.mp4"), kind="video", group=f"group {group}", split=split)
+        for number, group in enumerate(groups)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(0, 2**31), st.randoms(use_true_random=False))
+def test_made_splits_keep_groups_whole_and_their_shares(groups: list[int], seed: int, random):
+    rows = rows_of(groups)
+    done = assign_splits(rows, validation=0.2, test=0.1, seed=seed)
+    assert [row.id for row in done] == [row.id for row in rows]
+    split_of = {(row.group, row.split) for row in done}
+    count = len(set(groups))
+    assert len(split_of) == count  # one split for each group
+    splits = [split for _, split in split_of]
+    tested, validated = (max(int(count >= 3), round(share * count)) for share in (0.1, 0.2))
+    assert splits.count("test") == tested
+    assert splits.count("validation") == validated
+    assert splits.count("train") == count - tested - validated
+    shuffled = random.sample(rows, len(rows))  # the order of the manifest does not matter
+    assert {(row.group, row.split) for row in assign_splits(shuffled, 0.2, 0.1, seed)} == split_of
+
+
+def test_another_seed_makes_another_split():
+    rows = rows_of(list(range(40)))
+    first, again, other = ([row.split for row in assign_splits(rows, 0.25, 0.25, seed)] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_clips_of_one_video_stay_in_one_split(tmp_path):
+    clips = [{"path": f"{v}.mp4", "caption": "x", "start": s, "end": s + 1} for v in range(10) for s in range(3)]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    rows = list(Plan.make(tmp_path / "plan.sqlite", scan_manifest(tmp_path / "clips.jsonl"), 0.3, 0.3).rows())
+    assert len({(row.path, row.split) for row in rows}) == 10
+    assert {row.split for row in rows} == {"train", "validation", "test"}
+
+
+def test_given_splits_are_kept_and_the_others_are_for_training():
+    names = ["train", "validation", "", "test", ""]
+    rows = [Row(id=str(i), path=Path(f"{i}.mp4"), kind="video", split=name) for i, name in enumerate(names)]
+    found = [row.split for row in assign_splits(rows, 0.5, 0.5, seed=0)]
+    assert found == ["train", "validation", "train", "test", "train"]
+
+
+def test_a_share_above_nothing_is_at_least_one_group():
+    rows = [Row(id=str(i), path=Path(f"{i}.mp4"), kind="video", group=str(i)) for i in range(3)]
+    assert sorted(row.split for row in assign_splits(rows, 0.1, 0.1, 0)) == ["test", "train", "validation"]
+    assert {row.split for row in assign_splits(rows, 0.0, 0.0, 0)} == {"train"}
+    assert {row.split for row in assign_splits(rows[:2], 0.1, 0.1, 0)} == {"train"}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(SPLITS), st.sampled_from(["video", "image"])), max_size=30),
+    st.integers(1, 9),
+)
+def test_units_have_every_row_once_each_of_one_split_and_kind(items, most):
+    rows = [Row(id=str(n), path=Path("a"), kind=kind, split=split) for n, (split, kind) in enumerate(items)]
+    units = list(plan_of(list(rows), most=most).units())
+    assert sorted(row.id for unit in units for row in unit.rows) == sorted(row.id for row in rows)
+    assert len({unit.name for unit in units}) == len(units)
+    last = {unit.name.rpartition("-")[0]: unit.name for unit in units}
+    for unit in units:
+        place = unit.name.rpartition("-")[0]
+        assert (1 if unit.name == last[place] else most // 2) <= len(unit.rows) <= most
+        assert {f"{row.split}-{row.kind}" for row in unit.rows} == {place}
+        numbers = [int(row.id) for row in unit.rows]
+        assert numbers == sorted(numbers)
+
+
+def contents(units: Iterator[Unit]) -> set[tuple[str, ...]]:
+    return {tuple(row.id for row in unit.rows) for unit in units}
+
+
+def new(rows: list[Row]) -> Row:
+    return rows[0].model_copy(update={"id": "new"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[:70] + rows[71:],
+        lambda rows: [*rows[:70], new(rows), *rows[70:]],
+        lambda rows: [new(rows), *rows],
+        lambda rows: [*rows, new(rows)],
+    ],
+    ids=["removed", "inserted", "first", "last"],
+)
+def test_a_row_more_or_less_changes_few_units(change):
+    rows = [Row(id=f"clip {n}", path=Path("a"), kind="video", split="train") for n in range(1000)]
+    before, after = (contents(plan_of(list(r), most=16).units()) for r in (rows, change(rows)))
+    assert len(before) > 62
+    assert len(before - after) <= 4
+
+
+def test_rejects_are_kept_in_order_and_counted():
+    bad = [Reject(id=f"line {n}", path="", reason="bad row", detail="no path") for n in (2, 5)]
+    plan = plan_of([bad[0], Row(id="a", path=Path("a"), kind="video", captions=("x", "y")), bad[1]])
+    assert list(plan.rejects()) == bad
+    assert (plan.count("rows"), plan.count("rejects"), plan.count("units")) == (1, 2, 1)
+    assert plan.told()["train"] == {"items": 1, "captions": 2, "questions": 0}
+
+
+def test_a_url_stays_one():
+    rows = [Row(id="a", path="s3://bucket/a.mp4", kind="video"), Row(id="b", path=Path("/b.mp4"), kind="video")]
+    assert [row.path for row in plan_of(list(rows)).rows()] == ["s3://bucket/a.mp4", Path("/b.mp4")]
+
+
+def held() -> int:
+    """How many rows are in memory."""
+    return sum(type(one) is Row for one in gc.get_objects())
+
+
+def test_few_rows_are_held_at_a_time(tmp_path):
+    lines = (json.dumps({"path": f"{number}.mp4", "captions": ["a man rides", "a horse"]}) for number in range(1000))
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    before, most = held(), 0
+
+    def watched(rows: Iterable[Row | Reject]) -> Iterator[Row | Reject]:
+        nonlocal most
+        for number, row in enumerate(rows):
+            most = max(most, held()) if number % 300 == 299 else most
+            yield row
+
+    plan = Plan.make(tmp_path / "plan.sqlite", watched(scan_manifest(tmp_path / "m.jsonl")), 0.1, 0.1, most=64)
+    assert most - before <= 3
+    assert max(held() - before for number, _ in enumerate(plan.units()) if number % 4 == 3) <= 2 * 64
+    assert plan.count("units") > 15

@@ -1,0 +1,173 @@
+"""Existing shards as a corpus: indexed where they lie, and read by later stages as those of decode_videos."""
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from shards.reader import ShardReader, read_index
+from shards.schema import InputError
+from stages import index_shards
+from stages.artifacts import Outcome, Resources
+from stages.training.examples import Steps
+
+
+@pytest.fixture
+def shards(clips: Path, tmp_path: Path) -> Path:
+    """The shards of a decoded corpus, without its index."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for shard in clips.glob("*.tar"):
+        shutil.copy(shard, folder)
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path: Path, resources: Resources, inline_pool) -> Callable[..., tuple[Path, Outcome]]:
+    """index(shards, **config): the artifact of a folder or URL of shards, and what the stage found."""
+
+    def run(shards, out: str = "indexed", resources=resources, **config) -> tuple[Path, Outcome]:
+        outcome = index_shards.run(index_shards.Config(**config), {"shards": shards}, tmp_path / out, resources)
+        return tmp_path / out, outcome
+
+    return run
+
+
+def same(one: Path, other: Path) -> None:
+    """Both corpora have the same samples."""
+    a, b = ShardReader(one), ShardReader(other)
+    order = np.argsort(b.column("id").to_pylist())
+    assert len(a) == len(b) > 0
+    for number, its in zip(np.argsort(a.column("id").to_pylist()), order, strict=True):
+        assert a[int(number)].about == b[int(its)].about
+        assert np.array_equal(a[int(number)].frames([0]), b[int(its)].frames([0]))
+
+
+def test_existing_shards_are_a_corpus_like_the_decoded_one(shards, index, clips):
+    artifact, outcome = index(shards)
+    same(artifact, clips)
+    made = json.loads((clips / "statistics.json").read_text())
+    found = json.loads((artifact / "statistics.json").read_text())
+    assert found.keys() == made.keys()
+    assert np.allclose(found["mean"], made["mean"], atol=0.02)
+    assert np.allclose(found["std"], made["std"], atol=0.02)
+    assert outcome.counts["samples"] == len(ShardReader(clips))
+    assert outcome.counts["items"] == outcome.counts["samples"] + outcome.counts["rejected"]
+    for split in ("train", "validation", "test"):
+        assert found["splits"][split]["items"] == [made["splits"][split]["items"][0]] * 2
+        assert outcome.counts[split] == made["splits"][split]["items"][0]
+    assert (artifact / "pictures" / "samples.png").is_file()
+    assert pq.read_table(artifact / "rejects.parquet").num_rows == 0
+    assert not list(artifact.glob("*.tar"))
+
+
+def test_shards_in_a_store_are_indexed_and_read_there(shards, index, clips, memory):
+    for shard in shards.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{shard.name}", shard.read_bytes())
+    artifact, _ = index(memory)
+    assert all(name.startswith("memory://bucket/corpus/") for name in read_index(artifact)["shard"].to_pylist())
+    same(artifact, clips)
+    assert [path.name for path in (artifact / "parts").glob("*.tar")] == []  # the copies are gone
+
+
+@pytest.mark.long
+def test_real_workers_index_shards_over_http(shards, tmp_path, served, clips):
+    out = tmp_path / "indexed"
+    url = served(shards)[0]
+    index_shards.run(index_shards.Config(), {"shards": url}, out, Resources(workers=2))
+    same(out, clips)
+
+
+def test_what_is_trained_on_is_the_same(shards, index, clips, training, tokenizer):
+    artifact, _ = index(shards)
+    steps = [Steps(training(["clips"]), {"clips": folder}, tokenizer, "caption", 2, 32) for folder in (artifact, clips)]
+    shown = [sorted(id for step in range(4) for id in one[step].ids) for one in steps]
+    assert len(shown[0]) == len(shown[1])
+    assert set(shown[0]) <= set(ShardReader(clips, "train").column("id").to_pylist())
+
+
+def test_a_damaged_shard_ends_the_stage_with_its_name(shards, index, memory):
+    one = sorted(shards.iterdir())[0]
+    one.write_bytes(one.read_bytes()[:-30000])
+    with pytest.raises(InputError, match=rf"{one}: not a readable shard: [^\n]*$"):
+        index(shards)
+    fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.tar", one.read_bytes())
+    with pytest.raises(InputError, match=r"^memory://bucket/corpus/a.tar: not a readable shard: [^\n]*$"):
+        index(memory, "another")
+
+
+def test_a_pickle_is_refused_in_a_store_too(shards, index, memory):
+    one = sorted(shards.iterdir())[0]
+    with tarfile.open(one, "a") as tar:
+        tar.add(__file__, "000001.pkl")
+    fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.tar", one.read_bytes())
+    for place, out in ((shards, "one"), (memory, "two")):
+        with pytest.raises(InputError, match=r"a\.tar|tar: member '000001.pkl' is neither .* it is refused"):
+            index(place, out)
+
+
+def test_a_sample_with_a_damaged_frame_is_a_reject_within_the_limit(shards, index):
+    row = read_index(index(shards)[0]).to_pylist()[1]
+    content = bytearray(Path(row["shard"]).read_bytes())
+    middle = row["frame_offsets"][len(row["frame_offsets"]) // 2]
+    content[middle : middle + 64] = bytes(64)
+    Path(row["shard"]).write_bytes(content)
+    artifact, outcome = index(shards, "again", most_rejects=0.5)
+    (reject,) = pq.read_table(artifact / "rejects.parquet").to_pylist()
+    assert (reject["id"], reject["path"], reject["reason"]) == (row["id"], row["shard"], "unreadable")
+    assert reject["detail"].startswith("frame ")
+    assert row["id"] not in read_index(artifact)["id"].to_pylist()
+    assert outcome.counts["rejected"] == 1
+    splits = json.loads((artifact / "statistics.json").read_text())["splits"]
+    assert splits[row["split"]]["items"][0] + 1 == splits[row["split"]]["items"][1]
+    with pytest.raises(InputError, match=r"1 of \d+ samples are damaged, more than most_rejects = 0.001"):
+        index(shards, "strict", most_rejects=0.001)
+
+
+def test_one_id_in_two_shards_is_told(shards, index):
+    first, second = sorted(shards.iterdir())[0], shards / "zz.tar"
+    shutil.copy(first, second)
+    with pytest.raises(InputError, match=rf"{second}: id '.*' is also in {first}; every id must be its own"):
+        index(shards)
+
+
+def test_frames_of_two_sizes_are_told(shards, index, corpus_of, tmp_path):
+    other = corpus_of(tmp_path / "other", [{"id": "another", "captions": ("a dog",)}])
+    shutil.copy(other / "all.tar", shards / "zz.tar")
+    with pytest.raises(InputError, match=r"zz.tar: video frames of 8 x 8, those of .*tar are 40 x 40"):
+        index(shards)
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_one_kind_alone_is_taken(shards, index, corpus_of, tmp_path, kind):
+    rows = [{"id": f"{k}{n}", "kind": k, "captions": ("x",)} for k in ("video", "image") for n in range(2)]
+    _, outcome = index(corpus_of(tmp_path / "both", rows), kinds=kind)
+    assert (outcome.counts["videos"], outcome.counts["images"]) == ((2, 0) if kind == "video" else (0, 2))
+
+
+def test_finished_shards_are_not_indexed_again(shards, index, monkeypatch):
+    last = sorted(shards.iterdir())[-1]
+    content = last.read_bytes()
+    last.write_bytes(b"")
+    with pytest.raises(InputError, match="not a readable shard"):
+        index(shards)
+    last.write_bytes(content)
+    done = []
+    whole = index_shards.index_shard
+    monkeypatch.setattr(index_shards, "index_shard", lambda path: done.append(path) or whole(path))
+    index(shards)
+    assert done == [last]
+
+
+def test_a_folder_without_shards_is_told(tmp_path, index, memory):
+    for place in (tmp_path, memory):
+        with pytest.raises(InputError, match=r"no shards|no such folder"):
+            index(place)
+    with pytest.raises(InputError, match="no such folder of shards"):
+        index(tmp_path / "none")
