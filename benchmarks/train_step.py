@@ -26,88 +26,31 @@ of stochastic depth for all blocks, a finite step decided on the device, which a
 """
 
 import argparse
-import functools
 import json
 import multiprocessing
 import os
 import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from five_passes import TRICKS, FivePasses
-from torch import Tensor, nn
+from five_passes import TRICKS
+from timed_step import MODELS, Settings, Variant, allow_tf32, losses, turn
 
-from models.alpro import Alpro, ModelConfig, Prompter
-from models.attention import Attention
 from models.flops import peak
-from models.folder import Preprocessing
-from models.losses import mask_words, random_box
-from models.text import TextConfig
-from models.timesformer import TimeSformer, VideoConfig
-from stages.artifacts import Resources
-from stages.training import objective as objective_module
-from stages.training.config import Phase, TrainingConfig
-from stages.training.examples import Batch, collate
-from stages.training.loop import memory_gib, prepare
-from stages.training.objective import PretrainObjective
-from stages.training.optim import build_optimizer, step_if
 
-WORDS = 30  # of every text
-ENTITIES = {"full": 1000, "small": 8}
-MODELS = {
-    # "scratch" has livelier random weights than "bert": temporal attention counts, losses differ.
-    "full": ModelConfig(init="scratch"),
-    "small": ModelConfig(
-        init="scratch",
-        embed_dim=16,
-        video=VideoConfig(image_size=64, frames=2, width=32, depth=2, heads=2),
-        text=TextConfig(vocab_size=128, width=32, depth=4, fusion_layer=2, heads=2, max_length=64),
-    ),
-}
 TOLERANCE = {  # relative: of a loss, of the norm of the gradient
     "float32": (1e-4, 1e-3),
     "bfloat16": (2e-2, 1e-1),
 }
 PAPER_STEPS, PAPER_BATCH, PAPER_DEVICES = 100_000, 256, 16
-CONFIG = TrainingConfig(phases=(Phase(corpora=("none",), steps=1),))
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all variants of a run share."""
-
-    device: str
-    batch: int
-    size: str
-    steps: int
-    warmup: int
-    checkpoint_activations: bool
-    tf32: bool
-    processor_time: bool
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to do the step."""
-
-    name: str
-    dtype: str
-    five_passes: bool = False
-    compile: bool = False
-    fused: bool = True
-    without: str = ""  # the trick that is taken away
 
 
 def main() -> None:
@@ -183,12 +126,12 @@ def compare(settings: Settings, chosen: list[Variant], repeats: int) -> dict[str
         return figures
     turns: dict[Variant, list[dict[str, Any]]] = {v: [] for v in chosen}
     with ExitStack() as stack:  # on a GPU a variant keeps its process, for what it has compiled
-        kept = {v: stack.enter_context(process()) for v in chosen if settings.device == "cuda"}
+        kept = {v: stack.enter_context(process()) for v in chosen if settings.cuda}
         for _ in range(repeats):
             for variant, mine in turns.items():
                 mine.append(alone(turn, variant, settings, kept.get(variant)))
                 print(f"  {variant.name}: {mine[-1]['seconds']:.4g} s a step", flush=True)
-    figures["variants"] = {v.name: median(mine) for v, mine in turns.items()}
+    figures["variants"] = {v.name: rated(v, median(mine), settings, figures["machine"]) for v, mine in turns.items()}
     print_tables(settings, chosen, figures)
     return figures
 
@@ -209,215 +152,23 @@ def median(turns: list[dict[str, Any]]) -> dict[str, Any]:
     return turns[seconds.index(statistics.median_low(seconds))] | {"all_seconds": seconds}
 
 
-# In the process of a variant
-
-
-@dataclass
-class Bench:
-    """A variant's model and batch on its device, and the model FLOPs of a step."""
-
-    module: PretrainObjective | FivePasses
-    batch: Batch
-    flops: float
-
-
-@functools.cache
-def bench(variant: Variant, settings: Settings) -> Bench:
-    allow_tf32(settings)
-    shape, entities = MODELS[settings.size], ENTITIES[settings.size]
-    torch.manual_seed(0)
-    with torch.device(settings.device):
-        model, prompter = Alpro(shape, entities=entities), Prompter(shape)
-        prompts = F.normalize(torch.randn(entities, shape.embed_dim), dim=1)
-        norm = [list(Preprocessing().mean), list(Preprocessing().std)]
-        weights = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0, "pem": 1.0}
-        # A threshold of 0: which pseudo-labels are kept would hang on rounding, and the work is the same.
-        ours = PretrainObjective(model, *norm, prompter, {"video": prompts, "image": prompts}, weights, 0.0)
-    batch = examples(settings, shape).to(torch.device(settings.device))
-    made = Bench(ours, batch, ours.flops(batch))
-    if variant.five_passes:
-        made.module = FivePasses(model, prompter, prompts, ours.mean, ours.std)
-        for name in ("text", "mask", "masked", "labels"):
-            setattr(batch, name, getattr(batch, name)[:, :WORDS])
-    prepare(made.module, Resources(compile=variant.compile, checkpoint_activations=settings.checkpoint_activations))
-    made.module.train()
-    return made
-
-
-def allow_tf32(settings: Settings) -> None:
-    if settings.tf32:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-
-
-def examples(settings: Settings, shape: ModelConfig) -> Batch:
-    """Random examples in training's form: texts of exactly WORDS word pieces, padded as training pads."""
-    rng, video, special = np.random.default_rng(0), shape.video, np.zeros(WORDS, bool)
-    special[[0, -1]] = True
-    items = []
-    for number in range(settings.batch):
-        ids = rng.integers(5, shape.text.vocab_size, WORDS)
-        masked, labels = mask_words(ids, special, 4, shape.text.vocab_size, 0.15, rng)
-        frames = rng.integers(0, 256, (video.frames, 3, video.image_size, video.image_size), np.uint8)
-        item = {"id": str(number), "video": number, "frames": frames, "ids": ids, "masked": masked, "labels": labels}
-        items.append(item | {"box": random_box(video.grid, rng), "chance": rng.random(2)})
-    return collate(0, "video", items, WORDS)
-
-
-def taken_away(variant: Variant) -> AbstractContextManager:
-    return TRICKS[variant.without]() if variant.without else nullcontext()
-
-
-def autocast(variant: Variant, settings: Settings) -> AbstractContextManager:
-    return torch.autocast(settings.device, torch.bfloat16) if variant.dtype == "bfloat16" else nullcontext()
-
-
-def losses(variant: Variant, settings: Settings) -> dict[str, Any]:
-    """The four losses, the norm of the gradient and the drawn negatives, without dropout and stochastic depth."""
-    made, drawn = bench(variant, settings), list[list[int]]()
-    for part in made.module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        elif isinstance(part, Attention):
-            part.dropout = 0.0
-        elif isinstance(part, TimeSformer):
-            part.keep_rates.fill_(1.0)
-    with taken_away(variant):
-        way = objective_module.hard_negatives
-
-        def recorded(*given: Tensor) -> tuple[Tensor, Tensor]:
-            columns, valid = way(*given)
-            drawn.append(columns.tolist())
-            return columns, valid
-
-        with autocast(variant, settings), patch.object(objective_module, "hard_negatives", recorded):
-            loss, metrics = made.module(made.batch)
-        loss.backward()
-    found: dict[str, Any] = {name: float(value) for name, value in metrics.items() if name.startswith("loss_")}
-    found["grad_norm"] = float(nn.utils.clip_grad_norm_(made.module.parameters(), float("inf")))
-    return found | {"negatives": [column for rows in drawn or made.module.drawn for column in rows]}
-
-
-def turn(variant: Variant, settings: Settings) -> dict[str, Any]:
-    """Seconds a step, peak memory and the parts' seconds, after the warm-up."""
-    made, cuda = bench(variant, settings), settings.device == "cuda"
-    torch.manual_seed(1)
-    optimizer = build_optimizer(made.module, CONFIG)
-    if not variant.fused:
-        groups = [{name: group[name] for name in ("params", "weight_decay")} for group in optimizer.param_groups]
-        optimizer = torch.optim.AdamW(groups, lr=CONFIG.lr, betas=CONFIG.betas)
-    with taken_away(variant), watched(made.module, settings) as parts:
-        for _ in range(settings.warmup):
-            step(variant, settings, made, optimizer, parts)
-        if cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        parts.spans.clear()
-        started = clock(settings)()
-        for _ in range(settings.steps):
-            step(variant, settings, made, optimizer, parts)
-        if cuda:
-            torch.cuda.synchronize()
-        seconds = (clock(settings)() - started) / settings.steps
-        shares = {name: value / settings.steps for name, value in parts.read().items()}
-    gigabytes = torch.cuda.max_memory_allocated() / 2**30 if cuda else memory_gib()
-    del optimizer
-    made.module.zero_grad(set_to_none=True)
-    if cuda:  # room for the next variant
-        torch.cuda.empty_cache()
-    return {"seconds": seconds, "gigabytes": gigabytes, "flops": made.flops, "parts": shares}
-
-
-def clock(settings: Settings) -> Callable[[], float]:
-    return time.process_time if settings.processor_time else time.perf_counter
-
-
-def step(variant: Variant, settings: Settings, made: Bench, optimizer: torch.optim.AdamW, parts: "Parts") -> None:
-    """One optimiser step, ours as in stages/training/loop.py."""
-    optimizer.zero_grad(set_to_none=True)
-    with parts.timed("forward"), autocast(variant, settings):
-        loss, metrics = made.module(made.batch)
-    with parts.timed("backward"):
-        loss.backward()
-    with parts.timed("clipping and AdamW"):
-        norm = nn.utils.clip_grad_norm_(made.module.parameters(), CONFIG.clip_norm)
-        if variant.fused:
-            values = torch.stack([loss.detach(), *(value.float() for value in metrics.values()), norm.detach()])
-            step_if(optimizer, torch.isfinite(values).all())
-        else:
-            optimizer.step()
-        made.module.model.hold_temperature()
-
-
-class Parts:
-    """Seconds that parts of a step take: by events on a GPU, by the clock on a CPU."""
-
-    def __init__(self, settings: Settings):
-        self.cuda, self.clock = settings.device == "cuda", clock(settings)
-        self.opened: dict[str, Any] = {}
-        self.spans: list[tuple[str, Any, Any]] = []
-
-    def now(self) -> Any:
-        if not self.cuda:
-            return self.clock()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        opened = self.now()
-        yield
-        self.spans.append((name, opened, self.now()))
-
-    def before(self, name: str, *_: Any) -> None:
-        self.opened[name] = self.now()
-
-    def after(self, name: str, *_: Any) -> None:
-        self.spans.append((name, self.opened[name], self.now()))
-
-    def read(self) -> dict[str, float]:
-        """Seconds of each part, in all."""
-        found: dict[str, float] = {}
-        for name, opened, closed in self.spans:
-            seconds = opened.elapsed_time(closed) / 1000 if self.cuda else closed - opened
-            found[name] = found.get(name, 0.0) + seconds
-        forward = found.pop("forward")
-        found["heads, losses"] = forward - sum(found[name] for name in MODULES)
-        return {name: found[name] for name in (*MODULES, "heads, losses", "backward", "clipping and AdamW")}
-
-
-MODULES = {
-    "video encoder": "model.video_encoder",
-    "text encoder": "model.text_encoder",
-    "prompter": "prompter.video_encoder",
-    "fusion": "model.multimodal_encoder",
-}
-
-
-@contextmanager
-def watched(module: nn.Module, settings: Settings) -> Iterator[Parts]:
-    """Times the encoders in their forward pass."""
-    parts, handles = Parts(settings), []
-    for name, path in MODULES.items():
-        part = module.get_submodule(path)
-        handles.append(part.register_forward_pre_hook(functools.partial(parts.before, name)))
-        handles.append(part.register_forward_hook(functools.partial(parts.after, name)))
-    try:
-        yield parts
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-# What is printed
+def rated(variant: Variant, one: dict[str, Any], settings: Settings, about: dict[str, Any]) -> dict[str, Any]:
+    """A variant's figures with its speed, its utilisation of the machine and the hours of the paper's steps."""
+    speed, rate = settings.batch / one["seconds"], one["flops"] / one["seconds"]
+    return one | {
+        "samples_per_second": speed,
+        "tflops": rate / 1e12,
+        "utilisation": rate / (about["peak"] or about["matmul"][variant.dtype]),
+        "hours": PAPER_STEPS * PAPER_BATCH / speed / 3600,
+    }
 
 
 def machine(settings: Settings) -> dict[str, Any]:
-    """The machine and its settings; on it, what a large matrix multiplication reaches."""
+    """The machine and its settings; on it, what a large matrix multiplication reaches, in operations a second."""
     allow_tf32(settings)
+    device = torch.cuda.get_device_name() if settings.cuda else processor()
     return {
-        "device": device_name(settings),
+        "device": device,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -427,14 +178,12 @@ def machine(settings: Settings) -> dict[str, Any]:
             "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         },
-        "peak": peak(device_name(settings)) if settings.device == "cuda" else 0.0,
+        "peak": peak(device) if settings.cuda else 0.0,
         "matmul": {dtype: matmul_rate(getattr(torch, dtype), settings) for dtype in TOLERANCE},
     }
 
 
-def device_name(settings: Settings) -> str:
-    if settings.device == "cuda":
-        return torch.cuda.get_device_name()
+def processor() -> str:
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -442,19 +191,19 @@ def device_name(settings: Settings) -> str:
 
 def matmul_rate(dtype: torch.dtype, settings: Settings, times: int = 5) -> float:
     """Operations a second of one large matrix multiplication, the best of some."""
-    side = {"full": 8192 if settings.device == "cuda" else 2048, "small": 256}[settings.size]
+    side = {"full": 8192 if settings.cuda else 2048, "small": 256}[settings.size]
     a, b = (torch.randn(side, side, device=settings.device).to(dtype) for _ in range(2))
-    seconds, now = [], clock(settings)
+    seconds = []
     for _ in range(times + 1):
-        started = now()
+        started = settings.clock()
         a @ b
-        if settings.device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(now() - started)
+        seconds.append(settings.clock() - started)
     del a, b
-    if settings.device == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     return 2 * side**3 / min(seconds)
+
+
+# What is printed
 
 
 def agree(chosen: list[Variant], found: list[dict[str, Any]]) -> bool:
@@ -475,7 +224,12 @@ def agree(chosen: list[Variant], found: list[dict[str, Any]]) -> bool:
 
 
 def print_tables(settings: Settings, chosen: list[Variant], figures: dict[str, Any]) -> None:
-    about, all_figures = figures["machine"], figures["variants"]
+    print_circumstances(settings, chosen, figures["machine"])
+    print_speeds(chosen, figures["variants"])
+    print_parts([v.name for v in chosen if not v.without], figures["variants"])
+
+
+def print_circumstances(settings: Settings, chosen: list[Variant], about: dict[str, Any]) -> None:
     measured = ", ".join(f"{dtype} {rate / 1e12:.3g}" for dtype, rate in about["matmul"].items())
     print(f"\n{about['device']}, {about['cores']} cores, {about['threads']} threads, torch {about['torch']}")
     print(f"TF32: {about['tf32']}; matrix multiplication measured, TFLOP/s: {measured}")
@@ -485,28 +239,26 @@ def print_tables(settings: Settings, chosen: list[Variant], figures: dict[str, A
     basis = f"data sheet, {about['peak'] / 1e12:.0f} TFLOP/s" if about["peak"] else "measured multiplication"
     timed = "processor time of all threads" if settings.processor_time else "wall time"
     print(f"utilisation is of: {basis}; seconds are {timed}; ratios are of samples/s\n")
-    first = [v.name for v in chosen[: 2 if chosen[0].five_passes else 1]]
-    marks = ["/ (a)", "/ (b)"] if len(first) == 2 else ["/ ours"]
+
+
+def print_speeds(chosen: list[Variant], figures: dict[str, Any]) -> None:
+    baselines = {"/ (a)": chosen[0], "/ (b)": chosen[1]} if chosen[0].five_passes else {"/ ours": chosen[0]}
     print(
-        f"{'variant':42}{'samples/s':>10}" + "".join(f"{mark:>8}" for mark in marks) + f"{'ms/step':>10}"
+        f"{'variant':42}{'samples/s':>10}" + "".join(f"{mark:>8}" for mark in baselines) + f"{'ms/step':>10}"
         f"{'peak GiB':>10}{'TFLOP/s':>9}{'util.':>7}{'hours, 1':>10}{'hours, 16':>10}"
     )
     for variant in chosen:
-        one = all_figures[variant.name]
-        one["samples_per_second"] = speed = settings.batch / one["seconds"]
-        one["tflops"] = one["flops"] / one["seconds"] / 1e12
-        one["utilisation"] = one["tflops"] * 1e12 / (about["peak"] or about["matmul"][variant.dtype])
-        one["hours"] = PAPER_STEPS * PAPER_BATCH / speed / 3600
-        ratios = "".join(f"{all_figures[name]['seconds'] / one['seconds']:8.2f}" for name in first)
+        one = figures[variant.name]
+        ratios = "".join(f"{figures[v.name]['seconds'] / one['seconds']:8.2f}" for v in baselines.values())
         print(
-            f"{variant.name:42}{speed:10.4g}{ratios}{one['seconds'] * 1e3:10.1f}{one['gigabytes']:10.2f}"
-            f"{one['tflops']:9.3g}{one['utilisation']:7.1%}{one['hours']:10.0f}{one['hours'] / PAPER_DEVICES:10.0f}"
+            f"{variant.name:42}{one['samples_per_second']:10.4g}{ratios}{one['seconds'] * 1e3:10.1f}"
+            f"{one['gigabytes']:10.2f}{one['tflops']:9.3g}{one['utilisation']:7.1%}"
+            f"{one['hours']:10.0f}{one['hours'] / PAPER_DEVICES:10.0f}"
         )
     print(
         f"hours: {PAPER_STEPS:,} steps of {PAPER_BATCH} samples, the paper's, on this one device; "
         f"on {PAPER_DEVICES} of them if scaling were perfect, which it is not\n"
     )
-    print_parts([v.name for v in chosen if not v.without], all_figures)
 
 
 def print_parts(names: list[str], figures: dict[str, Any]) -> None:

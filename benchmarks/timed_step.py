@@ -1,0 +1,257 @@
+"""One variant of the step that benchmarks/train_step.py compares: its losses and its time, in a process of its own."""
+
+import functools
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from five_passes import TRICKS, FivePasses
+from torch import Tensor, nn
+
+from models.alpro import Alpro, ModelConfig, Prompter
+from models.attention import Attention
+from models.folder import Preprocessing
+from models.losses import mask_words, random_box
+from models.text import TextConfig
+from models.timesformer import TimeSformer, VideoConfig
+from stages.artifacts import Resources
+from stages.training import objective as objective_module
+from stages.training.config import Phase, TrainingConfig
+from stages.training.examples import Batch, collate
+from stages.training.loop import memory_gib, prepare
+from stages.training.objective import PretrainObjective
+from stages.training.optim import build_optimizer, step_if
+
+WORDS = 30  # of every text
+ENTITIES = {"full": 1000, "small": 8}
+MODELS = {
+    # "scratch" has livelier random weights than "bert": temporal attention counts, losses differ.
+    "full": ModelConfig(init="scratch"),
+    "small": ModelConfig(
+        init="scratch",
+        embed_dim=16,
+        video=VideoConfig(image_size=64, frames=2, width=32, depth=2, heads=2),
+        text=TextConfig(vocab_size=128, width=32, depth=4, fusion_layer=2, heads=2, max_length=64),
+    ),
+}
+CONFIG = TrainingConfig(phases=(Phase(corpora=("none",), steps=1),))
+ENCODERS = {
+    "video encoder": "model.video_encoder",
+    "text encoder": "model.text_encoder",
+    "prompter": "prompter.video_encoder",
+    "fusion": "model.multimodal_encoder",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all variants of a run share."""
+
+    device: str
+    batch: int
+    size: str
+    steps: int
+    warmup: int
+    checkpoint_activations: bool
+    tf32: bool
+    processor_time: bool
+
+    @property
+    def cuda(self) -> bool:
+        return self.device == "cuda"
+
+    def clock(self) -> float:
+        """Seconds, when the device has done what it was given."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.process_time() if self.processor_time else time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to do the step."""
+
+    name: str
+    dtype: str
+    five_passes: bool = False
+    compile: bool = False
+    fused: bool = True
+    without: str = ""  # the trick that is taken away
+
+
+class Parts:
+    """Seconds that the parts of a step take, the encoders forward: by events on a GPU, by the clock on a CPU."""
+
+    def __init__(self, module: nn.Module, settings: Settings):
+        self.settings = settings
+        self.opened: dict[str, Any] = {}
+        self.spans: list[tuple[str, Any, Any]] = []
+        for name, path in ENCODERS.items():
+            encoder = module.get_submodule(path)
+            encoder.register_forward_pre_hook(functools.partial(self.open, name))
+            encoder.register_forward_hook(functools.partial(self.close, name))
+
+    def now(self) -> Any:
+        if not self.settings.cuda:
+            return self.settings.clock()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def open(self, name: str, *_: Any) -> None:
+        self.opened[name] = self.now()
+
+    def close(self, name: str, *_: Any) -> None:
+        self.spans.append((name, self.opened[name], self.now()))
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        self.open(name)
+        yield
+        self.close(name)
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each part, in all steps."""
+        found: dict[str, float] = {}
+        for name, opened, closed in self.spans:
+            seconds = opened.elapsed_time(closed) / 1000 if self.settings.cuda else closed - opened
+            found[name] = found.get(name, 0.0) + seconds
+        found["heads, losses"] = found["forward"] - sum(found[name] for name in ENCODERS)
+        return {name: found[name] for name in (*ENCODERS, "heads, losses", "backward", "clipping and AdamW")}
+
+
+@dataclass
+class Bench:
+    """A variant's model and batch on its device, the model FLOPs of a step and the clocks of its parts."""
+
+    module: PretrainObjective | FivePasses
+    batch: Batch
+    flops: float
+    parts: Parts
+
+
+@functools.cache
+def bench(variant: Variant, settings: Settings) -> Bench:
+    allow_tf32(settings)
+    shape, entities = MODELS[settings.size], ENTITIES[settings.size]
+    torch.manual_seed(0)
+    with torch.device(settings.device):
+        model, prompter = Alpro(shape, entities=entities), Prompter(shape)
+        prompts = F.normalize(torch.randn(entities, shape.embed_dim), dim=1)
+        norm = [list(Preprocessing().mean), list(Preprocessing().std)]
+        weights = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0, "pem": 1.0}
+        # A threshold of 0: which pseudo-labels are kept would hang on rounding, and the work is the same.
+        ours = PretrainObjective(model, *norm, prompter, {"video": prompts, "image": prompts}, weights, 0.0)
+    batch = examples(settings, shape).to(torch.device(settings.device))
+    flops = ours.flops(batch)
+    module: PretrainObjective | FivePasses = ours
+    if variant.five_passes:
+        module = FivePasses(model, prompter, prompts, ours.mean, ours.std)
+        for name in ("text", "mask", "masked", "labels"):
+            setattr(batch, name, getattr(batch, name)[:, :WORDS])
+    prepare(module, Resources(compile=variant.compile, checkpoint_activations=settings.checkpoint_activations))
+    module.train()
+    return Bench(module, batch, flops, Parts(module, settings))
+
+
+def allow_tf32(settings: Settings) -> None:
+    if settings.tf32:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def examples(settings: Settings, shape: ModelConfig) -> Batch:
+    """Random examples in training's form: texts of exactly WORDS word pieces, padded as training pads."""
+    rng, video, special = np.random.default_rng(0), shape.video, np.zeros(WORDS, bool)
+    special[[0, -1]] = True
+    items = []
+    for number in range(settings.batch):
+        ids = rng.integers(5, shape.text.vocab_size, WORDS)
+        masked, labels = mask_words(ids, special, 4, shape.text.vocab_size, 0.15, rng)
+        frames = rng.integers(0, 256, (video.frames, 3, video.image_size, video.image_size), np.uint8)
+        item = {"id": str(number), "video": number, "frames": frames, "ids": ids, "masked": masked, "labels": labels}
+        items.append(item | {"box": random_box(video.grid, rng), "chance": rng.random(2)})
+    return collate(0, "video", items, WORDS)
+
+
+def taken_away(variant: Variant) -> AbstractContextManager:
+    return TRICKS[variant.without]() if variant.without else nullcontext()
+
+
+def autocast(variant: Variant, settings: Settings) -> AbstractContextManager:
+    return torch.autocast(settings.device, torch.bfloat16, enabled=variant.dtype == "bfloat16")
+
+
+def losses(variant: Variant, settings: Settings) -> dict[str, Any]:
+    """The four losses, the norm of the gradient and the drawn negatives, without dropout and stochastic depth."""
+    made, drawn = bench(variant, settings), list[list[int]]()
+    for part in made.module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(part, Attention):
+            part.dropout = 0.0
+        elif isinstance(part, TimeSformer):
+            part.keep_rates.fill_(1.0)
+    with taken_away(variant):
+        way = objective_module.hard_negatives
+
+        def recorded(*given: Tensor) -> tuple[Tensor, Tensor]:
+            columns, valid = way(*given)
+            drawn.append(columns.tolist())
+            return columns, valid
+
+        with autocast(variant, settings), patch.object(objective_module, "hard_negatives", recorded):
+            loss, metrics = made.module(made.batch)
+        loss.backward()
+    found: dict[str, Any] = {name: float(value) for name, value in metrics.items() if name.startswith("loss_")}
+    found["grad_norm"] = float(nn.utils.clip_grad_norm_(made.module.parameters(), float("inf")))
+    return found | {"negatives": [column for rows in drawn or made.module.drawn for column in rows]}
+
+
+def turn(variant: Variant, settings: Settings) -> dict[str, Any]:
+    """Seconds a step, peak memory and the parts' seconds, after the warm-up."""
+    made = bench(variant, settings)
+    torch.manual_seed(1)
+    optimizer = build_optimizer(made.module, CONFIG)
+    if not variant.fused:
+        groups = [{name: group[name] for name in ("params", "weight_decay")} for group in optimizer.param_groups]
+        optimizer = torch.optim.AdamW(groups, lr=CONFIG.lr, betas=CONFIG.betas)
+    with taken_away(variant):
+        for _ in range(settings.warmup):
+            step(variant, settings, made, optimizer)
+        if settings.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        made.parts.spans.clear()
+        started = settings.clock()
+        for _ in range(settings.steps):
+            step(variant, settings, made, optimizer)
+        seconds = (settings.clock() - started) / settings.steps
+    parts = {name: value / settings.steps for name, value in made.parts.read().items()}
+    gigabytes = torch.cuda.max_memory_allocated() / 2**30 if settings.cuda else memory_gib()
+    del optimizer
+    made.module.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()  # room for the next variant
+    return {"seconds": seconds, "gigabytes": gigabytes, "flops": made.flops, "parts": parts}
+
+
+def step(variant: Variant, settings: Settings, made: Bench, optimizer: torch.optim.AdamW) -> None:
+    """One optimiser step, ours as in stages/training/loop.py."""
+    optimizer.zero_grad(set_to_none=True)
+    with made.parts.timed("forward"), autocast(variant, settings):
+        loss, metrics = made.module(made.batch)
+    with made.parts.timed("backward"):
+        loss.backward()
+    with made.parts.timed("clipping and AdamW"):
+        norm = nn.utils.clip_grad_norm_(made.module.parameters(), CONFIG.clip_norm)
+        if variant.fused:
+            values = torch.stack([loss.detach(), *(value.float() for value in metrics.values()), norm.detach()])
+            step_if(optimizer, torch.isfinite(values).all())
+        else:
+            optimizer.step()
+        made.module.model.hold_temperature()
