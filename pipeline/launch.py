@@ -10,8 +10,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from pipeline.units import on_dask
 from shards.schema import InputError
 from shards.storage import Location, absolute
+from stages import workers
 from stages.artifacts import CONTINUE, Outcome, Resources, StageFailed, Step, Store, read_json, write_json
 
 OWN_PROCESS = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
@@ -39,6 +41,7 @@ def work(
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
     inputs |= step.paths
     if step.stage not in OWN_PROCESS:
+        workers.open_cluster = on_dask
         return step.module.run(step.config, inputs, out, resources)
     file = out / "work.json"
     described = {

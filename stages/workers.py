@@ -1,4 +1,4 @@
-"""Where units of work run: a pool of processes on this machine, or a Dask cluster of many.
+"""Where units of work run: a pool of processes on this machine, or a cluster of many.
 
 A process may die in the middle of a unit: native code crashes, the system runs short of memory, somebody kills it. Its
 pool is then made anew and the units that were under way are begun again; what killed it is for the unit to remember.
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 DEATHS = 50  # of workers in succession, without a unit done in between, after which the fault is not a unit's
 START_SECONDS = 60.0  # what a process may take to start, on a machine that is busy with others
 STUCK = 70  # exit status of a process that ended itself because its work did not
+# Opens an executor at an address, for resources.dask. The pipeline sets it: stages know nothing of its task runner.
+open_cluster: Callable[[str], AbstractContextManager[Executor]] | None = None
 
 
 class Died(Exception):
@@ -36,7 +38,9 @@ class Died(Exception):
 def work_pool(resources: Resources) -> Iterator[Executor]:
     """An executor for functions of plain arguments that write their results to files."""
     if resources.dask:
-        with _dask(resources.dask) as executor:
+        if open_cluster is None:
+            raise InputError("resources.dask: only a pipeline sends units to a cluster; run the stage by `alpro`")
+        with open_cluster(resources.dask) as executor:
             yield executor
         return
     # Spawned, not forked: the caller may hold threads (Prefect's, MLflow's) whose locks a fork would copy.
@@ -58,7 +62,7 @@ def do_units(
     while (first := lost.popleft() if lost else next(waiting, None)) is not None:
         left = chain([first], _emptied(lost), waiting)
         with work_pool(resources) as pool:
-            for done in _until_broken(pool, left, lost, do, 2 * resources.worker_count):
+            for done in _until_broken(pool, left, lost, do, resources):
                 deaths = 0
                 yield done
         deaths += 1
@@ -74,12 +78,14 @@ def _emptied(units: deque[Unit]) -> Iterator[Unit]:
 
 
 def _until_broken(
-    pool: Executor, units: Iterator[Unit], lost: deque[Unit], do: Callable[[Unit], Result], most: int
+    pool: Executor, units: Iterator[Unit], lost: deque[Unit], do: Callable[[Unit], Result], resources: Resources
 ) -> Iterator[tuple[Unit, Result]]:
     """Does units until there are none or the pool breaks; those that were under way are then in `lost`."""
     running: dict[Future, Unit] = {}
     broken = False
     while not broken:
+        # A cluster tells how many it has: machines may join it at any time.
+        most = 2 * getattr(pool, "worker_count", resources.worker_count)
         while len(running) < most and (unit := next(units, None)) is not None:
             try:
                 running[pool.submit(do, unit)] = unit
@@ -163,19 +169,3 @@ def answer() -> None:
             result = None, error
     with told:
         told.write(pickle.dumps(result))
-
-
-@contextmanager
-def _dask(address: str) -> Iterator[Executor]:
-    try:
-        from distributed import Client
-    except ImportError:
-        raise InputError(
-            "resources.dask is set, but Dask is not installed: pip install 'alpro-pipeline[dask]'"
-        ) from None
-    try:
-        client = Client(address, timeout="10s")
-    except OSError as error:
-        raise InputError(f"resources.dask = {address}: no Dask scheduler answers there ({error})") from error
-    with client, client.get_executor() as executor:
-        yield executor

@@ -1,0 +1,76 @@
+"""Units of a stage (shards to decode, captions to tag) as task runs of Prefect, on a Dask cluster."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from shards.schema import InputError
+
+CONNECT_SECONDS = 10
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
+def unit(title: str, work: Callable[[], Any]) -> Any:
+    """One unit, in a worker's process. It knows how to do again what it began."""
+    return work()
+
+
+@contextmanager
+def on_dask(address: str) -> Iterator[Executor]:
+    """An executor whose functions run through Prefect's task runner on the Dask scheduler at an address.
+
+    Workers report to the Prefect server of this flow, and so must be able to reach it. A worker that dies has its units
+    done by another; Dask gives up a unit that four died of, which its future tells as KilledWorker. Raises InputError
+    where Dask is not installed or no scheduler answers.
+    """
+    try:
+        from prefect_dask import DaskTaskRunner
+    except ImportError:
+        raise InputError(
+            "resources.dask is set, but Dask is not installed: pip install 'alpro-pipeline[dask]'"
+        ) from None
+    flow = FlowRunContext.get()
+    # Told outright, or every worker would start a server of its own where this flow runs with a temporary one.
+    server = {PREFECT_API_URL: str(flow.client.api_url)} if flow else {}
+    wishes = {"timeout": f"{CONNECT_SECONDS}s"}
+    with temporary_settings(server), DaskTaskRunner(address=address, client_kwargs=wishes) as runner:
+        try:
+            runner.client  # noqa: B018 (it connects now)
+        except OSError as error:
+            raise InputError(f"resources.dask = {address}: no Dask scheduler answers there ({error})") from error
+        yield _Tasks(runner)
+
+
+class _Tasks(Executor):
+    """Functions submitted to a task runner of Prefect."""
+
+    def __init__(self, runner: Any) -> None:
+        self.runner, self.numbers = runner, count(1)
+
+    @property
+    def worker_count(self) -> int:
+        """How many units the cluster's workers do at a time now."""
+        return max(1, sum(self.runner.client.nthreads().values()))
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future:
+        work = partial(function, *arguments, **named)
+        title = f"{getattr(function, 'func', function).__name__} {next(self.numbers)}"
+        run, told = self.runner.submit(unit, {"title": title, "work": work}), Future[Any]()
+        told.set_running_or_notify_cancel()
+
+        def done(_: Any) -> None:
+            try:
+                told.set_result(run.result())
+            except BaseException as error:
+                told.set_exception(error)
+
+        run.wrapped_future.add_done_callback(done)
+        return told

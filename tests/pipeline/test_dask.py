@@ -1,0 +1,111 @@
+"""The same units as task runs of Prefect on Dask: a real scheduler with two workers, one of which is killed."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
+
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+
+from pipeline.flow import build_vocabulary
+from pipeline.units import on_dask
+from shards.schema import InputError
+from stages import workers
+from stages.artifacts import Resources
+from tests.stages.test_decode_videos import contents
+from tests.stages.test_workers import note
+
+distributed = pytest.importorskip("distributed")
+TINY = str(Path(__file__).parents[1] / "tiny.toml")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        ) as made,
+    ):
+        yield made
+
+
+def runs_of_units() -> dict[str, str]:
+    """The state of each unit's task run in Prefect."""
+    with get_client(sync_client=True) as client:
+        return {run.name: run.state_name for run in client.read_task_runs() if not run.name.startswith("make")}
+
+
+@flow
+def note_all(address: str, folder: Path) -> list[tuple[int, int]]:
+    resources = Resources(dask=address, device="cpu")
+    return list(workers.do_units(range(7), partial(note, folder=folder, crashing=(3,)), resources))
+
+
+def test_units_are_task_runs_and_one_that_kills_its_worker_is_done_again(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "open_cluster", on_dask)
+
+    found = note_all(cluster.scheduler_address, tmp_path)
+    assert sorted(found) == [(number, 10 * number) for number in range(7)]
+    until = time.monotonic() + 30  # Prefect hears of them by and by
+    while list(runs_of_units().values()).count("Completed") < 7 and time.monotonic() < until:
+        time.sleep(0.5)
+    states = runs_of_units()
+    assert set(states) == {f"note {number}" for number in range(1, 8)}
+    # What the killed worker had not yet told Prefect stays unknown there.
+    assert list(states.values()).count("Completed") >= 5
+
+
+@pytest.mark.long
+def test_a_worker_killed_half_way_changes_no_byte(cluster, tmp_path):
+    changes = ["corpora.clips.samples_per_shard=2", "corpora.stills.samples_per_shard=2"]
+    killed: list[int] = []
+
+    def kill() -> None:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("artifacts/decode_videos*/*/*.tar")):
+            if time.monotonic() > until:
+                return
+            time.sleep(0.01)
+        worker = next(iter(cluster.workers.values()))
+        killed.append(worker.pid)
+        os.kill(worker.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run = partial(build_vocabulary, TINY, workspace=str(tmp_path))
+    folders = run(changes=[*changes, f"resources.dask={cluster.scheduler_address}"])
+    killer.join()
+    assert killed
+    stages = ["decode_videos clips", "decode_videos stills", "build_vocabulary"]
+    there = {stage: shutil.move(folders[stage], tmp_path / stage) for stage in stages}
+    here = run(changes=changes)
+    for stage in stages:
+        made, expected = contents(there[stage]), contents(Path(here[stage]))
+        # The manifest tells when it was made.
+        assert made | {"manifest.json": ""} == expected | {"manifest.json": ""}
+    units = runs_of_units()
+    assert {name.split()[0] for name in units} >= {"do_unit", "tag_unit"}
+
+
+def test_a_scheduler_that_is_not_there_is_a_mistake(free_port):
+    with pytest.raises(InputError, match="no Dask scheduler answers there"), on_dask(f"tcp://127.0.0.1:{free_port()}"):
+        pass
+
+
+def test_a_stage_without_a_pipeline_sends_nothing(decode_sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "open_cluster", None)
+    with pytest.raises(InputError, match="only a pipeline sends units to a cluster"):
+        decode_sample(tmp_path, "clips", Resources(dask="tcp://127.0.0.1:1", device="cpu"))
