@@ -109,6 +109,7 @@ def test_every_flow_has_a_deployment_with_described_parameters(server):
         "alpro": "gpu",
         "render-sample": "cpu",
         "decode-videos": "cpu",
+        "index-shards": "cpu",
         "build-vocabulary": "cpu",
         "train-prompter": "gpu",
         "cache-prompts": "gpu",
