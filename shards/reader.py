@@ -8,6 +8,7 @@ but files of this machine, read without a position, so that readers may be copie
 import io
 import json
 import os
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from shards.schema import InputError
+from shards.schema import INDEX, InputError
 from shards.storage import Location, join, open_binary, read_range
 
 PLACES = ("json_offset", "json_size", "frame_offsets", "frame_sizes")
+KEPT = ["id", "split", "kind", "group", "shard"]  # columns of an index that a reader holds
 ROWS = 8192  # of an index, held at a time
 SLACK = 65536  # bytes beside twice its own that one request may fetch for a sample: headers, and others' members
 
@@ -82,21 +84,23 @@ class ShardReader:
 
     def __init__(self, folder: Location, split: str | None = None, kind: str | None = None):
         self.folder = folder
-        table = read_index(folder, ["id", "split", "kind", "group", "shard", *PLACES])
-        table = table.append_column("row", pa.array(np.arange(table.num_rows)))
-        for column, value in (("split", split), ("kind", kind)):
-            if value is not None:
-                table = table.filter(pc.equal(table[column], value))
-        self.table = table.combine_chunks()
+        wanted = {name: value for name, value in (("split", split), ("kind", kind)) if value is not None}
+        kept = [pa.schema([*map(INDEX.field, KEPT), ("row", pa.int64())]).empty_table()]
+        places, frames, lengths = array("q"), array("q"), array("q", [0])
+        for table in _selected(folder, wanted):
+            places.frombytes(_pairs(table["json_offset"], table["json_size"]))
+            offsets, sizes = (table[name].combine_chunks() for name in ("frame_offsets", "frame_sizes"))
+            frames.frombytes(_pairs(offsets.flatten(), sizes.flatten()))
+            lengths.frombytes(offsets.value_lengths().cast("int64").to_numpy().tobytes())
+            kept.append(table.drop_columns(list(PLACES)))
+        self.table = pa.concat_tables(kept).combine_chunks()
         self._ids = self.column("id")
         shards = self.column("shard").dictionary_encode()
         self._shards = [join(folder, name) for name in shards.dictionary.to_pylist()]
         self._shard = shards.indices.to_numpy(zero_copy_only=False)
-        self._json = np.stack([self.column(name).to_numpy() for name in ("json_offset", "json_size")], axis=1)
-        frames = self.column("frame_offsets")
-        self._first = frames.offsets.to_numpy()
-        self._frames = np.stack([frames.values.to_numpy(), self.column("frame_sizes").values.to_numpy()], axis=1)
-        self.table = self.table.drop_columns([*PLACES, "shard"])  # not twice
+        self._json, self._frames = (np.frombuffer(found, np.int64).reshape(-1, 2) for found in (places, frames))
+        self._first = np.cumsum(np.frombuffer(lengths, np.int64))
+        self.table = self.table.drop_columns(["shard"])  # not twice
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -122,6 +126,22 @@ class ShardReader:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unreadable(f"{shard}: {name}: {_reason(error)}") from error
         return Sample(about, shard, frames, fetched)
+
+
+def _selected(folder: Location, wanted: dict[str, str]) -> Iterator[pa.Table]:
+    """The index part by part, with the number of each row: the rows that have the wanted values."""
+    first = 0
+    for batch in index_batches(folder, [*KEPT, *PLACES]):
+        table = pa.Table.from_batches([batch])
+        table = table.append_column("row", pa.array(np.arange(first, first + table.num_rows)))
+        first += table.num_rows
+        for column, value in wanted.items():
+            table = table.filter(pc.equal(table[column], value))
+        yield table
+
+
+def _pairs(offsets: pa.Array, sizes: pa.Array) -> bytes:
+    return np.stack([offsets.to_numpy(), sizes.to_numpy()], axis=1).tobytes()
 
 
 def sample_of(row: dict[str, Any], shard: Location) -> Sample:
