@@ -17,10 +17,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote, unquote
@@ -38,9 +36,6 @@ Answer = TypeVar("Answer")
 URL = re.compile(r"(?:[a-z][\w+.-]*::)*(?P<protocol>[a-z][\w+.-]*)://", re.IGNORECASE)
 # Stores on the network. A row may name a file of these; all other protocols can lead to files of this machine.
 NETWORK = {"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf"}
-# What says that a file is the same, the surest first, as different stores call it.
-MARKS = ["etag", "contentmd5", "md5hash", "md5", "sha256", "checksum", "digest", "crc32c", "blobid", "generation"]
-MARKS += ["lastmodified", "mtime", "modified", "updated", "created"]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of this machine's disk
 AT_ONCE = 16  # requests under way
 PAUSES = (0.2, 1.0, 5.0)  # seconds before a failed request is tried again
@@ -294,37 +289,6 @@ def listing(folder: Location, ending: str) -> list[Location]:
     # A store's own names differ in form (over HTTP they are URLs); what stands after the last slash is a file's name.
     names = sorted(unquote(n.rpartition("/")[2]) if "://" in n else n.rpartition("/")[2] for n in found)
     return [join(folder, n) for n in names if n.endswith(ending)]
-
-
-def identity(location: Location) -> str:
-    """What tells a file from a changed one without reading it: its size and its ETag, digest or time of change.
-
-    Of a file on this machine, size and time. Raises FileNotFoundError, and OSError where it is no file.
-    """
-    info = ask(location, lambda system, name: system.info(name))
-    if info.get("type", "file") != "file":
-        raise OSError(errno.EISDIR, "not a file", str(location))
-    marks = {re.sub("[^a-z0-9]", "", key.lower()): value for key, value in info.items()}
-    mark = next(((key, marks[key]) for key in MARKS if marks.get(key)), ("", ""))
-    return f"{info.get('size')} {mark[0]} {mark[1]}".rstrip()
-
-
-def identities(locations: Iterable[Location]) -> Iterator[str]:
-    """The identity of each, in order, many asked for at once; "missing" where there is no such file, or no file that
-    may be read, and "not fetched" where its store does not say."""
-
-    def one(location: Location) -> str:
-        try:
-            return identity(location)
-        except FileNotFoundError:
-            return "missing"
-        except OSError:
-            return "missing" if isinstance(location, Path) else "not fetched"
-
-    waiting = iter(locations)
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        while some := list(islice(waiting, 64 * AT_ONCE)):
-            yield from threads.map(one, some)
 
 
 def write_bytes(location: Location, data: bytes) -> None:

@@ -16,11 +16,12 @@ from pydantic import Field
 
 from shards.annotations import scan_source
 from shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
+from shards.identity import checksum, identities
 from shards.plan import Plan, Unit
 from shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject, Row
-from shards.storage import Location, TooLarge, identities, local_copy
+from shards.storage import Location, TooLarge, local_copy
 from shards.writer import ShardWriter, index_shard
-from stages.artifacts import Outcome, Resources, StageConfig, checksum, digest, read_json, write_json
+from stages.artifacts import Outcome, Resources, StageConfig, digest, read_json, write_json
 from stages.corpus import Counted, draw_samples, pixel_statistics, pixel_sums, write_tables
 from stages.earlier_shards import UNITS, Made, remember, take_over
 from stages.progress import progress

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.database import database
+from shards.identity import checksum
 from shards.schema import INDEX, PASSING, REJECTS
-from stages.artifacts import checksum
 
 # One row a shard (or would-be shard, where all its rows were rejected), in an artifact's units.parquet.
 UNITS = pa.schema(

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from shards.annotations import scan_source
+from shards.identity import checksum, identities
 from shards.schema import InputError, Row
-from shards.storage import Location, identities, parent
-from stages.artifacts import checksum, digest
+from shards.storage import Location, parent
+from stages.artifacts import digest
 from stages.progress import progress
 
 SECONDS_BETWEEN_COMMITS = 2.0

@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from shards.identity import identities
 from shards.reader import Unreadable, sample_of
 from shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject
-from shards.storage import FULL, Location, identities, listing, local_copy
+from shards.storage import FULL, Location, listing, local_copy
 from shards.writer import index_shard
 from stages.artifacts import Outcome, Resources, StageConfig, digest, read_json, write_json
 from stages.corpus import Counted, draw_samples, pixel_statistics, pixel_sums, write_tables

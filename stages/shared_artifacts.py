@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
+from shards.identity import checksum
 from shards.schema import InputError
 from shards.storage import AT_ONCE, Location, exists, fetch_file, join, read_bytes, resolve, send_file, write_bytes
 
@@ -23,10 +24,10 @@ OF_THIS_MACHINE = {"work.json"}  # it names folders of the machine that made the
 
 
 class Contents(BaseModel):
-    """Which folder counts, and the size of each file in it, in bytes."""
+    """Which folder counts, and the SHA-256 of each file in it."""
 
     folder: str = Field(pattern="^[0-9a-f]{12}$")
-    files: dict[str, int]
+    files: dict[str, str]
 
 
 def is_shared(place: Location) -> bool:
@@ -40,16 +41,16 @@ def send(folder: Path, place: Location, but: Container[str] = ()) -> None:
     if is_shared(place):
         return
     there = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in OF_THIS_MACHINE)
-    found = [path for path in there if path.relative_to(folder).parts[0] not in but]
-    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+    files = [path for path in there if path.relative_to(folder).parts[0] not in but]
     making = uuid.uuid4().hex[:12]
 
-    def one(name: str) -> None:
-        send_file(folder / name, join(place, f"{making}/{name}"))
+    def one(path: Path) -> tuple[str, str]:
+        name, sha256 = path.relative_to(folder).as_posix(), checksum(path)
+        send_file(path, join(place, f"{making}/{name}"))
+        return name, sha256
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        list(threads.map(one, files))
-    contents = Contents(folder=making, files=files)
+        contents = Contents(folder=making, files=dict(threads.map(one, files)))
     write_bytes(join(place, CONTENTS), contents.model_dump_json(indent=1).encode())
 
 
@@ -70,12 +71,12 @@ def fetch(place: Location, folder: Path, temporary: Path) -> bool:
     def one(name: str) -> None:
         target = resolve(arriving, name)
         assert isinstance(target, Path)
-        source, size = join(place, f"{contents.folder}/{name}"), contents.files[name]
-        if target.is_file() and target.stat().st_size == size:
+        source, sha256 = join(place, f"{contents.folder}/{name}"), contents.files[name]
+        if target.is_file() and checksum(target) == sha256:
             return
         fetch_file(source, target)
-        if (got := target.stat().st_size) != size:
-            raise InputError(f"{source}: {got} bytes, {size} expected; delete {place} to have it made again")
+        if checksum(target) != sha256:
+            raise InputError(f"{source}: not the bytes that were sent; delete {place} to have it made again")
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         list(threads.map(one, contents.files))

@@ -19,8 +19,9 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from models.flops import peak
 from models.text import Layer, Layers
 from models.timesformer import Block, TimeSformer
+from shards.identity import checksum
 from shards.schema import InputError
-from stages.artifacts import CONTINUE, Resources, checksum
+from stages.artifacts import CONTINUE, Resources
 from stages.progress import progress
 from stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from stages.training.config import TrainingConfig

@@ -10,12 +10,11 @@ from fsspec.registry import known_implementations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shards.identity import identities, identity
 from shards.schema import InputError
 from shards.storage import (
     TooLarge,
     exists,
-    identities,
-    identity,
     is_url,
     join,
     listing,

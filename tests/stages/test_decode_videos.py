@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from shards.decode import DecodeError, decode_image
+from shards.identity import checksum
 from shards.reader import ShardReader
 from shards.schema import SPLITS, InputError
 from stages import decode_videos
-from stages.artifacts import Outcome, Resources, checksum, read_json
+from stages.artifacts import Outcome, Resources, read_json
 from stages.decode_videos import Config
 
 BROKEN = {  # the sample's broken items and what is said of them

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.identity import checksum
 from shards.schema import InputError
 from stages import render_sample
-from stages.artifacts import checksum
 from stages.render_sample import Config
 from stages.sample import grammar
 from stages.sample import scene as scene_module

@@ -141,11 +141,11 @@ def test_what_is_damaged_there_is_told(machine, place):
     here.share(STEP)
     contents = join(here.place(STEP), "contents.json")
     told = json.loads(read_bytes(contents))
-    told["files"]["weights.bin"] += 1
-    shared_artifacts.write_bytes(contents, json.dumps(told).encode())
-    with pytest.raises(InputError, match=r"weights.bin: 4000 bytes, 4001 expected"):
+    weights = join(here.place(STEP), f"{told['folder']}/weights.bin")
+    shared_artifacts.write_bytes(weights, read_bytes(weights)[::-1])
+    with pytest.raises(InputError, match=r"weights.bin: not the bytes that were sent"):
         there.fetch(STEP)
-    told["files"] = {"../../outside": 3}
+    told["files"] = {"../../outside": "0" * 64}
     shared_artifacts.write_bytes(contents, json.dumps(told).encode())
     with pytest.raises(InputError, match="leaves"):
         there.fetch(STEP)
