@@ -1,7 +1,8 @@
 """The pipeline as Prefect flows: `plan` says which stage follows which, `alpro` runs them all, and each has a flow."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from pipeline.config import Corpus, PipelineConfig, load_config
 from pipeline.record import end_dead_pipelines, git_commit, run_tags
 from pipeline.tasks import Session, make, make_by_deployment, result
 from shards.schema import InputError
-from shards.storage import located
+from shards.storage import Location, located
 from stages.artifacts import StageConfig, Step, Store, digest
 from stages.decode_videos import Config as DecodeConfig
 from stages.evaluate import Config as Evaluate
@@ -115,21 +116,28 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
     if corpus.shards:
         shards = located(corpus.shards)
         index = IndexConfig(kinds=corpus.kinds, most_rejects=corpus.most_rejects)
-        contents = digest_shards(shards, digests)
-        return Step("index_shards", f"index_shards {name}", index, files={"shards": contents}, paths={"shards": shards})
+        read = partial(digest_shards, shards, digests)
+        return outside("index_shards", name, index, {"shards": shards}, {"shards": read})
     config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations"}))
     if corpus.manifest:
         assert sample is not None
         return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample})
     data = located(corpus.data)
     annotations: dict[str, Path] = {split: Path(file) for split, file in corpus.annotations.items()}
-    return Step(
-        "decode_videos",
-        f"decode_videos {name}",
-        config,
-        files={"data": digest_data(data, digests, annotations)},
-        paths={"data": data, **annotations},
-    )
+    read = partial(digest_data, data, digests, annotations)
+    return outside("decode_videos", name, config, {"data": data, **annotations}, {"data": read})
+
+
+def outside(
+    stage: str,
+    corpus: str,
+    config: StageConfig,
+    paths: Mapping[str, Location],
+    read: Mapping[str, Callable[[], str]],
+) -> Step:
+    """A step of files that are the user's. `read` gives their digests, now and when the stage is done."""
+    files = {name: look() for name, look in read.items()}
+    return Step(stage, f"{stage} {corpus}", config, files=files, paths=paths, read_again=read)
 
 
 def needed(steps: list[Step], stage: str) -> list[Step]:

@@ -33,6 +33,7 @@ MANIFEST_VERSION = 1
 MISTAKE = 2  # exit status of a mistake that a person can mend
 CONTINUE = 75  # exit status (EX_TEMPFAIL) of a run that was told to stop and left a checkpoint: start it again
 UNFINISHED = ("checkpoints", "parts")  # what only a continued run reads; deleted from a finished artifact
+CHANGED = "changed.json"  # in the place of the manifest: the stage ended, but files that it read are others now
 STAGES = (
     "render_sample",
     "decode_videos",
@@ -120,6 +121,7 @@ class Step:
     inputs: Mapping[str, "Step"] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # outside files: a name for each, and the SHA-256 of it
     paths: Mapping[str, Location] = field(default_factory=dict)  # where outside files lie; not part of the fingerprint
+    read_again: Mapping[str, Callable[[], str]] = field(default_factory=dict)  # digests of files that may change
 
     @property
     def module(self) -> ModuleType:
@@ -222,12 +224,18 @@ class Store:
     def make(self, step: Step, work: Callable[[Step, Path], Outcome], made: dict[str, Any]) -> dict[str, Any]:
         """Runs `work` in the step's folder, then writes the manifest that makes it an artifact. Call under `lock`.
 
-        `made` is what the caller knows of this making (commit, run ids). Returns the manifest.
+        `made` is what the caller knows of this making (commit, run ids). Returns the manifest. Raises InputError where
+        files that the fingerprint names are others now.
         """
         folder = self.folder(step)
         folder.mkdir(parents=True, exist_ok=True)
         started = time.time()
         outcome = work(step, folder)
+        changed = [name for name, read in step.read_again.items() if read() != step.files[name]]
+        if changed:
+            write_json(folder / CHANGED, changed)
+            raise InputError(f"{step.name}: files of {step.paths[changed[0]]} changed while it ran; run again")
+        (folder / CHANGED).unlink(missing_ok=True)
         manifest = {
             "version": MANIFEST_VERSION,
             "stage": step.stage,

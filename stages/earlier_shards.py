@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from shards.database import database
 from shards.identity import checksum
 from shards.schema import INDEX, PASSING, REJECTS
+from stages.artifacts import CHANGED
 
 # One row a shard (or would-be shard, where all its rows were rejected), in an artifact's units.parquet.
 UNITS = pa.schema(
@@ -45,19 +47,20 @@ class Made:
 
 
 def remember(out: Path) -> None:
-    """Writes what the finished artifacts beside `out` have, where workers look it up."""
+    """Writes what the corpora beside `out` have, where workers look it up: artifacts, and what is none because a file
+    changed meanwhile."""
     with database(out / "parts" / "earlier.sqlite") as db:
         db.execute("create table earlier (key, folder, name)")
         db.execute("create index by_key on earlier (key)")
-        for manifest in sorted(out.parent.glob("*/manifest.json")):
-            table = manifest.with_name("units.parquet")
-            if manifest.parent == out or not table.is_file():
+        for done in sorted(chain(out.parent.glob("*/manifest.json"), out.parent.glob(f"*/{CHANGED}"))):
+            table = done.with_name("units.parquet")
+            if done.parent == out or not table.is_file():
                 continue
             try:
                 units = pq.read_table(table, columns=["key", "name"]).to_pylist()
             except (OSError, pa.ArrowException):  # deleted or damaged: what it has is decoded
                 continue
-            rows = ((unit["key"], str(manifest.parent), unit["name"]) for unit in units)
+            rows = ((unit["key"], str(done.parent), unit["name"]) for unit in units)
             db.executemany("insert into earlier values (?, ?, ?)", rows)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
@@ -16,8 +17,8 @@ from mlflow.tracking import MlflowClient
 from prefect import flow as prefect_flow
 from prefect.testing.utilities import prefect_test_harness
 
-from pipeline.config import load_config
-from pipeline.flow import alpro, needed, plan
+from pipeline.config import Corpus, load_config
+from pipeline.flow import alpro, decoding, needed, plan
 from pipeline.flow import build_vocabulary as vocabulary_flow
 from pipeline.flow import pretrain as pretrain_flow
 from pipeline.launch import Interrupted
@@ -26,6 +27,7 @@ from shards.schema import InputError
 from stages.artifacts import Resources, Step, Store, read_manifest
 from stages.files import Digests
 from stages.training.metrics import read_metrics
+from tests.stages.test_decode_videos import write_manifest
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
 STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "build_vocabulary", "train_prompter"]
@@ -173,6 +175,30 @@ def of_shards(folder: str | Path, tmp_path: Path) -> str:
     path = tmp_path / "of_shards.toml"
     path.write_text(text.replace(clips, f'[corpora.clips]\nshards = "{folder}"\n'))
     return str(path)
+
+
+def test_files_that_change_while_they_are_decoded_make_no_artifact(tmp_path, resources, inline_pool, monkeypatch):
+    """The fingerprint would be of other contents. What did not change is taken over by the next run."""
+    rows = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n in range(24)]
+    corpus = Corpus(data=str(write_manifest(tmp_path / "data", rows)), samples_per_shard=4, size=16)
+    store = Store(tmp_path / "artifacts")
+
+    def make() -> dict:
+        step = decoding("walls", corpus, None, Digests(tmp_path / "digests.sqlite"))
+        return store.make(step, lambda _, out: step.module.run(step.config, step.paths, out, resources), {})
+
+    def change(out: Path) -> None:
+        Image.new("RGB", (20, 10), "white").save(tmp_path / "data" / "wall 5.png")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.decode_videos.draw_samples", change)
+        with pytest.raises(
+            InputError, match=r"decode_videos walls: files of .*items.jsonl changed while it ran"
+        ):
+            make()
+    assert list(store.all()) == []
+    assert make()["counts"]["linked"] == 20
+    assert len(list(store.all())) == 1
 
 
 def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
