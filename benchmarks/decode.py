@@ -33,6 +33,8 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+os.environ.setdefault("SVT_LOG", "1")  # the encoder of AV1 says nothing but mistakes
+
 import av
 import numpy as np
 
@@ -40,6 +42,12 @@ from shards.decode import decode_video, ffmpeg_binary
 
 SIZE = 256
 OPTIONS = {"crf": "23", "preset": "veryfast"}
+CODECS = {  # the encoder and its options
+    "H.264 without B-frames": ("libx264", OPTIONS | {"bf": "0"}),
+    "HEVC": ("libx265", {"crf": "26", "preset": "ultrafast", "x265-params": "log-level=none:pools=1"}),
+    "VP9": ("libvpx-vp9", {"crf": "34", "b": "0", "deadline": "realtime", "cpu-used": "8"}),
+    "AV1": ("libsvtav1", {"crf": "40", "preset": "12"}),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ def main() -> None:
         folder = Path(name)
         for spacing in (250, 30):
             figures |= cases(folder, spacing, arguments.runs)
+        figures |= other_codecs(folder, arguments.runs)
         figures["machine"] = whole_machine(folder, arguments.runs)
         figures["memory"] = memory(folder)
     if arguments.json:
@@ -85,6 +94,16 @@ def cases(folder: Path, spacing: int, runs: int) -> dict[str, object]:
     return {
         f"{title}, key frame every {spacing}": compare(title, spacing, tasks, runs) for title, tasks in made.items()
     }
+
+
+def other_codecs(folder: Path, runs: int) -> dict[str, object]:
+    """Clips of 10 s of other codecs, and of H.264 whose frames all serve others."""
+    figures: dict[str, object] = {}
+    for name, (encoder, options) in CODECS.items():
+        title = f"{name}, clips of 10 s, 8 frames"
+        files = [render(folder / f"{encoder}-{i}.mp4", 250, 300, i, coder=(encoder, options)) for i in range(2)]
+        figures[f"{title}, key frame every 250"] = compare(title, 250, [Task(file, 8) for file in files], runs)
+    return figures
 
 
 def compare(title: str, spacing: int, tasks: list[Task], runs: int) -> dict[str, dict[str, float]]:
@@ -252,14 +271,19 @@ def pixels(frame: av.VideoFrame) -> np.ndarray:
     return frame.reformat(SIZE, SIZE, "rgb24", interpolation="BICUBIC").to_ndarray()
 
 
-def render(path: Path, spacing: int, frames: int, seed: int, size: tuple[int, int] = (640, 360)) -> Path:
+def render(
+    path: Path,
+    spacing: int,
+    frames: int,
+    seed: int,
+    size: tuple[int, int] = (640, 360),
+    coder: tuple[str, dict[str, str]] = ("libx264", OPTIONS),
+) -> Path:
     """Moving noise, with a key frame every `spacing` frames."""
     width, height = size
     texture = np.random.default_rng(seed).integers(0, 255, (90, 400, 3), np.uint8).repeat(4, 0).repeat(4, 1)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(
-            "libx264", rate=30, options={"crf": "23", "preset": "veryfast", "g": str(spacing)}
-        )
+        stream = container.add_stream(coder[0], rate=30, options=coder[1] | {"g": str(spacing)})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(frames):
             left = number * 3 % (texture.shape[1] - width)
