@@ -163,7 +163,14 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path}: {one_line(error)}") from error
+        told = one_line(error)
+        typed = (change for change in changes or [] if _about(told.partition(":")[0], change.partition("=")[0].strip()))
+        raise InputError(f"{next((f'--set {change}' for change in typed), path)}: {told}") from error
+
+
+def _about(place: str, key: str) -> bool:
+    """Whether a mistake's place is in what a key sets, or around it."""
+    return f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}.")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def test_a_change_reaches_its_value(change, reached):
     ("change", "told"),
     [
         ("pretrain.learning_rate=1", "pretrain.learning_rate: unknown key"),
-        ("pretrain.lrr=1", "did you mean 'lr'?"),
+        ("pretrain.lrr=1", "--set pretrain.lrr=1: pretrain.lrr: unknown key; did you mean 'lr'?"),
+        ("nothing.lr=1", "--set nothing.lr=1: nothing: unknown key"),
         ("pretrain.lr=-1", "pretrain.lr: Input should be greater than 0 (it is -1)"),
         ("pretrain.lr=fast", "pretrain.lr: Input should be a valid number"),
         (

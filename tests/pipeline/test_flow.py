@@ -192,9 +192,7 @@ def test_files_that_change_while_they_are_decoded_make_no_artifact(tmp_path, res
 
     with monkeypatch.context() as patch:
         patch.setattr("stages.decode_videos.draw_samples", change)
-        with pytest.raises(
-            InputError, match=r"decode_videos walls: files of .*items.jsonl changed while it ran"
-        ):
+        with pytest.raises(InputError, match=r"decode_videos walls: files of .*items.jsonl changed while it ran"):
             make()
     assert list(store.all()) == []
     assert make()["counts"]["linked"] == 20
