@@ -72,7 +72,7 @@ def _pick(source: Any, wanted: list[int], request: Request) -> np.ndarray:
     """The frames of the given numbers, ascending: (n, size, size, 3) uint8."""
     size = request.size
     chosen = "+".join(f"eq(n,{i})" for i in wanted)
-    picked = source.filter("select", chosen).filter("scale", size, size, flags=SCALING)
+    picked = source.filter("select", chosen).filter("scale", size, size, flags="+".join(SCALING))
     most = {"frames:v": len(wanted)}
     output = picked.output("pipe:", format="rawvideo", pix_fmt="gbrp", fps_mode="passthrough", **most)
     with _ffmpeg(output, request, "error") as (process, pictures, log), ThreadPoolExecutor(1) as beside:

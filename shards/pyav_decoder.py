@@ -267,7 +267,7 @@ class _Decoding:
 
     def __init__(self, codec: Any, packets: _Packets, wanted: np.ndarray, request: Request) -> None:
         """wanted: places of packets, each once, in the order in which they are shown."""
-        from av.video.reformatter import VideoReformatter
+        from av.video.reformatter import Interpolation, VideoReformatter
 
         self._wanted = wanted
         self.frames = np.empty((len(wanted), request.size, request.size, 3), np.uint8)
@@ -278,6 +278,7 @@ class _Decoding:
         self._slots = {int(stamp): slot for slot, stamp in enumerate(packets.stamps()[wanted])}
         self._passes_over = codec.name in SAYS_UNREFERENCED
         self._reformatter = VideoReformatter()
+        self._scaling = sum(Interpolation[name.upper()] for name in SCALING)
         self._damaged = False
         self._matrix: tuple[int, int, int, int] | None = None
 
@@ -337,7 +338,7 @@ class _Decoding:
         out = out.transpose(1, 0, 2) if turned else out
         # Planes of green, blue and red: to them swscale interpolates the colours, and it is faster than to rgb24.
         size = self._request.size
-        scaled = self._reformatter.reformat(frame, size, size, "gbrp", interpolation=SCALING.upper(), threads=1)
+        scaled = self._reformatter.reformat(frame, size, size, "gbrp", interpolation=self._scaling, threads=1)
         for channel, plane in zip((1, 2, 0), scaled.planes, strict=True):
             out[:, :, channel] = np.frombuffer(memoryview(plane), np.uint8).reshape(size, -1)[:, :size]
 

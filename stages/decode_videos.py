@@ -27,7 +27,7 @@ from stages.earlier_shards import UNITS, Made, remember, take_over
 from stages.progress import progress
 from stages.workers import Died, do_units, ended_after, in_own_process
 
-VERSION = 4
+VERSION = 5
 FETCH_SECONDS = 1800.0  # after which a file at a URL is given up
 
 

@@ -193,6 +193,13 @@ def test_colours_are_those_that_the_tags_say(make_video: Make, decoder, pixels: 
 
 
 @decoders
+def test_a_picture_that_has_its_size_keeps_its_brightness(make_video: Make, decoder):
+    path = make_video("a.mp4", 1, {"crf": "1"}, picture=bars, size=(64, 64))
+    (frame,) = decode_video(path, 1, 64, decoder=decoder).frames.astype(int)
+    assert np.abs((frame[32, 4::8] - BARS).mean(axis=0)).max() < 0.5
+
+
+@decoders
 def test_untagged_colours_are_bt601_of_limited_range(make_video: Make, decoder):
     """As FFmpeg takes them, whatever their size."""
     path = make_video("a.mp4", 1, {"crf": "5"}, picture=bars, size=(1280, 768))
