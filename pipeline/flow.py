@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -116,16 +115,18 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
     if corpus.shards:
         shards = located(corpus.shards)
         index = IndexConfig(kinds=corpus.kinds, most_rejects=corpus.most_rejects)
-        read = partial(digest_shards, shards, digests)
-        return outside("index_shards", name, index, {"shards": shards}, {"shards": read})
+        files = {"shards": digest_shards(shards, digests)}
+        same = lambda: digest_shards(shards, digests) == files["shards"]  # noqa: E731
+        return outside("index_shards", name, index, {"shards": shards}, files, same)
     config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations"}))
     if corpus.manifest:
         assert sample is not None
         return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample})
     data = located(corpus.data)
     annotations: dict[str, Path] = {split: Path(file) for split, file in corpus.annotations.items()}
-    read = partial(digest_data, data, digests, annotations)
-    return outside("decode_videos", name, config, {"data": data, **annotations}, {"data": read})
+    found = digest_data(data, digests, annotations)
+    same = lambda: digest_data(data, digests, annotations, ask=False).here == found.here  # noqa: E731
+    return outside("decode_videos", name, config, {"data": data, **annotations}, {"data": found.all}, same)
 
 
 def outside(
@@ -133,11 +134,20 @@ def outside(
     corpus: str,
     config: StageConfig,
     paths: Mapping[str, Location],
-    read: Mapping[str, Callable[[], str]],
+    files: Mapping[str, str],
+    same: Callable[[], bool],
 ) -> Step:
-    """A step of files that are the user's. `read` gives their digests, now and when the stage is done."""
-    files = {name: look() for name, look in read.items()}
-    return Step(stage, f"{stage} {corpus}", config, files=files, paths=paths, read_again=read)
+    """A step of files that are the user's. `same` tells whether those of this machine are what they were; what is at a
+    URL as a whole is not looked at again: a store may say another thing of the same file each time."""
+
+    def unchanged() -> bool:
+        try:
+            return same()
+        except InputError:  # it cannot be read any more
+            return False
+
+    here = all(isinstance(path, Path) for path in paths.values())
+    return Step(stage, f"{stage} {corpus}", config, files=files, paths=paths, unchanged=unchanged if here else None)
 
 
 def needed(steps: list[Step], stage: str) -> list[Step]:

@@ -1,7 +1,8 @@
 """Units of a stage (shards to decode, captions to tag) as task runs of Prefect, on a Dask cluster."""
 
+import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -46,6 +47,8 @@ def on_dask(address: str) -> Iterator[Executor]:
             runner.client  # noqa: B018 (it connects now)
         except OSError as error:
             raise InputError(f"resources.dask = {address}: no Dask scheduler answers there ({error})") from error
+        if not runner.client.nthreads():
+            print(f"{address} has no workers yet: units wait for one", file=sys.stderr, flush=True)
         yield _Tasks(runner)
 
 
@@ -66,7 +69,10 @@ class _Tasks(Executor):
         run, told = self.runner.submit(unit, {"title": title, "work": work}), Future[Any]()
         told.set_running_or_notify_cancel()
 
-        def done(_: Any) -> None:
+        def done(future: Any) -> None:
+            if future.status == "cancelled":  # this process is ending, and nobody would answer
+                told.set_exception(CancelledError())
+                return
             try:
                 told.set_result(run.result())
             except BaseException as error:

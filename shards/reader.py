@@ -130,9 +130,10 @@ class ShardReader:
 
 def _selected(folder: Location, wanted: dict[str, str]) -> Iterator[pa.Table]:
     """The index part by part, with the number of each row: the rows that have the wanted values."""
-    first = 0
-    for batch in index_batches(folder, [*KEPT, *PLACES]):
-        table = pa.Table.from_batches([batch])
+    first, columns = 0, [*KEPT, *PLACES]
+    for batch in index_batches(folder, columns):
+        # Other tools write the same values in other types.
+        table = pa.Table.from_batches([batch]).select(columns).cast(pa.schema([INDEX.field(name) for name in columns]))
         table = table.append_column("row", pa.array(np.arange(first, first + table.num_rows)))
         first += table.num_rows
         for column, value in wanted.items():

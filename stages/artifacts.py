@@ -121,7 +121,7 @@ class Step:
     inputs: Mapping[str, "Step"] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # outside files: a name for each, and the SHA-256 of it
     paths: Mapping[str, Location] = field(default_factory=dict)  # where outside files lie; not part of the fingerprint
-    read_again: Mapping[str, Callable[[], str]] = field(default_factory=dict)  # digests of files that may change
+    unchanged: Callable[[], bool] | None = None  # whether the outside files of this machine still are what they were
 
     @property
     def module(self) -> ModuleType:
@@ -231,10 +231,12 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         started = time.time()
         outcome = work(step, folder)
-        changed = [name for name, read in step.read_again.items() if read() != step.files[name]]
-        if changed:
-            write_json(folder / CHANGED, changed)
-            raise InputError(f"{step.name}: files of {step.paths[changed[0]]} changed while it ran; run again")
+        if step.unchanged and not step.unchanged():
+            for name in UNFINISHED:  # what was made of a file may not be kept for when it is as it was
+                shutil.rmtree(folder / name, ignore_errors=True)
+            write_json(folder / CHANGED, {})
+            where = " or ".join(str(path) for path in step.paths.values())
+            raise InputError(f"{step.name}: files of {where} changed while it ran; run again")
         (folder / CHANGED).unlink(missing_ok=True)
         manifest = {
             "version": MANIFEST_VERSION,

@@ -82,7 +82,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     check_texts(source, plan)
     remember(out)
     with progress("decoding", plan.count("rows"), "items") as advance:
-        for unit, _ in do_units(unfinished(plan, out, advance), partial(do_unit, config=config, out=out), resources):
+        todo = unfinished(plan, config, out, advance)
+        for unit, _ in do_units(todo, partial(do_unit, config=config, out=out), resources):
             advance(len(unit.rows))
     outcome = join(plan, out)
     draw_samples(out)
@@ -117,14 +118,21 @@ def part(name: str, kind: str, out: Path) -> Path:
     return out / "parts" / f"{name}.{kind}"
 
 
-def finished(name: str, out: Path) -> bool:
-    return part(name, "rejects.parquet", out).is_file()
+def finished(unit: Unit, config: Config, out: Path) -> bool:
+    """Whether a unit was done before an interruption, and of the files that lie there now."""
+    end = part(unit.name, "rejects.parquet", out)
+    if not end.is_file():
+        return False
+    if read_json(part(unit.name, "json", out))["key"] == unit_key(unit, config):
+        return True
+    end.unlink()
+    return False
 
 
-def unfinished(plan: Plan, out: Path, advance: Any) -> Iterator[Unit]:
+def unfinished(plan: Plan, config: Config, out: Path, advance: Any) -> Iterator[Unit]:
     """The units that are to be done; `advance` is told of the others."""
     for unit in plan.units():
-        if finished(unit.name, out):
+        if finished(unit, config, out):
             advance(len(unit.rows))
         else:
             yield unit

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards.annotations import scan_source
 from shards.identity import checksum, identities
@@ -85,27 +85,41 @@ class Digests:
         fresh.clear()
 
 
-def digest_data(source: Location, digests: Digests, annotations: Mapping[str, Path] | None = None) -> str:
+class Contents(NamedTuple):
+    """Digests of a corpus: with what stores say of files of other machines, and without asking them."""
+
+    all: str
+    here: str
+
+
+def digest_data(
+    source: Location, digests: Digests, annotations: Mapping[str, Path] | None = None, ask: bool = True
+) -> Contents:
     """The digest of a manifest, a folder, or a folder with annotation files, with the contents of every file named.
 
-    Files of other machines are not read: what their store says of them stands for their contents.
+    Files of other machines are not read: what their store says of them stands for their contents; with `ask` false
+    nobody asks, and only `here` is of use.
     """
     if isinstance(source, Path):
         source = Path(os.path.normpath(source.absolute()))
     root = source if isinstance(source, Path) and source.is_dir() else parent(source)
-    found = hashlib.sha256()
+    found, here = hashlib.sha256(), hashlib.sha256()
     records = scan_source(source, annotations or {})
     with progress("reading files", None, "rows") as advance:
         while some := list(islice(records, BATCH)):
-            contents = contents_of({one.path for one in some if isinstance(one, Row)}, digests)
+            files = {one.path for one in some if isinstance(one, Row)}
+            contents = contents_of({file for file in files if ask or isinstance(file, Path)}, digests)
             for one in some:
                 told: dict[str, Any] = {"row": one.model_dump(mode="json")}
                 if isinstance(one, Row):
                     told["row"]["path"] = str(one.path.relative_to(root)) if isinstance(one.path, Path) else one.path
-                    told["content"] = contents[one.path]
+                    told["content"] = contents.get(one.path, "")
                 found.update(digest(told).encode())
+                if isinstance(one, Row) and isinstance(one.path, str):
+                    told["content"] = ""
+                here.update(digest(told).encode())
             advance(len(some))
-    return found.hexdigest()
+    return Contents(found.hexdigest(), here.hexdigest())
 
 
 def contents_of(files: set[Location], digests: Digests) -> dict[Location, str]:

@@ -25,6 +25,7 @@ Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 DEATHS = 50  # of workers in succession, without a unit done in between, after which the fault is not a unit's
 START_SECONDS = 60.0  # what a process may take to start, on a machine that is busy with others
+REFILL_SECONDS = 5.0  # how often a cluster is asked whether it has more workers now
 STUCK = 70  # exit status of a process that ended itself because its work did not
 # Opens an executor at an address, for resources.dask. The pipeline sets it: stages know nothing of its task runner.
 open_cluster: Callable[[str], AbstractContextManager[Executor]] | None = None
@@ -95,7 +96,7 @@ def _until_broken(
                 break
         if not running:
             return
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        done, _ = wait(running, timeout=REFILL_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
             unit, error = running.pop(future), future.exception()
             if isinstance(error, BrokenProcessPool):

@@ -23,6 +23,7 @@ from pipeline.flow import build_vocabulary as vocabulary_flow
 from pipeline.flow import pretrain as pretrain_flow
 from pipeline.launch import Interrupted
 from pipeline.tasks import interrupted
+from shards.reader import ShardReader
 from shards.schema import InputError
 from stages.artifacts import Resources, Step, Store, read_manifest
 from stages.files import Digests
@@ -177,26 +178,34 @@ def of_shards(folder: str | Path, tmp_path: Path) -> str:
     return str(path)
 
 
-def test_files_that_change_while_they_are_decoded_make_no_artifact(tmp_path, resources, inline_pool, monkeypatch):
+@pytest.mark.parametrize("before", [True, False], ids=["before it is decoded", "after"])
+def test_files_that_change_while_a_stage_runs_make_no_artifact(before, tmp_path, resources, inline_pool, monkeypatch):
     """The fingerprint would be of other contents. What did not change is taken over by the next run."""
     rows = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n in range(24)]
     corpus = Corpus(data=str(write_manifest(tmp_path / "data", rows)), samples_per_shard=4, size=16)
-    store = Store(tmp_path / "artifacts")
+    store, wall, aside = Store(tmp_path / "artifacts"), tmp_path / "data" / "wall 5.png", tmp_path / "wall 5.png"
 
-    def make() -> dict:
+    def make() -> tuple[Path, dict]:
         step = decoding("walls", corpus, None, Digests(tmp_path / "digests.sqlite"))
-        return store.make(step, lambda _, out: step.module.run(step.config, step.paths, out, resources), {})
+        made = store.make(step, lambda _, out: step.module.run(step.config, step.paths, out, resources), {})
+        return store.folder(step), made["counts"]
 
-    def change(out: Path) -> None:
-        Image.new("RGB", (20, 10), "white").save(tmp_path / "data" / "wall 5.png")
+    def change(*_: object) -> None:
+        wall.rename(aside)
+        Image.new("RGB", (20, 10), "white").save(wall)
 
     with monkeypatch.context() as patch:
-        patch.setattr("stages.decode_videos.draw_samples", change)
+        patch.setattr(f"stages.decode_videos.{'check_texts' if before else 'draw_samples'}", change)
         with pytest.raises(InputError, match=r"decode_videos walls: files of .*items.jsonl changed while it ran"):
             make()
     assert list(store.all()) == []
-    assert make()["counts"]["linked"] == 20
-    assert len(list(store.all())) == 1
+    aside.rename(wall)  # as it was: nothing of what was made meanwhile may stay
+    folder, counts = make()
+    assert (counts["linked"], counts["samples"]) == (0, 24)
+    reader = ShardReader(folder)
+    assert max(reader[number].frames().max() for number in range(24)) == 0
+    change()
+    assert make()[1]["linked"] == 20
 
 
 def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
