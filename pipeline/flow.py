@@ -116,8 +116,10 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
         shards = located(corpus.shards)
         index = IndexConfig(kinds=corpus.kinds, most_rejects=corpus.most_rejects)
         files = {"shards": digest_shards(shards, digests)}
-        same = lambda: digest_shards(shards, digests) == files["shards"]  # noqa: E731
-        return outside("index_shards", name, index, {"shards": shards}, files, same)
+        paths = {"shards": shards}
+        return outside(
+            "index_shards", name, index, paths, files, lambda: digest_shards(shards, digests) in files.values()
+        )
     config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations"}))
     if corpus.manifest:
         assert sample is not None
@@ -125,8 +127,14 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
     data = located(corpus.data)
     annotations: dict[str, Path] = {split: Path(file) for split, file in corpus.annotations.items()}
     found = digest_data(data, digests, annotations)
-    same = lambda: digest_data(data, digests, annotations, ask=False).here == found.here  # noqa: E731
-    return outside("decode_videos", name, config, {"data": data, **annotations}, {"data": found.all}, same)
+    return outside(
+        "decode_videos",
+        name,
+        config,
+        {"data": data, **annotations},
+        {"data": found.all},
+        lambda: digest_data(data, digests, annotations, ask=False).here == found.here,
+    )
 
 
 def outside(
