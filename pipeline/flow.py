@@ -118,7 +118,7 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
         files = {"shards": digest_shards(shards, digests)}
         paths = {"shards": shards}
         return outside(
-            "index_shards", name, index, paths, files, lambda: digest_shards(shards, digests) in files.values()
+            "index_shards", name, index, paths, files, lambda: digest_shards(shards, digests) == files["shards"]
         )
     config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations"}))
     if corpus.manifest:

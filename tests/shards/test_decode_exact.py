@@ -95,7 +95,9 @@ def check(path: Path, count: int, start: float | None, end: float | None, choose
             assert (clip.frames == whole[wanted]).all(axis=(1, 2, 3)).all()
 
 
-def trial(make_video: Make, recipe: tuple[str, dict], window: tuple[int, int], count: int, choose) -> None:
+def assert_as_decoding_everything(
+    make_video: Make, recipe: tuple[str, dict], window: tuple[int, int], count: int, choose
+) -> None:
     name, more = recipe
     with tempfile.TemporaryDirectory() as folder:
         path = make_video(name, FRAMES, **more).rename(Path(folder) / name)
@@ -110,14 +112,14 @@ common = {"deadline": None, "suppress_health_check": [HealthCheck.function_scope
 @settings(max_examples=12, **common)
 @given(recipe=recipes(), window=windows, count=st.integers(1, FRAMES))
 def test_frames_are_those_of_decoding_everything(make_video: Make, near_and_unheld, recipe, window, count: int):
-    trial(make_video, recipe, window, count, near_and_unheld)
+    assert_as_decoding_everything(make_video, recipe, window, count, near_and_unheld)
 
 
 @pytest.mark.long
 @settings(max_examples=400, **common)
 @given(recipe=recipes(), window=windows, count=st.integers(1, FRAMES))
 def test_frames_are_those_of_decoding_everything_at_length(make_video: Make, near_and_unheld, recipe, window, count):
-    trial(make_video, recipe, window, count, near_and_unheld)
+    assert_as_decoding_everything(make_video, recipe, window, count, near_and_unheld)
 
 
 def test_a_segment_of_a_long_file_is_read_alone(make_video: Make, monkeypatch):

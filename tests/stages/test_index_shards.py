@@ -39,7 +39,7 @@ def index(tmp_path: Path, resources: Resources, inline_pool) -> Callable[..., tu
     return run
 
 
-def same(one: Path, other: Path) -> None:
+def assert_same(one: Path, other: Path) -> None:
     """Both corpora have the same samples."""
     a, b = ShardReader(one), ShardReader(other)
     order = np.argsort(b.column("id").to_pylist())
@@ -51,7 +51,7 @@ def same(one: Path, other: Path) -> None:
 
 def test_existing_shards_are_a_corpus_like_the_decoded_one(shards, index, clips):
     artifact, outcome = index(shards)
-    same(artifact, clips)
+    assert_same(artifact, clips)
     made = json.loads((clips / "statistics.json").read_text())
     found = json.loads((artifact / "statistics.json").read_text())
     assert found.keys() == made.keys()
@@ -72,7 +72,7 @@ def test_shards_in_a_store_are_indexed_and_read_there(shards, index, clips, memo
         fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{shard.name}", shard.read_bytes())
     artifact, _ = index(memory)
     assert all(name.startswith("memory://bucket/corpus/") for name in read_index(artifact)["shard"].to_pylist())
-    same(artifact, clips)
+    assert_same(artifact, clips)
     assert [path.name for path in (artifact / "parts").glob("*.tar")] == []  # the copies are gone
 
 
@@ -81,7 +81,7 @@ def test_real_workers_index_shards_over_http(shards, tmp_path, served, clips):
     out = tmp_path / "indexed"
     url = served(shards)[0]
     index_shards.run(index_shards.Config(), {"shards": url}, out, Resources(workers=2))
-    same(out, clips)
+    assert_same(out, clips)
 
 
 def test_what_is_trained_on_is_the_same(shards, index, clips, training, tokenizer):

@@ -434,7 +434,7 @@ def loaded(data: Steps, first: int, last: int, workers: int) -> list[Batch]:
 LIVES = st.lists(st.tuples(st.integers(0, 10), st.sampled_from([0, 1, 3])), max_size=3)
 
 
-def check_lives(corpora, steps_of, ranks: int, per_rank: int, together: bool, seed: int, lives) -> None:
+def assert_lives_show_all(corpora, steps_of, ranks: int, per_rank: int, together: bool, seed: int, lives) -> None:
     """A run that ends and goes on at any steps, each life with any number of loading processes, shows on every rank
     what an uninterrupted one does; and every source's examples in its batches, each once before any comes again."""
     wish = {"batch_size": ranks * per_rank, "groups_together": together, "seed": seed, "mlm": 0.3}
@@ -474,14 +474,14 @@ RUNS = (st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 3), 
 def test_ranks_workers_and_lives_neither_lose_nor_repeat_an_example(
     two_kinds, steps_of, ranks, each, together, seed, lives
 ):
-    check_lives(two_kinds, steps_of, ranks, each, together, seed, lives)
+    assert_lives_show_all(two_kinds, steps_of, ranks, each, together, seed, lives)
 
 
 @pytest.mark.long
 @settings(max_examples=150)
 @given(*RUNS)
 def test_many_ranks_workers_and_lives(two_kinds, steps_of, ranks, each, together, seed, lives):
-    check_lives(two_kinds, steps_of, ranks, each, together, seed, lives)
+    assert_lives_show_all(two_kinds, steps_of, ranks, each, together, seed, lives)
 
 
 @settings(max_examples=20)
