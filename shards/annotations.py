@@ -6,18 +6,21 @@
     CC3M                             a list of {"image", "caption"}; a list of captions is so many captions
 
 Which form a file has is seen from its columns. What a file names is looked for in the folder of videos, with or without
-an extension; a name without a folder also below it.
+an extension; a name without a folder also below it. Names that are absolute paths, or begin in a folder above, count
+from `root`.
 """
 
 import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from shards.database import database
-from shards.manifest import Ids, question_type, read_records, scan_manifest, sound
+from shards.manifest import Groups, Ids, question_type, scan_manifest
+from shards.records import plain, read_records
 from shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, InputError, Question, Reject, Row
 from shards.storage import Location
 
@@ -25,31 +28,41 @@ NAMES = ("clip_name", "video_id", "videoid", "gif_name", "image", "video")  # co
 TEXTS = ("caption", "sentence", "name")  # columns that hold what was said of it
 
 
-def scan_source(data: Location, annotations: Mapping[str, Path]) -> Iterator[Row | Reject]:
-    """The rows of a manifest or folder with its texts, or, where there are annotation files (by split), of these."""
-    return scan_annotations(Path(data), annotations) if annotations else scan_manifest(data)
+def scan_source(
+    data: Location, annotations: Mapping[str, Path] | None = None, root: Path | None = None, group_pattern: str = ""
+) -> Iterator[Row | Reject]:
+    """The rows of a manifest or folder with its texts, or, if there are annotation files (by split), of these."""
+    if annotations:
+        return scan_annotations(Path(data), annotations, root, group_pattern)
+    return scan_manifest(data, group_pattern)
 
 
-def scan_annotations(videos: Path, files: Mapping[str, Path]) -> Iterator[Row | Reject]:
+def scan_annotations(
+    videos: Path, files: Mapping[str, Path], root: Path | None = None, group_pattern: str = ""
+) -> Iterator[Row | Reject]:
     """Rows in the order of the files, one a video and split; and the lines that are no annotation.
 
-    files: an annotation file for each split. A video that is named and not there is a row all the same, so that it
-    ends among the rejects and is counted. What the files say is held in a temporary file, the names of the folder's
-    media in memory. Raises InputError where a file or the folder is missing or has no known form.
+    files: an annotation file for each split. root: the folder from which the names in the files count, here or on the
+    machine where the files were written; default: `videos`. group_pattern: as in `scan_manifest`, searched in a video's
+    name. A video that is named and not there is a row all the same,
+    so that it ends among the rejects and is counted. What the files say is held in a temporary file, the names of the
+    folder's media in memory. Raises InputError if a file or the folder is missing or has no known form, and if most
+    names in a file are absolute paths outside.
     """
     videos = Path(os.path.normpath(videos.absolute()))
     if not videos.is_dir():
         raise InputError(f"{videos}: no such folder of videos")
     with database() as db:
-        found, ids = Said(db), Ids(videos, db)
+        found, ids, names = Said(db), Ids(videos, db), Names(videos, root)
         for split, file in files.items():
             if not file.is_file():
                 raise InputError(f"{file}: no such annotation file ({split})")
             for where, record in read_records(file):
-                told = record if isinstance(record, str) else collect(record, split, found, file)
+                told = record if isinstance(record, str) else collect(record, split, found, names, file)
                 if told:
                     yield Reject(id=f"{file.name} {where}", path="", reason="bad row", detail=told)
-        places = Places(videos)
+            names.check(file)
+        places, groups = Places(videos), Groups(group_pattern)
         empty = True
         for split, name, alone, captions, questions in found:
             empty = False
@@ -68,8 +81,9 @@ def scan_annotations(videos: Path, files: Mapping[str, Path]) -> Iterator[Row | 
                 captions=tuple(captions),
                 questions=tuple(Question(**asked) for asked in questions),
                 split=split,
-                group=name,
+                group=groups.of(name),
             )
+        groups.check(videos)
     if empty:
         raise InputError(f"{', '.join(str(f) for f in files.values())}: no annotations")
 
@@ -99,7 +113,47 @@ class Said:
             yield split, name, splits == 1, said["caption"], said["question"]
 
 
-def collect(record: dict[str, Any], split: str, found: Said, file: Path) -> str:
+class Names:
+    """Resolves names in annotation files to paths in the folder of videos, and counts absolute paths outside of it."""
+
+    def __init__(self, videos: Path, root: Path | None):
+        self.videos = videos
+        self.root = Path(os.path.normpath(root.absolute())) if root else videos
+        self.total, self.outside, self.example = 0, 0, ""
+
+    def inside(self, name: str) -> str:
+        """The path of a name, relative to the folder of videos. Raises ValueError if it is outside."""
+        if "\0" in name or not Path(name).name:
+            raise ValueError("names no file in the folder of videos")
+        self.total += 1
+        path = Path(os.path.normpath(self.root / name))
+        for place in (path, _real_folder(path.parent) / path.name):
+            for folder in (self.videos, self.root):
+                if place.is_relative_to(folder) and place != folder:
+                    return str(place.relative_to(folder))
+            if not Path(name).is_absolute():
+                raise ValueError("names no file in the folder of videos")
+        self.outside += 1
+        self.example = name
+        raise ValueError(f"is an absolute path outside {self.root}")
+
+    def check(self, file: Path) -> None:
+        """Raises InputError if most names of a file are absolute paths outside: one setting fixes all of them."""
+        if 2 * self.outside > self.total:
+            raise InputError(
+                f"{file}: {self.outside} of {self.total} names are absolute paths outside {self.root}, such as "
+                f"{self.example!r}; set `root` of the corpus to the folder in them that corresponds to {self.videos}"
+            )
+        self.total = self.outside = 0
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(folder: Path) -> Path:
+    """A folder with symbolic links resolved: lists may name the videos through a link."""
+    return Path(os.path.realpath(folder))
+
+
+def collect(record: dict[str, Any], split: str, found: Said, names: Names, file: Path) -> str:
     """Adds one line to what is said of its video; returns why it cannot be, or nothing."""
     key = next((key for key in NAMES if key in record), None)
     text = next((key for key in TEXTS if key in record), None)
@@ -109,10 +163,15 @@ def collect(record: dict[str, Any], split: str, found: Said, file: Path) -> str:
             f"{file}: columns {', '.join(sorted(record))} are those of no known annotation file; known are caption "
             "with clip_name, question and answer with video_id, name with videoid, caption with image"
         )
-    record = sound(record)
+    try:
+        record = plain(record, (*NAMES, *TEXTS, "question", "answer"))
+    except ValueError as error:
+        return str(error)
     name = "" if record[key] is None else str(record[key])
-    if not Path(name).name or "\0" in name or ".." in Path(name).parts or Path(name).is_absolute():
-        return f"{key} {name!r} names no file in the folder of videos"
+    try:
+        name = names.inside(name)
+    except ValueError as error:
+        return f"{key} {name!r} {error}"
     if asked:
         question, answer = (" ".join(str(record[part] or "").split()) for part in ("question", "answer"))
         whole = question and answer

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.sampling import frames_between, last_step, segment_starts
-from shards.schema import Reason
+from shards.schema import MAX_SECONDS, Reason
 
 try:
     import resource
@@ -99,8 +99,13 @@ class Request:
         return [first + i for i in segment_starts(last - first, self.count)]
 
     def duration(self, times: np.ndarray) -> float:
-        """Seconds that the clip shows: from `start` to `end`, or to the end of the last frame."""
+        """Seconds that the clip shows: from `start` to `end`, or to the end of the last frame.
+
+        Raises DecodeError for a video that would last longer than MAX_SECONDS.
+        """
         whole = float(times[-1]) + (last_step(times) if len(times) > 1 else 0.0)
+        if whole > MAX_SECONDS:
+            raise DecodeError("unreadable", f"it would last {whole:.0f} seconds")
         return max(0.0, min(whole, whole if self.end is None else self.end) - (self.start or 0.0))
 
 

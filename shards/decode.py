@@ -60,8 +60,11 @@ def decode_video(
     return by_ffmpeg(request)
 
 
-def decode_image(path: Path, size: int, limits: Limits = Limits()) -> Clip:  # noqa: B008
-    """A still image, upright, as one frame (1, size, size, 3). Raises DecodeError with the reason.
+def decode_image(path: Path, size: int, limits: Limits = Limits(), keep_ratio: bool = False) -> Clip:  # noqa: B008
+    """A still image, upright, as one frame. Raises DecodeError with the reason.
+
+    The frame is (1, size, size, 3). With `keep_ratio` it keeps its aspect ratio, its shorter side is `size` pixels, and
+    one that is smaller keeps its size.
 
     It is decoded in one call that nothing ends before its time, so only `limits.most_pixels` and `limits.memory` hold.
     """
@@ -78,7 +81,11 @@ def decode_image(path: Path, size: int, limits: Limits = Limits()) -> Clip:  # n
             limits.check_size(*image.size)
             upright = ImageOps.exif_transpose(image)
             width, height = upright.size
-            resized = _rgb(upright).resize((size, size), Image.Resampling.BICUBIC)
+            target = size, size
+            if keep_ratio:
+                scale = min(1.0, size / min(width, height))
+                target = round(width * scale), round(height * scale)
+            resized = _rgb(upright).resize(target, Image.Resampling.BICUBIC)
     except DecodeError:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, of twice as many pixels

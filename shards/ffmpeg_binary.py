@@ -19,6 +19,9 @@ from shards.clip import CONTAINERS, SCALING, Clip, DecodeError, Request, resourc
 from shards.schema import InputError
 
 SHOWN = re.compile(rb"\[Parsed_showinfo_\d+ @ \w+\] n: *\d+ pts:.* pts_time:(\S+) .* s:(\d+)x(\d+) ")
+COMPLAINTS = ("error", "invalid", "not found", "missing", "corrupt", "partial file")
+# Lines that contain such words but not the cause: the file's metadata, and exit codes of ffmpeg's threads.
+NO_CAUSE = ("Input #", "Parsed_", "Task finished", "Terminating thread")
 OWN_BYTES = 128 << 20  # that ffmpeg takes for itself, whatever it decodes
 LOG_BYTES = 64 << 10  # of what ffmpeg complains of, its first word is what counts
 
@@ -56,9 +59,10 @@ def _shown_frames(stream: Any, request: Request) -> tuple[list[float], tuple[int
         for line in log:
             if shown := SHOWN.match(line):
                 times.append(float(shown[1]))
-                size = int(shown[2]), int(shown[3])
-                if len(times) == 1:
-                    request.limits.check_size(*size)
+                shown_size = int(shown[2]), int(shown[3])
+                if shown_size != size:  # it may change within a video
+                    request.limits.check_size(*shown_size)
+                size = shown_size
             elif len(told) < LOG_BYTES:
                 told += line
     if process.returncode or not times:
@@ -149,16 +153,28 @@ def _reason(code: int, log: bytes, request: Request) -> DecodeError:
     said = log.decode("utf-8", errors="replace")
     if "matches no streams" in said:
         return DecodeError("no video")
-    if too_large := re.search(r"size (\d+x\d+) (?:is invalid|exceeds)|max pixel count", said):
-        return DecodeError("too large", (too_large[1] or "").replace("x", " x "))
+    if refused := re.search(r"size (\d+)x(\d+) (?:is invalid|exceeds)|max pixel count", said):
+        if "0" in (refused[1], refused[2]):
+            return DecodeError("unreadable", "pictures of no size")
+        return DecodeError("too large", f"{refused[1]} x {refused[2]} pixels" if refused[1] else "")
     if "Cannot allocate memory" in said or "get_buffer() failed" in said:
         return request.limits.too_much()
     for line in said.splitlines():
-        found = line.strip().split("] ")[-1]
-        told = not found.startswith(("Input #", "Parsed_"))
-        if told and any(word in found.lower() for word in ("error", "invalid", "not found", "missing", "corrupt")):
-            return DecodeError("unreadable", found.split(" /")[0])
-    return DecodeError("unreadable", "ffmpeg gave no frames and no reason")
+        message = line.strip().split("] ")[-1]
+        if not message.startswith(NO_CAUSE) and any(word in message.lower() for word in COMPLAINTS):
+            return DecodeError("unreadable", message.split(" /")[0])
+    return DecodeError("unreadable", "no frame could be decoded")
+
+
+@lru_cache(maxsize=1)
+def ffmpeg_version() -> str:
+    """The version that the ffmpeg binary reports. Raises InputError if it is missing or does not run."""
+    binary = ffmpeg_binary()
+    try:
+        output = subprocess.run([binary, "-version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InputError(f"{binary}: does not run: {error}") from error
+    return output.partition("\n")[0].removeprefix("ffmpeg version ").partition(" Copyright")[0]
 
 
 @lru_cache(maxsize=1)

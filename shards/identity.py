@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
+from shards.credentials import without_credentials
 from shards.storage import AT_ONCE, Location, ask
 
 # What says that a file is the same, the surest first, as different stores call it.
@@ -28,7 +29,7 @@ def identity(location: Location) -> str:
     """
     info = ask(location, lambda system, name: system.info(name))
     if info.get("type", "file") != "file":
-        raise OSError(errno.EISDIR, "not a file", str(location))
+        raise OSError(errno.EISDIR, "not a file", without_credentials(str(location)))
     marks = {re.sub("[^a-z0-9]", "", key.lower()): value for key, value in info.items()}
     mark = next(((key, marks[key]) for key in MARKS if marks.get(key)), ("", ""))
     return f"{info.get('size')} {mark[0]} {mark[1]}".rstrip()

@@ -9,7 +9,7 @@ import io
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,12 +82,19 @@ class ShardReader:
     it lies, some tens of bytes and 16 a frame; texts and frames stay in the shards.
     """
 
-    def __init__(self, folder: Location, split: str | None = None, kind: str | None = None):
+    def __init__(
+        self,
+        folder: Location,
+        split: str | None = None,
+        kind: str | None = None,
+        exclude: Collection[str] = (),
+    ):
+        """`exclude`: ids of samples to leave out."""
         self.folder = folder
         wanted = {name: value for name, value in (("split", split), ("kind", kind)) if value is not None}
         kept = [pa.schema([*map(INDEX.field, KEPT), ("row", pa.int64())]).empty_table()]
         places, frames, lengths = array("q"), array("q"), array("q", [0])
-        for table in _selected(folder, wanted):
+        for table in _selected(folder, wanted, exclude):
             places.frombytes(_pairs(table["json_offset"], table["json_size"]))
             offsets, sizes = (table[name].combine_chunks() for name in ("frame_offsets", "frame_sizes"))
             frames.frombytes(_pairs(offsets.flatten(), sizes.flatten()))
@@ -128,9 +135,9 @@ class ShardReader:
         return Sample(about, shard, frames, fetched)
 
 
-def _selected(folder: Location, wanted: dict[str, str]) -> Iterator[pa.Table]:
-    """The index part by part, with the number of each row: the rows that have the wanted values."""
-    first, columns = 0, [*KEPT, *PLACES]
+def _selected(folder: Location, wanted: dict[str, str], exclude: Collection[str]) -> Iterator[pa.Table]:
+    """The index part by part, with the number of each row: the rows that have the wanted values and no excluded id."""
+    first, columns, excluded = 0, [*KEPT, *PLACES], pa.array(sorted(exclude), pa.string())
     for batch in index_batches(folder, columns):
         # Other tools write the same values in other types.
         table = pa.Table.from_batches([batch]).select(columns).cast(pa.schema([INDEX.field(name) for name in columns]))
@@ -138,6 +145,8 @@ def _selected(folder: Location, wanted: dict[str, str]) -> Iterator[pa.Table]:
         first += table.num_rows
         for column, value in wanted.items():
             table = table.filter(pc.equal(table[column], value))
+        if exclude:
+            table = table.filter(pc.invert(pc.is_in(table["id"], excluded)))
         yield table
 
 

@@ -1,14 +1,18 @@
 """What a row of a manifest, a sample in a shard and a row of the index are; and the one kind of people's mistakes."""
 
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from shards.credentials import without_credentials
 
 SAMPLE_VERSION: Literal[1] = 1
 MOST_JSON = 1 << 24  # bytes of what is known of one sample
+MAX_SECONDS = 1_000_000  # of a video, over eleven days; larger numbers are time stamps or in another unit
+MAX_SIDE = 1_000_000  # pixels of a picture, before it was resized
 SPLITS = ("train", "validation", "test")
 Kind = Literal["video", "image"]
 VIDEO_EXTENSIONS = {
@@ -31,7 +35,20 @@ IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 class InputError(Exception):
-    """A mistake that a person can mend: one line that says what, where and what to do. Shown without a traceback."""
+    """A mistake that a person can mend: one line that says what, where and what to do. Shown without a traceback, and
+    without the credentials of URLs in it."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(without_credentials(message))
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("blank text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
 
 
 class Question(BaseModel):
@@ -39,8 +56,8 @@ class Question(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    question: str = Field(min_length=1)
-    answer: str = Field(min_length=1)
+    question: Text
+    answer: Text
     type: str = ""
 
 
@@ -54,8 +71,8 @@ class Row(BaseModel):
     kind: Kind
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
-    start: float | None = Field(None, ge=0)
-    end: float | None = Field(None, gt=0)
+    start: float | None = Field(None, ge=0, le=MAX_SECONDS)
+    end: float | None = Field(None, gt=0, le=MAX_SECONDS)
     split: Literal["", "train", "validation", "test"] = ""
     group: str = ""  # items of one source, which stay in one split
     meta: dict[str, Any] = Field(default_factory=dict)  # every other column
@@ -70,9 +87,10 @@ class Row(BaseModel):
         """The file's name without its folder, the same at a URL; without a query, which may hold a key."""
         if isinstance(self.path, Path):
             return self.path.name
-        link = next(link for link in self.path.split("::") if "://" in link)  # of a chain, the one with the path
+        links = without_credentials(self.path).split("::")
+        link = next(link for link in links if "://" in link)  # of a chain, the one with the path
         if link.lower().startswith("http"):
-            link = unquote(link.partition("?")[0])
+            link = unquote(link)
         return PurePosixPath(link).name
 
 
@@ -86,16 +104,16 @@ class About(BaseModel):
     kind: Kind
     split: Literal["train", "validation", "test"]
     group: str
-    captions: list[str]
+    captions: list[Text]
     questions: list[Question]
-    duration: float
-    width: int
-    height: int
+    duration: float = Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)
+    width: int = Field(ge=0, le=MAX_SIDE)
+    height: int = Field(ge=0, le=MAX_SIDE)
     source: str
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
-# Why an item did not become a sample: every reason there is.
+# Why an item did not become a sample: every reason there is. docs/data.md explains each.
 Reason = Literal[
     "missing",
     "empty",
@@ -106,32 +124,18 @@ Reason = Literal[
     "too slow",
     "too much memory",
     "crashed",
+    "unexpected error",
     "no text",
     "bad row",
     "not fetched",
 ]
-REASONS: dict[Reason, str] = {
-    "missing": "no such file, or one that may not be read, or no file at all",
-    "empty": "a file of no bytes",
-    "unreadable": "not a video or image that the decoders know, or damaged where frames were wanted",
-    "no video": "sound alone: no video stream",
-    "no frames": "no frame between `start` and `end`",
-    "too large": "a file of more than `most_bytes`, or pictures of more than `most_pixels`, or 32,768 on a side",
-    "too slow": "not decoded after `timeout` seconds",
-    "too much memory": "decoding asked for more than `most_memory`",
-    "crashed": "the decoder itself crashed",
-    "no text": "neither caption nor question",
-    "bad row": "the row of the manifest is wrong in itself",
-    "not fetched": "a URL that its store does not give",
-}
-
 
 # Reasons that may be gone another time, though the file and the settings are the same.
-PASSING: set[Reason] = {"too slow", "too much memory", "crashed", "not fetched"}
+PASSING: set[Reason] = {"too slow", "too much memory", "crashed", "unexpected error", "not fetched"}
 
 
 class Reject(BaseModel):
-    """An item that did not become a sample, and why: one of REASONS, and what was said of it."""
+    """An item that did not become a sample: the reason, and details in the words of the decoder or the store."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -139,6 +143,11 @@ class Reject(BaseModel):
     path: str
     reason: Reason
     detail: str = ""
+
+    @field_validator("path", "detail")
+    @classmethod
+    def _without_credentials(cls, value: str) -> str:
+        return without_credentials(value)
 
 
 REJECTS = pa.schema([(name, pa.string()) for name in ("id", "path", "reason", "detail")])

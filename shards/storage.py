@@ -28,6 +28,7 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from shards.credentials import has_credentials, without_credentials
 from shards.schema import InputError
 
 Location = Path | str
@@ -71,9 +72,12 @@ def located(given: Location) -> Location:
 
 
 def absolute(given: Location, base: Path | None = None) -> Location:
-    """A location that means the same from any folder: a relative path is one in `base` (default: the current)."""
+    """A location that means the same from any folder: a relative path is one in `base` (default: the current folder),
+    `~` is the home folder."""
     place = located(given)
-    return ((base or Path()) / place).resolve() if isinstance(place, Path) else place
+    if isinstance(place, str):
+        return place
+    return ((base or Path()) / os.path.expanduser(place)).resolve()  # noqa: PTH111 (Path's fails for an unknown ~user)
 
 
 def join(folder: Location, name: str) -> Location:
@@ -97,6 +101,15 @@ def parent(location: Location) -> Location:
         return location.parent
     head, path, rest = _split(location)
     return head + posixpath.dirname(path) + rest
+
+
+def refuse_credentials(name: str, location: Location) -> None:
+    """Raises InputError if a URL contains credentials; `name` is the setting that has it."""
+    if isinstance(location, str) and has_credentials(location):
+        raise InputError(
+            f"{name}: this URL contains a user name, a password or a signature, which would be written to disk; "
+            "provide it by the environment (docs/your_data.md, Credentials)"
+        )
 
 
 def resolve(root: Location, given: str) -> Location:
@@ -185,9 +198,10 @@ def told(location: Location) -> Iterator[None]:
             raise
         why = error.__cause__  # fsspec says of a server that does not answer that there is no such file
         if isinstance(error, FileNotFoundError) and not isinstance(why, OSError) and _status(why) in (None, 404, 410):
-            raise FileNotFoundError(errno.ENOENT, "No such file", location) from error
+            raise FileNotFoundError(errno.ENOENT, "No such file", without_credentials(location)) from error
         kind = PermissionError if isinstance(error, PermissionError) or _status(error) in (401, 403) else OSError
-        raise kind(f"{location}: {_line(why if isinstance(error, FileNotFoundError) and why else error)}") from error
+        message = f"{location}: {_line(why if isinstance(error, FileNotFoundError) and why else error)}"
+        raise kind(without_credentials(message)) from error
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -262,7 +276,8 @@ def read_range(location: Location, offset: int, size: int) -> bytes:
     """`size` bytes of a file from `offset` on, in one request; fewer only where the file ends before."""
     data = ask(location, lambda system, name: system.cat_file(name, start=offset, end=offset + size))
     if len(data) > size:
-        raise OSError(f"{location}: its server gives whole files only; put filecache:: before the URL")
+        place = without_credentials(str(location))
+        raise OSError(f"{place}: its server gives whole files only; put filecache:: before the URL")
     return data
 
 

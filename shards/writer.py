@@ -1,5 +1,6 @@
 """Samples to WebDataset shards, byte for byte the same whoever writes them, and the index of what lies where."""
 
+import hashlib
 import io
 import os
 import re
@@ -18,7 +19,7 @@ from shards.decode import Clip
 from shards.schema import INDEX, MOST_JSON, About, InputError, Row
 from shards.storage import Location, open_binary
 
-MEMBER = re.compile(r"(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
+MEMBER = re.compile(r"(?:\./)*(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
 BLOCK = 1 << 20  # bytes of one request for a part of a shard
 
 
@@ -40,7 +41,7 @@ class ShardWriter:
         self.count = 0
 
     def write(self, row: Row, clip: Clip) -> None:
-        """Appends a sample; its key is its number in the shard."""
+        """Appends a sample."""
         about = About(
             id=row.id,
             kind=row.kind,
@@ -55,7 +56,7 @@ class ShardWriter:
             meta=row.meta,
         )
         members: dict[str, Any] = {
-            "__key__": f"{self.count:06d}",
+            "__key__": key_of(row.id),
             "json": about.model_dump_json().encode(),
         }
         for number, frame in enumerate(clip.frames):
@@ -84,6 +85,15 @@ class ShardWriter:
             self.temporary.unlink()
 
 
+def key_of(name: str) -> str:
+    """The key of the sample with this id: the first 128 bits of its SHA-256.
+
+    Readers of several shards distinguish samples by their keys. Ids are unique in a corpus, and so are the keys. A key
+    does not depend on the shard, which may be reused in another corpus under another name.
+    """
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
     """A frame (H, W, 3) uint8 as JPEG, without chroma subsampling: small frames keep their colours."""
     buffer = io.BytesIO()
@@ -104,7 +114,8 @@ def index_shard(shard: Location) -> pa.Table:
         with open_binary(shard, block_size=BLOCK, cache_type="readahead") as file:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    _take(samples, member, tar, shard)
+                    if not (member.isdir() and member.name == "."):  # as `tar -c .` writes it
+                        _take(samples, member, tar, shard)
             file.seek(-2 * tarfile.BLOCKSIZE, os.SEEK_END)
             if file.read(2 * tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.TarError("it has no end")

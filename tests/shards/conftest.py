@@ -1,5 +1,6 @@
 """Little videos whose every frame is known, and shards written from them."""
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -73,6 +74,10 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
                     frame.pts, frame.time_base = stamps[number], Fraction(1, 1000)
                 out.mux(stream.encode(frame))
             out.mux(stream.encode())
+        if hasattr(os, "sched_setscheduler"):
+            # libsvtav1 gives the thread that calls it real-time priority, which all later processes would inherit: two
+            # of them that wait for each other in a loop, such as gloo's, would stop the machine.
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         return path
 
     return make

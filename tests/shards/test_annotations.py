@@ -11,9 +11,9 @@ from shards.annotations import Places, scan_annotations
 from shards.schema import InputError, Reject, Row
 
 
-def scan(videos: Path, files: dict[str, Path]) -> tuple[list[Row], list[Reject]]:
+def scan(videos: Path, files: dict[str, Path], root: Path | None = None) -> tuple[list[Row], list[Reject]]:
     """The rows and the rejects of annotation files."""
-    found = list(scan_annotations(videos, files))
+    found = list(scan_annotations(videos, files, root))
     return [one for one in found if isinstance(one, Row)], [one for one in found if isinstance(one, Reject)]
 
 
@@ -98,33 +98,33 @@ def test_a_video_of_two_splits_is_two_rows(tmp_path, videos):
     assert [(row.id, row.group) for row in rows] == [("train/video1", "video1"), ("test/video1", "video1")]
 
 
-@pytest.mark.parametrize(
-    ("files", "name", "found"),
-    [
-        ("B/0001.mp4", "A/0001.mp4", None),  # a folder that is named is meant
-        ("B/0001.mp4", "A/0001", None),
-        ("A/0001.MP4 B/0001.mp4", "A/0001", "A/0001.MP4"),
-        ("B/0001.mp4", "0001.mp4", "B/0001.mp4"),
-        ("B/0001.webm", "0001.mp4", "B/0001.webm"),
-        ("0001.webm B/0001.mp4", "0001", "0001.webm"),  # in the folder itself before below it
-        ("77.jpg 77.mp4", "77", "77.mp4"),  # a thumbnail is not the video
-        ("A/77.jpg B/77.mp4", "77", "B/77.mp4"),
-        ("77.jpg", "77.mp4", None),
-        ("77.mp4", "77.jpg", None),
-        ("A/77.png", "77.jpg", "A/77.png"),
-        ("A/77.jpg", "77", "A/77.jpg"),
-        ("x.mov.mp4", "x.mov", "x.mov.mp4"),
-        ("A/x.mov.mp4", "x.mov", "A/x.mov.mp4"),
-        ("A/x.mov.mp4", "A/x.mov", "A/x.mov.mp4"),
-        ("A/7.mp4 B/7.webm", "7.webm", "B/7.webm"),  # the whole name before its stem
-    ],
-)
-def test_a_name_finds_its_file_and_no_other(tmp_path, files, name, found):
-    for file in files.split():
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).touch()
-    path = Places(tmp_path).find(name)
-    assert (str(path.relative_to(tmp_path)) if path.is_file() else None) == found
+def test_a_name_finds_its_file_and_no_other(tmp_path):
+    for number, (files, name, found) in enumerate(
+        (
+            ("B/0001.mp4", "A/0001.mp4", None),  # a folder that is named is meant
+            ("B/0001.mp4", "A/0001", None),
+            ("A/0001.MP4 B/0001.mp4", "A/0001", "A/0001.MP4"),
+            ("B/0001.mp4", "0001.mp4", "B/0001.mp4"),
+            ("B/0001.webm", "0001.mp4", "B/0001.webm"),
+            ("0001.webm B/0001.mp4", "0001", "0001.webm"),  # in the folder itself before below it
+            ("77.jpg 77.mp4", "77", "77.mp4"),  # a thumbnail is not the video
+            ("A/77.jpg B/77.mp4", "77", "B/77.mp4"),
+            ("77.jpg", "77.mp4", None),
+            ("77.mp4", "77.jpg", None),
+            ("A/77.png", "77.jpg", "A/77.png"),
+            ("A/77.jpg", "77", "A/77.jpg"),
+            ("x.mov.mp4", "x.mov", "x.mov.mp4"),
+            ("A/x.mov.mp4", "x.mov", "A/x.mov.mp4"),
+            ("A/x.mov.mp4", "A/x.mov", "A/x.mov.mp4"),
+            ("A/7.mp4 B/7.webm", "7.webm", "B/7.webm"),  # the whole name before its stem
+        )
+    ):
+        folder = tmp_path / str(number)
+        for file in files.split():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).touch()
+        path = Places(folder).find(name)
+        assert (str(path.relative_to(folder)) if path.is_file() else None) == found
 
 
 def test_a_name_that_files_of_two_folders_share_is_rejected(tmp_path, videos):
@@ -134,6 +134,13 @@ def test_a_name_that_files_of_two_folders_share_is_rejected(tmp_path, videos):
     (row,), (reject,) = scan(videos, {"test": lines(tmp_path / "a.jsonl", *said)})
     assert row.path == videos / "0001/77.mp4"
     assert (reject.id, reject.detail) == ("77", "the name could mean 0001/77.mp4 or 0002/77.webm")
+
+
+def test_a_pattern_finds_the_group_in_a_name(tmp_path, videos):
+    said = [{"caption": "x", "clip_name": name} for name in ("show_1_a", "show_1_b", "show_2_a", "video1")]
+    file = lines(tmp_path / "a.jsonl", *said)
+    rows = [row for row in scan_annotations(videos, {"train": file}, None, r"show_\d+") if isinstance(row, Row)]
+    assert [row.group for row in rows] == ["show_1", "show_1", "show_2", "video1"]
 
 
 def test_a_number_may_be_a_name(tmp_path, videos):
@@ -164,12 +171,57 @@ def test_a_folder_named_from_where_one_stands_is_the_same(tmp_path, videos, monk
     assert scan(Path(), {"train": file}) == rows
 
 
-@pytest.mark.parametrize("name", ["../video1", "/etc/passwd", "", ".", "video1\0"])
-def test_a_name_that_leaves_the_folder_is_rejected(tmp_path, videos, name):
+def test_a_name_that_leaves_the_folder_is_rejected(tmp_path, videos):
     good = {"caption": "x", "clip_name": "video1"}
-    rows, rejects = scan(videos, {"train": lines(tmp_path / "a.jsonl", good, {**good, "clip_name": name})})
+    bad = ["../video1", "/etc/passwd", "", ".", "video1\0", "0001/..", "0001/../../etc/x"]
+    said = [record for name in bad for record in (good, {**good, "clip_name": name})]
+    rows, rejects = scan(videos, {"train": lines(tmp_path / "a.jsonl", *said)})
     assert [row.id for row in rows] == ["video1"]
-    assert "names no file" in rejects[0].detail
+    assert len(rejects) == len(bad)
+    for reject in rejects:
+        assert "names no file" in reject.detail or "'/etc/passwd' is an absolute path outside" in reject.detail
+
+
+def test_absolute_names_below_the_folder_or_the_root_are_found(tmp_path, videos):
+    """As in CC3M lists, which other people wrote on other machines."""
+    (tmp_path / "link").symlink_to(videos)
+    for names, root in (
+        ([f"{videos}/image1.jpg", f"{videos}/0001/77", "video1"], None),
+        ([f"{tmp_path}/link/image1.jpg", f"{tmp_path}/link/0001/77.mp4", "video1.mp4"], None),
+        (["/export/share/cc3m/image1.jpg", "/export/share/cc3m/0001/77", f"{videos}/video1"], "/export/share/cc3m"),
+        (["/export/./cc3m/image1.jpg", "0001/77.mp4", "sub/../video1"], "/export/x/../cc3m/"),
+        (["videos/image1.jpg", "./videos/0001/77", "videos/video1.mp4"], tmp_path),  # from a folder above
+    ):
+        file = lines(tmp_path / "a.jsonl", *({"caption": "x", "image": name} for name in names))
+        rows, rejects = scan(videos, {"train": file}, Path(root) if root else None)
+        assert rejects == []
+        assert [row.path.relative_to(videos).as_posix() for row in rows] == ["image1.jpg", "0001/77.mp4", "video1.mp4"]
+        assert [row.id.partition(".")[0] for row in rows] == ["image1", "0001/77", "video1"]
+
+
+def test_a_file_that_is_named_in_several_ways_is_one_row(tmp_path, videos):
+    train = lines(tmp_path / "a.jsonl", *({"caption": n, "image": n} for n in ("image1.jpg", "/cc3m/image1.jpg")))
+    test = lines(tmp_path / "b.jsonl", {"caption": "z", "image": f"{videos}/image1.jpg"})
+    rows, _ = scan(videos, {"train": train, "test": test}, Path("/cc3m"))
+    assert [(row.id, row.group, len(row.captions)) for row in rows] == [
+        ("train/image1.jpg", "image1.jpg", 2),
+        ("test/image1.jpg", "image1.jpg", 1),
+    ]
+
+
+def test_absolute_names_outside_are_one_line_that_says_what_to_set(tmp_path, videos):
+    outside = [{"caption": "x", "image": f"/export/cc3m/{n}.jpg"} for n in range(3)]
+    inside = [{"caption": "x", "image": "image1.jpg"}, {"caption": "x", "image": "video1"}]
+    with pytest.raises(InputError) as error:
+        scan(videos, {"train": lines(tmp_path / "a.jsonl", *outside, *inside)})
+    assert str(error.value) == (
+        f"{tmp_path}/a.jsonl: 3 of 5 names are absolute paths outside {videos}, such as '/export/cc3m/2.jpg'; "
+        f"set `root` of the corpus to the folder in them that corresponds to {videos}"
+    )
+    with pytest.raises(InputError, match="outside /export/wds"):
+        scan(videos, {"train": tmp_path / "a.jsonl"}, Path("/export/wds"))
+    rows, rejects = scan(videos, {"train": lines(tmp_path / "b.jsonl", *outside[:2], *inside)})
+    assert (len(rows), len(rejects)) == (2, 2)  # some are rejects with a reason
 
 
 def test_what_is_no_annotation_file_is_one_line(tmp_path, videos):

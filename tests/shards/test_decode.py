@@ -1,5 +1,6 @@
 """Which frames come out of a video, by either decoder, and what is refused and why."""
 
+import re
 import struct
 import sys
 from collections.abc import Callable
@@ -8,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.decode import Clip, DecodeError, decode_image, decode_video, ffmpeg_binary
+from shards.clip import Request
+from shards.decode import Clip, DecodeError, Limits, decode_image, decode_video, ffmpeg_binary
+from shards.ffmpeg_binary import _reason as ffmpeg_reason
+from shards.ffmpeg_binary import ffmpeg_version
 from shards.schema import InputError
 
 pytest.importorskip("av")
@@ -25,47 +29,39 @@ FREQUENT_KEYS = {"g": "3", "bf": "0"}
 OPEN_GOP = {"g": "6", "x264-params": "open-gop=1:bframes=3:scenecut=0"}  # frames that refer across a key frame
 
 
-@decoders
 @pytest.mark.parametrize("options", [LONG_GOP, FREQUENT_KEYS, OPEN_GOP], ids=["long", "frequent", "open"])
-@pytest.mark.parametrize(
-    ("count", "wanted"),
-    [
+def test_the_first_frame_of_each_segment_comes_out(make_video: Make, numbers: Numbers, options: dict[str, str]):
+    path = make_video("a.mp4", 24, options)
+    for count, wanted in (
         (6, [0, 4, 8, 12, 16, 20]),  # segments of 24 / 6 = 4 frames
         (5, [0, 4, 9, 14, 19]),  # 4.8: 0, 4.8, 9.6, 14.4, 19.2
         (1, [0]),
         (24, list(range(24))),
-    ],
-)
-def test_the_first_frame_of_each_segment_comes_out(
-    make_video: Make, numbers: Numbers, decoder, options: dict[str, str], count: int, wanted: list[int]
-):
-    clip = decode_video(make_video("a.mp4", 24, options), count, 32, decoder=decoder)
-    assert numbers(clip) == wanted
-    assert clip.frames.shape == (count, 32, 32, 3)
-    assert clip.frames.dtype == np.uint8
-    assert clip.frames.flags.c_contiguous
-    assert (clip.width, clip.height) == (64, 48)
-    assert clip.duration == pytest.approx(2.4)  # 24 frames, 10 a second
+    ):
+        for decoder in ("pyav", "ffmpeg"):
+            clip = decode_video(path, count, 32, decoder=decoder)
+            assert numbers(clip) == wanted
+            assert clip.frames.shape == (count, 32, 32, 3)
+            assert clip.frames.dtype == np.uint8
+            assert clip.frames.flags.c_contiguous
+            assert (clip.width, clip.height) == (64, 48)
+            assert clip.duration == pytest.approx(2.4)  # 24 frames, 10 a second
 
 
-@decoders
-@pytest.mark.parametrize(
-    ("start", "end", "wanted", "duration"),
-    [
+def test_a_window_of_seconds_is_kept_to(make_video: Make, numbers: Numbers):
+    path = make_video("a.mp4", 24, FREQUENT_KEYS)
+    for start, end, wanted, duration in (
         (1.0, 2.0, [10, 12, 15, 17], 1.0),  # frames 10..19 in segments of 2.5
         (None, 0.8, [0, 2, 4, 6], 0.8),  # frames 0..7
         (1.6, None, [16, 18, 20, 22], 0.8),  # frames 16..23
         (1.55, 1.95, [16, 17, 18, 19], 0.4),  # the first frame at or after the start is 16
         (2.0, 60.0, [20, 21, 22, 23], 0.4),  # an end beyond the video's is the video's
         (0.5, 0.6, [5, 5, 5, 5], 0.1),  # frame 6 begins when the window ends
-    ],
-)
-def test_a_window_of_seconds_is_kept_to(
-    make_video: Make, numbers: Numbers, decoder, start: float, end: float, wanted: list[int], duration: float
-):
-    clip = decode_video(make_video("a.mp4", 24, FREQUENT_KEYS), 4, 32, start, end, decoder=decoder)
-    assert numbers(clip) == wanted
-    assert clip.duration == pytest.approx(duration)
+    ):
+        for decoder in ("pyav", "ffmpeg"):
+            clip = decode_video(path, 4, 32, start, end, decoder=decoder)
+            assert numbers(clip) == wanted
+            assert clip.duration == pytest.approx(duration)
 
 
 def test_every_frame_is_found_wherever_it_lies(make_video: Make, numbers: Numbers):
@@ -82,10 +78,10 @@ def test_fewer_frames_than_wanted_come_twice(make_video: Make, numbers: Numbers,
     assert numbers(decode_video(make_video("b.mp4", 1), 2, 32, decoder=decoder)) == [0, 0]
 
 
-@pytest.mark.parametrize("name", ["a.mkv", "a.mov", "a.ts", "a.flv"])
-def test_other_containers_give_the_same_frames(make_video: Make, numbers: Numbers, name: str):
-    path = make_video(name, 24, {"g": "6", "bf": "2"})
-    assert numbers(decode_video(path, 6, 32)) == [0, 4, 8, 12, 16, 20]
+def test_other_containers_give_the_same_frames(make_video: Make, numbers: Numbers):
+    for name in ("a.mkv", "a.mov", "a.ts", "a.flv"):
+        path = make_video(name, 24, {"g": "6", "bf": "2"})
+        assert numbers(decode_video(path, 6, 32)) == [0, 4, 8, 12, 16, 20]
 
 
 def test_reordered_frames_in_avi_give_the_same_frames(make_video: Make, numbers: Numbers):
@@ -125,32 +121,31 @@ def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
     return path
 
 
-@decoders
-@pytest.mark.parametrize(
-    ("matrix", "red_side", "size"),
+def test_a_video_to_be_shown_on_its_side_is_turned(make_video: Make):
     # The matrix of a track (a b; c d) as phones write it: turned right, left, upside down.
-    [((0, 1, -1, 0), "right", (48, 64)), ((0, -1, 1, 0), "left", (48, 64)), ((-1, 0, 0, -1), "bottom", (64, 48))],
-)
-def test_a_video_to_be_shown_on_its_side_is_turned(make_video: Make, decoder, matrix, red_side: str, size):
-    path = make_video("a.mp4", 4, picture=red_above_blue)
-    turned(path, matrix)
-    clip = decode_video(path, 1, 32, decoder=decoder)
-    (frame,) = clip.frames.astype(int)
-    redness = frame[:, :, 0] - frame[:, :, 2]
-    sides = {"left": redness[:, :8], "right": redness[:, -8:], "top": redness[:8], "bottom": redness[-8:]}
-    assert max(sides, key=lambda side: sides[side].mean()) == red_side
-    assert sides[red_side].mean() > 200
-    assert (clip.width, clip.height) == size
+    for matrix, red_side, size in (
+        ((0, 1, -1, 0), "right", (48, 64)),
+        ((0, -1, 1, 0), "left", (48, 64)),
+        ((-1, 0, 0, -1), "bottom", (64, 48)),
+    ):
+        path = make_video("a.mp4", 4, picture=red_above_blue)
+        turned(path, matrix)
+        for decoder in ("pyav", "ffmpeg"):
+            clip = decode_video(path, 1, 32, decoder=decoder)
+            (frame,) = clip.frames.astype(int)
+            redness = frame[:, :, 0] - frame[:, :, 2]
+            sides = {"left": redness[:, :8], "right": redness[:, -8:], "top": redness[:8], "bottom": redness[-8:]}
+            assert max(sides, key=lambda side: sides[side].mean()) == red_side
+            assert sides[red_side].mean() > 200
+            assert (clip.width, clip.height) == size
 
 
-@pytest.mark.parametrize(
-    "matrix", [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
-)
-def test_turned_and_mirrored_videos_are_shown_alike_by_both_decoders(make_video: Make, matrix):
-    path = turned(make_video("a.mp4", 4, picture=scenery), matrix)
-    by_pyav, by_ffmpeg = (decode_video(path, 2, 40, decoder=decoder) for decoder in ("pyav", "ffmpeg"))
-    assert np.abs(by_pyav.frames.astype(int) - by_ffmpeg.frames).mean() < 2
-    assert (by_pyav.width, by_pyav.height) == (by_ffmpeg.width, by_ffmpeg.height)
+def test_turned_and_mirrored_videos_are_shown_alike_by_both_decoders(make_video: Make):
+    for matrix in [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]:
+        path = turned(make_video("a.mp4", 4, picture=scenery), matrix)
+        by_pyav, by_ffmpeg = (decode_video(path, 2, 40, decoder=decoder) for decoder in ("pyav", "ffmpeg"))
+        assert np.abs(by_pyav.frames.astype(int) - by_ffmpeg.frames).mean() < 2
+        assert (by_pyav.width, by_pyav.height) == (by_ffmpeg.width, by_ffmpeg.height)
 
 
 def refusal(path: Path, decoder, **more) -> str:
@@ -214,6 +209,37 @@ def test_a_window_beyond_the_video_is_refused_with_its_length(make_video: Make, 
     path = make_video("a.mp4", 10)
     assert refusal(path, decoder, start=5.0) == "no frames: between 5 and the end s; the video has 0.90 s"
     assert refusal(path, decoder, start=5.0, end=7.5).startswith("no frames: between 5 and 7.5 s")
+
+
+def test_the_binary_says_its_version():
+    assert re.fullmatch(r"[nN]?-?\d[\w.+-]*", ffmpeg_version())
+
+
+def test_the_reason_is_the_first_complaint_of_ffmpeg_that_names_a_cause():
+    """Lines as ffmpeg 9 writes them."""
+    request = Request(Path("a.mp4"), 4, 32, None, None, Limits())
+    ended = "[fc#0 @ 0x1] Task finished with error code: -1094995529 (Invalid data found when processing input)\n"
+    ended += "[fc#0 @ 0x1] Terminating thread with return code -1094995529 (Invalid data found when processing input)\n"
+    for log, reason in (
+        (ended, "unreadable: no frame could be decoded"),
+        ("", "unreadable: no frame could be decoded"),
+        (
+            f"[in#0/mov @ 0x1] stream 0, offset 0x6ff: partial file\n{ended}",
+            "unreadable: stream 0, offset 0x6ff: partial file",
+        ),
+        (f"[h264 @ 0x1] Invalid NAL unit size (0 > 115).\n{ended}", "unreadable: Invalid NAL unit size (0 > 115)."),
+        ("[mjpeg @ 0x1] [IMGUTILS @ 0x2] Picture size 0x0 is invalid\n", "unreadable: pictures of no size"),
+        ("[IMGUTILS @ 0x2] Picture size 64x0 is invalid\n", "unreadable: pictures of no size"),
+        ("[IMGUTILS @ 0x2] Picture size 90000x80000 is invalid\n", "too large: 90000 x 80000 pixels"),
+        ("[h264 @ 0x1] dimensions, size 640x480 exceeds max pixel count 9\n", "too large: 640 x 480 pixels"),
+    ):
+        assert str(ffmpeg_reason(1, log.encode(), request)) == reason
+
+
+@decoders
+def test_a_video_that_would_last_for_ever_is_refused(make_video: Make, decoder):
+    path = make_video("a.mkv", 3, stamps=[0, 40, 3_000_000_000])
+    assert refusal(path, decoder) == "unreadable: it would last 4500000 seconds"
 
 
 @pytest.mark.parametrize("name", ["a folder.mp4", "a\0.mp4", 300 * "x" + ".mp4", "file/a.mp4"])

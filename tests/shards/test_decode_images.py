@@ -19,15 +19,30 @@ def scenery() -> np.ndarray:
     return np.stack(waves, axis=2).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "L"), ("a.bmp", "RGB")])
-def test_a_still_image_is_one_frame_in_three_colours(tmp_path: Path, name: str, mode: str):
-    grey = Image.new("RGB", (60, 40), (102, 102, 102)).convert(mode)  # a colour of the usual palette too
-    grey.save(tmp_path / name)
-    clip = decode_image(tmp_path / name, 32)
-    assert clip.frames.shape == (1, 32, 32, 3)
-    assert clip.frames.dtype == np.uint8
-    assert np.abs(clip.frames.astype(int) - 102).max() <= 3
-    assert (clip.width, clip.height, clip.duration) == (60, 40, 0)
+def test_a_still_image_is_one_frame_in_three_colours(tmp_path: Path):
+    for name, mode in (("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "L"), ("a.bmp", "RGB")):
+        grey = Image.new("RGB", (60, 40), (102, 102, 102)).convert(mode)  # a colour of the usual palette too
+        grey.save(tmp_path / name)
+        clip = decode_image(tmp_path / name, 32)
+        assert clip.frames.shape == (1, 32, 32, 3)
+        assert clip.frames.dtype == np.uint8
+        assert np.abs(clip.frames.astype(int) - 102).max() <= 3
+        assert (clip.width, clip.height, clip.duration) == (60, 40, 0)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "stored"),
+    [
+        *((64, 48, (43, 32)), (48, 64, (32, 43)), (64, 64, (32, 32)), (2000, 40, (1600, 32))),
+        *((20, 90, (20, 90)), (33, 31, (33, 31))),
+    ],
+)
+def test_an_image_can_keep_its_aspect_ratio_and_is_never_enlarged(tmp_path: Path, width, height, stored):
+    """`size` is then its shorter side, so that a random resized crop is of the image and not of a square."""
+    Image.new("RGB", (width, height), (10, 200, 30)).save(tmp_path / "a.png")
+    clip = decode_image(tmp_path / "a.png", 32, keep_ratio=True)
+    assert clip.frames.shape == (1, *stored[::-1], 3)
+    assert (clip.width, clip.height) == (width, height)
 
 
 def quarters() -> np.ndarray:
@@ -38,28 +53,31 @@ def quarters() -> np.ndarray:
     return picture
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.png"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photograph_is_shown_upright_however_the_camera_was_held(tmp_path: Path, name: str, orientation: int):
-    turned = {  # what the camera writes so that, shown as it says, the quarters come out
-        1: lambda p: p,
-        2: lambda p: p[:, ::-1],
-        3: lambda p: p[::-1, ::-1],
-        4: lambda p: p[::-1],
-        5: lambda p: p.transpose(1, 0, 2),
-        6: lambda p: np.rot90(p, 1),
-        7: lambda p: p.transpose(1, 0, 2)[::-1, ::-1],
-        8: lambda p: np.rot90(p, -1),
-    }
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    written = Image.fromarray(np.ascontiguousarray(turned[orientation](quarters())))
-    written.save(tmp_path / name, exif=exif, quality=95)
-    clip = decode_image(tmp_path / name, 32)
-    (frame,) = clip.frames.astype(int)
-    assert (clip.width, clip.height) == (64, 48)
-    corners = frame[[4, 4, -4, -4], [4, -4, 4, -4]]
-    assert np.abs(corners - [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]).max() < 40
+# What a camera writes so that, shown as it says, the quarters come out: by the orientation in its EXIF.
+TURNED = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: np.rot90(p, 1),
+    7: lambda p: p.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda p: np.rot90(p, -1),
+}
+
+
+def test_a_photograph_is_shown_upright_however_the_camera_was_held(tmp_path: Path):
+    for orientation, turn in TURNED.items():
+        for name in ("a.jpg", "a.webp", "a.png"):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            written = Image.fromarray(np.ascontiguousarray(turn(quarters())))
+            written.save(tmp_path / name, exif=exif, quality=95)
+            clip = decode_image(tmp_path / name, 32)
+            (frame,) = clip.frames.astype(int)
+            assert (clip.width, clip.height) == (64, 48)
+            corners = frame[[4, 4, -4, -4], [4, -4, 4, -4]]
+            assert np.abs(corners - [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]).max() < 40
 
 
 def test_print_colours_come_out_as_on_the_screen(tmp_path: Path):
@@ -67,27 +85,27 @@ def test_print_colours_come_out_as_on_the_screen(tmp_path: Path):
     assert np.abs(decode_image(tmp_path / "a.jpg", 32).frames.astype(int) - (200, 60, 30)).max() <= 6
 
 
-@pytest.mark.parametrize("grey", [0, 12, 102, 255])
-def test_sixteen_bits_of_grey_are_not_cut_off(tmp_path: Path, grey: int):
-    Image.fromarray(np.full((40, 60), grey * 257, np.uint16)).save(tmp_path / "a.png")
-    assert (decode_image(tmp_path / "a.png", 32).frames == grey).all()
+def test_sixteen_bits_of_grey_are_not_cut_off(tmp_path: Path):
+    for grey in (0, 12, 102, 255):
+        Image.fromarray(np.full((40, 60), grey * 257, np.uint16)).save(tmp_path / "a.png")
+        assert (decode_image(tmp_path / "a.png", 32).frames == grey).all()
 
 
-@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGBA"), ("a.png", "LA"), ("a.webp", "RGBA"), ("a.gif", "RGBA")])
-def test_what_is_transparent_is_white(tmp_path: Path, name: str, mode: str):
-    image = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
-    image.paste((90, 90, 90, 255), (0, 0, 30, 40))
-    image.convert(mode).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
-    (frame,) = decode_image(tmp_path / name, 32).frames.astype(int)
-    assert np.abs(frame[:, :12] - 90).max() <= 8
-    assert (frame[:, 20:] >= 250).all()
+def test_what_is_transparent_is_white(tmp_path: Path):
+    for name, mode in (("a.png", "RGBA"), ("a.png", "LA"), ("a.webp", "RGBA"), ("a.gif", "RGBA")):
+        image = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
+        image.paste((90, 90, 90, 255), (0, 0, 30, 40))
+        image.convert(mode).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
+        (frame,) = decode_image(tmp_path / name, 32).frames.astype(int)
+        assert np.abs(frame[:, :12] - 90).max() <= 8
+        assert (frame[:, 20:] >= 250).all()
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
-def test_of_an_animated_image_the_first_picture_is_taken(tmp_path: Path, name: str):
-    pictures = [Image.new("RGB", (60, 40), colour) for colour in ((200, 40, 40), (40, 200, 40), (40, 40, 200))]
-    pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], duration=100, loop=0)
-    assert np.abs(decode_image(tmp_path / name, 32).frames.astype(int) - (200, 40, 40)).max() <= 8
+def test_of_an_animated_image_the_first_picture_is_taken(tmp_path: Path):
+    for name in ("a.gif", "a.webp", "a.png"):
+        pictures = [Image.new("RGB", (60, 40), colour) for colour in ((200, 40, 40), (40, 200, 40), (40, 40, 200))]
+        pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], duration=100, loop=0)
+        assert np.abs(decode_image(tmp_path / name, 32).frames.astype(int) - (200, 40, 40)).max() <= 8
 
 
 def bomb(path: Path, width: int, height: int) -> Path:
@@ -102,10 +120,10 @@ def bomb(path: Path, width: int, height: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("width", "height"), [(100_000, 100_000), (1_000_000, 8), (8200, 8200), (13_000, 13_000)])
-def test_an_image_is_too_large_before_it_is_decoded(tmp_path: Path, width: int, height: int):
-    with pytest.raises(DecodeError, match="too large"):
-        decode_image(bomb(tmp_path / "a.png", width, height), 32)
+def test_an_image_is_too_large_before_it_is_decoded(tmp_path: Path):
+    for width, height in ((100_000, 100_000), (1_000_000, 8), (8200, 8200), (13_000, 13_000)):
+        with pytest.raises(DecodeError, match="too large"):
+            decode_image(bomb(tmp_path / "a.png", width, height), 32)
 
 
 def test_the_largest_image_is_a_matter_of_limits(tmp_path: Path):

@@ -3,6 +3,7 @@
 import gc
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,18 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.manifest import scan_manifest
-from shards.plan import Plan, Unit
+from shards.plan import Alike, Plan, Unit
 from shards.schema import SPLITS, Reject, Row
 
 
-def plan_of(records: list[Row | Reject], **how) -> Plan:
-    """The plan of some rows; its file is deleted at once, and readable while the plan is there."""
-    with TemporaryDirectory() as folder:
-        return Plan.make(Path(folder) / "plan.sqlite", iter(records), **how)
+@contextmanager
+def plan_of(records: list[Row | Reject], **how) -> Iterator[Plan]:
+    """The plan of some rows."""
+    with TemporaryDirectory() as folder, Plan.make(Path(folder), iter(records), **how) as plan:
+        yield plan
+
+
+def units_of(rows: list[Row], **how) -> list[Unit]:
+    with plan_of(list(rows), **how) as plan:
+        return list(plan.units())
 
 
 def assign_splits(rows: list[Row], validation: float, test: float, seed: int) -> list[Row]:
-    return list(plan_of(list(rows), validation=validation, test=test, seed=seed).rows())
+    """The rows with their splits, in the order given."""
+    done = {row.id: row for unit in units_of(rows, validation=validation, test=test, seed=seed) for row in unit.rows}
+    return [done[row.id] for row in rows]
 
 
 def rows_of(groups: list[int], split: str = "") -> list[Row]:
@@ -60,9 +69,45 @@ def test_another_seed_makes_another_split():
 def test_clips_of_one_video_stay_in_one_split(tmp_path):
     clips = [{"path": f"{v}.mp4", "caption": "x", "start": s, "end": s + 1} for v in range(10) for s in range(3)]
     (tmp_path / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
-    rows = list(Plan.make(tmp_path / "plan.sqlite", scan_manifest(tmp_path / "clips.jsonl"), 0.3, 0.3).rows())
+    rows = [
+        row for unit in units_of(scan_manifest(tmp_path / "clips.jsonl"), validation=0.3, test=0.3) for row in unit.rows
+    ]
     assert len({(row.path, row.split) for row in rows}) == 10
     assert {row.split for row in rows} == {"train", "validation", "test"}
+
+
+def files(*names: str, **more) -> list[Row]:
+    return [Row(id=name, path=Path(name), kind="video", **{"group": name, **more}) for name in names]
+
+
+CLIPS = ["star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "star_CD_12.mp4", "one.mp4", "two.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        (files(*CLIPS), Alike(5, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
+        (files(*(f"tv/{name}" for name in CLIPS)), Alike(5, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
+        (files(*CLIPS, split="train"), None),  # splits are given
+        ([row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")], None),  # groups are given
+        (files(*(f"video{n}.mp4" for n in range(9))), None),  # that is the name of the data set
+        (files("a1.mp4", "a2.mp4", "b1.mp4", "b2.mp4", "c.mp4"), None),
+        (files("one.mp4", "two.mp4", "three.mp4"), None),
+        (files(*CLIPS[:1], *CLIPS[2:3], "other.mp4"), None),
+        ([], None),
+    ],
+)
+def test_files_that_are_named_like_clips_of_one_video_are_noticed(rows, found):
+    with plan_of(rows, validation=0.2, test=0.2) as plan:
+        assert plan.names_alike() == found
+    with plan_of(rows) as plan:  # all for training
+        assert plan.names_alike() is None
+
+
+def test_several_windows_of_a_file_are_one_file():
+    windows = [row.model_copy(update={"id": f"{n}"}) for n, row in enumerate(files("star_AB_1.mp4", "star_AB_1.mp4"))]
+    with plan_of([*windows, *files("b.mp4", "c.mp4")], validation=0.2, test=0.2) as plan:
+        assert plan.names_alike() is None
 
 
 def test_given_splits_are_kept_and_the_others_are_for_training():
@@ -86,7 +131,7 @@ def test_a_share_above_nothing_is_at_least_one_group():
 )
 def test_units_have_every_row_once_each_of_one_split_and_kind(items, most):
     rows = [Row(id=str(n), path=Path("a"), kind=kind, split=split) for n, (split, kind) in enumerate(items)]
-    units = list(plan_of(list(rows), most=most).units())
+    units = units_of(rows, most=most)
     assert sorted(row.id for unit in units for row in unit.rows) == sorted(row.id for row in rows)
     assert len({unit.name for unit in units}) == len(units)
     last = {unit.name.rpartition("-")[0]: unit.name for unit in units}
@@ -98,7 +143,7 @@ def test_units_have_every_row_once_each_of_one_split_and_kind(items, most):
         assert numbers == sorted(numbers)
 
 
-def contents(units: Iterator[Unit]) -> set[tuple[str, ...]]:
+def contents(units: list[Unit]) -> set[tuple[str, ...]]:
     return {tuple(row.id for row in unit.rows) for unit in units}
 
 
@@ -118,22 +163,23 @@ def new(rows: list[Row]) -> Row:
 )
 def test_a_row_more_or_less_changes_few_units(change):
     rows = [Row(id=f"clip {n}", path=Path("a"), kind="video", split="train") for n in range(1000)]
-    before, after = (contents(plan_of(list(r), most=16).units()) for r in (rows, change(rows)))
+    before, after = (contents(units_of(r, most=16)) for r in (rows, change(rows)))
     assert len(before) > 62
     assert len(before - after) <= 4
 
 
 def test_rejects_are_kept_in_order_and_counted():
     bad = [Reject(id=f"line {n}", path="", reason="bad row", detail="no path") for n in (2, 5)]
-    plan = plan_of([bad[0], Row(id="a", path=Path("a"), kind="video", captions=("x", "y")), bad[1]])
-    assert list(plan.rejects()) == bad
-    assert (plan.count("rows"), plan.count("rejects"), plan.count("units")) == (1, 2, 1)
-    assert plan.told()["train"] == {"items": 1, "captions": 2, "questions": 0}
+    with plan_of([bad[0], Row(id="a", path=Path("a"), kind="video", captions=("x", "y")), bad[1]]) as plan:
+        assert list(plan.rejects()) == bad
+        assert (plan.count("rows"), plan.count("rejects"), plan.count("units")) == (1, 2, 1)
+        assert plan.texts_by_split()["train"] == {"items": 1, "captions": 2, "questions": 0}
 
 
 def test_a_url_stays_one():
     rows = [Row(id="a", path="s3://bucket/a.mp4", kind="video"), Row(id="b", path=Path("/b.mp4"), kind="video")]
-    assert [row.path for row in plan_of(list(rows)).rows()] == ["s3://bucket/a.mp4", Path("/b.mp4")]
+    (unit,) = units_of(rows)
+    assert [row.path for row in unit.rows] == ["s3://bucket/a.mp4", Path("/b.mp4")]
 
 
 def held() -> int:
@@ -152,7 +198,23 @@ def test_few_rows_are_held_at_a_time(tmp_path):
             most = max(most, held()) if number % 300 == 299 else most
             yield row
 
-    plan = Plan.make(tmp_path / "plan.sqlite", watched(scan_manifest(tmp_path / "m.jsonl")), 0.1, 0.1, most=64)
-    assert most - before <= 3
-    assert max(held() - before for number, _ in enumerate(plan.units()) if number % 4 == 3) <= 2 * 64
-    assert plan.count("units") > 15
+    with Plan.make(tmp_path, watched(scan_manifest(tmp_path / "m.jsonl")), 0.1, 0.1, most=64) as plan:
+        assert most - before <= 3
+        assert max(held() - before for number, _ in enumerate(plan.units()) if number % 4 == 3) <= 2 * 64
+        assert plan.count("units") > 15
+
+
+def test_a_plan_is_in_no_folder(tmp_path):
+    """Its rows have the URLs by which files are fetched, with their credentials; a killed process leaves none."""
+    seen = []
+
+    def rows() -> Iterator[Row]:
+        for number in range(20_000):  # more than SQLite holds in memory
+            if number % 5000 == 4999:
+                seen.extend(tmp_path.iterdir())
+            yield Row(id=str(number), path="https://me:pw@host/a.mp4", kind="video", captions=(100 * "x",))
+
+    with Plan.make(tmp_path, rows()) as plan:
+        seen.extend(tmp_path.iterdir())
+        assert sum(len(unit.rows) for unit in plan.units()) == 20_000
+    assert seen == list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@
 from itertools import pairwise
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,19 +13,16 @@ available = st.integers(1, 60)
 seeds = st.integers(0, 2**31)
 
 
-@pytest.mark.parametrize(
-    ("available", "count", "starts"),
-    [
+def test_segment_starts_against_a_table():
+    for available, count, starts in (
         (8, 4, [0, 2, 4, 6]),
         (10, 4, [0, 2, 5, 7]),  # segments of 2.5 frames begin at 0, 2.5, 5, 7.5
         (4, 4, [0, 1, 2, 3]),
         (3, 4, [0, 0, 1, 2]),
         (1, 3, [0, 0, 0]),
         (5, 1, [0]),
-    ],
-)
-def test_segment_starts_against_a_table(available: int, count: int, starts: list[int]):
-    assert segment_starts(available, count) == starts
+    ):
+        assert segment_starts(available, count) == starts
 
 
 @few
@@ -46,9 +42,8 @@ TENTHS = np.arange(10) / 10
 PAUSE = np.array([0.0, 0.1, 0.2, 10.2, 10.3])
 
 
-@pytest.mark.parametrize(
-    ("times", "start", "end", "found"),
-    [
+def test_frames_between_against_a_table():
+    for times, start, end, found in (
         (TENTHS, None, None, (0, 10)),
         (TENTHS, 0.2, 0.5, (2, 5)),
         (TENTHS, 0.24, 0.46, (2, 5)),  # the nearest are 2 and 5
@@ -62,10 +57,8 @@ PAUSE = np.array([0.0, 0.1, 0.2, 10.2, 10.3])
         (PAUSE, 6.0, 10.3, (3, 4)),
         (np.array([0.0]), 0.0, 0.2, (0, 1)),
         (np.array([0.0]), 3.0, None, (1, 1)),
-    ],
-)
-def test_frames_between_against_a_table(times: np.ndarray, start, end, found: tuple[int, int]):
-    assert frames_between(times, start, end) == found
+    ):
+        assert frames_between(times, start, end) == found
 
 
 @few

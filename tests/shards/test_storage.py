@@ -184,9 +184,8 @@ def test_an_unknown_protocol_and_a_missing_package_are_mistakes(monkeypatch):
         open_binary("pipe://cat a")
 
 
-@pytest.mark.parametrize(
-    ("folder", "name", "joined"),
-    [
+def test_a_name_is_joined_to_a_folder():
+    for folder, name, joined in (
         ("s3://b/c", "a.tar", "s3://b/c/a.tar"),
         ("s3://b/c/", "d/a.tar", "s3://b/c/d/a.tar"),
         ("filecache::s3://b/c", "a.tar", "filecache::s3://b/c/a.tar"),
@@ -198,17 +197,14 @@ def test_an_unknown_protocol_and_a_missing_package_are_mistakes(monkeypatch):
         ("s3://b/c", "/data/a.tar", Path("/data/a.tar")),
         (Path("/c"), "s3://b/a.tar", "s3://b/a.tar"),
         (Path("/c"), "a.tar", Path("/c/a.tar")),
-    ],
-)
-def test_a_name_is_joined_to_a_folder(folder, name, joined):
-    assert join(folder, name) == joined
-    if not is_url(name) and not name.startswith("/") and "?" not in name:
-        assert str(parent(joined)).rstrip("/") == str(folder if name.count("/") == 0 else f"{folder}d").rstrip("/")
+    ):
+        assert join(folder, name) == joined
+        if not is_url(name) and not name.startswith("/") and "?" not in name:
+            assert str(parent(joined)).rstrip("/") == str(folder if name.count("/") == 0 else f"{folder}d").rstrip("/")
 
 
-@pytest.mark.parametrize(
-    ("root", "given", "found"),
-    [
+def test_a_row_names_what_lies_beside_its_manifest_or_on_the_network():
+    for root, path, found in (
         (Path("/data"), "a/b.mp4", Path("/data/a/b.mp4")),
         (Path("/data"), "/data/b.mp4", Path("/data/b.mp4")),
         (Path("/data"), "file:///data/b.mp4", Path("/data/b.mp4")),
@@ -220,45 +216,61 @@ def test_a_name_is_joined_to_a_folder(folder, name, joined):
         ("memory://b/data", "memory://b/data/c.mp4", "memory://b/data/c.mp4"),
         ("filecache::s3://b/data", "c.mp4", "filecache::s3://b/data/c.mp4"),
         ("filecache::s3://b/data", "filecache::s3://b/data/c.mp4", "filecache::s3://b/data/c.mp4"),
-    ],
-)
-def test_a_row_names_what_lies_beside_its_manifest_or_on_the_network(root, given, found):
-    assert resolve(root, given) == found
+    ):
+        assert resolve(root, path) == found
 
 
-@pytest.mark.parametrize("root", [Path("/data"), "s3://b/data", "memory://b/data", "https://host/data"])
-@pytest.mark.parametrize(
-    "given",
-    [
-        "../b.mp4",
-        "a/../../b.mp4",
-        "/etc/passwd",
-        "file:///etc/passwd",
-        "FILE:///etc/passwd",
-        "local:///etc/passwd",
-        "file:///data/../etc/passwd",
-        "filecache::file:///etc/passwd",
-        "simplecache::https://host/a.mp4",
-        "zip://a.mp4::file:///home/me/secret.zip",
-        "tar://a.mp4::/home/me/secret.tar",
-        "memory://other/a.mp4",
-        "memory://b/data/../a.mp4",
-        "memory://b/data2/a.mp4",
-        "reference://a::file:///etc/passwd",
-        "sftp://host/a.mp4",
-        "git://a.mp4",
-    ],
-)
-def test_a_row_leads_to_no_other_file_of_this_machine(root, given):
-    with pytest.raises(InputError, match="leaves the data folder") as error:
-        resolve(root, given)
-    assert "\n" not in str(error.value)
+OUTSIDE = [
+    "../b.mp4",
+    "a/../../b.mp4",
+    "/etc/passwd",
+    "file:///etc/passwd",
+    "FILE:///etc/passwd",
+    "local:///etc/passwd",
+    "file:///data/../etc/passwd",
+    "filecache::file:///etc/passwd",
+    "simplecache::https://host/a.mp4",
+    "zip://a.mp4::file:///home/me/secret.zip",
+    "tar://a.mp4::/home/me/secret.tar",
+    "memory://other/a.mp4",
+    "memory://b/data/../a.mp4",
+    "memory://b/data2/a.mp4",
+    "reference://a::file:///etc/passwd",
+    "sftp://host/a.mp4",
+    "git://a.mp4",
+    "memory://b/data/%2e%2e/a.mp4",
+    "memory://b/data/x/%2E%2e/%2e%2E/a.mp4",
+    "zip://a.mp4::https://host/b.zip",
+    "zip://a.mp4::s3://b/data/c.zip",
+    "blockcache::filecache::s3://b/c.mp4",
+    "dir::zip://a::file:///etc",
+]
 
 
-@pytest.mark.parametrize("root", ["filecache::s3://b/data", "memory://b/data"])
-def test_a_name_cannot_lengthen_the_chain_of_its_manifest(root):
-    with pytest.raises(InputError):
-        resolve(root, "1x::file:///etc/passwd")
+def test_a_row_leads_to_no_other_file_of_this_machine():
+    for root in (Path("/data"), "s3://b/data", "memory://b/data", "https://host/data"):
+        for path in OUTSIDE:
+            with pytest.raises(InputError, match="leaves the data folder") as error:
+                resolve(root, path)
+            assert "\n" not in str(error.value)
+
+
+def test_escaped_dots_are_part_of_a_name(memory):
+    """Nothing below turns them into a folder above."""
+    for root, found in (
+        (Path("/data"), Path("/data/%2e%2e/a.mp4")),
+        ("https://host/data", "https://host/data/%252e%252e/a.mp4"),
+        (memory, f"{memory}/%2e%2e/a.mp4"),
+    ):
+        assert resolve(root, "%2e%2e/a.mp4") == found
+    fsspec.filesystem("memory").pipe_file("/bucket/a.mp4", b"secret")
+    assert not exists(f"{memory}/%2e%2e/a.mp4")
+
+
+def test_a_name_cannot_lengthen_the_chain_of_its_manifest():
+    for root in ("filecache::s3://b/data", "memory://b/data"):
+        with pytest.raises(InputError):
+            resolve(root, "1x::file:///etc/passwd")
 
 
 @given(st.lists(st.sampled_from(["..", ".", "a", "b.mp4", "", "%2e%2e"]), min_size=1, max_size=6).map("/".join))
@@ -272,16 +284,13 @@ def test_a_relative_path_stays_below_its_manifest_or_is_refused(name):
         assert ".." not in str(found).split("/")
 
 
-@pytest.mark.parametrize(
-    ("place", "ending"),
-    [
+def test_the_ending_of_a_file_is_that_of_its_name():
+    for place, ending in (
         ("https://host/a.MP4?key=1.2", ".mp4"),
         ("https://host/a%2Emp4#t=1", ".mp4"),
         ("zip://a.webm::s3://b/c.zip", ".webm"),
         ("s3://b/a", ""),
         ("s3://b/a.x y/../z", ""),
         (Path("A.JPG"), ".jpg"),
-    ],
-)
-def test_the_ending_of_a_file_is_that_of_its_name(place, ending):
-    assert suffix(place) == ending
+    ):
+        assert suffix(place) == ending
