@@ -80,14 +80,15 @@ class DualEncoder(nn.Module):
 class Prompter(DualEncoder):
     """The frozen teacher of prompting entity modelling (paper, section 3.2.2)."""
 
-    def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor) -> Tensor:
+    def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor) -> Tensor:
         """Equation 4: probabilities (B, M) of the entities in a crop.
 
         frames (B, T, 3, S, S), normalised; boxes (B, 4) in patches (top, left, height, width): the crop keeps its
-        place in every frame and the rest is zeroed; prompts (M, E): an embedding of each entity.
+        place in every frame and the rest is black; prompts (M, E): an embedding of each entity; black (3, 1, 1): a
+        black pixel after normalisation.
         """
         with torch.inference_mode():
-            tokens = self.encode_video(crop(frames, boxes, self.config.video.patch_size), cls_only=True)
+            tokens = self.encode_video(crop(frames, boxes, self.config.video.patch_size, black), cls_only=True)
             # In full precision: divided by the temperature, bfloat16 would leave two digits of a similarity.
             with torch.autocast(frames.device.type, enabled=False):
                 features = self.project_video(tokens.float())
@@ -95,12 +96,12 @@ class Prompter(DualEncoder):
         return found.clone()  # an ordinary tensor, which a loss may keep for its gradient
 
 
-def crop(frames: Tensor, boxes: Tensor, patch: int) -> Tensor:
-    """Zeroes frames (B, T, 3, S, S) outside boxes (B, 4), given in patches of `patch` pixels."""
+def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
+    """Fills frames (B, T, 3, S, S) with black (3, 1, 1) outside boxes (B, 4), given in patches of `patch` pixels."""
     grid = frames.shape[-1] // patch
     inside = box_mask(boxes, grid).view(-1, grid, grid)
     inside = inside.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)
-    return frames * inside[:, None, None].to(frames.dtype)
+    return torch.where(inside[:, None, None], frames, black.to(frames.dtype))
 
 
 class Alpro(DualEncoder):

@@ -156,6 +156,18 @@ def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
     return model, sorted(own.keys() - shared.keys())
 
 
+def set_frames(model: DualEncoder, frames: int) -> None:
+    """Makes a model take another number of frames: the time embedding is resized to it (nearest neighbour)."""
+    encoder = model.video_encoder
+    if frames == encoder.config.frames:
+        return
+    given = encoder.time_embed.data
+    wanted = given.new_empty(1, frames, given.shape[2])
+    encoder.time_embed = torch.nn.Parameter(resize_embedding("time_embed", given, wanted))
+    encoder.config = encoder.config.model_copy(update={"frames": frames})
+    model.config = model.config.model_copy(update={"video": encoder.config})
+
+
 def resize_embedding(key: str, given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """A time embedding (1, T, D) or position embedding (1, 1 + N, D) at the length of `wanted`.
 

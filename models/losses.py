@@ -20,16 +20,16 @@ def vtc_loss(video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same:
     return (v2t + t2v) / 2
 
 
-def hard_negatives(similarity: Tensor, same: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row one column of another video, drawn in proportion to the softmax of the similarity.
+def hard_negatives(similarity: Tensor, excluded: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws one column for each row, in proportion to the softmax of the similarity.
 
-    similarity (B, G): similarity / temperature. same (B, G) boolean: columns of the row's own video, never drawn.
-    chance (B,): a number in [0, 1) that decides each row's draw, so that it depends on nothing else. Returns columns
-    (B,) and valid (B,): False where a row has no other video, so that its column means nothing; nor does it where the
-    similarity is not finite. Nothing is read back from the device.
+    similarity (B, G): similarity / temperature. excluded (B, G) boolean: columns that are never drawn, such as those of
+    the row's own video. chance (B,): a number in [0, 1) that decides each row's draw, so that it depends on nothing
+    else. Returns columns (B,) and valid (B,): False where every column is excluded, so that the returned one means
+    nothing; nor does it where the similarity is not finite. Nothing is read back from the device.
     """
-    valid = ~same.all(dim=1)
-    weights = similarity.detach().float().masked_fill(same, -torch.inf)
+    valid = ~excluded.all(dim=1)
+    weights = similarity.detach().float().masked_fill(excluded, -torch.inf)
     weights = torch.where(valid[:, None], weights, 0.0).softmax(dim=1)
     weights = weights.nan_to_num(nan=1.0)  # the loss is NaN anyway, and training skips it
     rising = weights.double().cumsum(dim=1)

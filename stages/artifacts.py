@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module, metadata
@@ -25,6 +25,7 @@ from typing import Any, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from shards.ffmpeg_binary import ffmpeg_version
 from shards.schema import InputError
 from shards.storage import FULL, Location, join, located
 from stages.shared_artifacts import fetch, is_shared, send
@@ -42,14 +43,20 @@ STAGES = (
     "train_prompter",
     "cache_prompts",
     "pretrain",
+    "zero_shot",
     "finetune_retrieval",
     "finetune_qa",
     "evaluate",
 )
+EVALUATIONS = ("zero_shot", "evaluate")  # stages that leave results.json
 
 
 class StageFailed(Exception):
     """A stage's process ended with an error of its own, which it has printed."""
+
+
+class Interrupted(Exception):
+    """A stage's process received SIGTERM and left a checkpoint. Running the stage again continues from it."""
 
 
 class StageConfig(BaseModel):
@@ -131,16 +138,32 @@ class Step:
     def fingerprint(self) -> str:
         """SHA-256 of the stage, its version, its configuration, its inputs' fingerprints and its outside files."""
         if "fingerprint" not in self.__dict__:
-            self.__dict__["fingerprint"] = digest(
-                {
-                    "stage": self.stage,
-                    "version": self.module.VERSION,
-                    "config": self.config.model_dump(mode="json"),
-                    "inputs": {name: step.fingerprint for name, step in self.inputs.items()},
-                    "files": dict(self.files),
-                }
-            )
+            inputs = {name: step.fingerprint for name, step in self.inputs.items()}
+            self.__dict__["fingerprint"] = fingerprint(self.stage, self.config, inputs, self.files)
         return self.__dict__["fingerprint"]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The part of the manifest that is known before the stage runs."""
+        return {
+            "version": MANIFEST_VERSION,
+            "stage": self.stage,
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "stage_version": self.module.VERSION,
+            "config": self.config.model_dump(mode="json"),
+            "inputs": {name: {"stage": s.stage, "fingerprint": s.fingerprint} for name, s in self.inputs.items()},
+            "files": dict(self.files),
+        }
+
+
+def fingerprint(stage: str, config: StageConfig, inputs: Mapping[str, str], files: Mapping[str, str]) -> str:
+    """SHA-256 of what decides a result; inputs and files by name, with the fingerprint or SHA-256 of each."""
+    version = import_module(f"stages.{stage}").VERSION
+    config_values = config.model_dump(mode="json")
+    return digest(
+        {"stage": stage, "version": version, "config": config_values, "inputs": dict(inputs), "files": dict(files)}
+    )
 
 
 def digest(value: Any) -> str:
@@ -213,19 +236,25 @@ class Store:
 
     @contextmanager
     def lock(self, step: Step) -> Iterator[FileLock]:
-        """Held while a step's folder is worked in. Two runs of one fingerprint take turns, and the second finds
-        the artifact of the first."""
+        """Held while a step's folder is written. Two runs of one fingerprint take turns, and the second reads the
+        artifact of the first. Raises InputError if the folder of the store is not writable."""
         folder = self.folder(step)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_suffix(".lock"))
-        with lock:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise InputError(f"{folder.parent}: {error.strerror}") from error
+        try:
             yield lock
+        finally:
+            lock.release()
 
     def make(self, step: Step, work: Callable[[Step, Path], Outcome], made: dict[str, Any]) -> dict[str, Any]:
         """Runs `work` in the step's folder, then writes the manifest that makes it an artifact. Call under `lock`.
 
-        `made` is what the caller knows of this making (commit, run ids). Returns the manifest. Raises InputError where
-        files that the fingerprint names are others now.
+        `made` is what the caller knows of this run (commit, run ids). Returns the manifest. Raises InputError if files
+        that the fingerprint names changed meanwhile.
         """
         folder = self.folder(step)
         folder.mkdir(parents=True, exist_ok=True)
@@ -238,30 +267,25 @@ class Store:
             where = " or ".join(str(path) for path in step.paths.values())
             raise InputError(f"{step.name}: files of {where} changed while it ran; run again")
         (folder / CHANGED).unlink(missing_ok=True)
-        manifest = {
-            "version": MANIFEST_VERSION,
-            "stage": step.stage,
-            "name": step.name,
-            "fingerprint": step.fingerprint,
-            "stage_version": step.module.VERSION,
-            "config": step.config.model_dump(mode="json"),
-            "inputs": {name: {"stage": s.stage, "fingerprint": s.fingerprint} for name, s in step.inputs.items()},
-            "files": dict(step.files),
-            "counts": outcome.counts,
-            "metrics": outcome.metrics,
-            "versions": versions(),
-            "made": {
-                "at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": round(time.time() - started, 1),
-                **made,
-            },
-        }
-        write_json(folder / "manifest.json", manifest)
-        for name in UNFINISHED:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for left in folder.rglob(".*.part"):  # of processes that were killed
-            left.unlink(missing_ok=True)
-        return manifest
+        return write_manifest(folder, step.description, outcome, {"seconds": round(time.time() - started, 1), **made})
+
+
+def write_manifest(folder: Path, description: dict[str, Any], outcome: Outcome, made: dict[str, Any]) -> dict[str, Any]:
+    """Makes a folder with a stage's result an artifact, and deletes what only a continued run would read. Returns the
+    manifest."""
+    manifest = {
+        **description,
+        "counts": outcome.counts,
+        "metrics": outcome.metrics,
+        "versions": versions(),
+        "made": {"at": datetime.now(UTC).isoformat(timespec="seconds"), **made},
+    }
+    write_json(folder / "manifest.json", manifest)
+    for name in UNFINISHED:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for left in folder.rglob(".*.part"):  # of processes that were killed
+        left.unlink(missing_ok=True)
+    return manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -308,6 +332,8 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    with suppress(InputError):  # PyAV brings libraries of its own; the binary decodes what they do not
+        found["ffmpeg"] = ffmpeg_version()
     return found
 
 

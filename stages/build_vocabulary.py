@@ -14,14 +14,19 @@ from shards.reader import index_batches
 from shards.schema import InputError
 from stages.artifacts import Outcome, Resources, StageConfig
 from stages.nouns import Words, count_nouns
+from stages.word_lists import read_word_list
 from stages.word_pieces import load_tokenizer, train_tokenizer
 
-VERSION = 2
-# What names nothing that one could point at: amounts and kinds, places in the picture, and words for anything.
+VERSION = 3
+# What names nothing that one could point at: amounts and kinds, places in the picture, the picture and its parts, words
+# for anything.
 NAMELESS = (
     "amount bit bunch couple half lot lots number pair part parts piece pieces series variety "
     "kind kinds sort sorts type types way ways "
-    "back bottom center centre end front inside middle outside rest side sides top "
+    "back beginning bottom center centre corner corners end front inside left middle outside rest right side sides "
+    "start top "
+    "angle angles background backgrounds clip clips closeup closeups footage foreground frame frames image images "
+    "lapse motion picture pictures scene scenes segment segments sequence sequences shot shots view views "
     "item items object objects other others stuff thing things time times"
 )
 
@@ -30,6 +35,11 @@ class Config(StageConfig):
     """Which words are entities, and how text becomes word pieces."""
 
     entities: int = Field(1000, ge=2, description="the most frequent nouns that become entities (M in the paper)")
+    entities_file: str = Field(
+        "",
+        description="a list of entities in place of the nouns of the captions, of which the first `entities` are "
+        "taken, such as the official list: JSON, or lines of a word, with or without its count behind it",
+    )
     tagger: str = Field(
         "embedded",
         description="a spaCy pipeline: embedded (this project's), or an installed one's name, such as en_core_web_sm",
@@ -37,8 +47,8 @@ class Config(StageConfig):
     lemma: bool = Field(False, description="count `dogs` as `dog`, by the spaCy pipeline's lemmatizer")
     exclude: tuple[str, ...] = Field(
         tuple(NAMELESS.split()),
-        description="nouns that are never entities; the default: amounts, kinds, places in the picture, words for "
-        "anything. The words of the templates are left out in any case",
+        description="nouns that are never entities; the default: amounts, kinds, places in the picture, the picture "
+        "and its parts, words for anything. The words of the templates are left out in any case",
     )
     least_letters: int = Field(2, ge=1, description="letters below which a noun is left out")
     most_letters: int = Field(30, ge=1, description="letters above which a noun is left out")
@@ -68,8 +78,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     captions, without = read_captions(inputs)
     if not captions:
         raise InputError("the training split has no captions: there is nothing to take nouns from")
-    nouns = join_forms(count_nouns(captions, config.tagger, config.lemma, resources))
-    entities, left_out = choose(nouns, config)
+    nouns: list[Noun] = []
+    if config.entities_file:
+        entities, left_out = first_entities(config)
+    else:
+        nouns = join_forms(count_nouns(captions, config.tagger, config.lemma, resources))
+        entities, left_out = choose(nouns, config)
     if config.tokenizer == "train":
         prompts = Counter(fill(t, "") for set_ in config.templates.kinds.values() for t in set_)
         tokenizer = train_tokenizer(captions + read_questions(inputs) + prompts, config.word_pieces)
@@ -137,15 +151,30 @@ def join_forms(words: Words) -> list[Noun]:
     return sorted(nouns, key=lambda noun: (-noun.count, noun.name))
 
 
-def choose(nouns: list[Noun], config: Config) -> tuple[list[tuple[str, int]], list[tuple[str, int, str]]]:
+Entities = list[tuple[str, int | None]]  # with their counts
+LeftOut = list[tuple[str, int | None, str]]  # with their counts, and the reason
+
+
+def first_entities(config: Config) -> tuple[Entities, LeftOut]:
+    """The first M words of `entities_file`, as they are; and the others. Raises InputError if there are fewer."""
+    words = read_word_list(Path(config.entities_file), "build_vocabulary.entities_file")
+    if len(words) < config.entities:
+        raise InputError(
+            f"build_vocabulary.entities = {config.entities}, but {config.entities_file} has {len(words)} words"
+        )
+    rest: LeftOut = [(word, None, f"below the first {config.entities}") for word in words[config.entities :]]
+    return [(word, None) for word in words[: config.entities]], rest
+
+
+def choose(nouns: list[Noun], config: Config) -> tuple[Entities, LeftOut]:
     """The M most frequent nouns with their counts; and the others with the reason. Both in the order given.
 
     Raises InputError where there are fewer than asked.
     """
     prompts = config.templates.words()
     prompts |= {f"{word}s" for word in prompts}
-    chosen: list[tuple[str, int]] = []
-    left_out: list[tuple[str, int, str]] = []
+    chosen: Entities = []
+    left_out: LeftOut = []
     for noun in nouns:
         reason = why_not(noun, config, prompts)
         if not reason and len(chosen) == config.entities:

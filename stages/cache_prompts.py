@@ -13,10 +13,10 @@ from torch.nn.functional import normalize
 from models.alpro import DualEncoder
 from models.templates import Templates, fill
 from stages.artifacts import Outcome, Resources, StageConfig, require, write_json
-from stages.evaluation.encode import encode_texts, load_model
+from stages.evaluation.encode import embed_texts, load_model
 from stages.training.distributed import pick_device
 
-VERSION = 3
+VERSION = 4
 LENGTH = 64  # word pieces of a prompt at most
 
 
@@ -48,7 +48,7 @@ def embed(
 ) -> Tensor:
     """The mean embedding (M, E) of each entity's prompts; not normalised again, as in the official code."""
     texts = [fill(template, entity) for entity in entities for template in templates]
-    features = encode_texts(model, tokenizer, texts, LENGTH, device).features
+    features = embed_texts(model, tokenizer, texts, LENGTH, device)
     return features.view(len(entities), len(templates), -1).mean(dim=1)
 
 

@@ -1,6 +1,7 @@
-"""What a decoded corpus has beside its shards: an index and other tables joined of many parts, counts, statistics and a
-picture."""
+"""What a decoded corpus has beside its shards: an index and other tables joined of many parts, counts, statistics, the
+overlap of its splits, and a picture."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,9 +14,12 @@ import pyarrow.parquet as pq
 
 from shards.reader import ShardReader
 from shards.schema import SPLITS
+from stages.artifacts import read_json, write_json
+from stages.inspect_corpus import overlap
 from stages.pictures import sample_strips, sheet
 
 ROW_GROUP = 2048  # rows of a table that are held before they are written
+COMPARED = 4000  # samples whose frames are compared between the splits, in a few seconds
 
 
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
@@ -94,6 +98,30 @@ def pixel_sums(frames: np.ndarray) -> np.ndarray:
     """Count, sum and sum of squares of the pixels of each channel: (3, 3), of frames (..., 3) uint8."""
     pixels = frames.reshape(-1, 3).astype(np.float64) / 255
     return np.stack([np.full(3, float(len(pixels))), pixels.sum(0), (pixels**2).sum(0)])
+
+
+def write_overlap(out: Path, compared: int) -> dict[str, int]:
+    """Writes overlap.parquet, the validation and test items that share a caption or equal-looking frames with a
+    training item, and adds their numbers to statistics.json.
+
+    The frames of at most `compared` samples are compared. Numbers above 0 are printed, and returned as counts of the
+    stage.
+    """
+    table, found = overlap(out, compared)
+    pq.write_table(table, out / "overlap.parquet")
+    write_json(out / "statistics.json", read_json(out / "statistics.json") | {"overlap": found})
+    counts: dict[str, int] = {}
+    for split, numbers in found.items():
+        shared = {name: count for name in ("captions", "frames") if (count := numbers[name])}
+        counts |= {f"{split}_{name}_in_training": count for name, count in shared.items()}
+        if shared:
+            print(
+                f"{split}: {numbers['captions']} of {numbers['items']} items share a caption with a training item, and "
+                f"{numbers['frames']} of {numbers['compared']} look like one; see {out / 'overlap.parquet'}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return counts
 
 
 def draw_samples(out: Path, count: int = 8) -> None:

@@ -1,5 +1,7 @@
 """Manifest to frames to WebDataset shards: every item ends in exactly one of a shard or rejects.parquet."""
 
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,22 +14,24 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shards.annotations import scan_source
+from shards.credentials import without_credentials
 from shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
+from shards.ffmpeg_binary import ffmpeg_version
 from shards.identity import checksum, identities
 from shards.plan import Plan, Unit
 from shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject, Row
-from shards.storage import Location, TooLarge, local_copy
+from shards.storage import FULL, Location, TooLarge, local_copy
 from shards.writer import ShardWriter, index_shard
 from stages.artifacts import Outcome, Resources, StageConfig, digest, read_json, write_json
-from stages.corpus import Counted, draw_samples, pixel_statistics, pixel_sums, write_tables
+from stages.corpus import COMPARED, Counted, draw_samples, pixel_statistics, pixel_sums, write_overlap, write_tables
 from stages.earlier_shards import UNITS, Made, remember, take_over
 from stages.progress import progress
 from stages.workers import Died, do_units, ended_after, in_own_process
 
-VERSION = 5
+VERSION = 7
 FETCH_SECONDS = 1800.0  # after which a file at a URL is given up
 
 
@@ -38,7 +42,12 @@ class Config(StageConfig):
         "", description="the manifest's name inside the rendered sample; empty: the file or folder given"
     )
     frames: int = Field(16, ge=1, description="frames stored of a video, the first of each of so many equal segments")
-    size: int = Field(256, ge=16, description="height and width of a stored frame, pixels")
+    size: int = Field(
+        256,
+        ge=16,
+        description="height and width of a stored frame of a video, pixels; of an image, which keeps its aspect ratio, "
+        "the shorter side",
+    )
     quality: int = Field(90, ge=1, le=100, description="JPEG quality of stored frames")
     decoder: Decoder = Field("auto", description="auto: PyAV, and ffmpeg where it fails; or one of them alone")
     timeout: float = Field(60.0, gt=0, description="seconds after which a video is rejected")
@@ -53,8 +62,22 @@ class Config(StageConfig):
     )
     test: float = Field(0.1, ge=0, lt=1, description="share of the videos for testing, where no split is given")
     seed: int = Field(0, ge=0, description="seed of the split")
+    group_pattern: str = Field(
+        "",
+        description="regular expression that finds the group of an item in the path of its file, where the manifest "
+        "names none: its first group in parentheses, or all that it matches; items of one group stay in one split",
+    )
     most_rejects: float = Field(0.2, ge=0, le=1, description="share of rejected items above which the stage fails")
     kinds: Literal["all", "video", "image"] = Field("all", description="which items of the manifest to take")
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _is_a_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
 
 
 # What decides how an item's frames look, or whether it has any.
@@ -62,11 +85,12 @@ DECIDING = {"frames", "size", "quality", "decoder", "timeout", "most_bytes", "mo
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `data`, a manifest or a folder of videos, with annotation files under the names of the splits where
-    they say what is in it; or `sample`, the rendered sample, and Config.manifest in it.
+    """inputs: `data`, a manifest or a folder of videos, with annotation files under the names of the splits if they
+    say what is in it, and the `root` from which their names count; or `sample`, the rendered sample, and
+    Config.manifest in it.
 
-    Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/earlier_shards.py), statistics.json and
-    pictures/samples.png. Memory does not grow with the number of items.
+    Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/earlier_shards.py), statistics.json,
+    overlap.parquet and pictures/samples.png. Memory does not grow with the number of items.
     """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
     parts = out / "parts"
@@ -74,19 +98,55 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     if not resources.dask:  # whose tasks may outlive a pipeline that was killed
         for left in (*out.rglob(".*.part"), *parts.glob(".fetched.*")):  # by processes that were killed
             left.unlink(missing_ok=True)
-    records = scan_source(source, {split: inputs[split] for split in SPLITS if split in inputs})
+    annotations = {split: inputs[split] for split in SPLITS if split in inputs}
+    records = scan_source(source, annotations, inputs.get("root"), config.group_pattern)
     wanted = (r for r in records if config.kinds == "all" or isinstance(r, Reject) or r.kind == config.kinds)
-    plan = Plan.make(
-        parts / "plan.sqlite", wanted, config.validation, config.test, config.seed, config.samples_per_shard
-    )
-    check_texts(source, plan)
-    remember(out)
-    with progress("decoding", plan.count("rows"), "items") as advance:
-        todo = unfinished(plan, config, out, advance)
-        for unit, _ in do_units(todo, partial(do_unit, config=config, out=out), resources):
-            advance(len(unit.rows))
-    outcome = join(plan, out)
-    draw_samples(out)
+    with Plan.make(parts, wanted, config.validation, config.test, config.seed, config.samples_per_shard) as plan:
+        check_texts(source, plan)
+        if not config.group_pattern:
+            hint_at_groups(plan)
+        remember(out)
+        with progress("decoding", plan.count("rows"), "items") as advance:
+            todo = unfinished(plan, config, out, advance)
+            for unit, _ in do_units(todo, partial(do_unit, config=config, out=out), resources):
+                advance(len(unit.rows))
+        outcome = join(plan, out)
+        outcome.counts |= write_overlap(out, COMPARED)
+        draw_samples(out)
+        check_rejects(source, config, plan, outcome, out)
+    return outcome
+
+
+def check_texts(source: Location, plan: Plan) -> None:
+    """Raises InputError where no item has a caption or a question: nothing could be learned from it."""
+    if not plan.count("rows"):
+        bad = next(plan.rejects(), None)
+        raise InputError(f"{source}: no rows of these kinds" if bad is None else f"{source}: {bad.id}: {bad.detail}")
+    if not any(texts["items"] for texts in plan.texts_by_split().values()):
+        hint = (
+            "put each video's captions, one a line, in a .txt beside it"
+            if Path(source).is_dir()
+            else "fill the column 'captions'"
+        )
+        raise InputError(f"{source}: no captions and no questions at all; {hint}")
+
+
+def hint_at_groups(plan: Plan) -> None:
+    """Prints a hint if splits were made and files are named like clips of a few videos."""
+    if alike := plan.names_alike():
+        last = alike.prefix[-1]
+        pattern = "(.+?)" + ("" if last.isalnum() else re.escape(last)) + r"\d+\.[^.]+$"
+        print(
+            f"hint: the names of {alike.items} files differ from others only in a number, such as "
+            f"{' and '.join(alike.examples)}; if they are clips of one video, group_pattern = '{pattern}' keeps them "
+            "in one split",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def check_rejects(source: Location, config: Config, plan: Plan, outcome: Outcome, out: Path) -> None:
+    """Raises InputError if too many items were rejected; a rerun decodes their units again."""
     rejected, total = outcome.counts["rejected"], outcome.counts["items"]
     if rejected > config.most_rejects * total:
         reasons = Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
@@ -96,21 +156,6 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             f"allows ({', '.join(f'{n} {reason}' for reason, n in reasons.most_common())}); "
             f"see {out / 'rejects.parquet'}"
         )
-    return outcome
-
-
-def check_texts(source: Location, plan: Plan) -> None:
-    """Raises InputError where no item has a caption or a question: nothing could be learned from it."""
-    if not plan.count("rows"):
-        bad = next(plan.rejects(), None)
-        raise InputError(f"{source}: no rows of these kinds" if bad is None else f"{source}: {bad.id}: {bad.detail}")
-    if not any(told["items"] for told in plan.told().values()):
-        hint = (
-            "put each video's captions, one a line, in a .txt beside it"
-            if Path(source).is_dir()
-            else "fill the column 'captions'"
-        )
-        raise InputError(f"{source}: no captions and no questions at all; {hint}")
 
 
 def part(name: str, kind: str, out: Path) -> Path:
@@ -166,8 +211,19 @@ def do_unit(unit: Unit, config: Config, out: Path) -> None:
 def unit_key(unit: Unit, config: Config) -> str:
     """What decides a shard: its rows, where their files lie, their size and time of change, and the settings."""
     files = identities(row.path for row in unit.rows)
-    rows = [row.model_dump(mode="json") | {"file": file} for row, file in zip(unit.rows, files, strict=True)]
-    return digest({"version": VERSION, "config": config.model_dump(include=DECIDING), "rows": rows})
+    rows = [
+        row.model_dump(mode="json") | {"path": without_credentials(str(row.path), keep_query=True), "file": file}
+        for row, file in zip(unit.rows, files, strict=True)
+    ]
+    return digest(
+        {"version": VERSION, "config": config.model_dump(include=DECIDING), "rows": rows, **decoder_files(config)}
+    )
+
+
+def decoder_files(config: Config) -> dict[str, str]:
+    """The version of the ffmpeg binary, if it decodes every video. With `auto` it only decodes what PyAV cannot, and
+    its version is in the artifact's record instead of the fingerprint."""
+    return {"ffmpeg": ffmpeg_version()} if config.decoder == "ffmpeg" else {}
 
 
 def write_shard(unit: Unit, config: Config, out: Path) -> tuple[list[Reject], np.ndarray]:
@@ -245,11 +301,23 @@ def decode_apart(row: Row, path: Path, config: Config) -> Clip:
 
 
 def decode(row: Row, path: Path, config: Config) -> Clip:
-    """The frames of an item, of its file on this machine. Raises DecodeError with the reason where there are none."""
+    """The frames of an item, of its file on this machine.
+
+    Raises DecodeError with the reason if there are none, whatever a decoder raises: one file does not end a corpus.
+    A missing decoder (InputError) and a full disk are no faults of the file and are raised as they are.
+    """
     limits = Limits(config.timeout, config.most_memory, config.most_pixels)
-    if row.kind == "image":
-        return decode_image(path, config.size, limits)
-    return decode_video(path, config.frames, config.size, row.start, row.end, config.decoder, limits)
+    try:
+        if row.kind == "image":
+            return decode_image(path, config.size, limits, keep_ratio=True)
+        return decode_video(path, config.frames, config.size, row.start, row.end, config.decoder, limits)
+    except (DecodeError, InputError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        message = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(":")
+        raise DecodeError("unexpected error", message) from error
 
 
 @contextmanager
@@ -308,5 +376,5 @@ def join(plan: Plan, out: Path) -> Outcome:
     counts = counted.all() | {"linked": linked}
     assert counts["items"] == plan.count("rows") + plan.count("rejects")
     sums = (training if training.any() else everything).reshape(3, 3)
-    write_json(out / "statistics.json", pixel_statistics(sums) | counted.statistics(plan.told()))
+    write_json(out / "statistics.json", pixel_statistics(sums) | counted.statistics(plan.texts_by_split()))
     return Outcome(counts)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.annotations import scan_source
+from shards.credentials import without_credentials
 from shards.identity import checksum, identities
 from shards.schema import InputError, Row
 from shards.storage import Location, parent
@@ -31,7 +32,7 @@ class Digests:
             self._create()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # in use, not writable
-                raise
+                raise InputError(f"{path}: {error}") from error
             path.unlink()  # it is damaged, and nothing but a memory
             self._create()
 
@@ -80,8 +81,11 @@ class Digests:
         return value
 
     def _keep(self, db: sqlite3.Connection, fresh: list[tuple[str, int, int, str]]) -> None:
-        with db:
-            db.executemany("insert or replace into digests values (?, ?, ?, ?)", fresh)
+        try:
+            with db:
+                db.executemany("insert or replace into digests values (?, ?, ?, ?)", fresh)
+        except sqlite3.OperationalError as error:  # in use, not writable
+            raise InputError(f"{self.path}: {error}") from error
         fresh.clear()
 
 
@@ -93,7 +97,11 @@ class Contents(NamedTuple):
 
 
 def digest_data(
-    source: Location, digests: Digests, annotations: Mapping[str, Path] | None = None, ask: bool = True
+    source: Location,
+    digests: Digests,
+    annotations: Mapping[str, Path] | None = None,
+    root: Path | None = None,
+    ask: bool = True,
 ) -> Contents:
     """The digest of a manifest, a folder, or a folder with annotation files, with the contents of every file named.
 
@@ -102,9 +110,9 @@ def digest_data(
     """
     if isinstance(source, Path):
         source = Path(os.path.normpath(source.absolute()))
-    root = source if isinstance(source, Path) and source.is_dir() else parent(source)
+    folder = source if isinstance(source, Path) and source.is_dir() else parent(source)
     found, here = hashlib.sha256(), hashlib.sha256()
-    records = scan_source(source, annotations or {})
+    records = scan_source(source, annotations, root)
     with progress("reading files", None, "rows") as advance:
         while some := list(islice(records, BATCH)):
             files = {one.path for one in some if isinstance(one, Row)}
@@ -112,7 +120,11 @@ def digest_data(
             for one in some:
                 told: dict[str, Any] = {"row": one.model_dump(mode="json")}
                 if isinstance(one, Row):
-                    told["row"]["path"] = str(one.path.relative_to(root)) if isinstance(one.path, Path) else one.path
+                    told["row"]["path"] = (
+                        str(one.path.relative_to(folder))
+                        if isinstance(one.path, Path)
+                        else without_credentials(one.path, keep_query=True)  # a new signature is not a new file
+                    )
                     told["content"] = contents.get(one.path, "")
                 found.update(digest(told).encode())
                 if isinstance(one, Row) and isinstance(one.path, str):

@@ -13,14 +13,15 @@ from shards.reader import read_index
 from shards.schema import InputError
 from stages.artifacts import Outcome, Resources
 from stages.evaluation.encode import load_model
-from stages.evaluation.qa import validate_qa
+from stages.evaluation.validation import validate_qa
 from stages.training.config import TrainingConfig
 from stages.training.distributed import world
 from stages.training.examples import Steps
 from stages.training.loop import fit
 from stages.training.objective import QaObjective
+from stages.word_lists import read_word_list
 
-VERSION = 2
+VERSION = 3
 
 
 class Config(TrainingConfig):
@@ -28,6 +29,11 @@ class Config(TrainingConfig):
 
     frames: int = Field(16, ge=1, description="frames of a clip; the time embedding is resized to it")
     answers: int = Field(1500, ge=2, description="the most frequent training answers, which are what can be answered")
+    answers_file: str = Field(
+        "",
+        description="a list of answers in place of these, all of which can be answered, such as the official "
+        "ans2label.json: a JSON object of answer to number, a JSON list, or lines",
+    )
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -35,7 +41,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     with world(resources) as here:
         torch.manual_seed(config.seed)
         start = load_model(inputs["model"], here.device)
-        answers = frequent_answers([inputs[name] for phase in config.phases for name in phase.corpora], config.answers)
+        if config.answers_file:
+            answers = read_word_list(Path(config.answers_file), "finetune_qa.answers_file")
+        else:
+            answers = frequent_answers([inputs[name] for name in config.corpora], config.answers)
         shape = start.model.config
         shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": config.frames})})
         model, _ = start_from(Alpro(shape, answers=len(answers)).to(here.device), cast(Alpro, start.model))
@@ -52,7 +61,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             ranks=here.size,
         )
         objective = QaObjective(model, list(start.preprocessing.mean), list(start.preprocessing.std)).to(here.device)
-        validate, select = validate_qa(objective, inputs, start.tokenizer, answers, config.text_length)
+        validate, select = validate_qa(objective, inputs, start.tokenizer, answers, config)
         metrics = fit(objective, data, config, out, here, resources, validate, select)
         if here.main:
             preprocessing = start.preprocessing.model_copy(update={"text_length": config.text_length})

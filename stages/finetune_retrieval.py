@@ -10,19 +10,20 @@ from models.alpro import Alpro
 from models.folder import ModelFolder, start_from
 from stages.artifacts import Outcome, Resources
 from stages.evaluation.encode import load_model
-from stages.evaluation.retrieval import validate_retrieval
-from stages.training.config import MatchingConfig, TrainingConfig
+from stages.evaluation.validation import validate_retrieval
+from stages.training.config import MatchingConfig, MatchingValidation
 from stages.training.distributed import world
 from stages.training.examples import Steps
 from stages.training.loop import fit
 from stages.training.objective import MatchingObjective
 
-VERSION = 2
+VERSION = 3
 
 
-class Config(TrainingConfig, MatchingConfig):
+class Config(MatchingConfig):
     """Fine-tuning for retrieval."""
 
+    validation: MatchingValidation = MatchingValidation()
     frames: int = Field(8, ge=1, description="frames of a clip; the time embedding is resized to it")
 
 
@@ -45,8 +46,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             ranks=here.size,
         )
         mean, std = list(start.preprocessing.mean), list(start.preprocessing.std)
-        objective = MatchingObjective(model, mean, std, config.negatives).to(here.device)
-        validate, select = validate_retrieval(objective, inputs, start.tokenizer, config.text_length)
+        objective = MatchingObjective(model, mean, std, config.negatives_pool).to(here.device)
+        validate, select = validate_retrieval(objective, inputs, start.tokenizer, config)
         metrics = fit(objective, data, config, out, here, resources, validate, select)
         if here.main:
             preprocessing = start.preprocessing.model_copy(update={"text_length": config.text_length})

@@ -1,6 +1,5 @@
 """The authors' released checkpoints (.pt) as model folders: `alpro import-checkpoint`."""
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from models.folder import ModelFolder, Preprocessing, check_weights
 from models.official import WEIGHT_FILES, Weights, from_official, read_checkpoint, sizes, split_prompter
 from shards.schema import InputError
+from stages.word_lists import read_word_list
 from stages.word_pieces import load_tokenizer
 
 Task = Literal["pretrain", "retrieval", "qa", "prompter"]
@@ -154,19 +154,7 @@ def read_words(file: Path | None, size: int, what: str, found: Imported) -> list
     if file is None:
         found.remarks.append(f"{size} {what} names are not in the checkpoint: numbered; give them with --words")
         return [f"{what} {number}" for number in range(size)]
-    try:
-        text = file.read_text("utf-8")
-        value = json.loads(text) if file.suffix == ".json" else [line for line in text.split("\n") if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"--words {file}: not readable: {error}") from error
-    if isinstance(value, dict):
-        numbers = list(value.values())
-        if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(numbers))):
-            raise InputError(f"--words {file}: the numbers of its words are not 0 to {len(numbers) - 1}, each once")
-        value = sorted(value, key=value.__getitem__)
-    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise InputError(f"--words {file}: neither a list of words nor an object of word to number")
-    words = [word.strip() for word in value]
+    words = read_word_list(file, "--words")
     if len(words) != size:
         raise InputError(f"--words {file}: {len(words)} words, but the checkpoint's head has {size}")
     return words

@@ -23,15 +23,15 @@ from pydantic import Field
 from shards.identity import identities
 from shards.reader import Unreadable, sample_of
 from shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject
-from shards.storage import FULL, Location, listing, local_copy
+from shards.storage import FULL, Location, listing, local_copy, refuse_credentials
 from shards.writer import index_shard
 from stages.artifacts import Outcome, Resources, StageConfig, digest, read_json, write_json
-from stages.corpus import Counted, draw_samples, pixel_statistics, pixel_sums, write_tables
+from stages.corpus import COMPARED, Counted, draw_samples, pixel_statistics, pixel_sums, write_overlap, write_tables
 from stages.files import Digests
 from stages.progress import progress
 from stages.workers import do_units
 
-VERSION = 1
+VERSION = 3
 COUNTED = ("items", "captions", "questions")
 
 
@@ -51,7 +51,9 @@ class Unit:
 
 
 def shards_of(folder: Location) -> list[Location]:
-    """The shards (*.tar) of a folder or URL, in order. Raises InputError where there are none."""
+    """The shards (*.tar) of a folder or URL, in order. Raises InputError if there are none, or if the URL contains
+    credentials, which the index would store."""
+    refuse_credentials("shards", folder)
     try:
         found = listing(folder, ".tar")
     except FileNotFoundError as error:
@@ -76,8 +78,9 @@ def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resou
     """inputs: `shards`, a folder or URL with *.tar in it. Writes what decode_videos does, but for the shards."""
     units = [Unit(f"{number:06d}", shard) for number, shard in enumerate(shards_of(inputs["shards"]))]
     (out / "parts").mkdir(parents=True, exist_ok=True)
-    for stale in (out / "parts").glob(".*"):  # of processes that were killed
-        stale.unlink()
+    if not resources.dask:  # its tasks may outlive a pipeline that was killed
+        for stale in (out / "parts").glob(".*"):  # of processes that were killed
+            stale.unlink()
     do = partial(do_unit, config=config, out=out)
     with progress("indexing", len(units), "shards") as advance:
         left = [unit for unit in units if not part(out, unit, "numbers.json").is_file()]
@@ -92,6 +95,8 @@ def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resou
             f"{inputs['shards']}: {rejected} of {items} samples are damaged, more than most_rejects = "
             f"{config.most_rejects:g} allows; see {out / 'rejects.parquet'}"
         )
+    here = all(isinstance(unit.shard, Path) for unit in units)  # at a URL every sample would be a request
+    outcome.counts |= write_overlap(out, COMPARED if here else 0)
     draw_samples(out)
     return outcome
 
@@ -125,11 +130,11 @@ def do_unit(unit: Unit, config: Config, out: Path) -> None:
 def look(index: pa.Table, path: Path, shard: Location) -> tuple[pa.Table, list[dict[str, str]], dict[str, Any]]:
     """The samples whose middle frame can be read, the others as rejects, and numbers of all of them.
 
-    The numbers are the sums of the pixels (3, 3) of training frames and of all, the sizes of frames by kind, and how
+    The numbers are the sums of the pixels (3, 3) of training frames and of all, the sizes of frames of videos, and how
     many items, captions and questions each split has in the shard, damaged or not.
     """
     keep, rejects, training, everything = [], [], np.zeros((3, 3)), np.zeros((3, 3))
-    sizes: dict[str, list[str]] = {"video": [], "image": []}
+    sizes: set[str] = set()
     there = {split: dict.fromkeys(COUNTED, 0) for split in SPLITS}
     for number, row in enumerate(index.to_pylist()):
         there[row["split"]]["items"] += 1
@@ -143,35 +148,35 @@ def look(index: pa.Table, path: Path, shard: Location) -> tuple[pa.Table, list[d
             rejects.append(Reject(id=row["id"], path=str(shard), reason="unreadable", detail=said).model_dump())
             continue
         keep.append(number)
-        sizes[row["kind"]].append(f"{frame.shape[1]} x {frame.shape[0]}")
+        if row["kind"] == "video":
+            sizes.add(f"{frame.shape[1]} x {frame.shape[0]}")
         everything += pixel_sums(frame)
         if row["split"] == "train":
             training += pixel_sums(frame)
-    found = {kind: sorted(set(several)) for kind, several in sizes.items()}
-    numbers = {"training": training.tolist(), "everything": everything.tolist(), "sizes": found, "there": there}
+    sums = {"training": training.tolist(), "everything": everything.tolist()}
+    numbers = {**sums, "sizes": sorted(sizes), "there": there}
     return index.take(pa.array(keep, pa.int64())), rejects, numbers
 
 
 def check_samples(units: list[Unit], out: Path) -> None:
-    """Raises InputError where two samples have one id, or the frames of a kind are of several sizes: a batch of them
-    could not be made."""
+    """Raises InputError if two samples have one id, or frames of videos are of several sizes: a batch of them could not
+    be made. Images may be of any size: each is resized as it is read."""
     ids = [pq.read_table(part(out, unit, "index.parquet"), columns=["id", "shard"]) for unit in units]
     both = pa.concat_tables(ids)
     counted = both.group_by("id").aggregate([("shard", "count")])
     if (twice := counted.filter(pc.greater(counted["shard_count"], 1))["id"].to_pylist()[:1]) != []:
         where = both.filter(pc.equal(both["id"], twice[0]))["shard"].to_pylist()
         raise InputError(f"{where[1]}: id {twice[0]!r} is also in {where[0]}; every id must be its own")
-    for kind in ("video", "image"):
-        first: dict[str, Unit] = {}
-        for unit in units:
-            for size in read_json(part(out, unit, "numbers.json"))["sizes"][kind]:
-                first.setdefault(size, unit)
-        if len(first) > 1:
-            (one, a), (other, b), *_ = first.items()
-            raise InputError(
-                f"{b.shard}: {kind} frames of {other}, those of {a.shard} are {one}; a corpus has frames of one size: "
-                "name the others as another corpus"
-            )
+    first: dict[str, Unit] = {}
+    for unit in units:
+        for size in read_json(part(out, unit, "numbers.json"))["sizes"]:
+            first.setdefault(size, unit)
+    if len(first) > 1:
+        (one, a), (other, b), *_ = first.items()
+        raise InputError(
+            f"{b.shard}: video frames of {other}, those of {a.shard} are {one}; a corpus has frames of one size: name "
+            "the others as another corpus"
+        )
 
 
 def join(units: list[Unit], out: Path) -> Outcome:

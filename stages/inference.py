@@ -128,7 +128,7 @@ class Model:
         boxes = torch.tensor([[top, left, height, width]], device=self.device)
         kind = "image" if Path(file).suffix.lower() in IMAGE_EXTENSIONS and "image" in self.prompts else "video"
         pixels = self.objective.pixels(self.frames([file]))
-        named = self.folder.model.pseudo_labels(pixels, boxes, self.prompts[kind])[0]
+        named = self.folder.model.pseudo_labels(pixels, boxes, self.prompts[kind], self.objective.black)[0]
         return self._best(named, self.folder.entities, most)
 
     def draw_entities(self, file: PathLike, boxes: Sequence[Box] = (WHOLE,)) -> Image.Image:

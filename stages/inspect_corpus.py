@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from shards.reader import ShardReader, Unreadable, index_batches
+from shards.reader import ShardReader, Unreadable, index_batches, read_index
 from shards.sampling import segment_starts
 from shards.schema import SPLITS, InputError
 from shards.storage import AT_ONCE, Location
@@ -92,14 +92,17 @@ def inspect(folders: Sequence[Location], most: int = LOOKS) -> dict[str, Any]:
     }
 
 
-def read_samples(folders: Sequence[Location]) -> Samples:
-    """The samples of corpora, one after the other. Raises InputError where there are none."""
+def read_samples(folders: Sequence[Location], words: bool = True) -> Samples:
+    """The samples of corpora, one after the other; `words` take most of the time and may be left out.
+
+    Raises InputError if there are none.
+    """
     columns: dict[str, list[np.ndarray]] = {}
     vocabulary: set[str] = set()
     for number, folder in enumerate(folders):
         for batch in index_batches(folder, COLUMNS):
             captions = batch["captions"].flatten().to_pylist()
-            said = [re.findall(r"\w+", caption.lower()) for caption in captions]
+            said = [re.findall(r"\w+", caption.lower()) for caption in captions] if words else []
             vocabulary.update(word for words in said for word in words)
             found = {
                 "corpus": np.full(len(batch), number, np.int16),
@@ -180,16 +183,55 @@ def shared(samples: Samples, split: str) -> dict[str, int]:
     """How many samples of a split are in training too: by their group, a caption, or, of those looked at, by how they
     look."""
     training, mine = (samples.split == SPLITS.index(name) for name in ("train", split))
-    sample_of = np.repeat(np.arange(len(samples)), samples.captions)  # of each caption
-    told = np.isin(samples.said, samples.said[training[sample_of]]) & mine[sample_of]
-    seen = samples.looks >= 0
     return {
         "samples": int(mine.sum()),
         "same group": int(np.isin(samples.group[mine], samples.group[training]).sum()),
-        "a caption in common": len(np.unique(sample_of[told])),
-        "looked at": int((mine & seen).sum()),
-        "same frames": int(np.isin(samples.looks[mine & seen], samples.looks[training & seen]).sum()),
+        "a caption in common": int(captions_in_training(samples)[mine].sum()),
+        "looked at": int((mine & (samples.looks >= 0)).sum()),
+        "same frames": int(frames_in_training(samples)[mine].sum()),
     }
+
+
+def captions_in_training(samples: Samples) -> np.ndarray:
+    """Which samples (N,) have a caption that a training sample has, word for word."""
+    sample_of = np.repeat(np.arange(len(samples)), samples.captions)  # of each caption
+    in_training = samples.split[sample_of] == SPLITS.index("train")
+    found = np.zeros(len(samples), bool)
+    found[sample_of[np.isin(samples.said, samples.said[in_training])]] = True
+    return found
+
+
+def frames_in_training(samples: Samples) -> np.ndarray:
+    """Which samples (N,) look like a training sample, among those looked at."""
+    seen = samples.looks >= 0
+    return seen & np.isin(samples.looks, samples.looks[seen & (samples.split == SPLITS.index("train"))])
+
+
+def overlap(folder: Path, most: int) -> tuple[pa.Table, dict[str, dict[str, int]]]:
+    """The validation and test items of a corpus that are also in its training split, and their numbers by split.
+
+    Captions are compared word for word, frames of at most `most` samples by `look`. The table has a row for each item:
+    id, split, and whether `captions` and `frames` are equal to those of a training item.
+    """
+    named = read_index(folder, ["id", "split"])
+    if not named.num_rows:
+        none = pa.array([], pa.bool_())
+        return named.append_column("captions", none).append_column("frames", none), {}
+    samples = read_samples([folder], words=False)
+    look_at(samples, [folder], most)
+    captions, frames = captions_in_training(samples), frames_in_training(samples)
+    counts = {}
+    for split in SPLITS[1:]:
+        mine = samples.split == SPLITS.index(split)
+        counts[split] = {
+            "items": int(mine.sum()),
+            "captions": int(captions[mine].sum()),
+            "compared": int((mine & (samples.looks >= 0)).sum()),
+            "frames": int(frames[mine].sum()),
+        }
+    chosen = np.flatnonzero((captions | frames) & (samples.split != SPLITS.index("train")))
+    table = named.take(pa.array(chosen, pa.int64())).append_column("captions", pa.array(captions[chosen]))
+    return table.append_column("frames", pa.array(frames[chosen])), counts
 
 
 def look_at(samples: Samples, folders: Sequence[Location], most: int) -> None:

@@ -13,8 +13,8 @@ from models.alpro import Alpro, Prompter
 from models.folder import ModelFolder, start_from
 from stages.artifacts import Outcome, Resources, StageConfig, require
 from stages.cache_prompts import read_entities, read_prompts
-from stages.evaluation.contrast import validate_contrast
 from stages.evaluation.encode import load_model
+from stages.evaluation.validation import validate_contrast
 from stages.pictures import draw_entities, sheet
 from stages.train_prompter import measure, sized_for
 from stages.training.config import EncoderConfig, MatchingConfig
@@ -23,7 +23,7 @@ from stages.training.examples import Steps
 from stages.training.loop import fit
 from stages.training.objective import PretrainObjective
 
-VERSION = 3
+VERSION = 4
 
 
 class Weights(StageConfig):
@@ -100,9 +100,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             prompts,
             config.weights.model_dump(),
             config.threshold,
-            config.negatives,
+            config.negatives_pool,
         ).to(here.device)
-        validate = validate_contrast(objective, inputs, tokenizer, config.text_length)
+        validate = validate_contrast(objective, inputs, tokenizer, config)
 
         def watch(step: int) -> None:
             if config.pictures_every and config.weights.pem and step % config.pictures_every == 0 and step < len(data):
@@ -143,7 +143,8 @@ def draw_pseudo_labels(
     assert objective.prompter is not None
     prompts = objective.image_prompts if batch.kind == "image" else objective.video_prompts
     with torch.compiler.set_stance("force_eager"):
-        labels = objective.prompter.pseudo_labels(objective.pixels(batch.frames), batch.boxes, prompts).cpu()
+        pixels = objective.pixels(batch.frames)
+        labels = objective.prompter.pseudo_labels(pixels, batch.boxes, prompts, objective.black).cpu()
     grid = objective.model.config.video.grid
     rows = []
     for i in range(min(count, len(labels))):

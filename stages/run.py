@@ -1,8 +1,8 @@
 """Runs one stage in a process of its own: `python -m stages.run WORK.json`, or `torchrun ... -m stages.run WORK.json`.
 
-The work file says which stage, its configuration, the folders of its inputs, the output folder and the resources. What
-came of it, or the mistake that ended it, is written beside it as result.json; the caller makes the artifact of it. It
-needs neither Prefect nor MLflow.
+The work file holds the stage, its configuration, the folders of its inputs, the output folder and the resources. A
+pipeline reads the result, or the mistake that ended the stage, from result.json beside the work file, and writes the
+artifact's manifest. If a person starts it, it writes the manifest itself. It needs neither Prefect nor MLflow.
 """
 
 import errno
@@ -16,9 +16,20 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from shards.schema import InputError
 from shards.storage import located
-from stages.artifacts import CONTINUE, MISTAKE, Outcome, Resources, read_json, write_json
+from stages.artifacts import (
+    CONTINUE,
+    MISTAKE,
+    Outcome,
+    Resources,
+    fingerprint,
+    read_json,
+    write_json,
+    write_manifest,
+)
 
 ORPHAN_SECONDS = 30.0  # what a process has to end by itself when the one that started it is gone
 # What gloo and NCCL say when the process at the other end has ended.
@@ -29,19 +40,27 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m stages.run WORK.json", file=sys.stderr)
         return MISTAKE
-    file = Path(arguments[0])
+    file, started = Path(arguments[0]), time.time()
     try:
         work = read_json(file)
         out = Path(work["out"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"error: {file}: no readable work file: {error}", file=sys.stderr)
+        print(f"error: {file}: not a readable work file: {error}", file=sys.stderr)
         return MISTAKE
     if (out / "manifest.json").exists():
-        print(f"error: {out} is finished; give a copy of {file.name} another `out`, or delete that", file=sys.stderr)
+        print(f"error: {out} is finished; to run it again, change `out` in a copy of {file.name}", file=sys.stderr)
         return MISTAKE
     out.mkdir(parents=True, exist_ok=True)
     watch_parent(int(os.environ.get("ALPRO_PARENT", 0)))
     main_rank = int(os.environ.get("RANK", 0)) == 0
+    by_hand = main_rank and "ALPRO_PARENT" not in os.environ
+    lock = FileLock(out.with_suffix(".lock"))  # as Store.lock; a pipeline holds it for the processes that it starts
+    if by_hand:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"error: another process works in {out}", file=sys.stderr)
+            return MISTAKE
     if main_rank:
         file.with_name("result.json").unlink(missing_ok=True)
     try:
@@ -53,9 +72,9 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        said = f"{error.filename or out}: {error.strerror}; run again when there is room: it goes on where it was"
-        if first_to_tell(file.with_name("result.json"), {"mistake": said}):
-            print(f"error: {said}", file=sys.stderr, flush=True)
+        message = f"{error.filename or out}: {error.strerror}; free some space and run again: it continues"
+        if first_to_tell(file.with_name("result.json"), {"mistake": message}):
+            print(f"error: {message}", file=sys.stderr, flush=True)
         return MISTAKE
     except RuntimeError as error:
         if "WORLD_SIZE" not in os.environ or not LOST_RANK.search(str(error)):
@@ -70,9 +89,25 @@ def main(arguments: list[str]) -> int:
         return CONTINUE
     if main_rank:
         write_json(file.with_name("result.json"), {"counts": outcome.counts, "metrics": outcome.metrics})
-        if "ALPRO_PARENT" not in os.environ:
-            print(f"done: {out}", file=sys.stderr)
+    if by_hand:
+        done = finish(work, outcome, time.time() - started)
+        print(f"done: {out}{'' if done else ', which is not an artifact: `config` or `out` was changed'}")
     return 0
+
+
+def finish(work: dict, outcome: Outcome, seconds: float) -> bool:
+    """Writes the manifest of a stage that a person runs. False if the work file does not describe this result: the
+    fingerprint is then of another one."""
+    out, artifact = Path(work["out"]), work.get("artifact")
+    if artifact is None or out.name != artifact["fingerprint"][:16]:
+        return False
+    config = import_module(f"stages.{work['stage']}").Config.model_validate(work["config"])
+    inputs = {name: made["fingerprint"] for name, made in artifact["inputs"].items()}
+    if fingerprint(work["stage"], config, inputs, artifact["files"]) != artifact["fingerprint"]:
+        return False
+    write_manifest(out, artifact, outcome, {"seconds": round(seconds, 1), "by": "stages.run"})
+    (out / "result.json").unlink(missing_ok=True)
+    return True
 
 
 def first_to_tell(path: Path, result: dict) -> bool:

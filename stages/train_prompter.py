@@ -9,14 +9,14 @@ from tokenizers import Tokenizer
 from models.alpro import ModelConfig, Prompter
 from models.folder import ModelFolder, Preprocessing
 from stages.artifacts import Outcome, Resources, read_json, require
-from stages.evaluation.contrast import validate_contrast
+from stages.evaluation.validation import validate_contrast
 from stages.training.config import EncoderConfig
 from stages.training.distributed import world
 from stages.training.examples import Steps
 from stages.training.loop import fit
 from stages.training.objective import PrompterObjective
 
-VERSION = 2
+VERSION = 3
 
 
 class Config(EncoderConfig):
@@ -42,7 +42,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             ranks=here.size,
         )
         objective = PrompterObjective(model, list(preprocessing.mean), list(preprocessing.std)).to(here.device)
-        validate = validate_contrast(objective, inputs, tokenizer, config.text_length)
+        validate = validate_contrast(objective, inputs, tokenizer, config)
         metrics = fit(objective, data, config, out, here, resources, validate)
         if here.main:
             ModelFolder("prompter", model, tokenizer, preprocessing).save_pretrained(out / "model")
@@ -58,8 +58,7 @@ def measure(config: EncoderConfig, inputs: dict[str, Path]) -> Preprocessing:
     """How frames are normalised: by CLIP's constants, or by the mean over the corpora of their own statistics."""
     if config.normalisation == "clip":
         return Preprocessing(text_length=config.text_length)
-    names = {name for phase in config.phases for name in phase.corpora}
-    found = [read_json(require(inputs[name], "statistics.json")) for name in sorted(names)]
+    found = [read_json(require(inputs[name], "statistics.json")) for name in sorted(config.corpora)]
     mean, std = (
         np.mean([statistics[key] for statistics in found], axis=0).round(5).tolist() for key in ("mean", "std")
     )

@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests
 
 import io
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -84,6 +85,24 @@ def two_ranks(free_port) -> Callable[..., list[int]]:
                 process.kill()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def wait_for_end() -> Callable[[int], None]:
+    """wait_for_end(process): returns when a process of any parent has ended; fails after two minutes."""
+
+    def wait(process: int) -> None:
+        try:
+            handle = os.pidfd_open(process)
+        except ProcessLookupError:
+            return
+        try:
+            ended, _, _ = select.select([handle], [], [], 120)
+        finally:
+            os.close(handle)
+        assert ended, f"process {process} goes on"
+
+    return wait
 
 
 @pytest.fixture
@@ -224,10 +243,11 @@ def corpus_of() -> Callable[..., Path]:
 
 
 class RangeServer(SimpleHTTPRequestHandler):
-    """Files of a folder over HTTP, whole or by range; `asked` holds what was asked for."""
+    """Files of a folder over HTTP, whole or by range; `asked` holds what was asked for, `users` who asked."""
 
     def send_head(self):
         self.server.asked.append((self.command, self.path, self.headers.get("Range", "")))
+        self.server.users.add(self.headers.get("Authorization", ""))
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
         if not (wanted and self.server.ranges and path.is_file()):
@@ -251,7 +271,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPSer
 
     def serve(folder: Path = tmp_path, ranges: bool = True) -> tuple[str, ThreadingHTTPServer]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeServer, directory=str(folder)))
-        server.asked, server.ranges = [], ranges
+        server.asked, server.users, server.ranges = [], set(), ranges
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{server.server_address[1]}", server

@@ -68,7 +68,7 @@ def test_shards_and_models_do_not_know_each_others_libraries():
 
 
 LIGHT = ("models.alpro", "models.folder", "shards.reader", "stages.training.loop", "stages.pretrain", "stages.run")
-STAGES = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
+STAGES = ("train_prompter", "cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate")
 HEAVY = ("prefect", "mlflow", "spacy", "matplotlib", "av", "ffmpeg", "jinja2", "pandas")
 
 

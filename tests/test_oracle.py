@@ -4,17 +4,23 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 from torch import Tensor
 
-from models.alpro import Alpro, ModelConfig, Prompter, VideoConfig
-from models.losses import mlm_loss, pem_loss, vtc_loss, vtm_loss
-from models.official import from_official
-from stages.training.objective import box_patches, masked_positions, merged
+from models.alpro import ModelConfig, VideoConfig
+from models.folder import ModelFolder
+from models.official import split_prompter
+from models.text import TextConfig
+from stages.import_checkpoint import Task, build, prompt_features
+from stages.training.examples import Batch
+from stages.training.objective import PretrainObjective
 
 ORACLE = Path(os.environ.get("ALPRO_ORACLE") or Path(__file__).parents[2] / "shared" / "oracle")
 FILES = sorted(ORACLE.glob("*_*.npz"))
@@ -54,10 +60,7 @@ def difference(ours: Tensor, theirs: np.ndarray) -> float:
 
 
 def retrieval(arrays: Arrays) -> Results:
-    own, _ = official_weights("retrieval", arrays)
-    model = Alpro(config(arrays))
-    # The official checkpoint has the MLM head, which a model for retrieval does not.
-    load(model, own, unread=("mlm_head.",))
+    model = imported("retrieval", arrays).model
     ids, mask, frames = inputs(arrays)
     video, text = model.encode_video(frames), model.encode_text(ids, mask)
     yield "itc_scores", model.project_video(video) @ model.project_text(text).T / model.clamped_temperature()
@@ -67,65 +70,78 @@ def retrieval(arrays: Arrays) -> Results:
 
 
 def qa(arrays: Arrays) -> Results:
-    own, _ = official_weights("qa", arrays)
-    model = Alpro(config(arrays), answers=arrays["logits"].shape[1])
-    load(model, own)
+    model = imported("qa", arrays).model
     ids, mask, frames = inputs(arrays)
     yield "logits", model.answer(model.encode_text(ids, mask), mask, model.encode_video(frames))
 
 
 def pretrain(arrays: Arrays) -> Results:
-    size, length = arrays["text_ids"].shape
+    """One pass of the objective that training uses; what it computes on the way is noted as it is computed."""
+    size = len(arrays["text_ids"])
     assert size == 2, "the negatives of more than two pairs are drawn at random: nothing to compare"
-    own, teacher = official_weights("pretrain", arrays)
-    model = Alpro(config(arrays), entities=arrays["mpm_logits"].shape[1])
-    load(model, own)
+    own, teacher = split_prompter(official_weights("pretrain", arrays))
+    model, prompter = imported("pretrain", arrays, own).model, imported("prompter", arrays, teacher).model
+    # With these statistics the oracle's frames, which are normalised already, go through normalisation unchanged, and a
+    # black pixel is the zero that the oracle has outside the crop.
+    identity = [0.0] * 3, [1 / 255] * 3
+    weights = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 1.0)
+    objective = PretrainObjective(model, *identity, prompter, prompt_features(teacher), weights, threshold=0.0)
+    seen = {
+        "video": noted(model, "encode_video"),
+        "text": noted(model, "encode_text"),
+        "video_feat": noted(model, "project_video"),
+        "text_feat": noted(model, "project_text"),
+        "itm_scores": noted(model.vtm_head, "forward"),
+        "mlm_scores": noted(model, "mlm_scores"),
+        "mpm_logits": noted(model, "pem_logits"),
+        "mpm_labels": noted(prompter, "pseudo_labels"),
+    }
+    batch = masked_batch(arrays)
+    loss, metrics = objective.eval()(batch)
+
+    yield "video_embeds", seen["video"][0][:, ::28]
+    yield "text_embeds", seen["text"][0][:size]  # the clean texts; the masked ones are behind them
+    for name in ("video_feat", "text_feat", "itm_scores", "mpm_logits", "mpm_labels"):
+        yield name, seen[name][0]
+    words = seen["mlm_scores"][0][torch.arange(seen["mlm_scores"][0].shape[1]) < (batch.labels != -100).sum(1)[:, None]]
+    yield "mlm_scores_masked", words[:, : arrays["mlm_scores_masked"].shape[1]]
+    for ours, theirs in (("vtc", "itc"), ("vtm", "itm"), ("mlm", "mlm"), ("pem", "mpm")):
+        yield f"{theirs}_loss", metrics[f"loss_{ours}"]
+    torch.testing.assert_close(loss, sum(metrics[f"loss_{name}"] for name in weights))
+
+
+def noted(owner: object, method: str) -> list[Tensor]:
+    """What a method returns from now on."""
+    results, call = [], getattr(owner, method)
+
+    def note(*given, **named):
+        results.append(call(*given, **named))
+        return results[-1]
+
+    setattr(owner, method, note)
+    return results
+
+
+def masked_batch(arrays: Arrays) -> Batch:
+    """The oracle's inputs as training has them."""
     ids, mask, frames = inputs(arrays)
-    boxes = torch.from_numpy(arrays["boxes"])
-
-    video, text = model.encode_video(frames), model.encode_text(ids, mask)
-    video_feat, text_feat = model.project_video(video), model.project_text(text)
-    similarity = video_feat @ text_feat.T / model.clamped_temperature()
-    yield "video_embeds", video[:, ::28]
-    yield "text_embeds", text
-    yield "video_feat", video_feat
-    yield "text_feat", text_feat
-    yield "itc_loss", vtc_loss(similarity, similarity.T, torch.arange(size), torch.eye(size, dtype=torch.bool))
-
-    # Two positives, the texts with the other video, the videos with the other text; then the masked texts.
-    masked_ids, masked_words = ids.clone(), torch.full_like(ids, -100)
-    masked_ids[MASKED_SAMPLES, MASKED_POSITIONS] = MASK_ID
-    masked_words[MASKED_SAMPLES, MASKED_POSITIONS] = ids[MASKED_SAMPLES, MASKED_POSITIONS]
-    masked = model.encode_text(masked_ids, mask)
-    other = [1, 0]
-    pairs = [(text, mask, video), (text, mask, video[other]), (text[other], mask[other], video), (masked, mask, video)]
-    # As in training, the last layer computes what is read alone: [CLS] and the crop's patches, [CLS], masked words.
-    cls = torch.zeros(size, 1, dtype=torch.long)
-    patches, inside = box_patches(boxes, model.config.video.grid)
-    words, labels = masked_positions(masked_words, 8)
-    read = [torch.cat([cls, length + 1 + patches], dim=1), cls.repeat(2, 1), words]
-    positives, negatives, masked = model.fuse_at(read, *merged(pairs))
-    scores = model.vtm_head(torch.cat([positives[:, 0], negatives[:, 0]]))
-    yield "itm_scores", scores
-    yield "itm_loss", vtm_loss(scores, torch.tensor([1, 1, 0, 0, 0, 0]), torch.ones(3 * size)) / (3 * size)
-
-    scores = model.mlm_scores(masked)
-    yield "mlm_scores_masked", scores[labels != -100][:, : arrays["mlm_scores_masked"].shape[1]]
-    yield "mlm_loss", mlm_loss(scores.flatten(0, 1), labels.flatten()) / len(MASKED_SAMPLES)
-
-    prompter = Prompter(config(arrays))
-    prompts = teacher.pop("video_prompt_feat")
-    load(prompter, imported(teacher, arrays), unread=("multimodal_encoder.", "mlm_head.", "vtm_head."))
-    pseudo_labels = prompter.pseudo_labels(frames, boxes, prompts)
-    logits = model.pem_logits(positives[:, 1:], inside)
-    yield "mpm_labels", pseudo_labels
-    yield "mpm_logits", logits
-    yield "mpm_loss", pem_loss(logits, pseudo_labels, threshold=0.0)[0] / size
-
-
-def config(arrays: Arrays) -> ModelConfig:
-    """The paper's model, for the number of frames that the file was made with."""
-    return ModelConfig(video=VideoConfig(frames=int(arrays["num_frames"])))
+    masked, labels = ids.clone(), torch.full_like(ids, -100)
+    masked[MASKED_SAMPLES, MASKED_POSITIONS] = MASK_ID
+    labels[MASKED_SAMPLES, MASKED_POSITIONS] = ids[MASKED_SAMPLES, MASKED_POSITIONS]
+    names, boxes = [str(n) for n in range(len(ids))], torch.from_numpy(arrays["boxes"])
+    return Batch(
+        0,
+        "video",
+        names,
+        torch.arange(len(ids)),
+        frames,
+        ids,
+        mask,
+        masked=masked,
+        labels=labels,
+        boxes=boxes,
+        most_masked=8,
+    )
 
 
 def inputs(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,26 +151,26 @@ def inputs(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, 2 * torch.from_numpy(uniform("video", shape, int(arrays["seed"])))
 
 
-def load(model: torch.nn.Module, weights: dict[str, Tensor], unread: tuple[str, ...] = ()) -> None:
-    """Gives the model its weights; those named by `unread` may be left over, and nothing else."""
-    own = {key: value for key, value in weights.items() if not (unread and key.startswith(unread))}
-    model.load_state_dict(own, assign=True)
-    model.eval()
+def imported(task: Task, arrays: Arrays, weights: dict[str, Tensor] | None = None) -> ModelFolder:
+    """What `alpro import-checkpoint` makes of official weights."""
+    folder, about = build(weights or official_weights(task, arrays), task, tokenizer(), None, None)
+    assert about.unknown == []
+    assert about.config == ModelConfig(video=VideoConfig(frames=int(arrays["num_frames"])))
+    return folder
 
 
-def official_weights(kind: str, arrays: Arrays) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of the model under this project's names, and the prompter's, its prompts too, as they are."""
+@cache
+def tokenizer() -> Tokenizer:
+    """One with as many word pieces as BERT's; no text goes through it."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += [f"word{number}" for number in range(TextConfig().vocab_size - len(words))]
+    return Tokenizer(WordPiece(dict(zip(words, range(len(words)), strict=True)), unk_token="[UNK]"))
+
+
+def official_weights(kind: str, arrays: Arrays) -> dict[str, Tensor]:
+    """Every tensor of an official checkpoint under its official name."""
     shapes = {key: tuple(shape) for key, shape in json.loads((ORACLE / f"keys_{kind}.json").read_text()).items()}
-    state = generate({key: resized(key, shape, arrays) for key, shape in shapes.items()}, int(arrays["seed"]))
-    teacher = {key.removeprefix("prompter."): state.pop(key) for key in list(state) if key.startswith("prompter.")}
-    teacher.pop("image_prompt_feat", None)
-    return imported(state, arrays), teacher
-
-
-def imported(state: dict[str, Tensor], arrays: Arrays) -> dict[str, Tensor]:
-    weights, _, unknown = from_official(state, config(arrays))
-    assert unknown == []
-    return weights
+    return generate({key: resized(key, shape, arrays) for key, shape in shapes.items()}, int(arrays["seed"]))
 
 
 def resized(key: str, shape: tuple[int, ...], arrays: Arrays) -> tuple[int, ...]:

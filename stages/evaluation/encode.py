@@ -11,9 +11,11 @@ from torch import Tensor
 
 from models.alpro import DualEncoder
 from models.folder import ModelFolder
+from models.timesformer import VideoConfig
 from shards.reader import ShardReader
 from shards.sampling import segment_starts
 from shards.schema import InputError
+from shards.transforms import squash
 from stages.training.objective import Objective
 from stages.word_pieces import WordPieces
 
@@ -50,13 +52,23 @@ def load_model(folder: Path, device: torch.device) -> ModelFolder:
 def encode_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
 ) -> Texts:
-    """All texts through the text encoder."""
+    """All texts through the text encoder. Their tokens stay on the device: for many texts see `embed_texts`."""
     ids, mask = WordPieces(tokenizer).batch(texts, length)
-    parts = [
-        model.encode_text(i.to(device), m.to(device)) for i, m in zip(ids.split(batch), mask.split(batch), strict=True)
-    ]
-    tokens = torch.cat(parts)
-    return Texts(tokens, mask.to(device), model.project_text(tokens).float())
+    mask = mask.to(device)
+    tokens = torch.empty(*ids.shape, model.config.text.width, device=device)  # filled in place: no second copy
+    for start in range(0, len(ids), batch):
+        part = slice(start, start + batch)
+        tokens[part] = model.encode_text(ids[part].to(device), mask[part])
+    return Texts(tokens, mask, model.project_text(tokens).float())
+
+
+@torch.no_grad()
+def embed_texts(
+    model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
+) -> Tensor:
+    """The features (N, E) of all texts; nothing else of them is kept."""
+    parts = [texts[start : start + batch] for start in range(0, len(texts), batch)]
+    return torch.cat([encode_texts(model, tokenizer, part, length, device, batch).features for part in parts])
 
 
 @torch.no_grad()
@@ -73,27 +85,26 @@ def encode_videos(
     `reorder` permutes the frames of a clip, for the controls.
     """
     config = objective.model.config.video
-    parts = []
+    tokens = torch.empty(len(numbers), 1 + config.grid**2, config.width, device=device)
     for start in range(0, len(numbers), batch):
-        frames = np.stack([uniform_frames(reader, n, config.frames, reorder) for n in numbers[start : start + batch]])
-        parts.append(objective.model.encode_video(objective.pixels(torch.from_numpy(frames).to(device))))
-    tokens = torch.cat(parts)
+        part = slice(start, start + batch)
+        frames = np.stack([uniform_frames(reader, n, config, reorder) for n in numbers[part]])
+        tokens[part] = objective.model.encode_video(objective.pixels(torch.from_numpy(frames).to(device)))
     return Videos(tokens, objective.model.project_video(tokens).float())
 
 
-def check_readable(reader: ShardReader, numbers: list[int]) -> None:
-    """Reads samples that will be validated on. Raises Unreadable now rather than at the end of training."""
-    for number in numbers:
-        reader[number].frames()
+def uniform_frames(reader: ShardReader, number: int, config: VideoConfig, reorder: Reorder | None = None) -> np.ndarray:
+    """The first frame of each of `config.frames` equal segments of a sample: (T, 3, H, W) uint8.
 
-
-def uniform_frames(reader: ShardReader, number: int, count: int, reorder: Reorder | None = None) -> np.ndarray:
-    """The first frame of each of `count` equal segments of a sample: (T, 3, H, W) uint8."""
+    Images, which are stored with their aspect ratio, are resized to the encoder's size; frames of videos all have one
+    size already.
+    """
     sample = reader[number]
-    chosen = segment_starts(len(sample), count)
-    if reorder:
-        chosen = reorder(chosen)
-    return sample.frames(chosen).transpose(0, 3, 1, 2)
+    chosen = segment_starts(len(sample), config.frames)
+    frames = sample.frames(reorder(chosen) if reorder else chosen)
+    if sample.about["kind"] == "image":
+        frames = squash(frames, config.image_size)
+    return frames.transpose(0, 3, 1, 2)
 
 
 def evaluator(folder: ModelFolder, device: torch.device) -> Objective:

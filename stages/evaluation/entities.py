@@ -1,6 +1,7 @@
 """How often the prompter's best entity for a clip is really in it, and what the best constant guess would reach."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +32,13 @@ def entity_accuracy(
     folder: Path,
     split: str,
     device: torch.device,
+    exclude: Collection[str] = (),
 ) -> EntityScore | None:
     """Names the best entity for every video of a split. None where no video has a known entity.
 
     What is in a video: the manifest's column `entities` where there is one; else the entities that its captions name.
     """
-    reader = ShardReader(folder, split, "video")
+    reader = ShardReader(folder, split, "video", exclude)
     truths = {n: truth for n in range(len(reader)) if (truth := true_entities(reader[n].about, entities))}
     if not truths:
         return None

@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 
@@ -18,13 +17,14 @@ class Ranks:
     gallery: int
 
     def recall(self, k: int) -> np.ndarray:
-        """(Q,) the chance that a right item is among the first k, tied items standing in random order."""
-        slots = np.clip(k - self.better, 0, None)
-        missed = [
-            comb(int(wrong), int(m)) / comb(int(wrong + right), int(m)) if m <= wrong + right else 0.0
-            for m, wrong, right in zip(slots, self.tied_wrong, self.tied_right, strict=True)
-        ]
-        return 1 - np.array(missed)
+        """(Q,) the probability that a right item is among the first k, tied items standing in random order."""
+        slots = np.clip(k - self.better, 0, None)  # places left for the tied items
+        missed = np.ones(len(slots))
+        for place in range(int(slots.max(initial=0))):
+            wrong = np.clip(self.tied_wrong - place, 0, None)
+            left = np.maximum(self.tied_wrong + self.tied_right - place, 1)
+            missed = np.where(place < slots, missed * wrong / left, missed)
+        return 1 - missed
 
     @property
     def rank(self) -> np.ndarray:
@@ -67,14 +67,29 @@ def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> tuple[di
 
 def chance_metrics(video_of_text: np.ndarray, videos: int) -> dict[str, float]:
     """What random scores reach, under the names of `retrieval_metrics`: mean recalls, the median of the rank."""
-    _, t2v, v2t = retrieval_metrics(np.zeros((len(video_of_text), videos)), video_of_text)
+    texts_of_video = np.bincount(video_of_text, minlength=videos)
+    right = {"t2v": np.ones(len(video_of_text), np.int64), "v2t": texts_of_video[texts_of_video > 0]}
+    galleries = {"t2v": videos, "v2t": len(video_of_text)}
     found: dict[str, float] = {}
-    for name, ranks in (("t2v", t2v), ("v2t", v2t)):
-        reached = np.array([ranks.recall(k).mean() for k in range(1, ranks.gallery + 1)])
+    for way, counts in right.items():
+        reached = chance_recalls(counts, galleries[way])
         half = [int(np.argmax(reached >= 0.5 - 1e-9)), int(np.argmax(reached > 0.5 + 1e-9))]
-        found |= {f"{name}/R{k}": float(reached[min(k, ranks.gallery) - 1] * 100) for k in (1, 5, 10)}
-        found[f"{name}/MdR"] = 1 + sum(half) / 2
+        found |= {f"{way}/R{k}": float(reached[min(k, len(reached)) - 1] * 100) for k in (1, 5, 10)}
+        found[f"{way}/MdR"] = 1 + sum(half) / 2
     return found
+
+
+def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
+    """(G,) the mean recall at 1..G of random ranks; right (Q,): how many right items each query has among G.
+
+    None of c right items is among the first k with probability (G - c)/G x (G - c - 1)/(G - 1) x ..., k factors.
+    """
+    drawn = np.arange(gallery)
+    recalls = np.zeros(gallery)
+    for count, queries in zip(*np.unique(right, return_counts=True), strict=True):
+        missed = np.cumprod(np.clip(gallery - count - drawn, 0, None) / (gallery - drawn))
+        recalls += queries * (1 - missed)
+    return recalls / len(right)
 
 
 def accuracy_by_type(right: np.ndarray, types: list[str]) -> dict[str, float]:

@@ -1,7 +1,9 @@
-"""Question answering: the best answer of the head, right or wrong, overall and by type."""
+"""Question answering: the questions of a split, and the logits of the answer head."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,11 +12,10 @@ from torch import Tensor
 
 from models.alpro import Alpro
 from shards.reader import ShardReader
-from shards.schema import InputError
-from stages.evaluation.encode import Reorder, check_readable, encode_texts, encode_videos
-from stages.evaluation.metrics import accuracy_by_type
-from stages.training.loop import Validate
+from stages.evaluation.encode import Reorder, encode_texts, encode_videos
 from stages.training.objective import Objective
+
+VIDEOS = 64  # whose tokens are on the device at a time
 
 
 @dataclass
@@ -30,15 +31,34 @@ class Questions:
     video_of_question: np.ndarray  # (questions,) place of each question's video among `numbers`
 
     @classmethod
-    def of(cls, folder: Path, split: str, most: int | None = None) -> "Questions":
-        reader = ShardReader(folder, split)
+    def of(cls, folder: Path, split: str, exclude: Collection[str] = ()) -> "Questions":
+        """`exclude`: ids of videos to leave out."""
+        reader = ShardReader(folder, split, exclude=exclude)
         asked = reader.column("questions").to_pylist()
-        numbers = [n for n, questions in enumerate(asked) if questions][:most]
+        numbers = [n for n, questions in enumerate(asked) if questions]
         flat = [(place, q) for place, n in enumerate(numbers) for q in asked[n]]
         ids = reader.column("id").to_pylist()
         texts, answers, types = ([q[key] for _, q in flat] for key in ("question", "answer", "type"))
         return cls(
             reader, numbers, [ids[n] for n in numbers], texts, answers, types, np.array([p for p, _ in flat], np.int64)
+        )
+
+    def first(self, videos: int) -> "Questions":
+        """The questions about the first videos; 0: all."""
+        return self.between(0, videos or len(self.ids))
+
+    def between(self, start: int, stop: int) -> "Questions":
+        """The questions about the videos from place `start` up to `stop`: they stand in the order of their videos."""
+        first, last = np.searchsorted(self.video_of_question, [start, stop])
+        asked = slice(first, last)
+        return Questions(
+            self.reader,
+            self.numbers[start:stop],
+            self.ids[start:stop],
+            self.texts[asked],
+            self.answers[asked],
+            self.types[asked],
+            self.video_of_question[asked] - start,
         )
 
 
@@ -52,47 +72,18 @@ def answer_logits(
     batch: int = 256,
     reorder: Reorder | None = None,
 ) -> Tensor:
-    """The answer head's logits of every question: (questions, answers), on the CPU."""
-    assert isinstance(objective.model, Alpro)
-    texts = encode_texts(objective.model, tokenizer, questions.texts, length, device)
-    videos = encode_videos(objective, questions.reader, questions.numbers, device, reorder=reorder)
-    place = torch.from_numpy(questions.video_of_question).to(device)
+    """The answer head's logits of every question: (questions, answers), on the CPU.
+
+    The device holds the tokens of some videos and of a batch of questions at a time, however many there are.
+    """
+    model = cast(Alpro, objective.model)
     parts = []
-    for start in range(0, len(place), batch):
-        part = slice(start, start + batch)
-        parts.append(
-            objective.model.answer(texts.tokens[part], texts.mask[part], videos.tokens[place[part]]).float().cpu()
-        )
+    for start in range(0, len(questions.numbers), VIDEOS):
+        some = questions.between(start, start + VIDEOS)
+        videos = encode_videos(objective, some.reader, some.numbers, device, reorder=reorder)
+        place = torch.from_numpy(some.video_of_question).to(device)
+        for first in range(0, len(some.texts), batch):
+            part = slice(first, first + batch)
+            texts = encode_texts(model, tokenizer, some.texts[part], length, device)
+            parts.append(model.answer(texts.tokens, texts.mask, videos.tokens[place[part]]).float().cpu())
     return torch.cat(parts)
-
-
-def validate_qa(
-    objective: Objective,
-    inputs: dict[str, Path],
-    tokenizer: Tokenizer,
-    answers: list[str],
-    length: int,
-    most: int = 500,
-) -> tuple[Validate, str]:
-    """Accuracy on the questions of the first `most` validation videos, and the metric to select by."""
-    questions = validation_questions(inputs, most)
-    check_readable(questions.reader, questions.numbers)
-    device = objective.mean.device
-
-    def validate() -> dict[str, float]:
-        best = answer_logits(objective, questions, tokenizer, length, device).argmax(1)
-        right = np.array([answers[int(i)] == answer for i, answer in zip(best, questions.answers, strict=True)])
-        return {f"validation/qa/{name}": value for name, value in accuracy_by_type(right, questions.types).items()}
-
-    return validate, "validation/qa/acc"
-
-
-def validation_questions(inputs: dict[str, Path], most: int) -> Questions:
-    for folder in inputs.values():
-        if (folder / "index.parquet").is_file():
-            questions = Questions.of(folder, "validation", most)
-            if questions.texts:
-                return questions
-    raise InputError(
-        "no corpus has validation videos with questions: mark some in the column split, or raise `validation`"
-    )

@@ -1,5 +1,6 @@
-"""Text-video retrieval: every pair by the matching head, or the best k by similarity matched anew."""
+"""Text-video retrieval: every pair by the matching head, or the k most similar pairs of a query."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,8 @@ from torch import Tensor
 
 from models.alpro import Alpro
 from shards.reader import ShardReader
-from shards.schema import InputError
-from stages.evaluation.encode import Reorder, Texts, Videos, check_readable, encode_texts, encode_videos
-from stages.evaluation.metrics import retrieval_metrics
-from stages.training.loop import Validate
+from stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos
+from stages.training.config import Protocol
 from stages.training.objective import Objective
 
 
@@ -28,8 +27,9 @@ class Gallery:
     video_of_text: np.ndarray  # (texts,) place of each text's video among `numbers`
 
     @classmethod
-    def of(cls, folder: Path, split: str) -> "Gallery":
-        reader = ShardReader(folder, split)
+    def of(cls, folder: Path, split: str, exclude: Collection[str] = ()) -> "Gallery":
+        """`exclude`: ids of videos to leave out."""
+        reader = ShardReader(folder, split, exclude=exclude)
         captions = reader.column("captions").to_pylist()
         numbers = [n for n, said in enumerate(captions) if said]
         ids = reader.column("id").to_pylist()
@@ -37,6 +37,14 @@ class Gallery:
         return cls(
             reader, numbers, [ids[n] for n in numbers], [t for _, t in texts], np.array([p for p, _ in texts], np.int64)
         )
+
+    def first(self, videos: int, captions: int) -> "Gallery":
+        """The first videos, each with its first captions; 0: all."""
+        of_video = np.arange(len(self.texts)) - np.searchsorted(self.video_of_text, self.video_of_text)
+        kept = (of_video < (captions or len(self.texts))) & (self.video_of_text < (videos or len(self.ids)))
+        texts = [self.texts[i] for i in np.flatnonzero(kept)]
+        some = slice(videos or None)
+        return Gallery(self.reader, self.numbers[some], self.ids[some], texts, self.video_of_text[kept])
 
 
 def encode_gallery(
@@ -49,6 +57,11 @@ def encode_gallery(
 ) -> tuple[Texts, Videos]:
     texts = encode_texts(objective.model, tokenizer, gallery.texts, length, device)
     return texts, encode_videos(objective, gallery.reader, gallery.numbers, device, reorder=reorder)
+
+
+def match_pairs(model: Alpro, texts: Texts, videos: Videos, protocol: Protocol, k: int) -> np.ndarray:
+    """Scores (texts, videos) by a protocol: all pairs matched, or the k most similar of each query."""
+    return match_all(model, texts, videos) if protocol == "all" else match_top_k(model, texts, videos, k)
 
 
 @torch.no_grad()
@@ -84,43 +97,3 @@ def match_top_k(model: Alpro, texts: Texts, videos: Videos, k: int, batch: int =
     scores = similarity - similarity.max() + (margins.min() - 10)
     scores[pairs[:, 0], pairs[:, 1]] = margins + similarity[pairs[:, 0], pairs[:, 1]]
     return scores.numpy()
-
-
-def validate_retrieval(
-    objective: Objective, inputs: dict[str, Path], tokenizer: Tokenizer, length: int, most: int = 500
-) -> tuple[Validate, str]:
-    """A validation by matching the 16 most similar, on the first `most` videos; and the metric to select by."""
-    gallery = validation_gallery(inputs, most)
-    check_readable(gallery.reader, gallery.numbers)
-    device = objective.mean.device
-
-    def validate() -> dict[str, float]:
-        texts, videos = encode_gallery(objective, gallery, tokenizer, length, device)
-        assert isinstance(objective.model, Alpro)
-        metrics, _, _ = retrieval_metrics(match_top_k(objective.model, texts, videos, 16), gallery.video_of_text)
-        mean = np.mean([metrics[f"{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)])
-        return {f"validation/{name}": value for name, value in metrics.items()} | {
-            "validation/mean_recall": float(mean)
-        }
-
-    return validate, "validation/mean_recall"
-
-
-def validation_gallery(inputs: dict[str, Path], most: int) -> Gallery:
-    """The validation videos of the first corpus that has some; InputError where none has."""
-    for folder in inputs.values():
-        if (folder / "index.parquet").is_file():
-            gallery = Gallery.of(folder, "validation")
-            if gallery.numbers:
-                return first_of(gallery, most)
-    raise InputError(
-        "no corpus has validation videos with captions: mark some in the column split, or raise `validation`"
-    )
-
-
-def first_of(gallery: Gallery, most: int) -> Gallery:
-    """The first `most` videos of a gallery, with the first caption of each."""
-    _, first = np.unique(gallery.video_of_text, return_index=True)
-    first = first[:most]
-    texts = [gallery.texts[i] for i in first]
-    return Gallery(gallery.reader, gallery.numbers[:most], gallery.ids[:most], texts, np.arange(len(texts)))

@@ -85,9 +85,6 @@ class Checkpoints:
             return json.loads((folder / "state.json").read_text())
         return None
 
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Writes a safetensors file. Raises OSError where it cannot, as on a full disk."""

@@ -9,16 +9,7 @@ from models.initial import load_initial
 from shards.schema import InputError
 from stages.artifacts import StageConfig
 
-Negatives = Literal["rank", "global"]
-
-
-class MatchingConfig(StageConfig):
-    """What the stages share that train video-text matching."""
-
-    negatives: Negatives = Field(
-        "rank",
-        description="hard negatives are drawn among the pairs of one process, as in the paper, or of all: global",
-    )
+Protocol = Literal["all", "top_k"]
 
 
 class Phase(StageConfig):
@@ -42,6 +33,30 @@ class Phase(StageConfig):
         return self
 
 
+class Validation(StageConfig):
+    """How often a training stage validates, and on how much of the validation split of its corpora."""
+
+    times: int = Field(1, ge=1, description="validations in a run, at equal distances; the last is at the end")
+    videos: int = Field(0, ge=0, description="validate on the first videos of each corpus; 0: on all")
+
+
+class ContrastValidation(Validation):
+    """Validation of retrieval by similarity."""
+
+    videos: int = Field(500, ge=0, description="validate on the first videos of each corpus; 0: on all")
+    captions: int = Field(1, ge=0, description="first captions of a video that are queries; 0: all")
+
+
+class MatchingValidation(Validation):
+    """Validation of retrieval by matching; the default is the protocol of the test."""
+
+    captions: int = Field(0, ge=0, description="first captions of a video that are queries; 0: all")
+    protocol: Protocol = Field(
+        "all", description="all: the matching head on every pair; top_k: on the k most similar pairs of a query"
+    )
+    k: int = Field(128, ge=1, description="pairs a query that top_k matches")
+
+
 class TrainingConfig(StageConfig):
     """What every training stage has; the defaults are the paper's pre-training."""
 
@@ -55,11 +70,10 @@ class TrainingConfig(StageConfig):
     )
     lr: float = Field(1e-4, gt=0, description="highest learning rate")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
-    last_lr: float = Field(
-        0.0, ge=0, le=1, description="share of the highest rate that is left at the end of the linear decay"
-    )
+    last_lr: float = Field(0.0, ge=0, le=1, description="share of the highest rate that the linear decay ends at")
     weight_decay: float = Field(1e-3, ge=0, description="AdamW's, not on biases, norms and position embeddings")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's")
+    eps: float = Field(1e-6, gt=0, description="AdamW's")
     clip_norm: float = Field(20.0, gt=0, description="largest norm of the gradient")
     text_length: int = Field(30, ge=4, description="most word pieces of a text")
     sampling: Literal["halves", "random"] = Field(
@@ -83,14 +97,54 @@ class TrainingConfig(StageConfig):
         description="share of the examples that may turn out damaged in their shards before training ends; each is "
         "told, and the next one shown in its place",
     )
-    validate_every: int = Field(0, ge=0, description="steps between validations; 0: at the end alone")
+    validation: Validation = Validation()
     log_every: int = Field(10, ge=1, description="steps between logged metrics, each the mean since the last")
     mixed_precision: bool = Field(True, description="bfloat16 autocast, on a GPU")
+
+    @property
+    def corpora(self) -> list[str]:
+        """The names of the corpora that it trains on, each once, in the order of the phases."""
+        return list(dict.fromkeys(name for phase in self.phases for name in phase.corpora))
+
+    def check_division(self, ranks: int) -> None:
+        """Raises InputError if a batch cannot be divided equally among so many processes."""
+        if self.batch_size % (ranks * self.accumulate):
+            raise InputError(
+                f"batch_size {self.batch_size} does not divide among {ranks} processes x {self.accumulate} parts"
+            )
+
+
+class MatchingConfig(TrainingConfig):
+    """What the stages share that train video-text matching."""
+
+    negatives_pool: int = Field(
+        0,
+        ge=0,
+        description="hard negatives of a pair are drawn among this many consecutive pairs of the batch, however many "
+        "processes share it; 0: among all of them. The paper: as many as a GPU had, 16 in pre-training",
+    )
+
+    @model_validator(mode="after")
+    def _whole_pools(self) -> "MatchingConfig":
+        part = self.batch_size // self.accumulate
+        if self.negatives_pool and part % self.negatives_pool:
+            raise ValueError(f"negatives_pool {self.negatives_pool} does not divide batch_size / accumulate = {part}")
+        return self
+
+    def check_division(self, ranks: int) -> None:
+        super().check_division(ranks)
+        local, pool = self.batch_size // self.accumulate // ranks, self.negatives_pool
+        if pool and local % pool and pool % local:
+            raise InputError(
+                f"negatives_pool {pool}: with {ranks} processes each has {local} pairs at a time; one must be a "
+                "multiple of the other"
+            )
 
 
 class EncoderConfig(TrainingConfig):
     """What the stages share that make a model: its sizes, and where its weights come from."""
 
+    validation: ContrastValidation = ContrastValidation()
     model: ModelConfig = ModelConfig()
     vit: str = Field(
         "",

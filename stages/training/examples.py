@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from models.losses import mask_words, random_box
-from shards.reader import ShardReader, Unreadable
+from shards.reader import Sample, ShardReader, Unreadable
 from shards.sampling import frames_at_random, frames_in_halves, grouped_order
 from shards.schema import InputError
+from shards.transforms import random_crop, squash
 from stages.artifacts import Resources
 from stages.pictures import clip_strip, sheet
-from stages.training.augment import augment, each_operation
+from stages.training.augment import augment_image, augment_video, each_operation
 from stages.training.config import Phase, TrainingConfig
 from stages.word_pieces import WordPieces, pad, padded
 
@@ -48,6 +49,7 @@ class Batch:
         None  # (B, 2) in [0, 1): what draws each example's hard negatives; None: chance of the moment
     )
     most_masked: int = 0  # at least the most masked words of a text, rounded up; 0: not known
+    lengths: list[int] = field(default_factory=list)  # of the texts; empty where all batches have one
     unreadable: list[str] = field(default_factory=list)  # examples in whose place the next one is shown, and why
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -63,14 +65,20 @@ class Batch:
         return self.map(Tensor.pin_memory)
 
     def split(self, parts: int) -> list["Batch"]:
-        """Equal parts in order, for gradient accumulation."""
+        """Equal parts in order, for gradient accumulation; each as wide as its own longest text."""
         if parts == 1:
             return [self]
         size = len(self.ids) // parts
         found = []
         for number in range(parts):
             cut = slice(number * size, (number + 1) * size)
-            found.append(replace(self.map(itemgetter(cut)), ids=self.ids[cut]))
+            part = replace(self.map(itemgetter(cut)), ids=self.ids[cut], lengths=self.lengths[cut])
+            if part.lengths:
+                longest = padded(max(part.lengths))
+                part.text, part.mask = part.text[:, :longest], part.mask[:, :longest]
+                if part.masked is not None and part.labels is not None:
+                    part.masked, part.labels = part.masked[:, :longest], part.labels[:, :longest]
+            found.append(part)
         return found
 
 
@@ -141,18 +149,16 @@ class Steps(Dataset[Batch]):
         self.frames, self.image_size, self.grid, self.mlm_rate = frames, image_size, grid, mlm_rate
         self.rank, self.ranks = rank, ranks
         self.one_length = ranks > 1  # texts are padded to the same length: on all ranks, in all steps
-        if config.batch_size % (ranks * config.accumulate):
-            raise InputError(
-                f"batch_size {config.batch_size} does not divide among {ranks} processes x {config.accumulate} parts"
-            )
+        config.check_division(ranks)
         self.sources: list[Source] = []
-        for name in dict.fromkeys(c for phase in config.phases for c in phase.corpora):
+        self.skipped = 0
+        for name in config.corpora:
             for kind in ("video", "image"):
                 first = sum(len(s.reader) for s in self.sources)
                 source = Source(name, corpora[name], kind, unit, config.groups_together, first)
+                self.skipped += source.skipped  # also of a source that has no example
                 if len(source):
                     self.sources.append(source)
-        self.skipped = sum(source.skipped for source in self.sources)
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -190,13 +196,13 @@ class Steps(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         source = self.sources[self.source_of[step]]
         size = self.config.batch_size
-        mine = size // self.ranks
-        examples = source.at(int(self.turn[step]) * size, size, self.config.seed)[
-            self.rank * mine : (self.rank + 1) * mine
-        ]
+        examples = source.at(int(self.turn[step]) * size, size, self.config.seed)
+        # Each accumulated part is shared by all ranks, so that it is the same examples on any number of them.
+        mine = np.arange(size).reshape(self.config.accumulate, self.ranks, -1)[:, self.rank].ravel()
         unreadable: list[str] = []
-        items = [self.readable(source, epoch, number, unreadable) for epoch, number in examples]
-        batch = collate(step, source.kind, items, self.config.text_length if self.one_length else 0)
+        items = [self.readable(source, epoch, n, unreadable) for epoch, n in (examples[place] for place in mine)]
+        length = self.config.text_length if self.one_length else 0
+        batch = collate(step, source.kind, items, self.words.pad_id, length)
         return replace(batch, unreadable=unreadable)
 
     def readable(self, source: Source, epoch: int, number: int, unreadable: list[str]) -> dict:
@@ -233,20 +239,12 @@ class Steps(Dataset[Batch]):
         else:
             captions = sample.about["captions"]
             said = text = captions[int(rng.integers(len(captions))) if text_number < 0 else text_number]
-        stored = len(sample)
-        choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
-        chosen = choose(stored, self.frames, rng) if stored > 1 else [0] * self.frames
-        frames = sample.frames(chosen)
-        crop = self.config.random_crop
-        if self.config.augmentation == "official":
-            frames = augment(frames, source.kind, said, rng)
-            crop = 1.0 if source.kind == "image" else crop
-        frames = random_crop(frames, self.image_size, crop, rng)
+        frames = (self.still if source.kind == "image" else self.clip)(sample, said, rng)
         ids = self.words.ids([text], self.config.text_length)[0]
         item = {
             "id": sample.about["id"],
             "video": source.first_video + int(sample_number),
-            "frames": frames,
+            "frames": np.ascontiguousarray(frames.transpose(0, 3, 1, 2)),
             "ids": ids,
         }
         if self.unit == "question":
@@ -260,6 +258,22 @@ class Steps(Dataset[Batch]):
             item["box"] = random_box(self.grid, rng)
         item["chance"] = rng.random(2)
         return item
+
+    def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
+        """Frames of a video: (T, H, W, 3) uint8, still to be resized to the encoder's size."""
+        choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
+        chosen = choose(len(sample), self.frames, rng) if len(sample) > 1 else [0] * self.frames
+        frames = random_crop(sample.frames(chosen), self.config.random_crop, rng)
+        return augment_video(frames, text, rng) if self.config.augmentation == "official" else frames
+
+    def still(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
+        """An image, stored with any aspect ratio, as a clip that stands still: (T, size, size, 3) uint8."""
+        frame = sample.frames([0])
+        if self.config.augmentation == "official":
+            frame = augment_image(frame[0], self.image_size, text, rng)[None]
+        else:
+            frame = squash(random_crop(frame, self.config.random_crop, rng), self.image_size)
+        return np.broadcast_to(frame, (self.frames, *frame.shape[1:]))
 
     def draw_augmentation(self, path: Path) -> None:
         """A picture of the augmentation: for each source a clip as it is stored and under each operation alone, then
@@ -323,33 +337,21 @@ def heed_no_stop(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def random_crop(frames: np.ndarray, size: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A square crop of `share` of the side (1 = all of it) at a random place, the same in every frame.
-
-    frames (T, H, W, 3) -> (T, 3, h, w), still to be resized to `size`.
-    """
-    height, width = frames.shape[1:3]
-    if share < 1:
-        side_h, side_w = round(height * share), round(width * share)
-        top, left = int(rng.integers(height - side_h + 1)), int(rng.integers(width - side_w + 1))
-        frames = frames[:, top : top + side_h, left : left + side_w]
-    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
-
-
-def collate(step: int, kind: str, items: list[dict], length: int) -> Batch:
-    """Examples to a batch, texts padded to `length`, 0 for that of the longest."""
+def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -> Batch:
+    """Examples to a batch, texts padded to `length`; 0: to the longest."""
     batch = Batch(
         step=step,
         kind=kind,
         ids=[item["id"] for item in items],
         video=torch.tensor([item["video"] for item in items]),
         frames=torch.from_numpy(np.stack([item["frames"] for item in items])),
-        text=torch.from_numpy(pad([item["ids"] for item in items], 0, length)),
+        text=torch.from_numpy(pad([item["ids"] for item in items], pad_id, length)),
         mask=torch.from_numpy(pad([np.ones_like(item["ids"]) for item in items], 0, length)),
         chance=torch.from_numpy(np.stack([item["chance"] for item in items])),
+        lengths=[] if length else [len(item["ids"]) for item in items],
     )
     if "masked" in items[0]:
-        batch.masked = torch.from_numpy(pad([item["masked"] for item in items], 0, length))
+        batch.masked = torch.from_numpy(pad([item["masked"] for item in items], pad_id, length))
         batch.labels = torch.from_numpy(pad([item["labels"] for item in items], -100, length))
         batch.most_masked = padded(max(1, int((batch.labels != -100).sum(1).max())))
     if "box" in items[0]:

@@ -68,7 +68,7 @@ def fit(
 ) -> dict[str, float]:
     """Trains the objective's model over all steps of `data`, from the newest checkpoint in `out` where there is one.
 
-    `validate()` gives metrics every `validate_every` steps and at the end; where `select` names one of them, the
+    `validate()` gives metrics `validation.times` times, the last time at the end; where `select` names one of them, the
     weights with its highest value are the result, else the last ones. `watch(step)` is called by the first rank after
     every step. Returns the final metrics. A SIGTERM or Ctrl-C writes a checkpoint and ends the process with status
     CONTINUE.
@@ -84,7 +84,7 @@ def fit(
     most, least = highest([done.step, -done.step], world.device)
     if most != -least:
         raise InputError(
-            f"{out}: ranks found checkpoints of steps {-least:g} and {most:g}; start again when all see both"
+            f"{out}: ranks found checkpoints of steps {int(-least)} and {int(most)}; start again when all see both"
         )
     if not world.main:
         done.unlogged = {}  # those of all ranks; the first has them
@@ -204,7 +204,7 @@ class _Run:
             if logged or self.world.device.type == "cpu":  # looking at a GPU would wait for it
                 self.done.skipped += self.skipped.read(BAD_STEPS)
             after(step, self.log(clock) if logged else "")
-            if validate and (last or (self.config.validate_every and step % self.config.validate_every == 0)):
+            if validate and self.is_validated(step):
                 final = self.validate(validate, select)
                 clock.start_window()
             # Ranks agree on when to stop and to save; asking costs a message, so many ask only now and then.
@@ -219,9 +219,12 @@ class _Run:
                 if stop:
                     self.leave()
             clock.step_ended()
-        if validate and not final:  # the last step was done before an interruption
-            final = self.validate(validate, select)
         return final
+
+    def is_validated(self, step: int) -> bool:
+        """Whether a validation follows a step: `validation.times` in a run, at equal distances, the last at its end."""
+        times, steps = self.config.validation.times, len(self.data)
+        return step * times // steps > (step - 1) * times // steps
 
     def tell_unreadable(self, batch: Batch) -> None:
         """Tells of examples that were damaged in their shards, while they are few."""

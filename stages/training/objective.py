@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from models.alpro import Alpro, DualEncoder, Prompter
 from models.flops import classifier_flops, fusion_flops, mlm_flops, text_flops, video_flops
 from models.losses import box_mask, hard_negatives, mlm_loss, pem_loss, vtc_loss, vtm_loss
-from stages.training.config import Negatives
 from stages.training.distributed import gather, total
 from stages.training.examples import Batch
 
@@ -26,6 +25,11 @@ class Objective(nn.Module):
         self.model = model
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def black(self) -> Tensor:
+        """A black pixel after normalisation: (3, 1, 1)."""
+        return -self.mean / self.std
 
     @property
     def unread(self) -> set[str]:
@@ -104,15 +108,15 @@ class PrompterObjective(Objective):
 class MatchingObjective(Objective):
     """VTC and VTM: retrieval fine-tuning, and the base of pre-training.
 
-    `negatives`: "rank" draws hard negatives among the pairs of this rank, as the paper does; "global" among those of
-    all ranks, so that a step is the same on any number of them.
+    `negatives_pool`: hard negatives of a pair are drawn among this many consecutive pairs of the global batch (0: among
+    all), so that a step is the same on any number of ranks.
     """
 
     model: Alpro
 
-    def __init__(self, model: Alpro, mean: list[float], std: list[float], negatives: Negatives = "rank"):
+    def __init__(self, model: Alpro, mean: list[float], std: list[float], negatives_pool: int = 0):
         super().__init__(model, mean, std)
-        self.wide = negatives == "global"
+        self.negatives_pool = negatives_pool
 
     @property
     def unread(self) -> set[str]:
@@ -124,16 +128,20 @@ class MatchingObjective(Objective):
         """Each text with a hard negative video, each video with a hard negative text (text, mask, video); and which
         rows have one (2B,). One call on the device for each direction."""
         size = len(batch.video)
-        if self.wide:
+        pool = self.negatives_pool or size * ranks()
+        first = rank() * size  # of this rank's pairs in the global batch
+        videos, texts, masks, numbers = video, text, batch.mask, batch.video
+        if pool > size:
             videos, texts, masks, numbers = (gather(part) for part in (video, text, batch.mask, batch.video))
+            columns = torch.arange(len(numbers), device=video.device)
         else:
-            videos, texts, masks, numbers = video, text, batch.mask, batch.video
-            here = slice(rank() * size, (rank() + 1) * size)
-            v2t, t2v = v2t[:, here], t2v[:, here]
-        same = batch.video[:, None] == numbers[None]
+            v2t, t2v = v2t[:, first : first + size], t2v[:, first : first + size]
+            columns = torch.arange(first, first + size, device=video.device)
+        rows = torch.arange(first, first + size, device=video.device)
+        excluded = (rows[:, None] // pool != columns[None] // pool) | (batch.video[:, None] == numbers[None])
         chance = batch.chance if batch.chance is not None else torch.rand(size, 2, device=video.device)
-        other_videos, valid = hard_negatives(t2v, same, chance[:, 0])
-        other_texts, _ = hard_negatives(v2t, same, chance[:, 1])  # valid where the videos are: `same` is the same
+        other_videos, valid = hard_negatives(t2v, excluded, chance[:, 0])
+        other_texts, _ = hard_negatives(v2t, excluded, chance[:, 1])  # valid is the same in both directions
         pairs = [(text, batch.mask, videos[other_videos]), (texts[other_texts], masks[other_texts], video)]
         return pairs, valid.repeat(2)
 
@@ -191,9 +199,9 @@ class PretrainObjective(MatchingObjective):
         prompts: dict[str, Tensor],
         weights: dict[str, float],
         threshold: float,
-        negatives: Negatives = "rank",
+        negatives_pool: int = 0,
     ):
-        super().__init__(model, mean, std, negatives)
+        super().__init__(model, mean, std, negatives_pool)
         self.prompter = prompter.requires_grad_(False).eval() if prompter else None
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
@@ -296,7 +304,7 @@ class PretrainObjective(MatchingObjective):
         assert batch.boxes is not None
         assert self.prompter is not None
         prompts = self.image_prompts if batch.kind == "image" else self.video_prompts
-        pseudo_labels = self.prompter.pseudo_labels(frames, batch.boxes, prompts)
+        pseudo_labels = self.prompter.pseudo_labels(frames, batch.boxes, prompts, self.black)
         summed, kept = pem_loss(self.model.pem_logits(patches, inside), pseudo_labels, self.threshold)
         loss = summed * ranks() / total(kept.sum()).clamp(min=1)
         return loss, {"loss_pem": loss.detach(), "pseudo_labels_kept": kept.float().mean()}

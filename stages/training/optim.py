@@ -18,7 +18,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
         place = any(part in NO_DECAY for part in name.split("."))
         (plain if parameter.ndim < 2 or place else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:
@@ -31,9 +31,9 @@ def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """The rate of step 0..steps-1: up from near zero over the warm-up, then linearly down to last_lr."""
+    """The learning rate of step 0..steps-1: linear warm-up, then linear decay towards last_lr x lr."""
     warmup = round(config.warmup * steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     left = (steps - step) / max(1, steps - warmup)
-    return config.lr * max(config.last_lr, left)
+    return config.lr * (config.last_lr + (1 - config.last_lr) * left)

@@ -158,10 +158,10 @@ def test_entities_are_read_from_the_patches_inside_the_box(tiny: ModelConfig):
 def test_pseudo_labels_are_the_softmax_of_the_crops_similarity(tiny: ModelConfig, frames: Tensor):
     prompter = Prompter(tiny).eval()
     prompts = nn.functional.normalize(torch.randn(ENTITIES, 8), dim=1)
-    labels = prompter.pseudo_labels(frames, BOXES, prompts)
+    labels = prompter.pseudo_labels(frames, BOXES, prompts, torch.full((3, 1, 1), -0.5))
     torch.testing.assert_close(labels.sum(dim=1), torch.ones(SIZE))
-    # The first by hand: rows 0-1 and columns 0-2 of patches of 8 pixels are seen, the rest is zero.
-    seen = torch.zeros_like(frames[:1])
+    # The first by hand: rows 0-1 and columns 0-2 of patches of 8 pixels are seen, the rest is black.
+    seen = torch.full_like(frames[:1], -0.5)
     seen[..., :16, :24] = frames[:1, ..., :16, :24]
     similarity = prompter.project_video(prompter.encode_video(seen)) @ prompts.T
     torch.testing.assert_close(labels[:1], (similarity / 0.07).softmax(dim=1), atol=1e-5, rtol=1e-4)
@@ -169,7 +169,8 @@ def test_pseudo_labels_are_the_softmax_of_the_crops_similarity(tiny: ModelConfig
 
 def test_pseudo_labels_carry_no_gradient(tiny: ModelConfig, frames: Tensor):
     prompter = Prompter(tiny)
-    assert not prompter.pseudo_labels(frames, BOXES, torch.randn(ENTITIES, 8, requires_grad=True)).requires_grad
+    prompts = torch.randn(ENTITIES, 8, requires_grad=True)
+    assert not prompter.pseudo_labels(frames, BOXES, prompts, torch.zeros(3, 1, 1)).requires_grad
 
 
 @pytest.mark.parametrize(("learnt", "used"), [(0.07, 0.07), (3.0, 0.5), (1e-5, 0.001), (-1.0, 0.001)])

@@ -165,7 +165,7 @@ def test_store_lists_artifacts_oldest_first(tmp_path):
 
 def test_two_processes_that_make_one_step_make_it_once(tmp_path):
     program = textwrap.dedent("""
-        import sys, time
+        import os, sys, time
         from pathlib import Path
         from stages import render_sample
         from stages.artifacts import Outcome, Step, Store
@@ -175,9 +175,11 @@ def test_two_processes_that_make_one_step_make_it_once(tmp_path):
         def work(step, out):
             with open(out / "makers", "a") as file:
                 file.write("x")
-            time.sleep(1.0)  # the other process comes meanwhile
+            while len(list(store.root.glob("waiting-*"))) < 2:  # the other process comes meanwhile
+                time.sleep(0.01)
             return Outcome()
 
+        (store.root / f"waiting-{os.getpid()}").touch()
         with store.lock(step):
             found = store.find(step)
             if found is None:
@@ -186,10 +188,19 @@ def test_two_processes_that_make_one_step_make_it_once(tmp_path):
     """)
     command = [sys.executable, "-c", program, str(tmp_path)]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = sorted(process.communicate(timeout=60)[0].strip() for process in both)
-    assert said == ["found", "made"]
+    printed = sorted(process.communicate(timeout=120)[0].strip() for process in both)
+    assert printed == ["found", "made"]
     step = Step("render_sample", "sample", render_sample.Config())
     assert (Store(tmp_path).folder(step) / "makers").read_text() == "x"
+
+
+def test_a_store_that_cannot_be_written_is_a_mistake(tmp_path):
+    (tmp_path / "render_sample").write_text("not a folder")
+    with (
+        pytest.raises(InputError, match=rf"{tmp_path}/render_sample: File exists"),
+        Store(tmp_path).lock(sample_step()),
+    ):
+        pass
 
 
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):

@@ -55,6 +55,16 @@ def test_what_is_left_out_is_left_out_with_the_reason():
     ]
 
 
+def test_names_of_the_picture_are_no_entities():
+    """The most frequent nouns of real captions, of MSR-VTT and WebVid, with these among them."""
+    picture = ["background", "clip", "corner", "frame", "left", "right", "scene", "scenes", "shot", "start", "view"]
+    things = ["man", "kitchen", "camera", "screen", "street", "square", "hand"]
+    chosen, left_out = choose(nouns(**dict.fromkeys([*picture, *things], 9)), Config(entities=len(things)))
+    assert sorted(name for name, _ in chosen) == sorted(things)
+    assert sorted(name for name, _, _ in left_out) == picture
+    assert {reason for _, _, reason in left_out} == {"excluded by the configuration"}
+
+
 @pytest.mark.parametrize(("share", "chosen"), [(0.0, "dog play up"), (0.3, "dog play"), (0.31, "dog"), (1.0, "dog")])
 def test_a_word_is_an_entity_where_it_is_a_noun_often_enough(share, chosen):
     words = Counter({("dog", "dog"): 9, ("play", "play"): 3, ("play", ""): 7, ("up", "up"): 2, ("up", ""): 98})
@@ -135,6 +145,28 @@ def test_only_training_captions_are_read(told_vocabulary):
     ]
     assert outcome.counts["captions"] == outcome.counts["distinct_captions"] == 3
     assert pq.read_table(out / "left_out.parquet").num_rows == outcome.counts["nouns"] - 2
+
+
+def test_texts_of_other_splits_do_not_reach_the_tokenizer(corpus_of, tmp_path, resources):
+    """Neither captions nor questions of validation and test: their letters would be in the vocabulary."""
+    train = [
+        {"id": "a", "captions": ["a dog is sleeping", "a dog and a cat"]},
+        {"id": "b", "captions": ["a cat"], "questions": [{"question": "what is it?", "answer": "cat", "type": "what"}]},
+    ]
+    texts = ["ζεβρα", "wyvern wyvern wyvern"]
+    asked = [{"question": f"which {text} is it?", "answer": text, "type": "which"} for text in texts]
+    more = [{"id": s, "split": s, "captions": texts, "questions": asked} for s in ("validation", "test")]
+    found = []
+    for number, rows in enumerate((train, train + more)):
+        out = tmp_path / f"out {number}"
+        out.mkdir()
+        corpus = corpus_of(tmp_path / f"corpus {number}", rows)
+        build_vocabulary.run(Config(entities=2, word_pieces=200), {"corpus": corpus}, out, resources)
+        found.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert found[0] == found[1]
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out 1" / "tokenizer.json"))
+    assert "[UNK]" in tokenizer.encode("ζεβρα").tokens
+    assert "[UNK]" not in tokenizer.encode("what is it?").tokens
 
 
 def test_training_samples_without_a_caption_are_counted_and_listed(told_vocabulary):

@@ -1,14 +1,19 @@
 """Every item ends in exactly one of a shard and the rejects, whoever decodes it and however often it is begun."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import tarfile
-import time
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -20,6 +25,7 @@ from shards.schema import SPLITS, InputError
 from stages import decode_videos
 from stages.artifacts import Outcome, Resources, read_json
 from stages.decode_videos import Config
+from stages.workers import STUCK
 
 BROKEN = {  # the sample's broken items and what is said of them
     "broken-empty": "empty",
@@ -47,6 +53,13 @@ def test_every_item_ends_in_a_shard_or_in_the_rejects(corpus, corpora, sample):
     folder = corpora[corpus]
     index, rejects = (pq.read_table(folder / f"{name}.parquet")["id"].to_pylist() for name in ("index", "rejects"))
     assert sorted(index + rejects) == sorted(manifest_ids(sample, corpus))
+
+
+def test_no_two_samples_of_a_corpus_have_one_key(clips):
+    """Readers of several shards at once, such as WebDataset's, would mix them."""
+    index = pq.read_table(clips / "index.parquet")
+    assert len(set(index["shard"].to_pylist())) > 1
+    assert len(set(index["key"].to_pylist())) == index.num_rows > 1
 
 
 def test_counts_add_up(clips, sample, tmp_path, resources, inline_pool):
@@ -170,16 +183,58 @@ def test_a_missing_decoder_ends_the_stage_and_rejects_nothing(tmp_path, inline_p
     assert not list(out.rglob("*.rejects.parquet"))
 
 
-def test_an_item_of_which_nothing_was_said_was_not_asked_for(decode_rows, monkeypatch):
-    rows = [{"id": "told", "captions": ["a wall"]}, {"id": "silent"}, {"id": "cut", "captions": ["x", "y"]}]
-    decode_image = decode_videos.decode_image
+def decode_with(monkeypatch, errors: dict[str, BaseException]) -> None:
+    """Makes the decoding of the images with these names raise an error."""
+    whole = decode_videos.decode_image
 
-    def decode(path, size, limits):
-        if path.stem == "cut":
-            raise DecodeError("unreadable")
-        return decode_image(path, size, limits)
+    def decode(path, *given, **named):
+        if path.stem in errors:
+            raise errors[path.stem]
+        return whole(path, *given, **named)
 
     monkeypatch.setattr(decode_videos, "decode_image", decode)
+
+
+def test_whatever_decoding_raises_costs_its_row_alone(decode_rows, monkeypatch):
+    errors = {"long": OverflowError("int too big"), "odd": AssertionError(), "io": OSError(5, "Input/output error")}
+    decode_with(monkeypatch, errors)
+    rows = [{"id": name, "captions": ["a wall"], "split": "train"} for name in (*errors, "good")]
+    outcome, out = decode_rows(rows, most_rejects=1)
+    assert (outcome.counts["samples"], outcome.counts["rejected"]) == (1, 3)
+    rejects = pq.read_table(out / "rejects.parquet").to_pylist()
+    assert {row["reason"] for row in rejects} == {"unexpected error"}
+    assert [row["detail"] for row in rejects] == [
+        "OverflowError: int too big",
+        "AssertionError",
+        "OSError: [Errno 5] Input/output error",
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("no PyAV"), OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
+def test_what_is_no_fault_of_the_file_ends_the_stage(decode_rows, monkeypatch, error):
+    decode_with(monkeypatch, {"b": error})
+    with pytest.raises(type(error)):
+        decode_rows([{"id": name, "captions": ["a wall"], "split": "train"} for name in "abc"])
+
+
+def test_a_time_stamp_in_the_place_of_seconds_is_a_bad_row(clips, sample, tmp_path, inline_pool, resources):
+    row = {**json.loads((sample / "clips.jsonl").read_text().splitlines()[0]), "split": "train"}
+    (tmp_path / row["path"]).parent.mkdir(exist_ok=True)
+    shutil.copy(sample / row["path"], tmp_path / row["path"])
+    rows = [row, {**row, "id": "stamp", "start": 1.7e18}, {**row, "id": "late", "start": 999_999}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = Config(frames=2, size=16, most_rejects=1)
+    counts = decode_videos.run(config, {"data": tmp_path / "m.jsonl"}, tmp_path / "out", resources).counts
+    assert (counts["samples"], counts["rejected"]) == (1, 2)
+    reasons = {row["id"]: row["reason"] for row in pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()}
+    assert reasons == {"stamp": "bad row", "late": "no frames"}
+
+
+def test_an_item_of_which_nothing_was_said_was_not_asked_for(decode_rows, monkeypatch):
+    rows = [{"id": "told", "captions": ["a wall"]}, {"id": "silent"}, {"id": "cut", "captions": ["x", "y"]}]
+    decode_with(monkeypatch, {"cut": DecodeError("unreadable")})
     outcome, out = decode_rows([row | {"split": "test"} for row in rows], most_rejects=1)
     assert outcome.counts["rejected"] == 2
     assert read_json(out / "statistics.json")["splits"]["test"] == {
@@ -217,15 +272,77 @@ def test_statistics_are_those_of_the_training_frames(decode_rows):
     assert found["std"] == [0.5, 0.5, 0.001]
 
 
+SHOTS = [  # clips of four videos, of which two have a caption in common with others
+    {"id": f"star_{video}_{n}", "captions": [f"{video} {n}", f"all of {video}"], "colour": (40 * v, 60 * n, 90)}
+    for v, video in enumerate(("AB", "CD", "EF", "GH"))
+    for n in range(3)
+]
+
+
+def test_a_pattern_keeps_clips_of_one_video_in_one_split(decode_rows, capsys):
+    rows = [{**row} for row in SHOTS]
+    outcome, out = decode_rows(rows, group_pattern=r"star_(\w+)_\d+", validation=0.3, test=0.3)
+    index = pq.read_table(out / "index.parquet").to_pylist()
+    assert len({(row["group"], row["split"]) for row in index}) == 4
+    assert {row["split"] for row in index} == set(SPLITS)
+    assert not any("in_training" in name for name in outcome.counts)
+    assert "hint" not in capsys.readouterr().err
+
+
+def test_what_training_has_too_is_printed_counted_and_listed(decode_rows, capsys):
+    outcome, out = decode_rows([{**row} for row in SHOTS], validation=0.3, test=0.3, seed=2)
+    index = pq.read_table(out / "index.parquet").to_pylist()
+    known = {caption for row in index if row["split"] == "train" for caption in row["captions"]}
+    shared = {s: {r["id"] for r in index if r["split"] == s and known & {*r["captions"]}} for s in SPLITS[1:]}
+    assert len(shared["test"]) > 0
+    table = pq.read_table(out / "overlap.parquet").to_pylist()
+    for split in SPLITS[1:]:
+        assert {row["id"] for row in table if row["split"] == split and row["captions"]} == shared[split]
+        assert outcome.counts.get(f"{split}_captions_in_training", 0) == len(shared[split])
+        assert read_json(out / "statistics.json")["overlap"][split]["captions"] == len(shared[split])
+    printed = capsys.readouterr().err
+    assert f"test: {len(shared['test'])} of 4 items share a caption with a training item, and 0 of 0 look" in printed
+    assert (
+        "hint: the names of 12 files differ from others only in a number, such as star_AB_0.png and star_AB_1.png; if"
+        in printed
+    )
+    (pattern,) = re.findall(r"group_pattern = '(.*)' keeps", printed)
+    assert re.search(pattern, "tv/star_AB_12.png")[1] == "tv/star_AB"
+
+
+def test_a_picture_that_training_has_too_is_found(decode_rows, monkeypatch):
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (9, 9, 3), np.uint8).repeat(16, 0).repeat(16, 1) for _ in range(3)]
+    whole, shown = decode_videos.decode_image, {"a": 0, "b": 1, "copy": 0, "other": 2}
+
+    def decode(path, *given, **named):
+        clip = whole(path, *given, **named)
+        return replace(clip, frames=pictures[shown[path.stem]][None])
+
+    monkeypatch.setattr(decode_videos, "decode_image", decode)
+    splits = {"a": "train", "b": "train", "copy": "test", "other": "test"}
+    outcome, out = decode_rows([{"id": name, "captions": [name], "split": split} for name, split in splits.items()])
+    table = pq.read_table(out / "overlap.parquet").to_pylist()
+    assert table == [{"id": "copy", "split": "test", "captions": False, "frames": True}]
+    assert outcome.counts["test_frames_in_training"] == 1
+    assert read_json(out / "statistics.json")["overlap"]["test"]["compared"] == 2
+
+
 def decode_images(rows: list[dict], folder: Path, resources: Resources, **config) -> tuple[Outcome, Path]:
-    """Decodes images made for the rows, as an artifact beside earlier ones of the same folder."""
+    """Decodes images made for the rows, as an artifact beside earlier ones of the same folder.
+
+    Of a row, `touched` (the time of change of its file) and `more` (bytes behind the image) are not in the manifest.
+    """
     out = folder / "artifacts" / f"run {len(list(folder.glob('artifacts/*')))}"
     out.mkdir(parents=True)
-    source = write_manifest(folder / "data", [dict(row) for row in rows])
-    for row in rows:  # an image is written once: what is not changed keeps its time
+    files = [{key: row.get(key, other) for key, other in (("touched", 1), ("more", b""))} for row in rows]
+    source = write_manifest(folder / "data", [{k: v for k, v in row.items() if k not in files[0]} for row in rows])
+    for row, file in zip(rows, files, strict=True):  # an image that is not changed keeps its time
         path = folder / "data" / f"{row['id']}.png"
-        os.utime(path, (row.get("touched", 1), row.get("touched", 1)))
-    outcome = decode_videos.run(Config(size=16, samples_per_shard=4, **config), {"data": source}, out, resources)
+        path.write_bytes(path.read_bytes() + file["more"])
+        os.utime(path, (file["touched"], file["touched"]))
+    settings = {"size": 16, "samples_per_shard": 4, **config}
+    outcome = decode_videos.run(Config.model_validate(settings), {"data": source}, out, resources)
     (out / "manifest.json").write_text("{}")
     return outcome, out
 
@@ -267,6 +384,53 @@ def test_only_shards_with_new_or_changed_rows_are_made(rows, linked, tmp_path, r
     assert finished.items() <= contents(new).items()
 
 
+OTHER_SETTINGS = {
+    "frames": 8,
+    "size": 20,
+    "quality": 80,
+    "decoder": "pyav",
+    "timeout": 30.0,
+    "most_bytes": 10**6,
+    "most_pixels": 10**6,
+    "most_memory": 2**30,
+}
+
+
+def test_no_shard_is_taken_over_that_another_setting_decides(tmp_path, resources, inline_pool):
+    """Each changed alone. What does not decide how frames look is no reason to decode anew."""
+    rows = WALLS[:4]
+    assert OTHER_SETTINGS.keys() == decode_videos.DECIDING
+    assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 0
+    for name, value in OTHER_SETTINGS.items():
+        assert decode_images(rows, tmp_path, resources, **{name: value})[0].counts["linked"] == 0, name
+    for name, value in {"validation": 0.3, "test": 0.3, "seed": 7, "most_rejects": 1.0, "kinds": "image"}.items():
+        assert decode_images(rows, tmp_path, resources, **{name: value})[0].counts["linked"] == 4, name
+
+
+def test_no_shard_is_taken_over_from_another_version(tmp_path, resources, inline_pool, monkeypatch):
+    rows = WALLS[:4]
+    decode_images(rows, tmp_path, resources)
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_videos, "VERSION", decode_videos.VERSION + 1)
+        assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 0
+    for version, linked in (("9.0.1", 0), ("9.0.2", 0), ("9.0.1", 4)):  # of the binary, where it decodes everything
+        monkeypatch.setattr(decode_videos, "ffmpeg_version", lambda version=version: version)
+        assert decode_images(rows, tmp_path, resources, decoder="ffmpeg")[0].counts["linked"] == linked
+
+
+def test_no_shard_is_taken_over_whose_file_alone_changed(tmp_path, resources, inline_pool):
+    """Its row is equal: another time of change with the same size, and another size with the same time."""
+    rows = WALLS[:4]
+    _, old = decode_images(rows, tmp_path, resources)
+    manifest = (tmp_path / "data" / "items.jsonl").read_text()
+    for change in ({"touched": 2}, {"more": b"more"}):
+        outcome, new = decode_images([rows[0] | change, *rows[1:]], tmp_path, resources)
+        assert (tmp_path / "data" / "items.jsonl").read_text() == manifest
+        assert outcome.counts["linked"] == 0
+        assert shards(new) == shards(old)  # the picture is the same, and so are the bytes
+    assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 4
+
+
 def test_a_damaged_shard_is_not_taken_over(tmp_path, resources, inline_pool):
     _, old = decode_images(WALLS, tmp_path, resources)
     damaged = old / "train-image-00001.tar"
@@ -299,8 +463,27 @@ def test_what_is_no_file_is_missing_and_ends_nothing(tmp_path, resources, inline
     assert set(rejects) <= {"missing", "unreadable"}
 
 
+def test_a_link_in_the_data_folder_is_followed_wherever_it_leads(tmp_path, resources, inline_pool):
+    """Large folders of videos are often linked. No path in a row leads out."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder in (data, elsewhere):
+        folder.mkdir()
+    for name in ("a.png", "b.png", "secret.png"):
+        Image.new("RGB", (20, 10)).save(elsewhere / name)
+    (data / "folder").symlink_to(elsewhere)
+    (data / "b.png").symlink_to(elsewhere / "b.png")
+    rows = [{"path": path, "caption": "a wall", "split": "train"} for path in ("folder/a.png", "b.png")]
+    (data / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = partial(decode_videos.run, Config(size=16), {"data": data / "m.jsonl"})
+    assert run(tmp_path / "out", resources).counts["samples"] == 2
+    for path in ("folder/../../elsewhere/secret.png", "../elsewhere/secret.png", str(elsewhere / "secret.png")):
+        (data / "m.jsonl").write_text(json.dumps({"path": path, "caption": "x"}))
+        with pytest.raises(InputError, match="leaves the data folder"):
+            run(tmp_path / "more", resources)
+
+
 def test_rejects_that_may_pass_are_tried_again(tmp_path, resources, inline_pool, monkeypatch):
-    def slow(*_):
+    def slow(*_, **__):
         raise DecodeError("too slow")
 
     monkeypatch.setattr(decode_videos, "decode_image", slow)
@@ -330,17 +513,19 @@ def test_no_id_is_too_strange_for_a_shard(tmp_path, resources, inline_pool):
     assert [reader[number].about["id"] for number in range(len(reader))] == names
     (shard,) = out.glob("*.tar")
     with tarfile.open(shard) as tar:
-        assert {name.partition(".")[0] for name in tar.getnames()} == {f"{n:06d}" for n in range(len(names))}
+        keys = {name.partition(".")[0] for name in tar.getnames()}
+    assert len(keys) == len(names)
+    assert all(re.fullmatch("[0-9a-f]{32}", key) for key in keys)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "out"}
 
 
-def unruly(path: Path, size: int, *rest):
-    """In the place of decode_image: an image named so kills its process, or holds it for ever."""
+def unruly(path: Path, *given, **named):
+    """In the place of decode_image: an image named so kills its process, or ends it as one that hangs is ended."""
     if path.stem == "kills":
         os.kill(os.getpid(), signal.SIGKILL)
     if path.stem == "hangs":
-        time.sleep(600)
-    return decode_image(path, size, *rest)
+        os._exit(STUCK)
+    return decode_image(path, *given, **named)
 
 
 class Unruly(decode_videos.Config):
@@ -349,7 +534,25 @@ class Unruly(decode_videos.Config):
     def __setstate__(self, state) -> None:
         super().__setstate__(state)
         decode_videos.decode_image = unruly
-        decode_videos.most_seconds = lambda config: 6.0
+
+
+def test_an_item_that_hangs_ends_its_process(decode_rows, monkeypatch):
+    limits, inside = [], [False]
+
+    @contextmanager
+    def watch(seconds: float):
+        limits.append(seconds)
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    whole = decode_videos.decode_image
+    monkeypatch.setattr(decode_videos, "ended_after", watch)
+    monkeypatch.setattr(
+        decode_videos, "decode_image", lambda *given, **named: whole(*given, **named) if inside[0] else None
+    )
+    outcome, _ = decode_rows([{"id": name, "captions": ["a wall"]} for name in "abc"], timeout=7)
+    assert (outcome.counts["samples"], limits) == (3, [7 + 30] * 3)
 
 
 def test_an_item_that_kills_or_hangs_its_process_is_rejected_and_no_other(tmp_path):

@@ -12,6 +12,7 @@ from models.alpro import Alpro, Prompter
 from models.folder import ModelFolder
 from models.official import to_official
 from pipeline.cli import parser
+from pipeline.commands import execute
 from shards.schema import InputError
 from stages.import_checkpoint import import_checkpoint
 
@@ -127,11 +128,12 @@ def test_words_of_another_form_are_refused(words, told, official, tokenizer, tmp
 @pytest.mark.parametrize(("task", "usual"), [("pretrain", 30), ("prompter", 30), ("retrieval", 40), ("qa", 40)])
 def test_the_length_of_texts_is_the_tasks_unless_given(task, usual, official, tokenizer, tmp_path):
     torch.save(official(task)[1], tmp_path / "a.pt")
-    for out, given, expected in (("usual", [], usual), ("given", ["--text-length", "50"], 50)):
-        command = ["import-checkpoint", str(tmp_path / "a.pt"), str(tmp_path / out), "--task", task, *given]
+    for name, given, expected in (("usual", [], usual), ("given", ["--text-length", "50"], 50)):
+        out = tmp_path / "imported" / name
+        command = ["import-checkpoint", str(tmp_path / "a.pt"), str(out), "--task", task, *given]
         arguments = parser().parse_args([*command, "--tokenizer", tokenizer])
-        arguments.call(arguments)
-        assert ModelFolder.from_pretrained(tmp_path / out).preprocessing.text_length == expected
+        assert execute(arguments) == 0
+        assert ModelFolder.from_pretrained(out).preprocessing.text_length == expected
     with pytest.raises(InputError, match="--text-length 65: it must be from 4 to 64"):
         import_checkpoint(tmp_path / "a.pt", tmp_path / "long", task, tokenizer, text_length=65)
 

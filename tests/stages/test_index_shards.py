@@ -1,5 +1,6 @@
 """Existing shards as a corpus: indexed where they lie, and read by later stages as those of decode_videos."""
 
+import io
 import json
 import shutil
 import tarfile
@@ -11,8 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from shards.decode import Clip
 from shards.reader import ShardReader, read_index
-from shards.schema import InputError
+from shards.schema import InputError, Row
+from shards.writer import ShardWriter
 from stages import index_shards
 from stages.artifacts import Outcome, Resources
 from stages.training.examples import Steps
@@ -67,6 +70,41 @@ def test_existing_shards_are_a_corpus_like_the_decoded_one(shards, index, clips)
     assert not list(artifact.glob("*.tar"))
 
 
+def test_statistics_are_those_of_the_training_frames(index, tmp_path):
+    """Of all frames where none is for training."""
+
+    def mean(*splits: str) -> list[float]:
+        folder = tmp_path / "-".join(splits)
+        folder.mkdir()
+        with ShardWriter(folder / "all.tar", 95) as writer:
+            for split in splits:
+                row = Row(id=split, path=Path("a"), kind="image", split=split, captions=("x",))
+                frames = np.full((1, 8, 8, 3), {"train": 51, "validation": 255, "test": 102}[split], np.uint8)
+                writer.write(row, Clip(frames, 0.0, 8, 8))
+        artifact, _ = index(folder, f"of {folder.name}")
+        return json.loads((artifact / "statistics.json").read_text())["mean"]
+
+    assert mean("train", "validation", "test") == [0.2] * 3
+    assert mean("test") == [0.4] * 3
+
+
+def test_what_training_has_too_is_listed(index, corpus_of, tmp_path, memory):
+    said = [("train", "a"), ("train", "b"), ("test", "a"), ("test", "c"), ("validation", "d"), ("validation", "b")]
+    rows = [{"id": f"{n}", "split": split, "captions": (caption, f"of {n}")} for n, (split, caption) in enumerate(said)]
+    corpus = corpus_of(tmp_path / "corpus", rows)
+    artifact, outcome = index(corpus)
+    assert pq.read_table(artifact / "overlap.parquet").to_pylist() == [
+        {"id": "2", "split": "test", "captions": True, "frames": False},
+        {"id": "5", "split": "validation", "captions": True, "frames": False},
+    ]
+    assert (outcome.counts["test_captions_in_training"], outcome.counts["validation_captions_in_training"]) == (1, 1)
+    found = json.loads((artifact / "statistics.json").read_text())["overlap"]["test"]
+    assert found == {"items": 2, "captions": 1, "compared": 2, "frames": 0}
+    fsspec.filesystem("memory").pipe_file("/bucket/corpus/all.tar", (corpus / "all.tar").read_bytes())
+    there = json.loads((index(memory, "there")[0] / "statistics.json").read_text())["overlap"]["test"]
+    assert there == found | {"compared": 0}  # frames at a URL would be a request each
+
+
 def test_shards_in_a_store_are_indexed_and_read_there(shards, index, clips, memory):
     for shard in shards.iterdir():
         fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{shard.name}", shard.read_bytes())
@@ -110,6 +148,27 @@ def test_a_pickle_is_refused_in_a_store_too(shards, index, memory):
     for place, out in ((shards, "one"), (memory, "two")):
         with pytest.raises(InputError, match=r"a\.tar|tar: member '000001.pkl' is neither .* it is refused"):
             index(place, out)
+
+
+def test_shards_of_others_are_taken_or_refused_with_their_sample(tmp_path, index, corpus_of):
+    """Member names as `tar -c .` writes them; and a size that no table of the index holds."""
+    made = corpus_of(tmp_path / "made", [{"id": "a", "captions": ("x",)}])
+    (tmp_path / "theirs").mkdir()
+
+    def write(**changes) -> None:
+        with tarfile.open(made / "all.tar") as old, tarfile.open(tmp_path / "theirs" / "b.tar", "w") as new:
+            for member in old:
+                content = old.extractfile(member).read()
+                if member.name.endswith(".json"):
+                    content = json.dumps(json.loads(content) | changes).encode()
+                member.name, member.size = f"./000.{member.name.partition('.')[2]}", len(content)
+                new.addfile(member, io.BytesIO(content))
+
+    write()
+    assert read_index(index(tmp_path / "theirs")[0])["key"].to_pylist() == ["000"]
+    write(width=2**40)
+    with pytest.raises(InputError, match=r"b.tar: sample 000: width: Input should be less than or equal to 1000000"):
+        index(tmp_path / "theirs", "again")
 
 
 def test_a_sample_with_a_damaged_frame_is_a_reject_within_the_limit(shards, index):
@@ -163,6 +222,16 @@ def test_finished_shards_are_not_indexed_again(shards, index, monkeypatch):
     monkeypatch.setattr(index_shards, "index_shard", lambda path: done.append(path) or whole(path))
     index(shards)
     assert done == [last]
+
+
+def test_copies_that_tasks_of_a_cluster_may_still_read_are_left(shards, index, tmp_path, resources):
+    """They can outlive the pipeline that sent them."""
+    for out, dask, left in (("here", "", False), ("there", "tcp://127.0.0.1:1", True)):
+        copy = tmp_path / out / "parts" / ".fetched.a.tar"
+        copy.parent.mkdir(parents=True)
+        copy.touch()
+        index(shards, out, resources.model_copy(update={"dask": dask}))
+        assert copy.exists() == left
 
 
 def test_a_folder_without_shards_is_told(tmp_path, index, memory):

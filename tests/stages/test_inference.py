@@ -81,6 +81,20 @@ def test_entities_of_a_region_are_those_of_the_prompter(folders, videos, tmp_pat
     assert picture.width > 2 * 176
 
 
+def test_a_region_is_top_left_height_and_width(folders, videos, monkeypatch):
+    model, seen = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu"), []
+    whole = model.folder.model.pseudo_labels
+
+    def watched(frames, boxes, *rest):
+        seen.append(boxes.tolist())
+        return whole(frames, boxes, *rest)
+
+    monkeypatch.setattr(model.folder.model, "pseudo_labels", watched)
+    model.entities(videos[0], (0.75, 0, 0.25, 0.5))  # of 4 x 4 patches
+    model.entities(videos[0], (0.25, 0.5, 0.75, 0.25))
+    assert seen == [[[3, 0, 1, 2]], [[1, 2, 3, 1]]]
+
+
 def test_a_folder_is_saved_and_read_again(folders, videos, tmp_path):
     model = Model.from_pretrained(folders["qa"], device="cpu")
     model.save_pretrained(tmp_path / "copy")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.cli import parser
+from pipeline.commands import execute
 from shards.reader import read_index
 from shards.schema import INDEX, SPLITS, InputError
 from stages.inspect_corpus import (
@@ -154,8 +155,7 @@ def test_the_data_and_the_frames_are_written(clips, tmp_path):
 
 
 def test_the_command_prints_a_table(clips, capsys):
-    given = parser().parse_args(["inspect", str(clips)])
-    assert given.call(given) == 0
+    assert execute(parser().parse_args(["inspect", str(clips)])) == 0
     said = capsys.readouterr().out
     assert "also in training" in said
     assert "words of a caption" in said

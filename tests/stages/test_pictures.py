@@ -24,6 +24,18 @@ def test_the_crop_is_bright_and_the_rest_is_dark():
         assert pixels[int(y * TILE), int(x * TILE)].max() < 100
 
 
+def test_a_crop_that_is_wider_than_tall_stays_where_it_is():
+    """Below the middle on the left: (top, left, height, width), and not the other way round."""
+    pixels = np.asarray(draw_entities(WHITE, (0.6, 0.1, 0.2, 0.7), [], "", None))
+    bright = {
+        (y, x)
+        for y in range(5, 100, 10)
+        for x in range(5, 100, 10)
+        if pixels[y * TILE // 100, x * TILE // 100].min() > 200
+    }
+    assert bright == {(y, x) for y in (65, 75) for x in range(15, 80, 10)}
+
+
 def test_whether_a_pseudo_label_was_kept_is_shown_in_its_colour():
     def colours(kept):
         picture = draw_entities(WHITE, (0, 0, 1, 1), [("ball", 0.71)], "a ball", kept)

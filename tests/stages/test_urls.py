@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from shards.manifest import scan_manifest
+from shards.plan import Unit
 from shards.schema import InputError, Row
 from shards.storage import Location
 from stages import decode_videos
 from stages.artifacts import Resources
-from stages.files import Digests, digest_data
+from stages.files import Contents, Digests, digest_data
 
 
 @pytest.fixture
@@ -81,6 +83,18 @@ def test_rows_of_a_local_manifest_may_name_videos_on_the_network(manifest, tmp_p
     shards, rejected = decoded(tmp_path / "table.jsonl", tmp_path / "out", resources)
     assert len(shards) == 1
     assert rejected == []
+
+
+def test_another_signature_is_the_same_corpus(manifest, tmp_path, served):
+    url, digests = served(manifest.parent)[0], Digests(tmp_path / "digests.sqlite")
+
+    def signed(signature: str) -> tuple[Contents, str]:
+        path = f"{url.replace('//', f'//me:{signature}@')}/a%20b%20%230.mp4?X-Amz-Signature={signature}"
+        (tmp_path / "m.jsonl").write_text(json.dumps({"path": path, "caption": "a clip", "split": "train"}))
+        unit = Unit("a", [row for row in scan_manifest(tmp_path / "m.jsonl") if isinstance(row, Row)])
+        return digest_data(tmp_path / "m.jsonl", digests), decode_videos.unit_key(unit, decode_videos.Config())
+
+    assert signed("one") == signed("two")
 
 
 @pytest.mark.parametrize("path", ["../a.mp4", "file:///etc/passwd", "/etc/passwd", "zip://a::file:///etc/x.zip"])

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import pytest
 from shards.schema import InputError
 from stages import workers
 from stages.artifacts import Resources
-from stages.run import alive
 from stages.workers import Died, do_units, in_own_process
 
 TWO = Resources(workers=2)
@@ -75,7 +74,7 @@ def misbehave(how: str) -> str:
     if how == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if how == "hang":
-        time.sleep(60)
+        threading.Event().wait()
     if how == "raise":
         raise ValueError("no")
     os.write(1, b"noise of native code\n")
@@ -98,28 +97,27 @@ def test_a_process_of_its_own_crashes_or_hangs_alone():
 def test_a_process_whose_work_does_not_end_ends_itself():
     def stuck() -> None:
         with workers.ended_after(0.1):
-            time.sleep(30)
+            threading.Event().wait()
 
     process = multiprocessing.get_context("fork").Process(target=stuck)
     process.start()
-    process.join(10)
+    process.join()
     assert process.exitcode == workers.STUCK
 
 
 PARENT = """
-import os, sys, time
+import os, threading
 from stages.artifacts import Resources
-from stages.run import alive
 from stages.workers import work_pool
 
 if __name__ == "__main__":
     with work_pool(Resources(workers=2)) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
-        time.sleep(60)
+        threading.Event().wait()
 """
 
 
-def test_workers_end_when_their_parent_is_killed(tmp_path):
+def test_workers_end_when_their_parent_is_killed(tmp_path, wait_for_end):
     (tmp_path / "parent.py").write_text(PARENT)
     path = os.pathsep.join(filter(None, sys.path))
     parent = subprocess.Popen(
@@ -133,7 +131,4 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     os.kill(worker, 0)
     parent.kill()
     parent.wait()
-    until = time.monotonic() + 10
-    while alive(worker) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not alive(worker)
+    wait_for_end(worker)

@@ -5,7 +5,7 @@ import torch
 
 from models.alpro import Alpro
 from shards.schema import InputError
-from stages.evaluation.qa import Questions, answer_logits, validate_qa, validation_questions
+from stages.evaluation.qa import Questions, answer_logits
 from stages.finetune_qa import frequent_answers
 from stages.training.objective import QaObjective
 
@@ -32,7 +32,6 @@ def test_questions_know_their_videos(corpus):
     assert (found.ids, found.numbers) == (["a", "b"], [0, 2])
     assert found.answers == ["ball", "box", "box", "arrow", "ball"]
     assert found.video_of_question.tolist() == [0, 0, 1, 1, 1]
-    assert Questions.of(corpus, "train", 1).ids == ["a"]
     assert Questions.of(corpus, "test").texts == []
 
 
@@ -45,12 +44,6 @@ def test_fewer_than_two_answers_is_a_mistake(corpus_of, tmp_path):
     folder = corpus_of(tmp_path / "one", [{"id": "a", "questions": asked("ball", "ball")}])
     with pytest.raises(InputError, match="the training split has 1 different answers"):
         frequent_answers([folder], 10)
-
-
-def test_validation_questions_are_of_the_first_corpus_that_has_some(corpus, lessons, clips):
-    assert validation_questions({"lessons": lessons, "corpus": corpus, "clips": clips}, 500).ids == ["c"]
-    with pytest.raises(InputError, match="no corpus has validation videos with questions"):
-        validation_questions({"lessons": lessons}, 500)
 
 
 @torch.no_grad()
@@ -76,17 +69,27 @@ def test_a_question_is_answered_as_it_is_alone(tiny_model, tokenizer, clips):
     torch.testing.assert_close(answer_logits(objective, one, tokenizer, 24, CPU)[0], whole[place], atol=1e-5, rtol=1e-4)
 
 
-def test_validation_is_the_accuracy_of_the_best_answer(tiny_model, tokenizer, clips):
-    """A head that always gives one answer is right as often as that is the answer."""
-    model = Alpro(tiny_model(tokenizer.get_vocab_size()), answers=3)
-    with torch.no_grad():
-        model.qa_head[-1].weight.zero_()
-        model.qa_head[-1].bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+def test_the_device_holds_the_tokens_of_few_questions_at_a_time(
+    tiny_model, tokenizer, corpus_of, tmp_path, monkeypatch
+):
+    """However many questions there are: what is encoded together is a batch of questions and the videos of some."""
+    rows = [{"id": str(n), "split": "test", "questions": asked("a", "b", "c")} for n in range(7)]
+    questions = Questions.of(corpus_of(tmp_path, rows), "test")
+    model = Alpro(tiny_model(tokenizer.get_vocab_size()), answers=4)
     objective = QaObjective(model, [0.5] * 3, [0.25] * 3).eval()
-    validate, select = validate_qa(objective, {"clips": clips}, tokenizer, ["left", "one", "red"], 24)
-    questions = Questions.of(clips, "validation")
-    found = validate()
-    assert found[select] == pytest.approx(100 * questions.answers.count("one") / len(questions.answers))
-    for kind in set(questions.types):
-        answers = [a for a, t in zip(questions.answers, questions.types, strict=True) if t == kind]
-        assert found[f"validation/qa/acc_{kind}"] == pytest.approx(100 * answers.count("one") / len(answers))
+    whole = answer_logits(objective, questions, tokenizer, 24, CPU)
+    sizes: dict[str, list[int]] = {"encode_text": [], "encode_video": [], "answer": []}
+    for name, seen in sizes.items():
+        call = getattr(model, name)
+        monkeypatch.setattr(model, name, lambda first, *rest, c=call, s=seen: s.append(len(first)) or c(first, *rest))
+    monkeypatch.setattr("stages.evaluation.qa.VIDEOS", 3)
+    torch.testing.assert_close(answer_logits(objective, questions, tokenizer, 24, CPU, batch=4), whole)
+    assert sizes == {"encode_text": [4, 4, 1, 4, 4, 1, 3], "encode_video": [3, 3, 1], "answer": [4, 4, 1, 4, 4, 1, 3]}
+
+
+def test_questions_of_the_first_videos(corpus):
+    questions = Questions.of(corpus, "train").first(1)
+    assert (questions.ids, questions.answers, questions.types) == (["a"], ["ball", "box"], ["what", "what"])
+    later = Questions.of(corpus, "train").between(1, 2)
+    assert (later.ids, later.numbers, later.answers) == (["b"], [2], ["box", "arrow", "ball"])
+    assert later.video_of_question.tolist() == [0, 0, 0]

@@ -1,21 +1,42 @@
-"""The rows of the results table: scores beside what chance would reach."""
+"""What is evaluated, before fine-tuning and after it: rows of the results table, with fake models whose answers are
+known."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import Tensor, nn
 
-from stages.evaluate import Config, Report, add_contrasts, add_retrieval, add_seen_unseen, available
+from models.alpro import Alpro, ModelConfig
+from models.folder import ModelFolder, Preprocessing
+from shards.decode import Clip
+from shards.schema import InputError, Row
+from shards.writer import ShardWriter, index_shard
+from stages import evaluate, zero_shot
+from stages.artifacts import Resources
+from stages.evaluate import add_contrasts, add_seen_unseen
+from stages.evaluation import protocol
+from stages.evaluation.entities import EntityScore
 from stages.evaluation.metrics import retrieval_metrics
+from stages.evaluation.protocol import EvaluationConfig, check_items
 from stages.evaluation.qa import Questions
+from stages.evaluation.results import Results, add_retrieval
 from stages.evaluation.retrieval import Gallery
+from stages.result_tables import tables
+from stages.word_pieces import train_tokenizer
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def report(tmp_path) -> Report:
-    return Report("test", tmp_path)
+def results(tmp_path) -> Results:
+    return Results("test", tmp_path)
 
 
 @pytest.fixture
@@ -38,11 +59,11 @@ def gallery_of(corpus_of, tmp_path):
 
 
 @pytest.mark.parametrize("captions", [1, 3])
-def test_a_ranker_that_knows_nothing_reaches_chance(captions, report, gallery_of):
+def test_a_ranker_that_knows_nothing_reaches_chance(captions, results, gallery_of):
     """The mean over many random rankings is what the column `chance` says."""
     gallery = gallery_of(captions, 12)
-    add_retrieval(report, "nothing", "nothing", np.zeros((12 * captions, 12)), gallery)
-    chance = {row["metric"]: row["chance"] for row in report.rows}
+    add_retrieval(results, "nothing", "nothing", np.zeros((12 * captions, 12)), gallery)
+    chance = {row["metric"]: row["chance"] for row in results.rows}
     rng = np.random.default_rng(0)
     draws = [retrieval_metrics(rng.random((12 * captions, 12)), gallery.video_of_text)[0] for _ in range(1500)]
     for metric, expected in chance.items():
@@ -51,46 +72,322 @@ def test_a_ranker_that_knows_nothing_reaches_chance(captions, report, gallery_of
         assert expected == pytest.approx(mean, rel=0.05), metric
 
 
-def test_the_rows_say_what_was_asked_of_how_many(report, gallery_of, tmp_path):
-    add_retrieval(report, "by hand", "hand", np.eye(4) + 0.1, gallery_of(1, 4))
-    assert [(row["metric"], row["value"], row["items"]) for row in report.rows] == [
+def test_the_rows_say_what_was_asked_of_how_many(results, gallery_of, tmp_path):
+    add_retrieval(results, "by hand", "hand", np.eye(4) + 0.1, gallery_of(1, 4))
+    assert [(row["metric"], row["value"], row["items"]) for row in results.rows] == [
         *(("t2v R@1", 100, 4), ("t2v R@5", 100, 4), ("t2v R@10", 100, 4), ("t2v MdR", 1, 4)),
         *(("v2t R@1", 100, 4), ("v2t R@5", 100, 4), ("v2t R@10", 100, 4), ("v2t MdR", 1, 4)),
     ]
-    assert report.metrics["test/hand/t2v/R1"] == 100
-    assert not any("@" in name for name in report.metrics)
+    assert results.metrics["test/hand/t2v/R1"] == 100
+    assert not any("@" in name for name in results.metrics)
     ranks = pq.read_table(tmp_path / "hand_t2v.parquet").to_pylist()
     assert [(row["id"], row["rank"], row["best"][0]) for row in ranks] == [(f"v{n}", 1.0, f"v{n}") for n in range(4)]
 
 
-def test_seen_and_unseen_are_told_apart(report, gallery_of):
+def test_a_score_that_is_not_a_number_is_the_worst_in_the_tables_too(results, gallery_of, tmp_path):
+    """As in the ranks: an argsort alone puts it first."""
+    scores = np.array([[0.5, np.nan, 0.1], [0.2, 0.9, np.nan], [0.1, 0.2, np.nan]])
+    add_retrieval(results, "by hand", "hand", scores, gallery_of(1, 3))
+    rows = pq.read_table(tmp_path / "hand_t2v.parquet").to_pylist()
+    assert [(row["rank"], row["best"]) for row in rows] == [
+        (1.0, ["v0", "v2", "v1"]),
+        (1.0, ["v1", "v0", "v2"]),
+        (3.0, ["v1", "v0", "v2"]),
+    ]
+    back = pq.read_table(tmp_path / "hand_v2t.parquet").to_pylist()
+    assert [row["best"][0] for row in back] == ["ball 0 0", "ball 1 0", "ball 0 0"]
+
+
+def test_seen_and_unseen_are_told_apart(results, gallery_of):
     gallery = gallery_of(1, 4)
     scores = np.eye(4)
     scores[1] = [1, 0, 0, 0]  # of the unseen v1 and v3 one is not found
-    ranks = add_retrieval(report, "x", "x", scores, gallery)
-    report.rows.clear()
-    add_seen_unseen(report, gallery, ranks)
-    assert [(row["value"], row["items"], row["chance"]) for row in report.rows] == [(100, 2, 25), (50, 2, 25)]
-    assert report.metrics["test/retrieval/t2v/R1_unseen"] == 50
+    ranks = add_retrieval(results, "x", "x", scores, gallery)
+    results.rows.clear()
+    add_seen_unseen(results, gallery, ranks)
+    assert [(row["value"], row["items"], row["chance"]) for row in results.rows] == [(100, 2, 25), (50, 2, 25)]
+    assert results.metrics["test/retrieval/t2v/R1_unseen"] == 50
 
 
-def test_contrasts_tell_two_answers_apart_among_the_questions_with_one_of_them(report):
+def test_contrasts_tell_two_answers_apart_among_the_questions_with_one_of_them(results):
     answers = ["left", "right", "up"]
     asked = Questions(None, [], [], [], ["left", "left", "right", "up"], [], np.zeros(4, int))
     logits = torch.tensor([[1.0, 0.0, 9.0], [0.0, 1.0, 0.0], [0.0, 2.0, 0.0], [5.0, 0.0, 0.0]])
-    add_contrasts(report, "what", "qa", (("left", "right"), ("up", "sideways")), logits, answers, asked)
-    assert [(row["metric"], row["items"], row["chance"]) for row in report.rows] == [("left against right", 3, 50.0)]
-    assert report.metrics["test/qa/left_or_right"] == pytest.approx(200 / 3)
+    add_contrasts(results, "what", "qa", (("left", "right"), ("up", "sideways")), logits, answers, asked)
+    assert [(row["metric"], row["items"], row["chance"]) for row in results.rows] == [("left against right", 3, 50.0)]
+    assert results.metrics["test/qa/left_or_right"] == pytest.approx(200 / 3)
 
 
-@pytest.mark.parametrize(
-    ("config", "inputs", "parts"),
-    [
-        ({"retrieval": "clips"}, ["pretrained", "retrieval"], {"zero_shot", "fine_tuned"}),
-        ({"retrieval": "clips"}, ["pretrained", "prompts"], {"zero_shot", "entities"}),
-        ({"qa": "clips"}, ["pretrained", "retrieval", "qa"], {"questions"}),
-        ({}, ["pretrained", "retrieval", "qa", "prompts"], set()),
-    ],
-)
-def test_what_a_pipeline_does_not_have_is_left_out(config, inputs, parts):
-    assert available(Config(**config), dict.fromkeys(inputs, Path())) == parts
+def statistics(folder: Path, **counts: tuple[int, int]) -> Path:
+    """Writes the numbers of items that a corpus has, and was to have."""
+    splits = {split: {name: [0, 0] for name in ("items", "captions", "questions")} for split in ("train", "validation")}
+    (folder / "statistics.json").write_text(json.dumps({"splits": splits | {"test": counts}}))
+    return folder
+
+
+def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
+    """Captions for retrieval, questions for question answering: not videos, which may have many of either."""
+    question = {"question": "what?", "answer": "ball", "type": "what"}
+    row = {"id": "a", "split": "test", "captions": ["a ball"], "questions": [question]}
+    folder = statistics(corpus_of(tmp_path, [row]), items=(1, 2), captions=(20, 40), questions=(90, 100))
+    both = EvaluationConfig(retrieval="a", qa="a", least_share=0.5)
+    assert check_items(both, "a", folder) == [("captions", 20, 40), ("questions", 90, 100)]
+    assert check_items(EvaluationConfig(qa="a", least_share=0.9), "a", folder) == [("questions", 90, 100)]
+    with pytest.raises(InputError, match="the videos of 90 of 100 test questions could be decoded, less than"):
+        check_items(EvaluationConfig(qa="a"), "a", folder)
+    with pytest.raises(InputError, match="20 of 40 test captions"):
+        check_items(EvaluationConfig(retrieval="a"), "a", folder)
+    rows = Results.of(both, {"a": folder}, tmp_path).rows
+    assert [(row["what"], row["metric"], row["value"], row["items"]) for row in rows] == [
+        ("captions of a", "20 of 40", 50, 40),
+        ("questions of a", "90 of 100", 90, 100),
+    ]
+
+
+# Fake models: the matching head and the answers follow from the pixels, so that what is shown is what is scored.
+
+ORDERS = ["rising", "falling", "mixed"]
+
+
+class Reading(Alpro):
+    """A model that reads off frames how bright they are one after the other, and off a text its last word.
+
+    A clip matches the text that names how its brightness goes; a question is answered by how it goes.
+    """
+
+    def __init__(self, shape: ModelConfig, answers: list[str], words: dict[int, int]):
+        super().__init__(shape, answers=len(answers))
+        self.words, self.seen = words, list[Tensor]()
+        self.lengths = set[int]()
+
+    def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
+        self.seen.append(frames)
+        means = frames.mean(dim=(2, 3, 4))
+        rising, falling = ((means.diff(dim=1) * sign > 0).all(dim=1) for sign in (1, -1))
+        place = torch.where(rising, 0, torch.where(falling, 1, 2))
+        size = (1 + self.config.video.grid**2, self.config.video.width)
+        return nn.functional.one_hot(place, size[1]).float()[:, None].expand(-1, *size)
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        self.lengths.add(int(mask.sum(1).max()))
+        last = ids.gather(1, mask.sum(1, keepdim=True) - 2).squeeze(1)  # before [SEP]
+        place = torch.tensor([self.words.get(int(word), 3) for word in last])
+        return nn.functional.one_hot(place, self.config.text.width).float()[:, None].expand(-1, ids.shape[1], -1)
+
+    def match(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+        same = (text[:, 0] * video[:, 0]).sum(1)
+        return torch.stack([torch.zeros_like(same), 4 * same - 6], dim=1)  # margins of -2 and -6
+
+    def answer(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+        return 3 * video[:, 0, : self.qa_head[-1].out_features]
+
+
+@pytest.fixture
+def clips_of_brightness(tmp_path, clip_corpus):
+    """Two test clips that become brighter, two that become darker; training has more questions about the latter."""
+    ramps = {"up": np.linspace(40, 220, 8), "down": np.linspace(220, 40, 8)}
+    way = {"up": "rising", "down": "falling"}
+
+    def row(name: str, kind: str, split: str) -> dict[str, Any]:
+        asked = [{"question": "how does it go?", "answer": way[kind], "type": "how"}]
+        return {"id": name, "split": split, "captions": [f"light {way[kind]}"], "questions": asked, "ramp": ramps[kind]}
+
+    rows = [row(f"{kind}{n}", kind, "test") for n in range(2) for kind in ramps]
+    rows += [row(f"train{n}", kind, "train") for n, kind in enumerate(["up", "down", "down"])]
+    return statistics(clip_corpus(tmp_path / "clips", rows), captions=(4, 4), questions=(4, 4))
+
+
+@pytest.fixture
+def clip_corpus() -> Callable[..., Path]:
+    """clip_corpus(folder, rows): a corpus of grey clips; `ramp` is the brightness of each frame of a row."""
+
+    def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
+        folder.mkdir(parents=True)
+        with ShardWriter(folder / "all.tar", 95) as writer:
+            for given in rows:
+                row = Row(**{"path": Path(given["id"]), "kind": "video", "group": given["id"], **given})
+                frames = np.broadcast_to(given["ramp"].astype(np.uint8)[:, None, None, None], (8, 32, 32, 3))
+                writer.write(row, Clip(frames, 1.0, 32, 32))
+        pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def reading(tiny_model, tokenizer, monkeypatch):
+    """reading(task, mean, std, frames): the fake model of a folder, which is loaded wherever one is."""
+
+    def make(task: str = "retrieval", mean: float = 0.5, std: float = 0.25, frames: int = 4) -> Reading:
+        own = train_tokenizer(["light rising", "light falling", "how does it go?"] * 3, 200)
+        words = {own.token_to_id("rising"): 0, own.token_to_id("falling"): 1}
+        shape = tiny_model(own.get_vocab_size())
+        shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": frames})})
+        model = Reading(shape, ["rising", "falling", "other"], words)
+        preprocessing = Preprocessing(mean=(mean,) * 3, std=(std,) * 3, text_length=12)
+        folder = ModelFolder(task, model, own, preprocessing, answers=["rising", "falling", "other"])
+        monkeypatch.setattr(protocol, "load_model", lambda path, device: folder)
+        return model
+
+    return make
+
+
+RESOURCES = Resources(device="cpu", workers=1)
+
+
+def rows_of(out: Path) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads((out / "results.json").read_text())}
+
+
+def evaluated(module, corpus: Path, out: Path, models: tuple[str, ...], **config: object) -> dict[str, dict[str, Any]]:
+    out.mkdir()
+    inputs = {"clips": corpus} | {name: Path(name) for name in models}
+    module.run(module.Config(**config), inputs, out, RESOURCES)
+    return rows_of(out)
+
+
+def test_fine_tuned_retrieval_and_its_controls(clips_of_brightness, reading, tmp_path):
+    """Each text has two clips that match it equally: its own comes first or second. Backwards it matches the others."""
+    reading()
+    found = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("retrieval",), retrieval="clips", controls=True)
+    assert found["retrieval/t2v/R1"]["value"] == 50
+    assert found["retrieval/t2v/MdR"]["value"] == 1.5
+    assert found["retrieval_reversed/t2v/MdR"]["value"] == 3.5  # behind both of the other kind
+    assert found["retrieval_shuffled/t2v/MdR"]["value"] == 2.5  # neither rising nor falling: all four tie
+    assert not any(name.startswith(("qa", "zero_shot", "colours_only")) for name in found)
+    assert (tmp_path / "out" / "pictures" / "retrieval.png").is_file()
+
+
+def test_the_protocol_is_the_one_that_is_asked_for(clips_of_brightness, reading, tmp_path, monkeypatch):
+    model, pairs = reading(), []
+    match = model.match
+    monkeypatch.setattr(model, "match", lambda text, *rest: pairs.append(len(text)) or match(text, *rest))
+    for protocol_, expected in (("all", 16), ("top_k", range(4, 9))):  # of each text and of each video the first
+        pairs.clear()
+        wanted = {"retrieval": "clips", "protocol": protocol_, "k": 1}
+        evaluated(evaluate, clips_of_brightness, tmp_path / protocol_, ("retrieval",), **wanted)
+        assert sum(pairs) == expected if isinstance(expected, int) else sum(pairs) in expected
+
+
+def test_answers_with_their_baseline_probabilities_and_controls(clips_of_brightness, reading, tmp_path):
+    """The baseline says what training says most, "falling": right for half of the test questions."""
+    reading("qa")
+    wanted = {"qa": "clips", "controls": True, "contrasts": (("rising", "falling"),)}
+    found = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("qa",), **wanted)
+    scores = {name: (row["value"], row["chance"], row["items"]) for name, row in found.items()}
+    assert scores["qa/acc"] == scores["qa/acc_how"] == (100, 50, 4)
+    assert scores["qa_reversed/acc"] == scores["qa_shuffled/acc"] == (0, 50, 4)
+    assert scores["qa/rising_or_falling"] == (100, 50, 4)
+    assert scores["qa_reversed/rising_or_falling"] == (0, 50, 4)
+    rows = pq.read_table(tmp_path / "out" / "qa.parquet").to_pylist()
+    ways = {"up0": "rising", "down0": "falling", "up1": "rising", "down1": "falling"}
+    answers = [(row["id"], row["answer"], row["predicted"], row["right"]) for row in rows]
+    assert answers == [(name, way, way, True) for name, way in ways.items()]
+    certain = float(torch.tensor([3.0, 0.0, 0.0]).softmax(0)[0])
+    assert [row["probability"] for row in rows] == pytest.approx([certain] * 4)
+    assert not any(name.startswith("retrieval") for name in found)
+
+
+def test_the_baseline_comes_from_training_and_not_from_the_test(tmp_path, clip_corpus, reading):
+    """Were it counted on the test split, it would be right for 3 of 4."""
+    ramp = np.linspace(40, 220, 8)
+    asked = {"rising": 3, "falling": 1}
+    rows = [
+        {
+            "id": f"{answer}{n}",
+            "split": "test",
+            "captions": ["light"],
+            "questions": [{"question": "how?", "answer": answer, "type": "how"}],
+            "ramp": ramp,
+        }
+        for answer, count in asked.items()
+        for n in range(count)
+    ]
+    rows.append(rows[-1] | {"id": "train", "split": "train"})  # "falling"
+    reading("qa")
+    corpus = statistics(clip_corpus(tmp_path / "corpus", rows), captions=(4, 4), questions=(4, 4))
+    found = evaluated(evaluate, corpus, tmp_path / "out", ("qa",), qa="clips")
+    assert (found["qa/acc"]["value"], found["qa/acc"]["chance"]) == (75, 25)
+
+
+@pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
+def test_frames_are_normalised_by_the_models_own_mean_and_std(module, model, clips_of_brightness, reading, tmp_path):
+    for mean, std in ((0.5, 0.25), (0.25, 0.5)):
+        reader = reading(mean=mean, std=std)
+        evaluated(module, clips_of_brightness, tmp_path / f"{mean}", (model,), retrieval="clips")
+        first = reader.seen[0][0]  # of "up0": brightness 40 at the beginning
+        assert float(first[0].mean()) == pytest.approx((40 / 255 - mean) / std, abs=0.05)
+
+
+@pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
+def test_frames_and_texts_have_the_length_that_is_asked_for(module, model, clips_of_brightness, reading, tmp_path):
+    """Without a wish those of the model; the paper's zero-shot scores are of 8 frames, its pre-training has 4."""
+    reader = reading(frames=4)
+    before = reader.video_encoder.time_embed.detach().clone()
+    evaluated(module, clips_of_brightness, tmp_path / "own", (model,), retrieval="clips")
+    assert {frames.shape[1] for frames in reader.seen} == {4}
+    assert reader.lengths == {4}  # [CLS] light rising [SEP]
+    reader = reading(frames=4)
+    reader.video_encoder.time_embed.data.copy_(before)
+    wanted = {"retrieval": "clips", "frames": 8, "text_length": 3}
+    evaluated(module, clips_of_brightness, tmp_path / "wanted", (model,), **wanted)
+    assert {frames.shape[1] for frames in reader.seen} == {8}
+    assert reader.lengths == {3}
+    # Nearest neighbour, as in fine-tuning: each embedding stands for two frames.
+    assert torch.equal(reader.video_encoder.time_embed, before.repeat_interleave(2, dim=1))
+
+
+@pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
+def test_items_that_training_has_too_can_be_left_out(clips_of_brightness, reading, tmp_path, module, model):
+    reading("qa")
+    overlap = [{"id": name, "split": split, "captions": True, "frames": False} for name, split in (("down0", "test"),)]
+    overlap += [{"id": "up0", "split": "validation", "captions": False, "frames": True}]
+    pq.write_table(pa.Table.from_pylist(overlap), clips_of_brightness / "overlap.parquet")
+    models = (model, "qa") if module is evaluate else (model,)
+    wanted = {"retrieval": "clips"} | ({"qa": "clips"} if module is evaluate else {})
+    whole = evaluated(module, clips_of_brightness, tmp_path / "whole", models, **wanted)
+    left = evaluated(module, clips_of_brightness, tmp_path / "left", models, **wanted, exclude_overlap=True)
+    name = "retrieval" if module is evaluate else "zero_shot"
+    assert "left_out/clips" not in whole
+    assert (whole[f"{name}/t2v/R1"]["items"], left[f"{name}/t2v/R1"]["items"]) == (4, 3)
+    assert (left["left_out/clips"]["metric"], left["left_out/clips"]["value"]) == ("1 of 4", 25)
+    ids = pq.read_table(tmp_path / "left" / f"{name}_t2v.parquet")["id"].to_pylist()
+    assert sorted(ids) == ["down1", "up0", "up1"]
+    if module is evaluate:
+        assert (whole["qa/acc"]["items"], left["qa/acc"]["items"]) == (4, 3)
+    (table,) = [table for table in tables(list(left.values())) if table.title.startswith("Items left out")]
+    assert table.lines == [["items of clips", "1 of 4", "25.0 %"]]
+
+
+def test_nothing_that_is_left_is_a_mistake(clips_of_brightness, tmp_path):
+    names = ["up0", "up1", "down0", "down1"]
+    overlap = [{"id": name, "split": "test", "captions": True, "frames": True} for name in names]
+    pq.write_table(pa.Table.from_pylist(overlap), clips_of_brightness / "overlap.parquet")
+    config = EvaluationConfig(retrieval="clips", exclude_overlap=True)
+    with pytest.raises(InputError, match="clips: no test item that is not also in training has captions"):
+        check_items(config, "clips", clips_of_brightness)
+    (clips_of_brightness / "overlap.parquet").unlink()
+    with pytest.raises(InputError, match=r"overlap\.parquet is missing"):
+        check_items(config, "clips", clips_of_brightness)
+
+
+def test_zero_shot_is_by_matching_and_by_similarity(clips_of_brightness, reading, tmp_path):
+    reading("pretrain")
+    found = evaluated(zero_shot, clips_of_brightness, tmp_path / "out", ("pretrained",), retrieval="clips")
+    assert found["zero_shot/t2v/R1"]["value"] == 50
+    assert {name.split("/")[0] for name in found} == {"zero_shot", "zero_shot_vtc"}
+    assert (found["zero_shot/t2v/R1"]["items"], found["zero_shot/t2v/R1"]["chance"]) == (4, 25)
+
+
+def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_path, monkeypatch):
+    score = EntityScore(50.0, 25.0, ["a", "b"], ["ball", "box"], [["ball"], ["star"]])
+    monkeypatch.setattr(zero_shot, "load_model", lambda path, device: None)
+    monkeypatch.setattr(zero_shot, "read_prompts", lambda path: {})
+    monkeypatch.setattr(zero_shot, "read_entities", lambda path: [])
+    monkeypatch.setattr(zero_shot, "entity_accuracy", lambda *given: score)
+    found = evaluated(
+        zero_shot, clips_of_brightness, tmp_path / "out", ("prompter", "prompts", "vocabulary"), qa="clips"
+    )
+    row = found["entities/acc"]
+    assert (row["value"], row["chance"], row["items"]) == (50.0, 25.0, 2)
+    assert set(found) == {"entities/acc"}

@@ -1,21 +1,21 @@
 """Every pair matched, or the best k: the same scores by whatever batches."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from models.alpro import Alpro
-from shards.schema import InputError
-from stages.evaluation.encode import encode_texts, encode_videos
+from stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos
+from stages.evaluation.metrics import retrieval_metrics
 from stages.evaluation.retrieval import (
     Gallery,
     encode_gallery,
-    first_of,
     match,
     match_all,
+    match_pairs,
     match_top_k,
-    validate_retrieval,
-    validation_gallery,
 )
 from stages.training.objective import MatchingObjective
 
@@ -132,25 +132,16 @@ def test_the_gallery_is_the_split_with_every_caption_once(gallery, corpus_of, tm
     assert small.numbers == [0, 2]
 
 
-def test_the_first_of_a_gallery_are_videos_with_one_caption_each(corpus_of, tmp_path):
+def test_the_first_videos_and_captions_of_a_gallery(corpus_of, tmp_path):
     rows = [{"id": str(n), "captions": [f"{n} {c}" for c in range(1 + n % 2)]} for n in range(4)]
-    small = first_of(Gallery.of(corpus_of(tmp_path, rows), "train"), 3)
+    gallery = Gallery.of(corpus_of(tmp_path, rows), "train")
+    small = gallery.first(3, 1)
     assert (small.ids, small.texts, small.video_of_text.tolist()) == (["0", "1", "2"], ["0 0", "1 0", "2 0"], [0, 1, 2])
-
-
-def test_validation_takes_the_first_corpus_that_has_some(clips, lessons, vocabulary):
-    found = validation_gallery({"vocabulary": vocabulary, "lessons": lessons, "clips": clips}, 500)
-    assert all(name.startswith("validation") for name in found.ids)
-    with pytest.raises(InputError, match="no corpus has validation videos with captions"):
-        validation_gallery({"lessons": lessons}, 500)
-
-
-def test_validation_gives_the_metrics_and_what_is_selected_by(objective, clips, tokenizer):
-    validate, select = validate_retrieval(objective, {"clips": clips}, tokenizer, 24)
-    found = validate()
-    assert select in found
-    recalls = [found[f"validation/{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)]
-    assert found[select] == pytest.approx(np.mean(recalls))
+    assert small.numbers == [0, 1, 2]
+    small = gallery.first(2, 0)
+    assert (small.ids, small.texts, small.video_of_text.tolist()) == (["0", "1"], ["0 0", "1 0", "1 1"], [0, 1, 1])
+    assert gallery.first(0, 0).texts == gallery.texts
+    assert gallery.first(0, 1).ids == gallery.ids
 
 
 def test_frames_in_another_order_are_another_video(objective, gallery):
@@ -159,3 +150,70 @@ def test_frames_in_another_order_are_another_video(objective, gallery):
     plain = encode_videos(objective, gallery.reader, gallery.numbers, CPU)
     assert torch.equal(same.features, plain.features)
     assert not torch.allclose(turned.features, plain.features)
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    """by_hand(margins, similarity): texts, videos and a model whose matching head gives these margins, all of them
+    negative: it takes no pair for a match, as an early model does."""
+
+    def make(margins: list[list[float]], similarity: list[list[float]]) -> tuple[SimpleNamespace, Texts, Videos]:
+        texts, videos = np.array(margins).shape
+        scores = torch.tensor(margins)
+
+        def match(text, mask, video):
+            margin = scores[text[:, 0, 0].long(), video[:, 0, 0].long()]
+            return torch.stack([-margin, torch.zeros_like(margin)], dim=1)
+
+        numbered = [torch.arange(count).view(-1, 1, 1).float() for count in (texts, videos)]
+        features = torch.tensor(similarity)
+        return (
+            SimpleNamespace(match=match),
+            Texts(numbered[0], torch.ones(texts, 1), features),
+            Videos(numbered[1], torch.eye(videos)),
+        )
+
+    return make
+
+
+# Text 0 is most similar to video 1, and video 0 to text 1: t2v and v2t choose different pairs for k = 1.
+SIMILARITY = [[0.1, 0.9, 0.2], [0.8, 0.3, 0.1], [0.0, 0.1, 0.7]]
+MARGINS = [[-1.0, -2.0, -3.0], [-9.0, -0.5, -4.0], [-5.0, -6.0, -7.0]]
+
+
+def test_all_pairs_are_scored_by_their_margin(by_hand):
+    np.testing.assert_array_equal(match_pairs(*by_hand(MARGINS, SIMILARITY), "all", 1), np.float32(MARGINS))
+
+
+def matched(scores: np.ndarray, similarity: list[list[float]]) -> set[tuple[int, int]]:
+    """The pairs that have their margin + similarity."""
+    exact = np.isclose(scores, np.array(MARGINS) + similarity)
+    return set(zip(*map(np.ndarray.tolist, exact.nonzero()), strict=True))
+
+
+def test_pairs_that_are_not_matched_stay_below_those_that_are_though_all_margins_are_negative(by_hand):
+    scores = match_pairs(*by_hand(MARGINS, SIMILARITY), "top_k", 1)
+    chosen = matched(scores, SIMILARITY)
+    assert chosen == {(0, 1), (1, 0), (2, 2)}
+    others = [pair for pair in np.ndindex(3, 3) if pair not in chosen]
+    assert max(scores[pair] for pair in others) < min(scores[pair] for pair in chosen)
+    by_score, by_similarity = (sorted(others, key=lambda pair: array[pair]) for array in (scores, np.array(SIMILARITY)))
+    assert by_score == by_similarity
+
+
+def test_both_directions_choose_pairs_of_their_own(by_hand):
+    """Video 1 is the most similar one to every text; the texts most similar to the videos are 0, 0 and 2."""
+    similarity = [[0.3, 0.9, 0.1], [0.1, 0.8, 0.2], [0.2, 0.7, 0.6]]
+    scores = match_pairs(*by_hand(MARGINS, similarity), "top_k", 1)
+    assert matched(scores, similarity) == {(0, 1), (1, 1), (2, 1), (0, 0), (2, 2)}
+
+
+def test_recalls_of_the_two_directions_differ_where_the_scores_do(by_hand):
+    """Text 0 prefers video 1, and so does text 1: t2v finds 2 of 3. Video 0 prefers text 0: v2t finds 2 of 3, another
+    two."""
+    margins = [[-2.0, -1.0, -9.0], [-9.0, -0.5, -9.0], [-9.0, -0.4, -0.3]]
+    scores = match_pairs(*by_hand(margins, SIMILARITY), "all", 1)
+    metrics, texts, videos = retrieval_metrics(scores, np.arange(3))
+    assert texts.rank.tolist() == [2, 1, 1]
+    assert videos.rank.tolist() == [1, 2, 1]
+    assert metrics["t2v/R1"] == metrics["v2t/R1"] == pytest.approx(200 / 3)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stages.evaluation.metrics import accuracy_by_type, majority_baseline, rank, retrieval_metrics
+from stages.evaluation.metrics import accuracy_by_type, chance_metrics, majority_baseline, rank, retrieval_metrics
 
 # scores of one query, places of its right items, rank, chance to be among the first 1 and the first 2
 RANKS = [
@@ -79,6 +79,30 @@ def test_a_tie_is_the_mean_over_the_places_that_it_may_end_in(scores):
 # Four captions of two videos, the first three of video 0, and scores in which v2t and t2v differ.
 SEVERAL = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.3, 0.5]])
 OWN = np.array([0, 0, 0, 1])
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 3))
+def test_chance_is_what_constant_scores_reach(video_of_text, more):
+    """In both directions, with any number of captions a video, and videos without one."""
+    of = np.sort(np.array(video_of_text))
+    expected, texts, videos = retrieval_metrics(np.zeros((len(of), of.max() + 1 + more)), of)
+    found = chance_metrics(of, of.max() + 1 + more)
+    for way, ranks in (("t2v", texts), ("v2t", videos)):
+        for k in (1, 5, 10):
+            assert found[f"{way}/R{k}"] == pytest.approx(expected[f"{way}/R{k}"])
+        reached = [ranks.recall(k).mean() for k in range(1, ranks.gallery + 1)]
+        median = [next(k for k, r in enumerate(reached, 1) if r >= 0.5 - 1e-9)]
+        median.append(next(k for k, r in enumerate(reached, 1) if r > 0.5 + 1e-9))
+        assert found[f"{way}/MdR"] == np.mean(median)
+
+
+def test_chance_of_a_large_gallery():
+    """By hand: of 20 texts a video the first 10 of 20,000 hold one of its own with probability 1 - 0.999^10."""
+    found = chance_metrics(np.repeat(np.arange(1000), 20), 1000)
+    assert (found["t2v/R1"], found["t2v/R10"], found["t2v/MdR"]) == pytest.approx((0.1, 1.0, 500.5))
+    assert found["v2t/R10"] == pytest.approx(100 * (1 - 0.999**10), rel=1e-3)
+    assert found["v2t/MdR"] == pytest.approx(np.log(0.5) / np.log(0.999), rel=0.02)
 
 
 def test_several_captions_of_a_video_in_both_directions():

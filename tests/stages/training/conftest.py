@@ -41,10 +41,10 @@ def small_batch() -> Batch:
 
 @pytest.fixture
 def small_objective() -> Callable[..., Objective]:
-    """small_objective(name, width=..., dropout=..., negatives=..., **weights): an objective by the name of its stage,
+    """small_objective(name, width=..., dropout=..., pool=..., **weights): an objective by the name of its stage,
     the same each time."""
 
-    def make(name: str, width: int = 16, dropout: float = 0.0, negatives: str = "rank", **weights: float) -> Objective:
+    def make(name: str, width: int = 16, dropout: float = 0.0, pool: int = 0, **weights: float) -> Objective:
         video = {"image_size": 32, "patch_size": 8, "frames": 2, "width": width, "depth": 2, "heads": 2}
         text = {"vocab_size": WORDS, "width": width, "depth": 4, "fusion_layer": 2, "heads": 2, "max_length": 16}
         values: dict[str, Any] = {"video": video | {"drop_path": dropout}, "text": text | {"dropout": dropout}}
@@ -53,12 +53,12 @@ def small_objective() -> Callable[..., Objective]:
         if name == "prompter":
             return PrompterObjective(Prompter(shape), MEAN, STD)
         if name == "retrieval":
-            return MatchingObjective(Alpro(shape), MEAN, STD, negatives)
+            return MatchingObjective(Alpro(shape), MEAN, STD, pool)
         if name == "qa":
             return QaObjective(Alpro(shape, answers=ANSWERS), MEAN, STD)
         prompts = {kind: torch.randn(ENTITIES, 8) for kind in ("video", "image")}
         weights = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0, "pem": 1.0} | weights
         model, teacher = Alpro(shape, ENTITIES), Prompter(shape)
-        return PretrainObjective(model, MEAN, STD, teacher, prompts, weights, 0.0, negatives)
+        return PretrainObjective(model, MEAN, STD, teacher, prompts, weights, 0.0, pool)
 
     return make

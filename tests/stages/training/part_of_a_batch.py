@@ -53,8 +53,10 @@ def objectives() -> dict[str, Objective]:
     teacher = Prompter(config)
     return {
         "prompter": PrompterObjective(Prompter(config), *mean_std),
-        "matching": MatchingObjective(Alpro(config), *mean_std, "global"),
-        "pretrain": PretrainObjective(Alpro(config, ENTITIES), *mean_std, teacher, prompts, WEIGHTS, 0.9, "global"),
+        "matching": MatchingObjective(Alpro(config), *mean_std),
+        "matching in pools of 2": MatchingObjective(Alpro(config), *mean_std, 2),
+        "matching in pools of 4": MatchingObjective(Alpro(config), *mean_std, 4),
+        "pretrain": PretrainObjective(Alpro(config, ENTITIES), *mean_std, teacher, prompts, WEIGHTS, 0.9),
         "qa": QaObjective(Alpro(config, answers=ANSWERS), *mean_std),
     }
 

@@ -8,11 +8,13 @@ from stages.training.augment import (
     IMAGE_OPERATIONS,
     SIDES,
     VIDEO_OPERATIONS,
-    augment,
-    draw,
+    augment_image,
+    augment_video,
     each_operation,
     mirror,
 )
+
+TEXT = "a dog runs"
 
 
 def gradient(frames: int = 3, size: int = 24) -> np.ndarray:
@@ -22,45 +24,86 @@ def gradient(frames: int = 3, size: int = 24) -> np.ndarray:
     return np.repeat(one[None], frames, axis=0)
 
 
+def augmented(kind: str, text: str, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (
+        augment_video(gradient(), text, rng) if kind == "video" else augment_image(gradient(1)[0], 24, text, rng)[None]
+    )
+
+
 @pytest.mark.parametrize("kind", ["video", "image"])
 def test_every_frame_of_a_clip_is_changed_alike_and_another_clip_otherwise(kind):
-    frames, results = gradient(), []
+    results = []
     for seed in range(20):
-        done = augment(frames, kind, "a dog runs", np.random.default_rng(seed))
-        assert done.shape == frames.shape
+        done = augmented(kind, TEXT, seed)
+        assert done.shape[1:] == (24, 24, 3)
         assert done.dtype == np.uint8
         assert all(np.array_equal(frame, done[0]) for frame in done)
-        assert np.array_equal(done, augment(frames, kind, "a dog runs", np.random.default_rng(seed)))
+        assert np.array_equal(done, augmented(kind, TEXT, seed))
         results.append(done[0].tobytes())
     assert len(set(results)) > 5
 
 
 def test_a_side_in_the_text_forbids_the_flip(monkeypatch):
+    """Of videos the operation, of images the flip behind the crop."""
+    assert VIDEO_OPERATIONS[-1] is mirror
     flips = []
-    monkeypatch.setattr(module, "mirror", lambda picture, strength: flips.append(1) or picture)
-    monkeypatch.setattr(module, "VIDEO_OPERATIONS", [lambda p, s: p, module.mirror])
-    for text in ("it goes to the left", "the right-hand door", "It moves leftwards."):
-        for kind in ("video", "image"):
-            for seed in range(20):
-                augment(gradient(1), kind, text, np.random.default_rng(seed))
-    assert flips == []
-    for kind in ("video", "image"):
-        for seed in range(20):
-            augment(gradient(1), kind, "a bright leftover light", np.random.default_rng(seed))
-        assert flips
+    monkeypatch.setattr(module, "VIDEO_OPERATIONS", [*[lambda p, s: p] * 3, lambda p, s: flips.append(1) or p])
+    monkeypatch.setattr(module, "IMAGE_OPERATIONS", [lambda p, s: p])
+    monkeypatch.setattr(module, "random_resized_crop", lambda frame, size, rng: frame)
+
+    def flipped(kind: str, text: str) -> int:
         flips.clear()
+        done = [augmented(kind, text, seed) for seed in range(20)]
+        return len(flips) + sum(not np.array_equal(one[0], gradient()[0]) for one in done)
+
+    for kind in ("video", "image"):
+        for text in ("it goes to the left", "the right-hand door", "It moves leftwards."):
+            assert flipped(kind, text) == 0
+        assert flipped(kind, "a bright leftover light") > 5
     assert not SIDES.search("brightly leftover")
 
 
+def counting(count: int, applied: list[tuple[int, float]]) -> list:
+    """So many operations that note their number and strength, and change nothing."""
+    return [lambda p, s, n=number: applied.append((n, s)) or p for number in range(count)]
+
+
+def test_a_clip_gets_two_different_operations_always(monkeypatch):
+    """As in the official code: without replacement, both applied, to one side; every pair is drawn."""
+    applied: list[tuple[int, float]] = []
+    monkeypatch.setattr(module, "VIDEO_OPERATIONS", counting(10, applied))
+    pairs = set()
+    for seed in range(500):
+        applied.clear()
+        augment_video(gradient(2), TEXT, np.random.default_rng(seed))
+        first, second = applied[:2]
+        assert applied == [first, second] * 2  # in every frame
+        assert first[0] != second[0]
+        assert {first[1], second[1]} == {0.5}
+        pairs.add((first[0], second[0]))
+    assert len(pairs) > 80  # of 90
+
+
+def test_an_image_gets_each_of_two_operations_in_half_of_the_cases(monkeypatch):
+    """As in the official code: with replacement, to one side."""
+    applied: list[tuple[int, float]] = []
+    monkeypatch.setattr(module, "IMAGE_OPERATIONS", counting(8, applied))
+    counts, twice = np.zeros(3), 0
+    for seed in range(600):
+        applied.clear()
+        augment_image(gradient(1)[0], 24, TEXT, np.random.default_rng(seed))
+        counts[len(applied)] += 1
+        twice += len(applied) == 2 and applied[0] == applied[1]
+        assert {strength for _, strength in applied} <= {0.7}
+    assert counts / 600 == pytest.approx([0.25, 0.5, 0.25], abs=0.07)
+    assert 5 < twice < 40  # an eighth of a quarter
+
+
 def test_the_operations_are_the_official_ones():
-    assert len(VIDEO_OPERATIONS) == 10
-    assert len(IMAGE_OPERATIONS) == 8
-    assert mirror not in IMAGE_OPERATIONS
-    assert mirror is VIDEO_OPERATIONS[-1]
-    drawn = [draw(VIDEO_OPERATIONS, 5, np.random.default_rng(seed)) for seed in range(300)]
-    assert {len(one) for one in drawn} == {0, 1, 2}
-    assert {abs(strength) for one in drawn for _, strength in one} == {0.5}
-    assert np.mean([len(one) for one in drawn]) == pytest.approx(1.0, abs=0.15)
+    plain = ["identity", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"]
+    assert [operation.__name__ for operation in IMAGE_OPERATIONS] == plain
+    assert [operation.__name__ for operation in VIDEO_OPERATIONS] == [*plain, "contrast", "mirror"]
 
 
 def moved(frame: np.ndarray) -> tuple[float, float]:
@@ -69,27 +112,34 @@ def moved(frame: np.ndarray) -> tuple[float, float]:
     return columns.mean(), rows.mean()
 
 
-def test_each_operation_by_itself_does_what_its_name_says():
-    """The two frames of a clip alike, and the one strength as the other turned round, where there are two sides."""
-    dot = np.full((4, 40, 40, 3), 60, np.uint8)
-    dot[:, 8:12, 28:32] = 255  # up and to the right of the middle
+def test_each_operation_does_what_its_name_says_to_the_official_side():
+    """A dot up and to the right of the middle. By the official code at level 5 of 10: 5 pixels, a shear of 0.15 from
+    the upper left corner, 15 degrees counter-clockwise."""
+    dot = np.full((2, 40, 40, 3), 60, np.uint8)
+    dot[:, 8:12, 28:32] = 255
     for kind in ("video", "image"):
-        names = [name.split(",")[0] for name, _ in each_operation(dot, kind)]
+        names = [name for name, _ in each_operation(dot, kind)]
         assert len(names) == len(set(names)) == {"video": 10, "image": 8}[kind]
-    done = {name.split(",")[0]: frames for name, frames in each_operation(dot, "video")}
+    done = dict(each_operation(dot, "video"))
     for frames in done.values():
         assert frames.shape == dot.shape
         assert np.array_equal(frames[0], frames[1])
-        assert np.array_equal(frames[2], frames[3])
     for name in ("identity", "brightness", "contrast", "sharpness"):  # at level 5 a factor of 1
         assert np.abs(done[name].astype(int) - dot).max() <= 1, name
     column, row = moved(dot[0])
-    assert sorted(moved(f)[0] - column for f in done["translate_x"][::2]) == [-5, 5]
-    assert sorted(moved(f)[1] - row for f in done["translate_y"][::2]) == [-5, 5]
+    assert moved(done["translate_x"][0]) == (column - 5, row)
+    assert moved(done["translate_y"][0]) == (column, row - 5)
     assert moved(done["mirror"][0]) == (39 - column, row)
-    for name, along, across in (("shear_x", 0, 1), ("shear_y", 1, 0)):
-        sides = [moved(f)[along] - (column, row)[along] for f in done[name][::2]]
-        assert sides[0] * sides[1] < 0, name  # to one side, then to the other
-        assert all(abs(moved(f)[across] - (column, row)[across]) < 0.6 for f in done[name]), name
-    turned = [np.degrees(np.arctan2(19.5 - moved(f)[1], moved(f)[0] - 19.5)) for f in (dot[0], *done["rotate"][::2])]
-    assert sorted(np.round(np.subtract(turned[1:], turned[0]))) == pytest.approx([-15, 15], abs=3)
+    assert moved(done["shear_x"][0]) == pytest.approx((column + 0.15 * row, row), abs=0.6)
+    assert moved(done["shear_y"][0]) == pytest.approx((column, row + 0.15 * column), abs=0.6)
+    before, after = (np.degrees(np.arctan2(19.5 - y, x - 19.5)) for x, y in (moved(dot[0]), moved(done["rotate"][0])))
+    assert after - before == pytest.approx(15, abs=3)
+
+
+def test_strengths_of_images_are_those_of_level_7():
+    grey = np.full((1, 40, 40, 3), 100, np.uint8)
+    done = dict(each_operation(grey, "image"))
+    assert np.abs(done["brightness"][0].astype(int) - 136).max() <= 1  # 0.7 x 1.8 + 0.1
+    dot = np.zeros((1, 40, 40, 3), np.uint8)
+    dot[:, 18:22, 18:22] = 255
+    assert moved(dict(each_operation(dot, "image"))["translate_x"][0]) == (12.5, 19.5)

@@ -10,18 +10,23 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
+from shards.decode import Clip
 from shards.reader import read_index
-from shards.schema import InputError
+from shards.schema import InputError, Row
+from shards.writer import ShardWriter, index_shard
 from stages.artifacts import Resources
 from stages.training import examples
-from stages.training.config import Phase
-from stages.training.examples import Batch, Steps, random_crop
+from stages.training.config import MatchingConfig, Phase
+from stages.training.examples import Batch, Steps
+from stages.word_pieces import load_tokenizer
 
 WORDS = ("left", "right", "up")
 
@@ -188,6 +193,23 @@ def test_a_sample_is_shown_with_each_of_its_captions_in_time(corpus, steps_of):
     assert len(texts) == 3
 
 
+@pytest.mark.parametrize("sampling", ["halves", "random"])
+def test_pre_training_draws_from_both_halves_of_a_clip(tmp_path, steps_of, sampling):
+    """Of 8 frames, each of a brightness of its own, always two of the first four and two of the last."""
+    frames = np.stack([np.full((8, 8, 3), 30 * n, np.uint8) for n in range(8)])
+    with ShardWriter(tmp_path / "all.tar", 95) as writer:
+        for n in range(8):
+            row = Row(id=f"v{n}", path=Path("a"), kind="video", split="train", group=f"v{n}", captions=("a ball",))
+            writer.write(row, Clip(frames, 1.0, 8, 8))
+    pq.write_table(index_shard(tmp_path / "all.tar"), tmp_path / "index.parquet")
+    data = steps_of({"a": tmp_path}, 6, sampling=sampling)
+    drawn = torch.cat([data[step].frames for step in range(6)]).float().mean(dim=(2, 3, 4)).div(30).round()
+    early = (drawn < 4).sum(1)
+    assert (early == 2).all() == (sampling == "halves")
+    assert len({tuple(row) for row in drawn.tolist()}) > 10
+    assert (drawn.diff(dim=1) > 0).all()  # in order, none twice
+
+
 def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, steps_of):
     asked = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
     corpus = corpus_of(tmp_path, [*rows(3), *rows(2, captions=0, prefix="q", questions=asked)])
@@ -196,6 +218,9 @@ def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, st
     questions = steps_of({"a": corpus}, 3, "question", batch_size=2, answers={"two": 7})
     assert (set(shown(questions)), questions.skipped) == ({"q0", "q1"}, 3)
     assert questions[0].answers.tolist() == [7, 7]
+    silent = corpus_of(tmp_path / "silent", rows(4, captions=0, prefix="s", questions=asked))
+    both = steps_of({"a": corpus, "b": silent}, 3, batch_size=3)
+    assert (set(shown(both)), both.skipped) == ({"v0", "v1", "v2"}, 2 + 4)  # a corpus without any is counted too
 
 
 def test_an_answer_that_cannot_be_given_is_none(corpus_of, tmp_path, steps_of):
@@ -263,6 +288,19 @@ def test_a_batch_that_does_not_divide_is_a_mistake(ranks, accumulate, corpus, st
         steps_of({"a": corpus(4)}, ranks=ranks, accumulate=accumulate)
 
 
+def test_pools_of_negatives_divide_the_batch_and_are_whole_on_every_number_of_processes():
+    wanted = {"phases": [{"corpora": ["a"], "steps": 1}], "batch_size": 48, "accumulate": 2, "negatives_pool": 8}
+    config = MatchingConfig.model_validate(wanted)  # 24 pairs at a time
+    for ranks in (1, 3, 6, 12, 24):
+        config.check_division(ranks)
+    with pytest.raises(InputError, match="negatives_pool 8: with 2 processes each has 12 pairs at a time"):
+        config.check_division(2)
+    with pytest.raises(InputError, match="does not divide among 5 processes"):
+        config.check_division(5)
+    with pytest.raises(ValidationError, match="negatives_pool 16 does not divide batch_size / accumulate = 24"):
+        MatchingConfig.model_validate(wanted | {"negatives_pool": 16})
+
+
 def test_a_phase_without_examples_is_a_mistake(corpus, steps_of):
     with pytest.raises(InputError, match="no training examples with a caption in a"):
         steps_of({"a": corpus(3, captions=0)})
@@ -276,8 +314,50 @@ def test_the_parts_of_a_batch_are_together_the_batch(parts, clips, steps_of):
     split = batch.split(parts)
     assert [len(part.ids) for part in split] == [8 // parts] * parts
     assert [name for part in split for name in part.ids] == batch.ids
-    for name in ("video", "frames", "text", "mask", "masked", "labels", "boxes"):
+    for name in ("video", "frames", "boxes"):
         assert torch.equal(torch.cat([getattr(part, name) for part in split]), getattr(batch, name))
+    for name, filler in (("text", batch.text[batch.mask == 0][:1]), ("mask", 0), ("masked", 0), ("labels", -100)):
+        rows = [row for part in split for row in getattr(part, name)]
+        for row, whole in zip(rows, getattr(batch, name), strict=True):
+            assert torch.equal(row, whole[: len(row)])
+            assert (whole[len(row) :] == filler).all()
+
+
+def test_a_part_is_padded_to_its_own_longest_text(corpus_of, tmp_path, steps_of):
+    """And on several ranks to the one length of all batches."""
+    captions = ["a ball moves to the left of a box and a star", "a ball"]
+    rows = [{"id": f"v{n}", "captions": [captions[n % 2]]} for n in range(8)]
+    corpora = {"a": corpus_of(tmp_path, rows)}
+    data = steps_of(corpora, 8, accumulate=8, mlm=0.3)
+    widths = {part.text.shape[1] for step in range(8) for part in data[step].split(8)}
+    assert len(widths) == 2
+    for part in data[0].split(8):
+        longest = int(part.mask.sum())
+        assert {tensor.shape for tensor in (part.text, part.mask, part.masked, part.labels)} == {part.text.shape}
+        assert part.text.shape[1] == -(-longest // 8) * 8
+    apart = steps_of(corpora, 8, accumulate=4, ranks=2)
+    assert {part.text.shape[1] for step in range(8) for part in apart[step].split(4)} == {24}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_an_accumulated_part_holds_the_same_examples_on_any_number_of_ranks(ranks, clips, steps_of):
+    """What is contrasted with what must not depend on how many processes share a batch."""
+    whole = steps_of({"clips": clips}, accumulate=2)[0].split(2)
+    parts = [steps_of({"clips": clips}, accumulate=2, rank=rank, ranks=ranks)[0].split(2) for rank in range(ranks)]
+    for number, one in enumerate(whole):
+        assert [name for rank in parts for name in rank[number].ids] == one.ids
+
+
+def test_texts_are_padded_with_the_tokenizers_own_padding(corpus_of, tmp_path, training):
+    """Not with the id 0, which is a word in a tokenizer that puts [PAD] elsewhere."""
+    words = ["a", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ball", "red", "big", "and", "or", "so", "on"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
+    rows = [{"id": "short", "captions": ["a"]}, {"id": "long", "captions": ["a red ball and a big red ball"]}]
+    corpora = {"a": corpus_of(tmp_path / "corpus", rows)}
+    batch = Steps(training(corpora, 1, batch_size=2), corpora, tokenizer, "sample", 4, 8, 4, 0.3)[0]
+    for tokens in (batch.text, batch.masked):
+        assert set(tokens[batch.mask == 0].tolist()) == {1}
 
 
 def test_masked_words_are_words_and_labels_are_what_they_were(clips, steps_of, tokenizer):
@@ -302,30 +382,49 @@ def test_texts_are_cut_to_the_length_and_end_as_texts_do(clips, steps_of, tokeni
         assert set(row[mask == 0].tolist()) <= {tokenizer.token_to_id("[PAD]")}
 
 
-def test_a_random_crop_is_the_same_place_in_every_frame():
-    frames = np.arange(10 * 12).reshape(1, 10, 12, 1).repeat(3, axis=3).repeat(5, axis=0)
-    for seed in range(20):
-        cropped = random_crop(frames, 8, 0.5, np.random.default_rng(seed))
-        assert cropped.shape == (5, 3, 5, 6)
-        assert (cropped == cropped[:1, :1]).all()
-        first = cropped[0, 0]
-        assert np.array_equal(first, first[0, 0] + np.arange(5)[:, None] * 12 + np.arange(6))
-
-
-def test_what_is_said_decides_of_the_flip_answers_too(clips, stills, steps_of, monkeypatch):
-    told = []
+def test_what_the_text_says_decides_on_the_flip_and_so_do_answers(clips, stills, steps_of, monkeypatch):
+    texts = {"video": [], "image": []}
+    monkeypatch.setattr(examples, "augment_video", lambda frames, text, rng: texts["video"].append(text) or frames)
     monkeypatch.setattr(
-        "stages.training.examples.augment", lambda frames, kind, said, rng: told.append((kind, said)) or frames
+        examples, "augment_image", lambda frame, size, text, rng: texts["image"].append(text) or frame[:size, :size]
     )
     asked = steps_of({"clips": clips}, 3, unit="question", answers={"left": 0}, augmentation="official")
-    shown = steps_of({"stills": stills}, 1, augmentation="official")
-    assert asked[0].frames.shape[-2:] == (35, 35)  # 0.875 of 40
-    assert shown[0].frames.shape[-2:] == (40, 40)  # an image is cropped by the augmentation
+    assert asked[0].frames.shape[-2:] == (35, 35)  # augmented after the crop, 0.875 of 40
+    assert steps_of({"stills": stills}, 1, augmentation="official")[0].frames.shape[-2:] == (8, 8)
     for step in (1, 2):
         assert asked[step].kind == "video"
-    ends = {said.split("? ")[-1] for kind, said in told if kind == "video"}
-    assert ends & {"left", "right", "up", "down"}
-    assert {kind for kind, _ in told} == {"video", "image"}
+    assert {text.split("? ")[-1] for text in texts["video"]} & {"left", "right", "up", "down"}
+    assert texts["image"]
+
+
+def test_a_clip_is_cropped_before_it_is_augmented(clips, steps_of, monkeypatch):
+    """As in the official code: what an operation moves in from outside is grey, not the frame beyond the crop."""
+    seen = []
+    monkeypatch.setattr(examples, "augment_video", lambda frames, text, rng: seen.append(frames) or frames)
+    batch = steps_of({"clips": clips}, 1, augmentation="official", random_crop=0.5)[0]
+    assert {frames.shape for frames in seen} == {(4, 20, 20, 3)}
+    assert batch.frames.shape == (8, 4, 3, 20, 20)
+
+
+def test_images_of_any_shape_make_a_batch(tmp_path, steps_of):
+    """They are stored with their aspect ratio, and resized as they are read; the crop is a share of both sides."""
+    writer = ShardWriter(tmp_path / "all.tar", 95)
+    for number, (height, width) in enumerate([(40, 60), (90, 30), (8, 8)]):
+        frame = np.zeros((1, height, width, 3), np.uint8)
+        frame[:, : height // 2, :, 0] = 255  # red above
+        frame[:, :, : width // 2, 2] = 255  # blue on the left
+        name = str(number)
+        row = Row(id=name, path=tmp_path / name, kind="image", split="train", captions=("a",), group=name)
+        writer.write(row, Clip(frame, 0.0, width, height))
+    writer.close()
+    pq.write_table(index_shard(tmp_path / "all.tar"), tmp_path / "index.parquet")
+    batch = steps_of({"a": tmp_path}, 1, batch_size=3, random_crop=1.0)[0]
+    assert batch.frames.shape == (3, 4, 3, 8, 8)
+    quarters = batch.frames[:, :, :, 1::4, 1::4].float()  # of each quarter a pixel
+    assert (quarters[:, :, 0] > 128).tolist() == [[[[True, True], [False, False]]] * 4] * 3
+    assert (quarters[:, :, 2] > 128).tolist() == [[[[True, False], [True, False]]] * 4] * 3
+    assert steps_of({"a": tmp_path}, 1, batch_size=3, random_crop=0.5)[0].frames.shape == (3, 4, 3, 8, 8)
+    assert steps_of({"a": tmp_path}, 1, batch_size=3, augmentation="official")[0].frames.shape == (3, 4, 3, 8, 8)
 
 
 def test_the_augmentation_can_be_looked_at(clips, stills, steps_of, tmp_path):
@@ -339,11 +438,6 @@ def test_the_augmentation_can_be_looked_at(clips, stills, steps_of, tmp_path):
     broken(clips, tmp_path / "broken", 1)
     steps_of({"clips": tmp_path / "broken"}).draw_augmentation(tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()  # its first sample is damaged; training tells
-
-
-def test_the_whole_frame_is_taken_where_no_crop_is_asked():
-    frames = np.zeros((2, 10, 12, 3), np.uint8)
-    assert random_crop(frames, 8, 1.0, np.random.default_rng(0)).shape == (2, 3, 10, 12)
 
 
 def broken(corpus: Path, to: Path, count: int) -> list[str]:

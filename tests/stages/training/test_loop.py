@@ -294,16 +294,25 @@ def scored(scores: list[float], seen: list[dict[str, Tensor]]):
 def test_the_weights_that_are_best_on_validation_come_out_with_their_metrics(new_run):
     seen: list[dict[str, Tensor]] = []
     run = {"validate": scored([1.0, 3.0, 2.0, 3.0], seen), "select": "validation/score"}
-    chosen = new_run("run", run=run, validate_every=2)
+    chosen = new_run("run", run=run, validation={"times": 4})
     final = chosen.start()
     assert final == {"validation/score": 3.0, "selected_step": 4.0}
     assert all(torch.equal(weight, seen[1][name]) for name, weight in chosen.weights.items())
     assert [line["validation/score"] for line in chosen.lines if "validation/score" in line] == [1.0, 3.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize(
+    ("times", "steps"), [(1, [8]), (2, [4, 8]), (3, [3, 6, 8]), (5, [2, 4, 5, 7, 8]), (8, list(range(1, 9)))]
+)
+def test_validations_are_at_equal_distances_and_the_last_is_at_the_end(new_run, times, steps):
+    run = new_run("run", run={"validate": lambda _: {"validation/score": 1.0}}, validation={"times": times})
+    run.start()
+    assert [line["step"] for line in run.lines if "validation/score" in line] == steps
+
+
 def test_without_a_selection_the_last_weights_come_out(new_run):
     seen: list[dict[str, Tensor]] = []
-    run = new_run("run", run={"validate": scored([3.0, 1.0], seen)}, validate_every=4)
+    run = new_run("run", run={"validate": scored([3.0, 1.0], seen)}, validation={"times": 2})
     assert run.start() == {"validation/score": 1.0}
     assert all(torch.equal(weight, seen[1][name]) for name, weight in run.weights.items())
 
@@ -318,10 +327,10 @@ def test_the_best_weights_outlive_an_interruption(new_run, before):
 
     peak = 0.0
     run = {"validate": validate, "select": "validation/score"}
-    trial = new_run("trial", run=run, validate_every=2)
+    trial = new_run("trial", run=run, validation={"times": 4})
     trial.start()
     peak = [line["validation/moved"] for line in trial.lines if "validation/moved" in line][1]
-    whole, broken = (new_run(name, run=run, validate_every=2) for name in ("whole", "broken"))
+    whole, broken = (new_run(name, run=run, validation={"times": 4}) for name in ("whole", "broken"))
     final = whole.start()
     assert final["selected_step"] == 4
     broken.interrupt(before)
@@ -414,7 +423,7 @@ def test_a_few_damaged_examples_end_none(new_run):
 def test_best_weights_stay_as_long_as_a_checkpoint_knows_them(new_run):
     scores = iter([1.0, 2.0, 3.0, 4.0])
     run = {"validate": lambda _: {"validation/score": next(scores)}, "select": "validation/score", **OFTEN}
-    killed = new_run("run", run=run, validate_every=2)
+    killed = new_run("run", run=run, validation={"times": 4})
     killed.kill(before=6)
     # Checkpoints of steps 5 and 6 are kept; the best so far was that of step 4, then of step 6.
     assert [name for name in killed.checkpoints if name.startswith("best")] == [
@@ -428,7 +437,7 @@ def test_best_weights_that_were_damaged_are_a_mistake(new_run):
     run = new_run(
         "run",
         run={"validate": lambda _: {"validation/score": next(scores)}, "select": "validation/score"},
-        validate_every=2,
+        validation={"times": 4},
     )
     run.interrupt(5)
     damage(run.out / "checkpoints" / "best-00000002.safetensors", -1)

@@ -86,7 +86,7 @@ def run_of(objective: Objective, config) -> _Run:
 OBJECTIVES = {
     "prompter": {},
     "retrieval": {},
-    "retrieval of all ranks": {"negatives": "global"},
+    "retrieval in pools": {"pool": 2},
     "pretrain": {},
     "pretrain without vtc": {"vtc": 0.0},
     "pretrain without pem": {"pem": 0.0},

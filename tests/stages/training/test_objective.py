@@ -202,16 +202,15 @@ def test_every_box_that_is_drawn_has_room_among_the_patches_that_are_read(grid):
 def second_of_two_ranks(monkeypatch, others: dict[int, torch.Tensor]) -> None:
     """As the second of two ranks; `others`: the first one's tensors by their number of dimensions."""
     monkeypatch.setattr("stages.training.objective.rank", lambda: 1)
+    monkeypatch.setattr("stages.training.objective.ranks", lambda: 2)
     monkeypatch.setattr("stages.training.objective.gather", lambda mine: torch.cat([others[mine.ndim], mine]))
 
 
-@pytest.mark.parametrize("negatives", ["rank", "global"])
-def test_hard_negatives_are_drawn_among_the_pairs_of_a_rank_or_of_all(
-    negatives, tiny_model, tokenizer, batches, monkeypatch
-):
-    """Here on the second rank: of the own rank each pair is likest to the next one, of all to the first rank's third.
-    Were the first columns taken for the own rank's, the latter would decide."""
-    objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD, negatives)
+@pytest.mark.parametrize("pool", [8, 16, 0])
+def test_hard_negatives_are_drawn_among_the_pairs_of_the_pool(pool, tiny_model, tokenizer, batches, monkeypatch):
+    """Here on the second rank: of its own pool of 8 each pair is likest to the next one, of all 16 to the first rank's
+    third. Were the first columns taken for the own rank's, the latter would decide."""
+    objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD, pool)
     batch, size = batches["video"].map(lambda tensor: tensor), 8
     batch.video, batch.mask = 8 + torch.arange(size), torch.full((size, 4), 7)
     video, text = torch.arange(8.0, 16)[:, None, None], torch.arange(8.0, 16)[:, None, None]
@@ -224,11 +223,37 @@ def test_hard_negatives_are_drawn_among_the_pairs_of_a_rank_or_of_all(
     (texts, masks, other_videos), (other_texts, other_masks, videos) = objective.negatives(
         batch, video, text, likeness, likeness
     )[0]
-    expected = (8 + own if negatives == "rank" else far).tolist()
+    expected = (8 + own if pool == 8 else far).tolist()
     assert texts.flatten().tolist() == videos.flatten().tolist() == list(range(8, 16))
     assert other_videos.flatten().tolist() == other_texts.flatten().tolist() == expected
     assert torch.equal(masks, batch.mask)
-    assert torch.equal(other_masks, batch.mask if negatives == "rank" else first[2])  # a text and its own mask
+    assert torch.equal(other_masks, batch.mask if pool == 8 else first[2])  # a text and its own mask
+
+
+def test_a_smaller_pool_divides_the_batch(tiny_model, tokenizer, batches):
+    """Pools of 2 in a batch of 8: whatever the similarities, the only other pair of a pool is its negative."""
+    objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD, 2)
+    batch = batches["video"].map(lambda tensor: tensor)
+    batch.video = torch.arange(8)
+    likeness, rows = torch.randn(8, 8) * 50, torch.arange(8.0)[:, None, None]
+    ((_, _, videos), (texts, _, _)), valid = objective.negatives(batch, rows, rows, likeness, likeness)
+    assert videos.flatten().tolist() == texts.flatten().tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
+    batch.video = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])  # two captions of one video have no other in their pool
+    _, valid = objective.negatives(batch, rows, rows, likeness, likeness)
+    assert valid.tolist() == [False, False, *[True] * 6] * 2
+
+
+def test_each_direction_draws_by_its_own_similarity(tiny_model, tokenizer, batches):
+    """Texts are likest to the next video, videos to the text after the next."""
+    objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
+    batch, rows = batches["video"].map(lambda tensor: tensor), torch.arange(8.0)[:, None, None]
+    batch.video = torch.arange(8)
+    of_text, of_video = torch.zeros(8, 8), torch.zeros(8, 8)
+    of_text[torch.arange(8), (torch.arange(8) + 1) % 8] = 100.0
+    of_video[torch.arange(8), (torch.arange(8) + 2) % 8] = 100.0
+    ((_, _, videos), (texts, _, _)), _ = objective.negatives(batch, rows, rows, v2t=of_video, t2v=of_text)
+    assert videos.flatten().tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
+    assert texts.flatten().tolist() == [2, 3, 4, 5, 6, 7, 0, 1]
 
 
 def test_a_pairs_own_column_begins_at_its_global_rank(tiny_model, tokenizer, batches, monkeypatch):
@@ -277,6 +302,21 @@ def test_the_prompter_stays_frozen_and_without_dropout(pretraining, batches):
     assert not any(p.requires_grad for p in objective.prompter.parameters())
     objective(batches["video"])[0].backward()
     assert all(p.grad is None for p in objective.prompter.parameters())
+
+
+def test_the_prompter_sees_pixels_that_are_zeroed_before_they_are_normalised(pretraining, batches, monkeypatch):
+    """As in the official code: outside the crop a pixel is black, -mean / std, and not the mean grey, 0."""
+    objective, seen = pretraining(), []
+    batch = batches["video"].map(lambda tensor: tensor)
+    batch.frames = torch.randint(0, 256, (8, 4, 3, 32, 32), dtype=torch.uint8)
+    encode = objective.prompter.encode_video
+    monkeypatch.setattr(objective.prompter, "encode_video", lambda x, cls_only: seen.append(x) or encode(x, cls_only))
+    objective(batch)
+    cut = torch.zeros_like(batch.frames)
+    for number, (top, left, height, width) in enumerate((batch.boxes * 8).tolist()):  # patches of 8 pixels
+        inside = (number, ..., slice(top, top + height), slice(left, left + width))
+        cut[inside] = batch.frames[inside]
+    torch.testing.assert_close(seen[0], objective.pixels(cut))
 
 
 def test_images_are_named_by_the_image_prompts(pretraining, batches):
@@ -338,7 +378,9 @@ def halves(tmp_path_factory, two_ranks):
     return [load_file(out / f"{rank}.safetensors") for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["prompter", "matching", "pretrain", "qa"])
+@pytest.mark.parametrize(
+    "name", ["prompter", "matching", "matching in pools of 2", "matching in pools of 4", "pretrain", "qa"]
+)
 def test_two_processes_with_halves_are_as_one_with_the_whole(name, halves):
     """The mean of the ranks' losses, and every gradient: negatives, masked words, kept samples are those of all."""
     whole = runpy.run_path(str(PROGRAM))["losses_and_gradients"](0, 1)

@@ -14,7 +14,7 @@ from stages.training.optim import build_optimizer, learning_rate, step_if
 RATES = [
     (5, 0.0, 0.0, [1, 0.8, 0.6, 0.4, 0.2]),
     (10, 0.2, 0.0, [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
-    (8, 0.5, 0.6, [0.25, 0.5, 0.75, 1, 1, 0.75, 0.6, 0.6]),
+    (8, 0.5, 0.6, [0.25, 0.5, 0.75, 1, 1, 0.9, 0.8, 0.7]),
     (4, 0.25, 1.0, [1, 1, 1, 1]),
     (1, 0.05, 0.0, [1]),
 ]
@@ -87,9 +87,10 @@ def test_frozen_weights_are_not_given_to_the_optimiser(tiny_model, training):
     assert given == {id(p) for p in frozen.parameters() if p.requires_grad}
 
 
-def test_betas_and_rate_are_those_of_the_configuration(objective, training):
-    group = build_optimizer(objective, training(lr=0.25, betas=(0.5, 0.75))).param_groups[0]
-    assert (group["lr"], group["betas"]) == (0.25, (0.5, 0.75))
+def test_betas_eps_and_rate_are_those_of_the_configuration(objective, training):
+    group = build_optimizer(objective, training(lr=0.25, betas=(0.5, 0.75), eps=0.125)).param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"]) == (0.25, (0.5, 0.75), 0.125)
+    assert build_optimizer(objective, training()).param_groups[0]["eps"] == 1e-6  # the official code's
 
 
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -170,7 +171,9 @@ def test_the_fused_step_is_adamws_as_published(stepping):
     other, own = stepping()
     groups = [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in own.param_groups]
     first = own.param_groups[0]
-    plain = torch.optim.AdamW(groups, lr=first["lr"], betas=first["betas"], foreach=False, fused=False)
+    plain = torch.optim.AdamW(
+        groups, lr=first["lr"], betas=first["betas"], eps=first["eps"], foreach=False, fused=False
+    )
     for seed in range(5):
         for module in (model, other):
             give_gradient(module, seed)

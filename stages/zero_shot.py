@@ -1,0 +1,56 @@
+"""Evaluates before fine-tuning: retrieval by the pre-trained model as it is, and the entities of the prompter."""
+
+from pathlib import Path
+
+import torch
+
+from stages.artifacts import Outcome, Resources
+from stages.cache_prompts import read_entities, read_prompts
+from stages.evaluation.encode import load_model
+from stages.evaluation.entities import entity_accuracy
+from stages.evaluation.protocol import EvaluationConfig, excluded, load, score
+from stages.evaluation.results import Results, add_retrieval
+from stages.evaluation.retrieval import Gallery
+from stages.training.distributed import pick_device
+
+VERSION = 1
+
+
+class Config(EvaluationConfig):
+    """What is evaluated, and how: the keys that `[evaluate]` has too, and are given there."""
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
+    """inputs: the model `pretrained`; `prompter`, `prompts` and `vocabulary`; or one of both; and the corpora by name.
+    Writes results.json and per-query tables."""
+    device = pick_device(resources)
+    results = Results.of(config, inputs, out)
+    if config.retrieval and "pretrained" in inputs:
+        retrieval(config, inputs, results, device)
+    if "prompts" in inputs:
+        entities(config, inputs, results, device)
+    return results.outcome()
+
+
+def retrieval(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
+    """Retrieval by the pre-trained model, by matching and by similarity alone."""
+    folder = load(config, inputs["pretrained"], device)
+    corpus = inputs[config.retrieval]
+    gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
+    scores, texts, videos = score(folder, gallery, config, device)
+    add_retrieval(results, "zero-shot retrieval", "zero_shot", scores, gallery)
+    similarity = (texts.features @ videos.features.T).cpu().numpy()
+    add_retrieval(results, "zero-shot by similarity", "zero_shot_vtc", similarity, gallery)
+
+
+def entities(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
+    """The prompter's best entity for a clip against what is in it."""
+    prompter = load_model(inputs["prompter"], device)
+    folder = inputs[config.retrieval or config.qa]
+    prompts, names = read_prompts(inputs["prompts"]), read_entities(inputs["vocabulary"])
+    left_out = excluded(config, folder)
+    found = entity_accuracy(prompter, prompts, names, folder, config.split, device, left_out)
+    if found:
+        results.add("prompter", "entity accuracy", found.accuracy, len(found.ids), found.best_constant, "entities/acc")
+        rows = zip(found.ids, found.named, found.truth, strict=True)
+        results.table("entities", [{"id": i, "named": n, "truth": t, "right": n in t} for i, n, t in rows])

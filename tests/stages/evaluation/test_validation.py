@@ -1,0 +1,178 @@
+"""Validation while training: on every corpus, by the protocol of the test unless another one is asked for."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from models.alpro import Alpro, Prompter
+from shards.reader import Unreadable
+from shards.schema import InputError
+from stages.evaluation import validation
+from stages.evaluation.metrics import retrieval_metrics
+from stages.evaluation.qa import Questions
+from stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
+from stages.evaluation.validation import averaged, validate_contrast, validate_qa, validate_retrieval
+from stages.finetune_qa import Config as Qa
+from stages.finetune_retrieval import Config as Retrieval
+from stages.train_prompter import Config as TrainPrompter
+from stages.training.objective import MatchingObjective, PrompterObjective, QaObjective
+
+CPU = torch.device("cpu")
+MEAN, STD = [0.5] * 3, [0.25] * 3
+
+
+@pytest.fixture(scope="module")
+def objective(tiny_model, tokenizer):
+    torch.manual_seed(0)
+    return MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD).eval()
+
+
+def config(kind: type, corpora: tuple[str, ...] = ("clips",), **validation: object):
+    phases = [{"corpora": [name], "steps": 1} for name in corpora]
+    return kind.model_validate({"phases": phases, "text_length": 24, "validation": validation})
+
+
+def scores(objective, gallery: Gallery, tokenizer, match) -> dict[str, float]:
+    texts, videos = encode_gallery(objective, gallery, tokenizer, 24, CPU)
+    return retrieval_metrics(match(objective.model, texts, videos), gallery.video_of_text)[0]
+
+
+@pytest.fixture(scope="module")
+def several(corpus_of, tmp_path_factory):
+    """A corpus of 5 validation videos with 2 captions and 2 questions each, and one of 3 with a caption each."""
+    found = {}
+    for name, count, captions in (("several", 5, 2), ("few", 3, 1)):
+        rows = [
+            {
+                "id": f"{name}{n}",
+                "split": "validation",
+                "captions": [f"the red ball moves {way} {n}" for way in ("left", "up")[:captions]],
+                "questions": [
+                    {"question": f"what {c}?", "answer": "ball" if n else "box", "type": "what"} for c in "ab"
+                ],
+            }
+            for n in range(count)
+        ]
+        found[name] = corpus_of(tmp_path_factory.mktemp(name), rows)
+    return found
+
+
+@torch.no_grad()
+def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
+    """By default: every video, every caption, every pair by the matching head."""
+    validate, select = validate_retrieval(objective, several, tokenizer, config(Retrieval, ("several",)))
+    found = validate()
+    expected = scores(objective, Gallery.of(several["several"], "validation"), tokenizer, match_all)
+    for name, value in expected.items():
+        assert found[f"validation/{name}"] == pytest.approx(value), name
+    recalls = [expected[f"{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)]
+    assert select == "validation/mean_recall"
+    assert found[select] == pytest.approx(np.mean(recalls))
+
+
+@torch.no_grad()
+def test_fewer_videos_captions_and_pairs_can_be_asked_for(objective, several, tokenizer, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        validation,
+        "encode_gallery",
+        lambda o, gallery, *rest: seen.append(gallery) or encode_gallery(o, gallery, *rest),
+    )
+    asked = config(Retrieval, ("several",), videos=4, captions=1, protocol="top_k", k=2)
+    found = validate_retrieval(objective, several, tokenizer, asked)[0]()
+    gallery = Gallery.of(several["several"], "validation").first(4, 1)
+    assert (seen[0].ids, seen[0].texts) == (gallery.ids, gallery.texts)
+    expected = scores(objective, gallery, tokenizer, lambda *given: match_top_k(*given, 2))
+    for name, value in expected.items():
+        assert found[f"validation/{name}"] == pytest.approx(value), name
+
+
+@torch.no_grad()
+def test_every_corpus_of_the_phases_is_validated_on(objective, several, lessons, tokenizer):
+    """Metrics are the means over the corpora, beside those of each; a corpus without validation videos has none."""
+    corpora = several | {"lessons": lessons}
+    both = validate_retrieval(objective, corpora, tokenizer, config(Retrieval, ("several", "few", "lessons")))[0]()
+    alone = [validate_retrieval(objective, corpora, tokenizer, config(Retrieval, (name,)))[0]() for name in several]
+    for name in alone[0]:
+        assert both[f"{name}/of/several"] == alone[0][name]
+        assert both[f"{name}/of/few"] == alone[1][name]
+        assert both[name] == pytest.approx((alone[0][name] + alone[1][name]) / 2)
+    assert len(both) == 3 * len(alone[0])
+
+
+@torch.no_grad()
+def test_a_corpus_that_is_not_in_the_phases_is_not_validated_on(objective, several, tokenizer):
+    found = validate_retrieval(objective, several, tokenizer, config(Retrieval, ("few",)))[0]()
+    expected = scores(objective, Gallery.of(several["few"], "validation"), tokenizer, match_all)
+    assert found["validation/t2v/MnR"] == pytest.approx(expected["t2v/MnR"])
+    assert not any("/of/" in name for name in found)
+
+
+def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(objective, lessons, tokenizer, tiny_model):
+    inputs = {"lessons": lessons}
+    with pytest.raises(InputError, match="no corpus has validation videos with captions"):
+        validate_retrieval(objective, inputs, tokenizer, config(Retrieval, ("lessons",)))
+    with pytest.raises(InputError, match="no corpus has validation videos with questions"):
+        validate_qa(objective, inputs, tokenizer, [], config(Qa, ("lessons",)))
+    prompter = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
+    assert validate_contrast(prompter, inputs, tokenizer, config(TrainPrompter, ("lessons",))) is None
+
+
+@torch.no_grad()
+def test_contrast_is_validated_by_similarity_on_one_caption_a_video(several, tokenizer, tiny_model):
+    objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD).eval()
+    found = validate_contrast(objective, several, tokenizer, config(TrainPrompter, ("several",)))()
+    gallery = Gallery.of(several["several"], "validation").first(500, 1)
+    texts, videos = encode_gallery(objective, gallery, tokenizer, 24, CPU)
+    expected, _, _ = retrieval_metrics((texts.features @ videos.features.T).numpy(), gallery.video_of_text)
+    assert found == pytest.approx({f"validation/vtc/{name}": value for name, value in expected.items()})
+
+
+def test_question_answering_is_validated_by_the_accuracy_of_the_best_answer(tiny_model, tokenizer, clips):
+    """A head that always gives one answer is right as often as that is the answer."""
+    model = Alpro(tiny_model(tokenizer.get_vocab_size()), answers=3)
+    with torch.no_grad():
+        model.qa_head[-1].weight.zero_()
+        model.qa_head[-1].bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    objective = QaObjective(model, MEAN, STD).eval()
+    validate, select = validate_qa(objective, {"clips": clips}, tokenizer, ["left", "one", "red"], config(Qa))
+    questions = Questions.of(clips, "validation")
+    found = validate()
+    assert select == "validation/qa/acc"
+    assert found[select] == pytest.approx(100 * questions.answers.count("one") / len(questions.answers))
+    for kind in set(questions.types):
+        answers = [a for a, t in zip(questions.answers, questions.types, strict=True) if t == kind]
+        assert found[f"validation/qa/acc_{kind}"] == pytest.approx(100 * answers.count("one") / len(answers))
+
+
+def test_questions_of_every_corpus_are_validated_on(tiny_model, tokenizer, several):
+    """ "box" is the answer about the first video of each: 2 of 10 and 2 of 6 questions."""
+    model = Alpro(tiny_model(tokenizer.get_vocab_size()), answers=2)
+    with torch.no_grad():
+        model.qa_head[-1].weight.zero_()
+        model.qa_head[-1].bias.copy_(torch.tensor([0.0, 1.0]))
+    objective = QaObjective(model, MEAN, STD).eval()
+    validate, select = validate_qa(objective, several, tokenizer, ["ball", "box"], config(Qa, ("several", "few")))
+    found = validate()
+    assert found[f"{select}/of/several"] == pytest.approx(20)
+    assert found[f"{select}/of/few"] == pytest.approx(100 / 3)
+    assert found[select] == pytest.approx((20 + 100 / 3) / 2)
+    one = validate_qa(objective, several, tokenizer, ["ball", "box"], config(Qa, ("several",), videos=1))[0]()
+    assert one == pytest.approx({"validation/qa/acc": 100.0, "validation/qa/acc_what": 100.0})
+
+
+def test_a_metric_that_one_corpus_lacks_is_the_mean_of_the_others():
+    metrics = {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0}}
+    found = averaged({name: name for name in metrics}, metrics.get)
+    assert found == {"x": 2.0, "y": 2.0, "x/of/a": 1.0, "y/of/a": 2.0, "x/of/b": 3.0}
+
+
+def test_a_frame_that_cannot_be_read_is_found_before_training(objective, clips, tokenizer, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(clips, broken)
+    for shard in broken.glob("validation-*.tar"):
+        shard.write_bytes(shard.read_bytes()[:2000])
+    with pytest.raises(Unreadable):
+        validate_retrieval(objective, {"clips": broken}, tokenizer, config(Retrieval))

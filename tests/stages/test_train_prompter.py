@@ -1,0 +1,45 @@
+"""How the frames of a model from scratch are normalised."""
+
+import json
+
+import pytest
+
+from models.folder import Preprocessing
+from shards.schema import InputError
+from stages.train_prompter import Config, measure
+
+
+@pytest.fixture
+def corpora(tmp_path):
+    """Three corpora of unlike statistics."""
+    found = {}
+    for name, mean, std in (("dark", 0.1, 0.05), ("bright", 0.7, 0.25), ("other", 0.9, 0.9)):
+        found[name] = tmp_path / name
+        found[name].mkdir()
+        statistics = {"mean": [mean, mean + 0.01, mean + 0.02], "std": [std] * 3}
+        (found[name] / "statistics.json").write_text(json.dumps(statistics))
+    return found
+
+
+def config(**values: object) -> Config:
+    phases = [{"corpora": ["dark"], "steps": 1}, {"corpora": ["dark", "bright"], "steps": 1}]
+    return Config.model_validate({"phases": phases, "text_length": 17} | values)
+
+
+def test_several_corpora_are_normalised_by_the_mean_of_their_statistics(corpora):
+    """Each corpus of the phases once, however often it is in them; another one does not count."""
+    measured = measure(config(normalisation="corpus"), corpora)
+    assert measured.mean == pytest.approx((0.4, 0.41, 0.42))
+    assert measured.std == pytest.approx((0.15, 0.15, 0.15))
+    assert measured.text_length == 17
+
+
+def test_the_papers_constants_ask_no_corpus():
+    measured = measure(config(), {})
+    assert (measured.mean, measured.std) == (Preprocessing().mean, Preprocessing().std)
+
+
+def test_a_corpus_without_statistics_is_a_mistake(corpora):
+    (corpora["bright"] / "statistics.json").unlink()
+    with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
+        measure(config(normalisation="corpus"), corpora)

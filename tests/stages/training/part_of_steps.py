@@ -1,0 +1,135 @@
+"""A program that tests start: short training runs on batches that need no corpus, each as one rank of a job.
+
+python part_of_steps.py OUT, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them. What each run
+leaves is OUT/<run>.<rank>.safetensors: weights, and what was noted; its metrics.jsonl is in OUT/<run>.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from models.alpro import Alpro, ModelConfig
+from stages.artifacts import Resources
+from stages.training import loop
+from stages.training.config import MatchingConfig
+from stages.training.distributed import World, world
+from stages.training.examples import Batch
+from stages.training.loop import fit
+from stages.training.objective import MatchingObjective
+from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, whole_batch
+
+loop.ASK_SECONDS = 0  # the ranks ask each other after every step
+RUNS = {
+    "plain": {"steps": 4},
+    "accumulated": {"steps": 2, "accumulate": 2},
+    "a loss of one rank is NaN": {"steps": 2, "spoil": "loss"},
+    "a gradient of one rank is infinite": {"steps": 2, "spoil": "gradient"},
+    "dropout": {"steps": 1, "dropout": 0.5},
+    "resumed": {"steps": 4, "stop": 2},
+}
+
+
+class Spoiled(MatchingObjective):
+    """In the second of two steps the last rank has a loss of NaN with a good gradient, or the other way round."""
+
+    spoil, steps, last = "", 0, False
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().forward(batch)
+        self.steps += 1
+        if self.steps == 2 and self.last and self.spoil == "loss":
+            loss = loss + torch.nan  # a constant: the gradient does not see it
+        if self.steps == 2 and self.last and self.spoil == "gradient":
+            temperature = self.model.temperature
+            loss = loss + (temperature - temperature.detach()).sqrt()  # 0, with an infinite slope
+        return loss, metrics
+
+
+class Batches:
+    """This rank's part of a batch, the same in every step; it may send itself a signal as a step begins."""
+
+    def __init__(self, here: World, steps: int, accumulate: int, stop: int):
+        self.steps, self.stop = steps, stop
+        places = np.arange(SIZE).reshape(accumulate, here.size, -1)[:, here.rank].ravel()
+        whole = whole_batch()
+        whole.masked = whole.labels = whole.boxes = whole.answers = None
+        self.batch = replace(whole.map(lambda tensor: tensor[places]), ids=[whole.ids[place] for place in places])
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def loader(self, first: int, *_) -> Iterator[Batch]:
+        for step in range(first, self.steps):
+            if step == self.stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield replace(self.batch, step=step)
+
+
+def train(
+    out: Path, here: World, steps: int, accumulate: int = 1, spoil: str = "", dropout: float = 0.0, stop: int = -1
+):
+    """One run; returns its weights by name, and what was noted."""
+    values = {"video": VIDEO, "text": TEXT | {"dropout": dropout}, "embed_dim": 8, "init": "scratch"}
+    out.mkdir(parents=True, exist_ok=True)
+    resources = Resources(device="cpu", seconds_between_checkpoints=3600)
+    config = MatchingConfig.model_validate(
+        {"phases": [{"corpora": ["x"], "steps": steps}], "batch_size": SIZE, "accumulate": accumulate}
+        | {"lr": 1e-2, "eps": 1e-3, "warmup": 0.0, "log_every": 4 if steps == 4 else 1}
+    )
+    torch.manual_seed(0)
+    objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3)
+    objective.spoil, objective.last = spoil, here.rank == here.size - 1
+    noted: dict[str, Tensor] = {}
+
+    def note(_: nn.Module, given: tuple[Tensor], result: Tensor) -> None:
+        noted.setdefault("kept", (result != 0).float())
+
+    next(part for part in objective.modules() if isinstance(part, nn.Dropout)).register_forward_hook(note)
+    averaged = count_averages()
+    try:
+        fit(objective, Batches(here, steps, accumulate, stop), config, out, here, resources)
+    except SystemExit:
+        if here.size > 1:
+            dist.barrier()  # a new life begins when the checkpoint of the old one is written
+        return train(out, here, steps, accumulate, spoil, dropout) | {"lives": torch.tensor(2)}
+    noted["averaged"] = torch.tensor(averaged)
+    return {name: p.detach().clone() for name, p in objective.named_parameters()} | noted
+
+
+def count_averages() -> list[int]:
+    """How often gradients are averaged over the ranks from now on, in a list of one number."""
+    count = [0]
+
+    class Counting(DistributedDataParallel):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+
+            def hook(group, bucket):
+                count[0] += bucket.is_last()
+                return allreduce_hook(group, bucket)
+
+            self.register_comm_hook(None, hook)
+
+    loop.DistributedDataParallel = Counting
+    return count
+
+
+def main(out: Path, here: World) -> None:
+    for name, settings in RUNS.items():
+        save_file(train(out / name, here, **settings), out / f"{name}.{here.rank}.safetensors")
+
+
+if __name__ == "__main__":
+    with world(Resources(device="cpu")) as here:
+        main(Path(sys.argv[1]), here)

@@ -1,0 +1,102 @@
+"""What two processes that share a batch agree on: gradients, skipped steps, metrics; and what they must not share."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages.training.distributed import World
+from tests.stages.training.part_of_steps import RUNS, train
+
+PROGRAM = Path(__file__).with_name("part_of_steps.py")
+NOTED = {"kept", "averaged", "lives"}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, two_ranks) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    assert two_ranks(PROGRAM, folder) == [0, 0]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(out):
+    """both(run): what the two ranks have after a run."""
+    return lambda run: [load_file(out / f"{run}.{rank}.safetensors") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def lines(out):
+    """lines(run): the metrics of a run, without those of time."""
+
+    def read(run: str) -> list[dict[str, float]]:
+        kept = ("step", "train/loss", "train/loss_vtc", "train/loss_vtm", "train/grad_norm", "train/skipped_steps")
+        found = [json.loads(line) for line in (out / run / "metrics.jsonl").read_text().splitlines()]
+        return [{name: line[name] for name in kept if name in line} for line in found]
+
+    return read
+
+
+def alone(tmp_path: Path, run: str) -> dict[str, Tensor]:
+    """The same run in one process."""
+    return train(tmp_path / run, World(0, 1, torch.device("cpu")), **RUNS[run])
+
+
+def weights(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in found.items() if name not in NOTED}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_ranks_have_the_same_weights(run, both):
+    first, second = map(weights, both(run))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+@pytest.mark.parametrize("run", ["plain", "accumulated"])
+def test_two_ranks_come_to_the_weights_and_metrics_of_one(run, both, lines, tmp_path):
+    """Also where a batch is accumulated in parts: each part is contrasted over both ranks."""
+    one, two = weights(alone(tmp_path, run)), weights(both(run)[0])
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-4, msg=name)
+    single = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+    for line, other in zip(lines(run), single, strict=True):
+        assert line == pytest.approx({name: other[name] for name in line}, rel=1e-3)
+
+
+def test_gradients_are_averaged_once_a_step_however_many_parts_it_has(both):
+    """With the last part alone."""
+    for found in both("accumulated"):
+        assert found["averaged"].item() == 2  # steps
+    for found in both("plain"):
+        assert found["averaged"].item() == 4
+
+
+@pytest.mark.parametrize("run", ["a loss of one rank is NaN", "a gradient of one rank is infinite"])
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(run, both, lines, tmp_path):
+    """What is left is the weights after the first step; the means are of that step alone."""
+    once = weights(train(tmp_path / "once", World(0, 1, torch.device("cpu")), steps=2, spoil=RUNS[run]["spoil"]))
+    for found in both(run):
+        for name, value in weights(found).items():
+            torch.testing.assert_close(value, once[name], atol=1e-4, rtol=1e-4, msg=name)
+            assert torch.isfinite(value).all()
+    first, second = lines(run)
+    assert (first["train/skipped_steps"], second["train/skipped_steps"]) == (0, 1)
+    assert "train/loss" in first
+    assert "train/loss" not in second
+
+
+def test_dropout_is_another_on_each_rank(both):
+    first, second = (found["kept"] for found in both("dropout"))
+    assert 0.3 < first.mean() < 0.7
+    assert not torch.equal(first, second)
+
+
+def test_metrics_after_a_resume_are_means_over_the_steps_and_ranks_of_both_lives(lines, both):
+    """Stopped after two of four steps: the one line that is logged is that of the run that was not stopped."""
+    assert [found["lives"] for found in both("resumed")] == [2, 2]
+    assert lines("resumed") == [pytest.approx(line, rel=1e-6) for line in lines("plain")]
+    for whole, resumed in zip(both("plain"), both("resumed"), strict=True):
+        assert [name for name, value in weights(whole).items() if not torch.equal(value, resumed[name])] == []
