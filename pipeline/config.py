@@ -1,5 +1,6 @@
 """The configuration of a whole pipeline: a TOML file, `--set` on top, one frozen object; a mistake is one line."""
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,7 +11,7 @@ from models.alpro import ModelConfig
 from models.templates import Templates
 from shards.manifest import scan_manifest
 from shards.schema import InputError, Row
-from shards.storage import Location, absolute, located
+from shards.storage import Location, absolute, located, refuse_credentials
 from stages.artifacts import Resources
 from stages.build_vocabulary import Config as BuildVocabulary
 from stages.cache_prompts import Config as CachePrompts
@@ -29,6 +30,8 @@ RESERVED = {"vocabulary", "prompter", "prompts", "model", "pretrained", "retriev
 # Values that are a path where there is such a file, and else a name on the hub.
 FILE_OR_NAME = [(stage, key) for stage in ("train_prompter", "pretrain") for key in ("vit", "bert")]
 FILE_OR_NAME += [("build_vocabulary", "tokenizer"), ("build_vocabulary", "tagger"), ("pretrain", "start")]
+# Files that must exist.
+FILES = [("build_vocabulary", "entities_file"), ("finetune_qa", "answers_file")]
 # Tables at the top, and the stages that have each as a part of theirs.
 ALWAYS = ("build_vocabulary", "cache_prompts")  # stages that need no table
 SHARED = [("model", "train_prompter"), ("model", "pretrain"), *(("templates", stage) for stage in ALWAYS)]
@@ -55,6 +58,11 @@ class Corpus(DecodeVideos):
     )
     annotations: dict[Split, str] = Field(
         {}, description="official annotation files of the videos in `data`, by split (train, validation, test)"
+    )
+    root: str = Field(
+        "",
+        description="folder that the names in `annotations` are relative to, if it is not `data`; for absolute paths "
+        "of another machine, the folder in them that corresponds to `data`",
     )
 
 
@@ -113,8 +121,13 @@ class PipelineConfig(BaseModel):
             told = corpus.model_fields_set - {"manifest", "data", "shards", "kinds", "most_rejects"}
             if corpus.shards and told:
                 raise ValueError(f"corpora.{name}.{min(told)}: shards are taken as they are; leave it out")
+            for key in ("data", "shards"):
+                refuse_credentials(f"corpora.{name}.{key}", located(getattr(corpus, key)))
+            if corpus.root and not corpus.annotations:
+                raise ValueError(f"corpora.{name}.root: it is only used with annotations; leave it out")
             if corpus.manifest and self.render_sample is None:
                 raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
+        refuse_credentials("resources.artifacts", located(self.resources.artifacts))
         used = {
             (f"{stage}.phases", c)
             for stage, config in self.trainings().items()
@@ -149,7 +162,8 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
         values = with_data(values, data)
     for change in changes or []:
         apply_change(values, change)
-    if data and not asks_questions(located(data)):  # then there is no question answering
+        check_tables(values, f"--set {change}")
+    if data and not asks_questions(absolute(data)):  # then there is no question answering
         values.pop("finetune_qa", None)
         dict_of(values.get("evaluate")).update(qa="")
     values = resolve_data(values, Path.cwd())  # what --set named is relative to where it was typed
@@ -180,8 +194,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not readable as TOML: {error}") from error
 
 
-def check_tables(values: dict[str, Any], path: Path) -> None:
-    """Raises InputError where what must be a table is none; the rest is for the classes to tell."""
+def check_tables(values: dict[str, Any], source: Path | str) -> None:
+    """Raises InputError, which names the source, if a required table is not a table. The classes check the rest."""
     tables = {name: values.get(name, {}) for name in ("corpora", "model", "evaluate", *STAGE_TABLES)}
     tables |= {f"corpora.{name}": corpus for name, corpus in dict_of(tables["corpora"]).items()}
     for stage in STAGE_TABLES:
@@ -189,7 +203,7 @@ def check_tables(values: dict[str, Any], path: Path) -> None:
         tables |= {f"{stage}.phases.{i}": p for i, p in enumerate(phases if isinstance(phases, list) else [phases])}
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise InputError(f"{path}: {name} must be a table (it is {table!r})")
+            raise InputError(f"{source}: {name} must be a table (it is {table!r})")
 
 
 def dict_of(value: Any) -> dict[str, Any]:
@@ -198,7 +212,7 @@ def dict_of(value: Any) -> dict[str, Any]:
 
 def find_config(source: str) -> Path:
     """A TOML file by path, or one that ships by its name."""
-    path = Path(source)
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 (Path's fails for an unknown ~user)
     if path.suffix == ".toml" or path.exists():
         if not path.is_file():
             raise InputError(f"{source}: no such configuration file; those that ship are {', '.join(shipped())}")
@@ -218,33 +232,38 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
     for corpus in values.get("corpora", {}).values():
         if not isinstance(corpus, dict):
             continue
-        annotations = corpus.get("annotations")
+        annotations = dict_of(corpus.get("annotations"))
         for holder, key in [
             (corpus, "data"),
             (corpus, "shards"),
-            *((annotations, split) for split in annotations or {}),
+            *((annotations, split) for split in annotations),
         ]:
-            if isinstance(holder, dict) and isinstance(holder.get(key), str) and holder[key]:
+            if isinstance(holder.get(key), str) and holder[key]:
                 holder[key] = str(absolute(holder[key], base))
+        if isinstance(corpus.get("root"), str) and corpus["root"]:  # perhaps of another machine: links are kept
+            corpus["root"] = os.path.normpath(base.absolute() / corpus["root"])
     resources = dict_of(values.get("resources"))
     if isinstance(resources.get("artifacts"), str) and resources["artifacts"]:
         resources["artifacts"] = str(absolute(resources["artifacts"], base))
     for key in ("pretrained", "templates"):
         if isinstance(values.get(key), str) and values[key]:
-            values[key] = str((base / values[key]).resolve())
+            values[key] = str(absolute(values[key], base))
+    for stage, key in FILES:
+        file = dict_of(values.get(stage)).get(key)
+        if isinstance(file, str) and file:
+            values[stage][key] = str(absolute(file, base))
     for stage, key in FILE_OR_NAME:
         name = values.get(stage, {}).get(key)
-        if isinstance(name, str) and name and (base / name).exists():
-            values[stage][key] = str((base / name).resolve())
+        if isinstance(name, str) and name and isinstance(path := absolute(name, base), Path) and path.exists():
+            values[stage][key] = str(path)
     return values
 
 
 def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
     """One corpus, `data`, in the place of all: every phase of a stage becomes one, as long as all of them were."""
     first: dict[str, Any] = next(iter(values.get("corpora", {}).values()), {})
-    form = {
-        key: value for key, value in first.items() if key not in ("manifest", "data", "shards", "kinds", "annotations")
-    }
+    replaced = ("manifest", "data", "shards", "kinds", "annotations", "root")
+    form = {key: value for key, value in first.items() if key not in replaced}
     values["corpora"] = {"data": form | {"data": str(absolute(data))}}
     values.pop("render_sample", None)
     for stage in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa"):

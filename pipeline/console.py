@@ -6,16 +6,17 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stages.artifacts import Store, read_manifest
-from stages.report import results, tables
+from stages.result_tables import results, tables
 
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 
 
 def print_results(made: dict[str, Path], workspace: Path) -> None:
-    """The results, where there are some, and where everything is to be seen."""
+    """The results, if there are some, and where to look at everything."""
     listed = [(name, folder, manifest, False) for name, folder in made.items() if (manifest := read_manifest(folder))]
     found = tables(results(listed))
     for one in found:
@@ -27,15 +28,21 @@ def print_results(made: dict[str, Path], workspace: Path) -> None:
             table.add_row(*([""] if line[0] == last else line[:1]), *line[1:])
             last = line[0]
         console.print(table)
+        if one.note:
+            console.print(f"{one.note}\n")
     if not found and listed:
         name, folder, manifest, _ = listed[-1]
-        console.print(f"{name}: {folder}")
+        console.print(f"{name}: {folder}", markup=False)
         for key, value in {**manifest["counts"], **manifest["metrics"]}.items():
             console.print(f"  {key}: {value:g}")
+    for name, _, manifest, _ in listed:
+        for key, count in manifest["counts"].items():
+            if key.endswith("_in_training"):
+                console.print(f"{name}: {count} {key.replace('_', ' ')}")
     report = max((workspace / "reports").glob("*.html"), key=lambda p: p.stat().st_mtime, default=None)
     where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
-    console.print(f"report: {report}")
-    console.print(f"curves, pictures and comparison: alpro ui{where}    artifacts: alpro ls{where}")
+    console.print(f"report: {report}", markup=False)
+    console.print(f"curves, pictures and comparison: alpro ui{where}    artifacts: alpro ls{where}", markup=False)
 
 
 def print_inspection(found: dict[str, Any]) -> None:
@@ -60,7 +67,7 @@ def print_inspection(found: dict[str, Any]) -> None:
     words = captions["different words"]
     console.print(f"captions: {captions['all']:,}, {captions['different']:,} different, of {words:,} words")
     for text, times in captions["most repeated"]:
-        console.print(f"  {times:,} times: {text}")
+        console.print(f"  {times:,} times: {text}", markup=False)
     console.print(f"  {captions['said of more than one sample']:,} come more than once")
     if found["unreadable"]:
         console.print(f"unreadable samples: {found['unreadable']:,} of {found['looked at']:,} looked at")
@@ -85,10 +92,10 @@ def share(count: int, of: int) -> str:
 
 
 def print_artifacts(store: Store) -> None:
-    """Every artifact: what made it, when, how large it is, what it was made from and what uses it."""
+    """Every artifact: its stage, when it was made, its size, its inputs and the artifacts that it is an input of."""
     found = list(store.all())
     if not found:
-        console.print(f"no artifacts in {store.root}; `alpro run` makes them")
+        console.print(f"no artifacts in {store.root}; `alpro run` makes them", markup=False)
         return
     users: dict[str, list[str]] = {}
     for _, manifest in found:
@@ -111,13 +118,13 @@ def print_artifacts(store: Store) -> None:
             " ".join(inputs),
             " ".join(used),
         )
-        table.add_row(manifest["fingerprint"][:8], manifest["name"], *cells)
+        table.add_row(manifest["fingerprint"][:16], manifest["name"], *cells)
     console.print(table)
 
 
 def print_artifact(store: Store, folder: Path, manifest: dict[str, Any]) -> None:
     """Everything that is known of one artifact."""
-    console.print(f"[bold]{manifest['name']}[/bold]  {folder}")
+    console.print(f"[bold]{manifest['name']}[/bold]  {escape(str(folder))}")
     console.print(f"fingerprint {manifest['fingerprint']}")
     made = manifest["made"]
     console.print(
@@ -131,7 +138,8 @@ def print_artifact(store: Store, folder: Path, manifest: dict[str, Any]) -> None
         for key, value in values.items():
             if title == "inputs":
                 value = f"{value['stage']} {value['fingerprint'][:16]}"
-            console.print(f"  {key}: {value:g}" if isinstance(value, float) else f"  {key}: {value}", highlight=False)
+            text = f"  {key}: {value:g}" if isinstance(value, float) else f"  {key}: {value}"
+            console.print(text, highlight=False, markup=False)
     used = [m for _, m in store.all() if any(i["fingerprint"] == manifest["fingerprint"] for i in m["inputs"].values())]
     console.print("\n[bold]used by[/bold]")
     for other in used:

@@ -1,33 +1,35 @@
 """The pipeline as Prefect flows: `plan` says which stage follows which, `alpro` runs them all, and each has a flow."""
 
-import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
-
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-# Prefect's own 20 s are too few for its server on a machine that is busy with other work.
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
 
 from models.folder import read_task
-from pipeline.config import Corpus, PipelineConfig, load_config
-from pipeline.record import end_dead_pipelines, git_commit, run_tags
-from pipeline.tasks import Session, make, make_by_deployment, result
-from shards.schema import InputError
-from shards.storage import Location, located
-from stages.artifacts import StageConfig, Step, Store, digest
+from pipeline.config import FILES, Corpus, PipelineConfig, load_config
+from pipeline.handover import Handover
+from pipeline.record import end_dead_runs, git_commit, run_tags, status_after
+from pipeline.tasks import Session, fetch_input, make, make_by_deployment, result
+from shards.schema import SPLITS, InputError
+from shards.storage import Location, absolute, located
+from stages.artifacts import EVALUATIONS, StageConfig, Step, Store, digest
 from stages.decode_videos import Config as DecodeConfig
+from stages.decode_videos import decoder_files
 from stages.evaluate import Config as Evaluate
-from stages.evaluate import check_items
+from stages.evaluation.protocol import EvaluationConfig, check_items
 from stages.files import Digests, digest_data, digest_model
 from stages.index_shards import Config as IndexConfig
 from stages.index_shards import digest_shards
-from stages.report import results_markdown, write_report
-from stages.tracking import Tracker
+from stages.report import write_report
+from stages.result_tables import results_markdown
+from stages.tracking import Run, Tracker
+from stages.zero_shot import Config as ZeroShot
+
+# Keys that name a file or folder of the user's, or else something on the hub.
+OUTSIDE = ("vit", "bert", "tokenizer", "tagger", "start", "entities_file", "answers_file")
 
 
 def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
@@ -43,17 +45,8 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         """model: the name of another input, and what it is: a step of this pipeline, or a model folder."""
         name, made, given = model
         present = {key: step for key, step in {name: made, **inputs}.items() if step is not None}
-        files = {name: digest_model(given, digests)} if given else {}
-        for key in (
-            "vit",
-            "bert",
-            "tokenizer",
-            "tagger",
-            "start",
-        ):  # a file or folder of the user's, or a name on the hub
-            if (value := getattr(config, key, "")) and Path(value).exists():
-                files[key] = digest_files(Path(value), digests)
-        steps.append(Step(stage, stage, config, present, files, {name: given} if given else {}))
+        step = Step(stage, stage, config, present, paths={name: given} if given else {})
+        steps.append(with_files(step, digests))
         return steps[-1]
 
     sample = add("render_sample", config.render_sample, {}) if config.render_sample else None
@@ -62,8 +55,7 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         corpora[name] = decoding(name, corpus, sample, digests)
         steps.append(corpora[name])
     phases = {
-        stage: {c: corpora[c] for phase in training.phases for c in phase.corpora}
-        for stage, training in config.trainings().items()
+        stage: {name: corpora[name] for name in training.corpora} for stage, training in config.trainings().items()
     }
 
     retrieval = qa = pretrained = None
@@ -79,23 +71,56 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         pretrained = add("pretrain", config.pretrain, {**teacher, **phases["pretrain"]})
     name = given_task(given) if given else "pretrained"
     model = ("model", pretrained, given)
+    before = zero_shot_config(config.evaluate)
+    prompts = teacher if "prompts" in teacher else {}
+    if before.corpora and (prompts or (before.retrieval and name == "pretrained")):
+        tested = {corpus: corpora[corpus] for corpus in before.corpora}
+        add("zero_shot", before, {**prompts, **tested}, (name, pretrained, given))
     if config.finetune_retrieval:
         retrieval = add("finetune_retrieval", config.finetune_retrieval, phases["finetune_retrieval"], model)
     if config.finetune_qa:
         qa = add("finetune_qa", config.finetune_qa, phases["finetune_qa"], model)
 
-    tested = {name: corpora[name] for name in (config.evaluate.retrieval, config.evaluate.qa) if name}
-    if tested:
-        models = {"retrieval": retrieval, "qa": qa, **teacher, **tested}
-        # A given model that is fine-tuned already is evaluated as what it is.
-        add("evaluate", config.evaluate, models, (name, pretrained, None if models.get(name) else given))
+    models = {"retrieval": retrieval, "qa": qa}
+    # A given model that is fine-tuned already is evaluated as what it is, unless this pipeline fine-tunes it further.
+    finished = given if name in models and models[name] is None else None
+    if config.evaluate.corpora and (finished or any(models.values())):
+        tested = {corpus: corpora[corpus] for corpus in config.evaluate.corpora}
+        add("evaluate", config.evaluate, {**models, **tested}, (name, None, finished))
     return steps
 
 
+def zero_shot_config(config: Evaluate) -> ZeroShot:
+    """The part of `[evaluate]` that the stage `zero_shot` reads. The corpus of questions only matters to it, for the
+    prompter's entities, where there is no retrieval."""
+    shared = config.model_dump(include=set(ZeroShot.model_fields))
+    return ZeroShot.model_validate(shared | ({"qa": ""} if config.retrieval else {}))
+
+
+def with_files(step: Step, digests: Digests) -> Step:
+    """A step with the digests of the user's files as they are on this machine."""
+    if step.stage == "index_shards":
+        return index_step(step, digests)
+    if step.stage == "decode_videos":
+        return decode_step(step, digests) if step.paths else step
+    files = {name: digest_model(Path(folder), digests) for name, folder in step.paths.items()}
+    for key in OUTSIDE:
+        path = Path(value) if (value := getattr(step.config, key, "")) else None
+        if path and path.exists():
+            files[key] = digest_files(path, digests)
+        elif path and (step.stage, key) in FILES:
+            raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
+    return replace(step, files=files)
+
+
 def digest_files(path: Path, digests: Digests) -> str:
-    """The digest of a file, or of the files in a folder."""
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    return digest(dict(zip((file.name for file in files), digests.of(files), strict=True)))
+    """The digest of a file, or of the files in and below a folder: those of a spaCy pipeline lie in folders of their
+    own. Hidden files and folders, such as .git, are left out."""
+    if not path.is_dir():
+        return digest({path.name: digests.of([path])[0]})
+    files = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
+    shown = {name: file for name, file in files.items() if not any(part.startswith(".") for part in Path(name).parts)}
+    return digest(dict(zip(shown, digests.of(list(shown.values())), strict=True)))
 
 
 def given_task(folder: Path) -> str:
@@ -113,40 +138,41 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
     """The step that makes one corpus: of the rendered sample, of files whose contents are in its fingerprint, or of
     shards that are there already."""
     if corpus.shards:
-        shards = located(corpus.shards)
         index = IndexConfig(kinds=corpus.kinds, most_rejects=corpus.most_rejects)
-        files = {"shards": digest_shards(shards, digests)}
-        paths = {"shards": shards}
-        return outside(
-            "index_shards", name, index, paths, files, lambda: digest_shards(shards, digests) == files["shards"]
+        return with_files(
+            Step("index_shards", f"index_shards {name}", index, paths={"shards": located(corpus.shards)}), digests
         )
-    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations"}))
+    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations", "root"}))
     if corpus.manifest:
         assert sample is not None
-        return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample})
-    data = located(corpus.data)
-    annotations: dict[str, Path] = {split: Path(file) for split, file in corpus.annotations.items()}
-    found = digest_data(data, digests, annotations)
+        return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample}, decoder_files(config))
+    paths: dict[str, Location] = {"data": located(corpus.data)}
+    paths.update({split: Path(file) for split, file in corpus.annotations.items()})
+    paths.update({"root": Path(corpus.root)} if corpus.root else {})
+    return with_files(Step("decode_videos", f"decode_videos {name}", config, paths=paths), digests)
+
+
+def index_step(step: Step, digests: Digests) -> Step:
+    shards = step.paths["shards"]
+    contents = digest_shards(shards, digests)
+    return outside(step, {"shards": contents}, lambda: digest_shards(shards, digests) == contents)
+
+
+def decode_step(step: Step, digests: Digests) -> Step:
+    data, root = step.paths["data"], step.paths.get("root")
+    annotations = {split: Path(file) for split, file in step.paths.items() if split in SPLITS}
+    root = Path(root) if root else None
+    contents = digest_data(data, digests, annotations, root)
     return outside(
-        "decode_videos",
-        name,
-        config,
-        {"data": data, **annotations},
-        {"data": found.all},
-        lambda: digest_data(data, digests, annotations, ask=False).here == found.here,
+        step,
+        {"data": contents.all, **decoder_files(cast(DecodeConfig, step.config))},
+        lambda: digest_data(data, digests, annotations, root, ask=False).here == contents.here,
     )
 
 
-def outside(
-    stage: str,
-    corpus: str,
-    config: StageConfig,
-    paths: Mapping[str, Location],
-    files: Mapping[str, str],
-    same: Callable[[], bool],
-) -> Step:
-    """A step of files that are the user's. `same` tells whether those of this machine are what they were; what is at a
-    URL as a whole is not looked at again: a store may say another thing of the same file each time."""
+def outside(step: Step, files: Mapping[str, str], same: Callable[[], bool]) -> Step:
+    """A step with the digests of the user's files. `same` is whether those of this machine are unchanged. A corpus at a
+    URL is not checked again: a store may describe the same file differently each time."""
 
     def unchanged() -> bool:
         try:
@@ -154,8 +180,8 @@ def outside(
         except InputError:  # it cannot be read any more
             return False
 
-    here = all(isinstance(path, Path) for path in paths.values())
-    return Step(stage, f"{stage} {corpus}", config, files=files, paths=paths, unchanged=unchanged if here else None)
+    here = all(isinstance(path, Path) for path in step.paths.values())
+    return replace(step, files=files, unchanged=unchanged if here else None)
 
 
 def needed(steps: list[Step], stage: str) -> list[Step]:
@@ -177,32 +203,55 @@ def run(
     workspace: str = "workspace",
     tracking_uri: str = "",
     stages_by_deployment: bool = False,
-    parent_run: str = "",
 ) -> dict[str, str]:
     """Runs a pipeline, or one stage with whatever it needs that is missing. Returns the folder of each artifact."""
     settings = load_config(config, data, changes)
-    root = Path(workspace).resolve()
+    root = Path(absolute(workspace))
     root.mkdir(parents=True, exist_ok=True)
     store, commit = Store(root / "artifacts", settings.resources.artifacts), git_commit()
     steps = plan(settings, Digests(root / "digests.sqlite"))
     steps = needed(steps, stage) if stage else steps
-    store.is_shared(steps[0])  # a place that cannot be reached is told before anything starts
-    tracker = Tracker.open(tracking_uri or f"sqlite:///{root / 'mlflow.db'}", root / "mlflow", settings.name)
-    if parent_run:  # a pipeline has told of what is there already, and tells the results
-        steps = [step for step in steps if step.stage == stage or not store.find(step)]
-        return make_all(Session(store, tracker, parent_run, settings.resources, commit), steps)
-    end_dead_pipelines(tracker)
+    store.is_shared(steps[0])  # an unreachable place ends the run before anything starts
+    tracker = open_tracker(tracking_uri, root, settings.name)
+    end_dead_runs(tracker, {})
     name = title(settings, stage, changes, steps)
     parent = tracker.start(name, settings.model_dump(mode="json"), run_tags(commit))
-    session = Session(store, tracker, parent, settings.resources, commit)
+    session = Session(store, tracker, parent, settings.resources, commit, settings.name)
     passed = {"config": config, "data": data, "changes": changes or [], "workspace": str(root)}
-    status = "FAILED"
     try:
         made = make_all(session, steps, {**passed, "tracking_uri": tracking_uri} if stages_by_deployment else None)
-        status = "FINISHED"
-    finally:
-        finish(session, settings, root, status)
+    except BaseException as error:
+        finish(session, parent, settings, root, status_after(error))
+        raise
+    finish(session, parent, settings, root, "FINISHED")
     return made
+
+
+def run_handed(handover: Handover, workspace: str, tracking_uri: str) -> dict[str, str]:
+    """Runs one stage for a pipeline that runs its stages as deployments, and that logs what its own MLflow store does
+    not get from here. The artifacts of the inputs must be here, or in `resources.artifacts`."""
+    root = Path(absolute(workspace))
+    root.mkdir(parents=True, exist_ok=True)
+    handed = handover.step()
+    step = with_files(handed, Digests(root / "digests.sqlite"))
+    if step.fingerprint != handed.fingerprint:
+        where = " or ".join(str(path) for path in step.paths.values())
+        raise InputError(f"{step.name}: the files of {where} differ from those of the machine that runs the pipeline")
+    store = Store(root / "artifacts", handover.resources.artifacts)
+    for other in step.inputs.values():
+        fetch_input(store, other)
+    tracker = open_tracker(tracking_uri, root, handover.experiment)
+    parent = Run(handover.parent_run) if tracker.has_run(handover.parent_run) else None
+    session = Session(store, tracker, parent, handover.resources, git_commit(), handover.experiment)
+    try:
+        return make_all(session, [step])
+    finally:
+        tracker.close()
+
+
+def open_tracker(uri: str, root: Path, experiment: str) -> Tracker:
+    """The MLflow store of a run: the server, or a file in the workspace."""
+    return Tracker.open(uri or f"sqlite:///{root / 'mlflow.db'}", root / "mlflow", experiment)
 
 
 def make_all(session: Session, steps: list[Step], by_deployment: dict[str, Any] | None = None) -> dict[str, str]:
@@ -222,9 +271,9 @@ def make_all(session: Session, steps: list[Step], by_deployment: dict[str, Any] 
 def check_test_split(store: Store, steps: list[Step]) -> None:
     """What evaluation would refuse of its corpora is refused before days of training."""
     for step in steps:
-        if step.stage == "evaluate":
-            config = cast(Evaluate, step.config)
-            for name in filter(None, (config.retrieval, config.qa)):
+        if step.stage in EVALUATIONS:
+            config = cast(EvaluationConfig, step.config)
+            for name in config.corpora:
                 check_items(config, name, store.folder(step.inputs[name]))
 
 
@@ -233,16 +282,19 @@ def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: 
     return " · ".join(part for part in (config.name, stage, " ".join(changes or []), steps[-1].fingerprint[:6]) if part)
 
 
-def finish(session: Session, config: PipelineConfig, root: Path, status: str) -> None:
+def finish(session: Session, parent: Run, config: PipelineConfig, root: Path, status: str) -> None:
     """Writes the report, shows the results in Prefect and MLflow, and ends the pipeline's run."""
     made = [(m.step.name, m.folder, m.manifest, m.cached) for m in session.made]
-    mark = session.made[-1].step.fingerprint[:6] if session.made else session.parent[:6]
-    report = write_report(root / "reports" / f"{config.name}-{mark}.html", config.name, made)
-    session.tracker.file(session.parent, report)
-    session.tracker.text(session.parent, config.model_dump_json(indent=1), "config.json")
-    if results := results_markdown(made):
-        create_markdown_artifact(results, key="results", description=f"{config.name}: results")
-    session.tracker.end(session.parent, status)
+    mark = session.made[-1].step.fingerprint[:6] if session.made else parent.id[:6]
+    try:
+        report = write_report(root / "reports" / f"{config.name}-{mark}.html", config.name, made)
+        session.tracker.file(parent, report)
+        session.tracker.text(parent, config.model_dump_json(indent=1), "config.json")
+        if results := results_markdown(made):
+            create_markdown_artifact(results, key="results", description=f"{config.name}: results")
+    finally:
+        session.tracker.end(parent, status)
+        session.tracker.close()
 
 
 def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
@@ -255,30 +307,24 @@ def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
         workspace: str = "workspace",
         tracking_uri: str = "",
         stages_by_deployment: bool = False,
-        parent_run: str = "",
+        handover: dict[str, Any] = {},  # noqa: B006
     ) -> dict[str, str]:
-        """Runs the stage, making first whatever it needs that is not there.
+        """Runs the stage. Missing inputs are built first.
 
         Args:
             config: A configuration that ships (sample, own_videos, ...) or the path of a TOML file.
-            data: A manifest or a folder of videos of yours, in the place of every corpus. Empty: the configuration's.
+            data: A manifest or a folder of your videos, which replaces every corpus. Empty: the configuration's.
             changes: Values to change, each as stage.key=value, such as pretrain.lr=1e-4.
             workspace: The folder of artifacts, reports and the MLflow store. Workers must share it.
             tracking_uri: An MLflow server. Empty: an SQLite file in the workspace.
-            stages_by_deployment: Run each stage as its own deployment, on that one's work pool.
-            parent_run: The MLflow run to nest in. Set by a pipeline that runs its stages as deployments.
+            stages_by_deployment: Run each stage as its own deployment, in that deployment's work pool.
+            handover: Set by a pipeline that runs its stages as deployments; replaces config, data and changes.
         """
+        if handover:
+            return run_handed(Handover.model_validate(handover), workspace, tracking_uri)
         whole = stage == "alpro"
-        return run(
-            "" if whole else stage,
-            config,
-            data,
-            changes,
-            workspace,
-            tracking_uri,
-            stages_by_deployment and whole,
-            parent_run,
-        )
+        by_deployment = stages_by_deployment and whole
+        return run("" if whole else stage, config, data, changes, workspace, tracking_uri, by_deployment)
 
     body.__name__ = body.__qualname__ = stage
     return Flow(body, name=stage.replace("_", "-"), persist_result=False)
@@ -294,4 +340,5 @@ cache_prompts = stage_flow("cache_prompts")
 pretrain = stage_flow("pretrain")
 finetune_retrieval = stage_flow("finetune_retrieval")
 finetune_qa = stage_flow("finetune_qa")
+zero_shot = stage_flow("zero_shot")
 evaluate = stage_flow("evaluate")

@@ -14,15 +14,22 @@ from pipeline.units import on_dask
 from shards.schema import InputError
 from shards.storage import Location, absolute
 from stages import workers
-from stages.artifacts import CONTINUE, Outcome, Resources, StageFailed, Step, Store, read_json, write_json
+from stages.artifacts import (
+    CONTINUE,
+    EVALUATIONS,
+    Interrupted,
+    Outcome,
+    Resources,
+    StageFailed,
+    Step,
+    Store,
+    read_json,
+    write_json,
+)
 
-OWN_PROCESS = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
+OWN_PROCESS = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", *EVALUATIONS)
 MANY_PROCESSES = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
 GRACE_SECONDS = 45.0  # what a training run has to write its checkpoint before it is killed; torchrun gives its ranks 30
-
-
-class Interrupted(Exception):
-    """A training process was told to stop by someone else and left a checkpoint: run the stage again to continue."""
 
 
 def work(
@@ -50,6 +57,7 @@ def work(
         "inputs": {name: str(absolute(path)) for name, path in inputs.items()},
         "out": str(out.resolve()),
         "resources": resources.model_dump(mode="json"),
+        "artifact": step.description,
     }
     write_json(file, described)
     (out / "result.json").unlink(missing_ok=True)

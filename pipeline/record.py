@@ -1,4 +1,4 @@
-"""What MLflow and Prefect's pages are told of a stage that ran or was found."""
+"""Runs of MLflow and tables of Prefect for a stage that ran or was cached."""
 
 import os
 import socket
@@ -12,10 +12,10 @@ from typing import Any
 from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
-from pipeline.launch import Interrupted
-from stages.artifacts import Step
+from stages.artifacts import EVALUATIONS, Interrupted, Step
 from stages.report import metric_curves
-from stages.tracking import Tracker
+from stages.run import alive
+from stages.tracking import Run, Tracker
 from stages.training.metrics import read_metrics
 
 
@@ -30,29 +30,38 @@ class Made:
 
 
 @contextmanager
-def stage_run(tracker: Tracker, step: Step, folder: Path, parent: str, tags: dict[str, str]) -> Iterator[str]:
-    """An MLflow run for the time a stage is made: yields its id, follows its metrics, ends as the stage ends."""
-    for stale in tracker.running({"fingerprint": step.fingerprint}):
-        tracker.end(stale, "KILLED")  # its process is gone, or it would hold the lock of this artifact
+def stage_run(tracker: Tracker, step: Step, folder: Path, parent: Run | None, tags: dict[str, str]) -> Iterator[Run]:
+    """An MLflow run for the time a stage runs: follows its metrics, ends as the stage ends.
+
+    An earlier run of this process is stale: this process holds the lock of the artifact. Other processes may run the
+    same stage at the same time in another workspace, or on another machine.
+    """
+    end_dead_runs(tracker, {"fingerprint": step.fingerprint}, own=True)
     run = tracker.start(f"{step.name} · {step.fingerprint[:8]}", params(step), tags, parent)
     try:
         with tracker.follow(run, folder / "metrics.jsonl"):
             yield run
     except BaseException as error:
-        told = isinstance(error, KeyboardInterrupt | SystemExit | Interrupted)
-        told = told or type(error).__name__ in ("TerminationSignal", "Abort", "CancelledError")
-        tracker.end(run, "KILLED" if told else "FAILED")
+        tracker.end(run, status_after(error))
         raise
 
 
-def record_made(tracker: Tracker, made: Made, run: str, parent: str) -> None:
+def status_after(error: BaseException) -> str:
+    """The status of a run that an exception ended: KILLED if somebody stopped it, else FAILED."""
+    stopped = isinstance(error, KeyboardInterrupt | SystemExit | Interrupted)
+    stopped = stopped or type(error).__name__ in ("TerminationSignal", "Abort", "CancelledError")
+    return "KILLED" if stopped else "FAILED"
+
+
+def record_made(tracker: Tracker, made: Made, run: Run, parent: Run | None) -> None:
     """Logs an artifact's final metrics, pictures, tables and curves to its run, its metrics to the pipeline's."""
     lines = read_metrics(made.folder / "metrics.jsonl")
     tracker.metrics(run, numbers(made), last_step(lines))
     tracker.artifact_folder(run, made.folder)
     if (curves := metric_curves(lines, made.step.name)) is not None:
         tracker.figure(run, curves, "pictures/curves.png")
-    tracker.metrics(parent, parent_numbers(made))
+    if parent:
+        tracker.metrics(parent, parent_numbers(made))
     tracker.end(run)
     rows = [{"metric": name, "value": round(value, 4)} for name, value in made.manifest["metrics"].items()]
     if rows:
@@ -60,7 +69,14 @@ def record_made(tracker: Tracker, made: Made, run: str, parent: str) -> None:
         create_table_artifact(rows, key=key, description=f"{made.step.name}: {made.folder}")
 
 
-def record_cached(tracker: Tracker, made: Made, parent: str, tags: dict[str, str]) -> None:
+def record_made_elsewhere(tracker: Tracker, made: Made, parent: Run | None, tags: dict[str, str]) -> None:
+    """A run with everything of an artifact that a machine with an MLflow store of its own has made."""
+    run = tracker.start(f"{made.step.name} · {made.step.fingerprint[:8]}", params(made.step), tags, parent)
+    tracker.lines(run, read_metrics(made.folder / "metrics.jsonl"))
+    record_made(tracker, made, run, parent)
+
+
+def record_cached(tracker: Tracker, made: Made, parent: Run | None, tags: dict[str, str]) -> None:
     """A run that repeats the metrics of the run that made the artifact, and names it."""
     maker = made.manifest["made"]
     note = f"Cached: made {maker['at']} by MLflow run {maker.get('mlflow_run')}"
@@ -71,7 +87,8 @@ def record_cached(tracker: Tracker, made: Made, parent: str, tags: dict[str, str
     lines = read_metrics(made.folder / "metrics.jsonl")
     tracker.lines(run, lines)
     tracker.metrics(run, numbers(made), last_step(lines))
-    tracker.metrics(parent, parent_numbers(made))
+    if parent:
+        tracker.metrics(parent, parent_numbers(made))
     tracker.end(run)
 
 
@@ -86,13 +103,13 @@ def last_step(lines: list[dict[str, Any]]) -> int:
 def numbers(made: Made) -> dict[str, float]:
     """What a manifest tells in numbers: metrics, counts, seconds."""
     counts = {f"counts/{name}": float(value) for name, value in made.manifest["counts"].items()}
-    counts = {} if made.step.stage == "evaluate" else counts
+    counts = {} if made.step.stage in EVALUATIONS else counts
     return {**made.manifest["metrics"], **counts, "seconds": made.manifest["made"]["seconds"]}
 
 
 def parent_numbers(made: Made) -> dict[str, float]:
-    """A stage's metrics under names of their own in the pipeline's run; evaluation's as they are."""
-    prefix = "" if made.step.stage == "evaluate" else f"{made.step.stage}/"
+    """A stage's metrics under names of their own in the pipeline's run; an evaluation's as they are."""
+    prefix = "" if made.step.stage in EVALUATIONS else f"{made.step.stage}/"
     metrics = {f"{prefix}{name}": value for name, value in made.manifest["metrics"].items()}
     return metrics | {f"seconds/{made.step.name.replace(' ', '_')}": made.manifest["made"]["seconds"]}
 
@@ -108,12 +125,15 @@ def run_tags(commit: str, step: Step | None = None) -> dict[str, str]:
     return found | ({"stage": step.stage, "fingerprint": step.fingerprint} if step else {})
 
 
-def end_dead_pipelines(tracker: Tracker) -> None:
-    """Marks as killed the pipelines of this machine that say they run, but whose process is gone."""
-    for run, tags in tracker.running({"host": socket.gethostname()}).items():
-        pid = int(tags.get("pid", 0))
-        if pid != os.getpid() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
-            tracker.end(run, "KILLED")
+def end_dead_runs(tracker: Tracker, tags: dict[str, str], own: bool = False) -> None:
+    """Marks as killed the runs with these tags that are listed as running although their process on this machine is
+    gone; with `own`, also those of this process. Whether a process of another machine lives is not known here."""
+
+    def is_dead(found: dict[str, str]) -> bool:
+        pid = int(found.get("pid", 0))
+        return own if pid == os.getpid() else pid > 0 and not alive(pid)
+
+    tracker.kill_stale({**tags, "host": socket.gethostname()}, is_dead)
 
 
 def git_commit() -> str:

@@ -1,4 +1,4 @@
-"""One stage as a Prefect task: look for the artifact, make it under a lock where it is missing, tell MLflow."""
+"""One stage as a Prefect task: look for the artifact, make it under a lock if it is missing, log to MLflow."""
 
 import os
 import sys
@@ -12,10 +12,12 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.states import Completed, State
 
-from pipeline.launch import Interrupted, work
-from pipeline.record import Made, record_cached, record_made, run_tags, stage_run
-from stages.artifacts import Resources, StageFailed, Step, Store
-from stages.tracking import Tracker
+from pipeline.handover import Handover
+from pipeline.launch import work
+from pipeline.record import Made, record_cached, record_made, record_made_elsewhere, run_tags, stage_run
+from shards.schema import InputError
+from stages.artifacts import Interrupted, Resources, StageFailed, Step, Store
+from stages.tracking import Run, Tracker
 
 
 @dataclass
@@ -24,9 +26,10 @@ class Session:
 
     store: Store
     tracker: Tracker
-    parent: str  # MLflow run of the pipeline
+    parent: Run | None  # MLflow run of the pipeline; None if it is in a store of another machine
     resources: Resources
     commit: str
+    experiment: str
     made: list[Made] = field(default_factory=list)
 
 
@@ -52,7 +55,7 @@ def make(title: str, session: Session, step: Step) -> Made | State:
             return Completed(name="Cached", message=f"{folder} was made {manifest['made']['at']}", data=found)
         announce(f"{step.name}: started")
         with stage_run(tracker, step, folder, session.parent, tags) as run:
-            about = {"commit": session.commit, "mlflow_run": run, "prefect_run": tags.get("prefect_run", "")}
+            about = {"commit": session.commit, "mlflow_run": run.id, "prefect_run": tags.get("prefect_run", "")}
             file = lock_number(lock)
             manifest = store.make(step, lambda s, out: work(s, out, store, session.resources, file, say()), about)
             made = Made(step, folder, manifest, cached=False)
@@ -74,24 +77,43 @@ def result(returned: Made | State) -> Made:
 
 
 def make_by_deployment(session: Session, step: Step, parameters: dict[str, Any]) -> Made:
-    """Has a stage's own deployment make the artifact, wherever its work pool runs, and waits for it.
+    """Runs a stage by its own deployment, in that deployment's work pool, and waits for the artifact.
 
-    run_deployment does not raise when the run that it started fails, so its state is looked at.
+    run_deployment does not raise if the run that it started fails, so its state is checked.
     """
     flow = step.stage.replace("_", "-")
-    passed = {**parameters, "parent_run": session.parent}
+    parent = session.parent.id if session.parent else ""
+    handover = Handover.of(step, session.experiment, parent, session.resources)
+    passed = {**parameters, "handover": handover.model_dump(mode="json")}
     ran = cast(FlowRun, run_deployment(f"{flow}/{flow}", parameters=passed, timeout=None))
     if ran.state is None or not ran.state.is_completed():
-        said = ran.state.message if ran.state else "no state"
-        raise StageFailed(f"deployment {flow}: run {ran.name} did not complete: {said}")
-    with session.store.lock(step):
-        manifest = session.store.find(step) or session.store.fetch(step)
+        message = ran.state.message if ran.state else "no state"
+        raise StageFailed(f"deployment {flow}: run {ran.name} did not complete: {message}")
+    manifest = find_or_fetch(session.store, step)
     if manifest is None:
         raise StageFailed(
-            f"deployment {flow}: run {ran.name} completed, but {session.store.folder(step)} is not there; "
-            "do the workers share the workspace, or resources.artifacts?"
+            f"deployment {flow}: run {ran.name} completed, but {session.store.folder(step)} does not exist; "
+            "the workers must share the workspace, or resources.artifacts"
         )
-    return Made(step, session.store.folder(step), manifest, cached=False)
+    made = Made(step, session.store.folder(step), manifest, cached=False)
+    if not session.tracker.has_run(manifest["made"].get("mlflow_run", "")):
+        record_made_elsewhere(session.tracker, made, session.parent, run_tags(session.commit, step))
+    return made
+
+
+def find_or_fetch(store: Store, step: Step) -> dict[str, Any] | None:
+    """The manifest of a step's artifact, here or fetched from the shared place; None if it is in neither."""
+    with store.lock(step):
+        return store.find(step) or store.fetch(step)
+
+
+def fetch_input(store: Store, step: Step) -> None:
+    """Fetches an input that is not here. Raises InputError if it is not in the shared place either."""
+    if find_or_fetch(store, step) is None:
+        raise InputError(
+            f"{step.name}: the pipeline has this artifact, but {store.folder(step)} does not exist; "
+            "the workers must share the workspace, or resources.artifacts"
+        )
 
 
 def lock_number(lock: Any) -> int | None:

@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import count
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from shards.schema import InputError
@@ -52,6 +52,13 @@ def on_dask(address: str) -> Iterator[Executor]:
         yield _Tasks(runner)
 
 
+def without_parameters() -> AbstractContextManager[Any]:
+    """The context of the running task without its parameters, which Prefect would send along with each unit: those of
+    a stage hold an MLflow client, locks and pending calls, which cannot be pickled and which no unit reads."""
+    context = TaskRunContext.get()
+    return context.model_copy(update={"parameters": {}}) if context else nullcontext()
+
+
 class _Tasks(Executor):
     """Functions submitted to a task runner of Prefect."""
 
@@ -66,7 +73,9 @@ class _Tasks(Executor):
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future:
         work = partial(function, *arguments, **named)
         title = f"{getattr(function, 'func', function).__name__} {next(self.numbers)}"
-        run, told = self.runner.submit(unit, {"title": title, "work": work}), Future[Any]()
+        with without_parameters():
+            run = self.runner.submit(unit, {"title": title, "work": work})
+        told = Future[Any]()
         told.set_running_or_notify_cancel()
 
         def done(future: Any) -> None:

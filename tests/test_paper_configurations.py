@@ -4,6 +4,7 @@ step, evaluation; and other people's weights as their beginning."""
 import csv
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 
 from models.alpro import Alpro
 from models.official import to_official
-from pipeline.config import load_config
+from pipeline.config import CONFIGS, load_config, shipped
 from pipeline.flow import check_test_split, plan
 from shards.schema import InputError
 from stages.artifacts import Resources, Store
@@ -76,6 +77,76 @@ def make(config, folder: Path) -> dict[str, Path]:
     return made
 
 
+# What the paper and the official code train with. Batches are over all GPUs, parts of accumulation included.
+EVERYWHERE = {"weight_decay": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6, "last_lr": 0.0}
+PRETRAINING = {"warmup": 0.05, "clip_norm": 20.0, "text_length": 30, "sampling": "halves", "random_crop": 0.875}
+PRETRAINING |= {"augmentation": "official", "lr": 1e-4, "normalisation": "clip", "times": 10}
+FINE_TUNING = {"warmup": 0.1, "sampling": "random", "random_crop": 1.0}
+RETRIEVAL = {"frames": 8, "augmentation": "none", "accumulate": 1, "times": 20, "protocol": "all"}
+QA = {"frames": 16, "augmentation": "official", "accumulate": 2, "batch_size": 192, "lr": 5e-5, "text_length": 40}
+PAPER = {
+    ("webvid_cc3m", "train_prompter"): PRETRAINING | {"batch_size": 256, "accumulate": 2, "epochs": 10},
+    ("webvid_cc3m", "pretrain"): PRETRAINING
+    | {"batch_size": 256, "accumulate": 1, "steps": 100_000, "negatives_pool": 16, "mask_rate": 0.15, "threshold": 0.2},
+    ("msrvtt_retrieval", "finetune_retrieval"): FINE_TUNING
+    | RETRIEVAL
+    | {"batch_size": 64, "epochs": 5, "lr": 2.5e-5, "clip_norm": 5.0, "text_length": 40, "negatives_pool": 8},
+    ("didemo_retrieval", "finetune_retrieval"): FINE_TUNING
+    | RETRIEVAL
+    | {"batch_size": 96, "epochs": 10, "lr": 4e-5, "clip_norm": 20.0, "text_length": 50, "negatives_pool": 12},
+    ("msrvtt_qa", "finetune_qa"): FINE_TUNING | QA | {"epochs": 10, "clip_norm": 5.0, "answers": 1500, "times": 50},
+    ("msvd_qa", "finetune_qa"): FINE_TUNING | QA | {"epochs": 15, "clip_norm": 20.0, "answers": 2423, "times": 30},
+}
+# The size of stored frames (a crop of 0.875 of 256 is 224) and, of an evaluation, frames and texts.
+STORED = {"webvid": 256, "cc3m": 256, "msrvtt": 224, "didemo": 224, "msvd": 224}
+EVALUATED = {"msrvtt_retrieval": (8, 40), "didemo_retrieval": (8, 50), "msrvtt_qa": (0, 40), "msvd_qa": (0, 40)}
+
+
+def shipped_config(name: str):
+    """A configuration of the paper with what a person gives it."""
+    given = {"webvid_cc3m": ["corpora.webvid.data='x'", "corpora.cc3m.data='x'"]}
+    corpus = name.split("_")[0]
+    return load_config(name, changes=given.get(name, [f"corpora.{corpus}.data='x'", "pretrained='x'"]))
+
+
+def test_every_training_stage_of_the_papers_configurations_is_in_the_table():
+    stages = {"train_prompter", "pretrain", "finetune_retrieval", "finetune_qa"}
+    of_the_paper = set(shipped()) - {"sample", "own_videos"}
+    tables = {name: tomllib.loads((CONFIGS / f"{name}.toml").read_text()) for name in of_the_paper}
+    assert {(name, stage) for name in of_the_paper for stage in stages & tables[name].keys()} == PAPER.keys()
+
+
+@pytest.mark.parametrize(("name", "stage"), PAPER)
+def test_every_number_is_that_of_the_paper(name, stage):
+    config = shipped_config(name)
+    training = getattr(config, stage)
+    (phase,) = training.phases
+    values = training.model_dump() | training.validation.model_dump() | phase.model_dump()
+    expected = EVERYWHERE | PAPER[name, stage]
+    assert {key: values[key] for key in expected} == expected
+    assert {corpus: config.corpora[corpus].size for corpus in phase.corpora} == {c: STORED[c] for c in phase.corpora}
+    if stage.startswith("finetune"):
+        assert (config.evaluate.frames, config.evaluate.text_length) == EVALUATED[name]
+        assert (training.validation.videos, config.evaluate.protocol) == (0, "all")
+    else:
+        assert phase.weights == (1, 1)  # the official code picks either with equal chance
+        assert (training.vit, training.bert) == ("vit_base_patch16_224.orig_in21k_ft_in1k", "bert-base-uncased")
+
+
+def test_the_model_and_the_losses_are_those_of_the_paper():
+    config = shipped_config("webvid_cc3m")
+    video, text = config.model.video, config.model.text
+    assert (video.image_size, video.patch_size, video.frames, video.depth, video.drop_path) == (224, 16, 4, 12, 0.1)
+    assert (text.depth, text.fusion_layer, text.dropout, text.vocab_size) == (12, 6, 0.1, 30522)
+    for encoder in (video, text):
+        assert (encoder.width, encoder.heads, encoder.mlp_ratio) == (768, 12, 4)
+    assert (config.model.embed_dim, config.model.temperature) == (256, 0.07)
+    assert config.pretrain.weights.model_dump() == dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 1.0)
+    vocabulary = config.build_vocabulary
+    assert (vocabulary.entities, vocabulary.tokenizer) == (1000, "bert-base-uncased")
+    assert (vocabulary.least_share, vocabulary.exclude, vocabulary.lemma) == (0, (), False)  # every noun counts
+
+
 @pytest.mark.parametrize(
     ("name", "corpus", "form", "stage"),
     [
@@ -94,11 +165,14 @@ def test_a_downstream_task_decodes_takes_a_step_and_is_evaluated(
         f"{stage}.phases=[{{corpora=['{corpus}'], steps=1}}]",
         f"{stage}.batch_size=8",
         f"{stage}.text_length=24",
+        *(["finetune_retrieval.negatives_pool=4"] if stage == "finetune_retrieval" else []),
     ]
     config = load_config(name, changes=changes)
     made = make(config, tmp_path)
-    assert set(made) == {f"decode_videos {corpus}", stage, "evaluate"}
-    found = {row["name"]: row for row in json.loads((made["evaluate"] / "results.json").read_text())}
+    before = set() if stage == "finetune_qa" else {"zero_shot"}
+    assert set(made) == {f"decode_videos {corpus}", stage, "evaluate"} | before
+    results = [json.loads((made[name] / "results.json").read_text()) for name in (*before, "evaluate")]
+    found = {row["name"]: row for rows in results for row in rows}
     test = [row for row in rows if row["split"] == "test"]
     if stage == "finetune_qa":
         assert found["qa/acc"]["items"] == sum(len(row["questions"]) for row in test)
@@ -117,7 +191,7 @@ def test_test_videos_that_are_missing_are_an_error_unless_allowed(tmp_path, pret
     changes += [f"corpora.msrvtt.data={sample / 'videos'}", "corpora.msrvtt.size=32", f"pretrained={pretrained}"]
     changes += ["finetune_retrieval.phases=[{corpora=['msrvtt'], steps=1}]", "finetune_retrieval.batch_size=8"]
     changes += ["finetune_retrieval.text_length=24"]
-    with pytest.raises(InputError, match="8 of 10 test items could be decoded"):
+    with pytest.raises(InputError, match="the videos of 8 of 10 test captions could be decoded"):
         make(load_config("msrvtt_retrieval", changes=changes), tmp_path)
     made = make(load_config("msrvtt_retrieval", changes=[*changes, "evaluate.least_share=0.5"]), tmp_path)
     (told,) = (
@@ -178,13 +252,14 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, tiny_model, vo
         csv.writer(file).writerow(["videoid", "name", "page_dir"])
         csv.writer(file).writerows([r["id"], r["captions"][0], "x"] for r in rows if r["split"] == "train")
     stills = [json.loads(line) for line in (sample / "stills.jsonl").read_text().splitlines()]
-    listing = [{"image": Path(row["path"]).name, "caption": row["captions"][0]} for row in stills]
+    listing = [{"image": f"/export/cc3m/{Path(row['path']).name}", "caption": row["captions"][0]} for row in stills]
     (tmp_path / "cc3m.json").write_text(json.dumps(listing))
     changes = [
         f"corpora.webvid.data={sample / 'videos'}",
         f"corpora.webvid.annotations.train={tmp_path / 'webvid.csv'}",
         f"corpora.cc3m.data={sample / 'images'}",
         f"corpora.cc3m.annotations.train={tmp_path / 'cc3m.json'}",
+        "corpora.cc3m.root=/export/cc3m",  # of the machine where the list was written
         "corpora.webvid.size=36",
         "corpora.cc3m.size=36",
         "build_vocabulary.entities=8",
@@ -195,6 +270,7 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, tiny_model, vo
         *(f"model.{part}.{key}=2" for part in ("video", "text") for key in ("depth", "heads")),
         *("model.video.width=32", "model.text.width=32", "model.text.max_length=32", "model.text.fusion_layer=1"),
         *(f"{stage}.{key}" for stage in ("train_prompter", "pretrain") for key in ("batch_size=4", "text_length=20")),
+        "pretrain.negatives_pool=2",
         *(f"{stage}.vit={tmp_path / 'vit.pt'}" for stage in ("train_prompter", "pretrain")),
         *(f"{stage}.bert={tmp_path / 'bert'}" for stage in ("train_prompter", "pretrain")),
     ]

@@ -1,23 +1,33 @@
 """The command line: what bad input gets, and what looking around shows."""
 
 import json
+import os
+import re
+import shutil
+import signal
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline import cli
 from shards.schema import InputError
-from stages.artifacts import Store
+from stages.artifacts import STAGES, Interrupted, StageFailed
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "tests" / "tiny.toml")
 
 
 def call(monkeypatch, capsys, *arguments):
     """Calls the command line; returns its exit status, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # what a command sets is for its own process
     with pytest.raises(SystemExit) as left:
         cli.main()
-    told = capsys.readouterr()
-    return left.value.code, told.out, told.err
+    printed = capsys.readouterr()
+    return left.value.code, printed.out, printed.err
 
 
 def manifest(folder, *rows):
@@ -69,6 +79,36 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, told, tmp_path, mo
     assert err.count("\n") == 1
 
 
+@pytest.fixture
+def unprivileged() -> list[str]:
+    """What to put before a command so that file permissions apply to it, also if the tests run as root."""
+    if os.geteuid() != 0:
+        return []
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if shutil.which("setpriv") is None or subprocess.run([*drop, "true"], capture_output=True).returncode != 0:
+        pytest.skip("root that cannot drop its rights to write everywhere")
+    return drop
+
+
+@pytest.mark.parametrize("command", [["pretrain"], ["run", "--config", "own_videos", "--dry-run", "--data"]])
+def test_a_workspace_that_became_read_only_is_one_line(command, unprivileged, tmp_path, monkeypatch, capsys):
+    workspace = tmp_path / "workspace"
+    data = [manifest(tmp_path, {"path": "a.mp4", "caption": "x"})] if "--data" in command else []
+    (tmp_path / "a.mp4").write_bytes(b"one")
+    assert call(monkeypatch, capsys, "pretrain", "--dry-run", "--workspace", workspace)[0] == 0
+    folders = [workspace, *(path for path in workspace.rglob("*") if path.is_dir())]
+    for path in (*folders, workspace / "digests.sqlite"):
+        path.chmod(0o555)
+    arguments = [*unprivileged, sys.executable, "-m", "pipeline.cli", *command, *data, "--workspace", workspace]
+    done = subprocess.run([str(part) for part in arguments], cwd=ROOT, capture_output=True, text=True)
+    for path in folders:
+        path.chmod(0o755)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert str(workspace) in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_stage_that_the_configuration_lacks_is_told(tmp_path, monkeypatch, capsys):
     path = manifest(tmp_path, {"path": "a.mp4", "caption": "x"})
     arguments = ["render-sample", "--config", "own_videos", "--data", path, "--workspace", tmp_path / "w"]
@@ -109,19 +149,185 @@ def test_an_empty_workspace_is_told(tmp_path, monkeypatch, capsys):
     assert "no artifacts" in out
     status, _, err = call(monkeypatch, capsys, "show", "abc", "--workspace", tmp_path)
     assert status == 2
-    assert "no artifact begins with this" in err
+    assert "no artifact starts with this" in err
     status, _, err = call(monkeypatch, capsys, "ui", "--workspace", tmp_path)
     assert "no MLflow store there yet" in err
 
 
-def test_showing_needs_one_artifact(tmp_path):
-    assert list(Store(tmp_path).all()) == []
-    with pytest.raises(InputError):
-        cli.show_artifact(cli.parser().parse_args(["show", "a", "--workspace", str(tmp_path)]))
-
-
 @pytest.mark.parametrize("port", ["80000", "0", "x"])
-def test_what_is_no_port_is_told(port, monkeypatch, capsys):
+def test_an_invalid_port_is_refused(port, monkeypatch, capsys):
     status, _, err = call(monkeypatch, capsys, "ui", "--port", port)
     assert status == 2
-    assert "is no port" in err
+    assert f"'{port}' is not a valid port (1 to 65535)" in err
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, out, _ = call(monkeypatch, capsys, "ls", "--workspace=~/w")
+    assert f"no artifacts in {tmp_path}/w/artifacts" in out
+    command = "import-checkpoint ~/a.pt ~/out --task pretrain --tokenizer ~/bert --words ~/words.json"
+    arguments = cli.parser().parse_args(command.split())
+    paths = (arguments.file, arguments.out, arguments.words, Path(arguments.tokenizer))
+    assert paths == tuple(tmp_path / name for name in ("a.pt", "out", "words.json", "bert"))
+    assert cli.parser().parse_args(["inspect", "x", "--out=~/o"]).out == tmp_path / "o"
+
+
+def test_data_in_the_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.mp4").write_bytes(b"")
+    manifest(tmp_path, {"path": "a.mp4", "caption": "x"})
+    arguments = ["--config", "own_videos", "--data=~/manifest.jsonl", "--workspace=~/w", "--dry-run"]
+    status, out, err = call(monkeypatch, capsys, "run", *arguments)
+    assert (status, err) == (0, "no questions in ~/manifest.jsonl: question answering is skipped\n")
+    assert out.startswith("to run   decode_videos data")
+    assert (tmp_path / "w" / "digests.sqlite").is_file()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "message"),
+    [
+        ({}, 0, ""),
+        (StageFailed("pretrain ended with status 1"), 1, "error: pretrain ended with status 1\n"),
+        (InputError("no nouns"), 2, "error: no nouns\n"),
+        (Interrupted("pretrain stopped"), 75, "pretrain stopped; run the same command again to continue\n"),
+        (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
+    ],
+)
+def test_the_exit_status_says_how_a_run_ended(outcome, status, message, tmp_path, monkeypatch, capsys):
+    from pipeline import flow
+
+    def alpro(*arguments):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(flow, "alpro", alpro)
+    code, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
+    assert (code, err) == (status, message)
+
+
+@pytest.mark.parametrize(("command", "flow"), [("run", "alpro"), ("train-prompter", "train_prompter")])
+def test_options_reach_the_flow(command, flow, tmp_path, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(f"pipeline.flow.{flow}", lambda *arguments: given.extend(arguments) or {})
+    changes = ["--set", "resources.workers=3", "--set", "pretrain.lr=1e-4"]
+    options = ["--config", TINY, *changes, "--profile", "--tracking-uri", "http://host:5000"]
+    assert call(monkeypatch, capsys, command, *options, "--workspace", tmp_path)[0] == 0
+    expected = ["resources.workers=3", "pretrain.lr=1e-4", "resources.profile=true"]
+    assert given == [TINY, "", expected, str(tmp_path), "http://host:5000"]
+
+
+def test_what_fails_because_of_ctrl_c_is_no_error(tmp_path, monkeypatch, capsys):
+    """A terminal's Ctrl-C ends Prefect's server too, and Prefect then raises that it does not answer."""
+
+    def alpro(*arguments):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ConnectionError("no server") from None
+
+    monkeypatch.setattr("pipeline.flow.alpro", alpro)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        status, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (status, err) == (130, "stopped; run the same command again to continue\n")
+
+
+def test_a_bug_is_not_hidden(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pipeline.flow.alpro", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["alpro", "run", "--workspace", str(tmp_path)])
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
+    command = ["build-vocabulary", "--config", TINY, "--set", "build_vocabulary.entities=9999"]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *command, "--workspace", str(tmp_path / "new")],
+        cwd=ROOT,
+        env=inherited,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    *progress, error = done.stderr.splitlines()
+    assert [re.sub(r"done in \d+ s", "done", line) for line in progress] == [
+        "render_sample: started",
+        "render_sample: done",
+        "decode_videos clips: started",
+        "decode_videos clips: done",
+        "decode_videos stills: started",
+        "decode_videos stills: done",
+        "build_vocabulary: started",
+    ]
+    assert error.startswith("error: build_vocabulary.entities = 9999")
+
+
+def test_every_stage_is_a_command():
+    assert tuple(cli.STAGE_HELP) == STAGES
+
+
+def run_python(program: str, **environment: str) -> str:
+    """The standard output of a program in a Python of its own, without Prefect's settings of this process."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "DO_NOT_TRACK"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=inherited | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("pipeline.cli", ("prefect", "torch", "mlflow", "pydantic", "pyarrow", "fsspec", "rich", "numpy")),
+        ("pipeline.commands", ("prefect", "torch", "mlflow", "transformers", "matplotlib", "pandas")),
+    ],
+)
+def test_the_command_line_imports_nothing_that_takes_long(module, heavy):
+    """pipeline.cli is all that `--help` and a mistyped option need, pipeline.commands all that `ls` needs."""
+    assert run_python(f"import sys, {module}; print(sorted(set({heavy}) & sys.modules.keys()))") == "[]\n"
+
+
+SETTINGS = """
+from prefect.settings import get_current_settings
+settings = get_current_settings()
+print(settings.server.ephemeral.startup_timeout_seconds, settings.server.analytics_enabled)
+print(settings.logging.level, settings.home)
+"""
+
+
+@pytest.mark.parametrize("module", ["flow", "launch", "record", "tasks", "units"])
+def test_prefect_is_imported_after_its_environment_is_set(module):
+    printed = run_python(f"import pipeline.{module}{SETTINGS}import os; print(os.environ['DO_NOT_TRACK'])")
+    assert printed.splitlines()[0] == "180 False"
+    assert printed.splitlines()[2] == "1"
+
+
+def test_a_command_that_runs_stages_quiets_prefect_and_keeps_its_files_in_the_workspace(tmp_path):
+    program = f"""
+import sys
+from pipeline import cli
+sys.argv = ["alpro", "pretrain", "--dry-run", "--workspace", {str(tmp_path)!r}]
+try:
+    cli.main()
+except SystemExit as left:
+    assert left.code == 0
+{SETTINGS}"""
+    printed = run_python(program).splitlines()
+    assert printed[-2:] == ["180 False", f"CRITICAL {tmp_path}/prefect"]
+
+
+def test_what_the_caller_sets_for_prefect_stays():
+    printed = run_python(f"import pipeline.flow{SETTINGS}", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="7")
+    assert printed.startswith("7 False")
+
+
+def test_without_a_command_the_help_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["alpro"])
+    cli.main()
+    assert capsys.readouterr().out == cli.parser().format_help()

@@ -1,7 +1,9 @@
 """Configuration: every file that ships is whole, changes reach where they should, mistakes are one line."""
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,7 @@ def test_prompter_and_pretraining_or_a_model_in_their_place(tmp_path):
     with pytest.raises(InputError, match=r"give \[train_prompter\] and \[pretrain\], or pretrained"):
         load_config("msrvtt_qa", str(tmp_path))
     with pytest.raises(InputError, match="not both"):
-        load_config(TINY, changes=["pretrained=models/alpro"])
+        load_config(TINY, changes=["pretrained=imported/alpro"])
 
 
 def test_one_model_is_that_of_prompter_and_pretraining():
@@ -70,6 +72,12 @@ def test_a_change_reaches_its_value(change, reached):
         ('cache_prompts.templates.video=["{}"]', "cache_prompts.templates: give it once, in [templates]"),
         ("templates=nowhere.toml", "nowhere.toml: not readable as TOML"),
         ("templates=3", "templates"),
+        ("pretrain=3", "--set pretrain=3: pretrain must be a table (it is 3)"),
+        ("corpora=3", "--set corpora=3: corpora must be a table (it is 3)"),
+        ("corpora.clips=x", "--set corpora.clips=x: corpora.clips must be a table (it is 'x')"),
+        ("cache_prompts=[]", "--set cache_prompts=[]: cache_prompts must be a table (it is [])"),
+        ("pretrain.phases.0=7", "--set pretrain.phases.0=7: pretrain.phases.0 must be a table (it is 7)"),
+        ("corpora.clips.annotations=7", "corpora.clips.annotations: Input should be a valid dictionary"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_place(change, told):
@@ -77,6 +85,26 @@ def test_a_mistake_is_one_line_that_names_the_place(change, told):
         load_config(TINY, changes=[change])
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def keys(values: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:
+    """The dotted keys of nested tables and lists, such as pretrain.phases.0.steps."""
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        yield ".".join((*parents, str(key)))
+        if isinstance(value, dict | list):
+            yield from keys(value, (*parents, str(key)))
+
+
+@pytest.mark.parametrize("value", ["3", "x", "[]", "[1]", "{}", "true", "2026-01-01"])
+def test_a_value_of_any_type_is_accepted_or_a_mistake_of_one_line(value):
+    mistakes = []
+    for key in keys(tomllib.loads(Path(TINY).read_text())):
+        try:
+            load_config(TINY, changes=[f"{key}={value}"])
+        except InputError as error:
+            mistakes.append(str(error))
+    assert len(mistakes) > 20
+    assert not any("\n" in mistake for mistake in mistakes)
 
 
 def test_unknown_names_and_broken_files_are_told(tmp_path):
@@ -137,7 +165,25 @@ def test_paths_of_set_are_relative_to_the_current_folder(tmp_path, monkeypatch):
     assert config.corpora["webvid"].data == str(tmp_path / "videos")
     assert config.corpora["webvid"].annotations == {"train": str(tmp_path / "a.csv")}
     assert config.pretrain.bert == str(tmp_path / "bert")
+    rooted = load_config("webvid_cc3m", changes=[*changes, "corpora.webvid.root=./lists/../x"])
+    assert rooted.corpora["webvid"].root == str(tmp_path / "x")
     assert config.train_prompter.bert == "bert-base-uncased"  # a name on the hub stays what it is
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "mine.toml").write_text(
+        (CONFIGS / "webvid_cc3m.toml").read_text().replace('data = ""', 'data = "~/videos"')
+    )
+    changes = ["corpora.cc3m.data=~/images", "corpora.webvid.annotations.train=~/a.csv", "pretrain.bert=~/bert"]
+    config = load_config("~/mine.toml", changes=[*changes, "resources.artifacts=~/shared"])
+    assert config.corpora["webvid"].data == str(tmp_path / "videos")
+    assert config.corpora["webvid"].annotations == {"train": str(tmp_path / "a.csv")}
+    assert config.corpora["cc3m"].data == str(tmp_path / "images")
+    assert (config.pretrain.bert, config.resources.artifacts) == (f"{tmp_path}/bert", f"{tmp_path}/shared")
+    qa = load_config("msvd_qa", "~/videos", ["pretrained=~/model"])
+    assert (qa.corpora["data"].data, qa.pretrained) == (f"{tmp_path}/videos", f"{tmp_path}/model")
 
 
 def test_templates_are_given_once_in_a_table_or_a_file_beside(tmp_path):
@@ -151,6 +197,16 @@ def test_templates_are_given_once_in_a_table_or_a_file_beside(tmp_path):
     for config in given:
         assert config.templates.model_dump() == mine
         assert config.build_vocabulary.templates == config.cache_prompts.templates == config.templates
+
+
+def test_a_group_pattern_is_a_regular_expression():
+    with pytest.raises(InputError, match=r"corpora.clips.group_pattern: not a regular expression: .*position 0"):
+        load_config(TINY, changes=["corpora.clips.group_pattern='('"])
+
+
+def test_a_root_is_that_of_annotations():
+    with pytest.raises(InputError, match=r"corpora.webvid.root: it is only used with annotations"):
+        load_config("webvid_cc3m", changes=["corpora.webvid.data=a", "corpora.webvid.root=b", "corpora.cc3m.data=c"])
 
 
 def test_a_data_path_is_relative_to_the_configuration(tmp_path):

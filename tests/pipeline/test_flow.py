@@ -1,55 +1,32 @@
 """The DAG end to end at its smallest size: artifacts, cache, MLflow. One pipeline is run and then looked at."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
-
-os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
-
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from prefect import flow as prefect_flow
-from prefect.testing.utilities import prefect_test_harness
 
 from pipeline.config import Corpus, load_config
 from pipeline.flow import alpro, decoding, needed, plan
 from pipeline.flow import build_vocabulary as vocabulary_flow
 from pipeline.flow import pretrain as pretrain_flow
-from pipeline.launch import Interrupted
 from pipeline.tasks import interrupted
 from shards.reader import ShardReader
 from shards.schema import InputError
-from stages.artifacts import Resources, Step, Store, read_manifest
+from stages.artifacts import EVALUATIONS, Interrupted, Resources, Step, Store, read_manifest
 from stages.files import Digests
 from stages.training.metrics import read_metrics
 from tests.stages.test_decode_videos import write_manifest
 
+pytestmark = pytest.mark.usefixtures("prefect")
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
 STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "build_vocabulary", "train_prompter"]
-STAGES += ["cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect():
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("workspace")
-
-
-@pytest.fixture(scope="module")
-def first(workspace, prefect) -> dict[str, str]:
-    """The artifacts of a first run, by stage."""
-    return alpro(TINY, workspace=str(workspace))
+STAGES += ["cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"]
 
 
 def runs(workspace: Path) -> tuple[list, dict[str, list]]:
@@ -79,7 +56,7 @@ def test_every_stage_leaves_its_artifact(first, workspace):
         assert manifest is not None, name
         assert manifest["name"] == name
         assert manifest["versions"]["python"]
-    rows = json.loads((Path(first["evaluate"]) / "results.json").read_text())
+    rows = [row for name in EVALUATIONS for row in json.loads((Path(first[name]) / "results.json").read_text())]
     kinds = {row["what"] for row in rows}
     assert {
         "zero-shot retrieval",
@@ -90,7 +67,7 @@ def test_every_stage_leaves_its_artifact(first, workspace):
     } <= kinds
     assert all(row["items"] > 0 for row in rows)
     assert pq.read_table(Path(first["evaluate"]) / "retrieval_t2v.parquet").num_rows == 8
-    report = next((workspace / "reports").glob("tiny-*.html")).read_text()
+    report = (workspace / "reports" / f"tiny-{Path(first['evaluate']).name[:6]}.html").read_text()
     assert "zero-shot retrieval" in report
     assert report.count("data:image/png;base64,") >= 6
 
@@ -130,23 +107,25 @@ def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
 
 
 def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
-    before = newest(workspace)
     assert alpro(TINY, workspace=str(workspace)) == first
-    after = newest(workspace)
-    assert all(was_cached(run) for run in after.values())
-    for name, run in after.items():
-        assert run.data.metrics == before[name].data.metrics, name
-        assert run.data.tags["made_by_run"] == before[name].info.run_id
-    parents, _ = runs(workspace)
-    results = [{k: v for k, v in p.data.metrics.items() if k.startswith("test/")} for p in parents[:2]]
-    assert results[0] == results[1]
-    assert results[0]
+    parents, nested = runs(workspace)
+    found = {run.info.run_id: run for run in (*parents, *(run for runs in nested.values() for run in runs))}
+    cached = nested[parents[0].info.run_id]
+    assert len(cached) == len(STAGES)
+    for run in cached:
+        assert was_cached(run)
+        maker = found[run.data.tags["made_by_run"]]
+        assert not was_cached(maker)
+        assert run.data.metrics == maker.data.metrics, run.info.run_name
+    results = {name: value for run in cached for name, value in run.data.metrics.items() if name.startswith("test/")}
+    assert len(results) > 10
+    assert results.items() <= parents[0].data.metrics.items()
 
 
 def test_a_changed_pretraining_value_reruns_pretraining_and_what_follows(first, workspace):
     changed = alpro(TINY, changes=["pretrain.lr=5e-4"], workspace=str(workspace))
     made = {name for name, run in newest(workspace).items() if not was_cached(run)}
-    assert made == {"pretrain", "finetune_retrieval", "finetune_qa", "evaluate"}
+    assert made == {"pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
     assert {name for name in first if changed[name] != first[name]} == made
 
 
@@ -167,6 +146,29 @@ def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace):
     statuses = {r.info.run_name.split(" · ")[0]: r.info.status for r in nested[parents[0].info.run_id]}
     assert statuses["build_vocabulary"] == "FAILED"
     assert statuses["decode_videos clips"] == "FINISHED"
+
+
+def test_a_pipeline_that_is_stopped_ends_its_runs_as_killed(first, workspace, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.tasks.work", stop)
+    with pytest.raises(KeyboardInterrupt):
+        alpro(TINY, changes=["evaluate.seed=31"], workspace=str(workspace))
+    parents, nested = runs(workspace)
+    statuses = {r.info.run_name.split(" · ")[0]: r.info.status for r in nested[parents[0].info.run_id]}
+    assert (parents[0].info.status, statuses["evaluate"], statuses["pretrain"]) == ("KILLED", "KILLED", "FINISHED")
+
+
+@pytest.mark.parametrize("task", ["retrieval", "qa"])
+def test_the_test_split_is_checked_before_the_first_training(task, first, workspace, monkeypatch):
+    """What evaluation would refuse after days: a corpus without test items."""
+    started: list[str] = []
+    monkeypatch.setattr("pipeline.tasks.work", lambda step, *_: started.append(step.stage))
+    changes = [f"evaluate.{task}=stills", "build_vocabulary.entities=7", "train_prompter.lr=2e-3"]
+    with pytest.raises(InputError, match=r"stills: no test item has (captions|questions)"):
+        alpro(TINY, changes=changes, workspace=str(workspace))
+    assert started == []
 
 
 def of_shards(folder: str | Path, tmp_path: Path) -> str:
@@ -227,7 +229,7 @@ def test_existing_shards_go_through_every_stage(first, workspace, tmp_path):
     manifest, decoded = (read_manifest(Path(folder)) for folder in (made["index_shards clips"], first[STAGES[1]]))
     for count in ("samples", "train", "validation", "test", "captions", "questions"):
         assert manifest["counts"][count] == decoded["counts"][count]
-    results = json.loads((Path(made["evaluate"]) / "results.json").read_text())
+    results = [row for name in EVALUATIONS for row in json.loads((Path(made[name]) / "results.json").read_text())]
     assert {"zero-shot retrieval", "question answering"} <= {row["what"] for row in results}
     assert {was_cached(run) for name, run in newest(workspace).items() if "stills" in name} == {True}
 
@@ -295,6 +297,17 @@ def test_a_change_reaches_what_rests_on_it_and_nothing_else(change, first_change
     if first_changed == "decode_videos clips":  # both corpora have one stage name; stills do not rest on clips
         resting -= {"decode_videos stills"}
     assert changed == resting
+
+
+def test_zero_shot_is_a_step_of_its_own_that_waits_for_no_fine_tuning(tmp_path):
+    """It comes before fine-tuning, needs none of it, and what both evaluations read changes both."""
+    before, after = steps_of(tmp_path), steps_of(tmp_path, "evaluate.frames=8")
+    assert list(before).index("zero_shot") < list(before).index("finetune_retrieval")
+    alone = {step.name for step in needed(list(before.values()), "zero_shot")}
+    assert not any(name.startswith("finetune") for name in alone)
+    assert {name for name in before if before[name].fingerprint != after[name].fingerprint} == set(EVALUATIONS)
+    assert set(before["zero_shot"].inputs) == {"pretrained", "vocabulary", "prompter", "prompts", "clips"}
+    assert set(before["evaluate"].inputs) == {"retrieval", "qa", "clips"}
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def server(tmp_path_factory, free_port):
     wait_for(lambda: call(environment, "GET", "/health"), 120)
     for pool in ("cpu", "gpu"):
         prefect("work-pool", "create", pool, "--type", "process", environment=environment)
+    prefect("work-pool", "set-concurrency-limit", "gpu", "1", environment=environment)
     prefect("deploy", "--all", environment=environment)
     processes += [start("worker", "start", "--pool", pool, "--type", "process") for pool in ("cpu", "gpu")]
     yield environment
@@ -106,7 +107,7 @@ def test_every_flow_has_a_deployment_with_described_parameters(server):
     found = call(server, "POST", "/deployments/filter", {"limit": 50})
     pools = {d["name"]: d["work_pool_name"] for d in found}
     assert pools == {
-        "alpro": "gpu",
+        "alpro": "cpu",
         "render-sample": "cpu",
         "decode-videos": "cpu",
         "index-shards": "cpu",
@@ -114,6 +115,7 @@ def test_every_flow_has_a_deployment_with_described_parameters(server):
         "train-prompter": "gpu",
         "cache-prompts": "gpu",
         "pretrain": "gpu",
+        "zero-shot": "gpu",
         "finetune-retrieval": "gpu",
         "finetune-qa": "gpu",
         "evaluate": "gpu",
@@ -134,21 +136,18 @@ def test_one_stage_then_the_whole_by_deployment(server, tmp_path):
     assert "Completed" in printed
     assert len(list((tmp_path / "artifacts" / "decode_videos").glob("*/manifest.json"))) == 2
 
-    whole = deployment(server, "alpro/alpro", config=TINY, workspace=str(tmp_path))
+    here = {"config": TINY, "workspace": str(tmp_path), "stages_by_deployment": False}
+    whole = deployment(server, "alpro/alpro", **here)
     assert whole["state"]["name"] == "Completed", whole["state"]["message"]
     states = task_states(server, whole)
     assert states["decode_videos clips"] == "Cached"
     assert states["evaluate"] == "Completed"
 
-    again = deployment(server, "alpro/alpro", config=TINY, workspace=str(tmp_path))
+    again = deployment(server, "alpro/alpro", **here)
     assert set(task_states(server, again).values()) == {"Cached"}
 
-    changed = {
-        "config": TINY,
-        "workspace": str(tmp_path),
-        "changes": ["finetune_qa.lr=3e-4"],
-        "stages_by_deployment": True,
-    }
+    # By default each stage runs by its own deployment, also where `gpu` runs one at a time.
+    changed = {"config": TINY, "workspace": str(tmp_path), "changes": ["finetune_qa.lr=3e-4"]}
     by_stage = deployment(server, "alpro/alpro", **changed)
     assert by_stage["state"]["name"] == "Completed", by_stage["state"]["message"]
     states = task_states(server, by_stage)

@@ -1,0 +1,180 @@
+"""What the commands of `alpro` do: run a pipeline or one stage, look at artifacts, import weights, open MLflow."""
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from pipeline.console import print_artifact, print_artifacts
+from shards.schema import InputError
+from shards.storage import absolute
+from stages.artifacts import CONTINUE, MISTAKE, Interrupted, StageFailed, Step, Store
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Runs a command; returns its exit status. Errors that are not bugs are one line on standard error."""
+    try:
+        COMMANDS.get(arguments.command, run_pipeline)(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    except StageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        print(f"{error}; run the same command again to continue", file=sys.stderr)
+        return CONTINUE
+    return 0
+
+
+def run_pipeline(arguments: argparse.Namespace) -> None:
+    """`alpro run` and `alpro STAGE`."""
+    workspace = arguments.workspace.resolve()
+    if arguments.profile:
+        arguments.changes.append("resources.profile=true")
+    create_workspace(workspace, check_writable=not arguments.dry_run)
+    prepare_prefect(workspace / "prefect")
+    steps, store = planned(arguments, workspace)  # reports mistakes before anything starts
+    if arguments.dry_run:
+        for step in steps:
+            state = "cached" if store.find(step) else "to fetch" if store.is_shared(step) else "to run"
+            print(f"{state:8} {step.name:24} {step.fingerprint[:16]}")
+        return
+    from pipeline import flow
+    from pipeline.console import print_results
+
+    chosen = getattr(flow, arguments.stage or "alpro")
+    made = chosen(arguments.config, arguments.data, arguments.changes, str(workspace), arguments.tracking_uri)
+    print_results({name: Path(folder) for name, folder in made.items()}, workspace)
+
+
+def planned(arguments: argparse.Namespace, workspace: Path) -> tuple[list[Step], Store]:
+    """The requested steps, in order, and the store of their artifacts."""
+    from pipeline.config import asks_questions, load_config
+    from pipeline.flow import needed, plan
+    from stages.files import Digests
+
+    config = load_config(arguments.config, arguments.data, arguments.changes)
+    steps = plan(config, Digests(workspace / "digests.sqlite"))
+    if arguments.data and not arguments.stage and not asks_questions(absolute(arguments.data)):
+        print(f"no questions in {arguments.data}: question answering is skipped", file=sys.stderr)
+    steps = needed(steps, arguments.stage) if arguments.stage else steps
+    return steps, Store(workspace / "artifacts", config.resources.artifacts)
+
+
+def create_workspace(folder: Path, check_writable: bool) -> None:
+    """Creates the workspace. Raises InputError if that fails, or if a file cannot be created in it."""
+    home = folder / "prefect"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        for place in (folder, home) if check_writable else ():
+            TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise InputError(f"--workspace {folder}: {error.strerror}") from error
+
+
+def prepare_prefect(home: Path) -> None:
+    """Sets Prefect's environment for a command. Without PREFECT_API_URL Prefect starts a server for the time of the
+    command, with its files in `home`. Call before Prefect is imported: it reads its environment then."""
+    os.environ["ALPRO_COMMAND_LINE"] = "1"
+    # `execute` reports errors; Prefect's log would repeat them and every line of progress.
+    for name in ("LOGGING_LEVEL", "LOGGING_INTERNAL_LEVEL", "SERVER_LOGGING_LEVEL"):
+        os.environ.setdefault(f"PREFECT_{name}", "CRITICAL")
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str(home))
+
+
+def list_artifacts(arguments: argparse.Namespace) -> None:
+    """`alpro ls`."""
+    print_artifacts(Store(arguments.workspace / "artifacts"))
+
+
+def show_artifact(arguments: argparse.Namespace) -> None:
+    """`alpro show`."""
+    store = Store(arguments.workspace / "artifacts")
+    print_artifact(store, *find_artifact(store, arguments.fingerprint))
+
+
+def find_artifact(store: Store, prefix: str) -> tuple[Path, dict[str, Any]]:
+    """The one artifact whose fingerprint starts with `prefix`."""
+    matches = [(folder, manifest) for folder, manifest in store.all() if manifest["fingerprint"].startswith(prefix)]
+    if len(matches) != 1:
+        what = "no artifact starts" if not matches else f"{len(matches)} artifacts start"
+        raise InputError(f"{prefix}: {what} with this in {store.root}; `alpro ls` lists them")
+    return matches[0]
+
+
+def inspect_corpora(arguments: argparse.Namespace) -> None:
+    """`alpro inspect`."""
+    from pipeline.console import print_inspection
+    from stages.inspect_corpus import inspect, save
+
+    store = Store(arguments.workspace / "artifacts")
+    folders = [
+        place if isinstance(place, str) or place.is_dir() else find_artifact(store, name)[0]
+        for name, place in ((name, absolute(name)) for name in arguments.corpora)
+    ]
+    found = inspect(folders, arguments.looks)
+    print_inspection(found)
+    if arguments.out:
+        print(*save(found, folders, arguments.out), sep=", ")
+
+
+def run_import(arguments: argparse.Namespace) -> None:
+    """`alpro import-checkpoint`."""
+    from stages.import_checkpoint import import_checkpoint
+
+    imported = import_checkpoint(
+        arguments.file,
+        arguments.out,
+        arguments.task,
+        arguments.tokenizer,
+        arguments.words,
+        text_length=arguments.text_length,
+    )
+    video, text = imported.config.video, imported.config.text
+    print(f"{arguments.out}: {imported.read} tensors read")
+    print(
+        f"  video {video.image_size} x {video.image_size}, patch {video.patch_size}, {video.frames} frames, "
+        f"{video.depth} blocks; text {text.fusion_layer} + {text.depth - text.fusion_layer} layers; width {video.width}"
+    )
+    for what, keys in (("not used by the model", imported.unread), ("unknown", imported.unknown)):
+        if keys:
+            print(f"  {what}: {len(keys)} tensors")
+            print("".join(f"    {key}\n" for key in sorted(keys)), end="")
+    for remark in imported.remarks:
+        print(f"  {remark}")
+
+
+def serve_mlflow(arguments: argparse.Namespace) -> None:
+    """`alpro ui`: MLflow's server on this machine alone, until Ctrl-C."""
+    database = arguments.workspace.resolve() / "mlflow.db"
+    if not database.is_file():
+        raise InputError(f"{database}: no MLflow store there yet; `alpro run` creates it")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", arguments.port))
+        except OSError as error:
+            raise InputError(
+                f"port {arguments.port} is taken or not allowed ({error.strerror}); choose another with --port"
+            ) from error
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
+    command += ["--host", "127.0.0.1", "--port", str(arguments.port), "--workers", "1"]
+    os.execve(sys.executable, command, environment)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {  # all others are stages
+    "run": run_pipeline,
+    "ls": list_artifacts,
+    "show": show_artifact,
+    "inspect": inspect_corpora,
+    "import-checkpoint": run_import,
+    "ui": serve_mlflow,
+}

@@ -1,0 +1,174 @@
+"""What the command line prints of results and artifacts."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import console
+from stages.artifacts import Store, write_json
+
+
+def cells(printed: str) -> list[list[str]]:
+    """The lines of printed tables as their cells; columns are at least two spaces apart."""
+    return [[cell for cell in line.strip().split("  ") if cell] for line in printed.splitlines()]
+
+
+def artifact(root: Path, stage: str, name: str, mark: str, day: int, inputs: dict[str, str], **more: Any) -> Path:
+    folder = root / stage / (mark * 16)
+    folder.mkdir(parents=True)
+    (folder / "data").write_bytes(bytes(day * 100_000))
+    manifest = {
+        "stage": stage,
+        "name": name,
+        "fingerprint": mark * 64,
+        "inputs": {key: {"stage": key, "fingerprint": other * 64} for key, other in inputs.items()},
+        "made": {
+            "at": f"2026-11-0{day}T10:2{day}:00+00:00",
+            "seconds": 10.0 * day,
+            "commit": "abc",
+            "mlflow_run": "r1",
+        },
+        **{key: {} for key in ("files", "counts", "metrics", "config", "versions")},
+        **more,
+    }
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """A decoded corpus that two stages read, one of which a third stage reads."""
+    root = tmp_path / "artifacts"
+    artifact(root, "decode_videos", "decode_videos clips", "a", 1, {})
+    artifact(root, "build_vocabulary", "build_vocabulary", "b", 2, {"clips": "a"})
+    artifact(root, "train_prompter", "train_prompter", "c", 3, {"vocabulary": "b", "clips": "a", "stills": "a"})
+    return Store(root)
+
+
+def test_artifacts_are_listed_with_their_inputs_and_their_users(store, capsys):
+    console.print_artifacts(store)
+    rows = {row[1].strip(): [cell.strip() for cell in row] for row in cells(capsys.readouterr().out) if len(row) > 4}
+    a, b, c = ("a" * 8, "b" * 8, "c" * 8)
+    assert rows["artifact"] == ["fingerprint", "artifact", "made (UTC)", "took", "size", "from", "used by"]
+    listed = {name: [row[0], *row[2:]] for name, row in rows.items() if name != "artifact"}
+    assert listed == {
+        "decode_videos clips": ["a" * 16, "2026-11-01 10:21", "10 s", "0.1 MB", f"{b} {c}"],
+        "build_vocabulary": ["b" * 16, "2026-11-02 10:22", "20 s", "0.2 MB", a, c],
+        "train_prompter": ["c" * 16, "2026-11-03 10:23", "30 s", "0.3 MB", f"{b} {a}"],
+    }
+
+
+def test_the_listed_fingerprint_is_the_folders_name(store, capsys):
+    console.print_artifacts(store)
+    printed = capsys.readouterr().out
+    assert all(folder.name in printed for folder, _ in store.all())
+
+
+def test_an_artifact_is_shown_with_everything_that_is_known(tmp_path, capsys):
+    root = tmp_path / "artifacts[1]"
+    folder = artifact(
+        root,
+        "pretrain",
+        "pretrain",
+        "a",
+        1,
+        {"clips": "b"},
+        counts={"steps": 600},
+        metrics={"validation/vtc/t2v/R1": 12.3456789},
+        config={"lr": 0.0015, "phases": [{"corpora": ["clips"]}]},
+    )
+    artifact(root, "evaluate", "evaluate", "c", 2, {"model": "a"})
+    store = Store(root)
+    (found,) = [pair for pair in store.all() if pair[0] == folder]
+    console.print_artifact(store, *found)
+    assert capsys.readouterr().out.splitlines() == [
+        f"pretrain  {folder}",
+        f"fingerprint {'a' * 64}",
+        "made 2026-11-01T10:21:00+00:00 in 10 s, commit abc, MLflow run r1",
+        "",
+        "inputs",
+        f"  clips: clips {'b' * 16}",
+        "",
+        "counts",
+        "  steps: 600",
+        "",
+        "metrics",
+        "  validation/vtc/t2v/R1: 12.3457",
+        "",
+        "config",
+        "  lr: 0.0015",
+        "  phases: [{'corpora': ['clips']}]",
+        "",
+        "used by",
+        f"  evaluate {'c' * 16}",
+    ]
+
+
+def test_an_artifact_that_nothing_uses(store, capsys):
+    (*_, last) = store.all()
+    console.print_artifact(store, *last)
+    assert capsys.readouterr().out.splitlines()[-2:] == ["used by", "  nothing"]
+
+
+def test_results_are_printed_under_their_heads_with_the_report(tmp_path, capsys):
+    """A name that stands in several lines is printed in the first of them."""
+    values = iter(range(1, 100))
+    rows = [
+        {
+            "name": f"retrieval/{metric}",
+            "what": "fine-tuned retrieval",
+            "metric": metric,
+            "value": next(values) + 0.5,
+            "chance": next(values) + 0.5,
+            "items": 40,
+        }
+        for metric in (f"{way} {column}" for way in ("t2v", "v2t") for column in ("R@1", "R@5", "R@10", "MdR"))
+    ]
+    folder = artifact(tmp_path / "artifacts", "evaluate", "evaluate", "a", 1, {})
+    write_json(folder / "results.json", rows)
+    (tmp_path / "reports").mkdir()
+    for name, time in (("old", 100), ("new", 200)):
+        (tmp_path / "reports" / f"{name}.html").touch()
+        os.utime(tmp_path / "reports" / f"{name}.html", (time, time))
+    console.print_results({"evaluate": folder}, tmp_path)
+    printed = [row for row in ([c.strip() for c in row if c.strip()] for row in cells(capsys.readouterr().out)) if row]
+    assert printed[0] == ["Retrieval"]
+    assert printed[1] == ["R@1", "R@5", "R@10", "MdR", "items"]
+    assert printed[3:] == [
+        ["fine-tuned retrieval", "t2v", "1.5 %", "3.5 %", "5.5 %", "7.5", "40"],
+        ["v2t", "9.5 %", "11.5 %", "13.5 %", "15.5", "40"],
+        ["chance", "t2v", "2.5 %", "4.5 %", "6.5 %", "8.5"],
+        ["v2t", "10.5 %", "12.5 %", "14.5 %", "16.5"],
+        ["Only 40 test items: differences of less than 15 points are noise."],
+        [f"report: {tmp_path}/reports/new.html"],
+        [
+            f"curves, pictures and comparison: alpro ui --workspace {tmp_path}",
+            f"artifacts: alpro ls --workspace {tmp_path}",
+        ],
+    ]
+
+
+def test_without_results_the_last_stage_is_printed(tmp_path, capsys, monkeypatch):
+    first = artifact(tmp_path / "artifacts", "decode_videos", "decode_videos clips", "a", 1, {}, counts={"samples": 9})
+    last = artifact(
+        tmp_path / "artifacts", "pretrain", "pretrain", "b", 2, {}, counts={"steps": 600}, metrics={"loss": 0.123456789}
+    )
+    console.print_results({"decode_videos clips": first, "pretrain": last}, tmp_path)
+    assert capsys.readouterr().out.splitlines()[:3] == [f"pretrain: {last}", "  steps: 600", "  loss: 0.123457"]
+
+
+def test_in_the_default_workspace_the_commands_are_short(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    console.print_results({}, tmp_path / "workspace")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "curves, pictures and comparison: alpro ui    artifacts: alpro ls"
+
+
+def test_captions_are_printed_as_they_are(capsys):
+    captions = {"all": 3, "different": 2, "different words": 4, "said of more than one sample": 1}
+    captions |= {"most repeated": [["a [red] ball [/red]", 2]]}
+    found = {"splits": [], "lengths": {}, "captions": captions, "unreadable": 0, "also in training": {}}
+    console.print_inspection(found)
+    assert "  2 times: a [red] ball [/red]" in capsys.readouterr().out.splitlines()

@@ -1,0 +1,210 @@
+"""Stages by their own deployments, here and on a machine that shares no folder; prefect.yaml."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+from prefect.states import Failed
+
+from pipeline import flow, tasks
+from pipeline.config import load_config
+from pipeline.handover import Handover
+from pipeline.launch import OWN_PROCESS
+from shards.schema import InputError
+from stages.artifacts import STAGES, Resources, StageFailed, Step, read_manifest
+from stages.files import Digests
+from tests.stages.test_decode_videos import write_manifest
+
+pytestmark = pytest.mark.usefixtures("prefect")
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "tests" / "tiny.toml")
+
+
+def test_every_flow_has_a_deployment_in_its_pool():
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert [d["name"] for d in deployments] == ["alpro", *(stage.replace("_", "-") for stage in STAGES)]
+    for deployment in deployments:
+        module, _, name = deployment["entrypoint"].partition(":")
+        assert module == "pipeline.flow"
+        assert getattr(flow, name).name == deployment["name"]  # as make_by_deployment names it: flow/deployment
+        assert deployment["work_pool"]["name"] == ("gpu" if name in OWN_PROCESS else "cpu")
+
+
+def test_the_pipelines_deployment_runs_its_stages_in_their_pools():
+    """And waits in a pool of its own: in `gpu`, limited to one run at a time, its stages would never start."""
+    (whole, *_) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert whole["parameters"] == {"stages_by_deployment": True}
+    assert whole["work_pool"] == {"name": "cpu"}
+
+
+@pytest.fixture
+def deployments(monkeypatch) -> Callable[..., list[tuple[str, dict[str, Any]]]]:
+    """deployments(**changes): deployments run at once in this process, with these parameters changed, as by workers of
+    another machine. Returns the list of the runs, each with the parameters that it was given."""
+
+    def install(**changes: Any) -> list[tuple[str, dict[str, Any]]]:
+        runs: list[tuple[str, dict[str, Any]]] = []
+
+        def run_deployment(name: str, parameters: dict[str, Any], timeout: float | None) -> SimpleNamespace:
+            assert timeout is None  # it waits to the end, however long that takes
+            runs.append((name, parameters))
+            stage = name.partition("/")[2].replace("-", "_")
+            sent = json.loads(json.dumps(parameters)) | changes
+            return SimpleNamespace(name="a-run", state=getattr(flow, stage)(**sent, return_state=True))
+
+        monkeypatch.setattr(tasks, "run_deployment", run_deployment)
+        return runs
+
+    return install
+
+
+def stage_runs(workspace: Path, stage: str) -> list[Any]:
+    """The MLflow runs of a stage that ran, newest first."""
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    runs = client.search_runs([experiment], f"tags.stage = '{stage}'")
+    return [run for run in runs if "cached" not in run.data.tags]
+
+
+def newest_pipeline(workspace: Path) -> Any:
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    return next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+
+
+def test_only_missing_stages_run_by_deployment_with_the_pipelines_parameters(first, workspace, deployments):
+    runs = deployments()
+    changes = ["evaluate.seed=11", "resources.device=cpu"]
+    made = flow.alpro(TINY, changes=changes, workspace=str(workspace), stages_by_deployment=True)
+    ((name, parameters),) = runs
+    assert name == "evaluate/evaluate"
+    handover = parameters.pop("handover")
+    assert parameters == {
+        "config": TINY,
+        "data": "",
+        "changes": changes,
+        "workspace": str(workspace),
+        "tracking_uri": "",
+    }
+    assert handover["resources"]["device"] == "cpu"
+    assert handover["steps"][-1]["config"]["seed"] == 11
+    assert list(made) == list(first)
+    parent = newest_pipeline(workspace)
+    assert parent.info.status == "FINISHED"
+    assert "test/retrieval/t2v/R1" in parent.data.metrics
+    run = stage_runs(workspace, "evaluate")[0]  # logged by the stage, and not again by the pipeline
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert read_manifest(Path(made["evaluate"]))["made"]["mlflow_run"] == run.info.run_id
+
+
+def test_a_stage_on_a_machine_with_a_workspace_and_a_store_of_its_own(first, workspace, deployments, tmp_path):
+    """It gets its inputs from the shared artifacts, and each MLflow store has a run of the stage."""
+    elsewhere = tmp_path / "elsewhere"
+    deployments(workspace=str(elsewhere))
+    changes = [f"resources.artifacts='{tmp_path}/shared'", "evaluate.seed=12"]
+    made = flow.alpro(TINY, changes=changes, workspace=str(workspace), stages_by_deployment=True)
+    assert Path(made["evaluate"]).is_relative_to(workspace)
+    there = {path.parent.name for path in elsewhere.glob("artifacts/*/*/manifest.json")}
+    steps = flow.plan(load_config(TINY, changes=changes), Digests(tmp_path / "digests.sqlite"))
+    inputs = {step.name for step in steps[-1].inputs.values()}
+    assert there == {Path(made[name]).name for name in inputs | {"evaluate"}}
+    (child,) = stage_runs(elsewhere, "evaluate")
+    assert "mlflow.parentRunId" not in child.data.tags
+    parent = newest_pipeline(workspace)
+    here = stage_runs(workspace, "evaluate")[0]
+    assert here.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert here.data.metrics == child.data.metrics
+    assert parent.data.metrics["test/retrieval/t2v/R1"] == here.data.metrics["test/retrieval/t2v/R1"]
+
+
+def test_a_deployment_that_fails_fails_the_pipeline(first, workspace, monkeypatch):
+    """run_deployment itself does not raise."""
+    failed = SimpleNamespace(name="blue-fox", state=Failed(message="no GPU"))
+    monkeypatch.setattr(tasks, "run_deployment", lambda *_, **__: failed)
+    with pytest.raises(StageFailed, match="deployment evaluate: run blue-fox did not complete: no GPU"):
+        flow.alpro(TINY, changes=["evaluate.seed=13"], workspace=str(workspace), stages_by_deployment=True)
+    assert newest_pipeline(workspace).info.status == "FAILED"
+
+
+def test_an_artifact_that_does_not_arrive_fails_the_pipeline(first, workspace, monkeypatch):
+    completed = SimpleNamespace(name="blue-fox", state=SimpleNamespace(is_completed=lambda: True))
+    monkeypatch.setattr(tasks, "run_deployment", lambda *_, **__: completed)
+    with pytest.raises(StageFailed, match="does not exist; the workers must share the workspace"):
+        flow.alpro(TINY, changes=["evaluate.seed=14"], workspace=str(workspace), stages_by_deployment=True)
+
+
+@pytest.fixture
+def walls(tmp_path) -> Callable[[], dict[str, Step]]:
+    """walls(): the steps of the tiny pipeline on pictures of the user's, by name."""
+    rows = [
+        {"id": f"{color} wall {n}", "captions": [f"a {color} wall and a dog {n}"], "split": "train"}
+        for color in ("red", "green")
+        for n in range(12)
+    ]
+    manifest = str(write_manifest(tmp_path / "data", rows))
+    changes = [f"resources.artifacts='{tmp_path}/shared'", "build_vocabulary.entities=2", "corpora.data.size=16"]
+
+    def steps() -> dict[str, Step]:
+        config = load_config(TINY, manifest, changes)
+        return {step.name: step for step in flow.plan(config, Digests(tmp_path / "digests.sqlite"))}
+
+    return steps
+
+
+def handed(step: Step, tmp_path: Path) -> dict[str, Any]:
+    """What a pipeline on another machine hands over, as it arrives."""
+    resources = Resources(artifacts=f"{tmp_path}/shared", workers=1)
+    return json.loads(Handover.of(step, "tiny", "run-elsewhere", resources).model_dump_json())
+
+
+def test_a_stage_needs_the_artifacts_of_its_corpora_and_not_their_files(walls, tmp_path):
+    steps = walls()
+    decoded = flow.decode_videos(handover=handed(steps["decode_videos data"], tmp_path), workspace=str(tmp_path / "a"))
+    assert list(decoded) == ["decode_videos data"]
+    (tmp_path / "data").rename(tmp_path / "not on this machine")
+    made = flow.build_vocabulary(handover=handed(steps["build_vocabulary"], tmp_path), workspace=str(tmp_path / "b"))
+    assert list(made) == ["build_vocabulary"]
+    assert Path(made["build_vocabulary"]).name == steps["build_vocabulary"].fingerprint[:16]
+
+
+def test_a_stage_without_its_inputs_says_what_is_missing(walls, tmp_path):
+    given = handed(walls()["build_vocabulary"], tmp_path)
+    with pytest.raises(InputError, match=r"decode_videos data: the pipeline has this artifact, but .* does not exist"):
+        flow.build_vocabulary(handover=given, workspace=str(tmp_path / "b"))
+
+
+def test_files_that_differ_on_the_stages_machine_are_refused(walls, tmp_path):
+    given = handed(walls()["decode_videos data"], tmp_path)
+    (tmp_path / "data" / "red wall 3.png").write_bytes(b"another picture")
+    with pytest.raises(InputError, match=r"decode_videos data: the files of .*items.jsonl differ from those of"):
+        flow.decode_videos(handover=given, workspace=str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda step: step.update(fingerprint="0" * 64),
+        lambda step: step["config"].update(an_option_of_tomorrow=1),
+        lambda step: step.update(stage="a_stage_of_tomorrow"),
+    ],
+)
+def test_another_version_of_the_project_is_refused(change, walls, tmp_path):
+    given = handed(walls()["decode_videos data"], tmp_path)
+    change(given["steps"][-1])
+    with pytest.raises(InputError, match=r"decode_videos data: .* different versions of this project"):
+        flow.decode_videos(handover=given, workspace=str(tmp_path / "a"))
+
+
+def test_a_handover_is_complete(tmp_path):
+    """Every step of a pipeline arrives with its fingerprint, and its inputs once each."""
+    for step in flow.plan(load_config(TINY), Digests(tmp_path / "digests.sqlite")):
+        given = Handover.model_validate(handed(step, tmp_path))
+        assert given.step().fingerprint == step.fingerprint
+        names = [one.name for one in given.steps]
+        assert len(names) == len(set(names))
+        assert names[-1] == step.name

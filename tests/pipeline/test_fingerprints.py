@@ -1,0 +1,131 @@
+"""What is outside of a pipeline and decides its results changes the fingerprints of the stages that read it, and of
+those after them."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.config import Corpus, load_config
+from pipeline.flow import decoding, plan
+from stages import artifacts, decode_videos
+from stages.artifacts import Store, read_manifest
+from stages.files import Digests
+from tests.stages.test_decode_videos import write_manifest
+
+TINY = str(Path(__file__).parents[1] / "tiny.toml")
+AFTER_PROMPTER = {"cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
+# Each key that may name a file or a folder, and the first stages that it changes.
+KEYS = {
+    "train_prompter.vit": {"train_prompter"} | AFTER_PROMPTER,
+    "train_prompter.bert": {"train_prompter"} | AFTER_PROMPTER,
+    "pretrain.vit": AFTER_PROMPTER - {"cache_prompts"},
+    "pretrain.bert": AFTER_PROMPTER - {"cache_prompts"},
+    "pretrain.start": AFTER_PROMPTER - {"cache_prompts"},
+    "build_vocabulary.tokenizer": {"build_vocabulary", "train_prompter"} | AFTER_PROMPTER,
+    "build_vocabulary.tagger": {"build_vocabulary", "train_prompter"} | AFTER_PROMPTER,
+}
+
+
+@pytest.fixture
+def fingerprints(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """fingerprints(*changes): that of each stage of the tiny pipeline."""
+
+    def find(*changes: str) -> dict[str, str]:
+        steps = plan(load_config(TINY, changes=list(changes)), Digests(tmp_path / "digests.sqlite"))
+        return {step.name: step.fingerprint for step in steps}
+
+    return find
+
+
+def write(file: Path, content: str) -> None:
+    """Writes a file that is newer than any of its name before."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    newer = file.stat().st_mtime_ns + 10**9 if file.exists() else 10**18
+    file.write_text(content)
+    os.utime(file, ns=(newer, newer))
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key, fingerprints, tmp_path):
+    file, folder = tmp_path / "given.bin", tmp_path / "given"
+    write(file, "one")
+    before = fingerprints(f"{key}={file}")
+    assert fingerprints(f"{key}={file}") == before
+    write(file, "two")  # of the same length
+    assert changed(before, fingerprints(f"{key}={file}")) == KEYS[key]
+    for name in ("weights.bin", "tagger/model"):
+        write(folder / name, "one")
+    before = fingerprints(f"{key}={folder}")
+    for name in ("weights.bin", "tagger/model", "another.json"):
+        write(folder / name, "two")
+        after = fingerprints(f"{key}={folder}")
+        assert changed(before, after) == KEYS[key], name
+        before = after
+    write(folder / ".git" / "index", "x")
+    assert fingerprints(f"{key}={folder}") == before
+
+
+def test_every_file_of_a_given_model_changes_what_is_made_of_it(tmp_path):
+    folder, digests = tmp_path / "model", Digests(tmp_path / "digests.sqlite")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "entities.json"):
+        write(folder / name, json.dumps({"task": "pretrain", "a": 1}))
+    (tmp_path / "data").mkdir()
+    data = write_manifest(tmp_path / "data", [{"id": "a", "captions": ["x"]}])
+
+    def find() -> dict[str, str]:
+        config = load_config("msrvtt_retrieval", str(data), [f"pretrained={folder}"])
+        return {step.name: step.fingerprint for step in plan(config, digests)}
+
+    before = find()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "entities.json"):
+        write(folder / name, json.dumps({"task": "pretrain", "a": 2}))
+        after = find()
+        assert changed(before, after) == {"zero_shot", "finetune_retrieval", "evaluate"}, name
+        before = after
+
+
+@pytest.fixture
+def ffmpeg_is(monkeypatch) -> Callable[[str], None]:
+    """ffmpeg_is(version): as if the binary were of a version."""
+
+    def pretend(version: str) -> None:
+        for module in (artifacts, decode_videos):
+            monkeypatch.setattr(module, "ffmpeg_version", lambda: version)
+
+    return pretend
+
+
+def test_another_ffmpeg_is_another_corpus_where_it_decodes_everything(tmp_path, fingerprints, ffmpeg_is):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "a.txt").write_text("a wall")
+    digests = Digests(tmp_path / "digests.sqlite")
+    for decoder in ("auto", "pyav", "ffmpeg"):
+        found = []
+        for version in ("9.0.1", "9.0.2"):
+            ffmpeg_is(version)
+            own = decoding("own", Corpus(data=str(folder), decoder=decoder), None, digests).fingerprint
+            found.append(fingerprints(f"corpora.clips.decoder={decoder}") | {"own": own})
+        one, two = found
+        assert ("own" in changed(one, two)) == (decoder == "ffmpeg")
+        assert ("decode_videos clips" in changed(one, two)) == (decoder == "ffmpeg")
+        assert "decode_videos stills" not in changed(one, two)
+
+
+def test_the_record_of_an_artifact_has_the_versions_of_both_decoders(tmp_path, ffmpeg_is):
+    ffmpeg_is("9.0.2-x")
+    step = artifacts.Step("decode_videos", "decode_videos a", decode_videos.Config())
+    store = Store(tmp_path)
+    store.make(step, lambda *_: artifacts.Outcome(), {})
+    versions = read_manifest(store.folder(step))["versions"]
+    assert versions["ffmpeg"] == "9.0.2-x"
+    assert versions["av"]

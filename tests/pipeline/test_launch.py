@@ -1,0 +1,132 @@
+"""How a stage is launched: in this process or in its own, with which resources, and what becomes of its result."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import launch
+from pipeline.launch import command, work
+from shards.schema import InputError
+from stages import evaluate, pretrain, render_sample
+from stages.artifacts import STAGES, Interrupted, Outcome, Resources, StageFailed, Step, Store, read_json, write_json
+from tests.pipeline.conftest import TINY
+
+EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
+PRETRAIN = Step("pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}]))
+
+
+@pytest.fixture
+def group(monkeypatch) -> dict[str, Any]:
+    """Instead of starting processes, remembers their command; "result" is what they leave, "status" how they end."""
+    seen: dict[str, Any] = {"status": 0, "result": {"counts": {"items": 3}, "metrics": {"score": 0.5}}}
+
+    def run_group(arguments, lock_file, say):
+        file = Path(arguments[-1])
+        seen.update(arguments=arguments, lock_file=lock_file, work=read_json(file))
+        if seen["result"] is not None:
+            write_json(file.with_name("result.json"), seen["result"])
+        return seen["status"]
+
+    monkeypatch.setattr(launch, "run_group", run_group)
+    return seen
+
+
+def test_resources_reach_the_process_of_a_stage(group, tmp_path):
+    resources = Resources(workers=3, device="cpu", compile=True, profile=True, rank_timeout=7.5, processes=2)
+    work(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5)
+    assert Resources.model_validate(group["work"]["resources"]) == resources
+    assert group["work"]["config"] == PRETRAIN.config.model_dump(mode="json")
+    assert (group["work"]["out"], group["lock_file"]) == (str(tmp_path), 5)
+
+
+def test_resources_of_a_pipeline_reach_the_process_of_a_stage(group, first, workspace):
+    from pipeline.flow import evaluate as evaluate_flow
+
+    changes = ["evaluate.seed=41", "resources.workers=3", "resources.device=cpu", "resources.profile=true"]
+    group["result"]["metrics"] = {}
+    with pytest.raises(FileNotFoundError, match=r"results\.json"):  # no process has written it
+        evaluate_flow(TINY, changes=changes, workspace=str(workspace))
+    given = Resources.model_validate(group["work"]["resources"])
+    assert (given.workers, given.device, given.profile, given.processes) == (3, "cpu", True, 1)
+    assert group["lock_file"] is not None  # held as long as the process lives
+
+
+def test_resources_reach_a_stage_that_runs_in_this_process(group, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(render_sample, "run", lambda *everything: (given.extend(everything), Outcome({"clips": 1}))[1])
+    step, resources = Step("render_sample", "render_sample", render_sample.Config()), Resources(workers=3)
+    assert work(step, tmp_path, Store(tmp_path), resources).counts == {"clips": 1}
+    assert given == [step.config, {}, tmp_path, resources]
+    assert "arguments" not in group
+
+
+ALONE = [sys.executable, "-m", "stages.run", "work.json"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_trainings_alone_start_under_torchrun(stage):
+    training = stage in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
+    file = Path("work.json")
+    assert command(stage, file, Resources()) == ALONE
+    many = command(stage, file, Resources(processes=4))
+    assert many == ([*TORCHRUN, "--nproc-per-node=4", "--standalone", *ALONE[1:]] if training else ALONE)
+
+
+def test_several_nodes_meet_at_the_rendezvous():
+    resources = Resources(processes=4, nodes=2, rendezvous="host:29500")
+    meeting = ["--nproc-per-node=4", "--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500"]
+    file = Path("pretrain/0123/work.json")
+    expected = [*TORCHRUN, *meeting, "--rdzv-id=0123", "-m", "stages.run", str(file)]
+    assert command("pretrain", file, resources) == expected
+    assert command("pretrain", file, Resources(nodes=2, rendezvous="host:29500"))[3] == "--nproc-per-node=1"
+
+
+def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
+    printed: list[str] = []
+    resources = Resources(nodes=2, rendezvous="host:29500")
+    work(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
+    (line,) = printed
+    assert line.startswith("pretrain: start on each other node: python -m torch.distributed.run --nproc-per-node=1 ")
+    assert line.endswith(f"-m stages.run {tmp_path}/work.json")
+
+
+@pytest.mark.parametrize(
+    ("status", "result", "error", "message"),
+    [
+        (2, {"mistake": "clips: no captions"}, InputError, "^clips: no captions$"),
+        (1, {"mistake": "clips: no captions"}, InputError, "^clips: no captions$"),  # torchrun's own status
+        (75, None, Interrupted, "evaluate"),
+        (1, {"interrupted": True}, Interrupted, "evaluate"),
+        (1, None, StageFailed, "evaluate ended with status 1"),
+        (-9, None, StageFailed, "evaluate ended with status -9"),
+    ],
+)
+def test_how_a_process_ends_is_how_the_stage_ends(status, result, error, message, group, tmp_path):
+    group |= {"status": status, "result": result}
+    with pytest.raises(error, match=message):
+        work(EVALUATE, tmp_path, Store(tmp_path), Resources())
+
+
+def test_a_process_that_ends_well_gives_its_outcome(group, tmp_path):
+    write_json(tmp_path / "result.json", {"mistake": "of an earlier try"})
+    outcome = work(EVALUATE, tmp_path, Store(tmp_path), Resources())
+    assert (outcome.counts, outcome.metrics) == ({"items": 3}, {"score": 0.5})
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_an_earlier_result_is_not_taken_for_this_one(group, tmp_path):
+    write_json(tmp_path / "result.json", {"mistake": "of an earlier try"})
+    group |= {"status": 1, "result": None}
+    with pytest.raises(StageFailed):
+        work(EVALUATE, tmp_path, Store(tmp_path), Resources())
+
+
+def test_a_process_knows_who_started_it_and_its_output_is_read():
+    lines: list[str] = []
+    program = "import os, sys; print(os.environ['ALPRO_PARENT']); print('to stderr', file=sys.stderr); sys.exit(3)"
+    assert launch.run_group([sys.executable, "-c", program], None, lines.append) == 3
+    assert sorted(lines) == sorted([str(os.getpid()), "to stderr"])

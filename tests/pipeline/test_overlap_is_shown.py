@@ -1,0 +1,37 @@
+"""What a corpus has in training and in the test is on the page of a run, and printed at its end."""
+
+from pathlib import Path
+
+from pipeline.console import console, print_results
+from stages.artifacts import write_json
+from stages.report import write_report
+
+
+def manifest(**counts: int) -> dict:
+    return {
+        "stage": "decode_videos",
+        "name": "decode_videos own",
+        "fingerprint": 64 * "a",
+        "counts": {"samples": 9, **counts},
+        "metrics": {},
+        "made": {"seconds": 1.0},
+    }
+
+
+def shown(folder: Path, **counts: int) -> tuple[str, str]:
+    """The page of a run with one stage of these counts, and what is printed."""
+    folder.mkdir()
+    write_json(folder / "manifest.json", manifest(**counts))
+    page = write_report(folder / "page.html", "own", [("decode_videos own", folder, manifest(**counts), False)])
+    with console.capture() as printed:
+        print_results({"decode_videos own": folder, "evaluate": folder.parent}, folder)
+    return page.read_text(), printed.get()
+
+
+def test_what_training_has_too_is_on_the_page_and_printed_if_there_is_any(tmp_path):
+    page, printed = shown(tmp_path / "some", test_captions_in_training=3, test_frames_in_training=1)
+    assert "test captions in training 3" in page
+    assert "decode_videos own: 3 test captions in training\n" in printed
+    assert "decode_videos own: 1 test frames in training\n" in printed
+    page, printed = shown(tmp_path / "none")
+    assert "in training" not in page + printed

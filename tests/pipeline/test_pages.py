@@ -1,0 +1,98 @@
+"""What the pages promise of a finished pipeline: commands and code run as they stand, metrics have these names."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import flow
+from stages.artifacts import read_json, read_manifest
+from stages.training.metrics import read_metrics
+from tests.pipeline.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(page: str, heading: str) -> list[str]:
+    """The code blocks of a page below a heading."""
+    text = (ROOT / page).read_text().partition(f"\n{heading}\n")[2]
+    return re.findall(r"^```\w*\n(.*?)^```$", re.split(r"^## ", text, flags=re.MULTILINE)[0], re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def unfinished(first, workspace, tmp_path) -> Path:
+    """A workspace in which fine-tuning was interrupted, as a pipeline leaves it."""
+    shutil.copytree(workspace, tmp_path / "workspace", ignore=shutil.ignore_patterns("*.lock"))
+    folder = tmp_path / "workspace" / Path(first["finetune_qa"]).relative_to(workspace)
+    work = read_json(folder / "work.json")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    text = json.dumps(work).replace(str(workspace), str(tmp_path / "workspace"))
+    (folder / "work.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.long)], ids=["one process", "four"])
+def test_a_stage_by_hand_as_the_page_says(number, first, unfinished):
+    command = blocks("docs/reruns.md", "## A stage by hand")[0].splitlines()[number]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        shlex.split(command), cwd=unfinished, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"done: {unfinished}"
+    made, before = read_manifest(unfinished), read_manifest(Path(first["finetune_qa"]))
+    differ = ("made", "metrics") if number else ("made",)  # the order of sums differs on four processes
+    assert {k: v for k, v in made.items() if k not in differ} == {k: v for k, v in before.items() if k not in differ}
+    assert made["metrics"].keys() == before["metrics"].keys()
+    assert not (unfinished / "checkpoints").exists()
+    flow.finetune_qa(TINY, workspace=str(unfinished.parents[2]))
+    assert read_manifest(unfinished) == made  # a pipeline takes it as it is
+
+
+def test_the_readmes_python_example(first, sample, tmp_path, monkeypatch, capsys):
+    (example,) = blocks("README.md", "## A trained model in Python")
+    for name, video in zip("ab", sorted((sample / "videos").glob("test-*.mp4")), strict=False):
+        shutil.copy(video, tmp_path / f"{name}.mp4")
+    stages = re.findall(r"\{artifacts\}/(\w+)/<\.\.\.>", example)
+    assert len(stages) == 4
+    for stage in stages:
+        example = example.replace(f"{stage}/<...>", f"{stage}/{Path(first[stage]).name}")
+    example = example.replace('"workspace/artifacts"', repr(str(Path(first["pretrain"]).parents[1])))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) >= 4
+
+
+PLACES = {"split": "test|validation", "direction": "t2v|v2t", "rank": "R1|R5|R10|MdR"}
+NOT_IN_EVERY_RUN = {"<split>/decoded/<corpus>", "train/utilisation"}
+
+
+def test_every_metric_has_its_name_on_the_page(first):
+    page = (ROOT / "docs" / "comparing.md").read_text().partition("\n## Names\n")[2]
+    cells = [row.split(" | ")[0] for row in page.splitlines() if row.startswith("| `")]
+    documented = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert len(documented) == len(set(documented)) > 30
+    logged = set()
+    for folder in map(Path, first.values()):
+        logged |= read_manifest(folder)["metrics"].keys()
+        logged |= {name for line in read_metrics(folder / "metrics.jsonl") for name in line}
+    logged -= {"step", "time"}
+
+    def pattern(name: str) -> re.Pattern[str]:
+        ranks = PLACES["rank"] + ("|MnR" if name.startswith("validation/") else "")
+        places = PLACES | {"rank": ranks}
+        parts = re.split(r"<(\w+)>", name)
+        named = [f"({places.get(p, r'[^/]+')})" if i % 2 else re.escape(p) for i, p in enumerate(parts)]
+        return re.compile("".join(named))
+
+    patterns = {name: pattern(name) for name in documented}
+    assert [name for name in logged if not any(p.fullmatch(name) for p in patterns.values())] == []
+    unused = {name for name, p in patterns.items() if not any(p.fullmatch(one) for one in logged)}
+    assert unused - NOT_IN_EVERY_RUN == set()
