@@ -62,7 +62,8 @@ class FivePasses(nn.Module):
 
     @torch.no_grad()
     def pseudo_labels(self, frames: Tensor, boxes: Tensor) -> Tensor:
-        tokens = self.prompter.encode_video(crop(frames, boxes, self.model.config.video.patch_size))
+        black = -self.mean / self.std
+        tokens = self.prompter.encode_video(crop(frames, boxes, self.model.config.video.patch_size, black))
         return (self.prompter.project_video(tokens) @ self.prompts.T / self.prompter.temperature).softmax(dim=1)
 
 

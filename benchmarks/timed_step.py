@@ -177,7 +177,7 @@ def examples(settings: Settings, shape: ModelConfig) -> Batch:
         frames = rng.integers(0, 256, (video.frames, 3, video.image_size, video.image_size), np.uint8)
         item = {"id": str(number), "video": number, "frames": frames, "ids": ids, "masked": masked, "labels": labels}
         items.append(item | {"box": random_box(video.grid, rng), "chance": rng.random(2)})
-    return collate(0, "video", items, WORDS)
+    return collate(0, "video", items, 0, WORDS)
 
 
 def taken_away(variant: Variant) -> AbstractContextManager:

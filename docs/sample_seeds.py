@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from stages.artifacts import EVALUATIONS
+
 STAGES = ("render_sample", "train_prompter", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5th percentile, by the number of seeds
 
@@ -43,11 +45,13 @@ def run(config: str, seed: int, workspace: str) -> dict[str, Any]:
     started = time.monotonic()
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True)
     seconds = time.monotonic() - started
-    report = re.search(r"report: (\S+)", done.stdout)
-    newest = max(Path(workspace).glob("artifacts/evaluate/*/results.json"), key=lambda path: path.stat().st_mtime)
-    assert report, done.stdout
+    assert re.search(r"report: (\S+)", done.stdout), done.stdout
+    rows = []
+    for stage in EVALUATIONS:
+        files = Path(workspace).glob(f"artifacts/{stage}/*/results.json")
+        rows += json.loads(max(files, key=lambda path: path.stat().st_mtime).read_text())
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    return {"seed": seed, "seconds": seconds, "gigabytes": peak, "rows": json.loads(newest.read_text())}
+    return {"seed": seed, "seconds": seconds, "gigabytes": peak, "rows": rows}
 
 
 def table(runs: list[list[dict[str, Any]]]) -> str:

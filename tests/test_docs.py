@@ -1,11 +1,15 @@
-"""The pages name files that exist."""
+"""The pages: links lead to files, and every command that stands there is one that the programs take."""
 
 import re
+import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from shards.schema import REASONS
+from pipeline.cli import STAGE_HELP, parser
+from pipeline.config import CONFIGS, load_config, shipped
+from shards.schema import Reason
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,4 +24,110 @@ def test_links_lead_somewhere(page):
 
 def test_every_reason_of_a_reject_is_documented():
     page = (ROOT / "docs" / "data.md").read_text()
-    assert re.findall(r"^\| `([a-z ]+)` \| (.*) \|$", page, re.MULTILINE)[: len(REASONS)] == list(REASONS.items())
+    table = page.partition("| reason |")[2].partition("\n\n")[0]
+    assert tuple(re.findall(r"^\| `([a-z ]+)` \| .* \|$", table, re.MULTILINE)) == get_args(Reason)
+
+
+def shell_lines(text: str) -> list[str]:
+    """The lines of code blocks, without comments, those that end in a backslash joined; and code within sentences."""
+    block = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    fenced = [code for language, code in block.findall(text) if not language]
+    prose = block.sub("", text)
+    indented = re.findall(r"^    (\S.*)$", prose, re.MULTILINE)
+    lines = "\n".join([*fenced, *indented]).replace("\\\n", " ").splitlines()
+    spans = re.findall(r"`([^`\n]+)`", prose)
+    return [re.split(r"\s+#", line)[0].strip() for line in (*lines, *spans)]
+
+
+def commands(program: str) -> list[tuple[str, list[str]]]:
+    """What is given to a program on any page, and in the headers of configurations: where, and the arguments."""
+    sources = {page.name: page.read_text() for page in PAGES}
+    for path in sorted(CONFIGS.glob("*.toml")):
+        header = path.read_text().partition("\nname = ")[0]
+        sources[path.name] = "```\n" + re.sub(r"^#\s*", "", header, flags=re.MULTILINE) + "\n```\n"
+    found = []
+    for name, text in sources.items():
+        for line in shell_lines(text):
+            line = re.sub(r"^(\w+=\S+ )+", "", line)  # variables that are set for the command
+            if line.startswith(f"{program} "):  # alone it is only named
+                found.append((name, shlex.split(line)[1:]))
+    return found
+
+
+ALPRO = commands("alpro")
+IDS = [f"{page}: {shlex.join(arguments)}" for page, arguments in ALPRO]
+
+
+def test_the_commands_are_found():
+    assert len(ALPRO) > 30
+    assert len(commands("prefect")) >= 10
+    assert {page for page, _ in ALPRO} >= {"README.md", "reproduce.md", "deploying.md", "msvd_qa.toml"}
+
+
+@pytest.mark.parametrize(("page", "arguments"), ALPRO, ids=IDS)
+def test_alpro_takes_the_command(page, arguments, tmp_path):
+    parsed = parser().parse_args([argument for argument in arguments if argument != "..."])
+    if parsed.command == "run" or parsed.command.replace("-", "_") in STAGE_HELP:
+        config = parsed.config if parsed.config in shipped() else "own_videos"  # instead of a person's own file
+        data = str(tmp_path) if config == "own_videos" else ""
+        assert load_config(config, data, parsed.changes).name == config
+
+
+def test_single_changes_on_the_pages_are_keys_of_a_configuration():
+    """Such as `--set pretrain.weights.vtc=0`, beside a command."""
+    changes = {
+        change
+        for page in PAGES
+        for span in re.findall(r"`([^`\n]+)`", page.read_text())
+        if span.startswith("--set ")
+        for change in re.findall(r"--set (\S+)", span)
+        if "..." not in change and change != "stage.key=value"
+    }
+    assert len(changes) >= 5
+    for change in sorted(changes):
+        load_config("own_videos" if change.startswith("corpora.data.") else "sample", changes=[change])
+
+
+def test_prefect_takes_the_commands():
+    from prefect.cli._app import _app
+
+    for page, arguments in commands("prefect"):
+        try:
+            _app.parse_args(arguments, exit_on_error=False, print_error=False)
+        except Exception as error:
+            pytest.fail(f"{page}: prefect {shlex.join(arguments)}: {error}")
+
+
+def test_torchrun_takes_the_commands():
+    from torch.distributed.run import get_args_parser
+
+    found = commands("torchrun")
+    assert len(found) >= 2
+    for _, arguments in found:
+        parsed = get_args_parser().parse_args(arguments)
+        assert (parsed.module, parsed.training_script) == (True, "stages.run")
+
+
+def test_make_has_the_targets():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {arguments[0] for _, arguments in commands("make")}
+    assert {"run", "test", "ui"} <= named <= targets
+
+
+def test_programs_that_python_is_to_run_exist():
+    for page, arguments in commands("python"):
+        program = arguments[0] if arguments[0] != "-m" else arguments[1].replace(".", "/") + ".py"
+        assert (ROOT / program).is_file(), page
+
+
+def test_extras_that_pip_is_to_install_exist():
+    import tomllib
+
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {
+        extra
+        for page in PAGES
+        for list_ in re.findall(r"alpro-pipeline\[([\w,]+)\]", page.read_text())
+        for extra in list_.split(",")
+    }
+    assert {"all", "dask"} <= named <= set(known)
