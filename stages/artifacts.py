@@ -66,8 +66,9 @@ class StageConfig(BaseModel):
 
 
 class Resources(StageConfig):
-    """How work is divided and where it runs. Never part of a fingerprint: it does not change what is computed, but that
-    with `negatives = "rank"` hard negatives are drawn among fewer pairs the more processes share a batch."""
+    """How work is divided and where it runs. Never part of a fingerprint: it does not change what is computed, except
+    for the draws of dropout and stochastic depth, which each process makes for its own samples, and for rounding: the
+    order of sums, compiled layers, a GPU."""
 
     workers: int = Field(0, ge=0, description="processes that decode and load data; 0 means one a core")
     processes: int = Field(1, ge=1, description="training processes on this machine; more than one starts torchrun")
