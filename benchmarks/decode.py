@@ -38,7 +38,7 @@ os.environ.setdefault("SVT_LOG", "1")  # the encoder of AV1 says nothing but mis
 import av
 import numpy as np
 
-from shards.decode import decode_video, ffmpeg_binary
+from alpro.shards.decode import decode_video, ffmpeg_binary
 
 SIZE = 256
 OPTIONS = {"crf": "23", "preset": "veryfast"}

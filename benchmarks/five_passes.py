@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.alpro import Alpro, DualEncoder, Prompter, crop
-from models.losses import box_mask
-from stages.training import objective as objective_module
-from stages.training.examples import Batch
-from stages.training.objective import masked_positions
+from alpro.models.alpro import Alpro, DualEncoder, Prompter, crop
+from alpro.models.losses import box_mask
+from alpro.stages.training import objective as objective_module
+from alpro.stages.training.examples import Batch
+from alpro.stages.training.objective import masked_positions
 
 
 class FivePasses(nn.Module):

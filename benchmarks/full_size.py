@@ -20,14 +20,20 @@ from pathlib import Path
 
 import torch
 
-from models.alpro import Alpro, ModelConfig, Prompter
-from models.folder import Preprocessing
-from models.text import Layers
-from models.timesformer import TimeSformer
-from stages.training.config import Phase, TrainingConfig
-from stages.training.examples import Batch
-from stages.training.objective import MatchingObjective, Objective, PretrainObjective, PrompterObjective, QaObjective
-from stages.training.optim import build_optimizer
+from alpro.models.alpro import Alpro, ModelConfig, Prompter
+from alpro.models.folder import Preprocessing
+from alpro.models.text import Layers
+from alpro.models.timesformer import TimeSformer
+from alpro.stages.training.config import Phase, TrainingConfig
+from alpro.stages.training.examples import Batch
+from alpro.stages.training.objective import (
+    MatchingObjective,
+    Objective,
+    PretrainObjective,
+    PrompterObjective,
+    QaObjective,
+)
+from alpro.stages.training.optim import build_optimizer
 
 ENTITIES, ANSWERS = 1000, 1500
 SHAPES = {"prompter": (4, 30), "pretrain": (4, 30), "retrieval": (8, 40), "qa": (16, 40)}  # frames, words

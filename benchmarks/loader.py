@@ -31,15 +31,15 @@ import numpy as np
 import torch
 from PIL import features
 
-from shards.decode import ffmpeg_binary
-from shards.manifest import read_manifest
-from shards.reader import Sample, ShardReader
-from stages import decode_videos
-from stages.artifacts import Resources, versions
-from stages.training import examples
-from stages.training.config import Phase, TrainingConfig
-from stages.training.examples import Steps
-from stages.word_pieces import WordPieces, train_tokenizer
+from alpro.shards.decode import ffmpeg_binary
+from alpro.shards.manifest import read_manifest
+from alpro.shards.reader import Sample, ShardReader
+from alpro.stages import decode_videos
+from alpro.stages.artifacts.store import Resources, versions
+from alpro.stages.training import examples
+from alpro.stages.training.config import Phase, TrainingConfig
+from alpro.stages.training.examples import Steps
+from alpro.stages.vocabulary.word_pieces import WordPieces, train_tokenizer
 
 RUNS, CLIPS, BATCH = 3, 24, 16  # 16 samples a GPU: the paper's 256 on 16
 STORED, APPETITES = decode_videos.Config().size, [50, 100, 200, 400, 800]

@@ -24,8 +24,8 @@ from pathlib import Path
 import spacy
 from threadpoolctl import threadpool_limits
 
-from stages.artifacts import Resources
-from stages.nouns import CAPTIONS_PER_BATCH, EMBEDDED, count_nouns, load_tagger
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.vocabulary.nouns import CAPTIONS_PER_BATCH, EMBEDDED, count_nouns, load_tagger
 
 RUNS, DRAWN = 3, 65_536
 BASELINE, SAME = "nlp.pipe", "nlp.pipe, same settings"

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.alpro import Alpro, ModelConfig
-from stages import decode_videos, render_sample
-from stages.artifacts import Resources
-from stages.evaluation.encode import Texts, Videos, evaluator, load_model
-from stages.evaluation.metrics import retrieval_metrics
-from stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
+from alpro.models.alpro import Alpro, ModelConfig
+from alpro.stages import decode_videos, render_sample
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.evaluation.encode import Texts, Videos, evaluator, load_model
+from alpro.stages.evaluation.metrics import retrieval_metrics
+from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
 
 RUNS = 3
 FIRST_SEED = 1000

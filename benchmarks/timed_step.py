@@ -14,19 +14,19 @@ import torch.nn.functional as F
 from five_passes import TRICKS, FivePasses
 from torch import Tensor, nn
 
-from models.alpro import Alpro, ModelConfig, Prompter
-from models.attention import Attention
-from models.folder import Preprocessing
-from models.losses import mask_words, random_box
-from models.text import TextConfig
-from models.timesformer import TimeSformer, VideoConfig
-from stages.artifacts import Resources
-from stages.training import objective as objective_module
-from stages.training.config import Phase, TrainingConfig
-from stages.training.examples import Batch, collate
-from stages.training.loop import memory_gib, prepare
-from stages.training.objective import PretrainObjective
-from stages.training.optim import build_optimizer, step_if
+from alpro.models.alpro import Alpro, ModelConfig, Prompter
+from alpro.models.attention import Attention
+from alpro.models.folder import Preprocessing
+from alpro.models.losses import mask_words, random_box
+from alpro.models.text import TextConfig
+from alpro.models.timesformer import TimeSformer, VideoConfig
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.training import objective as objective_module
+from alpro.stages.training.config import Phase, TrainingConfig
+from alpro.stages.training.examples import Batch, collate
+from alpro.stages.training.loop import memory_gib, prepare
+from alpro.stages.training.objective import PretrainObjective
+from alpro.stages.training.optim import build_optimizer, step_if
 
 WORDS = 30  # of every text
 ENTITIES = {"full": 1000, "small": 8}

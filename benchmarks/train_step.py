@@ -44,7 +44,7 @@ import torch
 from five_passes import TRICKS
 from timed_step import MODELS, Settings, Variant, allow_tf32, losses, turn
 
-from models.flops import peak
+from alpro.models.flops import peak
 
 TOLERANCE = {  # relative: of a loss, of the norm of the gradient
     "float32": (1e-4, 1e-3),

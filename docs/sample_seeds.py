@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import EVALUATIONS
+from alpro.stages.artifacts.store import EVALUATIONS
 
 STAGES = ("render_sample", "train_prompter", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5th percentile, by the number of seeds
@@ -41,7 +41,17 @@ def main() -> None:
 def run(config: str, seed: int, workspace: str) -> dict[str, Any]:
     """One pipeline; its rows of results, seconds, and the largest process's memory."""
     changes = [part for stage in STAGES for part in ("--set", f"{stage}.seed={seed}")]
-    command = [sys.executable, "-m", "pipeline.cli", "run", "--config", config, "--workspace", workspace, *changes]
+    command = [
+        sys.executable,
+        "-m",
+        "alpro.pipeline.cli",
+        "run",
+        "--config",
+        config,
+        "--workspace",
+        workspace,
+        *changes,
+    ]
     started = time.monotonic()
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True)
     seconds = time.monotonic() - started

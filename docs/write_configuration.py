@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pipeline.config import PipelineConfig, shipped
+from alpro.pipeline.config import PipelineConfig, shipped
 
 TABLE = "| key | default | |\n| --- | --- | --- |"
 HEAD = """# Configuration

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models.losses import box_mask
-from models.text import MlmHead, MultimodalEncoder, TextConfig, TextEncoder
-from models.timesformer import Block, TimeSformer, VideoConfig
+from alpro.models.losses import box_mask
+from alpro.models.text import MlmHead, MultimodalEncoder, TextConfig, TextEncoder
+from alpro.models.timesformer import Block, TimeSformer, VideoConfig
 
 
 class ModelConfig(BaseModel):

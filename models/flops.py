@@ -14,8 +14,8 @@ backward twice, though nothing goes back from the patches to the pixels: under 0
 checkpointing computes again does not count.
 """
 
-from models.text import TextConfig
-from models.timesformer import VideoConfig
+from alpro.models.text import TextConfig
+from alpro.models.timesformer import VideoConfig
 
 # Dense bfloat16 operations a second of one accelerator, by a part of its name (the vendors' data sheets).
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "V100": 125e12}

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
+from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 
 
 class Preprocessing(BaseModel):

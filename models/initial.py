@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from models.alpro import DualEncoder
-from models.folder import resize_embedding
-from models.official import WEIGHT_FILES, Weights, first_line, from_official, read_checkpoint
+from alpro.models.alpro import DualEncoder
+from alpro.models.folder import resize_embedding
+from alpro.models.official import WEIGHT_FILES, Weights, first_line, from_official, read_checkpoint
 
 
 def load_vit(model: DualEncoder, name: str) -> None:

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.alpro import ModelConfig
-from models.folder import grid_side
-from models.text import TextConfig
-from models.timesformer import VideoConfig
+from alpro.models.alpro import ModelConfig
+from alpro.models.folder import grid_side
+from alpro.models.text import TextConfig
+from alpro.models.timesformer import VideoConfig
 
 Weights = dict[str, Tensor]
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")

@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import Attention, Mlp
+from alpro.models.attention import Attention, Mlp
 
 
 class VideoConfig(BaseModel):

@@ -1,4 +1,4 @@
-"""The command line's options. What a command does is in `pipeline.commands`, which is imported only to run one, so that
+"""The command line's options. What a command does is in `commands.py`, which is imported only to run one, so that
 `--help` and a mistyped option answer at once."""
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     try:
         if before is signal.default_int_handler:  # a background job of a shell ignores Ctrl-C
             signal.signal(signal.SIGINT, interrupt)
-        from pipeline.commands import execute
+        from alpro.pipeline.commands import execute
 
         status = execute(arguments)
     except BaseException as error:

@@ -9,10 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from pipeline.console import print_artifact, print_artifacts
-from shards.schema import InputError
-from shards.storage import absolute
-from stages.artifacts import CONTINUE, MISTAKE, Interrupted, StageFailed, Step, Store
+from alpro.pipeline.console import print_artifact, print_artifacts
+from alpro.shards.schema import InputError
+from alpro.shards.storage import absolute
+from alpro.stages.artifacts.store import CONTINUE, MISTAKE, Interrupted, StageFailed, Step, Store
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -44,8 +44,8 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
             state = "cached" if store.find(step) else "to fetch" if store.is_shared(step) else "to run"
             print(f"{state:8} {step.name:24} {step.fingerprint[:16]}")
         return
-    from pipeline import flow
-    from pipeline.console import print_results
+    from alpro.pipeline import flow
+    from alpro.pipeline.console import print_results
 
     chosen = getattr(flow, arguments.stage or "alpro")
     made = chosen(arguments.config, arguments.data, arguments.changes, str(workspace), arguments.tracking_uri)
@@ -54,9 +54,9 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
 
 def planned(arguments: argparse.Namespace, workspace: Path) -> tuple[list[Step], Store]:
     """The requested steps, in order, and the store of their artifacts."""
-    from pipeline.config import asks_questions, load_config
-    from pipeline.flow import needed, plan
-    from stages.files import Digests
+    from alpro.pipeline.config import asks_questions, load_config
+    from alpro.pipeline.flow import needed, plan
+    from alpro.stages.artifacts.digests import Digests
 
     config = load_config(arguments.config, arguments.data, arguments.changes)
     steps = plan(config, Digests(workspace / "digests.sqlite"))
@@ -110,8 +110,8 @@ def find_artifact(store: Store, prefix: str) -> tuple[Path, dict[str, Any]]:
 
 def inspect_corpora(arguments: argparse.Namespace) -> None:
     """`alpro inspect`."""
-    from pipeline.console import print_inspection
-    from stages.inspect_corpus import inspect, save
+    from alpro.pipeline.console import print_inspection
+    from alpro.stages.corpora.inspect_corpus import inspect, save
 
     store = Store(arguments.workspace / "artifacts")
     folders = [
@@ -126,7 +126,7 @@ def inspect_corpora(arguments: argparse.Namespace) -> None:
 
 def run_import(arguments: argparse.Namespace) -> None:
     """`alpro import-checkpoint`."""
-    from stages.import_checkpoint import import_checkpoint
+    from alpro.stages.training.import_checkpoint import import_checkpoint
 
     imported = import_checkpoint(
         arguments.file,

@@ -7,23 +7,23 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.alpro import ModelConfig
-from models.templates import Templates
-from shards.manifest import scan_manifest
-from shards.schema import InputError, Row
-from shards.storage import Location, absolute, located, refuse_credentials
-from stages.artifacts import Resources
-from stages.build_vocabulary import Config as BuildVocabulary
-from stages.cache_prompts import Config as CachePrompts
-from stages.decode_videos import Config as DecodeVideos
-from stages.evaluate import Config as Evaluate
-from stages.finetune_qa import Config as FinetuneQa
-from stages.finetune_retrieval import Config as FinetuneRetrieval
-from stages.pretrain import Config as Pretrain
-from stages.render_sample import Config as RenderSample
-from stages.train_prompter import Config as TrainPrompter
-from stages.training.config import TrainingConfig
-from stages.word_pieces import padded
+from alpro.models.alpro import ModelConfig
+from alpro.models.templates import Templates
+from alpro.shards.manifest import scan_manifest
+from alpro.shards.schema import InputError, Row
+from alpro.shards.storage import Location, absolute, located, refuse_credentials
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.build_vocabulary import Config as BuildVocabulary
+from alpro.stages.cache_prompts import Config as CachePrompts
+from alpro.stages.decode_videos import Config as DecodeVideos
+from alpro.stages.evaluate import Config as Evaluate
+from alpro.stages.finetune_qa import Config as FinetuneQa
+from alpro.stages.finetune_retrieval import Config as FinetuneRetrieval
+from alpro.stages.pretrain import Config as Pretrain
+from alpro.stages.render_sample import Config as RenderSample
+from alpro.stages.train_prompter import Config as TrainPrompter
+from alpro.stages.training.config import TrainingConfig
+from alpro.stages.vocabulary.word_pieces import padded
 
 # What stages call their other inputs; a corpus of such a name would take their place.
 RESERVED = {"vocabulary", "prompter", "prompts", "model", "pretrained", "retrieval", "qa", "sample"}

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stages.artifacts import Store, read_manifest
-from stages.result_tables import results, tables
+from alpro.pipeline.reporting.result_tables import results, tables
+from alpro.stages.artifacts.store import Store, read_manifest
 
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 

@@ -8,25 +8,25 @@ from typing import Any, cast
 from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
 
-from models.folder import read_task
-from pipeline.config import FILES, Corpus, PipelineConfig, load_config
-from pipeline.handover import Handover
-from pipeline.record import end_dead_runs, git_commit, run_tags, status_after
-from pipeline.tasks import Session, fetch_input, make, make_by_deployment, result
-from shards.schema import SPLITS, InputError
-from shards.storage import Location, absolute, located
-from stages.artifacts import EVALUATIONS, StageConfig, Step, Store, digest
-from stages.decode_videos import Config as DecodeConfig
-from stages.decode_videos import decoder_files
-from stages.evaluate import Config as Evaluate
-from stages.evaluation.protocol import EvaluationConfig, check_items
-from stages.files import Digests, digest_data, digest_model
-from stages.index_shards import Config as IndexConfig
-from stages.index_shards import digest_shards
-from stages.report import write_report
-from stages.result_tables import results_markdown
-from stages.tracking import Run, Tracker
-from stages.zero_shot import Config as ZeroShot
+from alpro.models.folder import read_task
+from alpro.pipeline.config import FILES, Corpus, PipelineConfig, load_config
+from alpro.pipeline.handover import Handover
+from alpro.pipeline.record import end_dead_runs, git_commit, run_tags, status_after
+from alpro.pipeline.reporting.report import write_report
+from alpro.pipeline.reporting.result_tables import results_markdown
+from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.pipeline.tasks import Session, fetch_input, make, make_by_deployment, result
+from alpro.shards.schema import SPLITS, InputError
+from alpro.shards.storage import Location, absolute, located
+from alpro.stages.artifacts.digests import Digests, digest_data, digest_model
+from alpro.stages.artifacts.store import EVALUATIONS, StageConfig, Step, Store, digest
+from alpro.stages.decode_videos import Config as DecodeConfig
+from alpro.stages.decode_videos import decoder_files
+from alpro.stages.evaluate import Config as Evaluate
+from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
+from alpro.stages.index_shards import Config as IndexConfig
+from alpro.stages.index_shards import digest_shards
+from alpro.stages.zero_shot import Config as ZeroShot
 
 # Keys that name a file or folder of the user's, or else something on the hub.
 OUTSIDE = ("vit", "bert", "tokenizer", "tagger", "start", "entities_file", "answers_file")

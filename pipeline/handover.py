@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from shards.schema import InputError
-from shards.storage import absolute, located
-from stages.artifacts import STAGES, Resources, Step
+from alpro.shards.schema import InputError
+from alpro.shards.storage import absolute, located
+from alpro.stages.artifacts.store import STAGES, Resources, Step
 
 
 class HandedStep(BaseModel):
@@ -62,7 +62,7 @@ class Handover(BaseModel):
             try:
                 if one.stage not in STAGES:
                     raise ValueError("unknown stage")
-                config = import_module(f"stages.{one.stage}").Config.model_validate(one.config)
+                config = import_module(f"alpro.stages.{one.stage}").Config.model_validate(one.config)
                 step = Step(one.stage, one.name, config, inputs, one.files, paths)
                 if step.fingerprint != one.fingerprint:
                     raise ValueError("other fingerprint")

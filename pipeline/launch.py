@@ -10,11 +10,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from pipeline.units import on_dask
-from shards.schema import InputError
-from shards.storage import Location, absolute
-from stages import workers
-from stages.artifacts import (
+from alpro.pipeline.units import on_dask
+from alpro.shards.schema import InputError
+from alpro.shards.storage import Location, absolute
+from alpro.stages.artifacts.store import (
     CONTINUE,
     EVALUATIONS,
     Interrupted,
@@ -26,6 +25,7 @@ from stages.artifacts import (
     read_json,
     write_json,
 )
+from alpro.stages.execution import workers
 
 OWN_PROCESS = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", *EVALUATIONS)
 MANY_PROCESSES = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
@@ -79,7 +79,7 @@ def work(
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:
     """The command line of a stage's process or processes."""
-    stage_run = ["-m", "stages.run", str(file)]
+    stage_run = ["-m", "alpro.stages.execution.run", str(file)]
     if resources.processes * resources.nodes == 1 or stage not in MANY_PROCESSES:
         return [sys.executable, *stage_run]
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={resources.processes}"]

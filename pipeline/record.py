@@ -12,11 +12,11 @@ from typing import Any
 from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
-from stages.artifacts import EVALUATIONS, Interrupted, Step
-from stages.report import metric_curves
-from stages.run import alive
-from stages.tracking import Run, Tracker
-from stages.training.metrics import read_metrics
+from alpro.pipeline.reporting.report import metric_curves
+from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.stages.artifacts.store import EVALUATIONS, Interrupted, Step
+from alpro.stages.execution.run import alive
+from alpro.stages.training.metrics import read_metrics
 
 
 @dataclass

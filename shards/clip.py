@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.sampling import frames_between, last_step, segment_starts
-from shards.schema import MAX_SECONDS, Reason
+from alpro.shards.sampling import frames_between, last_step, segment_starts
+from alpro.shards.schema import MAX_SECONDS, Reason
 
 try:
     import resource

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from shards.clip import Clip, DecodeError, Limits, Request, memory_limit
-from shards.ffmpeg_binary import by_ffmpeg, ffmpeg_binary
-from shards.pyav_decoder import by_pyav
+from alpro.shards.clip import Clip, DecodeError, Limits, Request, memory_limit
+from alpro.shards.ffmpeg_binary import by_ffmpeg, ffmpeg_binary
+from alpro.shards.pyav_decoder import by_pyav
 
 if TYPE_CHECKING:
     from PIL import Image

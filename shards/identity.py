@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from shards.credentials import without_credentials
-from shards.storage import AT_ONCE, Location, ask
+from alpro.shards.credentials import without_credentials
+from alpro.shards.storage import AT_ONCE, Location, ask
 
 # What says that a file is the same, the surest first, as different stores call it.
 MARKS = ["etag", "contentmd5", "md5hash", "md5", "sha256", "checksum", "digest", "crc32c", "blobid", "generation"]

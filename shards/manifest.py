@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shards.credentials import clean_values, without_credentials
-from shards.database import database
-from shards.records import plain, read_records
-from shards.schema import (
+from alpro.shards.credentials import clean_values, without_credentials
+from alpro.shards.database import database
+from alpro.shards.records import plain, read_records
+from alpro.shards.schema import (
     IMAGE_EXTENSIONS,
     MAX_SECONDS,
     SPLITS,
@@ -23,7 +23,7 @@ from shards.schema import (
     Reject,
     Row,
 )
-from shards.storage import Location, exists, is_url, parent, resolve, suffix
+from alpro.shards.storage import Location, exists, is_url, parent, resolve, suffix
 
 COLUMNS = {"id", "path", "kind", "caption", "captions", "questions", "start", "end", "split", "group"}
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}

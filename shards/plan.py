@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from shards.database import database
-from shards.schema import SPLITS, Reject, Row
+from alpro.shards.database import database
+from alpro.shards.schema import SPLITS, Reject, Row
 
 KINDS = ("video", "image")
 MIN_PREFIX_LENGTH = 4  # characters; shorter ones, as in `a1` and `a2`, say nothing about the source

@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from shards.schema import INDEX, InputError
-from shards.storage import Location, join, open_binary, read_range
+from alpro.shards.schema import INDEX, InputError
+from alpro.shards.storage import Location, join, open_binary, read_range
 
 PLACES = ("json_offset", "json_size", "frame_offsets", "frame_sizes")
 KEPT = ["id", "split", "kind", "group", "shard"]  # columns of an index that a reader holds

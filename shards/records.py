@@ -20,8 +20,8 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.schema import MOST_JSON, InputError
-from shards.storage import Location, open_binary
+from alpro.shards.schema import MOST_JSON, InputError
+from alpro.shards.storage import Location, open_binary
 
 Record = dict[str, Any]
 MAX_LINE_BYTES = MOST_JSON  # also the limit of an entry of a JSON list

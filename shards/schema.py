@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from shards.credentials import without_credentials
+from alpro.shards.credentials import without_credentials
 
 SAMPLE_VERSION: Literal[1] = 1
 MOST_JSON = 1 << 24  # bytes of what is known of one sample

@@ -28,8 +28,8 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from shards.credentials import has_credentials, without_credentials
-from shards.schema import InputError
+from alpro.shards.credentials import has_credentials, without_credentials
+from alpro.shards.schema import InputError
 
 Location = Path | str
 Answer = TypeVar("Answer")

@@ -15,9 +15,9 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import ValidationError
 
-from shards.decode import Clip
-from shards.schema import INDEX, MOST_JSON, About, InputError, Row
-from shards.storage import Location, open_binary
+from alpro.shards.decode import Clip
+from alpro.shards.schema import INDEX, MOST_JSON, About, InputError, Row
+from alpro.shards.storage import Location, open_binary
 
 MEMBER = re.compile(r"(?:\./)*(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
 BLOCK = 1 << 20  # bytes of one request for a part of a shard

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from models.templates import Templates, fill
-from shards.reader import index_batches
-from shards.schema import InputError
-from stages.artifacts import Outcome, Resources, StageConfig
-from stages.nouns import Words, count_nouns
-from stages.word_lists import read_word_list
-from stages.word_pieces import load_tokenizer, train_tokenizer
+from alpro.models.templates import Templates, fill
+from alpro.shards.reader import index_batches
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import Outcome, Resources, StageConfig
+from alpro.stages.vocabulary.nouns import Words, count_nouns
+from alpro.stages.vocabulary.word_lists import read_word_list
+from alpro.stages.vocabulary.word_pieces import load_tokenizer, train_tokenizer
 
 VERSION = 3
 # What names nothing that one could point at: amounts and kinds, places in the picture, the picture and its parts, words

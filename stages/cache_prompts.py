@@ -10,11 +10,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from models.alpro import DualEncoder
-from models.templates import Templates, fill
-from stages.artifacts import Outcome, Resources, StageConfig, require, write_json
-from stages.evaluation.encode import embed_texts, load_model
-from stages.training.distributed import pick_device
+from alpro.models.alpro import DualEncoder
+from alpro.models.templates import Templates, fill
+from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, require, write_json
+from alpro.stages.evaluation.encode import embed_texts, load_model
+from alpro.stages.training.distributed import pick_device
 
 VERSION = 4
 LENGTH = 64  # word pieces of a prompt at most

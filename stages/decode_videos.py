@@ -16,20 +16,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from shards.annotations import scan_source
-from shards.credentials import without_credentials
-from shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
-from shards.ffmpeg_binary import ffmpeg_version
-from shards.identity import checksum, identities
-from shards.plan import Plan, Unit
-from shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject, Row
-from shards.storage import FULL, Location, TooLarge, local_copy
-from shards.writer import ShardWriter, index_shard
-from stages.artifacts import Outcome, Resources, StageConfig, digest, read_json, write_json
-from stages.corpus import COMPARED, Counted, draw_samples, pixel_statistics, pixel_sums, write_overlap, write_tables
-from stages.earlier_shards import UNITS, Made, remember, take_over
-from stages.progress import progress
-from stages.workers import Died, do_units, ended_after, in_own_process
+from alpro.shards.annotations import scan_source
+from alpro.shards.credentials import without_credentials
+from alpro.shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
+from alpro.shards.ffmpeg_binary import ffmpeg_version
+from alpro.shards.identity import checksum, identities
+from alpro.shards.plan import Plan, Unit
+from alpro.shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject, Row
+from alpro.shards.storage import FULL, Location, TooLarge, local_copy
+from alpro.shards.writer import ShardWriter, index_shard
+from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest, read_json, write_json
+from alpro.stages.corpora.reuse import UNITS, Made, remember, take_over
+from alpro.stages.corpora.tables import (
+    COMPARED,
+    Counted,
+    draw_samples,
+    pixel_statistics,
+    pixel_sums,
+    write_overlap,
+    write_tables,
+)
+from alpro.stages.execution.progress import progress
+from alpro.stages.execution.workers import Died, do_units, ended_after, in_own_process
 
 VERSION = 7
 FETCH_SECONDS = 1800.0  # after which a file at a URL is given up
@@ -89,7 +97,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     say what is in it, and the `root` from which their names count; or `sample`, the rendered sample, and
     Config.manifest in it.
 
-    Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/earlier_shards.py), statistics.json,
+    Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/corpora/reuse.py), statistics.json,
     overlap.parquet and pictures/samples.png. Memory does not grow with the number of items.
     """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]

@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from shards.reader import ShardReader
-from stages.artifacts import Outcome, Resources
-from stages.evaluation.controls import Shuffle, colours_only, reverse
-from stages.evaluation.encode import Reorder, evaluator
-from stages.evaluation.metrics import Ranks, accuracy_by_type, majority_baseline
-from stages.evaluation.protocol import EvaluationConfig, excluded, length_of, load, score
-from stages.evaluation.qa import Questions, answer_logits
-from stages.evaluation.results import Results, add_retrieval
-from stages.evaluation.retrieval import Gallery
-from stages.pictures import retrieval_picture
-from stages.progress import progress
-from stages.training.distributed import pick_device
+from alpro.shards.reader import ShardReader
+from alpro.stages.artifacts.store import Outcome, Resources
+from alpro.stages.corpora.pictures import retrieval_picture
+from alpro.stages.evaluation.controls import Shuffle, colours_only, reverse
+from alpro.stages.evaluation.encode import Reorder, evaluator
+from alpro.stages.evaluation.metrics import Ranks, accuracy_by_type, majority_baseline
+from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, length_of, load, score
+from alpro.stages.evaluation.qa import Questions, answer_logits
+from alpro.stages.evaluation.results import Results, add_retrieval
+from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.execution.progress import progress
+from alpro.stages.training.distributed import pick_device
 
 VERSION = 4
 ANSWER_COLUMNS = ("id", "type", "question", "answer", "predicted", "probability", "right")

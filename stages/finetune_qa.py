@@ -7,19 +7,19 @@ from typing import cast
 import torch
 from pydantic import Field
 
-from models.alpro import Alpro
-from models.folder import ModelFolder, start_from
-from shards.reader import read_index
-from shards.schema import InputError
-from stages.artifacts import Outcome, Resources
-from stages.evaluation.encode import load_model
-from stages.evaluation.validation import validate_qa
-from stages.training.config import TrainingConfig
-from stages.training.distributed import world
-from stages.training.examples import Steps
-from stages.training.loop import fit
-from stages.training.objective import QaObjective
-from stages.word_lists import read_word_list
+from alpro.models.alpro import Alpro
+from alpro.models.folder import ModelFolder, start_from
+from alpro.shards.reader import read_index
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import Outcome, Resources
+from alpro.stages.evaluation.encode import load_model
+from alpro.stages.evaluation.validation import validate_qa
+from alpro.stages.training.config import TrainingConfig
+from alpro.stages.training.distributed import world
+from alpro.stages.training.examples import Steps
+from alpro.stages.training.loop import fit
+from alpro.stages.training.objective import QaObjective
+from alpro.stages.vocabulary.word_lists import read_word_list
 
 VERSION = 3
 

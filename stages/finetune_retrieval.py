@@ -6,16 +6,16 @@ from typing import cast
 import torch
 from pydantic import Field
 
-from models.alpro import Alpro
-from models.folder import ModelFolder, start_from
-from stages.artifacts import Outcome, Resources
-from stages.evaluation.encode import load_model
-from stages.evaluation.validation import validate_retrieval
-from stages.training.config import MatchingConfig, MatchingValidation
-from stages.training.distributed import world
-from stages.training.examples import Steps
-from stages.training.loop import fit
-from stages.training.objective import MatchingObjective
+from alpro.models.alpro import Alpro
+from alpro.models.folder import ModelFolder, start_from
+from alpro.stages.artifacts.store import Outcome, Resources
+from alpro.stages.evaluation.encode import load_model
+from alpro.stages.evaluation.validation import validate_retrieval
+from alpro.stages.training.config import MatchingConfig, MatchingValidation
+from alpro.stages.training.distributed import world
+from alpro.stages.training.examples import Steps
+from alpro.stages.training.loop import fit
+from alpro.stages.training.objective import MatchingObjective
 
 VERSION = 3
 

@@ -20,16 +20,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from shards.identity import identities
-from shards.reader import Unreadable, sample_of
-from shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject
-from shards.storage import FULL, Location, listing, local_copy, refuse_credentials
-from shards.writer import index_shard
-from stages.artifacts import Outcome, Resources, StageConfig, digest, read_json, write_json
-from stages.corpus import COMPARED, Counted, draw_samples, pixel_statistics, pixel_sums, write_overlap, write_tables
-from stages.files import Digests
-from stages.progress import progress
-from stages.workers import do_units
+from alpro.shards.identity import identities
+from alpro.shards.reader import Unreadable, sample_of
+from alpro.shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject
+from alpro.shards.storage import FULL, Location, listing, local_copy, refuse_credentials
+from alpro.shards.writer import index_shard
+from alpro.stages.artifacts.digests import Digests
+from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest, read_json, write_json
+from alpro.stages.corpora.tables import (
+    COMPARED,
+    Counted,
+    draw_samples,
+    pixel_statistics,
+    pixel_sums,
+    write_overlap,
+    write_tables,
+)
+from alpro.stages.execution.progress import progress
+from alpro.stages.execution.workers import do_units
 
 VERSION = 3
 COUNTED = ("items", "captions", "questions")

@@ -9,19 +9,19 @@ from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.alpro import Alpro, Prompter
-from models.folder import ModelFolder, start_from
-from stages.artifacts import Outcome, Resources, StageConfig, require
-from stages.cache_prompts import read_entities, read_prompts
-from stages.evaluation.encode import load_model
-from stages.evaluation.validation import validate_contrast
-from stages.pictures import draw_entities, sheet
-from stages.train_prompter import measure, sized_for
-from stages.training.config import EncoderConfig, MatchingConfig
-from stages.training.distributed import world
-from stages.training.examples import Steps
-from stages.training.loop import fit
-from stages.training.objective import PretrainObjective
+from alpro.models.alpro import Alpro, Prompter
+from alpro.models.folder import ModelFolder, start_from
+from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, require
+from alpro.stages.cache_prompts import read_entities, read_prompts
+from alpro.stages.corpora.pictures import draw_entities, sheet
+from alpro.stages.evaluation.encode import load_model
+from alpro.stages.evaluation.validation import validate_contrast
+from alpro.stages.train_prompter import measure, sized_for
+from alpro.stages.training.config import EncoderConfig, MatchingConfig
+from alpro.stages.training.distributed import world
+from alpro.stages.training.examples import Steps
+from alpro.stages.training.loop import fit
+from alpro.stages.training.objective import PretrainObjective
 
 VERSION = 4
 

@@ -10,12 +10,20 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from stages.artifacts import Outcome, Resources, StageConfig
-from stages.progress import progress
-from stages.sample import grammar
-from stages.sample.draw import render
-from stages.sample.scene import COMBINATIONS, DIRECTIONS, HELD_OUT, REVERSED, Scene, evaluation_scenes, training_scene
-from stages.workers import work_pool
+from alpro.stages.artifacts.store import Outcome, Resources, StageConfig
+from alpro.stages.execution.progress import progress
+from alpro.stages.execution.workers import work_pool
+from alpro.stages.sample import grammar
+from alpro.stages.sample.draw import render
+from alpro.stages.sample.scene import (
+    COMBINATIONS,
+    DIRECTIONS,
+    HELD_OUT,
+    REVERSED,
+    Scene,
+    evaluation_scenes,
+    training_scene,
+)
 
 VERSION = 2
 

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from models.alpro import ModelConfig, Prompter
-from models.folder import ModelFolder, Preprocessing
-from stages.artifacts import Outcome, Resources, read_json, require
-from stages.evaluation.validation import validate_contrast
-from stages.training.config import EncoderConfig
-from stages.training.distributed import world
-from stages.training.examples import Steps
-from stages.training.loop import fit
-from stages.training.objective import PrompterObjective
+from alpro.models.alpro import ModelConfig, Prompter
+from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.stages.artifacts.store import Outcome, Resources, read_json, require
+from alpro.stages.evaluation.validation import validate_contrast
+from alpro.stages.training.config import EncoderConfig
+from alpro.stages.training.distributed import world
+from alpro.stages.training.examples import Steps
+from alpro.stages.training.loop import fit
+from alpro.stages.training.objective import PrompterObjective
 
 VERSION = 3
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from stages.artifacts import Outcome, Resources
-from stages.cache_prompts import read_entities, read_prompts
-from stages.evaluation.encode import load_model
-from stages.evaluation.entities import entity_accuracy
-from stages.evaluation.protocol import EvaluationConfig, excluded, load, score
-from stages.evaluation.results import Results, add_retrieval
-from stages.evaluation.retrieval import Gallery
-from stages.training.distributed import pick_device
+from alpro.stages.artifacts.store import Outcome, Resources
+from alpro.stages.cache_prompts import read_entities, read_prompts
+from alpro.stages.evaluation.encode import load_model
+from alpro.stages.evaluation.entities import entity_accuracy
+from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load, score
+from alpro.stages.evaluation.results import Results, add_retrieval
+from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.training.distributed import pick_device
 
 VERSION = 1
 

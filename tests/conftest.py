@@ -113,13 +113,13 @@ def inline_pool(monkeypatch):
     def pool(resources):
         yield InlineExecutor()
 
-    for module in ("render_sample", "workers"):
-        monkeypatch.setattr(f"stages.{module}.work_pool", pool)
+    for module in ("render_sample", "execution.workers"):
+        monkeypatch.setattr(f"alpro.stages.{module}.work_pool", pool)
 
 
 @pytest.fixture(scope="session")
 def resources():
-    from stages.artifacts import Resources
+    from alpro.stages.artifacts.store import Resources
 
     return Resources(workers=1, device="cpu", seconds_between_checkpoints=3600)
 
@@ -127,7 +127,7 @@ def resources():
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory, resources) -> Path:
     """A small rendered sample corpus."""
-    from stages import render_sample
+    from alpro.stages import render_sample
 
     out = tmp_path_factory.mktemp("sample")
     config = render_sample.Config(
@@ -140,7 +140,7 @@ def sample(tmp_path_factory, resources) -> Path:
 @pytest.fixture(scope="session")
 def decode_sample(sample, resources) -> Callable[..., Path]:
     """decode_sample(out, corpus, resources=..., **config): decodes a corpus of the sample into a folder."""
-    from stages import decode_videos
+    from alpro.stages import decode_videos
 
     def decode(out: Path, corpus: str, resources=resources, **changes) -> Path:
         config = decode_videos.Config(**{"manifest": f"{corpus}.jsonl", "frames": 8, "size": 40, **changes})
@@ -173,7 +173,7 @@ def corpora(clips, lessons, stills) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory, corpora, resources) -> Path:
     """The build_vocabulary artifact of the sample: 8 entities and a tokenizer."""
-    from stages import build_vocabulary
+    from alpro.stages import build_vocabulary
 
     out = tmp_path_factory.mktemp("vocabulary")
     build_vocabulary.run(build_vocabulary.Config(entities=8, word_pieces=300), corpora, out, resources)
@@ -190,7 +190,7 @@ def tokenizer(vocabulary):
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., Any]:
     """tiny_model(vocab_size=..., dropout=...): the configuration of a model that takes milliseconds."""
-    from models.alpro import ModelConfig
+    from alpro.models.alpro import ModelConfig
 
     def config(vocab_size: int = 300, dropout: float = 0.0) -> ModelConfig:
         video = {"image_size": 32, "patch_size": 8, "frames": 4, "width": 32, "depth": 2, "heads": 2, "drop_path": 0.0}
@@ -204,7 +204,7 @@ def tiny_model() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def training() -> Callable[..., Any]:
     """training(corpora, steps, **changes): a TrainingConfig of one phase."""
-    from stages.training.config import TrainingConfig
+    from alpro.stages.training.config import TrainingConfig
 
     def config(corpora: Iterable[str] = ("clips",), steps: int = 4, **changes) -> TrainingConfig:
         phases = [{"corpora": tuple(corpora), "steps": steps}]
@@ -223,9 +223,9 @@ def corpus_of() -> Callable[..., Path]:
     """
     import pyarrow.parquet as pq
 
-    from shards.decode import Clip
-    from shards.schema import Row
-    from shards.writer import ShardWriter, index_shard
+    from alpro.shards.decode import Clip
+    from alpro.shards.schema import Row
+    from alpro.shards.writer import ShardWriter, index_shard
 
     def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)

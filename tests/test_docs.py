@@ -7,9 +7,9 @@ from typing import get_args
 
 import pytest
 
-from pipeline.cli import STAGE_HELP, parser
-from pipeline.config import CONFIGS, load_config, shipped
-from shards.schema import Reason
+from alpro.pipeline.cli import STAGE_HELP, parser
+from alpro.pipeline.config import CONFIGS, load_config, shipped
+from alpro.shards.schema import Reason
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,7 +105,7 @@ def test_torchrun_takes_the_commands():
     assert len(found) >= 2
     for _, arguments in found:
         parsed = get_args_parser().parse_args(arguments)
-        assert (parsed.module, parsed.training_script) == (True, "stages.run")
+        assert (parsed.module, parsed.training_script) == (True, "alpro.stages.execution.run")
 
 
 def test_make_has_the_targets():

@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from torch import Tensor
 
-from models.alpro import ModelConfig, VideoConfig
-from models.folder import ModelFolder
-from models.official import split_prompter
-from models.text import TextConfig
-from stages.import_checkpoint import Task, build, prompt_features
-from stages.training.examples import Batch
-from stages.training.objective import PretrainObjective
+from alpro.models.alpro import ModelConfig, VideoConfig
+from alpro.models.folder import ModelFolder
+from alpro.models.official import split_prompter
+from alpro.models.text import TextConfig
+from alpro.stages.training.examples import Batch
+from alpro.stages.training.import_checkpoint import Task, build, prompt_features
+from alpro.stages.training.objective import PretrainObjective
 
 ORACLE = Path(os.environ.get("ALPRO_ORACLE") or Path(__file__).parents[2] / "shared" / "oracle")
 FILES = sorted(ORACLE.glob("*_*.npz"))
@@ -37,7 +37,7 @@ Results = Iterator[tuple[str, Tensor]]
 @pytest.fixture(autouse=True)
 def _no_first_values(monkeypatch: pytest.MonkeyPatch):
     """Every weight is loaded, which `load` makes sure of: drawing first values would take a third of the time."""
-    monkeypatch.setattr("models.alpro.initialize", lambda model, how: None)
+    monkeypatch.setattr("alpro.models.alpro.initialize", lambda model, how: None)
     for name in ("kaiming_uniform_", "uniform_", "normal_"):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
 

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from models.alpro import Alpro
-from models.official import to_official
-from pipeline.config import CONFIGS, load_config, shipped
-from pipeline.flow import check_test_split, plan
-from shards.schema import InputError
-from stages.artifacts import Resources, Store
-from stages.files import Digests
-from stages.import_checkpoint import import_checkpoint
+from alpro.models.alpro import Alpro
+from alpro.models.official import to_official
+from alpro.pipeline.config import CONFIGS, load_config, shipped
+from alpro.pipeline.flow import check_test_split, plan
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.digests import Digests
+from alpro.stages.artifacts.store import Resources, Store
+from alpro.stages.training.import_checkpoint import import_checkpoint
 
 RESOURCES = Resources(workers=1, device="cpu", seconds_between_checkpoints=3600)
 SPLITS = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from models.alpro import Alpro, ModelConfig
-from models.official import to_official
-from stages.artifacts import Resources
-from stages.decode_videos import Config, run
+from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.official import to_official
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.decode_videos import Config, run
 
 CLIPS = Path(os.environ.get("ALPRO_CLIPS", Path(__file__).parents[2] / "shared" / "clips"))
 
@@ -38,7 +38,16 @@ SHORT = {
 
 def test_the_whole_pipeline_runs_on_real_clips(tmp_path):
     changes = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "pipeline.cli", "run", "--config", "own_videos", "--workspace", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "alpro.pipeline.cli",
+        "run",
+        "--config",
+        "own_videos",
+        "--workspace",
+        str(tmp_path),
+    ]
     command += ["--data", str(CLIPS / "manifest.jsonl"), *changes]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
@@ -74,7 +83,7 @@ def test_an_official_checkpoint_is_evaluated_and_fine_tuned_on_msrvtt_files(tmp_
     for split, chosen in files.items():
         lines = [{"caption": c, "clip_name": Path(r["path"]).stem} for r in chosen for c in r["captions"]]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    alpro = [sys.executable, "-m", "pipeline.cli"]
+    alpro = [sys.executable, "-m", "alpro.pipeline.cli"]
     importing = [*alpro, "import-checkpoint", tmp_path / "alpro.pt", tmp_path / "alpro", "--task", "pretrain"]
     subprocess.run([*map(str, importing), "--tokenizer", str(tmp_path / "vocab.txt")], check=True, timeout=200)
     changes = {

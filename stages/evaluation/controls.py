@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.retrieval import Gallery
 
 
 def reverse(frames: list[int]) -> list[int]:

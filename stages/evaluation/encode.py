@@ -9,15 +9,15 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.alpro import DualEncoder
-from models.folder import ModelFolder
-from models.timesformer import VideoConfig
-from shards.reader import ShardReader
-from shards.sampling import segment_starts
-from shards.schema import InputError
-from shards.transforms import squash
-from stages.training.objective import Objective
-from stages.word_pieces import WordPieces
+from alpro.models.alpro import DualEncoder
+from alpro.models.folder import ModelFolder
+from alpro.models.timesformer import VideoConfig
+from alpro.shards.reader import ShardReader
+from alpro.shards.sampling import segment_starts
+from alpro.shards.schema import InputError
+from alpro.shards.transforms import squash
+from alpro.stages.training.objective import Objective
+from alpro.stages.vocabulary.word_pieces import WordPieces
 
 Reorder = Callable[[list[int]], list[int]]  # what a control does to the order of frames
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.folder import ModelFolder
-from shards.reader import ShardReader
-from stages.evaluation.encode import encode_videos, evaluator
+from alpro.models.folder import ModelFolder
+from alpro.shards.reader import ShardReader
+from alpro.stages.evaluation.encode import encode_videos, evaluator
 
 
 @dataclass

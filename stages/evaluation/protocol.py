@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import Field
 
-from models.alpro import Alpro
-from models.folder import ModelFolder, set_frames
-from shards.reader import ShardReader
-from shards.schema import InputError
-from stages.artifacts import StageConfig, read_json, require
-from stages.evaluation.encode import Reorder, Texts, Videos, evaluator, load_model
-from stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
-from stages.training.config import Protocol
+from alpro.models.alpro import Alpro
+from alpro.models.folder import ModelFolder, set_frames
+from alpro.shards.reader import ShardReader
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import StageConfig, read_json, require
+from alpro.stages.evaluation.encode import Reorder, Texts, Videos, evaluator, load_model
+from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
+from alpro.stages.training.config import Protocol
 
 TASKS = {"captions": "retrieval", "questions": "qa"}
 

@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.alpro import Alpro
-from shards.reader import ShardReader
-from stages.evaluation.encode import Reorder, encode_texts, encode_videos
-from stages.training.objective import Objective
+from alpro.models.alpro import Alpro
+from alpro.shards.reader import ShardReader
+from alpro.stages.evaluation.encode import Reorder, encode_texts, encode_videos
+from alpro.stages.training.objective import Objective
 
 VIDEOS = 64  # whose tokens are on the device at a time
 

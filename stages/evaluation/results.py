@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.reader import ShardReader
-from stages.artifacts import Outcome, write_json
-from stages.evaluation.metrics import Ranks, chance_metrics, retrieval_metrics
-from stages.evaluation.protocol import EvaluationConfig, check_items, excluded
-from stages.evaluation.retrieval import Gallery
+from alpro.shards.reader import ShardReader
+from alpro.stages.artifacts.store import Outcome, write_json
+from alpro.stages.evaluation.metrics import Ranks, chance_metrics, retrieval_metrics
+from alpro.stages.evaluation.protocol import EvaluationConfig, check_items, excluded
+from alpro.stages.evaluation.retrieval import Gallery
 
 
 @dataclass

@@ -9,11 +9,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.alpro import Alpro
-from shards.reader import ShardReader
-from stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos
-from stages.training.config import Protocol
-from stages.training.objective import Objective
+from alpro.models.alpro import Alpro
+from alpro.shards.reader import ShardReader
+from alpro.stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos
+from alpro.stages.training.config import Protocol
+from alpro.stages.training.objective import Objective
 
 
 @dataclass

@@ -7,15 +7,15 @@ from typing import TypeVar, cast
 import numpy as np
 from tokenizers import Tokenizer
 
-from models.alpro import Alpro
-from shards.schema import InputError
-from stages.evaluation.encode import uniform_frames
-from stages.evaluation.metrics import accuracy_by_type, retrieval_metrics
-from stages.evaluation.qa import Questions, answer_logits
-from stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
-from stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
-from stages.training.loop import Validate
-from stages.training.objective import Objective
+from alpro.models.alpro import Alpro
+from alpro.shards.schema import InputError
+from alpro.stages.evaluation.encode import uniform_frames
+from alpro.stages.evaluation.metrics import accuracy_by_type, retrieval_metrics
+from alpro.stages.evaluation.qa import Questions, answer_logits
+from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
+from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
+from alpro.stages.training.loop import Validate
+from alpro.stages.training.objective import Objective
 
 Part = TypeVar("Part", Gallery, Questions)
 Inputs = dict[str, Path]

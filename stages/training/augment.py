@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from shards.transforms import random_resized_crop
+from alpro.shards.transforms import random_resized_crop
 
 Picture = Image.Image
 FILL = (128, 128, 128)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shards.identity import checksum
+from alpro.shards.identity import checksum
 
 KEEP = 2
 

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from models.alpro import DualEncoder, ModelConfig
-from models.initial import load_initial
-from shards.schema import InputError
-from stages.artifacts import StageConfig
+from alpro.models.alpro import DualEncoder, ModelConfig
+from alpro.models.initial import load_initial
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import StageConfig
 
 Protocol = Literal["all", "top_k"]
 

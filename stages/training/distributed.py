@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shards.schema import InputError
-from stages.artifacts import Resources
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import Resources
 
 T = TypeVar("T")
 

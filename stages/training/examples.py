@@ -15,16 +15,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.losses import mask_words, random_box
-from shards.reader import Sample, ShardReader, Unreadable
-from shards.sampling import frames_at_random, frames_in_halves, grouped_order
-from shards.schema import InputError
-from shards.transforms import random_crop, squash
-from stages.artifacts import Resources
-from stages.pictures import clip_strip, sheet
-from stages.training.augment import augment_image, augment_video, each_operation
-from stages.training.config import Phase, TrainingConfig
-from stages.word_pieces import WordPieces, pad, padded
+from alpro.models.losses import mask_words, random_box
+from alpro.shards.reader import Sample, ShardReader, Unreadable
+from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order
+from alpro.shards.schema import InputError
+from alpro.shards.transforms import random_crop, squash
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.corpora.pictures import clip_strip, sheet
+from alpro.stages.training.augment import augment_image, augment_video, each_operation
+from alpro.stages.training.config import Phase, TrainingConfig
+from alpro.stages.vocabulary.word_pieces import WordPieces, pad, padded
 
 TRIES = 20  # samples that are tried one after the other where one cannot be read
 LOADED_AHEAD = 32  # batches that wait for a process that trains, in shared memory

@@ -16,20 +16,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from models.flops import peak
-from models.text import Layer, Layers
-from models.timesformer import Block, TimeSformer
-from shards.identity import checksum
-from shards.schema import InputError
-from stages.artifacts import CONTINUE, Resources
-from stages.progress import progress
-from stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
-from stages.training.config import TrainingConfig
-from stages.training.distributed import World, gather_bytes, highest, total
-from stages.training.examples import Batch, Steps
-from stages.training.metrics import Mean, MetricsFile, Skipped
-from stages.training.objective import Objective
-from stages.training.optim import build_optimizer, learning_rate, step_if
+from alpro.models.flops import peak
+from alpro.models.text import Layer, Layers
+from alpro.models.timesformer import Block, TimeSformer
+from alpro.shards.identity import checksum
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import CONTINUE, Resources
+from alpro.stages.execution.progress import progress
+from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
+from alpro.stages.training.config import TrainingConfig
+from alpro.stages.training.distributed import World, gather_bytes, highest, total
+from alpro.stages.training.examples import Batch, Steps
+from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
+from alpro.stages.training.objective import Objective
+from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 
 ASK_SECONDS = 2.0  # how often ranks ask each other whether to stop
 TOLD = 20  # unreadable examples that a rank tells one by one

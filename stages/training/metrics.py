@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards.schema import InputError
-from stages.training.distributed import gather_objects, total
+from alpro.shards.schema import InputError
+from alpro.stages.training.distributed import gather_objects, total
 
 
 class MetricsFile:

@@ -5,11 +5,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.alpro import Alpro, DualEncoder, Prompter
-from models.flops import classifier_flops, fusion_flops, mlm_flops, text_flops, video_flops
-from models.losses import box_mask, hard_negatives, mlm_loss, pem_loss, vtc_loss, vtm_loss
-from stages.training.distributed import gather, total
-from stages.training.examples import Batch
+from alpro.models.alpro import Alpro, DualEncoder, Prompter
+from alpro.models.flops import classifier_flops, fusion_flops, mlm_flops, text_flops, video_flops
+from alpro.models.losses import box_mask, hard_negatives, mlm_loss, pem_loss, vtc_loss, vtm_loss
+from alpro.stages.training.distributed import gather, total
+from alpro.stages.training.examples import Batch
 
 Metrics = dict[str, Tensor]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from stages.training.config import TrainingConfig
+from alpro.stages.training.config import TrainingConfig
 
 NO_DECAY = ("pos_embed", "time_embed", "cls_token", "positions", "temperature", "segments")
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.alpro import ModelConfig, VideoConfig
-from models.text import TextConfig
+from alpro.models.alpro import ModelConfig, VideoConfig
+from alpro.models.text import TextConfig
 
 
 @pytest.fixture(autouse=True)

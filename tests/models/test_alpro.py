@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
-from models.losses import box_mask, hard_negatives, mlm_loss, pem_loss, vtc_loss, vtm_loss
-from models.text import TextConfig
+from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
+from alpro.models.losses import box_mask, hard_negatives, mlm_loss, pem_loss, vtc_loss, vtm_loss
+from alpro.models.text import TextConfig
 
 ENTITIES, ANSWERS, SIZE, LENGTH = 5, 7, 3, 6
 BOXES = torch.tensor([[0, 0, 2, 3], [1, 1, 3, 2], [2, 0, 2, 4]])

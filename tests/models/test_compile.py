@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from models.alpro import Alpro
-from models.losses import box_mask
-from stages.artifacts import Resources
-from stages.training.loop import prepare
-from stages.training.objective import Objective
+from alpro.models.alpro import Alpro
+from alpro.models.losses import box_mask
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.training.loop import prepare
+from alpro.stages.training.objective import Objective
 
 pytestmark = [
     pytest.mark.long,

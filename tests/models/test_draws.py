@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.alpro import crop
-from models.losses import box_mask, hard_negatives, mask_words, random_box, vtc_loss
+from alpro.models.alpro import crop
+from alpro.models.losses import box_mask, hard_negatives, mask_words, random_box, vtc_loss
 
 
 def test_negatives_are_drawn_in_proportion_to_the_softmax_without_the_own_pair():

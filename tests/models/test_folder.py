@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
-from models.folder import ModelFolder, Preprocessing, start_from
+from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
+from alpro.models.folder import ModelFolder, Preprocessing, start_from
 
 ENTITIES, ANSWERS = ["dog", "café", "雪"], ["yes", "no"]
 

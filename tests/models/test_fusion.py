@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.alpro import Alpro, ModelConfig
+from alpro.models.alpro import Alpro, ModelConfig
 
 LENGTH, PLACES = 6, 17
 # Positions for each group of rows, of unlike numbers of rows and positions: [CLS], words, patches, padding, twice one.

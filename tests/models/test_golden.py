@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import attention, text, timesformer
-from models.alpro import Alpro, ModelConfig, crop
+from alpro.models import attention, text, timesformer
+from alpro.models.alpro import Alpro, ModelConfig, crop
 from tests.test_oracle import uniform, weight
 
 FILE = Path(__file__).with_name("golden.npz")

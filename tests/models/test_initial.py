@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.alpro import Alpro, ModelConfig
-from models.initial import load_bert, load_vit
+from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.initial import load_bert, load_vit
 
 VIDEO = {"image_size": 32, "patch_size": 8, "frames": 3, "width": 64, "depth": 2, "heads": 2, "drop_path": 0.0}
 TEXT = {"vocab_size": 40, "width": 64, "depth": 4, "fusion_layer": 2, "heads": 2, "max_length": 16, "dropout": 0.0}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.losses import mlm_loss, pem_loss, vtc_loss, vtm_loss
+from alpro.models.losses import mlm_loss, pem_loss, vtc_loss, vtm_loss
 
 
 def logs(shares: list[list[float]]) -> Tensor:

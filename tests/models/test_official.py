@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.alpro import Alpro, ModelConfig
-from models.official import from_official
+from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.official import from_official
 
 LAYERS = {
     "attention.self.query": (16, 16),

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from models.templates import Templates, fill
+from alpro.models.templates import Templates, fill
 
 
 def test_the_sets_that_ship_are_the_official_codes():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.alpro import ModelConfig, initialize
-from models.attention import Attention
-from models.timesformer import Block, TimeSformer, VideoConfig, drop_path
+from alpro.models.alpro import ModelConfig, initialize
+from alpro.models.attention import Attention
+from alpro.models.timesformer import Block, TimeSformer, VideoConfig, drop_path
 
 
 @pytest.fixture

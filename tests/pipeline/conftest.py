@@ -29,6 +29,6 @@ def workspace(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def first(workspace, prefect) -> dict[str, str]:
     """The artifacts of a first run of the tiny pipeline, by stage."""
-    from pipeline.flow import alpro
+    from alpro.pipeline.flow import alpro
 
     return alpro(TINY, workspace=str(workspace))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
-from shards.schema import InputError
-from stages.artifacts import STAGES, Interrupted, StageFailed
+from alpro.pipeline import cli
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import STAGES, Interrupted, StageFailed
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests" / "tiny.toml")
@@ -99,7 +99,7 @@ def test_a_workspace_that_became_read_only_is_one_line(command, unprivileged, tm
     folders = [workspace, *(path for path in workspace.rglob("*") if path.is_dir())]
     for path in (*folders, workspace / "digests.sqlite"):
         path.chmod(0o555)
-    arguments = [*unprivileged, sys.executable, "-m", "pipeline.cli", *command, *data, "--workspace", workspace]
+    arguments = [*unprivileged, sys.executable, "-m", "alpro.pipeline.cli", *command, *data, "--workspace", workspace]
     done = subprocess.run([str(part) for part in arguments], cwd=ROOT, capture_output=True, text=True)
     for path in folders:
         path.chmod(0o755)
@@ -194,7 +194,7 @@ def test_data_in_the_home_folder(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_the_exit_status_says_how_a_run_ended(outcome, status, message, tmp_path, monkeypatch, capsys):
-    from pipeline import flow
+    from alpro.pipeline import flow
 
     def alpro(*arguments):
         if isinstance(outcome, BaseException):
@@ -209,7 +209,7 @@ def test_the_exit_status_says_how_a_run_ended(outcome, status, message, tmp_path
 @pytest.mark.parametrize(("command", "flow"), [("run", "alpro"), ("train-prompter", "train_prompter")])
 def test_options_reach_the_flow(command, flow, tmp_path, monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(f"pipeline.flow.{flow}", lambda *arguments: given.extend(arguments) or {})
+    monkeypatch.setattr(f"alpro.pipeline.flow.{flow}", lambda *arguments: given.extend(arguments) or {})
     changes = ["--set", "resources.workers=3", "--set", "pretrain.lr=1e-4"]
     options = ["--config", TINY, *changes, "--profile", "--tracking-uri", "http://host:5000"]
     assert call(monkeypatch, capsys, command, *options, "--workspace", tmp_path)[0] == 0
@@ -226,7 +226,7 @@ def test_what_fails_because_of_ctrl_c_is_no_error(tmp_path, monkeypatch, capsys)
         except KeyboardInterrupt:
             raise ConnectionError("no server") from None
 
-    monkeypatch.setattr("pipeline.flow.alpro", alpro)
+    monkeypatch.setattr("alpro.pipeline.flow.alpro", alpro)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
@@ -236,7 +236,7 @@ def test_what_fails_because_of_ctrl_c_is_no_error(tmp_path, monkeypatch, capsys)
 
 
 def test_a_bug_is_not_hidden(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pipeline.flow.alpro", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("alpro.pipeline.flow.alpro", lambda *arguments: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["alpro", "run", "--workspace", str(tmp_path)])
     monkeypatch.setattr(os, "environ", os.environ.copy())
     with pytest.raises(ZeroDivisionError):
@@ -247,7 +247,7 @@ def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
     command = ["build-vocabulary", "--config", TINY, "--set", "build_vocabulary.entities=9999"]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT")}
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *command, "--workspace", str(tmp_path / "new")],
+        [sys.executable, "-m", "alpro.pipeline.cli", *command, "--workspace", str(tmp_path / "new")],
         cwd=ROOT,
         env=inherited,
         capture_output=True,
@@ -284,12 +284,12 @@ def run_python(program: str, **environment: str) -> str:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("pipeline.cli", ("prefect", "torch", "mlflow", "pydantic", "pyarrow", "fsspec", "rich", "numpy")),
-        ("pipeline.commands", ("prefect", "torch", "mlflow", "transformers", "matplotlib", "pandas")),
+        ("alpro.pipeline.cli", ("prefect", "torch", "mlflow", "pydantic", "pyarrow", "fsspec", "rich", "numpy")),
+        ("alpro.pipeline.commands", ("prefect", "torch", "mlflow", "transformers", "matplotlib", "pandas")),
     ],
 )
 def test_the_command_line_imports_nothing_that_takes_long(module, heavy):
-    """pipeline.cli is all that `--help` and a mistyped option need, pipeline.commands all that `ls` needs."""
+    """cli.py is all that `--help` and a mistyped option need, commands.py all that `ls` needs."""
     assert run_python(f"import sys, {module}; print(sorted(set({heavy}) & sys.modules.keys()))") == "[]\n"
 
 
@@ -311,7 +311,7 @@ def test_prefect_is_imported_after_its_environment_is_set(module):
 def test_a_command_that_runs_stages_quiets_prefect_and_keeps_its_files_in_the_workspace(tmp_path):
     program = f"""
 import sys
-from pipeline import cli
+from alpro.pipeline import cli
 sys.argv = ["alpro", "pretrain", "--dry-run", "--workspace", {str(tmp_path)!r}]
 try:
     cli.main()
@@ -323,7 +323,7 @@ except SystemExit as left:
 
 
 def test_what_the_caller_sets_for_prefect_stays():
-    printed = run_python(f"import pipeline.flow{SETTINGS}", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="7")
+    printed = run_python(f"import alpro.pipeline.flow{SETTINGS}", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="7")
     assert printed.startswith("7 False")
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from alpro.pipeline.config import CONFIGS, load_config, shipped
+from alpro.shards.schema import InputError
 from docs.write_configuration import document
-from pipeline.config import CONFIGS, load_config, shipped
-from shards.schema import InputError
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import console
-from stages.artifacts import Store, write_json
+from alpro.pipeline import console
+from alpro.stages.artifacts.store import Store, write_json
 
 
 def cells(printed: str) -> list[list[str]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import cli
-from stages import decode_videos
+from alpro.pipeline import cli
+from alpro.stages import decode_videos
 
 SECRETS = [f"hush{number}" for number in range(9)]
 
@@ -48,7 +48,7 @@ def leaks(folder: Path, *printed: str) -> list[str]:
 
 
 def alpro(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "alpro.pipeline.cli", *map(str, arguments)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT")}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
@@ -82,7 +82,7 @@ def test_nothing_is_on_disk_while_decoding(manifest, tmp_path, resources, inline
         found.extend(leaks(tmp_path / "out"))
 
     monkeypatch.setattr(decode_videos, "do_unit", watched)
-    monkeypatch.setattr("shards.storage.PAUSES", ())
+    monkeypatch.setattr("alpro.shards.storage.PAUSES", ())
     config = decode_videos.Config(frames=2, size=16, most_rejects=1)
     decode_videos.run(config, {"data": manifest[0]}, tmp_path / "out", resources)
     printed = capsys.readouterr()
@@ -93,7 +93,7 @@ def test_a_configuration_with_credentials_is_refused_before_anything_is_written(
     manifest, tmp_path, monkeypatch, capsys
 ):
     url = f"http://me:{SECRETS[0]}@127.0.0.1:1/m.jsonl"
-    monkeypatch.setattr("shards.storage.PAUSES", ())
+    monkeypatch.setattr("alpro.shards.storage.PAUSES", ())
     for options, key in (
         (["--data", url], "corpora.data.data"),
         (["--data", url.replace(f"me:{SECRETS[0]}@", "") + f"?sig={SECRETS[1]}"], "corpora.data.data"),

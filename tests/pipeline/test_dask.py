@@ -16,13 +16,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
-from pipeline.flow import build_vocabulary
-from pipeline.units import on_dask
-from shards.schema import InputError
-from stages import workers
-from stages.artifacts import Resources
+from alpro.pipeline.flow import build_vocabulary
+from alpro.pipeline.units import on_dask
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution import workers
+from tests.stages.execution.test_workers import note
 from tests.stages.test_decode_videos import contents
-from tests.stages.test_workers import note
 
 distributed = pytest.importorskip("distributed")
 TINY = str(Path(__file__).parents[1] / "tiny.toml")

@@ -11,13 +11,13 @@ import yaml
 from mlflow.tracking import MlflowClient
 from prefect.states import Failed
 
-from pipeline import flow, tasks
-from pipeline.config import load_config
-from pipeline.handover import Handover
-from pipeline.launch import OWN_PROCESS
-from shards.schema import InputError
-from stages.artifacts import STAGES, Resources, StageFailed, Step, read_manifest
-from stages.files import Digests
+from alpro.pipeline import flow, tasks
+from alpro.pipeline.config import load_config
+from alpro.pipeline.handover import Handover
+from alpro.pipeline.launch import OWN_PROCESS
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.digests import Digests
+from alpro.stages.artifacts.store import STAGES, Resources, StageFailed, Step, read_manifest
 from tests.stages.test_decode_videos import write_manifest
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -30,7 +30,7 @@ def test_every_flow_has_a_deployment_in_its_pool():
     assert [d["name"] for d in deployments] == ["alpro", *(stage.replace("_", "-") for stage in STAGES)]
     for deployment in deployments:
         module, _, name = deployment["entrypoint"].partition(":")
-        assert module == "pipeline.flow"
+        assert module == "alpro.pipeline.flow"
         assert getattr(flow, name).name == deployment["name"]  # as make_by_deployment names it: flow/deployment
         assert deployment["work_pool"]["name"] == ("gpu" if name in OWN_PROCESS else "cpu")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.config import Corpus, load_config
-from pipeline.flow import decoding, plan
-from stages import artifacts, decode_videos
-from stages.artifacts import Store, read_manifest
-from stages.files import Digests
+from alpro.pipeline.config import Corpus, load_config
+from alpro.pipeline.flow import decoding, plan
+from alpro.stages import decode_videos
+from alpro.stages.artifacts import store as artifacts
+from alpro.stages.artifacts.digests import Digests
+from alpro.stages.artifacts.store import Store, read_manifest
 from tests.stages.test_decode_videos import write_manifest
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")

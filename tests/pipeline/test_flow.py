@@ -11,16 +11,16 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from prefect import flow as prefect_flow
 
-from pipeline.config import Corpus, load_config
-from pipeline.flow import alpro, decoding, needed, plan
-from pipeline.flow import build_vocabulary as vocabulary_flow
-from pipeline.flow import pretrain as pretrain_flow
-from pipeline.tasks import interrupted
-from shards.reader import ShardReader
-from shards.schema import InputError
-from stages.artifacts import EVALUATIONS, Interrupted, Resources, Step, Store, read_manifest
-from stages.files import Digests
-from stages.training.metrics import read_metrics
+from alpro.pipeline.config import Corpus, load_config
+from alpro.pipeline.flow import alpro, decoding, needed, plan
+from alpro.pipeline.flow import build_vocabulary as vocabulary_flow
+from alpro.pipeline.flow import pretrain as pretrain_flow
+from alpro.pipeline.tasks import interrupted
+from alpro.shards.reader import ShardReader
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.digests import Digests
+from alpro.stages.artifacts.store import EVALUATIONS, Interrupted, Resources, Step, Store, read_manifest
+from alpro.stages.training.metrics import read_metrics
 from tests.stages.test_decode_videos import write_manifest
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -152,7 +152,7 @@ def test_a_pipeline_that_is_stopped_ends_its_runs_as_killed(first, workspace, mo
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.tasks.work", stop)
+    monkeypatch.setattr("alpro.pipeline.tasks.work", stop)
     with pytest.raises(KeyboardInterrupt):
         alpro(TINY, changes=["evaluate.seed=31"], workspace=str(workspace))
     parents, nested = runs(workspace)
@@ -164,7 +164,7 @@ def test_a_pipeline_that_is_stopped_ends_its_runs_as_killed(first, workspace, mo
 def test_the_test_split_is_checked_before_the_first_training(task, first, workspace, monkeypatch):
     """What evaluation would refuse after days: a corpus without test items."""
     started: list[str] = []
-    monkeypatch.setattr("pipeline.tasks.work", lambda step, *_: started.append(step.stage))
+    monkeypatch.setattr("alpro.pipeline.tasks.work", lambda step, *_: started.append(step.stage))
     changes = [f"evaluate.{task}=stills", "build_vocabulary.entities=7", "train_prompter.lr=2e-3"]
     with pytest.raises(InputError, match=r"stills: no test item has (captions|questions)"):
         alpro(TINY, changes=changes, workspace=str(workspace))
@@ -197,7 +197,7 @@ def test_files_that_change_while_a_stage_runs_make_no_artifact(before, tmp_path,
         Image.new("RGB", (20, 10), "white").save(wall)
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"stages.decode_videos.{'check_texts' if before else 'draw_samples'}", change)
+        patch.setattr(f"alpro.stages.decode_videos.{'check_texts' if before else 'draw_samples'}", change)
         with pytest.raises(InputError, match=r"decode_videos walls: files of .*items.jsonl changed while it ran"):
             make()
     assert list(store.all()) == []

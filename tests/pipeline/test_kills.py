@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config
-from pipeline.flow import plan
-from stages.artifacts import Step, Store, read_manifest
-from stages.files import Digests
-from stages.training.metrics import read_metrics
+from alpro.pipeline.config import load_config
+from alpro.pipeline.flow import plan
+from alpro.stages.artifacts.digests import Digests
+from alpro.stages.artifacts.store import Step, Store, read_manifest
+from alpro.stages.training.metrics import read_metrics
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
 LONG = ["--set", "train_prompter.phases.0.steps=400", "--set", "resources.seconds_between_checkpoints=0.2"]
@@ -29,7 +29,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
     started = []
 
     def run(workspace: Path, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "pipeline.cli", "train-prompter", "--config", TINY]
+        command = [sys.executable, "-m", "alpro.pipeline.cli", "train-prompter", "--config", TINY]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
         enable = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -73,7 +73,7 @@ def training(folder: Path) -> list[int]:
             line = path.read_bytes()
         except OSError:
             continue
-        if b"stages.run" in line and str(folder).encode() in line:
+        if b"alpro.stages.execution.run" in line and str(folder).encode() in line:
             found.append(int(path.parent.name))
     return found
 

@@ -7,11 +7,21 @@ from typing import Any
 
 import pytest
 
-from pipeline import launch
-from pipeline.launch import command, work
-from shards.schema import InputError
-from stages import evaluate, pretrain, render_sample
-from stages.artifacts import STAGES, Interrupted, Outcome, Resources, StageFailed, Step, Store, read_json, write_json
+from alpro.pipeline import launch
+from alpro.pipeline.launch import command, work
+from alpro.shards.schema import InputError
+from alpro.stages import evaluate, pretrain, render_sample
+from alpro.stages.artifacts.store import (
+    STAGES,
+    Interrupted,
+    Outcome,
+    Resources,
+    StageFailed,
+    Step,
+    Store,
+    read_json,
+    write_json,
+)
 from tests.pipeline.conftest import TINY
 
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
@@ -43,7 +53,7 @@ def test_resources_reach_the_process_of_a_stage(group, tmp_path):
 
 
 def test_resources_of_a_pipeline_reach_the_process_of_a_stage(group, first, workspace):
-    from pipeline.flow import evaluate as evaluate_flow
+    from alpro.pipeline.flow import evaluate as evaluate_flow
 
     changes = ["evaluate.seed=41", "resources.workers=3", "resources.device=cpu", "resources.profile=true"]
     group["result"]["metrics"] = {}
@@ -63,7 +73,7 @@ def test_resources_reach_a_stage_that_runs_in_this_process(group, tmp_path, monk
     assert "arguments" not in group
 
 
-ALONE = [sys.executable, "-m", "stages.run", "work.json"]
+ALONE = [sys.executable, "-m", "alpro.stages.execution.run", "work.json"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
@@ -80,7 +90,7 @@ def test_several_nodes_meet_at_the_rendezvous():
     resources = Resources(processes=4, nodes=2, rendezvous="host:29500")
     meeting = ["--nproc-per-node=4", "--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500"]
     file = Path("pretrain/0123/work.json")
-    expected = [*TORCHRUN, *meeting, "--rdzv-id=0123", "-m", "stages.run", str(file)]
+    expected = [*TORCHRUN, *meeting, "--rdzv-id=0123", "-m", "alpro.stages.execution.run", str(file)]
     assert command("pretrain", file, resources) == expected
     assert command("pretrain", file, Resources(nodes=2, rendezvous="host:29500"))[3] == "--nproc-per-node=1"
 
@@ -91,7 +101,7 @@ def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
     work(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
     (line,) = printed
     assert line.startswith("pretrain: start on each other node: python -m torch.distributed.run --nproc-per-node=1 ")
-    assert line.endswith(f"-m stages.run {tmp_path}/work.json")
+    assert line.endswith(f"-m alpro.stages.execution.run {tmp_path}/work.json")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import flow
-from stages.artifacts import read_json, read_manifest
-from stages.training.metrics import read_metrics
+from alpro.pipeline import flow
+from alpro.stages.artifacts.store import read_json, read_manifest
+from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import TINY
 
 ROOT = Path(__file__).parents[2]

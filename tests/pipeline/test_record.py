@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.record import end_dead_runs, run_tags, stage_run
-from stages import render_sample
-from stages.artifacts import Interrupted, Step
-from stages.tracking import Run, Tracker
-from tests.stages.test_tracking import Memory
+from alpro.pipeline.record import end_dead_runs, run_tags, stage_run
+from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.stages import render_sample
+from alpro.stages.artifacts.store import Interrupted, Step
+from tests.pipeline.reporting.test_tracking import Memory
 
 STEP = Step("render_sample", "render_sample", render_sample.Config())
 HERE = socket.gethostname()

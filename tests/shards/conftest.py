@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.decode import Clip
-from shards.schema import Row
+from alpro.shards.decode import Clip
+from alpro.shards.schema import Row
 
 
 def colour(number: int) -> tuple[int, int, int]:

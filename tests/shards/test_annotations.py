@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.annotations import Places, scan_annotations
-from shards.schema import InputError, Reject, Row
+from alpro.shards.annotations import Places, scan_annotations
+from alpro.shards.schema import InputError, Reject, Row
 
 
 def scan(videos: Path, files: dict[str, Path], root: Path | None = None) -> tuple[list[Row], list[Reject]]:

@@ -4,9 +4,9 @@ import pickle
 
 import pytest
 
-from shards.credentials import clean_values, has_credentials, without_credentials
-from shards.schema import InputError, Reject, Row
-from shards.storage import refuse_credentials
+from alpro.shards.credentials import clean_values, has_credentials, without_credentials
+from alpro.shards.schema import InputError, Reject, Row
+from alpro.shards.storage import refuse_credentials
 
 # A URL, what is left of it as the address of a file, and as any other text.
 URLS = [

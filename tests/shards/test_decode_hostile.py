@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.decode import Clip, DecodeError, decode_image, decode_video, ffmpeg_binary
-from shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from alpro.shards.decode import Clip, DecodeError, decode_image, decode_video, ffmpeg_binary
+from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 pytest.importorskip("av")
 pytest.importorskip("ffmpeg")

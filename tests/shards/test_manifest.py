@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.manifest import question_type, read_manifest, scan_manifest
-from shards.schema import About, InputError, Row
+from alpro.shards.manifest import question_type, read_manifest, scan_manifest
+from alpro.shards.schema import About, InputError, Row
 
 QUESTION = {"question": "what  runs?", "answer": "dog"}
 

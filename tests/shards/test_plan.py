@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.manifest import scan_manifest
-from shards.plan import Alike, Plan, Unit
-from shards.schema import SPLITS, Reject, Row
+from alpro.shards.manifest import scan_manifest
+from alpro.shards.plan import Alike, Plan, Unit
+from alpro.shards.schema import SPLITS, Reject, Row
 
 
 @contextmanager

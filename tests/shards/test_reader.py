@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards import reader
-from shards.decode import Clip
-from shards.reader import ShardReader, Unreadable, read_index
-from shards.schema import InputError, Question, Row
-from shards.storage import join
-from shards.writer import ShardWriter, index_shard
+from alpro.shards import reader
+from alpro.shards.decode import Clip
+from alpro.shards.reader import ShardReader, Unreadable, read_index
+from alpro.shards.schema import InputError, Question, Row
+from alpro.shards.storage import join
+from alpro.shards.writer import ShardWriter, index_shard
 
 WRITTEN = {
     # id: split, kind, number of frames; in two shards
@@ -105,7 +105,7 @@ def test_a_sample_at_a_url_takes_one_request(corpus: Path, served: Callable):
 
 def test_members_far_apart_are_fetched_one_by_one(corpus: Path, served: Callable, monkeypatch):
     """As in shards whose samples lie in between one another: no request fetches megabytes for a few frames."""
-    monkeypatch.setattr("shards.reader.SLACK", -(2**30))
+    monkeypatch.setattr("alpro.shards.reader.SLACK", -(2**30))
     url, server = served(corpus)
     reader = ShardReader(url)
     server.asked.clear()
@@ -158,7 +158,7 @@ def test_a_request_that_fails_is_made_again(corpus: Path, memory: str, monkeypat
             raise error
         return read(self, *args, **kwargs)
 
-    monkeypatch.setattr("shards.storage.PAUSES", (0, 0))
+    monkeypatch.setattr("alpro.shards.storage.PAUSES", (0, 0))
     monkeypatch.setattr(type(system), "cat_file", flaky)
     assert reader[0].about["id"] == "a"
     with pytest.raises(Unreadable, match=r"first.tar: a: .*KeyError"):

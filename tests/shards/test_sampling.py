@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.sampling import frames_at_random, frames_between, frames_in_halves, grouped_order, segment_starts
+from alpro.shards.sampling import frames_at_random, frames_between, frames_in_halves, grouped_order, segment_starts
 
 few = settings(max_examples=50, deadline=None)
 available = st.integers(1, 60)

@@ -10,9 +10,9 @@ from fsspec.registry import known_implementations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.identity import identities, identity
-from shards.schema import InputError
-from shards.storage import (
+from alpro.shards.identity import identities, identity
+from alpro.shards.schema import InputError
+from alpro.shards.storage import (
     TooLarge,
     exists,
     is_url,
@@ -122,7 +122,7 @@ def test_a_server_without_ranges_is_told_and_a_local_copy_helps(tmp_path: Path, 
 
 
 def test_a_server_that_does_not_answer_is_no_missing_file(free_port, monkeypatch):
-    monkeypatch.setattr("shards.storage.PAUSES", ())
+    monkeypatch.setattr("alpro.shards.storage.PAUSES", ())
     place = f"http://127.0.0.1:{free_port()}/a.mp4"
     for read in (exists, identity, read_bytes):
         with pytest.raises(OSError, match="onnect") as error:
@@ -134,7 +134,7 @@ def test_a_server_that_does_not_answer_is_no_missing_file(free_port, monkeypatch
 def test_what_fails_is_asked_for_again_but_not_what_is_missing_or_forbidden(memory, tmp_path, monkeypatch):
     system = type(fsspec.filesystem("memory"))
     fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.mp4", CONTENT)
-    monkeypatch.setattr("shards.storage.PAUSES", (0, 0))
+    monkeypatch.setattr("alpro.shards.storage.PAUSES", (0, 0))
     place, asked = f"{memory}/a.mp4", []
 
     def answer(errors: list[Exception | None], method: str) -> None:

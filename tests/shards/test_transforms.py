@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.transforms import crop_box, random_crop, random_resized_crop, squash
+from alpro.shards.transforms import crop_box, random_crop, random_resized_crop, squash
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 

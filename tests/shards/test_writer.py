@@ -12,9 +12,9 @@ import fsspec
 import pytest
 from PIL import Image
 
-from shards.decode import Clip
-from shards.schema import INDEX, InputError, Question, Row
-from shards.writer import ShardWriter, encode_jpeg, index_shard
+from alpro.shards.decode import Clip
+from alpro.shards.schema import INDEX, InputError, Question, Row
+from alpro.shards.writer import ShardWriter, encode_jpeg, index_shard
 
 ABOUT = {
     "version": 1,
@@ -281,7 +281,7 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path: Path, again: str):
 
 
 def test_a_json_without_end_is_refused(archive, monkeypatch):
-    monkeypatch.setattr("shards.writer.MOST_JSON", 100)
+    monkeypatch.setattr("alpro.shards.writer.MOST_JSON", 100)
     with pytest.raises(InputError, match=r"0\.json' has 400 bytes; 100 are the most"):
         index_shard(archive({"0.json": JSON.ljust(400), "0.0.jpg": b"x"}))
 
@@ -312,7 +312,7 @@ def test_at_a_url_too_a_pickle_a_link_and_a_cut_are_refused(archive, samples, tm
 
 
 def test_of_a_shard_at_a_url_large_members_are_passed_over(archive, served: Callable, monkeypatch):
-    monkeypatch.setattr("shards.writer.BLOCK", 4096)
+    monkeypatch.setattr("alpro.shards.writer.BLOCK", 4096)
     path = archive({"0.json": JSON, "0.0.jpg": bytes(500_000), "0.1.jpg": bytes(500_000)})
     url, server = served(path.parent)
     assert index_shard(f"{url}/{path.name}").num_rows == 1

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from models.templates import Templates, fill
-from shards.reader import read_index
-from shards.schema import InputError
-from stages import build_vocabulary
-from stages.build_vocabulary import Config, Noun, choose, join_forms, why_not
-from stages.word_pieces import WordPieces, load_tokenizer, train_tokenizer
+from alpro.models.templates import Templates, fill
+from alpro.shards.reader import read_index
+from alpro.shards.schema import InputError
+from alpro.stages import build_vocabulary
+from alpro.stages.build_vocabulary import Config, Noun, choose, join_forms, why_not
+from alpro.stages.vocabulary.word_pieces import WordPieces, load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue star", "a fish swims in the sea"] * 2
@@ -217,7 +217,7 @@ def test_a_tokenizer_follows_from_its_texts_alone():
     """Not from their order or number, nor from the process (hash seeds differ)."""
     program = textwrap.dedent("""
         import json, sys
-        from stages.word_pieces import train_tokenizer
+        from alpro.stages.vocabulary.word_pieces import train_tokenizer
         print(train_tokenizer(json.load(sys.stdin), 120).to_str(), end="")
     """)
     said = subprocess.run(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from models.alpro import Prompter
-from models.folder import ModelFolder
-from models.templates import Templates
-from stages import cache_prompts
-from stages.cache_prompts import compare, disagreement, read_prompts
-from stages.evaluation.encode import encode_texts
-from stages.report import least_agreed
+from alpro.models.alpro import Prompter
+from alpro.models.folder import ModelFolder
+from alpro.models.templates import Templates
+from alpro.pipeline.reporting.report import least_agreed
+from alpro.stages import cache_prompts
+from alpro.stages.cache_prompts import compare, disagreement, read_prompts
+from alpro.stages.evaluation.encode import encode_texts
 
 
 @pytest.fixture(scope="module")

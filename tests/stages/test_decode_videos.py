@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shards.decode import DecodeError, decode_image
-from shards.identity import checksum
-from shards.reader import ShardReader
-from shards.schema import SPLITS, InputError
-from stages import decode_videos
-from stages.artifacts import Outcome, Resources, read_json
-from stages.decode_videos import Config
-from stages.workers import STUCK
+from alpro.shards.decode import DecodeError, decode_image
+from alpro.shards.identity import checksum
+from alpro.shards.reader import ShardReader
+from alpro.shards.schema import SPLITS, InputError
+from alpro.stages import decode_videos
+from alpro.stages.artifacts.store import Outcome, Resources, read_json
+from alpro.stages.decode_videos import Config
+from alpro.stages.execution.workers import STUCK
 
 BROKEN = {  # the sample's broken items and what is said of them
     "broken-empty": "empty",

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from shards.decode import Clip
-from shards.reader import ShardReader, read_index
-from shards.schema import InputError, Row
-from shards.writer import ShardWriter
-from stages import index_shards
-from stages.artifacts import Outcome, Resources
-from stages.training.examples import Steps
+from alpro.shards.decode import Clip
+from alpro.shards.reader import ShardReader, read_index
+from alpro.shards.schema import InputError, Row
+from alpro.shards.writer import ShardWriter
+from alpro.stages import index_shards
+from alpro.stages.artifacts.store import Outcome, Resources
+from alpro.stages.training.examples import Steps
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.identity import checksum
-from shards.schema import InputError
-from stages import render_sample
-from stages.render_sample import Config
-from stages.sample import grammar
-from stages.sample import scene as scene_module
-from stages.sample.draw import render
-from stages.sample.scene import COLOURS, DIRECTIONS, KINDS, REVERSED, Scene, Thing, draw_scene
+from alpro.shards.identity import checksum
+from alpro.shards.schema import InputError
+from alpro.stages import render_sample
+from alpro.stages.render_sample import Config
+from alpro.stages.sample import grammar
+from alpro.stages.sample import scene as scene_module
+from alpro.stages.sample.draw import render
+from alpro.stages.sample.scene import COLOURS, DIRECTIONS, KINDS, REVERSED, Scene, Thing, draw_scene
 
 DEFAULT = Config()
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from models.folder import Preprocessing
-from shards.schema import InputError
-from stages.train_prompter import Config, measure
+from alpro.models.folder import Preprocessing
+from alpro.shards.schema import InputError
+from alpro.stages.train_prompter import Config, measure
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from models.alpro import Alpro
-from shards.schema import InputError
-from stages.evaluation.qa import Questions, answer_logits
-from stages.finetune_qa import frequent_answers
-from stages.training.objective import QaObjective
+from alpro.models.alpro import Alpro
+from alpro.shards.schema import InputError
+from alpro.stages.evaluation.qa import Questions, answer_logits
+from alpro.stages.finetune_qa import frequent_answers
+from alpro.stages.training.objective import QaObjective
 
 CPU = torch.device("cpu")
 
@@ -82,7 +82,7 @@ def test_the_device_holds_the_tokens_of_few_questions_at_a_time(
     for name, seen in sizes.items():
         call = getattr(model, name)
         monkeypatch.setattr(model, name, lambda first, *rest, c=call, s=seen: s.append(len(first)) or c(first, *rest))
-    monkeypatch.setattr("stages.evaluation.qa.VIDEOS", 3)
+    monkeypatch.setattr("alpro.stages.evaluation.qa.VIDEOS", 3)
     torch.testing.assert_close(answer_logits(objective, questions, tokenizer, 24, CPU, batch=4), whole)
     assert sizes == {"encode_text": [4, 4, 1, 4, 4, 1, 3], "encode_video": [3, 3, 1], "answer": [4, 4, 1, 4, 4, 1, 3]}
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.evaluation.controls import Shuffle, colours_only, reverse
-from stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.controls import Shuffle, colours_only, reverse
+from alpro.stages.evaluation.retrieval import Gallery
 
 
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=8), st.integers(0, 5))

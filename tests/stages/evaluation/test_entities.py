@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.evaluation import entities as entities_module
-from stages.evaluation.encode import Videos
-from stages.evaluation.entities import entity_accuracy, true_entities
+from alpro.stages.evaluation import entities as entities_module
+from alpro.stages.evaluation.encode import Videos
+from alpro.stages.evaluation.entities import entity_accuracy, true_entities
 
 ENTITIES = ["ball", "box", "star"]
 

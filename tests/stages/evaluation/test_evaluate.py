@@ -13,23 +13,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.alpro import Alpro, ModelConfig
-from models.folder import ModelFolder, Preprocessing
-from shards.decode import Clip
-from shards.schema import InputError, Row
-from shards.writer import ShardWriter, index_shard
-from stages import evaluate, zero_shot
-from stages.artifacts import Resources
-from stages.evaluate import add_contrasts, add_seen_unseen
-from stages.evaluation import protocol
-from stages.evaluation.entities import EntityScore
-from stages.evaluation.metrics import retrieval_metrics
-from stages.evaluation.protocol import EvaluationConfig, check_items
-from stages.evaluation.qa import Questions
-from stages.evaluation.results import Results, add_retrieval
-from stages.evaluation.retrieval import Gallery
-from stages.result_tables import tables
-from stages.word_pieces import train_tokenizer
+from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.pipeline.reporting.result_tables import tables
+from alpro.shards.decode import Clip
+from alpro.shards.schema import InputError, Row
+from alpro.shards.writer import ShardWriter, index_shard
+from alpro.stages import evaluate, zero_shot
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.evaluate import add_contrasts, add_seen_unseen
+from alpro.stages.evaluation import protocol
+from alpro.stages.evaluation.entities import EntityScore
+from alpro.stages.evaluation.metrics import retrieval_metrics
+from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
+from alpro.stages.evaluation.qa import Questions
+from alpro.stages.evaluation.results import Results, add_retrieval
+from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.vocabulary.word_pieces import train_tokenizer
 
 CPU = torch.device("cpu")
 

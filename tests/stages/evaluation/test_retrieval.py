@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.alpro import Alpro
-from stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos
-from stages.evaluation.metrics import retrieval_metrics
-from stages.evaluation.retrieval import (
+from alpro.models.alpro import Alpro
+from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos
+from alpro.stages.evaluation.metrics import retrieval_metrics
+from alpro.stages.evaluation.retrieval import (
     Gallery,
     encode_gallery,
     match,
@@ -17,7 +17,7 @@ from stages.evaluation.retrieval import (
     match_pairs,
     match_top_k,
 )
-from stages.training.objective import MatchingObjective
+from alpro.stages.training.objective import MatchingObjective
 
 CPU = torch.device("cpu")
 

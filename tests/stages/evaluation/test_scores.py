@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stages.evaluation.metrics import accuracy_by_type, chance_metrics, majority_baseline, rank, retrieval_metrics
+from alpro.stages.evaluation.metrics import accuracy_by_type, chance_metrics, majority_baseline, rank, retrieval_metrics
 
 # scores of one query, places of its right items, rank, chance to be among the first 1 and the first 2
 RANKS = [

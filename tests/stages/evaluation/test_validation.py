@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from models.alpro import Alpro, Prompter
-from shards.reader import Unreadable
-from shards.schema import InputError
-from stages.evaluation import validation
-from stages.evaluation.metrics import retrieval_metrics
-from stages.evaluation.qa import Questions
-from stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
-from stages.evaluation.validation import averaged, validate_contrast, validate_qa, validate_retrieval
-from stages.finetune_qa import Config as Qa
-from stages.finetune_retrieval import Config as Retrieval
-from stages.train_prompter import Config as TrainPrompter
-from stages.training.objective import MatchingObjective, PrompterObjective, QaObjective
+from alpro.models.alpro import Alpro, Prompter
+from alpro.shards.reader import Unreadable
+from alpro.shards.schema import InputError
+from alpro.stages.evaluation import validation
+from alpro.stages.evaluation.metrics import retrieval_metrics
+from alpro.stages.evaluation.qa import Questions
+from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
+from alpro.stages.evaluation.validation import averaged, validate_contrast, validate_qa, validate_retrieval
+from alpro.stages.finetune_qa import Config as Qa
+from alpro.stages.finetune_retrieval import Config as Retrieval
+from alpro.stages.train_prompter import Config as TrainPrompter
+from alpro.stages.training.objective import MatchingObjective, PrompterObjective, QaObjective
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.5] * 3, [0.25] * 3

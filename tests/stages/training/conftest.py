@@ -6,9 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from models.alpro import Alpro, ModelConfig, Prompter
-from stages.training.examples import Batch
-from stages.training.objective import MatchingObjective, Objective, PretrainObjective, PrompterObjective, QaObjective
+from alpro.models.alpro import Alpro, ModelConfig, Prompter
+from alpro.stages.training.examples import Batch
+from alpro.stages.training.objective import (
+    MatchingObjective,
+    Objective,
+    PretrainObjective,
+    PrompterObjective,
+    QaObjective,
+)
 
 SIZE, LENGTH, WORDS, ENTITIES, ANSWERS = 4, 8, 40, 6, 5
 MEAN, STD = [0.5] * 3, [0.25] * 3

@@ -11,11 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from models.alpro import Alpro, ModelConfig, Prompter
-from stages.artifacts import Resources
-from stages.training.distributed import gather, total, world
-from stages.training.examples import Batch
-from stages.training.objective import MatchingObjective, Objective, PretrainObjective, PrompterObjective, QaObjective
+from alpro.models.alpro import Alpro, ModelConfig, Prompter
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.training.distributed import gather, total, world
+from alpro.stages.training.examples import Batch
+from alpro.stages.training.objective import (
+    MatchingObjective,
+    Objective,
+    PretrainObjective,
+    PrompterObjective,
+    QaObjective,
+)
 
 SIZE, WORDS, ENTITIES, ANSWERS = 8, 40, 6, 5
 VIDEO = {"image_size": 16, "patch_size": 4, "frames": 2, "width": 16, "depth": 1, "heads": 2, "drop_path": 0.0}

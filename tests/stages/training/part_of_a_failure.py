@@ -11,10 +11,10 @@ import time
 import torch
 import torch.distributed as dist
 
-from shards.schema import InputError
-from stages import run
-from stages.artifacts import Resources
-from stages.training.distributed import world
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution import run
+from alpro.stages.training.distributed import world
 
 
 def stage(work: dict) -> None:

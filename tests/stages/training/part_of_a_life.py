@@ -11,12 +11,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from models.alpro import Alpro
-from stages.artifacts import Resources
-from stages.training import loop
-from stages.training.distributed import World
-from stages.training.examples import Batch
-from stages.training.objective import MatchingObjective
+from alpro.models.alpro import Alpro
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.training import loop
+from alpro.stages.training.distributed import World
+from alpro.stages.training.examples import Batch
+from alpro.stages.training.objective import MatchingObjective
 from tests.stages.training.part_of_a_run import train
 
 STEPS = 40

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from models.alpro import ModelConfig, Prompter
-from stages.artifacts import Resources
-from stages.training.config import TrainingConfig
-from stages.training.distributed import World, world
-from stages.training.examples import Batch, Steps
-from stages.training.loop import fit
-from stages.training.objective import Objective, PrompterObjective
+from alpro.models.alpro import ModelConfig, Prompter
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.training.config import TrainingConfig
+from alpro.stages.training.distributed import World, world
+from alpro.stages.training.examples import Batch, Steps
+from alpro.stages.training.loop import fit
+from alpro.stages.training.objective import Objective, PrompterObjective
 
 VIDEO = {"image_size": 16, "patch_size": 8, "frames": 2, "width": 16, "depth": 1, "heads": 2, "drop_path": 0.0}
 TEXT = {"width": 16, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 32, "dropout": 0.2}
@@ -71,4 +71,4 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]), Tokenizer.from_file(sys.argv[3]), [int(n) for n in sys.argv[4:]])
     except SystemExit as left:
-        os._exit(left.code)  # as stages.run ends
+        os._exit(left.code)  # as alpro.stages.execution.run ends

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from models.alpro import Alpro, ModelConfig
-from stages.artifacts import Resources
-from stages.training import loop
-from stages.training.config import MatchingConfig
-from stages.training.distributed import World, world
-from stages.training.examples import Batch
-from stages.training.loop import fit
-from stages.training.objective import MatchingObjective
+from alpro.models.alpro import Alpro, ModelConfig
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.training import loop
+from alpro.stages.training.config import MatchingConfig
+from alpro.stages.training.distributed import World, world
+from alpro.stages.training.examples import Batch
+from alpro.stages.training.loop import fit
+from alpro.stages.training.objective import MatchingObjective
 from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, whole_batch
 
 loop.ASK_SECONDS = 0  # the ranks ask each other after every step

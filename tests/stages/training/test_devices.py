@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from shards.schema import InputError
-from stages.artifacts import Resources
-from stages.training.distributed import gather, pick_device, total, world
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.training.distributed import gather, pick_device, total, world
 
 
 def test_the_processor_is_taken_where_asked_or_where_there_is_no_gpu(monkeypatch):

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from shards.decode import Clip
-from shards.reader import read_index
-from shards.schema import InputError, Row
-from shards.writer import ShardWriter, index_shard
-from stages.artifacts import Resources
-from stages.training import examples
-from stages.training.config import MatchingConfig, Phase
-from stages.training.examples import Batch, Steps
-from stages.word_pieces import load_tokenizer
+from alpro.shards.decode import Clip
+from alpro.shards.reader import read_index
+from alpro.shards.schema import InputError, Row
+from alpro.shards.writer import ShardWriter, index_shard
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.training import examples
+from alpro.stages.training.config import MatchingConfig, Phase
+from alpro.stages.training.examples import Batch, Steps
+from alpro.stages.vocabulary.word_pieces import load_tokenizer
 
 WORDS = ("left", "right", "up")
 

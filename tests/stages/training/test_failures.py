@@ -5,8 +5,8 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stages.training import examples
-from stages.training.loop import CONTINUE
+from alpro.stages.training import examples
+from alpro.stages.training.loop import CONTINUE
 from tests.stages.training.test_loop import OFTEN, assert_same, new_run  # noqa: F401
 
 

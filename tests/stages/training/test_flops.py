@@ -4,9 +4,9 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.flops import layer_flops, peak, video_flops
-from models.text import TextConfig
-from models.timesformer import VideoConfig
+from alpro.models.flops import layer_flops, peak, video_flops
+from alpro.models.text import TextConfig
+from alpro.models.timesformer import VideoConfig
 
 # The rows of the paper's table 1.
 TABLE = {

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.artifacts import CONTINUE
-from stages.training.metrics import read_metrics
+from alpro.stages.artifacts.store import CONTINUE
+from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.stages.training.part_of_a_life import STEPS
 

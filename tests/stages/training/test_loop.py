@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from models.alpro import Alpro, Prompter
-from shards.schema import InputError
-from stages.artifacts import Resources
-from stages.training import loop
-from stages.training.distributed import World
-from stages.training.examples import Steps
-from stages.training.loop import BAD_STEPS, CONTINUE, fit
-from stages.training.metrics import read_metrics
-from stages.training.objective import MatchingObjective, Objective, PrompterObjective
-from stages.training.optim import build_optimizer, learning_rate
+from alpro.models.alpro import Alpro, Prompter
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.training import loop
+from alpro.stages.training.distributed import World
+from alpro.stages.training.examples import Steps
+from alpro.stages.training.loop import BAD_STEPS, CONTINUE, fit
+from alpro.stages.training.metrics import read_metrics
+from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective
+from alpro.stages.training.optim import build_optimizer, learning_rate
 
 ALONE = World(0, 1, torch.device("cpu"))
 # What two equal runs need not have in common.

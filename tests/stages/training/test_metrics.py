@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from shards.schema import InputError
-from stages.training.metrics import Mean, MetricsFile, Skipped, read_metrics
+from alpro.shards.schema import InputError
+from alpro.stages.training.metrics import Mean, MetricsFile, Skipped, read_metrics
 
 CPU = torch.device("cpu")
 NAMES = ("loss_vtc", "loss_vtm", "loss", "grad_norm")
@@ -117,7 +117,7 @@ def test_what_is_not_finite_is_named_with_its_step_and_samples(values, said):
 
 def test_the_rank_with_the_bad_loss_is_the_one_that_is_named(monkeypatch):
     others = [(["gradient"], ["clip1"]), (["loss_pem"], ["clip7", "clip8"])]
-    monkeypatch.setattr("stages.training.metrics.gather_objects", lambda mine: others)
+    monkeypatch.setattr("alpro.stages.training.metrics.gather_objects", lambda mine: others)
     with pytest.raises(InputError, match=r"^loss_pem not finite .* \(samples of rank 1 clip7, clip8, \.\.\.\)"):
         skipped([False] * 5, GOOD).read(5)
 

@@ -13,11 +13,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.losses import hard_negatives
-from stages.training.distributed import World
-from stages.training.loop import Progress, _Run
-from stages.training.objective import Objective
-from stages.training.optim import build_optimizer
+from alpro.models.losses import hard_negatives
+from alpro.stages.training.distributed import World
+from alpro.stages.training.loop import Progress, _Run
+from alpro.stages.training.objective import Objective
+from alpro.stages.training.optim import build_optimizer
 
 # Operations that on a GPU wait for it: they give the program a number, or their shape depends on the numbers.
 WAIT = {

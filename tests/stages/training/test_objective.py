@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from models.alpro import Alpro, Prompter
-from models.losses import random_box
-from stages.training.examples import Steps
-from stages.training.objective import (
+from alpro.models.alpro import Alpro, Prompter
+from alpro.models.losses import random_box
+from alpro.stages.training.examples import Steps
+from alpro.stages.training.objective import (
     MatchingObjective,
     PretrainObjective,
     PrompterObjective,
@@ -201,9 +201,9 @@ def test_every_box_that_is_drawn_has_room_among_the_patches_that_are_read(grid):
 
 def second_of_two_ranks(monkeypatch, others: dict[int, torch.Tensor]) -> None:
     """As the second of two ranks; `others`: the first one's tensors by their number of dimensions."""
-    monkeypatch.setattr("stages.training.objective.rank", lambda: 1)
-    monkeypatch.setattr("stages.training.objective.ranks", lambda: 2)
-    monkeypatch.setattr("stages.training.objective.gather", lambda mine: torch.cat([others[mine.ndim], mine]))
+    monkeypatch.setattr("alpro.stages.training.objective.rank", lambda: 1)
+    monkeypatch.setattr("alpro.stages.training.objective.ranks", lambda: 2)
+    monkeypatch.setattr("alpro.stages.training.objective.gather", lambda mine: torch.cat([others[mine.ndim], mine]))
 
 
 @pytest.mark.parametrize("pool", [8, 16, 0])
@@ -274,8 +274,8 @@ def test_a_pairs_own_column_begins_at_its_global_rank(tiny_model, tokenizer, bat
     losses = []
     for number, half in enumerate(halves):
         gathered = iter(everything)  # videos, texts and numbers are gathered in this order
-        monkeypatch.setattr("stages.training.objective.rank", lambda number=number: number)
-        monkeypatch.setattr("stages.training.objective.gather", lambda _, gathered=gathered: next(gathered))
+        monkeypatch.setattr("alpro.stages.training.objective.rank", lambda number=number: number)
+        monkeypatch.setattr("alpro.stages.training.objective.gather", lambda _, gathered=gathered: next(gathered))
         losses.append(objective(half)[0])
     torch.testing.assert_close(sum(losses) / 2, loss)
 

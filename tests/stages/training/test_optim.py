@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.alpro import Alpro
-from stages.training.objective import Objective
-from stages.training.optim import build_optimizer, learning_rate, step_if
+from alpro.models.alpro import Alpro
+from alpro.stages.training.objective import Objective
+from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 
 # steps, warm-up share, share left at the end: the rate of every step, in shares of the highest.
 RATES = [

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.training.distributed import World
+from alpro.stages.training.distributed import World
 from tests.stages.training.part_of_steps import RUNS, train
 
 PROGRAM = Path(__file__).with_name("part_of_steps.py")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.artifacts import MISTAKE, Resources
+from alpro.stages.artifacts.store import MISTAKE, Resources
 from tests.conftest import ROOT
 from tests.stages.training.part_of_a_batch import losses_and_gradients
 

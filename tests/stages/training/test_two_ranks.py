@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.training.loop import CONTINUE
-from stages.training.metrics import read_metrics
+from alpro.stages.training.loop import CONTINUE
+from alpro.stages.training.metrics import read_metrics
 
 pytestmark = pytest.mark.long
 TIMING = ("time", "train/data_wait", "train/samples_per_second", "train/tflops", "train/memory_gib")

@@ -1,0 +1,17 @@
+"""ALPRO as a staged pipeline. `from alpro import Model` is the Python interface to a trained model."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alpro.stages.evaluation.inference import Model
+
+__all__ = ["Model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports torch only for those who use a model: the command line does not."""
+    if name == "Model":
+        from alpro.stages.evaluation.inference import Model
+
+        return Model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

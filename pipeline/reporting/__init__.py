@@ -1,0 +1,1 @@
+"""The report, tables of results, and MLflow."""

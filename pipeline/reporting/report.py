@@ -1,0 +1,109 @@
+"""What a person opens when a pipeline is done: curves, and one self-contained page with everything in it."""
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from jinja2 import Environment
+from matplotlib.figure import Figure
+
+from alpro.pipeline.reporting.result_tables import Listed, results, tables
+from alpro.stages.artifacts.store import EVALUATIONS, read_json
+from alpro.stages.training.metrics import read_metrics
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+GROUPS = {
+    "losses": ("train/loss", "train/loss_vtc", "train/loss_vtm", "train/loss_mlm", "train/loss_pem", "train/loss_qa"),
+    "accuracies": ("train/in_batch_recall", "train/vtm_accuracy", "train/pseudo_labels_kept", "train/qa_accuracy"),
+    "optimisation": ("train/lr", "train/grad_norm", "train/temperature"),
+    "validation": ("validation/",),
+}
+
+
+def metric_curves(lines: list[dict[str, Any]], title: str) -> Figure | None:
+    """Curves of a metrics file, a panel for each kind of metric; None where it has none."""
+    panels = {name: keys for name, prefixes in GROUPS.items() if (keys := _keys(lines, prefixes, name == "validation"))}
+    if not panels:
+        return None
+    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
+    for axes, (name, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for key in keys:
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            scaled = 1.0
+            if name == "optimisation" and max(abs(v) for _, v in points) > 0:
+                scaled = max(abs(v) for _, v in points)
+            label = key.split("/", 1)[1] + (f" (of {scaled:.2g})" if name == "optimisation" else "")
+            axes.plot(
+                [s for s, _ in points],
+                [v / scaled for _, v in points],
+                label=label,
+                marker="." if len(points) < 12 else "",
+                linewidth=1.3,
+            )
+        axes.set_title(f"{title}: {name}", fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.legend(fontsize=6.5, frameon=False)
+        axes.grid(alpha=0.25)
+    return figure
+
+
+def _keys(lines: list[dict[str, Any]], prefixes: tuple[str, ...], many: bool) -> list[str]:
+    seen = dict.fromkeys(key for line in lines for key in line)
+    if many:
+        wanted = [k for k in seen if k.startswith(prefixes)]
+        return [k for k in wanted if "MdR" not in k and "MnR" not in k and "/v2t/" not in k]
+    return [k for k in prefixes if k in seen]
+
+
+def write_report(path: Path, name: str, made: list[Listed]) -> Path:
+    """One page with everything in it: results, stages, curves, pictures, what was rejected and why."""
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE.read_text("utf-8")
+    )
+    stages = [
+        {
+            "name": stage,
+            "fingerprint": manifest["fingerprint"][:8],
+            "time": "cached" if cached else f"{manifest['made']['seconds']:.1f} s",
+            "counts": {} if manifest["stage"] in EVALUATIONS else manifest["counts"],
+            "pictures": [base64.b64encode(picture).decode() for picture in pictures(stage, folder)],
+            "reasons": reasons(folder),
+            "prompts": least_agreed(folder),
+        }
+        for stage, folder, manifest, cached in made
+    ]
+    worked = sum(manifest["made"]["seconds"] for _, _, manifest, cached in made if not cached)
+    cached = sum(one[3] for one in made)
+    page = template.render(name=name, tables=tables(results(made)), stages=stages, worked=worked, cached=cached)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, "utf-8")
+    return path
+
+
+def pictures(stage: str, folder: Path) -> Iterator[bytes]:
+    """PNG files of a stage: its curves, then the pictures that it left."""
+    if (curves := metric_curves(read_metrics(folder / "metrics.jsonl"), stage)) is not None:
+        buffer = io.BytesIO()
+        curves.savefig(buffer, format="png", dpi=110)
+        yield buffer.getvalue()
+    for picture in sorted((folder / "pictures").glob("*.png")):
+        yield picture.read_bytes()
+
+
+def least_agreed(folder: Path, most: int = 10) -> dict[str, float]:
+    """The entities whose prompts disagree most, with how much at most; empty for a stage without prompts."""
+    path = folder / "prompts.parquet"
+    if not path.is_file():
+        return {}
+    rows = pq.read_table(path).slice(0, most).to_pylist()
+    return {row["entity"]: max(row["disagreement_video"], row["disagreement_image"]) for row in rows}
+
+
+def reasons(folder: Path) -> dict[str, int]:
+    """Why items of a corpus were rejected, most frequent first."""
+    path = folder / "statistics.json"
+    return read_json(path).get("reasons", {}) if path.is_file() else {}

@@ -1,0 +1,1 @@
+"""Artifacts: fingerprints, records, the store, and sharing it between machines."""

@@ -1,0 +1,1 @@
+"""What the stages that make corpora share, and looking at a corpus."""

@@ -1,0 +1,110 @@
+"""Pictures a person looks at: frames with captions, pseudo-labels on their crops (the paper's Figure 3), retrieval."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from alpro.shards.reader import ShardReader, Unreadable
+from alpro.shards.sampling import segment_starts
+
+TILE = 176  # pixels of a frame in a picture
+INK, PAPER, FAINT = (25, 25, 28), (255, 255, 255), (120, 120, 128)
+GREEN, RED, AMBER = (30, 150, 70), (205, 50, 45), (235, 160, 20)
+
+
+def font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image.Image:
+    """A frame (H, W, 3) uint8 as a tile, with a coloured border where one is given."""
+    image = Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BICUBIC)
+    if border:
+        ImageDraw.Draw(image).rectangle([0, 0, TILE - 1, TILE - 1], outline=border, width=5)
+    return image
+
+
+def strip(tiles: Sequence[Image.Image], lines: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> Image.Image:
+    """Tiles side by side with lines of text below, each with its colour; text is wrapped at `width` pixels."""
+    wrapped = [(part, colour) for text, colour in lines for part in textwrap.wrap(text, max(20, width // 7)) or [""]]
+    height = TILE + 8 + 17 * len(wrapped) + 12
+    image = Image.new("RGB", (width, height), PAPER)
+    for i, one in enumerate(tiles):
+        image.paste(one, (i * (TILE + 4), 0))
+    draw = ImageDraw.Draw(image)
+    for i, (text, colour) in enumerate(wrapped):
+        draw.text((2, TILE + 6 + 17 * i), text, colour, font())
+    return image
+
+
+def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
+    """Strips below each other, in columns."""
+    width = max(row.width for row in rows) + 12
+    per = -(-len(rows) // columns)
+    stacks = [rows[i * per : (i + 1) * per] for i in range(columns)]
+    height = max(sum(row.height for row in stack) for stack in stacks)
+    image = Image.new("RGB", (width * columns, height), PAPER)
+    for i, stack in enumerate(stacks):
+        y = 0
+        for row in stack:
+            image.paste(row, (i * width, y))
+            y += row.height
+    return image
+
+
+def clip_strip(frames: np.ndarray, lines: Sequence[str]) -> Image.Image:
+    """Frames (T, H, W, 3) of a clip in order, with what was said of it."""
+    return strip([tile(f) for f in frames], [(line, INK) for line in lines], len(frames) * (TILE + 4))
+
+
+def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
+    """Samples evenly over a corpus, each as four frames with what was said of it; without those that are damaged."""
+    rows = []
+    for number in segment_starts(len(reader), min(count, len(reader))):
+        try:
+            sample = reader[number]
+            frames = sample.frames(segment_starts(len(sample), 4 if len(sample) > 1 else 1))
+        except Unreadable:
+            continue
+        about = sample.about
+        said = [*about["captions"][:2], *(f"{q['question']} {q['answer']}" for q in about["questions"][:2])]
+        rows.append(clip_strip(frames, [f"{about['id']} ({about['split']})", *said]))
+    return rows
+
+
+def draw_entities(
+    frame: np.ndarray,
+    box: Sequence[float],
+    entities: Sequence[tuple[str, float]],
+    caption: str,
+    kept: bool | None = None,
+) -> Image.Image:
+    """A crop with its entities, as in Figure 3: the part that the prompter saw is bright, the rest is darkened.
+
+    frame (H, W, 3) uint8; box (top, left, height, width) as shares of the frame; entities with probabilities, best
+    first; kept tells whether the pseudo-label passed the threshold (None: no such question).
+    """
+    top, left, height, width = box
+    shown = np.asarray(tile(frame)).astype(np.float32)
+    inside = np.zeros(shown.shape[:2], bool)
+    edges = [round(TILE * v) for v in (top, left, top + height, left + width)]
+    inside[edges[0] : edges[2], edges[1] : edges[3]] = True
+    shown[~inside] *= 0.35
+    image = Image.fromarray(shown.astype(np.uint8))
+    ImageDraw.Draw(image).rectangle([edges[1], edges[0], edges[3] - 1, edges[2] - 1], outline=AMBER, width=2)
+    lines = [(f"{name} ({probability:.2f})", INK) for name, probability in entities]
+    if kept is not None:
+        lines.append(("kept" if kept else "dropped: below the threshold", GREEN if kept else RED))
+    return strip([image], [*lines, (caption, FAINT)], TILE + 4)
+
+
+def retrieval_picture(queries: Sequence[tuple[str, str, Sequence[tuple[np.ndarray, str, bool]]]]) -> Image.Image:
+    """Queries with what was found for them: (text, note, found), found being (frame, note, right) best first."""
+    rows = []
+    for text, note, found in queries:
+        tiles = [tile(frame, GREEN if right else RED) for frame, _, right in found]
+        under = "  |  ".join(label for _, label, _ in found)
+        rows.append(strip(tiles, [(f'"{text}"', INK), (note, FAINT), (under, FAINT)], len(tiles) * (TILE + 4)))
+    return sheet(rows, columns=2 if len(rows) > 3 else 1)

@@ -1,0 +1,131 @@
+"""What a decoded corpus has beside its shards: an index and other tables joined of many parts, counts, statistics, the
+overlap of its splits, and a picture."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from alpro.shards.reader import ShardReader
+from alpro.shards.schema import SPLITS
+from alpro.stages.artifacts.store import read_json, write_json
+from alpro.stages.corpora.inspect_corpus import overlap
+from alpro.stages.corpora.pictures import sample_strips, sheet
+
+ROW_GROUP = 2048  # rows of a table that are held before they are written
+COMPARED = 4000  # samples whose frames are compared between the splits, in a few seconds
+
+
+def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Writes many small tables as one, of which few rows are held at a time."""
+    temporary = path.with_name(f".{path.name}.part")
+    with pq.ParquetWriter(temporary, schema) as writer:
+        held: list[pa.Table] = [schema.empty_table()]
+        for table in tables:
+            held.append(table)
+            if sum(one.num_rows for one in held) >= ROW_GROUP:
+                writer.write_table(pa.concat_tables(held).combine_chunks(), ROW_GROUP)
+                held = [schema.empty_table()]
+        writer.write_table(pa.concat_tables(held).combine_chunks(), ROW_GROUP)
+    temporary.rename(path)
+
+
+class Counted:
+    """What is in the index and the rejects, counted while they are written."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.splits: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+        self.reasons: Counter[str] = Counter()
+        self.seconds = 0.0
+
+    def samples(self, index: pa.Table) -> pa.Table:
+        self.kinds.update(index["kind"].to_pylist())
+        self.seconds += sum(index["duration"].to_pylist())
+        for split, found in self.splits.items():
+            mine = index.filter(pc.equal(index["split"], split))
+            found["items"] += mine.num_rows
+            for name in ("captions", "questions"):
+                found[name] += pc.sum(pc.list_value_length(mine[name])).as_py() or 0
+        return index
+
+    def rejects(self, rejected: pa.Table) -> pa.Table:
+        self.reasons.update(rejected["reason"].to_pylist())
+        return rejected
+
+    def all(self) -> dict[str, int]:
+        samples, rejected = self.kinds.total(), self.reasons.total()
+        return {
+            "items": samples + rejected,
+            "samples": samples,
+            "rejected": rejected,
+            "videos": self.kinds["video"],
+            "images": self.kinds["image"],
+            **{split: found["items"] for split, found in self.splits.items()},
+            **{name: sum(found[name] for found in self.splits.values()) for name in ("captions", "questions")},
+        }
+
+    def statistics(self, told: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+        """Hours of video, why items were rejected, and of each split the items, captions and questions: how many are
+        there, and of how many that were asked for (`told`, by split)."""
+        return {
+            "hours": round(self.seconds / 3600, 4),
+            "splits": {
+                split: {name: [found[name], told[split][name]] for name in told[split]}
+                for split, found in self.splits.items()
+            },
+            "reasons": dict(self.reasons.most_common()),
+        }
+
+
+def pixel_statistics(sums: np.ndarray) -> dict[str, list[float]]:
+    """Mean and standard deviation of three channels, of sums as `pixel_sums` gives them."""
+    pixels = np.maximum(sums[0], 1)
+    mean = sums[1] / pixels
+    return {
+        "mean": mean.round(5).tolist(),
+        "std": np.sqrt(np.maximum(sums[2] / pixels - mean**2, 1e-6)).round(5).tolist(),
+    }
+
+
+def pixel_sums(frames: np.ndarray) -> np.ndarray:
+    """Count, sum and sum of squares of the pixels of each channel: (3, 3), of frames (..., 3) uint8."""
+    pixels = frames.reshape(-1, 3).astype(np.float64) / 255
+    return np.stack([np.full(3, float(len(pixels))), pixels.sum(0), (pixels**2).sum(0)])
+
+
+def write_overlap(out: Path, compared: int) -> dict[str, int]:
+    """Writes overlap.parquet, the validation and test items that share a caption or equal-looking frames with a
+    training item, and adds their numbers to statistics.json.
+
+    The frames of at most `compared` samples are compared. Numbers above 0 are printed, and returned as counts of the
+    stage.
+    """
+    table, found = overlap(out, compared)
+    pq.write_table(table, out / "overlap.parquet")
+    write_json(out / "statistics.json", read_json(out / "statistics.json") | {"overlap": found})
+    counts: dict[str, int] = {}
+    for split, numbers in found.items():
+        shared = {name: count for name in ("captions", "frames") if (count := numbers[name])}
+        counts |= {f"{split}_{name}_in_training": count for name, count in shared.items()}
+        if shared:
+            print(
+                f"{split}: {numbers['captions']} of {numbers['items']} items share a caption with a training item, and "
+                f"{numbers['frames']} of {numbers['compared']} look like one; see {out / 'overlap.parquet'}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return counts
+
+
+def draw_samples(out: Path, count: int = 8) -> None:
+    """pictures/samples.png: some samples, evenly over the corpus, with what was said of them."""
+    if rows := sample_strips(ShardReader(out), count):
+        (out / "pictures").mkdir(exist_ok=True)
+        sheet(rows, columns=2 if len(rows) > 1 else 1).save(out / "pictures" / "samples.png")

@@ -1,0 +1,1 @@
+"""Nouns, word lists and word pieces."""

@@ -1,0 +1,125 @@
+"""Texts to word ids the way BERT takes them: [CLS] text [SEP], cut to a length; tokenizers trained and loaded."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+
+from alpro.shards.schema import InputError
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+class WordPieces:
+    """A tokenizer with its special tokens looked up once. Raises InputError where one is missing."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer = without_padding(tokenizer)
+        self.size = tokenizer.get_vocab_size()
+        self.pad_id, self.sep_id, self.mask_id = (self._special(name) for name in ("[PAD]", "[SEP]", "[MASK]"))
+
+    def _special(self, name: str) -> int:
+        number = self.tokenizer.token_to_id(name)
+        if number is None:
+            raise InputError(
+                f"the tokenizer has no {name}; it must be a BERT's (WordPiece with [CLS], [SEP], [PAD], [MASK])"
+            )
+        return number
+
+    def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
+        """Word ids of each text, at most `length`, the last always [SEP]."""
+        rows = [np.array(encoded.ids[:length], np.int64) for encoded in self.tokenizer.encode_batch(texts)]
+        for row in rows:
+            row[-1] = self.sep_id
+        return rows
+
+    def batch(self, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
+        """Word ids and mask (N, L) of texts."""
+        rows = self.ids(texts, length)
+        return torch.from_numpy(pad(rows, self.pad_id)), torch.from_numpy(pad([np.ones_like(r) for r in rows], 0))
+
+
+def padded(length: int) -> int:
+    """A length rounded up, so that shapes are few."""
+    return -(-length // 8) * 8
+
+
+def pad(rows: list[np.ndarray], fill: int, length: int = 0) -> np.ndarray:
+    """Rows of different lengths to one array, as long as the longest, or `length`, rounded up."""
+    out = np.full((len(rows), padded(length or max(len(row) for row in rows))), fill, np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
+
+def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Tokenizer:
+    """A lower-casing WordPiece tokenizer that speaks BERT's form: [CLS] text [SEP]; of texts, or of how often each is.
+
+    Its pieces are the most frequent words, and single characters for the rest; ties in alphabetical order. (The
+    library's own trainer breaks ties by a random hash, so that the same captions give another vocabulary each time.)
+    """
+    plain = bert_tokenizer(Tokenizer(models.WordPiece(unk_token="[UNK]")))
+    words: Counter[str] = Counter()
+    for text, count in Counter(texts).items():
+        for word, _ in plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text)):
+            words[word] += count
+    letters: Counter[str] = Counter()
+    for word, count in words.items():
+        letters.update(dict.fromkeys(word, count))
+    room = max(1, (size - len(SPECIAL)) // 4)  # for letters, each in two forms: first in a word, and later
+    chosen = [letter for letter, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[: room // 2]]
+    pieces = [*SPECIAL, *chosen, *(f"##{letter}" for letter in chosen)]
+    frequent = sorted(words.items(), key=lambda item: (-item[1], item[0]))
+    pieces = list(dict.fromkeys([*pieces, *(word for word, _ in frequent)]))[:size]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))))
+
+
+def bert_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def finish_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.add_special_tokens(SPECIAL)
+    ends = [(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return tokenizer
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer.json, a vocab.txt or the folder of either, or a BERT by its name on the hub or in its cache.
+
+    Raises InputError, on one line, for what is nowhere or cannot be read.
+    """
+    path, file = Path(name), None
+    try:
+        file = next((file for file in (path, path / "tokenizer.json", path / "vocab.txt") if file.is_file()), None)
+        if file is None:
+            return without_padding(Tokenizer.from_pretrained(name))
+        if file.suffix == ".json":
+            return without_padding(Tokenizer.from_file(str(file)))
+        return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        if file is not None:
+            raise InputError(f"tokenizer {file}: not readable: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(
+            f"tokenizer {name!r}: no such file or folder, and the hub gives no such model ({type(error).__name__}); "
+            "name a folder with its tokenizer.json or vocab.txt"
+        ) from error
+
+
+def without_padding(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without padding and truncation, which a file may have switched on: here both are done later, and
+    a mask says what is padding. The one given stays as it is."""
+    if tokenizer.padding or tokenizer.truncation:
+        tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+    return tokenizer

@@ -1,0 +1,232 @@
+"""What names a result, and what makes a folder an artifact."""
+
+import hashlib
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alpro.shards.schema import InputError
+from alpro.stages import decode_videos, render_sample
+from alpro.stages.artifacts.store import (
+    STAGES,
+    Outcome,
+    Resources,
+    Step,
+    Store,
+    digest,
+    read_json,
+    read_manifest,
+    require,
+    write_json,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def sample_step(**config) -> Step:
+    return Step("render_sample", "render_sample", render_sample.Config(**config))
+
+
+def decode_step(sample: Step | None = None, **config) -> Step:
+    files = {"notes": "ab" * 32}
+    inputs = {"sample": sample or sample_step()}
+    return Step("decode_videos", "decode_videos clips", decode_videos.Config(**config), inputs, files)
+
+
+def changed_version(monkeypatch) -> Step:
+    monkeypatch.setattr(decode_videos, "VERSION", 1000)
+    return decode_step()
+
+
+CHANGES = {
+    "its configuration": lambda _: decode_step(size=64),
+    "its version": changed_version,
+    "the configuration of an input": lambda _: decode_step(sample_step(seed=1)),
+    "which input it is": lambda _: replace(decode_step(), inputs={"data": sample_step()}),
+    "an outside file's contents": lambda _: replace(decode_step(), files={"notes": "cd" * 32}),
+    "an outside file's role": lambda _: replace(decode_step(), files={"data": "ab" * 32}),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_fingerprint_changes_with(what, monkeypatch):
+    before = decode_step().fingerprint
+    assert CHANGES[what](monkeypatch).fingerprint != before
+
+
+@pytest.mark.parametrize("change", [{"paths": {"notes": Path("/elsewhere")}}, {"name": "what people call it"}])
+def test_fingerprint_does_not_change_with_places_and_names(change):
+    assert replace(decode_step(), **change).fingerprint == decode_step().fingerprint
+
+
+def test_no_stage_has_resources_in_its_configuration():
+    for stage in STAGES:
+        both = import_module(f"alpro.stages.{stage}").Config.model_fields.keys() & Resources.model_fields.keys()
+        assert not both, f"{stage} would be made anew for other resources: {both}"
+
+
+def test_a_change_goes_down_the_chain_and_not_up():
+    first, second = decode_step(sample_step(seed=1)), decode_step(sample_step(seed=2))
+    assert first.fingerprint != second.fingerprint
+    one, other = decode_step(size=64), decode_step(size=72)
+    assert one.inputs["sample"].fingerprint == other.inputs["sample"].fingerprint
+
+
+def test_digest_is_sha256_of_sorted_compact_json():
+    assert digest({"b": 1, "a": [1, 2]}) == hashlib.sha256(b'{"a":[1,2],"b":1}').hexdigest()
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def reordered(value):
+    """The same value with the keys of every object in the opposite order."""
+    if isinstance(value, dict):
+        return {key: reordered(inner) for key, inner in reversed(value.items())}
+    return [reordered(inner) for inner in value] if isinstance(value, list) else value
+
+
+@settings(max_examples=40)
+@given(values)
+def test_digest_does_not_see_the_order_of_keys(value):
+    assert digest(reordered(value)) == digest(value)
+
+
+def test_manifest_is_written_last_and_says_what_was_made(tmp_path):
+    store, step = Store(tmp_path), decode_step()
+
+    def work(made: Step, out: Path) -> Outcome:
+        assert out == store.folder(step)
+        assert store.find(step) is None
+        (out / "result.txt").write_text("done")
+        return Outcome({"items": 3}, {"score": 0.5})
+
+    manifest = store.make(step, work, {"commit": "abc"})
+    assert store.find(step) == manifest
+    assert manifest["fingerprint"] == step.fingerprint
+    assert manifest["config"] == step.config.model_dump(mode="json")
+    assert manifest["inputs"]["sample"]["fingerprint"] == step.inputs["sample"].fingerprint
+    assert (manifest["counts"], manifest["metrics"]) == ({"items": 3}, {"score": 0.5})
+    assert manifest["made"]["commit"] == "abc"
+    assert manifest["versions"]["torch"]
+
+
+def test_failing_work_leaves_no_manifest_and_its_unfinished_work(tmp_path):
+    store, step = Store(tmp_path), decode_step()
+
+    def fail(_: Step, out: Path) -> Outcome:
+        (out / "half.txt").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        store.make(step, fail, {})
+    assert store.find(step) is None
+    assert list(store.all()) == []
+
+    def go_on(_: Step, out: Path) -> Outcome:
+        assert (out / "half.txt").read_text() == "half"
+        return Outcome()
+
+    store.make(step, go_on, {})
+    assert store.find(step) is not None
+
+
+def test_unfinished_work_goes_once_the_artifact_is_there(tmp_path):
+    store, step = Store(tmp_path), decode_step()
+
+    def work(_: Step, out: Path) -> Outcome:
+        for name in ("checkpoints", "parts", "model"):
+            (out / name).mkdir()
+        return Outcome()
+
+    store.make(step, work, {})
+    assert {path.name for path in store.folder(step).iterdir()} == {"model", "manifest.json"}
+
+
+def test_store_lists_artifacts_oldest_first(tmp_path):
+    store = Store(tmp_path)
+    steps = [sample_step(seed=number) for number in range(3)]
+    for step, at in zip(steps, ("2024-03-01", "2024-01-01", "2024-02-01"), strict=True):
+        store.make(step, lambda *_: Outcome(), {"at": at})
+    store.folder(sample_step(seed=9)).mkdir()  # unfinished
+    assert [manifest["made"]["at"] for _, manifest in store.all()] == ["2024-01-01", "2024-02-01", "2024-03-01"]
+
+
+def test_two_processes_that_make_one_step_make_it_once(tmp_path):
+    program = textwrap.dedent("""
+        import os, sys, time
+        from pathlib import Path
+        from alpro.stages import render_sample
+        from alpro.stages.artifacts.store import Outcome, Step, Store
+
+        store, step = Store(Path(sys.argv[1])), Step("render_sample", "sample", render_sample.Config())
+
+        def work(step, out):
+            with open(out / "makers", "a") as file:
+                file.write("x")
+            while len(list(store.root.glob("waiting-*"))) < 2:  # the other process comes meanwhile
+                time.sleep(0.01)
+            return Outcome()
+
+        (store.root / f"waiting-{os.getpid()}").touch()
+        with store.lock(step):
+            found = store.find(step)
+            if found is None:
+                store.make(step, work, {})
+        print("found" if found else "made")
+    """)
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = sorted(process.communicate(timeout=120)[0].strip() for process in both)
+    assert printed == ["found", "made"]
+    step = Step("render_sample", "sample", render_sample.Config())
+    assert (Store(tmp_path).folder(step) / "makers").read_text() == "x"
+
+
+def test_a_store_that_cannot_be_written_is_a_mistake(tmp_path):
+    (tmp_path / "render_sample").write_text("not a folder")
+    with (
+        pytest.raises(InputError, match=rf"{tmp_path}/render_sample: File exists"),
+        Store(tmp_path).lock(sample_step()),
+    ):
+        pass
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "manifest.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_configurations_are_frozen_and_refuse_unknown_keys():
+    with pytest.raises(ValueError, match="sizes"):
+        decode_videos.Config(sizes=3)
+    with pytest.raises(ValueError, match="frozen"):
+        decode_videos.Config().size = 3
+
+
+def test_require_names_what_is_missing(tmp_path):
+    with pytest.raises(InputError, match=r"index\.parquet is missing"):
+        require(tmp_path, "index.parquet")
+    assert require(tmp_path.parent, tmp_path.name) == tmp_path
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_damaged_manifest_is_none_and_is_told(content, tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text(content)
+    assert read_manifest(tmp_path) is None
+    assert "is damaged" in capsys.readouterr().err

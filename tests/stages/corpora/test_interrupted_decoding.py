@@ -1,0 +1,127 @@
+"""Decoding that is killed at any moment, or finds the disk full, and is begun again comes to the same bytes."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alpro.stages.artifacts.store import MISTAKE
+from tests.conftest import ROOT
+from tests.stages.test_decode_videos import contents
+
+
+@pytest.fixture
+def decode(sample, tmp_path) -> Callable[..., subprocess.Popen]:
+    """decode(out, workers): the clips of the sample into a folder, started or going on, in a session of its own."""
+
+    def start(out: Path, workers: int, size: int = 40, **how) -> subprocess.Popen:
+        out.mkdir(exist_ok=True)
+        work = {
+            "stage": "decode_videos",
+            "config": {
+                "manifest": "clips.jsonl",
+                "frames": 8,
+                "size": size,
+                "samples_per_shard": 4,
+                "most_rejects": 0.5,
+            },
+            "inputs": {"sample": str(sample)},
+            "out": str(out),
+            "resources": {"workers": workers, "device": "cpu"},
+        }
+        file = tmp_path / f"{out.name}.json"
+        file.write_text(json.dumps(work))
+        command = [sys.executable, "-m", "alpro.stages.execution.run", str(file)]
+        environment = {"PYTHONPATH": str(ROOT)} | os.environ
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **how)
+
+    return start
+
+
+def made(out: Path) -> dict[str, str]:
+    """What was made, without what is known of its making, and without what is deleted when the artifact is whole."""
+    return {
+        name: digest for name, digest in contents(out).items() if not name.startswith("parts/") and ".part" not in name
+    }
+
+
+# Loaded by every process before all else. What they do to files below a folder is counted, of all of them together or
+# of workers alone, and at one number the pipeline, or the worker that is at it, is killed.
+KILLER = """
+import os, signal, sys
+
+folder, number, parent = os.environ["KILLS_IN"], int(os.environ["KILLS_AT"]), os.environ["KILLS"] == "parent"
+main = int(os.environ.setdefault("KILLS_MAIN", str(os.getpid())))
+log = os.open(os.environ["KILLS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+written = os.O_WRONLY | os.O_RDWR
+
+
+def watch(event, arguments):
+    if event not in ("open", "os.rename", "os.remove", "os.link", "os.truncate") or folder not in str(arguments[0]):
+        return
+    if (event == "open" and not arguments[2] & written) or (not parent and os.getpid() == main):
+        return
+    os.write(log, b".")
+    if os.fstat(log).st_size == number:
+        os.kill(main if parent else os.getpid(), signal.SIGKILL)
+
+
+sys.addaudithook(watch)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("whom", ["parent", "worker"])
+def test_killed_at_any_moment_it_comes_to_the_same_bytes(whom, decode, tmp_path, monkeypatch):
+    whole, log = tmp_path / "whole", tmp_path / "log"
+    assert decode(whole, 1).wait(300) == 0
+    (tmp_path / "killer").mkdir()
+    (tmp_path / "killer" / "sitecustomize.py").write_text(KILLER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'killer'}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("KILLS", whom)
+    monkeypatch.setenv("KILLS_IN", str(tmp_path / "broken"))
+    monkeypatch.setenv("KILLS_LOG", str(log))
+    numbers = [*range(1, 40, 6), 10**9] if whom == "parent" else [1, 2, 5, 17, 40]
+    for number in numbers:
+        log.write_bytes(b"")
+        monkeypatch.setenv("KILLS_AT", str(number))
+        # A pipeline that is killed is gone on with; without a worker it goes on by itself.
+        out = tmp_path / (f"broken {number}" if whom == "worker" else "broken")
+        status = decode(out, 1 + number % 3).wait(300)
+        assert (log.stat().st_size >= number) == (number < 10**9)
+        assert status == (-signal.SIGKILL if whom == "parent" and number < 10**9 else 0)
+        if status == 0:
+            assert made(out) == made(whole)
+
+
+@pytest.mark.parametrize(
+    ("most", "refused"), [(20_000, "plan.sqlite: No space left on device"), (150_000, "full: File too large")]
+)
+def test_a_full_disk_is_one_line_and_costs_nothing_that_was_done(most, refused, decode, tmp_path):
+    out = tmp_path / "full"
+
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # bytes a file may have: the kernel refuses more
+
+    process = decode(out, 1, size=80, preexec_fn=small_disk)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == MISTAKE
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, said
+    assert refused in lines[0]
+    assert "; free some space and run again: it continues" in lines[0]
+    assert "Traceback" not in said
+    assert not list(out.glob(".*.part"))
+    if most < 100_000:  # before any was decoded
+        return
+    again = decode(out, 2, size=80)
+    assert again.wait(300) == 0
+    whole = tmp_path / "whole"
+    assert decode(whole, 2, size=80).wait(300) == 0
+    assert made(out) == made(whole)

@@ -1,0 +1,78 @@
+"""Pictures a person looks at."""
+
+import numpy as np
+
+from alpro.stages.corpora.pictures import (
+    AMBER,
+    GREEN,
+    RED,
+    TILE,
+    clip_strip,
+    draw_entities,
+    retrieval_picture,
+    sheet,
+    strip,
+    tile,
+)
+
+WHITE = np.full((32, 32, 3), 255, np.uint8)
+
+
+def test_a_border_tells_right_from_wrong():
+    for colour in (GREEN, RED):
+        pixels = np.asarray(tile(WHITE, colour))
+        assert pixels.shape == (TILE, TILE, 3)
+        assert tuple(pixels[0, TILE // 2]) == tuple(pixels[TILE // 2, -1]) == colour
+        assert tuple(pixels[TILE // 2, TILE // 2]) == (255, 255, 255)
+
+
+def test_the_crop_is_bright_and_the_rest_is_dark():
+    """A box of the upper left quarter."""
+    pixels = np.asarray(draw_entities(WHITE, (0, 0, 0.5, 0.5), [("ball", 0.71)], "a ball", kept=True))
+    assert tuple(pixels[TILE // 4, TILE // 4]) == (255, 255, 255)
+    assert tuple(pixels[TILE // 2 - 1, TILE // 4]) == AMBER
+    for y, x in ((0.75, 0.25), (0.25, 0.75), (0.75, 0.75)):
+        assert pixels[int(y * TILE), int(x * TILE)].max() < 100
+
+
+def test_a_crop_that_is_wider_than_tall_stays_where_it_is():
+    """Below the middle on the left: (top, left, height, width), and not the other way round."""
+    pixels = np.asarray(draw_entities(WHITE, (0.6, 0.1, 0.2, 0.7), [], "", None))
+    bright = {
+        (y, x)
+        for y in range(5, 100, 10)
+        for x in range(5, 100, 10)
+        if pixels[y * TILE // 100, x * TILE // 100].min() > 200
+    }
+    assert bright == {(y, x) for y in (65, 75) for x in range(15, 80, 10)}
+
+
+def test_whether_a_pseudo_label_was_kept_is_shown_in_its_colour():
+    def colours(kept):
+        picture = draw_entities(WHITE, (0, 0, 1, 1), [("ball", 0.71)], "a ball", kept)
+        return {tuple(p) for p in np.asarray(picture)[TILE:].reshape(-1, 3)}
+
+    assert GREEN in colours(True)
+    assert RED in colours(False)
+    assert not {GREEN, RED} & colours(None)
+
+
+def test_a_strip_grows_with_its_text():
+    frames = np.stack([WHITE] * 3)
+    short, long = clip_strip(frames, ["a ball"]), clip_strip(frames, ["a ball moves to the left " * 20])
+    assert short.width == long.width == 3 * (TILE + 4)
+    assert long.height > short.height + 5 * 17
+
+
+def test_a_sheet_holds_every_strip():
+    rows = [strip([tile(WHITE)], [("text", RED)], TILE) for _ in range(5)]
+    one, two = sheet(rows), sheet(rows, columns=2)
+    assert one.height == 5 * rows[0].height
+    assert (two.height, two.width) == (3 * rows[0].height, 2 * one.width)
+
+
+def test_queries_show_what_was_found():
+    found = [(WHITE, "a", True), (WHITE, "b", False)]
+    pixels = np.asarray(retrieval_picture([("a red ball", "came first", found)]))
+    assert tuple(pixels[0, TILE // 2]) == GREEN
+    assert tuple(pixels[0, TILE + 4 + TILE // 2]) == RED

@@ -1,0 +1,167 @@
+"""Captions to counted nouns: what the embedded tagger says of captions, and counts the same however divided."""
+
+import random
+from collections import Counter
+
+import pytest
+import spacy
+from spacy.training import Example
+
+from alpro.shards.schema import InputError
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.build_vocabulary import join_forms
+from alpro.stages.vocabulary import nouns
+from alpro.stages.vocabulary.nouns import count_nouns, load_tagger, tag_unit
+
+
+def found(*captions: str, lemma: bool = False) -> Counter[str]:
+    """The nouns of captions by the embedded tagger, with their counts."""
+    words = tag_unit((list(captions), [1] * len(captions)), "embedded", lemma)
+    return Counter({noun.name: noun.count for noun in join_forms(words)})
+
+
+CAPTIONS = [  # what captions are made of, and treebanks of prose are not
+    ("a dog and a cat sleep on the sofa", "dog cat sofa"),
+    ("The Woman is cutting vegetables in her kitchen.", "woman vegetables kitchen"),
+    ("he runs quickly", ""),
+    ("a man talks about a car", "man car"),
+    ("a woman sings on stage", "woman stage"),
+    ("a boy plays guitar", "boy guitar"),
+    ("a man swings a bat", "man bat"),
+    ("a chef mixes dough in a bowl", "chef dough bowl"),
+    ("a woman puts on makeup", "woman makeup"),
+    ("a person folds paper", "person paper"),
+    ("a group of people dance", "group people"),
+    ("a man wears a striped shirt", "man shirt"),
+    ("a girl dances in a garden", "girl garden"),
+    ("women talking and laughing", "women"),
+    ("a lady describes a recipe", "lady recipe"),
+    ("he s standing by the window", "window"),
+    ("a reporter narrates and explains the weather", "reporter weather"),
+    ("two kids are jumping up and down", "kids"),
+    ("a cat drinks milk from a bottle", "cat milk bottle"),
+]
+
+
+def test_the_embedded_tagger_finds_the_nouns_of_captions():
+    called = {caption: (set(found(caption)), set(nouns.split())) for caption, nouns in CAPTIONS}
+    assert {caption: there - right for caption, (there, right) in called.items() if there - right} == {}
+    missed = [word for there, right in called.values() for word in right - there]
+    assert len(missed) <= 1, missed  # of 37
+
+
+def test_capitals_and_full_stops_do_not_matter_much():
+    for caption, expected in CAPTIONS:
+        written = caption[0].upper() + caption[1:].rstrip(".") + "."
+        assert len(set(found(written)) ^ set(expected.split())) <= 1, written
+
+
+def test_words_are_counted_as_often_as_their_captions_occur_and_by_what_they_are(resources):
+    captions = Counter({"a dog is sleeping": 3, "a small dog and a cat": 1})
+    words = count_nouns(captions, "embedded", False, resources)
+    assert words == {
+        ("a", ""): 5,
+        ("dog", "dog"): 4,
+        ("is", ""): 3,
+        ("sleeping", ""): 3,
+        ("small", ""): 1,
+        ("and", ""): 1,
+        ("cat", "cat"): 1,
+    }
+
+
+PLURALS = [
+    *[("men", "man"), ("women", "woman"), ("children", "child"), ("knives", "knife"), ("boxes", "box")],
+    *[("puppies", "puppy"), ("dogs", "dog"), ("feet", "foot"), ("dishes", "dish"), ("potatoes", "potato")],
+]
+
+
+@pytest.mark.parametrize(("plural", "singular"), PLURALS)
+def test_a_lemma_is_the_singular(plural, singular):
+    caption = f"two {plural} are on the table"
+    assert set(found(caption)) == {plural, "table"}
+    assert set(found(caption, lemma=True)) == {singular, "table"}
+
+
+@pytest.mark.parametrize("word", ["glass", "bus", "dress", "news", "grass", "gas", "house", "lens", "boss"])
+def test_a_singular_in_s_keeps_it(word):
+    assert set(found(f"the {word} is on the table", lemma=True)) == {word, "table"}
+
+
+def captions_of(number: int) -> Counter[str]:
+    """Captions of words that a tagger is not sure of, in lengths of 1 to 14 words, some of them more than once."""
+    rng = random.Random(3)
+    words = ["a", "the", "man", "dog", "cooks", "talks", "dance", "plays", "striped", "hits", "up", "s", "show", "cut"]
+    texts = [" ".join(rng.choices(words, k=rng.randint(1, 14))) for _ in range(number)]
+    return Counter({text: rng.randint(1, 3) for text in texts})
+
+
+def test_counts_do_not_depend_on_how_captions_are_divided(resources, monkeypatch):
+    captions = captions_of(400)
+    whole = count_nouns(captions, "embedded", False, resources)
+    assert whole.total() == sum(len(text.split()) * count for text, count in captions.items())
+    for unit, batch in ((40, 1), (7, 3), (64, 64), (300, 256), (4096, 1000)):
+        monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", unit)
+        monkeypatch.setattr(nouns, "CAPTIONS_PER_BATCH", batch)
+        assert count_nouns(captions, "embedded", False, resources) == whole, (unit, batch)
+    shuffled = list(captions.items())
+    random.Random(4).shuffle(shuffled)
+    assert count_nouns(Counter(dict(shuffled)), "embedded", False, resources) == whole
+
+
+@pytest.mark.long
+def test_counts_do_not_depend_on_the_number_of_processes(monkeypatch):
+    captions = captions_of(400)
+    monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", 40)
+    one, two, three = (
+        count_nouns(captions, "embedded", True, Resources(workers=workers, device="cpu")) for workers in (1, 2, 3)
+    )
+    assert one == two == three
+
+
+def test_many_units_go_to_a_pool(inline_pool, monkeypatch):
+    captions = captions_of(40)
+    whole = count_nouns(captions, "embedded", False, Resources(workers=1, device="cpu"))
+    monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", 4)
+    assert count_nouns(captions, "embedded", False, Resources(workers=2, device="cpu")) == whole
+
+
+def test_a_tagger_is_loaded_once_a_process():
+    assert load_tagger("embedded") is load_tagger("embedded")
+
+
+def test_a_tagger_that_has_met_many_words_is_loaded_anew(monkeypatch):
+    monkeypatch.setattr(nouns, "WORDS_KEPT", 10)
+    before = load_tagger("embedded", False)
+    assert tag_unit((["a dog sleeps"], [1]), "embedded")["dog", "dog"] == 1
+    assert load_tagger("embedded", False) is not before
+
+
+def test_a_tagger_that_is_not_installed_is_a_mistake():
+    with pytest.raises(InputError, match=r"tagger = 'en_core_web_none'.*'embedded'"):
+        load_tagger("en_core_web_none")
+
+
+@pytest.fixture(scope="module")
+def other_tagger(tmp_path_factory) -> str:
+    """A spaCy pipeline with components as many models have them, most of no use for tags; and no lemmatizer."""
+    folder = tmp_path_factory.mktemp("taggers") / "other"
+    nlp = spacy.load(nouns.EMBEDDED, exclude=["lemmatizer"])
+    nlp.add_pipe("sentencizer", first=True)
+    nlp.add_pipe("attribute_ruler").add([[{"LOWER": "gizmo"}]], {"POS": "NOUN"})
+    known = {"heads": [1, 1], "deps": ["A", "ROOT"], "entities": ["O", "U-A"], "cats": {"A": 1.0, "B": 0.0}}
+    example = Example.from_dict(nlp.make_doc("a gizmo"), known)
+    for name in ("parser", "ner", "textcat"):
+        nlp.add_pipe(name).initialize(lambda: [example], nlp=nlp)
+    nlp.to_disk(folder)
+    return str(folder)
+
+
+def test_of_another_pipeline_only_what_tags_need_is_run(other_tagger):
+    assert load_tagger(other_tagger).pipe_names == ["tok2vec", "morphologizer", "attribute_ruler"]
+    assert tag_unit((["the gizmo shines"], [1]), other_tagger)["gizmo", "gizmo"] == 1
+
+
+def test_lemmas_of_a_pipeline_without_a_lemmatizer_are_a_mistake(other_tagger):
+    with pytest.raises(InputError, match=r"build_vocabulary.lemma: .* has no lemmatizer"):
+        load_tagger(other_tagger, lemma=True)

@@ -1,0 +1,106 @@
+"""Lists of words that people bring: entities and answers, in the order of a head."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors import safe_open
+
+from alpro.models.alpro import Alpro
+from alpro.models.folder import ModelFolder
+from alpro.pipeline.config import load_config
+from alpro.pipeline.flow import plan
+from alpro.shards.schema import InputError
+from alpro.stages import build_vocabulary, finetune_qa
+from alpro.stages.artifacts.digests import Digests
+from alpro.stages.vocabulary.word_lists import read_word_list
+
+FORMS = {
+    "list.json": '["dog", "hot dog", "3"]',
+    "ans2label.json": '{"hot dog": 1, "3": 2, "dog": 0}',
+    "lines.txt": "dog\nhot dog\n\n3\n",
+    "unigrams.txt": "dog 120\nhot dog\t80\n3 7\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_gives_the_words_in_order(name, tmp_path):
+    (tmp_path / name).write_text(FORMS[name])
+    assert read_word_list(tmp_path / name, "key") == ["dog", "hot dog", "3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "[1, 2]", "neither a list of words nor an object of word to number"),
+        ("a.json", '"dog"', "neither a list of words"),
+        ("a.json", '["dog", " "]', "neither a list of words"),
+        ("a.json", '{"dog": 0, "cat": 2}', "the numbers of its words are not 0 to 1, each once"),
+        ("a.json", '{"dog": true}', "the numbers of its words"),
+        ("a.json", "[", "cannot be read"),
+        ("a.txt", "dog\ncat\ndog\n", "'dog' is there twice"),
+    ],
+)
+def test_anything_else_is_a_mistake_of_one_line(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        read_word_list(tmp_path / name, "finetune_qa.answers_file")
+    assert str(error.value).startswith("finetune_qa.answers_file = ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_a_mistake(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_word_list(tmp_path / "none.txt", "key")
+
+
+def test_a_list_of_entities_takes_the_place_of_counting(corpora, tmp_path, resources, monkeypatch):
+    """Its first M words as they are, though they are in no caption, excluded, or a word of the templates."""
+    (tmp_path / "unigrams.txt").write_text("video 90\nzebra 80\nthing 70\nball 60\n")
+    monkeypatch.setattr(build_vocabulary, "count_nouns", None)  # no noun is counted
+    config = build_vocabulary.Config(entities=3, entities_file=str(tmp_path / "unigrams.txt"), word_pieces=300)
+    (tmp_path / "out").mkdir()
+    counts = build_vocabulary.run(config, corpora, tmp_path / "out", resources).counts
+    assert pq.read_table(tmp_path / "out" / "entities.parquet")["entity"].to_pylist() == ["video", "zebra", "thing"]
+    assert pq.read_table(tmp_path / "out" / "left_out.parquet").to_pylist() == [
+        {"noun": "ball", "count": None, "reason": "below the first 3"}
+    ]
+    assert (counts["entities"], counts["left_out"]) == (3, 1)
+    with pytest.raises(InputError, match=r"entities = 5, but .*unigrams.txt has 4 words"):
+        build_vocabulary.run(config.model_copy(update={"entities": 5}), corpora, tmp_path / "out", resources)
+
+
+def test_a_list_of_answers_takes_the_place_of_the_most_frequent_ones(clips, tmp_path, tiny_model, tokenizer, resources):
+    """In its order, which is that of the head: all of them, whatever `answers` says."""
+    start = Alpro(tiny_model(tokenizer.get_vocab_size()), entities=2)
+    ModelFolder("pretrain", start, tokenizer, entities=["a", "b"]).save_pretrained(tmp_path / "start")
+    (tmp_path / "ans2label.json").write_text(json.dumps({"zebra": 2, "left": 0, "one": 1}))
+    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "batch_size": 4, "frames": 2, "answers": 2}
+    config = finetune_qa.Config.model_validate(values | {"answers_file": str(tmp_path / "ans2label.json")})
+    (tmp_path / "out").mkdir()
+    counts = finetune_qa.run(config, {"model": tmp_path / "start", "clips": clips}, tmp_path / "out", resources).counts
+    assert counts["answers"] == 3
+    model = tmp_path / "out" / "model"
+    assert json.loads((model / "answers.json").read_text()) == ["left", "one", "zebra"]
+    with safe_open(model / "model.safetensors", "pt") as weights:
+        assert weights.get_slice("qa_head.2.bias").get_shape() == [3]
+
+
+def test_a_list_is_in_the_fingerprint_by_its_contents_and_must_exist(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"one")
+    (tmp_path / "a.jsonl").write_text('{"path": "a.mp4", "caption": "x"}\n')
+
+    def fingerprint(name: str) -> str:
+        config = load_config(
+            "own_videos", str(tmp_path / "a.jsonl"), [f"build_vocabulary.entities_file={tmp_path / name}"]
+        )
+        steps = plan(config, Digests(tmp_path / "digests.sqlite"))
+        return next(step.fingerprint for step in steps if step.stage == "build_vocabulary")
+
+    found = []
+    for content in ("dog", "cat", "dog"):
+        (tmp_path / "list.txt").write_text(content)
+        found.append(fingerprint("list.txt"))
+    assert found[0] == found[2] != found[1]
+    with pytest.raises(InputError, match=r"build_vocabulary.entities_file = .*none.txt': no such file"):
+        fingerprint("none.txt")
