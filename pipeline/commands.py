@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from alpro.errors import InputError
 from alpro.pipeline.console import print_artifact, print_artifacts
-from alpro.shards.schema import InputError
 from alpro.shards.storage import absolute
 from alpro.stages.artifacts.store import CONTINUE, MISTAKE, Interrupted, StageFailed, Step, Store
 

@@ -7,10 +7,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.shards.manifest import scan_manifest
-from alpro.shards.schema import InputError, Row
+from alpro.shards.schema import Row
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.build_vocabulary import Config as BuildVocabulary

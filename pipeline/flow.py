@@ -8,6 +8,7 @@ from typing import Any, cast
 from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
 
+from alpro.errors import InputError
 from alpro.models.folder import read_task
 from alpro.pipeline.config import FILES, Corpus, PipelineConfig, load_config
 from alpro.pipeline.handover import Handover
@@ -16,7 +17,7 @@ from alpro.pipeline.reporting.report import write_report
 from alpro.pipeline.reporting.result_tables import results_markdown
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.tasks import Session, fetch_input, make, make_by_deployment, result
-from alpro.shards.schema import SPLITS, InputError
+from alpro.shards.schema import SPLITS
 from alpro.shards.storage import Location, absolute, located
 from alpro.stages.artifacts.digests import Digests, digest_data, digest_model
 from alpro.stages.artifacts.store import EVALUATIONS, StageConfig, Step, Store, digest

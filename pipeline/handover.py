@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
 from alpro.shards.storage import absolute, located
 from alpro.stages.artifacts.store import STAGES, Resources, Step
 

@@ -10,8 +10,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from alpro.errors import InputError
+from alpro.files import read_json, write_json
 from alpro.pipeline.units import on_dask
-from alpro.shards.schema import InputError
 from alpro.shards.storage import Location, absolute
 from alpro.stages.artifacts.store import (
     CONTINUE,
@@ -22,8 +23,6 @@ from alpro.stages.artifacts.store import (
     StageFailed,
     Step,
     Store,
-    read_json,
-    write_json,
 )
 from alpro.stages.execution import workers
 

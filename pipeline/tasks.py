@@ -12,11 +12,11 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.states import Completed, State
 
+from alpro.errors import InputError
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.launch import work
 from alpro.pipeline.record import Made, record_cached, record_made, record_made_elsewhere, run_tags, stage_run
 from alpro.pipeline.reporting.tracking import Run, Tracker
-from alpro.shards.schema import InputError
 from alpro.stages.artifacts.store import Interrupted, Resources, StageFailed, Step, Store
 
 

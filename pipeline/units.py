@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
 
 CONNECT_SECONDS = 10
 

@@ -18,10 +18,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from alpro.errors import InputError
 from alpro.shards.database import database
 from alpro.shards.manifest import Groups, Ids, question_type, scan_manifest
 from alpro.shards.records import plain, read_records
-from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, InputError, Question, Reject, Row
+from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Question, Reject, Row
 from alpro.shards.storage import Location
 
 NAMES = ("clip_name", "video_id", "videoid", "gif_name", "image", "video")  # columns that name a video or image

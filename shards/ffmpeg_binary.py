@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from alpro.errors import InputError
 from alpro.shards.clip import CONTAINERS, SCALING, Clip, DecodeError, Request, resource
-from alpro.shards.schema import InputError
 
 SHOWN = re.compile(rb"\[Parsed_showinfo_\d+ @ \w+\] n: *\d+ pts:.* pts_time:(\S+) .* s:(\d+)x(\d+) ")
 COMPLAINTS = ("error", "invalid", "not found", "missing", "corrupt", "partial file")

@@ -1,25 +1,18 @@
 """What tells a file from a changed one: by what its store says of it, or by its bytes."""
 
 import errno
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from alpro.shards.credentials import without_credentials
+from alpro.credentials import without_credentials
 from alpro.shards.storage import AT_ONCE, Location, ask
 
 # What says that a file is the same, the surest first, as different stores call it.
 MARKS = ["etag", "contentmd5", "md5hash", "md5", "sha256", "checksum", "digest", "crc32c", "blobid", "generation"]
 MARKS += ["lastmodified", "mtime", "modified", "updated", "created"]
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def identity(location: Location) -> str:

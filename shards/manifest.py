@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alpro.shards.credentials import clean_values, without_credentials
+from alpro.credentials import clean_values, without_credentials
+from alpro.errors import InputError
 from alpro.shards.database import database
 from alpro.shards.records import plain, read_records
 from alpro.shards.schema import (
@@ -19,7 +20,6 @@ from alpro.shards.schema import (
     MAX_SECONDS,
     SPLITS,
     VIDEO_EXTENSIONS,
-    InputError,
     Reject,
     Row,
 )

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from alpro.errors import InputError
 from alpro.shards.clip import CONTAINERS, SCALING, Clip, DecodeError, Request, memory_limit
-from alpro.shards.schema import InputError
 
 # Packets are kept from the first reading to the decoding while they are no more than this; then they are read again.
 HELD_BYTES = 64 << 20

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from alpro.shards.schema import INDEX, InputError
+from alpro.errors import InputError
+from alpro.shards.schema import INDEX
 from alpro.shards.storage import Location, join, open_binary, read_range
 
 PLACES = ("json_offset", "json_size", "frame_offsets", "frame_sizes")

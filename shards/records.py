@@ -20,7 +20,8 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.shards.schema import MOST_JSON, InputError
+from alpro.errors import InputError
+from alpro.shards.schema import MOST_JSON
 from alpro.shards.storage import Location, open_binary
 
 Record = dict[str, Any]

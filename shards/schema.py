@@ -1,4 +1,4 @@
-"""What a row of a manifest, a sample in a shard and a row of the index are; and the one kind of people's mistakes."""
+"""What a row of a manifest, a sample in a shard and a row of the index are."""
 
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from alpro.shards.credentials import without_credentials
+from alpro.credentials import without_credentials
 
 SAMPLE_VERSION: Literal[1] = 1
 MOST_JSON = 1 << 24  # bytes of what is known of one sample
@@ -32,14 +32,6 @@ VIDEO_EXTENSIONS = {
     ".ogv",
 }
 IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-
-
-class InputError(Exception):
-    """A mistake that a person can mend: one line that says what, where and what to do. Shown without a traceback, and
-    without the credentials of URLs in it."""
-
-    def __init__(self, message: str = ""):
-        super().__init__(without_credentials(message))
 
 
 def _not_blank(text: str) -> str:

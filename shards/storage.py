@@ -28,8 +28,9 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from alpro.shards.credentials import has_credentials, without_credentials
-from alpro.shards.schema import InputError
+from alpro.credentials import has_credentials, without_credentials
+from alpro.errors import InputError
+from alpro.files import atomic_write
 
 Location = Path | str
 Answer = TypeVar("Answer")
@@ -310,8 +311,8 @@ def write_bytes(location: Location, data: bytes) -> None:
     """Writes a small file; a reader finds the old one or the whole of it (in an object store, and on this machine)."""
     if isinstance(location, Path):
         location.parent.mkdir(parents=True, exist_ok=True)
-        _whole(location).write_bytes(data)
-        os.replace(_whole(location), location)
+        with atomic_write(location) as temporary:
+            temporary.write_bytes(data)
         return
     ask(location, lambda system, name: system.pipe_file(name, data))
 
@@ -320,21 +321,17 @@ def send_file(path: Path, location: Location) -> None:
     """Copies a file of this machine to a location."""
     if isinstance(location, Path):
         location.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, _whole(location))
-        os.replace(_whole(location), location)
+        with atomic_write(location) as temporary:
+            shutil.copyfile(path, temporary)
         return
     ask(location, lambda system, name: system.put_file(str(path), name))
 
 
 def fetch_file(location: Location, path: Path) -> None:
-    """Copies a file to this machine; it has its name when it is whole."""
+    """Copies a file to this machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ask(location, lambda system, name: system.get_file(name, str(_whole(path))))
-    os.replace(_whole(path), path)
-
-
-def _whole(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    with atomic_write(path) as temporary:
+        ask(location, lambda system, name: system.get_file(name, str(temporary)))
 
 
 @contextmanager

@@ -15,8 +15,10 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import ValidationError
 
+from alpro.errors import InputError
+from alpro.files import temporary_name
 from alpro.shards.decode import Clip
-from alpro.shards.schema import INDEX, MOST_JSON, About, InputError, Row
+from alpro.shards.schema import INDEX, MOST_JSON, About, Row
 from alpro.shards.storage import Location, open_binary
 
 MEMBER = re.compile(r"(?:\./)*(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
@@ -34,7 +36,7 @@ class ShardWriter:
         import webdataset
 
         self.path, self.quality = path, quality
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self.temporary = temporary_name(path)
         self.file = open(self.temporary, "wb")
         # Owner and time are constants: the same samples are the same bytes.
         self.tar = webdataset.TarWriter(self.file, user="alpro", group="alpro", mtime=0.0)

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from alpro.errors import InputError
 from alpro.models.templates import Templates, fill
 from alpro.shards.reader import index_batches
-from alpro.shards.schema import InputError
 from alpro.stages.artifacts.store import Outcome, Resources, StageConfig
 from alpro.stages.vocabulary.nouns import Words, count_nouns
 from alpro.stages.vocabulary.word_lists import read_word_list

@@ -10,9 +10,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from alpro.files import write_json
 from alpro.models.alpro import DualEncoder
 from alpro.models.templates import Templates, fill
-from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, require, write_json
+from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, require
 from alpro.stages.evaluation.encode import embed_texts, load_model
 from alpro.stages.training.distributed import pick_device
 

@@ -9,23 +9,24 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
+from alpro.credentials import without_credentials
+from alpro.errors import InputError
+from alpro.files import atomic_write, checksum, read_json, write_json
 from alpro.shards.annotations import scan_source
-from alpro.shards.credentials import without_credentials
 from alpro.shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
 from alpro.shards.ffmpeg_binary import ffmpeg_version
-from alpro.shards.identity import checksum, identities
+from alpro.shards.identity import identities
 from alpro.shards.plan import Plan, Unit
-from alpro.shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject, Row
+from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject, Row
 from alpro.shards.storage import FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest, read_json, write_json
+from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest
 from alpro.stages.corpora.reuse import UNITS, Made, remember, take_over
 from alpro.stages.corpora.tables import (
     COMPARED,
@@ -210,9 +211,8 @@ def do_unit(unit: Unit, config: Config, out: Path) -> None:
     pq.write_table(index, part(unit.name, "index.parquet", out))
     write_json(part(unit.name, "json", out), vars(made) | {"decoded": taken is None})
     # The rejects come last: this file says that the unit is done.
-    temporary = part(f".{unit.name}.{uuid4().hex}", "part", out)
-    pq.write_table(rejected, temporary)
-    temporary.rename(part(unit.name, "rejects.parquet", out))
+    with atomic_write(part(unit.name, "rejects.parquet", out)) as temporary:
+        pq.write_table(rejected, temporary)
     part(unit.name, "suspects", out).unlink(missing_ok=True)
 
 

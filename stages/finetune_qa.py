@@ -7,10 +7,10 @@ from typing import cast
 import torch
 from pydantic import Field
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, start_from
 from alpro.shards.reader import read_index
-from alpro.shards.schema import InputError
 from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_qa

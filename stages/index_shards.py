@@ -20,13 +20,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from alpro.errors import InputError
+from alpro.files import read_json, write_json
 from alpro.shards.identity import identities
 from alpro.shards.reader import Unreadable, sample_of
-from alpro.shards.schema import INDEX, REJECTS, SPLITS, InputError, Reject
+from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
 from alpro.shards.storage import FULL, Location, listing, local_copy, refuse_credentials
 from alpro.shards.writer import index_shard
 from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest, read_json, write_json
+from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest
 from alpro.stages.corpora.tables import (
     COMPARED,
     Counted,

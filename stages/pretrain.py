@@ -1,6 +1,5 @@
 """Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4)."""
 
-import os
 from pathlib import Path
 from typing import cast
 
@@ -9,6 +8,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from alpro.files import atomic_write
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, start_from
 from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, require
@@ -155,6 +155,5 @@ def draw_pseudo_labels(
         words = data.words.tokenizer.decode(batch.text[i].tolist())
         rows.append(draw_entities(frame, box, named, words, bool(best.values[0] >= objective.threshold)))
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".pseudo_labels.part"  # another process follows what appears here
-    sheet(rows, columns=min(6, len(rows))).save(temporary, format="png")
-    os.replace(temporary, folder / f"pseudo_labels{ending}.png")
+    with atomic_write(folder / f"pseudo_labels{ending}.png") as temporary:  # another process follows what appears here
+        sheet(rows, columns=min(6, len(rows))).save(temporary, format="png")

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
+from alpro.files import atomic_write
 from alpro.stages.artifacts.store import Outcome, Resources, StageConfig
 from alpro.stages.execution.progress import progress
 from alpro.stages.execution.workers import work_pool
@@ -170,12 +171,11 @@ def render_items(items: list[Item], config: Config, out: Path) -> int:
         path = out / one.path
         if path.exists():
             continue
-        temporary = path.with_name(f".{path.name}")
-        if path.suffix == ".jpg":
-            Image.fromarray(render(one.scene, 1, config.size)[0]).save(temporary, "JPEG", quality=92)
-        else:
-            encode_video(render(one.scene, config.frames, config.size), temporary)
-        temporary.rename(path)
+        with atomic_write(path) as temporary:
+            if path.suffix == ".jpg":
+                Image.fromarray(render(one.scene, 1, config.size)[0]).save(temporary, "JPEG", quality=92)
+            else:
+                encode_video(render(one.scene, config.frames, config.size), temporary)
     return len(items)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from alpro.files import read_json
 from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.folder import ModelFolder, Preprocessing
-from alpro.stages.artifacts.store import Outcome, Resources, read_json, require
+from alpro.stages.artifacts.store import Outcome, Resources, require
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.distributed import world

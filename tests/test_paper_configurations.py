@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.official import to_official
 from alpro.pipeline.config import CONFIGS, load_config, shipped
 from alpro.pipeline.flow import check_test_split, plan
-from alpro.shards.schema import InputError
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import Resources, Store
 from alpro.stages.training.import_checkpoint import import_checkpoint

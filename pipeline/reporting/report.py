@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
+from alpro.files import read_json
 from alpro.pipeline.reporting.result_tables import Listed, results, tables
-from alpro.stages.artifacts.store import EVALUATIONS, read_json
+from alpro.stages.artifacts.store import EVALUATIONS
 from alpro.stages.training.metrics import read_metrics
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alpro.stages.artifacts.store import EVALUATIONS, read_json
+from alpro.files import read_json
+from alpro.stages.artifacts.store import EVALUATIONS
 
 Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, manifest, cached
 FEW_ITEMS = 100

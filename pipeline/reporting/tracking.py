@@ -30,8 +30,8 @@ from mlflow.entities import Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from alpro.shards.credentials import without_credentials
-from alpro.shards.schema import InputError
+from alpro.credentials import without_credentials
+from alpro.errors import InputError
 from alpro.stages.training.metrics import read_metrics
 
 for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like

@@ -11,10 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alpro.credentials import without_credentials
+from alpro.errors import InputError
+from alpro.files import checksum
 from alpro.shards.annotations import scan_source
-from alpro.shards.credentials import without_credentials
-from alpro.shards.identity import checksum, identities
-from alpro.shards.schema import InputError, Row
+from alpro.shards.identity import identities
+from alpro.shards.schema import Row
 from alpro.shards.storage import Location, parent
 from alpro.stages.artifacts.store import digest
 from alpro.stages.execution.progress import progress

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-from alpro.shards.identity import checksum
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
+from alpro.files import checksum
 from alpro.shards.storage import (
     AT_ONCE,
     Location,

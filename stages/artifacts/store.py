@@ -25,8 +25,9 @@ from typing import Any, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from alpro.errors import InputError
+from alpro.files import read_json, write_json
 from alpro.shards.ffmpeg_binary import ffmpeg_version
-from alpro.shards.schema import InputError
 from alpro.shards.storage import FULL, Location, join, located
 from alpro.stages.artifacts.sharing import fetch, is_shared, send
 
@@ -302,17 +303,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         print(f"{path} is damaged: its artifact is made anew", file=sys.stderr)
         return None
     return found
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON under a temporary name and renames it, so that a reader finds the whole of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
 
 
 def versions() -> dict[str, str]:

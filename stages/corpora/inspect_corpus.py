@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from alpro.errors import InputError
+from alpro.files import write_json
 from alpro.shards.reader import ShardReader, Unreadable, index_batches, read_index
 from alpro.shards.sampling import segment_starts
-from alpro.shards.schema import SPLITS, InputError
+from alpro.shards.schema import SPLITS
 from alpro.shards.storage import AT_ONCE, Location
-from alpro.stages.artifacts.store import write_json
 from alpro.stages.corpora.pictures import sample_strips, sheet
 from alpro.stages.execution.progress import progress
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alpro.files import checksum, temporary_name
 from alpro.shards.database import database
-from alpro.shards.identity import checksum
 from alpro.shards.schema import INDEX, PASSING, REJECTS
 from alpro.stages.artifacts.store import CHANGED
 
@@ -101,8 +101,7 @@ def _link(old: Path, new: Path, sha256: str) -> bool:
     """Makes a shard appear under another name too, if it is still the one that was written."""
     if checksum(old) != sha256:
         return False
-    temporary = new.with_name(f".{new.name}.{os.getpid()}.part")
-    temporary.unlink(missing_ok=True)
+    temporary = temporary_name(new)
     try:
         os.link(old, temporary)
     except OSError:  # the file system has no links, or too many to this file

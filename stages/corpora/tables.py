@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alpro.files import atomic_write, read_json, write_json
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import SPLITS
-from alpro.stages.artifacts.store import read_json, write_json
 from alpro.stages.corpora.inspect_corpus import overlap
 from alpro.stages.corpora.pictures import sample_strips, sheet
 
@@ -24,8 +24,7 @@ COMPARED = 4000  # samples whose frames are compared between the splits, in a fe
 
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Writes many small tables as one, of which few rows are held at a time."""
-    temporary = path.with_name(f".{path.name}.part")
-    with pq.ParquetWriter(temporary, schema) as writer:
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         held: list[pa.Table] = [schema.empty_table()]
         for table in tables:
             held.append(table)
@@ -33,7 +32,6 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> N
                 writer.write_table(pa.concat_tables(held).combine_chunks(), ROW_GROUP)
                 held = [schema.empty_table()]
         writer.write_table(pa.concat_tables(held).combine_chunks(), ROW_GROUP)
-    temporary.rename(path)
 
 
 class Counted:

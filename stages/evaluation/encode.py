@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder
 from alpro.models.folder import ModelFolder
 from alpro.models.timesformer import VideoConfig
 from alpro.shards.reader import ShardReader
 from alpro.shards.sampling import segment_starts
-from alpro.shards.schema import InputError
 from alpro.shards.transforms import squash
 from alpro.stages.training.objective import Objective
 from alpro.stages.vocabulary.word_pieces import WordPieces

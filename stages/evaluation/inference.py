@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, read_words
 from alpro.shards.decode import DecodeError, decode_image, decode_video
-from alpro.shards.schema import IMAGE_EXTENSIONS, InputError
+from alpro.shards.schema import IMAGE_EXTENSIONS
 from alpro.stages.artifacts.store import Resources, require
 from alpro.stages.cache_prompts import read_prompts
 from alpro.stages.corpora.pictures import draw_entities, sheet

@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import Field
 
+from alpro.errors import InputError
+from alpro.files import read_json
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, set_frames
 from alpro.shards.reader import ShardReader
-from alpro.shards.schema import InputError
-from alpro.stages.artifacts.store import StageConfig, read_json, require
+from alpro.stages.artifacts.store import StageConfig, require
 from alpro.stages.evaluation.encode import Reorder, Texts, Videos, evaluator, load_model
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
 from alpro.stages.training.config import Protocol

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alpro.files import write_json
 from alpro.shards.reader import ShardReader
-from alpro.stages.artifacts.store import Outcome, write_json
+from alpro.stages.artifacts.store import Outcome
 from alpro.stages.evaluation.metrics import Ranks, chance_metrics, retrieval_metrics
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items, excluded
 from alpro.stages.evaluation.retrieval import Gallery

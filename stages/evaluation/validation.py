@@ -7,8 +7,8 @@ from typing import TypeVar, cast
 import numpy as np
 from tokenizers import Tokenizer
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro
-from alpro.shards.schema import InputError
 from alpro.stages.evaluation.encode import uniform_frames
 from alpro.stages.evaluation.metrics import accuracy_by_type, retrieval_metrics
 from alpro.stages.evaluation.qa import Questions, answer_logits

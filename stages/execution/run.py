@@ -18,7 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
+from alpro.files import read_json, write_json
 from alpro.shards.storage import located
 from alpro.stages.artifacts.store import (
     CONTINUE,
@@ -26,8 +27,6 @@ from alpro.stages.artifacts.store import (
     Outcome,
     Resources,
     fingerprint,
-    read_json,
-    write_json,
     write_manifest,
 )
 

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any, TypeVar
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
 
 Unit = TypeVar("Unit")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from alpro.shards.identity import checksum
+from alpro.files import checksum
 
 KEEP = 2
 

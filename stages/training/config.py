@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder, ModelConfig
 from alpro.models.initial import load_initial
-from alpro.shards.schema import InputError
 from alpro.stages.artifacts.store import StageConfig
 
 Protocol = Literal["all", "top_k"]

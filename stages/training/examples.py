@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from alpro.errors import InputError
 from alpro.models.losses import mask_words, random_box
 from alpro.shards.reader import Sample, ShardReader, Unreadable
 from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order
-from alpro.shards.schema import InputError
 from alpro.shards.transforms import random_crop, squash
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.corpora.pictures import clip_strip, sheet

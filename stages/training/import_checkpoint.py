@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.folder import ModelFolder, Preprocessing, check_weights
 from alpro.models.official import WEIGHT_FILES, Weights, from_official, read_checkpoint, sizes, split_prompter
-from alpro.shards.schema import InputError
 from alpro.stages.vocabulary.word_lists import read_word_list
 from alpro.stages.vocabulary.word_pieces import load_tokenizer
 

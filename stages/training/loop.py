@@ -1,6 +1,5 @@
 """The one training loop: prompter, pre-training and fine-tunings differ in their objective and their validation."""
 
-import os
 import resource
 import signal
 import sys
@@ -16,11 +15,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from alpro.errors import InputError
+from alpro.files import atomic_write, checksum
 from alpro.models.flops import peak
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
-from alpro.shards.identity import checksum
-from alpro.shards.schema import InputError
 from alpro.stages.artifacts.store import CONTINUE, Resources
 from alpro.stages.execution.progress import progress
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
@@ -318,9 +317,8 @@ class _Run:
             if self.world.main:
                 best = best_weights(self.out, self.done.step)
                 best.parent.mkdir(exist_ok=True)
-                temporary = best.with_suffix(".part")
-                write_tensors(trainable(self.objective), temporary)
-                os.replace(temporary, best)
+                with atomic_write(best) as temporary:
+                    write_tensors(trainable(self.objective), temporary)
                 self.done.best_sum = checksum(best)
         return self.done.best_metrics | {"selected_step": float(self.done.best_step)} if select else values
 

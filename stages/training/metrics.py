@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
+from alpro.files import atomic_write
 from alpro.stages.training.distributed import gather_objects, total
 
 
@@ -36,9 +36,8 @@ class MetricsFile:
         """Drops the lines after `step`: a run that continues from a checkpoint writes them again."""
         if self.active and self.path.exists():
             kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-            temporary = self.path.with_suffix(".part")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(temporary, self.path)
+            with atomic_write(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.execution.progress import progress
 from alpro.stages.execution.workers import do_units

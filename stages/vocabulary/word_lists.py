@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
 
 
 def read_word_list(file: Path, key: str) -> list[str]:

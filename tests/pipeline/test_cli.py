@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from alpro.errors import InputError
 from alpro.pipeline import cli
-from alpro.shards.schema import InputError
 from alpro.stages.artifacts.store import STAGES, Interrupted, StageFailed
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from alpro.errors import InputError
 from alpro.pipeline.config import CONFIGS, load_config, shipped
-from alpro.shards.schema import InputError
 from docs.write_configuration import document
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from alpro.files import write_json
 from alpro.pipeline import console
-from alpro.stages.artifacts.store import Store, write_json
+from alpro.stages.artifacts.store import Store
 
 
 def cells(printed: str) -> list[list[str]]:

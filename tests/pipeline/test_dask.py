@@ -16,9 +16,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
+from alpro.errors import InputError
 from alpro.pipeline.flow import build_vocabulary
 from alpro.pipeline.units import on_dask
-from alpro.shards.schema import InputError
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.execution import workers
 from tests.stages.execution.test_workers import note

@@ -11,11 +11,11 @@ import yaml
 from mlflow.tracking import MlflowClient
 from prefect.states import Failed
 
+from alpro.errors import InputError
 from alpro.pipeline import flow, tasks
 from alpro.pipeline.config import load_config
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.launch import OWN_PROCESS
-from alpro.shards.schema import InputError
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import STAGES, Resources, StageFailed, Step, read_manifest
 from tests.stages.test_decode_videos import write_manifest

@@ -11,13 +11,13 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from prefect import flow as prefect_flow
 
+from alpro.errors import InputError
 from alpro.pipeline.config import Corpus, load_config
 from alpro.pipeline.flow import alpro, decoding, needed, plan
 from alpro.pipeline.flow import build_vocabulary as vocabulary_flow
 from alpro.pipeline.flow import pretrain as pretrain_flow
 from alpro.pipeline.tasks import interrupted
 from alpro.shards.reader import ShardReader
-from alpro.shards.schema import InputError
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import EVALUATIONS, Interrupted, Resources, Step, Store, read_manifest
 from alpro.stages.training.metrics import read_metrics

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from alpro.errors import InputError
+from alpro.files import read_json, write_json
 from alpro.pipeline import launch
 from alpro.pipeline.launch import command, work
-from alpro.shards.schema import InputError
 from alpro.stages import evaluate, pretrain, render_sample
 from alpro.stages.artifacts.store import (
     STAGES,
@@ -19,8 +20,6 @@ from alpro.stages.artifacts.store import (
     StageFailed,
     Step,
     Store,
-    read_json,
-    write_json,
 )
 from tests.pipeline.conftest import TINY
 

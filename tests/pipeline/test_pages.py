@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from alpro.files import read_json
 from alpro.pipeline import flow
-from alpro.stages.artifacts.store import read_json, read_manifest
+from alpro.stages.artifacts.store import read_manifest
 from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import TINY
 

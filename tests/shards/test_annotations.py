@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from alpro.errors import InputError
 from alpro.shards.annotations import Places, scan_annotations
-from alpro.shards.schema import InputError, Reject, Row
+from alpro.shards.schema import Reject, Row
 
 
 def scan(videos: Path, files: dict[str, Path], root: Path | None = None) -> tuple[list[Row], list[Reject]]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alpro.errors import InputError
 from alpro.shards.clip import Request
 from alpro.shards.decode import Clip, DecodeError, Limits, decode_image, decode_video, ffmpeg_binary
 from alpro.shards.ffmpeg_binary import _reason as ffmpeg_reason
 from alpro.shards.ffmpeg_binary import ffmpeg_version
-from alpro.shards.schema import InputError
 
 pytest.importorskip("av")
 pytest.importorskip("ffmpeg")

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alpro.errors import InputError
 from alpro.shards.manifest import question_type, read_manifest, scan_manifest
-from alpro.shards.schema import About, InputError, Row
+from alpro.shards.schema import About, Row
 
 QUESTION = {"question": "what  runs?", "answer": "dog"}
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from alpro.errors import InputError
 from alpro.shards import reader
 from alpro.shards.decode import Clip
 from alpro.shards.reader import ShardReader, Unreadable, read_index
-from alpro.shards.schema import InputError, Question, Row
+from alpro.shards.schema import Question, Row
 from alpro.shards.storage import join
 from alpro.shards.writer import ShardWriter, index_shard
 

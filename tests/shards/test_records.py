@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from alpro.errors import InputError
 from alpro.shards import records
 from alpro.shards.records import read_records
-from alpro.shards.schema import InputError
 
 GOOD = {"path": "a.mp4", "caption": "x"}
 LINE = json.dumps(GOOD).encode()

@@ -10,8 +10,8 @@ from fsspec.registry import known_implementations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alpro.errors import InputError
 from alpro.shards.identity import identities, identity
-from alpro.shards.schema import InputError
 from alpro.shards.storage import (
     TooLarge,
     exists,

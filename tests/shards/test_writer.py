@@ -12,8 +12,9 @@ import fsspec
 import pytest
 from PIL import Image
 
+from alpro.errors import InputError
 from alpro.shards.decode import Clip
-from alpro.shards.schema import INDEX, InputError, Question, Row
+from alpro.shards.schema import INDEX, Question, Row
 from alpro.shards.writer import ShardWriter, encode_jpeg, index_shard
 
 ABOUT = {

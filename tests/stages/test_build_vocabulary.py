@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from alpro.errors import InputError
 from alpro.models.templates import Templates, fill
 from alpro.shards.reader import read_index
-from alpro.shards.schema import InputError
 from alpro.stages import build_vocabulary
 from alpro.stages.build_vocabulary import Config, Noun, choose, join_forms, why_not
 from alpro.stages.vocabulary.word_pieces import WordPieces, load_tokenizer, train_tokenizer

@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from alpro.errors import InputError
+from alpro.files import checksum, read_json
 from alpro.shards.decode import DecodeError, decode_image
-from alpro.shards.identity import checksum
 from alpro.shards.reader import ShardReader
-from alpro.shards.schema import SPLITS, InputError
+from alpro.shards.schema import SPLITS
 from alpro.stages import decode_videos
-from alpro.stages.artifacts.store import Outcome, Resources, read_json
+from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.workers import STUCK
 

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from alpro.errors import InputError
 from alpro.shards.decode import Clip
 from alpro.shards.reader import ShardReader, read_index
-from alpro.shards.schema import InputError, Row
+from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter
 from alpro.stages import index_shards
 from alpro.stages.artifacts.store import Outcome, Resources

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alpro.shards.identity import checksum
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
+from alpro.files import checksum
 from alpro.stages import render_sample
 from alpro.stages.render_sample import Config
 from alpro.stages.sample import grammar

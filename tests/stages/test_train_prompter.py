@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from alpro.errors import InputError
 from alpro.models.folder import Preprocessing
-from alpro.shards.schema import InputError
 from alpro.stages.train_prompter import Config, measure
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from alpro.files import write_json
 from alpro.pipeline.reporting.report import metric_curves, write_report
 from alpro.pipeline.reporting.result_tables import Listed
-from alpro.stages.artifacts.store import write_json
 
 
 @pytest.fixture

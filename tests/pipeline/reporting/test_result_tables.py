@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from alpro.files import write_json
 from alpro.pipeline.reporting.result_tables import Table, results, results_markdown, small_sample_note, tables
-from alpro.stages.artifacts.store import write_json
 
 
 def rows_of(what: str, key: str, metrics: list[str], numbers: Iterator[int], items: int, chance: bool = True):

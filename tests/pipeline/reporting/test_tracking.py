@@ -20,9 +20,9 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import validate_param_and_metric_name
 
+from alpro.errors import InputError
 from alpro.pipeline.reporting import tracking
 from alpro.pipeline.reporting.tracking import Run, Tracker, flatten, metric_name, read_table
-from alpro.shards.schema import InputError
 
 
 class Memory:

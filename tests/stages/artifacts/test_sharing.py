@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
 from alpro.shards.storage import join, read_bytes
 from alpro.stages import render_sample
 from alpro.stages.artifacts import sharing as shared_artifacts

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
+from alpro.files import read_json, write_json
 from alpro.stages import decode_videos, render_sample
 from alpro.stages.artifacts.store import (
     STAGES,
@@ -21,10 +22,8 @@ from alpro.stages.artifacts.store import (
     Step,
     Store,
     digest,
-    read_json,
     read_manifest,
     require,
-    write_json,
 )
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from alpro.errors import InputError
 from alpro.pipeline.cli import parser
 from alpro.pipeline.commands import execute
 from alpro.shards.reader import read_index
-from alpro.shards.schema import INDEX, SPLITS, InputError
+from alpro.shards.schema import INDEX, SPLITS
 from alpro.stages.corpora.inspect_corpus import (
     BLANK,
     NOT_LOOKED_AT,

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from alpro.errors import InputError
 from alpro.shards.manifest import scan_manifest
 from alpro.shards.plan import Unit
-from alpro.shards.schema import InputError, Row
+from alpro.shards.schema import Row
 from alpro.shards.storage import Location
 from alpro.stages import decode_videos
 from alpro.stages.artifacts.digests import Contents, Digests, digest_data

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro
-from alpro.shards.schema import InputError
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.finetune_qa import frequent_answers
 from alpro.stages.training.objective import QaObjective

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing
 from alpro.pipeline.reporting.result_tables import tables
 from alpro.shards.decode import Clip
-from alpro.shards.schema import InputError, Row
+from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages import evaluate, zero_shot
 from alpro.stages.artifacts.store import Resources

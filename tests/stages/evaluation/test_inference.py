@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
 from alpro.shards.decode import DecodeError
-from alpro.shards.schema import InputError
 from alpro.stages import cache_prompts
 from alpro.stages.evaluation.inference import Model
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
 from alpro.shards.reader import Unreadable
-from alpro.shards.schema import InputError
 from alpro.stages.evaluation import validation
 from alpro.stages.evaluation.metrics import retrieval_metrics
 from alpro.stages.evaluation.qa import Questions

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from alpro.files import read_json, write_json
 from alpro.stages import render_sample
-from alpro.stages.artifacts.store import Outcome, Resources, Step, Store, read_json, write_json
+from alpro.stages.artifacts.store import Outcome, Resources, Step, Store
 from alpro.stages.execution import run as stage_run
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.execution import workers
 from alpro.stages.execution.workers import Died, do_units, in_own_process

@@ -11,7 +11,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.execution import run
 from alpro.stages.training.distributed import world

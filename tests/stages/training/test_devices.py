@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.training.distributed import gather, pick_device, total, world
 

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from alpro.errors import InputError
 from alpro.shards.decode import Clip
 from alpro.shards.reader import read_index
-from alpro.shards.schema import InputError, Row
+from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.training import examples

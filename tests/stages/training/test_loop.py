@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
-from alpro.shards.schema import InputError
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.training import loop
 from alpro.stages.training.distributed import World

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped, read_metrics
 
 CPU = torch.device("cpu")

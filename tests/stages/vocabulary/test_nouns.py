@@ -7,7 +7,7 @@ import pytest
 import spacy
 from spacy.training import Example
 
-from alpro.shards.schema import InputError
+from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.build_vocabulary import join_forms
 from alpro.stages.vocabulary import nouns

@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
 from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import plan
-from alpro.shards.schema import InputError
 from alpro.stages import build_vocabulary, finetune_qa
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.vocabulary.word_lists import read_word_list

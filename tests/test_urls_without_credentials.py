@@ -4,8 +4,9 @@ import pickle
 
 import pytest
 
-from alpro.shards.credentials import clean_values, has_credentials, without_credentials
-from alpro.shards.schema import InputError, Reject, Row
+from alpro.credentials import clean_values, has_credentials, without_credentials
+from alpro.errors import InputError
+from alpro.shards.schema import Reject, Row
 from alpro.shards.storage import refuse_credentials
 
 # A URL, what is left of it as the address of a file, and as any other text.
