@@ -40,7 +40,7 @@ class FivePasses(nn.Module):
         vtc = (F.cross_entropy(v2t, own) + F.cross_entropy(v2t.T, own)) / 2
 
         positive = model.fuse(text, batch.mask, video)  # the second
-        self.drawn = videos, texts = draw(v2t.T, batch.chance[:, 0]), draw(v2t, batch.chance[:, 1])
+        self.drawn = videos, texts = draw(v2t.T, batch.uniforms[:, 0]), draw(v2t, batch.uniforms[:, 1])
         negative = model.fuse(  # the third
             torch.cat([text, torch.stack([text[n] for n in texts])]),
             torch.cat([batch.mask, torch.stack([batch.mask[n] for n in texts])]),
@@ -68,11 +68,11 @@ class FivePasses(nn.Module):
 
 
 @torch.no_grad()
-def draw(similarity: Tensor, chance: Tensor) -> list[int]:
+def draw(similarity: Tensor, uniforms: Tensor) -> list[int]:
     """A hard negative for each row, one at a time, from the same chances as ours."""
     weights = similarity.float().clone().fill_diagonal_(-torch.inf).softmax(dim=1)
     drawn = []
-    for row, at in zip(weights, chance, strict=True):
+    for row, at in zip(weights, uniforms, strict=True):
         rising = row.double().cumsum(0)
         drawn.append(int(torch.searchsorted(rising, at.double() * rising[-1], right=True).item()))
     return drawn
@@ -97,8 +97,8 @@ def encode_apart(self: DualEncoder, ids: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([self.text_encoder(*half) for half in halves])
 
 
-def draw_apart(similarity: Tensor, same: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.tensor(draw(similarity, chance), device=similarity.device), ~same.all(dim=1)
+def draw_apart(similarity: Tensor, same: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.tensor(draw(similarity, uniforms), device=similarity.device), ~same.all(dim=1)
 
 
 def encode_whole(self: Prompter, frames: Tensor, cls_only: bool = False) -> Tensor:

@@ -4,8 +4,8 @@
 
 Clips of 10 s at 640 x 360 are rendered and decoded by decode_videos at its defaults (which takes av and webdataset).
 `--videos` is a manifest or folder of videos with captions instead; `--corpus` what decode_videos made of videos, which
-takes neither package; both together are a corpus and its videos. Batches are pre-training's, loaded by Steps.loader. On
-the fly all is the same but the frames: 4 of all that a video has, decoded by one thread and made as large as stored
+takes neither package; both together are a corpus and its videos. Batches are pre-training's, loaded by
+TrainingDataset.loader. On the fly all is the same but the frames: 4 of all that a video has, decoded by one thread and made as large as stored
 ones. The baseline, PyAV that seeks, knows the key frames beforehand and decodes no frame twice, as decord does.
 """
 
@@ -38,7 +38,7 @@ from alpro.stages import decode_videos
 from alpro.stages.artifacts.store import Resources, versions
 from alpro.stages.training import examples
 from alpro.stages.training.config import Phase, TrainingConfig
-from alpro.stages.training.examples import Steps
+from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.vocabulary.word_pieces import WordPieces, train_tokenizer
 
 RUNS, CLIPS, BATCH = 3, 24, 16  # 16 samples a GPU: the paper's 256 on 16
@@ -133,19 +133,23 @@ def compare(corpus: Path, videos: list["Video"], eaten: list[float]) -> dict:
     return {"workers": counts, "samples/s": rates, "tar MB/s": tar, "ms": parts, "eaten": eaten, "feed": feed}
 
 
-def training_steps(corpus: Path, augmentation: str, videos: list["Video"] | None = None, way: str = "") -> Steps:
+def training_steps(
+    corpus: Path, augmentation: str, videos: list["Video"] | None = None, way: str = ""
+) -> TrainingDataset:
     """Pre-training's batches of a corpus; given its videos, smaller ones, whose frames are decoded from them."""
     phase, batch = Phase(corpora=("clips",), steps=100_000), 4 if videos else BATCH
     config = TrainingConfig(phases=(phase,), batch_size=batch, augmentation=augmentation)
     captions = itertools.chain(*ShardReader(corpus).column("captions").to_pylist())
     tokenizer = train_tokenizer(list(captions), 30522)
-    steps = Steps(config, {"clips": corpus}, tokenizer, "sample", frames=4, image_size=224, grid=14, mlm_rate=0.15)
+    steps = TrainingDataset(
+        config, {"clips": corpus}, tokenizer, "sample", frames=4, image_size=224, grid=14, mlm_probability=0.15
+    )
     if videos:
         steps.sources[0].reader = [replace(video, way=way) for video in videos]
     return steps
 
 
-def samples_per_second(steps: Steps, workers: int, batches: int) -> float:
+def samples_per_second(steps: TrainingDataset, workers: int, batches: int) -> float:
     """Of `batches` of each worker, after each has delivered one."""
     loader = steps.loader(0, Resources(workers=workers), torch.device("cuda" if workers else "cpu"))
     deque(itertools.islice(loader, max(1, workers)), maxlen=0)
@@ -154,7 +158,7 @@ def samples_per_second(steps: Steps, workers: int, batches: int) -> float:
     return loaded / (time.perf_counter() - started)
 
 
-def shares(steps: Steps, batches: int = 24) -> dict[str, float]:
+def shares(steps: TrainingDataset, batches: int = 24) -> dict[str, float]:
     """Milliseconds a sample of each part of the loader's work."""
     spent: Counter[str] = Counter()
 

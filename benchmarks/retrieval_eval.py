@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {"full size": full_size()}
-    trained = sorted(arguments.workspace.glob("artifacts/finetune_retrieval/*/manifest.json"), key=changed)
+    trained = sorted(arguments.workspace.glob("artifacts/finetune_retrieval/*/artifact.json"), key=changed)
     if trained:
         figures["sample"] = top_k(trained[-1].parent, arguments.clips, arguments.k)
     else:
@@ -104,7 +104,7 @@ def top_k(artifact: Path, clips: int, k: int) -> dict[str, float]:
         for number in range(-(-clips // EACH)):
             corpus = rendered(Path(temporary) / str(number), FIRST_SEED + number)
             gallery = Gallery.of(corpus, "test")
-            length = folder.preprocessing.text_length
+            length = folder.preprocessing.max_text_tokens
             parts.append(encode_gallery(evaluator(folder, device), gallery, folder.tokenizer, length, device))
     longest = max(texts.tokens.shape[1] for texts, _ in parts)
     texts = Texts(

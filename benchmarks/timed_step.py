@@ -176,7 +176,7 @@ def examples(settings: Settings, shape: ModelConfig) -> Batch:
         masked, labels = mask_words(ids, special, 4, shape.text.vocab_size, 0.15, rng)
         frames = rng.integers(0, 256, (video.frames, 3, video.image_size, video.image_size), np.uint8)
         item = {"id": str(number), "video": number, "frames": frames, "ids": ids, "masked": masked, "labels": labels}
-        items.append(item | {"box": random_box(video.grid, rng), "chance": rng.random(2)})
+        items.append(item | {"box": random_box(video.grid, rng), "uniforms": rng.random(2)})
     return collate(0, "video", items, 0, WORDS)
 
 
@@ -248,10 +248,10 @@ def step(variant: Variant, settings: Settings, made: Bench, optimizer: torch.opt
     with made.parts.timed("backward"):
         loss.backward()
     with made.parts.timed("clipping and AdamW"):
-        norm = nn.utils.clip_grad_norm_(made.module.parameters(), CONFIG.clip_norm)
+        norm = nn.utils.clip_grad_norm_(made.module.parameters(), CONFIG.max_grad_norm)
         if variant.fused:
             values = torch.stack([loss.detach(), *(value.float() for value in metrics.values()), norm.detach()])
             step_if(optimizer, torch.isfinite(values).all())
         else:
             optimizer.step()
-        made.module.model.hold_temperature()
+        made.module.model.clamp_temperature_()

@@ -52,7 +52,7 @@ class DualEncoder(nn.Module):
         initialize(self, config.init)
 
     def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
-        """Frames (B, T, 3, S, S), normalised -> video tokens (B, 1 + N, D); (B, 1, D) where only [CLS] is read."""
+        """Frames (B, T, 3, S, S), normalized -> video tokens (B, 1 + N, D); (B, 1, D) where only [CLS] is read."""
         return self.video_encoder(frames, cls_only)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class DualEncoder(nn.Module):
         return self.temperature.clamp(*TEMPERATURES)
 
     @torch.no_grad()
-    def hold_temperature(self) -> None:
+    def clamp_temperature_(self) -> None:
         """Puts a temperature that a step has moved out of its range back to the edge, where it still has a gradient."""
         self.temperature.clamp_(*TEMPERATURES)
 
@@ -83,9 +83,9 @@ class Prompter(DualEncoder):
     def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor) -> Tensor:
         """Equation 4: probabilities (B, M) of the entities in a crop.
 
-        frames (B, T, 3, S, S), normalised; boxes (B, 4) in patches (top, left, height, width): the crop keeps its
+        frames (B, T, 3, S, S), normalized; boxes (B, 4) in patches (top, left, height, width): the crop keeps its
         place in every frame and the rest is black; prompts (M, E): an embedding of each entity; black (3, 1, 1): a
-        black pixel after normalisation.
+        black pixel after normalization.
         """
         with torch.inference_mode():
             tokens = self.encode_video(crop(frames, boxes, self.config.video.patch_size, black), cls_only=True)
@@ -147,7 +147,7 @@ class Alpro(DualEncoder):
     def mlm_scores(self, tokens: Tensor) -> Tensor:
         """The MLM head on fused text tokens (..., D) -> (..., vocab)."""
         assert self.mlm_head is not None
-        return self.mlm_head(tokens, self.text_encoder.embeddings.words.weight)
+        return self.mlm_head(tokens, self.text_encoder.embeddings.word_embeddings.weight)
 
     def pem_logits(self, fused_patches: Tensor, inside: Tensor) -> Tensor:
         """Fused patch tokens (B, P, D), averaged where `inside` (B, P) is True -> entity logits (B, M)."""

@@ -16,13 +16,13 @@ from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 
 
 class Preprocessing(BaseModel):
-    """How frames become the encoder's input: scaled to [0, 1], then normalised with these, per channel."""
+    """How frames become the encoder's input: scaled to [0, 1], then normalized with these, per channel."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    text_length: int = 30
+    max_text_tokens: int = 30
 
 
 class FolderConfig(BaseModel):

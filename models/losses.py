@@ -20,11 +20,11 @@ def vtc_loss(video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same:
     return (v2t + t2v) / 2
 
 
-def hard_negatives(similarity: Tensor, excluded: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+def hard_negatives(similarity: Tensor, excluded: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Draws one column for each row, in proportion to the softmax of the similarity.
 
     similarity (B, G): similarity / temperature. excluded (B, G) boolean: columns that are never drawn, such as those of
-    the row's own video. chance (B,): a number in [0, 1) that decides each row's draw, so that it depends on nothing
+    the row's own video. uniforms (B,): a number in [0, 1) that decides each row's draw, so that it depends on nothing
     else. Returns columns (B,) and valid (B,): False where every column is excluded, so that the returned one means
     nothing; nor does it where the similarity is not finite. Nothing is read back from the device.
     """
@@ -33,7 +33,7 @@ def hard_negatives(similarity: Tensor, excluded: Tensor, chance: Tensor) -> tupl
     weights = torch.where(valid[:, None], weights, 0.0).softmax(dim=1)
     weights = weights.nan_to_num(nan=1.0)  # the loss is NaN anyway, and training skips it
     rising = weights.double().cumsum(dim=1)
-    drawn = torch.searchsorted(rising, chance[:, None].double() * rising[:, -1:], right=True)
+    drawn = torch.searchsorted(rising, uniforms[:, None].double() * rising[:, -1:], right=True)
     drawn = drawn.clamp(max=weights.shape[1] - 1)
     # Rounding could end at a column without any weight: then the likeliest.
     drawn = torch.where(weights.gather(1, drawn) > 0, drawn, weights.argmax(dim=1, keepdim=True))

@@ -40,9 +40,9 @@ _PREFIXES = (
     ("mlm_head.bias", "text_encoder.cls.predictions.bias"),
     ("mlm_head.dense.", "text_encoder.cls.predictions.transform.dense."),
     ("mlm_head.norm.", "text_encoder.cls.predictions.transform.LayerNorm."),
-    ("text_encoder.embeddings.words.", "text_encoder.embeddings.word_embeddings."),
-    ("text_encoder.embeddings.positions.", "text_encoder.embeddings.position_embeddings."),
-    ("text_encoder.embeddings.segments.", "text_encoder.embeddings.token_type_embeddings."),
+    ("text_encoder.embeddings.word_embeddings.", "text_encoder.embeddings.word_embeddings."),
+    ("text_encoder.embeddings.position_embeddings.", "text_encoder.embeddings.position_embeddings."),
+    ("text_encoder.embeddings.token_type_embeddings.", "text_encoder.embeddings.token_type_embeddings."),
     ("text_encoder.embeddings.norm.", "text_encoder.embeddings.LayerNorm."),
 )
 _LAYER = re.compile(r"^text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.+)\.(weight|bias)$")
@@ -62,11 +62,11 @@ def from_official(state: Weights, config: ModelConfig) -> tuple[Weights, list[st
     Returns the weights, the keys that are known and read by nothing, and the keys that are unknown.
     """
     weights: Weights = {}
-    unread, unknown = [], []
+    unused, unknown = [], []
     parts: dict[str, dict[int, Tensor]] = {}
     for key, value in state.items():
         if any(re.search(pattern, key) for pattern in UNREAD):
-            unread.append(key)
+            unused.append(key)
         elif match := _LAYER.match(key):
             number, name, kind = int(match[1]), match[2], match[3]
             place = layer_name(number, config.text.fusion_layer)
@@ -85,7 +85,7 @@ def from_official(state: Weights, config: ModelConfig) -> tuple[Weights, list[st
             weights[name] = torch.cat([three[i] for i in range(3)])
         else:
             unknown.append(name)
-    return weights, unread, unknown
+    return weights, unused, unknown
 
 
 def layer_name(number: int, fusion_layer: int) -> str:

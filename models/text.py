@@ -40,17 +40,17 @@ class TextEmbeddings(nn.Module):
 
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.words = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Embedding(config.max_length, config.width)
-        self.segments = nn.Embedding(2, config.width)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.width)
+        self.position_embeddings = nn.Embedding(config.max_length, config.width)
+        self.token_type_embeddings = nn.Embedding(2, config.width)
         self.norm = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
         length = ids.shape[1]
-        if length > self.positions.num_embeddings:
-            raise ValueError(f"text of {length} tokens; the encoder takes {self.positions.num_embeddings}")
-        x = self.words(ids) + self.segments.weight[0] + self.positions.weight[:length]
+        if length > self.position_embeddings.num_embeddings:
+            raise ValueError(f"text of {length} tokens; the encoder takes {self.position_embeddings.num_embeddings}")
+        x = self.word_embeddings(ids) + self.token_type_embeddings.weight[0] + self.position_embeddings.weight[:length]
         return self.dropout(self.norm(x))
 
 

@@ -79,7 +79,7 @@ def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
 
 
 class TimeSformer(nn.Module):
-    """Frames (B, T, 3, S, S), normalised, to tokens (B, 1 + N, D): [CLS], then the N = (S / patch)^2 patch
+    """Frames (B, T, 3, S, S), normalized, to tokens (B, 1 + N, D): [CLS], then the N = (S / patch)^2 patch
     tokens in row-major order, each the mean over the T frames, after the final norm."""
 
     keep_rates: Tensor

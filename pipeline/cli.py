@@ -189,7 +189,7 @@ def add_import_options(importing: argparse.ArgumentParser) -> None:
         "object of word to number (ans2label.json), or lines; without it they are numbered",
     )
     importing.add_argument(
-        "--text-length",
+        "--max-text-tokens",
         type=int,
         metavar="N",
         help="maximum word pieces of a text, as in its training (default: 30 for pretrain and prompter, 40 for "

@@ -12,7 +12,7 @@ from typing import Any
 from alpro.errors import InputError
 from alpro.pipeline.console import print_artifact, print_artifacts
 from alpro.shards.storage import absolute
-from alpro.stages.artifacts.store import CONTINUE, MISTAKE, Interrupted, StageFailed, Step, Store
+from alpro.stages.artifacts.store import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Step, Store
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -21,13 +21,13 @@ def execute(arguments: argparse.Namespace) -> int:
         COMMANDS.get(arguments.command, run_pipeline)(arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
+        return EXIT_INPUT_ERROR
     except StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Interrupted as error:
         print(f"{error}; run the same command again to continue", file=sys.stderr)
-        return CONTINUE
+        return EXIT_INTERRUPTED
     return 0
 
 
@@ -101,7 +101,7 @@ def show_artifact(arguments: argparse.Namespace) -> None:
 
 def find_artifact(store: Store, prefix: str) -> tuple[Path, dict[str, Any]]:
     """The one artifact whose fingerprint starts with `prefix`."""
-    matches = [(folder, manifest) for folder, manifest in store.all() if manifest["fingerprint"].startswith(prefix)]
+    matches = [(folder, record) for folder, record in store.all() if record["fingerprint"].startswith(prefix)]
     if len(matches) != 1:
         what = "no artifact starts" if not matches else f"{len(matches)} artifacts start"
         raise InputError(f"{prefix}: {what} with this in {store.root}; `alpro ls` lists them")
@@ -134,7 +134,7 @@ def run_import(arguments: argparse.Namespace) -> None:
         arguments.task,
         arguments.tokenizer,
         arguments.words,
-        text_length=arguments.text_length,
+        max_text_tokens=arguments.max_text_tokens,
     )
     video, text = imported.config.video, imported.config.text
     print(f"{arguments.out}: {imported.read} tensors read")
@@ -142,7 +142,7 @@ def run_import(arguments: argparse.Namespace) -> None:
         f"  video {video.image_size} x {video.image_size}, patch {video.patch_size}, {video.frames} frames, "
         f"{video.depth} blocks; text {text.fusion_layer} + {text.depth - text.fusion_layer} layers; width {video.width}"
     )
-    for what, keys in (("not used by the model", imported.unread), ("unknown", imported.unknown)):
+    for what, keys in (("not used by the model", imported.unused), ("unknown", imported.unknown)):
         if keys:
             print(f"  {what}: {len(keys)} tensors")
             print("".join(f"    {key}\n" for key in sorted(keys)), end="")

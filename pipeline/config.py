@@ -55,7 +55,7 @@ class Corpus(DecodeVideos):
     shards: str = Field(
         "",
         description="existing shards in the place of videos: a folder or URL with *.tar in it, given as `data` is; "
-        "they are taken as they are, and only `kinds` and `most_rejects` may be set too",
+        "they are taken as they are, and only `kinds` and `max_reject_share` may be set too",
     )
     annotations: dict[Split, str] = Field(
         {}, description="official annotation files of the videos in `data`, by split (train, validation, test)"
@@ -103,10 +103,11 @@ class PipelineConfig(BaseModel):
     def _texts_fit(self) -> "PipelineConfig":
         for stage in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa"):
             training = getattr(self, stage)
-            if training and not self.pretrained and padded(training.text_length) > self.model.text.max_length:
+            if training and not self.pretrained and padded(training.max_text_tokens) > self.model.text.max_length:
                 raise ValueError(
-                    f"{stage}.text_length {training.text_length}, padded to {padded(training.text_length)}, is more "
-                    f"than model.text.max_length {self.model.text.max_length}"
+                    f"{stage}.max_text_tokens {training.max_text_tokens}, padded to "
+                    f"{padded(training.max_text_tokens)}, is more than model.text.max_length "
+                    f"{self.model.text.max_length}"
                 )
         return self
 
@@ -119,7 +120,7 @@ class PipelineConfig(BaseModel):
                 raise ValueError(
                     f"corpora.{name}: give --data, or data or shards (your own), or manifest (of the rendered sample)"
                 )
-            told = corpus.model_fields_set - {"manifest", "data", "shards", "kinds", "most_rejects"}
+            told = corpus.model_fields_set - {"manifest", "data", "shards", "kinds", "max_reject_share"}
             if corpus.shards and told:
                 raise ValueError(f"corpora.{name}.{min(told)}: shards are taken as they are; leave it out")
             for key in ("data", "shards"):

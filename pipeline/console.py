@@ -10,14 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from alpro.pipeline.reporting.result_tables import results, tables
-from alpro.stages.artifacts.store import Store, read_manifest
+from alpro.stages.artifacts.store import Store, read_record
 
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 
 
 def print_results(made: dict[str, Path], workspace: Path) -> None:
     """The results, if there are some, and where to look at everything."""
-    listed = [(name, folder, manifest, False) for name, folder in made.items() if (manifest := read_manifest(folder))]
+    listed = [(name, folder, record, False) for name, folder in made.items() if (record := read_record(folder))]
     found = tables(results(listed))
     for one in found:
         table = Table(*one.heads[:2], title=one.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -31,12 +31,12 @@ def print_results(made: dict[str, Path], workspace: Path) -> None:
         if one.note:
             console.print(f"{one.note}\n")
     if not found and listed:
-        name, folder, manifest, _ = listed[-1]
+        name, folder, record, _ = listed[-1]
         console.print(f"{name}: {folder}", markup=False)
-        for key, value in {**manifest["counts"], **manifest["metrics"]}.items():
+        for key, value in {**record["counts"], **record["metrics"]}.items():
             console.print(f"  {key}: {value:g}")
-    for name, _, manifest, _ in listed:
-        for key, count in manifest["counts"].items():
+    for name, _, record, _ in listed:
+        for key, count in record["counts"].items():
             if key.endswith("_in_training"):
                 console.print(f"{name}: {count} {key.replace('_', ' ')}")
     report = max((workspace / "reports").glob("*.html"), key=lambda p: p.stat().st_mtime, default=None)
@@ -98,19 +98,19 @@ def print_artifacts(store: Store) -> None:
         console.print(f"no artifacts in {store.root}; `alpro run` makes them", markup=False)
         return
     users: dict[str, list[str]] = {}
-    for _, manifest in found:
-        for source in manifest["inputs"].values():
-            users.setdefault(source["fingerprint"], []).append(manifest["fingerprint"][:8])
+    for _, record in found:
+        for source in record["inputs"].values():
+            users.setdefault(source["fingerprint"], []).append(record["fingerprint"][:8])
     table = Table("fingerprint", "artifact", "made (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("took", "size"):
         table.add_column(heading, justify="right")
     for heading in ("from", "used by"):
         table.add_column(heading, overflow="fold")
-    for folder, manifest in found:
-        inputs = dict.fromkeys(i["fingerprint"][:8] for i in manifest["inputs"].values())
-        used = dict.fromkeys(users.get(manifest["fingerprint"], []))
+    for folder, record in found:
+        inputs = dict.fromkeys(i["fingerprint"][:8] for i in record["inputs"].values())
+        used = dict.fromkeys(users.get(record["fingerprint"], []))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        made = manifest["made"]
+        made = record["made"]
         cells = (
             made["at"][:16].replace("T", " "),
             f"{made['seconds']:.0f} s",
@@ -118,20 +118,20 @@ def print_artifacts(store: Store) -> None:
             " ".join(inputs),
             " ".join(used),
         )
-        table.add_row(manifest["fingerprint"][:16], manifest["name"], *cells)
+        table.add_row(record["fingerprint"][:16], record["name"], *cells)
     console.print(table)
 
 
-def print_artifact(store: Store, folder: Path, manifest: dict[str, Any]) -> None:
+def print_artifact(store: Store, folder: Path, record: dict[str, Any]) -> None:
     """Everything that is known of one artifact."""
-    console.print(f"[bold]{manifest['name']}[/bold]  {escape(str(folder))}")
-    console.print(f"fingerprint {manifest['fingerprint']}")
-    made = manifest["made"]
+    console.print(f"[bold]{record['name']}[/bold]  {escape(str(folder))}")
+    console.print(f"fingerprint {record['fingerprint']}")
+    made = record["made"]
     console.print(
         f"made {made['at']} in {made['seconds']:g} s, commit {made.get('commit')}, MLflow run {made.get('mlflow_run')}"
     )
     for title in ("inputs", "files", "counts", "metrics", "config", "versions"):
-        values = manifest[title]
+        values = record[title]
         if not values:
             continue
         console.print(f"\n[bold]{title}[/bold]")
@@ -140,7 +140,7 @@ def print_artifact(store: Store, folder: Path, manifest: dict[str, Any]) -> None
                 value = f"{value['stage']} {value['fingerprint'][:16]}"
             text = f"  {key}: {value:g}" if isinstance(value, float) else f"  {key}: {value}"
             console.print(text, highlight=False, markup=False)
-    used = [m for _, m in store.all() if any(i["fingerprint"] == manifest["fingerprint"] for i in m["inputs"].values())]
+    used = [m for _, m in store.all() if any(i["fingerprint"] == record["fingerprint"] for i in m["inputs"].values())]
     console.print("\n[bold]used by[/bold]")
     for other in used:
         console.print(f"  {other['name']} {other['fingerprint'][:16]}")

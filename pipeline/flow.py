@@ -139,7 +139,7 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
     """The step that makes one corpus: of the rendered sample, of files whose contents are in its fingerprint, or of
     shards that are there already."""
     if corpus.shards:
-        index = IndexConfig(kinds=corpus.kinds, most_rejects=corpus.most_rejects)
+        index = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
         return with_files(
             Step("index_shards", f"index_shards {name}", index, paths={"shards": located(corpus.shards)}), digests
         )
@@ -285,7 +285,7 @@ def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: 
 
 def finish(session: Session, parent: Run, config: PipelineConfig, root: Path, status: str) -> None:
     """Writes the report, shows the results in Prefect and MLflow, and ends the pipeline's run."""
-    made = [(m.step.name, m.folder, m.manifest, m.cached) for m in session.made]
+    made = [(m.step.name, m.folder, m.record, m.cached) for m in session.made]
     mark = session.made[-1].step.fingerprint[:6] if session.made else parent.id[:6]
     try:
         report = write_report(root / "reports" / f"{config.name}-{mark}.html", config.name, made)

@@ -15,8 +15,8 @@ from alpro.files import read_json, write_json
 from alpro.pipeline.units import on_dask
 from alpro.shards.storage import Location, absolute
 from alpro.stages.artifacts.store import (
-    CONTINUE,
     EVALUATIONS,
+    EXIT_INTERRUPTED,
     Interrupted,
     Outcome,
     Resources,
@@ -71,7 +71,7 @@ def work(
         return Outcome(result["counts"], result["metrics"])
     if "mistake" in result:
         raise InputError(result["mistake"])
-    if status == CONTINUE or "interrupted" in result:  # torchrun's own status tells neither
+    if status == EXIT_INTERRUPTED or "interrupted" in result:  # torchrun's own status tells neither
         raise Interrupted(f"{step.name} was told to stop and left a checkpoint")
     raise StageFailed(f"{step.name} ended with status {status}; what it printed is above, what it finished is in {out}")
 

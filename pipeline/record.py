@@ -20,12 +20,12 @@ from alpro.stages.training.metrics import read_metrics
 
 
 @dataclass
-class Made:
-    """A step with its artifact: where it lies, its manifest, and whether it was there already."""
+class StageResult:
+    """A step with its artifact: where it lies, its record, and whether it was there already."""
 
     step: Step
     folder: Path
-    manifest: dict[str, Any]
+    record: dict[str, Any]
     cached: bool
 
 
@@ -53,7 +53,7 @@ def status_after(error: BaseException) -> str:
     return "KILLED" if stopped else "FAILED"
 
 
-def record_made(tracker: Tracker, made: Made, run: Run, parent: Run | None) -> None:
+def record_made(tracker: Tracker, made: StageResult, run: Run, parent: Run | None) -> None:
     """Logs an artifact's final metrics, pictures, tables and curves to its run, its metrics to the pipeline's."""
     lines = read_metrics(made.folder / "metrics.jsonl")
     tracker.metrics(run, numbers(made), last_step(lines))
@@ -63,22 +63,22 @@ def record_made(tracker: Tracker, made: Made, run: Run, parent: Run | None) -> N
     if parent:
         tracker.metrics(parent, parent_numbers(made))
     tracker.end(run)
-    rows = [{"metric": name, "value": round(value, 4)} for name, value in made.manifest["metrics"].items()]
+    rows = [{"metric": name, "value": round(value, 4)} for name, value in made.record["metrics"].items()]
     if rows:
         key = made.step.name.replace(" ", "-").replace("_", "-").lower()
         create_table_artifact(rows, key=key, description=f"{made.step.name}: {made.folder}")
 
 
-def record_made_elsewhere(tracker: Tracker, made: Made, parent: Run | None, tags: dict[str, str]) -> None:
+def record_made_elsewhere(tracker: Tracker, made: StageResult, parent: Run | None, tags: dict[str, str]) -> None:
     """A run with everything of an artifact that a machine with an MLflow store of its own has made."""
     run = tracker.start(f"{made.step.name} · {made.step.fingerprint[:8]}", params(made.step), tags, parent)
     tracker.lines(run, read_metrics(made.folder / "metrics.jsonl"))
     record_made(tracker, made, run, parent)
 
 
-def record_cached(tracker: Tracker, made: Made, parent: Run | None, tags: dict[str, str]) -> None:
+def record_cached(tracker: Tracker, made: StageResult, parent: Run | None, tags: dict[str, str]) -> None:
     """A run that repeats the metrics of the run that made the artifact, and names it."""
-    maker = made.manifest["made"]
+    maker = made.record["made"]
     note = f"Cached: made {maker['at']} by MLflow run {maker.get('mlflow_run')}"
     more = {"cached": "true", "made_by_run": maker.get("mlflow_run", ""), "mlflow.note.content": note}
     run = tracker.start(
@@ -100,18 +100,18 @@ def last_step(lines: list[dict[str, Any]]) -> int:
     return lines[-1]["step"] if lines else 0
 
 
-def numbers(made: Made) -> dict[str, float]:
-    """What a manifest tells in numbers: metrics, counts, seconds."""
-    counts = {f"counts/{name}": float(value) for name, value in made.manifest["counts"].items()}
+def numbers(made: StageResult) -> dict[str, float]:
+    """What a record tells in numbers: metrics, counts, seconds."""
+    counts = {f"counts/{name}": float(value) for name, value in made.record["counts"].items()}
     counts = {} if made.step.stage in EVALUATIONS else counts
-    return {**made.manifest["metrics"], **counts, "seconds": made.manifest["made"]["seconds"]}
+    return {**made.record["metrics"], **counts, "seconds": made.record["made"]["seconds"]}
 
 
-def parent_numbers(made: Made) -> dict[str, float]:
+def parent_numbers(made: StageResult) -> dict[str, float]:
     """A stage's metrics under names of their own in the pipeline's run; an evaluation's as they are."""
     prefix = "" if made.step.stage in EVALUATIONS else f"{made.step.stage}/"
-    metrics = {f"{prefix}{name}": value for name, value in made.manifest["metrics"].items()}
-    return metrics | {f"seconds/{made.step.name.replace(' ', '_')}": made.manifest["made"]["seconds"]}
+    metrics = {f"{prefix}{name}": value for name, value in made.record["metrics"].items()}
+    return metrics | {f"seconds/{made.step.name.replace(' ', '_')}": made.record["made"]["seconds"]}
 
 
 def run_tags(commit: str, step: Step | None = None) -> dict[str, str]:

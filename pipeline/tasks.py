@@ -15,7 +15,7 @@ from prefect.states import Completed, State
 from alpro.errors import InputError
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.launch import work
-from alpro.pipeline.record import Made, record_cached, record_made, record_made_elsewhere, run_tags, stage_run
+from alpro.pipeline.record import StageResult, record_cached, record_made, record_made_elsewhere, run_tags, stage_run
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.stages.artifacts.store import Interrupted, Resources, StageFailed, Step, Store
 
@@ -30,7 +30,7 @@ class Session:
     resources: Resources
     commit: str
     experiment: str
-    made: list[Made] = field(default_factory=list)
+    made: list[StageResult] = field(default_factory=list)
 
 
 def interrupted(task: Any, run: Any, state: State) -> bool:
@@ -39,29 +39,29 @@ def interrupted(task: Any, run: Any, state: State) -> bool:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=3, retry_condition_fn=interrupted, task_run_name="{title}")
-def make(title: str, session: Session, step: Step) -> Made | State:
+def make(title: str, session: Session, step: Step) -> StageResult | State:
     """Finds a step's artifact or makes it. A found one ends as the state Cached."""
     store, tracker = session.store, session.tracker
     folder, tags = store.folder(step), run_tags(session.commit, step)
     with store.lock(step) as lock:
-        manifest = store.find(step)
-        if manifest is None and (manifest := store.fetch(step)):
+        record = store.find(step)
+        if record is None and (record := store.fetch(step)):
             announce(f"{step.name}: fetched from {store.shared}")
-        if manifest is not None:
+        if record is not None:
             share(store, step)
-            found = Made(step, folder, manifest, cached=True)
+            found = StageResult(step, folder, record, cached=True)
             record_cached(tracker, found, session.parent, tags)
             announce(f"{step.name}: cached")
-            return Completed(name="Cached", message=f"{folder} was made {manifest['made']['at']}", data=found)
+            return Completed(name="Cached", message=f"{folder} was made {record['made']['at']}", data=found)
         announce(f"{step.name}: started")
         with stage_run(tracker, step, folder, session.parent, tags) as run:
             about = {"commit": session.commit, "mlflow_run": run.id, "prefect_run": tags.get("prefect_run", "")}
             file = lock_number(lock)
-            manifest = store.make(step, lambda s, out: work(s, out, store, session.resources, file, say()), about)
-            made = Made(step, folder, manifest, cached=False)
+            record = store.make(step, lambda s, out: work(s, out, store, session.resources, file, say()), about)
+            made = StageResult(step, folder, record, cached=False)
             record_made(tracker, made, run, session.parent)
         share(store, step)
-    announce(f"{step.name}: done in {manifest['made']['seconds']:.0f} s")
+    announce(f"{step.name}: done in {record['made']['seconds']:.0f} s")
     return made
 
 
@@ -71,12 +71,12 @@ def share(store: Store, step: Step) -> None:
         announce(f"{step.name}: {problem}")
 
 
-def result(returned: Made | State) -> Made:
+def result(returned: StageResult | State) -> StageResult:
     """What `make` made: a task that ends in a state of its own choice gives its caller that state."""
-    return returned if isinstance(returned, Made) else returned.result(raise_on_failure=True)
+    return returned if isinstance(returned, StageResult) else returned.result(raise_on_failure=True)
 
 
-def make_by_deployment(session: Session, step: Step, parameters: dict[str, Any]) -> Made:
+def make_by_deployment(session: Session, step: Step, parameters: dict[str, Any]) -> StageResult:
     """Runs a stage by its own deployment, in that deployment's work pool, and waits for the artifact.
 
     run_deployment does not raise if the run that it started fails, so its state is checked.
@@ -89,20 +89,20 @@ def make_by_deployment(session: Session, step: Step, parameters: dict[str, Any])
     if ran.state is None or not ran.state.is_completed():
         message = ran.state.message if ran.state else "no state"
         raise StageFailed(f"deployment {flow}: run {ran.name} did not complete: {message}")
-    manifest = find_or_fetch(session.store, step)
-    if manifest is None:
+    record = find_or_fetch(session.store, step)
+    if record is None:
         raise StageFailed(
             f"deployment {flow}: run {ran.name} completed, but {session.store.folder(step)} does not exist; "
             "the workers must share the workspace, or resources.artifacts"
         )
-    made = Made(step, session.store.folder(step), manifest, cached=False)
-    if not session.tracker.has_run(manifest["made"].get("mlflow_run", "")):
+    made = StageResult(step, session.store.folder(step), record, cached=False)
+    if not session.tracker.has_run(record["made"].get("mlflow_run", "")):
         record_made_elsewhere(session.tracker, made, session.parent, run_tags(session.commit, step))
     return made
 
 
 def find_or_fetch(store: Store, step: Step) -> dict[str, Any] | None:
-    """The manifest of a step's artifact, here or fetched from the shared place; None if it is in neither."""
+    """The record of a step's artifact, here or fetched from the shared place; None if it is in neither."""
     with store.lock(step):
         return store.find(step) or store.fetch(step)
 

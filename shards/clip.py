@@ -54,11 +54,11 @@ class Limits:
 
     timeout: float = 60.0  # seconds
     memory: int = 2 << 30  # bytes, beside what the process holds already; kept to on Linux
-    most_pixels: int = 8192 * 8192  # of a picture; no side may be longer than LONGEST_SIDE
+    max_pixels: int = 8192 * 8192  # of a picture; no side may be longer than LONGEST_SIDE
 
     def check_size(self, width: int, height: int) -> None:
         """Raises DecodeError for a picture that is too large to be decoded."""
-        if width * height > self.most_pixels or max(width, height) > LONGEST_SIDE:
+        if width * height > self.max_pixels or max(width, height) > LONGEST_SIDE:
             raise DecodeError("too large", f"{width} x {height} pixels")
 
     def too_slow(self) -> DecodeError:

@@ -66,7 +66,7 @@ def decode_image(path: Path, size: int, limits: Limits = Limits(), keep_ratio: b
     The frame is (1, size, size, 3). With `keep_ratio` it keeps its aspect ratio, its shorter side is `size` pixels, and
     one that is smaller keeps its size.
 
-    It is decoded in one call that nothing ends before its time, so only `limits.most_pixels` and `limits.memory` hold.
+    It is decoded in one call that nothing ends before its time, so only `limits.max_pixels` and `limits.memory` hold.
     """
     from PIL import Image, ImageOps
 

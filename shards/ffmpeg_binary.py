@@ -40,7 +40,7 @@ def by_ffmpeg(request: Request) -> Clip:
         "",  # the name comes later: ffmpeg-python takes none that is not UTF-8
         protocol_whitelist="file,pipe",
         format_whitelist=CONTAINERS,
-        max_pixels=request.limits.most_pixels,
+        max_pixels=request.limits.max_pixels,
         threads=1,
     )["V"]  # moving pictures, no covers
     times, size = _shown_frames(source.filter("showinfo", checksum=0), request)

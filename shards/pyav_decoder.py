@@ -57,7 +57,7 @@ def by_pyav(request: Request) -> Clip:
 def _clip(request: Request, seeking: bool) -> Clip:
     import av
 
-    most = {"max_pixels": str(request.limits.most_pixels)}  # kept to where the size changes on the way, too
+    most = {"max_pixels": str(request.limits.max_pixels)}  # kept to where the size changes on the way, too
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **most}
     left = request.seconds_left()
     with av.open(str(request.path), options=options, timeout=(left, left)) as container:

@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alpro.errors import InputError
-from alpro.shards.schema import MOST_JSON
+from alpro.shards.schema import MAX_JSON_BYTES
 from alpro.shards.storage import Location, open_binary
 
 Record = dict[str, Any]
-MAX_LINE_BYTES = MOST_JSON  # also the limit of an entry of a JSON list
+MAX_LINE_BYTES = MAX_JSON_BYTES  # also the limit of an entry of a JSON list
 MAX_DEPTH = 64  # of nested lists and objects; pydantic reads the JSON of a sample with a limit of about 200
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 BATCH = 1024  # rows of a Parquet file that are read at a time
@@ -255,7 +255,7 @@ def plain(record: Record, texts: Collection[str]) -> Record:
         return str(value)
 
     text = json.dumps(record, default=as_text, ensure_ascii=False).encode("utf-8", "replace")
-    if len(text) > MOST_JSON // 2:
+    if len(text) > MAX_JSON_BYTES // 2:
         raise BadRecord(f"{len(text):,} bytes; a column holds texts and numbers, not media")
     if binary:
         for name in sorted(texts):

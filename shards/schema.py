@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from alpro.credentials import without_credentials
 
 SAMPLE_VERSION: Literal[1] = 1
-MOST_JSON = 1 << 24  # bytes of what is known of one sample
+MAX_JSON_BYTES = 1 << 24  # bytes of what is known of one sample
 MAX_SECONDS = 1_000_000  # of a video, over eleven days; larger numbers are time stamps or in another unit
 MAX_SIDE = 1_000_000  # pixels of a picture, before it was resized
 SPLITS = ("train", "validation", "test")

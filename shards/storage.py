@@ -336,12 +336,12 @@ def fetch_file(location: Location, path: Path) -> None:
 
 @contextmanager
 def local_copy(
-    location: Location, most_bytes: int | None = None, folder: Path | None = None, seconds: float | None = None
+    location: Location, max_bytes: int | None = None, folder: Path | None = None, seconds: float | None = None
 ) -> Iterator[Path]:
     """A file of this machine with the contents of a location: itself, or a copy for as long as the context lasts.
 
     The copy keeps the URL's ending and lies in `folder` (default: the system's temporary one). Raises TooLarge
-    beyond `most_bytes`, of which no more is fetched, and OSError as everything here, also after `seconds`.
+    beyond `max_bytes`, of which no more is fetched, and OSError as everything here, also after `seconds`.
     """
     if isinstance(location, Path):
         yield location
@@ -351,8 +351,8 @@ def local_copy(
     os.close(handle)
     copy = Path(name)
     try:
-        ask(location, lambda system, name: system.get_file(name, str(copy), callback=_Most(most_bytes, until)))
-        _Most(most_bytes).set_size(copy.stat().st_size)  # not every store tells how a transfer goes on
+        ask(location, lambda system, name: system.get_file(name, str(copy), callback=_Most(max_bytes, until)))
+        _Most(max_bytes).set_size(copy.stat().st_size)  # not every store tells how a transfer goes on
         yield copy
     finally:
         copy.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from alpro.errors import InputError
 from alpro.files import temporary_name
 from alpro.shards.decode import Clip
-from alpro.shards.schema import INDEX, MOST_JSON, About, Row
+from alpro.shards.schema import INDEX, MAX_JSON_BYTES, About, Row
 from alpro.shards.storage import Location, open_binary
 
 MEMBER = re.compile(r"(?:\./)*(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
@@ -149,8 +149,8 @@ def _take(samples: dict[str, _Members], member: tarfile.TarInfo, tar: tarfile.Ta
     if number is not None:
         sample.frames[number] = place
         return
-    if member.size > MOST_JSON:
-        raise InputError(f"{shard}: member {member.name!r} has {member.size} bytes; {MOST_JSON} are the most")
+    if member.size > MAX_JSON_BYTES:
+        raise InputError(f"{shard}: member {member.name!r} has {member.size} bytes; {MAX_JSON_BYTES} are the most")
     file = tar.extractfile(member)
     assert file is not None
     sample.about, sample.json = file.read(), place

@@ -50,12 +50,12 @@ class Config(StageConfig):
         description="nouns that are never entities; the default: amounts, kinds, places in the picture, the picture "
         "and its parts, words for anything. The words of the templates are left out in any case",
     )
-    least_letters: int = Field(2, ge=1, description="letters below which a noun is left out")
-    most_letters: int = Field(30, ge=1, description="letters above which a noun is left out")
-    least_share: float = Field(
+    min_letters: int = Field(2, ge=1, description="letters below which a noun is left out")
+    max_letters: int = Field(30, ge=1, description="letters above which a noun is left out")
+    min_noun_share: float = Field(
         0.4, ge=0, le=1, description="a word that is a noun in less than this share of its occurrences is left out"
     )
-    least_count: int = Field(2, ge=1, description="occurrences below which a noun is left out")
+    min_count: int = Field(2, ge=1, description="occurrences below which a noun is left out")
     templates: Templates = Templates()
     tokenizer: str = Field(
         "train",
@@ -186,7 +186,7 @@ def choose(nouns: list[Noun], config: Config) -> tuple[Entities, LeftOut]:
     if len(chosen) < config.entities:
         raise InputError(
             f"build_vocabulary.entities = {config.entities}, but the captions have {len(chosen)} nouns that qualify; "
-            f"add --set build_vocabulary.entities={len(chosen)}, or lower least_count"
+            f"add --set build_vocabulary.entities={len(chosen)}, or lower min_count"
         )
     return chosen, left_out
 
@@ -195,16 +195,16 @@ def why_not(noun: Noun, config: Config, prompts: set[str]) -> str:
     """Why a noun cannot be an entity, empty where it can. `prompts` are words that stand in the templates."""
     if not noun.name.isalpha():
         return "not of letters alone"
-    if len(noun.name) < config.least_letters:
-        return f"fewer than {config.least_letters} letters"
-    if len(noun.name) > config.most_letters:
-        return f"more than {config.most_letters} letters"
+    if len(noun.name) < config.min_letters:
+        return f"fewer than {config.min_letters} letters"
+    if len(noun.name) > config.max_letters:
+        return f"more than {config.max_letters} letters"
     if noun.name in prompts:
         return "a word of the prompt templates"
     if noun.name in config.exclude:
         return "excluded by the configuration"
-    if noun.count < config.least_share * noun.occurrences:
-        return f"a noun in less than {config.least_share:.0%} of its occurrences"
-    if noun.count < config.least_count:
-        return f"fewer than {config.least_count} times"
+    if noun.count < config.min_noun_share * noun.occurrences:
+        return f"a noun in less than {config.min_noun_share:.0%} of its occurrences"
+    if noun.count < config.min_count:
+        return f"fewer than {config.min_count} times"
     return ""

@@ -47,7 +47,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 def embed(
     model: DualEncoder, tokenizer: Tokenizer, entities: list[str], templates: tuple[str, ...], device: torch.device
 ) -> Tensor:
-    """The mean embedding (M, E) of each entity's prompts; not normalised again, as in the official code."""
+    """The mean embedding (M, E) of each entity's prompts; not normalized again, as in the official code."""
     texts = [fill(template, entity) for entity in entities for template in templates]
     features = embed_texts(model, tokenizer, texts, LENGTH, device)
     return features.view(len(entities), len(templates), -1).mean(dim=1)

@@ -27,7 +27,7 @@ from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject, Row
 from alpro.shards.storage import FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest
-from alpro.stages.corpora.reuse import UNITS, Made, remember, take_over
+from alpro.stages.corpora.reuse import UNITS, WrittenShard, remember, take_over
 from alpro.stages.corpora.tables import (
     COMPARED,
     Counted,
@@ -60,9 +60,9 @@ class Config(StageConfig):
     quality: int = Field(90, ge=1, le=100, description="JPEG quality of stored frames")
     decoder: Decoder = Field("auto", description="auto: PyAV, and ffmpeg where it fails; or one of them alone")
     timeout: float = Field(60.0, gt=0, description="seconds after which a video is rejected")
-    most_bytes: int = Field(4 * 2**30, ge=1, description="size of a file, in bytes, above which it is rejected")
-    most_pixels: int = Field(8192**2, ge=1, description="pixels of a picture above which a file is rejected")
-    most_memory: int = Field(2 * 2**30, ge=2**26, description="bytes that decoding one file may take (Linux)")
+    max_bytes: int = Field(4 * 2**30, ge=1, description="size of a file, in bytes, above which it is rejected")
+    max_pixels: int = Field(8192**2, ge=1, description="pixels of a picture above which a file is rejected")
+    max_memory: int = Field(2 * 2**30, ge=2**26, description="bytes that decoding one file may take (Linux)")
     samples_per_shard: int = Field(
         256, ge=1, description="most items that go to one shard, rejects included; the least is half as many"
     )
@@ -76,7 +76,7 @@ class Config(StageConfig):
         description="regular expression that finds the group of an item in the path of its file, where the manifest "
         "names none: its first group in parentheses, or all that it matches; items of one group stay in one split",
     )
-    most_rejects: float = Field(0.2, ge=0, le=1, description="share of rejected items above which the stage fails")
+    max_reject_share: float = Field(0.2, ge=0, le=1, description="share of rejected items above which the stage fails")
     kinds: Literal["all", "video", "image"] = Field("all", description="which items of the manifest to take")
 
     @field_validator("group_pattern")
@@ -90,7 +90,7 @@ class Config(StageConfig):
 
 
 # What decides how an item's frames look, or whether it has any.
-DECIDING = {"frames", "size", "quality", "decoder", "timeout", "most_bytes", "most_pixels", "most_memory"}
+DECIDING = {"frames", "size", "quality", "decoder", "timeout", "max_bytes", "max_pixels", "max_memory"}
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -157,12 +157,13 @@ def hint_at_groups(plan: Plan) -> None:
 def check_rejects(source: Location, config: Config, plan: Plan, outcome: Outcome, out: Path) -> None:
     """Raises InputError if too many items were rejected; a rerun decodes their units again."""
     rejected, total = outcome.counts["rejected"], outcome.counts["items"]
-    if rejected > config.most_rejects * total:
+    if rejected > config.max_reject_share * total:
         reasons = Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
         forget_rejects(plan, out)
         raise InputError(
-            f"{source}: {rejected} of {total} items were rejected, more than most_rejects = {config.most_rejects:g} "
-            f"allows ({', '.join(f'{n} {reason}' for reason, n in reasons.most_common())}); "
+            f"{source}: {rejected} of {total} items were rejected, more than "
+            f"max_reject_share = {config.max_reject_share:g} allows "
+            f"({', '.join(f'{n} {reason}' for reason, n in reasons.most_common())}); "
             f"see {out / 'rejects.parquet'}"
         )
 
@@ -204,7 +205,7 @@ def do_unit(unit: Unit, config: Config, out: Path) -> None:
         shard = out / f"{unit.name}.tar"
         index = index_shard(shard) if shard.is_file() else INDEX.empty_table()
         sha256 = checksum(shard) if shard.is_file() else ""
-        made = Made(unit.name, key, sha256, index.num_rows, len(rejects), sums.ravel().tolist())
+        made = WrittenShard(unit.name, key, sha256, index.num_rows, len(rejects), sums.ravel().tolist())
         rejected = pa.Table.from_pylist([r.model_dump() for r in rejects], schema=REJECTS)
     else:
         made, index, rejected = taken
@@ -243,7 +244,7 @@ def write_shard(unit: Unit, config: Config, out: Path) -> tuple[list[Reject], np
             try:
                 if not row.captions and not row.questions:
                     raise DecodeError("no text")
-                with fetched(row.path, config.most_bytes, out / "parts") as path:
+                with fetched(row.path, config.max_bytes, out / "parts") as path:
                     suspects.at(number)
                     clip = (decode_apart if number in suspects.found else decode_watched)(row, path, config)
             except DecodeError as error:
@@ -314,7 +315,7 @@ def decode(row: Row, path: Path, config: Config) -> Clip:
     Raises DecodeError with the reason if there are none, whatever a decoder raises: one file does not end a corpus.
     A missing decoder (InputError) and a full disk are no faults of the file and are raised as they are.
     """
-    limits = Limits(config.timeout, config.most_memory, config.most_pixels)
+    limits = Limits(config.timeout, config.max_memory, config.max_pixels)
     try:
         if row.kind == "image":
             return decode_image(path, config.size, limits, keep_ratio=True)
@@ -329,11 +330,11 @@ def decode(row: Row, path: Path, config: Config) -> Clip:
 
 
 @contextmanager
-def fetched(location: Location, most_bytes: int, folder: Path) -> Iterator[Path]:
+def fetched(location: Location, max_bytes: int, folder: Path) -> Iterator[Path]:
     """A file of this machine; of a URL, a copy for the time being. Raises DecodeError where there is none to be had."""
     with ExitStack() as stack:
         try:
-            path = stack.enter_context(local_copy(location, most_bytes, folder, FETCH_SECONDS))
+            path = stack.enter_context(local_copy(location, max_bytes, folder, FETCH_SECONDS))
         except FileNotFoundError:
             raise DecodeError("missing") from None
         except TooLarge as error:
@@ -344,7 +345,7 @@ def fetched(location: Location, most_bytes: int, folder: Path) -> Iterator[Path]
             raise DecodeError("not fetched", str(error)) from None
         if isinstance(location, Path):
             with suppress(OSError, ValueError):  # what is no file is told by its decoder
-                if (size := path.stat().st_size) > most_bytes:
+                if (size := path.stat().st_size) > max_bytes:
                     raise DecodeError("too large", f"{size} bytes")
         yield path
 

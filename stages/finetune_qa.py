@@ -16,7 +16,7 @@ from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_qa
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.distributed import world
-from alpro.stages.training.examples import Steps
+from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import QaObjective
 from alpro.stages.vocabulary.word_lists import read_word_list
@@ -49,7 +49,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": config.frames})})
         model, _ = start_from(Alpro(shape, answers=len(answers)).to(here.device), cast(Alpro, start.model))
         numbers = {answer: i for i, answer in enumerate(answers)}
-        data = Steps(
+        data = TrainingDataset(
             config,
             inputs,
             start.tokenizer,
@@ -64,7 +64,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         validate, select = validate_qa(objective, inputs, start.tokenizer, answers, config)
         metrics = fit(objective, data, config, out, here, resources, validate, select)
         if here.main:
-            preprocessing = start.preprocessing.model_copy(update={"text_length": config.text_length})
+            preprocessing = start.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
             ModelFolder("qa", model, start.tokenizer, preprocessing, answers=answers).save_pretrained(out / "model")
         return Outcome(
             {"steps": len(data), "questions": sum(len(s) for s in data.sources), "answers": len(answers)}, metrics

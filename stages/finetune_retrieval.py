@@ -13,7 +13,7 @@ from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_retrieval
 from alpro.stages.training.config import MatchingConfig, MatchingValidation
 from alpro.stages.training.distributed import world
-from alpro.stages.training.examples import Steps
+from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import MatchingObjective
 
@@ -35,7 +35,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         shape = start.model.config
         shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": config.frames})})
         model, _ = start_from(Alpro(shape, entities=len(start.entities)).to(here.device), cast(Alpro, start.model))
-        data = Steps(
+        data = TrainingDataset(
             config,
             inputs,
             start.tokenizer,
@@ -46,11 +46,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             ranks=here.size,
         )
         mean, std = list(start.preprocessing.mean), list(start.preprocessing.std)
-        objective = MatchingObjective(model, mean, std, config.negatives_pool).to(here.device)
+        objective = MatchingObjective(model, mean, std, config.negative_pool_size).to(here.device)
         validate, select = validate_retrieval(objective, inputs, start.tokenizer, config)
         metrics = fit(objective, data, config, out, here, resources, validate, select)
         if here.main:
-            preprocessing = start.preprocessing.model_copy(update={"text_length": config.text_length})
+            preprocessing = start.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
             ModelFolder("retrieval", model, start.tokenizer, preprocessing, start.entities).save_pretrained(
                 out / "model"
             )

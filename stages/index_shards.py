@@ -49,11 +49,13 @@ class Config(StageConfig):
     """Which samples of the shards make the corpus."""
 
     kinds: Literal["all", "video", "image"] = Field("all", description="which samples of the shards to take")
-    most_rejects: float = Field(0.2, ge=0, le=1, description="share of rejected samples above which the stage fails")
+    max_reject_share: float = Field(
+        0.2, ge=0, le=1, description="share of rejected samples above which the stage fails"
+    )
 
 
 @dataclass(frozen=True)
-class Unit:
+class ShardUnit:
     """One shard: what one worker does without knowing of others."""
 
     name: str
@@ -86,7 +88,7 @@ def digest_shards(folder: Location, digests: Digests) -> str:
 
 def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resources) -> Outcome:
     """inputs: `shards`, a folder or URL with *.tar in it. Writes what decode_videos does, but for the shards."""
-    units = [Unit(f"{number:06d}", shard) for number, shard in enumerate(shards_of(inputs["shards"]))]
+    units = [ShardUnit(f"{number:06d}", shard) for number, shard in enumerate(shards_of(inputs["shards"]))]
     (out / "parts").mkdir(parents=True, exist_ok=True)
     if not resources.dask:  # its tasks may outlive a pipeline that was killed
         for stale in (out / "parts").glob(".*"):  # of processes that were killed
@@ -100,10 +102,10 @@ def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resou
     check_samples(units, out)
     outcome = join(units, out)
     items, rejected = outcome.counts["items"], outcome.counts["rejected"]
-    if rejected > config.most_rejects * items:
+    if rejected > config.max_reject_share * items:
         raise InputError(
-            f"{inputs['shards']}: {rejected} of {items} samples are damaged, more than most_rejects = "
-            f"{config.most_rejects:g} allows; see {out / 'rejects.parquet'}"
+            f"{inputs['shards']}: {rejected} of {items} samples are damaged, more than max_reject_share = "
+            f"{config.max_reject_share:g} allows; see {out / 'rejects.parquet'}"
         )
     here = all(isinstance(unit.shard, Path) for unit in units)  # at a URL every sample would be a request
     outcome.counts |= write_overlap(out, COMPARED if here else 0)
@@ -111,11 +113,11 @@ def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resou
     return outcome
 
 
-def part(out: Path, unit: Unit, what: str) -> Path:
+def part(out: Path, unit: ShardUnit, what: str) -> Path:
     return out / "parts" / f"{unit.name}.{what}"
 
 
-def do_unit(unit: Unit, config: Config, out: Path) -> None:
+def do_unit(unit: ShardUnit, config: Config, out: Path) -> None:
     """Indexes one shard, looks at a frame of each sample, and writes its parts of index, rejects and statistics."""
     try:
         with local_copy(unit.shard, folder=out / "parts") as path:
@@ -168,7 +170,7 @@ def look(index: pa.Table, path: Path, shard: Location) -> tuple[pa.Table, list[d
     return index.take(pa.array(keep, pa.int64())), rejects, numbers
 
 
-def check_samples(units: list[Unit], out: Path) -> None:
+def check_samples(units: list[ShardUnit], out: Path) -> None:
     """Raises InputError if two samples have one id, or frames of videos are of several sizes: a batch of them could not
     be made. Images may be of any size: each is resized as it is read."""
     ids = [pq.read_table(part(out, unit, "index.parquet"), columns=["id", "shard"]) for unit in units]
@@ -177,7 +179,7 @@ def check_samples(units: list[Unit], out: Path) -> None:
     if (twice := counted.filter(pc.greater(counted["shard_count"], 1))["id"].to_pylist()[:1]) != []:
         where = both.filter(pc.equal(both["id"], twice[0]))["shard"].to_pylist()
         raise InputError(f"{where[1]}: id {twice[0]!r} is also in {where[0]}; every id must be its own")
-    first: dict[str, Unit] = {}
+    first: dict[str, ShardUnit] = {}
     for unit in units:
         for size in read_json(part(out, unit, "numbers.json"))["sizes"]:
             first.setdefault(size, unit)
@@ -189,7 +191,7 @@ def check_samples(units: list[Unit], out: Path) -> None:
         )
 
 
-def join(units: list[Unit], out: Path) -> Outcome:
+def join(units: list[ShardUnit], out: Path) -> Outcome:
     """The parts of all units as one index, one table of rejects and statistics, part by part."""
     counted, training, everything = Counted(), np.zeros((3, 3)), np.zeros((3, 3))
     there = {split: dict.fromkeys(COUNTED, 0) for split in SPLITS}

@@ -19,7 +19,7 @@ from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.train_prompter import measure, sized_for
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.distributed import world
-from alpro.stages.training.examples import Steps
+from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import PretrainObjective
 
@@ -45,7 +45,7 @@ class Config(EncoderConfig, MatchingConfig):
         "folder, or scratch (nowhere)",
     )
     pictures_every: int = Field(0, ge=0, description="steps between pictures of pseudo-labels; 0: at the end alone")
-    mask_rate: float = Field(0.15, ge=0, le=1, description="share of the words that MLM masks")
+    mlm_probability: float = Field(0.15, ge=0, le=1, description="share of the words that MLM masks")
     threshold: float = Field(
         0.2, ge=0, le=1, description="a pseudo-label whose best entity has a lower probability is dropped"
     )
@@ -80,7 +80,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         elif config.start != "scratch":
             start_from(model, load_model(Path(config.start), here.device).model)
         video = model.config.video
-        data = Steps(
+        data = TrainingDataset(
             config,
             inputs,
             tokenizer,
@@ -88,7 +88,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             video.frames,
             video.image_size,
             video.grid,
-            config.mask_rate,
+            config.mlm_probability,
             rank=here.rank,
             ranks=here.size,
         )
@@ -100,7 +100,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             prompts,
             config.weights.model_dump(),
             config.threshold,
-            config.negatives_pool,
+            config.negative_pool_size,
         ).to(here.device)
         validate = validate_contrast(objective, inputs, tokenizer, config)
 
@@ -116,7 +116,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             with torch.no_grad():
                 metrics = validate() if validate else {}
         if here.main:
-            preprocessing = preprocessing.model_copy(update={"text_length": config.text_length})
+            preprocessing = preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities).save_pretrained(out / "model")
             if config.weights.pem:
                 draw_pseudo_labels(objective, data, entities, out / "pictures", len(data) - 1)
@@ -128,7 +128,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 @torch.no_grad()
 def draw_pseudo_labels(
     objective: PretrainObjective,
-    data: Steps,
+    data: TrainingDataset,
     entities: list[str],
     folder: Path,
     last: int,

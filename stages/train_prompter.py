@@ -13,7 +13,7 @@ from alpro.stages.artifacts.store import Outcome, Resources, require
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.distributed import world
-from alpro.stages.training.examples import Steps
+from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import PrompterObjective
 
@@ -32,7 +32,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         model = Prompter(sized_for(config.model, tokenizer)).to(here.device)
         config.load_initial(model)
         preprocessing = measure(config, inputs)
-        data = Steps(
+        data = TrainingDataset(
             config,
             inputs,
             tokenizer,
@@ -56,11 +56,11 @@ def sized_for(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def measure(config: EncoderConfig, inputs: dict[str, Path]) -> Preprocessing:
-    """How frames are normalised: by CLIP's constants, or by the mean over the corpora of their own statistics."""
-    if config.normalisation == "clip":
-        return Preprocessing(text_length=config.text_length)
+    """How frames are normalized: by CLIP's constants, or by the mean over the corpora of their own statistics."""
+    if config.normalization == "clip":
+        return Preprocessing(max_text_tokens=config.max_text_tokens)
     found = [read_json(require(inputs[name], "statistics.json")) for name in sorted(config.corpora)]
     mean, std = (
         np.mean([statistics[key] for statistics in found], axis=0).round(5).tolist() for key in ("mean", "std")
     )
-    return Preprocessing(mean=mean, std=std, text_length=config.text_length)
+    return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)

@@ -121,7 +121,7 @@ def inline_pool(monkeypatch):
 def resources():
     from alpro.stages.artifacts.store import Resources
 
-    return Resources(workers=1, device="cpu", seconds_between_checkpoints=3600)
+    return Resources(workers=1, device="cpu", checkpoint_interval=3600)
 
 
 @pytest.fixture(scope="session")
@@ -208,7 +208,14 @@ def training() -> Callable[..., Any]:
 
     def config(corpora: Iterable[str] = ("clips",), steps: int = 4, **changes) -> TrainingConfig:
         phases = [{"corpora": tuple(corpora), "steps": steps}]
-        values = {"phases": phases, "batch_size": 8, "lr": 1e-3, "warmup": 0.25, "text_length": 24, "log_every": 2}
+        values = {
+            "phases": phases,
+            "batch_size": 8,
+            "lr": 1e-3,
+            "warmup_ratio": 0.25,
+            "max_text_tokens": 24,
+            "log_every": 2,
+        }
         return TrainingConfig.model_validate(values | changes)
 
     return config

@@ -116,7 +116,9 @@ def test_make_has_the_targets():
 
 def test_programs_that_python_is_to_run_exist():
     for page, arguments in commands("python"):
-        program = arguments[0] if arguments[0] != "-m" else arguments[1].replace(".", "/") + ".py"
+        program = (
+            arguments[0] if arguments[0] != "-m" else arguments[1].removeprefix("alpro.").replace(".", "/") + ".py"
+        )
         assert (ROOT / program).is_file(), page
 
 

@@ -81,7 +81,7 @@ def pretrain(arrays: Arrays) -> Results:
     assert size == 2, "the negatives of more than two pairs are drawn at random: nothing to compare"
     own, teacher = split_prompter(official_weights("pretrain", arrays))
     model, prompter = imported("pretrain", arrays, own).model, imported("prompter", arrays, teacher).model
-    # With these statistics the oracle's frames, which are normalised already, go through normalisation unchanged, and a
+    # With these statistics the oracle's frames, which are normalized already, go through normalization unchanged, and a
     # black pixel is the zero that the oracle has outside the crop.
     identity = [0.0] * 3, [1 / 255] * 3
     weights = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 1.0)

@@ -22,7 +22,7 @@ from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import Resources, Store
 from alpro.stages.training.import_checkpoint import import_checkpoint
 
-RESOURCES = Resources(workers=1, device="cpu", seconds_between_checkpoints=3600)
+RESOURCES = Resources(workers=1, device="cpu", checkpoint_interval=3600)
 SPLITS = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
 
 
@@ -78,24 +78,58 @@ def make(config, folder: Path) -> dict[str, Path]:
 
 
 # What the paper and the official code train with. Batches are over all GPUs, parts of accumulation included.
-EVERYWHERE = {"weight_decay": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6, "last_lr": 0.0}
-PRETRAINING = {"warmup": 0.05, "clip_norm": 20.0, "text_length": 30, "sampling": "halves", "random_crop": 0.875}
-PRETRAINING |= {"augmentation": "official", "lr": 1e-4, "normalisation": "clip", "times": 10}
-FINE_TUNING = {"warmup": 0.1, "sampling": "random", "random_crop": 1.0}
-RETRIEVAL = {"frames": 8, "augmentation": "none", "accumulate": 1, "times": 20, "protocol": "all"}
-QA = {"frames": 16, "augmentation": "official", "accumulate": 2, "batch_size": 192, "lr": 5e-5, "text_length": 40}
+EVERYWHERE = {"weight_decay": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6, "min_lr_ratio": 0.0}
+PRETRAINING = {
+    "warmup_ratio": 0.05,
+    "max_grad_norm": 20.0,
+    "max_text_tokens": 30,
+    "sampling": "halves",
+    "random_crop": 0.875,
+}
+PRETRAINING |= {"augmentation": "official", "lr": 1e-4, "normalization": "clip", "times": 10}
+FINE_TUNING = {"warmup_ratio": 0.1, "sampling": "random", "random_crop": 1.0}
+RETRIEVAL = {"frames": 8, "augmentation": "none", "accumulation_steps": 1, "times": 20, "protocol": "all"}
+QA = {
+    "frames": 16,
+    "augmentation": "official",
+    "accumulation_steps": 2,
+    "batch_size": 192,
+    "lr": 5e-5,
+    "max_text_tokens": 40,
+}
 PAPER = {
-    ("webvid_cc3m", "train_prompter"): PRETRAINING | {"batch_size": 256, "accumulate": 2, "epochs": 10},
+    ("webvid_cc3m", "train_prompter"): PRETRAINING | {"batch_size": 256, "accumulation_steps": 2, "epochs": 10},
     ("webvid_cc3m", "pretrain"): PRETRAINING
-    | {"batch_size": 256, "accumulate": 1, "steps": 100_000, "negatives_pool": 16, "mask_rate": 0.15, "threshold": 0.2},
+    | {
+        "batch_size": 256,
+        "accumulation_steps": 1,
+        "steps": 100_000,
+        "negative_pool_size": 16,
+        "mlm_probability": 0.15,
+        "threshold": 0.2,
+    },
     ("msrvtt_retrieval", "finetune_retrieval"): FINE_TUNING
     | RETRIEVAL
-    | {"batch_size": 64, "epochs": 5, "lr": 2.5e-5, "clip_norm": 5.0, "text_length": 40, "negatives_pool": 8},
+    | {
+        "batch_size": 64,
+        "epochs": 5,
+        "lr": 2.5e-5,
+        "max_grad_norm": 5.0,
+        "max_text_tokens": 40,
+        "negative_pool_size": 8,
+    },
     ("didemo_retrieval", "finetune_retrieval"): FINE_TUNING
     | RETRIEVAL
-    | {"batch_size": 96, "epochs": 10, "lr": 4e-5, "clip_norm": 20.0, "text_length": 50, "negatives_pool": 12},
-    ("msrvtt_qa", "finetune_qa"): FINE_TUNING | QA | {"epochs": 10, "clip_norm": 5.0, "answers": 1500, "times": 50},
-    ("msvd_qa", "finetune_qa"): FINE_TUNING | QA | {"epochs": 15, "clip_norm": 20.0, "answers": 2423, "times": 30},
+    | {
+        "batch_size": 96,
+        "epochs": 10,
+        "lr": 4e-5,
+        "max_grad_norm": 20.0,
+        "max_text_tokens": 50,
+        "negative_pool_size": 12,
+    },
+    ("msrvtt_qa", "finetune_qa"): FINE_TUNING | QA | {"epochs": 10, "max_grad_norm": 5.0, "answers": 1500, "times": 50},
+    ("msvd_qa", "finetune_qa"): FINE_TUNING | QA | {"epochs": 15, "max_grad_norm": 20.0, "answers": 2423, "times": 30},
 }
 # The size of stored frames (a crop of 0.875 of 256 is 224) and, of an evaluation, frames and texts.
 STORED = {"webvid": 256, "cc3m": 256, "msrvtt": 224, "didemo": 224, "msvd": 224}
@@ -126,7 +160,7 @@ def test_every_number_is_that_of_the_paper(name, stage):
     assert {key: values[key] for key in expected} == expected
     assert {corpus: config.corpora[corpus].size for corpus in phase.corpora} == {c: STORED[c] for c in phase.corpora}
     if stage.startswith("finetune"):
-        assert (config.evaluate.frames, config.evaluate.text_length) == EVALUATED[name]
+        assert (config.evaluate.frames, config.evaluate.max_text_tokens) == EVALUATED[name]
         assert (training.validation.videos, config.evaluate.protocol) == (0, "all")
     else:
         assert phase.weights == (1, 1)  # the official code picks either with equal chance
@@ -144,7 +178,7 @@ def test_the_model_and_the_losses_are_those_of_the_paper():
     assert config.pretrain.weights.model_dump() == dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 1.0)
     vocabulary = config.build_vocabulary
     assert (vocabulary.entities, vocabulary.tokenizer) == (1000, "bert-base-uncased")
-    assert (vocabulary.least_share, vocabulary.exclude, vocabulary.lemma) == (0, (), False)  # every noun counts
+    assert (vocabulary.min_noun_share, vocabulary.exclude, vocabulary.lemma) == (0, (), False)  # every noun counts
 
 
 @pytest.mark.parametrize(
@@ -164,8 +198,8 @@ def test_a_downstream_task_decodes_takes_a_step_and_is_evaluated(
     changes += [
         f"{stage}.phases=[{{corpora=['{corpus}'], steps=1}}]",
         f"{stage}.batch_size=8",
-        f"{stage}.text_length=24",
-        *(["finetune_retrieval.negatives_pool=4"] if stage == "finetune_retrieval" else []),
+        f"{stage}.max_text_tokens=24",
+        *(["finetune_retrieval.negative_pool_size=4"] if stage == "finetune_retrieval" else []),
     ]
     config = load_config(name, changes=changes)
     made = make(config, tmp_path)
@@ -190,10 +224,10 @@ def test_test_videos_that_are_missing_are_an_error_unless_allowed(tmp_path, pret
     changes = [f"corpora.msrvtt.{change}" for change in annotate(tmp_path, [*rows, *more], "captions")]
     changes += [f"corpora.msrvtt.data={sample / 'videos'}", "corpora.msrvtt.size=32", f"pretrained={pretrained}"]
     changes += ["finetune_retrieval.phases=[{corpora=['msrvtt'], steps=1}]", "finetune_retrieval.batch_size=8"]
-    changes += ["finetune_retrieval.text_length=24"]
+    changes += ["finetune_retrieval.max_text_tokens=24"]
     with pytest.raises(InputError, match="the videos of 8 of 10 test captions could be decoded"):
         make(load_config("msrvtt_retrieval", changes=changes), tmp_path)
-    made = make(load_config("msrvtt_retrieval", changes=[*changes, "evaluate.least_share=0.5"]), tmp_path)
+    made = make(load_config("msrvtt_retrieval", changes=[*changes, "evaluate.min_decoded_share=0.5"]), tmp_path)
     (told,) = (
         r for r in json.loads((made["evaluate"] / "results.json").read_text()) if r["name"].startswith("decoded")
     )
@@ -269,8 +303,12 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, tiny_model, vo
         *(f"model.{key}" for key in ("video.image_size=32", "video.patch_size=8", "embed_dim=16")),
         *(f"model.{part}.{key}=2" for part in ("video", "text") for key in ("depth", "heads")),
         *("model.video.width=32", "model.text.width=32", "model.text.max_length=32", "model.text.fusion_layer=1"),
-        *(f"{stage}.{key}" for stage in ("train_prompter", "pretrain") for key in ("batch_size=4", "text_length=20")),
-        "pretrain.negatives_pool=2",
+        *(
+            f"{stage}.{key}"
+            for stage in ("train_prompter", "pretrain")
+            for key in ("batch_size=4", "max_text_tokens=20")
+        ),
+        "pretrain.negative_pool_size=2",
         *(f"{stage}.vit={tmp_path / 'vit.pt'}" for stage in ("train_prompter", "pretrain")),
         *(f"{stage}.bert={tmp_path / 'bert'}" for stage in ("train_prompter", "pretrain")),
     ]

@@ -68,16 +68,16 @@ def write_report(path: Path, name: str, made: list[Listed]) -> Path:
     stages = [
         {
             "name": stage,
-            "fingerprint": manifest["fingerprint"][:8],
-            "time": "cached" if cached else f"{manifest['made']['seconds']:.1f} s",
-            "counts": {} if manifest["stage"] in EVALUATIONS else manifest["counts"],
+            "fingerprint": record["fingerprint"][:8],
+            "time": "cached" if cached else f"{record['made']['seconds']:.1f} s",
+            "counts": {} if record["stage"] in EVALUATIONS else record["counts"],
             "pictures": [base64.b64encode(picture).decode() for picture in pictures(stage, folder)],
             "reasons": reasons(folder),
             "prompts": least_agreed(folder),
         }
-        for stage, folder, manifest, cached in made
+        for stage, folder, record, cached in made
     ]
-    worked = sum(manifest["made"]["seconds"] for _, _, manifest, cached in made if not cached)
+    worked = sum(record["made"]["seconds"] for _, _, record, cached in made if not cached)
     cached = sum(one[3] for one in made)
     page = template.render(name=name, tables=tables(results(made)), stages=stages, worked=worked, cached=cached)
     path.parent.mkdir(parents=True, exist_ok=True)

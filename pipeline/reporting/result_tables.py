@@ -8,13 +8,13 @@ from typing import Any
 from alpro.files import read_json
 from alpro.stages.artifacts.store import EVALUATIONS
 
-Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, manifest, cached
+Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, record, cached
 FEW_ITEMS = 100
 
 
 def results(made: list[Listed]) -> list[dict[str, Any]]:
     """The rows of results.json of every evaluation, zero-shot first; none if nothing was evaluated."""
-    folders = [folder for _, folder, manifest, _ in made if manifest["stage"] in EVALUATIONS]
+    folders = [folder for _, folder, record, _ in made if record["stage"] in EVALUATIONS]
     rows = {row["name"]: row for folder in folders for row in read_json(folder / "results.json")}
     return list(rows.values())
 

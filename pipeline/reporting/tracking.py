@@ -174,8 +174,8 @@ class Tracker:
             read()
 
     def artifact_folder(self, run: Run, folder: Path) -> None:
-        """Logs what a person looks at of an artifact: its manifest, pictures, and tables (the first rows of each)."""
-        self.file(run, folder / "manifest.json")
+        """Logs what a person looks at of an artifact: its record, pictures, and tables (the first rows of each)."""
+        self.file(run, folder / "artifact.json")
         for picture in sorted((folder / "pictures").glob("*.png")):
             self.file(run, picture, "pictures")
         for name in TABLES:

@@ -1,4 +1,4 @@
-"""Contents of people's files as digests, remembered so that an unchanged file is read once."""
+"""DataDigest of people's files as digests, remembered so that an unchanged file is read once."""
 
 import hashlib
 import os
@@ -91,7 +91,7 @@ class Digests:
         fresh.clear()
 
 
-class Contents(NamedTuple):
+class DataDigest(NamedTuple):
     """Digests of a corpus: with what stores say of files of other machines, and without asking them."""
 
     all: str
@@ -104,7 +104,7 @@ def digest_data(
     annotations: Mapping[str, Path] | None = None,
     root: Path | None = None,
     ask: bool = True,
-) -> Contents:
+) -> DataDigest:
     """The digest of a manifest, a folder, or a folder with annotation files, with the contents of every file named.
 
     Files of other machines are not read: what their store says of them stands for their contents; with `ask` false
@@ -133,7 +133,7 @@ def digest_data(
                     told["content"] = ""
                 here.update(digest(told).encode())
             advance(len(some))
-    return Contents(found.hexdigest(), here.hexdigest())
+    return DataDigest(found.hexdigest(), here.hexdigest())
 
 
 def contents_of(files: set[Location], digests: Digests) -> dict[Location, str]:

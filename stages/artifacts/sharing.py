@@ -33,7 +33,7 @@ CONTENTS = "contents.json"
 OF_THIS_MACHINE = {"work.json"}  # it names folders of the machine that made the artifact
 
 
-class Contents(BaseModel):
+class SharedFiles(BaseModel):
     """Which folder counts, and the SHA-256 of each file in it."""
 
     folder: str = Field(pattern="^[0-9a-f]{12}$")
@@ -60,7 +60,7 @@ def send(folder: Path, place: Location, but: Container[str] = ()) -> None:
         return name, sha256
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        contents = Contents(folder=making, files=dict(threads.map(one, files)))
+        contents = SharedFiles(folder=making, files=dict(threads.map(one, files)))
     write_bytes(join(place, CONTENTS), contents.model_dump_json(indent=1).encode())
 
 
@@ -71,7 +71,7 @@ def fetch(place: Location, folder: Path, temporary: Path) -> bool:
     InputError where what is there is damaged.
     """
     try:
-        contents = Contents.model_validate_json(read_bytes(join(place, CONTENTS)))
+        contents = SharedFiles.model_validate_json(read_bytes(join(place, CONTENTS)))
     except FileNotFoundError:
         return False
     except ValidationError as error:

@@ -2,7 +2,7 @@
 
 A stage is a module of this package with NAME-free, plain parts: VERSION, a frozen `Config`, and
 `run(config, inputs, out, resources) -> Outcome`. Its result is a folder, `<root>/<stage>/<fingerprint>`, which
-becomes an artifact when manifest.json is written into it, last. Until then the folder holds unfinished work that
+becomes an artifact when artifact.json is written into it, last. Until then the folder holds unfinished work that
 the next run of the same fingerprint goes on with.
 """
 
@@ -31,11 +31,11 @@ from alpro.shards.ffmpeg_binary import ffmpeg_version
 from alpro.shards.storage import FULL, Location, join, located
 from alpro.stages.artifacts.sharing import fetch, is_shared, send
 
-MANIFEST_VERSION = 1
-MISTAKE = 2  # exit status of a mistake that a person can mend
-CONTINUE = 75  # exit status (EX_TEMPFAIL) of a run that was told to stop and left a checkpoint: start it again
+RECORD_VERSION = 1
+EXIT_INPUT_ERROR = 2  # exit status of a mistake that a person can mend
+EXIT_INTERRUPTED = 75  # exit status (EX_TEMPFAIL) of a run that was told to stop and left a checkpoint: start it again
 UNFINISHED = ("checkpoints", "parts")  # what only a continued run reads; deleted from a finished artifact
-CHANGED = "changed.json"  # in the place of the manifest: the stage ended, but files that it read are others now
+CHANGED = "changed.json"  # in the place of the record: the stage ended, but files that it read are others now
 STAGES = (
     "render_sample",
     "decode_videos",
@@ -99,7 +99,7 @@ class Resources(StageConfig):
     )
     profile: bool = Field(False, description="write a trace of a few training steps that Perfetto opens")
     dask: str = Field("", description="address of a Dask scheduler that decodes and tags; empty means this machine")
-    seconds_between_checkpoints: float = Field(60.0, gt=0, description="time between the checkpoints of a training run")
+    checkpoint_interval: float = Field(60.0, gt=0, description="time between the checkpoints of a training run")
 
     @model_validator(mode="after")
     def _meeting(self) -> "Resources":
@@ -146,9 +146,9 @@ class Step:
 
     @property
     def description(self) -> dict[str, Any]:
-        """The part of the manifest that is known before the stage runs."""
+        """The part of the record that is known before the stage runs."""
         return {
-            "version": MANIFEST_VERSION,
+            "version": RECORD_VERSION,
             "stage": self.stage,
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -184,8 +184,8 @@ class Store:
         return self.root / step.stage / step.fingerprint[:16]
 
     def find(self, step: Step) -> dict[str, Any] | None:
-        """The manifest of a step's artifact, None while there is none."""
-        return read_manifest(self.folder(step))
+        """The record of a step's artifact, None while there is none."""
+        return read_record(self.folder(step))
 
     def place(self, step: Step) -> Location | None:
         """Where a step's artifact lies for all machines; None where none is shared."""
@@ -198,17 +198,17 @@ class Store:
             return place is not None and is_shared(place)
 
     def fetch(self, step: Step) -> dict[str, Any] | None:
-        """The manifest of a step's artifact, fetched from the shared place; None where it is not there. Call under
+        """The record of a step's artifact, fetched from the shared place; None where it is not there. Call under
         `lock`."""
         place, folder = self.place(step), self.folder(step)
         with self._reached():
             if place is None or not fetch(place, folder, self.root / ".fetched" / step.stage):
                 return None
-        manifest = self.find(step)
-        if manifest is None or manifest["fingerprint"] != step.fingerprint:
+        record = self.find(step)
+        if record is None or record["fingerprint"] != step.fingerprint:
             shutil.rmtree(folder)
             raise InputError(f"{place}: not the artifact of {step.name}; delete it to have it made again")
-        return manifest
+        return record
 
     def share(self, step: Step) -> str:
         """Sends a step's artifact to the shared place, unless one is there. Returns why it could not; the artifact
@@ -231,9 +231,9 @@ class Store:
             raise InputError(f"resources.artifacts = {self.shared}: {error}") from error
 
     def all(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Every artifact with its manifest, oldest first."""
-        found = [(folder, read_manifest(folder)) for folder in self.root.glob("*/*") if folder.is_dir()]
-        complete = [(folder, manifest) for folder, manifest in found if manifest]
+        """Every artifact with its record, oldest first."""
+        found = [(folder, read_record(folder)) for folder in self.root.glob("*/*") if folder.is_dir()]
+        complete = [(folder, record) for folder, record in found if record]
         yield from sorted(complete, key=lambda pair: pair[1]["made"]["at"])
 
     @contextmanager
@@ -253,9 +253,9 @@ class Store:
             lock.release()
 
     def make(self, step: Step, work: Callable[[Step, Path], Outcome], made: dict[str, Any]) -> dict[str, Any]:
-        """Runs `work` in the step's folder, then writes the manifest that makes it an artifact. Call under `lock`.
+        """Runs `work` in the step's folder, then writes the record that makes it an artifact. Call under `lock`.
 
-        `made` is what the caller knows of this run (commit, run ids). Returns the manifest. Raises InputError if files
+        `made` is what the caller knows of this run (commit, run ids). Returns the record. Raises InputError if files
         that the fingerprint names changed meanwhile.
         """
         folder = self.folder(step)
@@ -269,30 +269,30 @@ class Store:
             where = " or ".join(str(path) for path in step.paths.values())
             raise InputError(f"{step.name}: files of {where} changed while it ran; run again")
         (folder / CHANGED).unlink(missing_ok=True)
-        return write_manifest(folder, step.description, outcome, {"seconds": round(time.time() - started, 1), **made})
+        return write_record(folder, step.description, outcome, {"seconds": round(time.time() - started, 1), **made})
 
 
-def write_manifest(folder: Path, description: dict[str, Any], outcome: Outcome, made: dict[str, Any]) -> dict[str, Any]:
+def write_record(folder: Path, description: dict[str, Any], outcome: Outcome, made: dict[str, Any]) -> dict[str, Any]:
     """Makes a folder with a stage's result an artifact, and deletes what only a continued run would read. Returns the
-    manifest."""
-    manifest = {
+    record."""
+    record = {
         **description,
         "counts": outcome.counts,
         "metrics": outcome.metrics,
         "versions": versions(),
         "made": {"at": datetime.now(UTC).isoformat(timespec="seconds"), **made},
     }
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "artifact.json", record)
     for name in UNFINISHED:
         shutil.rmtree(folder / name, ignore_errors=True)
     for left in folder.rglob(".*.part"):  # of processes that were killed
         left.unlink(missing_ok=True)
-    return manifest
+    return record
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an artifact folder; None where there is none, and so no artifact."""
-    path = folder / "manifest.json"
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of an artifact folder; None where there is none, and so no artifact."""
+    path = folder / "artifact.json"
     if not path.is_file():
         return None
     try:

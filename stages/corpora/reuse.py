@@ -35,7 +35,7 @@ UNITS = pa.schema(
 
 
 @dataclass
-class Made:
+class WrittenShard:
     """What is known of a unit that was done: a row of UNITS."""
 
     name: str
@@ -52,7 +52,7 @@ def remember(out: Path) -> None:
     with database(out / "parts" / "earlier.sqlite") as db:
         db.execute("create table earlier (key, folder, name)")
         db.execute("create index by_key on earlier (key)")
-        for done in sorted(chain(out.parent.glob("*/manifest.json"), out.parent.glob(f"*/{CHANGED}"))):
+        for done in sorted(chain(out.parent.glob("*/artifact.json"), out.parent.glob(f"*/{CHANGED}"))):
             table = done.with_name("units.parquet")
             if done.parent == out or not table.is_file():
                 continue
@@ -64,7 +64,7 @@ def remember(out: Path) -> None:
             db.executemany("insert into earlier values (?, ?, ?)", rows)
 
 
-def take_over(key: str, name: str, ids: list[str], out: Path) -> tuple[Made, pa.Table, pa.Table] | None:
+def take_over(key: str, name: str, ids: list[str], out: Path) -> tuple[WrittenShard, pa.Table, pa.Table] | None:
     """The unit `key` as an earlier artifact has it, its shard now in `out` under `name`: with its rows of the index and
     of the rejects. None where no artifact has it whole."""
     database = (out / "parts" / "earlier.sqlite").absolute()
@@ -80,9 +80,11 @@ def take_over(key: str, name: str, ids: list[str], out: Path) -> tuple[Made, pa.
     return None
 
 
-def _take(folder: Path, old: str, name: str, ids: list[str], out: Path) -> tuple[Made, pa.Table, pa.Table] | None:
+def _take(
+    folder: Path, old: str, name: str, ids: list[str], out: Path
+) -> tuple[WrittenShard, pa.Table, pa.Table] | None:
     (row,) = pq.read_table(folder / "units.parquet", filters=[("name", "==", old)]).to_pylist()
-    made = Made(**row | {"name": name})
+    made = WrittenShard(**row | {"name": name})
     index = pq.read_table(folder / "index.parquet", filters=[("shard", "==", f"{old}.tar")], schema=INDEX)
     rejected = REJECTS.empty_table()
     if made.rejected:

@@ -108,5 +108,5 @@ def uniform_frames(reader: ShardReader, number: int, config: VideoConfig, reorde
 
 
 def evaluator(folder: ModelFolder, device: torch.device) -> Objective:
-    """A loaded model with its normalisation, ready to encode."""
+    """A loaded model with its normalization, ready to encode."""
     return Objective(folder.model, list(folder.preprocessing.mean), list(folder.preprocessing.std)).to(device).eval()

@@ -88,7 +88,7 @@ class Model:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Texts:
         """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E)."""
-        texts, length = several(texts), self.folder.preprocessing.text_length
+        texts, length = several(texts), self.folder.preprocessing.max_text_tokens
         return encode_texts(self.folder.model, self.folder.tokenizer, texts, length, self.device)
 
     def embed_videos(self, files: Sequence[PathLike]) -> Tensor:

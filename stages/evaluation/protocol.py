@@ -33,7 +33,7 @@ class EvaluationConfig(StageConfig):
         "all", description="all: the matching head on every pair; top_k: on the k most similar pairs of a query"
     )
     k: int = Field(128, ge=1, description="pairs a query that top_k matches")
-    least_share: float = Field(
+    min_decoded_share: float = Field(
         0.99, ge=0, le=1, description="share of the split's items that must have been decoded; below, it is an error"
     )
     frames: int = Field(
@@ -42,7 +42,9 @@ class EvaluationConfig(StageConfig):
         description="frames of a clip, to which the time embedding is resized as in fine-tuning; 0: as many as in the "
         "model's training. The prompter always sees as many as in its training",
     )
-    text_length: int = Field(0, ge=0, description="most word pieces of a text; 0: as many as in the model's training")
+    max_text_tokens: int = Field(
+        0, ge=0, description="most word pieces of a text; 0: as many as in the model's training"
+    )
     exclude_overlap: bool = Field(
         False,
         description="leave out items that share a caption or equal-looking frames with a training item of their corpus "
@@ -80,10 +82,10 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
                 f"corpora.{name}.{config.split}, or leave evaluate.{TASKS[column]} empty"
             )
         there, asked = read_json(folder / "statistics.json")["splits"][config.split][column]
-        if there < config.least_share * asked:
+        if there < config.min_decoded_share * asked:
             raise InputError(
                 f"{name}: the videos of {there} of {asked} {config.split} {column} could be decoded, less than "
-                f"evaluate.least_share = {config.least_share:g}: scores would be of another test; see "
+                f"evaluate.min_decoded_share = {config.min_decoded_share:g}: scores would be of another test; see "
                 f"{folder / 'rejects.parquet'}"
             )
         counts.append((column, there, asked))
@@ -114,4 +116,4 @@ def score(
 
 
 def length_of(config: EvaluationConfig, folder: ModelFolder) -> int:
-    return config.text_length or folder.preprocessing.text_length
+    return config.max_text_tokens or folder.preprocessing.max_text_tokens

@@ -31,7 +31,7 @@ def validate_contrast(
         return None
 
     def metrics(gallery: Gallery) -> dict[str, float]:
-        texts, videos = encode_gallery(objective, gallery, tokenizer, config.text_length, objective.mean.device)
+        texts, videos = encode_gallery(objective, gallery, tokenizer, config.max_text_tokens, objective.mean.device)
         found, _, _ = retrieval_metrics((texts.features @ videos.features.T).cpu().numpy(), gallery.video_of_text)
         return {f"validation/vtc/{name}": value for name, value in found.items()}
 
@@ -48,7 +48,7 @@ def validate_retrieval(
         raise InputError(no_validation("captions"))
 
     def metrics(gallery: Gallery) -> dict[str, float]:
-        texts, videos = encode_gallery(objective, gallery, tokenizer, config.text_length, objective.mean.device)
+        texts, videos = encode_gallery(objective, gallery, tokenizer, config.max_text_tokens, objective.mean.device)
         scores = match_pairs(cast(Alpro, objective.model), texts, videos, validation.protocol, validation.k)
         found, _, _ = retrieval_metrics(scores, gallery.video_of_text)
         found["mean_recall"] = float(np.mean([found[f"{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)]))
@@ -67,7 +67,7 @@ def validate_qa(
         raise InputError(no_validation("questions"))
 
     def metrics(part: Questions) -> dict[str, float]:
-        best = answer_logits(objective, part, tokenizer, config.text_length, objective.mean.device).argmax(1)
+        best = answer_logits(objective, part, tokenizer, config.max_text_tokens, objective.mean.device).argmax(1)
         right = np.array([answers[int(i)] == answer for i, answer in zip(best, part.answers, strict=True)])
         return {f"validation/qa/{name}": value for name, value in accuracy_by_type(right, part.types).items()}
 

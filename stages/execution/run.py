@@ -2,7 +2,7 @@
 
 The work file holds the stage, its configuration, the folders of its inputs, the output folder and the resources. A
 pipeline reads the result, or the mistake that ended the stage, from result.json beside the work file, and writes the
-artifact's manifest. If a person starts it, it writes the manifest itself. It needs neither Prefect nor MLflow.
+artifact's record. If a person starts it, it writes the record itself. It needs neither Prefect nor MLflow.
 """
 
 import errno
@@ -22,12 +22,12 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.shards.storage import located
 from alpro.stages.artifacts.store import (
-    CONTINUE,
-    MISTAKE,
+    EXIT_INPUT_ERROR,
+    EXIT_INTERRUPTED,
     Outcome,
     Resources,
     fingerprint,
-    write_manifest,
+    write_record,
 )
 
 ORPHAN_SECONDS = 30.0  # what a process has to end by itself when the one that started it is gone
@@ -38,17 +38,17 @@ LOST_RANK = re.compile(r"(closed|reset) by peer|broken pipe|timed out waiting|re
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m alpro.stages.execution.run WORK.json", file=sys.stderr)
-        return MISTAKE
+        return EXIT_INPUT_ERROR
     file, started = Path(arguments[0]), time.time()
     try:
         work = read_json(file)
         out = Path(work["out"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"error: {file}: not a readable work file: {error}", file=sys.stderr)
-        return MISTAKE
-    if (out / "manifest.json").exists():
+        return EXIT_INPUT_ERROR
+    if (out / "artifact.json").exists():
         print(f"error: {out} is finished; to run it again, change `out` in a copy of {file.name}", file=sys.stderr)
-        return MISTAKE
+        return EXIT_INPUT_ERROR
     out.mkdir(parents=True, exist_ok=True)
     watch_parent(int(os.environ.get("ALPRO_PARENT", 0)))
     main_rank = int(os.environ.get("RANK", 0)) == 0
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
             lock.acquire(blocking=False)
         except Timeout:
             print(f"error: another process works in {out}", file=sys.stderr)
-            return MISTAKE
+            return EXIT_INPUT_ERROR
     if main_rank:
         file.with_name("result.json").unlink(missing_ok=True)
     try:
@@ -67,14 +67,14 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         if first_to_tell(file.with_name("result.json"), {"mistake": str(error)}):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return MISTAKE
+        return EXIT_INPUT_ERROR
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         message = f"{error.filename or out}: {error.strerror}; free some space and run again: it continues"
         if first_to_tell(file.with_name("result.json"), {"mistake": message}):
             print(f"error: {message}", file=sys.stderr, flush=True)
-        return MISTAKE
+        return EXIT_INPUT_ERROR
     except RuntimeError as error:
         if "WORLD_SIZE" not in os.environ or not LOST_RANK.search(str(error)):
             raise
@@ -82,10 +82,10 @@ def main(arguments: list[str]) -> int:
         print(f"rank {os.environ['RANK']}: another rank is gone ({line})", file=sys.stderr, flush=True)
         return 1
     except SystemExit as left:
-        if left.code != CONTINUE:
+        if left.code != EXIT_INTERRUPTED:
             raise
         first_to_tell(file.with_name("result.json"), {"interrupted": True})  # torchrun ends with a status of its own
-        return CONTINUE
+        return EXIT_INTERRUPTED
     if main_rank:
         write_json(file.with_name("result.json"), {"counts": outcome.counts, "metrics": outcome.metrics})
     if by_hand:
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
 
 
 def finish(work: dict, outcome: Outcome, seconds: float) -> bool:
-    """Writes the manifest of a stage that a person runs. False if the work file does not describe this result: the
+    """Writes the record of a stage that a person runs. False if the work file does not describe this result: the
     fingerprint is then of another one."""
     out, artifact = Path(work["out"]), work.get("artifact")
     if artifact is None or out.name != artifact["fingerprint"][:16]:
@@ -104,7 +104,7 @@ def finish(work: dict, outcome: Outcome, seconds: float) -> bool:
     inputs = {name: made["fingerprint"] for name, made in artifact["inputs"].items()}
     if fingerprint(work["stage"], config, inputs, artifact["files"]) != artifact["fingerprint"]:
         return False
-    write_manifest(out, artifact, outcome, {"seconds": round(seconds, 1), "by": "alpro.stages.execution.run"})
+    write_record(out, artifact, outcome, {"seconds": round(seconds, 1), "by": "alpro.stages.execution.run"})
     (out / "result.json").unlink(missing_ok=True)
     return True
 
@@ -149,7 +149,7 @@ def watch_parent(parent: int) -> None:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(ORPHAN_SECONDS)
-        os._exit(CONTINUE)
+        os._exit(EXIT_INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -63,19 +63,19 @@ class TrainingConfig(StageConfig):
     phases: tuple[Phase, ...] = Field(min_length=1, description="what is trained on, in order")
     seed: int = Field(0, ge=0, description="seed of weights, order, sampling, masking and dropout")
     batch_size: int = Field(256, ge=1, description="examples of an optimiser step, over all processes")
-    accumulate: int = Field(
+    accumulation_steps: int = Field(
         1,
         ge=1,
         description="parts that a step's batch is worked in; contrast is within a part, so this changes the result",
     )
     lr: float = Field(1e-4, gt=0, description="highest learning rate")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
-    last_lr: float = Field(0.0, ge=0, le=1, description="share of the highest rate that the linear decay ends at")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="share of the highest rate that the linear decay ends at")
     weight_decay: float = Field(1e-3, ge=0, description="AdamW's, not on biases, norms and position embeddings")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's")
     eps: float = Field(1e-6, gt=0, description="AdamW's")
-    clip_norm: float = Field(20.0, gt=0, description="largest norm of the gradient")
-    text_length: int = Field(30, ge=4, description="most word pieces of a text")
+    max_grad_norm: float = Field(20.0, gt=0, description="largest norm of the gradient")
+    max_text_tokens: int = Field(30, ge=4, description="most word pieces of a text")
     sampling: Literal["halves", "random"] = Field(
         "halves", description="frames: half from each half of the clip, or any"
     )
@@ -87,10 +87,8 @@ class TrainingConfig(StageConfig):
         description="official: RandAugment, and for images a random resized crop and flip; nothing that is flipped "
         "has left or right in its text",
     )
-    groups_together: bool = Field(
-        False, description="put samples of one group into one batch, as each other's negatives"
-    )
-    most_unreadable: float = Field(
+    group_batches: bool = Field(False, description="put samples of one group into one batch, as each other's negatives")
+    max_unreadable_share: float = Field(
         0.01,
         ge=0,
         le=1,
@@ -108,16 +106,17 @@ class TrainingConfig(StageConfig):
 
     def check_division(self, ranks: int) -> None:
         """Raises InputError if a batch cannot be divided equally among so many processes."""
-        if self.batch_size % (ranks * self.accumulate):
+        if self.batch_size % (ranks * self.accumulation_steps):
             raise InputError(
-                f"batch_size {self.batch_size} does not divide among {ranks} processes x {self.accumulate} parts"
+                f"batch_size {self.batch_size} does not divide among {ranks} processes x {self.accumulation_steps} "
+                "parts"
             )
 
 
 class MatchingConfig(TrainingConfig):
     """What the stages share that train video-text matching."""
 
-    negatives_pool: int = Field(
+    negative_pool_size: int = Field(
         0,
         ge=0,
         description="hard negatives of a pair are drawn among this many consecutive pairs of the batch, however many "
@@ -126,17 +125,19 @@ class MatchingConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _whole_pools(self) -> "MatchingConfig":
-        part = self.batch_size // self.accumulate
-        if self.negatives_pool and part % self.negatives_pool:
-            raise ValueError(f"negatives_pool {self.negatives_pool} does not divide batch_size / accumulate = {part}")
+        part = self.batch_size // self.accumulation_steps
+        if self.negative_pool_size and part % self.negative_pool_size:
+            raise ValueError(
+                f"negative_pool_size {self.negative_pool_size} does not divide batch_size / accumulation_steps = {part}"
+            )
         return self
 
     def check_division(self, ranks: int) -> None:
         super().check_division(ranks)
-        local, pool = self.batch_size // self.accumulate // ranks, self.negatives_pool
+        local, pool = self.batch_size // self.accumulation_steps // ranks, self.negative_pool_size
         if pool and local % pool and pool % local:
             raise InputError(
-                f"negatives_pool {pool}: with {ranks} processes each has {local} pairs at a time; one must be a "
+                f"negative_pool_size {pool}: with {ranks} processes each has {local} pairs at a time; one must be a "
                 "multiple of the other"
             )
 
@@ -156,7 +157,7 @@ class EncoderConfig(TrainingConfig):
         description="BERT that the text layers start from: a hub name, in the cache or not, or a folder; empty: none",
     )
 
-    normalisation: Literal["clip", "corpus"] = Field(
+    normalization: Literal["clip", "corpus"] = Field(
         "clip",
         description="mean and std of the pixels: CLIP's, which the paper uses, or those of the corpora; a pre-training "
         "with a prompter takes the prompter's",

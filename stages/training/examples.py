@@ -32,7 +32,7 @@ LOADED_AHEAD = 32  # batches that wait for a process that trains, in shared memo
 
 @dataclass
 class Batch:
-    """One step's part of one rank. Frames are raw uint8; the objective normalises them on its device."""
+    """One step's part of one rank. Frames are raw uint8; the objective normalizes them on its device."""
 
     step: int
     kind: str
@@ -45,8 +45,8 @@ class Batch:
     labels: Tensor | None = None  # (B, L) the masked words, -100 elsewhere
     boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
     answers: Tensor | None = None  # (B,) answers, -100 = outside the vocabulary
-    chance: Tensor | None = (
-        None  # (B, 2) in [0, 1): what draws each example's hard negatives; None: chance of the moment
+    uniforms: Tensor | None = (
+        None  # (B, 2) in [0, 1): what draws each example's hard negatives; None: uniforms of the moment
     )
     most_masked: int = 0  # at least the most masked words of a text, rounded up; 0: not known
     lengths: list[int] = field(default_factory=list)  # of the texts; empty where all batches have one
@@ -90,8 +90,8 @@ class Source:
     without a text are left out and counted in `skipped`.
     """
 
-    def __init__(self, name: str, folder: Path, kind: str, unit: str, together: bool, first_video: int):
-        self.name, self.kind, self.unit, self.together = name, kind, unit, together
+    def __init__(self, name: str, folder: Path, kind: str, unit: str, group_batches: bool, first_video: int):
+        self.name, self.kind, self.unit, self.group_batches = name, kind, unit, group_batches
         self.reader = ShardReader(folder, "train", kind)
         column = self.reader.column("questions" if unit == "question" else "captions")
         texts = np.array([len(value) for value in column], np.int64) if len(self.reader) else np.zeros(0, np.int64)
@@ -114,7 +114,7 @@ class Source:
         """The examples of an epoch in the order in which they are shown."""
         if epoch not in self._orders:
             rng = np.random.default_rng([seed, 17, self.first_video, epoch])
-            order = grouped_order(self.groups, rng) if self.together else rng.permutation(len(self))
+            order = grouped_order(self.groups, rng) if self.group_batches else rng.permutation(len(self))
             self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1} | {epoch: order}
         return self._orders[epoch]
 
@@ -128,7 +128,7 @@ class Source:
         return found
 
 
-class Steps(Dataset[Batch]):
+class TrainingDataset(Dataset[Batch]):
     """The batches of a training run by number: item n is this rank's part of step n (the same whoever asks)."""
 
     def __init__(
@@ -140,13 +140,13 @@ class Steps(Dataset[Batch]):
         frames: int,
         image_size: int,
         grid: int = 0,
-        mlm_rate: float = 0.0,
+        mlm_probability: float = 0.0,
         answers: dict[str, int] | None = None,
         rank: int = 0,
         ranks: int = 1,
     ):
         self.config, self.words, self.unit, self.answers = config, WordPieces(tokenizer), unit, answers
-        self.frames, self.image_size, self.grid, self.mlm_rate = frames, image_size, grid, mlm_rate
+        self.frames, self.image_size, self.grid, self.mlm_probability = frames, image_size, grid, mlm_probability
         self.rank, self.ranks = rank, ranks
         self.one_length = ranks > 1  # texts are padded to the same length: on all ranks, in all steps
         config.check_division(ranks)
@@ -155,7 +155,7 @@ class Steps(Dataset[Batch]):
         for name in config.corpora:
             for kind in ("video", "image"):
                 first = sum(len(s.reader) for s in self.sources)
-                source = Source(name, corpora[name], kind, unit, config.groups_together, first)
+                source = Source(name, corpora[name], kind, unit, config.group_batches, first)
                 self.skipped += source.skipped  # also of a source that has no example
                 if len(source):
                     self.sources.append(source)
@@ -198,10 +198,10 @@ class Steps(Dataset[Batch]):
         size = self.config.batch_size
         examples = source.at(int(self.turn[step]) * size, size, self.config.seed)
         # Each accumulated part is shared by all ranks, so that it is the same examples on any number of them.
-        mine = np.arange(size).reshape(self.config.accumulate, self.ranks, -1)[:, self.rank].ravel()
+        mine = np.arange(size).reshape(self.config.accumulation_steps, self.ranks, -1)[:, self.rank].ravel()
         unreadable: list[str] = []
         items = [self.readable(source, epoch, n, unreadable) for epoch, n in (examples[place] for place in mine)]
-        length = self.config.text_length if self.one_length else 0
+        length = self.config.max_text_tokens if self.one_length else 0
         batch = collate(step, source.kind, items, self.words.pad_id, length)
         return replace(batch, unreadable=unreadable)
 
@@ -240,7 +240,7 @@ class Steps(Dataset[Batch]):
             captions = sample.about["captions"]
             said = text = captions[int(rng.integers(len(captions))) if text_number < 0 else text_number]
         frames = (self.still if source.kind == "image" else self.clip)(sample, said, rng)
-        ids = self.words.ids([text], self.config.text_length)[0]
+        ids = self.words.ids([text], self.config.max_text_tokens)[0]
         item = {
             "id": sample.about["id"],
             "video": source.first_video + int(sample_number),
@@ -250,13 +250,13 @@ class Steps(Dataset[Batch]):
         if self.unit == "question":
             assert self.answers is not None
             item["answer"] = self.answers.get(question["answer"], -100)
-        if self.mlm_rate:
+        if self.mlm_probability:
             special = np.zeros(len(ids), bool)
             special[[0, -1]] = True
-            masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.mlm_rate, rng)
+            masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.mlm_probability, rng)
             item["masked"], item["labels"] = masked
             item["box"] = random_box(self.grid, rng)
-        item["chance"] = rng.random(2)
+        item["uniforms"] = rng.random(2)
         return item
 
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
@@ -309,7 +309,7 @@ class Steps(Dataset[Batch]):
             num_workers=workers,
             pin_memory=device.type == "cuda",
             prefetch_factor=max(1, min(4, LOADED_AHEAD // workers)) if workers else None,
-            worker_init_fn=heed_no_stop,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # or it draws from the random state that a checkpoint has just restored
         )
         for batch in loader:
@@ -322,7 +322,7 @@ class Steps(Dataset[Batch]):
 class _Told(Dataset[Batch | InputError]):
     """Steps whose mistakes are handed over, to be raised in the process that trains: as they are, on one line."""
 
-    steps: Steps
+    steps: TrainingDataset
 
     def __getitem__(self, step: int) -> Batch | InputError:
         try:
@@ -331,7 +331,7 @@ class _Told(Dataset[Batch | InputError]):
             return error
 
 
-def heed_no_stop(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """Loading processes get the signals of their group too: the process that trains stops, and ends them."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -347,7 +347,7 @@ def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -
         frames=torch.from_numpy(np.stack([item["frames"] for item in items])),
         text=torch.from_numpy(pad([item["ids"] for item in items], pad_id, length)),
         mask=torch.from_numpy(pad([np.ones_like(item["ids"]) for item in items], 0, length)),
-        chance=torch.from_numpy(np.stack([item["chance"] for item in items])),
+        uniforms=torch.from_numpy(np.stack([item["uniforms"] for item in items])),
         lengths=[] if length else [len(item["ids"]) for item in items],
     )
     if "masked" in items[0]:

@@ -19,7 +19,7 @@ from alpro.stages.vocabulary.word_pieces import load_tokenizer
 
 Task = Literal["pretrain", "retrieval", "qa", "prompter"]
 # Word pieces of a text in the official configurations; DiDeMo's retrieval alone has 50.
-TEXT_LENGTH = {"pretrain": 30, "retrieval": 40, "qa": 40, "prompter": 30}
+MAX_TEXT_TOKENS = {"pretrain": 30, "retrieval": 40, "qa": 40, "prompter": 30}
 # What official checkpoints hold although the model of the task does not read it.
 NEEDLESS = {
     "pretrain": (),
@@ -34,7 +34,7 @@ class Imported:
     """What was found in a checkpoint: tensors read, those that nothing reads, those unknown; and remarks."""
 
     read: int
-    unread: list[str]
+    unused: list[str]
     unknown: list[str]
     config: ModelConfig
     remarks: list[str] = field(default_factory=list)
@@ -46,14 +46,14 @@ def import_checkpoint(
     task: Task,
     tokenizer: str,
     words: Path | None = None,
-    text_length: int | None = None,
+    max_text_tokens: int | None = None,
 ) -> Imported:
     """Writes the model folder `out` from an official checkpoint; of a pre-training one also `out`/prompter.
 
     tokenizer: as in `load_tokenizer`. words: the entities (pretrain, prompter) or answers (qa) in the order of the
     head, as a JSON list, a JSON object of word to number, or lines of text; without it they are numbered.
-    text_length: most word pieces of a text, where it is not the task's TEXT_LENGTH. Raises InputError, and leaves
-    nothing behind, for a checkpoint that is not one of this task, or a folder that cannot be written.
+    max_text_tokens: maximum word pieces of a text; None: the task's MAX_TEXT_TOKENS. Raises InputError, and leaves
+    nothing behind, if the checkpoint is not one of this task or the folder cannot be written.
     """
     if file.suffix not in WEIGHT_FILES:
         raise InputError(f"{file}: a checkpoint is a .pt, .pth, .bin or .safetensors file")
@@ -65,16 +65,16 @@ def import_checkpoint(
         if task == "prompter" and prompter:
             own, prompter = prompter, {}
         loaded = load_tokenizer(tokenizer)
-        folder, found = build(own, task, loaded, words, text_length)
+        folder, found = build(own, task, loaded, words, max_text_tokens)
         shutil.rmtree(building, ignore_errors=True)
         folder.save_pretrained(building)
         save_prompts(own, building)
         if task == "pretrain" and prompter:
-            teacher, about = build(prompter, "prompter", loaded, words, text_length)
+            teacher, about = build(prompter, "prompter", loaded, words, max_text_tokens)
             teacher.save_pretrained(building / "prompter")
             save_prompts(prompter, building / "prompter")
             found.read += about.read
-            found.unread += [f"prompter.{key}" for key in about.unread]
+            found.unused += [f"prompter.{key}" for key in about.unused]
             found.unknown += [f"prompter.{key}" for key in about.unknown]
         building.rename(out)
     except ValueError as error:
@@ -87,18 +87,20 @@ def import_checkpoint(
 
 
 def build(
-    state: Weights, task: Task, tokenizer: Tokenizer, words: Path | None, text_length: int | None
+    state: Weights, task: Task, tokenizer: Tokenizer, words: Path | None, max_text_tokens: int | None
 ) -> tuple[ModelFolder, Imported]:
     """The model of a task with official weights, and what was found. Raises ValueError where they do not fit."""
     prompts = prompt_features(state)
     config = sizes(state)
     most = config.text.max_length // 8 * 8  # texts are padded to a multiple of 8
-    if text_length is None:
-        text_length = min(TEXT_LENGTH[task], most)
-    if not 4 <= text_length <= most:
-        raise InputError(f"--text-length {text_length}: it must be from 4 to {most}, as this text encoder takes")
-    weights, unread, unknown = from_official({k: v for k, v in state.items() if not k.endswith("prompt_feat")}, config)
-    found = Imported(len(weights) + len(prompts), unread, unknown, config)
+    if max_text_tokens is None:
+        max_text_tokens = min(MAX_TEXT_TOKENS[task], most)
+    if not 4 <= max_text_tokens <= most:
+        raise InputError(
+            f"--max-text-tokens {max_text_tokens}: it must be from 4 to {most}, as this text encoder takes"
+        )
+    weights, unused, unknown = from_official({k: v for k, v in state.items() if not k.endswith("prompt_feat")}, config)
+    found = Imported(len(weights) + len(prompts), unused, unknown, config)
     labels: list[str] = []
     model: DualEncoder
     if task == "prompter":
@@ -115,7 +117,7 @@ def build(
     for key in needless:
         del weights[key]
     found.read -= len(needless)
-    found.unread += needless
+    found.unused += needless
     check_weights(weights, model, f"this checkpoint as --task {task}")
     model.load_state_dict(weights, assign=True)
     if tokenizer.get_vocab_size() != config.text.vocab_size:
@@ -124,7 +126,7 @@ def build(
             "give the right one with --tokenizer"
         )
     answers, entities = (labels, []) if task == "qa" else ([], labels)
-    preprocessing = Preprocessing(text_length=text_length)
+    preprocessing = Preprocessing(max_text_tokens=max_text_tokens)
     return ModelFolder(task, model.eval(), tokenizer, preprocessing, entities, answers), found
 
 

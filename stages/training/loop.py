@@ -20,12 +20,12 @@ from alpro.files import atomic_write, checksum
 from alpro.models.flops import peak
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
-from alpro.stages.artifacts.store import CONTINUE, Resources
+from alpro.stages.artifacts.store import EXIT_INTERRUPTED, Resources
 from alpro.stages.execution.progress import progress
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.distributed import World, gather_bytes, highest, total
-from alpro.stages.training.examples import Batch, Steps
+from alpro.stages.training.examples import Batch, TrainingDataset
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
@@ -56,7 +56,7 @@ class Progress:
 
 def fit(
     objective: Objective,
-    data: Steps,
+    data: TrainingDataset,
     config: TrainingConfig,
     out: Path,
     world: World,
@@ -70,9 +70,9 @@ def fit(
     `validate()` gives metrics `validation.times` times, the last time at the end; where `select` names one of them, the
     weights with its highest value are the result, else the last ones. `watch(step)` is called by the first rank after
     every step. Returns the final metrics. A SIGTERM or Ctrl-C writes a checkpoint and ends the process with status
-    CONTINUE.
+    EXIT_INTERRUPTED.
     """
-    for name in objective.unread:  # or DDP would have every rank look each step whether a gradient has come
+    for name in objective.unused_parameters:  # or DDP would have every rank look each step whether a gradient has come
         getattr(objective.model, name).requires_grad_(False)
     prepare(objective, resources)
     if world.rank:  # or dropout would be the same on every rank
@@ -115,7 +115,7 @@ def fit(
                 raise
             # It may have come in the middle of a step: only a checkpoint is sure to be whole.
             print(f"{str(error).splitlines()[0]} Continue from the last checkpoint.", file=sys.stderr, flush=True)
-            raise SystemExit(CONTINUE) from error
+            raise SystemExit(EXIT_INTERRUPTED) from error
     if select and done.best_step and world.main:  # the one that writes the model
         best = best_weights(out, done.best_step)
         if not best.exists() or checksum(best) != done.best_sum:
@@ -167,7 +167,7 @@ class _Run:
     objective: Objective
     module: nn.Module
     optimizer: torch.optim.AdamW
-    data: Steps
+    data: TrainingDataset
     config: TrainingConfig
     world: World
     checkpoints: Checkpoints
@@ -208,7 +208,7 @@ class _Run:
                 clock.start_window()
             # Ranks agree on when to stop and to save; asking costs a message, so many ask only now and then.
             if not last and (step >= asking or self.world.size == 1):
-                due = clock.since_saved > max(resources.seconds_between_checkpoints, SAVING * clock.saving)
+                due = clock.since_saved > max(resources.checkpoint_interval, SAVING * clock.saving)
                 stop, save, pace = highest([bool(stopping), due, clock.pace], self.world.device)
                 asking = step + max(1, min(self.config.log_every, int(ASK_SECONDS / pace)))
                 if stop or save:
@@ -236,17 +236,17 @@ class _Run:
         fresh, self.unreadable = self.unreadable, []
         self.done.unreadable += int(total(torch.tensor(len(fresh), device=self.world.device)))
         shown = self.done.step * self.config.batch_size
-        if self.done.unreadable >= FEW and self.done.unreadable > self.config.most_unreadable * shown:
+        if self.done.unreadable >= FEW and self.done.unreadable > self.config.max_unreadable_share * shown:
             raise InputError(
-                f"{self.done.unreadable} of {shown} examples cannot be read, more than most_unreadable = "
-                f"{self.config.most_unreadable:g} allows{'; the last: ' if fresh else ''}{fresh[-1] if fresh else ''}; "
+                f"{self.done.unreadable} of {shown} examples cannot be read, more than max_unreadable_share = "
+                f"{self.config.max_unreadable_share:g} allows{f'; the last: {fresh[-1]}' if fresh else ''}; "
                 "delete the corpus's folder and run again to make it anew"
             )
 
     def leave(self) -> None:
         if self.world.main:
             print(f"stopped after step {self.done.step}", file=sys.stderr, flush=True)
-        raise SystemExit(CONTINUE)
+        raise SystemExit(EXIT_INTERRUPTED)
 
     def step(self, batch: Batch) -> None:
         """One optimiser step on this rank's part of the global batch. Nothing in it waits for the device."""
@@ -254,7 +254,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        parts, rows = batch.split(self.config.accumulate), []
+        parts, rows = batch.split(self.config.accumulation_steps), []
         for number, part in enumerate(parts, 1):
             with self.gathering(last=number == len(parts)):
                 with self.autocast(), record_function("forward"):
@@ -264,13 +264,13 @@ class _Run:
             metrics["loss"] = loss.detach()
             rows.append(torch.stack([value.float() for value in metrics.values()]))
         with record_function("clip"):
-            norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
         values = torch.cat([torch.stack(rows).mean(0), norm.detach()[None]])
         # The gradient is that of all ranks, so is its norm; the losses are this rank's.
         finite = total((~torch.isfinite(values)).any().float()) == 0
         with record_function("optimizer"):
             step_if(self.optimizer, finite)
-        self.objective.model.hold_temperature()
+        self.objective.model.clamp_temperature_()
         names = (*metrics, "grad_norm")
         self.mean.add(names, values, finite)
         self.skipped.add(self.done.step, batch.ids, names, values, finite)

@@ -117,5 +117,5 @@ class Skipped:
         on = f" of rank {where}" if len(found) > 1 else ""
         return (
             f"{', '.join(what)} not finite in {most} steps in a row, the last being step {step} "
-            f"(samples{on} {', '.join(samples)}, ...); lower lr or clip_norm"
+            f"(samples{on} {', '.join(samples)}, ...); lower lr or max_grad_norm"
         )

@@ -15,7 +15,7 @@ Metrics = dict[str, Tensor]
 
 
 class Objective(nn.Module):
-    """forward(batch) -> (loss, metrics). Holds the model that is trained, and the normalisation of its frames."""
+    """forward(batch) -> (loss, metrics). Holds the model that is trained, and the normalization of its frames."""
 
     mean: Tensor
     std: Tensor
@@ -28,11 +28,11 @@ class Objective(nn.Module):
 
     @property
     def black(self) -> Tensor:
-        """A black pixel after normalisation: (3, 1, 1)."""
+        """A black pixel after normalization: (3, 1, 1)."""
         return -self.mean / self.std
 
     @property
-    def unread(self) -> set[str]:
+    def unused_parameters(self) -> set[str]:
         """Parts of the model that the objective does not read: they stay as they are."""
         return set()
 
@@ -52,7 +52,7 @@ class Objective(nn.Module):
         return 3 * fusion_flops(text, length + 1 + video.grid**2, read)
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """Stored frames (B, T, 3, H, W) uint8 to the encoder's size, normalised."""
+        """Stored frames (B, T, 3, H, W) uint8 to the encoder's size, normalized."""
         return prepare(frames, self.model.config.video.image_size, self.mean, self.std)
 
     def contrast(self, batch: Batch, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Metrics]:
@@ -83,7 +83,7 @@ class Objective(nn.Module):
 
 
 def prepare(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Frames (B, T, 3, H, W) uint8 to (B, T, 3, size, size), resized where they differ, scaled and normalised."""
+    """Frames (B, T, 3, H, W) uint8 to (B, T, 3, size, size), resized where they differ, scaled and normalized."""
     pixels = frames.flatten(0, 1).float() / 255
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -108,18 +108,18 @@ class PrompterObjective(Objective):
 class MatchingObjective(Objective):
     """VTC and VTM: retrieval fine-tuning, and the base of pre-training.
 
-    `negatives_pool`: hard negatives of a pair are drawn among this many consecutive pairs of the global batch (0: among
-    all), so that a step is the same on any number of ranks.
+    `negative_pool_size`: hard negatives of a pair are drawn among this many consecutive pairs of the global batch (0:
+    among all), so that a step is the same on any number of ranks.
     """
 
     model: Alpro
 
-    def __init__(self, model: Alpro, mean: list[float], std: list[float], negatives_pool: int = 0):
+    def __init__(self, model: Alpro, mean: list[float], std: list[float], negative_pool_size: int = 0):
         super().__init__(model, mean, std)
-        self.negatives_pool = negatives_pool
+        self.negative_pool_size = negative_pool_size
 
     @property
-    def unread(self) -> set[str]:
+    def unused_parameters(self) -> set[str]:
         return self.unread_heads("vtm_head")
 
     def negatives(
@@ -128,7 +128,7 @@ class MatchingObjective(Objective):
         """Each text with a hard negative video, each video with a hard negative text (text, mask, video); and which
         rows have one (2B,). One call on the device for each direction."""
         size = len(batch.video)
-        pool = self.negatives_pool or size * ranks()
+        pool = self.negative_pool_size or size * ranks()
         first = rank() * size  # of this rank's pairs in the global batch
         videos, texts, masks, numbers = video, text, batch.mask, batch.video
         if pool > size:
@@ -139,9 +139,9 @@ class MatchingObjective(Objective):
             columns = torch.arange(first, first + size, device=video.device)
         rows = torch.arange(first, first + size, device=video.device)
         excluded = (rows[:, None] // pool != columns[None] // pool) | (batch.video[:, None] == numbers[None])
-        chance = batch.chance if batch.chance is not None else torch.rand(size, 2, device=video.device)
-        other_videos, valid = hard_negatives(t2v, excluded, chance[:, 0])
-        other_texts, _ = hard_negatives(v2t, excluded, chance[:, 1])  # valid is the same in both directions
+        uniforms = batch.uniforms if batch.uniforms is not None else torch.rand(size, 2, device=video.device)
+        other_videos, valid = hard_negatives(t2v, excluded, uniforms[:, 0])
+        other_texts, _ = hard_negatives(v2t, excluded, uniforms[:, 1])  # valid is the same in both directions
         pairs = [(text, batch.mask, videos[other_videos]), (texts[other_texts], masks[other_texts], video)]
         return pairs, valid.repeat(2)
 
@@ -199,16 +199,16 @@ class PretrainObjective(MatchingObjective):
         prompts: dict[str, Tensor],
         weights: dict[str, float],
         threshold: float,
-        negatives_pool: int = 0,
+        negative_pool_size: int = 0,
     ):
-        super().__init__(model, mean, std, negatives_pool)
+        super().__init__(model, mean, std, negative_pool_size)
         self.prompter = prompter.requires_grad_(False).eval() if prompter else None
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
         self.weights, self.threshold = weights, threshold
 
     @property
-    def unread(self) -> set[str]:
+    def unused_parameters(self) -> set[str]:
         on = {name for name, weight in self.weights.items() if weight > 0}
         found = self.unread_heads(*(f"{name}_head" for name in on))
         if "vtc" not in on:
@@ -335,7 +335,7 @@ class QaObjective(Objective):
     model: Alpro
 
     @property
-    def unread(self) -> set[str]:
+    def unused_parameters(self) -> set[str]:
         return self.unread_heads("qa_head") | {"video_proj", "text_proj", "temperature"}
 
     def flops(self, batch: Batch) -> float:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from alpro.stages.training.config import TrainingConfig
 
-NO_DECAY = ("pos_embed", "time_embed", "cls_token", "positions", "temperature", "segments")
+NO_DECAY = ("pos_embed", "time_embed", "cls_token", "position_embeddings", "temperature", "token_type_embeddings")
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -31,9 +31,9 @@ def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """The learning rate of step 0..steps-1: linear warm-up, then linear decay towards last_lr x lr."""
-    warmup = round(config.warmup * steps)
+    """The learning rate of step 0..steps-1: linear warm-up, then linear decay towards min_lr_ratio x lr."""
+    warmup = round(config.warmup_ratio * steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     left = (steps - step) / max(1, steps - warmup)
-    return config.lr * (config.last_lr + (1 - config.last_lr) * left)
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)

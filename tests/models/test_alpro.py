@@ -87,8 +87,8 @@ def test_pretraining_reaches_every_weight(tiny: ModelConfig, frames: Tensor, ids
     pretraining_loss(model, frames, ids, mask).backward()
     assert untouched(model) == set()
     # Within the text embeddings: the second segment and places beyond the longest text are never looked up.
-    assert not model.text_encoder.embeddings.segments.weight.grad[1].any()
-    assert not model.text_encoder.embeddings.positions.weight.grad[LENGTH:].any()
+    assert not model.text_encoder.embeddings.token_type_embeddings.weight.grad[1].any()
+    assert not model.text_encoder.embeddings.position_embeddings.weight.grad[LENGTH:].any()
 
 
 def test_retrieval_reaches_every_weight(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):

@@ -45,7 +45,7 @@ def test_what_is_saved_is_what_is_loaded(task, tiny: ModelConfig, tokenizer: Tok
         "qa": lambda: Alpro(tiny, answers=2),
     }[task]()
     entities, answers = ENTITIES if task == "pretrain" else [], ANSWERS if task == "qa" else []
-    preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), text_length=9)
+    preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), max_text_tokens=9)
     ModelFolder(task, model, tokenizer, preprocessing, entities, answers).save_pretrained(tmp_path / "deep" / "model")
 
     loaded = ModelFolder.from_pretrained(tmp_path / "deep" / "model")

@@ -93,9 +93,9 @@ def shapes_of(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def test_every_key_of_a_pretrained_checkpoint_has_its_place(tiny: ModelConfig, pretrained: dict[str, Tensor]):
-    weights, unread, unknown = from_official(pretrained, tiny)
+    weights, unused, unknown = from_official(pretrained, tiny)
     assert shapes_of(weights) == shapes_of(Alpro(tiny, entities=5).state_dict())
-    assert set(unread) == UNREAD.keys()
+    assert set(unused) == UNREAD.keys()
     assert unknown == []
 
 
@@ -103,15 +103,15 @@ def test_every_key_of_a_question_answering_checkpoint_has_its_place(tiny: ModelC
     """There BERT lies in text_encoder itself."""
     shapes = official_shapes("text_encoder.", tiny) | {"text_encoder.embeddings.position_ids": (1, 12)}
     state = draw(shapes | linear("classifier.0", (32, 16)) | linear("classifier.2", (7, 32)))
-    weights, unread, unknown = from_official(state, tiny)
+    weights, unused, unknown = from_official(state, tiny)
     assert shapes_of(weights) == shapes_of(Alpro(tiny, answers=7).state_dict())
-    assert unread == ["text_encoder.embeddings.position_ids"]
+    assert unused == ["text_encoder.embeddings.position_ids"]
     assert unknown == []
 
 
 def test_no_value_is_lost_or_taken_twice(tiny: ModelConfig, pretrained: dict[str, Tensor]):
-    weights, unread, _ = from_official(pretrained, tiny)
-    given = torch.cat([value.flatten() for key, value in pretrained.items() if key not in unread])
+    weights, unused, _ = from_official(pretrained, tiny)
+    given = torch.cat([value.flatten() for key, value in pretrained.items() if key not in unused])
     taken = torch.cat([value.flatten() for value in weights.values()])
     assert torch.equal(given.sort().values, taken.sort().values)
 
@@ -122,7 +122,7 @@ def test_values_go_where_their_names_say(tiny: ModelConfig, pretrained: dict[str
         "temperature": "temp",
         "video_encoder.patch_embed.weight": "visual_encoder.model.patch_embed.proj.weight",
         "video_encoder.blocks.1.temporal_fc.bias": "visual_encoder.model.blocks.1.temporal_fc.bias",
-        "text_encoder.embeddings.segments.weight": "text_encoder.bert.embeddings.token_type_embeddings.weight",
+        "text_encoder.embeddings.position_embeddings.weight": "text_encoder.bert.embeddings.position_embeddings.weight",
         "text_encoder.layers.1.norm1.weight": "text_encoder.bert.encoder.layer.1.attention.output.LayerNorm.weight",
         "text_encoder.layers.1.norm2.weight": "text_encoder.bert.encoder.layer.1.output.LayerNorm.weight",
         "text_encoder.layers.0.mlp.fc2.bias": "text_encoder.bert.encoder.layer.0.output.dense.bias",

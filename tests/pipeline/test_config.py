@@ -153,8 +153,8 @@ def test_what_is_no_table_is_one_line(text, data, tmp_path):
 
 
 def test_a_text_longer_than_the_model_takes_is_told_before_anything_runs():
-    with pytest.raises(InputError, match=r"text_length 33, padded to 40, is more than model.text.max_length 32"):
-        load_config(TINY, changes=["pretrain.text_length=33"])
+    with pytest.raises(InputError, match=r"max_text_tokens 33, padded to 40, is more than model.text.max_length 32"):
+        load_config(TINY, changes=["pretrain.max_text_tokens=33"])
 
 
 def test_paths_of_set_are_relative_to_the_current_folder(tmp_path, monkeypatch):

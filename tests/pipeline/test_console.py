@@ -34,7 +34,7 @@ def artifact(root: Path, stage: str, name: str, mark: str, day: int, inputs: dic
         **{key: {} for key in ("files", "counts", "metrics", "config", "versions")},
         **more,
     }
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "artifact.json", manifest)
     return folder
 
 

@@ -57,7 +57,7 @@ def test_nothing_that_is_written_or_printed_has_credentials(manifest, tmp_path):
     data, server = manifest
     answered = [line for line in data.read_text().splitlines() if "no answer" not in line]  # a host costs its pauses
     data.write_text("\n".join(answered))
-    changes = ["corpora.data.most_rejects=1", "corpora.data.size=32", "resources.workers=1"]
+    changes = ["corpora.data.max_reject_share=1", "corpora.data.size=32", "resources.workers=1"]
     options = [part for change in changes for part in ("--set", change)]
     done = alpro("decode-videos", "--config", "own_videos", "--data", data, "--workspace", tmp_path / "work", *options)
     assert done.returncode == 0, done.stderr
@@ -83,7 +83,7 @@ def test_nothing_is_on_disk_while_decoding(manifest, tmp_path, resources, inline
 
     monkeypatch.setattr(decode_videos, "do_unit", watched)
     monkeypatch.setattr("alpro.shards.storage.PAUSES", ())
-    config = decode_videos.Config(frames=2, size=16, most_rejects=1)
+    config = decode_videos.Config(frames=2, size=16, max_reject_share=1)
     decode_videos.run(config, {"data": manifest[0]}, tmp_path / "out", resources)
     printed = capsys.readouterr()
     assert found == leaks(tmp_path / "out", printed.out, printed.err) == []

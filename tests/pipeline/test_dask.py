@@ -96,7 +96,7 @@ def test_a_worker_killed_half_way_changes_no_byte(cluster, tmp_path):
     for stage in stages:
         made, expected = contents(there[stage]), contents(Path(here[stage]))
         # The manifest tells when it was made.
-        assert made | {"manifest.json": ""} == expected | {"manifest.json": ""}
+        assert made | {"artifact.json": ""} == expected | {"artifact.json": ""}
     assert {name.split()[0] for name in runs_of_units("do_unit", "tag_unit")} == {"do_unit", "tag_unit"}
 
 

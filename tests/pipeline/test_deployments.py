@@ -17,7 +17,7 @@ from alpro.pipeline.config import load_config
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.launch import OWN_PROCESS
 from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import STAGES, Resources, StageFailed, Step, read_manifest
+from alpro.stages.artifacts.store import STAGES, Resources, StageFailed, Step, read_record
 from tests.stages.test_decode_videos import write_manifest
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -99,7 +99,7 @@ def test_only_missing_stages_run_by_deployment_with_the_pipelines_parameters(fir
     assert "test/retrieval/t2v/R1" in parent.data.metrics
     run = stage_runs(workspace, "evaluate")[0]  # logged by the stage, and not again by the pipeline
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert read_manifest(Path(made["evaluate"]))["made"]["mlflow_run"] == run.info.run_id
+    assert read_record(Path(made["evaluate"]))["made"]["mlflow_run"] == run.info.run_id
 
 
 def test_a_stage_on_a_machine_with_a_workspace_and_a_store_of_its_own(first, workspace, deployments, tmp_path):
@@ -109,7 +109,7 @@ def test_a_stage_on_a_machine_with_a_workspace_and_a_store_of_its_own(first, wor
     changes = [f"resources.artifacts='{tmp_path}/shared'", "evaluate.seed=12"]
     made = flow.alpro(TINY, changes=changes, workspace=str(workspace), stages_by_deployment=True)
     assert Path(made["evaluate"]).is_relative_to(workspace)
-    there = {path.parent.name for path in elsewhere.glob("artifacts/*/*/manifest.json")}
+    there = {path.parent.name for path in elsewhere.glob("artifacts/*/*/artifact.json")}
     steps = flow.plan(load_config(TINY, changes=changes), Digests(tmp_path / "digests.sqlite"))
     inputs = {step.name for step in steps[-1].inputs.values()}
     assert there == {Path(made[name]).name for name in inputs | {"evaluate"}}

@@ -14,7 +14,7 @@ from alpro.pipeline.flow import decoding, plan
 from alpro.stages import decode_videos
 from alpro.stages.artifacts import store as artifacts
 from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Store, read_manifest
+from alpro.stages.artifacts.store import Store, read_record
 from tests.stages.test_decode_videos import write_manifest
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
@@ -127,6 +127,6 @@ def test_the_record_of_an_artifact_has_the_versions_of_both_decoders(tmp_path, f
     step = artifacts.Step("decode_videos", "decode_videos a", decode_videos.Config())
     store = Store(tmp_path)
     store.make(step, lambda *_: artifacts.Outcome(), {})
-    versions = read_manifest(store.folder(step))["versions"]
+    versions = read_record(store.folder(step))["versions"]
     assert versions["ffmpeg"] == "9.0.2-x"
     assert versions["av"]

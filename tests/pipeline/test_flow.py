@@ -19,7 +19,7 @@ from alpro.pipeline.flow import pretrain as pretrain_flow
 from alpro.pipeline.tasks import interrupted
 from alpro.shards.reader import ShardReader
 from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import EVALUATIONS, Interrupted, Resources, Step, Store, read_manifest
+from alpro.stages.artifacts.store import EVALUATIONS, Interrupted, Resources, Step, Store, read_record
 from alpro.stages.training.metrics import read_metrics
 from tests.stages.test_decode_videos import write_manifest
 
@@ -52,7 +52,7 @@ def was_cached(run) -> bool:
 def test_every_stage_leaves_its_artifact(first, workspace):
     assert list(first) == STAGES
     for name, folder in first.items():
-        manifest = read_manifest(Path(folder))
+        manifest = read_record(Path(folder))
         assert manifest is not None, name
         assert manifest["name"] == name
         assert manifest["versions"]["python"]
@@ -226,7 +226,7 @@ def test_existing_shards_go_through_every_stage(first, workspace, tmp_path):
         shutil.copy(shard, tmp_path)
     made = alpro(of_shards(f"file://{tmp_path}", tmp_path), workspace=str(workspace))
     assert list(made) == [name.replace("decode_videos clips", "index_shards clips") for name in STAGES]
-    manifest, decoded = (read_manifest(Path(folder)) for folder in (made["index_shards clips"], first[STAGES[1]]))
+    manifest, decoded = (read_record(Path(folder)) for folder in (made["index_shards clips"], first[STAGES[1]]))
     for count in ("samples", "train", "validation", "test", "captions", "questions"):
         assert manifest["counts"][count] == decoded["counts"][count]
     results = [row for name in EVALUATIONS for row in json.loads((Path(made[name]) / "results.json").read_text())]

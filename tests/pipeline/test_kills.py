@@ -15,11 +15,11 @@ import pytest
 from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import plan
 from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Step, Store, read_manifest
+from alpro.stages.artifacts.store import Step, Store, read_record
 from alpro.stages.training.metrics import read_metrics
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
-LONG = ["--set", "train_prompter.phases.0.steps=400", "--set", "resources.seconds_between_checkpoints=0.2"]
+LONG = ["--set", "train_prompter.phases.0.steps=400", "--set", "resources.checkpoint_interval=0.2"]
 
 
 @pytest.fixture
@@ -95,14 +95,14 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
         assert last == "stopped; run the same command again to continue"
         assert not [line for line in progress if "Traceback" in line or "ERROR" in line]
     wait_for(lambda: not training(folder))  # an orphaned training ends
-    assert read_manifest(folder) is None
+    assert read_record(folder) is None
     reached = max(int(p.name.removeprefix("step-")) for p in folder.glob("checkpoints/step-*"))
 
     again = start(tmp_path, *LONG)
     _, told = again.communicate(timeout=600)
     assert again.returncode == 0, told
     assert f"continuing from step {reached} of 400" in told
-    assert read_manifest(folder) is not None
+    assert read_record(folder) is not None
     assert [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "train/loss" in line] == list(
         range(2, 401, 2)
     )
@@ -116,4 +116,4 @@ def test_two_runs_at_once_make_an_artifact_once(start, tmp_path):
     started = [line for text in told for line in text.splitlines() if line.startswith("train_prompter: started")]
     assert len(started) == 1
     folder, _ = prompter(tmp_path)
-    assert read_manifest(folder) is not None
+    assert read_record(folder) is not None

@@ -21,7 +21,7 @@ def manifest(**counts: int) -> dict:
 def shown(folder: Path, **counts: int) -> tuple[str, str]:
     """The page of a run with one stage of these counts, and what is printed."""
     folder.mkdir()
-    write_json(folder / "manifest.json", manifest(**counts))
+    write_json(folder / "artifact.json", manifest(**counts))
     page = write_report(folder / "page.html", "own", [("decode_videos own", folder, manifest(**counts), False)])
     with console.capture() as printed:
         print_results({"decode_videos own": folder, "evaluate": folder.parent}, folder)

@@ -13,7 +13,7 @@ import pytest
 
 from alpro.files import read_json
 from alpro.pipeline import flow
-from alpro.stages.artifacts.store import read_manifest
+from alpro.stages.artifacts.store import read_record
 from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import TINY
 
@@ -48,13 +48,13 @@ def test_a_stage_by_hand_as_the_page_says(number, first, unfinished):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"done: {unfinished}"
-    made, before = read_manifest(unfinished), read_manifest(Path(first["finetune_qa"]))
+    made, before = read_record(unfinished), read_record(Path(first["finetune_qa"]))
     differ = ("made", "metrics") if number else ("made",)  # the order of sums differs on four processes
     assert {k: v for k, v in made.items() if k not in differ} == {k: v for k, v in before.items() if k not in differ}
     assert made["metrics"].keys() == before["metrics"].keys()
     assert not (unfinished / "checkpoints").exists()
     flow.finetune_qa(TINY, workspace=str(unfinished.parents[2]))
-    assert read_manifest(unfinished) == made  # a pipeline takes it as it is
+    assert read_record(unfinished) == made  # a pipeline takes it as it is
 
 
 def test_the_readmes_python_example(first, sample, tmp_path, monkeypatch, capsys):
@@ -82,7 +82,7 @@ def test_every_metric_has_its_name_on_the_page(first):
     assert len(documented) == len(set(documented)) > 30
     logged = set()
     for folder in map(Path, first.values()):
-        logged |= read_manifest(folder)["metrics"].keys()
+        logged |= read_record(folder)["metrics"].keys()
         logged |= {name for line in read_metrics(folder / "metrics.jsonl") for name in line}
     logged -= {"step", "time"}
 

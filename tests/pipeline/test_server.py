@@ -134,7 +134,7 @@ def test_one_stage_then_the_whole_by_deployment(server, tmp_path):
         environment=server,
     )
     assert "Completed" in printed
-    assert len(list((tmp_path / "artifacts" / "decode_videos").glob("*/manifest.json"))) == 2
+    assert len(list((tmp_path / "artifacts" / "decode_videos").glob("*/artifact.json"))) == 2
 
     here = {"config": TINY, "workspace": str(tmp_path), "stages_by_deployment": False}
     whole = deployment(server, "alpro/alpro", **here)
@@ -184,5 +184,5 @@ def test_cancelling_ends_the_whole_process_group_and_leaves_a_checkpoint(server,
     assert wait_for(lambda: finished(server, run["id"]), 120)["state"]["type"] == "CANCELLED"
     wait_for(lambda: not training_processes(tmp_path), 60)
     (folder,) = (tmp_path / "artifacts" / "train_prompter").glob("*/")
-    assert not (folder / "manifest.json").exists()
+    assert not (folder / "artifact.json").exists()
     assert list((folder / "checkpoints").glob("step-*"))

@@ -128,9 +128,9 @@ def test_an_image_is_too_large_before_it_is_decoded(tmp_path: Path):
 
 def test_the_largest_image_is_a_matter_of_limits(tmp_path: Path):
     Image.fromarray(scenery()).save(tmp_path / "a.jpg")
-    decode_image(tmp_path / "a.jpg", 32, Limits(most_pixels=64 * 48))
+    decode_image(tmp_path / "a.jpg", 32, Limits(max_pixels=64 * 48))
     with pytest.raises(DecodeError, match="too large: 64 x 48 pixels"):
-        decode_image(tmp_path / "a.jpg", 32, Limits(most_pixels=64 * 48 - 1))
+        decode_image(tmp_path / "a.jpg", 32, Limits(max_pixels=64 * 48 - 1))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")

@@ -120,12 +120,12 @@ def test_a_video_of_too_many_pixels_is_refused(make_video: Make):
     for name, codec in (("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mjpeg")):
         path = make_video(name, 2, codec=codec, pixels="yuvj420p" if codec == "mjpeg" else "yuv420p", size=(640, 480))
         for decoder in ("pyav", "ffmpeg"):
-            reason = refusal(path, decoder, Limits(most_pixels=640 * 480 - 1))
+            reason = refusal(path, decoder, Limits(max_pixels=640 * 480 - 1))
             # Motion JPEG's size is looked up in its frames, and FFmpeg then does not say why it did not.
             assert reason.startswith(
                 ("too large", "unreadable: pictures of no size") if codec == "mjpeg" else "too large"
             )
-            decode_video(path, 2, 32, decoder=decoder, limits=Limits(most_pixels=640 * 480))
+            decode_video(path, 2, 32, decoder=decoder, limits=Limits(max_pixels=640 * 480))
 
 
 @decoders
@@ -145,7 +145,7 @@ def test_pictures_that_grow_on_the_way_are_refused(make_video: Make, decoder):
     small, large = make_video("a.ts", 12), make_video("b.ts", 12, size=(640, 480))
     both = small.with_name("both.ts")
     both.write_bytes(small.read_bytes() + large.read_bytes())
-    assert refusal(both, decoder, Limits(most_pixels=100_000)).startswith(("too large", "unreadable"))
+    assert refusal(both, decoder, Limits(max_pixels=100_000)).startswith(("too large", "unreadable"))
 
 
 @on_linux

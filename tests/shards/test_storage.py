@@ -84,7 +84,7 @@ def test_a_folder_is_listed_in_order_by_ending(folder, tmp_path: Path):
 
 def test_a_copy_stops_at_the_most_bytes(folder, tmp_path: Path):
     place = join(folder, "data.bin")
-    with local_copy(place, most_bytes=len(CONTENT)) as path:
+    with local_copy(place, max_bytes=len(CONTENT)) as path:
         assert path.stat().st_size == len(CONTENT)
     if is_url(place):
         copies = tmp_path / "copies"

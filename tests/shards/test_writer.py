@@ -282,7 +282,7 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path: Path, again: str):
 
 
 def test_a_json_without_end_is_refused(archive, monkeypatch):
-    monkeypatch.setattr("alpro.shards.writer.MOST_JSON", 100)
+    monkeypatch.setattr("alpro.shards.writer.MAX_JSON_BYTES", 100)
     with pytest.raises(InputError, match=r"0\.json' has 400 bytes; 100 are the most"):
         index_shard(archive({"0.json": JSON.ljust(400), "0.0.jpg": b"x"}))
 

@@ -39,7 +39,7 @@ def test_entities_are_the_most_frequent_with_ties_in_alphabetical_order():
 def test_what_is_left_out_is_left_out_with_the_reason():
     words = nouns(video=90, x2=80, animal=70, ball=60, box=50, s=40, counterrevolution=30, photos=20, fish=2, rarity=1)
     words += join_forms(Counter({("talks", "talks"): 39, ("talks", ""): 61}))
-    config = Config(entities=2, exclude=("animal",), most_letters=16)
+    config = Config(entities=2, exclude=("animal",), max_letters=16)
     chosen, left_out = choose(words, config)
     assert chosen == [("ball", 60), ("box", 50)]
     assert left_out == [
@@ -68,7 +68,7 @@ def test_names_of_the_picture_are_no_entities():
 @pytest.mark.parametrize(("share", "chosen"), [(0.0, "dog play up"), (0.3, "dog play"), (0.31, "dog"), (1.0, "dog")])
 def test_a_word_is_an_entity_where_it_is_a_noun_often_enough(share, chosen):
     words = Counter({("dog", "dog"): 9, ("play", "play"): 3, ("play", ""): 7, ("up", "up"): 2, ("up", ""): 98})
-    config = Config(least_share=share)
+    config = Config(min_noun_share=share)
     assert " ".join(noun.name for noun in join_forms(words) if not why_not(noun, config, set())) == chosen
 
 

@@ -142,19 +142,19 @@ def decode_rows(tmp_path, inline_pool, resources):
 def test_items_with_questions_and_no_captions_are_kept(decode_rows):
     asked = [{"question": "what is it?", "answer": "a wall"}]
     rows = [{"id": "asked", "questions": asked}, {"id": "told", "captions": ["a wall"]}, {"id": "silent"}]
-    outcome, out = decode_rows(rows, most_rejects=0.4)
+    outcome, out = decode_rows(rows, max_reject_share=0.4)
     assert set(ShardReader(out).column("id").to_pylist()) == {"asked", "told"}  # three groups: each its split
     assert (outcome.counts["captions"], outcome.counts["questions"], outcome.counts["rejected"]) == (1, 1, 1)
 
 
 def test_more_rejects_than_allowed_end_the_stage(decode_rows):
     rows = [{"id": "told", "captions": ["a wall"]}, {"id": "silent"}, {"id": "mute"}]
-    with pytest.raises(InputError, match=r"2 of 3 items were rejected.*most_rejects = 0.5.*no text"):
-        decode_rows(rows, most_rejects=0.5)
+    with pytest.raises(InputError, match=r"2 of 3 items were rejected.*max_reject_share = 0.5.*no text"):
+        decode_rows(rows, max_reject_share=0.5)
 
 
 def test_as_many_rejects_as_allowed_do_not(decode_rows):
-    outcome, _ = decode_rows([{"id": "told", "captions": ["a wall"]}, {"id": "silent"}], most_rejects=0.5)
+    outcome, _ = decode_rows([{"id": "told", "captions": ["a wall"]}, {"id": "silent"}], max_reject_share=0.5)
     assert outcome.counts["rejected"] == 1
 
 
@@ -200,7 +200,7 @@ def test_whatever_decoding_raises_costs_its_row_alone(decode_rows, monkeypatch):
     errors = {"long": OverflowError("int too big"), "odd": AssertionError(), "io": OSError(5, "Input/output error")}
     decode_with(monkeypatch, errors)
     rows = [{"id": name, "captions": ["a wall"], "split": "train"} for name in (*errors, "good")]
-    outcome, out = decode_rows(rows, most_rejects=1)
+    outcome, out = decode_rows(rows, max_reject_share=1)
     assert (outcome.counts["samples"], outcome.counts["rejected"]) == (1, 3)
     rejects = pq.read_table(out / "rejects.parquet").to_pylist()
     assert {row["reason"] for row in rejects} == {"unexpected error"}
@@ -226,7 +226,7 @@ def test_a_time_stamp_in_the_place_of_seconds_is_a_bad_row(clips, sample, tmp_pa
     shutil.copy(sample / row["path"], tmp_path / row["path"])
     rows = [row, {**row, "id": "stamp", "start": 1.7e18}, {**row, "id": "late", "start": 999_999}]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = Config(frames=2, size=16, most_rejects=1)
+    config = Config(frames=2, size=16, max_reject_share=1)
     counts = decode_videos.run(config, {"data": tmp_path / "m.jsonl"}, tmp_path / "out", resources).counts
     assert (counts["samples"], counts["rejected"]) == (1, 2)
     reasons = {row["id"]: row["reason"] for row in pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()}
@@ -236,7 +236,7 @@ def test_a_time_stamp_in_the_place_of_seconds_is_a_bad_row(clips, sample, tmp_pa
 def test_an_item_of_which_nothing_was_said_was_not_asked_for(decode_rows, monkeypatch):
     rows = [{"id": "told", "captions": ["a wall"]}, {"id": "silent"}, {"id": "cut", "captions": ["x", "y"]}]
     decode_with(monkeypatch, {"cut": DecodeError("unreadable")})
-    outcome, out = decode_rows([row | {"split": "test"} for row in rows], most_rejects=1)
+    outcome, out = decode_rows([row | {"split": "test"} for row in rows], max_reject_share=1)
     assert outcome.counts["rejected"] == 2
     assert read_json(out / "statistics.json")["splits"]["test"] == {
         "items": [1, 2],
@@ -344,7 +344,7 @@ def decode_images(rows: list[dict], folder: Path, resources: Resources, **config
         os.utime(path, (file["touched"], file["touched"]))
     settings = {"size": 16, "samples_per_shard": 4, **config}
     outcome = decode_videos.run(Config.model_validate(settings), {"data": source}, out, resources)
-    (out / "manifest.json").write_text("{}")
+    (out / "artifact.json").write_text("{}")
     return outcome, out
 
 
@@ -391,9 +391,9 @@ OTHER_SETTINGS = {
     "quality": 80,
     "decoder": "pyav",
     "timeout": 30.0,
-    "most_bytes": 10**6,
-    "most_pixels": 10**6,
-    "most_memory": 2**30,
+    "max_bytes": 10**6,
+    "max_pixels": 10**6,
+    "max_memory": 2**30,
 }
 
 
@@ -404,7 +404,7 @@ def test_no_shard_is_taken_over_that_another_setting_decides(tmp_path, resources
     assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 0
     for name, value in OTHER_SETTINGS.items():
         assert decode_images(rows, tmp_path, resources, **{name: value})[0].counts["linked"] == 0, name
-    for name, value in {"validation": 0.3, "test": 0.3, "seed": 7, "most_rejects": 1.0, "kinds": "image"}.items():
+    for name, value in {"validation": 0.3, "test": 0.3, "seed": 7, "max_reject_share": 1.0, "kinds": "image"}.items():
         assert decode_images(rows, tmp_path, resources, **{name: value})[0].counts["linked"] == 4, name
 
 
@@ -458,7 +458,7 @@ def test_what_is_no_file_is_missing_and_ends_nothing(tmp_path, resources, inline
     names = ["folder.mp4", "pipe.mp4", "loop.mp4", "a.png/below.mp4", 300 * "x" + ".mp4", "gone.mp4", "lost.png"]
     rows = [{"path": name, "captions": ["a wall"], "split": "train"} for name in [*names, "a.png"]]
     (data / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    decode_videos.run(Config(size=16, most_rejects=1), {"data": data / "m.jsonl"}, tmp_path / "out", resources)
+    decode_videos.run(Config(size=16, max_reject_share=1), {"data": data / "m.jsonl"}, tmp_path / "out", resources)
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet")["reason"].to_pylist()
     assert len(rejects) == len(names)
     assert set(rejects) <= {"missing", "unreadable"}
@@ -488,9 +488,9 @@ def test_rejects_that_may_pass_are_tried_again(tmp_path, resources, inline_pool,
         raise DecodeError("too slow")
 
     monkeypatch.setattr(decode_videos, "decode_image", slow)
-    first, _ = decode_images(WALLS, tmp_path, resources, most_rejects=1)
+    first, _ = decode_images(WALLS, tmp_path, resources, max_reject_share=1)
     monkeypatch.undo()
-    second, _ = decode_images(WALLS, tmp_path, resources, most_rejects=1)
+    second, _ = decode_images(WALLS, tmp_path, resources, max_reject_share=1)
     assert (first.counts["rejected"], second.counts["rejected"]) == (24, 0)
 
 
@@ -559,7 +559,7 @@ def test_an_item_that_hangs_ends_its_process(decode_rows, monkeypatch):
 def test_an_item_that_kills_or_hangs_its_process_is_rejected_and_no_other(tmp_path):
     rows = [{"id": name, "captions": ["a wall"], "split": "train"} for name in ("a", "kills", "b", "hangs", "c")]
     source, out = write_manifest(tmp_path / "data", rows), tmp_path / "out"
-    config = Unruly(size=16, samples_per_shard=4, most_rejects=0.5)
+    config = Unruly(size=16, samples_per_shard=4, max_reject_share=0.5)
     decode_videos.run(config, {"data": source}, out, Resources(workers=2, device="cpu"))
     rejects = {row["id"]: row["reason"] for row in pq.read_table(out / "rejects.parquet").to_pylist()}
     assert rejects == {"kills": "crashed", "hangs": "too slow"}

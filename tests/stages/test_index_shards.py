@@ -19,7 +19,7 @@ from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter
 from alpro.stages import index_shards
 from alpro.stages.artifacts.store import Outcome, Resources
-from alpro.stages.training.examples import Steps
+from alpro.stages.training.examples import TrainingDataset
 
 
 @pytest.fixture
@@ -125,7 +125,10 @@ def test_real_workers_index_shards_over_http(shards, tmp_path, served, clips):
 
 def test_what_is_trained_on_is_the_same(shards, index, clips, training, tokenizer):
     artifact, _ = index(shards)
-    steps = [Steps(training(["clips"]), {"clips": folder}, tokenizer, "caption", 2, 32) for folder in (artifact, clips)]
+    steps = [
+        TrainingDataset(training(["clips"]), {"clips": folder}, tokenizer, "caption", 2, 32)
+        for folder in (artifact, clips)
+    ]
     shown = [sorted(id for step in range(4) for id in one[step].ids) for one in steps]
     assert len(shown[0]) == len(shown[1])
     assert set(shown[0]) <= set(ShardReader(clips, "train").column("id").to_pylist())
@@ -178,7 +181,7 @@ def test_a_sample_with_a_damaged_frame_is_a_reject_within_the_limit(shards, inde
     middle = row["frame_offsets"][len(row["frame_offsets"]) // 2]
     content[middle : middle + 64] = bytes(64)
     Path(row["shard"]).write_bytes(content)
-    artifact, outcome = index(shards, "again", most_rejects=0.5)
+    artifact, outcome = index(shards, "again", max_reject_share=0.5)
     (reject,) = pq.read_table(artifact / "rejects.parquet").to_pylist()
     assert (reject["id"], reject["path"], reject["reason"]) == (row["id"], row["shard"], "unreadable")
     assert reject["detail"].startswith("frame ")
@@ -186,8 +189,8 @@ def test_a_sample_with_a_damaged_frame_is_a_reject_within_the_limit(shards, inde
     assert outcome.counts["rejected"] == 1
     splits = json.loads((artifact / "statistics.json").read_text())["splits"]
     assert splits[row["split"]]["items"][0] + 1 == splits[row["split"]]["items"][1]
-    with pytest.raises(InputError, match=r"1 of \d+ samples are damaged, more than most_rejects = 0.001"):
-        index(shards, "strict", most_rejects=0.001)
+    with pytest.raises(InputError, match=r"1 of \d+ samples are damaged, more than max_reject_share = 0.001"):
+        index(shards, "strict", max_reject_share=0.001)
 
 
 def test_one_id_in_two_shards_is_told(shards, index):

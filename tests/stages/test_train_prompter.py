@@ -1,4 +1,4 @@
-"""How the frames of a model from scratch are normalised."""
+"""How the frames of a model from scratch are normalized."""
 
 import json
 
@@ -23,15 +23,15 @@ def corpora(tmp_path):
 
 def config(**values: object) -> Config:
     phases = [{"corpora": ["dark"], "steps": 1}, {"corpora": ["dark", "bright"], "steps": 1}]
-    return Config.model_validate({"phases": phases, "text_length": 17} | values)
+    return Config.model_validate({"phases": phases, "max_text_tokens": 17} | values)
 
 
 def test_several_corpora_are_normalised_by_the_mean_of_their_statistics(corpora):
     """Each corpus of the phases once, however often it is in them; another one does not count."""
-    measured = measure(config(normalisation="corpus"), corpora)
+    measured = measure(config(normalization="corpus"), corpora)
     assert measured.mean == pytest.approx((0.4, 0.41, 0.42))
     assert measured.std == pytest.approx((0.15, 0.15, 0.15))
-    assert measured.text_length == 17
+    assert measured.max_text_tokens == 17
 
 
 def test_the_papers_constants_ask_no_corpus():
@@ -42,4 +42,4 @@ def test_the_papers_constants_ask_no_corpus():
 def test_a_corpus_without_statistics_is_a_mistake(corpora):
     (corpora["bright"] / "statistics.json").unlink()
     with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
-        measure(config(normalisation="corpus"), corpora)
+        measure(config(normalization="corpus"), corpora)

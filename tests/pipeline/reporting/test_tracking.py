@@ -143,7 +143,7 @@ def test_an_outage_while_metrics_are_followed_loses_none(tracker, client, tmp_pa
 
 
 def test_a_stage_that_starts_and_ends_in_an_outage_is_logged_later(tracker, client, tmp_path):
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "artifact.json").write_text("{}")
     parent = tracker.start("pipeline", {}, {})
     client.error = OUTAGE
     run = tracker.start("stage", {"stage": {"lr": 0.1}}, {"stage": "stage"}, parent)
@@ -158,7 +158,7 @@ def test_a_stage_that_starts_and_ends_in_an_outage_is_logged_later(tracker, clie
     assert client.runs[run.id].status == "FINISHED"
     assert client.runs[run.id].started <= client.runs[run.id].ended <= started
     assert (client.params, client.metrics) == ({"stage.lr": "0.1"}, [("loss", 1.0, 3)])
-    assert client.files == [(run.id, "manifest.json", None)]
+    assert client.files == [(run.id, "artifact.json", None)]
 
 
 def test_during_an_outage_only_flush_asks_again(tracker, client):
@@ -296,7 +296,7 @@ def test_a_server_that_goes_away_and_comes_back_has_everything(mlflow_server, tm
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     file = tmp_path / "stage" / "metrics.jsonl"
     file.parent.mkdir()
-    (file.parent / "manifest.json").write_text("{}")
+    (file.parent / "artifact.json").write_text("{}")
     with mlflow_server() as url:
         tracker = Tracker.open(url, tmp_path, "outage")
         parent = tracker.start("pipeline", {}, {})
@@ -314,4 +314,4 @@ def test_a_server_that_goes_away_and_comes_back_has_everything(mlflow_server, tm
         assert logged.data.tags["mlflow.parentRunId"] == parent.id
         assert (logged.info.status, logged.data.params) == ("FINISHED", {"stage.lr": "0.1"})
         assert [(m.step, m.value) for m in client.get_metric_history(run.id, "loss")] == [(1, 3.0), (2, 2.0)]
-        assert [artifact.path for artifact in client.list_artifacts(run.id)] == ["manifest.json"]
+        assert [artifact.path for artifact in client.list_artifacts(run.id)] == ["artifact.json"]

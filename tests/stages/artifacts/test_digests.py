@@ -1,4 +1,4 @@
-"""Contents of people's files as digests."""
+"""DataDigest of people's files as digests."""
 
 import hashlib
 import json

@@ -159,7 +159,7 @@ def test_what_is_damaged_there_is_told(machine, place):
 def test_another_artifact_in_its_place_is_refused(machine):
     here, there = machine("a"), machine("b")
     make(here)
-    manifest = here.folder(STEP) / "manifest.json"
+    manifest = here.folder(STEP) / "artifact.json"
     manifest.write_text(manifest.read_text().replace(STEP.fingerprint, "0" * 64))
     here.share(STEP)
     with pytest.raises(InputError, match="not the artifact of render_sample"):

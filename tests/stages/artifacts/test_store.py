@@ -22,7 +22,7 @@ from alpro.stages.artifacts.store import (
     Step,
     Store,
     digest,
-    read_manifest,
+    read_record,
     require,
 )
 
@@ -150,7 +150,7 @@ def test_unfinished_work_goes_once_the_artifact_is_there(tmp_path):
         return Outcome()
 
     store.make(step, work, {})
-    assert {path.name for path in store.folder(step).iterdir()} == {"model", "manifest.json"}
+    assert {path.name for path in store.folder(step).iterdir()} == {"model", "artifact.json"}
 
 
 def test_store_lists_artifacts_oldest_first(tmp_path):
@@ -203,12 +203,12 @@ def test_a_store_that_cannot_be_written_is_a_mistake(tmp_path):
 
 
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
-    path = tmp_path / "manifest.json"
+    path = tmp_path / "artifact.json"
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert read_json(path) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["artifact.json"]
 
 
 def test_configurations_are_frozen_and_refuse_unknown_keys():
@@ -226,6 +226,6 @@ def test_require_names_what_is_missing(tmp_path):
 
 @pytest.mark.parametrize("content", ["{", "[]", ""])
 def test_a_damaged_manifest_is_none_and_is_told(content, tmp_path, capsys):
-    (tmp_path / "manifest.json").write_text(content)
-    assert read_manifest(tmp_path) is None
+    (tmp_path / "artifact.json").write_text(content)
+    assert read_record(tmp_path) is None
     assert "is damaged" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from alpro.stages.artifacts.store import MISTAKE
+from alpro.stages.artifacts.store import EXIT_INPUT_ERROR
 from tests.conftest import ROOT
 from tests.stages.test_decode_videos import contents
 
@@ -29,7 +29,7 @@ def decode(sample, tmp_path) -> Callable[..., subprocess.Popen]:
                 "frames": 8,
                 "size": size,
                 "samples_per_shard": 4,
-                "most_rejects": 0.5,
+                "max_reject_share": 0.5,
             },
             "inputs": {"sample": str(sample)},
             "out": str(out),
@@ -111,7 +111,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_done(most, refused, 
 
     process = decode(out, 1, size=80, preexec_fn=small_disk)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == MISTAKE
+    assert process.returncode == EXIT_INPUT_ERROR
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, said
     assert refused in lines[0]

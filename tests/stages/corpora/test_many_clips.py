@@ -43,7 +43,7 @@ def decode(manifest: Path, out: Path) -> dict:
     command = [sys.executable, "-c", PROGRAM, str(file)]
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     counts = json.loads(file.with_name("result.json").read_text())["counts"]
-    (out / "manifest.json").write_text("{}")  # as an artifact has it
+    (out / "artifact.json").write_text("{}")  # as an artifact has it
     return counts | {"memory": int(done.stdout.split()[-1]) // 1024}
 
 

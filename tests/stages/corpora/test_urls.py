@@ -14,7 +14,7 @@ from alpro.shards.plan import Unit
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location
 from alpro.stages import decode_videos
-from alpro.stages.artifacts.digests import Contents, Digests, digest_data
+from alpro.stages.artifacts.digests import DataDigest, Digests, digest_data
 from alpro.stages.artifacts.store import Resources
 
 
@@ -34,7 +34,7 @@ def manifest(sample: Path, tmp_path: Path) -> Path:
 
 
 def decoded(source: Location, out: Path, resources: Resources) -> tuple[dict[str, bytes], list[dict]]:
-    config = decode_videos.Config(frames=4, size=32, most_rejects=0.5)
+    config = decode_videos.Config(frames=4, size=32, max_reject_share=0.5)
     decode_videos.run(config, {"data": source}, out, resources)
     shards = {shard.name: shard.read_bytes() for shard in out.glob("*.tar")}
     return shards, pq.read_table(out / "rejects.parquet").to_pylist()
@@ -89,7 +89,7 @@ def test_rows_of_a_local_manifest_may_name_videos_on_the_network(manifest, tmp_p
 def test_another_signature_is_the_same_corpus(manifest, tmp_path, served):
     url, digests = served(manifest.parent)[0], Digests(tmp_path / "digests.sqlite")
 
-    def signed(signature: str) -> tuple[Contents, str]:
+    def signed(signature: str) -> tuple[DataDigest, str]:
         path = f"{url.replace('//', f'//me:{signature}@')}/a%20b%20%230.mp4?X-Amz-Signature={signature}"
         (tmp_path / "m.jsonl").write_text(json.dumps({"path": path, "caption": "a clip", "split": "train"}))
         unit = Unit("a", [row for row in scan_manifest(tmp_path / "m.jsonl") if isinstance(row, Row)])
@@ -122,7 +122,7 @@ def test_a_store_that_does_not_answer_costs_its_rows_alone(tmp_path, free_port, 
     paths = [f"http://127.0.0.1:{free_port()}/a.png", "http://no.such.host.invalid/b.mp4", "a.png"]
     rows = [{"id": str(n), "path": path, "caption": "x", "split": "train"} for n, path in enumerate(paths)]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = decode_videos.Config(size=16, most_rejects=1)
+    config = decode_videos.Config(size=16, max_reject_share=1)
     counts = decode_videos.run(config, {"data": tmp_path / "m.jsonl"}, tmp_path / "out", resources).counts
     assert (counts["samples"], counts["rejected"]) == (1, 2)
     assert pq.read_table(tmp_path / "out" / "rejects.parquet")["reason"].to_pylist() == ["not fetched"] * 2

@@ -131,9 +131,9 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
     question = {"question": "what?", "answer": "ball", "type": "what"}
     row = {"id": "a", "split": "test", "captions": ["a ball"], "questions": [question]}
     folder = statistics(corpus_of(tmp_path, [row]), items=(1, 2), captions=(20, 40), questions=(90, 100))
-    both = EvaluationConfig(retrieval="a", qa="a", least_share=0.5)
+    both = EvaluationConfig(retrieval="a", qa="a", min_decoded_share=0.5)
     assert check_items(both, "a", folder) == [("captions", 20, 40), ("questions", 90, 100)]
-    assert check_items(EvaluationConfig(qa="a", least_share=0.9), "a", folder) == [("questions", 90, 100)]
+    assert check_items(EvaluationConfig(qa="a", min_decoded_share=0.9), "a", folder) == [("questions", 90, 100)]
     with pytest.raises(InputError, match="the videos of 90 of 100 test questions could be decoded, less than"):
         check_items(EvaluationConfig(qa="a"), "a", folder)
     with pytest.raises(InputError, match="20 of 40 test captions"):
@@ -225,7 +225,7 @@ def reading(tiny_model, tokenizer, monkeypatch):
         shape = tiny_model(own.get_vocab_size())
         shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": frames})})
         model = Reading(shape, ["rising", "falling", "other"], words)
-        preprocessing = Preprocessing(mean=(mean,) * 3, std=(std,) * 3, text_length=12)
+        preprocessing = Preprocessing(mean=(mean,) * 3, std=(std,) * 3, max_text_tokens=12)
         folder = ModelFolder(task, model, own, preprocessing, answers=["rising", "falling", "other"])
         monkeypatch.setattr(protocol, "load_model", lambda path, device: folder)
         return model
@@ -330,7 +330,7 @@ def test_frames_and_texts_have_the_length_that_is_asked_for(module, model, clips
     assert reader.lengths == {4}  # [CLS] light rising [SEP]
     reader = reading(frames=4)
     reader.video_encoder.time_embed.data.copy_(before)
-    wanted = {"retrieval": "clips", "frames": 8, "text_length": 3}
+    wanted = {"retrieval": "clips", "frames": 8, "max_text_tokens": 3}
     evaluated(module, clips_of_brightness, tmp_path / "wanted", (model,), **wanted)
     assert {frames.shape[1] for frames in reader.seen} == {8}
     assert reader.lengths == {3}

@@ -31,7 +31,7 @@ def objective(tiny_model, tokenizer):
 
 def config(kind: type, corpora: tuple[str, ...] = ("clips",), **validation: object):
     phases = [{"corpora": [name], "steps": 1} for name in corpora]
-    return kind.model_validate({"phases": phases, "text_length": 24, "validation": validation})
+    return kind.model_validate({"phases": phases, "max_text_tokens": 24, "validation": validation})
 
 
 def scores(objective, gallery: Gallery, tokenizer, match) -> dict[str, float]:

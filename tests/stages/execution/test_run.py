@@ -45,7 +45,7 @@ def test_good_work_ends_well_and_leaves_its_result(work, inline_pool):
     result = read_json(file.with_name("result.json"))
     assert result["counts"]["stills"] == 1
     assert result["metrics"] == {}
-    assert not file.with_name("manifest.json").exists()  # the caller's to write
+    assert not file.with_name("artifact.json").exists()  # the caller's to write
 
 
 def test_a_mistake_ends_with_status_2_one_line_and_the_mistake_as_result(work, tmp_path, capsys):
@@ -172,7 +172,7 @@ def test_a_finished_artifact_is_not_worked_in_again(work, tmp_path, capsys):
     file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
     out = Path(json.loads(file.read_text())["out"])
     out.mkdir(parents=True, exist_ok=True)
-    (out / "manifest.json").write_text("{}")
+    (out / "artifact.json").write_text("{}")
     assert stage_run.main([str(file)]) == 2
     assert "is finished" in capsys.readouterr().err
     assert stage_run.main([str(tmp_path / "none.json")]) == 2
@@ -232,7 +232,7 @@ def test_a_changed_work_file_makes_no_artifact(key, unfinished, tmp_path, capsys
     write_json(file, work)
     assert stage_run.main([str(file)]) == 0
     assert "not an artifact: `config` or `out` was changed" in capsys.readouterr().out
-    assert not list(tmp_path.rglob("manifest.json"))
+    assert not list(tmp_path.rglob("artifact.json"))
     assert read_json(file.with_name("result.json"))["counts"]["stills"] == 1
 
 

@@ -40,7 +40,7 @@ def small_batch() -> Batch:
         labels=labels,
         boxes=torch.tensor([[0, 0, 2, 3], [1, 1, 3, 2], [2, 0, 2, 4], [0, 2, 4, 2]]),
         answers=torch.tensor([0, 3, -100, 4]),
-        chance=torch.rand(SIZE, 2, generator=random, dtype=torch.double),
+        uniforms=torch.rand(SIZE, 2, generator=random, dtype=torch.double),
         most_masked=3,
     )
 

@@ -46,7 +46,7 @@ def whole_batch() -> Batch:
         labels=labels,
         boxes=torch.tensor([[0, 0, 2, 3], [1, 1, 3, 2], [2, 0, 2, 4], [0, 2, 4, 2]] * 2),
         answers=torch.tensor([0, 1, -100, 3, 4, -100, -100, 2]),
-        chance=torch.rand(SIZE, 2, generator=random),
+        uniforms=torch.rand(SIZE, 2, generator=random),
         most_masked=8,
     )
 

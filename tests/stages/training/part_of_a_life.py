@@ -28,10 +28,10 @@ def main(out: Path, corpus: Path, tokenizer: Tokenizer) -> None:
         with open(out / f"seen.{here.rank}.jsonl", "a") as file:
             file.write(json.dumps([batch.step, here.size, batch.ids]) + "\n")
 
-    resources = Resources(device="cpu", workers=1, seconds_between_checkpoints=0.05)
+    resources = Resources(device="cpu", workers=1, checkpoint_interval=0.05)
     build = lambda shape: MatchingObjective(Alpro(shape), [0.5] * 3, [0.25] * 3)  # noqa: E731
     phases = [{"corpora": ["clips"], "steps": STEPS}]
-    train(out, corpus, tokenizer, build, "caption", note, resources, phases=phases, log_every=2, text_length=24)
+    train(out, corpus, tokenizer, build, "caption", note, resources, phases=phases, log_every=2, max_text_tokens=24)
 
 
 if __name__ == "__main__":

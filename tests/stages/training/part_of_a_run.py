@@ -19,7 +19,7 @@ from alpro.models.alpro import ModelConfig, Prompter
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.distributed import World, world
-from alpro.stages.training.examples import Batch, Steps
+from alpro.stages.training.examples import Batch, TrainingDataset
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import Objective, PrompterObjective
 
@@ -43,7 +43,7 @@ def train(
         torch.manual_seed(config.seed)
         text = TEXT | {"vocab_size": tokenizer.get_vocab_size()}
         objective = build(ModelConfig.model_validate({"video": VIDEO, "text": text, "embed_dim": 8, "init": "scratch"}))
-        data = Steps(config, {"clips": corpus}, tokenizer, unit, 2, 16, rank=here.rank, ranks=here.size)
+        data = TrainingDataset(config, {"clips": corpus}, tokenizer, unit, 2, 16, rank=here.rank, ranks=here.size)
         load = data.loader
 
         def loader(*given):
@@ -62,7 +62,7 @@ def main(out: Path, corpus: Path, tokenizer: Tokenizer, stops: list[int]) -> Non
         if batch.step == stops[here.rank]:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    resources = Resources(device="cpu", workers=1, seconds_between_checkpoints=3600)
+    resources = Resources(device="cpu", workers=1, checkpoint_interval=3600)
     build = lambda shape: PrompterObjective(Prompter(shape), [0.5] * 3, [0.25] * 3)  # noqa: E731
     train(out, corpus, tokenizer, build, "sample", stop, resources, phases=[{"corpora": ["clips"], "steps": 12}])
 

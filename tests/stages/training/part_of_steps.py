@@ -32,7 +32,7 @@ from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, whole_batch
 loop.ASK_SECONDS = 0  # the ranks ask each other after every step
 RUNS = {
     "plain": {"steps": 4},
-    "accumulated": {"steps": 2, "accumulate": 2},
+    "accumulated": {"steps": 2, "accumulation_steps": 2},
     "a loss of one rank is NaN": {"steps": 2, "spoil": "loss"},
     "a gradient of one rank is infinite": {"steps": 2, "spoil": "gradient"},
     "dropout": {"steps": 1, "dropout": 0.5},
@@ -59,9 +59,9 @@ class Spoiled(MatchingObjective):
 class Batches:
     """This rank's part of a batch, the same in every step; it may send itself a signal as a step begins."""
 
-    def __init__(self, here: World, steps: int, accumulate: int, stop: int):
+    def __init__(self, here: World, steps: int, accumulation_steps: int, stop: int):
         self.steps, self.stop = steps, stop
-        places = np.arange(SIZE).reshape(accumulate, here.size, -1)[:, here.rank].ravel()
+        places = np.arange(SIZE).reshape(accumulation_steps, here.size, -1)[:, here.rank].ravel()
         whole = whole_batch()
         whole.masked = whole.labels = whole.boxes = whole.answers = None
         self.batch = replace(whole.map(lambda tensor: tensor[places]), ids=[whole.ids[place] for place in places])
@@ -77,15 +77,21 @@ class Batches:
 
 
 def train(
-    out: Path, here: World, steps: int, accumulate: int = 1, spoil: str = "", dropout: float = 0.0, stop: int = -1
+    out: Path,
+    here: World,
+    steps: int,
+    accumulation_steps: int = 1,
+    spoil: str = "",
+    dropout: float = 0.0,
+    stop: int = -1,
 ):
     """One run; returns its weights by name, and what was noted."""
     values = {"video": VIDEO, "text": TEXT | {"dropout": dropout}, "embed_dim": 8, "init": "scratch"}
     out.mkdir(parents=True, exist_ok=True)
-    resources = Resources(device="cpu", seconds_between_checkpoints=3600)
+    resources = Resources(device="cpu", checkpoint_interval=3600)
     config = MatchingConfig.model_validate(
-        {"phases": [{"corpora": ["x"], "steps": steps}], "batch_size": SIZE, "accumulate": accumulate}
-        | {"lr": 1e-2, "eps": 1e-3, "warmup": 0.0, "log_every": 4 if steps == 4 else 1}
+        {"phases": [{"corpora": ["x"], "steps": steps}], "batch_size": SIZE, "accumulation_steps": accumulation_steps}
+        | {"lr": 1e-2, "eps": 1e-3, "warmup_ratio": 0.0, "log_every": 4 if steps == 4 else 1}
     )
     torch.manual_seed(0)
     objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3)
@@ -98,11 +104,11 @@ def train(
     next(part for part in objective.modules() if isinstance(part, nn.Dropout)).register_forward_hook(note)
     averaged = count_averages()
     try:
-        fit(objective, Batches(here, steps, accumulate, stop), config, out, here, resources)
+        fit(objective, Batches(here, steps, accumulation_steps, stop), config, out, here, resources)
     except SystemExit:
         if here.size > 1:
             dist.barrier()  # a new life begins when the checkpoint of the old one is written
-        return train(out, here, steps, accumulate, spoil, dropout) | {"lives": torch.tensor(2)}
+        return train(out, here, steps, accumulation_steps, spoil, dropout) | {"lives": torch.tensor(2)}
     noted["averaged"] = torch.tensor(averaged)
     return {name: p.detach().clone() for name, p in objective.named_parameters()} | noted
 

@@ -26,7 +26,7 @@ from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.training import examples
 from alpro.stages.training.config import MatchingConfig, Phase
-from alpro.stages.training.examples import Batch, Steps
+from alpro.stages.training.examples import Batch, TrainingDataset
 from alpro.stages.vocabulary.word_pieces import load_tokenizer
 
 WORDS = ("left", "right", "up")
@@ -64,14 +64,14 @@ def corpus(corpus_of, tmp_path_factory):
 def steps_of(tokenizer, training):
     """steps_of(corpora, steps, unit=..., rank=..., ranks=..., **config): the batches of a training run."""
 
-    def make(corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=0.0, answers=None, **config) -> Steps:
+    def make(corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=0.0, answers=None, **config) -> TrainingDataset:
         config = training(tuple(corpora), steps, **config)
-        return Steps(config, corpora, tokenizer, unit, 4, 8, 4, mlm, answers, rank, ranks)
+        return TrainingDataset(config, corpora, tokenizer, unit, 4, 8, 4, mlm, answers, rank, ranks)
 
     return make
 
 
-def shown(data: Steps) -> list[str]:
+def shown(data: TrainingDataset) -> list[str]:
     return [name for step in range(len(data)) for name in data[step].ids]
 
 
@@ -89,7 +89,7 @@ def assert_equal(one: Batch, other: Batch) -> None:
 def test_an_epoch_shows_each_example_exactly_once_over_any_number_of_ranks(
     corpus, steps_of, count, ranks, per_rank, together, seed
 ):
-    wish = {"batch_size": ranks * per_rank, "groups_together": together, "seed": seed}
+    wish = {"batch_size": ranks * per_rank, "group_batches": together, "seed": seed}
     steps = -(-3 * count // (ranks * per_rank))
     corpora = {"a": corpus(count, group=2)}
     all_ranks = [steps_of(corpora, steps, rank=rank, ranks=ranks, **wish) for rank in range(ranks)]
@@ -159,7 +159,7 @@ def test_an_image_is_a_clip_that_stands_still(stills, steps_of):
 
 
 def test_groups_stand_together_where_asked(corpus, steps_of):
-    data = steps_of({"a": corpus(12, group=3)}, 6, groups_together=True, batch_size=6)
+    data = steps_of({"a": corpus(12, group=3)}, 6, group_batches=True, batch_size=6)
     order = shown(data)
     for start in range(0, 36, 3):
         assert len({int(name[1:]) // 3 for name in order[start : start + 3]}) == 1
@@ -167,7 +167,7 @@ def test_groups_stand_together_where_asked(corpus, steps_of):
 
 
 def test_twins_are_in_one_batch(lessons, steps_of):
-    data = steps_of({"lessons": lessons}, 3, groups_together=True, batch_size=4)
+    data = steps_of({"lessons": lessons}, 3, group_batches=True, batch_size=4)
     for step in range(3):
         names = set(data[step].ids)
         assert {name.removesuffix("-back") for name in names} <= names
@@ -283,23 +283,32 @@ def test_phases_that_make_no_sense_are_refused(wrong):
         Phase(**wrong)
 
 
-@pytest.mark.parametrize(("ranks", "accumulate"), [(3, 1), (1, 3), (2, 8)])
-def test_a_batch_that_does_not_divide_is_a_mistake(ranks, accumulate, corpus, steps_of):
-    with pytest.raises(InputError, match=f"batch_size 8 does not divide among {ranks} processes x {accumulate} parts"):
-        steps_of({"a": corpus(4)}, ranks=ranks, accumulate=accumulate)
+@pytest.mark.parametrize(("ranks", "accumulation_steps"), [(3, 1), (1, 3), (2, 8)])
+def test_a_batch_that_does_not_divide_is_a_mistake(ranks, accumulation_steps, corpus, steps_of):
+    with pytest.raises(
+        InputError, match=f"batch_size 8 does not divide among {ranks} processes x {accumulation_steps} parts"
+    ):
+        steps_of({"a": corpus(4)}, ranks=ranks, accumulation_steps=accumulation_steps)
 
 
 def test_pools_of_negatives_divide_the_batch_and_are_whole_on_every_number_of_processes():
-    wanted = {"phases": [{"corpora": ["a"], "steps": 1}], "batch_size": 48, "accumulate": 2, "negatives_pool": 8}
+    wanted = {
+        "phases": [{"corpora": ["a"], "steps": 1}],
+        "batch_size": 48,
+        "accumulation_steps": 2,
+        "negative_pool_size": 8,
+    }
     config = MatchingConfig.model_validate(wanted)  # 24 pairs at a time
     for ranks in (1, 3, 6, 12, 24):
         config.check_division(ranks)
-    with pytest.raises(InputError, match="negatives_pool 8: with 2 processes each has 12 pairs at a time"):
+    with pytest.raises(InputError, match="negative_pool_size 8: with 2 processes each has 12 pairs at a time"):
         config.check_division(2)
     with pytest.raises(InputError, match="does not divide among 5 processes"):
         config.check_division(5)
-    with pytest.raises(ValidationError, match="negatives_pool 16 does not divide batch_size / accumulate = 24"):
-        MatchingConfig.model_validate(wanted | {"negatives_pool": 16})
+    with pytest.raises(
+        ValidationError, match="negative_pool_size 16 does not divide batch_size / accumulation_steps = 24"
+    ):
+        MatchingConfig.model_validate(wanted | {"negative_pool_size": 16})
 
 
 def test_a_phase_without_examples_is_a_mistake(corpus, steps_of):
@@ -329,22 +338,24 @@ def test_a_part_is_padded_to_its_own_longest_text(corpus_of, tmp_path, steps_of)
     captions = ["a ball moves to the left of a box and a star", "a ball"]
     rows = [{"id": f"v{n}", "captions": [captions[n % 2]]} for n in range(8)]
     corpora = {"a": corpus_of(tmp_path, rows)}
-    data = steps_of(corpora, 8, accumulate=8, mlm=0.3)
+    data = steps_of(corpora, 8, accumulation_steps=8, mlm=0.3)
     widths = {part.text.shape[1] for step in range(8) for part in data[step].split(8)}
     assert len(widths) == 2
     for part in data[0].split(8):
         longest = int(part.mask.sum())
         assert {tensor.shape for tensor in (part.text, part.mask, part.masked, part.labels)} == {part.text.shape}
         assert part.text.shape[1] == -(-longest // 8) * 8
-    apart = steps_of(corpora, 8, accumulate=4, ranks=2)
+    apart = steps_of(corpora, 8, accumulation_steps=4, ranks=2)
     assert {part.text.shape[1] for step in range(8) for part in apart[step].split(4)} == {24}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_an_accumulated_part_holds_the_same_examples_on_any_number_of_ranks(ranks, clips, steps_of):
     """What is contrasted with what must not depend on how many processes share a batch."""
-    whole = steps_of({"clips": clips}, accumulate=2)[0].split(2)
-    parts = [steps_of({"clips": clips}, accumulate=2, rank=rank, ranks=ranks)[0].split(2) for rank in range(ranks)]
+    whole = steps_of({"clips": clips}, accumulation_steps=2)[0].split(2)
+    parts = [
+        steps_of({"clips": clips}, accumulation_steps=2, rank=rank, ranks=ranks)[0].split(2) for rank in range(ranks)
+    ]
     for number, one in enumerate(whole):
         assert [name for rank in parts for name in rank[number].ids] == one.ids
 
@@ -356,7 +367,7 @@ def test_texts_are_padded_with_the_tokenizers_own_padding(corpus_of, tmp_path, t
     tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
     rows = [{"id": "short", "captions": ["a"]}, {"id": "long", "captions": ["a red ball and a big red ball"]}]
     corpora = {"a": corpus_of(tmp_path / "corpus", rows)}
-    batch = Steps(training(corpora, 1, batch_size=2), corpora, tokenizer, "sample", 4, 8, 4, 0.3)[0]
+    batch = TrainingDataset(training(corpora, 1, batch_size=2), corpora, tokenizer, "sample", 4, 8, 4, 0.3)[0]
     for tokens in (batch.text, batch.masked):
         assert set(tokens[batch.mask == 0].tolist()) == {1}
 
@@ -374,7 +385,7 @@ def test_masked_words_are_words_and_labels_are_what_they_were(clips, steps_of, t
 
 
 def test_texts_are_cut_to_the_length_and_end_as_texts_do(clips, steps_of, tokenizer):
-    batch = steps_of({"clips": clips}, text_length=6)[0]
+    batch = steps_of({"clips": clips}, max_text_tokens=6)[0]
     assert batch.text.shape == (8, 8)  # 6, rounded up so that shapes are few
     for row, mask in zip(batch.text, batch.mask, strict=True):
         words = row[mask > 0].tolist()
@@ -516,7 +527,7 @@ def test_loading_processes_heed_no_signal_of_their_group(clips, steps_of, monkey
     assert [batch.step for batch in batches] == list(range(1, 20))
 
 
-def loaded(data: Steps, first: int, last: int, workers: int) -> list[Batch]:
+def loaded(data: TrainingDataset, first: int, last: int, workers: int) -> list[Batch]:
     """Steps `first` to `last` as loaded by so many processes, as where there is a GPU; the rest is left, as by a run
     that ends in between."""
     more = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
@@ -532,7 +543,7 @@ LIVES = st.lists(st.tuples(st.integers(0, 10), st.sampled_from([0, 1, 3])), max_
 def assert_lives_show_all(corpora, steps_of, ranks: int, per_rank: int, together: bool, seed: int, lives) -> None:
     """A run that ends and goes on at any steps, each life with any number of loading processes, shows on every rank
     what an uninterrupted one does; and every source's examples in its batches, each once before any comes again."""
-    wish = {"batch_size": ranks * per_rank, "groups_together": together, "seed": seed, "mlm": 0.3}
+    wish = {"batch_size": ranks * per_rank, "group_batches": together, "seed": seed, "mlm": 0.3}
     ends = [*sorted(end for end, _ in lives), 10]
     workers = [count for _, count in lives] + [0]
     shown: dict[str, list[str]] = {kind: [] for kind in ("video", "image")}

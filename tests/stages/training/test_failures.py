@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from alpro.stages.training import examples
-from alpro.stages.training.loop import CONTINUE
+from alpro.stages.training.loop import EXIT_INTERRUPTED
 from tests.stages.training.test_loop import OFTEN, assert_same, new_run  # noqa: F401
 
 
@@ -24,7 +24,7 @@ def test_a_killed_loading_process_leaves_the_run_to_be_continued(new_run, capfd)
     life = multiprocessing.get_context("fork").Process(target=lose_a_loading_process)
     life.start()
     life.join(120)
-    assert life.exitcode == CONTINUE
+    assert life.exitcode == EXIT_INTERRUPTED
     assert "Continue from the last checkpoint" in capfd.readouterr().err
     broken.start()
     assert_same(whole, broken)

@@ -42,19 +42,19 @@ def official(config):
 
     def make(task: str):
         torch.manual_seed(3)
-        unread = {"visual_encoder.model.head.weight": torch.zeros(4, 32)}
+        unused = {"visual_encoder.model.head.weight": torch.zeros(4, 32)}
         if task == "qa":
             model = Alpro(config, answers=6)
-            return model, to_official(model.state_dict(), config, "text_encoder.") | unread
+            return model, to_official(model.state_dict(), config, "text_encoder.") | unused
         if task == "prompter":  # it carries layers, a matching head and an MLM head that nothing reads
             whole = Alpro(config, entities=5)
             model = Prompter(config)
             model.load_state_dict(whole.state_dict(), strict=False)
             state = {k: v for k, v in to_official(whole.state_dict(), config).items() if not k.startswith("mpm_head")}
             prompts = {f"{kind}_prompt_feat": torch.randn(5, 16) for kind in ("video", "image")}
-            return model, state | unread | prompts
+            return model, state | unused | prompts
         model = Alpro(config, entities=5)
-        state = to_official(model.state_dict(), config) | unread
+        state = to_official(model.state_dict(), config) | unused
         if task == "pretrain":
             return model, state | {f"prompter.{k}": v for k, v in make("prompter")[1].items()}
         return model, state
@@ -83,7 +83,7 @@ def test_every_weight_that_the_model_reads_comes_through(task, wrapped, official
             assert torch.equal(own[key], value), key
     assert own.keys() <= model.state_dict().keys()
     assert found.unknown == []
-    assert "visual_encoder.model.head.weight" in found.unread
+    assert "visual_encoder.model.head.weight" in found.unused
     if task == "prompter":
         assert (tmp_path / "out" / "prompts.safetensors").is_file()
         assert folder.entities == [f"entity {i}" for i in range(5)]
@@ -128,14 +128,14 @@ def test_words_of_another_form_are_refused(words, told, official, tokenizer, tmp
 @pytest.mark.parametrize(("task", "usual"), [("pretrain", 30), ("prompter", 30), ("retrieval", 40), ("qa", 40)])
 def test_the_length_of_texts_is_the_tasks_unless_given(task, usual, official, tokenizer, tmp_path):
     torch.save(official(task)[1], tmp_path / "a.pt")
-    for name, given, expected in (("usual", [], usual), ("given", ["--text-length", "50"], 50)):
+    for name, given, expected in (("usual", [], usual), ("given", ["--max-text-tokens", "50"], 50)):
         out = tmp_path / "imported" / name
         command = ["import-checkpoint", str(tmp_path / "a.pt"), str(out), "--task", task, *given]
         arguments = parser().parse_args([*command, "--tokenizer", tokenizer])
         assert execute(arguments) == 0
-        assert ModelFolder.from_pretrained(out).preprocessing.text_length == expected
-    with pytest.raises(InputError, match="--text-length 65: it must be from 4 to 64"):
-        import_checkpoint(tmp_path / "a.pt", tmp_path / "long", task, tokenizer, text_length=65)
+        assert ModelFolder.from_pretrained(out).preprocessing.max_text_tokens == expected
+    with pytest.raises(InputError, match="--max-text-tokens 65: it must be from 4 to 64"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "long", task, tokenizer, max_text_tokens=65)
 
 
 def test_unknown_and_missing_keys_and_the_wrong_task_are_told(official, tokenizer, tmp_path):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alpro.stages.artifacts.store import CONTINUE
+from alpro.stages.artifacts.store import EXIT_INTERRUPTED
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.stages.training.part_of_a_life import STEPS
@@ -74,7 +74,9 @@ def test_killed_at_random_moments_it_comes_to_the_same_to_the_last_bit(seed, liv
             time.sleep(chance.uniform(0, 1.5))
         process.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
         ended.append(process.wait(60))
-        assert ended[-1] in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, CONTINUE, 1), process.stderr.read()
+        assert ended[-1] in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, EXIT_INTERRUPTED, 1), (
+            process.stderr.read()
+        )
         if chance.random() < 0.3:
             spoil(broken / "checkpoints", chance)
     assert len(ended) > 3, "killed too seldom to tell anything"

@@ -17,8 +17,8 @@ from alpro.models.alpro import Alpro, Prompter
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.training import loop
 from alpro.stages.training.distributed import World
-from alpro.stages.training.examples import Steps
-from alpro.stages.training.loop import BAD_STEPS, CONTINUE, fit
+from alpro.stages.training.examples import TrainingDataset
+from alpro.stages.training.loop import BAD_STEPS, EXIT_INTERRUPTED, fit
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate
@@ -40,10 +40,10 @@ class Run:
     out: Path
     config: Any
     build: Callable[[], Objective]
-    data: Callable[[], Steps]
+    data: Callable[[], TrainingDataset]
     validate: Callable[[Objective], dict[str, float]] | None = None
     select: str = ""
-    seconds_between_checkpoints: float = 3600
+    checkpoint_interval: float = 3600
 
     def start(self, before: int = -1, stop: Callable[[], None] | None = None) -> dict[str, float]:
         """Trains to the end; as step `before` begins, `stop` is called."""
@@ -58,7 +58,7 @@ class Run:
                 yield batch
 
         data.loader = loader
-        resources = Resources(workers=1, device="cpu", seconds_between_checkpoints=self.seconds_between_checkpoints)
+        resources = Resources(workers=1, device="cpu", checkpoint_interval=self.checkpoint_interval)
         validate = (lambda: self.validate(self.trained)) if self.validate else None
         self.out.mkdir(exist_ok=True)
         return fit(self.trained, data, self.config, self.out, ALONE, resources, validate, self.select)
@@ -67,7 +67,7 @@ class Run:
         """A SIGTERM as step `before` begins."""
         with pytest.raises(SystemExit) as left:
             self.start(before=before, stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert left.value.code == CONTINUE
+        assert left.value.code == EXIT_INTERRUPTED
 
     def kill(self, before: int) -> None:
         """The end without warning as step `before` begins."""
@@ -106,14 +106,14 @@ def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model, monkeypatc
             tmp_path / name,
             config,
             lambda: objective(kind(shape), MEAN, STD),
-            lambda: Steps(config, corpora, tokenizer, "sample", 4, 32),
+            lambda: TrainingDataset(config, corpora, tokenizer, "sample", 4, 32),
             **dict(run),
         )
 
     return make
 
 
-OFTEN = {"seconds_between_checkpoints": 1e-9}  # a checkpoint after every step
+OFTEN = {"checkpoint_interval": 1e-9}  # a checkpoint after every step
 
 
 def assert_same(one: Run, other: Run) -> None:
@@ -339,14 +339,14 @@ def test_the_best_weights_outlive_an_interruption(new_run, before):
 
 
 def test_accumulated_parts_are_one_step_on_their_mean(new_run):
-    run = new_run("run", steps=1, accumulate=2, log_every=1, warmup=0)
+    run = new_run("run", steps=1, accumulation_steps=2, log_every=1, warmup_ratio=0)
     run.start()
     torch.manual_seed(run.config.seed)
     objective = run.build().train()
     optimizer = build_optimizer(objective, run.config)
     losses = [objective(part)[0] for part in run.data()[0].split(2)]
     (sum(losses) / 2).backward()
-    norm = clip_grad_norm_(objective.parameters(), run.config.clip_norm)
+    norm = clip_grad_norm_(objective.parameters(), run.config.max_grad_norm)
     optimizer.step()
     line = run.lines[0]
     assert line["train/loss"] == pytest.approx(sum(losses).item() / 2, rel=1e-5)
@@ -360,7 +360,7 @@ def test_gradients_are_clipped_to_the_norm_asked(new_run):
     """AdamW's first step is lr x g / (|g| + 1e-8): gradients clipped to far less than 1e-8 move nothing."""
     moved = []
     for name, norm in (("loose", 10.0), ("tight", 1e-12)):
-        run = new_run(name, steps=1, clip_norm=norm, weight_decay=0.0)
+        run = new_run(name, steps=1, max_grad_norm=norm, weight_decay=0.0)
         run.start()
         torch.manual_seed(run.config.seed)
         before = nn.utils.parameters_to_vector(run.build().parameters()).detach()
@@ -375,10 +375,10 @@ def test_signals_mean_afterwards_what_they_meant_before(new_run):
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def damaged(*steps: int) -> type[Steps]:
+def damaged(*steps: int) -> type[TrainingDataset]:
     """Data of which an example of some steps is damaged."""
 
-    class Damaged(Steps):
+    class Damaged(TrainingDataset):
         def __getitem__(self, step):
             lines = [f"a.tar: clip{step}: broken"] * steps.count(step)
             return replace(super().__getitem__(step), unreadable=lines)
@@ -386,10 +386,10 @@ def damaged(*steps: int) -> type[Steps]:
     return Damaged
 
 
-def with_data(run: Run, kind: type[Steps]) -> Run:
+def with_data(run: Run, kind: type[TrainingDataset]) -> Run:
     make = run.data
 
-    def data() -> Steps:
+    def data() -> TrainingDataset:
         found = make()
         found.__class__ = kind
         return found
@@ -399,7 +399,7 @@ def with_data(run: Run, kind: type[Steps]) -> Run:
 
 
 def test_damaged_examples_are_told_and_counted_over_an_interruption(new_run, capfd):
-    run = with_data(new_run("run", most_unreadable=0.5), damaged(1, 5))
+    run = with_data(new_run("run", max_unreadable_share=0.5), damaged(1, 5))
     run.interrupt(3)
     run.start()
     said = capfd.readouterr().err
@@ -409,13 +409,15 @@ def test_damaged_examples_are_told_and_counted_over_an_interruption(new_run, cap
 
 
 def test_too_many_damaged_examples_end_a_run(new_run):
-    run = with_data(new_run("run", most_unreadable=0.01), damaged(*[1] * 10))
-    with pytest.raises(InputError, match=r"10 of \d+ examples cannot be read, more than most_unreadable = 0.01 allows"):
+    run = with_data(new_run("run", max_unreadable_share=0.01), damaged(*[1] * 10))
+    with pytest.raises(
+        InputError, match=r"10 of \d+ examples cannot be read, more than max_unreadable_share = 0.01 allows"
+    ):
         run.start()
 
 
 def test_a_few_damaged_examples_end_none(new_run):
-    run = with_data(new_run("run", most_unreadable=0.0), damaged(*[1] * 9))
+    run = with_data(new_run("run", max_unreadable_share=0.0), damaged(*[1] * 9))
     run.start()
     assert run.lines[-1]["train/unreadable"] == 9
 

@@ -95,11 +95,11 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_step_reads_nothing_back(name, accumulate, small_objective, small_batch, training):
+def test_a_step_reads_nothing_back(name, accumulation_steps, small_objective, small_batch, training):
     objective = small_objective(name.split()[0], dropout=0.1, **OBJECTIVES[name])
-    run = run_of(objective, training(batch_size=4, accumulate=accumulate))
+    run = run_of(objective, training(batch_size=4, accumulation_steps=accumulation_steps))
     before = {key: p.detach().clone() for key, p in objective.named_parameters()}
     for number in range(3):  # the first makes the optimiser's state
         run.done.step = number
@@ -180,7 +180,7 @@ def test_a_wait_in_the_backward_pass_is_seen():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch tells of waiting for a GPU where there is one")
 def test_a_step_on_a_gpu_waits_nowhere(name, small_objective, small_batch, training):
     device = torch.device("cuda")
-    run = run_of(small_objective(name, dropout=0.1).to(device), training(batch_size=4, accumulate=2))
+    run = run_of(small_objective(name, dropout=0.1).to(device), training(batch_size=4, accumulation_steps=2))
     run.world = World(0, 1, device)
     batch = small_batch.to(device)
     run.step(batch)  # libraries set themselves up

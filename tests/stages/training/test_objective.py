@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.losses import random_box
-from alpro.stages.training.examples import Steps
+from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.objective import (
     MatchingObjective,
     PretrainObjective,
@@ -33,7 +33,7 @@ ENTITIES = 8
 @pytest.fixture(scope="module")
 def data(clips, stills, training, tokenizer):
     config = training(("clips", "stills"), 12)
-    return Steps(config, {"clips": clips, "stills": stills}, tokenizer, "sample", 4, 32, 4, 0.3)
+    return TrainingDataset(config, {"clips": clips, "stills": stills}, tokenizer, "sample", 4, 32, 4, 0.3)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ RATES = [
 
 @pytest.mark.parametrize(("steps", "warmup", "last", "shares"), RATES)
 def test_the_learning_rate_of_every_step(steps, warmup, last, shares, training):
-    config = training(lr=2.0, warmup=warmup, last_lr=last)
+    config = training(lr=2.0, warmup_ratio=warmup, min_lr_ratio=last)
     assert [learning_rate(step, steps, config) / 2 for step in range(steps)] == pytest.approx(shares)
 
 
@@ -44,14 +44,17 @@ def test_biases_norms_and_embeddings_of_place_and_time_do_not_decay(objective, t
     assert set(found) == {name for name, _ in objective.named_parameters()}
     spared = {name for name, decays in found.items() if not decays}
     for name, parameter in objective.named_parameters():
-        place = any(part in name for part in ("pos_embed", "time_embed", "cls_token", "positions", "segments"))
+        place = any(
+            part in name
+            for part in ("pos_embed", "time_embed", "cls_token", "position_embeddings", "token_type_embeddings")
+        )
         assert (name in spared) == (parameter.ndim < 2 or place), name
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "model.text_encoder.embeddings.words.weight",
+        "model.text_encoder.embeddings.word_embeddings.weight",
         "model.video_encoder.patch_embed.weight",
         "model.video_encoder.blocks.0.attn.qkv.weight",
         "model.multimodal_encoder.layers.0.mlp.fc1.weight",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alpro.stages.training.loop import CONTINUE
+from alpro.stages.training.loop import EXIT_INTERRUPTED
 from alpro.stages.training.metrics import read_metrics
 
 pytestmark = pytest.mark.long
@@ -27,7 +27,7 @@ def train(clips, vocabulary, two_ranks):
 
 def test_two_interrupted_ranks_go_on_to_the_same_weights(train, tmp_path):
     assert train(tmp_path / "whole", -1, -1) == [0, 0]
-    assert train(tmp_path / "broken", 5, 5) == [CONTINUE, CONTINUE]
+    assert train(tmp_path / "broken", 5, 5) == [EXIT_INTERRUPTED, EXIT_INTERRUPTED]
     assert train(tmp_path / "broken", -1, -1) == [0, 0]
     whole, broken = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "broken"))
     assert [name for name in whole if not torch.equal(whole[name], broken[name])] == []
@@ -46,5 +46,5 @@ def test_two_interrupted_ranks_go_on_to_the_same_weights(train, tmp_path):
 
 @pytest.mark.parametrize("stops", [(5, 6), (6, 5)])
 def test_a_stop_that_reaches_the_ranks_in_different_steps_leaves_a_checkpoint(train, tmp_path, stops):
-    assert train(tmp_path / "run", *stops) == [CONTINUE, CONTINUE]
+    assert train(tmp_path / "run", *stops) == [EXIT_INTERRUPTED, EXIT_INTERRUPTED]
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
