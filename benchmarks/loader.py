@@ -5,8 +5,9 @@
 Clips of 10 s at 640 x 360 are rendered and decoded by decode_videos at its defaults (which takes av and webdataset).
 `--videos` is a manifest or folder of videos with captions instead; `--corpus` what decode_videos made of videos, which
 takes neither package; both together are a corpus and its videos. Batches are pre-training's, loaded by
-TrainingDataset.loader. On the fly all is the same but the frames: 4 of all that a video has, decoded by one thread and made as large as stored
-ones. The baseline, PyAV that seeks, knows the key frames beforehand and decodes no frame twice, as decord does.
+TrainingDataset.loader. On the fly all is the same but the frames: 4 of all that a video has, decoded by one thread and
+made as large as stored ones. The baseline, PyAV that seeks, knows the key frames beforehand and decodes no frame twice,
+as decord does.
 """
 
 import argparse
