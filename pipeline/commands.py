@@ -38,32 +38,42 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         arguments.changes.append("resources.profile=true")
     create_workspace(workspace, check_writable=not arguments.dry_run)
     prepare_prefect(workspace / "prefect")
-    steps, store = planned(arguments, workspace)  # reports mistakes before anything starts
-    if arguments.dry_run:
-        for step in steps:
-            state = "cached" if store.find(step) else "to fetch" if store.is_shared(step) else "to run"
-            print(f"{state:8} {step.name:24} {step.fingerprint[:16]}")
-        return
     from alpro.pipeline import flow
+    from alpro.pipeline.config import skips_questions
     from alpro.pipeline.console import print_results
 
+    config, data, changes = arguments.config, arguments.data, arguments.changes
+    plan = flow.planned(arguments.stage, config, data, changes, workspace)  # reports errors before anything starts
+    if data and not arguments.stage and skips_questions(config, plan[0]):
+        print(f"no questions in {data}: question answering is skipped", file=sys.stderr)
+    if arguments.dry_run:
+        print_plan(*plan[1:])
+        return
     chosen = getattr(flow, arguments.stage or "alpro")
-    made = chosen(arguments.config, arguments.data, arguments.changes, str(workspace), arguments.tracking_uri)
+    token = flow.HANDED.set(plan)
+    try:
+        made = chosen(config, data, changes, str(workspace), arguments.tracking_uri)
+    finally:
+        flow.HANDED.reset(token)
     print_results({name: Path(folder) for name, folder in made.items()}, workspace)
 
 
-def planned(arguments: argparse.Namespace, workspace: Path) -> tuple[list[Step], Store]:
-    """The requested steps, in order, and the store of their artifacts."""
-    from alpro.pipeline.config import asks_questions, load_config
-    from alpro.pipeline.flow import needed, plan
-    from alpro.stages.artifacts.digests import Digests
+def print_plan(steps: list[Step], store: Store) -> None:
+    """Prints for each step whether its artifact exists, and if not, why it has to be built."""
+    from alpro.pipeline.steps import reason, required
 
-    config = load_config(arguments.config, arguments.data, arguments.changes)
-    steps = plan(config, Digests(workspace / "digests.sqlite"))
-    if arguments.data and not arguments.stage and not asks_questions(absolute(arguments.data)):
-        print(f"no questions in {arguments.data}: question answering is skipped", file=sys.stderr)
-    steps = needed(steps, arguments.stage) if arguments.stage else steps
-    return steps, Store(workspace / "artifacts", config.resources.artifacts)
+    wanted = required(steps, store)
+    for step in steps:
+        why = ""
+        if store.find(step):
+            state = "cached"
+        elif store.is_shared(step):
+            state = "to fetch"
+        elif step in wanted:
+            state, why = "to run", reason(step, store)
+        else:
+            state = "not needed"
+        print(f"{state:10} {step.name:24} {step.fingerprint[:16]}  {why}".rstrip())
 
 
 def create_workspace(folder: Path, check_writable: bool) -> None:

@@ -290,6 +290,11 @@ def asks_questions(data: Location) -> bool:
         return True  # told when the plan is made
 
 
+def skips_questions(source: str, config: PipelineConfig) -> bool:
+    """Whether a configuration's file has question answering, which its data without questions removed."""
+    return config.finetune_qa is None and "finetune_qa" in read_toml(find_config(source))
+
+
 def apply_change(values: dict[str, Any], change: str) -> None:
     """Applies "a.b=value" to nested values; the value is read as TOML, and as plain text where it is not."""
     key, equals, text = change.partition("=")

@@ -1,36 +1,32 @@
-"""The pipeline as Prefect flows: `plan` says which stage follows which, `alpro` runs them all, and each has a flow."""
+"""The pipeline as Prefect flows: `plan` is the DAG, `alpro` runs all of it, and each stage has a flow."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
-from prefect import Flow
+from prefect import Flow, State
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+from prefect.utilities.annotations import quote
 
 from alpro.errors import InputError
-from alpro.models.folder import read_task
-from alpro.pipeline.config import FILES, Corpus, PipelineConfig, load_config
+from alpro.pipeline.config import PipelineConfig, load_config
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.record import end_dead_runs, git_commit, run_tags, status_after
 from alpro.pipeline.reporting.report import write_report
 from alpro.pipeline.reporting.result_tables import results_markdown
 from alpro.pipeline.reporting.tracking import Run, Tracker
-from alpro.pipeline.tasks import Session, fetch_input, make, make_by_deployment, result
-from alpro.shards.schema import SPLITS
-from alpro.shards.storage import Location, absolute, located
-from alpro.stages.artifacts.digests import Digests, digest_data, digest_model
-from alpro.stages.artifacts.store import EVALUATIONS, StageConfig, Step, Store, digest
-from alpro.stages.decode_videos import Config as DecodeConfig
-from alpro.stages.decode_videos import decoder_files
+from alpro.pipeline.steps import decoding, given_task, needed, required, with_files
+from alpro.pipeline.tasks import Session, announce, fetch_input, make, make_by_deployment
+from alpro.shards.storage import absolute
+from alpro.stages.artifacts.digests import Digests
+from alpro.stages.artifacts.store import EVALUATIONS, Interrupted, StageConfig, Step, Store
 from alpro.stages.evaluate import Config as Evaluate
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
-from alpro.stages.index_shards import Config as IndexConfig
-from alpro.stages.index_shards import digest_shards
 from alpro.stages.zero_shot import Config as ZeroShot
 
-# Keys that name a file or folder of the user's, or else something on the hub.
-OUTSIDE = ("vit", "bert", "tokenizer", "tagger", "start", "entities_file", "answers_file")
+DATA_STAGES = ("render_sample", "decode_videos", "index_shards")
 
 
 def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
@@ -98,104 +94,6 @@ def zero_shot_config(config: Evaluate) -> ZeroShot:
     return ZeroShot.model_validate(shared | ({"qa": ""} if config.retrieval else {}))
 
 
-def with_files(step: Step, digests: Digests) -> Step:
-    """A step with the digests of the user's files as they are on this machine."""
-    if step.stage == "index_shards":
-        return index_step(step, digests)
-    if step.stage == "decode_videos":
-        return decode_step(step, digests) if step.paths else step
-    files = {name: digest_model(Path(folder), digests) for name, folder in step.paths.items()}
-    for key in OUTSIDE:
-        path = Path(value) if (value := getattr(step.config, key, "")) else None
-        if path and path.exists():
-            files[key] = digest_files(path, digests)
-        elif path and (step.stage, key) in FILES:
-            raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
-    return replace(step, files=files)
-
-
-def digest_files(path: Path, digests: Digests) -> str:
-    """The digest of a file, or of the files in and below a folder: those of a spaCy pipeline lie in folders of their
-    own. Hidden files and folders, such as .git, are left out."""
-    if not path.is_dir():
-        return digest({path.name: digests.of([path])[0]})
-    files = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
-    shown = {name: file for name, file in files.items() if not any(part.startswith(".") for part in Path(name).parts)}
-    return digest(dict(zip(shown, digests.of(list(shown.values())), strict=True)))
-
-
-def given_task(folder: Path) -> str:
-    """What a given model folder is called among the inputs of evaluate."""
-    try:
-        task = read_task(folder)
-    except ValueError as error:
-        raise InputError(f"pretrained: {error}") from error
-    if task == "prompter":
-        raise InputError(f"pretrained: {folder} is a prompter; give a model of pre-training or fine-tuning")
-    return "pretrained" if task == "pretrain" else task
-
-
-def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -> Step:
-    """The step that makes one corpus: of the rendered sample, of files whose contents are in its fingerprint, or of
-    shards that are there already."""
-    if corpus.shards:
-        index = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
-        return with_files(
-            Step("index_shards", f"index_shards {name}", index, paths={"shards": located(corpus.shards)}), digests
-        )
-    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations", "root"}))
-    if corpus.manifest:
-        assert sample is not None
-        return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample}, decoder_files(config))
-    paths: dict[str, Location] = {"data": located(corpus.data)}
-    paths.update({split: Path(file) for split, file in corpus.annotations.items()})
-    paths.update({"root": Path(corpus.root)} if corpus.root else {})
-    return with_files(Step("decode_videos", f"decode_videos {name}", config, paths=paths), digests)
-
-
-def index_step(step: Step, digests: Digests) -> Step:
-    shards = step.paths["shards"]
-    contents = digest_shards(shards, digests)
-    return outside(step, {"shards": contents}, lambda: digest_shards(shards, digests) == contents)
-
-
-def decode_step(step: Step, digests: Digests) -> Step:
-    data, root = step.paths["data"], step.paths.get("root")
-    annotations = {split: Path(file) for split, file in step.paths.items() if split in SPLITS}
-    root = Path(root) if root else None
-    contents = digest_data(data, digests, annotations, root)
-    return outside(
-        step,
-        {"data": contents.all, **decoder_files(cast(DecodeConfig, step.config))},
-        lambda: digest_data(data, digests, annotations, root, ask=False).here == contents.here,
-    )
-
-
-def outside(step: Step, files: Mapping[str, str], same: Callable[[], bool]) -> Step:
-    """A step with the digests of the user's files. `same` is whether those of this machine are unchanged. A corpus at a
-    URL is not checked again: a store may describe the same file differently each time."""
-
-    def unchanged() -> bool:
-        try:
-            return same()
-        except InputError:  # it cannot be read any more
-            return False
-
-    here = all(isinstance(path, Path) for path in step.paths.values())
-    return replace(step, files=files, unchanged=unchanged if here else None)
-
-
-def needed(steps: list[Step], stage: str) -> list[Step]:
-    """The steps of one stage and all that they rest on, in order."""
-    wanted = {step.fingerprint for step in steps if step.stage == stage}
-    if not wanted:
-        raise InputError(f"this configuration has no stage {stage}")
-    for step in reversed(steps):
-        if step.fingerprint in wanted:
-            wanted |= {other.fingerprint for other in step.inputs.values()}
-    return [step for step in steps if step.fingerprint in wanted]
-
-
 def run(
     stage: str,
     config: str,
@@ -205,14 +103,10 @@ def run(
     tracking_uri: str = "",
     stages_by_deployment: bool = False,
 ) -> dict[str, str]:
-    """Runs a pipeline, or one stage with whatever it needs that is missing. Returns the folder of each artifact."""
-    settings = load_config(config, data, changes)
+    """Runs a pipeline, or one stage and its missing inputs. Returns the folder of each artifact."""
     root = Path(absolute(workspace))
-    root.mkdir(parents=True, exist_ok=True)
-    store, commit = Store(root / "artifacts", settings.resources.artifacts), git_commit()
-    steps = plan(settings, Digests(root / "digests.sqlite"))
-    steps = needed(steps, stage) if stage else steps
-    store.is_shared(steps[0])  # an unreachable place ends the run before anything starts
+    settings, steps, store = HANDED.get() or planned(stage, config, data, changes, root)
+    commit = git_commit()
     tracker = open_tracker(tracking_uri, root, settings.name)
     end_dead_runs(tracker, {})
     name = title(settings, stage, changes, steps)
@@ -220,12 +114,31 @@ def run(
     session = Session(store, tracker, parent, settings.resources, commit, settings.name)
     passed = {"config": config, "data": data, "changes": changes or [], "workspace": str(root)}
     try:
-        made = make_all(session, steps, {**passed, "tracking_uri": tracking_uri} if stages_by_deployment else None)
+        run_steps(session, steps, {**passed, "tracking_uri": tracking_uri} if stages_by_deployment else None)
     except BaseException as error:
         finish(session, parent, settings, root, status_after(error))
         raise
     finish(session, parent, settings, root, "FINISHED")
-    return made
+    return session.folders
+
+
+Planned = tuple[PipelineConfig, list[Step], Store]
+# The plan that the command line has made already; reading a large manifest again takes time.
+HANDED: ContextVar[Planned | None] = ContextVar("HANDED", default=None)
+
+
+def planned(stage: str, config: str, data: str, changes: list[str] | None, root: Path) -> Planned:
+    """The configuration, the steps of one stage or, for "", of the whole pipeline, and the store in a workspace.
+
+    Raises InputError for anything wrong with them, or if `resources.artifacts` cannot be reached.
+    """
+    settings = load_config(config, data, changes)
+    root.mkdir(parents=True, exist_ok=True)
+    store = Store(root / "artifacts", settings.resources.artifacts)
+    steps = plan(settings, Digests(root / "digests.sqlite"))
+    steps = needed(steps, stage) if stage else steps
+    store.is_shared(steps[0])
+    return settings, steps, store
 
 
 def run_handed(handover: Handover, workspace: str, tracking_uri: str) -> dict[str, str]:
@@ -245,7 +158,8 @@ def run_handed(handover: Handover, workspace: str, tracking_uri: str) -> dict[st
     parent = Run(handover.parent_run) if tracker.has_run(handover.parent_run) else None
     session = Session(store, tracker, parent, handover.resources, git_commit(), handover.experiment)
     try:
-        return make_all(session, [step])
+        run_steps(session, [step])
+        return session.folders
     finally:
         tracker.close()
 
@@ -255,27 +169,60 @@ def open_tracker(uri: str, root: Path, experiment: str) -> Tracker:
     return Tracker.open(uri or f"sqlite:///{root / 'mlflow.db'}", root / "mlflow", experiment)
 
 
-def make_all(session: Session, steps: list[Step], by_deployment: dict[str, Any] | None = None) -> dict[str, str]:
-    """Makes the steps in order: here, or, with the parameters of their flows, by the deployment of each stage."""
+def run_steps(session: Session, steps: list[Step], by_deployment: dict[str, Any] | None = None) -> None:
+    """Runs the steps in order, each as a task that waits for the tasks of its inputs: in this process, or, with the
+    parameters of their flows, by the deployment of each stage.
+
+    A step that fails stops the steps that depend on it, and no others; its error is raised at the end.
+    """
+    states: dict[str, State] = {}
+    failures: dict[str, Exception] = {}
     checked = False
-    for step in steps:
-        if step.stage not in ("render_sample", "decode_videos", "index_shards") and not checked:
-            check_test_split(session.store, steps)
+    for step in required(steps, session.store):
+        if step.stage not in DATA_STAGES and not checked:
+            check_test_split(session.store, [one for one in steps if one.name not in failures])
             checked = True
-        if by_deployment is not None and not session.store.find(step) and not session.store.is_shared(step):
-            session.made.append(make_by_deployment(session, step, by_deployment))
-        else:
-            session.made.append(result(make(step.name, session, step)))
-    return {made.step.name: str(made.folder) for made in session.made}
+        blocked = [other.name for other in step.inputs.values() if other.name in failures]
+        if blocked:
+            announce(f"{step.name}: skipped, because {blocked[0]} failed")
+            failures[step.name] = failures[blocked[0]]
+            continue
+        exists = session.store.find(step) or session.store.is_shared(step)
+        task: Any = make if exists or by_deployment is None else make_by_deployment
+        more = () if task is make else (quote(by_deployment),)
+        inputs = [states[other.name] for other in step.inputs.values() if other.name in states]
+        state: State = task(step.name, quote(session), quote(step), *more, wait_for=inputs, return_state=True)
+        states[step.name] = state
+        if state.is_completed():
+            continue
+        error = cast(BaseException, state.result(raise_on_failure=False))
+        if not isinstance(error, Exception) or isinstance(error, Interrupted):
+            raise error
+        failures[step.name] = error
+        if step is not steps[-1]:
+            announce(f"{step.name}: failed: {error}")
+    if failures:
+        raise next(iter(failures.values()))
 
 
 def check_test_split(store: Store, steps: list[Step]) -> None:
-    """What evaluation would refuse of its corpora is refused before days of training."""
+    """Rejects the corpora that an evaluation would reject, before days of training."""
     for step in steps:
-        if step.stage in EVALUATIONS:
+        if step.stage in EVALUATIONS and not store.find(step):
             config = cast(EvaluationConfig, step.config)
             for name in config.corpora:
-                check_items(config, name, store.folder(step.inputs[name]))
+                if store.find(step.inputs[name]):
+                    check_items(config, name, store.folder(step.inputs[name]))
+
+
+def flow_run_name() -> str:
+    """The name of a flow run on Prefect's pages: the stage, the configuration, and what was changed."""
+    flow, given = flow_run.flow_name, flow_run.parameters
+    if given.get("handover"):
+        step = given["handover"]["steps"][-1]
+        return f"{step['name']} · {step['fingerprint'][:8]}"
+    parts = (flow if flow != "alpro" else "", Path(given["config"]).stem, given["data"], " ".join(given["changes"]))
+    return " · ".join(part for part in parts if part)
 
 
 def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: list[Step]) -> str:
@@ -328,7 +275,7 @@ def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
         return run("" if whole else stage, config, data, changes, workspace, tracking_uri, by_deployment)
 
     body.__name__ = body.__qualname__ = stage
-    return Flow(body, name=stage.replace("_", "-"), persist_result=False)
+    return Flow(body, name=stage.replace("_", "-"), flow_run_name=flow_run_name, persist_result=False)
 
 
 alpro = stage_flow("alpro")

@@ -32,6 +32,11 @@ class Session:
     experiment: str
     made: list[StageResult] = field(default_factory=list)
 
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folder of each artifact, by the names of the steps."""
+        return {made.step.name: str(made.folder) for made in self.made}
+
 
 def interrupted(task: Any, run: Any, state: State) -> bool:
     """Whether a failed stage left a checkpoint to continue from, and so is worth another try."""
@@ -39,8 +44,12 @@ def interrupted(task: Any, run: Any, state: State) -> bool:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=3, retry_condition_fn=interrupted, task_run_name="{title}")
-def make(title: str, session: Session, step: Step) -> StageResult | State:
-    """Finds a step's artifact or makes it. A found one ends as the state Cached."""
+def make(title: str, session: Session, step: Step) -> State | None:
+    """Finds a step's artifact or builds it, and appends it to the session. If it exists, the state is Cached.
+
+    Prefect is given the session and the step in quotes and gets neither back: in every object that it sees it looks for
+    the results of other tasks, and would draw arrows from all earlier stages.
+    """
     store, tracker = session.store, session.tracker
     folder, tags = store.folder(step), run_tags(session.commit, step)
     with store.lock(step) as lock:
@@ -51,8 +60,9 @@ def make(title: str, session: Session, step: Step) -> StageResult | State:
             share(store, step)
             found = StageResult(step, folder, record, cached=True)
             record_cached(tracker, found, session.parent, tags)
+            session.made.append(found)
             announce(f"{step.name}: cached")
-            return Completed(name="Cached", message=f"{folder} was made {record['made']['at']}", data=found)
+            return Completed(name="Cached", message=f"{folder} was made {record['made']['at']}")
         announce(f"{step.name}: started")
         with stage_run(tracker, step, folder, session.parent, tags) as run:
             about = {"commit": session.commit, "mlflow_run": run.id, "prefect_run": tags.get("prefect_run", "")}
@@ -61,8 +71,9 @@ def make(title: str, session: Session, step: Step) -> StageResult | State:
             made = StageResult(step, folder, record, cached=False)
             record_made(tracker, made, run, session.parent)
         share(store, step)
+    session.made.append(made)
     announce(f"{step.name}: done in {record['made']['seconds']:.0f} s")
-    return made
+    return None
 
 
 def share(store: Store, step: Step) -> None:
@@ -71,12 +82,8 @@ def share(store: Store, step: Step) -> None:
         announce(f"{step.name}: {problem}")
 
 
-def result(returned: StageResult | State) -> StageResult:
-    """What `make` made: a task that ends in a state of its own choice gives its caller that state."""
-    return returned if isinstance(returned, StageResult) else returned.result(raise_on_failure=True)
-
-
-def make_by_deployment(session: Session, step: Step, parameters: dict[str, Any]) -> StageResult:
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
+def make_by_deployment(title: str, session: Session, step: Step, parameters: dict[str, Any]) -> None:
     """Runs a stage by its own deployment, in that deployment's work pool, and waits for the artifact.
 
     run_deployment does not raise if the run that it started fails, so its state is checked.
@@ -98,7 +105,7 @@ def make_by_deployment(session: Session, step: Step, parameters: dict[str, Any])
     made = StageResult(step, session.store.folder(step), record, cached=False)
     if not session.tracker.has_run(record["made"].get("mlflow_run", "")):
         record_made_elsewhere(session.tracker, made, session.parent, run_tags(session.commit, step))
-    return made
+    session.made.append(made)
 
 
 def find_or_fetch(store: Store, step: Step) -> dict[str, Any] | None:

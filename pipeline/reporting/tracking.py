@@ -32,6 +32,7 @@ from mlflow.tracking import MlflowClient
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
+from alpro.stages.artifacts.store import flatten
 from alpro.stages.training.metrics import read_metrics
 
 for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like
@@ -291,20 +292,3 @@ def read_table(path: Path) -> Any:
         if frame[column].map(lambda v: hasattr(v, "__len__") and not isinstance(v, str)).any():
             frame[column] = frame[column].map(lambda v: ", ".join(map(str, v)))
     return frame
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values as one level with dotted keys; lists of tables are numbered.
-
-    >>> flatten({"a": {"b": 1}, "c": [{"d": 2}]})
-    {'a.b': 1, 'c.0.d': 2}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
-            value = {str(i): item for i, item in enumerate(value)}
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -179,7 +179,7 @@ def test_data_in_the_home_folder(tmp_path, monkeypatch, capsys):
     arguments = ["--config", "own_videos", "--data=~/manifest.jsonl", "--workspace=~/w", "--dry-run"]
     status, out, err = call(monkeypatch, capsys, "run", *arguments)
     assert (status, err) == (0, "no questions in ~/manifest.jsonl: question answering is skipped\n")
-    assert out.startswith("to run   decode_videos data")
+    assert out.startswith("to run     decode_videos data ")
     assert (tmp_path / "w" / "digests.sqlite").is_file()
 
 

@@ -1,6 +1,7 @@
 """The DAG end to end at its smallest size: artifacts, cache, MLflow. One pipeline is run and then looked at."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,16 +11,30 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from prefect import flow as prefect_flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import FlowRunSort
 
 from alpro.errors import InputError
+from alpro.pipeline.commands import print_plan
 from alpro.pipeline.config import Corpus, load_config
-from alpro.pipeline.flow import alpro, decoding, needed, plan
+from alpro.pipeline.flow import alpro, plan
 from alpro.pipeline.flow import build_vocabulary as vocabulary_flow
 from alpro.pipeline.flow import pretrain as pretrain_flow
+from alpro.pipeline.steps import decoding, needed
 from alpro.pipeline.tasks import interrupted
 from alpro.shards.reader import ShardReader
 from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import EVALUATIONS, Interrupted, Resources, Step, Store, read_record
+from alpro.stages.artifacts.store import (
+    EVALUATIONS,
+    Interrupted,
+    Outcome,
+    Resources,
+    StageFailed,
+    Step,
+    Store,
+    read_record,
+)
 from alpro.stages.training.metrics import read_metrics
 from tests.stages.test_decode_videos import write_manifest
 
@@ -129,13 +144,96 @@ def test_a_changed_pretraining_value_reruns_pretraining_and_what_follows(first, 
     assert {name for name in first if changed[name] != first[name]} == made
 
 
-def test_a_deleted_artifact_is_made_again(first, workspace):
+def test_a_deleted_artifact_is_built_again_when_a_step_needs_it(first, workspace):
     weights = Path(first["cache_prompts"]) / "prompts.safetensors"
     before = weights.read_bytes()
     shutil.rmtree(first["cache_prompts"])
     pretrain_flow(TINY, workspace=str(workspace))
-    assert {name for name, run in newest(workspace).items() if not was_cached(run)} == {"cache_prompts"}
+    assert "cache_prompts" not in newest(workspace)  # the pre-trained model exists: nothing needs the prompts
+    pretrain_flow(TINY, changes=["pretrain.lr=2e-4"], workspace=str(workspace))
+    assert {name for name, run in newest(workspace).items() if not was_cached(run)} == {"cache_prompts", "pretrain"}
     assert weights.read_bytes() == before
+
+
+def test_a_failed_branch_stops_only_what_depends_on_it(first, workspace, monkeypatch, capsys):
+    started: list[str] = []
+
+    def fail(step: Step, *_: object) -> Outcome:
+        started.append(step.name)
+        raise StageFailed(f"{step.name} broke") if step.stage == "finetune_retrieval" else InputError("also broken")
+
+    monkeypatch.setattr("alpro.pipeline.tasks.work", fail)
+    monkeypatch.setenv("ALPRO_COMMAND_LINE", "1")
+    changes = ["finetune_retrieval.lr=3e-4", "finetune_qa.lr=3e-4"]
+    with pytest.raises(StageFailed, match="finetune_retrieval broke"):
+        alpro(TINY, changes=changes, workspace=str(workspace))
+    assert started == ["finetune_retrieval", "finetune_qa"]
+    printed = capsys.readouterr().err
+    assert "finetune_retrieval: failed: finetune_retrieval broke" in printed
+    assert "evaluate: skipped, because finetune_retrieval failed" in printed
+
+
+def edges(steps: list[Step]) -> set[tuple[str, str]]:
+    """The arrows of a plan, by the names of the stages."""
+    return {(other.stage, step.stage) for step in steps for other in step.inputs.values()}
+
+
+def test_prefect_knows_the_inputs_of_every_task_and_nothing_else(first, workspace):
+    alpro(TINY, workspace=str(workspace))
+    with get_client(sync_client=True) as client:
+        (newest_flow,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+        only = FlowRunFilter(id=FlowRunFilterId(any_=[newest_flow.id]))
+        tasks = {run.id: run for run in client.read_task_runs(flow_run_filter=only)}
+    assert newest_flow.name == "tiny"
+    arrows = {
+        (tasks[source.id].name, run.name)
+        for run in tasks.values()
+        for many in run.task_inputs.values()
+        for source in many
+    }
+    steps = plan(load_config(TINY), Digests(workspace / "digests.sqlite"))
+    assert arrows == {(other.name, step.name) for step in steps for other in step.inputs.values()}
+
+
+def test_the_diagram_in_the_readme_is_the_dag(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"shard")
+    configs = [load_config(TINY), load_config(of_shards(tmp_path, tmp_path))]
+    dag = {arrow for one in configs for arrow in edges(plan(one, Digests(tmp_path / "digests.sqlite")))}
+    readme = (Path(TINY).parents[1] / "README.md").read_text()
+    diagram = readme.partition("```mermaid\n")[2].partition("```")[0]
+    drawn = set()
+    for line in diagram.splitlines():
+        if "-->" in line:
+            sources, targets = (side.split("&") for side in line.split("-->"))
+            drawn |= {(source.strip(), target.strip()) for source in sources for target in targets}
+    assert drawn == dag
+
+
+def test_a_dry_run_says_what_would_run_and_why(first, workspace, capsys):
+    def printed(change: str) -> dict[str, tuple[str, str]]:
+        steps = plan(load_config(TINY, changes=[change]), Digests(workspace / "digests.sqlite"))
+        print_plan(steps, Store(workspace / "artifacts"))
+        lines = capsys.readouterr().out.splitlines()
+        return {line[11:35].strip(): (line[:10].strip(), line[54:]) for line in lines}
+
+    before = printed("resources.workers=1")
+    assert set(before.values()) == {("cached", "")}
+    after = printed("pretrain.lr=7e-4")
+    assert {name for name, (state, _) in after.items() if state == "to run"} == {
+        "pretrain",
+        "zero_shot",
+        "finetune_retrieval",
+        "finetune_qa",
+        "evaluate",
+    }
+    assert re.fullmatch(r"pretrain\.lr = 0\.0007 \(was [\d.]+\)", after["pretrain"][1])
+    assert after["finetune_qa"] == ("to run", "input model")
+    shutil.move(first["decode_videos stills"], workspace / "aside")
+    without = printed("evaluate.seed=91")
+    shutil.move(workspace / "aside", first["decode_videos stills"])
+    assert without["decode_videos stills"] == ("not needed", "")
+    assert re.fullmatch(r"evaluate\.seed = 91 \(was \d+\)", without["evaluate"][1])
+    assert printed("render_sample.seed=7")["decode_videos stills"] == ("to run", "input sample")
 
 
 def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace):

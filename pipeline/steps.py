@@ -1,0 +1,160 @@
+"""Steps of a pipeline: the digests of the user's files that a step reads, which steps have to run, and why."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from alpro.errors import InputError
+from alpro.models.folder import read_task
+from alpro.pipeline.config import FILES, Corpus
+from alpro.shards.schema import SPLITS
+from alpro.shards.storage import Location, located
+from alpro.stages.artifacts.digests import Digests, digest_data, digest_model
+from alpro.stages.artifacts.store import Step, Store, digest, flatten
+from alpro.stages.decode_videos import Config as DecodeConfig
+from alpro.stages.decode_videos import decoder_files
+from alpro.stages.index_shards import Config as IndexConfig
+from alpro.stages.index_shards import digest_shards
+
+# Keys that name a file or folder of the user's, or else something on the hub.
+OUTSIDE = ("vit", "bert", "tokenizer", "tagger", "start", "entities_file", "answers_file")
+
+
+def with_files(step: Step, digests: Digests) -> Step:
+    """A step with the digests of the user's files as they are on this machine."""
+    if step.stage == "index_shards":
+        return index_step(step, digests)
+    if step.stage == "decode_videos":
+        return decode_step(step, digests) if step.paths else step
+    files = {name: digest_model(Path(folder), digests) for name, folder in step.paths.items()}
+    for key in OUTSIDE:
+        path = Path(value) if (value := getattr(step.config, key, "")) else None
+        if path and path.exists():
+            files[key] = digest_files(path, digests)
+        elif path and (step.stage, key) in FILES:
+            raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
+    return replace(step, files=files)
+
+
+def digest_files(path: Path, digests: Digests) -> str:
+    """The digest of a file, or of the files in and below a folder: those of a spaCy pipeline lie in folders of their
+    own. Hidden files and folders, such as .git, are left out."""
+    if not path.is_dir():
+        return digest({path.name: digests.of([path])[0]})
+    files = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
+    shown = {name: file for name, file in files.items() if not any(part.startswith(".") for part in Path(name).parts)}
+    return digest(dict(zip(shown, digests.of(list(shown.values())), strict=True)))
+
+
+def given_task(folder: Path) -> str:
+    """What a given model folder is called among the inputs of evaluate."""
+    try:
+        task = read_task(folder)
+    except ValueError as error:
+        raise InputError(f"pretrained: {error}") from error
+    if task == "prompter":
+        raise InputError(f"pretrained: {folder} is a prompter; give a model of pre-training or fine-tuning")
+    return "pretrained" if task == "pretrain" else task
+
+
+def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -> Step:
+    """The step that makes one corpus: of the rendered sample, of files whose contents are in its fingerprint, or of
+    shards that are there already."""
+    if corpus.shards:
+        index = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
+        return with_files(
+            Step("index_shards", f"index_shards {name}", index, paths={"shards": located(corpus.shards)}), digests
+        )
+    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations", "root"}))
+    if corpus.manifest:
+        assert sample is not None
+        return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample}, decoder_files(config))
+    paths: dict[str, Location] = {"data": located(corpus.data)}
+    paths.update({split: Path(file) for split, file in corpus.annotations.items()})
+    paths.update({"root": Path(corpus.root)} if corpus.root else {})
+    return with_files(Step("decode_videos", f"decode_videos {name}", config, paths=paths), digests)
+
+
+def index_step(step: Step, digests: Digests) -> Step:
+    shards = step.paths["shards"]
+    contents = digest_shards(shards, digests)
+    return outside(step, {"shards": contents}, lambda: digest_shards(shards, digests) == contents)
+
+
+def decode_step(step: Step, digests: Digests) -> Step:
+    data, root = step.paths["data"], step.paths.get("root")
+    annotations = {split: Path(file) for split, file in step.paths.items() if split in SPLITS}
+    root = Path(root) if root else None
+    contents = digest_data(data, digests, annotations, root)
+    return outside(
+        step,
+        {"data": contents.all, **decoder_files(cast(DecodeConfig, step.config))},
+        lambda: digest_data(data, digests, annotations, root, ask=False).here == contents.here,
+    )
+
+
+def outside(step: Step, files: Mapping[str, str], same: Callable[[], bool]) -> Step:
+    """A step with the digests of the user's files. `same` is whether those of this machine are unchanged. A corpus at a
+    URL is not checked again: a store may describe the same file differently each time."""
+
+    def unchanged() -> bool:
+        try:
+            return same()
+        except InputError:  # it cannot be read any more
+            return False
+
+    here = all(isinstance(path, Path) for path in step.paths.values())
+    return replace(step, files=files, unchanged=unchanged if here else None)
+
+
+def needed(steps: list[Step], stage: str) -> list[Step]:
+    """The steps of one stage and everything that they depend on, in order."""
+    wanted = {step.fingerprint for step in steps if step.stage == stage}
+    if not wanted:
+        raise InputError(f"this configuration has no stage {stage}")
+    for step in reversed(steps):
+        if step.fingerprint in wanted:
+            wanted |= {other.fingerprint for other in step.inputs.values()}
+    return [step for step in steps if step.fingerprint in wanted]
+
+
+def required(steps: list[Step], store: Store) -> list[Step]:
+    """The steps whose artifacts exist or have to be built, in order.
+
+    An input is built only for a step that runs: if decoded shards were deleted but everything that was computed from
+    them exists, nothing is decoded again.
+    """
+    inputs = {other.fingerprint for step in steps for other in step.inputs.values()}
+    exists = {step.fingerprint: bool(store.find(step)) or store.is_shared(step) for step in steps}
+    wanted = {step.fingerprint for step in steps if step.fingerprint not in inputs}
+    for step in reversed(steps):
+        if step.fingerprint in wanted and not exists[step.fingerprint]:
+            wanted |= {other.fingerprint for other in step.inputs.values()}
+    return [step for step in steps if step.fingerprint in wanted or exists[step.fingerprint]]
+
+
+def reason(step: Step, store: Store) -> str:
+    """Why a step has to run: what differs from the most similar artifact of the same name."""
+    others = [record for _, record in store.all() if record["name"] == step.name]
+    if not others:
+        return "no artifact yet"
+    changes = [differences(record, step.description) for record in reversed(others)]  # the newest first
+    fewest = min(changes, key=len)
+    return ", ".join(fewest[:3]) + (f" and {len(fewest) - 3} more" if len(fewest) > 3 else "")
+
+
+def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+    """What differs between an artifact's record and a step's description, of all that decides the fingerprint."""
+    found = []
+    if record["stage_version"] != description["stage_version"]:
+        found.append("the stage's code has a new version")
+    old, new = flatten(record["config"]), flatten(description["config"])
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            found.append(f"{description['stage']}.{key} = {new.get(key)!r} (was {old.get(key)!r})")
+    old, new = record["inputs"], description["inputs"]
+    found += [f"input {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    old, new = record["files"], description["files"]
+    found += [f"files of {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return found
