@@ -1,5 +1,9 @@
-"""Writes docs/configuration.md from the configuration's own classes: `python docs/write_configuration.py`."""
+"""Writes docs/configuration.md from the configuration classes: `python docs/write_configuration.py`."""
 
+import inspect
+import json
+import re
+import textwrap
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -8,36 +12,62 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from alpro.pipeline.config import PipelineConfig, shipped
+from alpro.stages.training.config import TrainingConfig
 
-TABLE = "| key | default | |\n| --- | --- | --- |"
+TABLE = "| key | default | description |\n| --- | --- | --- |"
 HEAD = """# Configuration
 
-A pipeline is one TOML file: `alpro run --config FILE`, or the name of one that ships ({names}).
-`--set stage.key=value` changes a value on the command line, as often as needed, and reaches into lists:
-`--set train_prompter.phases.0.steps=100`.
-Unknown keys and values out of range are refused before anything runs.
+A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration: {names}.
 
-The sizes in `[model]` are those of the prompter and of ALPRO; the defaults are the paper's. A stage whose table is
-absent (`finetune_retrieval`, `finetune_qa`) is left out, and so is `render_sample`. `pretrained` takes the place of
+`--set stage.key=value` changes a value on the command line. It can be repeated, and it reaches into lists:
+`--set train_prompter.phases.0.steps=100`. Unknown keys and values out of range are refused before anything runs.
+
+The sizes in `[model]` apply to the prompter and to ALPRO. The defaults are the paper's. A pipeline skips
+`finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent. `pretrained` replaces
 `train_prompter` and `pretrain`.
 
-This page is written by `docs/write_configuration.py`.
-"""
+`docs/write_configuration.py` generates this page from the code."""
+SHARED = """## Training stages
+
+{stages} share the keys of this table. The section of each stage lists the keys that it adds, and those whose default
+differs."""
+SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
 
 
 def document() -> str:
     """The whole page."""
-    parts = [HEAD.format(names=", ".join(f"`{name}`" for name in shipped()))]
-    plain = {name: field for name, field in PipelineConfig.model_fields.items() if model_of(field.annotation) is None}
-    parts += ["## At the top", "\n".join([TABLE, *(row(name, field) for name, field in plain.items())])]
-    for name, field in PipelineConfig.model_fields.items():
-        model = model_of(field.annotation)
+    head = HEAD.format(names=", ".join(f"`{name}`" for name in shipped()))
+    tables = {name: model_of(field.annotation) for name, field in PipelineConfig.model_fields.items()}
+    top = [row(name, field) for name, field in PipelineConfig.model_fields.items() if tables[name] is None]
+    parts = [*map(wrapped, head.split("\n\n")), "## Top level", table(top)]
+    training = [name for name, model in tables.items() if model and issubclass(model, TrainingConfig)]
+    for name, model in tables.items():
         if model is None:
             continue
+        if name in training[:1]:
+            parts += training_stages(training)
         title = {"corpora": "corpora.NAME"}.get(name, name)
-        parts += [f"## [{title}]", (model.__doc__ or "").strip().replace("\n    ", "\n")]
-        parts += [table(model)] if rows_of(model, "") else []
+        parts += [f"## [{title}]", inspect.cleandoc(model.__doc__ or "")]
+        rows = rows_of(model)
+        if name in training:
+            parts.append("The keys of [all training stages](#training-stages), and:")
+            rows = [one for one in rows if one not in rows_of(TrainingConfig)]
+        if rows:
+            parts.append(table(rows))
     return "\n\n".join(parts) + "\n"
+
+
+def training_stages(names: list[str]) -> list[str]:
+    """The section of the keys that all training stages share."""
+    *first, last = (f"`[{name}]`" for name in names)
+    shared = SHARED.format(stages=f"{', '.join(first)} and {last}")
+    return [*map(wrapped, shared.split("\n\n")), table(rows_of(TrainingConfig))]
+
+
+def wrapped(paragraph: str) -> str:
+    """A paragraph in lines of at most 120 characters that break outside of code spans."""
+    joined = re.sub(r"`[^`]+`", lambda code: code[0].replace(" ", "\0"), paragraph)
+    return textwrap.fill(joined, 120, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
 
 def model_of(annotation: Any) -> type[BaseModel] | None:
@@ -48,17 +78,17 @@ def model_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def table(model: type[BaseModel], prefix: str = "") -> str:
-    rows = rows_of(model, prefix)
+def table(rows: list[str]) -> str:
     return "\n".join([TABLE, *rows])
 
 
-def rows_of(model: type[BaseModel], prefix: str) -> list[str]:
+def rows_of(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """A row for each key, those of nested tables included."""
     rows = []
     for name, field in model.model_fields.items():
         inner = model_of(field.annotation)
         if name in ("model", "templates") and prefix == "" and inner is not None:
-            continue  # given once, in a table of its own
+            continue  # these have a section of their own
         if inner is not None:
             rows += rows_of(inner, f"{prefix}{name}." if "tuple" not in str(field.annotation) else f"{prefix}{name}.N.")
         else:
@@ -71,29 +101,45 @@ def row(name: str, field: FieldInfo) -> str:
 
 
 def choices(field: FieldInfo) -> str:
-    """The values that can be chosen, where they are few."""
+    """The allowed values of a Literal."""
     if get_origin(field.annotation) is not Literal:
         return ""
-    return f" ({', '.join(f'`{value}`' for value in get_args(field.annotation))})"
+    return f" ({', '.join(f'`{toml(value)}`' for value in get_args(field.annotation))})"
 
 
 def default(field: FieldInfo) -> str:
+    """The default as a table cell. A long list is given by its length alone."""
     if field.default is PydanticUndefined:
-        return "needed"
+        return "required"
     value = field.default
     if isinstance(value, tuple) and len(str(value)) > 60:
-        return f"{len(value)} of them"
-    if value in ("", (), {}):
-        return "empty"
-    return f"`{list(value) if isinstance(value, tuple) else value}`"
+        return f"a list of {len(value)}"
+    return f"`{toml(value)}`"
 
 
 def limits(field: FieldInfo) -> str:
-    bounds = [f"{sign} {getattr(m, key):g}" for m in field.metadata for key, sign in SIGNS.items() if hasattr(m, key)]
+    """The bounds of a number, such as " (≥ 0, < 1)"."""
+    bounds = [
+        f"{sign} {toml(bound)}"
+        for constraint in field.metadata
+        for key, sign in SIGNS.items()
+        if (bound := getattr(constraint, key, None)) is not None
+    ]
     return f" ({', '.join(bounds)})" if bounds else ""
 
 
-SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+def toml(value: Any) -> str:
+    """A value in TOML's spelling.
+
+    >>> [toml(value) for value in (True, 2147483648, 1e-06, "auto", (0.9, 0.98), {})]
+    ['true', '2147483648', '1e-6', '"auto"', '[0.9, 0.98]', '{}']
+    """
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, float):
+        return repr(value).replace("e-0", "e-")
+    return json.dumps(value, ensure_ascii=False)
+
 
 if __name__ == "__main__":
     (Path(__file__).parent / "configuration.md").write_text(document(), "utf-8")

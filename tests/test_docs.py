@@ -22,6 +22,27 @@ def test_links_lead_somewhere(page):
     assert missing == []
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_to_a_heading_lead_to_one(page):
+    links = re.findall(r"\]\(([\w./]*\.md)?#([\w-]+)\)", page.read_text())
+    missing = [
+        f"{file}#{anchor}" for file, anchor in links if anchor not in anchors(page.parent / file if file else page)
+    ]
+    assert missing == []
+
+
+def test_the_readme_lists_every_stage():
+    table = (ROOT / "README.md").read_text().partition("| stage |")[2].partition("\n\n")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(listed) == sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
+
+
 def test_every_reason_of_a_reject_is_documented():
     page = (ROOT / "docs" / "data.md").read_text()
     table = page.partition("| reason |")[2].partition("\n\n")[0]

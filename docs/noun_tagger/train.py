@@ -1,10 +1,11 @@
-"""Makes the embedded noun tagger anew: python docs/noun_tagger/train.py TREEBANK OUT
+"""Trains the embedded noun tagger: python docs/noun_tagger/train.py TREEBANK OUT
 
-TREEBANK holds en_ewt-ud-{train,dev,test}.conllu of Universal Dependencies English EWT, OUT gets the model. The treebank
-is prose; captions are not. So it is learned three times over: as written; as captions are written (lower case, no full
-stop, no apostrophes); and its words are set into the sentences that captions are made of ("a dog chases two cats"),
-of which prose has next to none, together with words that WordNet knows as nothing but a noun or a verb, since the
-treebank has no trampoline. Takes spacy-lookups-data, which has WordNet's words; its noun tables become the lemmatizer.
+TREEBANK contains en_ewt-ud-{train,dev,test}.conllu of Universal Dependencies English EWT. The model is written to OUT.
+The treebank is prose, and captions are not. The tagger therefore learns from three texts: the treebank as written; the
+treebank in the style of captions (lower case, no full stop, no apostrophes); and composed captions ("a dog chases two
+cats"), a form that prose rarely has. Their words come from the treebank, and from the words that WordNet lists only as
+nouns or only as verbs, because the treebank has no trampoline. Requires spacy-lookups-data, which has WordNet's words.
+Its noun tables become the lemmatizer.
 """
 
 import argparse
@@ -26,7 +27,7 @@ COMPOSED = 20_000  # captions; the treebank has 12,544 sentences
 
 
 class Word(NamedTuple):
-    """A word of the treebank. The number is known of nouns alone: the lemmatizer needs to know what is singular."""
+    """A word of the treebank. Only nouns have a number: the lemmatizer needs to know which are singular."""
 
     text: str
     tag: str
@@ -37,9 +38,9 @@ class Word(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("treebank", type=Path, help="a folder with en_ewt-ud-{train,dev,test}.conllu")
-    parser.add_argument("out", type=Path, help="where the model goes; replaced")
+    parser.add_argument("out", type=Path, help="folder for the model; replaced if it exists")
     arguments = parser.parse_args()
-    set_current_ops(NumpyOps(use_blis=False))  # numpy's matrix products: training takes half the time
+    set_current_ops(NumpyOps(use_blis=False))  # numpy halves the training time
     rng = random.Random(0)
     sentences = {part: read(arguments.treebank / f"en_ewt-ud-{part}.conllu") for part in ("train", "dev", "test")}
     composer = Composer(arguments.treebank / "en_ewt-ud-train.conllu", rng)
@@ -70,15 +71,15 @@ def _read(file: Path) -> Iterator[list[tuple[Word, str, str]]]:
         if not line and sentence:
             yield sentence
             sentence = []
-        elif len(cells) == 10 and cells[0].isdigit():  # not the parts of "1-2", which are words of their own
+        elif len(cells) == 10 and cells[0].isdigit():  # skips ranges such as "1-2"; their words follow
             features = dict(pair.split("=") for pair in cells[5].split("|") if "=" in pair)
             number = features.get("Number", "") if cells[3] == "NOUN" else ""
             sentence.append((Word(cells[1], cells[3], number, "SpaceAfter=No" not in cells[9]), cells[2], cells[4]))
 
 
 def as_caption(sentence: list[Word], rng: random.Random) -> list[Word]:
-    """A sentence in lower case, mostly without its full stop, and half the time without apostrophes: "he's" is often
-    written "he s" in captions, and "isn't" "isn t"."""
+    """A sentence in lower case, usually without its full stop, and half the time without apostrophes: captions often
+    have "he s" for "he's", and "isn t" for "isn't"."""
     if len(sentence) > 1 and sentence[-1].tag == "PUNCT" and rng.random() < 0.8:
         sentence = sentence[:-1]
     words = [word._replace(text=word.text.lower()) for word in sentence]
@@ -93,12 +94,12 @@ def as_caption(sentence: list[Word], rng: random.Random) -> list[Word]:
 
 
 class Composer:
-    """Makes captions of a treebank's words, which stand in a caption's places, drawn by the root of how often they
-    occur; a third of the nouns, and of the verbs but those in -ing and -ed, are WordNet's."""
+    """Composes captions from a treebank's words, sampled by the square root of their counts. A third of the nouns, and
+    of the verbs except those in -ing and -ed, are WordNet's."""
 
     def __init__(self, file: Path, rng: random.Random):
         self.rng = rng
-        found: defaultdict[str, Counter[Word]] = defaultdict(Counter)
+        words_of: defaultdict[str, Counter[Word]] = defaultdict(Counter)
         tags: defaultdict[str, set[str]] = defaultdict(set)
         for sentence in _read(file):
             for word, lemma, penn in sentence:
@@ -107,11 +108,11 @@ class Composer:
                 if not text.isalpha() or len(text) < 2:
                     continue
                 if (penn, word.tag) in KINDS:
-                    found[penn][Word(text, word.tag, word.number)] += 1
+                    words_of[penn][Word(text, word.tag, word.number)] += 1
                 if word.tag == "VERB" and lemma.isalpha():
-                    found["VBZ"][Word(with_s(lemma.lower()), "VERB")] += 1
+                    words_of["VBZ"][Word(with_s(lemma.lower()), "VERB")] += 1
         self.kinds: defaultdict[str, list[tuple[list[Word], list[float]]]] = defaultdict(list)
-        for kind, counts in found.items():
+        for kind, counts in words_of.items():
             self.kinds[kind].append((list(counts), [n**0.5 for n in counts.values()]))
         for tag, plain, in_s in (("NOUN", ("NN", "Sing"), ("NNS", "Plur")), ("VERB", ("VB", ""), ("VBZ", ""))):
             words, weights = wordnet(tag, {text for text in tags if tags[text] - {tag, "PROPN"}})
@@ -128,7 +129,7 @@ class Composer:
         return list(self.expand("caption"))
 
     def expand(self, symbol: str) -> Iterator[Word]:
-        """The words that a symbol of GRAMMAR becomes; a Penn tag becomes a word of the treebank."""
+        """Expands a symbol of GRAMMAR to words. A Penn tag becomes a word of the treebank."""
         if symbol in GRAMMAR:
             rules, weights = GRAMMAR[symbol]
             for part in self.rng.choices(rules, weights)[0].split():
@@ -145,7 +146,7 @@ KINDS |= {("RB", "ADV"), ("RP", "ADP"), ("NNP", "PROPN"), ("CD", "NUM")}
 
 
 def rules(**choices: dict[str, float]) -> dict[str, tuple[list[str], list[float]]]:
-    return {symbol: (list(found), list(found.values())) for symbol, found in choices.items()}
+    return {symbol: (list(weights), list(weights.values())) for symbol, weights in choices.items()}
 
 
 def words(tag: str, text: str) -> dict[str, float]:
@@ -157,12 +158,12 @@ PREPOSITIONS = (
     "under about during"
 )
 
-# A caption's forms and how often each is drawn. WORD/TAG is a word itself, a Penn tag one of the treebank's.
+# The forms of a caption and their weights. WORD/TAG is a literal word, a Penn tag a word of the treebank.
 GRAMMAR = rules(
     caption={
         "one acts_one": 5,
         "many act_many": 3,
-        "article NNS acts_one": 0.3,  # "a women sings": captions are full of such slips
+        "article NNS acts_one": 0.3,  # "a women sings": such errors are common in captions
         "one act_many": 0.3,
         "NNS VBZ object": 0.2,
         "one VBG object": 2,
@@ -250,7 +251,7 @@ GRAMMAR = rules(
 
 
 def with_s(word: str) -> str:
-    """A verb for he and she, or a noun for many: plays, carries, watches.
+    """The third person of a verb, or the plural of a noun: plays, carries, watches.
 
     >>> [with_s(word) for word in ("play", "carry", "watch", "go")]
     ['plays', 'carries', 'watches', 'goes']
@@ -263,18 +264,18 @@ def with_s(word: str) -> str:
 
 
 def wordnet(tag: str, others: set[str]) -> tuple[list[str], list[float]]:
-    """The 8,000 most probable words that are nothing but nouns, or verbs, and the root of their probability. `others`
-    are known to be something else; names, which are mostly written with a capital, are left out."""
+    """The 8,000 most probable words that are only nouns, or only verbs, and the square root of their probability.
+    `others` are words with other tags. Names, which are usually capitalized, are left out."""
     tables = load_lookups("en", ["lemma_index", "lexeme_prob"])
     index, probability = tables.get_table("lemma_index"), tables.get_table("lexeme_prob")
     elsewhere = others.union(*(index[kind] for kind in ("noun", "verb", "adj", "adv") if kind != tag.lower()))
-    found = {}
+    log_probabilities = {}
     for word in set(index[tag.lower()]) - elsewhere:
         formed = len(word) < 4 or word.endswith(("s", "ing", "ed"))
         if word.isalpha() and not formed and probability.get(word, -99) > probability.get(word.capitalize(), -99):
-            found[word] = probability[word]
-    words = sorted(found, key=lambda word: (-found[word], word))[:8000]
-    return words, [math.exp(found[word] / 2) for word in words]
+            log_probabilities[word] = probability[word]
+    words = sorted(log_probabilities, key=lambda word: (-log_probabilities[word], word))[:8000]
+    return words, [math.exp(log_probabilities[word] / 2) for word in words]
 
 
 def to_doc(vocab: spacy.Vocab, sentence: list[Word]) -> Doc:
@@ -289,10 +290,10 @@ def save(sentences: list[list[Word]], file: Path) -> None:
 
 
 def add_lemmatizer(nlp: spacy.Language, file: Path) -> None:
-    """spaCy's rules for English with the tables of nouns alone: the other words are not asked for. What the treebank
-    knows as plural only, such as clothes, is what it is."""
-    found = load_lookups("en", ["lemma_rules", "lemma_exc", "lemma_index"])
-    tables = {name: found.get_table(name)["noun"] for name in found.tables}
+    """Adds spaCy's rules for English with the tables of nouns only: other words are not lemmatized. Words that the
+    treebank marks as plural only, such as clothes, stay unchanged."""
+    lookups = load_lookups("en", ["lemma_rules", "lemma_exc", "lemma_index"])
+    tables = {name: lookups.get_table(name)["noun"] for name in lookups.tables}
     for sentence in _read(file):
         for word, lemma, _ in sentence:
             if word.number == "Ptan" and lemma == word.text.lower():
@@ -305,7 +306,7 @@ def add_lemmatizer(nlp: spacy.Language, file: Path) -> None:
 
 
 def score(nlp: spacy.Language, test: list[list[Word]]) -> None:
-    """Prints how well nouns are found in the test split, words given."""
+    """Prints precision, recall and F1 of nouns, and the accuracy over all tags, on the test split with gold tokens."""
     rng = random.Random(1)
     lower = [[word._replace(text=word.text.lower()) for word in sentence] for sentence in test]
     texts = {"as written": test, "lower-cased": lower, "as captions": [as_caption(sentence, rng) for sentence in test]}
@@ -316,10 +317,10 @@ def score(nlp: spacy.Language, test: list[list[Word]]) -> None:
             for token, word in zip(doc, sentence, strict=True):
                 right["all"] += 1
                 right["same"] += token.pos_ == word.tag
-                right["found"] += token.pos_ == "NOUN"
-                right["there"] += word.tag == "NOUN"
+                right["predicted"] += token.pos_ == "NOUN"
+                right["actual"] += word.tag == "NOUN"
                 right["both"] += token.pos_ == word.tag == "NOUN"
-        precision, recall = right["both"] / right["found"], right["both"] / right["there"]
+        precision, recall = right["both"] / right["predicted"], right["both"] / right["actual"]
         f1 = 2 * precision * recall / (precision + recall)
         print(f"{name:12} {precision:.3f} {recall:.3f} {f1:.3f} {right['same'] / right['all']:.3f}")
 
