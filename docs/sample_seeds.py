@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from alpro.stages.artifacts.store import EVALUATIONS
+from alpro.stages import EVALUATIONS
 
 STAGES = ("render_sample", "train_prompter", "pretrain", "finetune_retrieval", "finetune_qa", "evaluate")
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5th percentile, by the number of seeds

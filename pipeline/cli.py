@@ -8,20 +8,9 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from alpro.stages import STAGES, declaration
+
 TASKS = ("pretrain", "retrieval", "qa", "prompter")
-STAGE_HELP = {
-    "render_sample": "render the sample corpus",
-    "decode_videos": "decode videos and images to shards of frames",
-    "index_shards": "index existing shards, which stay where they are",
-    "build_vocabulary": "take entities and word pieces from the captions",
-    "train_prompter": "train the prompter by video-text contrast",
-    "cache_prompts": "embed the prompts of every entity",
-    "pretrain": "pre-train ALPRO with the frozen prompter",
-    "zero_shot": "evaluate the pre-trained model and the prompter on the test split",
-    "finetune_retrieval": "fine-tune for text-video retrieval",
-    "finetune_qa": "fine-tune for question answering",
-    "evaluate": "evaluate the fine-tuned models on the test split",
-}
 
 
 def main() -> None:
@@ -69,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add_run_options(whole)
     whole.set_defaults(stage="")
-    for stage, text in STAGE_HELP.items():
+    for stage in STAGES:
+        text = declaration(stage).help
         one = commands.add_parser(
             stage.replace("_", "-"),
             help=text,

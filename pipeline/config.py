@@ -13,7 +13,8 @@ from alpro.models.templates import Templates
 from alpro.shards.manifest import scan_manifest
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
-from alpro.stages.artifacts.store import Resources
+from alpro.stages import STAGES, TRAININGS
+from alpro.stages.artifacts.store import FILE, FILE_OR_NAME, Resources, StageConfig
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
 from alpro.stages.decode_videos import Config as DecodeVideos
@@ -28,15 +29,6 @@ from alpro.stages.vocabulary.word_pieces import padded
 
 # What stages call their other inputs; a corpus of such a name would take their place.
 RESERVED = {"vocabulary", "prompter", "prompts", "model", "pretrained", "retrieval", "qa", "sample"}
-# Values that are a path where there is such a file, and else a name on the hub.
-FILE_OR_NAME = [(stage, key) for stage in ("train_prompter", "pretrain") for key in ("vit", "bert")]
-FILE_OR_NAME += [("build_vocabulary", "tokenizer"), ("build_vocabulary", "tagger"), ("pretrain", "start")]
-# Files that must exist.
-FILES = [("build_vocabulary", "entities_file"), ("finetune_qa", "answers_file")]
-# Tables at the top, and the stages that have each as a part of theirs.
-ALWAYS = ("build_vocabulary", "cache_prompts")  # stages that need no table
-SHARED = [("model", "train_prompter"), ("model", "pretrain"), *(("templates", stage) for stage in ALWAYS)]
-STAGE_TABLES = ("build_vocabulary", "train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa")
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -101,9 +93,8 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _texts_fit(self) -> "PipelineConfig":
-        for stage in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa"):
-            training = getattr(self, stage)
-            if training and not self.pretrained and padded(training.max_text_tokens) > self.model.text.max_length:
+        for stage, training in self.trainings().items():
+            if not self.pretrained and padded(training.max_text_tokens) > self.model.text.max_length:
                 raise ValueError(
                     f"{stage}.max_text_tokens {training.max_text_tokens}, padded to "
                     f"{padded(training.max_text_tokens)}, is more than model.text.max_length "
@@ -144,10 +135,32 @@ class PipelineConfig(BaseModel):
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """The training stages that this pipeline has, by name."""
-        found = {
-            name: getattr(self, name) for name in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
-        }
-        return {name: config for name, config in found.items() if config is not None}
+        configs = {stage: getattr(self, stage) for stage in TRAININGS}
+        return {stage: config for stage, config in configs.items() if config is not None}
+
+
+# The class of each stage's table; the two stages that make corpora have [corpora.NAME], zero_shot has [evaluate].
+TABLES: dict[str, type[StageConfig]] = {
+    name: next(one for one in (*get_args(field.annotation), field.annotation) if isinstance(one, type))
+    for name, field in PipelineConfig.model_fields.items()
+    if name in STAGES
+}
+ALWAYS = [stage for stage in TABLES if PipelineConfig.model_fields[stage].default is not None]  # need no table
+# Tables at the top, and the stages that have each as a part of theirs.
+SHARED = [(key, stage) for key in ("model", "templates") for stage, one in TABLES.items() if key in one.model_fields]
+
+
+def keys_of(path: dict[str, str]) -> list[tuple[str, str]]:
+    """The keys, each with its stage, that name a file: FILE, or FILE_OR_NAME."""
+    return [
+        (stage, key)
+        for stage, one in TABLES.items()
+        for key, field in one.model_fields.items()
+        if field.json_schema_extra == path
+    ]
+
+
+FILES, FILES_OR_NAMES = keys_of(FILE), keys_of(FILE_OR_NAME)
 
 
 def load_config(source: str, data: str = "", changes: list[str] | None = None) -> PipelineConfig:
@@ -198,9 +211,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def check_tables(values: dict[str, Any], source: Path | str) -> None:
     """Raises InputError, which names the source, if a required table is not a table. The classes check the rest."""
-    tables = {name: values.get(name, {}) for name in ("corpora", "model", "evaluate", *STAGE_TABLES)}
+    tables = {name: values.get(name, {}) for name in ("corpora", "model", *TABLES)}
     tables |= {f"corpora.{name}": corpus for name, corpus in dict_of(tables["corpora"]).items()}
-    for stage in STAGE_TABLES:
+    for stage in TABLES:
         phases = dict_of(tables[stage]).get("phases", [])
         tables |= {f"{stage}.phases.{i}": p for i, p in enumerate(phases if isinstance(phases, list) else [phases])}
     for name, table in tables.items():
@@ -254,7 +267,7 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
         file = dict_of(values.get(stage)).get(key)
         if isinstance(file, str) and file:
             values[stage][key] = str(absolute(file, base))
-    for stage, key in FILE_OR_NAME:
+    for stage, key in FILES_OR_NAMES:
         name = values.get(stage, {}).get(key)
         if isinstance(name, str) and name and isinstance(path := absolute(name, base), Path) and path.exists():
             values[stage][key] = str(path)
@@ -268,7 +281,7 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
     form = {key: value for key, value in first.items() if key not in replaced}
     values["corpora"] = {"data": form | {"data": str(absolute(data))}}
     values.pop("render_sample", None)
-    for stage in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa"):
+    for stage in TRAININGS:
         phases = values.get(stage, {}).get("phases", [])
         if phases:
             length = {

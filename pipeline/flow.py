@@ -20,13 +20,12 @@ from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.steps import decoding, given_task, needed, required, with_files
 from alpro.pipeline.tasks import Session, announce, fetch_input, make, make_by_deployment
 from alpro.shards.storage import absolute
+from alpro.stages import EVALUATIONS, STAGES, declaration
 from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import EVALUATIONS, Interrupted, StageConfig, Step, Store
+from alpro.stages.artifacts.store import Interrupted, StageConfig, Step, Store
 from alpro.stages.evaluate import Config as Evaluate
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.zero_shot import Config as ZeroShot
-
-DATA_STAGES = ("render_sample", "decode_videos", "index_shards")
 
 
 def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
@@ -179,7 +178,7 @@ def run_steps(session: Session, steps: list[Step], by_deployment: dict[str, Any]
     failures: dict[str, Exception] = {}
     checked = False
     for step in required(steps, session.store):
-        if step.stage not in DATA_STAGES and not checked:
+        if declaration(step.stage).kind != "data" and not checked:
             check_test_split(session.store, [one for one in steps if one.name not in failures])
             checked = True
         blocked = [other.name for other in step.inputs.values() if other.name in failures]
@@ -279,14 +278,5 @@ def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
 
 
 alpro = stage_flow("alpro")
-render_sample = stage_flow("render_sample")
-decode_videos = stage_flow("decode_videos")
-index_shards = stage_flow("index_shards")
-build_vocabulary = stage_flow("build_vocabulary")
-train_prompter = stage_flow("train_prompter")
-cache_prompts = stage_flow("cache_prompts")
-pretrain = stage_flow("pretrain")
-finetune_retrieval = stage_flow("finetune_retrieval")
-finetune_qa = stage_flow("finetune_qa")
-zero_shot = stage_flow("zero_shot")
-evaluate = stage_flow("evaluate")
+for _stage in STAGES:  # alpro.pipeline.flow:pretrain, and so on
+    globals()[_stage] = stage_flow(_stage)

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from alpro.errors import InputError
 from alpro.shards.storage import absolute, located
-from alpro.stages.artifacts.store import STAGES, Resources, Step
+from alpro.stages import STAGES
+from alpro.stages.artifacts.store import Resources, Step
 
 
 class HandedStep(BaseModel):

@@ -14,8 +14,8 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.units import on_dask
 from alpro.shards.storage import Location, absolute
+from alpro.stages import TRAININGS, WITH_MODEL
 from alpro.stages.artifacts.store import (
-    EVALUATIONS,
     EXIT_INTERRUPTED,
     Interrupted,
     Outcome,
@@ -26,8 +26,6 @@ from alpro.stages.artifacts.store import (
 )
 from alpro.stages.execution import workers
 
-OWN_PROCESS = ("train_prompter", "cache_prompts", "pretrain", "finetune_retrieval", "finetune_qa", *EVALUATIONS)
-MANY_PROCESSES = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
 GRACE_SECONDS = 45.0  # what a training run has to write its checkpoint before it is killed; torchrun gives its ranks 30
 
 
@@ -46,7 +44,7 @@ def work(
     """
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
     inputs |= step.paths
-    if step.stage not in OWN_PROCESS:
+    if step.stage not in WITH_MODEL:
         workers.open_cluster = on_dask
         return step.module.run(step.config, inputs, out, resources)
     file = out / "work.json"
@@ -61,7 +59,7 @@ def work(
     write_json(file, described)
     (out / "result.json").unlink(missing_ok=True)
     arguments = command(step.stage, file, resources)
-    if resources.nodes > 1 and step.stage in MANY_PROCESSES:
+    if resources.nodes > 1 and step.stage in TRAININGS:
         by_hand = " ".join(["python", *arguments[1:-1], str(file.resolve())])
         (say or partial(print, file=sys.stderr, flush=True))(f"{step.name}: start on each other node: {by_hand}")
     status = run_group(arguments, lock_file, say)
@@ -79,7 +77,7 @@ def work(
 def command(stage: str, file: Path, resources: Resources) -> list[str]:
     """The command line of a stage's process or processes."""
     stage_run = ["-m", "alpro.stages.execution.run", str(file)]
-    if resources.processes * resources.nodes == 1 or stage not in MANY_PROCESSES:
+    if resources.processes * resources.nodes == 1 or stage not in TRAININGS:
         return [sys.executable, *stage_run]
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={resources.processes}"]
     if resources.nodes == 1:

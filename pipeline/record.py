@@ -14,7 +14,8 @@ from prefect.context import FlowRunContext, TaskRunContext
 
 from alpro.pipeline.reporting.report import metric_curves
 from alpro.pipeline.reporting.tracking import Run, Tracker
-from alpro.stages.artifacts.store import EVALUATIONS, Interrupted, Step
+from alpro.stages import EVALUATIONS
+from alpro.stages.artifacts.store import Interrupted, Step
 from alpro.stages.execution.run import alive
 from alpro.stages.training.metrics import read_metrics
 

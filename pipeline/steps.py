@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from alpro.errors import InputError
 from alpro.models.folder import read_task
-from alpro.pipeline.config import FILES, Corpus
+from alpro.pipeline.config import FILES, FILES_OR_NAMES, Corpus
 from alpro.shards.schema import SPLITS
 from alpro.shards.storage import Location, located
 from alpro.stages.artifacts.digests import Digests, digest_data, digest_model
@@ -17,9 +17,6 @@ from alpro.stages.decode_videos import decoder_files
 from alpro.stages.index_shards import Config as IndexConfig
 from alpro.stages.index_shards import digest_shards
 
-# Keys that name a file or folder of the user's, or else something on the hub.
-OUTSIDE = ("vit", "bert", "tokenizer", "tagger", "start", "entities_file", "answers_file")
-
 
 def with_files(step: Step, digests: Digests) -> Step:
     """A step with the digests of the user's files as they are on this machine."""
@@ -28,11 +25,11 @@ def with_files(step: Step, digests: Digests) -> Step:
     if step.stage == "decode_videos":
         return decode_step(step, digests) if step.paths else step
     files = {name: digest_model(Path(folder), digests) for name, folder in step.paths.items()}
-    for key in OUTSIDE:
-        path = Path(value) if (value := getattr(step.config, key, "")) else None
+    for stage, key in (*FILES, *FILES_OR_NAMES):
+        path = Path(value) if stage == step.stage and (value := getattr(step.config, key)) else None
         if path and path.exists():
             files[key] = digest_files(path, digests)
-        elif path and (step.stage, key) in FILES:
+        elif path and (stage, key) in FILES:
             raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
     return replace(step, files=files)
 

@@ -12,12 +12,14 @@ from pydantic import Field
 from alpro.errors import InputError
 from alpro.models.templates import Templates, fill
 from alpro.shards.reader import index_batches
-from alpro.stages.artifacts.store import Outcome, Resources, StageConfig
+from alpro.stages import Stage
+from alpro.stages.artifacts.store import FILE, FILE_OR_NAME, Outcome, Resources, StageConfig
 from alpro.stages.vocabulary.nouns import Words, count_nouns
 from alpro.stages.vocabulary.word_lists import read_word_list
 from alpro.stages.vocabulary.word_pieces import load_tokenizer, train_tokenizer
 
 VERSION = 3
+STAGE = Stage(help="take entities and word pieces from the captions", kind="text")
 # What names nothing that one could point at: amounts and kinds, places in the picture, the picture and its parts, words
 # for anything.
 NAMELESS = (
@@ -39,10 +41,12 @@ class Config(StageConfig):
         "",
         description="a list of entities in place of the nouns of the captions, of which the first `entities` are "
         "taken, such as the official list: JSON, or lines of a word, with or without its count behind it",
+        json_schema_extra=FILE,
     )
     tagger: str = Field(
         "embedded",
         description="a spaCy pipeline: embedded (this project's), or an installed one's name, such as en_core_web_sm",
+        json_schema_extra=FILE_OR_NAME,
     )
     lemma: bool = Field(False, description="count `dogs` as `dog`, by the spaCy pipeline's lemmatizer")
     exclude: tuple[str, ...] = Field(
@@ -60,6 +64,7 @@ class Config(StageConfig):
     tokenizer: str = Field(
         "train",
         description="train: word pieces from these captions; or a tokenizer.json, or a BERT's folder or hub name",
+        json_schema_extra=FILE_OR_NAME,
     )
     word_pieces: int = Field(8000, ge=50, description="most word pieces of a trained tokenizer")
 

@@ -13,11 +13,13 @@ from torch.nn.functional import normalize
 from alpro.files import write_json
 from alpro.models.alpro import DualEncoder
 from alpro.models.templates import Templates, fill
+from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, require
 from alpro.stages.evaluation.encode import embed_texts, load_model
 from alpro.stages.training.distributed import pick_device
 
 VERSION = 4
+STAGE = Stage(help="embed the prompts of every entity", kind="model")
 LENGTH = 64  # word pieces of a prompt at most
 
 

@@ -26,6 +26,7 @@ from alpro.shards.plan import Plan, Unit
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject, Row
 from alpro.shards.storage import FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
+from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest
 from alpro.stages.corpora.reuse import UNITS, WrittenShard, remember, take_over
 from alpro.stages.corpora.tables import (
@@ -41,6 +42,7 @@ from alpro.stages.execution.progress import progress
 from alpro.stages.execution.workers import Died, do_units, ended_after, in_own_process
 
 VERSION = 7
+STAGE = Stage(help="decode videos and images to shards of frames", kind="data")
 FETCH_SECONDS = 1800.0  # after which a file at a URL is given up
 
 

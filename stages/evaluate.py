@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from alpro.shards.reader import ShardReader
+from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.corpora.pictures import retrieval_picture
 from alpro.stages.evaluation.controls import Shuffle, colours_only, reverse
@@ -20,6 +21,7 @@ from alpro.stages.execution.progress import progress
 from alpro.stages.training.distributed import pick_device
 
 VERSION = 4
+STAGE = Stage(help="evaluate the fine-tuned models on the test split", kind="evaluation")
 ANSWER_COLUMNS = ("id", "type", "question", "answer", "predicted", "probability", "right")
 
 

@@ -11,7 +11,8 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, start_from
 from alpro.shards.reader import read_index
-from alpro.stages.artifacts.store import Outcome, Resources
+from alpro.stages import Stage
+from alpro.stages.artifacts.store import FILE, Outcome, Resources
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_qa
 from alpro.stages.training.config import TrainingConfig
@@ -22,6 +23,7 @@ from alpro.stages.training.objective import QaObjective
 from alpro.stages.vocabulary.word_lists import read_word_list
 
 VERSION = 3
+STAGE = Stage(help="fine-tune for question answering", kind="training")
 
 
 class Config(TrainingConfig):
@@ -33,6 +35,7 @@ class Config(TrainingConfig):
         "",
         description="a list of answers in place of these, all of which can be answered, such as the official "
         "ans2label.json: a JSON object of answer to number, a JSON list, or lines",
+        json_schema_extra=FILE,
     )
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, start_from
+from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_retrieval
@@ -18,6 +19,7 @@ from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import MatchingObjective
 
 VERSION = 3
+STAGE = Stage(help="fine-tune for text-video retrieval", kind="training")
 
 
 class Config(MatchingConfig):

@@ -27,6 +27,7 @@ from alpro.shards.reader import Unreadable, sample_of
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
 from alpro.shards.storage import FULL, Location, listing, local_copy, refuse_credentials
 from alpro.shards.writer import index_shard
+from alpro.stages import Stage
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest
 from alpro.stages.corpora.tables import (
@@ -42,6 +43,7 @@ from alpro.stages.execution.progress import progress
 from alpro.stages.execution.workers import do_units
 
 VERSION = 3
+STAGE = Stage(help="index existing shards, which stay where they are", kind="data")
 COUNTED = ("items", "captions", "questions")
 
 

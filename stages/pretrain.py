@@ -11,7 +11,8 @@ from torch import Tensor
 from alpro.files import atomic_write
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, start_from
-from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, require
+from alpro.stages import Stage
+from alpro.stages.artifacts.store import FILE_OR_NAME, Outcome, Resources, StageConfig, require
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.corpora.pictures import draw_entities, sheet
 from alpro.stages.evaluation.encode import load_model
@@ -24,6 +25,7 @@ from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import PretrainObjective
 
 VERSION = 4
+STAGE = Stage(help="pre-train ALPRO with the frozen prompter", kind="training")
 
 
 class Weights(StageConfig):
@@ -43,6 +45,7 @@ class Config(EncoderConfig, MatchingConfig):
         "scratch",
         description="where weights come from after vit and bert: prompter (both encoders), the path of an ALPRO model "
         "folder, or scratch (nowhere)",
+        json_schema_extra=FILE_OR_NAME,
     )
     pictures_every: int = Field(0, ge=0, description="steps between pictures of pseudo-labels; 0: at the end alone")
     mlm_probability: float = Field(0.15, ge=0, le=1, description="share of the words that MLM masks")

@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from alpro.files import atomic_write
+from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources, StageConfig
 from alpro.stages.execution.progress import progress
 from alpro.stages.execution.workers import work_pool
@@ -27,6 +28,7 @@ from alpro.stages.sample.scene import (
 )
 
 VERSION = 2
+STAGE = Stage(help="render the sample corpus", kind="data")
 
 
 class Config(StageConfig):

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from alpro.files import read_json
 from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources, require
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.training.config import EncoderConfig
@@ -18,6 +19,7 @@ from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import PrompterObjective
 
 VERSION = 3
+STAGE = Stage(help="train the prompter by video-text contrast", kind="training")
 
 
 class Config(EncoderConfig):

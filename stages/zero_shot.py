@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.evaluation.encode import load_model
@@ -14,6 +15,7 @@ from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.training.distributed import pick_device
 
 VERSION = 1
+STAGE = Stage(help="evaluate the pre-trained model and the prompter on the test split", kind="evaluation")
 
 
 class Config(EvaluationConfig):

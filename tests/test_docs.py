@@ -7,9 +7,10 @@ from typing import get_args
 
 import pytest
 
-from alpro.pipeline.cli import STAGE_HELP, parser
+from alpro.pipeline.cli import parser
 from alpro.pipeline.config import CONFIGS, load_config, shipped
 from alpro.shards.schema import Reason
+from alpro.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,7 +89,7 @@ def test_the_commands_are_found():
 @pytest.mark.parametrize(("page", "arguments"), ALPRO, ids=IDS)
 def test_alpro_takes_the_command(page, arguments, tmp_path):
     parsed = parser().parse_args([argument for argument in arguments if argument != "..."])
-    if parsed.command == "run" or parsed.command.replace("-", "_") in STAGE_HELP:
+    if parsed.command == "run" or parsed.command.replace("-", "_") in STAGES:
         config = parsed.config if parsed.config in shipped() else "own_videos"  # instead of a person's own file
         data = str(tmp_path) if config == "own_videos" else ""
         assert load_config(config, data, parsed.changes).name == config

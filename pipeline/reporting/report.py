@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from alpro.files import read_json
 from alpro.pipeline.reporting.result_tables import Listed, results, tables
-from alpro.stages.artifacts.store import EVALUATIONS
+from alpro.stages import EVALUATIONS
 from alpro.stages.training.metrics import read_metrics
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alpro.files import read_json
-from alpro.stages.artifacts.store import EVALUATIONS
+from alpro.stages import EVALUATIONS
 
 Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, record, cached
 FEW_ITEMS = 100

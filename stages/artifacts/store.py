@@ -36,20 +36,6 @@ EXIT_INPUT_ERROR = 2  # exit status of a mistake that a person can mend
 EXIT_INTERRUPTED = 75  # exit status (EX_TEMPFAIL) of a run that was told to stop and left a checkpoint: start it again
 UNFINISHED = ("checkpoints", "parts")  # what only a continued run reads; deleted from a finished artifact
 CHANGED = "changed.json"  # in the place of the record: the stage ended, but files that it read are others now
-STAGES = (
-    "render_sample",
-    "decode_videos",
-    "index_shards",
-    "build_vocabulary",
-    "train_prompter",
-    "cache_prompts",
-    "pretrain",
-    "zero_shot",
-    "finetune_retrieval",
-    "finetune_qa",
-    "evaluate",
-)
-EVALUATIONS = ("zero_shot", "evaluate")  # stages that leave results.json
 
 
 class StageFailed(Exception):
@@ -58,6 +44,11 @@ class StageFailed(Exception):
 
 class Interrupted(Exception):
     """A stage's process received SIGTERM and left a checkpoint. Running the stage again continues from it."""
+
+
+# `json_schema_extra` of keys that name a file of the user's: one that must exist, or one that may be a name on the hub.
+FILE = {"path": "file"}
+FILE_OR_NAME = {"path": "file or name"}
 
 
 class StageConfig(BaseModel):

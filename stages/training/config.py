@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder, ModelConfig
 from alpro.models.initial import load_initial
-from alpro.stages.artifacts.store import StageConfig
+from alpro.stages.artifacts.store import FILE_OR_NAME, StageConfig
 
 Protocol = Literal["all", "top_k"]
 
@@ -151,10 +151,12 @@ class EncoderConfig(TrainingConfig):
         "",
         description="ViT that the video encoder starts from: a timm name with its tag, such as "
         "vit_base_patch16_224.orig_in21k_ft_in1k, or a file of weights; empty: none",
+        json_schema_extra=FILE_OR_NAME,
     )
     bert: str = Field(
         "",
         description="BERT that the text layers start from: a hub name, in the cache or not, or a folder; empty: none",
+        json_schema_extra=FILE_OR_NAME,
     )
 
     normalization: Literal["clip", "corpus"] = Field(

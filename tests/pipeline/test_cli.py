@@ -8,13 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from alpro.errors import InputError
 from alpro.pipeline import cli
-from alpro.stages.artifacts.store import STAGES, Interrupted, StageFailed
+from alpro.stages import STAGES, declaration
+from alpro.stages.artifacts.store import Interrupted, StageFailed
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests" / "tiny.toml")
@@ -267,8 +269,14 @@ def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
     assert error.startswith("error: build_vocabulary.entities = 9999")
 
 
-def test_every_stage_is_a_command():
-    assert tuple(cli.STAGE_HELP) == STAGES
+def test_every_module_of_a_stage_is_a_command_with_its_declared_help(monkeypatch, capsys):
+    modules = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    assert modules == set(STAGES)
+    assert {declaration(stage) for stage in STAGES} == {import_module(f"alpro.stages.{s}").STAGE for s in STAGES}
+    _, out, _ = call(monkeypatch, capsys, "--help")
+    words = " ".join(out.split())
+    for stage in STAGES:
+        assert f"{stage.replace('_', '-')} {declaration(stage).help}" in words
 
 
 def run_python(program: str, **environment: str) -> str:

@@ -15,9 +15,9 @@ from alpro.errors import InputError
 from alpro.pipeline import flow, tasks
 from alpro.pipeline.config import load_config
 from alpro.pipeline.handover import Handover
-from alpro.pipeline.launch import OWN_PROCESS
+from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import STAGES, Resources, StageFailed, Step, read_record
+from alpro.stages.artifacts.store import Resources, StageFailed, Step, read_record
 from tests.stages.test_decode_videos import write_manifest
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -32,7 +32,7 @@ def test_every_flow_has_a_deployment_in_its_pool():
         module, _, name = deployment["entrypoint"].partition(":")
         assert module == "alpro.pipeline.flow"
         assert getattr(flow, name).name == deployment["name"]  # as make_by_deployment names it: flow/deployment
-        assert deployment["work_pool"]["name"] == ("gpu" if name in OWN_PROCESS else "cpu")
+        assert deployment["work_pool"]["name"] == ("gpu" if name in WITH_MODEL else "cpu")
 
 
 def test_the_pipelines_deployment_runs_its_stages_in_their_pools():

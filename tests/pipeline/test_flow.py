@@ -24,9 +24,9 @@ from alpro.pipeline.flow import pretrain as pretrain_flow
 from alpro.pipeline.steps import decoding, needed
 from alpro.pipeline.tasks import interrupted
 from alpro.shards.reader import ShardReader
+from alpro.stages import EVALUATIONS
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import (
-    EVALUATIONS,
     Interrupted,
     Outcome,
     Resources,

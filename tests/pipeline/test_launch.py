@@ -11,9 +11,8 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline import launch
 from alpro.pipeline.launch import command, work
-from alpro.stages import evaluate, pretrain, render_sample
+from alpro.stages import STAGES, evaluate, pretrain, render_sample
 from alpro.stages.artifacts.store import (
-    STAGES,
     Interrupted,
     Outcome,
     Resources,

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.stages import decode_videos, render_sample
+from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.artifacts.store import (
-    STAGES,
     Outcome,
     Resources,
     Step,
