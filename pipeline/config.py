@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
 
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
@@ -150,7 +151,7 @@ ALWAYS = [stage for stage in TABLES if PipelineConfig.model_fields[stage].defaul
 SHARED = [(key, stage) for key in ("model", "templates") for stage, one in TABLES.items() if key in one.model_fields]
 
 
-def keys_of(path: dict[str, str]) -> list[tuple[str, str]]:
+def keys_of(path: JsonDict) -> list[tuple[str, str]]:
     """The keys, each with its stage, that name a file: FILE, or FILE_OR_NAME."""
     return [
         (stage, key)

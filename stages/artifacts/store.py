@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
@@ -47,8 +48,8 @@ class Interrupted(Exception):
 
 
 # `json_schema_extra` of keys that name a file of the user's: one that must exist, or one that may be a name on the hub.
-FILE = {"path": "file"}
-FILE_OR_NAME = {"path": "file or name"}
+FILE: JsonDict = {"path": "file"}
+FILE_OR_NAME: JsonDict = {"path": "file or name"}
 
 
 class StageConfig(BaseModel):
