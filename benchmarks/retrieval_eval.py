@@ -85,7 +85,7 @@ def full_size(videos: int = 8, texts: int = 32, length: int = 30) -> dict[str, f
             times[name].append(time.perf_counter() - started)
     first, second = scores.values()
     assert np.array_equal(first.argsort(axis=1), second.argsort(axis=1)), "the ranks differ"
-    rates = {name: videos * texts / statistics.median(found) for name, found in times.items()}
+    rates = {name: videos * texts / statistics.median(results) for name, results in times.items()}
     threads = torch.get_num_threads()
     print(f"full size, {videos} videos x {texts} texts, equal ranks, median of {RUNS} runs, {threads} threads")
     for name, rate in rates.items():
@@ -114,23 +114,25 @@ def top_k(artifact: Path, clips: int, k: int) -> dict[str, float]:
     )
     videos = Videos(torch.cat([v.tokens for _, v in parts]), torch.cat([v.features for _, v in parts]))
     own = np.arange(len(texts.tokens))
-    seconds, found = {}, {}
+    seconds, results = {}, {}
     ways = {"every pair": lambda: match_all(folder.model, texts, videos)}
     ways[f"best {k}"] = lambda: match_top_k(folder.model, texts, videos, k)
     for name, way in ways.items():
         started = time.perf_counter()
         scores = way()
         seconds[name] = time.perf_counter() - started
-        found[name], _, _ = retrieval_metrics(scores, own)
+        results[name], _, _ = retrieval_metrics(scores, own)
     slow, quick = seconds.values()
     print(
         f"\n{len(own)} rendered test clips, {artifact.name}: matching the best {k} is {slow / quick:.1f} times as fast"
     )
-    for name, metrics in found.items():
+    for name, metrics in results.items():
         shown = "  ".join(f"{way} R@{n} {metrics[f'{way}/R{n}']:5.1f}" for way in ("t2v", "v2t") for n in (1, 5, 10))
         print(f"  {name:10} {seconds[name]:7.1f} s   {shown}")
     changes = {
-        f"{way}/R{n}": round((found[f"best {k}"][f"{way}/R{n}"] - found["every pair"][f"{way}/R{n}"]) * len(own) / 100)
+        f"{way}/R{n}": round(
+            (results[f"best {k}"][f"{way}/R{n}"] - results["every pair"][f"{way}/R{n}"]) * len(own) / 100
+        )
         for way in ("t2v", "v2t")
         for n in (1, 5, 10)
     }

@@ -1,4 +1,4 @@
-"""Fine-tunes for question answering: classification among the training split's answers (paper, section 4.1)."""
+"""Fine-tunes for question answering as classification of the training answers (paper, section 4.1)."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,7 +15,7 @@ from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_qa
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.training.distributed import world
+from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import QaObjective
@@ -27,27 +27,27 @@ VERSION = 3
 class Config(TrainingConfig):
     """Fine-tuning for question answering."""
 
-    frames: int = Field(16, ge=1, description="frames of a clip; the time embedding is resized to it")
-    answers: int = Field(1500, ge=2, description="the most frequent training answers, which are what can be answered")
+    frames: int = Field(16, ge=1, description="number of frames of a clip; the time embedding is resized")
+    answers: int = Field(1500, ge=2, description="number of answer classes: the most frequent training answers")
     answers_file: str = Field(
         "",
-        description="a list of answers in place of these, all of which can be answered, such as the official "
-        "ans2label.json: a JSON object of answer to number, a JSON list, or lines",
+        description="file with the answer classes instead, such as the official ans2label.json: a JSON object of "
+        "answer to index, a JSON list, or lines",
     )
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `model` and, by their names, the corpora of the phases. Writes model/, the best on validation."""
-    with world(resources) as here:
+    """inputs: `model`, and the corpora of the phases by name. Writes model/ with the best weights on validation."""
+    with init_distributed(resources) as world:
         torch.manual_seed(config.seed)
-        start = load_model(inputs["model"], here.device)
+        start = load_model(inputs["model"], world.device)
         if config.answers_file:
             answers = read_word_list(Path(config.answers_file), "finetune_qa.answers_file")
         else:
             answers = frequent_answers([inputs[name] for name in config.corpora], config.answers)
         shape = start.model.config
         shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": config.frames})})
-        model, _ = start_from(Alpro(shape, answers=len(answers)).to(here.device), cast(Alpro, start.model))
+        model, _ = start_from(Alpro(shape, answers=len(answers)).to(world.device), cast(Alpro, start.model))
         numbers = {answer: i for i, answer in enumerate(answers)}
         data = TrainingDataset(
             config,
@@ -57,13 +57,13 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             config.frames,
             shape.video.image_size,
             answers=numbers,
-            rank=here.rank,
-            ranks=here.size,
+            rank=world.rank,
+            ranks=world.size,
         )
-        objective = QaObjective(model, list(start.preprocessing.mean), list(start.preprocessing.std)).to(here.device)
+        objective = QaObjective(model, list(start.preprocessing.mean), list(start.preprocessing.std)).to(world.device)
         validate, select = validate_qa(objective, inputs, start.tokenizer, answers, config)
-        metrics = fit(objective, data, config, out, here, resources, validate, select)
-        if here.main:
+        metrics = fit(objective, data, config, out, world, resources, validate, select)
+        if world.main:
             preprocessing = start.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
             ModelFolder("qa", model, start.tokenizer, preprocessing, answers=answers).save_pretrained(out / "model")
         return Outcome(
@@ -71,8 +71,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         )
 
 
-def frequent_answers(folders: list[Path], most: int) -> list[str]:
-    """The most frequent answers of the training splits, ties in alphabetical order."""
+def frequent_answers(folders: list[Path], count: int) -> list[str]:
+    """The `count` most frequent answers of the training splits, ties in alphabetical order. Raises InputError if the
+    training splits have fewer than two."""
     counts: Counter[str] = Counter()
     for folder in dict.fromkeys(folders):
         for row in read_index(folder, ["split", "questions"]).to_pylist():
@@ -80,4 +81,4 @@ def frequent_answers(folders: list[Path], most: int) -> list[str]:
                 counts.update(q["answer"] for q in row["questions"])
     if len(counts) < 2:
         raise InputError(f"the training split has {len(counts)} different answers; question answering needs at least 2")
-    return [answer for answer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]]
+    return [answer for answer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:count]]

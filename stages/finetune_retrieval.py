@@ -1,4 +1,4 @@
-"""Fine-tunes for text-video retrieval: VTC + VTM, selected on validation (paper, section 4.1)."""
+"""Fine-tunes for text-video retrieval: VTC + VTM, with model selection on the validation split (paper, section 4.1)."""
 
 from pathlib import Path
 from typing import cast
@@ -12,7 +12,7 @@ from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_retrieval
 from alpro.stages.training.config import MatchingConfig, MatchingValidation
-from alpro.stages.training.distributed import world
+from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import MatchingObjective
@@ -24,17 +24,17 @@ class Config(MatchingConfig):
     """Fine-tuning for retrieval."""
 
     validation: MatchingValidation = MatchingValidation()
-    frames: int = Field(8, ge=1, description="frames of a clip; the time embedding is resized to it")
+    frames: int = Field(8, ge=1, description="number of frames of a clip; the time embedding is resized")
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `model` and, by their names, the corpora of the phases. Writes model/, the best on validation."""
-    with world(resources) as here:
+    """inputs: `model`, and the corpora of the phases by name. Writes model/ with the best weights on validation."""
+    with init_distributed(resources) as world:
         torch.manual_seed(config.seed)
-        start = load_model(inputs["model"], here.device)
+        start = load_model(inputs["model"], world.device)
         shape = start.model.config
         shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": config.frames})})
-        model, _ = start_from(Alpro(shape, entities=len(start.entities)).to(here.device), cast(Alpro, start.model))
+        model, _ = start_from(Alpro(shape, entities=len(start.entities)).to(world.device), cast(Alpro, start.model))
         data = TrainingDataset(
             config,
             inputs,
@@ -42,14 +42,14 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             "caption",
             config.frames,
             shape.video.image_size,
-            rank=here.rank,
-            ranks=here.size,
+            rank=world.rank,
+            ranks=world.size,
         )
         mean, std = list(start.preprocessing.mean), list(start.preprocessing.std)
-        objective = MatchingObjective(model, mean, std, config.negative_pool_size).to(here.device)
+        objective = MatchingObjective(model, mean, std, config.negative_pool_size).to(world.device)
         validate, select = validate_retrieval(objective, inputs, start.tokenizer, config)
-        metrics = fit(objective, data, config, out, here, resources, validate, select)
-        if here.main:
+        metrics = fit(objective, data, config, out, world, resources, validate, select)
+        if world.main:
             preprocessing = start.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
             ModelFolder("retrieval", model, start.tokenizer, preprocessing, start.entities).save_pretrained(
                 out / "model"

@@ -18,7 +18,7 @@ from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.train_prompter import measure, sized_for
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
-from alpro.stages.training.distributed import world
+from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import PretrainObjective
@@ -26,8 +26,8 @@ from alpro.stages.training.objective import PretrainObjective
 VERSION = 4
 
 
-class Weights(StageConfig):
-    """The weight of each loss (equation 6: all 1). 0 leaves the loss and its work out; all 0: no training at all."""
+class LossWeights(StageConfig):
+    """Weights of the losses (equation 6: all 1). A loss of weight 0 is not computed; all 0: no training."""
 
     vtc: float = Field(1.0, ge=0, description="video-text contrast")
     vtm: float = Field(1.0, ge=0, description="video-text matching")
@@ -38,21 +38,21 @@ class Weights(StageConfig):
 class Config(EncoderConfig, MatchingConfig):
     """Pre-training of ALPRO."""
 
-    weights: Weights = Weights()
+    weights: LossWeights = LossWeights()
     start: str = Field(
         "scratch",
-        description="where weights come from after vit and bert: prompter (both encoders), the path of an ALPRO model "
-        "folder, or scratch (nowhere)",
+        description="initial weights on top of vit and bert: prompter (both encoders), the path of an ALPRO model "
+        "folder, or scratch (none)",
     )
-    pictures_every: int = Field(0, ge=0, description="steps between pictures of pseudo-labels; 0: at the end alone")
-    mlm_probability: float = Field(0.15, ge=0, le=1, description="share of the words that MLM masks")
+    pictures_every: int = Field(0, ge=0, description="steps between pictures of pseudo-labels; 0: only at the end")
+    mlm_probability: float = Field(0.15, ge=0, le=1, description="fraction of the tokens that MLM masks")
     threshold: float = Field(
-        0.2, ge=0, le=1, description="a pseudo-label whose best entity has a lower probability is dropped"
+        0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
     )
 
     @property
     def needs_prompter(self) -> bool:
-        """Whether a prompter must have been trained: for its pseudo-labels, or to start from it."""
+        """Whether a trained prompter is required, for pseudo-labels or initial weights."""
         return self.weights.pem > 0 or self.start == "prompter"
 
 
@@ -61,24 +61,24 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
     Writes model/ and pictures/.
     """
-    with world(resources) as here:
+    with init_distributed(resources) as world:
         torch.manual_seed(config.seed)
         entities = read_entities(inputs["vocabulary"])
         prompter: Prompter | None = None
         prompts: dict[str, Tensor] = {}
         if config.needs_prompter:
-            teacher = load_model(inputs["prompter"], here.device)
+            teacher = load_model(inputs["prompter"], world.device)
             prompter, tokenizer, preprocessing = cast(Prompter, teacher.model), teacher.tokenizer, teacher.preprocessing
-            prompts = {kind: value.to(here.device) for kind, value in read_prompts(inputs["prompts"]).items()}
+            prompts = {kind: value.to(world.device) for kind, value in read_prompts(inputs["prompts"]).items()}
         else:
             tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
             preprocessing = measure(config, inputs)
-        model = Alpro(sized_for(config.model, tokenizer), entities=len(entities)).to(here.device)
+        model = Alpro(sized_for(config.model, tokenizer), entities=len(entities)).to(world.device)
         config.load_initial(model)
         if prompter and config.start == "prompter":
             start_from(model, prompter)
         elif config.start != "scratch":
-            start_from(model, load_model(Path(config.start), here.device).model)
+            start_from(model, load_model(Path(config.start), world.device).model)
         video = model.config.video
         data = TrainingDataset(
             config,
@@ -89,8 +89,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             video.image_size,
             video.grid,
             config.mlm_probability,
-            rank=here.rank,
-            ranks=here.size,
+            rank=world.rank,
+            ranks=world.size,
         )
         objective = PretrainObjective(
             model,
@@ -101,7 +101,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             config.weights.model_dump(),
             config.threshold,
             config.negative_pool_size,
-        ).to(here.device)
+        ).to(world.device)
         validate = validate_contrast(objective, inputs, tokenizer, config)
 
         def watch(step: int) -> None:
@@ -110,12 +110,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
         training = any(config.weights.model_dump().values())
         if training:
-            metrics = fit(objective, data, config, out, here, resources, validate, watch=watch)
+            metrics = fit(objective, data, config, out, world, resources, validate, on_step=watch)
         else:
             objective.eval()
             with torch.no_grad():
                 metrics = validate() if validate else {}
-        if here.main:
+        if world.main:
             preprocessing = preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities).save_pretrained(out / "model")
             if config.weights.pem:
@@ -132,11 +132,10 @@ def draw_pseudo_labels(
     entities: list[str],
     folder: Path,
     last: int,
-    ending: str = "",
+    suffix: str = "",
     count: int = 12,
 ) -> None:
-    """pseudo_labels.png: what the prompter says of crops of the last batch of videos up to step `last`, or of images;
-    `ending` goes behind the name."""
+    """Draws pseudo-labels of crops of the last video batch up to step `last`, or of images."""
     video = [s for s in range(last, max(-1, last - 50), -1) if data.sources[data.source_of[s]].kind == "video"]
     batch = data[video[0] if video else last].to(objective.mean.device)
     assert batch.boxes is not None
@@ -148,12 +147,14 @@ def draw_pseudo_labels(
     grid = objective.model.config.video.grid
     rows = []
     for i in range(min(count, len(labels))):
-        best = labels[i].topk(min(3, len(entities)))
-        named = [(entities[int(n)], float(p)) for p, n in zip(best.values, best.indices, strict=True)]
+        top = labels[i].topk(min(3, len(entities)))
+        named = [(entities[int(n)], float(p)) for p, n in zip(top.values, top.indices, strict=True)]
         frame = batch.frames[i, batch.frames.shape[1] // 2].permute(1, 2, 0).cpu().numpy()
         box = [v / grid for v in batch.boxes[i].tolist()]
         words = data.words.tokenizer.decode(batch.text[i].tolist())
-        rows.append(draw_entities(frame, box, named, words, bool(best.values[0] >= objective.threshold)))
+        rows.append(draw_entities(frame, box, named, words, bool(top.values[0] >= objective.threshold)))
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / f"pseudo_labels{ending}.png") as temporary:  # another process follows what appears here
+    with atomic_write(
+        folder / f"pseudo_labels{suffix}.png"
+    ) as temporary:  # tracking uploads files as soon as they appear world
         sheet(rows, columns=min(6, len(rows))).save(temporary, format="png")

@@ -1,4 +1,4 @@
-"""Trains the prompter: video and text encoder by video-text contrast alone (paper, section 3.2.2)."""
+"""Trains the prompter: a video and a text encoder, with the VTC loss only (paper, section 3.2.2)."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from alpro.models.folder import ModelFolder, Preprocessing
 from alpro.stages.artifacts.store import Outcome, Resources, require
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.training.config import EncoderConfig
-from alpro.stages.training.distributed import world
+from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import PrompterObjective
@@ -25,11 +25,11 @@ class Config(EncoderConfig):
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `vocabulary` and, by their names, the decoded corpora of the phases. Writes model/."""
-    with world(resources) as here:
+    """inputs: `vocabulary`, and the decoded corpora of the phases by name. Writes model/."""
+    with init_distributed(resources) as world:
         torch.manual_seed(config.seed)
         tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
-        model = Prompter(sized_for(config.model, tokenizer)).to(here.device)
+        model = Prompter(sized_for(config.model, tokenizer)).to(world.device)
         config.load_initial(model)
         preprocessing = measure(config, inputs)
         data = TrainingDataset(
@@ -39,28 +39,28 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             "sample",
             model.config.video.frames,
             model.config.video.image_size,
-            rank=here.rank,
-            ranks=here.size,
+            rank=world.rank,
+            ranks=world.size,
         )
-        objective = PrompterObjective(model, list(preprocessing.mean), list(preprocessing.std)).to(here.device)
+        objective = PrompterObjective(model, list(preprocessing.mean), list(preprocessing.std)).to(world.device)
         validate = validate_contrast(objective, inputs, tokenizer, config)
-        metrics = fit(objective, data, config, out, here, resources, validate)
-        if here.main:
+        metrics = fit(objective, data, config, out, world, resources, validate)
+        if world.main:
             ModelFolder("prompter", model, tokenizer, preprocessing).save_pretrained(out / "model")
         return Outcome({"steps": len(data), "samples_without_caption": data.skipped}, metrics)
 
 
 def sized_for(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The model with as many word embeddings as the tokenizer has word pieces."""
+    """The configuration with the vocabulary size of the tokenizer."""
     return model.model_copy(update={"text": model.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})})
 
 
 def measure(config: EncoderConfig, inputs: dict[str, Path]) -> Preprocessing:
-    """How frames are normalized: by CLIP's constants, or by the mean over the corpora of their own statistics."""
+    """The frame normalization: CLIP's constants, or the statistics of the corpora, averaged."""
     if config.normalization == "clip":
         return Preprocessing(max_text_tokens=config.max_text_tokens)
-    found = [read_json(require(inputs[name], "statistics.json")) for name in sorted(config.corpora)]
+    corpora = [read_json(require(inputs[name], "statistics.json")) for name in sorted(config.corpora)]
     mean, std = (
-        np.mean([statistics[key] for statistics in found], axis=0).round(5).tolist() for key in ("mean", "std")
+        np.mean([statistics[key] for statistics in corpora], axis=0).round(5).tolist() for key in ("mean", "std")
     )
     return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)

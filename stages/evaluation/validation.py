@@ -1,4 +1,4 @@
-"""Validations of the training stages: on the validation split of every corpus that a stage trains on."""
+"""Validation of the training stages on the validation split of every training corpus."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,16 +24,15 @@ Inputs = dict[str, Path]
 def validate_contrast(
     objective: Objective, inputs: Inputs, tokenizer: Tokenizer, config: EncoderConfig
 ) -> Validate | None:
-    """Retrieval by the similarity of the unimodal features alone; None where no corpus has a validation split, as
-    pre-training corpora often do not."""
+    """Validates retrieval by similarity (VTC); None if no corpus has a validation split."""
     galleries = validation_galleries(objective, inputs, config, config.validation.captions)
     if not galleries:
         return None
 
     def metrics(gallery: Gallery) -> dict[str, float]:
         texts, videos = encode_gallery(objective, gallery, tokenizer, config.max_text_tokens, objective.mean.device)
-        found, _, _ = retrieval_metrics((texts.features @ videos.features.T).cpu().numpy(), gallery.video_of_text)
-        return {f"validation/vtc/{name}": value for name, value in found.items()}
+        values, _, _ = retrieval_metrics((texts.features @ videos.features.T).cpu().numpy(), gallery.video_of_text)
+        return {f"validation/vtc/{name}": value for name, value in values.items()}
 
     return lambda: averaged(galleries, metrics)
 
@@ -41,7 +40,10 @@ def validate_contrast(
 def validate_retrieval(
     objective: Objective, inputs: Inputs, tokenizer: Tokenizer, config: TrainingConfig
 ) -> tuple[Validate, str]:
-    """Retrieval by matching, with the configured protocol; and the metric to select by."""
+    """Validates retrieval by matching (VTM) with the configured protocol; also returns the metric for model selection.
+
+    Raises InputError if no corpus has validation captions.
+    """
     validation = cast(MatchingValidation, config.validation)
     galleries = validation_galleries(objective, inputs, config, validation.captions)
     if not galleries:
@@ -50,9 +52,9 @@ def validate_retrieval(
     def metrics(gallery: Gallery) -> dict[str, float]:
         texts, videos = encode_gallery(objective, gallery, tokenizer, config.max_text_tokens, objective.mean.device)
         scores = match_pairs(cast(Alpro, objective.model), texts, videos, validation.protocol, validation.k)
-        found, _, _ = retrieval_metrics(scores, gallery.video_of_text)
-        found["mean_recall"] = float(np.mean([found[f"{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)]))
-        return {f"validation/{name}": value for name, value in found.items()}
+        values, _, _ = retrieval_metrics(scores, gallery.video_of_text)
+        values["mean_recall"] = float(np.mean([values[f"{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)]))
+        return {f"validation/{name}": value for name, value in values.items()}
 
     return lambda: averaged(galleries, metrics), "validation/mean_recall"
 
@@ -60,9 +62,14 @@ def validate_retrieval(
 def validate_qa(
     objective: Objective, inputs: Inputs, tokenizer: Tokenizer, answers: list[str], config: TrainingConfig
 ) -> tuple[Validate, str]:
-    """Accuracy of the most likely answer, and the metric to select by."""
-    every = {name: Questions.of(inputs[name], "validation").first(config.validation.videos) for name in config.corpora}
-    parts = readable(objective, every)
+    """Validates the accuracy of the most likely answer; also returns the metric for model selection.
+
+    Raises InputError if no corpus has validation questions.
+    """
+    questions = {
+        name: Questions.of(inputs[name], "validation").first(config.validation.videos) for name in config.corpora
+    }
+    parts = readable(objective, questions)
     if not parts:
         raise InputError(no_validation("questions"))
 
@@ -77,15 +84,14 @@ def validate_qa(
 def validation_galleries(
     objective: Objective, inputs: Inputs, config: TrainingConfig, captions: int
 ) -> dict[str, Gallery]:
-    """The gallery of each corpus that has validation videos with captions, by the name of the corpus."""
+    """The validation galleries by corpus, for corpora with validation captions."""
     galleries = {name: Gallery.of(inputs[name], "validation") for name in config.corpora}
     galleries = {name: gallery.first(config.validation.videos, captions) for name, gallery in galleries.items()}
     return readable(objective, galleries)
 
 
 def readable(objective: Objective, parts: dict[str, Part]) -> dict[str, Part]:
-    """The parts that have something to validate on. Raises Unreadable now, rather than at the end of training, if a
-    frame of theirs cannot be read."""
+    """The non-empty parts. Raises Unreadable before training, rather than at its end, if a frame cannot be read."""
     parts = {name: part for name, part in parts.items() if part.texts}
     for part in parts.values():
         for number in part.numbers:
@@ -94,14 +100,16 @@ def readable(objective: Objective, parts: dict[str, Part]) -> dict[str, Part]:
 
 
 def averaged(parts: dict[str, Part], metrics: Callable[[Part], dict[str, float]]) -> dict[str, float]:
-    """The metrics of one corpus; of several their means, and those of each under `<metric>/of/<corpus>`."""
-    found = {name: metrics(part) for name, part in parts.items()}
-    names = dict.fromkeys(name for values in found.values() for name in values)
-    means = {name: float(np.mean([values[name] for values in found.values() if name in values])) for name in names}
-    if len(found) > 1:
-        means |= {f"{name}/of/{corpus}": value for corpus, values in found.items() for name, value in values.items()}
+    """The metrics averaged over corpora; for several corpora also those of each as `<metric>/of/<corpus>`."""
+    by_corpus = {name: metrics(part) for name, part in parts.items()}
+    names = dict.fromkeys(name for values in by_corpus.values() for name in values)
+    means = {name: float(np.mean([values[name] for values in by_corpus.values() if name in values])) for name in names}
+    if len(by_corpus) > 1:
+        means |= {
+            f"{name}/of/{corpus}": value for corpus, values in by_corpus.items() for name, value in values.items()
+        }
     return means
 
 
 def no_validation(column: str) -> str:
-    return f"no corpus has validation videos with {column}: mark some in the column split, or raise `validation`"
+    return f"no corpus has validation videos with {column}: assign some in the column split, or raise `validation`"

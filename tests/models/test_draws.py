@@ -71,7 +71,7 @@ def test_similarities_that_are_not_finite_reach_the_loss(bad):
 def test_negatives_of_one_chance_are_the_same():
     similarity, same = torch.randn(64, 64), torch.eye(64, dtype=torch.bool)
     chance, another = torch.rand(2, 64)
-    first, again, other = (hard_negatives(similarity, same, given)[0] for given in (chance, chance, another))
+    first, again, other = (hard_negatives(similarity, same, uniforms)[0] for uniforms in (chance, chance, another))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

@@ -12,13 +12,13 @@ from alpro.stages.train_prompter import Config, measure
 @pytest.fixture
 def corpora(tmp_path):
     """Three corpora of unlike statistics."""
-    found = {}
+    actual = {}
     for name, mean, std in (("dark", 0.1, 0.05), ("bright", 0.7, 0.25), ("other", 0.9, 0.9)):
-        found[name] = tmp_path / name
-        found[name].mkdir()
+        actual[name] = tmp_path / name
+        actual[name].mkdir()
         statistics = {"mean": [mean, mean + 0.01, mean + 0.02], "std": [std] * 3}
-        (found[name] / "statistics.json").write_text(json.dumps(statistics))
-    return found
+        (actual[name] / "statistics.json").write_text(json.dumps(statistics))
+    return actual
 
 
 def config(**values: object) -> Config:
