@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.frames import NormalizedModel
 from alpro.stages import decode_videos, render_sample
 from alpro.stages.artifacts.store import Resources
-from alpro.stages.evaluation.encode import Texts, Videos, evaluator, load_model
+from alpro.stages.evaluation.encode import Texts, Videos, load_model
 from alpro.stages.evaluation.metrics import retrieval_metrics
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
 
@@ -105,7 +106,9 @@ def top_k(artifact: Path, clips: int, k: int) -> dict[str, float]:
             corpus = rendered(Path(temporary) / str(number), FIRST_SEED + number)
             gallery = Gallery.of(corpus, "test")
             length = folder.preprocessing.max_text_tokens
-            parts.append(encode_gallery(evaluator(folder, device), gallery, folder.tokenizer, length, device))
+            parts.append(
+                encode_gallery(NormalizedModel.from_folder(folder, device), gallery, folder.tokenizer, length, device)
+            )
     longest = max(texts.tokens.shape[1] for texts, _ in parts)
     texts = Texts(
         torch.cat([lengthened(t.tokens, longest) for t, _ in parts]),

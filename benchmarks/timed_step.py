@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.attention import Attention
 from alpro.models.folder import Preprocessing
-from alpro.models.losses import mask_words, random_box
 from alpro.models.text import TextConfig
 from alpro.models.timesformer import TimeSformer, VideoConfig
 from alpro.stages.artifacts.store import Resources
@@ -25,6 +24,7 @@ from alpro.stages.training import objective as objective_module
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.examples import Batch, collate
 from alpro.stages.training.loop import configure_layers, memory_gib
+from alpro.stages.training.masking import mask_words, random_box
 from alpro.stages.training.objective import PretrainObjective
 from alpro.stages.training.optim import build_optimizer, step_if
 

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.corpora.pictures import retrieval_picture
 from alpro.stages.evaluation.controls import Shuffle, colours_only, reverse
-from alpro.stages.evaluation.encode import Reorder, evaluator
+from alpro.stages.evaluation.encode import Reorder
 from alpro.stages.evaluation.metrics import Ranks, accuracy_by_type, majority_baseline
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, length_of, load_for_evaluation, score_pairs
 from alpro.stages.evaluation.qa import Questions, answer_logits
@@ -102,10 +103,8 @@ def question_answering(config: Config, inputs: dict[str, Path], results: Results
     if config.controls:
         orders += [("shuffled", Shuffle(config.seed)), ("reversed", reverse)]
     for name, reorder in orders:
-        objective = evaluator(folder, device)
-        logits = answer_logits(
-            objective, questions, folder.tokenizer, length_of(config, folder), device, reorder=reorder
-        )
+        encoder = NormalizedModel.from_folder(folder, device)
+        logits = answer_logits(encoder, questions, folder.tokenizer, length_of(config, folder), device, reorder=reorder)
         answers = [folder.answers[int(i)] for i in logits.argmax(1)]
         confidence = logits.softmax(1).max(1).values.tolist()
         right = np.array([a == b for a, b in zip(answers, questions.answers, strict=True)])

@@ -12,11 +12,11 @@ from torch import Tensor
 from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder
 from alpro.models.folder import ModelFolder
+from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import VideoConfig
 from alpro.shards.reader import ShardReader
 from alpro.shards.sampling import segment_starts
 from alpro.shards.transforms import squash
-from alpro.stages.training.objective import Objective
 from alpro.stages.vocabulary.word_pieces import WordPieces
 
 Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame indices
@@ -73,7 +73,7 @@ def embed_texts(
 
 @torch.no_grad()
 def encode_videos(
-    objective: Objective,
+    encoder: NormalizedModel,
     reader: ShardReader,
     numbers: list[int],
     device: torch.device,
@@ -84,13 +84,13 @@ def encode_videos(
 
     reorder: permutation of the frames of a clip, for the controls.
     """
-    config = objective.model.config.video
+    config = encoder.model.config.video
     tokens = torch.empty(len(numbers), 1 + config.grid**2, config.width, device=device)
     for start in range(0, len(numbers), batch):
         part = slice(start, start + batch)
         frames = np.stack([uniform_frames(reader, n, config, reorder) for n in numbers[part]])
-        tokens[part] = objective.model.encode_video(objective.pixels(torch.from_numpy(frames).to(device)))
-    return Videos(tokens, objective.model.project_video(tokens).float())
+        tokens[part] = encoder.model.encode_video(encoder.pixels(torch.from_numpy(frames).to(device)))
+    return Videos(tokens, encoder.model.project_video(tokens).float())
 
 
 def uniform_frames(reader: ShardReader, number: int, config: VideoConfig, reorder: Reorder | None = None) -> np.ndarray:
@@ -105,8 +105,3 @@ def uniform_frames(reader: ShardReader, number: int, config: VideoConfig, reorde
     if sample.about["kind"] == "image":
         frames = squash(frames, config.image_size)
     return frames.transpose(0, 3, 1, 2)
-
-
-def evaluator(folder: ModelFolder, device: torch.device) -> Objective:
-    """A loaded model with its normalization, in eval mode."""
-    return Objective(folder.model, list(folder.preprocessing.mean), list(folder.preprocessing.std)).to(device).eval()

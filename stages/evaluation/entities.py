@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from alpro.models.folder import ModelFolder
+from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.encode import encode_videos, evaluator
+from alpro.stages.evaluation.encode import encode_videos
 
 
 @dataclass
@@ -43,7 +44,7 @@ def entity_accuracy(
     if not truths:
         return None
     numbers = list(truths)
-    videos = encode_videos(evaluator(prompter, device), reader, numbers, device)
+    videos = encode_videos(NormalizedModel.from_folder(prompter, device), reader, numbers, device)
     best = (videos.features @ prompts["video"].to(device).T).argmax(1).tolist()
     named = [entities[i] for i in best]
     right = [name in truths[n] for n, name in zip(numbers, named, strict=True)]

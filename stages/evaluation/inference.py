@@ -11,12 +11,13 @@ from torch import Tensor
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, load_labels
+from alpro.models.frames import NormalizedModel
 from alpro.shards.decode import DecodeError, decode_image, decode_video
 from alpro.shards.schema import IMAGE_EXTENSIONS
 from alpro.stages.artifacts.store import Resources, require
 from alpro.stages.cache_prompts import read_prompts
 from alpro.stages.corpora.pictures import draw_entities, sheet
-from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, evaluator, load_model
+from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, load_model
 from alpro.stages.evaluation.retrieval import match_all
 from alpro.stages.training.distributed import pick_device
 
@@ -38,7 +39,7 @@ class Model:
 
     def __init__(self, folder: ModelFolder, prompts: dict[str, Tensor], device: torch.device):
         self.folder, self.prompts, self.device = folder, prompts, device
-        self.objective = evaluator(folder, device)
+        self.encoder = NormalizedModel.from_folder(folder, device)
 
     @classmethod
     def from_pretrained(
@@ -84,7 +85,7 @@ class Model:
     @torch.inference_mode()
     def videos(self, files: Sequence[PathLike]) -> Videos:
         """Encoded videos: tokens (N, 1 + patches, D), features (N, E)."""
-        tokens = self.folder.model.encode_video(self.objective.pixels(self.frames(files)))
+        tokens = self.folder.model.encode_video(self.encoder.pixels(self.frames(files)))
         return Videos(tokens, self.folder.model.project_video(tokens).float())
 
     @torch.inference_mode()
@@ -128,8 +129,8 @@ class Model:
         height, width = (max(1, min(grid - at, round(v * grid))) for at, v in zip((top, left), box[2:], strict=True))
         boxes = torch.tensor([[top, left, height, width]], device=self.device)
         kind = "image" if Path(file).suffix.lower() in IMAGE_EXTENSIONS and "image" in self.prompts else "video"
-        pixels = self.objective.pixels(self.frames([file]))
-        probabilities = self.folder.model.pseudo_labels(pixels, boxes, self.prompts[kind], self.objective.black)[0]
+        pixels = self.encoder.pixels(self.frames([file]))
+        probabilities = self.folder.model.pseudo_labels(pixels, boxes, self.prompts[kind], self.encoder.black)[0]
         return self._best(probabilities, self.folder.entities, top_k)
 
     def draw_entities(self, file: PathLike, boxes: Sequence[Box] = (WHOLE,)) -> Image.Image:

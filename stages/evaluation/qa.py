@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.models.alpro import Alpro
+from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encode import Reorder, encode_texts, encode_videos
-from alpro.stages.training.objective import Objective
 
 VIDEOS = 64  # number of videos whose tokens are on the device at a time
 
@@ -64,7 +64,7 @@ class Questions:
 
 @torch.no_grad()
 def answer_logits(
-    objective: Objective,
+    encoder: NormalizedModel,
     questions: Questions,
     tokenizer: Tokenizer,
     length: int,
@@ -76,11 +76,11 @@ def answer_logits(
 
     The device holds the tokens of VIDEOS videos and one batch of questions at a time.
     """
-    model = cast(Alpro, objective.model)
+    model = cast(Alpro, encoder.model)
     parts = []
     for start in range(0, len(questions.numbers), VIDEOS):
         some = questions.between(start, start + VIDEOS)
-        videos = encode_videos(objective, some.reader, some.numbers, device, reorder=reorder)
+        videos = encode_videos(encoder, some.reader, some.numbers, device, reorder=reorder)
         place = torch.from_numpy(some.video_of_question).to(device)
         for first in range(0, len(some.texts), batch):
             part = slice(first, first + batch)

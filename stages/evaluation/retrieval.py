@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.models.alpro import Alpro
+from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos
 from alpro.stages.training.config import Protocol
-from alpro.stages.training.objective import Objective
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Gallery:
 
 
 def encode_gallery(
-    objective: Objective,
+    encoder: NormalizedModel,
     gallery: Gallery,
     tokenizer: Tokenizer,
     length: int,
@@ -56,8 +56,8 @@ def encode_gallery(
     reorder: Reorder | None = None,
 ) -> tuple[Texts, Videos]:
     """Encodes the texts and videos of a gallery; texts have at most `length` tokens."""
-    texts = encode_texts(objective.model, tokenizer, gallery.texts, length, device)
-    return texts, encode_videos(objective, gallery.reader, gallery.numbers, device, reorder=reorder)
+    texts = encode_texts(encoder.model, tokenizer, gallery.texts, length, device)
+    return texts, encode_videos(encoder, gallery.reader, gallery.numbers, device, reorder=reorder)
 
 
 def match_pairs(model: Alpro, texts: Texts, videos: Videos, protocol: Protocol, k: int) -> np.ndarray:

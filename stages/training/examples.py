@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from alpro.errors import InputError
-from alpro.models.losses import mask_words, random_box
 from alpro.shards.reader import Sample, ShardReader, Unreadable
 from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order
 from alpro.shards.transforms import random_crop, squash
@@ -24,8 +23,10 @@ from alpro.stages.artifacts.store import Resources
 from alpro.stages.corpora.pictures import clip_strip, sheet
 from alpro.stages.training.augment import augment_image, augment_video, each_operation
 from alpro.stages.training.config import Phase, TrainingConfig
+from alpro.stages.training.masking import mask_words, random_box
 from alpro.stages.vocabulary.word_pieces import WordPieces, pad, padded
 
+Unit = Literal["sample", "caption", "question"]
 MAX_ATTEMPTS = 20  # consecutive samples to try if one cannot be read
 PREFETCH_BATCHES = 32  # batches in shared memory per training process
 
@@ -88,7 +89,7 @@ class Source:
     are skipped and counted in `skipped`.
     """
 
-    def __init__(self, name: str, folder: Path, kind: str, unit: str, group_batches: bool, first_video: int):
+    def __init__(self, name: str, folder: Path, kind: str, unit: Unit, group_batches: bool, first_video: int):
         self.name, self.kind, self.unit, self.group_batches = name, kind, unit, group_batches
         self.reader = ShardReader(folder, "train", kind)
         column = self.reader.column("questions" if unit == "question" else "captions")
@@ -139,7 +140,7 @@ class TrainingDataset(Dataset[Batch]):
         config: TrainingConfig,
         corpora: dict[str, Path],
         tokenizer: Tokenizer,
-        unit: Literal["sample", "caption", "question"],
+        unit: Unit,
         frames: int,
         image_size: int,
         grid: int = 0,

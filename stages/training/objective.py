@@ -1,12 +1,15 @@
 """Training objectives: a batch in, loss and metrics out. One class per training stage (paper, section 3.2)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from alpro.models.alpro import Alpro, DualEncoder, Prompter
+from alpro.models.alpro import Alpro, Prompter
 from alpro.models.flops import classifier_flops, fusion_flops, mlm_flops, text_flops, video_flops
+from alpro.models.frames import NormalizedModel
 from alpro.models.losses import box_mask, hard_negatives, mlm_loss, pem_loss, vtc_loss, vtm_loss
 from alpro.stages.training.distributed import all_reduce_sum, gather
 from alpro.stages.training.examples import Batch
@@ -14,22 +17,8 @@ from alpro.stages.training.examples import Batch
 Metrics = dict[str, Tensor]
 
 
-class Objective(nn.Module):
-    """A model with its frame normalization; forward(batch) -> (loss, metrics)."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: DualEncoder, mean: list[float], std: list[float]):
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    @property
-    def black(self) -> Tensor:
-        """A black pixel after normalization: (3, 1, 1)."""
-        return -self.mean / self.std
+class Objective(NormalizedModel):
+    """A model to train; forward(batch) -> (loss, metrics)."""
 
     @property
     def unused_parameters(self) -> set[str]:
@@ -50,10 +39,6 @@ class Objective(nn.Module):
         """Floating-point operations of a training step on one fused pair with `outputs` output tokens."""
         video, text = self.model.config.video, self.model.config.text
         return 3 * fusion_flops(text, length + 1 + video.grid**2, outputs)
-
-    def pixels(self, frames: Tensor) -> Tensor:
-        """Frames (B, T, 3, H, W) uint8, resized to the encoder's size (B, T, 3, S, S) and normalized."""
-        return normalize_frames(frames, self.model.config.video.image_size, self.mean, self.std)
 
     def contrast(self, batch: Batch, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Metrics]:
         """VTC over the global batch of G pairs from video tokens (B, V, D) and text tokens (B, L, D).
@@ -82,17 +67,6 @@ class Objective(nn.Module):
         return loss, v2t, t2v, metrics
 
 
-def normalize_frames(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Frames (B, T, 3, H, W) uint8 -> (B, T, 3, size, size): resized if needed, scaled to [0, 1] and normalized.
-
-    mean, std (3, 1, 1): per channel, of pixels in [0, 1].
-    """
-    pixels = frames.flatten(0, 1).float() / 255
-    if pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return ((pixels - mean) / std).view(*frames.shape[:2], 3, size, size)
-
-
 class PrompterObjective(Objective):
     """VTC only: training of the prompter (section 3.2.2)."""
 
@@ -117,7 +91,7 @@ class MatchingObjective(Objective):
 
     model: Alpro
 
-    def __init__(self, model: Alpro, mean: list[float], std: list[float], negative_pool_size: int = 0):
+    def __init__(self, model: Alpro, mean: Sequence[float], std: Sequence[float], negative_pool_size: int = 0):
         super().__init__(model, mean, std)
         self.negative_pool_size = negative_pool_size
 
@@ -198,8 +172,8 @@ class PretrainObjective(MatchingObjective):
     def __init__(
         self,
         model: Alpro,
-        mean: list[float],
-        std: list[float],
+        mean: Sequence[float],
+        std: Sequence[float],
         prompter: Prompter | None,
         prompts: dict[str, Tensor],
         weights: dict[str, float],

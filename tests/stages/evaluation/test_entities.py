@@ -46,7 +46,7 @@ def named(corpus_of, tmp_path, monkeypatch):
             return Videos(torch.zeros(0), torch.tensor(features))
 
         monkeypatch.setattr(entities_module, "encode_videos", encode)
-        monkeypatch.setattr(entities_module, "evaluator", lambda prompter, device: None)
+        monkeypatch.setattr(entities_module.NormalizedModel, "from_folder", lambda prompter, device: None)
         prompts = {"video": torch.eye(3), "image": torch.zeros(3, 3)}
         actual = entity_accuracy(SimpleNamespace(), prompts, ENTITIES, folder, split, torch.device("cpu"))
         return actual, encoded

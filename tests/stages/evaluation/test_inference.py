@@ -46,7 +46,7 @@ def test_embeddings_are_those_of_the_evaluation(folders, videos, clips, tokenize
     assert actual.shape == (3, 16)
     torch.testing.assert_close(actual.norm(dim=1), torch.ones(3))
     gallery = Gallery.of(clips, "test")
-    texts, evaluated = encode_gallery(model.objective, gallery, tokenizer, 30, torch.device("cpu"))
+    texts, evaluated = encode_gallery(model.encoder, gallery, tokenizer, 30, torch.device("cpu"))
     places = [gallery.ids.index(path.stem) for path in videos]
     # Shards hold JPEGs of another size, so that pixels differ a little.
     assert (actual * evaluated.features[places]).sum(dim=1).min() > 0.95

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from alpro.models.alpro import Alpro, Prompter
-from alpro.models.losses import random_box
+from alpro.models.frames import normalize_frames
 from alpro.stages.training.examples import TrainingDataset
+from alpro.stages.training.masking import random_box
 from alpro.stages.training.objective import (
     MatchingObjective,
     PretrainObjective,
@@ -21,7 +22,6 @@ from alpro.stages.training.objective import (
     QaObjective,
     box_patches,
     masked_positions,
-    normalize_frames,
 )
 
 PROGRAM = Path(__file__).with_name("part_of_a_batch.py")
