@@ -2,23 +2,19 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import cast
 
 import torch
 from pydantic import Field
 
 from alpro.errors import InputError
-from alpro.models.alpro import Alpro
-from alpro.models.folder import ModelFolder, start_from
+from alpro.models.folder import ModelFolder
 from alpro.shards.reader import read_index
 from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_qa
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.training.distributed import init_distributed
-from alpro.stages.training.examples import TrainingDataset
-from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import QaObjective
+from alpro.stages.training.stage import Training, fine_tuned, train
 from alpro.stages.vocabulary.word_lists import read_word_list
 
 VERSION = 3
@@ -38,37 +34,25 @@ class Config(TrainingConfig):
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
     """inputs: `model`, and the corpora of the phases by name. Writes model/ with the best weights on validation."""
-    with init_distributed(resources) as world:
-        torch.manual_seed(config.seed)
-        start = load_model(inputs["model"], world.device)
+
+    def build(device: torch.device) -> Training:
+        start = load_model(inputs["model"], device)
         if config.answers_file:
             answers = read_word_list(Path(config.answers_file), "finetune_qa.answers_file")
         else:
             answers = frequent_answers([inputs[name] for name in config.corpora], config.answers)
-        shape = start.model.config
-        shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": config.frames})})
-        model, _ = start_from(Alpro(shape, answers=len(answers)).to(world.device), cast(Alpro, start.model))
-        numbers = {answer: i for i, answer in enumerate(answers)}
-        data = TrainingDataset(
-            config,
-            inputs,
-            start.tokenizer,
+        model = fine_tuned(start, config.frames, device, answers=len(answers))
+        objective = QaObjective(model, start.preprocessing.mean, start.preprocessing.std)
+        return Training(
+            ModelFolder("qa", model, start.tokenizer, start.preprocessing, answers=answers),
             "question",
-            config.frames,
-            shape.video.image_size,
-            answers=numbers,
-            rank=world.rank,
-            ranks=world.size,
+            objective,
+            lambda: validate_qa(objective, inputs, start.tokenizer, answers, config),
         )
-        objective = QaObjective(model, list(start.preprocessing.mean), list(start.preprocessing.std)).to(world.device)
-        validate, select = validate_qa(objective, inputs, start.tokenizer, answers, config)
-        metrics = fit(objective, data, config, out, world, resources, validate, select)
-        if world.main:
-            preprocessing = start.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
-            ModelFolder("qa", model, start.tokenizer, preprocessing, answers=answers).save_pretrained(out / "model")
-        return Outcome(
-            {"steps": len(data), "questions": sum(len(s) for s in data.sources), "answers": len(answers)}, metrics
-        )
+
+    trained = train(build, config, inputs, out, resources)
+    questions, answers = sum(len(source) for source in trained.data.sources), len(trained.folder.answers)
+    return Outcome({"steps": trained.steps, "questions": questions, "answers": answers}, trained.metrics)
 
 
 def frequent_answers(folders: list[Path], count: int) -> list[str]:

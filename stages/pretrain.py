@@ -16,12 +16,10 @@ from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.corpora.pictures import draw_entities, sheet
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_contrast
-from alpro.stages.train_prompter import measure, sized_for
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
-from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.examples import TrainingDataset
-from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import PretrainObjective
+from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 4
 
@@ -57,72 +55,59 @@ class Config(EncoderConfig, MatchingConfig):
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `vocabulary`, the corpora of the phases and, where they are needed, `prompter` and `prompts`.
+    """inputs: `vocabulary`, the corpora of the phases by name; `prompter` and `prompts` if `config.needs_prompter`.
 
     Writes model/ and pictures/.
     """
-    with init_distributed(resources) as world:
-        torch.manual_seed(config.seed)
-        entities = read_entities(inputs["vocabulary"])
+    entities = read_entities(inputs["vocabulary"])
+
+    def build(device: torch.device) -> Training:
         prompter: Prompter | None = None
         prompts: dict[str, Tensor] = {}
         if config.needs_prompter:
-            teacher = load_model(inputs["prompter"], world.device)
+            teacher = load_model(inputs["prompter"], device)
             prompter, tokenizer, preprocessing = cast(Prompter, teacher.model), teacher.tokenizer, teacher.preprocessing
-            prompts = {kind: value.to(world.device) for kind, value in read_prompts(inputs["prompts"]).items()}
+            prompts = {kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()}
         else:
             tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
-            preprocessing = measure(config, inputs)
-        model = Alpro(sized_for(config.model, tokenizer), entities=len(entities)).to(world.device)
+            preprocessing = measure_preprocessing(config, inputs)
+        model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         config.load_initial(model)
         if prompter and config.start == "prompter":
             start_from(model, prompter)
         elif config.start != "scratch":
-            start_from(model, load_model(Path(config.start), world.device).model)
-        video = model.config.video
-        data = TrainingDataset(
-            config,
-            inputs,
-            tokenizer,
-            "sample",
-            video.frames,
-            video.image_size,
-            video.grid,
-            config.mlm_probability,
-            rank=world.rank,
-            ranks=world.size,
-        )
+            start_from(model, load_model(Path(config.start), device).model)
+        weights = config.weights.model_dump()
         objective = PretrainObjective(
             model,
-            list(preprocessing.mean),
-            list(preprocessing.std),
+            preprocessing.mean,
+            preprocessing.std,
             prompter,
             prompts,
-            config.weights.model_dump(),
+            weights,
             config.threshold,
             config.negative_pool_size,
-        ).to(world.device)
-        validate = validate_contrast(objective, inputs, tokenizer, config)
+        )
 
-        def watch(step: int) -> None:
-            if config.pictures_every and config.weights.pem and step % config.pictures_every == 0 and step < len(data):
+        def draw(data: TrainingDataset, step: int) -> None:
+            if step == 0:
+                draw_pseudo_labels(objective, data, entities, out / "pictures", len(data) - 1)
+            elif config.pictures_every and step % config.pictures_every == 0 and step < len(data):
                 draw_pseudo_labels(objective, data, entities, out / "pictures", step - 1, f"-step-{step:06d}")
 
-        training = any(config.weights.model_dump().values())
-        if training:
-            metrics = fit(objective, data, config, out, world, resources, validate, on_step=watch)
-        else:
-            objective.eval()
-            with torch.no_grad():
-                metrics = validate() if validate else {}
-        if world.main:
-            preprocessing = preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
-            ModelFolder("pretrain", model, tokenizer, preprocessing, entities).save_pretrained(out / "model")
-            if config.weights.pem:
-                draw_pseudo_labels(objective, data, entities, out / "pictures", len(data) - 1)
-        return Outcome(
-            {"steps": len(data) * training, "samples_without_caption": data.skipped, "entities": len(entities)}, metrics
+        return Training(
+            ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
+            "sample",
+            objective,
+            lambda: (validate_contrast(objective, inputs, tokenizer, config), ""),
+            mlm_probability=config.mlm_probability,
+            enabled=any(weights.values()),
+            draw=draw if config.weights.pem else None,
         )
+
+    trained = train(build, config, inputs, out, resources)
+    counts = {"steps": trained.steps, "samples_without_caption": trained.data.skipped, "entities": len(entities)}
+    return Outcome(counts, trained.metrics)
 
 
 @torch.no_grad()
