@@ -84,7 +84,7 @@ def cases(folder: Path, spacing: int, runs: int) -> dict[str, object]:
         render(folder / f"part-{spacing}.mp4", spacing, 1500, 0, (320, 180)), folder / f"film-{spacing}.mp4"
     )
     starts = (400.0, 1234.5, 2000.0, 3333.3)
-    made = {
+    task_sets = {
         "clips of 10 s, 8 frames": [Task(file, 8) for file in clips],
         "clips of 10 s, 150 frames": [Task(file, 150) for file in clips],
         "clips of 2 s, 8 frames": [Task(file, 8) for file in short],
@@ -92,7 +92,8 @@ def cases(folder: Path, spacing: int, runs: int) -> dict[str, object]:
         "10 s of an hour, 150 frames": [Task(film, 150, start, start + 10) for start in starts],
     }
     return {
-        f"{title}, key frame every {spacing}": compare(title, spacing, tasks, runs) for title, tasks in made.items()
+        f"{title}, key frame every {spacing}": compare(title, spacing, tasks, runs)
+        for title, tasks in task_sets.items()
     }
 
 
@@ -115,10 +116,10 @@ def compare(title: str, spacing: int, tasks: list[Task], runs: int) -> dict[str,
     }
     if tasks[0].count > 8:
         del ways["PyAV, seeking"]
-    found = measure({name: partial(here, way, tasks) for name, way in ways.items()}, runs)
+    results = measure({name: partial(in_process, way, tasks) for name, way in ways.items()}, runs)
     print(f"\n{title}, key frame every {spacing}")
-    show(found, len(tasks))
-    return found
+    show(results, len(tasks))
+    return results
 
 
 def whole_machine(folder: Path, runs: int) -> dict[str, dict[str, float]]:
@@ -130,20 +131,20 @@ def whole_machine(folder: Path, runs: int) -> dict[str, dict[str, float]]:
         for pool in (one, many):
             list(pool.map(ours, tasks[:8]))  # the imports
         ways = {
-            f"ffmpeg, {cores} threads": partial(here, partial(bare, threads=cores), tasks),
+            f"ffmpeg, {cores} threads": partial(in_process, partial(bare, threads=cores), tasks),
             "1 worker": lambda: sum(one.map(timed, tasks)),
             f"{cores} workers": lambda: sum(many.map(timed, tasks)),
         }
-        found = measure(ways, runs)
+        results = measure(ways, runs)
     print("\nthe whole machine, clips of 10 s, 8 frames")
-    show(found, len(tasks))
-    single, together = found["1 worker"], found[f"{cores} workers"]
+    show(results, len(tasks))
+    single, together = results["1 worker"], results[f"{cores} workers"]
     print(
         f"  {cores} workers against one: {single['wall'] / together['wall']:.2f} by the clock; if every worker had a",
         end="",
     )
     print(f" core of its own: {cores * single['processor'] / together['processor']:.2f}")
-    return found
+    return results
 
 
 def memory(folder: Path) -> dict[str, int]:
@@ -155,14 +156,14 @@ def memory(folder: Path) -> dict[str, int]:
         "10 s of an hour": [Task(film, 8, 2000.0, 2010.0)],
         "the hour, 8 frames": [Task(film, 8)],
     }
-    context, found = get_context("spawn"), {}
+    context, results = get_context("spawn"), {}
     print("\npeak memory of a process")
     for title, tasks in plans.items():
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             list(pool.map(ours, tasks))
-            found[title] = pool.submit(peak).result()
-        print(f"  {title:24} {found[title]:5} MiB")
-    return found
+            results[title] = pool.submit(peak).result()
+        print(f"  {title:24} {results[title]:5} MiB")
+    return results
 
 
 def peak() -> int:
@@ -170,7 +171,7 @@ def peak() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
 
 
-def here(way: Callable[[Task], object], tasks: list[Task]) -> float:
+def in_process(way: Callable[[Task], object], tasks: list[Task]) -> float:
     """Does the tasks in this process or its children: no processor time elsewhere."""
     for task in tasks:
         way(task)
@@ -205,10 +206,10 @@ def processor_time() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def show(found: dict[str, dict[str, float]], clips: int) -> None:
-    base = next(iter(found.values()))
+def show(results: dict[str, dict[str, float]], clips: int) -> None:
+    base = next(iter(results.values()))
     print(f"  {'':20} {'clips/s':>8} {'of base':>8} {'processor ms':>13} {'of base':>8}")
-    for name, each in found.items():
+    for name, each in results.items():
         speed, work = base["wall"] / each["wall"], base["processor"] / max(each["processor"], 1e-9)
         line = (
             f"  {name:20} {clips / each['wall']:8.1f} {speed:8.2f} {each['processor'] / clips * 1000:13.1f} {work:8.2f}"
@@ -230,7 +231,7 @@ def bare(task: Task, threads: int = 1) -> None:
 
 def every_frame(task: Task) -> list[np.ndarray]:
     """All frames from the key frame before the window on; those wanted as pixels."""
-    wanted, found = times_wanted(task), []
+    wanted, results = times_wanted(task), []
     with av.open(str(task.file)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -238,15 +239,15 @@ def every_frame(task: Task) -> list[np.ndarray]:
             container.seek(int(task.start / stream.time_base), stream=stream)
         for frame in container.decode(stream):
             if wanted and frame.time >= wanted[0] - 1e-3:
-                found.append(pixels(frame))
+                results.append(pixels(frame))
                 wanted.pop(0)
             if task.end is not None and frame.time >= task.end:
                 break
-    return found
+    return results
 
 
 def seek_each(task: Task) -> list[np.ndarray]:
-    found = []
+    results = []
     with av.open(str(task.file)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -254,9 +255,9 @@ def seek_each(task: Task) -> list[np.ndarray]:
             container.seek(int(wanted / stream.time_base), stream=stream)
             for frame in container.decode(stream):
                 if frame.time >= wanted - 1e-3:
-                    found.append(pixels(frame))
+                    results.append(pixels(frame))
                     break
-    return found
+    return results
 
 
 def times_wanted(task: Task) -> list[float]:

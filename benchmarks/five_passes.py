@@ -57,8 +57,8 @@ class FivePasses(nn.Module):
         inside = box_mask(batch.boxes, model.config.video.grid)[..., None]
         entities = model.pem_head((positive[:, length + 1 :] * inside).sum(1) / inside.sum(1))
         pem = -(self.pseudo_labels(frames, batch.boxes) * F.log_softmax(entities, dim=1)).sum(1).mean()
-        found = {"loss_vtc": vtc, "loss_vtm": vtm, "loss_mlm": mlm, "loss_pem": pem}
-        return vtc + vtm + mlm + pem, {name: loss.detach() for name, loss in found.items()}
+        results = {"loss_vtc": vtc, "loss_vtm": vtm, "loss_mlm": mlm, "loss_pem": pem}
+        return vtc + vtm + mlm + pem, {name: loss.detach() for name, loss in results.items()}
 
     @torch.no_grad()
     def pseudo_labels(self, frames: Tensor, boxes: Tensor) -> Tensor:
@@ -81,14 +81,14 @@ def draw(similarity: Tensor, uniforms: Tensor) -> list[int]:
 # The tricks of ours, each by what takes its place
 
 
-def fuse_whole(self: Alpro, read: list[Tensor], *given: Tensor) -> tuple[Tensor, ...]:
-    rows = self.fuse(*given).split([len(positions) for positions in read])
+def fuse_whole(self: Alpro, read: list[Tensor], *args: Tensor) -> tuple[Tensor, ...]:
+    rows = self.fuse(*args).split([len(positions) for positions in read])
     wanted = zip(rows, read, strict=True)
     return tuple(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])) for x, positions in wanted)
 
 
-def fuse_apart(self: Alpro, read: list[Tensor], *given: Tensor) -> tuple[Tensor, ...]:
-    groups = zip(*(part.split([len(positions) for positions in read]) for part in given), strict=True)
+def fuse_apart(self: Alpro, read: list[Tensor], *args: Tensor) -> tuple[Tensor, ...]:
+    groups = zip(*(part.split([len(positions) for positions in read]) for part in args), strict=True)
     return tuple(self.multimodal_encoder(*group, [p])[0] for group, p in zip(groups, read, strict=True))
 
 

@@ -4,7 +4,7 @@
 
 Each task runs in a process of its own, with random weights and random frames, words, boxes and answers, through the
 same objective and optimiser as in training. The peak is that of the process, weights and optimiser included. Where a
-process is killed, as for want of memory, this is told, the other tasks go on, and the exit status is 1.
+process is killed, as for want of memory, this is printed, the other tasks continue, and the exit status is 1.
 """
 
 import argparse
@@ -50,16 +50,16 @@ def main() -> None:
         results = context.Queue()
         process = context.Process(target=measure, args=(task, results))
         process.start()
-        found = wait(process, results)
+        measured = wait(process, results)
         process.join()
-        if found is None:
+        if measured is None:
             print(f"{task:10} no figures: its process ended with status {process.exitcode} (-9: out of memory?)")
             continue
-        figures[task] = found
+        figures[task] = measured
         frames, words = SHAPES[task]
         print(
-            f"{task:10} {frames:2} frames, {words} words: {found['parameters'] / 1e6:6.1f} M parameters, "
-            f"{found['seconds']:6.1f} s a step, peak {found['gigabytes']:5.2f} GiB, loss {found['loss']:.3f}",
+            f"{task:10} {frames:2} frames, {words} words: {measured['parameters'] / 1e6:6.1f} M parameters, "
+            f"{measured['seconds']:6.1f} s a step, peak {measured['gigabytes']:5.2f} GiB, loss {measured['loss']:.3f}",
             flush=True,
         )
     if arguments.json:
@@ -86,7 +86,7 @@ def measure(task: str, results: multiprocessing.Queue) -> None:
     config = TrainingConfig(phases=(Phase(corpora=("none",), steps=1),))
     optimizer = build_optimizer(objective, config)
     started = time.perf_counter()
-    loss, _ = objective(batch(task))
+    loss, _ = objective(batch_of(task))
     loss.backward()
     optimizer.step()
     seconds = time.perf_counter() - started
@@ -111,11 +111,11 @@ def build(task: str) -> Objective:
     return PretrainObjective(Alpro(shape, entities=ENTITIES), *norm, Prompter(shape), prompts, weights, 0.0)
 
 
-def batch(task: str, size: int = 2) -> Batch:
+def batch_of(task: str, size: int = 2) -> Batch:
     """Random examples of the task's form."""
     frames, words = SHAPES[task]
     ids = torch.randint(1000, 30522, (size, words))
-    made = Batch(
+    batch = Batch(
         step=0,
         kind="video",
         ids=[str(i) for i in range(size)],
@@ -125,12 +125,12 @@ def batch(task: str, size: int = 2) -> Batch:
         mask=torch.ones_like(ids),
     )
     if task == "pretrain":
-        made.masked, made.labels = ids.clone(), torch.full_like(ids, -100)
-        made.masked[:, 2:6], made.labels[:, 2:6] = 103, ids[:, 2:6]
-        made.boxes = torch.tensor([[1, 2, 8, 9], [4, 0, 9, 8]])
+        batch.masked, batch.labels = ids.clone(), torch.full_like(ids, -100)
+        batch.masked[:, 2:6], batch.labels[:, 2:6] = 103, ids[:, 2:6]
+        batch.boxes = torch.tensor([[1, 2, 8, 9], [4, 0, 9, 8]])
     if task == "qa":
-        made.answers = torch.randint(0, ANSWERS, (size,))
-    return made
+        batch.answers = torch.randint(0, ANSWERS, (size,))
+    return batch
 
 
 if __name__ == "__main__":

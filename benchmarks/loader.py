@@ -126,7 +126,7 @@ def compare(corpus: Path, videos: list["Video"], eaten: list[float]) -> dict:
     parts = {name: shares(steps) for name, steps in jobs.items() if "loader" in name}
     print("\nms a sample, no workers  " + "".join(f"{name:>20}" for name in parts))
     for part in parts["loader"]:
-        print(f"  {part:23}" + "".join(f"{found[part]:20.3f}" for found in parts.values()))
+        print(f"  {part:23}" + "".join(f"{results[part]:20.3f}" for results in parts.values()))
     feed = {name: np.ceil(np.array(eaten) * counts[-1] / row[-1]).tolist() for name, row in rates.items()}
     print(f"\nworkers that feed a GPU, each as fast as one of {counts[-1]}; samples/s that it eats")
     for name, needed in {"": eaten, **feed}.items():
@@ -164,9 +164,9 @@ def shares(steps: TrainingDataset, batches: int = 24) -> dict[str, float]:
     spent: Counter[str] = Counter()
 
     def timed(name: str, work: Callable) -> Callable:
-        def working(*given):
+        def working(*args):
             started = time.perf_counter()
-            result = work(*given)
+            result = work(*args)
             spent[name] += time.perf_counter() - started
             return result
 

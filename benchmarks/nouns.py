@@ -44,7 +44,8 @@ def main() -> None:
     )
     wall, work = measure(captions, arguments.tagger)
     rates, per_core = (
-        {name: len(captions) / statistics.median(seconds) for name, seconds in found.items()} for found in (wall, work)
+        {name: len(captions) / statistics.median(seconds) for name, seconds in results.items()}
+        for results in (wall, work)
     )
     heads = f"{'captions/s':>12}{'words/s':>10}{'':7}captions a second of processor"
     print(f"\n{'median of ' + str(RUNS) + ' runs':26}{heads}")

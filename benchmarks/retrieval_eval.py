@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.frames import NormalizedModel
 from alpro.stages import decode_videos, render_sample
 from alpro.stages.artifacts.store import Resources
-from alpro.stages.evaluation.encode import Texts, Videos, evaluator, load_model
+from alpro.stages.evaluation.encode import Texts, Videos, load_model
 from alpro.stages.evaluation.metrics import retrieval_metrics
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
 
@@ -85,7 +86,7 @@ def full_size(videos: int = 8, texts: int = 32, length: int = 30) -> dict[str, f
             times[name].append(time.perf_counter() - started)
     first, second = scores.values()
     assert np.array_equal(first.argsort(axis=1), second.argsort(axis=1)), "the ranks differ"
-    rates = {name: videos * texts / statistics.median(found) for name, found in times.items()}
+    rates = {name: videos * texts / statistics.median(results) for name, results in times.items()}
     threads = torch.get_num_threads()
     print(f"full size, {videos} videos x {texts} texts, equal ranks, median of {RUNS} runs, {threads} threads")
     for name, rate in rates.items():
@@ -105,7 +106,9 @@ def top_k(artifact: Path, clips: int, k: int) -> dict[str, float]:
             corpus = rendered(Path(temporary) / str(number), FIRST_SEED + number)
             gallery = Gallery.of(corpus, "test")
             length = folder.preprocessing.max_text_tokens
-            parts.append(encode_gallery(evaluator(folder, device), gallery, folder.tokenizer, length, device))
+            parts.append(
+                encode_gallery(NormalizedModel.from_folder(folder, device), gallery, folder.tokenizer, length, device)
+            )
     longest = max(texts.tokens.shape[1] for texts, _ in parts)
     texts = Texts(
         torch.cat([lengthened(t.tokens, longest) for t, _ in parts]),
@@ -114,23 +117,25 @@ def top_k(artifact: Path, clips: int, k: int) -> dict[str, float]:
     )
     videos = Videos(torch.cat([v.tokens for _, v in parts]), torch.cat([v.features for _, v in parts]))
     own = np.arange(len(texts.tokens))
-    seconds, found = {}, {}
+    seconds, results = {}, {}
     ways = {"every pair": lambda: match_all(folder.model, texts, videos)}
     ways[f"best {k}"] = lambda: match_top_k(folder.model, texts, videos, k)
     for name, way in ways.items():
         started = time.perf_counter()
         scores = way()
         seconds[name] = time.perf_counter() - started
-        found[name], _, _ = retrieval_metrics(scores, own)
+        results[name], _, _ = retrieval_metrics(scores, own)
     slow, quick = seconds.values()
     print(
         f"\n{len(own)} rendered test clips, {artifact.name}: matching the best {k} is {slow / quick:.1f} times as fast"
     )
-    for name, metrics in found.items():
+    for name, metrics in results.items():
         shown = "  ".join(f"{way} R@{n} {metrics[f'{way}/R{n}']:5.1f}" for way in ("t2v", "v2t") for n in (1, 5, 10))
         print(f"  {name:10} {seconds[name]:7.1f} s   {shown}")
     changes = {
-        f"{way}/R{n}": round((found[f"best {k}"][f"{way}/R{n}"] - found["every pair"][f"{way}/R{n}"]) * len(own) / 100)
+        f"{way}/R{n}": round(
+            (results[f"best {k}"][f"{way}/R{n}"] - results["every pair"][f"{way}/R{n}"]) * len(own) / 100
+        )
         for way in ("t2v", "v2t")
         for n in (1, 5, 10)
     }

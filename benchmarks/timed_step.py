@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.attention import Attention
 from alpro.models.folder import Preprocessing
-from alpro.models.losses import mask_words, random_box
 from alpro.models.text import TextConfig
 from alpro.models.timesformer import TimeSformer, VideoConfig
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.training import objective as objective_module
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.examples import Batch, collate
-from alpro.stages.training.loop import memory_gib, prepare
+from alpro.stages.training.loop import configure_layers, memory_gib
+from alpro.stages.training.masking import mask_words, random_box
 from alpro.stages.training.objective import PretrainObjective
 from alpro.stages.training.optim import build_optimizer, step_if
 
@@ -118,12 +118,12 @@ class Parts:
 
     def read(self) -> dict[str, float]:
         """Seconds of each part, in all steps."""
-        found: dict[str, float] = {}
+        results: dict[str, float] = {}
         for name, opened, closed in self.spans:
             seconds = opened.elapsed_time(closed) / 1000 if self.settings.cuda else closed - opened
-            found[name] = found.get(name, 0.0) + seconds
-        found["heads, losses"] = found["forward"] - sum(found[name] for name in ENCODERS)
-        return {name: found[name] for name in (*ENCODERS, "heads, losses", "backward", "clipping and AdamW")}
+            results[name] = results.get(name, 0.0) + seconds
+        results["heads, losses"] = results["forward"] - sum(results[name] for name in ENCODERS)
+        return {name: results[name] for name in (*ENCODERS, "heads, losses", "backward", "clipping and AdamW")}
 
 
 @dataclass
@@ -155,7 +155,7 @@ def bench(variant: Variant, settings: Settings) -> Bench:
         module = FivePasses(model, prompter, prompts, ours.mean, ours.std)
         for name in ("text", "mask", "masked", "labels"):
             setattr(batch, name, getattr(batch, name)[:, :WORDS])
-    prepare(module, Resources(compile=variant.compile, checkpoint_activations=settings.checkpoint_activations))
+    configure_layers(module, Resources(compile=variant.compile, checkpoint_activations=settings.checkpoint_activations))
     module.train()
     return Bench(module, batch, flops, Parts(module, settings))
 
@@ -190,8 +190,8 @@ def autocast(variant: Variant, settings: Settings) -> AbstractContextManager:
 
 def losses(variant: Variant, settings: Settings) -> dict[str, Any]:
     """The four losses, the norm of the gradient and the drawn negatives, without dropout and stochastic depth."""
-    made, drawn = bench(variant, settings), list[list[int]]()
-    for part in made.module.modules():
+    prepared, drawn = bench(variant, settings), list[list[int]]()
+    for part in prepared.module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
         elif isinstance(part, Attention):
@@ -201,57 +201,57 @@ def losses(variant: Variant, settings: Settings) -> dict[str, Any]:
     with taken_away(variant):
         way = objective_module.hard_negatives
 
-        def recorded(*given: Tensor) -> tuple[Tensor, Tensor]:
-            columns, valid = way(*given)
+        def recorded(*args: Tensor) -> tuple[Tensor, Tensor]:
+            columns, valid = way(*args)
             drawn.append(columns.tolist())
             return columns, valid
 
         with autocast(variant, settings), patch.object(objective_module, "hard_negatives", recorded):
-            loss, metrics = made.module(made.batch)
+            loss, metrics = prepared.module(prepared.batch)
         loss.backward()
-    found: dict[str, Any] = {name: float(value) for name, value in metrics.items() if name.startswith("loss_")}
-    found["grad_norm"] = float(nn.utils.clip_grad_norm_(made.module.parameters(), float("inf")))
-    return found | {"negatives": [column for rows in drawn or made.module.drawn for column in rows]}
+    results: dict[str, Any] = {name: float(value) for name, value in metrics.items() if name.startswith("loss_")}
+    results["grad_norm"] = float(nn.utils.clip_grad_norm_(prepared.module.parameters(), float("inf")))
+    return results | {"negatives": [column for rows in drawn or prepared.module.drawn for column in rows]}
 
 
 def turn(variant: Variant, settings: Settings) -> dict[str, Any]:
     """Seconds a step, peak memory and the parts' seconds, after the warm-up."""
-    made = bench(variant, settings)
+    prepared = bench(variant, settings)
     torch.manual_seed(1)
-    optimizer = build_optimizer(made.module, CONFIG)
+    optimizer = build_optimizer(prepared.module, CONFIG)
     if not variant.fused:
         groups = [{name: group[name] for name in ("params", "weight_decay")} for group in optimizer.param_groups]
         optimizer = torch.optim.AdamW(groups, lr=CONFIG.lr, betas=CONFIG.betas)
     with taken_away(variant):
         for _ in range(settings.warmup):
-            step(variant, settings, made, optimizer)
+            step(variant, settings, prepared, optimizer)
         if settings.cuda:
             torch.cuda.reset_peak_memory_stats()
-        made.parts.spans.clear()
+        prepared.parts.spans.clear()
         started = settings.clock()
         for _ in range(settings.steps):
-            step(variant, settings, made, optimizer)
+            step(variant, settings, prepared, optimizer)
         seconds = (settings.clock() - started) / settings.steps
-    parts = {name: value / settings.steps for name, value in made.parts.read().items()}
+    parts = {name: value / settings.steps for name, value in prepared.parts.read().items()}
     gigabytes = torch.cuda.max_memory_allocated() / 2**30 if settings.cuda else memory_gib()
     del optimizer
-    made.module.zero_grad(set_to_none=True)
+    prepared.module.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()  # room for the next variant
-    return {"seconds": seconds, "gigabytes": gigabytes, "flops": made.flops, "parts": parts}
+    return {"seconds": seconds, "gigabytes": gigabytes, "flops": prepared.flops, "parts": parts}
 
 
-def step(variant: Variant, settings: Settings, made: Bench, optimizer: torch.optim.AdamW) -> None:
+def step(variant: Variant, settings: Settings, prepared: Bench, optimizer: torch.optim.AdamW) -> None:
     """One optimiser step, ours as in stages/training/loop.py."""
     optimizer.zero_grad(set_to_none=True)
-    with made.parts.timed("forward"), autocast(variant, settings):
-        loss, metrics = made.module(made.batch)
-    with made.parts.timed("backward"):
+    with prepared.parts.timed("forward"), autocast(variant, settings):
+        loss, metrics = prepared.module(prepared.batch)
+    with prepared.parts.timed("backward"):
         loss.backward()
-    with made.parts.timed("clipping and AdamW"):
-        norm = nn.utils.clip_grad_norm_(made.module.parameters(), CONFIG.max_grad_norm)
+    with prepared.parts.timed("clipping and AdamW"):
+        norm = nn.utils.clip_grad_norm_(prepared.module.parameters(), CONFIG.max_grad_norm)
         if variant.fused:
             values = torch.stack([loss.detach(), *(value.float() for value in metrics.values()), norm.detach()])
             step_if(optimizer, torch.isfinite(values).all())
         else:
             optimizer.step()
-        made.module.model.clamp_temperature_()
+        prepared.module.model.clamp_temperature_()

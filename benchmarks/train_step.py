@@ -7,7 +7,7 @@ is the step as one writes it from the paper, and as the authors' code does it: t
 positive pairs, the 2B negatives and the masked pairs each go through an encoder by themselves, through all of its last
 layer; hard negatives are drawn one sample at a time, each read back; MLM scores every word; the prompter runs under
 no_grad; AdamW is not fused. It has our modules, so that it has fused attention too, and its texts need no padding.
-Ours is training's own code: PretrainObjective, `prepare`, the fused AdamW.
+Ours is training's own code: PretrainObjective, `configure_layers`, the fused AdamW.
 
 All variants have the same weights, batch and chances of the negatives. First the four losses, the norm of the gradient
 and the drawn negatives are compared, without dropout: where they differ by more than TOLERANCE the exit status is 1.
@@ -54,12 +54,12 @@ PAPER_STEPS, PAPER_BATCH, PAPER_DEVICES = 100_000, 256, 16
 
 
 def main() -> None:
-    given = arguments()
-    for size in sorted(given.batch, reverse=True):
-        shared = {field.name: getattr(given, field.name) for field in fields(Settings) if field.name != "batch"}
+    options = arguments()
+    for size in sorted(options.batch, reverse=True):
+        shared = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name != "batch"}
         settings = Settings(batch=size, **shared)
         try:
-            figures = compare(settings, variants(given), given.repeats)
+            figures = compare(settings, variants(options), options.repeats)
             break
         except torch.OutOfMemoryError:
             print(f"a batch of {size} does not fit", flush=True)
@@ -67,8 +67,8 @@ def main() -> None:
             print(f"a batch of {size}: a process was killed (out of memory?)", flush=True)
     else:
         sys.exit("no batch fits; give a smaller one, or --checkpoint-activations")
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
     sys.exit(not figures["agree"])
 
 
@@ -87,41 +87,41 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tf32", action="store_true", help="TF32 in all variants, torch's default until 1.11")
     parser.add_argument("--tricks", nargs="*", help="ours without one trick at a time; those with one of these words")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    given = parser.parse_args()
-    cuda = given.device == "cuda"
-    given.dtype = given.dtype or (["bfloat16"] if cuda else ["float32"])
-    given.compile = cuda if given.compile is None else given.compile
-    given.batch = given.batch or [64 if cuda else 2]
-    given.steps = given.steps or (10 if cuda else 1)
-    given.warmup = (3 if cuda else 1) if given.warmup is None else given.warmup
-    return given
+    options = parser.parse_args()
+    cuda = options.device == "cuda"
+    options.dtype = options.dtype or (["bfloat16"] if cuda else ["float32"])
+    options.compile = cuda if options.compile is None else options.compile
+    options.batch = options.batch or [64 if cuda else 2]
+    options.steps = options.steps or (10 if cuda else 1)
+    options.warmup = (3 if cuda else 1) if options.warmup is None else options.warmup
+    return options
 
 
-def variants(given: argparse.Namespace) -> list[Variant]:
-    ours = [Variant(f"ours, {dtype}", dtype, compile=given.compile) for dtype in given.dtype]
-    if given.tricks is None:
+def variants(options: argparse.Namespace) -> list[Variant]:
+    ours = [Variant(f"ours, {dtype}", dtype, compile=options.compile) for dtype in options.dtype]
+    if options.tricks is None:
         return [
             Variant("five passes, float32 (a)", "float32", five_passes=True, fused=False),
             Variant("five passes, bfloat16 (b)", "bfloat16", five_passes=True, fused=False),
             *ours,
         ]
     whole = ours[-1]
-    found = [replace(whole, name=f"without {trick}", without=trick) for trick in TRICKS]
-    found.append(replace(whole, name="without fused AdamW", fused=False))
+    results = [replace(whole, name=f"without {trick}", without=trick) for trick in TRICKS]
+    results.append(replace(whole, name="without fused AdamW", fused=False))
     if whole.compile:
-        found.append(replace(whole, name="without compile", compile=False))
+        results.append(replace(whole, name="without compile", compile=False))
     if whole.dtype == "bfloat16":
-        found.append(replace(whole, name="without bfloat16", dtype="float32"))
-    return [whole, *(v for v in found if not given.tricks or any(word in v.name for word in given.tricks))]
+        results.append(replace(whole, name="without bfloat16", dtype="float32"))
+    return [whole, *(v for v in results if not options.tricks or any(word in v.name for word in options.tricks))]
 
 
 def compare(settings: Settings, chosen: list[Variant], repeats: int) -> dict[str, Any]:
     """Checks that the variants agree, times them by turns and prints the tables."""
     figures: dict[str, Any] = {"settings": asdict(settings), "machine": machine(settings)}
     # A patched variant is checked uncompiled: compiling takes longer than everything else.
-    found = [alone(losses, replace(v, compile=v.compile and not v.without), settings) for v in chosen]
-    figures["losses"] = {v.name: one for v, one in zip(chosen, found, strict=True)}
-    figures["agree"] = agree(chosen, found)
+    results = [alone(losses, replace(v, compile=v.compile and not v.without), settings) for v in chosen]
+    figures["losses"] = {v.name: one for v, one in zip(chosen, results, strict=True)}
+    figures["agree"] = agree(chosen, results)
     if not figures["agree"]:
         return figures
     turns: dict[Variant, list[dict[str, Any]]] = {v: [] for v in chosen}
@@ -206,19 +206,19 @@ def matmul_rate(dtype: torch.dtype, settings: Settings, times: int = 5) -> float
 # What is printed
 
 
-def agree(chosen: list[Variant], found: list[dict[str, Any]]) -> bool:
+def agree(chosen: list[Variant], results: list[dict[str, Any]]) -> bool:
     """Prints what each variant gives without dropout, and whether all are near enough to the first."""
-    names = [name for name in found[0] if name != "negatives"]
+    names = [name for name in results[0] if name != "negatives"]
     print(f"\n{'without dropout':42}" + "".join(f"{name:>12}" for name in names) + "   negatives alike")
     fine = True
-    for variant, one in zip(chosen, found, strict=True):
+    for variant, one in zip(chosen, results, strict=True):
         low = "bfloat16" in (variant.dtype, chosen[0].dtype)
         limits = TOLERANCE["bfloat16" if low else "float32"]
-        off = [not abs(one[name] / found[0][name] - 1) <= limits[name == "grad_norm"] for name in names]  # NaN too
-        alike = sum(a == b for a, b in zip(one["negatives"], found[0]["negatives"], strict=True))
+        off = [not abs(one[name] / results[0][name] - 1) <= limits[name == "grad_norm"] for name in names]  # NaN too
+        alike = sum(a == b for a, b in zip(one["negatives"], results[0]["negatives"], strict=True))
         fine &= not any(off) and (low or alike == len(one["negatives"]))
-        said = "".join(f"{one[name]:11.5f}{'!' if bad else ' '}" for name, bad in zip(names, off, strict=True))
-        print(f"{variant.name:42}{said}   {alike} of {len(one['negatives'])}", flush=True)
+        output = "".join(f"{one[name]:11.5f}{'!' if bad else ' '}" for name, bad in zip(names, off, strict=True))
+        print(f"{variant.name:42}{output}   {alike} of {len(one['negatives'])}", flush=True)
     print("they agree\n" if fine else f"they do not agree (relative: {TOLERANCE}): nothing is timed\n", flush=True)
     return fine
 

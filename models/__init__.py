@@ -1,8 +1,8 @@
-"""Torch modules, losses and weights of ALPRO. Knows tensors only: no files but weights, no stages, no network.
+"""PyTorch modules, losses and weights of ALPRO. This package depends on tensors and weight files only, not on stages.
 
-torchvision's CUDA build beside a CPU torch fails at import for want of two operators, and timm and transformers
-import torchvision. Declaring the two here, only where they are missing, lets both import; nothing in this
-project calls them.
+A CUDA build of torchvision next to a CPU build of torch fails at import because two operators are missing, and timm
+and transformers import torchvision. Declaring the missing operators makes the imports work; this project never calls
+them.
 """
 
 import torch

@@ -15,17 +15,18 @@ from alpro.models.timesformer import Block, TimeSformer, VideoConfig
 
 
 class ModelConfig(BaseModel):
-    """Everything that makes a model of a given shape; the defaults are the paper's."""
+    """Sizes and initialization of a model; the defaults are the paper's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     video: VideoConfig = VideoConfig()
     text: TextConfig = TextConfig()
-    embed_dim: int = Field(256, ge=2, description="dimensions of the common space of video and text")
-    temperature: float = Field(0.07, ge=0.001, le=0.5, description="starting temperature of the contrastive loss")
+    embed_dim: int = Field(256, ge=2, description="dimension of the shared video-text embedding space")
+    temperature: float = Field(0.07, ge=0.001, le=0.5, description="initial temperature of the contrastive loss")
     init: Literal["bert", "scratch"] = Field(
         "bert",
-        description="bert: normal(0.02), for models that load ViT and BERT weights; scratch: for those that do not",
+        description="weight initialization. bert: normal(0.02), for models that load ViT and BERT weights; "
+        "scratch: for models trained from random weights",
     )
 
     @model_validator(mode="after")
@@ -39,7 +40,10 @@ TEMPERATURES = (0.001, 0.5)
 
 
 class DualEncoder(nn.Module):
-    """Video and text encoder with projections into one space: all of the prompter, and the lower half of ALPRO."""
+    """Video and text encoders with projections into a shared space (paper, section 3.1).
+
+    The prompter has no other part; ALPRO adds the multimodal encoder and its heads.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -52,28 +56,28 @@ class DualEncoder(nn.Module):
         initialize(self, config.init)
 
     def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
-        """Frames (B, T, 3, S, S), normalized -> video tokens (B, 1 + N, D); (B, 1, D) where only [CLS] is read."""
+        """Normalized frames (B, T, 3, S, S) -> video tokens (B, 1 + N, D), or [CLS] (B, 1, D) with `cls_only`."""
         return self.video_encoder(frames, cls_only)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Word ids and mask (B, L) -> text tokens (B, L, D)."""
+        """Token ids and attention mask (B, L) -> text tokens (B, L, D)."""
         return self.text_encoder(ids, mask)
 
     def project_video(self, tokens: Tensor) -> Tensor:
-        """Video tokens (B, 1 + N, D) -> unit-length embeddings (B, E) of their [CLS]: g_v of equation 1."""
+        """Video tokens (B, 1 + N, D) -> L2-normalized embeddings (B, E) of [CLS]: g_v in equation 1."""
         return F.normalize(self.video_proj(tokens[:, 0]), dim=-1)
 
     def project_text(self, tokens: Tensor) -> Tensor:
-        """Text tokens (B, L, D) -> unit-length embeddings (B, E) of their [CLS]: g_t of equation 1."""
+        """Text tokens (B, L, D) -> L2-normalized embeddings (B, E) of [CLS]: g_t in equation 1."""
         return F.normalize(self.text_proj(tokens[:, 0]), dim=-1)
 
     def clamped_temperature(self) -> Tensor:
-        """The learnable temperature, held in [0.001, 0.5]."""
+        """The learnable temperature, clamped to [0.001, 0.5]."""
         return self.temperature.clamp(*TEMPERATURES)
 
     @torch.no_grad()
     def clamp_temperature_(self) -> None:
-        """Puts a temperature that a step has moved out of its range back to the edge, where it still has a gradient."""
+        """Clamps the parameter in place after an optimizer step: outside the range it has no gradient."""
         self.temperature.clamp_(*TEMPERATURES)
 
 
@@ -81,19 +85,19 @@ class Prompter(DualEncoder):
     """The frozen teacher of prompting entity modelling (paper, section 3.2.2)."""
 
     def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor) -> Tensor:
-        """Equation 4: probabilities (B, M) of the entities in a crop.
+        """Probabilities (B, M) of the entities in a crop (equation 4).
 
-        frames (B, T, 3, S, S), normalized; boxes (B, 4) in patches (top, left, height, width): the crop keeps its
-        place in every frame and the rest is black; prompts (M, E): an embedding of each entity; black (3, 1, 1): a
+        frames (B, T, 3, S, S), normalized; boxes (B, 4) in patches (top, left, height, width): the crop stays in
+        place in every frame and the rest is black; prompts (M, E): one embedding per entity; black (3, 1, 1): a
         black pixel after normalization.
         """
         with torch.inference_mode():
             tokens = self.encode_video(crop(frames, boxes, self.config.video.patch_size, black), cls_only=True)
-            # In full precision: divided by the temperature, bfloat16 would leave two digits of a similarity.
+            # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
             with torch.autocast(frames.device.type, enabled=False):
                 features = self.project_video(tokens.float())
-                found = ((features @ prompts.T) / self.clamped_temperature()).softmax(dim=-1)
-        return found.clone()  # an ordinary tensor, which a loss may keep for its gradient
+                probabilities = ((features @ prompts.T) / self.clamped_temperature()).softmax(dim=-1)
+        return probabilities.clone()  # a normal tensor: autograd cannot save inference tensors for backward
 
 
 def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
@@ -105,7 +109,11 @@ def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
 
 
 class Alpro(DualEncoder):
-    """The video-language model. Heads exist as asked: `entities` (PEM, with MLM) and `answers` (question answering)."""
+    """The video-language model (paper, section 3.1).
+
+    entities: outputs of the PEM head, which comes with an MLM head; 0: neither. answers: outputs of the
+    question-answering head; 0: no such head.
+    """
 
     def __init__(self, config: ModelConfig, entities: int = 0, answers: int = 0):
         super().__init__(config)
@@ -122,15 +130,16 @@ class Alpro(DualEncoder):
         """text (B, L, D), mask (B, L), video (B, V, D) -> fused tokens (B, L + V, D), text first."""
         return self.multimodal_encoder(text, mask, video)
 
-    def fuse_at(self, read: Sequence[Tensor], text: Tensor, mask: Tensor, video: Tensor) -> tuple[Tensor, ...]:
-        """The fused tokens at some positions alone: the last layer computes no others.
+    def fuse_at(self, positions: Sequence[Tensor], text: Tensor, mask: Tensor, video: Tensor) -> tuple[Tensor, ...]:
+        """Fused tokens at selected positions; the last layer computes no others.
 
-        read: for each group of consecutive rows the positions (R, P) in [text; video]. One tensor (R, P, D) a group.
+        positions: for each group of R consecutive rows, indices (R, P) into [text; video]. Returns one tensor
+        (R, P, D) per group.
         """
-        return self.multimodal_encoder(text, mask, video, read)
+        return self.multimodal_encoder(text, mask, video, positions)
 
     def fuse_cls(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
-        """The fused [CLS] (B, D) alone."""
+        """The fused [CLS] token (B, D)."""
         first = torch.zeros(len(text), 1, dtype=torch.long, device=text.device)
         return self.fuse_at([first], text, mask, video)[0][:, 0]
 
@@ -158,20 +167,20 @@ class Alpro(DualEncoder):
 
 
 def classifier(width: int, outputs: int) -> nn.Sequential:
-    """Linear to twice the width, ReLU, linear to `outputs`: the head of PEM and of question answering."""
+    """Linear to twice the width, ReLU, linear to `outputs`: the PEM and question-answering heads."""
     return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, outputs))
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, how: str) -> None:
-    """Initialises every weight of `model`.
+def initialize(model: nn.Module, init: str) -> None:
+    """Initializes every weight of `model`.
 
-    "bert": normal(0.02) everywhere and temporal_fc at zero, so that a TimeSformer which loads ViT weights starts
-    as that ViT on each frame. "scratch": what lets a narrow model leave the plateau of the contrastive loss
-    without loaded weights: fan-in scaling, embeddings of word 1 / sqrt(D), and place and time embeddings that
-    are not drowned by the patches (docs/sample.md has the trials).
+    "bert": normal(0.02), with temporal_fc at zero, so that a TimeSformer with ViT weights starts as that ViT applied
+    to each frame. "scratch": lets a small model leave the plateau of the contrastive loss without pre-trained
+    weights: fan-in scaling, word embeddings with standard deviation 1 / sqrt(D), and position and time embeddings of
+    the same scale as the patches (docs/sample.md lists the experiments).
     """
-    scratch = how == "scratch"
+    scratch = init == "scratch"
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features) if scratch else 0.02)

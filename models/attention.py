@@ -1,4 +1,4 @@
-"""Multi-head self-attention on PyTorch's fused kernel, and the MLP: the parts that both encoders are made of."""
+"""Multi-head self-attention on PyTorch's fused kernel, and the MLP: used by both encoders."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ class Attention(nn.Module):
     """Multi-head self-attention with one linear for queries, keys and values (in that order).
 
     `forward(x, mask, queries)`: x (B, L, D) -> (B, L, D). `mask` (B, 1, 1, L) is boolean, True where a token may be
-    attended to; None attends to all. Where `queries` (B, Q, D) are given, these tokens alone attend -> (B, Q, D).
+    attended to; None attends to all tokens. With `queries` (B, Q, D), only these tokens attend -> (B, Q, D).
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
@@ -33,7 +33,7 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def by_head(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, L, parts * D) to `parts` tensors (B, heads, L, D / heads)."""
+        """(B, L, parts * D) -> `parts` tensors (B, heads, L, D / heads)."""
         return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 

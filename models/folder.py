@@ -1,4 +1,4 @@
-"""A model as a folder, the Hugging Face way: config.json, model.safetensors, tokenizer.json and its word lists."""
+"""A model folder in the style of Hugging Face: config.json, model.safetensors, tokenizer.json and label lists."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 
 
 class Preprocessing(BaseModel):
-    """How frames become the encoder's input: scaled to [0, 1], then normalized with these, per channel."""
+    """Input preprocessing: per-channel mean and std of pixels in [0, 1], and the maximum text length in tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,7 +38,7 @@ class FolderConfig(BaseModel):
 
 @dataclass
 class ModelFolder:
-    """A model with everything that is needed to use it."""
+    """A model with its tokenizer, preprocessing and labels."""
 
     task: Literal["prompter", "pretrain", "retrieval", "qa"]
     model: DualEncoder
@@ -48,19 +48,20 @@ class ModelFolder:
     answers: list[str] = field(default_factory=list)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the folder. model.safetensors holds every weight of the model and nothing else."""
+        """Writes the folder. model.safetensors holds the model's state dict."""
         folder.mkdir(parents=True, exist_ok=True)
         config = FolderConfig(task=self.task, model=self.model.config, preprocessing=self.preprocessing)
         (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
         save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, folder / "model.safetensors")
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        for name, words in (("entities", self.entities), ("answers", self.answers)):
-            if words:
-                (folder / f"{name}.json").write_text(json.dumps(words, ensure_ascii=False, indent=0) + "\n")
+        for name, labels in (("entities", self.entities), ("answers", self.answers)):
+            if labels:
+                (folder / f"{name}.json").write_text(json.dumps(labels, ensure_ascii=False, indent=0) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelFolder":
-        """Reads what `save_pretrained` wrote. Raises ValueError, on one line, for what is missing or does not fit."""
+        """Loads a folder written by `save_pretrained`. Raises ValueError with a one-line message if a file is missing,
+        corrupt or does not match the configuration."""
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder}: {name} is missing; this is not a model folder")
@@ -73,7 +74,7 @@ class ModelFolder:
             weights = load_file(folder / "model.safetensors")
         except SafetensorError as error:
             raise ValueError(f"{folder}/model.safetensors: not readable: {error}") from error
-        entities, answers = (read_words(folder / f"{name}.json") for name in ("entities", "answers"))
+        entities, answers = (load_labels(folder / f"{name}.json") for name in ("entities", "answers"))
         model: DualEncoder
         if config.task == "prompter":
             model = Prompter(config.model)
@@ -96,21 +97,21 @@ def read_task(folder: Path) -> str:
         raise ValueError(f"{folder}: no readable config.json; this is not a model folder") from error
 
 
-def read_words(path: Path) -> list[str]:
-    """A list of words that a model folder may have; empty where it has none."""
+def load_labels(path: Path) -> list[str]:
+    """The labels (entities or answers) in a JSON file of a model folder; empty if there is no such file."""
     if not path.is_file():
         return []
     try:
-        words = json.loads(path.read_text())
+        labels = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError(f"{path}: not a list of words")
-    return words
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"{path}: not a list of strings")
+    return labels
 
 
 def check_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:
-    """Raises ValueError where weights are missing, unknown or of another shape than the model's."""
+    """Raises ValueError if weights are missing, unexpected or of another shape than the model's."""
     own = model.state_dict()
     wrong = [
         f"{k} is {tuple(weights[k].shape)}, not {tuple(own[k].shape)}"
@@ -132,10 +133,11 @@ M = TypeVar("M", bound=DualEncoder)
 
 
 def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
-    """Copies into `model` every weight that `other` has under the same name; returns what stayed as it was.
+    """Copies the weights that `model` and `other` share by name; returns the model and the names it did not copy.
 
-    A time embedding for another number of frames is resized to it (nearest neighbour, as in TimeSformer), a
-    position embedding for another image size likewise (bicubic). Raises ValueError where a shape differs otherwise.
+    The time embedding is resized to the model's number of frames (nearest neighbour, as in TimeSformer) and the
+    position embedding to its image size (bicubic). Heads of another shape are not copied. Raises ValueError if any
+    other shape differs.
     """
     weights = dict(other.state_dict())
     own = model.state_dict()
@@ -157,37 +159,40 @@ def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
 
 
 def set_frames(model: DualEncoder, frames: int) -> None:
-    """Makes a model take another number of frames: the time embedding is resized to it (nearest neighbour)."""
+    """Changes a model's number of frames in place; the time embedding is resized (nearest neighbour)."""
     encoder = model.video_encoder
     if frames == encoder.config.frames:
         return
-    given = encoder.time_embed.data
-    wanted = given.new_empty(1, frames, given.shape[2])
-    encoder.time_embed = torch.nn.Parameter(resize_embedding("time_embed", given, wanted))
+    current = encoder.time_embed.data
+    target = current.new_empty(1, frames, current.shape[2])
+    encoder.time_embed = torch.nn.Parameter(resize_embedding("time_embed", current, target))
     encoder.config = encoder.config.model_copy(update={"frames": frames})
     model.config = model.config.model_copy(update={"video": encoder.config})
 
 
-def resize_embedding(key: str, given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """A time embedding (1, T, D) or position embedding (1, 1 + N, D) at the length of `wanted`.
+def resize_embedding(key: str, embedding: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A time embedding (1, T, D) or position embedding (1, 1 + N, D) resized to the length of `target`.
 
-    One that differs in more than its length stays as it is, for the caller to refuse. Raises ValueError for a position
-    embedding that is not [CLS] and a square grid, as of a distilled ViT or of one without [CLS].
+    An embedding that differs in more than its length is returned unchanged, and the caller rejects it. Raises
+    ValueError for a position embedding that is not [CLS] and a square grid, such as that of a distilled ViT.
     """
-    if given.dim() != 3 or given.shape[::2] != wanted.shape[::2] or given.shape[1] in (0, wanted.shape[1]):
-        return given
+    if embedding.dim() != 3 or embedding.shape[::2] != target.shape[::2] or embedding.shape[1] in (0, target.shape[1]):
+        return embedding
     if key.endswith("time_embed"):
-        return torch.nn.functional.interpolate(given.transpose(1, 2), size=wanted.shape[1], mode="nearest").transpose(
-            1, 2
-        )
-    old, new = grid_side(given.shape[1], key), grid_side(wanted.shape[1], key)
-    patches = given[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
+        return torch.nn.functional.interpolate(
+            embedding.transpose(1, 2), size=target.shape[1], mode="nearest"
+        ).transpose(1, 2)
+    old, new = grid_side(embedding.shape[1], key), grid_side(target.shape[1], key)
+    patches = embedding[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
     patches = torch.nn.functional.interpolate(patches, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([given[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
 def grid_side(positions: int, key: str = "pos_embed") -> int:
-    """The side of the square grid of a position embedding, whose first position is [CLS]. Raises ValueError."""
+    """Side length of the square grid of a position embedding whose first position is [CLS].
+
+    Raises ValueError if there is no such grid.
+    """
     side = math.isqrt(max(0, positions - 1))
     if not side or side**2 != positions - 1:
         raise ValueError(f"{key} has {positions} positions, which are not [CLS] and a square grid")

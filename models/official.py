@@ -1,8 +1,8 @@
-"""Weights of the official ALPRO code under this project's names.
+"""Conversion between the state dicts of the official ALPRO code and of this project.
 
-The official checkpoints keep text and multimodal encoder in one 12-layer BERT (`text_encoder.bert.*`, for question
-answering `text_encoder.*`), and hold tensors that nothing reads. Names here map one to one, but for attention: the
-official text layers have three matrices where this project has one (queries, keys, values in that order).
+Official checkpoints store the text and multimodal encoders as one 12-layer BERT (`text_encoder.bert.*`, for question
+answering `text_encoder.*`) and contain unused tensors. Keys map one to one except in attention: the official text
+layers have separate query, key and value matrices; this project concatenates them in that order.
 """
 
 import pickle
@@ -20,14 +20,14 @@ from alpro.models.folder import grid_side
 from alpro.models.text import TextConfig
 from alpro.models.timesformer import VideoConfig
 
-Weights = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 
-# Held by official checkpoints and read by nothing: class scores of the video encoder, position numbers, the decoder
-# and its bias (tied to the word embeddings and to predictions.bias).
-UNREAD = (r"visual_encoder\.model\.head\.", r"\.position_ids$", r"cls\.predictions\.decoder\.")
+# Unused keys of official checkpoints: the classifier of the video encoder, position ids, and the MLM decoder with its
+# bias (tied to the word embeddings and to predictions.bias).
+UNUSED = (r"visual_encoder\.model\.head\.", r"\.position_ids$", r"cls\.predictions\.decoder\.")
 
-# Ours and theirs, the longer first; BERT is written as if it lay in text_encoder itself.
+# Our prefix and the official one, longer prefixes first; BERT keys without `bert.`.
 _PREFIXES = (
     ("temperature", "temp"),
     ("video_encoder.patch_embed.", "visual_encoder.model.patch_embed.proj."),
@@ -56,16 +56,16 @@ _IN_LAYER = {
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
 
 
-def from_official(state: Weights, config: ModelConfig) -> tuple[Weights, list[str], list[str]]:
-    """Official weights of one model (without a prompter's prefix) under this project's names.
+def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, list[str], list[str]]:
+    """Converts an official state dict of one model (without the `prompter.` prefix) to this project's keys.
 
-    Returns the weights, the keys that are known and read by nothing, and the keys that are unknown.
+    Returns the weights, the known but unused keys, and the unknown keys.
     """
-    weights: Weights = {}
+    weights: StateDict = {}
     unused, unknown = [], []
     parts: dict[str, dict[int, Tensor]] = {}
     for key, value in state.items():
-        if any(re.search(pattern, key) for pattern in UNREAD):
+        if any(re.search(pattern, key) for pattern in UNUSED):
             unused.append(key)
         elif match := _LAYER.match(key):
             number, name, kind = int(match[1]), match[2], match[3]
@@ -89,7 +89,7 @@ def from_official(state: Weights, config: ModelConfig) -> tuple[Weights, list[st
 
 
 def layer_name(number: int, fusion_layer: int) -> str:
-    """Where layer `number` of the one BERT is: in the text encoder, or behind the cut in the multimodal encoder."""
+    """Our name of BERT layer `number`: text encoder below `fusion_layer`, multimodal encoder from it on."""
     if number < fusion_layer:
         return f"text_encoder.layers.{number}"
     return f"multimodal_encoder.layers.{number - fusion_layer}"
@@ -103,10 +103,12 @@ def _rename(key: str) -> str:
     return ""
 
 
-def to_official(weights: Weights, config: ModelConfig, bert: str = "text_encoder.bert.") -> Weights:
-    """The way back: this project's weights under the official names, BERT's below `bert` (for question answering
-    "text_encoder."). Without what nothing reads."""
-    state: Weights = {}
+def to_official(weights: StateDict, config: ModelConfig, bert: str = "text_encoder.bert.") -> StateDict:
+    """Converts this project's state dict to the official keys, without the unused ones.
+
+    bert: prefix of the BERT keys; "text_encoder." for question answering.
+    """
+    state: StateDict = {}
     for key, value in weights.items():
         match = re.match(r"(text|multimodal)_encoder\.layers\.(\d+)\.(.+)\.(weight|bias)$", key)
         if match is None:
@@ -125,14 +127,14 @@ def to_official(weights: Weights, config: ModelConfig, bert: str = "text_encoder
     return state
 
 
-def read_checkpoint(path: Path) -> Weights:
-    """The tensors of a .pt, .pth, .bin or .safetensors file, out of whatever wraps them (optimiser, `module.`).
+def read_checkpoint(path: Path) -> StateDict:
+    """Reads the state dict in a .pt, .pth, .bin or .safetensors file, without training state and `module.` prefixes.
 
-    Nothing but tensors and plain values is ever unpickled. Raises ValueError, on one line, for a file that carries
-    code, cannot be read, or has no weights.
+    Unpickles tensors and plain values only. Raises ValueError with a one-line message if the file contains code, is not
+    readable, or has no weights.
     """
     try:
-        found: Any = (
+        content: Any = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
@@ -140,44 +142,45 @@ def read_checkpoint(path: Path) -> Weights:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
-        what = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)):? ?([\w.]+)", str(error))
+        name = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)):? ?([\w.]+)", str(error))
         raise ValueError(
-            f"{path}: refused: it is no plain checkpoint, but carries code{f' ({what[1]})' if what else ''}; "
-            "ask whoever made it for the state dict alone"
+            f"{path}: refused: this file is not a plain checkpoint, it contains code{f' ({name[1]})' if name else ''}; "
+            "ask its author for the state dict only"
         ) from error
-    except Exception as error:  # a cut zip, a text file: torch raises many kinds
+    except Exception as error:  # a truncated zip file, a text file: torch raises many types
         raise ValueError(f"{path}: not readable as a checkpoint: {first_line(error)}") from error
     for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    weights = {str(k).removeprefix("module."): v for k, v in found.items()} if isinstance(found, dict) else {}
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    weights = {str(k).removeprefix("module."): v for k, v in content.items()} if isinstance(content, dict) else {}
     weights = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
     if not weights:
-        raise ValueError(f"{path}: no weights in it")
+        raise ValueError(f"{path}: contains no weights")
     return weights
 
 
 def first_line(error: Exception) -> str:
+    """The first non-empty line of an error message, at most 200 characters; the type if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
-def split_prompter(state: Weights) -> tuple[Weights, Weights]:
-    """The weights of a pre-training checkpoint's model, and those of the prompter that it carries (maybe none)."""
+def split_prompter(state: StateDict) -> tuple[StateDict, StateDict]:
+    """Splits a pre-training checkpoint into the weights of the model and those of its prompter (possibly empty)."""
     prompter = {k.removeprefix("prompter."): v for k, v in state.items() if k.startswith("prompter.")}
     return {k: v for k, v in state.items() if not k.startswith("prompter.")}, prompter
 
 
-def sizes(state: Weights) -> ModelConfig:
-    """The configuration that official weights have the shapes of. Raises ValueError where they are not ALPRO's.
+def sizes(state: StateDict) -> ModelConfig:
+    """Infers the model configuration from the shapes of official weights. Raises ValueError if they are not ALPRO's.
 
-    No shape tells the attention heads: there is one for every 64 channels, as in ViT and BERT.
+    Shapes do not determine the number of attention heads: it is one per 64 channels, as in ViT and BERT.
     """
 
     def shape(pattern: str, axes: int) -> tuple[int, ...]:
         for key, value in state.items():
             if re.fullmatch(pattern, key):
                 if value.dim() != axes or 0 in value.shape:
-                    raise ValueError(f"{key} is {tuple(value.shape)}, which is no shape that it has in ALPRO")
+                    raise ValueError(f"{key} is {tuple(value.shape)}, which is not its shape in ALPRO")
                 return tuple(value.shape)
         plain = pattern.replace("\\", "").replace("(bert.)?", "bert.")
         raise ValueError(f"no {plain}: these are not the weights of ALPRO's official code")
@@ -218,5 +221,5 @@ def sizes(state: Weights) -> ModelConfig:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        what = ": ".join([error.title, *map(str, first["loc"]), first["msg"]])
-        raise ValueError(f"no sizes of ALPRO: {what}") from error
+        detail = ": ".join([error.title, *map(str, first["loc"]), first["msg"]])
+        raise ValueError(f"these are not the sizes of an ALPRO model: {detail}") from error

@@ -1,4 +1,4 @@
-"""The prompts that stand for an entity (paper, section 3.2.2): sets for videos and for images, from a file."""
+"""Prompt templates for entities (paper, section 3.2.2), one set for videos and one for images."""
 
 import re
 import tomllib
@@ -10,16 +10,16 @@ OFFICIAL = tomllib.loads(Path(__file__).with_name("templates.toml").read_text("u
 
 
 class Templates(BaseModel):
-    """The prompts for an entity, by kind; the defaults are the official code's. `templates = "FILE"` at the top of a
-    configuration reads both sets from a file of the form of `models/templates.toml`."""
+    """Prompt templates by kind of sample; the defaults are those of the official code. `templates = "FILE"` at the top
+    of a configuration reads both sets from a file in the format of `models/templates.toml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     video: tuple[str, ...] = Field(
-        tuple(OFFICIAL["video"]), min_length=1, description="prompts for videos, {} is the entity"
+        tuple(OFFICIAL["video"]), min_length=1, description="templates for videos; {} is replaced by the entity"
     )
     image: tuple[str, ...] = Field(
-        tuple(OFFICIAL["image"]), min_length=1, description="prompts for images, {} is the entity"
+        tuple(OFFICIAL["image"]), min_length=1, description="templates for images; {} is replaced by the entity"
     )
 
     @field_validator("video", "image")
@@ -28,20 +28,21 @@ class Templates(BaseModel):
         for template in templates:
             if template.count("{}") != 1:
                 raise ValueError(
-                    f"{template!r} has {{}}, the place of the entity, {template.count('{}')} times, not once"
+                    f"{template!r} must contain {{}}, which is replaced by the entity, exactly once, not "
+                    f"{template.count('{}')} times"
                 )
         return templates
 
     @property
     def kinds(self) -> dict[str, tuple[str, ...]]:
-        """The sets by the kind of sample that they are for."""
+        """The templates by kind of sample."""
         return {"video": self.video, "image": self.image}
 
     def words(self) -> set[str]:
-        """The words of all templates, lower-cased."""
+        """All words of the templates, in lower case."""
         return set(re.findall(r"[^\W\d_]+", " ".join(self.video + self.image).lower()))
 
 
 def fill(template: str, entity: str) -> str:
-    """A prompt: the template with the entity in its place."""
+    """The template with {} replaced by the entity."""
     return template.replace("{}", entity)

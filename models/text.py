@@ -1,4 +1,4 @@
-"""BERT, cut in two: its first layers encode the text, its last layers fuse text and video (paper, section 3.1)."""
+"""BERT split in two: the first layers encode text, the last ones fuse text and video (paper, section 3.1)."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -13,18 +13,22 @@ from alpro.models.attention import Attention, Mlp
 
 
 class TextConfig(BaseModel):
-    """Sizes of BERT; the defaults are BERT-base's, cut after layer 6 as in the paper."""
+    """Sizes of BERT; the defaults are BERT-base's, split after layer 6 as in the paper."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vocab_size: int = Field(30522, ge=5, description="word pieces")
-    width: int = Field(768, ge=8, description="channels of a token")
-    depth: int = Field(12, ge=2, description="layers in all")
-    fusion_layer: int = Field(6, ge=1, description="layers that encode text alone; the rest fuse text and video")
-    heads: int = Field(12, ge=1, description="attention heads")
-    mlp_ratio: float = Field(4.0, gt=0, description="hidden channels of the MLP, in widths")
-    max_length: int = Field(512, ge=8, description="position embeddings")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of embeddings, attention and residuals")
+    vocab_size: int = Field(30522, ge=5, description="vocabulary size, word pieces")
+    width: int = Field(768, ge=8, description="hidden size")
+    depth: int = Field(12, ge=2, description="number of layers of both encoders together")
+    fusion_layer: int = Field(
+        6, ge=1, description="number of layers of the text encoder; the others fuse text and video"
+    )
+    heads: int = Field(12, ge=1, description="number of attention heads")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden size of the MLP, as a multiple of width")
+    max_length: int = Field(512, ge=8, description="number of position embeddings")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="dropout probability of embeddings, attention and residual branches"
+    )
 
     @model_validator(mode="after")
     def _cut(self) -> "TextConfig":
@@ -36,7 +40,10 @@ class TextConfig(BaseModel):
 
 
 class TextEmbeddings(nn.Module):
-    """Word, position and segment embeddings: ids (B, L) -> (B, L, D). The segment is always the first."""
+    """Word, position and token-type embeddings: ids (B, L) -> (B, L, D). All tokens have type 0.
+
+    Raises ValueError for texts longer than the position embeddings.
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -57,8 +64,7 @@ class TextEmbeddings(nn.Module):
 class Layer(nn.Module):
     """A post-norm transformer layer as in BERT: x (B, L, D), mask (B, 1, 1, L) -> (B, L, D).
 
-    Where `read` (B, P) is given, only the tokens at these positions come out: (B, P, D). The others are attended to and
-    no more.
+    With `positions` (B, P), only the tokens at these positions are queries: (B, P, D).
     """
 
     def __init__(self, config: TextConfig):
@@ -69,43 +75,43 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, read: Tensor | None = None) -> Tensor:
-        queries = None if read is None else x.gather(1, read[..., None].expand(-1, -1, x.shape[-1]))
+    def forward(self, x: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        queries = None if positions is None else x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
         attended = self.dropout(self.attention(x, mask, queries))
         x = self.norm1((x if queries is None else queries) + attended)
         return self.norm2(x + self.dropout(self.mlp(x)))
 
 
 class Layers(nn.ModuleList):
-    """A run of layers: x (B, L, D), mask (B, L) with 1 for a token and 0 for padding -> (B, L, D).
+    """A stack of layers: x (B, L, D), mask (B, L) with 1 for tokens and 0 for padding -> (B, L, D).
 
-    `read`: for each group of consecutive rows the positions (R, P) that are wanted; the last layer then works those
-    alone, and a tuple of one tensor (R, P, D) a group is returned.
+    `positions`: for each group of R consecutive rows, the output positions (R, P). The last layer then computes these
+    only and returns a tuple of one tensor (R, P, D) per group.
     """
 
     def __init__(self, config: TextConfig, count: int):
         super().__init__(Layer(config) for _ in range(count))
         self.checkpoint_activations = False
 
-    def forward(self, x: Tensor, mask: Tensor, read: Sequence[Tensor] = ()) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, x: Tensor, mask: Tensor, positions: Sequence[Tensor] = ()) -> Tensor | tuple[Tensor, ...]:
         mask = mask.bool()[:, None, None, :]
-        whole = list(self)[:-1] if read else list(self)
-        for layer in whole:
+        layers = list(self)[:-1] if positions else list(self)
+        for layer in layers:
             x = self.run(layer, x, mask)
-        if not read:
+        if not positions:
             return x
-        sizes = [len(positions) for positions in read]
-        groups = zip(x.split(sizes), mask.split(sizes), read, strict=True)
-        return tuple(self.run(self[-1], rows, masks, positions) for rows, masks, positions in groups)
+        sizes = [len(group) for group in positions]
+        groups = zip(x.split(sizes), mask.split(sizes), positions, strict=True)
+        return tuple(self.run(self[-1], *group) for group in groups)
 
-    def run(self, layer: nn.Module, *given: Tensor) -> Tensor:
+    def run(self, layer: nn.Module, *args: Tensor) -> Tensor:
         if self.checkpoint_activations and self.training:
-            return checkpoint(layer, *given, use_reentrant=False)
-        return layer(*given)
+            return checkpoint(layer, *args, use_reentrant=False)
+        return layer(*args)
 
 
 class TextEncoder(nn.Module):
-    """Word ids (B, L) and mask (B, L) to text tokens (B, L, D); the first is [CLS]."""
+    """Token ids (B, L) and attention mask (B, L) -> text tokens (B, L, D); the first is [CLS]."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -120,7 +126,7 @@ class MultimodalEncoder(nn.Module):
     """Self-attention over [text tokens; video tokens] (paper, section 3.1, "Multimodal Encoder").
 
     text (B, L, D), mask (B, L), video (B, V, D) -> (B, L + V, D), text first. No position embedding is added:
-    both encoders have put theirs in. `read` as in `Layers`.
+    both encoders add their own. `positions` as in `Layers`.
     """
 
     def __init__(self, config: TextConfig):
@@ -128,14 +134,14 @@ class MultimodalEncoder(nn.Module):
         self.layers = Layers(config, config.depth - config.fusion_layer)
 
     def forward(
-        self, text: Tensor, mask: Tensor, video: Tensor, read: Sequence[Tensor] = ()
+        self, text: Tensor, mask: Tensor, video: Tensor, positions: Sequence[Tensor] = ()
     ) -> Tensor | tuple[Tensor, ...]:
-        seen = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
-        return self.layers(torch.cat([text, video], dim=1), torch.cat([mask, seen], dim=1), read)
+        video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
+        return self.layers(torch.cat([text, video], dim=1), torch.cat([mask, video_mask], dim=1), positions)
 
 
 class MlmHead(nn.Module):
-    """BERT's prediction head, its decoder tied to the word embeddings: tokens (..., D) -> scores (..., vocab)."""
+    """BERT's prediction head with the decoder tied to the word embeddings: tokens (..., D) -> logits (..., vocab)."""
 
     def __init__(self, config: TextConfig):
         super().__init__()

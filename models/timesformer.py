@@ -15,12 +15,14 @@ class VideoConfig(BaseModel):
 
     image_size: int = Field(224, ge=16, description="height and width of a frame, pixels")
     patch_size: int = Field(16, ge=4, description="height and width of a patch, pixels")
-    frames: int = Field(4, ge=1, description="frames of a clip")
-    width: int = Field(768, ge=8, description="channels of a token")
-    depth: int = Field(12, ge=1, description="blocks")
-    heads: int = Field(12, ge=1, description="attention heads")
-    mlp_ratio: float = Field(4.0, gt=0, description="hidden channels of the MLP, in widths")
-    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, from 0, linearly")
+    frames: int = Field(4, ge=1, description="number of frames of a clip")
+    width: int = Field(768, ge=8, description="hidden size")
+    depth: int = Field(12, ge=1, description="number of blocks")
+    heads: int = Field(12, ge=1, description="number of attention heads")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden size of the MLP, as a multiple of width")
+    drop_path: float = Field(
+        0.1, ge=0, lt=1, description="stochastic depth rate of the last block; it rises linearly from 0 in the first"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> "VideoConfig":
@@ -37,7 +39,7 @@ class VideoConfig(BaseModel):
 
 
 class Block(nn.Module):
-    """Attention over time at each place, attention over space in each frame, MLP; pre-norm, residual."""
+    """Divided space-time attention: temporal attention per patch, spatial attention per frame, MLP; all pre-norm."""
 
     def __init__(self, config: VideoConfig):
         super().__init__()
@@ -51,9 +53,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * config.mlp_ratio))
 
     def forward(self, x: Tensor, frames: int, keep: Tensor | None = None, cls_only: bool = False) -> Tensor:
-        """x (B, 1 + T * N, D): [CLS] and the patches of T `frames` -> the same; (B, 1, D) where only [CLS] is read.
+        """x (B, 1 + T * N, D): [CLS] and patches of T `frames` -> the same shape, or [CLS] (B, 1, D) with `cls_only`.
 
-        keep (3, B): what the three branches are multiplied by for each sample (stochastic depth); None is 1.
+        keep (3, B): per-sample factors of the three branches (stochastic depth); None: all 1.
         """
         cls, patches = x[:, :1], x[:, 1:].unflatten(1, (frames, -1))
         b, t, n, d = patches.shape
@@ -61,7 +63,7 @@ class Block(nn.Module):
         y = drop_path(self.temporal_attn(self.temporal_norm1(y)), keep, 0)
         patches = patches + self.temporal_fc(y).view(b, n, t, d).transpose(1, 2)
 
-        # The [CLS] token attends in every frame; its T updates are averaged.
+        # [CLS] attends to every frame separately; its T updates are averaged.
         y = self.norm1(torch.cat([cls.unsqueeze(1).expand(b, t, 1, d), patches], dim=2).view(b * t, n + 1, d))
         y = drop_path(self.attn(y, queries=y[:, :1] if cls_only else None), keep, 1).unflatten(0, (b, t))
         x = cls + y[:, :, 0].mean(dim=1, keepdim=True)
@@ -71,7 +73,7 @@ class Block(nn.Module):
 
 
 def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
-    """x (B * n, ...) with the n consecutive rows of each sample multiplied by its number in keep[branch] (B,)."""
+    """Scales x (B * n, ...), n consecutive rows per sample, by the factors keep[branch] (B,)."""
     if keep is None:
         return x
     samples = keep.shape[1]
@@ -79,8 +81,8 @@ def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
 
 
 class TimeSformer(nn.Module):
-    """Frames (B, T, 3, S, S), normalized, to tokens (B, 1 + N, D): [CLS], then the N = (S / patch)^2 patch
-    tokens in row-major order, each the mean over the T frames, after the final norm."""
+    """Normalized frames (B, T, 3, S, S) -> tokens (B, 1 + N, D): [CLS], then N = (S / patch)^2 patch tokens in
+    row-major order, averaged over the T frames after the final norm."""
 
     keep_rates: Tensor
 
@@ -98,7 +100,10 @@ class TimeSformer(nn.Module):
         self.checkpoint_activations = False
 
     def forward(self, frames: Tensor, cls_only: bool = False) -> Tensor:
-        """`cls_only`: [CLS] alone, (B, 1, D); the last block then computes no more than it needs."""
+        """With `cls_only`: [CLS] (B, 1, D); the last block computes nothing else.
+
+        Raises ValueError if the number or size of the frames is not the configured one.
+        """
         b, t, _, height, width = frames.shape
         size = self.config.image_size
         if (height, width) != (size, size) or t != self.config.frames:
@@ -109,21 +114,21 @@ class TimeSformer(nn.Module):
         patches = x.view(b, t, *x.shape[1:]) + self.pos_embed[:, None, 1:] + self.time_embed[:, :, None]
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
         x = torch.cat([cls, patches.flatten(1, 2)], dim=1)
-        keep, last = self.draw_keep(b), len(self.blocks) - 1
+        keep, last = self.sample_drop_path(b), len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            given = (x, t, None if keep is None else keep[number], cls_only and number == last)
+            args = (x, t, None if keep is None else keep[number], cls_only and number == last)
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, *given, use_reentrant=False)
+                x = checkpoint(block, *args, use_reentrant=False)
             else:
-                x = block(*given)
-        # Normalise each frame's tokens, then fuse over time (the paper's temporal mean pooling).
+                x = block(*args)
+        # Normalize the tokens of each frame, then average over time (the paper's temporal mean pooling).
         x = self.norm(x)
         return x if cls_only else torch.cat([x[:, :1], x[:, 1:].unflatten(1, (t, -1)).mean(dim=1)], dim=1)
 
-    def draw_keep(self, samples: int) -> Tensor | None:
-        """Stochastic depth while training: (depth, 3, B), 0 where a branch is dropped, else 1 / its chance to be kept.
+    def sample_drop_path(self, samples: int) -> Tensor | None:
+        """Stochastic depth factors (depth, 3, B): 0 for a dropped branch, else 1 / keep probability; None in eval mode.
 
-        The chance falls linearly from 1 in the first block. One draw for all blocks.
+        One call to the generator for all blocks.
         """
         if not self.training or self.config.drop_path == 0.0:
             return None

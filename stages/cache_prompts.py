@@ -1,4 +1,4 @@
-"""Embeds the prompts of every entity once: 12 video and 12 image templates, averaged (paper, section 3.2.2)."""
+"""Embeds the prompts of every entity: 12 video and 12 image templates, averaged (paper, section 3.2.2)."""
 
 from pathlib import Path
 
@@ -20,18 +20,21 @@ from alpro.stages.training.distributed import pick_device
 
 VERSION = 4
 STAGE = Stage(help="embed the prompts of every entity", kind="model")
-LENGTH = 64  # word pieces of a prompt at most
+MAX_PROMPT_TOKENS = 64
 
 
 class Config(StageConfig):
-    """The prompts; they are given once, in `[templates]`."""
+    """Prompts of the entities; their templates are set in `[templates]`."""
 
     templates: Templates = Templates()
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `prompter`, `vocabulary`. Writes prompts.safetensors: `video` and `image`, each (M, E); entities.json;
-    prompts.parquet: how much the prompts of each entity disagree, and which other entity is nearest."""
+    """inputs: `prompter`, `vocabulary`.
+
+    Writes prompts.safetensors with `video` and `image`, each (M, E); entities.json; and prompts.parquet with the
+    disagreement of the prompts of each entity and the nearest other entity.
+    """
     device = pick_device(resources)
     prompter = load_model(inputs["prompter"], device)
     entities = read_entities(inputs["vocabulary"])
@@ -49,22 +52,22 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 def embed(
     model: DualEncoder, tokenizer: Tokenizer, entities: list[str], templates: tuple[str, ...], device: torch.device
 ) -> Tensor:
-    """The mean embedding (M, E) of each entity's prompts; not normalized again, as in the official code."""
+    """The mean embedding (M, E) of the prompts of each entity, not normalized again, as in the official code."""
     texts = [fill(template, entity) for entity in entities for template in templates]
-    features = embed_texts(model, tokenizer, texts, LENGTH, device)
+    features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS, device)
     return features.view(len(entities), len(templates), -1).mean(dim=1)
 
 
 def disagreement(prompts: Tensor) -> Tensor:
-    """How much the prompts behind each mean embedding (M, E) disagree: (M), 0 where they are all the same.
+    """Disagreement (M,) of the prompts behind each mean embedding (M, E); 0 if they are identical.
 
-    Prompts are of unit length, so the length of their mean is their mean cosine to it; this is what it lacks of 1.
+    Prompts have unit length, so the norm of their mean is their mean cosine to it; the disagreement is 1 minus it.
     """
     return (1 - prompts.norm(dim=1)).clamp(min=0)
 
 
 def compare(prompts: dict[str, Tensor], entities: list[str]) -> tuple[pa.Table, dict[str, float]]:
-    """The table of prompts.parquet, the entities whose prompts disagree most first, and its figures in short."""
+    """The table of prompts.parquet, sorted by descending disagreement, and summary metrics."""
     directions = normalize(prompts["video"], dim=1)
     cosines = (directions @ directions.T).fill_diagonal_(-1)
     nearest, which = cosines.max(dim=1)
@@ -80,6 +83,7 @@ def compare(prompts: dict[str, Tensor], entities: list[str]) -> tuple[pa.Table, 
 
 
 def read_entities(vocabulary: Path) -> list[str]:
+    """The entities of a build_vocabulary artifact, in order."""
     return pq.read_table(require(vocabulary, "entities.parquet"))["entity"].to_pylist()
 
 

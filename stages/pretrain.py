@@ -17,19 +17,17 @@ from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.corpora.pictures import draw_entities, sheet
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_contrast
-from alpro.stages.train_prompter import measure, sized_for
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
-from alpro.stages.training.distributed import world
 from alpro.stages.training.examples import TrainingDataset
-from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import PretrainObjective
+from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 4
 STAGE = Stage(help="pre-train ALPRO with the frozen prompter", kind="training")
 
 
-class Weights(StageConfig):
-    """The weight of each loss (equation 6: all 1). 0 leaves the loss and its work out; all 0: no training at all."""
+class LossWeights(StageConfig):
+    """Weights of the losses (equation 6: all 1). A loss of weight 0 is not computed; all 0: no training."""
 
     vtc: float = Field(1.0, ge=0, description="video-text contrast")
     vtm: float = Field(1.0, ge=0, description="video-text matching")
@@ -40,92 +38,79 @@ class Weights(StageConfig):
 class Config(EncoderConfig, MatchingConfig):
     """Pre-training of ALPRO."""
 
-    weights: Weights = Weights()
+    weights: LossWeights = LossWeights()
     start: str = Field(
         "scratch",
-        description="where weights come from after vit and bert: prompter (both encoders), the path of an ALPRO model "
-        "folder, or scratch (nowhere)",
+        description="initial weights on top of vit and bert: prompter (both encoders), the path of an ALPRO model "
+        "folder, or scratch (none)",
         json_schema_extra=FILE_OR_NAME,
     )
-    pictures_every: int = Field(0, ge=0, description="steps between pictures of pseudo-labels; 0: at the end alone")
-    mlm_probability: float = Field(0.15, ge=0, le=1, description="share of the words that MLM masks")
+    pictures_every: int = Field(0, ge=0, description="steps between pictures of pseudo-labels; 0: only at the end")
+    mlm_probability: float = Field(0.15, ge=0, le=1, description="fraction of the tokens that MLM masks")
     threshold: float = Field(
-        0.2, ge=0, le=1, description="a pseudo-label whose best entity has a lower probability is dropped"
+        0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
     )
 
     @property
     def needs_prompter(self) -> bool:
-        """Whether a prompter must have been trained: for its pseudo-labels, or to start from it."""
+        """Whether a trained prompter is required, for pseudo-labels or initial weights."""
         return self.weights.pem > 0 or self.start == "prompter"
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `vocabulary`, the corpora of the phases and, where they are needed, `prompter` and `prompts`.
+    """inputs: `vocabulary`, the corpora of the phases by name; `prompter` and `prompts` if `config.needs_prompter`.
 
     Writes model/ and pictures/.
     """
-    with world(resources) as here:
-        torch.manual_seed(config.seed)
-        entities = read_entities(inputs["vocabulary"])
+    entities = read_entities(inputs["vocabulary"])
+
+    def build(device: torch.device) -> Training:
         prompter: Prompter | None = None
         prompts: dict[str, Tensor] = {}
         if config.needs_prompter:
-            teacher = load_model(inputs["prompter"], here.device)
+            teacher = load_model(inputs["prompter"], device)
             prompter, tokenizer, preprocessing = cast(Prompter, teacher.model), teacher.tokenizer, teacher.preprocessing
-            prompts = {kind: value.to(here.device) for kind, value in read_prompts(inputs["prompts"]).items()}
+            prompts = {kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()}
         else:
             tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
-            preprocessing = measure(config, inputs)
-        model = Alpro(sized_for(config.model, tokenizer), entities=len(entities)).to(here.device)
+            preprocessing = measure_preprocessing(config, inputs)
+        model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         config.load_initial(model)
         if prompter and config.start == "prompter":
             start_from(model, prompter)
         elif config.start != "scratch":
-            start_from(model, load_model(Path(config.start), here.device).model)
-        video = model.config.video
-        data = TrainingDataset(
-            config,
-            inputs,
-            tokenizer,
-            "sample",
-            video.frames,
-            video.image_size,
-            video.grid,
-            config.mlm_probability,
-            rank=here.rank,
-            ranks=here.size,
-        )
+            start_from(model, load_model(Path(config.start), device).model)
+        weights = config.weights.model_dump()
         objective = PretrainObjective(
             model,
-            list(preprocessing.mean),
-            list(preprocessing.std),
+            preprocessing.mean,
+            preprocessing.std,
             prompter,
             prompts,
-            config.weights.model_dump(),
+            weights,
             config.threshold,
             config.negative_pool_size,
-        ).to(here.device)
-        validate = validate_contrast(objective, inputs, tokenizer, config)
+        )
 
-        def watch(step: int) -> None:
-            if config.pictures_every and config.weights.pem and step % config.pictures_every == 0 and step < len(data):
+        def draw(data: TrainingDataset, step: int) -> None:
+            if step == 0:
+                draw_pseudo_labels(objective, data, entities, out / "pictures", len(data) - 1)
+            elif config.pictures_every and step % config.pictures_every == 0 and step < len(data):
                 draw_pseudo_labels(objective, data, entities, out / "pictures", step - 1, f"-step-{step:06d}")
 
-        training = any(config.weights.model_dump().values())
-        if training:
-            metrics = fit(objective, data, config, out, here, resources, validate, watch=watch)
-        else:
-            objective.eval()
-            with torch.no_grad():
-                metrics = validate() if validate else {}
-        if here.main:
-            preprocessing = preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
-            ModelFolder("pretrain", model, tokenizer, preprocessing, entities).save_pretrained(out / "model")
-            if config.weights.pem:
-                draw_pseudo_labels(objective, data, entities, out / "pictures", len(data) - 1)
-        return Outcome(
-            {"steps": len(data) * training, "samples_without_caption": data.skipped, "entities": len(entities)}, metrics
+        return Training(
+            ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
+            "sample",
+            objective,
+            lambda: (validate_contrast(objective, inputs, tokenizer, config), ""),
+            mlm_probability=config.mlm_probability,
+            enabled=any(weights.values()),
+            draw=draw if config.weights.pem else None,
         )
+
+    trained = train(build, config, inputs, out, resources)
+    counts = {"steps": trained.steps, "samples_without_caption": trained.data.skipped, "entities": len(entities)}
+    return Outcome(counts, trained.metrics)
 
 
 @torch.no_grad()
@@ -135,11 +120,10 @@ def draw_pseudo_labels(
     entities: list[str],
     folder: Path,
     last: int,
-    ending: str = "",
+    suffix: str = "",
     count: int = 12,
 ) -> None:
-    """pseudo_labels.png: what the prompter says of crops of the last batch of videos up to step `last`, or of images;
-    `ending` goes behind the name."""
+    """Draws pseudo-labels of crops of the last video batch up to step `last`, or of images."""
     video = [s for s in range(last, max(-1, last - 50), -1) if data.sources[data.source_of[s]].kind == "video"]
     batch = data[video[0] if video else last].to(objective.mean.device)
     assert batch.boxes is not None
@@ -151,12 +135,14 @@ def draw_pseudo_labels(
     grid = objective.model.config.video.grid
     rows = []
     for i in range(min(count, len(labels))):
-        best = labels[i].topk(min(3, len(entities)))
-        named = [(entities[int(n)], float(p)) for p, n in zip(best.values, best.indices, strict=True)]
+        top = labels[i].topk(min(3, len(entities)))
+        named = [(entities[int(n)], float(p)) for p, n in zip(top.values, top.indices, strict=True)]
         frame = batch.frames[i, batch.frames.shape[1] // 2].permute(1, 2, 0).cpu().numpy()
         box = [v / grid for v in batch.boxes[i].tolist()]
         words = data.words.tokenizer.decode(batch.text[i].tolist())
-        rows.append(draw_entities(frame, box, named, words, bool(best.values[0] >= objective.threshold)))
+        rows.append(draw_entities(frame, box, named, words, bool(top.values[0] >= objective.threshold)))
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / f"pseudo_labels{ending}.png") as temporary:  # another process follows what appears here
+    with atomic_write(
+        folder / f"pseudo_labels{suffix}.png"
+    ) as temporary:  # tracking uploads files as soon as they appear world
         sheet(rows, columns=min(6, len(rows))).save(temporary, format="png")

@@ -1,22 +1,18 @@
-"""Trains the prompter: video and text encoder by video-text contrast alone (paper, section 3.2.2)."""
+"""Trains the prompter: a video and a text encoder, with the VTC loss only (paper, section 3.2.2)."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from alpro.files import read_json
-from alpro.models.alpro import ModelConfig, Prompter
-from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.models.alpro import Prompter
+from alpro.models.folder import ModelFolder
 from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources, require
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.training.config import EncoderConfig
-from alpro.stages.training.distributed import world
-from alpro.stages.training.examples import TrainingDataset
-from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import PrompterObjective
+from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 3
 STAGE = Stage(help="train the prompter by video-text contrast", kind="training")
@@ -27,42 +23,20 @@ class Config(EncoderConfig):
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `vocabulary` and, by their names, the decoded corpora of the phases. Writes model/."""
-    with world(resources) as here:
-        torch.manual_seed(config.seed)
+    """inputs: `vocabulary`, and the decoded corpora of the phases by name. Writes model/."""
+
+    def build(device: torch.device) -> Training:
         tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
-        model = Prompter(sized_for(config.model, tokenizer)).to(here.device)
+        model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
         config.load_initial(model)
-        preprocessing = measure(config, inputs)
-        data = TrainingDataset(
-            config,
-            inputs,
-            tokenizer,
+        preprocessing = measure_preprocessing(config, inputs)
+        objective = PrompterObjective(model, preprocessing.mean, preprocessing.std)
+        return Training(
+            ModelFolder("prompter", model, tokenizer, preprocessing),
             "sample",
-            model.config.video.frames,
-            model.config.video.image_size,
-            rank=here.rank,
-            ranks=here.size,
+            objective,
+            lambda: (validate_contrast(objective, inputs, tokenizer, config), ""),
         )
-        objective = PrompterObjective(model, list(preprocessing.mean), list(preprocessing.std)).to(here.device)
-        validate = validate_contrast(objective, inputs, tokenizer, config)
-        metrics = fit(objective, data, config, out, here, resources, validate)
-        if here.main:
-            ModelFolder("prompter", model, tokenizer, preprocessing).save_pretrained(out / "model")
-        return Outcome({"steps": len(data), "samples_without_caption": data.skipped}, metrics)
 
-
-def sized_for(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The model with as many word embeddings as the tokenizer has word pieces."""
-    return model.model_copy(update={"text": model.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})})
-
-
-def measure(config: EncoderConfig, inputs: dict[str, Path]) -> Preprocessing:
-    """How frames are normalized: by CLIP's constants, or by the mean over the corpora of their own statistics."""
-    if config.normalization == "clip":
-        return Preprocessing(max_text_tokens=config.max_text_tokens)
-    found = [read_json(require(inputs[name], "statistics.json")) for name in sorted(config.corpora)]
-    mean, std = (
-        np.mean([statistics[key] for statistics in found], axis=0).round(5).tolist() for key in ("mean", "std")
-    )
-    return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)
+    trained = train(build, config, inputs, out, resources)
+    return Outcome({"steps": trained.steps, "samples_without_caption": trained.data.skipped}, trained.metrics)

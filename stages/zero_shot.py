@@ -1,4 +1,4 @@
-"""Evaluates before fine-tuning: retrieval by the pre-trained model as it is, and the entities of the prompter."""
+"""Zero-shot evaluation: retrieval by the pre-trained model, entity accuracy of the prompter (paper, section 4.2)."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.entities import entity_accuracy
-from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load, score
+from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load_for_evaluation, score_pairs
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.training.distributed import pick_device
@@ -19,12 +19,14 @@ STAGE = Stage(help="evaluate the pre-trained model and the prompter on the test 
 
 
 class Config(EvaluationConfig):
-    """What is evaluated, and how: the keys that `[evaluate]` has too, and are given there."""
+    """Zero-shot evaluation; its keys are set in `[evaluate]`."""
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: the model `pretrained`; `prompter`, `prompts` and `vocabulary`; or one of both; and the corpora by name.
-    Writes results.json and per-query tables."""
+    """inputs: `pretrained`, or `prompter`, `prompts` and `vocabulary`, or all of them; and the corpora by name.
+
+    Writes results.json and per-query tables.
+    """
     device = pick_device(resources)
     results = Results.of(config, inputs, out)
     if config.retrieval and "pretrained" in inputs:
@@ -35,24 +37,23 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 
 def retrieval(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
-    """Retrieval by the pre-trained model, by matching and by similarity alone."""
-    folder = load(config, inputs["pretrained"], device)
+    """Retrieval by the pre-trained model: by matching (VTM), and by similarity (VTC) only."""
+    folder = load_for_evaluation(config, inputs["pretrained"], device)
     corpus = inputs[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    scores, texts, videos = score(folder, gallery, config, device)
+    scores, texts, videos = score_pairs(folder, gallery, config, device)
     add_retrieval(results, "zero-shot retrieval", "zero_shot", scores, gallery)
     similarity = (texts.features @ videos.features.T).cpu().numpy()
     add_retrieval(results, "zero-shot by similarity", "zero_shot_vtc", similarity, gallery)
 
 
 def entities(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
-    """The prompter's best entity for a clip against what is in it."""
+    """Accuracy of the prompter's most likely entity per clip."""
     prompter = load_model(inputs["prompter"], device)
     folder = inputs[config.retrieval or config.qa]
     prompts, names = read_prompts(inputs["prompts"]), read_entities(inputs["vocabulary"])
-    left_out = excluded(config, folder)
-    found = entity_accuracy(prompter, prompts, names, folder, config.split, device, left_out)
-    if found:
-        results.add("prompter", "entity accuracy", found.accuracy, len(found.ids), found.best_constant, "entities/acc")
-        rows = zip(found.ids, found.named, found.truth, strict=True)
+    score = entity_accuracy(prompter, prompts, names, folder, config.split, device, excluded(config, folder))
+    if score:
+        results.add("prompter", "entity accuracy", score.accuracy, len(score.ids), score.best_constant, "entities/acc")
+        rows = zip(score.ids, score.named, score.truth, strict=True)
         results.table("entities", [{"id": i, "named": n, "truth": t, "right": n in t} for i, n, t in rows])

@@ -114,8 +114,8 @@ def noted(owner: object, method: str) -> list[Tensor]:
     """What a method returns from now on."""
     results, call = [], getattr(owner, method)
 
-    def note(*given, **named):
-        results.append(call(*given, **named))
+    def note(*args, **kwargs):
+        results.append(call(*args, **kwargs))
         return results[-1]
 
     setattr(owner, method, note)
@@ -140,7 +140,7 @@ def masked_batch(arrays: Arrays) -> Batch:
         masked=masked,
         labels=labels,
         boxes=boxes,
-        most_masked=8,
+        max_masked=8,
     )
 
 

@@ -44,8 +44,8 @@ def pretrained(tmp_path_factory, tiny_model, vocabulary) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(sample) -> list[dict]:
-    found = [json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()]
-    return [row for row in found if not row["id"].startswith("broken")]
+    actual = [json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()]
+    return [row for row in actual if not row["id"].startswith("broken")]
 
 
 def annotate(folder: Path, rows: list[dict], form: str) -> list[str]:
@@ -69,12 +69,12 @@ def annotate(folder: Path, rows: list[dict], form: str) -> list[str]:
 def make(config, folder: Path) -> dict[str, Path]:
     """Every stage in this process; the folder of each."""
     folder.mkdir(exist_ok=True)
-    store, made = Store(folder / "artifacts"), {}
+    store, folders = Store(folder / "artifacts"), {}
     for step in plan(config, Digests(folder / "digests.sqlite")):
         inputs = {name: store.folder(other) for name, other in step.inputs.items()} | dict(step.paths)
         store.make(step, lambda s, out, i=inputs: s.module.run(s.config, i, out, RESOURCES), {})
-        made[step.name] = store.folder(step)
-    return made
+        folders[step.name] = store.folder(step)
+    return folders
 
 
 # What the paper and the official code train with. Batches are over all GPUs, parts of accumulation included.
@@ -138,9 +138,9 @@ EVALUATED = {"msrvtt_retrieval": (8, 40), "didemo_retrieval": (8, 50), "msrvtt_q
 
 def shipped_config(name: str):
     """A configuration of the paper with what a person gives it."""
-    given = {"webvid_cc3m": ["corpora.webvid.data='x'", "corpora.cc3m.data='x'"]}
+    changes_of = {"webvid_cc3m": ["corpora.webvid.data='x'", "corpora.cc3m.data='x'"]}
     corpus = name.split("_")[0]
-    return load_config(name, changes=given.get(name, [f"corpora.{corpus}.data='x'", "pretrained='x'"]))
+    return load_config(name, changes=changes_of.get(name, [f"corpora.{corpus}.data='x'", "pretrained='x'"]))
 
 
 def test_every_training_stage_of_the_papers_configurations_is_in_the_table():
@@ -202,17 +202,17 @@ def test_a_downstream_task_decodes_takes_a_step_and_is_evaluated(
         *(["finetune_retrieval.negative_pool_size=4"] if stage == "finetune_retrieval" else []),
     ]
     config = load_config(name, changes=changes)
-    made = make(config, tmp_path)
+    folders = make(config, tmp_path)
     before = set() if stage == "finetune_qa" else {"zero_shot"}
-    assert set(made) == {f"decode_videos {corpus}", stage, "evaluate"} | before
-    results = [json.loads((made[name] / "results.json").read_text()) for name in (*before, "evaluate")]
-    found = {row["name"]: row for rows in results for row in rows}
+    assert set(folders) == {f"decode_videos {corpus}", stage, "evaluate"} | before
+    results = [json.loads((folders[name] / "results.json").read_text()) for name in (*before, "evaluate")]
+    actual = {row["name"]: row for rows in results for row in rows}
     test = [row for row in rows if row["split"] == "test"]
     if stage == "finetune_qa":
-        assert found["qa/acc"]["items"] == sum(len(row["questions"]) for row in test)
+        assert actual["qa/acc"]["items"] == sum(len(row["questions"]) for row in test)
         return
-    assert found["zero_shot/t2v/R1"]["items"] == found["retrieval/v2t/R1"]["items"] == len(test)
-    index = pq.read_table(made[f"decode_videos {corpus}"] / "index.parquet").to_pylist()
+    assert actual["zero_shot/t2v/R1"]["items"] == actual["retrieval/v2t/R1"]["items"] == len(test)
+    index = pq.read_table(folders[f"decode_videos {corpus}"] / "index.parquet").to_pylist()
     captions = {row["id"]: row["captions"] for row in index}
     joined = form == "paragraphs"
     for row in rows:
@@ -227,11 +227,11 @@ def test_test_videos_that_are_missing_are_an_error_unless_allowed(tmp_path, pret
     changes += ["finetune_retrieval.max_text_tokens=24"]
     with pytest.raises(InputError, match="the videos of 8 of 10 test captions could be decoded"):
         make(load_config("msrvtt_retrieval", changes=changes), tmp_path)
-    made = make(load_config("msrvtt_retrieval", changes=[*changes, "evaluate.min_decoded_share=0.5"]), tmp_path)
-    (told,) = (
-        r for r in json.loads((made["evaluate"] / "results.json").read_text()) if r["name"].startswith("decoded")
+    folders = make(load_config("msrvtt_retrieval", changes=[*changes, "evaluate.min_decoded_share=0.5"]), tmp_path)
+    (message,) = (
+        r for r in json.loads((folders["evaluate"] / "results.json").read_text()) if r["name"].startswith("decoded")
     )
-    assert (told["metric"], told["value"]) == ("8 of 10", 80.0)
+    assert (message["metric"], message["value"]) == ("8 of 10", 80.0)
 
 
 def test_what_evaluation_would_refuse_is_refused_before_training(tmp_path, pretrained, sample, rows, inline_pool):
@@ -257,11 +257,11 @@ def test_weights_and_models_are_in_the_fingerprint_by_their_contents(tmp_path, p
         config = load_config("webvid_cc3m", changes=[*changes, f"train_prompter.vit={vit}"])
         return next(s for s in plan(config, Digests(tmp_path / "d")) if s.stage == "train_prompter").fingerprint
 
-    found = []
+    actual = []
     for content in (b"one", b"other", b"one"):
         vit.write_bytes(content)
-        found.append(prompter())
-    assert found[0] == found[2] != found[1]
+        actual.append(prompter())
+    assert actual[0] == actual[2] != actual[1]
     prompter_folder = tmp_path / "prompter"
     shutil.copytree(pretrained, prompter_folder)
     about = json.loads((prompter_folder / "config.json").read_text())
@@ -312,13 +312,13 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, tiny_model, vo
         *(f"{stage}.vit={tmp_path / 'vit.pt'}" for stage in ("train_prompter", "pretrain")),
         *(f"{stage}.bert={tmp_path / 'bert'}" for stage in ("train_prompter", "pretrain")),
     ]
-    made = make(load_config("webvid_cc3m", changes=changes), tmp_path)
-    assert (made["pretrain"] / "model" / "model.safetensors").is_file()
-    assert "evaluate" not in made
+    folders = make(load_config("webvid_cc3m", changes=changes), tmp_path)
+    assert (folders["pretrain"] / "model" / "model.safetensors").is_file()
+    assert "evaluate" not in folders
 
     # Pre-training goes on from an ALPRO folder: with hardly any learning rate, its weights are what comes out.
-    more = [*changes, f"pretrain.start={made['pretrain'] / 'model'}", "pretrain.lr=1e-12"]
+    more = [*changes, f"pretrain.start={folders['pretrain'] / 'model'}", "pretrain.lr=1e-12"]
     again = make(load_config("webvid_cc3m", changes=more), tmp_path / "again")
-    first, second = (load_file(folder["pretrain"] / "model" / "model.safetensors") for folder in (made, again))
+    first, second = (load_file(folder["pretrain"] / "model" / "model.safetensors") for folder in (folders, again))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-6, rtol=0, msg=name)

@@ -1,4 +1,4 @@
-"""Controls: what a blinder ranker would reach, and what is left when the frames stand in another order."""
+"""Controls: a ranker that sees colours only, and frames in shuffled or reversed order."""
 
 import re
 from collections import Counter
@@ -9,12 +9,12 @@ from alpro.stages.evaluation.retrieval import Gallery
 
 
 def reverse(frames: list[int]) -> list[int]:
-    """The frames backwards."""
+    """The frames in reverse order."""
     return frames[::-1]
 
 
 class Shuffle:
-    """The frames in random order, never the true one; seeded, another for each clip."""
+    """Shuffles frames, never to the original order; the seeded order differs from clip to clip."""
 
     def __init__(self, seed: int):
         self.rng = np.random.default_rng([seed, 31])
@@ -29,14 +29,16 @@ class Shuffle:
 
 
 def colours_only(gallery: Gallery) -> np.ndarray | None:
-    """Scores (texts, videos) of a ranker that knows nothing but the true colours of a clip: the overlap of these with
-    the colour words of the text. None where the manifest does not tell the colours (column `things`)."""
-    seen = []
+    """Scores (texts, videos) of a ranker that knows only the true colours of a clip: their overlap with the colour
+    words of the text. None if the manifest does not list the colours (column `things`)."""
+    colours = []
     for number in gallery.numbers:
         things = gallery.reader[number].about["meta"].get("things")
         if not isinstance(things, list):
             return None
-        seen.append(Counter(thing["colour"] for thing in things))
-    known = set().union(*seen)
-    said = [Counter(word for word in re.findall(r"[a-z]+", text.lower()) if word in known) for text in gallery.texts]
-    return np.array([[(a & b).total() / max(1, (a | b).total()) for b in seen] for a in said], np.float32)
+        colours.append(Counter(thing["colour"] for thing in things))
+    known = set().union(*colours)
+    mentioned = [
+        Counter(word for word in re.findall(r"[a-z]+", text.lower()) if word in known) for text in gallery.texts
+    ]
+    return np.array([[(a & b).total() / max(1, (a | b).total()) for b in colours] for a in mentioned], np.float32)

@@ -1,4 +1,4 @@
-"""Texts and videos through the encoders, each once; what every evaluation starts from."""
+"""Encoding of texts and videos, each once, for all evaluations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from torch import Tensor
 from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder
 from alpro.models.folder import ModelFolder
+from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import VideoConfig
 from alpro.shards.reader import ShardReader
 from alpro.shards.sampling import segment_starts
 from alpro.shards.transforms import squash
-from alpro.stages.training.objective import Objective
 from alpro.stages.vocabulary.word_pieces import WordPieces
 
-Reorder = Callable[[list[int]], list[int]]  # what a control does to the order of frames
+Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame indices
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Videos:
 
 
 def load_model(folder: Path, device: torch.device) -> ModelFolder:
-    """A model folder, or the one in an artifact (model/); its mistakes told as a person's."""
+    """Loads a model folder, or the folder model/ of an artifact. Raises InputError if it is not valid."""
     inside = folder / "model"
     try:
         return ModelFolder.from_pretrained(inside if inside.is_dir() else folder, device)
@@ -52,10 +52,10 @@ def load_model(folder: Path, device: torch.device) -> ModelFolder:
 def encode_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
 ) -> Texts:
-    """All texts through the text encoder. Their tokens stay on the device: for many texts see `embed_texts`."""
+    """Encodes texts. Their tokens stay on the device; for many texts use `embed_texts`."""
     ids, mask = WordPieces(tokenizer).batch(texts, length)
     mask = mask.to(device)
-    tokens = torch.empty(*ids.shape, model.config.text.width, device=device)  # filled in place: no second copy
+    tokens = torch.empty(*ids.shape, model.config.text.width, device=device)  # filled in place to avoid a second copy
     for start in range(0, len(ids), batch):
         part = slice(start, start + batch)
         tokens[part] = model.encode_text(ids[part].to(device), mask[part])
@@ -66,38 +66,38 @@ def encode_texts(
 def embed_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
 ) -> Tensor:
-    """The features (N, E) of all texts; nothing else of them is kept."""
+    """The features (N, E) of texts, without their tokens."""
     parts = [texts[start : start + batch] for start in range(0, len(texts), batch)]
     return torch.cat([encode_texts(model, tokenizer, part, length, device, batch).features for part in parts])
 
 
 @torch.no_grad()
 def encode_videos(
-    objective: Objective,
+    encoder: NormalizedModel,
     reader: ShardReader,
     numbers: list[int],
     device: torch.device,
     batch: int = 32,
     reorder: Reorder | None = None,
 ) -> Videos:
-    """Samples through the video encoder: uniform frames, resized to the encoder's size without a crop.
+    """Encodes samples: uniformly sampled frames, resized to the encoder's size without a crop.
 
-    `reorder` permutes the frames of a clip, for the controls.
+    reorder: permutation of the frames of a clip, for the controls.
     """
-    config = objective.model.config.video
+    config = encoder.model.config.video
     tokens = torch.empty(len(numbers), 1 + config.grid**2, config.width, device=device)
     for start in range(0, len(numbers), batch):
         part = slice(start, start + batch)
         frames = np.stack([uniform_frames(reader, n, config, reorder) for n in numbers[part]])
-        tokens[part] = objective.model.encode_video(objective.pixels(torch.from_numpy(frames).to(device)))
-    return Videos(tokens, objective.model.project_video(tokens).float())
+        tokens[part] = encoder.model.encode_video(encoder.pixels(torch.from_numpy(frames).to(device)))
+    return Videos(tokens, encoder.model.project_video(tokens).float())
 
 
 def uniform_frames(reader: ShardReader, number: int, config: VideoConfig, reorder: Reorder | None = None) -> np.ndarray:
     """The first frame of each of `config.frames` equal segments of a sample: (T, 3, H, W) uint8.
 
-    Images, which are stored with their aspect ratio, are resized to the encoder's size; frames of videos all have one
-    size already.
+    Images, which are stored with their aspect ratio, are resized to the encoder's size; video frames are stored at one
+    size.
     """
     sample = reader[number]
     chosen = segment_starts(len(sample), config.frames)
@@ -105,8 +105,3 @@ def uniform_frames(reader: ShardReader, number: int, config: VideoConfig, reorde
     if sample.about["kind"] == "image":
         frames = squash(frames, config.image_size)
     return frames.transpose(0, 3, 1, 2)
-
-
-def evaluator(folder: ModelFolder, device: torch.device) -> Objective:
-    """A loaded model with its normalization, ready to encode."""
-    return Objective(folder.model, list(folder.preprocessing.mean), list(folder.preprocessing.std)).to(device).eval()

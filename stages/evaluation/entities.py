@@ -1,4 +1,4 @@
-"""How often the prompter's best entity for a clip is really in it, and what the best constant guess would reach."""
+"""Entity accuracy of the prompter, and that of the best constant prediction."""
 
 import re
 from collections.abc import Collection
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from alpro.models.folder import ModelFolder
+from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.encode import encode_videos, evaluator
+from alpro.stages.evaluation.encode import encode_videos
 
 
 @dataclass
 class EntityScore:
-    """Accuracy of the best entity over clips with a known entity, per cent, and per clip what was named."""
+    """Accuracy (%) of the most likely entity over clips with known entities, and the prediction for each clip."""
 
     accuracy: float
     best_constant: float
@@ -34,16 +35,16 @@ def entity_accuracy(
     device: torch.device,
     exclude: Collection[str] = (),
 ) -> EntityScore | None:
-    """Names the best entity for every video of a split. None where no video has a known entity.
+    """Predicts the most likely entity of every video of a split. None if no video has a known entity.
 
-    What is in a video: the manifest's column `entities` where there is one; else the entities that its captions name.
+    The true entities are those in the manifest's column `entities` if present, otherwise those in the captions.
     """
     reader = ShardReader(folder, split, "video", exclude)
     truths = {n: truth for n in range(len(reader)) if (truth := true_entities(reader[n].about, entities))}
     if not truths:
         return None
     numbers = list(truths)
-    videos = encode_videos(evaluator(prompter, device), reader, numbers, device)
+    videos = encode_videos(NormalizedModel.from_folder(prompter, device), reader, numbers, device)
     best = (videos.features @ prompts["video"].to(device).T).argmax(1).tolist()
     named = [entities[i] for i in best]
     right = [name in truths[n] for n, name in zip(numbers, named, strict=True)]
@@ -55,7 +56,7 @@ def entity_accuracy(
 
 
 def true_entities(about: dict, entities: list[str]) -> list[str]:
-    """The entities that are in a sample, as far as is known."""
+    """The known entities of a sample."""
     stated = about["meta"].get("entities")
     if isinstance(stated, list):
         return [e for e in stated if e in entities]

@@ -1,4 +1,4 @@
-"""A trained model in a few lines of Python: embed, match, answer, name the entities of a region (README)."""
+"""Inference with a trained model: embed, match, answer questions, name the entities of a region (see README)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
-from alpro.models.folder import ModelFolder, read_words
+from alpro.models.folder import ModelFolder, load_labels
+from alpro.models.frames import NormalizedModel
 from alpro.shards.decode import DecodeError, decode_image, decode_video
 from alpro.shards.schema import IMAGE_EXTENSIONS
 from alpro.stages.artifacts.store import Resources, require
 from alpro.stages.cache_prompts import read_prompts
 from alpro.stages.corpora.pictures import draw_entities, sheet
-from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, evaluator, load_model
+from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, load_model
 from alpro.stages.evaluation.retrieval import match_all
 from alpro.stages.training.distributed import pick_device
 
@@ -27,45 +28,47 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 def several(items: Sequence[T]) -> list[T]:
-    """The items as a list. Raises InputError for a text in the place of a list of texts, and for none."""
+    """The items as a list. Raises InputError for a string instead of a list, and for an empty list."""
     if isinstance(items, str | Path) or not len(items):
-        raise InputError(f"give a list of one or more, not {items!r}")
+        raise InputError(f"expected a list of one or more items, not {items!r}")
     return list(items)
 
 
 class Model:
-    """A model folder with what prepares its inputs. Videos and images are files; frames are taken as in evaluation."""
+    """A model with its preprocessing. Videos and images are files; frames are sampled as in evaluation."""
 
     def __init__(self, folder: ModelFolder, prompts: dict[str, Tensor], device: torch.device):
         self.folder, self.prompts, self.device = folder, prompts, device
-        self.objective = evaluator(folder, device)
+        self.encoder = NormalizedModel.from_folder(folder, device)
 
     @classmethod
     def from_pretrained(
         cls, folder: PathLike, prompts: PathLike = "", device: Literal["auto", "cpu", "cuda"] = "auto"
     ) -> "Model":
-        """A model folder, or an artifact with one in it.
+        """Loads a model folder, or an artifact that contains one.
 
-        prompts: the artifact of cache_prompts, whose entities a prompter names; not needed where the folder itself has
-        prompts.safetensors, as those of `alpro import-checkpoint` do. Raises InputError for what is missing.
+        prompts: the artifact of cache_prompts with the entities of a prompter; not needed if the folder itself has
+        prompts.safetensors, as those of `alpro import-checkpoint` do. Raises InputError if a file is missing.
         """
-        where = pick_device(Resources(device=device))
-        loaded = load_model(Path(folder), where)
+        target = pick_device(Resources(device=device))
+        loaded = load_model(Path(folder), target)
         source = Path(prompts) if prompts else Path(folder)
         if not prompts and not (source / "prompts.safetensors").is_file():
-            return cls(loaded, {}, where)
+            return cls(loaded, {}, target)
         if not (source / "prompts.safetensors").is_file():
-            raise InputError(f"{source}: no prompts.safetensors in it; give the folder of a cache_prompts artifact")
-        found = {kind: value.to(where) for kind, value in read_prompts(source).items()}
-        loaded.entities = read_words(require(source, "entities.json"))
-        return cls(loaded, found, where)
+            raise InputError(
+                f"{source}: no prompts.safetensors in this folder; use the folder of a cache_prompts artifact"
+            )
+        embeddings = {kind: value.to(target) for kind, value in read_prompts(source).items()}
+        loaded.entities = load_labels(require(source, "entities.json"))
+        return cls(loaded, embeddings, target)
 
     def save_pretrained(self, folder: PathLike) -> None:
         """Writes the model folder."""
         self.folder.save_pretrained(Path(folder))
 
     def frames(self, files: Sequence[PathLike]) -> Tensor:
-        """Files to frames (N, T, 3, S, S) uint8. Raises DecodeError for a file without a picture."""
+        """Decodes files to frames (N, T, 3, S, S) uint8. Raises DecodeError for a file that cannot be decoded."""
         config = self.folder.model.config.video
         clips = []
         for file in map(Path, several(files)):
@@ -82,7 +85,7 @@ class Model:
     @torch.inference_mode()
     def videos(self, files: Sequence[PathLike]) -> Videos:
         """Encoded videos: tokens (N, 1 + patches, D), features (N, E)."""
-        tokens = self.folder.model.encode_video(self.objective.pixels(self.frames(files)))
+        tokens = self.folder.model.encode_video(self.encoder.pixels(self.frames(files)))
         return Videos(tokens, self.folder.model.project_video(tokens).float())
 
     @torch.inference_mode()
@@ -92,48 +95,46 @@ class Model:
         return encode_texts(self.folder.model, self.folder.tokenizer, texts, length, self.device)
 
     def embed_videos(self, files: Sequence[PathLike]) -> Tensor:
-        """Unit-length embeddings (N, E); their product with those of texts is the similarity of VTC."""
+        """L2-normalized embeddings (N, E); their dot product with text embeddings is the VTC similarity."""
         return self.videos(files).features
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit-length embeddings (N, E)."""
+        """L2-normalized embeddings (N, E)."""
         return self.texts(texts).features
 
     @torch.inference_mode()
     def match(self, files: Sequence[PathLike], texts: Sequence[str]) -> Tensor:
-        """The matching head's probability that a text and a video belong together: (texts, videos)."""
+        """VTM probabilities that text and video match: (texts, videos)."""
         scores = match_all(self._alpro("match"), self.texts(texts), self.videos(files))
         return torch.from_numpy(scores).sigmoid()
 
     @torch.inference_mode()
-    def answer(self, file: PathLike, question: str, most: int = 3) -> list[tuple[str, float]]:
-        """The most likely answers with their probabilities, the best first."""
+    def answer(self, file: PathLike, question: str, top_k: int = 3) -> list[tuple[str, float]]:
+        """The `top_k` most likely answers with their probabilities, in descending order."""
         if not self.folder.answers:
-            raise InputError(f"this is a {self.folder.task} model, which answers no questions; load one of finetune_qa")
+            raise InputError(f"this {self.folder.task} model does not answer questions; load a model of finetune_qa")
         text = self.texts([question])
         logits = self._alpro("answer").answer(text.tokens, text.mask, self.videos([file]).tokens)
-        return self._best(logits[0].softmax(0), self.folder.answers, most)
+        return self._best(logits[0].softmax(0), self.folder.answers, top_k)
 
     @torch.inference_mode()
-    def entities(self, file: PathLike, box: Box = WHOLE, most: int = 3) -> list[tuple[str, float]]:
-        """What the prompter sees in a region (top, left, height, width: shares of the frame), the best first."""
+    def entities(self, file: PathLike, box: Box = WHOLE, top_k: int = 3) -> list[tuple[str, float]]:
+        """The `top_k` most likely entities of a region (top, left, height, width, as fractions of the frame)."""
         if not (isinstance(self.folder.model, Prompter) and self.prompts):
-            raise InputError(
-                "entities are named by a prompter with its prompts: Model.from_pretrained(PROMPTER, PROMPTS)"
-            )
+            raise InputError("entities need a prompter with its prompts: Model.from_pretrained(PROMPTER, PROMPTS)")
         if not all(0 <= v <= 1 for v in box):
-            raise InputError(f"box {box}: top, left, height and width are shares of the frame, 0 to 1")
+            raise InputError(f"box {box}: top, left, height and width are fractions of the frame, 0 to 1")
         grid = self.folder.model.config.video.grid
         top, left = (min(grid - 1, round(v * grid)) for v in box[:2])
         height, width = (max(1, min(grid - at, round(v * grid))) for at, v in zip((top, left), box[2:], strict=True))
         boxes = torch.tensor([[top, left, height, width]], device=self.device)
         kind = "image" if Path(file).suffix.lower() in IMAGE_EXTENSIONS and "image" in self.prompts else "video"
-        pixels = self.objective.pixels(self.frames([file]))
-        named = self.folder.model.pseudo_labels(pixels, boxes, self.prompts[kind], self.objective.black)[0]
-        return self._best(named, self.folder.entities, most)
+        pixels = self.encoder.pixels(self.frames([file]))
+        probabilities = self.folder.model.pseudo_labels(pixels, boxes, self.prompts[kind], self.encoder.black)[0]
+        return self._best(probabilities, self.folder.entities, top_k)
 
     def draw_entities(self, file: PathLike, boxes: Sequence[Box] = (WHOLE,)) -> Image.Image:
-        """The entities of regions on the middle frame, as in the paper's Figure 3."""
+        """Draws the entities of regions on the middle frame, as in Figure 3 of the paper."""
         frames = self.frames([file])[0]
         middle = frames[len(frames) // 2].permute(1, 2, 0).cpu().numpy()
         drawn = [draw_entities(middle, box, self.entities(file, box), Path(file).name) for box in boxes]
@@ -147,6 +148,6 @@ class Model:
         return self.folder.model
 
     @staticmethod
-    def _best(probabilities: Tensor, words: list[str], most: int) -> list[tuple[str, float]]:
-        best = probabilities.topk(min(most, len(words)))
+    def _best(probabilities: Tensor, words: list[str], top_k: int) -> list[tuple[str, float]]:
+        best = probabilities.topk(min(top_k, len(words)))
         return [(words[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""Scores as pure functions: ranks with ties, recalls, accuracies, and what chance would reach."""
+"""Metrics as pure functions: ranks with ties, recall, accuracy, and chance levels."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ranks:
-    """For each query: the wrong items that score better than its best right one, and the wrong and the right items
-    that score the same as it."""
+    """For each query: the number of wrong items with a higher score than its best right item, and of the wrong and
+    right items with an equal score."""
 
     better: np.ndarray  # (Q,)
     tied_wrong: np.ndarray  # (Q,)
@@ -17,25 +17,25 @@ class Ranks:
     gallery: int
 
     def recall(self, k: int) -> np.ndarray:
-        """(Q,) the probability that a right item is among the first k, tied items standing in random order."""
-        slots = np.clip(k - self.better, 0, None)  # places left for the tied items
+        """Recall at k (Q,): the probability that a right item is among the first k, with ties in random order."""
+        slots = np.clip(k - self.better, 0, None)  # places for the tied items
         missed = np.ones(len(slots))
         for place in range(int(slots.max(initial=0))):
             wrong = np.clip(self.tied_wrong - place, 0, None)
-            left = np.maximum(self.tied_wrong + self.tied_right - place, 1)
-            missed = np.where(place < slots, missed * wrong / left, missed)
+            remaining = np.maximum(self.tied_wrong + self.tied_right - place, 1)
+            missed = np.where(place < slots, missed * wrong / remaining, missed)
         return 1 - missed
 
     @property
     def rank(self) -> np.ndarray:
-        """(Q,) the expected rank of the best right item, from 1; with one right item ties count as half."""
+        """Expected rank (Q,) of the best right item, from 1; with one right item a tie counts as half."""
         return self.better + (self.tied_wrong + self.tied_right + 1) / (self.tied_right + 1)
 
 
 def rank(scores: np.ndarray, relevant: np.ndarray) -> Ranks:
-    """Ranks of queries in a gallery. scores (Q, G); relevant (Q, G) boolean, at least one right item a query.
+    """Ranks of queries in a gallery. scores (Q, G); relevant (Q, G) boolean, at least one right item per query.
 
-    A query with several right items is ranked by the best of them. A score that is not a number is the worst.
+    A query with several right items is ranked by the best of them. NaN is the lowest score.
 
     >>> rank(np.array([[0.9, 0.1, 0.9]]), np.array([[True, False, False]])).rank
     array([1.5])
@@ -48,7 +48,7 @@ def rank(scores: np.ndarray, relevant: np.ndarray) -> Ranks:
 
 
 def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> tuple[dict[str, float], Ranks, Ranks]:
-    """Recall at 1, 5, 10 (per cent), median and mean rank, in both directions.
+    """Recall at 1, 5 and 10 (%), median and mean rank, in both directions (paper, section 4.1).
 
     scores (texts, videos), higher is better; video_of_text (texts,): the column of each text's own video. Returns
     metrics named t2v/R1, ..., v2t/MdR, and the ranks of texts and of videos.
@@ -66,21 +66,21 @@ def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> tuple[di
 
 
 def chance_metrics(video_of_text: np.ndarray, videos: int) -> dict[str, float]:
-    """What random scores reach, under the names of `retrieval_metrics`: mean recalls, the median of the rank."""
+    """Chance level of `retrieval_metrics`: mean recalls and the median rank of random scores."""
     texts_of_video = np.bincount(video_of_text, minlength=videos)
     right = {"t2v": np.ones(len(video_of_text), np.int64), "v2t": texts_of_video[texts_of_video > 0]}
     galleries = {"t2v": videos, "v2t": len(video_of_text)}
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for way, counts in right.items():
-        reached = chance_recalls(counts, galleries[way])
-        half = [int(np.argmax(reached >= 0.5 - 1e-9)), int(np.argmax(reached > 0.5 + 1e-9))]
-        found |= {f"{way}/R{k}": float(reached[min(k, len(reached)) - 1] * 100) for k in (1, 5, 10)}
-        found[f"{way}/MdR"] = 1 + sum(half) / 2
-    return found
+        recalls = chance_recalls(counts, galleries[way])
+        half = [int(np.argmax(recalls >= 0.5 - 1e-9)), int(np.argmax(recalls > 0.5 + 1e-9))]
+        metrics |= {f"{way}/R{k}": float(recalls[min(k, len(recalls)) - 1] * 100) for k in (1, 5, 10)}
+        metrics[f"{way}/MdR"] = 1 + sum(half) / 2
+    return metrics
 
 
 def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
-    """(G,) the mean recall at 1..G of random ranks; right (Q,): how many right items each query has among G.
+    """Mean recall (G,) at 1..G of random ranks; right (Q,): the number of right items of each query among G.
 
     None of c right items is among the first k with probability (G - c)/G x (G - c - 1)/(G - 1) x ..., k factors.
     """
@@ -93,7 +93,7 @@ def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
 
 
 def accuracy_by_type(right: np.ndarray, types: list[str]) -> dict[str, float]:
-    """Per cent right: overall under "acc", and for each type under "acc_<type>"."""
+    """Accuracy (%) of right (Q,): overall as "acc", and of each type as "acc_<type>"."""
     by_type: dict[str, list[bool]] = defaultdict(list)
     for value, kind in zip(right, types, strict=True):
         by_type[kind].append(bool(value))
@@ -103,7 +103,7 @@ def accuracy_by_type(right: np.ndarray, types: list[str]) -> dict[str, float]:
 
 
 def majority_baseline(train: list[tuple[str, str]], test: list[tuple[str, str]]) -> np.ndarray:
-    """Which test questions the most frequent training answer of their type gets right. Both lists: (type, answer)."""
+    """Whether the most frequent training answer of its type answers each test question. Both lists: (type, answer)."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     overall: Counter[str] = Counter()
     for kind, answer in train:

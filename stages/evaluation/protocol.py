@@ -1,4 +1,4 @@
-"""What an evaluation is of: the items of a split, the model as it sees them, and how pairs are scored."""
+"""The evaluation protocol: the items of a split, the shape of the inputs, and the scoring of pairs."""
 
 from pathlib import Path
 from typing import Literal, cast
@@ -12,9 +12,10 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, set_frames
+from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.artifacts.store import StageConfig, require
-from alpro.stages.evaluation.encode import Reorder, Texts, Videos, evaluator, load_model
+from alpro.stages.evaluation.encode import Reorder, Texts, Videos, load_model
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
 from alpro.stages.training.config import Protocol
 
@@ -22,43 +23,42 @@ TASKS = {"captions": "retrieval", "questions": "qa"}
 
 
 class EvaluationConfig(StageConfig):
-    """What every evaluation has: the corpora and their split, the protocol, and the shape of the inputs."""
+    """Settings of every evaluation: corpora, split, protocol and shape of the inputs."""
 
-    retrieval: str = Field("", description="corpus whose test captions are queries; empty: no retrieval")
-    qa: str = Field("", description="corpus whose test questions are asked; empty: no question answering")
+    retrieval: str = Field("", description="corpus for retrieval, with its captions as queries; empty: no retrieval")
+    qa: str = Field("", description="corpus for question answering; empty: no question answering")
     split: Literal["validation", "test"] = Field(
-        "test", description="the split; validation while choices are still made"
+        "test", description="split to evaluate; use validation for model selection"
     )
     protocol: Protocol = Field(
-        "all", description="all: the matching head on every pair; top_k: on the k most similar pairs of a query"
+        "all",
+        description="all: the matching head scores every pair; top_k: only the k most similar pairs of each query",
     )
-    k: int = Field(128, ge=1, description="pairs a query that top_k matches")
+    k: int = Field(128, ge=1, description="number of pairs per query that top_k scores")
     min_decoded_share: float = Field(
-        0.99, ge=0, le=1, description="share of the split's items that must have been decoded; below, it is an error"
+        0.99, ge=0, le=1, description="minimum fraction of the split's items that must be decoded"
     )
     frames: int = Field(
         0,
         ge=0,
-        description="frames of a clip, to which the time embedding is resized as in fine-tuning; 0: as many as in the "
-        "model's training. The prompter always sees as many as in its training",
+        description="number of frames of a clip; the time embedding is resized; 0: as in training. The prompter always "
+        "uses its own",
     )
-    max_text_tokens: int = Field(
-        0, ge=0, description="most word pieces of a text; 0: as many as in the model's training"
-    )
+    max_text_tokens: int = Field(0, ge=0, description="maximum length of a text in tokens; 0: as in training")
     exclude_overlap: bool = Field(
         False,
-        description="leave out items that share a caption or equal-looking frames with a training item of their corpus "
+        description="exclude items that share a caption or near-duplicate frames with a training item of their corpus "
         "(listed in its overlap.parquet)",
     )
 
     @property
     def corpora(self) -> list[str]:
-        """The names of the corpora whose items are asked for, each once."""
+        """The distinct names of the corpora to evaluate."""
         return list(dict.fromkeys(filter(None, (self.retrieval, self.qa))))
 
 
 def excluded(config: EvaluationConfig, folder: Path) -> set[str]:
-    """The ids of items that `exclude_overlap` leaves out of a corpus."""
+    """The ids of the items that `exclude_overlap` removes from a corpus."""
     if not config.exclude_overlap:
         return set()
     table = pq.read_table(require(folder, "overlap.parquet"), filters=[("split", "==", config.split)])
@@ -66,54 +66,60 @@ def excluded(config: EvaluationConfig, folder: Path) -> set[str]:
 
 
 def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple[str, int, int]]:
-    """How many test items of a corpus were decoded: for captions (retrieval) and questions (question answering), where
-    they are asked of it, the column, the number of them that are there, and the number in the annotations.
+    """Checks that the evaluation items of a corpus are decoded.
 
-    Raises InputError if none is there, or too small a share; a pipeline calls it before it trains anything.
+    Returns (column, decoded, annotated) for `captions` (retrieval) and `questions` (question answering), if evaluated.
+    Raises InputError if no item or too small a fraction is decoded; the pipeline calls this before training.
     """
     counts = []
-    for wanted, column in ((config.retrieval, "captions"), (config.qa, "questions")):
-        if wanted != name:
+    for evaluated, column in ((config.retrieval, "captions"), (config.qa, "questions")):
+        if evaluated != name:
             continue
         if not any(ShardReader(folder, config.split, exclude=excluded(config, folder)).column(column).to_pylist()):
-            left = " that is not also in training" if config.exclude_overlap else ""
+            condition = " that is not also in training" if config.exclude_overlap else ""
             raise InputError(
-                f"{name}: no {config.split} item{left} has {column}; name some in the column split, raise "
-                f"corpora.{name}.{config.split}, or leave evaluate.{TASKS[column]} empty"
+                f"{name}: no {config.split} item{condition} has {column}; assign some in the column split, raise "
+                f"corpora.{name}.{config.split}, or set evaluate.{TASKS[column]} to an empty string"
             )
-        there, asked = read_json(folder / "statistics.json")["splits"][config.split][column]
-        if there < config.min_decoded_share * asked:
+        decoded, annotated = read_json(folder / "statistics.json")["splits"][config.split][column]
+        if decoded < config.min_decoded_share * annotated:
             raise InputError(
-                f"{name}: the videos of {there} of {asked} {config.split} {column} could be decoded, less than "
-                f"evaluate.min_decoded_share = {config.min_decoded_share:g}: scores would be of another test; see "
+                f"{name}: the videos of {decoded} of {annotated} {config.split} {column} could be decoded, less than "
+                f"evaluate.min_decoded_share = {config.min_decoded_share:g}: scores would not be comparable; see "
                 f"{folder / 'rejects.parquet'}"
             )
-        counts.append((column, there, asked))
+        counts.append((column, decoded, annotated))
     return counts
 
 
-def load(config: EvaluationConfig, folder: Path, device: torch.device) -> ModelFolder:
-    """A model with the configured number of frames."""
+def load_for_evaluation(config: EvaluationConfig, folder: Path, device: torch.device) -> ModelFolder:
+    """Loads a model and sets the configured number of frames."""
     loaded = load_model(folder, device)
     if config.frames:
         set_frames(loaded.model, config.frames)
     return loaded
 
 
-def score(
+def score_pairs(
     folder: ModelFolder,
     gallery: Gallery,
     config: EvaluationConfig,
     device: torch.device,
     reorder: Reorder | None = None,
 ) -> tuple[np.ndarray, Texts, Videos]:
-    """Scores (texts, videos) by the configured protocol."""
+    """Scores (texts, videos) by the configured protocol, with the encoded texts and videos."""
     model = cast(Alpro, folder.model)
     texts, videos = encode_gallery(
-        evaluator(folder, device), gallery, folder.tokenizer, length_of(config, folder), device, reorder
+        NormalizedModel.from_folder(folder, device),
+        gallery,
+        folder.tokenizer,
+        length_of(config, folder),
+        device,
+        reorder,
     )
     return match_pairs(model, texts, videos, config.protocol, config.k), texts, videos
 
 
 def length_of(config: EvaluationConfig, folder: ModelFolder) -> int:
+    """The maximum text length in tokens."""
     return config.max_text_tokens or folder.preprocessing.max_text_tokens

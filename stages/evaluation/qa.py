@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.models.alpro import Alpro
+from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encode import Reorder, encode_texts, encode_videos
-from alpro.stages.training.objective import Objective
 
-VIDEOS = 64  # whose tokens are on the device at a time
+VIDEOS = 64  # number of videos whose tokens are on the device at a time
 
 
 @dataclass
@@ -23,20 +23,20 @@ class Questions:
     """The questions of a split."""
 
     reader: ShardReader
-    numbers: list[int]  # the samples that have questions
+    numbers: list[int]  # sample indices of the videos
     ids: list[str]
     texts: list[str]
     answers: list[str]
     types: list[str]
-    video_of_question: np.ndarray  # (questions,) place of each question's video among `numbers`
+    video_of_question: np.ndarray  # (questions,) index of each question's video in `numbers`
 
     @classmethod
     def of(cls, folder: Path, split: str, exclude: Collection[str] = ()) -> "Questions":
-        """`exclude`: ids of videos to leave out."""
+        """Reads the questions of a split. exclude: ids of videos to skip."""
         reader = ShardReader(folder, split, exclude=exclude)
-        asked = reader.column("questions").to_pylist()
-        numbers = [n for n, questions in enumerate(asked) if questions]
-        flat = [(place, q) for place, n in enumerate(numbers) for q in asked[n]]
+        by_video = reader.column("questions").to_pylist()
+        numbers = [n for n, questions in enumerate(by_video) if questions]
+        flat = [(place, q) for place, n in enumerate(numbers) for q in by_video[n]]
         ids = reader.column("id").to_pylist()
         texts, answers, types = ([q[key] for _, q in flat] for key in ("question", "answer", "type"))
         return cls(
@@ -44,27 +44,27 @@ class Questions:
         )
 
     def first(self, videos: int) -> "Questions":
-        """The questions about the first videos; 0: all."""
+        """The questions about the first `videos` videos; 0: all."""
         return self.between(0, videos or len(self.ids))
 
     def between(self, start: int, stop: int) -> "Questions":
-        """The questions about the videos from place `start` up to `stop`: they stand in the order of their videos."""
+        """The questions about the videos [start, stop); questions are sorted by video."""
         first, last = np.searchsorted(self.video_of_question, [start, stop])
-        asked = slice(first, last)
+        chosen = slice(first, last)
         return Questions(
             self.reader,
             self.numbers[start:stop],
             self.ids[start:stop],
-            self.texts[asked],
-            self.answers[asked],
-            self.types[asked],
-            self.video_of_question[asked] - start,
+            self.texts[chosen],
+            self.answers[chosen],
+            self.types[chosen],
+            self.video_of_question[chosen] - start,
         )
 
 
 @torch.no_grad()
 def answer_logits(
-    objective: Objective,
+    encoder: NormalizedModel,
     questions: Questions,
     tokenizer: Tokenizer,
     length: int,
@@ -72,15 +72,15 @@ def answer_logits(
     batch: int = 256,
     reorder: Reorder | None = None,
 ) -> Tensor:
-    """The answer head's logits of every question: (questions, answers), on the CPU.
+    """Logits of the answer head (questions, answers), on the CPU.
 
-    The device holds the tokens of some videos and of a batch of questions at a time, however many there are.
+    The device holds the tokens of VIDEOS videos and one batch of questions at a time.
     """
-    model = cast(Alpro, objective.model)
+    model = cast(Alpro, encoder.model)
     parts = []
     for start in range(0, len(questions.numbers), VIDEOS):
         some = questions.between(start, start + VIDEOS)
-        videos = encode_videos(objective, some.reader, some.numbers, device, reorder=reorder)
+        videos = encode_videos(encoder, some.reader, some.numbers, device, reorder=reorder)
         place = torch.from_numpy(some.video_of_question).to(device)
         for first in range(0, len(some.texts), batch):
             part = slice(first, first + batch)

@@ -1,4 +1,4 @@
-"""The results of an evaluation: a row a score, with the number of items and chance, and tables of the queries."""
+"""Results of an evaluation: one row per score with the number of items and the chance level, and per-query tables."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from alpro.stages.evaluation.retrieval import Gallery
 
 @dataclass
 class Results:
-    """Rows of the results table, metrics, and the folder that they are written to."""
+    """Rows of the results table, metrics, and the output folder."""
 
     split: str
     out: Path
@@ -27,33 +27,35 @@ class Results:
 
     @classmethod
     def of(cls, config: EvaluationConfig, inputs: dict[str, Path], out: Path) -> "Results":
-        """Results that begin with the items that could not be decoded, and those that are left out because they are
-        also in training, if there are any. Raises InputError as `check_items` does."""
+        """Creates results; the first rows report items that could not be decoded or are excluded, if any.
+
+        Raises InputError as `check_items` does.
+        """
         results = cls(config.split, out)
         for name in config.corpora:
-            for column, there, asked in check_items(config, name, inputs[name]):
-                if there < asked:
+            for column, decoded, annotated in check_items(config, name, inputs[name]):
+                if decoded < annotated:
                     shown, key = f"{column} of {name}", f"decoded/{name}/{column}"
-                    results.add(shown, f"{there} of {asked}", 100 * there / asked, asked, None, key)
-            if left := len(excluded(config, inputs[name])):
+                    results.add(shown, f"{decoded} of {annotated}", 100 * decoded / annotated, annotated, None, key)
+            if removed := len(excluded(config, inputs[name])):
                 items = len(ShardReader(inputs[name], config.split))
-                share = 100 * left / items
-                results.add(f"items of {name}", f"{left} of {items}", share, items, None, f"left_out/{name}")
+                share = 100 * removed / items
+                results.add(f"items of {name}", f"{removed} of {items}", share, items, None, f"left_out/{name}")
         return results
 
     def add(self, what: str, metric: str, value: float, items: int, chance: float | None, name: str) -> None:
-        """One score with the number of items and chance (None: no meaning)."""
+        """Adds a score with its number of items and chance level (None: undefined)."""
         self.rows.append(
             {"name": name, "what": what, "metric": metric, "value": value, "items": items, "chance": chance}
         )
         self.metrics[f"{self.split}/{name}"] = value
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Per-query results as Parquet."""
+        """Writes per-query results to `name`.parquet."""
         pq.write_table(pa.Table.from_pylist(rows), self.out / f"{name}.parquet")
 
     def outcome(self) -> Outcome:
-        """Writes results.json, and gives the number of items of each score and the metrics."""
+        """Writes results.json; returns the number of items of each score, and the metrics."""
         write_json(self.out / "results.json", self.rows)
         return Outcome({f"{row['what']}, {row['metric']}": row["items"] for row in self.rows}, self.metrics)
 
@@ -61,14 +63,14 @@ class Results:
 def add_retrieval(
     results: Results, what: str, name: str, scores: np.ndarray, gallery: Gallery, ways: tuple[str, ...] = ("t2v", "v2t")
 ) -> Ranks:
-    """Adds R@1, R@5, R@10 and MdR to the results and writes the rank of every query; returns the ranks of the texts."""
+    """Adds R@1, R@5, R@10 and MdR, writes the rank of every query, and returns the ranks of the texts."""
     metrics, t2v, v2t = retrieval_metrics(scores, gallery.video_of_text)
     chance = chance_metrics(gallery.video_of_text, scores.shape[1])
     for way, ranks in (("t2v", t2v), ("v2t", v2t)):
         for column in ("R1", "R5", "R10", "MdR") if way in ways else ():
             key, shown = f"{way}/{column}", f"{way} {column.replace('R', 'R@') if column != 'MdR' else column}"
             results.add(what, shown, metrics[key], len(ranks.better), chance[key], f"{name}/{key}")
-    scores = np.where(np.isnan(scores), -np.inf, scores)  # the worst, as in the ranks
+    scores = np.where(np.isnan(scores), -np.inf, scores)  # NaN is the lowest score, as in the ranks
     best = scores.argsort(axis=1)[:, ::-1][:, :5]
     rows = zip(gallery.texts, gallery.video_of_text, t2v.rank, scores, best, strict=True)
     results.table(
@@ -86,7 +88,7 @@ def add_retrieval(
         ],
     )
     if "v2t" in ways:
-        found = zip(gallery.ids, v2t.rank, scores.T, scores.T.argsort(axis=1)[:, ::-1][:, :5], strict=True)
+        queries = zip(gallery.ids, v2t.rank, scores.T, scores.T.argsort(axis=1)[:, ::-1][:, :5], strict=True)
         results.table(
             f"{name}_v2t",
             [
@@ -96,7 +98,7 @@ def add_retrieval(
                     "best": [gallery.texts[i] for i in first],
                     "best_scores": row[first].tolist(),
                 }
-                for video, rank, row, first in found
+                for video, rank, row, first in queries
             ],
         )
     return t2v

@@ -1,4 +1,4 @@
-"""Text-video retrieval: every pair by the matching head, or the k most similar pairs of a query."""
+"""Text-video retrieval: the matching head scores every pair, or the k most similar pairs of each query."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,28 +10,28 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.models.alpro import Alpro
+from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos
 from alpro.stages.training.config import Protocol
-from alpro.stages.training.objective import Objective
 
 
 @dataclass
 class Gallery:
-    """The videos of a split that have captions, and the captions as queries."""
+    """The videos of a split with captions, and the captions as queries."""
 
     reader: ShardReader
-    numbers: list[int]  # sample numbers of the videos
+    numbers: list[int]  # sample indices of the videos
     ids: list[str]
     texts: list[str]
-    video_of_text: np.ndarray  # (texts,) place of each text's video among `numbers`
+    video_of_text: np.ndarray  # (texts,) index of each text's video in `numbers`
 
     @classmethod
     def of(cls, folder: Path, split: str, exclude: Collection[str] = ()) -> "Gallery":
-        """`exclude`: ids of videos to leave out."""
+        """Reads the videos and captions of a split. exclude: ids of videos to skip."""
         reader = ShardReader(folder, split, exclude=exclude)
         captions = reader.column("captions").to_pylist()
-        numbers = [n for n, said in enumerate(captions) if said]
+        numbers = [n for n, texts in enumerate(captions) if texts]
         ids = reader.column("id").to_pylist()
         texts = [(place, text) for place, n in enumerate(numbers) for text in captions[n]]
         return cls(
@@ -39,7 +39,7 @@ class Gallery:
         )
 
     def first(self, videos: int, captions: int) -> "Gallery":
-        """The first videos, each with its first captions; 0: all."""
+        """The first `videos` videos with the first `captions` captions of each; 0: all."""
         of_video = np.arange(len(self.texts)) - np.searchsorted(self.video_of_text, self.video_of_text)
         kept = (of_video < (captions or len(self.texts))) & (self.video_of_text < (videos or len(self.ids)))
         texts = [self.texts[i] for i in np.flatnonzero(kept)]
@@ -48,27 +48,28 @@ class Gallery:
 
 
 def encode_gallery(
-    objective: Objective,
+    encoder: NormalizedModel,
     gallery: Gallery,
     tokenizer: Tokenizer,
     length: int,
     device: torch.device,
     reorder: Reorder | None = None,
 ) -> tuple[Texts, Videos]:
-    texts = encode_texts(objective.model, tokenizer, gallery.texts, length, device)
-    return texts, encode_videos(objective, gallery.reader, gallery.numbers, device, reorder=reorder)
+    """Encodes the texts and videos of a gallery; texts have at most `length` tokens."""
+    texts = encode_texts(encoder.model, tokenizer, gallery.texts, length, device)
+    return texts, encode_videos(encoder, gallery.reader, gallery.numbers, device, reorder=reorder)
 
 
 def match_pairs(model: Alpro, texts: Texts, videos: Videos, protocol: Protocol, k: int) -> np.ndarray:
-    """Scores (texts, videos) by a protocol: all pairs matched, or the k most similar of each query."""
+    """Scores (texts, videos) by a protocol: VTM of all pairs, or of the k most similar pairs of each query."""
     return match_all(model, texts, videos) if protocol == "all" else match_top_k(model, texts, videos, k)
 
 
 @torch.no_grad()
 def match_all(model: Alpro, texts: Texts, videos: Videos, batch: int = 512) -> np.ndarray:
-    """The matching head's margin (match minus no match) of every pair: (texts, videos).
+    """The logit margin (match minus no match) of every pair: (texts, videos).
 
-    The margin orders pairs as the probability does, without its rounding near 0 and 1.
+    The margin has the order of the probability, without its rounding near 0 and 1.
     """
     scores = np.empty((len(texts.tokens), len(videos.tokens)), np.float32)
     pairs = torch.cartesian_prod(torch.arange(len(texts.tokens)), torch.arange(len(videos.tokens)))
@@ -78,7 +79,7 @@ def match_all(model: Alpro, texts: Texts, videos: Videos, batch: int = 512) -> n
 
 
 def match(model: Alpro, texts: Texts, videos: Videos, pairs: Tensor) -> Tensor:
-    """The margin of pairs (P, 2) of text and video numbers: (P,)."""
+    """The logit margin (P,) of pairs (P, 2) of text and video indices."""
     text, video = pairs[:, 0].to(texts.tokens.device), pairs[:, 1].to(videos.tokens.device)
     logits = model.match(texts.tokens[text], texts.mask[text], videos.tokens[video]).float()
     return logits[:, 1] - logits[:, 0]
@@ -86,8 +87,8 @@ def match(model: Alpro, texts: Texts, videos: Videos, pairs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def match_top_k(model: Alpro, texts: Texts, videos: Videos, k: int, batch: int = 512) -> np.ndarray:
-    """The k best videos of each text, and the k best texts of each video, by similarity, scored again by match
-    margin + similarity; every other pair keeps its similarity below all of them: (texts, videos)."""
+    """Scores (texts, videos): logit margin + similarity for the k most similar videos of each text and texts of each
+    video; all other pairs are ranked by similarity below them."""
     similarity = (texts.features @ videos.features.T).cpu()
     chosen = torch.zeros_like(similarity, dtype=torch.bool)
     chosen.scatter_(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices, True)

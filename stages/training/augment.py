@@ -1,8 +1,9 @@
-"""The official augmentation, the same for every frame of a clip: RandAugment, and for images a random resized crop.
+"""The augmentation of the official code, identical for every frame of a clip: RandAugment, and for images a random
+resized crop.
 
-Clips, after their crop: two different operations of ten, both applied, at level 5. Images: a random resized crop, a
-flip, then two operations of eight, which may be the same, each applied in half of the cases, at level 7. All operations
-act to one side. Departure: what has "left" or "right" in its text is never flipped, since the text would then be wrong.
+Clips, after their crop: two distinct operations out of ten, both applied, at level 5. Images: a random resized crop, a
+flip, then two operations out of eight with replacement, each applied with probability 0.5, at level 7. Operations have
+a fixed sign. Departure from the official code: samples whose text contains "left" or "right" are never flipped.
 """
 
 import re
@@ -20,19 +21,19 @@ SIDES = re.compile(r"\b(left|right)(wards?|most|-hand)?\b", re.IGNORECASE)
 
 
 def augment_video(frames: np.ndarray, text: str, rng: np.random.Generator) -> np.ndarray:
-    """Cropped frames (T, H, W, 3) uint8 of a clip, all augmented alike: the same shape."""
+    """Augments the cropped frames (T, H, W, 3) uint8 of a clip identically; the shape is unchanged."""
     operations = VIDEO_OPERATIONS[:-1] if SIDES.search(text) else VIDEO_OPERATIONS
-    drawn = [operations[number] for number in rng.choice(len(operations), 2, replace=False)]
-    return np.stack([apply(drawn, frame, VIDEO_STRENGTH) for frame in frames])
+    chosen = [operations[number] for number in rng.choice(len(operations), 2, replace=False)]
+    return np.stack([apply(chosen, frame, VIDEO_STRENGTH) for frame in frames])
 
 
 def augment_image(frame: np.ndarray, size: int, text: str, rng: np.random.Generator) -> np.ndarray:
-    """A stored image (H, W, 3) uint8, cropped at random, resized and augmented: (size, size, 3)."""
+    """Random resized crop, flip and RandAugment of an image (H, W, 3) uint8 -> (size, size, 3)."""
     frame = random_resized_crop(frame, size, rng)
     if rng.random() < 0.5 and not SIDES.search(text):
         frame = frame[:, ::-1]
-    drawn = [IMAGE_OPERATIONS[number] for number in rng.choice(len(IMAGE_OPERATIONS), 2)]
-    return apply([operation for operation in drawn if rng.random() < 0.5], frame, IMAGE_STRENGTH)
+    chosen = [IMAGE_OPERATIONS[number] for number in rng.choice(len(IMAGE_OPERATIONS), 2)]
+    return apply([operation for operation in chosen if rng.random() < 0.5], frame, IMAGE_STRENGTH)
 
 
 Operation = Callable[[Picture, float], Picture]
@@ -46,11 +47,10 @@ def apply(operations: list[Operation], frame: np.ndarray, strength: float) -> np
 
 
 def each_operation(frames: np.ndarray, kind: str) -> list[tuple[str, np.ndarray]]:
-    """Every operation by itself, to be looked at: its name, and two frames (T, H, W, 3) of a clip after it: (2, H, W,
-    3)."""
+    """Previews of all operations: name, and the first and last frame of a clip (T, H, W, 3) after it (2, H, W, 3)."""
     operations, strength = (IMAGE_OPERATIONS, IMAGE_STRENGTH) if kind == "image" else (VIDEO_OPERATIONS, VIDEO_STRENGTH)
-    two = frames[[0, -1]]
-    return [(one.__name__, np.stack([apply([one], frame, strength) for frame in two])) for one in operations]
+    ends = frames[[0, -1]]
+    return [(op.__name__, np.stack([apply([op], frame, strength) for frame in ends])) for op in operations]
 
 
 def affine(picture: Picture, *matrix: float) -> Picture:
@@ -58,13 +58,13 @@ def affine(picture: Picture, *matrix: float) -> Picture:
 
 
 def shifted(picture: Picture, right: float, down: float) -> Picture:
-    """Moved by whole pixels, which needs no interpolation and an eighth of its time."""
+    """Translates by whole pixels: without interpolation, which takes eight times as long."""
     matrix = (1, 0, -round(right), 0, 1, -round(down))
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=FILL)
 
 
 def enhanced(kind: type) -> Operation:
-    """Brightness, contrast or sharpness by a factor of 0.1 to 1.9: 1, no change, at half the levels."""
+    """Brightness, contrast or sharpness with a factor from 0.1 to 1.9; strength 0.5 is the identity."""
 
     def enhance(picture: Picture, strength: float) -> Picture:
         return kind(picture).enhance(strength * 1.8 + 0.1)
@@ -78,7 +78,7 @@ def identity(picture: Picture, strength: float) -> Picture:
 
 
 def shear_x(picture: Picture, strength: float) -> Picture:
-    return affine(picture, 1, -0.3 * strength, 0, 0, 1, 0)  # from where each pixel comes: lower rows move right
+    return affine(picture, 1, -0.3 * strength, 0, 0, 1, 0)  # maps output to input pixels: lower rows move right
 
 
 def shear_y(picture: Picture, strength: float) -> Picture:
@@ -105,4 +105,4 @@ BRIGHTNESS, SHARPNESS, CONTRAST = map(
     enhanced, (ImageEnhance.Brightness, ImageEnhance.Sharpness, ImageEnhance.Contrast)
 )
 IMAGE_OPERATIONS = [identity, BRIGHTNESS, SHARPNESS, shear_x, shear_y, translate_x, translate_y, rotate]
-VIDEO_OPERATIONS = [*IMAGE_OPERATIONS, CONTRAST, mirror]  # mirror last: left out where the text names a side
+VIDEO_OPERATIONS = [*IMAGE_OPERATIONS, CONTRAST, mirror]  # mirror last: dropped if the text names a side

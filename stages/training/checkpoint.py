@@ -1,4 +1,4 @@
-"""Checkpoints that continue to the same losses to the last bit: safetensors and JSON, written whole, then renamed."""
+"""Checkpoints with bit-exact resume: safetensors and JSON, written to a temporary folder, then renamed."""
 
 import json
 import os
@@ -20,26 +20,26 @@ KEEP = 2
 
 
 class Checkpoints:
-    """The checkpoints of one training run: folders step-00000123 with model, optimiser, state and checksums."""
+    """The checkpoints of a training run: folders step-00000123 with model, optimizer, state and checksums."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def save(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], random: list[Tensor]
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], rng: list[Tensor]
     ) -> None:
-        """Writes the checkpoint of `step` finished steps, and deletes all but the last two.
+        """Writes the checkpoint after `step` steps and deletes all but the newest two.
 
-        `random` is the random state of every rank. Raises OSError where it cannot be written; the earlier ones stand.
+        rng: the random state of every rank. Raises OSError if it cannot be written; earlier checkpoints are kept.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".step-{step:08d}.part"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        states = {f"random.{rank}": value for rank, value in enumerate(random)}
+        states = {f"random.{rank}": value for rank, value in enumerate(rng)}
         try:
             write_tensors(trainable(model), temporary / "model.safetensors")
-            write_tensors(flatten(optimizer) | states, temporary / "optimizer.safetensors")
+            write_tensors(optimizer_tensors(optimizer) | states, temporary / "optimizer.safetensors")
             (temporary / "state.json").write_text(json.dumps(state))
             sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
             (temporary / "sums.json").write_text(json.dumps(sums))
@@ -51,43 +51,43 @@ class Checkpoints:
         os.replace(temporary, target)
         for old in self.all()[KEEP:]:
             shutil.rmtree(old)
-        # The best weights that a checkpoint knows stay as long as it does.
-        with suppress(OSError, ValueError):  # a damaged checkpoint is noticed where it is read
-            known = {json.loads((path / "state.json").read_text()).get("best_step") for path in self.all()}
+        # Best weights are kept as long as a checkpoint refers to them.
+        with suppress(OSError, ValueError):  # `restore` reports corrupt checkpoints
+            referenced = {json.loads((path / "state.json").read_text()).get("best_step") for path in self.all()}
             for best in self.folder.glob("best-*.safetensors"):
-                if int(best.stem.split("-")[1]) not in known:
+                if int(best.stem.split("-")[1]) not in referenced:
                     best.unlink()
 
     def all(self) -> list[Path]:
-        """Checkpoints, newest first."""
-        found = [p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)]
-        return sorted(found, reverse=True)
+        """The checkpoint folders, newest first."""
+        folders = [p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)]
+        return sorted(folders, reverse=True)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0) -> dict[str, Any] | None:
-        """Loads the newest checkpoint that is whole and returns its state; None where there is none.
+        """Loads the newest intact checkpoint and returns its state; None if there is none.
 
-        A damaged one is said so on a line, deleted, and the one before it used. The random state is that of `rank`;
-        a rank that the checkpoint does not know keeps its own.
+        A corrupt checkpoint is logged and deleted, and the previous one is used. Restores the random state of `rank`;
+        a rank that is not in the checkpoint keeps its own.
         """
         for folder in self.all():
-            if bad := damage(folder):
-                print(f"{folder}: damaged ({bad}); using the checkpoint before it", file=sys.stderr, flush=True)
+            if corrupt := corrupt_files(folder):
+                print(f"{folder}: corrupt ({corrupt}); using the previous checkpoint", file=sys.stderr, flush=True)
                 if rank == 0:
                     shutil.rmtree(folder, ignore_errors=True)
                 continue
-            unknown = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False).unexpected_keys
-            assert not unknown, unknown
+            unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False).unexpected_keys
+            assert not unexpected, unexpected
             tensors = load_file(folder / "optimizer.safetensors")
-            random = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
-            unflatten(optimizer, tensors)
-            if f"random.{rank}" in random:
-                set_random_state(random[f"random.{rank}"])
+            rng = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
+            load_optimizer_tensors(optimizer, tensors)
+            if f"random.{rank}" in rng:
+                set_random_state(rng[f"random.{rank}"])
             return json.loads((folder / "state.json").read_text())
         return None
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file. Raises OSError where it cannot, as on a full disk."""
+    """Writes a safetensors file. Raises OSError if it cannot, for example if the disk is full."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:
@@ -98,12 +98,12 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that training moves, by name: a frozen prompter need not be stored with every checkpoint."""
+    """The trainable parameters by name: checkpoints do not store the frozen prompter."""
     return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as tensors named `<parameter number>.<state>`."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer state as tensors named `<parameter index>.<state>`."""
     state = optimizer.state_dict()["state"]
     return {
         f"{number}.{name}": torch.as_tensor(value).detach().cpu()
@@ -112,7 +112,8 @@ def flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Loads the output of `optimizer_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
@@ -121,7 +122,7 @@ def unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> N
 
 
 def random_state() -> Tensor:
-    """The state of the generators that this rank draws from: the CPU's, and a GPU's behind it."""
+    """The random state of this rank: the CPU generator's bytes, followed by those of its GPU, if any."""
     cpu = torch.get_rng_state()
     return torch.cat([cpu, torch.cuda.get_rng_state()]) if torch.cuda.is_available() else cpu
 
@@ -133,8 +134,8 @@ def set_random_state(state: Tensor) -> None:
         torch.cuda.set_rng_state(state[size:])
 
 
-def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint; empty where it is whole."""
+def corrupt_files(folder: Path) -> str:
+    """The corrupt or missing files of a checkpoint, or the error; empty if it is intact."""
     try:
         sums = json.loads((folder / "sums.json").read_text())
         wrong = [name for name, digest in sums.items() if checksum(folder / name) != digest]

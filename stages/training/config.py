@@ -1,4 +1,4 @@
-"""The configuration that every training stage shares: what is shown when, and how the weights are moved."""
+"""The configuration that all training stages share: data, schedule and optimizer."""
 
 from typing import Literal
 
@@ -13,14 +13,16 @@ Protocol = Literal["all", "top_k"]
 
 
 class Phase(StageConfig):
-    """A stretch of training on certain corpora. Every batch is of one corpus and one kind (video or image)."""
+    """A phase of training on a set of corpora. Every batch has samples of one corpus and one kind (video or image)."""
 
     corpora: tuple[str, ...] = Field(min_length=1, description="names of decoded corpora")
     weights: tuple[float, ...] = Field(
-        (), description="share of the steps for each corpus; empty: by number of examples"
+        (), description="relative number of steps per corpus; empty: by number of examples"
     )
-    steps: int = Field(0, ge=0, description="steps; or give epochs")
-    epochs: float = Field(0, ge=0, description="passes over the examples of its corpora; or give steps")
+    steps: int = Field(0, ge=0, description="number of optimizer steps; set either steps or epochs")
+    epochs: float = Field(
+        0, ge=0, description="number of passes over the examples of its corpora; set either steps or epochs"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "Phase":
@@ -29,98 +31,111 @@ class Phase(StageConfig):
         if self.weights and len(self.weights) != len(self.corpora):
             raise ValueError(f"{len(self.weights)} weights for {len(self.corpora)} corpora")
         if any(weight <= 0 for weight in self.weights):
-            raise ValueError("weights must be above 0; leave out a corpus that is not wanted")
+            raise ValueError("weights must be above 0; remove a corpus from `corpora` to skip it")
         return self
 
 
 class Validation(StageConfig):
-    """How often a training stage validates, and on how much of the validation split of its corpora."""
+    """Validation frequency, and how much of the validation split of each corpus is used."""
 
-    times: int = Field(1, ge=1, description="validations in a run, at equal distances; the last is at the end")
-    videos: int = Field(0, ge=0, description="validate on the first videos of each corpus; 0: on all")
+    times: int = Field(
+        1, ge=1, description="number of validations, equally spaced; the last one is at the end of training"
+    )
+    videos: int = Field(0, ge=0, description="number of validation videos per corpus, the first ones; 0: all")
 
 
 class ContrastValidation(Validation):
-    """Validation of retrieval by similarity."""
+    """Validation of retrieval by similarity (VTC)."""
 
-    videos: int = Field(500, ge=0, description="validate on the first videos of each corpus; 0: on all")
-    captions: int = Field(1, ge=0, description="first captions of a video that are queries; 0: all")
+    videos: int = Field(500, ge=0, description="number of validation videos per corpus, the first ones; 0: all")
+    captions: int = Field(1, ge=0, description="number of captions per video used as queries, the first ones; 0: all")
 
 
 class MatchingValidation(Validation):
-    """Validation of retrieval by matching; the default is the protocol of the test."""
+    """Validation of retrieval by matching (VTM); the default is the test protocol."""
 
-    captions: int = Field(0, ge=0, description="first captions of a video that are queries; 0: all")
+    captions: int = Field(0, ge=0, description="number of captions per video used as queries, the first ones; 0: all")
     protocol: Protocol = Field(
-        "all", description="all: the matching head on every pair; top_k: on the k most similar pairs of a query"
+        "all",
+        description="all: the matching head scores every pair; top_k: only the k most similar pairs of each query",
     )
-    k: int = Field(128, ge=1, description="pairs a query that top_k matches")
+    k: int = Field(128, ge=1, description="number of pairs per query that top_k scores")
 
 
 class TrainingConfig(StageConfig):
-    """What every training stage has; the defaults are the paper's pre-training."""
+    """Settings of every training stage; the defaults are the paper's pre-training."""
 
-    phases: tuple[Phase, ...] = Field(min_length=1, description="what is trained on, in order")
-    seed: int = Field(0, ge=0, description="seed of weights, order, sampling, masking and dropout")
-    batch_size: int = Field(256, ge=1, description="examples of an optimiser step, over all processes")
+    phases: tuple[Phase, ...] = Field(min_length=1, description="phases of training, in order")
+    seed: int = Field(
+        0, ge=0, description="random seed of initialization, data order, frame sampling, masking and dropout"
+    )
+    batch_size: int = Field(256, ge=1, description="examples per optimizer step, over all processes")
     accumulation_steps: int = Field(
         1,
         ge=1,
-        description="parts that a step's batch is worked in; contrast is within a part, so this changes the result",
+        description="gradient accumulation: micro-batches per step; the contrastive loss is computed within "
+        "a micro-batch, so this changes the result",
     )
-    lr: float = Field(1e-4, gt=0, description="highest learning rate")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
-    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="share of the highest rate that the linear decay ends at")
-    weight_decay: float = Field(1e-3, ge=0, description="AdamW's, not on biases, norms and position embeddings")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's")
-    eps: float = Field(1e-6, gt=0, description="AdamW's")
-    max_grad_norm: float = Field(20.0, gt=0, description="largest norm of the gradient")
-    max_text_tokens: int = Field(30, ge=4, description="most word pieces of a text")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="fraction of the steps with linear warm-up")
+    min_lr_ratio: float = Field(
+        0.0, ge=0, le=1, description="final learning rate of the linear decay, as a fraction of lr"
+    )
+    weight_decay: float = Field(
+        1e-3, ge=0, description="weight decay of AdamW; not applied to biases, norms and position embeddings"
+    )
+    betas: tuple[float, float] = Field((0.9, 0.98), description="betas of AdamW")
+    eps: float = Field(1e-6, gt=0, description="epsilon of AdamW")
+    max_grad_norm: float = Field(20.0, gt=0, description="gradient clipping: maximum L2 norm")
+    max_text_tokens: int = Field(30, ge=4, description="maximum length of a text in tokens, with [CLS] and [SEP]")
     sampling: Literal["halves", "random"] = Field(
-        "halves", description="frames: half from each half of the clip, or any"
+        "halves",
+        description="random frames in order. halves: half of them from each half of the clip; random: from all of it",
     )
     random_crop: float = Field(
-        0.875, gt=0, le=1, description="side of the random crop, share of the frame; 1 = whole frame"
+        0.875, gt=0, le=1, description="side of the random crop as a fraction of the frame; 1: no crop"
     )
     augmentation: Literal["none", "official"] = Field(
         "none",
-        description="official: RandAugment, and for images a random resized crop and flip; nothing that is flipped "
-        "has left or right in its text",
+        description="official: RandAugment, and for images a random resized crop and flip; samples with left or right "
+        "in their text are never flipped",
     )
-    group_batches: bool = Field(False, description="put samples of one group into one batch, as each other's negatives")
+    group_batches: bool = Field(
+        False, description="put samples of the same group into the same batch, as negatives of each other"
+    )
     max_unreadable_share: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="share of the examples that may turn out damaged in their shards before training ends; each is "
-        "told, and the next one shown in its place",
+        description="maximum fraction of unreadable examples; each is logged and replaced by the next one, and "
+        "training stops above this limit",
     )
     validation: Validation = Validation()
-    log_every: int = Field(10, ge=1, description="steps between logged metrics, each the mean since the last")
-    mixed_precision: bool = Field(True, description="bfloat16 autocast, on a GPU")
+    log_every: int = Field(10, ge=1, description="steps between logged metrics, which are means since the last log")
+    mixed_precision: bool = Field(True, description="bfloat16 autocast on GPUs")
 
     @property
     def corpora(self) -> list[str]:
-        """The names of the corpora that it trains on, each once, in the order of the phases."""
+        """The distinct names of the training corpora, in the order of the phases."""
         return list(dict.fromkeys(name for phase in self.phases for name in phase.corpora))
 
     def check_division(self, ranks: int) -> None:
-        """Raises InputError if a batch cannot be divided equally among so many processes."""
+        """Raises InputError if a batch cannot be divided equally among `ranks` processes."""
         if self.batch_size % (ranks * self.accumulation_steps):
             raise InputError(
-                f"batch_size {self.batch_size} does not divide among {ranks} processes x {self.accumulation_steps} "
-                "parts"
+                f"batch_size {self.batch_size} is not a multiple of {ranks} processes x {self.accumulation_steps} "
+                "accumulation_steps"
             )
 
 
 class MatchingConfig(TrainingConfig):
-    """What the stages share that train video-text matching."""
+    """Settings of the stages that train video-text matching."""
 
     negative_pool_size: int = Field(
         0,
         ge=0,
-        description="hard negatives of a pair are drawn among this many consecutive pairs of the batch, however many "
-        "processes share it; 0: among all of them. The paper: as many as a GPU had, 16 in pre-training",
+        description="hard negatives of a pair are sampled from this many consecutive pairs of the batch, for any "
+        "number of processes; 0: from the whole batch. The paper uses the batch of one GPU, 16 in pre-training",
     )
 
     @model_validator(mode="after")
@@ -137,36 +152,36 @@ class MatchingConfig(TrainingConfig):
         local, pool = self.batch_size // self.accumulation_steps // ranks, self.negative_pool_size
         if pool and local % pool and pool % local:
             raise InputError(
-                f"negative_pool_size {pool}: with {ranks} processes each has {local} pairs at a time; one must be a "
-                "multiple of the other"
+                f"negative_pool_size {pool} and the {local} pairs per process and micro-batch ({ranks} processes): one "
+                "must be a multiple of the other"
             )
 
 
 class EncoderConfig(TrainingConfig):
-    """What the stages share that make a model: its sizes, and where its weights come from."""
+    """Settings of the stages that create a model: its sizes and its initial weights."""
 
     validation: ContrastValidation = ContrastValidation()
     model: ModelConfig = ModelConfig()
     vit: str = Field(
         "",
-        description="ViT that the video encoder starts from: a timm name with its tag, such as "
-        "vit_base_patch16_224.orig_in21k_ft_in1k, or a file of weights; empty: none",
+        description="pre-trained ViT of the video encoder: a timm name with its tag, such as "
+        "vit_base_patch16_224.orig_in21k_ft_in1k, or a state-dict file; empty: none",
         json_schema_extra=FILE_OR_NAME,
     )
     bert: str = Field(
         "",
-        description="BERT that the text layers start from: a hub name, in the cache or not, or a folder; empty: none",
+        description="pre-trained BERT of the text and multimodal encoders: a hub name or a folder; empty: none",
         json_schema_extra=FILE_OR_NAME,
     )
 
     normalization: Literal["clip", "corpus"] = Field(
         "clip",
-        description="mean and std of the pixels: CLIP's, which the paper uses, or those of the corpora; a pre-training "
-        "with a prompter takes the prompter's",
+        description="mean and std of the pixels: those of CLIP, as in the paper, or those of the corpora; pre-training "
+        "with a prompter uses the prompter's",
     )
 
     def load_initial(self, model: DualEncoder) -> None:
-        """Gives a new model the weights that are named. Raises InputError where they cannot be had or do not fit."""
+        """Loads the ViT and BERT weights into a model. Raises InputError if they are not available or do not match."""
         try:
             load_initial(model, self.vit, self.bert)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""One process or many: who I am, and features gathered from every rank with their gradients."""
+"""Distributed training: the process group, and collectives that are no-ops in a single process."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: its global rank, how many there are, its device."""
+    """Global rank, number of ranks and device of this process."""
 
     rank: int
     size: int
@@ -27,39 +27,39 @@ class World:
 
     @property
     def main(self) -> bool:
-        """The one rank that writes files and metrics."""
+        """Whether this is rank 0, which writes files and metrics."""
         return self.rank == 0
 
 
 @contextmanager
-def world(resources: Resources) -> Iterator[World]:
-    """Joins the processes that torchrun started; alone where none did."""
+def init_distributed(resources: Resources) -> Iterator[World]:
+    """Initializes the process group under torchrun; a world of size 1 without it."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = pick_device(resources, local)
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         yield World(0, 1, device)
         return
-    patience = timedelta(seconds=resources.rank_timeout)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    timeout = timedelta(seconds=resources.rank_timeout)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     yield World(dist.get_rank(), size, device)
-    # Not where this rank fails: the others would tell that it is gone before it has told why.
+    # Not in a `finally`: the other ranks would report the lost rank before this one reports its error.
     dist.destroy_process_group()
 
 
 def pick_device(resources: Resources, local: int = 0) -> torch.device:
-    """The device that the resources name; GPU number `local` where they name a GPU."""
+    """The configured device; for GPUs the one with index `local`. Raises InputError if there is no GPU."""
     if resources.device == "cpu" or (resources.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError("resources.device = cuda, but this machine has no GPU that torch sees; set it to cpu or auto")
+        raise InputError("resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto")
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
 
 
 def gather(local: Tensor) -> Tensor:
-    """The rows of every rank, in order of rank: (B, ...) -> (ranks * B, ...). Gradients flow back to their ranks."""
+    """All-gather with gradients: (B, ...) -> (ranks * B, ...), in rank order."""
     if not dist.is_initialized():
         return local
     if local.requires_grad:
@@ -72,7 +72,7 @@ def gather(local: Tensor) -> Tensor:
 
 
 def gather_bytes(local: Tensor, device: torch.device) -> list[Tensor]:
-    """A byte tensor of every rank, on the CPU."""
+    """All-gather of a byte tensor; the results are on the CPU."""
     if not dist.is_initialized():
         return [local]
     parts = [torch.empty_like(local, device=device) for _ in range(dist.get_world_size())]
@@ -81,25 +81,25 @@ def gather_bytes(local: Tensor, device: torch.device) -> list[Tensor]:
 
 
 def gather_objects(local: T) -> list[T]:
-    """What every rank has, for what is rare: it is pickled by one rank of this job for another."""
+    """All-gather of a Python object. It is pickled, so use it for rare events only."""
     if not dist.is_initialized():
         return [local]
-    found: list[T] = [local] * dist.get_world_size()
-    dist.all_gather_object(found, local)
-    return found
+    objects: list[T] = [local] * dist.get_world_size()
+    dist.all_gather_object(objects, local)
+    return objects
 
 
-def highest(values: list[float], device: torch.device) -> list[float]:
-    """The highest of each value over all ranks; of flags, whether any rank has it."""
+def all_reduce_max(values: list[float], device: torch.device) -> list[float]:
+    """Elementwise maximum over all ranks; for flags, whether any rank sets it."""
     if not dist.is_initialized():
         return values
-    agreed = torch.tensor([float(value) for value in values], device=device)
-    dist.all_reduce(agreed, dist.ReduceOp.MAX)
-    return agreed.tolist()
+    maxima = torch.tensor([float(value) for value in values], device=device)
+    dist.all_reduce(maxima, dist.ReduceOp.MAX)
+    return maxima.tolist()
 
 
-def total(local: Tensor) -> Tensor:
-    """The sum over all ranks, without gradient."""
+def all_reduce_sum(local: Tensor) -> Tensor:
+    """Sum over all ranks, without gradient."""
     summed = local.detach().clone()
     if dist.is_initialized():
         dist.all_reduce(summed)

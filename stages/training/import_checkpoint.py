@@ -1,4 +1,4 @@
-"""The authors' released checkpoints (.pt) as model folders: `alpro import-checkpoint`."""
+"""Converts the authors' released checkpoints (.pt) to model folders: `alpro import-checkpoint`."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from torch import Tensor
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.folder import ModelFolder, Preprocessing, check_weights
-from alpro.models.official import WEIGHT_FILES, Weights, from_official, read_checkpoint, sizes, split_prompter
+from alpro.models.official import WEIGHT_FILES, StateDict, from_official, read_checkpoint, sizes, split_prompter
 from alpro.stages.vocabulary.word_lists import read_word_list
 from alpro.stages.vocabulary.word_pieces import load_tokenizer
 
 Task = Literal["pretrain", "retrieval", "qa", "prompter"]
-# Word pieces of a text in the official configurations; DiDeMo's retrieval alone has 50.
+# Text lengths of the official configurations in tokens; DiDeMo retrieval is the exception with 50.
 MAX_TEXT_TOKENS = {"pretrain": 30, "retrieval": 40, "qa": 40, "prompter": 30}
-# What official checkpoints hold although the model of the task does not read it.
-NEEDLESS = {
+# Prefixes of weights that official checkpoints contain but the model of the task does not have.
+UNUSED_PREFIXES = {
     "pretrain": (),
     "retrieval": ("mlm_head.", "pem_head."),
     "qa": ("mlm_head.", "pem_head."),
@@ -31,7 +31,7 @@ NEEDLESS = {
 
 @dataclass
 class Imported:
-    """What was found in a checkpoint: tensors read, those that nothing reads, those unknown; and remarks."""
+    """Summary of a conversion: number of converted tensors, unused keys, unknown keys, configuration and remarks."""
 
     read: int
     unused: list[str]
@@ -48,12 +48,12 @@ def import_checkpoint(
     words: Path | None = None,
     max_text_tokens: int | None = None,
 ) -> Imported:
-    """Writes the model folder `out` from an official checkpoint; of a pre-training one also `out`/prompter.
+    """Converts an official checkpoint to the model folder `out`; for a pre-training one also writes `out`/prompter.
 
     tokenizer: as in `load_tokenizer`. words: the entities (pretrain, prompter) or answers (qa) in the order of the
-    head, as a JSON list, a JSON object of word to number, or lines of text; without it they are numbered.
-    max_text_tokens: maximum word pieces of a text; None: the task's MAX_TEXT_TOKENS. Raises InputError, and leaves
-    nothing behind, if the checkpoint is not one of this task or the folder cannot be written.
+    head, as a JSON list, a JSON object of word to index, or lines of text; without it they are numbered.
+    max_text_tokens: maximum length of a text; None: the task's MAX_TEXT_TOKENS. Raises InputError, and leaves no files,
+    if the checkpoint is not one of this task or the folder cannot be written.
     """
     if file.suffix not in WEIGHT_FILES:
         raise InputError(f"{file}: a checkpoint is a .pt, .pth, .bin or .safetensors file")
@@ -65,17 +65,17 @@ def import_checkpoint(
         if task == "prompter" and prompter:
             own, prompter = prompter, {}
         loaded = load_tokenizer(tokenizer)
-        folder, found = build(own, task, loaded, words, max_text_tokens)
+        folder, summary = build(own, task, loaded, words, max_text_tokens)
         shutil.rmtree(building, ignore_errors=True)
         folder.save_pretrained(building)
         save_prompts(own, building)
         if task == "pretrain" and prompter:
-            teacher, about = build(prompter, "prompter", loaded, words, max_text_tokens)
+            teacher, prompter_summary = build(prompter, "prompter", loaded, words, max_text_tokens)
             teacher.save_pretrained(building / "prompter")
             save_prompts(prompter, building / "prompter")
-            found.read += about.read
-            found.unused += [f"prompter.{key}" for key in about.unused]
-            found.unknown += [f"prompter.{key}" for key in about.unknown]
+            summary.read += prompter_summary.read
+            summary.unused += [f"prompter.{key}" for key in prompter_summary.unused]
+            summary.unknown += [f"prompter.{key}" for key in prompter_summary.unknown]
         building.rename(out)
     except ValueError as error:
         raise InputError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from error
@@ -83,78 +83,80 @@ def import_checkpoint(
         raise InputError(f"{out}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return found
+    return summary
 
 
 def build(
-    state: Weights, task: Task, tokenizer: Tokenizer, words: Path | None, max_text_tokens: int | None
+    state: StateDict, task: Task, tokenizer: Tokenizer, words: Path | None, max_text_tokens: int | None
 ) -> tuple[ModelFolder, Imported]:
-    """The model of a task with official weights, and what was found. Raises ValueError where they do not fit."""
+    """Builds the model of a task from official weights. Raises ValueError if they do not match."""
     prompts = prompt_features(state)
     config = sizes(state)
-    most = config.text.max_length // 8 * 8  # texts are padded to a multiple of 8
+    limit = config.text.max_length // 8 * 8  # texts are padded to a multiple of 8
     if max_text_tokens is None:
-        max_text_tokens = min(MAX_TEXT_TOKENS[task], most)
-    if not 4 <= max_text_tokens <= most:
+        max_text_tokens = min(MAX_TEXT_TOKENS[task], limit)
+    if not 4 <= max_text_tokens <= limit:
         raise InputError(
-            f"--max-text-tokens {max_text_tokens}: it must be from 4 to {most}, as this text encoder takes"
+            f"--max-text-tokens {max_text_tokens} must be from 4 to {limit}, the limit of this text encoder"
         )
     weights, unused, unknown = from_official({k: v for k, v in state.items() if not k.endswith("prompt_feat")}, config)
-    found = Imported(len(weights) + len(prompts), unused, unknown, config)
+    summary = Imported(len(weights) + len(prompts), unused, unknown, config)
     labels: list[str] = []
     model: DualEncoder
     if task == "prompter":
-        labels = read_words(words, len(prompts["video"]), "entity", found) if "video" in prompts else []
+        labels = head_labels(words, len(prompts["video"]), "entity", summary) if "video" in prompts else []
         model = Prompter(config)
     elif task == "qa":
-        labels = read_words(words, head_size(weights, "qa_head", task), "answer", found)
+        labels = head_labels(words, head_size(weights, "qa_head", task), "answer", summary)
         model = Alpro(config, answers=len(labels))
     else:
         size = head_size(weights, "pem_head", task) if task == "pretrain" else 0
-        labels = read_words(words, size, "entity", found) if size else []
+        labels = head_labels(words, size, "entity", summary) if size else []
         model = Alpro(config, entities=len(labels))
-    needless = [key for key in weights if key not in model.state_dict() and key.startswith(NEEDLESS[task] or "-")]
-    for key in needless:
+    unused_keys = [
+        key for key in weights if key not in model.state_dict() and key.startswith(UNUSED_PREFIXES[task] or "-")
+    ]
+    for key in unused_keys:
         del weights[key]
-    found.read -= len(needless)
-    found.unused += needless
+    summary.read -= len(unused_keys)
+    summary.unused += unused_keys
     check_weights(weights, model, f"this checkpoint as --task {task}")
     model.load_state_dict(weights, assign=True)
     if tokenizer.get_vocab_size() != config.text.vocab_size:
         raise ValueError(
             f"{config.text.vocab_size} word embeddings, but the tokenizer has {tokenizer.get_vocab_size()} pieces; "
-            "give the right one with --tokenizer"
+            "set --tokenizer to the one it was trained with"
         )
     answers, entities = (labels, []) if task == "qa" else ([], labels)
     preprocessing = Preprocessing(max_text_tokens=max_text_tokens)
-    return ModelFolder(task, model.eval(), tokenizer, preprocessing, entities, answers), found
+    return ModelFolder(task, model.eval(), tokenizer, preprocessing, entities, answers), summary
 
 
-def head_size(weights: Weights, head: str, task: str) -> int:
-    """Outputs of a head, which this kind of checkpoint must have."""
+def head_size(weights: StateDict, head: str, task: str) -> int:
+    """Number of outputs of a head. Raises ValueError if the checkpoint does not have it."""
     last = weights.get(f"{head}.2.bias")
     if last is None:
         present = "qa" if "qa_head.2.bias" in weights else "pretrain" if "pem_head.2.bias" in weights else "retrieval"
-        raise ValueError(f"no {head} in it, which --task {task} needs; it looks like --task {present}")
+        raise ValueError(f"no {head}, which --task {task} needs; this looks like a checkpoint for --task {present}")
     return len(last)
 
 
-def prompt_features(state: Weights) -> dict[str, Tensor]:
-    """The prompt embeddings (M, E) that a prompter's checkpoint may hold, by kind."""
+def prompt_features(state: StateDict) -> dict[str, Tensor]:
+    """The prompt embeddings (M, E) of a prompter's checkpoint by kind, if any."""
     kinds = ("video", "image")
     return {kind: state[f"{kind}_prompt_feat"] for kind in kinds if f"{kind}_prompt_feat" in state}
 
 
-def save_prompts(state: Weights, folder: Path) -> None:
-    """prompts.safetensors, as cache_prompts writes it, where there are prompt embeddings."""
+def save_prompts(state: StateDict, folder: Path) -> None:
+    """Writes prompts.safetensors in the format of cache_prompts if the checkpoint has prompt embeddings."""
     if prompts := prompt_features(state):
         save_file({kind: value.contiguous() for kind, value in prompts.items()}, folder / "prompts.safetensors")
 
 
-def read_words(file: Path | None, size: int, what: str, found: Imported) -> list[str]:
-    """The words of a head in its order; numbered names, with a remark, where none are given."""
+def head_labels(file: Path | None, size: int, what: str, summary: Imported) -> list[str]:
+    """The labels of a head in order; numbered labels, with a remark, if `file` is None."""
     if file is None:
-        found.remarks.append(f"{size} {what} names are not in the checkpoint: numbered; give them with --words")
+        summary.remarks.append(f"{size} {what} names are not in the checkpoint and are numbered; set them with --words")
         return [f"{what} {number}" for number in range(size)]
     words = read_word_list(file, "--words")
     if len(words) != size:

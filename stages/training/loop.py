@@ -1,4 +1,4 @@
-"""The one training loop: prompter, pre-training and fine-tunings differ in their objective and their validation."""
+"""The training loop of all stages; they differ in objective, data and validation."""
 
 import resource
 import signal
@@ -24,34 +24,34 @@ from alpro.stages.artifacts.store import EXIT_INTERRUPTED, Resources
 from alpro.stages.execution.progress import progress
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.training.distributed import World, gather_bytes, highest, total
+from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_sum, gather_bytes
 from alpro.stages.training.examples import Batch, TrainingDataset
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 
-ASK_SECONDS = 2.0  # how often ranks ask each other whether to stop
-TOLD = 20  # unreadable examples that a rank tells one by one
-FEW = 10  # unreadable examples that are no reason to stop, whatever their share
-SAVING = 20  # least time between checkpoints, in times that the last one took
-BAD_STEPS = 5  # steps in a row that are not finite before the run gives up
+SYNC_SECONDS = 2.0  # interval at which ranks agree on stopping and saving
+MAX_LOGGED = 20  # unreadable examples that are logged one by one
+MIN_UNREADABLE = 10  # unreadable examples below which training never stops
+MIN_SAVE_INTERVAL_RATIO = 20  # minimum time between checkpoints, as a multiple of the time to write one
+MAX_SKIPPED_IN_ROW = 5  # consecutive non-finite steps after which training fails
 
 Validate = Callable[[], dict[str, float]]
 
 
 @dataclass
-class Progress:
-    """What a checkpoint remembers beside the weights: steps done, and the best validation so far."""
+class TrainerState:
+    """The state in a checkpoint other than weights: completed steps, the best validation, counters."""
 
     step: int = 0
     best: float = float("-inf")
     best_step: int = 0
-    best_sum: str = ""  # checksum of its weights
+    best_sum: str = ""  # checksum of the best weights
     best_metrics: dict[str, float] = field(default_factory=dict)
-    unlogged: dict[str, float] = field(default_factory=dict)  # metrics since the last logged step
-    skipped: int = 0  # steps that were not finite: in all, and in a row
+    unlogged: dict[str, float] = field(default_factory=dict)  # metric sums since the last logged step
+    skipped: int = 0  # non-finite steps: in total, and consecutive
     skipped_in_row: int = 0
-    unreadable: int = 0  # examples that were damaged in their shards
+    unreadable: int = 0  # examples that could not be read from their shards
 
 
 def fit(
@@ -63,103 +63,105 @@ def fit(
     resources: Resources,
     validate: Validate | None = None,
     select: str = "",
-    watch: Callable[[int], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Trains the objective's model over all steps of `data`, from the newest checkpoint in `out` where there is one.
+    """Trains the objective's model on all steps of `data`, from the newest checkpoint in `out` if there is one.
 
-    `validate()` gives metrics `validation.times` times, the last time at the end; where `select` names one of them, the
-    weights with its highest value are the result, else the last ones. `watch(step)` is called by the first rank after
-    every step. Returns the final metrics. A SIGTERM or Ctrl-C writes a checkpoint and ends the process with status
-    EXIT_INTERRUPTED.
+    `validate()` returns metrics and is called `validation.times` times, the last time at the end. If `select` names one
+    of them, the weights with its highest value are the result, otherwise the last weights. Rank 0 calls `on_step(step)`
+    after every step. Returns the final metrics. SIGTERM and Ctrl-C write a checkpoint and exit with status
+    EXIT_INTERRUPTED. Raises InputError if ranks find different checkpoints, if too many examples are unreadable, or
+    after MAX_SKIPPED_IN_ROW non-finite steps.
     """
-    for name in objective.unused_parameters:  # or DDP would have every rank look each step whether a gradient has come
+    for name in objective.unused_parameters:  # otherwise DDP needs find_unused_parameters
         getattr(objective.model, name).requires_grad_(False)
-    prepare(objective, resources)
-    if world.rank:  # or dropout would be the same on every rank
+    configure_layers(objective, resources)
+    if world.rank:  # otherwise dropout is the same on every rank
         torch.manual_seed(config.seed + world.rank)
     optimizer = build_optimizer(objective, config)
     checkpoints, file = Checkpoints(out / "checkpoints"), MetricsFile(out, world.main)
-    done = Progress(**(checkpoints.restore(objective, optimizer, world.rank) or {}))
-    most, least = highest([done.step, -done.step], world.device)
-    if most != -least:
+    state = TrainerState(**(checkpoints.restore(objective, optimizer, world.rank) or {}))
+    newest, oldest = all_reduce_max([state.step, -state.step], world.device)
+    if newest != -oldest:
         raise InputError(
-            f"{out}: ranks found checkpoints of steps {int(-least)} and {int(most)}; start again when all see both"
+            f"{out}: ranks found checkpoints of steps {int(-oldest)} and {int(newest)}; restart when all ranks see the "
+            "same files"
         )
     if not world.main:
-        done.unlogged = {}  # those of all ranks; the first has them
-    file.cut(done.step)
+        state.unlogged = {}  # the sums over all ranks, which rank 0 restores
+    file.cut(state.step)
     module: nn.Module = objective
     if world.size > 1:
         module = DistributedDataParallel(objective, broadcast_buffers=False)
-    runner = _Run(objective, module, optimizer, data, config, world, checkpoints, file, done, out)
-    if world.main and config.augmentation != "none" and not done.step:
+    runner = _Run(objective, module, optimizer, data, config, world, checkpoints, file, state, out)
+    if world.main and config.augmentation != "none" and not state.step:
         data.draw_augmentation(out / "pictures" / "augmentation.png")
-    if done.step and world.main:
-        print(f"continuing from step {done.step} of {len(data)}", file=sys.stderr, flush=True)
-    trace = traced(out / "trace.json.gz") if resources.profile and world.main else nullcontext(lambda: None)
+    if state.step and world.main:
+        print(f"continuing from step {state.step} of {len(data)}", file=sys.stderr, flush=True)
+    trace = profiler_trace(out / "trace.json.gz") if resources.profile and world.main else nullcontext(lambda: None)
     name = out.parent.name.replace("_", " ")
-    with asked_to_stop() as stopping, progress(name, len(data), "steps") as advance, trace as traced_step:
-        advance(done.step)
+    with catch_stop_signals() as stopping, progress(name, len(data), "steps") as advance, trace as trace_step:
+        advance(state.step)
 
-        def after(step: int, note: str) -> None:
-            traced_step()
+        def step_end(step: int, message: str) -> None:
+            trace_step()
             if world.main:
-                advance(1, note)
-                if watch:
-                    watch(step)
+                advance(1, message)
+                if on_step:
+                    on_step(step)
 
         try:
-            final = runner.train(resources, stopping, after, validate, select)
+            final = runner.train(resources, stopping, step_end, validate, select)
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):
                 raise
-            # It may have come in the middle of a step: only a checkpoint is sure to be whole.
+            # The error may interrupt a step: only the last checkpoint is consistent.
             print(f"{str(error).splitlines()[0]} Continue from the last checkpoint.", file=sys.stderr, flush=True)
             raise SystemExit(EXIT_INTERRUPTED) from error
-    if select and done.best_step and world.main:  # the one that writes the model
-        best = best_weights(out, done.best_step)
-        if not best.exists() or checksum(best) != done.best_sum:
-            raise InputError(f"{best}: damaged; delete {out} and run again")
+    if select and state.best_step and world.main:  # rank 0 writes the model
+        best = best_weights(out, state.best_step)
+        if not best.exists() or checksum(best) != state.best_sum:
+            raise InputError(f"{best}: corrupt; delete {out} and run again")
         objective.load_state_dict(load_file(best), strict=False)
     return final
 
 
 def best_weights(out: Path, step: int) -> Path:
-    """Where the weights of a step lie that were the best on validation when it was done."""
+    """The file of the weights after `step`, which were the best on validation at that time."""
     return out / "checkpoints" / f"best-{step:08d}.safetensors"
 
 
-def prepare(objective: Objective, resources: Resources) -> None:
-    """Sets up the encoders' layers as the resources ask.
+def configure_layers(objective: Objective, resources: Resources) -> None:
+    """Sets up activation checkpointing and compilation of the encoders' layers.
 
-    They are compiled one by one: all of a kind share their code, so that there is little to compile, and gathering over
-    ranks, draws and losses stay outside.
+    Layers are compiled one by one (regional compilation): layers of one type share compiled code, and collectives,
+    sampling and losses are not compiled.
     """
-    if resources.compile:  # a layer is compiled whole, not cut where DDP sends gradients
+    if resources.compile:  # no graph breaks at DDP bucket boundaries
         torch._dynamo.config.optimize_ddp = False
-    for part in objective.modules():
-        if isinstance(part, TimeSformer | Layers):
-            part.checkpoint_activations = resources.checkpoint_activations
-        if resources.compile and isinstance(part, Block | Layer):
-            part.compile(dynamic=False)
+    for module in objective.modules():
+        if isinstance(module, TimeSformer | Layers):
+            module.checkpoint_activations = resources.checkpoint_activations
+        if resources.compile and isinstance(module, Block | Layer):
+            module.compile(dynamic=False)
 
 
 @contextmanager
-def traced(path: Path) -> Iterator[Callable[[], None]]:
-    """Records three steps after the first five, for Perfetto; yields what is to be called after every step."""
+def profiler_trace(path: Path) -> Iterator[Callable[[], None]]:
+    """Traces steps 6 to 8 for Perfetto. Yields a function to call after every step."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-    when = schedule(wait=3, warmup=2, active=3, repeat=1)
+    steps = schedule(wait=3, warmup=2, active=3, repeat=1)
 
-    def write(found: profile) -> None:
-        found.export_chrome_trace(str(path))
+    def write(trace: profile) -> None:
+        trace.export_chrome_trace(str(path))
         print(
-            f"trace of the last three of its first eight steps: {path} (open it on ui.perfetto.dev)",
+            f"trace of steps 6 to 8: {path} (open it on ui.perfetto.dev)",
             file=sys.stderr,
             flush=True,
         )
 
-    with profile(activities=activities, schedule=when, on_trace_ready=write) as recorded:
-        yield recorded.step
+    with profile(activities=activities, schedule=steps, on_trace_ready=write) as profiler:
+        yield profiler.step
 
 
 @dataclass
@@ -172,91 +174,91 @@ class _Run:
     world: World
     checkpoints: Checkpoints
     file: MetricsFile
-    done: Progress
+    state: TrainerState
     out: Path
 
     def __post_init__(self) -> None:
         self.mean = Mean()
-        self.mean.restore(self.done.unlogged, self.world.device)
-        self.skipped = Skipped(self.done.skipped_in_row)
-        self.unreadable: list[str] = []  # of this rank, since they were counted last
+        self.mean.restore(self.state.unlogged, self.world.device)
+        self.skipped = Skipped(self.state.skipped_in_row)
+        self.unreadable: list[str] = []  # of this rank, since the last count
 
     def train(
         self,
         resources: Resources,
         stopping: list[int],
-        after: Callable[[int, str], None],
+        step_end: Callable[[int, str], None],
         validate: Validate | None,
         select: str,
     ) -> dict[str, float]:
         final = dict[str, float]()
-        clock, asking = Clock(), self.done.step
+        clock, next_sync = Clock(), self.state.step
         self.objective.train()
-        for batch in self.data.loader(self.done.step, resources, self.world.device):
-            clock.batch_came()
-            self.tell_unreadable(batch)
+        for batch in self.data.loader(self.state.step, resources, self.world.device):
+            clock.batch_loaded()
+            self.log_unreadable(batch)
             self.step(batch.to(self.world.device))
-            self.done.step += 1
+            self.state.step += 1
             clock.step_done(self.objective.flops(batch))
-            step, last = self.done.step, self.done.step == len(self.data)
+            step, last = self.state.step, self.state.step == len(self.data)
             logged = step % self.config.log_every == 0 or last
-            if logged or self.world.device.type == "cpu":  # looking at a GPU would wait for it
-                self.done.skipped += self.skipped.read(BAD_STEPS)
-            after(step, self.log(clock) if logged else "")
+            if logged or self.world.device.type == "cpu":  # on a GPU this is a synchronization
+                self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
+            step_end(step, self.log(clock) if logged else "")
             if validate and self.is_validated(step):
                 final = self.validate(validate, select)
                 clock.start_window()
-            # Ranks agree on when to stop and to save; asking costs a message, so many ask only now and then.
-            if not last and (step >= asking or self.world.size == 1):
-                due = clock.since_saved > max(resources.checkpoint_interval, SAVING * clock.saving)
-                stop, save, pace = highest([bool(stopping), due, clock.pace], self.world.device)
-                asking = step + max(1, min(self.config.log_every, int(ASK_SECONDS / pace)))
+            # Ranks agree on stopping and saving with a collective, about every SYNC_SECONDS.
+            if not last and (step >= next_sync or self.world.size == 1):
+                due = clock.since_saved > max(resources.checkpoint_interval, MIN_SAVE_INTERVAL_RATIO * clock.saving)
+                stop, save, pace = all_reduce_max([bool(stopping), due, clock.pace], self.world.device)
+                next_sync = step + max(1, min(self.config.log_every, int(SYNC_SECONDS / pace)))
                 if stop or save:
                     started = time.monotonic()
                     self.save()
                     clock.saved(time.monotonic() - started)
                 if stop:
-                    self.leave()
+                    self.exit_interrupted()
             clock.step_ended()
         return final
 
     def is_validated(self, step: int) -> bool:
-        """Whether a validation follows a step: `validation.times` in a run, at equal distances, the last at its end."""
+        """Whether to validate after `step`: `validation.times` in a run, equally spaced, the last one at the end."""
         times, steps = self.config.validation.times, len(self.data)
         return step * times // steps > (step - 1) * times // steps
 
-    def tell_unreadable(self, batch: Batch) -> None:
-        """Tells of examples that were damaged in their shards, while they are few."""
-        for line in batch.unreadable[: max(0, TOLD - self.done.unreadable - len(self.unreadable))]:
-            print(f"step {self.done.step}: {line}; another is shown instead", file=sys.stderr, flush=True)
+    def log_unreadable(self, batch: Batch) -> None:
+        """Logs unreadable examples, up to MAX_LOGGED."""
+        for line in batch.unreadable[: max(0, MAX_LOGGED - self.state.unreadable - len(self.unreadable))]:
+            print(f"step {self.state.step}: {line}; replaced by another example", file=sys.stderr, flush=True)
         self.unreadable += batch.unreadable
 
     def count_unreadable(self) -> None:
-        """Counts them over all ranks. Raises InputError, on all, where they are too many."""
-        fresh, self.unreadable = self.unreadable, []
-        self.done.unreadable += int(total(torch.tensor(len(fresh), device=self.world.device)))
-        shown = self.done.step * self.config.batch_size
-        if self.done.unreadable >= FEW and self.done.unreadable > self.config.max_unreadable_share * shown:
+        """Sums the unreadable examples over all ranks. Raises InputError, on all ranks, if there are too many."""
+        new, self.unreadable = self.unreadable, []
+        self.state.unreadable += int(all_reduce_sum(torch.tensor(len(new), device=self.world.device)))
+        seen = self.state.step * self.config.batch_size
+        if self.state.unreadable >= MIN_UNREADABLE and self.state.unreadable > self.config.max_unreadable_share * seen:
             raise InputError(
-                f"{self.done.unreadable} of {shown} examples cannot be read, more than max_unreadable_share = "
-                f"{self.config.max_unreadable_share:g} allows{f'; the last: {fresh[-1]}' if fresh else ''}; "
-                "delete the corpus's folder and run again to make it anew"
+                f"{self.state.unreadable} of {seen} examples cannot be read, more than max_unreadable_share = "
+                f"{self.config.max_unreadable_share:g} allows{f'; the last: {new[-1]}' if new else ''}; "
+                "delete the corpus's folder and run again to rebuild it"
             )
 
-    def leave(self) -> None:
+    def exit_interrupted(self) -> None:
         if self.world.main:
-            print(f"stopped after step {self.done.step}", file=sys.stderr, flush=True)
+            print(f"stopped after step {self.state.step}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_INTERRUPTED)
 
     def step(self, batch: Batch) -> None:
-        """One optimiser step on this rank's part of the global batch. Nothing in it waits for the device."""
-        rate = learning_rate(self.done.step, len(self.data), self.config)
+        """One optimizer step on this rank's part of the global batch, without a device synchronization."""
+        rate = learning_rate(self.state.step, len(self.data), self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         parts, rows = batch.split(self.config.accumulation_steps), []
         for number, part in enumerate(parts, 1):
-            with self.gathering(last=number == len(parts)):
+            with self.gradient_sync(last=number == len(parts)):
                 with self.autocast(), record_function("forward"):
                     loss, metrics = self.module(part)
                 with record_function("backward"):
@@ -266,111 +268,111 @@ class _Run:
         with record_function("clip"):
             norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
         values = torch.cat([torch.stack(rows).mean(0), norm.detach()[None]])
-        # The gradient is that of all ranks, so is its norm; the losses are this rank's.
-        finite = total((~torch.isfinite(values)).any().float()) == 0
+        # The gradient and its norm are those of all ranks; the losses are this rank's.
+        finite = all_reduce_sum((~torch.isfinite(values)).any().float()) == 0
         with record_function("optimizer"):
             step_if(self.optimizer, finite)
         self.objective.model.clamp_temperature_()
         names = (*metrics, "grad_norm")
         self.mean.add(names, values, finite)
-        self.skipped.add(self.done.step, batch.ids, names, values, finite)
+        self.skipped.add(self.state.step, batch.ids, names, values, finite)
 
-    def gathering(self, last: bool) -> AbstractContextManager:
-        """Gradients are averaged over the ranks with the last part of a step alone."""
+    def gradient_sync(self, last: bool) -> AbstractContextManager:
+        """Averages gradients over the ranks in the last micro-batch of a step only."""
         return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not last else nullcontext()
 
     def autocast(self) -> AbstractContextManager:
-        on = self.config.mixed_precision and self.world.device.type == "cuda"
-        return torch.autocast("cuda", torch.bfloat16) if on else nullcontext()
+        enabled = self.config.mixed_precision and self.world.device.type == "cuda"
+        return torch.autocast("cuda", torch.bfloat16) if enabled else nullcontext()
 
     def log(self, clock: "Clock") -> str:
-        """Writes the means over all ranks since the last line, and how fast it goes; returns what the bar shows."""
+        """Writes mean metrics over all ranks and throughput since the last log; returns the progress bar's message."""
         self.count_unreadable()
         values = {f"train/{name}": value for name, value in self.mean.read().items()}
         seconds = clock.window
-        values["train/lr"] = learning_rate(self.done.step - 1, len(self.data), self.config)
-        values["train/skipped_steps"] = self.done.skipped
-        values["train/unreadable"] = self.done.unreadable
+        values["train/lr"] = learning_rate(self.state.step - 1, len(self.data), self.config)
+        values["train/skipped_steps"] = self.state.skipped
+        values["train/unreadable"] = self.state.unreadable
         values["train/data_wait"] = waited = clock.waited / seconds
         values["train/samples_per_second"] = self.config.batch_size * clock.steps / seconds
         values["train/tflops"] = clock.flops / seconds / 1e12
         if self.world.device.type == "cuda":
-            if most := peak(torch.cuda.get_device_name(self.world.device)):
-                values["train/utilisation"] = clock.flops / seconds / most
+            if peak_flops := peak(torch.cuda.get_device_name(self.world.device)):
+                values["train/utilisation"] = clock.flops / seconds / peak_flops
             values["train/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         else:
             values["train/memory_gib"] = memory_gib()
         clock.start_window()
-        self.file.write(self.done.step, values)
-        said = f"loss {values['train/loss']:.3f}, " if "train/loss" in values else "no finite step, "
-        return f"{said}{values['train/samples_per_second']:.3g} samples/s, waiting for data {waited:.0%}"
+        self.file.write(self.state.step, values)
+        loss = f"loss {values['train/loss']:.3f}, " if "train/loss" in values else "no finite step, "
+        return f"{loss}{values['train/samples_per_second']:.3g} samples/s, waiting for data {waited:.0%}"
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
-        """Validates, in full precision as evaluation does, and keeps the weights where they are the best so far."""
+        """Validates in float32, as evaluation does, and saves the weights if they are the best so far."""
         self.objective.eval()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             values = validate()
         self.objective.train()
-        self.file.write(self.done.step, values)
-        if select and values[select] > self.done.best:
-            self.done.best, self.done.best_step, self.done.best_metrics = values[select], self.done.step, values
+        self.file.write(self.state.step, values)
+        if select and values[select] > self.state.best:
+            self.state.best, self.state.best_step, self.state.best_metrics = values[select], self.state.step, values
             if self.world.main:
-                best = best_weights(self.out, self.done.step)
+                best = best_weights(self.out, self.state.step)
                 best.parent.mkdir(exist_ok=True)
                 with atomic_write(best) as temporary:
                     write_tensors(trainable(self.objective), temporary)
-                self.done.best_sum = checksum(best)
-        return self.done.best_metrics | {"selected_step": float(self.done.best_step)} if select else values
+                self.state.best_sum = checksum(best)
+        return self.state.best_metrics | {"selected_step": float(self.state.best_step)} if select else values
 
     def save(self) -> None:
-        """Writes a checkpoint; every rank gives its random state to the one that writes.
+        """Writes a checkpoint with the random states of all ranks.
 
-        Where it cannot be written, as on a full disk, this is said, and training goes on: the earlier ones stand.
+        If it cannot be written, for example because the disk is full, a warning is printed and training continues.
         """
-        self.done.skipped += self.skipped.read(BAD_STEPS)
+        self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
         self.count_unreadable()
-        self.done.skipped_in_row, self.done.unlogged = self.skipped.in_row, self.mean.state()
-        random = gather_bytes(random_state(), self.world.device)
+        self.state.skipped_in_row, self.state.unlogged = self.skipped.in_row, self.mean.state()
+        rng = gather_bytes(random_state(), self.world.device)
         if self.world.main:
             try:
-                self.checkpoints.save(self.done.step, self.objective, self.optimizer, asdict(self.done), random)
+                self.checkpoints.save(self.state.step, self.objective, self.optimizer, asdict(self.state), rng)
             except OSError as error:
                 last = next((int(path.name.split("-")[1]) for path in self.checkpoints.all()), 0)
                 print(
-                    f"no checkpoint written after step {self.done.step}: {error.strerror or error}; "
-                    f"a restart would go on from step {last}",
+                    f"no checkpoint written after step {self.state.step}: {error.strerror or error}; "
+                    f"a restart resumes from step {last}",
                     file=sys.stderr,
                     flush=True,
                 )
 
 
 class Clock:
-    """How fast training goes since the last logged step, in a window that validation is kept out of."""
+    """Throughput since the last logged step, without the time of validation."""
 
     def __init__(self) -> None:
         self.last_step = self.last_save = time.monotonic()
-        self.saving = 0.0  # seconds that the last checkpoint took
-        self.pace = 1e-3  # seconds a step
+        self.saving = 0.0  # seconds to write the last checkpoint
+        self.pace = 1e-3  # seconds per step
         self.start_window()
 
     def start_window(self) -> None:
-        self.began, self.steps, self.waited, self.flops = time.monotonic(), 0, 0.0, 0.0
+        self.started, self.steps, self.waited, self.flops = time.monotonic(), 0, 0.0, 0.0
 
-    def batch_came(self) -> None:
+    def batch_loaded(self) -> None:
         self.waited += time.monotonic() - self.last_step
 
     def step_done(self, flops: float) -> None:
         self.steps += 1
         self.flops += flops
-        self.pace = max(1e-3, (time.monotonic() - self.began) / self.steps)
+        self.pace = max(1e-3, (time.monotonic() - self.started) / self.steps)
 
     def step_ended(self) -> None:
         self.last_step = time.monotonic()
 
     @property
     def window(self) -> float:
-        """Seconds since the window began."""
-        return max(time.monotonic() - self.began, 1e-9)
+        """Seconds since the start of the window."""
+        return max(time.monotonic() - self.started, 1e-9)
 
     def saved(self, seconds: float) -> None:
         self.last_save, self.saving = time.monotonic(), seconds
@@ -381,14 +383,14 @@ class Clock:
 
 
 def memory_gib() -> float:
-    """The most memory that this process has held."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / (2**30 if sys.platform == "darwin" else 2**20)
+    """Peak resident memory of this process in GiB."""
+    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_rss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
-    """A list that is empty until SIGTERM or Ctrl-C comes, and then holds the signal: the step under way is finished."""
+def catch_stop_signals() -> Iterator[list[int]]:
+    """Yields a list that receives SIGTERM and SIGINT instead of the process, so that the current step can finish."""
     received: list[int] = []
     before = {
         s: signal.signal(s, lambda number, frame: received.append(number)) for s in (signal.SIGTERM, signal.SIGINT)

@@ -1,67 +1,52 @@
-"""What a batch is turned into: losses and metrics. One class for each thing that is trained (paper, section 3.2)."""
+"""Training objectives: a batch in, loss and metrics out. One class per training stage (paper, section 3.2)."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from alpro.models.alpro import Alpro, DualEncoder, Prompter
+from alpro.models.alpro import Alpro, Prompter
 from alpro.models.flops import classifier_flops, fusion_flops, mlm_flops, text_flops, video_flops
+from alpro.models.frames import NormalizedModel
 from alpro.models.losses import box_mask, hard_negatives, mlm_loss, pem_loss, vtc_loss, vtm_loss
-from alpro.stages.training.distributed import gather, total
+from alpro.stages.training.distributed import all_reduce_sum, gather
 from alpro.stages.training.examples import Batch
 
 Metrics = dict[str, Tensor]
 
 
-class Objective(nn.Module):
-    """forward(batch) -> (loss, metrics). Holds the model that is trained, and the normalization of its frames."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: DualEncoder, mean: list[float], std: list[float]):
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    @property
-    def black(self) -> Tensor:
-        """A black pixel after normalization: (3, 1, 1)."""
-        return -self.mean / self.std
+class Objective(NormalizedModel):
+    """A model to train; forward(batch) -> (loss, metrics)."""
 
     @property
     def unused_parameters(self) -> set[str]:
-        """Parts of the model that the objective does not read: they stay as they are."""
+        """Names of submodules and parameters that the objective does not use; they are not trained."""
         return set()
 
-    def unread_heads(self, *read: str) -> set[str]:
-        """The model's heads but those that are read."""
-        heads = {"vtm_head", "mlm_head", "pem_head", "qa_head"} - set(read)
+    def unused_heads(self, *used: str) -> set[str]:
+        """The model's heads other than those in `used`."""
+        heads = {"vtm_head", "mlm_head", "pem_head", "qa_head"} - set(used)
         return {name for name in heads if getattr(self.model, name) is not None}
 
     def flops(self, batch: Batch) -> float:
-        """Floating-point operations of a training step on a batch (models/flops.py has the count)."""
+        """Floating-point operations of a training step on a batch (see models/flops.py)."""
         size, length = batch.text.shape
         return 3 * size * (video_flops(self.model.config.video) + text_flops(self.model.config.text, length))
 
-    def fusion(self, length: int, read: int) -> float:
-        """Floating-point operations of a training step on one fused pair, of which `read` positions are read."""
+    def fusion(self, length: int, outputs: int) -> float:
+        """Floating-point operations of a training step on one fused pair with `outputs` output tokens."""
         video, text = self.model.config.video, self.model.config.text
-        return 3 * fusion_flops(text, length + 1 + video.grid**2, read)
-
-    def pixels(self, frames: Tensor) -> Tensor:
-        """Stored frames (B, T, 3, H, W) uint8 to the encoder's size, normalized."""
-        return prepare(frames, self.model.config.video.image_size, self.mean, self.std)
+        return 3 * fusion_flops(text, length + 1 + video.grid**2, outputs)
 
     def contrast(self, batch: Batch, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Metrics]:
-        """VTC over the global batch from video tokens and text tokens.
+        """VTC over the global batch of G pairs from video tokens (B, V, D) and text tokens (B, L, D).
 
-        Returns the loss, the similarities / temperature of this rank's videos to all texts and of its texts to
-        all videos (B, G), and metrics.
+        Returns the loss, similarity / temperature (B, G) of this rank's videos to all texts and of its texts to all
+        videos, and metrics.
         """
-        # Similarities in full precision: divided by the temperature, bfloat16 would leave two digits of them.
+        # Similarities in float32: after division by the temperature, bfloat16 keeps two digits of them.
         with torch.autocast(video.device.type, enabled=False):
             return self._contrast(batch, video.float(), text.float())
 
@@ -70,7 +55,7 @@ class Objective(nn.Module):
         all_video, all_text, all_numbers = gather(video_feat), gather(text_feat), gather(batch.video)
         temperature = self.model.clamped_temperature()
         v2t, t2v = video_feat @ all_text.T / temperature, text_feat @ all_video.T / temperature
-        # Labels by global rank: this rank's rows begin at rank * B of the gathered columns.
+        # Labels by global rank: this rank's pairs start at column rank * B.
         target = torch.arange(len(video_feat), device=v2t.device) + rank() * len(video_feat)
         same = batch.video[:, None] == all_numbers[None]
         loss = vtc_loss(v2t, t2v, target, same)
@@ -82,16 +67,8 @@ class Objective(nn.Module):
         return loss, v2t, t2v, metrics
 
 
-def prepare(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Frames (B, T, 3, H, W) uint8 to (B, T, 3, size, size), resized where they differ, scaled and normalized."""
-    pixels = frames.flatten(0, 1).float() / 255
-    if pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return ((pixels - mean) / std).view(*frames.shape[:2], 3, size, size)
-
-
 class PrompterObjective(Objective):
-    """VTC alone: the first stage of pre-training (section 3.2.2)."""
+    """VTC only: training of the prompter (section 3.2.2)."""
 
     def flops(self, batch: Batch) -> float:
         size, length = batch.text.shape
@@ -106,33 +83,35 @@ class PrompterObjective(Objective):
 
 
 class MatchingObjective(Objective):
-    """VTC and VTM: retrieval fine-tuning, and the base of pre-training.
+    """VTC + VTM: fine-tuning for retrieval, and the base class of pre-training (section 3.2.1).
 
-    `negative_pool_size`: hard negatives of a pair are drawn among this many consecutive pairs of the global batch (0:
-    among all), so that a step is the same on any number of ranks.
+    negative_pool_size: hard negatives of a pair are sampled from this many consecutive pairs of the global batch (0:
+    from all), so that a step does not depend on the number of ranks.
     """
 
     model: Alpro
 
-    def __init__(self, model: Alpro, mean: list[float], std: list[float], negative_pool_size: int = 0):
+    def __init__(self, model: Alpro, mean: Sequence[float], std: Sequence[float], negative_pool_size: int = 0):
         super().__init__(model, mean, std)
         self.negative_pool_size = negative_pool_size
 
     @property
     def unused_parameters(self) -> set[str]:
-        return self.unread_heads("vtm_head")
+        return self.unused_heads("vtm_head")
 
     def negatives(
         self, batch: Batch, video: Tensor, text: Tensor, v2t: Tensor, t2v: Tensor
     ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
-        """Each text with a hard negative video, each video with a hard negative text (text, mask, video); and which
-        rows have one (2B,). One call on the device for each direction."""
+        """Pairs (text, mask, video) of each text with a hard negative video and each video with a hard negative text.
+
+        Also returns valid (2B,), False for rows without a negative. One vectorized sample per direction.
+        """
         size = len(batch.video)
-        pool = self.negative_pool_size or size * ranks()
-        first = rank() * size  # of this rank's pairs in the global batch
+        pool = self.negative_pool_size or size * world_size()
+        first = rank() * size  # index of this rank's first pair in the global batch
         videos, texts, masks, numbers = video, text, batch.mask, batch.video
         if pool > size:
-            videos, texts, masks, numbers = (gather(part) for part in (video, text, batch.mask, batch.video))
+            videos, texts, masks, numbers = (gather(x) for x in (video, text, batch.mask, batch.video))
             columns = torch.arange(len(numbers), device=video.device)
         else:
             v2t, t2v = v2t[:, first : first + size], t2v[:, first : first + size]
@@ -150,7 +129,7 @@ class MatchingObjective(Objective):
         text = self.model.encode_text(batch.text, batch.mask)
         vtc, v2t, t2v, metrics = self.contrast(batch, video, text)
         others, valid = self.negatives(batch, video, text, v2t, t2v)
-        fused = self.model.fuse_cls(*merged([(text, batch.mask, video), *others]))
+        fused = self.model.fuse_cls(*concatenate([(text, batch.mask, video), *others]))
         vtm, more = self.matching(fused, valid)
         return vtc + vtm, metrics | more
 
@@ -159,32 +138,32 @@ class MatchingObjective(Objective):
         return super().flops(batch) + 3 * size * self.fusion(length, 1)
 
     def matching(self, cls: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
-        """VTM: the mean over the pairs of all ranks.
+        """VTM, averaged over the pairs of all ranks.
 
-        On the fused [CLS] (3B, D) of B positives, B texts with another video, B videos with another text; the latter
-        two count where valid (2B,).
+        cls (3B, D): fused [CLS] of B positives, B texts with a negative video, B videos with a negative text. valid
+        (2B,): which negatives count.
         """
         logits = self.model.vtm_head(cls).float()
         labels = (torch.arange(len(cls), device=cls.device) < len(cls) - len(valid)).long()
-        counted = torch.cat([valid.new_ones(len(cls) - len(valid)), valid]).float()
-        count = total(counted.sum())
-        loss = vtm_loss(logits, labels, counted) * ranks() / count
-        right = ((logits.argmax(1) == labels) * counted).sum() * ranks() / count
-        return loss, {"loss_vtm": loss.detach(), "vtm_accuracy": right.detach()}
+        weight = torch.cat([valid.new_ones(len(cls) - len(valid)), valid]).float()
+        count = all_reduce_sum(weight.sum())
+        loss = vtm_loss(logits, labels, weight) * world_size() / count
+        accuracy = ((logits.argmax(1) == labels) * weight).sum() * world_size() / count
+        return loss, {"loss_vtm": loss.detach(), "vtm_accuracy": accuracy.detach()}
 
 
-def merged(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs (text, mask, video) of several kinds as one batch."""
+def concatenate(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Concatenates groups of pairs (text, mask, video) along the batch."""
     texts, masks, videos = zip(*pairs, strict=True)
     return torch.cat(texts), torch.cat(masks), torch.cat(videos)
 
 
 class PretrainObjective(MatchingObjective):
-    """VTC + VTM + MLM + PEM (equation 6), each with a weight; 0 leaves a loss and its work out, the prompter with PEM.
+    """Weighted sum of VTC, VTM, MLM and PEM (equation 6). A loss of weight 0 is not computed; PEM needs the prompter.
 
-    All fused pairs go through the multimodal encoder in one pass: B positives, B + B negatives, B masked texts; its
-    last layer computes only what is read of them: [CLS], the masked words, the patches of the crop. Without VTC nothing
-    tells which negatives are hard, and they are drawn evenly.
+    One pass of the multimodal encoder takes all pairs: B positives, 2B negatives, B masked texts. Its last layer
+    computes the used positions only: [CLS], the masked words, the patches of the crop. Without VTC there is no
+    similarity, and negatives are sampled uniformly.
     """
 
     video_prompts: Tensor
@@ -193,8 +172,8 @@ class PretrainObjective(MatchingObjective):
     def __init__(
         self,
         model: Alpro,
-        mean: list[float],
-        std: list[float],
+        mean: Sequence[float],
+        std: Sequence[float],
         prompter: Prompter | None,
         prompts: dict[str, Tensor],
         weights: dict[str, float],
@@ -210,12 +189,12 @@ class PretrainObjective(MatchingObjective):
     @property
     def unused_parameters(self) -> set[str]:
         on = {name for name, weight in self.weights.items() if weight > 0}
-        found = self.unread_heads(*(f"{name}_head" for name in on))
+        unused = self.unused_heads(*(f"{name}_head" for name in on))
         if "vtc" not in on:
-            found |= {"video_proj", "text_proj", "temperature"}
+            unused |= {"video_proj", "text_proj", "temperature"}
         if not on & {"vtm", "mlm", "pem"}:
-            found.add("multimodal_encoder")
-        return found
+            unused.add("multimodal_encoder")
+        return unused
 
     def train(self, mode: bool = True) -> "PretrainObjective":
         super().train(mode)
@@ -241,26 +220,26 @@ class PretrainObjective(MatchingObjective):
         if on["vtc"]:
             losses["vtc"], v2t, t2v, metrics = self.contrast(batch, video, text)
         else:
-            v2t = t2v = torch.zeros(size, size * ranks(), device=video.device)
+            v2t = t2v = torch.zeros(size, size * world_size(), device=video.device)
 
-        # The pairs, and for each group of them the positions that a loss reads: [CLS] first, where VTM does.
+        # The pairs, and for each group the positions that the losses use: [CLS] first.
         pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        read: list[Tensor] = []
+        positions: list[Tensor] = []
         cls = batch.mask.new_zeros(size, 1)
         patches, inside = box_patches(batch.boxes, self.model.config.video.grid)
         if on["vtm"] or on["pem"]:
             pairs.append((text, batch.mask, video))
-            read.append(torch.cat([cls, length + 1 + patches], dim=1) if on["pem"] else cls)
+            positions.append(torch.cat([cls, length + 1 + patches], dim=1) if on["pem"] else cls)
         if on["vtm"]:
             others, valid = self.negatives(batch, video, text, v2t, t2v)
             pairs += others
-            read.append(cls.repeat(2, 1))
+            positions.append(cls.repeat(2, 1))
         if on["mlm"]:
             pairs.append((masked, batch.mask, video))
-            words, labels = masked_positions(batch.labels, batch.most_masked)
-            read.append(words)
+            words, labels = masked_positions(batch.labels, batch.max_masked)
+            positions.append(words)
         if pairs:
-            fused = self.model.fuse_at(read, *merged(pairs))
+            fused = self.model.fuse_at(positions, *concatenate(pairs))
             if on["vtm"]:
                 losses["vtm"], more = self.matching(torch.cat([fused[0][:, 0], fused[1][:, 0]]), valid)
                 metrics |= more
@@ -276,53 +255,54 @@ class PretrainObjective(MatchingObjective):
         on = {name: weight > 0 for name, weight in self.weights.items()}
         size, length = batch.text.shape
         video, text = self.model.config.video, self.model.config.text
-        one = 3 * (video_flops(video) + text_flops(text, length) * (1 + on["mlm"]))
+        flops = 3 * (video_flops(video) + text_flops(text, length) * (1 + on["mlm"]))
         if on["vtm"] or on["pem"]:
-            one += self.fusion(length, 1 + on["pem"] * (video.grid**2 // 2))
-        one += on["vtm"] * 2 * self.fusion(length, 1)
+            flops += self.fusion(length, 1 + on["pem"] * (video.grid**2 // 2))
+        flops += on["vtm"] * 2 * self.fusion(length, 1)
         if on["mlm"]:
-            words = batch.most_masked or length
-            one += self.fusion(length, words) + 3 * words * mlm_flops(text)
-        if on["pem"] and self.prompter:  # the prompter goes forward alone
-            one += video_flops(self.prompter.config.video, cls_only=True) + 3 * classifier_flops(
+            words = batch.max_masked or length
+            flops += self.fusion(length, words) + 3 * words * mlm_flops(text)
+        if on["pem"] and self.prompter:  # the frozen prompter has no backward pass
+            flops += video_flops(self.prompter.config.video, cls_only=True) + 3 * classifier_flops(
                 text.width, self.model.entities
             )
-        return size * one
+        return size * flops
 
     def masked_words(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
-        """MLM: the mean over the masked words of all ranks. tokens (B, P, D), labels (B, P), -100 = not masked."""
+        """MLM, averaged over the masked words of all ranks. tokens (B, P, D), labels (B, P), -100 = not masked."""
         scores = self.model.mlm_scores(tokens)
-        count = total((labels != -100).sum())
-        loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) * ranks() / count.clamp(min=1)
+        count = all_reduce_sum((labels != -100).sum())
+        loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) * world_size() / count.clamp(min=1)
         return loss, {"loss_mlm": loss.detach()}
 
     def entities(self, batch: Batch, frames: Tensor, patches: Tensor, inside: Tensor) -> tuple[Tensor, Metrics]:
-        """PEM: the mean over the kept samples of all ranks.
+        """PEM, averaged over the kept samples of all ranks.
 
-        patches (B, P, D): fused, of the positive pairs; those that are `inside` (B, P) the crop are averaged.
+        frames (B, T, 3, S, S), normalized; patches (B, P, D): fused patch tokens of the positive pairs, averaged where
+        `inside` (B, P) the crop.
         """
         assert batch.boxes is not None
         assert self.prompter is not None
         prompts = self.image_prompts if batch.kind == "image" else self.video_prompts
         pseudo_labels = self.prompter.pseudo_labels(frames, batch.boxes, prompts, self.black)
         summed, kept = pem_loss(self.model.pem_logits(patches, inside), pseudo_labels, self.threshold)
-        loss = summed * ranks() / total(kept.sum()).clamp(min=1)
+        loss = summed * world_size() / all_reduce_sum(kept.sum()).clamp(min=1)
         return loss, {"loss_pem": loss.detach(), "pseudo_labels_kept": kept.float().mean()}
 
 
-def masked_positions(labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Where labels (B, L) are not -100: positions (B, P) and the labels there, -100 behind the last.
+def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """Positions (B, P) where labels (B, L) are not -100, and the labels there, padded with -100.
 
-    `most`: P, at least the most masked words of a row; 0: L. It is known without looking at the device.
+    limit: P, an upper bound of the masked words per text, known on the host; 0: P = L. No device synchronization.
     """
-    chosen = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, : most or labels.shape[1]]
+    chosen = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, : limit or labels.shape[1]]
     return chosen, labels.gather(1, chosen)
 
 
 def box_patches(boxes: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """The patches inside boxes (B, 4), at most half of the grid: their numbers and whether they are inside (B, P).
+    """The patches inside boxes (B, 4) of at most half the grid: indices and whether they are inside, both (B, P).
 
-    P is half of the patches, so that nothing is read back from the device.
+    P is half the number of patches, so that no device synchronization is needed.
     """
     inside = box_mask(boxes, grid)
     chosen = inside.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, grid**2 // 2)]
@@ -330,13 +310,13 @@ def box_patches(boxes: Tensor, grid: int) -> tuple[Tensor, Tensor]:
 
 
 class QaObjective(Objective):
-    """Question answering as classification on the fused [CLS] (section 4.1), among the known answers."""
+    """Question answering as classification of the fused [CLS] (section 4.1). Unknown answers are ignored."""
 
     model: Alpro
 
     @property
     def unused_parameters(self) -> set[str]:
-        return self.unread_heads("qa_head") | {"video_proj", "text_proj", "temperature"}
+        return self.unused_heads("qa_head") | {"video_proj", "text_proj", "temperature"}
 
     def flops(self, batch: Batch) -> float:
         size, length = batch.text.shape
@@ -350,17 +330,17 @@ class QaObjective(Objective):
         logits = self.model.answer(text, batch.mask, video).float()
         known = batch.answers != -100
         loss = F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum")
-        count = total(known.sum()).clamp(min=1)
-        loss = loss * ranks() / count
-        right = (logits.argmax(1) == batch.answers).sum() * ranks() / count
-        return loss, {"loss_qa": loss.detach(), "qa_accuracy": right.detach()}
+        count = all_reduce_sum(known.sum()).clamp(min=1)
+        loss = loss * world_size() / count
+        accuracy = (logits.argmax(1) == batch.answers).sum() * world_size() / count
+        return loss, {"loss_qa": loss.detach(), "qa_accuracy": accuracy.detach()}
 
 
 def rank() -> int:
-    """This process among all, over all nodes."""
+    """The global rank of this process; 0 without distributed training."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def ranks() -> int:
-    """How many ranks average their gradients: a sum over all, divided by a count over all, is scaled by it."""
+def world_size() -> int:
+    """The number of ranks. DDP averages gradients, so losses normalized by a global count are multiplied by it."""
     return dist.get_world_size() if dist.is_initialized() else 1

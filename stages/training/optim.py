@@ -1,4 +1,4 @@
-"""AdamW on two groups of parameters, and the learning rate of every step."""
+"""AdamW with two parameter groups, and the learning rate schedule (paper, section 4.1)."""
 
 import torch
 from torch import Tensor, nn
@@ -9,31 +9,31 @@ NO_DECAY = ("pos_embed", "time_embed", "cls_token", "position_embeddings", "temp
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices, and none on biases, norms, embeddings of place and time, temperature."""
+    """AdamW with weight decay on matrices only: not on biases, norms, position and time embeddings, temperature."""
     decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        place = any(part in NO_DECAY for part in name.split("."))
-        (plain if parameter.ndim < 2 or place else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        excluded = any(part in NO_DECAY for part in name.split("."))
+        (not_decayed if parameter.ndim < 2 or excluded else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": not_decayed, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:
-    """One step where `finite` (a boolean on the device) is True, else none at all: nothing is read back to decide it.
+    """Takes a step if `finite`, a boolean tensor, is True, without a device synchronization.
 
-    This is how torch's own gradient scaler lets the fused AdamW leave out a step.
+    torch.amp.GradScaler uses the same attribute to make the fused AdamW skip a step.
     """
     optimizer.found_inf = 1.0 - finite.float()  # type: ignore[attr-defined]
     optimizer.step()
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """The learning rate of step 0..steps-1: linear warm-up, then linear decay towards min_lr_ratio x lr."""
+    """The learning rate of a step from 0 to steps - 1: linear warm-up to lr, then linear decay to min_lr_ratio * lr."""
     warmup = round(config.warmup_ratio * steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    left = (steps - step) / max(1, steps - warmup)
-    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
+    remaining = (steps - step) / max(1, steps - warmup)
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * remaining)

@@ -241,7 +241,7 @@ def test_the_full_size_model_has_the_papers_parameters():
     assert sum(expected.values()) == 233_883_429
 
     model = Alpro(ModelConfig(), entities=1000)
-    found = dict.fromkeys(expected, 0)
+    actual = dict.fromkeys(expected, 0)
     for name, parameter in model.named_parameters():
-        found[name.split(".")[0]] += parameter.numel()
-    assert found == expected
+        actual[name.split(".")[0]] += parameter.numel()
+    assert actual == expected

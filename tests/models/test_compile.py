@@ -9,7 +9,7 @@ import torch
 from alpro.models.alpro import Alpro
 from alpro.models.losses import box_mask
 from alpro.stages.artifacts.store import Resources
-from alpro.stages.training.loop import prepare
+from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.objective import Objective
 
 pytestmark = [
@@ -24,7 +24,7 @@ def whole(model: Alpro, step: Callable) -> Callable:
 
 def by_layer(model: Alpro, step: Callable) -> Callable:
     """As training compiles: every layer, and nothing around them."""
-    prepare(Objective(model, [0.5] * 3, [0.5] * 3), Resources(compile=True))
+    configure_layers(Objective(model, [0.5] * 3, [0.5] * 3), Resources(compile=True))
     return step
 
 
@@ -72,5 +72,5 @@ def test_stochastic_depth_and_dropout_draw_anew_in_every_compiled_step(tiny):
     by_layer(model, lambda: None)
     frames, ids = torch.randn(2, 4, 3, 32, 32), torch.randint(5, 40, (2, 9))
     for encode in (lambda: model.encode_video(frames), lambda: model.encode_text(ids, torch.ones_like(ids))):
-        found = [encode() for _ in range(4)]
-        assert all(not torch.equal(found[0], other) for other in found[1:])
+        actual = [encode() for _ in range(4)]
+        assert all(not torch.equal(actual[0], other) for other in actual[1:])

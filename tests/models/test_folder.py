@@ -78,13 +78,13 @@ def test_the_configuration_alone_tells_the_model(saved: Path, tiny: ModelConfig)
 
 
 def refused(folder: Path) -> str:
-    """What is said, in one line that names the folder."""
+    """The one-line error message, which names the folder."""
     with pytest.raises(ValueError, match=r".") as error:
         ModelFolder.from_pretrained(folder)
-    said = str(error.value)
-    assert "\n" not in said
-    assert str(folder) in said
-    return said
+    output = str(error.value)
+    assert "\n" not in output
+    assert str(folder) in output
+    return output
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -160,17 +160,17 @@ def test_starting_from_another_model_takes_all_that_it_has(tiny: ModelConfig):
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted", "from_frames"),
-    # Nearest neighbour: frame i of the new is frame floor(i * given / wanted) of the old.
+    ("old_frames", "new_frames", "from_frames"),
+    # Nearest neighbour: frame i of the new is frame floor(i * old_frames / new_frames) of the old.
     [(2, 4, [0, 0, 1, 1]), (4, 2, [0, 2]), (3, 5, [0, 0, 1, 1, 2]), (4, 4, [0, 1, 2, 3])],
 )
 def test_the_time_embedding_is_resized_to_the_nearest(
-    tiny: ModelConfig, given: int, wanted: int, from_frames: list[int]
+    tiny: ModelConfig, old_frames: int, new_frames: int, from_frames: list[int]
 ):
-    old, new = Prompter(resized(tiny, frames=given)), Prompter(resized(tiny, frames=wanted))
+    old, new = Prompter(resized(tiny, frames=old_frames)), Prompter(resized(tiny, frames=new_frames))
     start_from(new, old)
     assert torch.equal(new.video_encoder.time_embed, old.video_encoder.time_embed[:, from_frames])
-    assert new.video_encoder(torch.randn(1, wanted, 3, 32, 32)).shape == (1, 17, 16)
+    assert new.video_encoder(torch.randn(1, new_frames, 3, 32, 32)).shape == (1, 17, 16)
 
 
 @torch.no_grad()

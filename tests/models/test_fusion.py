@@ -40,9 +40,9 @@ def read_from(fused: Tensor, read: list[Tensor]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("groups", GROUPS)
 def test_fused_where_it_is_read_is_as_fused_everywhere(model: Alpro, pairs: tuple[Tensor, ...], groups: str):
     read = [torch.tensor(positions) for positions in GROUPS[groups]]
-    found, expected = model.fuse_at(read, *pairs), read_from(model.fuse(*pairs), read)
-    assert len(found) == len(read)
-    for one, other in zip(found, expected, strict=True):
+    actual, expected = model.fuse_at(read, *pairs), read_from(model.fuse(*pairs), read)
+    assert len(actual) == len(read)
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
@@ -58,15 +58,15 @@ def test_gradients_of_what_is_read_are_those_of_fusing_everything(model: Alpro, 
 
     def gradients(fuse: Callable[..., tuple[Tensor, ...]]) -> dict[str, Tensor]:
         model.zero_grad()
-        given = text.clone().requires_grad_(), mask, video.clone().requires_grad_()
-        torch.stack([(x * w).sum() for x, w in zip(fuse(*given), weights, strict=True)]).sum().backward()
+        args = text.clone().requires_grad_(), mask, video.clone().requires_grad_()
+        torch.stack([(x * w).sum() for x, w in zip(fuse(*args), weights, strict=True)]).sum().backward()
         own = {name: p.grad for name, p in model.multimodal_encoder.named_parameters()}
-        return own | {"text": given[0].grad, "video": given[2].grad}
+        return own | {"text": args[0].grad, "video": args[2].grad}
 
-    found = gradients(lambda *given: model.fuse_at(read, *given))
-    expected = gradients(lambda *given: read_from(model.fuse(*given), read))
+    actual = gradients(lambda *args: model.fuse_at(read, *args))
+    expected = gradients(lambda *args: read_from(model.fuse(*args), read))
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(actual[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_what_is_padding_is_not_attended_to(model: Alpro, pairs: tuple[Tensor, ...]):
@@ -79,7 +79,7 @@ def test_what_is_padding_is_not_attended_to(model: Alpro, pairs: tuple[Tensor, .
 def test_the_last_layer_works_the_positions_that_are_read_alone(model: Alpro, pairs: tuple[Tensor, ...]):
     rows: list[int] = []
     for layer in model.multimodal_encoder.layers:
-        layer.mlp.register_forward_hook(lambda _, given, __: rows.append(given[0].shape[:2].numel()))
+        layer.mlp.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[:2].numel()))
     model.fuse_at([torch.tensor(positions) for positions in GROUPS["two groups"]], *pairs)
     assert rows == [6 * (LENGTH + PLACES)] * (len(rows) - 2) + [2 * 4, 4 * 1]
 

@@ -84,15 +84,15 @@ CHANGES = {
 
 
 def without(init, norm: str):
-    def call(self, *given):
-        init(self, *given)
+    def call(self, *args):
+        init(self, *args)
         getattr(self, norm).forward = lambda x: x
 
     return call
 
 
-def pre_norm(self, x, mask, read=None):
-    queries = None if read is None else x.gather(1, read[..., None].expand(-1, -1, x.shape[-1]))
+def pre_norm(self, x, mask, positions=None):
+    queries = None if positions is None else x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
     x = (x if queries is None else queries) + self.attention(self.norm1(x), mask, queries)
     return x + self.mlp(self.norm2(x))
 

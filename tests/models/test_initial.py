@@ -22,11 +22,11 @@ def vit():
     import timm
 
     torch.manual_seed(1)
-    made = timm.create_model(
+    model = timm.create_model(
         "vit_base_patch16_224", img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=7
     )
-    torch.nn.init.normal_(made.pos_embed)
-    return made.eval()
+    torch.nn.init.normal_(model.pos_embed)
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,10 @@ def bert(tmp_path_factory):
 
     torch.manual_seed(2)
     sizes = {"vocab_size": 40, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
-    made = BertForMaskedLM(BertConfig(**sizes, intermediate_size=256, max_position_embeddings=16)).eval()
+    model = BertForMaskedLM(BertConfig(**sizes, intermediate_size=256, max_position_embeddings=16)).eval()
     folder = tmp_path_factory.mktemp("bert")
-    made.save_pretrained(folder)
-    return made, folder
+    model.save_pretrained(folder)
+    return model, folder
 
 
 def test_the_video_encoder_starts_as_the_vit_on_each_frame(model, vit, tmp_path):
@@ -56,7 +56,7 @@ def test_the_video_encoder_starts_as_the_vit_on_each_frame(model, vit, tmp_path)
 
 
 def test_the_text_layers_are_the_berts_cut_in_two(model, bert):
-    made, folder = bert
+    reference, folder = bert
     load_bert(model, str(folder))
     ids = torch.randint(5, 40, (2, 9))
     mask = torch.ones_like(ids)
@@ -65,7 +65,7 @@ def test_the_text_layers_are_the_berts_cut_in_two(model, bert):
         text = model.encode_text(ids, mask)
         # Without any video token the multimodal encoder is BERT's upper half.
         fused = model.fuse(text, mask, torch.zeros(2, 0, 64))
-        expected = made(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        expected = reference(input_ids=ids, attention_mask=mask, output_hidden_states=True)
     torch.testing.assert_close(text[mask == 1], expected.hidden_states[2][mask == 1], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(fused[mask == 1], expected.hidden_states[4][mask == 1], atol=1e-5, rtol=1e-4)
     scores = model.mlm_scores(fused)
@@ -84,9 +84,9 @@ def test_another_image_size_resizes_the_position_embedding(vit, tmp_path, size):
 def test_weights_that_do_not_fit_are_named(model, vit, bert, tmp_path):
     small = Alpro(ModelConfig.model_validate({"video": VIDEO | {"width": 32}, "text": TEXT | {"width": 32}}))
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
-    with pytest.raises(ValueError, match=r"is \(.*\), not \(.*\); give \[model\] the sizes"):
+    with pytest.raises(ValueError, match=r"is \(.*\), not \(.*\); set the sizes in \[model\]"):
         load_vit(small, str(tmp_path / "vit.safetensors"))
-    with pytest.raises(ValueError, match=r"give \[model\] the sizes"):
+    with pytest.raises(ValueError, match=r"set the sizes in \[model\]"):
         load_bert(small, str(bert[1]))
     deep = Alpro(ModelConfig.model_validate({"video": VIDEO | {"depth": 3}, "text": TEXT}))
     with pytest.raises(ValueError, match="weights are missing"):
@@ -120,12 +120,12 @@ def load(model: Alpro, state: dict[str, torch.Tensor], path) -> None:
 )
 def test_a_vit_with_more_in_it_is_refused(key, model, plain, tmp_path):
     load(model, plain, tmp_path / "plain.pt")  # the head alone is left out without a word
-    with pytest.raises(ValueError, match=f"is no plain ViT of 2 blocks: it has {key}$"):
+    with pytest.raises(ValueError, match=f"is not a plain ViT of 2 blocks: it has {key}$"):
         load(model, plain | {key: torch.zeros(64)}, tmp_path / "more.pt")
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"),
+    ("shape", "message"),
     [
         ((1, 18, 64), "18 positions, which are not"),  # distilled: two tokens before the patches
         ((1, 16, 64), "16 positions, which are not"),  # without [CLS]
@@ -136,8 +136,8 @@ def test_a_vit_with_more_in_it_is_refused(key, model, plain, tmp_path):
         ((), r"pos_embed is \(\)"),
     ],
 )
-def test_a_position_embedding_of_another_form_is_told_in_one_line(shape, told, model, plain, tmp_path):
-    with pytest.raises(ValueError, match=told) as error:
+def test_a_position_embedding_of_another_form_is_reported_in_one_line(shape, message, model, plain, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
         load(model, plain | {"pos_embed": torch.zeros(shape)}, tmp_path / "vit.pt")
     assert "\n" not in str(error.value)
 
@@ -145,8 +145,8 @@ def test_a_position_embedding_of_another_form_is_told_in_one_line(shape, told, m
 def test_what_cannot_be_had_is_one_line_that_says_how_to_bring_it(model, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
     for load_one, name in ((load_vit, "vit_base_patch16_224.orig_in21k_ft_in1k"), (load_bert, "nobody/no-such-bert")):
-        with pytest.raises(ValueError, match="on a machine with a network") as told:
+        with pytest.raises(ValueError, match="on a machine with a network") as error:
             load_one(model, name)
-        assert "\n" not in str(told.value)
-    with pytest.raises(ValueError, match="give timm's tag"):
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="add timm's tag"):
         load_vit(model, "vit_base_patch16_224")

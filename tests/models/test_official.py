@@ -29,7 +29,7 @@ VIDEO_BLOCK = {
     "mlp.fc1": (64, 16),
     "mlp.fc2": (16, 64),
 }
-UNREAD = {
+UNUSED = {
     "visual_encoder.model.head.weight": (10, 16),
     "visual_encoder.model.head.bias": (10,),
     "text_encoder.bert.embeddings.position_ids": (1, 12),
@@ -84,7 +84,7 @@ def draw(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 @pytest.fixture
 def pretrained(tiny: ModelConfig) -> dict[str, Tensor]:
-    shapes = official_shapes("text_encoder.bert.", tiny) | mlm_shapes() | UNREAD
+    shapes = official_shapes("text_encoder.bert.", tiny) | mlm_shapes() | UNUSED
     return draw(shapes | linear("mpm_head.0", (32, 16)) | linear("mpm_head.2", (5, 32)))
 
 
@@ -95,7 +95,7 @@ def shapes_of(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
 def test_every_key_of_a_pretrained_checkpoint_has_its_place(tiny: ModelConfig, pretrained: dict[str, Tensor]):
     weights, unused, unknown = from_official(pretrained, tiny)
     assert shapes_of(weights) == shapes_of(Alpro(tiny, entities=5).state_dict())
-    assert set(unused) == UNREAD.keys()
+    assert set(unused) == UNUSED.keys()
     assert unknown == []
 
 
@@ -111,9 +111,9 @@ def test_every_key_of_a_question_answering_checkpoint_has_its_place(tiny: ModelC
 
 def test_no_value_is_lost_or_taken_twice(tiny: ModelConfig, pretrained: dict[str, Tensor]):
     weights, unused, _ = from_official(pretrained, tiny)
-    given = torch.cat([value.flatten() for key, value in pretrained.items() if key not in unused])
+    official_values = torch.cat([value.flatten() for key, value in pretrained.items() if key not in unused])
     taken = torch.cat([value.flatten() for value in weights.values()])
-    assert torch.equal(given.sort().values, taken.sort().values)
+    assert torch.equal(official_values.sort().values, taken.sort().values)
 
 
 def test_values_go_where_their_names_say(tiny: ModelConfig, pretrained: dict[str, Tensor]):

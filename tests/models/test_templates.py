@@ -27,7 +27,7 @@ def test_an_entity_stands_in_its_place_as_it_is():
 
 @pytest.mark.parametrize("wrong", ["A dog.", "{} and {}", ""])
 def test_a_template_without_one_place_is_refused(wrong):
-    with pytest.raises(ValidationError, match="the place of the entity"):
+    with pytest.raises(ValidationError, match="replaced by the entity"):
         Templates(video=(wrong,))
 
 

@@ -67,23 +67,23 @@ def test_clips_of_a_batch_do_not_see_each_other(encoder: TimeSformer, frames: Te
 
 @pytest.mark.parametrize("shape", [(2, 4, 3, 24, 32), (2, 4, 3, 40, 40), (2, 3, 3, 32, 32)])
 def test_a_wrong_size_is_refused_with_both_sizes(encoder: TimeSformer, shape: tuple[int, ...]):
-    given, taken = f"({shape[1]}, {shape[3]}, {shape[4]})", "(4, 32, 32)"
+    out, taken = f"({shape[1]}, {shape[3]}, {shape[4]})", "(4, 32, 32)"
     with pytest.raises(ValueError, match="encoder takes") as error:
         encoder(torch.zeros(shape))
-    assert given in str(error.value)
+    assert out in str(error.value)
     assert taken in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"image_size": 30}, "30 is not a multiple of patch_size 8"),
         ({"heads": 3}, "16 is not a multiple of heads 3"),
         ({"colour": 1}, "colour"),
     ],
 )
-def test_sizes_that_do_not_fit_together_are_refused(tiny: ModelConfig, wrong: dict, said: str):
-    with pytest.raises(ValueError, match=said):
+def test_sizes_that_do_not_fit_together_are_refused(tiny: ModelConfig, wrong: dict, message: str):
+    with pytest.raises(ValueError, match=message):
         VideoConfig(**(tiny.video.model_dump() | wrong))
 
 
@@ -111,7 +111,7 @@ def stochastic(rate: float, depth: int) -> TimeSformer:
 
 
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
-    keep = stochastic(0.25, depth=2).draw_keep(4000)
+    keep = stochastic(0.25, depth=2).sample_drop_path(4000)
     assert keep.shape == (2, 3, 4000)
     assert keep[1].unique().tolist() == pytest.approx([0, 1 / 0.75])
     for branch in range(3):
@@ -121,13 +121,13 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
 
 
 def test_stochastic_depth_grows_linearly_over_the_blocks():
-    keep = stochastic(0.8, depth=5).draw_keep(2000)
+    keep = stochastic(0.8, depth=5).sample_drop_path(2000)
     # Of 6,000 draws the share has a standard deviation of at most 0.0065.
     assert (keep == 0).double().mean(dim=(1, 2)).tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8], abs=0.033)
 
 
 def test_branches_are_dropped_independently_of_each_other_and_of_other_samples():
-    dropped = (stochastic(0.5, depth=2).draw_keep(4000)[1] == 0).double()
+    dropped = (stochastic(0.5, depth=2).sample_drop_path(4000)[1] == 0).double()
     between = dropped.corrcoef().fill_diagonal_(0)  # of the three branches: standard deviation 0.016
     assert between.abs().max() < 0.08
     assert torch.stack([dropped[0, :-1], dropped[0, 1:]]).corrcoef()[0, 1].abs() < 0.08  # of a sample and the next
@@ -138,8 +138,8 @@ def test_evaluation_drops_nothing(frames: Tensor):
     plain = stochastic(0.0, depth=2)
     plain.load_state_dict(encoder.state_dict())
     small = frames[:, :2, :, :16, :16]
-    assert encoder.eval().draw_keep(3) is None
-    assert plain.train().draw_keep(3) is None  # nor where the rate is nothing
+    assert encoder.eval().sample_drop_path(3) is None
+    assert plain.train().sample_drop_path(3) is None  # nor where the rate is nothing
     assert torch.equal(encoder(small), plain(small))
 
 
@@ -148,12 +148,12 @@ def test_a_sample_whose_branches_are_all_dropped_passes_a_block_as_it_came(tiny:
     block = Block(tiny.video)
     x = torch.randn(2, 1 + 4 * 16, 16)
     keep = torch.tensor([[0.0, 1.0]] * 3)
-    given = block(x, 4, keep)
+    out = block(x, 4, keep)
     whole = block(x, 4)
-    assert torch.equal(given[0, 0], x[0, 0])
+    assert torch.equal(out[0, 0], x[0, 0])
     # What temporal_fc adds to every token does not go through the branch, as in the official code.
-    torch.testing.assert_close(given[0, 1:], x[0, 1:] + block.temporal_fc.bias)
-    torch.testing.assert_close(given[1], whole[1])
+    torch.testing.assert_close(out[0, 1:], x[0, 1:] + block.temporal_fc.bias)
+    torch.testing.assert_close(out[1], whole[1])
 
 
 @torch.no_grad()
@@ -163,25 +163,25 @@ def test_every_branch_of_a_block_is_dropped_by_its_own_number(tiny: ModelConfig,
     x = torch.randn(1, 1 + 4 * 16, 16)
     keep = torch.ones(3, 1)
     keep[branch] = 0
-    given = block(x, 4, keep)
+    out = block(x, 4, keep)
     silent = [block.temporal_attn.proj, block.attn.proj, block.mlp.fc2][branch]
     silent.weight.zero_()
     silent.bias.zero_()
-    torch.testing.assert_close(given, block(x, 4))
+    torch.testing.assert_close(out, block(x, 4))
 
 
 def test_the_cls_token_alone_is_that_of_all_tokens_with_its_gradients(tiny: ModelConfig, frames: Tensor):
     encoder = TimeSformer(tiny.video.model_copy(update={"drop_path": 0.5}))
     initialize(encoder, "scratch")
-    found = []
+    actual = []
     for cls_only in (False, True):
         encoder.zero_grad()
         torch.manual_seed(1)  # the same branches are dropped
         cls = encoder.train()(frames, cls_only)[:, 0]
         (cls * torch.linspace(-1, 1, cls.shape[1])).sum().backward()
-        found.append({"cls": cls.detach()} | {name: p.grad.clone() for name, p in encoder.named_parameters()})
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
+        actual.append({"cls": cls.detach()} | {name: p.grad.clone() for name, p in encoder.named_parameters()})
+    for name, value in actual[0].items():
+        torch.testing.assert_close(actual[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_attention_against_pytorchs_own():
@@ -204,5 +204,5 @@ def test_attention_against_pytorchs_own():
 def test_attention_of_some_queries_is_these_rows_of_all(at: list[int]):
     attention = Attention(16, heads=4)
     x, mask = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()[:, None, None]
-    for given in (None, mask):
-        torch.testing.assert_close(attention(x, given, x[:, at]), attention(x, given)[:, at], atol=1e-6, rtol=1e-5)
+    for out in (None, mask):
+        torch.testing.assert_close(attention(x, out, x[:, at]), attention(x, out)[:, at], atol=1e-6, rtol=1e-5)

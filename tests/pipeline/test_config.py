@@ -68,7 +68,7 @@ def test_a_change_reaches_its_value(change, reached):
         ("pretrain", "write it as stage.key=value"),
         ("corpora.clips.data=elsewhere", "give --data, or data"),
         ("train_prompter.phases.0.epochs=2", "give either steps or epochs"),
-        ('templates.video=["A film."]', "templates.video: 'A film.' has {}, the place of the entity, 0 times"),
+        ('templates.video=["A film."]', "templates.video: 'A film.' must contain {}"),
         ('cache_prompts.templates.video=["{}"]', "cache_prompts.templates: give it once, in [templates]"),
         ("templates=nowhere.toml", "nowhere.toml: not readable as TOML"),
         ("templates=3", "templates"),

@@ -28,7 +28,7 @@ def prompter(tmp_path_factory, tiny_model, tokenizer):
 
 @pytest.fixture(scope="module")
 def cached(prompter, vocabulary, tmp_path_factory, resources):
-    """The prompts of one template for videos and two for images, and what the stage told."""
+    """The prompts of one template for videos and two for images, and the outcome of the stage."""
     out = tmp_path_factory.mktemp("prompts")
     templates = Templates(video=("A video of a {}.",), image=("A photo of a {}.", "one {}"))
     config = cache_prompts.Config(templates=templates)

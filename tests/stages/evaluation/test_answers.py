@@ -20,7 +20,7 @@ def asked(*answers: str) -> list[dict]:
 def corpus(corpus_of, tmp_path):
     rows = [
         {"id": "a", "questions": asked("ball", "box")},
-        {"id": "told", "captions": ["a ball"]},
+        {"id": "captioned", "captions": ["a ball"]},
         {"id": "b", "questions": asked("box", "arrow", "ball")},
         {"id": "c", "split": "validation", "questions": asked("moon", "moon", "moon")},
     ]
@@ -28,10 +28,10 @@ def corpus(corpus_of, tmp_path):
 
 
 def test_questions_know_their_videos(corpus):
-    found = Questions.of(corpus, "train")
-    assert (found.ids, found.numbers) == (["a", "b"], [0, 2])
-    assert found.answers == ["ball", "box", "box", "arrow", "ball"]
-    assert found.video_of_question.tolist() == [0, 0, 1, 1, 1]
+    actual = Questions.of(corpus, "train")
+    assert (actual.ids, actual.numbers) == (["a", "b"], [0, 2])
+    assert actual.answers == ["ball", "box", "box", "arrow", "ball"]
+    assert actual.video_of_question.tolist() == [0, 0, 1, 1, 1]
     assert Questions.of(corpus, "test").texts == []
 
 

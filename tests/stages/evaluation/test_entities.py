@@ -46,22 +46,22 @@ def named(corpus_of, tmp_path, monkeypatch):
             return Videos(torch.zeros(0), torch.tensor(features))
 
         monkeypatch.setattr(entities_module, "encode_videos", encode)
-        monkeypatch.setattr(entities_module, "evaluator", lambda prompter, device: None)
+        monkeypatch.setattr(entities_module.NormalizedModel, "from_folder", lambda prompter, device: None)
         prompts = {"video": torch.eye(3), "image": torch.zeros(3, 3)}
-        found = entity_accuracy(SimpleNamespace(), prompts, ENTITIES, folder, split, torch.device("cpu"))
-        return found, encoded
+        actual = entity_accuracy(SimpleNamespace(), prompts, ENTITIES, folder, split, torch.device("cpu"))
+        return actual, encoded
 
     return score
 
 
 def test_accuracy_is_over_the_clips_with_a_known_entity(named):
-    found, encoded = named([[0.9, 0.1, 0.0], [0.0, 0.2, 0.4], [0.3, 0.2, 0.1]])
+    actual, encoded = named([[0.9, 0.1, 0.0], [0.0, 0.2, 0.4], [0.3, 0.2, 0.1]])
     assert encoded == [0, 2, 3]
-    assert found.named == ["ball", "star", "ball"]
-    assert found.truth == [["ball"], ["ball", "star"], ["box"]]
-    assert found.ids == ["a", "c", "d"]
-    assert found.accuracy == pytest.approx(200 / 3)
-    assert found.best_constant == pytest.approx(200 / 3)  # "ball", in two of three
+    assert actual.named == ["ball", "star", "ball"]
+    assert actual.truth == [["ball"], ["ball", "star"], ["box"]]
+    assert actual.ids == ["a", "c", "d"]
+    assert actual.accuracy == pytest.approx(200 / 3)
+    assert actual.best_constant == pytest.approx(200 / 3)  # "ball", in two of three
 
 
 def test_nothing_known_is_no_score(named):

@@ -205,9 +205,9 @@ def clip_corpus() -> Callable[..., Path]:
     def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
         folder.mkdir(parents=True)
         with ShardWriter(folder / "all.tar", 95) as writer:
-            for given in rows:
-                row = Row(**{"path": Path(given["id"]), "kind": "video", "group": given["id"], **given})
-                frames = np.broadcast_to(given["ramp"].astype(np.uint8)[:, None, None, None], (8, 32, 32, 3))
+            for values in rows:
+                row = Row(**{"path": Path(values["id"]), "kind": "video", "group": values["id"], **values})
+                frames = np.broadcast_to(values["ramp"].astype(np.uint8)[:, None, None, None], (8, 32, 32, 3))
                 writer.write(row, Clip(frames, 1.0, 32, 32))
         pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
         return folder
@@ -250,12 +250,14 @@ def evaluated(module, corpus: Path, out: Path, models: tuple[str, ...], **config
 def test_fine_tuned_retrieval_and_its_controls(clips_of_brightness, reading, tmp_path):
     """Each text has two clips that match it equally: its own comes first or second. Backwards it matches the others."""
     reading()
-    found = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("retrieval",), retrieval="clips", controls=True)
-    assert found["retrieval/t2v/R1"]["value"] == 50
-    assert found["retrieval/t2v/MdR"]["value"] == 1.5
-    assert found["retrieval_reversed/t2v/MdR"]["value"] == 3.5  # behind both of the other kind
-    assert found["retrieval_shuffled/t2v/MdR"]["value"] == 2.5  # neither rising nor falling: all four tie
-    assert not any(name.startswith(("qa", "zero_shot", "colours_only")) for name in found)
+    actual = evaluated(
+        evaluate, clips_of_brightness, tmp_path / "out", ("retrieval",), retrieval="clips", controls=True
+    )
+    assert actual["retrieval/t2v/R1"]["value"] == 50
+    assert actual["retrieval/t2v/MdR"]["value"] == 1.5
+    assert actual["retrieval_reversed/t2v/MdR"]["value"] == 3.5  # behind both of the other kind
+    assert actual["retrieval_shuffled/t2v/MdR"]["value"] == 2.5  # neither rising nor falling: all four tie
+    assert not any(name.startswith(("qa", "zero_shot", "colours_only")) for name in actual)
     assert (tmp_path / "out" / "pictures" / "retrieval.png").is_file()
 
 
@@ -274,8 +276,8 @@ def test_answers_with_their_baseline_probabilities_and_controls(clips_of_brightn
     """The baseline says what training says most, "falling": right for half of the test questions."""
     reading("qa")
     wanted = {"qa": "clips", "controls": True, "contrasts": (("rising", "falling"),)}
-    found = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("qa",), **wanted)
-    scores = {name: (row["value"], row["chance"], row["items"]) for name, row in found.items()}
+    actual = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("qa",), **wanted)
+    scores = {name: (row["value"], row["chance"], row["items"]) for name, row in actual.items()}
     assert scores["qa/acc"] == scores["qa/acc_how"] == (100, 50, 4)
     assert scores["qa_reversed/acc"] == scores["qa_shuffled/acc"] == (0, 50, 4)
     assert scores["qa/rising_or_falling"] == (100, 50, 4)
@@ -286,7 +288,7 @@ def test_answers_with_their_baseline_probabilities_and_controls(clips_of_brightn
     assert answers == [(name, way, way, True) for name, way in ways.items()]
     certain = float(torch.tensor([3.0, 0.0, 0.0]).softmax(0)[0])
     assert [row["probability"] for row in rows] == pytest.approx([certain] * 4)
-    assert not any(name.startswith("retrieval") for name in found)
+    assert not any(name.startswith("retrieval") for name in actual)
 
 
 def test_the_baseline_comes_from_training_and_not_from_the_test(tmp_path, clip_corpus, reading):
@@ -307,8 +309,8 @@ def test_the_baseline_comes_from_training_and_not_from_the_test(tmp_path, clip_c
     rows.append(rows[-1] | {"id": "train", "split": "train"})  # "falling"
     reading("qa")
     corpus = statistics(clip_corpus(tmp_path / "corpus", rows), captions=(4, 4), questions=(4, 4))
-    found = evaluated(evaluate, corpus, tmp_path / "out", ("qa",), qa="clips")
-    assert (found["qa/acc"]["value"], found["qa/acc"]["chance"]) == (75, 25)
+    actual = evaluated(evaluate, corpus, tmp_path / "out", ("qa",), qa="clips")
+    assert (actual["qa/acc"]["value"], actual["qa/acc"]["chance"]) == (75, 25)
 
 
 @pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
@@ -322,7 +324,7 @@ def test_frames_are_normalised_by_the_models_own_mean_and_std(module, model, cli
 
 @pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
 def test_frames_and_texts_have_the_length_that_is_asked_for(module, model, clips_of_brightness, reading, tmp_path):
-    """Without a wish those of the model; the paper's zero-shot scores are of 8 frames, its pre-training has 4."""
+    """By default those of the model; the paper's zero-shot scores are of 8 frames, its pre-training has 4."""
     reader = reading(frames=4)
     before = reader.video_encoder.time_embed.detach().clone()
     evaluated(module, clips_of_brightness, tmp_path / "own", (model,), retrieval="clips")
@@ -374,10 +376,10 @@ def test_nothing_that_is_left_is_a_mistake(clips_of_brightness, tmp_path):
 
 def test_zero_shot_is_by_matching_and_by_similarity(clips_of_brightness, reading, tmp_path):
     reading("pretrain")
-    found = evaluated(zero_shot, clips_of_brightness, tmp_path / "out", ("pretrained",), retrieval="clips")
-    assert found["zero_shot/t2v/R1"]["value"] == 50
-    assert {name.split("/")[0] for name in found} == {"zero_shot", "zero_shot_vtc"}
-    assert (found["zero_shot/t2v/R1"]["items"], found["zero_shot/t2v/R1"]["chance"]) == (4, 25)
+    actual = evaluated(zero_shot, clips_of_brightness, tmp_path / "out", ("pretrained",), retrieval="clips")
+    assert actual["zero_shot/t2v/R1"]["value"] == 50
+    assert {name.split("/")[0] for name in actual} == {"zero_shot", "zero_shot_vtc"}
+    assert (actual["zero_shot/t2v/R1"]["items"], actual["zero_shot/t2v/R1"]["chance"]) == (4, 25)
 
 
 def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_path, monkeypatch):
@@ -385,10 +387,10 @@ def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_pa
     monkeypatch.setattr(zero_shot, "load_model", lambda path, device: None)
     monkeypatch.setattr(zero_shot, "read_prompts", lambda path: {})
     monkeypatch.setattr(zero_shot, "read_entities", lambda path: [])
-    monkeypatch.setattr(zero_shot, "entity_accuracy", lambda *given: score)
-    found = evaluated(
+    monkeypatch.setattr(zero_shot, "entity_accuracy", lambda *values: score)
+    actual = evaluated(
         zero_shot, clips_of_brightness, tmp_path / "out", ("prompter", "prompts", "vocabulary"), qa="clips"
     )
-    row = found["entities/acc"]
+    row = actual["entities/acc"]
     assert (row["value"], row["chance"], row["items"]) == (50.0, 25.0, 2)
-    assert set(found) == {"entities/acc"}
+    assert set(actual) == {"entities/acc"}

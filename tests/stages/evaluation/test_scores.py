@@ -26,10 +26,10 @@ RANKS = [
 @pytest.mark.parametrize(("scores", "right", "place", "first", "second"), RANKS)
 def test_ranks_of_one_query(scores, right, place, first, second):
     relevant = np.isin(np.arange(len(scores)), right)[None]
-    found = rank(np.array([scores]), relevant)
-    assert found.rank.tolist() == [place]
-    assert found.recall(1) == pytest.approx([first])
-    assert found.recall(2) == pytest.approx([second])
+    actual = rank(np.array([scores]), relevant)
+    assert actual.rank.tolist() == [place]
+    assert actual.recall(1) == pytest.approx([first])
+    assert actual.recall(2) == pytest.approx([second])
 
 
 @given(st.integers(1, 40))
@@ -67,13 +67,13 @@ def test_the_two_directions_are_each_other_transposed(scores):
 @settings(max_examples=60)
 @given(scores_of)
 def test_a_tie_is_the_mean_over_the_places_that_it_may_end_in(scores):
-    found = rank(scores, np.eye(len(scores), dtype=bool))
+    actual = rank(scores, np.eye(len(scores), dtype=bool))
     for query, row in enumerate(scores):
         first = 1 + (row > row[query]).sum()
         places = np.arange(first, first + (row == row[query]).sum())
-        assert found.rank[query] == places.mean()
+        assert actual.rank[query] == places.mean()
         for k in range(1, len(scores) + 1):
-            assert found.recall(k)[query] == pytest.approx((places <= k).mean())
+            assert actual.recall(k)[query] == pytest.approx((places <= k).mean())
 
 
 # Four captions of two videos, the first three of video 0, and scores in which v2t and t2v differ.
@@ -87,22 +87,22 @@ def test_chance_is_what_constant_scores_reach(video_of_text, more):
     """In both directions, with any number of captions a video, and videos without one."""
     of = np.sort(np.array(video_of_text))
     expected, texts, videos = retrieval_metrics(np.zeros((len(of), of.max() + 1 + more)), of)
-    found = chance_metrics(of, of.max() + 1 + more)
+    actual = chance_metrics(of, of.max() + 1 + more)
     for way, ranks in (("t2v", texts), ("v2t", videos)):
         for k in (1, 5, 10):
-            assert found[f"{way}/R{k}"] == pytest.approx(expected[f"{way}/R{k}"])
+            assert actual[f"{way}/R{k}"] == pytest.approx(expected[f"{way}/R{k}"])
         reached = [ranks.recall(k).mean() for k in range(1, ranks.gallery + 1)]
         median = [next(k for k, r in enumerate(reached, 1) if r >= 0.5 - 1e-9)]
         median.append(next(k for k, r in enumerate(reached, 1) if r > 0.5 + 1e-9))
-        assert found[f"{way}/MdR"] == np.mean(median)
+        assert actual[f"{way}/MdR"] == np.mean(median)
 
 
 def test_chance_of_a_large_gallery():
     """By hand: of 20 texts a video the first 10 of 20,000 hold one of its own with probability 1 - 0.999^10."""
-    found = chance_metrics(np.repeat(np.arange(1000), 20), 1000)
-    assert (found["t2v/R1"], found["t2v/R10"], found["t2v/MdR"]) == pytest.approx((0.1, 1.0, 500.5))
-    assert found["v2t/R10"] == pytest.approx(100 * (1 - 0.999**10), rel=1e-3)
-    assert found["v2t/MdR"] == pytest.approx(np.log(0.5) / np.log(0.999), rel=0.02)
+    actual = chance_metrics(np.repeat(np.arange(1000), 20), 1000)
+    assert (actual["t2v/R1"], actual["t2v/R10"], actual["t2v/MdR"]) == pytest.approx((0.1, 1.0, 500.5))
+    assert actual["v2t/R10"] == pytest.approx(100 * (1 - 0.999**10), rel=1e-3)
+    assert actual["v2t/MdR"] == pytest.approx(np.log(0.5) / np.log(0.999), rel=0.02)
 
 
 def test_several_captions_of_a_video_in_both_directions():
@@ -140,9 +140,9 @@ def test_accuracy_by_type():
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(["what", "who", "how"])), min_size=1, max_size=20))
 def test_accuracies_by_type_weighted_by_their_questions_are_the_accuracy(answers):
     right, types = np.array([a for a, _ in answers]), [t for _, t in answers]
-    found = accuracy_by_type(right, types)
-    weighted = sum(found[f"acc_{kind}"] * types.count(kind) for kind in set(types)) / len(types)
-    assert weighted == pytest.approx(found["acc"])
+    actual = accuracy_by_type(right, types)
+    weighted = sum(actual[f"acc_{kind}"] * types.count(kind) for kind in set(types)) / len(types)
+    assert weighted == pytest.approx(actual["acc"])
 
 
 def test_the_majority_baseline_says_the_most_frequent_training_answer_of_the_type():

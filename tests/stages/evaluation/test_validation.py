@@ -42,7 +42,7 @@ def scores(objective, gallery: Gallery, tokenizer, match) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def several(corpus_of, tmp_path_factory):
     """A corpus of 5 validation videos with 2 captions and 2 questions each, and one of 3 with a caption each."""
-    found = {}
+    actual = {}
     for name, count, captions in (("several", 5, 2), ("few", 3, 1)):
         rows = [
             {
@@ -55,21 +55,21 @@ def several(corpus_of, tmp_path_factory):
             }
             for n in range(count)
         ]
-        found[name] = corpus_of(tmp_path_factory.mktemp(name), rows)
-    return found
+        actual[name] = corpus_of(tmp_path_factory.mktemp(name), rows)
+    return actual
 
 
 @torch.no_grad()
 def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
     """By default: every video, every caption, every pair by the matching head."""
     validate, select = validate_retrieval(objective, several, tokenizer, config(Retrieval, ("several",)))
-    found = validate()
+    actual = validate()
     expected = scores(objective, Gallery.of(several["several"], "validation"), tokenizer, match_all)
     for name, value in expected.items():
-        assert found[f"validation/{name}"] == pytest.approx(value), name
+        assert actual[f"validation/{name}"] == pytest.approx(value), name
     recalls = [expected[f"{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)]
     assert select == "validation/mean_recall"
-    assert found[select] == pytest.approx(np.mean(recalls))
+    assert actual[select] == pytest.approx(np.mean(recalls))
 
 
 @torch.no_grad()
@@ -81,12 +81,12 @@ def test_fewer_videos_captions_and_pairs_can_be_asked_for(objective, several, to
         lambda o, gallery, *rest: seen.append(gallery) or encode_gallery(o, gallery, *rest),
     )
     asked = config(Retrieval, ("several",), videos=4, captions=1, protocol="top_k", k=2)
-    found = validate_retrieval(objective, several, tokenizer, asked)[0]()
+    actual = validate_retrieval(objective, several, tokenizer, asked)[0]()
     gallery = Gallery.of(several["several"], "validation").first(4, 1)
     assert (seen[0].ids, seen[0].texts) == (gallery.ids, gallery.texts)
-    expected = scores(objective, gallery, tokenizer, lambda *given: match_top_k(*given, 2))
+    expected = scores(objective, gallery, tokenizer, lambda *args: match_top_k(*args, 2))
     for name, value in expected.items():
-        assert found[f"validation/{name}"] == pytest.approx(value), name
+        assert actual[f"validation/{name}"] == pytest.approx(value), name
 
 
 @torch.no_grad()
@@ -104,10 +104,10 @@ def test_every_corpus_of_the_phases_is_validated_on(objective, several, lessons,
 
 @torch.no_grad()
 def test_a_corpus_that_is_not_in_the_phases_is_not_validated_on(objective, several, tokenizer):
-    found = validate_retrieval(objective, several, tokenizer, config(Retrieval, ("few",)))[0]()
+    actual = validate_retrieval(objective, several, tokenizer, config(Retrieval, ("few",)))[0]()
     expected = scores(objective, Gallery.of(several["few"], "validation"), tokenizer, match_all)
-    assert found["validation/t2v/MnR"] == pytest.approx(expected["t2v/MnR"])
-    assert not any("/of/" in name for name in found)
+    assert actual["validation/t2v/MnR"] == pytest.approx(expected["t2v/MnR"])
+    assert not any("/of/" in name for name in actual)
 
 
 def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(objective, lessons, tokenizer, tiny_model):
@@ -123,11 +123,11 @@ def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(objective, les
 @torch.no_grad()
 def test_contrast_is_validated_by_similarity_on_one_caption_a_video(several, tokenizer, tiny_model):
     objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD).eval()
-    found = validate_contrast(objective, several, tokenizer, config(TrainPrompter, ("several",)))()
+    actual = validate_contrast(objective, several, tokenizer, config(TrainPrompter, ("several",)))()
     gallery = Gallery.of(several["several"], "validation").first(500, 1)
     texts, videos = encode_gallery(objective, gallery, tokenizer, 24, CPU)
     expected, _, _ = retrieval_metrics((texts.features @ videos.features.T).numpy(), gallery.video_of_text)
-    assert found == pytest.approx({f"validation/vtc/{name}": value for name, value in expected.items()})
+    assert actual == pytest.approx({f"validation/vtc/{name}": value for name, value in expected.items()})
 
 
 def test_question_answering_is_validated_by_the_accuracy_of_the_best_answer(tiny_model, tokenizer, clips):
@@ -139,12 +139,12 @@ def test_question_answering_is_validated_by_the_accuracy_of_the_best_answer(tiny
     objective = QaObjective(model, MEAN, STD).eval()
     validate, select = validate_qa(objective, {"clips": clips}, tokenizer, ["left", "one", "red"], config(Qa))
     questions = Questions.of(clips, "validation")
-    found = validate()
+    actual = validate()
     assert select == "validation/qa/acc"
-    assert found[select] == pytest.approx(100 * questions.answers.count("one") / len(questions.answers))
+    assert actual[select] == pytest.approx(100 * questions.answers.count("one") / len(questions.answers))
     for kind in set(questions.types):
         answers = [a for a, t in zip(questions.answers, questions.types, strict=True) if t == kind]
-        assert found[f"validation/qa/acc_{kind}"] == pytest.approx(100 * answers.count("one") / len(answers))
+        assert actual[f"validation/qa/acc_{kind}"] == pytest.approx(100 * answers.count("one") / len(answers))
 
 
 def test_questions_of_every_corpus_are_validated_on(tiny_model, tokenizer, several):
@@ -155,18 +155,18 @@ def test_questions_of_every_corpus_are_validated_on(tiny_model, tokenizer, sever
         model.qa_head[-1].bias.copy_(torch.tensor([0.0, 1.0]))
     objective = QaObjective(model, MEAN, STD).eval()
     validate, select = validate_qa(objective, several, tokenizer, ["ball", "box"], config(Qa, ("several", "few")))
-    found = validate()
-    assert found[f"{select}/of/several"] == pytest.approx(20)
-    assert found[f"{select}/of/few"] == pytest.approx(100 / 3)
-    assert found[select] == pytest.approx((20 + 100 / 3) / 2)
+    actual = validate()
+    assert actual[f"{select}/of/several"] == pytest.approx(20)
+    assert actual[f"{select}/of/few"] == pytest.approx(100 / 3)
+    assert actual[select] == pytest.approx((20 + 100 / 3) / 2)
     one = validate_qa(objective, several, tokenizer, ["ball", "box"], config(Qa, ("several",), videos=1))[0]()
     assert one == pytest.approx({"validation/qa/acc": 100.0, "validation/qa/acc_what": 100.0})
 
 
 def test_a_metric_that_one_corpus_lacks_is_the_mean_of_the_others():
     metrics = {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0}}
-    found = averaged({name: name for name in metrics}, metrics.get)
-    assert found == {"x": 2.0, "y": 2.0, "x/of/a": 1.0, "y/of/a": 2.0, "x/of/b": 3.0}
+    actual = averaged({name: name for name in metrics}, metrics.get)
+    assert actual == {"x": 2.0, "y": 2.0, "x/of/a": 1.0, "y/of/a": 2.0, "x/of/b": 3.0}
 
 
 def test_a_frame_that_cannot_be_read_is_found_before_training(objective, clips, tokenizer, tmp_path):

@@ -41,7 +41,7 @@ def small_batch() -> Batch:
         boxes=torch.tensor([[0, 0, 2, 3], [1, 1, 3, 2], [2, 0, 2, 4], [0, 2, 4, 2]]),
         answers=torch.tensor([0, 3, -100, 4]),
         uniforms=torch.rand(SIZE, 2, generator=random, dtype=torch.double),
-        most_masked=3,
+        max_masked=3,
     )
 
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.stages.artifacts.store import Resources
-from alpro.stages.training.distributed import gather, total, world
+from alpro.stages.training.distributed import all_reduce_sum, gather, init_distributed
 from alpro.stages.training.examples import Batch
 from alpro.stages.training.objective import (
     MatchingObjective,
@@ -47,7 +47,7 @@ def whole_batch() -> Batch:
         boxes=torch.tensor([[0, 0, 2, 3], [1, 1, 3, 2], [2, 0, 2, 4], [0, 2, 4, 2]] * 2),
         answers=torch.tensor([0, 1, -100, 3, 4, -100, -100, 2]),
         uniforms=torch.rand(SIZE, 2, generator=random),
-        most_masked=8,
+        max_masked=8,
     )
 
 
@@ -70,21 +70,21 @@ def objectives() -> dict[str, Objective]:
 def losses_and_gradients(rank: int, ranks: int) -> dict[str, Tensor]:
     """By `<objective>/loss` and `<objective>/<parameter>`: of this rank's part, gradients averaged over the ranks."""
     part = whole_batch().split(ranks)[rank]
-    found = {}
+    actual = {}
     for name, objective in objectives().items():
         module = DistributedDataParallel(objective, find_unused_parameters=True) if ranks > 1 else objective
         loss, _ = module(part)
         loss.backward()
-        found[f"{name}/loss"] = loss.detach()
-        found |= {f"{name}/{key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}
-    return found
+        actual[f"{name}/loss"] = loss.detach()
+        actual |= {f"{name}/{key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}
+    return actual
 
 
 if __name__ == "__main__":
-    with world(Resources(device="cpu")) as here:
-        result = losses_and_gradients(here.rank, here.size)
-        rows = torch.arange(2.0)[:, None] + 10 * here.rank
+    with init_distributed(Resources(device="cpu")) as world:
+        result = losses_and_gradients(world.rank, world.size)
+        rows = torch.arange(2.0)[:, None] + 10 * world.rank
         result["gathered"] = gather(rows)
-        result["total"] = total(torch.tensor(1.0 + here.rank))
-        result["rank"] = torch.tensor(here.rank)
-    save_file(result, Path(sys.argv[1]) / f"{here.rank}.safetensors")
+        result["total"] = all_reduce_sum(torch.tensor(1.0 + world.rank))
+        result["rank"] = torch.tensor(world.rank)
+    save_file(result, Path(sys.argv[1]) / f"{world.rank}.safetensors")

@@ -14,13 +14,13 @@ import torch.distributed as dist
 from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.execution import run
-from alpro.stages.training.distributed import world
+from alpro.stages.training.distributed import init_distributed
 
 
 def stage(work: dict) -> None:
-    with world(Resources.model_validate(work["resources"])) as here:
+    with init_distributed(Resources.model_validate(work["resources"])) as world:
         for step in range(5):
-            if here.rank == 1 and step == 3:
+            if world.rank == 1 and step == 3:
                 fail(sys.argv[2])
             dist.all_reduce(torch.ones(1))
 

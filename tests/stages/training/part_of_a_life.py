@@ -20,7 +20,7 @@ from alpro.stages.training.objective import MatchingObjective
 from tests.stages.training.part_of_a_run import train
 
 STEPS = 40
-loop.SAVING = 0  # however long it takes
+loop.MIN_SAVE_INTERVAL_RATIO = 0  # however long it takes
 
 
 def main(out: Path, corpus: Path, tokenizer: Tokenizer) -> None:

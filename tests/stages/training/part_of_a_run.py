@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from alpro.models.alpro import ModelConfig, Prompter
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.training.distributed import World, world
+from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.examples import Batch, TrainingDataset
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import Objective, PrompterObjective
@@ -39,27 +39,27 @@ def train(
 ) -> None:
     """A short run of a small model; `begun` is called as each step begins."""
     config = TrainingConfig.model_validate({"batch_size": 4, **values})
-    with world(resources) as here:
+    with init_distributed(resources) as world:
         torch.manual_seed(config.seed)
         text = TEXT | {"vocab_size": tokenizer.get_vocab_size()}
         objective = build(ModelConfig.model_validate({"video": VIDEO, "text": text, "embed_dim": 8, "init": "scratch"}))
-        data = TrainingDataset(config, {"clips": corpus}, tokenizer, unit, 2, 16, rank=here.rank, ranks=here.size)
+        data = TrainingDataset(config, {"clips": corpus}, tokenizer, unit, 2, 16, rank=world.rank, ranks=world.size)
         load = data.loader
 
-        def loader(*given):
-            for batch in load(*given):
-                begun(batch, here)
+        def loader(*args):
+            for batch in load(*args):
+                begun(batch, world)
                 yield batch
 
         data.loader = loader
-        fit(objective, data, config, out, here, resources)
-        if here.main:
+        fit(objective, data, config, out, world, resources)
+        if world.main:
             save_file({name: p.detach() for name, p in objective.named_parameters()}, out / "weights.safetensors")
 
 
 def main(out: Path, corpus: Path, tokenizer: Tokenizer, stops: list[int]) -> None:
-    def stop(batch: Batch, here: World) -> None:
-        if batch.step == stops[here.rank]:
+    def stop(batch: Batch, world: World) -> None:
+        if batch.step == stops[world.rank]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     resources = Resources(device="cpu", workers=1, checkpoint_interval=3600)

@@ -23,13 +23,13 @@ from alpro.models.alpro import Alpro, ModelConfig
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.training import loop
 from alpro.stages.training.config import MatchingConfig
-from alpro.stages.training.distributed import World, world
+from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.examples import Batch
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import MatchingObjective
 from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, whole_batch
 
-loop.ASK_SECONDS = 0  # the ranks ask each other after every step
+loop.SYNC_SECONDS = 0  # the ranks ask each other after every step
 RUNS = {
     "plain": {"steps": 4},
     "accumulated": {"steps": 2, "accumulation_steps": 2},
@@ -59,9 +59,9 @@ class Spoiled(MatchingObjective):
 class Batches:
     """This rank's part of a batch, the same in every step; it may send itself a signal as a step begins."""
 
-    def __init__(self, here: World, steps: int, accumulation_steps: int, stop: int):
+    def __init__(self, world: World, steps: int, accumulation_steps: int, stop: int):
         self.steps, self.stop = steps, stop
-        places = np.arange(SIZE).reshape(accumulation_steps, here.size, -1)[:, here.rank].ravel()
+        places = np.arange(SIZE).reshape(accumulation_steps, world.size, -1)[:, world.rank].ravel()
         whole = whole_batch()
         whole.masked = whole.labels = whole.boxes = whole.answers = None
         self.batch = replace(whole.map(lambda tensor: tensor[places]), ids=[whole.ids[place] for place in places])
@@ -78,7 +78,7 @@ class Batches:
 
 def train(
     out: Path,
-    here: World,
+    world: World,
     steps: int,
     accumulation_steps: int = 1,
     spoil: str = "",
@@ -95,20 +95,20 @@ def train(
     )
     torch.manual_seed(0)
     objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3)
-    objective.spoil, objective.last = spoil, here.rank == here.size - 1
+    objective.spoil, objective.last = spoil, world.rank == world.size - 1
     noted: dict[str, Tensor] = {}
 
-    def note(_: nn.Module, given: tuple[Tensor], result: Tensor) -> None:
+    def note(_: nn.Module, args: tuple[Tensor], result: Tensor) -> None:
         noted.setdefault("kept", (result != 0).float())
 
     next(part for part in objective.modules() if isinstance(part, nn.Dropout)).register_forward_hook(note)
     averaged = count_averages()
     try:
-        fit(objective, Batches(here, steps, accumulation_steps, stop), config, out, here, resources)
+        fit(objective, Batches(world, steps, accumulation_steps, stop), config, out, world, resources)
     except SystemExit:
-        if here.size > 1:
+        if world.size > 1:
             dist.barrier()  # a new life begins when the checkpoint of the old one is written
-        return train(out, here, steps, accumulation_steps, spoil, dropout) | {"lives": torch.tensor(2)}
+        return train(out, world, steps, accumulation_steps, spoil, dropout) | {"lives": torch.tensor(2)}
     noted["averaged"] = torch.tensor(averaged)
     return {name: p.detach().clone() for name, p in objective.named_parameters()} | noted
 
@@ -118,8 +118,8 @@ def count_averages() -> list[int]:
     count = [0]
 
     class Counting(DistributedDataParallel):
-        def __init__(self, *given, **named):
-            super().__init__(*given, **named)
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
 
             def hook(group, bucket):
                 count[0] += bucket.is_last()
@@ -131,11 +131,11 @@ def count_averages() -> list[int]:
     return count
 
 
-def main(out: Path, here: World) -> None:
+def main(out: Path, world: World) -> None:
     for name, settings in RUNS.items():
-        save_file(train(out / name, here, **settings), out / f"{name}.{here.rank}.safetensors")
+        save_file(train(out / name, world, **settings), out / f"{name}.{world.rank}.safetensors")
 
 
 if __name__ == "__main__":
-    with world(Resources(device="cpu")) as here:
-        main(Path(sys.argv[1]), here)
+    with init_distributed(Resources(device="cpu")) as world:
+        main(Path(sys.argv[1]), world)

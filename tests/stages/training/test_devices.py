@@ -5,7 +5,7 @@ import torch
 
 from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
-from alpro.stages.training.distributed import gather, pick_device, total, world
+from alpro.stages.training.distributed import all_reduce_sum, gather, init_distributed, pick_device
 
 
 def test_the_processor_is_taken_where_asked_or_where_there_is_no_gpu(monkeypatch):
@@ -22,8 +22,8 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_a_mistake(monkeypatch):
 
 def test_alone_one_is_all():
     rows = torch.ones(2, 3, requires_grad=True)
-    with world(Resources(device="cpu")) as here:
-        assert (here.rank, here.size, here.main) == (0, 1, True)
+    with init_distributed(Resources(device="cpu")) as world:
+        assert (world.rank, world.size, world.main) == (0, 1, True)
         assert gather(rows) is rows
-        assert total(rows.sum()) == 6
-        assert not total(rows.sum()).requires_grad
+        assert all_reduce_sum(rows.sum()) == 6
+        assert not all_reduce_sum(rows.sum()).requires_grad

@@ -48,14 +48,14 @@ def rows(count: int, captions: int = 1, kind: str = "video", prefix: str = "v", 
 
 @pytest.fixture(scope="module")
 def corpus(corpus_of, tmp_path_factory):
-    """corpus(count, **rows): a corpus of `count` samples, made once for each wish."""
-    made = {}
+    """corpus(count, **rows): a corpus of `count` samples, built once per combination."""
+    cache = {}
 
-    def make(count: int, **wish):
-        key = (count, *sorted(wish.items()))
-        if key not in made:
-            made[key] = corpus_of(tmp_path_factory.mktemp("corpus"), rows(count, **wish))
-        return made[key]
+    def make(count: int, **overrides):
+        key = (count, *sorted(overrides.items()))
+        if key not in cache:
+            cache[key] = corpus_of(tmp_path_factory.mktemp("corpus"), rows(count, **overrides))
+        return cache[key]
 
     return make
 
@@ -89,10 +89,10 @@ def assert_equal(one: Batch, other: Batch) -> None:
 def test_an_epoch_shows_each_example_exactly_once_over_any_number_of_ranks(
     corpus, steps_of, count, ranks, per_rank, together, seed
 ):
-    wish = {"batch_size": ranks * per_rank, "group_batches": together, "seed": seed}
+    overrides = {"batch_size": ranks * per_rank, "group_batches": together, "seed": seed}
     steps = -(-3 * count // (ranks * per_rank))
     corpora = {"a": corpus(count, group=2)}
-    all_ranks = [steps_of(corpora, steps, rank=rank, ranks=ranks, **wish) for rank in range(ranks)]
+    all_ranks = [steps_of(corpora, steps, rank=rank, ranks=ranks, **overrides) for rank in range(ranks)]
     order = [name for step in range(steps) for data in all_ranks for name in data[step].ids]
     everything = {f"v{n}" for n in range(count)}
     for epoch in range(3):
@@ -102,16 +102,16 @@ def test_an_epoch_shows_each_example_exactly_once_over_any_number_of_ranks(
 @settings(max_examples=10)
 @given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 3))
 def test_the_batches_of_the_ranks_are_together_that_of_one(clips, steps_of, ranks, step):
-    wish = {"mlm": 0.3}
-    whole = steps_of({"clips": clips}, **wish)[step]
-    parts = [steps_of({"clips": clips}, rank=rank, ranks=ranks, **wish)[step] for rank in range(ranks)]
+    overrides = {"mlm": 0.3}
+    whole = steps_of({"clips": clips}, **overrides)[step]
+    parts = [steps_of({"clips": clips}, rank=rank, ranks=ranks, **overrides)[step] for rank in range(ranks)]
     assert [name for part in parts for name in part.ids] == whole.ids
     for name in ("video", "frames", "boxes"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
     for name in ("text", "masked", "labels"):  # as long as the longest text of the rank
         tokens = [row[mask > 0] for part in parts for row, mask in zip(getattr(part, name), part.mask, strict=True)]
-        for found, row, mask in zip(tokens, getattr(whole, name), whole.mask, strict=True):
-            assert torch.equal(found, row[mask > 0])
+        for actual, row, mask in zip(tokens, getattr(whole, name), whole.mask, strict=True):
+            assert torch.equal(actual, row[mask > 0])
 
 
 def test_a_step_is_the_same_whoever_asks_and_in_whatever_order(clips, stills, steps_of):
@@ -174,16 +174,16 @@ def test_twins_are_in_one_batch(lessons, steps_of):
 
 
 def test_pairs_are_videos_times_captions(corpus_of, tmp_path, steps_of, tokenizer):
-    said = [2, 1, 0, 3]
+    counts = [2, 1, 0, 3]
     corpus = corpus_of(
         tmp_path,
-        [{"id": f"v{n}", "captions": [f"{word} ball" for word in WORDS[:k]]} for n, k in enumerate(said)],
+        [{"id": f"v{n}", "captions": [f"{word} ball" for word in WORDS[:k]]} for n, k in enumerate(counts)],
     )
     data = steps_of({"a": corpus}, 1, "caption", batch_size=6)
     assert (len(data.sources[0]), data.skipped) == (6, 1)
     batch = data[0]
     pairs = Counter(zip(batch.ids, map(tokenizer.decode, batch.text.tolist()), strict=True))
-    expected = {(f"v{n}", f"{word} ball") for n, k in enumerate(said) for word in WORDS[:k]}
+    expected = {(f"v{n}", f"{word} ball") for n, k in enumerate(counts) for word in WORDS[:k]}
     assert pairs == Counter(expected)
     assert [int(v) for v in batch.video] == [int(name[1:]) for name in batch.ids]
 
@@ -214,8 +214,8 @@ def test_pre_training_draws_from_both_halves_of_a_clip(tmp_path, steps_of, sampl
 def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, steps_of):
     asked = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
     corpus = corpus_of(tmp_path, [*rows(3), *rows(2, captions=0, prefix="q", questions=asked)])
-    told = steps_of({"a": corpus}, 3, batch_size=3)
-    assert (set(shown(told)), told.skipped) == ({"v0", "v1", "v2"}, 2)
+    steps = steps_of({"a": corpus}, 3, batch_size=3)
+    assert (set(shown(steps)), steps.skipped) == ({"v0", "v1", "v2"}, 2)
     questions = steps_of({"a": corpus}, 3, "question", batch_size=2, answers={"two": 7})
     assert (set(shown(questions)), questions.skipped) == ({"q0", "q1"}, 3)
     assert questions[0].answers.tolist() == [7, 7]
@@ -286,7 +286,8 @@ def test_phases_that_make_no_sense_are_refused(wrong):
 @pytest.mark.parametrize(("ranks", "accumulation_steps"), [(3, 1), (1, 3), (2, 8)])
 def test_a_batch_that_does_not_divide_is_a_mistake(ranks, accumulation_steps, corpus, steps_of):
     with pytest.raises(
-        InputError, match=f"batch_size 8 does not divide among {ranks} processes x {accumulation_steps} parts"
+        InputError,
+        match=f"batch_size 8 is not a multiple of {ranks} processes x {accumulation_steps} accumulation_steps",
     ):
         steps_of({"a": corpus(4)}, ranks=ranks, accumulation_steps=accumulation_steps)
 
@@ -301,9 +302,9 @@ def test_pools_of_negatives_divide_the_batch_and_are_whole_on_every_number_of_pr
     config = MatchingConfig.model_validate(wanted)  # 24 pairs at a time
     for ranks in (1, 3, 6, 12, 24):
         config.check_division(ranks)
-    with pytest.raises(InputError, match="negative_pool_size 8: with 2 processes each has 12 pairs at a time"):
+    with pytest.raises(InputError, match="negative_pool_size 8 and the 12 pairs per process and micro-batch"):
         config.check_division(2)
-    with pytest.raises(InputError, match="does not divide among 5 processes"):
+    with pytest.raises(InputError, match="is not a multiple of 5 processes"):
         config.check_division(5)
     with pytest.raises(
         ValidationError, match="negative_pool_size 16 does not divide batch_size / accumulation_steps = 24"
@@ -449,11 +450,11 @@ def test_the_augmentation_can_be_looked_at(clips, stills, steps_of, tmp_path):
         assert picture.getcolors(1000) is None  # frames in colour, not an empty page
     broken(clips, tmp_path / "broken", 1)
     steps_of({"clips": tmp_path / "broken"}).draw_augmentation(tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()  # its first sample is damaged; training tells
+    assert not (tmp_path / "none.png").exists()  # its first sample is corrupt; training logs it
 
 
 def broken(corpus: Path, to: Path, count: int) -> list[str]:
-    """A copy of a corpus in which the first frames of `count` training samples are damaged; their ids."""
+    """A copy of a corpus in which the first frames of `count` training samples are corrupt; their ids."""
     shutil.copytree(corpus, to)
     rows = [row for row in read_index(to).to_pylist() if row["split"] == "train"][:count]
     for row in rows:
@@ -464,11 +465,11 @@ def broken(corpus: Path, to: Path, count: int) -> list[str]:
     return [row["id"] for row in rows]
 
 
-def test_a_damaged_sample_is_told_and_the_next_one_shown_in_its_place(clips, steps_of, tmp_path):
+def test_a_corrupt_sample_is_logged_and_replaced_by_the_next_one(clips, steps_of, tmp_path):
     """The official code puts another one there without a word (departure 7)."""
     (lost,) = broken(clips, tmp_path / "broken", 1)
     whole, mended = (steps_of({"clips": folder}, 30) for folder in (clips, tmp_path / "broken"))
-    told = 0
+    replaced = 0
     for one, other in zip(map(whole.__getitem__, range(30)), map(mended.__getitem__, range(30)), strict=True):
         gone = [place for place, name in enumerate(one.ids) if name == lost]
         assert len(other.unreadable) == len(gone)
@@ -477,19 +478,19 @@ def test_a_damaged_sample_is_told_and_the_next_one_shown_in_its_place(clips, ste
         assert [n for p, n in enumerate(other.ids) if p not in gone] == [
             n for p, n in enumerate(one.ids) if p not in gone
         ]
-        told += len(gone)
-    assert told > 2
+        replaced += len(gone)
+    assert replaced > 2
 
 
 def test_a_corpus_of_which_nothing_can_be_read_is_a_mistake(clips, steps_of, tmp_path):
     shutil.copytree(clips, tmp_path / "broken")
     for shard in (tmp_path / "broken").glob("*.tar"):
         shard.write_bytes(b"")
-    with pytest.raises(InputError, match=r"samples in a row cannot be read, the last: .*cut short"):
+    with pytest.raises(InputError, match=r"consecutive samples cannot be read, the last: .*cut short"):
         steps_of({"clips": tmp_path / "broken"})[0]
 
 
-def test_one_damaged_video_with_many_captions_is_one_damaged_example(clips, steps_of, tmp_path):
+def test_a_corrupt_video_with_many_captions_is_one_unreadable_example(clips, steps_of, tmp_path):
     """The next example may be the same video with its next caption: the next sample is shown."""
     (lost,) = broken(clips, tmp_path / "broken", 1)
     data = steps_of({"clips": tmp_path / "broken"}, 30, unit="caption")
@@ -543,18 +544,18 @@ LIVES = st.lists(st.tuples(st.integers(0, 10), st.sampled_from([0, 1, 3])), max_
 def assert_lives_show_all(corpora, steps_of, ranks: int, per_rank: int, together: bool, seed: int, lives) -> None:
     """A run that ends and goes on at any steps, each life with any number of loading processes, shows on every rank
     what an uninterrupted one does; and every source's examples in its batches, each once before any comes again."""
-    wish = {"batch_size": ranks * per_rank, "group_batches": together, "seed": seed, "mlm": 0.3}
+    overrides = {"batch_size": ranks * per_rank, "group_batches": together, "seed": seed, "mlm": 0.3}
     ends = [*sorted(end for end, _ in lives), 10]
     workers = [count for _, count in lives] + [0]
     shown: dict[str, list[str]] = {kind: [] for kind in ("video", "image")}
-    whole = [steps_of(corpora, 10, rank=rank, ranks=ranks, **wish) for rank in range(ranks)]
+    whole = [steps_of(corpora, 10, rank=rank, ranks=ranks, **overrides) for rank in range(ranks)]
     for rank in range(ranks):
-        found: list[Batch] = []
+        actual: list[Batch] = []
         for end, count in zip(ends, workers, strict=True):
-            life = steps_of(corpora, 10, rank=rank, ranks=ranks, **wish)  # nothing is left of the life before
-            found += loaded(life, len(found), end, count)
+            life = steps_of(corpora, 10, rank=rank, ranks=ranks, **overrides)  # a fresh process has no state
+            actual += loaded(life, len(actual), end, count)
         for step in range(10):
-            assert_equal(found[step], whole[rank][step])
+            assert_equal(actual[step], whole[rank][step])
     for step in range(10):
         batches = [data[step] for data in whole]
         assert len({batch.kind for batch in batches}) == 1

@@ -17,7 +17,7 @@ def test_a_killed_loading_process_leaves_the_run_to_be_continued(new_run, capfd)
     one = {"num_workers": 1, "prefetch_factor": 1}
 
     def lose_a_loading_process() -> None:
-        examples.DataLoader = lambda *given, **wishes: loader(*given, **wishes | one)
+        examples.DataLoader = lambda *args, **kwargs: loader(*args, **kwargs | one)
         broken.start(before=3, stop=lambda: [child.kill() for child in multiprocessing.active_children()])
 
     # A process of its own, as in life: torch remembers loading processes, and tells of a death whenever it hears of it.
@@ -48,8 +48,8 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_the_run_goes_on(new_run,
     assert broken.checkpoints == ["step-00000002", "step-00000003"]
     with full_disk(40_000):
         broken.kill(before=6)
-    said = capfd.readouterr().err
-    assert "no checkpoint written after step 4: File too large; a restart would go on from step 3" in said
+    output = capfd.readouterr().err
+    assert "no checkpoint written after step 4: File too large; a restart resumes from step 3" in output
     assert broken.checkpoints == ["step-00000002", "step-00000003"]
     broken.start()
     assert "continuing from step 3 of 8" in capfd.readouterr().err

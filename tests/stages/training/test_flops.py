@@ -42,18 +42,18 @@ def test_operations_grow_with_the_batch_and_with_what_is_read(small_objective, s
     objective = small_objective("pretrain")
     half = small_batch.split(2)[0]
     assert objective.flops(small_batch) == 2 * objective.flops(half)
-    small_batch.most_masked = 8
+    small_batch.max_masked = 8
     assert objective.flops(small_batch) > 2 * objective.flops(half)
-    small_batch.most_masked = 0  # not known: all are read
+    small_batch.max_masked = 0  # not known: all are read
     eight = objective.flops(small_batch)
-    small_batch.most_masked = small_batch.text.shape[1]
+    small_batch.max_masked = small_batch.text.shape[1]
     assert objective.flops(small_batch) == eight
 
 
 def test_a_layer_of_bert_base_by_hand():
     """768 channels, MLP of 3072, 30 tokens: 30 x (4 x 2 x 768^2 + 2 x 2 x 768 x 3072) and attention of 30 to 30."""
     by_hand = 30 * (8 * 768**2 + 4 * 768 * 3072) + 4 * 30 * 30 * 768
-    assert layer_flops(TextConfig(), 30) == layer_flops(TextConfig(), 30, read=30) == by_hand
+    assert layer_flops(TextConfig(), 30) == layer_flops(TextConfig(), 30, outputs=30) == by_hand
 
 
 @pytest.mark.parametrize(("name", "known"), [("NVIDIA H200", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("abacus", 0)])

@@ -29,10 +29,10 @@ def tokenizer(tmp_path):
 @pytest.fixture
 def config(tiny_model):
     """Sizes that shapes alone tell, but for the heads: one for every 64 channels."""
-    found = tiny_model(300)
-    video = found.video.model_copy(update={"heads": 1})
-    return found.model_copy(
-        update={"video": video, "text": found.text.model_copy(update={"heads": 1, "max_length": 64})}
+    actual = tiny_model(300)
+    video = actual.video.model_copy(update={"heads": 1})
+    return actual.model_copy(
+        update={"video": video, "text": actual.text.model_copy(update={"heads": 1, "max_length": 64})}
     )
 
 
@@ -69,7 +69,7 @@ def test_every_weight_that_the_model_reads_comes_through(task, wrapped, official
     if wrapped:
         state = {"model": {f"module.{k}": v for k, v in state.items()}, "optimizer": {"step": 3}, "epoch": 1}
     torch.save(state, tmp_path / "official.pt")
-    found = import_checkpoint(tmp_path / "official.pt", tmp_path / "out", task, tokenizer)
+    actual = import_checkpoint(tmp_path / "official.pt", tmp_path / "out", task, tokenizer)
     folder = ModelFolder.from_pretrained(tmp_path / "out")
     assert folder.task == task
     assert folder.model.config.model_dump(exclude={"init", "temperature"}) | {"video": None, "text": None} == {
@@ -82,8 +82,8 @@ def test_every_weight_that_the_model_reads_comes_through(task, wrapped, official
         if key in own:
             assert torch.equal(own[key], value), key
     assert own.keys() <= model.state_dict().keys()
-    assert found.unknown == []
-    assert "visual_encoder.model.head.weight" in found.unused
+    assert actual.unknown == []
+    assert "visual_encoder.model.head.weight" in actual.unused
     if task == "prompter":
         assert (tmp_path / "out" / "prompts.safetensors").is_file()
         assert folder.entities == [f"entity {i}" for i in range(5)]
@@ -107,7 +107,7 @@ def test_the_words_of_a_head_are_taken_in_its_order(official, tokenizer, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("3", "neither a list of words"),
         ("null", "neither a list of words"),
@@ -118,23 +118,23 @@ def test_the_words_of_a_head_are_taken_in_its_order(official, tokenizer, tmp_pat
         ('{"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6}', "not 0 to 5, each once"),
     ],
 )
-def test_words_of_another_form_are_refused(words, told, official, tokenizer, tmp_path):
+def test_words_of_another_shape_are_refused(words, message, official, tokenizer, tmp_path):
     torch.save(official("qa")[1], tmp_path / "qa.pt")
     (tmp_path / "words.json").write_text(words)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         import_checkpoint(tmp_path / "qa.pt", tmp_path / "out", "qa", tokenizer, tmp_path / "words.json")
 
 
 @pytest.mark.parametrize(("task", "usual"), [("pretrain", 30), ("prompter", 30), ("retrieval", 40), ("qa", 40)])
 def test_the_length_of_texts_is_the_tasks_unless_given(task, usual, official, tokenizer, tmp_path):
     torch.save(official(task)[1], tmp_path / "a.pt")
-    for name, given, expected in (("usual", [], usual), ("given", ["--max-text-tokens", "50"], 50)):
+    for name, options, expected in (("usual", [], usual), ("given", ["--max-text-tokens", "50"], 50)):
         out = tmp_path / "imported" / name
-        command = ["import-checkpoint", str(tmp_path / "a.pt"), str(out), "--task", task, *given]
+        command = ["import-checkpoint", str(tmp_path / "a.pt"), str(out), "--task", task, *options]
         arguments = parser().parse_args([*command, "--tokenizer", tokenizer])
         assert execute(arguments) == 0
         assert ModelFolder.from_pretrained(out).preprocessing.max_text_tokens == expected
-    with pytest.raises(InputError, match="--max-text-tokens 65: it must be from 4 to 64"):
+    with pytest.raises(InputError, match="--max-text-tokens 65 must be from 4 to 64"):
         import_checkpoint(tmp_path / "a.pt", tmp_path / "long", task, tokenizer, max_text_tokens=65)
 
 
@@ -142,7 +142,9 @@ def test_unknown_and_missing_keys_and_the_wrong_task_are_told(official, tokenize
     _, state = official("retrieval")
     torch.save(state | {"surprise": torch.zeros(1)}, tmp_path / "a.pt")
     assert import_checkpoint(tmp_path / "a.pt", tmp_path / "a", "retrieval", tokenizer).unknown == ["surprise"]
-    with pytest.raises(InputError, match="no qa_head in it, which --task qa needs; it looks like --task pretrain"):
+    with pytest.raises(
+        InputError, match="no qa_head, which --task qa needs; this looks like a checkpoint for --task pretrain"
+    ):
         import_checkpoint(tmp_path / "a.pt", tmp_path / "b", "qa", tokenizer)
     torch.save({k: v for k, v in state.items() if k != "vision_proj.bias"}, tmp_path / "b.pt")
     with pytest.raises(InputError, match=r"missing weights: video_proj\.bias"):
@@ -185,7 +187,7 @@ def test_a_folder_that_cannot_be_written_is_told(below, official, tokenizer, tmp
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("visual_encoder.model.pos_embed", torch.zeros(32), r"pos_embed is \(32,\)"),
         ("visual_encoder.model.pos_embed", torch.zeros(1, 18, 32), "18 positions, which are not"),
@@ -194,11 +196,11 @@ def test_a_folder_that_cannot_be_written_is_told(below, official, tokenizer, tmp
         ("text_encoder.bert.encoder.layer.1", None, "TextConfig: depth: Input should be greater"),
     ],
 )
-def test_weights_of_another_form_are_told_in_one_line(key, value, told, official, tokenizer, tmp_path):
+def test_weights_of_another_shape_are_reported_in_one_line(key, value, message, official, tokenizer, tmp_path):
     _, state = official("retrieval")
     state = {k: v for k, v in state.items() if not k.startswith(key)} | ({} if value is None else {key: value})
     torch.save(state, tmp_path / "a.pt")
-    with pytest.raises(InputError, match=told) as error:
+    with pytest.raises(InputError, match=message) as error:
         import_checkpoint(tmp_path / "a.pt", tmp_path / "out", "retrieval", tokenizer)
     assert "\n" not in str(error.value)
 
@@ -226,11 +228,11 @@ def test_what_is_no_plain_checkpoint_is_refused_in_one_line(what, official, toke
     elif what == "folder there":
         out.mkdir()
         torch.save(state, path)
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as message:
         import_checkpoint(path, out, "retrieval", tokenizer)
-    assert "\n" not in str(told.value)
-    assert {"bomb": "carries code", "nothing": "no such file", "folder there": "exists already"}.get(what, "") in str(
-        told.value
+    assert "\n" not in str(message.value)
+    assert {"bomb": "contains code", "nothing": "no such file", "folder there": "exists already"}.get(what, "") in str(
+        message.value
     )
     assert "never run" not in capsys.readouterr().out
     assert not out.exists() or what == "folder there"

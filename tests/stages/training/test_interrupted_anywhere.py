@@ -48,11 +48,11 @@ def result(out: Path) -> tuple[dict[str, Tensor], list[dict]]:
 
 def shown(out: Path) -> dict[int, list[str]]:
     """The samples of each step; a step that was done again must have had the same."""
-    found: dict[int, list[str]] = {}
+    actual: dict[int, list[str]] = {}
     for line in (out / "seen.0.jsonl").read_text().splitlines():
         step, _, ids = json.loads(line)
-        assert found.setdefault(step, ids) == ids
-    return found
+        assert actual.setdefault(step, ids) == ids
+    return actual
 
 
 # Ctrl-C while PyTorch's C++ code calls Python ends in std::terminate, and so in SIGABRT.
@@ -113,7 +113,7 @@ def lives_seen(out: Path) -> int:
 
 def spoil(checkpoints: Path, chance: random.Random) -> None:
     """Cuts a file of the newest checkpoint short, as a machine that lost its power may leave it."""
-    found = sorted(checkpoints.glob("step-*"))
-    if len(found) > 1:
-        file = chance.choice(sorted(found[-1].iterdir()))
+    actual = sorted(checkpoints.glob("step-*"))
+    if len(actual) > 1:
+        file = chance.choice(sorted(actual[-1].iterdir()))
         os.truncate(file, chance.randrange(file.stat().st_size))

@@ -18,7 +18,7 @@ from alpro.stages.artifacts.store import Resources
 from alpro.stages.training import loop
 from alpro.stages.training.distributed import World
 from alpro.stages.training.examples import TrainingDataset
-from alpro.stages.training.loop import BAD_STEPS, EXIT_INTERRUPTED, fit
+from alpro.stages.training.loop import EXIT_INTERRUPTED, MAX_SKIPPED_IN_ROW, fit
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate
@@ -51,8 +51,8 @@ class Run:
         self.trained, data = self.build(), self.data()
         load = data.loader
 
-        def loader(*given):
-            for batch in load(*given):
+        def loader(*args):
+            for batch in load(*args):
                 if batch.step == before:
                     stop()
                 yield batch
@@ -84,8 +84,8 @@ class Run:
 
     @property
     def lines(self) -> list[dict]:
-        found = read_metrics(self.out / "metrics.jsonl")
-        return [{key: value for key, value in line.items() if key not in TIMING} for line in found]
+        actual = read_metrics(self.out / "metrics.jsonl")
+        return [{key: value for key, value in line.items() if key not in TIMING} for line in actual]
 
     @property
     def checkpoints(self) -> list[str]:
@@ -96,7 +96,7 @@ class Run:
 def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model, monkeypatch):
     """new_run(name, objective=..., dropout=..., steps=..., run=..., **config): a run of 8 steps on clips and stills."""
     corpora = {"clips": clips, "stills": stills}
-    monkeypatch.setattr(loop, "SAVING", 0)  # runs so short have no time between checkpoints
+    monkeypatch.setattr(loop, "MIN_SAVE_INTERVAL_RATIO", 0)  # runs so short have no time between checkpoints
 
     def make(name: str, objective=PrompterObjective, dropout: float = 0.0, steps: int = 8, run=(), **changes) -> Run:
         config = training(tuple(corpora), steps, **changes)
@@ -188,15 +188,15 @@ def damage(path: Path, at: int) -> None:
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
 @pytest.mark.parametrize("at", [0, -1], ids=["first", "last"])
-def test_a_damaged_checkpoint_is_left_for_the_one_before_it(new_run, file, at, capfd):
+def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(new_run, file, at, capfd):
     whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
     whole.start()
     broken.kill(before=6)
     damage(broken.out / "checkpoints" / "step-00000006" / file, at)
     broken.start()
-    said = capfd.readouterr().err
-    assert f"step-00000006: damaged ({file}); using the checkpoint before it" in said
-    assert "continuing from step 5 of 8" in said
+    output = capfd.readouterr().err
+    assert f"step-00000006: corrupt ({file}); using the previous checkpoint" in output
+    assert "continuing from step 5 of 8" in output
     assert_same(whole, broken)
 
 
@@ -209,7 +209,7 @@ def test_a_checkpoint_that_lost_a_file_is_left_for_the_one_before_it(new_run, ca
 
 
 @pytest.mark.parametrize(("text", "place"), [('"step": 6', -1), ('"skipped_in_row"', -2)], ids=["a value", "a name"])
-def test_a_damaged_state_is_left_for_the_checkpoint_before_it(new_run, text, place, capfd):
+def test_a_corrupt_state_is_skipped_for_the_previous_checkpoint(new_run, text, place, capfd):
     run = new_run("run", run=OFTEN)
     run.kill(before=6)
     state = run.out / "checkpoints" / "step-00000006" / "state.json"
@@ -224,7 +224,7 @@ def test_with_no_whole_checkpoint_it_begins_anew(new_run, capfd):
     broken.interrupt(3)
     damage(broken.out / "checkpoints" / "step-00000004" / "model.safetensors", -1)
     broken.start()
-    assert "damaged" in capfd.readouterr().err
+    assert "corrupt" in capfd.readouterr().err
     assert_same(whole, broken)
 
 
@@ -264,10 +264,10 @@ def test_a_few_bad_steps_end_no_run(new_run):
 
 
 def test_five_bad_steps_in_a_row_end_it_with_the_step_named(new_run):
-    assert BAD_STEPS == 5
+    assert MAX_SKIPPED_IN_ROW == 5
     run = new_run("run", spoiled(2, 3, 4, 5, 6))
     names = run.data()[6].ids
-    with pytest.raises(InputError, match=r"not finite in 5 steps in a row, the last being step 6 ") as mistake:
+    with pytest.raises(InputError, match=r"not finite in 5 consecutive steps, the last being step 6 ") as mistake:
         run.start()
     assert names[0] in str(mistake.value)
 
@@ -376,7 +376,7 @@ def test_signals_mean_afterwards_what_they_meant_before(new_run):
 
 
 def damaged(*steps: int) -> type[TrainingDataset]:
-    """Data of which an example of some steps is damaged."""
+    """Data with unreadable examples in some steps."""
 
     class Damaged(TrainingDataset):
         def __getitem__(self, step):
@@ -390,25 +390,25 @@ def with_data(run: Run, kind: type[TrainingDataset]) -> Run:
     make = run.data
 
     def data() -> TrainingDataset:
-        found = make()
-        found.__class__ = kind
-        return found
+        actual = make()
+        actual.__class__ = kind
+        return actual
 
     run.data = data
     return run
 
 
-def test_damaged_examples_are_told_and_counted_over_an_interruption(new_run, capfd):
+def test_unreadable_examples_are_logged_and_counted_across_an_interruption(new_run, capfd):
     run = with_data(new_run("run", max_unreadable_share=0.5), damaged(1, 5))
     run.interrupt(3)
     run.start()
-    said = capfd.readouterr().err
-    assert "step 1: a.tar: clip1: broken; another is shown instead" in said
-    assert "step 5: a.tar: clip5: broken" in said
+    output = capfd.readouterr().err
+    assert "step 1: a.tar: clip1: broken; replaced by another example" in output
+    assert "step 5: a.tar: clip5: broken" in output
     assert [line["train/unreadable"] for line in run.lines if "train/loss" in line] == [1, 1, 2, 2]
 
 
-def test_too_many_damaged_examples_end_a_run(new_run):
+def test_too_many_unreadable_examples_end_a_run(new_run):
     run = with_data(new_run("run", max_unreadable_share=0.01), damaged(*[1] * 10))
     with pytest.raises(
         InputError, match=r"10 of \d+ examples cannot be read, more than max_unreadable_share = 0.01 allows"
@@ -416,7 +416,7 @@ def test_too_many_damaged_examples_end_a_run(new_run):
         run.start()
 
 
-def test_a_few_damaged_examples_end_none(new_run):
+def test_a_few_unreadable_examples_do_not_end_a_run(new_run):
     run = with_data(new_run("run", max_unreadable_share=0.0), damaged(*[1] * 9))
     run.start()
     assert run.lines[-1]["train/unreadable"] == 9
@@ -434,7 +434,7 @@ def test_best_weights_stay_as_long_as_a_checkpoint_knows_them(new_run):
     ]
 
 
-def test_best_weights_that_were_damaged_are_a_mistake(new_run):
+def test_corrupt_best_weights_are_an_error(new_run):
     scores = iter([2.0, 1.0, 0.5, 0.1])
     run = new_run(
         "run",
@@ -443,5 +443,5 @@ def test_best_weights_that_were_damaged_are_a_mistake(new_run):
     )
     run.interrupt(5)
     damage(run.out / "checkpoints" / "best-00000002.safetensors", -1)
-    with pytest.raises(InputError, match=r"best-00000002.safetensors: damaged"):
+    with pytest.raises(InputError, match=r"best-00000002.safetensors: corrupt"):
         run.start()

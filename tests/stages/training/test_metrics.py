@@ -69,11 +69,11 @@ def test_a_checkpoint_just_after_a_reading_keeps_nothing_of_it():
 
 def skipped(finite: list[bool], values: list[float], in_row: int = 0) -> Skipped:
     """Steps 10, 11, ..., of which some are finite; all have the same values."""
-    found = Skipped(in_row)
+    actual = Skipped(in_row)
     for step, good in enumerate(finite, 10):
         ids = [f"clip{step}-{n}" for n in range(6)]
-        found.add(step, ids, NAMES, torch.tensor(values), torch.tensor(good))
-    return found
+        actual.add(step, ids, NAMES, torch.tensor(values), torch.tensor(good))
+    return actual
 
 
 def test_skipped_steps_are_counted_since_the_last_reading():
@@ -96,7 +96,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "output"),
     [
         ([1.0, NAN, NAN, NAN], "loss_vtm not finite"),
         ([INF, NAN, NAN, NAN], "loss_vtc, loss_vtm not finite"),
@@ -105,12 +105,12 @@ NAN, INF = float("nan"), float("inf")
         (GOOD, "gradient not finite"),  # another rank's: this one knows no more
     ],
 )
-def test_what_is_not_finite_is_named_with_its_step_and_samples(values, said):
+def test_what_is_not_finite_is_named_with_its_step_and_samples(values, output):
     steps = skipped([True, *[False] * 5, True], values)
     with pytest.raises(InputError) as mistake:
         steps.read(5)
     message = str(mistake.value)
-    assert message.startswith(f"{said} in 5 steps in a row, the last being step 15 ")
+    assert message.startswith(f"{output} in 5 consecutive steps, the last being step 15 ")
     assert "(samples clip15-0, clip15-1, clip15-2, clip15-3, ...)" in message
     assert "\n" not in message
 

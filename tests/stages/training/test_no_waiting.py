@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alpro.models.losses import hard_negatives
 from alpro.stages.training.distributed import World
-from alpro.stages.training.loop import Progress, _Run
+from alpro.stages.training.loop import TrainerState, _Run
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer
 
@@ -80,7 +80,7 @@ def run_of(objective: Objective, config) -> _Run:
     """A training run of one process that never logs and saves nothing."""
     alone, nowhere = World(0, 1, torch.device("cpu")), Path("nowhere")
     optimizer = build_optimizer(objective, config)
-    return _Run(objective.train(), objective, optimizer, Data(), config, alone, None, None, Progress(), nowhere)
+    return _Run(objective.train(), objective, optimizer, Data(), config, alone, None, None, TrainerState(), nowhere)
 
 
 OBJECTIVES = {
@@ -102,7 +102,7 @@ def test_a_step_reads_nothing_back(name, accumulation_steps, small_objective, sm
     run = run_of(objective, training(batch_size=4, accumulation_steps=accumulation_steps))
     before = {key: p.detach().clone() for key, p in objective.named_parameters()}
     for number in range(3):  # the first makes the optimiser's state
-        run.done.step = number
+        run.state.step = number
         with no_waiting():
             run.step(small_batch)
     assert run.skipped.read(5) == 0
@@ -189,4 +189,4 @@ def test_a_step_on_a_gpu_waits_nowhere(name, small_objective, small_batch, train
         run.step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert run.skipped.read(most=5) == 0
+    assert run.skipped.read(limit=5) == 0

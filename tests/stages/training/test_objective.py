@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from alpro.models.alpro import Alpro, Prompter
-from alpro.models.losses import random_box
+from alpro.models.frames import normalize_frames
 from alpro.stages.training.examples import TrainingDataset
+from alpro.stages.training.masking import random_box
 from alpro.stages.training.objective import (
     MatchingObjective,
     PretrainObjective,
@@ -21,7 +22,6 @@ from alpro.stages.training.objective import (
     QaObjective,
     box_patches,
     masked_positions,
-    prepare,
 )
 
 PROGRAM = Path(__file__).with_name("part_of_a_batch.py")
@@ -39,10 +39,10 @@ def data(clips, stills, training, tokenizer):
 @pytest.fixture(scope="module")
 def batches(data):
     """A batch of videos and one of images."""
-    found = {}
+    actual = {}
     for step in range(len(data)):
-        found.setdefault(data.sources[data.source_of[step]].kind, data[step])
-    return found
+        actual.setdefault(data.sources[data.source_of[step]].kind, data[step])
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -114,26 +114,26 @@ def test_a_loss_that_is_off_moves_no_head(off, pretraining, batches):
 
 def passes(model: Alpro) -> dict[str, list[int]]:
     """The rows of every pass through each encoder, from now on."""
-    found = {"video_encoder": [], "text_encoder": [], "multimodal_encoder": []}
-    for name, sizes in found.items():
-        getattr(model, name).register_forward_pre_hook(lambda _, given, sizes=sizes: sizes.append(len(given[0])))
-    return found
+    actual = {"video_encoder": [], "text_encoder": [], "multimodal_encoder": []}
+    for name, sizes in actual.items():
+        getattr(model, name).register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
+    return actual
 
 
 def test_pre_training_goes_once_through_each_encoder(pretraining, batches):
     """8 videos; 8 texts and the same masked; 8 positives, 8 + 8 negatives, 8 masked texts. The official code goes
     twice through the text encoder, and thrice through the multimodal one."""
     objective = pretraining()
-    found = passes(objective.model)
+    actual = passes(objective.model)
     objective(batches["video"])
-    assert found == {"video_encoder": [8], "text_encoder": [16], "multimodal_encoder": [32]}
+    assert actual == {"video_encoder": [8], "text_encoder": [16], "multimodal_encoder": [32]}
 
 
 def test_retrieval_goes_once_through_each_encoder(tiny_model, tokenizer, batches):
     objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
-    found = passes(objective.model)
+    actual = passes(objective.model)
     objective(batches["video"])
-    assert found == {"video_encoder": [8], "text_encoder": [8], "multimodal_encoder": [24]}
+    assert actual == {"video_encoder": [8], "text_encoder": [8], "multimodal_encoder": [24]}
 
 
 @pytest.mark.parametrize("weights", [{}, {"pem": 0.0}, {"mlm": 0.0}, {"vtm": 0.0}, {"vtc": 0.0}], ids=str)
@@ -202,7 +202,7 @@ def test_every_box_that_is_drawn_has_room_among_the_patches_that_are_read(grid):
 def second_of_two_ranks(monkeypatch, others: dict[int, torch.Tensor]) -> None:
     """As the second of two ranks; `others`: the first one's tensors by their number of dimensions."""
     monkeypatch.setattr("alpro.stages.training.objective.rank", lambda: 1)
-    monkeypatch.setattr("alpro.stages.training.objective.ranks", lambda: 2)
+    monkeypatch.setattr("alpro.stages.training.objective.world_size", lambda: 2)
     monkeypatch.setattr("alpro.stages.training.objective.gather", lambda mine: torch.cat([others[mine.ndim], mine]))
 
 
@@ -338,7 +338,7 @@ def test_the_loss_does_not_see_the_order_of_the_batch(tiny_model, tokenizer, bat
 
 
 def test_two_captions_of_one_video_are_not_each_others_negatives(tiny_model, tokenizer, batches):
-    """With every pair from one video nothing is left to be told apart."""
+    """With every pair from one video no negatives remain."""
     objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
     batch = batches["video"].map(lambda tensor: tensor)
     batch.video = torch.zeros_like(batch.video)
@@ -361,11 +361,11 @@ def test_frames_are_scaled_normalised_and_resized():
     frames = torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8)
     frames[:, :, 0], frames[:, :, 1, :2] = 255, 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.5, 0.5, 0.5], [0.5, 0.25, 1.0]))
-    pixels = prepare(frames, 4, mean, std)
+    pixels = normalize_frames(frames, 4, mean, std)
     assert pixels.shape == (1, 2, 3, 4, 4)
     assert pixels[0, 0, :, 0, 0].tolist() == [1.0, 2.0, -0.5]
     assert pixels[0, 0, :, 3, 0].tolist() == [1.0, -2.0, -0.5]
-    small = prepare(frames, 2, mean, std)
+    small = normalize_frames(frames, 2, mean, std)
     assert small.shape == (1, 2, 3, 2, 2)
     np.testing.assert_allclose(small[0, 0, 0].numpy(), 1.0, atol=1e-6)
 

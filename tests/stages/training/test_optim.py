@@ -40,9 +40,9 @@ def decayed(objective, config) -> dict[str, bool]:
 
 
 def test_biases_norms_and_embeddings_of_place_and_time_do_not_decay(objective, training):
-    found = decayed(objective, training())
-    assert set(found) == {name for name, _ in objective.named_parameters()}
-    spared = {name for name, decays in found.items() if not decays}
+    actual = decayed(objective, training())
+    assert set(actual) == {name for name, _ in objective.named_parameters()}
+    spared = {name for name, decays in actual.items() if not decays}
     for name, parameter in objective.named_parameters():
         place = any(
             part in name
@@ -86,8 +86,8 @@ def test_frozen_weights_are_not_given_to_the_optimiser(tiny_model, training):
     frozen = Objective(Alpro(tiny_model(), entities=4), [0.5] * 3, [0.5] * 3)
     frozen.model.video_encoder.requires_grad_(False)
     optimizer = build_optimizer(frozen, training())
-    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert given == {id(p) for p in frozen.parameters() if p.requires_grad}
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in frozen.parameters() if p.requires_grad}
 
 
 def test_betas_eps_and_rate_are_those_of_the_configuration(objective, training):

@@ -34,8 +34,8 @@ def lines(out):
 
     def read(run: str) -> list[dict[str, float]]:
         kept = ("step", "train/loss", "train/loss_vtc", "train/loss_vtm", "train/grad_norm", "train/skipped_steps")
-        found = [json.loads(line) for line in (out / run / "metrics.jsonl").read_text().splitlines()]
-        return [{name: line[name] for name in kept if name in line} for line in found]
+        actual = [json.loads(line) for line in (out / run / "metrics.jsonl").read_text().splitlines()]
+        return [{name: line[name] for name in kept if name in line} for line in actual]
 
     return read
 
@@ -45,8 +45,8 @@ def alone(tmp_path: Path, run: str) -> dict[str, Tensor]:
     return train(tmp_path / run, World(0, 1, torch.device("cpu")), **RUNS[run])
 
 
-def weights(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in found.items() if name not in NOTED}
+def weights(actual: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in actual.items() if name not in NOTED}
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -68,18 +68,18 @@ def test_two_ranks_come_to_the_weights_and_metrics_of_one(run, both, lines, tmp_
 
 def test_gradients_are_averaged_once_a_step_however_many_parts_it_has(both):
     """With the last part alone."""
-    for found in both("accumulated"):
-        assert found["averaged"].item() == 2  # steps
-    for found in both("plain"):
-        assert found["averaged"].item() == 4
+    for actual in both("accumulated"):
+        assert actual["averaged"].item() == 2  # steps
+    for actual in both("plain"):
+        assert actual["averaged"].item() == 4
 
 
 @pytest.mark.parametrize("run", ["a loss of one rank is NaN", "a gradient of one rank is infinite"])
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(run, both, lines, tmp_path):
     """What is left is the weights after the first step; the means are of that step alone."""
     once = weights(train(tmp_path / "once", World(0, 1, torch.device("cpu")), steps=2, spoil=RUNS[run]["spoil"]))
-    for found in both(run):
-        for name, value in weights(found).items():
+    for actual in both(run):
+        for name, value in weights(actual).items():
             torch.testing.assert_close(value, once[name], atol=1e-4, rtol=1e-4, msg=name)
             assert torch.isfinite(value).all()
     first, second = lines(run)
@@ -89,14 +89,14 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(run, both, lin
 
 
 def test_dropout_is_another_on_each_rank(both):
-    first, second = (found["kept"] for found in both("dropout"))
+    first, second = (actual["kept"] for actual in both("dropout"))
     assert 0.3 < first.mean() < 0.7
     assert not torch.equal(first, second)
 
 
 def test_metrics_after_a_resume_are_means_over_the_steps_and_ranks_of_both_lives(lines, both):
     """Stopped after two of four steps: the one line that is logged is that of the run that was not stopped."""
-    assert [found["lives"] for found in both("resumed")] == [2, 2]
+    assert [actual["lives"] for actual in both("resumed")] == [2, 2]
     assert lines("resumed") == [pytest.approx(line, rel=1e-6) for line in lines("plain")]
     for whole, resumed in zip(both("plain"), both("resumed"), strict=True):
         assert [name for name, value in weights(whole).items() if not torch.equal(value, resumed[name])] == []

@@ -27,8 +27,8 @@ def torchrun(free_port) -> Callable[..., list[tuple[int, str]]]:
         command += [str(program), *map(str, arguments)]
         agents = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(nodes)]
         try:
-            told = [agent.communicate(timeout=120)[1] for agent in agents]
-            return [(agent.returncode, text) for agent, text in zip(agents, told, strict=True)]
+            message = [agent.communicate(timeout=120)[1] for agent in agents]
+            return [(agent.returncode, text) for agent, text in zip(agents, message, strict=True)]
         finally:
             for agent in agents:
                 if agent.poll() is None:
@@ -47,28 +47,28 @@ def work(folder: Path, **resources) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "output"),
     [
         ("mistake", "error: clips/shard-000001.tar: cut short"),
         ("error", "ValueError: a rank's own error"),
         ("killed", "Signal 9 (SIGKILL)"),
     ],
 )
-def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, said, tmp_path, torchrun):
-    ((status, told),) = torchrun(HERE / "part_of_a_failure.py", work(tmp_path), how)  # ranks would wait ten minutes
+def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp_path, torchrun):
+    ((status, message),) = torchrun(HERE / "part_of_a_failure.py", work(tmp_path), how)  # ranks would wait ten minutes
     assert status != 0
-    assert said in told
-    other = told.find("another rank is gone")
-    assert other < 0 or how == "killed" or told.index(said) < other
+    assert output in message
+    other = message.find("another rank is gone")
+    assert other < 0 or how == "killed" or message.index(output) < other
     result = tmp_path / "result.json"
-    assert not result.exists() or json.loads(result.read_text()) == {"mistake": said.removeprefix("error: ")}
+    assert not result.exists() or json.loads(result.read_text()) == {"mistake": output.removeprefix("error: ")}
     assert result.exists() == (how == "mistake")
 
 
 def test_a_silent_rank_ends_the_job_within_the_limit(tmp_path, torchrun):
-    ((status, told),) = torchrun(HERE / "part_of_a_failure.py", work(tmp_path, rank_timeout=3), "silent")
+    ((status, message),) = torchrun(HERE / "part_of_a_failure.py", work(tmp_path, rank_timeout=3), "silent")
     assert status not in (0, EXIT_INPUT_ERROR)
-    assert "another rank is gone" in told
+    assert "another rank is gone" in message
 
 
 def test_two_nodes_of_two_ranks_are_as_one_process(tmp_path, torchrun):
@@ -80,6 +80,6 @@ def test_two_nodes_of_two_ranks_are_as_one_process(tmp_path, torchrun):
     assert names == {"prompter", "matching", "matching in pools of 2", "matching in pools of 4", "pretrain", "qa"}
     for name, value in whole.items():
         # The gradients are those of all ranks; the losses are means, of each rank its own.
-        found = torch.stack([quarter[name] for quarter in quarters])
-        found = found.mean(0) if name.endswith("/loss") else found[0]
-        torch.testing.assert_close(found, value, atol=1e-5, rtol=1e-5, msg=name)
+        actual = torch.stack([quarter[name] for quarter in quarters])
+        actual = actual.mean(0) if name.endswith("/loss") else actual[0]
+        torch.testing.assert_close(actual, value, atol=1e-5, rtol=1e-5, msg=name)

@@ -1,0 +1,117 @@
+"""What the four training stages share: seed, model, data, objective, validation, training, model folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from alpro.files import read_json
+from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.folder import ModelFolder, Preprocessing, start_from
+from alpro.stages.artifacts.store import Resources, require
+from alpro.stages.training.config import EncoderConfig, TrainingConfig
+from alpro.stages.training.distributed import init_distributed
+from alpro.stages.training.examples import TrainingDataset, Unit
+from alpro.stages.training.loop import Validate, fit
+from alpro.stages.training.objective import Objective
+
+Inputs = dict[str, Path]
+
+
+@dataclass
+class Training:
+    """What a training stage defines; `train` does the rest.
+
+    folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. unit: what an
+    example is (see `Source`). validation: returns the validation function, if any, and the metric for model selection
+    (empty: the last weights are the result). mlm_probability: above 0, batches have masked tokens and crops. enabled:
+    False skips the training steps and validates the initial weights. draw: called by rank 0 with the data set after
+    every step, and with step 0 after training.
+    """
+
+    folder: ModelFolder
+    unit: Unit
+    objective: Objective
+    validation: Callable[[], tuple[Validate | None, str]]
+    mlm_probability: float = 0.0
+    enabled: bool = True
+    draw: Callable[[TrainingDataset, int], None] | None = None
+
+
+@dataclass
+class Trained:
+    """The result of `train`: the model folder, the data set, the number of steps and the final metrics."""
+
+    folder: ModelFolder
+    data: TrainingDataset
+    steps: int
+    metrics: dict[str, float]
+
+
+def train(
+    build: Callable[[torch.device], Training], config: TrainingConfig, inputs: Inputs, out: Path, resources: Resources
+) -> Trained:
+    """Runs a training stage: seeds the generators, builds its model and objective on this rank's device, loads the
+    data, trains, and writes `out`/model. Raises InputError as `TrainingDataset`, the validation and `fit` do."""
+    with init_distributed(resources) as world:
+        torch.manual_seed(config.seed)
+        training = build(world.device)
+        folder, objective = training.folder, training.objective.to(world.device)
+        video = folder.model.config.video
+        data = TrainingDataset(
+            config,
+            inputs,
+            folder.tokenizer,
+            training.unit,
+            video.frames,
+            video.image_size,
+            video.grid,
+            training.mlm_probability,
+            answers={answer: index for index, answer in enumerate(folder.answers)},
+            rank=world.rank,
+            ranks=world.size,
+        )
+        validate, select = training.validation()
+        draw = training.draw
+        if training.enabled:
+            on_step = (lambda step: draw(data, step)) if draw else None
+            metrics = fit(objective, data, config, out, world, resources, validate, select, on_step)
+        else:
+            objective.eval()
+            with torch.no_grad():
+                metrics = validate() if validate else {}
+        if world.main:
+            folder.preprocessing = folder.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
+            folder.save_pretrained(out / "model")
+            if draw:
+                draw(data, 0)
+        return Trained(folder, data, len(data) * training.enabled, metrics)
+
+
+def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The configuration with the vocabulary size of the tokenizer."""
+    text = config.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
+    return config.model_copy(update={"text": text})
+
+
+def measure_preprocessing(config: EncoderConfig, inputs: Inputs) -> Preprocessing:
+    """The frame normalization: CLIP's constants, or the statistics of the corpora, averaged. Raises InputError."""
+    if config.normalization == "clip":
+        return Preprocessing(max_text_tokens=config.max_text_tokens)
+    corpora = [read_json(require(inputs[name], "statistics.json")) for name in sorted(config.corpora)]
+    mean, std = (
+        np.mean([statistics[key] for statistics in corpora], axis=0).round(5).tolist() for key in ("mean", "std")
+    )
+    return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)
+
+
+def fine_tuned(start: ModelFolder, frames: int, device: torch.device, entities: int = 0, answers: int = 0) -> Alpro:
+    """A model for fine-tuning with the weights of `start`, `frames` frames and new heads (paper, section 4.1)."""
+    config = start.model.config
+    config = config.model_copy(update={"video": config.video.model_copy(update={"frames": frames})})
+    model, _ = start_from(Alpro(config, entities, answers).to(device), cast(Alpro, start.model))
+    return model
