@@ -9,7 +9,7 @@ __all__ = ["Model"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports torch only for those who use a model: the command line does not."""
+    """Imports torch only if a model is used: the command line does not need it."""
     if name == "Model":
         from alpro.stages.evaluation.inference import Model
 

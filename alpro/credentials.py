@@ -1,7 +1,7 @@
 """Removes credentials from URLs that are written to disk or shown.
 
-A row of a manifest may name a file by a URL with a password or a signature in it. This URL is only used to fetch the
-file. Ids, groups, shards, rejects, fingerprints and messages contain what these functions return for it.
+A manifest row may name a file by a URL that contains a password or a signature. That URL is only used to fetch the
+file. Ids, groups, shards, rejects, fingerprints and messages contain the cleaned URL that these functions return.
 """
 
 import re
@@ -18,10 +18,10 @@ SECRET |= {"authorization", "hmac", "sas", "policy"}
 
 
 def without_credentials(text: str, keep_query: bool = False) -> str:
-    """A URL, or a text with URLs in it, without user names and passwords, and without the queries of web addresses.
+    """Removes user names, passwords and the queries of web addresses from a URL or from all URLs in a text.
 
-    With keep_query, only queries that contain a parameter with a secret's name are removed: texts other than the
-    address of a file, such as the address of a page, need theirs. In URLs of object stores this is always so.
+    With keep_query, only queries that contain a parameter with a secret's name are removed: other texts, such as the
+    address of a page, need their queries. URLs of object stores are always treated this way.
 
     >>> without_credentials("https://me:pw@host/a.mp4?id=7&t=x: Forbidden")
     'https://host/a.mp4: Forbidden'
@@ -43,7 +43,7 @@ def _clean(protocol: str, rest: str, keep_query: bool) -> str:
     if query := re.search("[?#]", address):
         names = re.split("[?&;#]", address[query.start() :])
         if (web and not keep_query) or any(_is_secret(name.partition("=")[0]) for name in names):
-            address = address[: query.start()] + re.findall(r"[:;,.)\]]*$", address)[0]  # of the sentence around it
+            address = address[: query.start()] + re.findall(r"[:;,.)\]]*$", address)[0]  # punctuation of the sentence
     return f"{protocol}://{address}"
 
 
@@ -58,11 +58,11 @@ def has_credentials(url: str) -> bool:
 
 
 def clean_values(value: Any, keep_query: bool = False) -> Any:
-    """A value of lists, dictionaries and texts, with the credentials removed from every text."""
+    """Removes the credentials from every string in a nested value of lists and dictionaries."""
     if isinstance(value, str):
         return without_credentials(value, keep_query)
     if isinstance(value, dict):
-        return {clean_values(key, keep_query): clean_values(one, keep_query) for key, one in value.items()}
+        return {clean_values(key, keep_query): clean_values(item, keep_query) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [clean_values(one, keep_query) for one in value]
+        return [clean_values(item, keep_query) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""Files on this machine: checksums, JSON, and writing so that a reader finds either the whole file or none."""
+"""Local files: checksums, JSON and atomic writes."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ def checksum(path: Path) -> str:
 
 
 def temporary_name(path: Path) -> Path:
-    """A new name for a file while it is incomplete: hidden, in the same folder, used by no other process or machine."""
+    """A unique, hidden name in the same folder for a file that is being written."""
     return path.with_name(f".{path.name}.{uuid4().hex[:12]}.part")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, and renames it to `path` at the end of the block. After an exception the
-    temporary file is deleted and `path` is unchanged."""
+    """Yields a temporary path to write to, and renames it to `path` at the end of the block. After an exception the
+    temporary file is deleted and `path` is unchanged, so a reader never sees a partial file."""
     temporary = temporary_name(path)
     try:
         yield temporary

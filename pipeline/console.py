@@ -68,7 +68,7 @@ def print_inspection(found: dict[str, Any]) -> None:
     console.print(f"captions: {captions['all']:,}, {captions['different']:,} different, of {words:,} words")
     for text, times in captions["most repeated"]:
         console.print(f"  {times:,} times: {text}", markup=False)
-    console.print(f"  {captions['said of more than one sample']:,} come more than once")
+    console.print(f"  {captions['repeated']:,} come more than once")
     if found["unreadable"]:
         console.print(f"unreadable samples: {found['unreadable']:,} of {found['looked at']:,} looked at")
     also = {split: values for split, values in found["also in training"].items() if values["samples"]}

@@ -1,1 +1,1 @@
-"""Media and samples: manifests, decoding, WebDataset shards, reading, sampling. Knows no torch module and no stage."""
+"""Manifests, decoding, WebDataset shards, readers and sampling. Imports neither torch nor stages."""

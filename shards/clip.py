@@ -1,4 +1,4 @@
-"""What is asked of a decoder, what it gives, what it may cost, and why it may give nothing."""
+"""Decode requests, clips, limits and decode errors."""
 
 import threading
 import time
@@ -14,20 +14,20 @@ from alpro.shards.schema import MAX_SECONDS, Reason
 
 try:
     import resource
-except ImportError:  # not a Unix: no limit on memory there
+except ImportError:  # not a Unix: no memory limit
     resource = None  # type: ignore[assignment]
 
-# Containers that hold media and nothing else: playlists and scripts, which could name other files or hosts, are
-# not among them, and no protocol but a plain file is opened.
+# Containers of media only. Playlists and scripts could refer to other files or hosts and are excluded; the only
+# protocol is a plain file.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
-# What brings a picture to its size and colours, as FFmpeg calls it; images have the same filter. Without the second, a
-# picture that has its size already comes out darker by 1 of 255.
+# FFmpeg's flags for scaling and colour conversion; images use the same filter. Without accurate_rnd, a frame that
+# already has the target size comes out darker by 1 of 255.
 SCALING = ("bicubic", "accurate_rnd")
-LONGEST_SIDE = 32_768  # pixels; twice the longest that H.264 and HEVC know
+MAX_SIDE_PIXELS = 32_768  # pixels; twice the maximum of H.264 and HEVC
 
 
 class DecodeError(Exception):
-    """Why no frames came from a file: one of the documented reasons, and what was seen."""
+    """A file could not be decoded: a documented reason and details."""
 
     def __init__(self, reason: Reason, detail: str = ""):
         super().__init__(reason, detail)
@@ -40,7 +40,7 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames (n, size, size, 3) uint8 and what was seen of the file: seconds and pixels."""
+    """Frames (n, size, size, 3) uint8, the duration in seconds, and the original width and height in pixels."""
 
     frames: np.ndarray
     duration: float
@@ -50,27 +50,27 @@ class Clip:
 
 @dataclass(frozen=True)
 class Limits:
-    """What decoding one file may cost before it is given up."""
+    """Limits for decoding one file."""
 
     timeout: float = 60.0  # seconds
-    memory: int = 2 << 30  # bytes, beside what the process holds already; kept to on Linux
-    max_pixels: int = 8192 * 8192  # of a picture; no side may be longer than LONGEST_SIDE
+    memory: int = 2 << 30  # bytes, in addition to the process's current memory; enforced on Linux
+    max_pixels: int = 8192 * 8192  # of a frame; no side may be longer than MAX_SIDE_PIXELS
 
     def check_size(self, width: int, height: int) -> None:
-        """Raises DecodeError for a picture that is too large to be decoded."""
-        if width * height > self.max_pixels or max(width, height) > LONGEST_SIDE:
+        """Raises DecodeError if a frame is too large."""
+        if width * height > self.max_pixels or max(width, height) > MAX_SIDE_PIXELS:
             raise DecodeError("too large", f"{width} x {height} pixels")
 
-    def too_slow(self) -> DecodeError:
+    def timeout_error(self) -> DecodeError:
         return DecodeError("too slow", f"longer than {self.timeout:g} s")
 
-    def too_much(self) -> DecodeError:
+    def memory_error(self) -> DecodeError:
         return DecodeError("too much memory", f"more than {self.memory / 2**20:.0f} MiB")
 
 
 @dataclass(frozen=True)
 class Request:
-    """`count` frames of a file between `start` and `end` seconds, at `size` x `size`; the clock runs from now on."""
+    """`count` frames of a file between `start` and `end` seconds, at `size` x `size`. The time limit starts now."""
 
     path: Path
     count: int
@@ -84,14 +84,14 @@ class Request:
         object.__setattr__(self, "_deadline", time.monotonic() + self.limits.timeout)
 
     def seconds_left(self) -> float:
-        """Raises DecodeError when there are none."""
+        """Time until the limit. Raises DecodeError if it is over."""
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise self.limits.too_slow()
+            raise self.limits.timeout_error()
         return left
 
-    def wanted(self, times: np.ndarray) -> list[int]:
-        """The frames to take, as indices into times (seconds from the video's first frame, ascending)."""
+    def frame_indices(self, times: np.ndarray) -> list[int]:
+        """The frames to decode, as indices into times (seconds from the video's first frame, ascending)."""
         first, last = frames_between(times, self.start, self.end)
         if first >= last:
             window = f"between {self.start or 0:g} and {'the end' if self.end is None else f'{self.end:g}'} s"
@@ -99,43 +99,43 @@ class Request:
         return [first + i for i in segment_starts(last - first, self.count)]
 
     def duration(self, times: np.ndarray) -> float:
-        """Seconds that the clip shows: from `start` to `end`, or to the end of the last frame.
+        """Seconds from `start` to `end`, or to the end of the last frame.
 
         Raises DecodeError for a video that would last longer than MAX_SECONDS.
         """
-        whole = float(times[-1]) + (last_step(times) if len(times) > 1 else 0.0)
-        if whole > MAX_SECONDS:
-            raise DecodeError("unreadable", f"it would last {whole:.0f} seconds")
-        return max(0.0, min(whole, whole if self.end is None else self.end) - (self.start or 0.0))
+        total = float(times[-1]) + (last_step(times) if len(times) > 1 else 0.0)
+        if total > MAX_SECONDS:
+            raise DecodeError("unreadable", f"it would last {total:.0f} seconds")
+        return max(0.0, min(total, total if self.end is None else self.end) - (self.start or 0.0))
 
 
-_guard = threading.Lock()
+_lock = threading.Lock()
 _limited = 0  # how many threads are inside memory_limit
-_before = (0, 0)  # RLIMIT_DATA as it was before the first of them came, and the bytes that were held then
-_held = 0
+_before = (0, 0)  # RLIMIT_DATA before the first thread entered
+_held = 0  # the process's bytes at that time
 
 
 @contextmanager
 def memory_limit(limits: Limits) -> Iterator[None]:
-    """Lets the process's data grow by `limits.memory` within the body, by that for each thread that is inside one.
+    """Limits the growth of the process's memory within the body to `limits.memory` for each thread in such a body.
 
-    Beyond it the system gives no more and the body ends with DecodeError: FFmpeg and numpy report it, and the process
-    lives on. The limit is the process's own: another thread that allocates meanwhile counts too. Setting it costs
-    20 microseconds. Only Linux tells how much is held (other systems: no limit).
+    Beyond the limit, allocations fail and the body raises DecodeError: FFmpeg and numpy report the failure and the
+    process continues. The limit applies to the process: allocations of other threads count too. Setting it takes 20
+    microseconds. Only on Linux (elsewhere: no limit).
     """
     global _limited, _before, _held
-    with _guard:
+    with _lock:
         if not _limited:
-            _held = _data_of_process()
+            _held = _process_bytes()
             _before = resource.getrlimit(resource.RLIMIT_DATA) if _held else (0, 0)
         _limited += 1
         _set_ceiling(limits.memory)
     try:
         yield
     except MemoryError:
-        raise limits.too_much() from None
+        raise limits.memory_error() from None
     finally:
-        with _guard:
+        with _lock:
             _limited -= 1
             _set_ceiling(limits.memory)
 
@@ -149,8 +149,8 @@ def _set_ceiling(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (min(ceilings + finite) if ceilings else soft, hard))
 
 
-def _data_of_process() -> int:
-    """Bytes that RLIMIT_DATA counts; 0 where the system does not tell."""
+def _process_bytes() -> int:
+    """Bytes that count towards RLIMIT_DATA; 0 if unknown."""
     try:
         with open("/proc/self/statm", "rb") as pages:
             return int(pages.read().split()[5]) * resource.getpagesize()

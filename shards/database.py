@@ -1,4 +1,4 @@
-"""SQLite files, temporary or not, that hold what would be too much for memory."""
+"""SQLite files for data that does not fit in memory."""
 
 import errno
 import sqlite3
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-# What SQLite says of a full disk, or of a file that may not grow.
-FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
+# Error codes of a full disk or a file size limit.
+DISK_FULL_CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
 
 
 @contextmanager
 def database(path: Path | None = None) -> Iterator[sqlite3.Connection]:
-    """A new database, closed in the end; without a path a temporary file, of which memory holds a few MB.
+    """A new database, closed at the end; without a path a temporary file with a cache of a few MB.
 
-    It is not meant to outlive a crash, and made anew after one. A full disk is an OSError, as it is elsewhere.
+    It does not survive a crash and is rebuilt after one. A full disk raises OSError.
     """
     if path:
         path.unlink(missing_ok=True)
@@ -26,6 +26,6 @@ def database(path: Path | None = None) -> Iterator[sqlite3.Connection]:
             yield db
             db.execute("commit")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode not in FULL:
+        if error.sqlite_errorcode not in DISK_FULL_CODES:
             raise
         raise OSError(errno.ENOSPC, "No space left on device", str(path or "temporary files")) from error

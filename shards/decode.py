@@ -1,13 +1,12 @@
-"""Videos and images to frames: by PyAV in this process where it can, by the ffmpeg binary where it cannot.
+"""Decodes videos and images to frames: with PyAV in this process, and with the ffmpeg binary if PyAV fails.
 
-Which frames: the window is that between the frames nearest to `start` and to `end`, times counted from the video's
-first frame; its frames, however unequal in time, are divided into equal segments, as in the paper, and the first of
-each is taken, exactly that one. A video that begins in the middle, as one cut out of a broadcast, begins with its first
-key frame.
+Frames: the window lies between the frames nearest to `start` and `end`, relative to the video's first frame. Its frames
+are divided into segments with equal numbers of frames, as in the paper, and exactly the first frame of each is decoded.
+A video without a key frame at its start, such as a cut from a broadcast, starts at its first key frame.
 
-Which colours: as FFmpeg's own scaler gives them. The stream's tags (matrix, range) are obeyed; what is not tagged is
-BT.601 in the limited range, for any size. High dynamic range is not mapped. Transparency is dropped in videos, and laid
-on white in images; of an animated image the first picture is taken.
+Colours: as converted by FFmpeg's scaler. The stream's tags (matrix, range) are respected; untagged streams are BT.601
+in the limited range, for any size. High dynamic range is not tone-mapped. Transparency is dropped in videos and
+composited on white in images. Of an animated image, the first frame is used.
 """
 
 import stat
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from alpro.shards.clip import Clip, DecodeError, Limits, Request, memory_limit
-from alpro.shards.ffmpeg_binary import by_ffmpeg, ffmpeg_binary
-from alpro.shards.pyav_decoder import by_pyav
+from alpro.shards.ffmpeg_binary import decode_with_ffmpeg, ffmpeg_binary
+from alpro.shards.pyav_decoder import decode_with_pyav
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,37 +39,37 @@ def decode_video(
 ) -> Clip:
     """`count` frames of a video, each the first of one of `count` equal segments, resized to `size` x `size`.
 
-    The segments divide the frames between `start` and `end` seconds; where there are fewer frames than segments
-    some come twice. Sizes are not kept in proportion, as in the paper. "auto" decodes by PyAV and, where that finds
-    the file unreadable, by ffmpeg, whose reason is reported if it fails too; the time limit is for both together.
+    The segments divide the frames between `start` and `end` seconds; with fewer frames than segments, frames
+    repeat. The aspect ratio is not kept, as in the paper. "auto" decodes with PyAV and, if the file is unreadable,
+    with ffmpeg, whose error is reported if it fails too; the time limit applies to both together.
 
-    Raises DecodeError with the reason, and InputError where the decoder itself is missing.
+    Raises DecodeError with the reason, and InputError if the decoder is not installed.
     """
-    path = path.absolute()  # a relative name with a colon would be a protocol to ffmpeg
-    if _bytes_of(path) == 0:
+    path = path.absolute()  # ffmpeg takes a relative name with a colon for a protocol
+    if _file_size(path) == 0:
         raise DecodeError("empty")
     request = Request(path, count, size, start, end, limits)
     if decoder == "ffmpeg":
-        return by_ffmpeg(request)
+        return decode_with_ffmpeg(request)
     try:
-        return by_pyav(request)
+        return decode_with_pyav(request)
     except DecodeError as error:
         if decoder == "pyav" or error.reason != "unreadable":
             raise
-    return by_ffmpeg(request)
+    return decode_with_ffmpeg(request)
 
 
 def decode_image(path: Path, size: int, limits: Limits = Limits(), keep_ratio: bool = False) -> Clip:  # noqa: B008
     """A still image, upright, as one frame. Raises DecodeError with the reason.
 
-    The frame is (1, size, size, 3). With `keep_ratio` it keeps its aspect ratio, its shorter side is `size` pixels, and
-    one that is smaller keeps its size.
+    The frame is (1, size, size, 3). With `keep_ratio` it keeps its aspect ratio: its shorter side is `size` pixels, and
+    a smaller image keeps its size.
 
-    It is decoded in one call that nothing ends before its time, so only `limits.max_pixels` and `limits.memory` hold.
+    The decoder call cannot be interrupted, so only `limits.max_pixels` and `limits.memory` apply.
     """
     from PIL import Image, ImageOps
 
-    if _bytes_of(path) == 0:
+    if _file_size(path) == 0:
         raise DecodeError("empty")
     try:
         with (
@@ -88,18 +87,18 @@ def decode_image(path: Path, size: int, limits: Limits = Limits(), keep_ratio: b
             resized = _rgb(upright).resize(target, Image.Resampling.BICUBIC)
     except DecodeError:
         raise
-    except Image.DecompressionBombError:  # Pillow's own limit, of twice as many pixels
+    except Image.DecompressionBombError:  # Pillow's own limit
         raise DecodeError("too large", "more than 178 million pixels") from None
-    except Exception as error:  # whatever a broken file brings up in Pillow: struct.error, KeyError, ZeroDivisionError
-        raise DecodeError("unreadable", _said(error).split(" '/")[0]) from error
+    except Exception as error:  # Pillow raises struct.error, KeyError, ZeroDivisionError for damaged files
+        raise DecodeError("unreadable", _message(error).split(" '/")[0]) from error
     return Clip(np.asarray(resized)[None], 0.0, width, height)
 
 
 def _rgb(image: "Image.Image") -> "Image.Image":
-    """In three colours of eight bits; what is transparent is white."""
+    """Converts to 8-bit RGB, with transparency composited on white."""
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+    if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -107,19 +106,19 @@ def _rgb(image: "Image.Image") -> "Image.Image":
     return image.convert("RGB")
 
 
-def _bytes_of(path: Path) -> int:
-    """The size of a file. Raises DecodeError where there is none."""
+def _file_size(path: Path) -> int:
+    """The size of a file. Raises DecodeError if it does not exist or is not a regular file."""
     try:
-        about = path.stat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: an invalid file name
         raise DecodeError("missing") from None
     except OSError as error:
-        raise DecodeError("unreadable", _said(error)) from None
-    if not stat.S_ISREG(about.st_mode):
+        raise DecodeError("unreadable", _message(error)) from None
+    if not stat.S_ISREG(status.st_mode):
         raise DecodeError("missing")
-    return about.st_size
+    return status.st_size
 
 
-def _said(error: BaseException) -> str:
-    """What an error says, without the file's name (it is in the row) and the number of the error."""
+def _message(error: BaseException) -> str:
+    """The message of an error, without the file name (the row has it) and the error number."""
     return str(getattr(error, "strerror", None) or error) or type(error).__name__

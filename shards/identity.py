@@ -1,4 +1,4 @@
-"""What tells a file from a changed one: by what its store says of it, or by its bytes."""
+"""Detects changed files without reading them, from their size, ETag, digest or modification time."""
 
 import errno
 import re
@@ -8,31 +8,42 @@ from itertools import islice
 from pathlib import Path
 
 from alpro.credentials import without_credentials
-from alpro.shards.storage import AT_ONCE, Location, ask
+from alpro.shards.storage import MAX_CONCURRENT_REQUESTS, Location, call_store
 
-# What says that a file is the same, the surest first, as different stores call it.
-MARKS = ["etag", "contentmd5", "md5hash", "md5", "sha256", "checksum", "digest", "crc32c", "blobid", "generation"]
-MARKS += ["lastmodified", "mtime", "modified", "updated", "created"]
+# Keys that different stores use for a file's version, the most reliable first.
+VERSION_KEYS = [
+    "etag",
+    "contentmd5",
+    "md5hash",
+    "md5",
+    "sha256",
+    "checksum",
+    "digest",
+    "crc32c",
+    "blobid",
+    "generation",
+]
+VERSION_KEYS += ["lastmodified", "mtime", "modified", "updated", "created"]
 
 
 def identity(location: Location) -> str:
-    """What tells a file from a changed one without reading it: its size and its ETag, digest or time of change.
+    """The size of a file and its ETag, digest or modification time, without reading it.
 
-    Of a file on this machine, size and time. Raises FileNotFoundError, and OSError where it is no file.
+    For a local file, size and time. Raises FileNotFoundError, and OSError if it is not a file.
     """
-    info = ask(location, lambda system, name: system.info(name))
+    info = call_store(location, lambda system, name: system.info(name))
     if info.get("type", "file") != "file":
         raise OSError(errno.EISDIR, "not a file", without_credentials(str(location)))
-    marks = {re.sub("[^a-z0-9]", "", key.lower()): value for key, value in info.items()}
-    mark = next(((key, marks[key]) for key in MARKS if marks.get(key)), ("", ""))
-    return f"{info.get('size')} {mark[0]} {mark[1]}".rstrip()
+    values = {re.sub("[^a-z0-9]", "", key.lower()): value for key, value in info.items()}
+    version = next(((key, values[key]) for key in VERSION_KEYS if values.get(key)), ("", ""))
+    return f"{info.get('size')} {version[0]} {version[1]}".rstrip()
 
 
 def identities(locations: Iterable[Location]) -> Iterator[str]:
-    """The identity of each, in order, many asked for at once; "missing" where there is no such file, or no file that
-    may be read, and "not fetched" where its store does not say."""
+    """The identity of each location, in order, with concurrent requests; "missing" if there is no readable file, and
+    "not fetched" if its store does not respond."""
 
-    def one(location: Location) -> str:
+    def identity_or_reason(location: Location) -> str:
         try:
             return identity(location)
         except FileNotFoundError:
@@ -40,7 +51,7 @@ def identities(locations: Iterable[Location]) -> Iterator[str]:
         except OSError:
             return "missing" if isinstance(location, Path) else "not fetched"
 
-    waiting = iter(locations)
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        while some := list(islice(waiting, 64 * AT_ONCE)):
-            yield from threads.map(one, some)
+    remaining = iter(locations)
+    with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
+        while batch := list(islice(remaining, 64 * MAX_CONCURRENT_REQUESTS)):
+            yield from threads.map(identity_or_reason, batch)

@@ -1,10 +1,10 @@
-"""Frames of a video in this process, by PyAV.
+"""Decodes videos with PyAV in this process.
 
-Packets are read first, without decoding any: their stamps say which frames are wanted, and which packets those need. A
-run of decoding goes from a key frame to a wanted frame, and on to the next one unless a key frame lies between; within
-it, frames that no other refers to are passed over unless they are wanted. What comes out is, to the bit, what decoding
-everything gives (tests/shards/test_decode_exact.py); benchmarks/decode.py has the figures. One thread a video: a pool
-has as many workers as there are cores.
+Packets are read first, without decoding: their timestamps determine the requested frames and the packets these need. A
+decoding run starts at a key frame, ends at a requested frame, and continues to the next one unless a key frame lies in
+between. Within a run, unreferenced frames are skipped unless requested. The result is bit-exact with decoding all
+frames (tests/shards/test_decode_exact.py); benchmarks/decode.py has the measurements. One thread per video: a pool
+has one worker per core.
 """
 
 from array import array
@@ -18,24 +18,24 @@ import numpy as np
 from alpro.errors import InputError
 from alpro.shards.clip import CONTAINERS, SCALING, Clip, DecodeError, Request, memory_limit
 
-# Packets are kept from the first reading to the decoding while they are no more than this; then they are read again.
-HELD_BYTES = 64 << 20
-MOST_HELD_BYTES = 512 << 20  # where they cannot be read again
-# A segment that begins later than this is sought; up to there reading on is as fast.
-FAR_SECONDS = 10.0
-# Containers whose every packet has a stamp of its own, so that reading may begin anywhere.
-STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv", "avi"}
-# Codecs whose bitstream says of a frame that no other refers to it. HEVC says so too, but within one temporal layer
-# only; VP9 and AV1 carry statistics from every frame to the next.
-SAYS_UNREFERENCED = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
+# Packets are kept in memory between reading and decoding up to this size; beyond it they are read again.
+MAX_HELD_BYTES = 64 << 20
+MAX_HELD_BYTES_WITHOUT_SEEKING = 512 << 20  # for files without seeking, whose packets cannot be read again
+# The distance from which seeking is faster than reading on.
+MIN_SEEK_SECONDS = 10.0
+# Containers in which every packet has a timestamp, so that reading can start anywhere.
+SEEKABLE_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv", "avi"}
+# Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer; VP9 and AV1 carry
+# statistics from every frame to the next.
+CODECS_WITH_UNREFERENCED_FRAMES = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
 
 
-class _Lost(Exception):
-    """Beginning at a key frame did not lead where it should: what is wanted is decoded from the video's first frame."""
+class _SeekFailed(Exception):
+    """Seeking to a key frame failed: the video is decoded from its first frame instead."""
 
 
-def by_pyav(request: Request) -> Clip:
-    """Raises DecodeError with the reason, and InputError where PyAV is missing."""
+def decode_with_pyav(request: Request) -> Clip:
+    """Decodes a clip with PyAV. Raises DecodeError with the reason, and InputError if PyAV is not installed."""
     try:
         import av
     except ImportError as error:
@@ -44,12 +44,12 @@ def by_pyav(request: Request) -> Clip:
         with memory_limit(request.limits):
             try:
                 return _clip(request, seeking=True)
-            except _Lost:
+            except _SeekFailed:
                 return _clip(request, seeking=False)
     except MemoryError:
-        raise request.limits.too_much() from None
-    except av.error.ExitError:  # what FFmpeg says when av.open's timeout is over
-        raise request.limits.too_slow() from None
+        raise request.limits.memory_error() from None
+    except av.error.ExitError:  # FFmpeg's error for the timeout of av.open
+        raise request.limits.timeout_error() from None
     except (av.FFmpegError, ValueError, EOFError) as error:
         raise DecodeError("unreadable", str(getattr(error, "strerror", None) or error)) from error
 
@@ -57,34 +57,34 @@ def by_pyav(request: Request) -> Clip:
 def _clip(request: Request, seeking: bool) -> Clip:
     import av
 
-    most = {"max_pixels": str(request.limits.max_pixels)}  # kept to where the size changes on the way, too
-    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **most}
+    max_pixels = {"max_pixels": str(request.limits.max_pixels)}  # also enforced if the size changes within the video
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **max_pixels}
     left = request.seconds_left()
     with av.open(str(request.path), options=options, timeout=(left, left)) as container:
         stream = _video_stream(container)
         codec = stream.codec_context
         request.limits.check_size(codec.width, codec.height)
-        if not codec.width:  # FFmpeg has looked into frames of a codec whose container says no size, within the limit
-            raise DecodeError("unreadable", "pictures of no size, or of one beyond the limit")
-        codec.thread_count, codec.thread_type, codec.options = 1, "NONE", most
+        if not codec.width:  # FFmpeg probes frames for the size if the container has none, within the limit
+            raise DecodeError("unreadable", "frames without a size, or larger than the limit")
+        codec.thread_count, codec.thread_type, codec.options = 1, "NONE", max_pixels
         packets = _read(container, stream, request, seeking)
-        shown = packets.in_order_shown()
-        times = (packets.stamps()[shown] - packets.origin) * float(stream.time_base)
-        wanted, again = np.unique(request.wanted(times), return_inverse=True)
-        decoding = _Decoding(codec, packets, shown[wanted], request)
-        for run in decoding.runs() if seeking else decoding.one_run():
-            decoding.do(run, packets.of_run(container, stream, run))
+        shown = packets.in_presentation_order()
+        times = (packets.timestamps()[shown] - packets.origin) * float(stream.time_base)
+        indices, inverse = np.unique(request.frame_indices(times), return_inverse=True)
+        decoding = _Decoding(codec, packets, shown[indices], request)
+        for run in decoding.runs() if seeking else decoding.single_run():
+            decoding.decode(run, packets.of_run(container, stream, run))
         if decoding.missing() and seeking:
-            raise _Lost
+            raise _SeekFailed
         if decoding.missing():
-            told = f"damaged, or decoding skips frames ({decoding.missing()} of the {len(wanted)} wanted)"
-            raise DecodeError("unreadable", told)
-        frames = decoding.frames if len(wanted) == len(again) else decoding.frames[again]
-        return Clip(frames, request.duration(times), *decoding.shown_size)
+            detail = f"damaged, or decoding skips frames ({decoding.missing()} of {len(indices)} requested)"
+            raise DecodeError("unreadable", detail)
+        frames = decoding.frames if len(indices) == len(inverse) else decoding.frames[inverse]
+        return Clip(frames, request.duration(times), *decoding.display_size)
 
 
 def _video_stream(container: Any) -> Any:
-    """The first stream of moving pictures: a cover or a thumbnail is none."""
+    """The first video stream that is not a cover or thumbnail."""
     from av.stream import Disposition
 
     still = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -98,152 +98,156 @@ def _video_stream(container: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Run:
-    """Packets that are decoded one after the other: from `first`, a key frame, to `last`, which is wanted."""
+    """Consecutive packets to decode: from `first`, a key frame, to `last`, a requested frame."""
 
     first: int
     last: int
-    whole_from: float  # stamp; a frame before it may refer to one before `first`
+    whole_from: float  # timestamp; earlier frames may refer to frames before `first`
 
 
 class _Packets:
-    """Packets of a video stream in the order of decoding, all from a key frame on. A packet's place is its index."""
+    """Packets of a video stream in decoding order, starting at a key frame. A packet's position is its index."""
 
     def __init__(self, request: Request, stream: Any, seeking: bool, origin: int | None = None) -> None:
-        """seeking: whether packets may be read again; origin: the stamp of the video's first frame, if not here."""
+        """seeking: whether packets can be read again; origin: timestamp of the first frame, if not included."""
         self._request = request
         self._second = float(1 / stream.time_base)
-        self._stamps = array("q")
+        self._timestamps = array("q")
         self._keys = bytearray()
-        self._shown = bytearray()  # others are decoded and never shown: before an edit list's start, VP8's references
+        self._shown = bytearray()  # False for frames before an edit list's start and VP8's reference frames
         self._held: list[Any] | None = []
         self._bytes = 0
-        self._most_held = HELD_BYTES if seeking else MOST_HELD_BYTES
-        self._readable_again = seeking
+        self._max_held_bytes = MAX_HELD_BYTES if seeking else MAX_HELD_BYTES_WITHOUT_SEEKING
+        self._can_seek = seeking
         self._last_dts: int | None = None
-        self._ordered = True  # no frame is to be shown before it is decoded
-        self._begun = origin is not None
+        self._ordered = True  # no frame is presented before it is decoded
+        self._origin_known = origin is not None
         self.origin = origin
 
     def add(self, packet: Any, shown: bool) -> None:
         if packet.is_corrupt:
-            raise DecodeError("unreadable", "the container says that a frame is damaged")
+            raise DecodeError("unreadable", "the container marks a frame as damaged")
         if packet.pts is None:
-            raise DecodeError("unreadable", "frames without times of their own")
-        self._stamps.append(packet.pts)
+            raise DecodeError("unreadable", "frames without unique timestamps")
+        self._timestamps.append(packet.pts)
         self._keys.append(packet.is_keyframe)
         self._shown.append(shown)
         self._bytes += packet.size
-        if self._bytes > self._most_held:
-            if not self._readable_again:
-                raise DecodeError("unreadable", "too long a file of a kind that cannot be sought in")
+        if self._bytes > self._max_held_bytes:
+            if not self._can_seek:
+                raise DecodeError("unreadable", "file too long for a format without seeking")
             self._held = None
         if self._held is not None:
             self._held.append(packet)
         self._last_dts = packet.dts
         self._ordered &= packet.dts is None or packet.dts <= packet.pts
-        if not self._begun and shown:
+        if not self._origin_known and shown:
             self.origin = packet.pts if self.origin is None else min(self.origin, packet.pts)
-            # None that comes can be before the first that was seen.
-            self._begun = self._ordered and packet.dts is not None and packet.dts >= self.origin
+            # No later frame can precede the first.
+            self._origin_known = self._ordered and packet.dts is not None and packet.dts >= self.origin
 
     def __len__(self) -> int:
-        return len(self._stamps)
+        return len(self._timestamps)
 
     def start(self) -> float:
-        """The stamp at which the window begins."""
+        """The timestamp at which the window starts."""
         return (self.origin or 0) + (self._request.start or 0.0) * self._second
 
-    def far(self) -> bool:
-        """Whether the window is so far off that seeking pays."""
-        return self._begun and self._last_dts is not None and self.start() - self._last_dts > FAR_SECONDS * self._second
+    def is_far(self) -> bool:
+        """Whether the window is far enough for seeking to be faster."""
+        return (
+            self._origin_known
+            and self._last_dts is not None
+            and self.start() - self._last_dts > MIN_SEEK_SECONDS * self._second
+        )
 
-    def enough(self) -> bool:
-        """Whether no frame that comes can be in the window, or be the first behind it."""
-        if not (self._begun and self._ordered) or self._request.end is None or self._last_dts is None:
+    def is_complete(self) -> bool:
+        """Whether no later frame can be in the window or be the first frame after it."""
+        if not (self._origin_known and self._ordered) or self._request.end is None or self._last_dts is None:
             return False
         end = (self.origin or 0) + self._request.end * self._second
-        return self._last_dts > end and any(end <= stamp <= self._last_dts for stamp in self._stamps)
+        return self._last_dts > end and any(end <= timestamp <= self._last_dts for timestamp in self._timestamps)
 
     def check_end(self, stream: Any) -> None:
-        """Raises DecodeError where the file ends before its own index does."""
+        """Raises DecodeError if the file ends before its index does."""
         index = stream.index_entries
-        if len(index) and index[len(index) - 1].timestamp > max(self._stamps):
-            raise DecodeError("unreadable", "cut short: the index names frames that are not there")
+        if len(index) and index[len(index) - 1].timestamp > max(self._timestamps):
+            raise DecodeError("unreadable", "truncated: frames in the index are missing")
 
-    def tells_the_end(self) -> bool:
-        """Whether these, the last, are enough to say how long the last frame stays."""
+    def last_step_known(self) -> bool:
+        """Whether there are enough packets to derive the duration of the last frame."""
         return self._ordered and sum(self._shown) >= 17
 
-    def stamps(self) -> np.ndarray:
-        return np.frombuffer(self._stamps, np.int64)
+    def timestamps(self) -> np.ndarray:
+        return np.frombuffer(self._timestamps, np.int64)
 
     def keys(self) -> np.ndarray:
-        """The places of the key frames, ascending."""
+        """The positions of the key frames, ascending."""
         return np.flatnonzero(np.frombuffer(self._keys, np.uint8))
 
-    def in_order_shown(self) -> np.ndarray:
-        """The places of the frames in the order of their times. Raises DecodeError where two have the same."""
+    def in_presentation_order(self) -> np.ndarray:
+        """The positions of the frames in presentation order. Raises DecodeError if two have the same timestamp."""
         shown = np.flatnonzero(np.frombuffer(self._shown, np.uint8))
         if not len(shown):
             raise DecodeError("unreadable", "no frames in the video stream")
-        stamps = self.stamps()[shown]
-        order = np.argsort(stamps)
-        if (np.diff(stamps[order]) == 0).any():
-            raise DecodeError("unreadable", "frames without times of their own")
+        timestamps = self.timestamps()[shown]
+        order = np.argsort(timestamps)
+        if (np.diff(timestamps[order]) == 0).any():
+            raise DecodeError("unreadable", "frames without unique timestamps")
         return shown[order]
 
     def of_run(self, container: Any, stream: Any, run: _Run) -> Iterator[Any]:
-        """The packets of a run: those kept, or read again."""
+        """The packets of a run, from memory or read again."""
         if self._held is not None:
             yield from self._held[run.first : run.last + 1]
             return
-        container.seek(self._stamps[run.first], stream=stream)
-        place = None
+        container.seek(self._timestamps[run.first], stream=stream)
+        position = None
         for packet in container.demux(stream):
-            if place is None and packet.size and packet.pts == self._stamps[run.first]:
-                place = run.first
-            if place is not None and packet.size:
+            if position is None and packet.size and packet.pts == self._timestamps[run.first]:
+                position = run.first
+            if position is not None and packet.size:
                 yield packet
-                place += 1
-                if place > run.last:
+                position += 1
+                if position > run.last:
                     return
-        raise _Lost
+        raise _SeekFailed
 
 
 def _from_key_frame(container: Any, stream: Any, request: Request) -> Iterator[tuple[Any, bool]]:
-    """The stream's packets from the next key frame on, and whether they are to be shown."""
+    """The stream's packets from the next key frame on, and whether each is presented."""
     vp8 = stream.codec_context.name == "vp8"
-    waiting = True
+    before_key_frame = True
     for packet in container.demux(stream):
         request.seconds_left()
-        waiting = waiting and not packet.is_keyframe
-        if packet.size and not waiting:
+        before_key_frame = before_key_frame and not packet.is_keyframe
+        if packet.size and not before_key_frame:
             yield packet, not packet.is_discard and not (vp8 and not memoryview(packet)[0] >> 4 & 1)
 
 
 def _read(container: Any, stream: Any, request: Request, seeking: bool) -> _Packets:
-    """Reads what the window needs, without decoding: of an hour-long file the head and the segment."""
-    # AVI numbers packets in the order in which they lie, which is not that of the frames where some are bidirectional.
+    """Reads the packets that the window needs, without decoding: of an hour-long file only the head and the segment."""
+    # AVI numbers packets in file order, which is not the order of the frames if some are bidirectional.
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
-        raise DecodeError("unreadable", "frames without times of their own")
-    seeking = seeking and container.format.name in STAMPED
+        raise DecodeError("unreadable", "frames without unique timestamps")
+    seeking = seeking and container.format.name in SEEKABLE_CONTAINERS
     packets = _Packets(request, stream, seeking)
     for packet, shown in _from_key_frame(container, stream, request):
         packets.add(packet, shown)
-        if seeking and packets.far():
+        if seeking and packets.is_far():
             return _read_segment(container, stream, request, packets)
-        if packets.enough():
+        if packets.is_complete():
             return packets
-    # An edit list may leave out whole groups of frames, of which MP4's index then says nothing.
-    told = len(stream.index_entries) if container.format.name.startswith("mov") else stream.frames
-    if len(packets) < told:
-        raise DecodeError("unreadable", f"cut short, {len(packets)} of {told} frames are there")
+    # An edit list may omit whole groups of frames, which are then missing from MP4's index.
+    expected = len(stream.index_entries) if container.format.name.startswith("mov") else stream.frames
+    if len(packets) < expected:
+        raise DecodeError("unreadable", f"truncated: {len(packets)} of {expected} frames")
     return packets
 
 
 def _read_segment(container: Any, stream: Any, request: Request, head: _Packets) -> _Packets:
-    """Reads on from the last key frame before the window. Raises _Lost where the container does not lead there."""
-    for back in (0.0, 1.0, 5.0, 20.0):  # seconds: some containers are sought by the time of decoding, or roughly
+    """Reads from the last key frame before the window. Raises _SeekFailed if the container cannot seek there."""
+    for back in (0.0, 1.0, 5.0, 20.0):  # seconds: some containers seek by decoding time, or approximately
         target = int(head.start() - back / float(stream.time_base))
         if head.origin is None or target <= head.origin:
             break
@@ -253,45 +257,45 @@ def _read_segment(container: Any, stream: Any, request: Request, head: _Packets)
             if not len(packets) and (packet.pts is None or packet.pts > head.start()):
                 break
             packets.add(packet, shown)
-            if packets.enough():
+            if packets.is_complete():
                 return packets
         if len(packets):
             packets.check_end(stream)
-        if packets.tells_the_end():
+        if packets.last_step_known():
             return packets
-    raise _Lost
+    raise _SeekFailed
 
 
 class _Decoding:
-    """Runs of a decoder over packets, and the pictures that come of them."""
+    """Decodes runs of packets into frames."""
 
-    def __init__(self, codec: Any, packets: _Packets, wanted: np.ndarray, request: Request) -> None:
-        """wanted: places of packets, each once, in the order in which they are shown."""
+    def __init__(self, codec: Any, packets: _Packets, requested: np.ndarray, request: Request) -> None:
+        """requested: unique positions of packets, in presentation order."""
         from av.video.reformatter import Interpolation, VideoReformatter
 
-        self._wanted = wanted
-        self.frames = np.empty((len(wanted), request.size, request.size, 3), np.uint8)
-        self.shown_size = (codec.width, codec.height)
+        self._requested = requested
+        self.frames = np.empty((len(requested), request.size, request.size, 3), np.uint8)
+        self.display_size = (codec.width, codec.height)
         self._codec = codec
         self._packets = packets
         self._request = request
-        self._slots = {int(stamp): slot for slot, stamp in enumerate(packets.stamps()[wanted])}
-        self._passes_over = codec.name in SAYS_UNREFERENCED
+        self._slots = {int(timestamp): slot for slot, timestamp in enumerate(packets.timestamps()[requested])}
+        self._skips_unreferenced = codec.name in CODECS_WITH_UNREFERENCED_FRAMES
         self._reformatter = VideoReformatter()
         self._scaling = sum(Interpolation[name.upper()] for name in SCALING)
         self._damaged = False
         self._matrix: tuple[int, int, int, int] | None = None
 
     def runs(self) -> list[_Run]:
-        """A new run begins wherever a key frame lies between two wanted frames."""
-        keys, stamps = self._packets.keys(), self._packets.stamps()
+        """A new run starts if a key frame lies between two requested frames."""
+        keys, timestamps = self._packets.keys(), self._packets.timestamps()
         runs: list[_Run] = []
-        for place in np.sort(self._wanted).tolist():
-            at = int(np.searchsorted(keys, place, side="right")) - 1
-            while at >= 0 and stamps[keys[at]] > stamps[place]:
-                at -= 1  # shown before that key frame, it may refer to frames before it
-            first, last = int(keys[max(at, 0)]), place
-            whole_from = stamps[first] if at >= 0 else -np.inf
+        for position in np.sort(self._requested).tolist():
+            at = int(np.searchsorted(keys, position, side="right")) - 1
+            while at >= 0 and timestamps[keys[at]] > timestamps[position]:
+                at -= 1  # presented before that key frame, it may refer to earlier frames
+            first, last = int(keys[max(at, 0)]), position
+            whole_from = timestamps[first] if at >= 0 else -np.inf
             while runs and first <= runs[-1].last:
                 earlier = runs.pop()
                 if earlier.first <= first:
@@ -300,43 +304,43 @@ class _Decoding:
             runs.append(_Run(first, last, whole_from))
         return runs
 
-    def one_run(self) -> list[_Run]:
-        return [_Run(0, int(self._wanted.max()), -np.inf)]
+    def single_run(self) -> list[_Run]:
+        return [_Run(0, int(self._requested.max()), -np.inf)]
 
-    def do(self, run: _Run, packets: Iterator[Any]) -> None:
-        """Decodes a run and keeps what is wanted of it."""
+    def decode(self, run: _Run, packets: Iterator[Any]) -> None:
+        """Decodes a run and keeps its requested frames."""
         codec, last = self._codec, None
         if codec.is_open:
             codec.flush_buffers()
-        for packet in chain(packets, [None]):  # behind the last, what the decoder held back
+        for packet in chain(packets, [None]):  # None flushes the decoder
             self._request.seconds_left()
-            if self._passes_over and packet is not None:
+            if self._skips_unreferenced and packet is not None:
                 codec.skip_frame = "DEFAULT" if packet.pts in self._slots else "NONREF"
             for frame in codec.decode(packet):
                 if frame.pts is None or (last is not None and frame.pts <= last):
-                    raise DecodeError("unreadable", "frames whose times do not ascend")
+                    raise DecodeError("unreadable", "frame times are not ascending")
                 last = frame.pts
-                # It is patched from others, and others from it, even some that came before: they refer to later ones.
+                # A corrupt frame is concealed and affects others, including earlier ones that refer to it.
                 self._damaged |= frame.is_corrupt and last >= run.whole_from
                 if last in self._slots:
                     self._draw(frame, self.frames[self._slots.pop(last)])
 
     def missing(self) -> int:
-        """How many of the wanted frames cannot be had: all, where any that was decoded on the way is damaged."""
-        return len(self._wanted) if self._damaged else len(self._slots)
+        """The number of requested frames that are unavailable: all of them if any decoded frame is damaged."""
+        return len(self._requested) if self._damaged else len(self._slots)
 
     def _draw(self, frame: Any, out: np.ndarray) -> None:
-        """A frame upright into (size, size, 3) uint8."""
+        """Writes a frame, rotated upright, to (size, size, 3) uint8."""
         self._request.limits.check_size(frame.width, frame.height)
         if self._matrix is None:
             self._matrix = _display_matrix(frame)
         a, b, c, d = self._matrix
-        turned = abs(b) > abs(a)
-        across, down = (c, b) if turned else (a, d)
-        self.shown_size = (frame.height, frame.width) if turned else (frame.width, frame.height)
+        rotated = abs(b) > abs(a)
+        across, down = (c, b) if rotated else (a, d)
+        self.display_size = (frame.height, frame.width) if rotated else (frame.width, frame.height)
         out = out[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
-        out = out.transpose(1, 0, 2) if turned else out
-        # Planes of green, blue and red: to them swscale interpolates the colours, and it is faster than to rgb24.
+        out = out.transpose(1, 0, 2) if rotated else out
+        # Planar GBR: swscale interpolates chroma for it, and it is faster than rgb24.
         size = self._request.size
         scaled = self._reformatter.reformat(frame, size, size, "gbrp", interpolation=self._scaling, threads=1)
         for channel, plane in zip((1, 2, 0), scaled.planes, strict=True):
@@ -344,10 +348,10 @@ class _Decoding:
 
 
 def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
-    """How a frame is to be shown: the point (x, y) at (ax + cy, bx + dy)."""
+    """The display matrix (a, b, c, d) of a frame: the point (x, y) is shown at (ax + cy, bx + dy)."""
     from av.sidedata.sidedata import Type
 
-    # Asked of a small copy: a frame and its side data hold each other until the garbage collector comes by.
+    # Read from a small copy: a frame and its side data form a reference cycle until the next garbage collection.
     small = frame.reformat(16, 16, "gray", interpolation="POINT", threads=1)
     side = small.side_data.get(Type.DISPLAYMATRIX)
     if side is None:

@@ -1,11 +1,11 @@
-"""Records of a file, one at a time: JSON Lines, a JSON list, CSV, TSV or Parquet.
+"""Streams the records of a file: JSON Lines, a JSON list, CSV, TSV or Parquet.
 
-A record that cannot be read does not end the file. The reason is yielded in its place, with the line or row number. The
-file itself is unusable where it is not clear at which line the next record begins: a quote that is not closed in CSV,
-or an entry of a JSON list that is not JSON.
+Reading continues after an invalid record: the reason is yielded instead, with the line or row number. The whole file is
+invalid if the start of the next record is unknown: after an unclosed quote in CSV, or an entry of a JSON list that is
+not JSON.
 
-TSV has no quoting: every line is a record, and a quotation mark is part of the text. CSV is read strictly: a text that
-begins with a quotation mark ends with one, and quotation marks in it are doubled.
+TSV has no quoting: every line is a record, and a quotation mark is part of the text. CSV is strict: a quoted text ends
+with a quotation mark, and quotation marks inside it are doubled.
 """
 
 import csv
@@ -29,20 +29,20 @@ MAX_LINE_BYTES = MAX_JSON_BYTES  # also the limit of an entry of a JSON list
 MAX_DEPTH = 64  # of nested lists and objects; pydantic reads the JSON of a sample with a limit of about 200
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 BATCH = 1024  # rows of a Parquet file that are read at a time
-LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[")  # how a JSON list begins, with a byte-order mark or without
-FIRST = re.compile(r"\s*\[\s*(\S)")  # and the start of the first entry
+LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[")  # start of a JSON list, with or without a byte order mark
+FIRST = re.compile(r"\s*\[\s*(\S)")  # up to the first entry
 SEPARATOR = re.compile(r"\s*([,\]])\s*")  # after an entry of a JSON list
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # spreadsheets write it; it is not part of the first column's name
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # written by spreadsheets; not part of the first column's name
 
 
 class BadRecord(ValueError):
-    """A record that cannot be read, with the reason; reading continues with the next one."""
+    """An invalid record, with the reason. Reading continues with the next record."""
 
 
 def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
-    """The records of a file with the place of each; for a record that cannot be read, the reason.
+    """Yields the records of a file with their line or row; for an invalid record, the reason.
 
-    Raises InputError for a file that is missing, damaged, in another format, or not UTF-8 text.
+    Raises InputError if the file is missing, damaged, in another format, or not UTF-8.
     """
     name = str(path).removesuffix(".gz")
     try:
@@ -60,14 +60,15 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
                 yield from _tsv(text)
             else:
                 raise InputError(
-                    f"{path}: a manifest is a .jsonl, .csv, .tsv or .parquet file (.gz too), or a folder of videos"
+                    f"{path}: unsupported format; a manifest is a .jsonl, .csv, .tsv or .parquet file (also .gz), "
+                    "or a folder of videos"
                 )
     except (OSError, EOFError, zlib.error, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, str | BadRecord]]:
-    """The lines of a file as text, numbered from 1. At most MAX_LINE_BYTES of a line are held in memory.
+    """The lines of a file as text, numbered from 1. At most MAX_LINE_BYTES of a line are in memory.
 
     Raises ValueError if the file is UTF-16 or binary.
     """
@@ -101,22 +102,22 @@ def _json_lines(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
             record = json.loads(line)
         except RecursionError:
             yield where, "not JSON: nested too deeply"
-        except ValueError as error:  # also of a number with more digits than Python reads
+        except ValueError as error:  # also raised for numbers with too many digits
             yield where, f"not JSON: {getattr(error, 'msg', error)}"
         else:
             yield where, record if isinstance(record, dict) else "not a JSON object"
 
 
 def _json_list(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
-    """The entries of a JSON list, read in pieces: at most a piece and an entry are held in memory."""
+    """The entries of a JSON list, read in chunks: at most a chunk and an entry are in memory."""
     reader, decoder = io.TextIOWrapper(file, "utf-8-sig"), json.JSONDecoder()
     text = ""
-    while not (begun := FIRST.match(text)):
+    while not (start := FIRST.match(text)):
         if not (more := reader.read(CHUNK)):
-            raise ValueError("a list that does not end")
+            raise ValueError("the list has no end")
         text += more
-    closed = begun[1] == "]"
-    at, number = begun.start(1) + closed, 0
+    closed = start[1] == "]"
+    at, number = start.start(1) + closed, 0
     while not closed:
         number += 1
         while True:
@@ -127,7 +128,7 @@ def _json_list(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
                 problem = "no comma or bracket after it"
             except RecursionError:
                 raise ValueError(f"entry {number}: not JSON: nested too deeply") from None
-            except ValueError as error:  # also where the piece ends inside the entry
+            except ValueError as error:  # also raised if the chunk ends inside the entry
                 problem = f"not JSON: {getattr(error, 'msg', error)}"
             if len(text) - at > MAX_LINE_BYTES:
                 raise ValueError(f"entry {number}: more than {MAX_LINE_BYTES:,} characters")
@@ -153,7 +154,7 @@ def _tsv(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
 
 
 class _LinesOfCsv:
-    """The lines of a file for csv.reader, which continues after a line that raises BadRecord."""
+    """The lines of a file for csv.reader, which can continue after a line that raises BadRecord."""
 
     def __init__(self, file: IO[bytes]):
         self.lines, self.number, self.ended = _lines(file), 0, False
@@ -184,10 +185,10 @@ def _csv(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
             return
         except (csv.Error, BadRecord) as error:
             if lines.ended or lines.number > first:
-                # It is unknown which of the lines below belong to this text: continuing could lose rows.
+                # The end of this text is unknown: continuing could lose rows.
                 raise ValueError(
-                    f"line {first}: a text begins with a quotation mark and does not end with one ({error}); "
-                    "double quotation marks that are part of a text"
+                    f"line {first}: unclosed quotation mark at the start of a text ({error}); "
+                    "double the quotation marks that are part of a text"
                 ) from None
             cells = BadRecord(str(error))
         if not columns:
@@ -197,7 +198,7 @@ def _csv(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
 
 
 def _columns(cells: list[str] | BadRecord) -> list[str]:
-    """The names in the first line of a table. Raises ValueError if one appears twice."""
+    """The column names of a table. Raises ValueError for duplicates."""
     if isinstance(cells, BadRecord):
         raise ValueError(f"line 1: {cells}")
     if repeated := [name for name in cells if cells.count(name) > 1]:
@@ -224,7 +225,7 @@ def _parquet(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[Record | str]:
-    """The rows of a batch: all at once, or one by one if Python has no value for one, such as a year after 9999."""
+    """The rows of a batch: together, or one by one if Python cannot represent a value, such as a year after 9999."""
     try:
         yield from batch.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException) as error:
@@ -236,10 +237,10 @@ def _rows(batch: pa.RecordBatch) -> Iterator[Record | str]:
 
 
 def plain(record: Record, texts: Collection[str]) -> Record:
-    """A record as JSON values: bytes and dates become text, half a surrogate pair a question mark.
+    """Converts a record to JSON values: bytes and dates become strings, a lone surrogate becomes a question mark.
 
-    Raises BadRecord for what is nested too deeply, for a record that is too large, and for bytes in one of the columns
-    `texts` that are not UTF-8.
+    Raises BadRecord if the record is nested too deeply or too large, or if a column in `texts` has bytes that are not
+    UTF-8.
     """
     if _nested(record, MAX_DEPTH):
         raise BadRecord(f"lists and objects nested more than {MAX_DEPTH} deep")
@@ -272,4 +273,4 @@ def _nested(value: Any, depth: int) -> bool:
         value = value.values()
     elif not isinstance(value, list):
         return False
-    return depth < 0 or any(_nested(one, depth - 1) for one in value if isinstance(one, dict | list))
+    return depth < 0 or any(_nested(item, depth - 1) for item in value if isinstance(item, dict | list))

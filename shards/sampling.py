@@ -1,4 +1,4 @@
-"""Which frames of a clip, and which samples in which order: pure functions of a random generator."""
+"""Samples frames of a clip and orders examples: pure functions of a random generator."""
 
 import numpy as np
 
@@ -15,17 +15,17 @@ def segment_starts(available: int, count: int) -> list[int]:
 
 
 def frames_between(times: np.ndarray, start: float | None, end: float | None) -> tuple[int, int]:
-    """The frames that a window of seconds holds, as a range of indices: from the frame nearest to `start` up to, and
-    without, the one nearest to `end`. So the first is within half a frame of the time asked, however unequal the
-    frames, and windows that follow each other share no frame and lose none.
+    """The frames of a window of seconds as a range of indices: from the frame nearest to `start` up to, but excluding,
+    the frame nearest to `end`. The first is within half a frame of `start`, even with a variable frame rate, and
+    consecutive windows neither share nor lose a frame.
 
-    times (N,): when each frame begins, seconds, ascending. A window shorter than a frame has the one nearest to its
-    start; one that begins half a frame or more after the last frame, or ends before it begins, is empty.
+    times (N,): start of each frame, seconds, ascending. A window shorter than a frame has the frame nearest to its
+    start. A window that starts half a frame or more after the last frame, or ends before it starts, is empty.
 
     >>> frames_between(np.array([0.0, 0.1, 0.2, 0.3]), 0.06, 0.3)
     (1, 3)
     """
-    # From where on each frame is the nearest; behind the last lies one that would be the next.
+    # The time from which each frame is the nearest; the last entry stands for the frame after the last.
     nearest = np.concatenate([times[:1], (times[1:] + times[:-1]) / 2, times[-1:] + last_step(times) / 2])
     first = 0 if start is None else max(int(np.searchsorted(nearest, start + 1e-6, side="right")) - 1, 0)
     last = len(times) if end is None else max(int(np.searchsorted(nearest, end + 1e-6, side="right")) - 1, 0)
@@ -35,33 +35,33 @@ def frames_between(times: np.ndarray, start: float | None, end: float | None) ->
 
 
 def last_step(times: np.ndarray) -> float:
-    """How long the last frame is taken to stay, seconds: as the median of the 16 before it; one frame alone, a second.
+    """The assumed duration of the last frame, seconds: the median of the 16 before it; 1 for a single frame.
 
-    A few frames, and not all of them, so that a segment's end does not depend on how much of the file was read.
+    Only a few frames count, so that a segment's end does not depend on how much of the file is read.
     """
     return float(np.median(np.diff(times[-17:]))) if len(times) > 1 else 1.0
 
 
 def frames_in_halves(available: int, count: int, rng: np.random.Generator) -> list[int]:
-    """Pre-training's sampling: half the frames at random from each half of the clip, in order."""
+    """Pre-training's sampling: random frames, half of them from each half of the clip, in order."""
     if available < count:
         return sorted(int(i) for i in rng.integers(0, available, count))
-    middle = (available + count % 2) // 2  # an odd one out is from the first half
+    middle = (available + count % 2) // 2  # if odd, the extra frame is from the first half
     early = rng.choice(middle, count - count // 2, replace=False)
     late = middle + rng.choice(available - middle, count // 2, replace=False)
     return sorted(int(i) for i in (*early, *late))
 
 
 def frames_at_random(available: int, count: int, rng: np.random.Generator) -> list[int]:
-    """Fine-tuning's sampling: frames at random, in order; with repeats only where there are too few."""
+    """Fine-tuning's sampling: random frames, in order; frames repeat only if there are too few."""
     return sorted(int(i) for i in rng.choice(available, count, replace=available < count))
 
 
 def grouped_order(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order of the examples in which those of one group stand together.
+    """A random order of the examples in which the examples of a group are adjacent.
 
-    groups (N,): the group of each example. Members of a batch's groups are then each other's negatives in the
-    contrastive and matching losses: clips of one source are the hardest there are.
+    groups (N,): the group of each example. Examples of a group in a batch are then each other's negatives in the
+    contrastive and matching losses: clips of the same source are the hardest negatives.
     """
     names, group = np.unique(groups, return_inverse=True)
     place = rng.permutation(len(names))[group]

@@ -1,4 +1,4 @@
-"""What a row of a manifest, a sample in a shard and a row of the index are."""
+"""Data types: manifest rows, samples in shards, rejects and index rows."""
 
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -10,9 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from alpro.credentials import without_credentials
 
 SAMPLE_VERSION: Literal[1] = 1
-MAX_JSON_BYTES = 1 << 24  # bytes of what is known of one sample
-MAX_SECONDS = 1_000_000  # of a video, over eleven days; larger numbers are time stamps or in another unit
-MAX_SIDE = 1_000_000  # pixels of a picture, before it was resized
+MAX_JSON_BYTES = 1 << 24  # bytes of a sample's metadata
+MAX_SECONDS = 1_000_000  # over eleven days; larger numbers are timestamps or in another unit
+MAX_SIDE = 1_000_000  # pixels, before resizing
 SPLITS = ("train", "validation", "test")
 Kind = Literal["video", "image"]
 VIDEO_EXTENSIONS = {
@@ -44,7 +44,7 @@ Text = Annotated[str, AfterValidator(_not_blank)]
 
 
 class Question(BaseModel):
-    """A question about a sample; `type` is its first word unless the manifest says otherwise."""
+    """A question about a sample; `type` defaults to its first word."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -54,19 +54,19 @@ class Question(BaseModel):
 
 
 class Row(BaseModel):
-    """One item of a manifest: a video (or `start`..`end` seconds of it) or an image, and what people said of it."""
+    """An item of a manifest: a video (or `start`..`end` seconds of it) or an image, with its texts."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str = Field(min_length=1)
-    path: str | Path = Field(union_mode="left_to_right")  # a text is a URL
+    path: str | Path = Field(union_mode="left_to_right")  # a str is a URL
     kind: Kind
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     start: float | None = Field(None, ge=0, le=MAX_SECONDS)
     end: float | None = Field(None, gt=0, le=MAX_SECONDS)
     split: Literal["", "train", "validation", "test"] = ""
-    group: str = ""  # items of one source, which stay in one split
+    group: str = ""  # items of the same source, which stay in one split
     meta: dict[str, Any] = Field(default_factory=dict)  # every other column
 
     @field_validator("path")
@@ -76,18 +76,18 @@ class Row(BaseModel):
 
     @property
     def file_name(self) -> str:
-        """The file's name without its folder, the same at a URL; without a query, which may hold a key."""
+        """The name of the file without its folder, also for a URL; without the query, which may contain a secret."""
         if isinstance(self.path, Path):
             return self.path.name
         links = without_credentials(self.path).split("::")
-        link = next(link for link in links if "://" in link)  # of a chain, the one with the path
+        link = next(link for link in links if "://" in link)  # the link of a chain that has the path
         if link.lower().startswith("http"):
             link = unquote(link)
         return PurePosixPath(link).name
 
 
-class About(BaseModel):
-    """What a shard says of a sample, in its <key>.json."""
+class SampleMetadata(BaseModel):
+    """The metadata of a sample in a shard, <key>.json."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -105,7 +105,7 @@ class About(BaseModel):
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
-# Why an item did not become a sample: every reason there is. docs/data.md explains each.
+# All reasons for rejecting an item. docs/data.md explains each.
 Reason = Literal[
     "missing",
     "empty",
@@ -122,12 +122,12 @@ Reason = Literal[
     "not fetched",
 ]
 
-# Reasons that may be gone another time, though the file and the settings are the same.
-PASSING: set[Reason] = {"too slow", "too much memory", "crashed", "unexpected error", "not fetched"}
+# Reasons that may not apply to a later attempt with the same file and settings.
+TRANSIENT_REASONS: set[Reason] = {"too slow", "too much memory", "crashed", "unexpected error", "not fetched"}
 
 
 class Reject(BaseModel):
-    """An item that did not become a sample: the reason, and details in the words of the decoder or the store."""
+    """A rejected item: the reason, and the message of the decoder or the store."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -144,7 +144,7 @@ class Reject(BaseModel):
 
 REJECTS = pa.schema([(name, pa.string()) for name in ("id", "path", "reason", "detail")])
 
-# One row a sample: what it is, and where its members lie in which shard (offsets and sizes in bytes).
+# One row per sample: its metadata, its shard, and the offsets and sizes of its members in bytes.
 INDEX = pa.schema(
     [
         ("id", pa.string()),

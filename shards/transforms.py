@@ -1,9 +1,9 @@
-"""Stored frames to the shape that models take: crops and resizing, the same for every frame of a clip."""
+"""Crops and resizes stored frames to a model's input size, the same for every frame of a clip."""
 
 import numpy as np
 from PIL import Image
 
-TRIES = 10  # crops that are drawn before the largest central one is taken, as in torchvision
+MAX_ATTEMPTS = 10  # attempts before the fallback to the largest central crop, as in torchvision
 
 
 def squash(frames: np.ndarray, size: int) -> np.ndarray:
@@ -32,8 +32,8 @@ def random_resized_crop(
 ) -> np.ndarray:
     """A crop of a random share (`scale`) of the area and a random aspect ratio, resized: (H, W, 3) to (size, size, 3).
 
-    The draws are torchvision's: a crop that does not fit is drawn again, and after ten failures the largest central
-    crop within the bounds of the aspect ratio is taken. Bicubic.
+    As in torchvision: a crop that does not fit is drawn again, and after ten failures the largest central crop within
+    the bounds of the aspect ratio is used. Bicubic.
     """
     left, top, width, height = crop_box(frame.shape[1], frame.shape[0], rng, scale, ratio)
     cropped = Image.fromarray(frame[top : top + height, left : left + width])
@@ -44,7 +44,7 @@ def crop_box(
     width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
     """The crop of `random_resized_crop`: left, top, width, height in pixels."""
-    for _ in range(TRIES):
+    for _ in range(MAX_ATTEMPTS):
         area = rng.uniform(*scale) * width * height
         aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
         w, h = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))

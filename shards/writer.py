@@ -1,4 +1,4 @@
-"""Samples to WebDataset shards, byte for byte the same whoever writes them, and the index of what lies where."""
+"""Writes samples to WebDataset shards, reproducible byte for byte, and indexes shards."""
 
 import hashlib
 import io
@@ -18,18 +18,18 @@ from pydantic import ValidationError
 from alpro.errors import InputError
 from alpro.files import temporary_name
 from alpro.shards.decode import Clip
-from alpro.shards.schema import INDEX, MAX_JSON_BYTES, About, Row
+from alpro.shards.schema import INDEX, MAX_JSON_BYTES, Row, SampleMetadata
 from alpro.shards.storage import Location, open_binary
 
 MEMBER = re.compile(r"(?:\./)*(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
-BLOCK = 1 << 20  # bytes of one request for a part of a shard
+BLOCK_BYTES = 1 << 20  # bytes of a range request
 
 
 class ShardWriter:
-    """Writes one shard under a temporary name; `close` renames it. A shard without samples is not kept.
+    """Writes one shard to a temporary file, which `close` renames. A shard without samples is deleted.
 
-    A sample is `<key>.json` and its frames as `<key>.<nn>.jpg`. As a context it closes, or leaves nothing after an
-    exception: on a full disk what was written makes room.
+    A sample is `<key>.json` and its frames as `<key>.<nn>.jpg`. The context manager closes the shard, or deletes it
+    after an exception, which frees space on a full disk.
     """
 
     def __init__(self, path: Path, quality: int):
@@ -38,13 +38,13 @@ class ShardWriter:
         self.path, self.quality = path, quality
         self.temporary = temporary_name(path)
         self.file = open(self.temporary, "wb")
-        # Owner and time are constants: the same samples are the same bytes.
+        # Owner and time are constant, so that the same samples give the same bytes.
         self.tar = webdataset.TarWriter(self.file, user="alpro", group="alpro", mtime=0.0)
         self.count = 0
 
     def write(self, row: Row, clip: Clip) -> None:
         """Appends a sample."""
-        about = About(
+        about = SampleMetadata(
             id=row.id,
             kind=row.kind,
             split=row.split or "train",
@@ -58,7 +58,7 @@ class ShardWriter:
             meta=row.meta,
         )
         members: dict[str, Any] = {
-            "__key__": key_of(row.id),
+            "__key__": sample_key(row.id),
             "json": about.model_dump_json().encode(),
         }
         for number, frame in enumerate(clip.frames):
@@ -87,40 +87,39 @@ class ShardWriter:
             self.temporary.unlink()
 
 
-def key_of(name: str) -> str:
-    """The key of the sample with this id: the first 128 bits of its SHA-256.
+def sample_key(name: str) -> str:
+    """The key of a sample: the first 128 bits of the SHA-256 of its id.
 
-    Readers of several shards distinguish samples by their keys. Ids are unique in a corpus, and so are the keys. A key
-    does not depend on the shard, which may be reused in another corpus under another name.
+    Readers of several shards distinguish samples by their keys, which are unique in a corpus like the ids. A key does
+    not depend on the shard's name, because another corpus may reuse the shard under another name.
     """
     return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
-    """A frame (H, W, 3) uint8 as JPEG, without chroma subsampling: small frames keep their colours."""
+    """Encodes a frame (H, W, 3) uint8 as JPEG, without chroma subsampling, which blurs the colours of small frames."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 
 def index_shard(shard: Location) -> pa.Table:
-    """The index rows of a shard, this project's or one of the same form, by path or URL.
+    """The index rows of a shard of this format, by path or URL.
 
-    Only regular files named `<key>.json` and `<key>.<nn>.jpg` are taken: anything else, such as a pickle, is refused
-    with InputError, since nothing of it may ever be decoded; and so are a tar without its end and a member that is
-    there twice. Of a shard at a URL blocks of 1 MiB are fetched one after the other, and larger members passed over.
-    Its rows name it by its URL, those of a file by its name.
+    Only regular files named `<key>.json` and `<key>.<nn>.jpg` are accepted. Raises InputError for anything else, such
+    as a pickle, for a truncated tar and for duplicate members. A shard at a URL is fetched in blocks of 1 MiB, and
+    larger members are skipped. The column `shard` has the URL, or the name of a local file.
     """
     samples: dict[str, _Members] = {}
     try:
-        with open_binary(shard, block_size=BLOCK, cache_type="readahead") as file:
+        with open_binary(shard, block_size=BLOCK_BYTES, cache_type="readahead") as file:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    if not (member.isdir() and member.name == "."):  # as `tar -c .` writes it
-                        _take(samples, member, tar, shard)
+                    if not (member.isdir() and member.name == "."):  # as written by `tar -c .`
+                        _add_member(samples, member, tar, shard)
             file.seek(-2 * tarfile.BLOCKSIZE, os.SEEK_END)
             if file.read(2 * tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.TarError("it has no end")
+                raise tarfile.TarError("truncated")
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{shard}: not a readable shard: {error}") from error
     name = shard.name if isinstance(shard, Path) else shard
@@ -130,27 +129,27 @@ def index_shard(shard: Location) -> pa.Table:
 
 @dataclass
 class _Members:
-    """What a shard holds of one sample: its JSON, and where each member lies (offset and size in bytes)."""
+    """The members of one sample: its JSON, and the offset and size of each member in bytes."""
 
     about: bytes = b""
     json: tuple[int, int] = (0, 0)
     frames: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
-def _take(samples: dict[str, _Members], member: tarfile.TarInfo, tar: tarfile.TarFile, shard: Location) -> None:
+def _add_member(samples: dict[str, _Members], member: tarfile.TarInfo, tar: tarfile.TarFile, shard: Location) -> None:
     match = MEMBER.fullmatch(member.name)
     if not match or not member.isreg() or member.issparse():
-        raise InputError(f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg; it is refused")
+        raise InputError(f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg")
     sample = samples.setdefault(match["key"], _Members())
     place = member.offset_data, member.size
     number = int(match["frame"]) if match["frame"] else None
     if sample.about if number is None else number in sample.frames:
-        raise InputError(f"{shard}: member {member.name!r} is there twice; every sample needs a key of its own")
+        raise InputError(f"{shard}: duplicate member {member.name!r}; keys must be unique")
     if number is not None:
         sample.frames[number] = place
         return
     if member.size > MAX_JSON_BYTES:
-        raise InputError(f"{shard}: member {member.name!r} has {member.size} bytes; {MAX_JSON_BYTES} are the most")
+        raise InputError(f"{shard}: member {member.name!r} has {member.size} bytes, the limit is {MAX_JSON_BYTES}")
     file = tar.extractfile(member)
     assert file is not None
     sample.about, sample.json = file.read(), place
@@ -158,9 +157,9 @@ def _take(samples: dict[str, _Members], member: tarfile.TarInfo, tar: tarfile.Ta
 
 def _index_row(path: Location, key: str, sample: _Members) -> dict[str, Any]:
     if not sample.about or not sample.frames:
-        raise InputError(f"{path}: sample {key} lacks its json or its frames")
+        raise InputError(f"{path}: sample {key} has no json or no frames")
     try:
-        about = About.model_validate_json(sample.about)
+        about = SampleMetadata.model_validate_json(sample.about)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -1,4 +1,4 @@
-"""Captions to entities, the most frequent M of their nouns; and a tokenizer from scratch."""
+"""Selects the M most frequent nouns of the captions as entities, and trains a tokenizer."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -20,9 +20,8 @@ from alpro.stages.vocabulary.word_pieces import load_tokenizer, train_tokenizer
 
 VERSION = 3
 STAGE = Stage(help="take entities and word pieces from the captions", kind="text")
-# What names nothing that one could point at: amounts and kinds, places in the picture, the picture and its parts, words
-# for anything.
-NAMELESS = (
+# Nouns that do not name an object: amounts and kinds, places in the image, the image and its parts, words for anything.
+NON_OBJECTS = (
     "amount bit bunch couple half lot lots number pair part parts piece pieces series variety "
     "kind kinds sort sorts type types way ways "
     "back beginning bottom center centre corner corners end front inside left middle outside rest right side sides "
@@ -34,44 +33,44 @@ NAMELESS = (
 
 
 class Config(StageConfig):
-    """Which words are entities, and how text becomes word pieces."""
+    """Selection of entities, and the tokenizer."""
 
-    entities: int = Field(1000, ge=2, description="the most frequent nouns that become entities (M in the paper)")
+    entities: int = Field(1000, ge=2, description="number of entities: the most frequent nouns (M in the paper)")
     entities_file: str = Field(
         "",
-        description="a list of entities in place of the nouns of the captions, of which the first `entities` are "
-        "taken, such as the official list: JSON, or lines of a word, with or without its count behind it",
+        description="a list of entities to use instead of the captions' nouns, such as the official list; its first "
+        "`entities` words are used. JSON, or one word per line, optionally followed by its count",
         json_schema_extra=FILE,
     )
     tagger: str = Field(
         "embedded",
-        description="a spaCy pipeline: embedded (this project's), or an installed one's name, such as en_core_web_sm",
+        description="a spaCy pipeline: embedded (included), or the name of an installed one, such as en_core_web_sm",
         json_schema_extra=FILE_OR_NAME,
     )
-    lemma: bool = Field(False, description="count `dogs` as `dog`, by the spaCy pipeline's lemmatizer")
+    lemma: bool = Field(False, description="count `dogs` as `dog`, with the spaCy pipeline's lemmatizer")
     exclude: tuple[str, ...] = Field(
-        tuple(NAMELESS.split()),
-        description="nouns that are never entities; the default: amounts, kinds, places in the picture, the picture "
-        "and its parts, words for anything. The words of the templates are left out in any case",
+        tuple(NON_OBJECTS.split()),
+        description="nouns that are never entities; default: amounts, kinds, places in the image, the image and its "
+        "parts, words for anything. The words of the templates are always left out",
     )
-    min_letters: int = Field(2, ge=1, description="letters below which a noun is left out")
-    max_letters: int = Field(30, ge=1, description="letters above which a noun is left out")
+    min_letters: int = Field(2, ge=1, description="minimum number of letters of an entity")
+    max_letters: int = Field(30, ge=1, description="maximum number of letters of an entity")
     min_noun_share: float = Field(
-        0.4, ge=0, le=1, description="a word that is a noun in less than this share of its occurrences is left out"
+        0.4, ge=0, le=1, description="minimum fraction of a word's occurrences that are nouns"
     )
-    min_count: int = Field(2, ge=1, description="occurrences below which a noun is left out")
+    min_count: int = Field(2, ge=1, description="minimum number of occurrences of an entity")
     templates: Templates = Templates()
     tokenizer: str = Field(
         "train",
-        description="train: word pieces from these captions; or a tokenizer.json, or a BERT's folder or hub name",
+        description="train: a new tokenizer from these captions; or a tokenizer.json, or a BERT's folder or hub name",
         json_schema_extra=FILE_OR_NAME,
     )
-    word_pieces: int = Field(8000, ge=50, description="most word pieces of a trained tokenizer")
+    word_pieces: int = Field(8000, ge=50, description="maximum number of word pieces of a trained tokenizer")
 
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun of the captions: how often it occurs, and how often its forms do, as nouns or as something else."""
+    """A noun of the captions: its count as a noun, and the occurrences of its forms as any part of speech."""
 
     name: str
     count: int
@@ -82,13 +81,13 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     """inputs: decoded corpora. Writes entities.parquet, left_out.parquet, rejects.parquet, tokenizer.json."""
     captions, without = read_captions(inputs)
     if not captions:
-        raise InputError("the training split has no captions: there is nothing to take nouns from")
+        raise InputError("the training split has no captions, so there are no nouns; check the splits of the corpora")
     nouns: list[Noun] = []
     if config.entities_file:
         entities, left_out = first_entities(config)
     else:
-        nouns = join_forms(count_nouns(captions, config.tagger, config.lemma, resources))
-        entities, left_out = choose(nouns, config)
+        nouns = merge_forms(count_nouns(captions, config.tagger, config.lemma, resources))
+        entities, left_out = select_entities(nouns, config)
     if config.tokenizer == "train":
         prompts = Counter(fill(t, "") for set_ in config.templates.kinds.values() for t in set_)
         tokenizer = train_tokenizer(captions + read_questions(inputs) + prompts, config.word_pieces)
@@ -99,20 +98,20 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     write(out / "left_out.parquet", {"noun": pa.string(), "count": pa.int64(), "reason": pa.string()}, left_out)
     rejected = [(name, source, "no caption") for name, source in without]
     write(out / "rejects.parquet", {"id": pa.string(), "path": pa.string(), "reason": pa.string()}, rejected)
-    found = {"captions": captions.total(), "distinct_captions": len(captions), "nouns": len(nouns)}
-    found |= {"entities": len(entities), "left_out": len(left_out), "word_pieces": tokenizer.get_vocab_size()}
-    return Outcome(found | {"samples_without_caption": len(without)})
+    counts = {"captions": captions.total(), "distinct_captions": len(captions), "nouns": len(nouns)}
+    counts |= {"entities": len(entities), "left_out": len(left_out), "word_pieces": tokenizer.get_vocab_size()}
+    return Outcome(counts | {"samples_without_caption": len(without)})
 
 
 def write(path: Path, columns: Mapping[str, pa.DataType], rows: list[tuple]) -> None:
-    """A table of rows, whose columns have types though there be no row."""
+    """Writes rows as a table with typed columns, even without rows."""
     arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(columns.values())]
     pq.write_table(pa.table(arrays, names=list(columns)), path)
 
 
 def read_captions(inputs: dict[str, Path]) -> tuple[Counter[str], list[tuple[str, str]]]:
-    """The captions of every training split with how often each occurs, and (id, source) of the training samples that
-    have none. What is held in memory is the text of each different caption, once."""
+    """The captions of all training splits with their counts, and (id, source) of training samples without a caption.
+    Memory holds each distinct caption once."""
     captions: Counter[str] = Counter()
     without: list[tuple[str, str]] = []
     for folder in inputs.values():
@@ -127,31 +126,31 @@ def read_captions(inputs: dict[str, Path]) -> tuple[Counter[str], list[tuple[str
 
 
 def read_questions(inputs: dict[str, Path]) -> Counter[str]:
-    """The questions of every training split, for the tokenizer's sake."""
-    found: Counter[str] = Counter()
+    """The questions of all training splits with their counts, for the tokenizer."""
+    questions: Counter[str] = Counter()
     for folder in inputs.values():
         for row in (row for batch in index_batches(folder, ["split", "questions"]) for row in batch.to_pylist()):
             if row["split"] == "train":
-                found.update(q["question"] for q in row["questions"])
-    return found
+                questions.update(q["question"] for q in row["questions"])
+    return questions
 
 
-def join_forms(words: Words) -> list[Noun]:
-    """The nouns of counted words, the most frequent first, ties in alphabetical order.
+def merge_forms(words: Words) -> list[Noun]:
+    """Merges counted word forms into nouns, the most frequent first, ties in alphabetical order.
 
-    A form is one noun mostly, of itself or of its lemma; its occurrences as no noun are counted with that one.
+    A form's occurrences as another part of speech count towards its most frequent noun (itself or its lemma).
     """
     by_form: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for (form, noun), times in words.items():
         by_form[form][noun] += times
     counts: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()
-    for found in by_form.values():
-        otherwise = found.pop("", 0)
-        if found:
-            counts.update(found)
-            occurrences.update(found)
-            occurrences[max(sorted(found), key=found.__getitem__)] += otherwise
+    for form_nouns in by_form.values():
+        not_noun = form_nouns.pop("", 0)
+        if form_nouns:
+            counts.update(form_nouns)
+            occurrences.update(form_nouns)
+            occurrences[max(sorted(form_nouns), key=form_nouns.__getitem__)] += not_noun
     nouns = [Noun(name, counts[name], occurrences[name]) for name in counts]
     return sorted(nouns, key=lambda noun: (-noun.count, noun.name))
 
@@ -161,43 +160,44 @@ LeftOut = list[tuple[str, int | None, str]]  # with their counts, and the reason
 
 
 def first_entities(config: Config) -> tuple[Entities, LeftOut]:
-    """The first M words of `entities_file`, as they are; and the others. Raises InputError if there are fewer."""
+    """The first M words of `entities_file`, and the others. Raises InputError if there are fewer than M."""
     words = read_word_list(Path(config.entities_file), "build_vocabulary.entities_file")
     if len(words) < config.entities:
         raise InputError(
-            f"build_vocabulary.entities = {config.entities}, but {config.entities_file} has {len(words)} words"
+            f"build_vocabulary.entities = {config.entities}, but {config.entities_file} has {len(words)} words; "
+            "lower `entities`"
         )
     rest: LeftOut = [(word, None, f"below the first {config.entities}") for word in words[config.entities :]]
     return [(word, None) for word in words[: config.entities]], rest
 
 
-def choose(nouns: list[Noun], config: Config) -> tuple[Entities, LeftOut]:
-    """The M most frequent nouns with their counts; and the others with the reason. Both in the order given.
+def select_entities(nouns: list[Noun], config: Config) -> tuple[Entities, LeftOut]:
+    """The M most frequent nouns with their counts, and the others with the reason. Both in the order of `nouns`.
 
-    Raises InputError where there are fewer than asked.
+    Raises InputError if there are fewer than M.
     """
     prompts = config.templates.words()
     prompts |= {f"{word}s" for word in prompts}
-    chosen: Entities = []
+    entities: Entities = []
     left_out: LeftOut = []
     for noun in nouns:
-        reason = why_not(noun, config, prompts)
-        if not reason and len(chosen) == config.entities:
+        reason = exclusion_reason(noun, config, prompts)
+        if not reason and len(entities) == config.entities:
             reason = f"below the {config.entities} most frequent"
         if reason:
             left_out.append((noun.name, noun.count, reason))
         else:
-            chosen.append((noun.name, noun.count))
-    if len(chosen) < config.entities:
+            entities.append((noun.name, noun.count))
+    if len(entities) < config.entities:
         raise InputError(
-            f"build_vocabulary.entities = {config.entities}, but the captions have {len(chosen)} nouns that qualify; "
-            f"add --set build_vocabulary.entities={len(chosen)}, or lower min_count"
+            f"build_vocabulary.entities = {config.entities}, but the captions have {len(entities)} nouns that qualify; "
+            f"add --set build_vocabulary.entities={len(entities)}, or lower min_count"
         )
-    return chosen, left_out
+    return entities, left_out
 
 
-def why_not(noun: Noun, config: Config, prompts: set[str]) -> str:
-    """Why a noun cannot be an entity, empty where it can. `prompts` are words that stand in the templates."""
+def exclusion_reason(noun: Noun, config: Config, prompts: set[str]) -> str:
+    """Why a noun cannot be an entity; empty if it can. `prompts` are the words of the templates."""
     if not noun.name.isalpha():
         return "not of letters alone"
     if len(noun.name) < config.min_letters:

@@ -1,4 +1,4 @@
-"""Renders the sample corpus: videos of moving shapes, still images, captions, questions, splits."""
+"""Renders the sample corpus: videos of moving shapes, still images, captions, questions and splits."""
 
 import json
 from collections.abc import Callable
@@ -32,32 +32,40 @@ STAGE = Stage(help="render the sample corpus", kind="data")
 
 
 class Config(StageConfig):
-    """How much. The corpus `lessons` is for the start: one thing, told by its motion alone. `clips` and `stills` are
-    the world itself."""
+    """The size of the corpora. `lessons` is for the start of training: one thing, described by its motion only. `clips`
+    and `stills` show complete scenes."""
 
     seed: int = Field(0, ge=0, description="seed of everything that is rendered")
-    lessons: int = Field(150, ge=0, description="scenes of the corpus `lessons`, each a clip and the clip backwards")
-    clips: int = Field(900, ge=1, description="training scenes of the corpus `clips`, those with a direction twice")
+    lessons: int = Field(150, ge=0, description="scenes of the corpus `lessons`, each with a clip and its reverse")
+    clips: int = Field(
+        900,
+        ge=1,
+        description="training scenes of the corpus `clips`; scenes with a direction also have a reversed clip",
+    )
     stills: int = Field(1600, ge=0, description="images of the corpus `stills`")
     validation: int = Field(120, ge=4, description="clips for validation")
     test: int = Field(200, ge=4, description="clips for testing")
     unseen: float = Field(
-        0.5, ge=0, le=1, description="share of these whose kind, colour and motion training never combines"
+        0.5,
+        ge=0,
+        le=1,
+        description="fraction of the validation and test clips with a kind, colour and motion not combined in training",
     )
-    captions: int = Field(5, ge=1, description="captions of a training clip")
+    captions: int = Field(5, ge=1, description="captions per training clip")
     size: int = Field(96, ge=32, multiple_of=2, description="height and width, pixels")
-    frames: int = Field(16, ge=4, description="frames of a clip, at 8 a second")
+    frames: int = Field(16, ge=4, description="frames per clip, at 8 frames per second")
 
     @model_validator(mode="after")
     def _enough_combinations(self) -> "Config":
         unseen = round(self.validation * self.unseen) + round(self.test * self.unseen)
-        for wanted, there, what in (
+        for requested, available, name in (
             (unseen, len(HELD_OUT), "unseen"),
             (self.validation + self.test - unseen, len(COMBINATIONS) - len(HELD_OUT), "seen"),
         ):
-            if wanted > there * 0.8:  # drawn at random, each once: the last ones would take for ever
+            if requested > available * 0.8:  # rejection sampling without replacement: the last ones would take forever
                 raise ValueError(
-                    f"validation and test want {wanted} {what} combinations; {round(there * 0.8)} can be had"
+                    f"validation and test need {requested} {name} combinations, at most {round(available * 0.8)} are "
+                    "available; lower `validation` or `test`"
                 )
         return self
 
@@ -74,7 +82,7 @@ CORPORA = ("lessons", "clips", "stills")
 
 @dataclass(frozen=True)
 class Item:
-    """One file to render and what its manifest says of it."""
+    """A file to render and its row in the manifest."""
 
     corpus: str
     path: str
@@ -87,11 +95,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     items = [*lessons(config), *clips(config), *stills(config)]
     for folder in ("videos", "images"):
         (out / folder).mkdir(exist_ok=True)
-    parts = [items[i : i + 50] for i in range(0, len(items), 50)]
+    batches = [items[i : i + 50] for i in range(0, len(items), 50)]
     with work_pool(resources) as pool, progress("rendering", len(items), "files") as advance:
-        for done in pool.map(render_items, parts, [config] * len(parts), [out] * len(parts)):
-            advance(done)
-    broken = break_some(out)
+        for count in pool.map(render_items, batches, [config] * len(batches), [out] * len(batches)):
+            advance(count)
+    broken = write_broken_items(out)
     for corpus in CORPORA:
         rows = [item.row for item in items if item.corpus == corpus] + (broken if corpus == "clips" else [])
         (out / f"{corpus}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -100,22 +108,22 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 
 def lessons(config: Config) -> list[Item]:
-    """One thing that moves along its whole frame, and the same clip backwards, told apart by the motion alone."""
+    """One thing that moves across the frame, and the reversed clip, which differs only in the motion."""
     rng = np.random.default_rng([config.seed, 1])
     items = []
     for number in range(config.lessons):
         scene = training_scene(rng, 1, str(rng.choice(list(DIRECTIONS))))
-        items += twins("lessons", f"lesson-{number:05d}", scene, config.captions, grammar.lesson_caption, rng)
+        items += with_reversed("lessons", f"lesson-{number:05d}", scene, config.captions, grammar.lesson_caption, rng)
     return items
 
 
 def clips(config: Config) -> list[Item]:
-    """The main corpus: training scenes, and validation and test scenes with combinations that training never shows."""
+    """The main corpus: training scenes, and validation and test scenes with combinations that are not in training."""
     rng = np.random.default_rng([config.seed, 2])
     items = []
     for number in range(config.clips):
         scene = training_scene(rng, int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])))
-        items += twins("clips", f"train-{number:05d}", scene, config.captions, grammar.caption, rng)
+        items += with_reversed("clips", f"train-{number:05d}", scene, config.captions, grammar.caption, rng)
     taken: set[tuple[str, str, str]] = set()
     for split, count in (("validation", config.validation), ("test", config.test)):
         rng = np.random.default_rng([config.seed, 3, len(split)])
@@ -126,7 +134,7 @@ def clips(config: Config) -> list[Item]:
 
 
 def stills(config: Config) -> list[Item]:
-    """Images of the same world, which stand for CC3M."""
+    """Images of the same scenes, in the role of CC3M."""
     rng = np.random.default_rng([config.seed, 4])
     items = []
     for number in range(config.stills):
@@ -136,19 +144,28 @@ def stills(config: Config) -> list[Item]:
     return items
 
 
-Say = Callable[[Scene, np.random.Generator], str]
+CaptionFunction = Callable[[Scene, np.random.Generator], str]
 
 
-def twins(corpus: str, name: str, scene: Scene, captions: int, say: Say, rng: np.random.Generator) -> list[Item]:
-    """The scene, and where that is another scene, the scene backwards in the same group."""
-    found = [item(corpus, name, name, scene, "train", captions, say, rng)]
+def with_reversed(
+    corpus: str, name: str, scene: Scene, captions: int, caption: CaptionFunction, rng: np.random.Generator
+) -> list[Item]:
+    """The scene and, if it differs, the reversed scene in the same group."""
+    items = [item(corpus, name, name, scene, "train", captions, caption, rng)]
     if scene.main.motion in REVERSED:
-        found.append(item(corpus, f"{name}-back", name, scene.reverse(), "train", captions, say, rng))
-    return found
+        items.append(item(corpus, f"{name}-back", name, scene.reverse(), "train", captions, caption, rng))
+    return items
 
 
 def item(
-    corpus: str, name: str, group: str, scene: Scene, split: str, captions: int, say: Say, rng: np.random.Generator
+    corpus: str,
+    name: str,
+    group: str,
+    scene: Scene,
+    split: str,
+    captions: int,
+    caption: CaptionFunction,
+    rng: np.random.Generator,
 ) -> Item:
     image = corpus == "stills"
     path = f"images/{name}.jpg" if image else f"videos/{name}.mp4"
@@ -156,7 +173,7 @@ def item(
         "id": name,
         "path": path,
         "kind": "image" if image else "video",
-        "captions": list(dict.fromkeys(say(scene, rng) for _ in range(captions))),
+        "captions": list(dict.fromkeys(caption(scene, rng) for _ in range(captions))),
         "questions": [] if image or corpus == "lessons" else grammar.questions(scene, rng),
         "split": split,
         "group": group,
@@ -168,24 +185,24 @@ def item(
 
 
 def render_items(items: list[Item], config: Config, out: Path) -> int:
-    """Renders files that are not there yet; returns how many items these are."""
-    for one in items:
-        path = out / one.path
+    """Renders the files that do not exist. Returns the number of items."""
+    for item in items:
+        path = out / item.path
         if path.exists():
             continue
         with atomic_write(path) as temporary:
             if path.suffix == ".jpg":
-                Image.fromarray(render(one.scene, 1, config.size)[0]).save(temporary, "JPEG", quality=92)
+                Image.fromarray(render(item.scene, 1, config.size)[0]).save(temporary, "JPEG", quality=92)
             else:
-                encode_video(render(one.scene, config.frames, config.size), temporary)
+                encode_video(render(item.scene, config.frames, config.size), temporary)
     return len(items)
 
 
 def encode_video(frames: np.ndarray, path: Path) -> None:
-    """Frames (T, H, W, 3) uint8, of even height and width, to an H.264 MP4: the same frames are the same bytes.
+    """Frames (T, H, W, 3) uint8, of even height and width, to an H.264 MP4, reproducible byte for byte.
 
-    x264's lookahead reads memory that it has not written, and so decides otherwise from time to time; its vector code
-    and that of FFmpeg's colour conversion differ from processor to processor. None of the three is used here.
+    x264's lookahead reads uninitialised memory, which makes it nondeterministic; its vector code and that of FFmpeg's
+    colour conversion differ between processors. All three are disabled.
     """
     import av
 
@@ -215,8 +232,8 @@ def yuv420(pixels: np.ndarray) -> np.ndarray:
     )
 
 
-def break_some(out: Path) -> list[dict[str, Any]]:
-    """A few items that must end as rejects, each for another reason; returns their rows of the manifest."""
+def write_broken_items(out: Path) -> list[dict[str, Any]]:
+    """Writes a few items that must be rejected, each for a different reason. Returns their manifest rows."""
     good = (out / "videos" / "train-00000.mp4").read_bytes()
     files = {
         "broken-empty.mp4": b"",
@@ -229,6 +246,12 @@ def break_some(out: Path) -> list[dict[str, Any]]:
         (out / "videos" / name).write_bytes(content)
     captions = {name: ["a red star moves left"] for name in (*files, "broken-missing.mp4")} | {"broken-silent.mp4": []}
     return [
-        {"id": name.removesuffix(".mp4"), "path": f"videos/{name}", "kind": "video", "captions": said, "split": "train"}
-        for name, said in captions.items()
+        {
+            "id": name.removesuffix(".mp4"),
+            "path": f"videos/{name}",
+            "kind": "video",
+            "captions": texts,
+            "split": "train",
+        }
+        for name, texts in captions.items()
     ]

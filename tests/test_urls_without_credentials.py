@@ -9,7 +9,7 @@ from alpro.errors import InputError
 from alpro.shards.schema import Reject, Row
 from alpro.shards.storage import refuse_credentials
 
-# A URL, what is left of it as the address of a file, and as any other text.
+# A URL, its cleaned form as a file address, and its cleaned form as other text.
 URLS = [
     ("https://host/a.mp4", "https://host/a.mp4", None),
     ("https://me:pw@host/a.mp4", "https://host/a.mp4", None),
@@ -36,7 +36,7 @@ URLS = [
 ]
 
 
-def test_of_a_url_its_credentials_are_left_out():
+def test_credentials_are_removed_from_a_url():
     for url, address, text in URLS:
         assert without_credentials(url) == address
         kept = without_credentials(url, keep_query=True)
@@ -45,20 +45,20 @@ def test_of_a_url_its_credentials_are_left_out():
         assert has_credentials(url) == (kept != url)
 
 
-def test_in_a_sentence_too():
-    said = (
+def test_credentials_are_removed_from_a_sentence():
+    text = (
         "Cannot connect to 'https://me:pw@host/a.mp4?sig=1', or (http://b:c@d/e?f). See https://x/y?z=1: 403, \"a@b\""
     )
     left = "Cannot connect to 'https://host/a.mp4', or (http://d/e). See https://x/y: 403, \"a@b\""
-    assert without_credentials(said) == left
+    assert without_credentials(text) == left
 
 
-def test_values_of_any_form():
+def test_credentials_are_removed_from_nested_values():
     value = {"a": ["https://me:pw@h/x", 7, None], "https://k:s@h": {"b": ("s3://k:s@b/c",)}}
     assert clean_values(value) == {"a": ["https://h/x", 7, None], "https://h": {"b": ["s3://b/c"]}}
 
 
-def test_mistakes_and_rejects_have_none():
+def test_errors_and_rejects_have_no_credentials():
     url = "https://me:pw@host/a.mp4?sig=1"
     assert str(InputError(f"{url}: no such file")) == "https://host/a.mp4: no such file"
     assert str(pickle.loads(pickle.dumps(InputError(url)))) == "https://host/a.mp4"
@@ -67,7 +67,7 @@ def test_mistakes_and_rejects_have_none():
     assert Row(id="a", path="https://me:pw@host", kind="video").file_name == "host"
 
 
-def test_a_configuration_has_none():
+def test_a_configuration_has_no_credentials():
     refuse_credentials("corpora.a.data", "https://host/m.jsonl?page=2")
     with pytest.raises(
         InputError, match=r"^corpora.a.data: this URL contains a user name.*by the environment"

@@ -1,4 +1,4 @@
-"""DataDigest of people's files as digests, remembered so that an unchanged file is read once."""
+"""Digests of input files, cached so that an unchanged file is read only once."""
 
 import hashlib
 import os
@@ -22,11 +22,11 @@ from alpro.stages.artifacts.store import digest
 from alpro.stages.execution.progress import progress
 
 SECONDS_BETWEEN_COMMITS = 2.0
-BATCH = 1024  # rows of a manifest that are held at a time
+BATCH = 1024  # rows of a manifest in memory
 
 
 class Digests:
-    """SHA-256 of files, kept in an SQLite file by path, size and time of change."""
+    """SHA-256 of files, cached in an SQLite file by path, size and modification time."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -35,7 +35,7 @@ class Digests:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # in use, not writable
                 raise InputError(f"{path}: {error}") from error
-            path.unlink()  # it is damaged, and nothing but a memory
+            path.unlink()  # damaged; it is only a cache
             self._create()
 
     def _create(self) -> None:
@@ -48,41 +48,41 @@ class Digests:
         return sqlite3.connect(self.path, timeout=60)
 
     def of(self, files: list[Path]) -> list[str]:
-        """The digest of each file; "missing" where there is none, or none that can be read.
+        """The digest of each file; "missing" if it does not exist or cannot be read.
 
-        No transaction is open while a file is read, so that another pipeline need not wait; what was read is kept
-        every few seconds, also by a run that is interrupted.
+        No transaction is open while a file is read, so that other pipelines do not wait. New digests are committed
+        every few seconds, so an interrupted run keeps them.
         """
-        found: list[str] = []
+        digests: list[str] = []
         fresh: list[tuple[str, int, int, str]] = []
         with closing(self._open()) as db:
-            kept = time.monotonic()
+            committed = time.monotonic()
             try:
                 for file in files:
-                    found.append(self._of(db, file, fresh))
-                    if time.monotonic() - kept > SECONDS_BETWEEN_COMMITS:
-                        self._keep(db, fresh)
-                        kept = time.monotonic()
+                    digests.append(self._of(db, file, fresh))
+                    if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS:
+                        self._commit(db, fresh)
+                        committed = time.monotonic()
             finally:
-                self._keep(db, fresh)
-        return found
+                self._commit(db, fresh)
+        return digests
 
     def _of(self, db: sqlite3.Connection, file: Path, fresh: list[tuple[str, int, int, str]]) -> str:
-        """The digest of one file, added to `fresh` if it had to be read."""
+        """The digest of a file, added to `fresh` if it is not cached."""
         try:
-            about = file.stat()
-            if not stat.S_ISREG(about.st_mode):
+            status = file.stat()
+            if not stat.S_ISREG(status.st_mode):
                 return "missing"
-            known = db.execute("select size, changed, digest from digests where path = ?", (str(file),)).fetchone()
-            if known and known[:2] == (about.st_size, about.st_mtime_ns):
-                return known[2]
+            cached = db.execute("select size, changed, digest from digests where path = ?", (str(file),)).fetchone()
+            if cached and cached[:2] == (status.st_size, status.st_mtime_ns):
+                return cached[2]
             value = checksum(file)
         except OSError:
             return "missing"
-        fresh.append((str(file), about.st_size, about.st_mtime_ns, value))
+        fresh.append((str(file), status.st_size, status.st_mtime_ns, value))
         return value
 
-    def _keep(self, db: sqlite3.Connection, fresh: list[tuple[str, int, int, str]]) -> None:
+    def _commit(self, db: sqlite3.Connection, fresh: list[tuple[str, int, int, str]]) -> None:
         try:
             with db:
                 db.executemany("insert or replace into digests values (?, ?, ?, ?)", fresh)
@@ -92,7 +92,7 @@ class Digests:
 
 
 class DataDigest(NamedTuple):
-    """Digests of a corpus: with what stores say of files of other machines, and without asking them."""
+    """Digests of a corpus: `all` includes the identities of remote files, `here` only the contents of local files."""
 
     all: str
     here: str
@@ -105,46 +105,46 @@ def digest_data(
     root: Path | None = None,
     ask: bool = True,
 ) -> DataDigest:
-    """The digest of a manifest, a folder, or a folder with annotation files, with the contents of every file named.
+    """The digest of a manifest, a folder, or a folder with annotation files, including the contents of all media files.
 
-    Files of other machines are not read: what their store says of them stands for their contents; with `ask` false
-    nobody asks, and only `here` is of use.
+    Remote files are not read: their store's identity (size, ETag, ...) represents their contents. With `ask=False`,
+    stores are not queried and only `here` is valid.
     """
     if isinstance(source, Path):
         source = Path(os.path.normpath(source.absolute()))
     folder = source if isinstance(source, Path) and source.is_dir() else parent(source)
-    found, here = hashlib.sha256(), hashlib.sha256()
+    everything, here = hashlib.sha256(), hashlib.sha256()
     records = scan_source(source, annotations, root)
     with progress("reading files", None, "rows") as advance:
-        while some := list(islice(records, BATCH)):
-            files = {one.path for one in some if isinstance(one, Row)}
-            contents = contents_of({file for file in files if ask or isinstance(file, Path)}, digests)
-            for one in some:
-                told: dict[str, Any] = {"row": one.model_dump(mode="json")}
-                if isinstance(one, Row):
-                    told["row"]["path"] = (
-                        str(one.path.relative_to(folder))
-                        if isinstance(one.path, Path)
-                        else without_credentials(one.path, keep_query=True)  # a new signature is not a new file
+        while batch := list(islice(records, BATCH)):
+            files = {record.path for record in batch if isinstance(record, Row)}
+            contents = content_digests({file for file in files if ask or isinstance(file, Path)}, digests)
+            for record in batch:
+                value: dict[str, Any] = {"row": record.model_dump(mode="json")}
+                if isinstance(record, Row):
+                    value["row"]["path"] = (
+                        str(record.path.relative_to(folder))
+                        if isinstance(record.path, Path)
+                        else without_credentials(record.path, keep_query=True)  # a new signature is not a new file
                     )
-                    told["content"] = contents.get(one.path, "")
-                found.update(digest(told).encode())
-                if isinstance(one, Row) and isinstance(one.path, str):
-                    told["content"] = ""
-                here.update(digest(told).encode())
-            advance(len(some))
-    return DataDigest(found.hexdigest(), here.hexdigest())
+                    value["content"] = contents.get(record.path, "")
+                everything.update(digest(value).encode())
+                if isinstance(record, Row) and isinstance(record.path, str):
+                    value["content"] = ""
+                here.update(digest(value).encode())
+            advance(len(batch))
+    return DataDigest(everything.hexdigest(), here.hexdigest())
 
 
-def contents_of(files: set[Location], digests: Digests) -> dict[Location, str]:
-    """For each file its digest, or what its store says of it."""
-    here = sorted(file for file in files if isinstance(file, Path))
-    there = sorted(file for file in files if isinstance(file, str))
-    return dict(zip([*here, *there], [*digests.of(here), *identities(there)], strict=True))
+def content_digests(files: set[Location], digests: Digests) -> dict[Location, str]:
+    """The digest of each local file and the identity of each remote file."""
+    local = sorted(file for file in files if isinstance(file, Path))
+    remote = sorted(file for file in files if isinstance(file, str))
+    return dict(zip([*local, *remote], [*digests.of(local), *identities(remote)], strict=True))
 
 
 def digest_model(folder: Path, digests: Digests) -> str:
-    """The digest of a model folder. Raises InputError where it is none."""
+    """The digest of a model folder. Raises InputError if it is not a model folder."""
     files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
     for file in files:
         if not file.is_file():

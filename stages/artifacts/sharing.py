@@ -1,9 +1,8 @@
-"""Artifacts in a place that machines share, a folder or a URL: one machine decodes, another trains.
+"""Shares artifacts between machines in a folder or at a URL: one machine decodes, another trains.
 
-`<place>/<stage>/<fingerprint>/` holds a folder for each time the artifact was sent, with its files, and contents.json,
-written last, which says which folder counts and what is in it. So what two machines send at once never mixes: the last
-contents.json names the files of one of them. What is fetched is checked against it, and has its name here when it is
-whole.
+Each upload of an artifact has a folder in `<place>/<stage>/<fingerprint>/`. contents.json, written last, names the
+valid folder and lists its files, so concurrent uploads of two machines never mix. A download is checked against
+contents.json and renamed to its final folder when it is complete.
 """
 
 import os
@@ -18,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from alpro.errors import InputError
 from alpro.files import checksum
 from alpro.shards.storage import (
-    AT_ONCE,
+    MAX_CONCURRENT_REQUESTS,
     Location,
     exists,
     fetch_file,
@@ -29,72 +28,72 @@ from alpro.shards.storage import (
     write_bytes,
 )
 
-CONTENTS = "contents.json"
-OF_THIS_MACHINE = {"work.json"}  # it names folders of the machine that made the artifact
+FILE_LIST = "contents.json"
+LOCAL_FILES = {"work.json"}  # contains folders of the machine that created the artifact
 
 
 class SharedFiles(BaseModel):
-    """Which folder counts, and the SHA-256 of each file in it."""
+    """The list of an uploaded artifact's files: the valid folder, and the SHA-256 of each file in it."""
 
     folder: str = Field(pattern="^[0-9a-f]{12}$")
     files: dict[str, str]
 
 
 def is_shared(place: Location) -> bool:
-    """Whether an artifact is there. Raises OSError where the place cannot be reached."""
-    return exists(join(place, CONTENTS))
+    """Whether an artifact exists at a place. Raises OSError if the place cannot be reached."""
+    return exists(join(place, FILE_LIST))
 
 
-def send(folder: Path, place: Location, but: Container[str] = ()) -> None:
-    """Copies an artifact's folder, `but` some folders in it, to its place, unless one is there. Raises OSError; what
-    was sent then counts for nothing."""
+def send(folder: Path, place: Location, exclude: Container[str] = ()) -> None:
+    """Uploads an artifact's folder, except the folders in `exclude`, unless it is already at the place. Raises OSError;
+    an incomplete upload is ignored."""
     if is_shared(place):
         return
-    there = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in OF_THIS_MACHINE)
-    files = [path for path in there if path.relative_to(folder).parts[0] not in but]
-    making = uuid.uuid4().hex[:12]
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LOCAL_FILES)
+    files = [path for path in paths if path.relative_to(folder).parts[0] not in exclude]
+    upload = uuid.uuid4().hex[:12]
 
-    def one(path: Path) -> tuple[str, str]:
+    def send_one(path: Path) -> tuple[str, str]:
         name, sha256 = path.relative_to(folder).as_posix(), checksum(path)
-        send_file(path, join(place, f"{making}/{name}"))
+        send_file(path, join(place, f"{upload}/{name}"))
         return name, sha256
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        contents = SharedFiles(folder=making, files=dict(threads.map(one, files)))
-    write_bytes(join(place, CONTENTS), contents.model_dump_json(indent=1).encode())
+    with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
+        file_list = SharedFiles(folder=upload, files=dict(threads.map(send_one, files)))
+    write_bytes(join(place, FILE_LIST), file_list.model_dump_json(indent=1).encode())
 
 
 def fetch(place: Location, folder: Path, temporary: Path) -> bool:
-    """Copies an artifact from its place to `folder`, in the place of what is there; False where none is there.
+    """Downloads an artifact from its place and replaces `folder` with it. Returns False if it is not at the place.
 
-    Files go to a folder below `temporary` first; one that was left in the middle is gone on with. Raises OSError, and
-    InputError where what is there is damaged.
+    Files are first written to a folder in `temporary`; an interrupted download is resumed. Raises OSError, and
+    InputError if the shared artifact is damaged.
     """
     try:
-        contents = SharedFiles.model_validate_json(read_bytes(join(place, CONTENTS)))
+        file_list = SharedFiles.model_validate_json(read_bytes(join(place, FILE_LIST)))
     except FileNotFoundError:
         return False
     except ValidationError as error:
-        raise InputError(f"{join(place, CONTENTS)}: damaged; delete it to have the artifact sent again") from error
-    arriving = temporary / f"{folder.name}-{contents.folder}"
+        raise InputError(f"{join(place, FILE_LIST)}: damaged; delete it to upload the artifact again") from error
+    download = temporary / f"{folder.name}-{file_list.folder}"
 
-    def one(name: str) -> None:
-        target = resolve(arriving, name)
+    def fetch_one(name: str) -> None:
+        target = resolve(download, name)
         assert isinstance(target, Path)
-        source, sha256 = join(place, f"{contents.folder}/{name}"), contents.files[name]
+        source, sha256 = join(place, f"{file_list.folder}/{name}"), file_list.files[name]
         if target.is_file() and checksum(target) == sha256:
             return
         fetch_file(source, target)
         if checksum(target) != sha256:
-            raise InputError(f"{source}: not the bytes that were sent; delete {place} to have it made again")
+            raise InputError(f"{source}: checksum mismatch; delete {place} to rebuild the artifact")
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        list(threads.map(one, contents.files))
-    for left in arriving.rglob(".*.part"):  # of a process that was killed
-        left.unlink()
-    shutil.rmtree(folder, ignore_errors=True)  # unfinished work, of no use now
+    with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
+        list(threads.map(fetch_one, file_list.files))
+    for stale in download.rglob(".*.part"):  # of a killed process
+        stale.unlink()
+    shutil.rmtree(folder, ignore_errors=True)  # unfinished work
     folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(arriving, folder)
-    for left in temporary.glob(f"{folder.name}-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    os.replace(download, folder)
+    for stale in temporary.glob(f"{folder.name}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
     return True

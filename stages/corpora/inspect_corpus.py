@@ -1,9 +1,9 @@
-"""What is in decoded corpora: counts, lengths, captions, frames, and which test videos are in training too.
+"""Inspects decoded corpora: counts, lengths, captions, frames, and overlap of test and training data.
 
-The index tells most of it. It is read a batch at a time, and what is kept are numbers: some 50 bytes a sample and 10 a
-caption, so that a million samples fit anywhere. Videos that are there twice under other names are found by two of their
-frames, shrunk to 8 x 8 differences of brightness: copies of a file, or of another size or quality, mostly have the
-same; cut, mirrored or edited ones do not. Frames are the slow part, and `most` says of how many samples they are read.
+Most of it comes from the index, which is read in batches and reduced to numbers: some 50 bytes per sample and 10 per
+caption. Duplicate videos under different names are detected by a perceptual hash of two frames (8 x 8 differences of
+brightness). Copies with another size or quality mostly have the same hash; cropped, mirrored or edited copies do not.
+Reading frames is slow, so `max_samples` limits the number of samples that are hashed.
 """
 
 import re
@@ -24,51 +24,50 @@ from alpro.files import write_json
 from alpro.shards.reader import ShardReader, Unreadable, index_batches, read_index
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import SPLITS
-from alpro.shards.storage import AT_ONCE, Location
+from alpro.shards.storage import MAX_CONCURRENT_REQUESTS, Location
 from alpro.stages.corpora.pictures import sample_strips, sheet
 from alpro.stages.execution.progress import progress
 
 COLUMNS = ["split", "kind", "group", "captions", "questions", "duration", "frame_sizes"]
-SHEET = 24  # samples on the picture of a corpus
+SHEET_SAMPLES = 24  # samples in the picture of a corpus
 KINDS = ("video", "image")
-NOT_LOOKED_AT, UNREADABLE, BLANK = -1, -2, -3
-LOOKS = 20_000  # samples whose frames are read
+NOT_HASHED, UNREADABLE, BLANK = -1, -2, -3
+MAX_HASHED_SAMPLES = 20_000  # samples whose frames are read
 
 
 @dataclass
 class Samples:
-    """What is kept of the samples, in arrays (N,), and of their captions, in arrays (C,), in the same order. Texts are
-    kept as 64-bit hashes."""
+    """The samples as arrays (N,), and their captions as arrays (C,), in the same order. Texts are 64-bit hashes."""
 
-    corpus: np.ndarray  # place in the corpora, in order
-    split: np.ndarray  # place in SPLITS
-    kind: np.ndarray  # place in KINDS
+    corpus: np.ndarray  # index of the corpus
+    split: np.ndarray  # index in SPLITS
+    kind: np.ndarray  # index in KINDS
     group: np.ndarray
     seconds: np.ndarray
     frames: np.ndarray
-    captions: np.ndarray  # how many
-    questions: np.ndarray  # how many
-    said: np.ndarray  # (C,) each caption
-    words: np.ndarray  # (C,) how many words each has
+    captions: np.ndarray  # number of captions
+    questions: np.ndarray  # number of questions
+    caption_hashes: np.ndarray  # (C,)
+    words: np.ndarray  # (C,) number of words
     vocabulary: set[str]
-    looks: np.ndarray  # how the frames look, or one of NOT_LOOKED_AT, UNREADABLE, BLANK
+    frame_hashes: np.ndarray  # perceptual hash, or one of NOT_HASHED, UNREADABLE, BLANK
 
     def __len__(self) -> int:
         return len(self.split)
 
 
-def inspect(folders: Sequence[Location], most: int = LOOKS) -> dict[str, Any]:
-    """What is in some decoded corpora, taken together; the frames of `most` samples, evenly over them, are looked at.
+def inspect(folders: Sequence[Location], max_samples: int = MAX_HASHED_SAMPLES) -> dict[str, Any]:
+    """Summarises decoded corpora as one; the frames of `max_samples` samples, evenly spaced, are hashed.
 
-    Raises InputError where one is no decoded corpus, or all are empty.
+    Raises InputError if a folder is not a decoded corpus, or if all are empty.
     """
     samples = read_samples(folders)
-    look_at(samples, folders, most)
-    hashes, times = np.unique(samples.said, return_counts=True)
+    hash_frames(samples, folders, max_samples)
+    hashes, times = np.unique(samples.caption_hashes, return_counts=True)
     videos = samples.kind == KINDS.index("video")
     return {
         "corpora": [str(folder) for folder in folders],
-        "splits": [found for s in SPLITS for kind in KINDS if (found := counts(samples, s, kind))],
+        "splits": [row for s in SPLITS for kind in KINDS if (row := counts(samples, s, kind))],
         "lengths": {
             "seconds of a video": quantiles(samples.seconds[videos]),
             "stored frames of a video": quantiles(samples.frames[videos]),
@@ -81,31 +80,31 @@ def inspect(folders: Sequence[Location], most: int = LOOKS) -> dict[str, Any]:
             "words of a caption": histogram(samples.words),
         },
         "captions": {
-            "all": len(samples.said),
+            "all": len(samples.caption_hashes),
             "different": len(hashes),
             "different words": len(samples.vocabulary),
-            "said of more than one sample": int((times > 1).sum()),
+            "repeated": int((times > 1).sum()),
             "most repeated": most_repeated(folders, hashes, times),
         },
         "also in training": {split: shared(samples, split) for split in SPLITS[1:]},
-        "looked at": int((samples.looks != NOT_LOOKED_AT).sum()),
-        "unreadable": int((samples.looks == UNREADABLE).sum()),
+        "looked at": int((samples.frame_hashes != NOT_HASHED).sum()),
+        "unreadable": int((samples.frame_hashes == UNREADABLE).sum()),
     }
 
 
 def read_samples(folders: Sequence[Location], words: bool = True) -> Samples:
-    """The samples of corpora, one after the other; `words` take most of the time and may be left out.
+    """Reads the samples of all corpora. Counting `words` takes most of the time and is optional.
 
-    Raises InputError if there are none.
+    Raises InputError if there are no samples.
     """
     columns: dict[str, list[np.ndarray]] = {}
     vocabulary: set[str] = set()
     for number, folder in enumerate(folders):
         for batch in index_batches(folder, COLUMNS):
             captions = batch["captions"].flatten().to_pylist()
-            said = [re.findall(r"\w+", caption.lower()) for caption in captions] if words else []
-            vocabulary.update(word for words in said for word in words)
-            found = {
+            tokens = [re.findall(r"\w+", caption.lower()) for caption in captions] if words else []
+            vocabulary.update(word for words in tokens for word in words)
+            arrays = {
                 "corpus": np.full(len(batch), number, np.int16),
                 "split": pc.index_in(batch["split"], pa.array(SPLITS)).to_numpy().astype(np.int8),
                 "kind": pc.index_in(batch["kind"], pa.array(KINDS)).to_numpy().astype(np.int8),
@@ -119,11 +118,11 @@ def read_samples(folders: Sequence[Location], words: bool = True) -> Samples:
                         ("questions", "questions"),
                     )
                 },
-                "said": hashed(captions),
-                "words": np.fromiter(map(len, said), np.int32, len(said)),
-                "looks": np.full(len(batch), NOT_LOOKED_AT),
+                "caption_hashes": hashed(captions),
+                "words": np.fromiter(map(len, tokens), np.int32, len(tokens)),
+                "frame_hashes": np.full(len(batch), NOT_HASHED),
             }
-            for name, values in found.items():
+            for name, values in arrays.items():
                 columns.setdefault(name, []).append(values)
     if not columns:
         raise InputError(f"{', '.join(map(str, folders))}: no samples")
@@ -131,33 +130,33 @@ def read_samples(folders: Sequence[Location], words: bool = True) -> Samples:
 
 
 def hashed(texts: list[Any]) -> np.ndarray:
-    """A number of 63 bits for each text (or bytes): the same within this process."""
+    """A 63-bit hash of each text (or bytes), stable within this process."""
     return np.fromiter((hash(text) & (2**63 - 1) for text in texts), np.int64, len(texts))
 
 
 def counts(samples: Samples, split: str, kind: str) -> dict[str, Any]:
-    """Samples, captions, questions and hours of one kind in one split; empty where there is none."""
-    mine = (samples.split == SPLITS.index(split)) & (samples.kind == KINDS.index(kind))
-    if not mine.any():
+    """Samples, captions, questions and hours of a kind in a split; empty if there are no samples."""
+    mask = (samples.split == SPLITS.index(split)) & (samples.kind == KINDS.index(kind))
+    if not mask.any():
         return {}
     return {
         "split": split,
         "kind": kind,
-        "samples": int(mine.sum()),
-        "captions": int(samples.captions[mine].sum()),
-        "questions": int(samples.questions[mine].sum()),
-        "hours": float(samples.seconds[mine].sum(dtype=np.float64)) / 3600,
+        "samples": int(mask.sum()),
+        "captions": int(samples.captions[mask].sum()),
+        "questions": int(samples.questions[mask].sum()),
+        "hours": float(samples.seconds[mask].sum(dtype=np.float64)) / 3600,
     }
 
 
 def quantiles(values: np.ndarray) -> dict[str, float]:
-    """Least, 5 %, median, 95 % and most; empty of nothing."""
+    """Minimum, 5 %, median, 95 % and maximum; empty without values."""
     names = ("least", "5 %", "median", "95 %", "most")
     return dict(zip(names, np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).tolist(), strict=True)) if len(values) else {}
 
 
 def histogram(values: np.ndarray, bins: int = 20) -> dict[str, list[float]]:
-    """How many values lie between each two of the edges; empty of nothing."""
+    """The counts of a histogram and its edges; empty without values."""
     if not len(values):
         return {}
     counted, edges = np.histogram(values, bins)
@@ -165,120 +164,129 @@ def histogram(values: np.ndarray, bins: int = 20) -> dict[str, list[float]]:
 
 
 def most_repeated(
-    folders: Sequence[Location], hashes: np.ndarray, times: np.ndarray, most: int = 10
+    folders: Sequence[Location], hashes: np.ndarray, times: np.ndarray, limit: int = 10
 ) -> list[list[Any]]:
-    """The captions that come most often, with how often; of those that come twice at least."""
-    best = [n for n in np.argsort(-times, kind="stable")[:most] if times[n] > 1]
-    wanted = {int(hashes[n]): int(times[n]) for n in best}
-    found: dict[int, str] = {}
+    """The most frequent captions of those that occur at least twice, with their counts."""
+    best = [n for n in np.argsort(-times, kind="stable")[:limit] if times[n] > 1]
+    counts = {int(hashes[n]): int(times[n]) for n in best}
+    texts: dict[int, str] = {}
     for folder in folders:
         for batch in index_batches(folder, ["captions"]):
-            if len(found) == len(wanted):
+            if len(texts) == len(counts):
                 break
             captions = batch["captions"].flatten().to_pylist()
-            found |= {h: text for h, text in zip(hashed(captions).tolist(), captions, strict=True) if h in wanted}
-    return [[found[h], count] for h, count in sorted(wanted.items(), key=lambda one: (-one[1], found[one[0]]))]
+            texts |= {h: text for h, text in zip(hashed(captions).tolist(), captions, strict=True) if h in counts}
+    return [[texts[h], count] for h, count in sorted(counts.items(), key=lambda item: (-item[1], texts[item[0]]))]
 
 
 def shared(samples: Samples, split: str) -> dict[str, int]:
-    """How many samples of a split are in training too: by their group, a caption, or, of those looked at, by how they
-    look."""
-    training, mine = (samples.split == SPLITS.index(name) for name in ("train", split))
+    """The number of samples of a split that share a group, a caption or, if hashed, frames with a training sample."""
+    training, mask = (samples.split == SPLITS.index(name) for name in ("train", split))
     return {
-        "samples": int(mine.sum()),
-        "same group": int(np.isin(samples.group[mine], samples.group[training]).sum()),
-        "a caption in common": int(captions_in_training(samples)[mine].sum()),
-        "looked at": int((mine & (samples.looks >= 0)).sum()),
-        "same frames": int(frames_in_training(samples)[mine].sum()),
+        "samples": int(mask.sum()),
+        "same group": int(np.isin(samples.group[mask], samples.group[training]).sum()),
+        "a caption in common": int(captions_in_training(samples)[mask].sum()),
+        "looked at": int((mask & (samples.frame_hashes >= 0)).sum()),
+        "same frames": int(frames_in_training(samples)[mask].sum()),
     }
 
 
 def captions_in_training(samples: Samples) -> np.ndarray:
-    """Which samples (N,) have a caption that a training sample has, word for word."""
+    """Which samples (N,) have exactly the same caption as a training sample."""
     sample_of = np.repeat(np.arange(len(samples)), samples.captions)  # of each caption
     in_training = samples.split[sample_of] == SPLITS.index("train")
-    found = np.zeros(len(samples), bool)
-    found[sample_of[np.isin(samples.said, samples.said[in_training])]] = True
-    return found
+    in_both = np.zeros(len(samples), bool)
+    in_both[sample_of[np.isin(samples.caption_hashes, samples.caption_hashes[in_training])]] = True
+    return in_both
 
 
 def frames_in_training(samples: Samples) -> np.ndarray:
-    """Which samples (N,) look like a training sample, among those looked at."""
-    seen = samples.looks >= 0
-    return seen & np.isin(samples.looks, samples.looks[seen & (samples.split == SPLITS.index("train"))])
+    """Which hashed samples (N,) have the same frame hash as a training sample."""
+    valid = samples.frame_hashes >= 0
+    training = samples.frame_hashes[valid & (samples.split == SPLITS.index("train"))]
+    return valid & np.isin(samples.frame_hashes, training)
 
 
-def overlap(folder: Path, most: int) -> tuple[pa.Table, dict[str, dict[str, int]]]:
-    """The validation and test items of a corpus that are also in its training split, and their numbers by split.
+def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[str, int]]]:
+    """The validation and test items of a corpus that are also in its training split, and their counts by split.
 
-    Captions are compared word for word, frames of at most `most` samples by `look`. The table has a row for each item:
-    id, split, and whether `captions` and `frames` are equal to those of a training item.
+    Captions must be equal; frames of at most `max_samples` samples are compared by `perceptual_hash`. The table has a
+    row for each item: id, split, and whether `captions` and `frames` are equal to those of a training item.
     """
     named = read_index(folder, ["id", "split"])
     if not named.num_rows:
-        none = pa.array([], pa.bool_())
-        return named.append_column("captions", none).append_column("frames", none), {}
+        empty = pa.array([], pa.bool_())
+        return named.append_column("captions", empty).append_column("frames", empty), {}
     samples = read_samples([folder], words=False)
-    look_at(samples, [folder], most)
+    hash_frames(samples, [folder], max_samples)
     captions, frames = captions_in_training(samples), frames_in_training(samples)
     counts = {}
     for split in SPLITS[1:]:
-        mine = samples.split == SPLITS.index(split)
+        mask = samples.split == SPLITS.index(split)
         counts[split] = {
-            "items": int(mine.sum()),
-            "captions": int(captions[mine].sum()),
-            "compared": int((mine & (samples.looks >= 0)).sum()),
-            "frames": int(frames[mine].sum()),
+            "items": int(mask.sum()),
+            "captions": int(captions[mask].sum()),
+            "compared": int((mask & (samples.frame_hashes >= 0)).sum()),
+            "frames": int(frames[mask].sum()),
         }
     chosen = np.flatnonzero((captions | frames) & (samples.split != SPLITS.index("train")))
     table = named.take(pa.array(chosen, pa.int64())).append_column("captions", pa.array(captions[chosen]))
     return table.append_column("frames", pa.array(frames[chosen])), counts
 
 
-def look_at(samples: Samples, folders: Sequence[Location], most: int) -> None:
-    """Fills in how the samples look: those of validation and test first, up to half of `most`, then of training."""
+def hash_frames(samples: Samples, folders: Sequence[Location], max_samples: int) -> None:
+    """Fills in frame hashes: validation and test samples first, up to half of `max_samples`, then training samples."""
     held_out = np.flatnonzero(samples.split != 0)
-    some = held_out[
-        segment_starts(len(held_out), min(len(held_out), max(most // 2, most - (samples.split == 0).sum())))
-    ]
     training = np.flatnonzero(samples.split == 0)
-    chosen = np.concatenate([some, training[segment_starts(len(training), min(len(training), most - len(some)))]])
-    with progress("looking at frames", len(chosen), "samples") as advance, ThreadPoolExecutor(AT_ONCE) as threads:
-        for place, folder in enumerate(folders):
-            mine = np.sort(chosen[samples.corpus[chosen] == place])
-            if not len(mine):
+    held_out_count = min(len(held_out), max(max_samples // 2, max_samples - len(training)))
+    training_count = min(len(training), max_samples - held_out_count)
+    chosen = np.concatenate(
+        [
+            held_out[segment_starts(len(held_out), held_out_count)],
+            training[segment_starts(len(training), training_count)],
+        ]
+    )
+    with (
+        progress("hashing frames", len(chosen), "samples") as advance,
+        ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads,
+    ):
+        for corpus, folder in enumerate(folders):
+            numbers = np.sort(chosen[samples.corpus[chosen] == corpus])
+            if not len(numbers):
                 continue
-            reader, first = ShardReader(folder), np.searchsorted(samples.corpus, place)
-            for number, found in zip(mine, threads.map(partial(look_of, reader), (mine - first).tolist()), strict=True):
-                samples.looks[number] = found
+            reader, first = ShardReader(folder), np.searchsorted(samples.corpus, corpus)
+            hashes = threads.map(partial(hash_sample, reader), (numbers - first).tolist())
+            for number, value in zip(numbers, hashes, strict=True):
+                samples.frame_hashes[number] = value
                 advance()
 
 
-def look_of(reader: ShardReader, number: int) -> int:
-    """How a sample looks, to be compared, as a number of 63 bits; UNREADABLE or BLANK."""
+def hash_sample(reader: ShardReader, number: int) -> int:
+    """The 63-bit frame hash of a sample; UNREADABLE or BLANK."""
     try:
         sample = reader[number]
-        found = look(sample.frames(segment_starts(len(sample), min(2, len(sample)))))
+        bits = perceptual_hash(sample.frames(segment_starts(len(sample), min(2, len(sample)))))
     except Unreadable:
         return UNREADABLE
-    return BLANK if found is None else int(hashed([found])[0])
+    return BLANK if bits is None else int(hashed([bits])[0])
 
 
-def look(frames: np.ndarray) -> bytes | None:
-    """Frames (T, H, W, 3) uint8 as which of 8 x 8 places are brighter than their neighbours; None where none is."""
+def perceptual_hash(frames: np.ndarray) -> bytes | None:
+    """A difference hash of frames (T, H, W, 3) uint8: which of 8 x 8 pixels are brighter than their neighbours.
+
+    None if there is no such pixel."""
     small = [np.asarray(Image.fromarray(frame).convert("L").resize((9, 8)), np.int16) for frame in frames]
-    brighter = np.stack([np.diff(one, axis=1) > 2 for one in small])
+    brighter = np.stack([np.diff(image, axis=1) > 2 for image in small])
     return np.packbits(brighter).tobytes() if brighter.any() else None
 
 
-def save(found: dict[str, Any], folders: Sequence[Location], out: Path) -> list[Path]:
-    """inspect.json, the data of a page, and for each corpus frames-N.png: samples evenly over it with what was said of
-    them. Returns the files."""
+def save(report: dict[str, Any], folders: Sequence[Location], out: Path) -> list[Path]:
+    """Writes inspect.json, and frames-N.png for each corpus: evenly spaced samples with texts. Returns the files."""
     out.mkdir(parents=True, exist_ok=True)
     files = [out / "inspect.json"]
-    write_json(files[0], found)
+    write_json(files[0], report)
     for number, folder in enumerate(folders, 1):
-        if strips := sample_strips(ShardReader(folder), SHEET):
+        if strips := sample_strips(ShardReader(folder), SHEET_SAMPLES):
             files.append(out / f"frames-{number}.png")
             sheet(strips, columns=2 if len(strips) > 1 else 1).save(files[-1])
     return files

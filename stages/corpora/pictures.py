@@ -1,4 +1,4 @@
-"""Pictures a person looks at: frames with captions, pseudo-labels on their crops (the paper's Figure 3), retrieval."""
+"""Pictures for inspection: frames with captions, pseudo-labels on their crops (the paper's Figure 3), retrieval."""
 
 import textwrap
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image.Image:
-    """A frame (H, W, 3) uint8 as a tile, with a coloured border where one is given."""
+    """A frame (H, W, 3) uint8 as a tile, with an optional coloured border."""
     image = Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BICUBIC)
     if border:
         ImageDraw.Draw(image).rectangle([0, 0, TILE - 1, TILE - 1], outline=border, width=5)
@@ -27,12 +27,12 @@ def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image
 
 
 def strip(tiles: Sequence[Image.Image], lines: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> Image.Image:
-    """Tiles side by side with lines of text below, each with its colour; text is wrapped at `width` pixels."""
-    wrapped = [(part, colour) for text, colour in lines for part in textwrap.wrap(text, max(20, width // 7)) or [""]]
+    """Tiles side by side with coloured lines of text below; text is wrapped at `width` pixels."""
+    wrapped = [(line, colour) for text, colour in lines for line in textwrap.wrap(text, max(20, width // 7)) or [""]]
     height = TILE + 8 + 17 * len(wrapped) + 12
     image = Image.new("RGB", (width, height), PAPER)
-    for i, one in enumerate(tiles):
-        image.paste(one, (i * (TILE + 4), 0))
+    for i, picture in enumerate(tiles):
+        image.paste(picture, (i * (TILE + 4), 0))
     draw = ImageDraw.Draw(image)
     for i, (text, colour) in enumerate(wrapped):
         draw.text((2, TILE + 6 + 17 * i), text, colour, font())
@@ -40,10 +40,10 @@ def strip(tiles: Sequence[Image.Image], lines: Sequence[tuple[str, tuple[int, in
 
 
 def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
-    """Strips below each other, in columns."""
+    """Strips stacked in columns."""
     width = max(row.width for row in rows) + 12
-    per = -(-len(rows) // columns)
-    stacks = [rows[i * per : (i + 1) * per] for i in range(columns)]
+    rows_per_column = -(-len(rows) // columns)
+    stacks = [rows[i * rows_per_column : (i + 1) * rows_per_column] for i in range(columns)]
     height = max(sum(row.height for row in stack) for stack in stacks)
     image = Image.new("RGB", (width * columns, height), PAPER)
     for i, stack in enumerate(stacks):
@@ -55,12 +55,12 @@ def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
 
 
 def clip_strip(frames: np.ndarray, lines: Sequence[str]) -> Image.Image:
-    """Frames (T, H, W, 3) of a clip in order, with what was said of it."""
+    """Frames (T, H, W, 3) of a clip in order, with lines of text."""
     return strip([tile(f) for f in frames], [(line, INK) for line in lines], len(frames) * (TILE + 4))
 
 
 def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
-    """Samples evenly over a corpus, each as four frames with what was said of it; without those that are damaged."""
+    """Evenly spaced samples of a corpus, each as four frames with its texts. Damaged samples are left out."""
     rows = []
     for number in segment_starts(len(reader), min(count, len(reader))):
         try:
@@ -69,8 +69,8 @@ def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
         except Unreadable:
             continue
         about = sample.about
-        said = [*about["captions"][:2], *(f"{q['question']} {q['answer']}" for q in about["questions"][:2])]
-        rows.append(clip_strip(frames, [f"{about['id']} ({about['split']})", *said]))
+        texts = [*about["captions"][:2], *(f"{q['question']} {q['answer']}" for q in about["questions"][:2])]
+        rows.append(clip_strip(frames, [f"{about['id']} ({about['split']})", *texts]))
     return rows
 
 
@@ -81,10 +81,10 @@ def draw_entities(
     caption: str,
     kept: bool | None = None,
 ) -> Image.Image:
-    """A crop with its entities, as in Figure 3: the part that the prompter saw is bright, the rest is darkened.
+    """A crop with its entities, as in Figure 3: the frame outside the prompter's crop is darkened.
 
-    frame (H, W, 3) uint8; box (top, left, height, width) as shares of the frame; entities with probabilities, best
-    first; kept tells whether the pseudo-label passed the threshold (None: no such question).
+    frame (H, W, 3) uint8; box (top, left, height, width) as fractions of the frame; entities with probabilities, best
+    first; kept: whether the pseudo-label passed the threshold (None: not applicable).
     """
     top, left, height, width = box
     shown = np.asarray(tile(frame)).astype(np.float32)
@@ -101,10 +101,10 @@ def draw_entities(
 
 
 def retrieval_picture(queries: Sequence[tuple[str, str, Sequence[tuple[np.ndarray, str, bool]]]]) -> Image.Image:
-    """Queries with what was found for them: (text, note, found), found being (frame, note, right) best first."""
+    """Queries with their results: (text, note, results), each result (frame, note, correct), best first."""
     rows = []
-    for text, note, found in queries:
-        tiles = [tile(frame, GREEN if right else RED) for frame, _, right in found]
-        under = "  |  ".join(label for _, label, _ in found)
-        rows.append(strip(tiles, [(f'"{text}"', INK), (note, FAINT), (under, FAINT)], len(tiles) * (TILE + 4)))
+    for text, note, results in queries:
+        tiles = [tile(frame, GREEN if correct else RED) for frame, _, correct in results]
+        labels = "  |  ".join(label for _, label, _ in results)
+        rows.append(strip(tiles, [(f'"{text}"', INK), (note, FAINT), (labels, FAINT)], len(tiles) * (TILE + 4)))
     return sheet(rows, columns=2 if len(rows) > 3 else 1)

@@ -1,5 +1,4 @@
-"""What a decoded corpus has beside its shards: an index and other tables joined of many parts, counts, statistics, the
-overlap of its splits, and a picture."""
+"""Writes the tables of a corpus from their parts, its statistics, the overlap of its splits, and a picture."""
 
 import sys
 from collections import Counter
@@ -18,24 +17,24 @@ from alpro.shards.schema import SPLITS
 from alpro.stages.corpora.inspect_corpus import overlap
 from alpro.stages.corpora.pictures import sample_strips, sheet
 
-ROW_GROUP = 2048  # rows of a table that are held before they are written
-COMPARED = 4000  # samples whose frames are compared between the splits, in a few seconds
+ROW_GROUP = 2048  # rows of a table that are buffered before they are written
+COMPARED = 4000  # samples whose frames are compared between the splits; takes a few seconds
 
 
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """Writes many small tables as one, of which few rows are held at a time."""
+    """Concatenates many small tables in a file, with a small buffer."""
     with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        held: list[pa.Table] = [schema.empty_table()]
+        buffer: list[pa.Table] = [schema.empty_table()]
         for table in tables:
-            held.append(table)
-            if sum(one.num_rows for one in held) >= ROW_GROUP:
-                writer.write_table(pa.concat_tables(held).combine_chunks(), ROW_GROUP)
-                held = [schema.empty_table()]
-        writer.write_table(pa.concat_tables(held).combine_chunks(), ROW_GROUP)
+            buffer.append(table)
+            if sum(rows.num_rows for rows in buffer) >= ROW_GROUP:
+                writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
+                buffer = [schema.empty_table()]
+        writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
 
 
-class Counted:
-    """What is in the index and the rejects, counted while they are written."""
+class CorpusCounts:
+    """Counts the samples and rejects of a corpus while its tables are written."""
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
@@ -46,11 +45,11 @@ class Counted:
     def samples(self, index: pa.Table) -> pa.Table:
         self.kinds.update(index["kind"].to_pylist())
         self.seconds += sum(index["duration"].to_pylist())
-        for split, found in self.splits.items():
-            mine = index.filter(pc.equal(index["split"], split))
-            found["items"] += mine.num_rows
+        for split, counts in self.splits.items():
+            rows = index.filter(pc.equal(index["split"], split))
+            counts["items"] += rows.num_rows
             for name in ("captions", "questions"):
-                found[name] += pc.sum(pc.list_value_length(mine[name])).as_py() or 0
+                counts[name] += pc.sum(pc.list_value_length(rows[name])).as_py() or 0
         return index
 
     def rejects(self, rejected: pa.Table) -> pa.Table:
@@ -65,25 +64,25 @@ class Counted:
             "rejected": rejected,
             "videos": self.kinds["video"],
             "images": self.kinds["image"],
-            **{split: found["items"] for split, found in self.splits.items()},
-            **{name: sum(found[name] for found in self.splits.values()) for name in ("captions", "questions")},
+            **{split: counts["items"] for split, counts in self.splits.items()},
+            **{name: sum(counts[name] for counts in self.splits.values()) for name in ("captions", "questions")},
         }
 
-    def statistics(self, told: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-        """Hours of video, why items were rejected, and of each split the items, captions and questions: how many are
-        there, and of how many that were asked for (`told`, by split)."""
+    def statistics(self, expected: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+        """Hours of video, rejects by reason, and for each split the items, captions and questions: their number in the
+        corpus and in the manifest (`expected`, by split)."""
         return {
             "hours": round(self.seconds / 3600, 4),
             "splits": {
-                split: {name: [found[name], told[split][name]] for name in told[split]}
-                for split, found in self.splits.items()
+                split: {name: [counts[name], expected[split][name]] for name in expected[split]}
+                for split, counts in self.splits.items()
             },
             "reasons": dict(self.reasons.most_common()),
         }
 
 
 def pixel_statistics(sums: np.ndarray) -> dict[str, list[float]]:
-    """Mean and standard deviation of three channels, of sums as `pixel_sums` gives them."""
+    """Mean and standard deviation of each channel from the sums of `pixel_sums`."""
     pixels = np.maximum(sums[0], 1)
     mean = sums[1] / pixels
     return {
@@ -93,23 +92,23 @@ def pixel_statistics(sums: np.ndarray) -> dict[str, list[float]]:
 
 
 def pixel_sums(frames: np.ndarray) -> np.ndarray:
-    """Count, sum and sum of squares of the pixels of each channel: (3, 3), of frames (..., 3) uint8."""
+    """Count, sum and sum of squares of the pixels of frames (..., 3) uint8, for each channel: (3, 3)."""
     pixels = frames.reshape(-1, 3).astype(np.float64) / 255
     return np.stack([np.full(3, float(len(pixels))), pixels.sum(0), (pixels**2).sum(0)])
 
 
-def write_overlap(out: Path, compared: int) -> dict[str, int]:
+def write_overlap(out: Path, max_samples: int) -> dict[str, int]:
     """Writes overlap.parquet, the validation and test items that share a caption or equal-looking frames with a
-    training item, and adds their numbers to statistics.json.
+    training item, and adds their counts to statistics.json.
 
-    The frames of at most `compared` samples are compared. Numbers above 0 are printed, and returned as counts of the
+    The frames of at most `max_samples` samples are compared. Counts above 0 are printed, and returned as counts of the
     stage.
     """
-    table, found = overlap(out, compared)
+    table, overlaps = overlap(out, max_samples)
     pq.write_table(table, out / "overlap.parquet")
-    write_json(out / "statistics.json", read_json(out / "statistics.json") | {"overlap": found})
+    write_json(out / "statistics.json", read_json(out / "statistics.json") | {"overlap": overlaps})
     counts: dict[str, int] = {}
-    for split, numbers in found.items():
+    for split, numbers in overlaps.items():
         shared = {name: count for name in ("captions", "frames") if (count := numbers[name])}
         counts |= {f"{split}_{name}_in_training": count for name, count in shared.items()}
         if shared:
@@ -123,7 +122,7 @@ def write_overlap(out: Path, compared: int) -> dict[str, int]:
 
 
 def draw_samples(out: Path, count: int = 8) -> None:
-    """pictures/samples.png: some samples, evenly over the corpus, with what was said of them."""
+    """Writes pictures/samples.png: evenly spaced samples of the corpus with their texts."""
     if rows := sample_strips(ShardReader(out), count):
         (out / "pictures").mkdir(exist_ok=True)
         sheet(rows, columns=2 if len(rows) > 1 else 1).save(out / "pictures" / "samples.png")

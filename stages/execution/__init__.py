@@ -1,1 +1,1 @@
-"""Running a stage: in a process of its own, its worker processes, its progress bar."""
+"""Runs a stage: its process, its worker processes and its progress bar."""

@@ -1,19 +1,19 @@
-"""A progress bar on a terminal; elsewhere a plain line every few seconds. Nothing for what is over at once."""
+"""Progress bars on a terminal, and a plain line every few seconds elsewhere. Short tasks show nothing."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-QUIET_SECONDS = 2.0  # shorter waits show nothing
+QUIET_SECONDS = 2.0  # shorter tasks show nothing
 LINE_SECONDS = 15.0  # between plain lines
 
 
 @contextmanager
 def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
-    """Yields `advance(n, note="")`. The bar, or the line, says `what`, how many of `total` units, and the note.
+    """Yields `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total` units, and the note.
 
-    A total that is not known is None.
+    `total` is None if it is unknown.
     """
     if sys.stderr.isatty():
         from rich.console import Console
@@ -26,16 +26,16 @@ def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., 
             yield lambda n=1, note="": bar.update(task, advance=n, **({"note": note} if note else {}))
         return
     started = last = time.monotonic()
-    done, noted = 0, ""
+    done, last_note = 0, ""
 
     def advance(n: int = 1, note: str = "") -> None:
-        nonlocal done, last, noted
-        done, noted = done + n, note or noted
+        nonlocal done, last, last_note
+        done, last_note = done + n, note or last_note
         now = time.monotonic()
         if now - started > QUIET_SECONDS and now - last > LINE_SECONDS:
             last = now
-            many = f"{done} of {total}" if total is not None else f"{done}"
-            told = f", {noted}" if noted else ""
-            print(f"{what}: {many} {unit}, {now - started:.0f} s{told}", file=sys.stderr, flush=True)
+            count = f"{done} of {total}" if total is not None else f"{done}"
+            suffix = f", {last_note}" if last_note else ""
+            print(f"{what}: {count} {unit}, {now - started:.0f} s{suffix}", file=sys.stderr, flush=True)
 
     yield advance

@@ -1,8 +1,8 @@
-"""Runs one stage in a process of its own: `python -m alpro.stages.execution.run WORK.json`, or the same under torchrun.
+"""Runs one stage in its own process: `python -m alpro.stages.execution.run WORK.json`, or the same under torchrun.
 
-The work file holds the stage, its configuration, the folders of its inputs, the output folder and the resources. A
-pipeline reads the result, or the mistake that ended the stage, from result.json beside the work file, and writes the
-artifact's record. If a person starts it, it writes the record itself. It needs neither Prefect nor MLflow.
+The work file contains the stage, its configuration, the folders of its inputs, the output folder and the resources. A
+pipeline reads the result, or the input error that stopped the stage, from result.json beside the work file, and writes
+the artifact record. If a user starts the module, it writes the record itself. It needs neither Prefect nor MLflow.
 """
 
 import errno
@@ -30,8 +30,8 @@ from alpro.stages.artifacts.store import (
     write_record,
 )
 
-ORPHAN_SECONDS = 30.0  # what a process has to end by itself when the one that started it is gone
-# What gloo and NCCL say when the process at the other end has ended.
+ORPHAN_SECONDS = 30.0  # time for a process to stop by itself after its parent has ended
+# Errors of gloo and NCCL if the other process has ended.
 LOST_RANK = re.compile(r"(closed|reset) by peer|broken pipe|timed out waiting|remote process|aborted", re.IGNORECASE)
 
 
@@ -52,27 +52,27 @@ def main(arguments: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     watch_parent(int(os.environ.get("ALPRO_PARENT", 0)))
     main_rank = int(os.environ.get("RANK", 0)) == 0
-    by_hand = main_rank and "ALPRO_PARENT" not in os.environ
-    lock = FileLock(out.with_suffix(".lock"))  # as Store.lock; a pipeline holds it for the processes that it starts
-    if by_hand:
+    standalone = main_rank and "ALPRO_PARENT" not in os.environ
+    lock = FileLock(out.with_suffix(".lock"))  # same as Store.lock; a pipeline holds it for its processes
+    if standalone:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            print(f"error: another process works in {out}", file=sys.stderr)
+            print(f"error: another process is running in {out}; wait until it ends", file=sys.stderr)
             return EXIT_INPUT_ERROR
     if main_rank:
         file.with_name("result.json").unlink(missing_ok=True)
     try:
         outcome = run(work)
     except InputError as error:
-        if first_to_tell(file.with_name("result.json"), {"mistake": str(error)}):
+        if write_first_result(file.with_name("result.json"), {"mistake": str(error)}):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_INPUT_ERROR
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        message = f"{error.filename or out}: {error.strerror}; free some space and run again: it continues"
-        if first_to_tell(file.with_name("result.json"), {"mistake": message}):
+        message = f"{error.filename or out}: {error.strerror}; free some disk space and run again to resume"
+        if write_first_result(file.with_name("result.json"), {"mistake": message}):
             print(f"error: {message}", file=sys.stderr, flush=True)
         return EXIT_INPUT_ERROR
     except RuntimeError as error:
@@ -81,27 +81,27 @@ def main(arguments: list[str]) -> int:
         line = str(error).splitlines()[0]
         print(f"rank {os.environ['RANK']}: another rank is gone ({line})", file=sys.stderr, flush=True)
         return 1
-    except SystemExit as left:
-        if left.code != EXIT_INTERRUPTED:
+    except SystemExit as exit_:
+        if exit_.code != EXIT_INTERRUPTED:
             raise
-        first_to_tell(file.with_name("result.json"), {"interrupted": True})  # torchrun ends with a status of its own
+        write_first_result(file.with_name("result.json"), {"interrupted": True})  # torchrun has its own exit status
         return EXIT_INTERRUPTED
     if main_rank:
         write_json(file.with_name("result.json"), {"counts": outcome.counts, "metrics": outcome.metrics})
-    if by_hand:
+    if standalone:
         done = finish(work, outcome, time.time() - started)
-        print(f"done: {out}{'' if done else ', which is not an artifact: `config` or `out` was changed'}")
+        print(f"done: {out}{'' if done else ', without an artifact record: `config` or `out` was changed'}")
     return 0
 
 
 def finish(work: dict, outcome: Outcome, seconds: float) -> bool:
-    """Writes the record of a stage that a person runs. False if the work file does not describe this result: the
-    fingerprint is then of another one."""
+    """Writes the artifact record of a stage that a user runs. Returns False if the work file was edited, so that its
+    fingerprint does not belong to this result."""
     out, artifact = Path(work["out"]), work.get("artifact")
     if artifact is None or out.name != artifact["fingerprint"][:16]:
         return False
     config = import_module(f"alpro.stages.{work['stage']}").Config.model_validate(work["config"])
-    inputs = {name: made["fingerprint"] for name, made in artifact["inputs"].items()}
+    inputs = {name: source["fingerprint"] for name, source in artifact["inputs"].items()}
     if fingerprint(work["stage"], config, inputs, artifact["files"]) != artifact["fingerprint"]:
         return False
     write_record(out, artifact, outcome, {"seconds": round(seconds, 1), "by": "alpro.stages.execution.run"})
@@ -109,20 +109,20 @@ def finish(work: dict, outcome: Outcome, seconds: float) -> bool:
     return True
 
 
-def first_to_tell(path: Path, result: dict) -> bool:
-    """Writes a result unless there is one: of the ranks that fail, the first is the cause."""
+def write_first_result(path: Path, result: dict) -> bool:
+    """Writes a result unless there is one: the first rank that fails is the cause. Returns whether it is the first."""
     try:
         with open(path, "x") as file:
             file.write(json.dumps(result))
     except FileExistsError:
         return False
-    except OSError:  # a full disk: what is printed is all there is
+    except OSError:  # a full disk: the message is only printed
         path.unlink(missing_ok=True)
     return True
 
 
 def run(work: dict) -> Outcome:
-    """Runs the stage that a work file describes and returns what it found."""
+    """Runs the stage that a work file describes."""
     module = import_module(f"alpro.stages.{work['stage']}")
     config = module.Config.model_validate(work["config"])
     inputs = {name: located(path) for name, path in work["inputs"].items()}
@@ -135,17 +135,17 @@ def run(work: dict) -> Outcome:
 
 
 def watch_parent(parent: int) -> None:
-    """Stops this process when the pipeline (`parent`, 0 for none) or the torchrun that started it is gone.
+    """Stops this process if the pipeline (`parent`, 0 for none) or the torchrun that started it has ended.
 
-    Nobody would take its result. It is told as by SIGTERM, to write its checkpoint, and ended for good after a while:
-    a rank that waits for another heeds no signal, and torchrun's ranks are in sessions of their own.
+    Its result would be lost. The process receives SIGTERM, so that it writes a checkpoint, and exits after a delay: a
+    rank that waits for another does not handle signals, and torchrun's ranks are in their own sessions.
     """
-    ranked, started_by = "WORLD_SIZE" in os.environ, os.getppid()
+    ranked, first_parent = "WORLD_SIZE" in os.environ, os.getppid()
     if not parent and not ranked:
         return
 
     def watch() -> None:
-        while (not parent or alive(parent)) and (not ranked or os.getppid() == started_by):
+        while (not parent or alive(parent)) and (not ranked or os.getppid() == first_parent):
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(ORPHAN_SECONDS)
@@ -168,7 +168,7 @@ if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    # A rank has threads of gloo or NCCL that may abort the process while Python takes itself apart.
+    # Threads of gloo or NCCL may abort the process during Python's shutdown.
     if "WORLD_SIZE" in os.environ:
         os._exit(status)
     sys.exit(status)

@@ -1,7 +1,7 @@
-"""Where units of work run: a pool of processes on this machine, or a cluster of many.
+"""Runs units of work in a pool of processes on this machine, or on a Dask cluster.
 
-A process may die in the middle of a unit: native code crashes, the system runs short of memory, somebody kills it. Its
-pool is then made anew and the units that were under way are begun again; what killed it is for the unit to remember.
+A process may die while it processes a unit: native code crashes, memory runs out, or it is killed. The pool is then
+rebuilt and the units in progress start again. The unit itself records what killed its process.
 """
 
 import multiprocessing
@@ -21,75 +21,79 @@ from typing import Any, TypeVar
 from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
 
-Unit = TypeVar("Unit")
+UnitT = TypeVar("UnitT")
 Result = TypeVar("Result")
-DEATHS = 50  # of workers in succession, without a unit done in between, after which the fault is not a unit's
-START_SECONDS = 60.0  # what a process may take to start, on a machine that is busy with others
-REFILL_SECONDS = 5.0  # how often a cluster is asked whether it has more workers now
-STUCK = 70  # exit status of a process that ended itself because its work did not
-# Opens an executor at an address, for resources.dask. The pipeline sets it: stages know nothing of its task runner.
+MAX_DEATHS = 50  # consecutive deaths of workers, without a finished unit in between, before the stage fails
+START_SECONDS = 60.0  # time for a process to start on a busy machine
+REFILL_SECONDS = 5.0  # interval of checking a cluster for new workers
+EXIT_TIMEOUT = 70  # exit status of a process that exceeds its time limit
+# Opens an executor for resources.dask. The pipeline sets it: stages do not depend on its task runner.
 open_cluster: Callable[[str], AbstractContextManager[Executor]] | None = None
 
 
-class Died(Exception):
-    """A process that was to compute something has crashed, or was killed."""
+class WorkerDied(Exception):
+    """A worker process crashed or was killed."""
 
 
 @contextmanager
 def work_pool(resources: Resources) -> Iterator[Executor]:
-    """An executor for functions of plain arguments that write their results to files."""
+    """An executor for functions with picklable arguments that write their results to files."""
     if resources.dask:
         if open_cluster is None:
-            raise InputError("resources.dask: only a pipeline sends units to a cluster; run the stage by `alpro`")
+            raise InputError("resources.dask: only a pipeline can use a cluster; run the stage with `alpro`")
         with open_cluster(resources.dask) as executor:
             yield executor
         return
-    # Spawned, not forked: the caller may hold threads (Prefect's, MLflow's) whose locks a fork would copy.
+    # Spawned, not forked: a fork would copy the locks of the caller's threads (Prefect, MLflow).
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(resources.worker_count, mp_context=context, initializer=end_with_parent) as executor:
         yield executor
 
 
-def do_units(
-    units: Iterable[Unit], do: Callable[[Unit], Result], resources: Resources
-) -> Iterator[tuple[Unit, Result]]:
-    """Does every unit in a pool; yields each with its result when it is done, in any order. Few units are held at a
-    time, however many there are.
+def run_units(
+    units: Iterable[UnitT], function: Callable[[UnitT], Result], resources: Resources
+) -> Iterator[tuple[UnitT, Result]]:
+    """Runs a function on every unit in a pool and yields each unit with its result, in order of completion. Only a few
+    units are in memory at a time.
 
-    `do` must be able to do again what was begun, and to avoid what took its process down. Raises InputError when
-    processes die one after the other all the same.
+    `function` must support a restart of a unit, and must avoid what killed its process before. Raises InputError if
+    processes keep dying.
     """
-    waiting, lost, deaths = iter(units), deque[Unit](), 0
-    while (first := lost.popleft() if lost else next(waiting, None)) is not None:
-        left = chain([first], _emptied(lost), waiting)
+    pending, lost, deaths = iter(units), deque[UnitT](), 0
+    while (first := lost.popleft() if lost else next(pending, None)) is not None:
+        remaining = chain([first], _drain(lost), pending)
         with work_pool(resources) as pool:
-            for done in _until_broken(pool, left, lost, do, resources):
+            for result in _run_until_broken(pool, remaining, lost, function, resources):
                 deaths = 0
-                yield done
+                yield result
         deaths += 1
-        if lost and deaths > DEATHS:
+        if lost and deaths > MAX_DEATHS:
             raise InputError(
-                f"{deaths} worker processes died one after the other; if memory is short, lower resources.workers"
+                f"{deaths} worker processes died in succession; if memory is short, lower resources.workers"
             )
 
 
-def _emptied(units: deque[Unit]) -> Iterator[Unit]:
+def _drain(units: deque[UnitT]) -> Iterator[UnitT]:
     for _ in range(len(units)):
         yield units.popleft()
 
 
-def _until_broken(
-    pool: Executor, units: Iterator[Unit], lost: deque[Unit], do: Callable[[Unit], Result], resources: Resources
-) -> Iterator[tuple[Unit, Result]]:
-    """Does units until there are none or the pool breaks; those that were under way are then in `lost`."""
-    running: dict[Future, Unit] = {}
+def _run_until_broken(
+    pool: Executor,
+    units: Iterator[UnitT],
+    lost: deque[UnitT],
+    function: Callable[[UnitT], Result],
+    resources: Resources,
+) -> Iterator[tuple[UnitT, Result]]:
+    """Runs units until all are done or the pool breaks; the units in progress are then added to `lost`."""
+    running: dict[Future, UnitT] = {}
     broken = False
     while not broken:
-        # A cluster tells how many it has: machines may join it at any time.
-        most = 2 * getattr(pool, "worker_count", resources.worker_count)
-        while len(running) < most and (unit := next(units, None)) is not None:
+        # A cluster reports its current number of workers: machines may join at any time.
+        max_running = 2 * getattr(pool, "worker_count", resources.worker_count)
+        while len(running) < max_running and (unit := next(units, None)) is not None:
             try:
-                running[pool.submit(do, unit)] = unit
+                running[pool.submit(function, unit)] = unit
             except BrokenProcessPool:
                 lost.append(unit)
                 broken = True
@@ -102,7 +106,7 @@ def _until_broken(
             if isinstance(error, BrokenProcessPool):
                 lost.append(unit)
                 broken = True
-            elif type(error).__name__ == "KilledWorker":  # Dask has given it up; its other units go on
+            elif type(error).__name__ == "KilledWorker":  # raised by Dask for this unit only
                 lost.append(unit)
             else:
                 yield unit, future.result()
@@ -110,21 +114,21 @@ def _until_broken(
 
 
 def end_with_parent() -> None:
-    """Ends this process of a pool when the one that made the pool is gone: it would wait for work for ever."""
+    """Ends this pool process when its parent has ended. Otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
         if parent:
             parent.join()
-            os._exit(STUCK)
+            os._exit(EXIT_TIMEOUT)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
-def ended_after(seconds: float) -> Iterator[None]:
-    """Ends this process if the body takes longer: native code that hangs heeds nothing else."""
-    timer = threading.Timer(seconds, os._exit, [STUCK])
+def exit_after(seconds: float) -> Iterator[None]:
+    """Exits this process if the body takes longer: hanging native code cannot be interrupted."""
+    timer = threading.Timer(seconds, os._exit, [EXIT_TIMEOUT])
     timer.daemon = True
     timer.start()
     try:
@@ -133,40 +137,40 @@ def ended_after(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def in_own_process(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
-    """What a function returns or raises in a process of its own, which may crash or hang.
+def run_in_subprocess(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+    """Calls a function in a subprocess, which may crash or hang, and returns or raises its result.
 
-    Not one of multiprocessing's: those of Dask may have no children. Raises Died where the process ended without a
-    word, and TimeoutError after `seconds`.
+    It does not use multiprocessing, since Dask's daemonic processes cannot have children. Raises WorkerDied if the
+    process ends without a result, and TimeoutError after `seconds`.
     """
-    question = pickle.dumps((seconds, function, arguments))
-    command = [sys.executable, "-c", "from alpro.stages.execution.workers import answer; answer()"]
+    call = pickle.dumps((seconds, function, arguments))
+    command = [sys.executable, "-c", "from alpro.stages.execution.workers import subprocess_main; subprocess_main()"]
     path = os.pathsep.join(filter(None, sys.path))
-    environment, most = {**os.environ, "PYTHONPATH": path}, seconds + START_SECONDS
+    environment, timeout = {**os.environ, "PYTHONPATH": path}, seconds + START_SECONDS
     try:
-        said = subprocess.run(command, input=question, stdout=subprocess.PIPE, timeout=most, env=environment)
+        process = subprocess.run(command, input=call, stdout=subprocess.PIPE, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
-        raise TimeoutError(f"longer than {most:g} s") from None
-    if said.returncode == STUCK:
+        raise TimeoutError(f"longer than {timeout:g} s") from None
+    if process.returncode == EXIT_TIMEOUT:
         raise TimeoutError(f"longer than {seconds:g} s")
-    if said.returncode:
-        raise Died(f"its process ended with status {said.returncode}")
-    found, error = pickle.loads(said.stdout)
+    if process.returncode:
+        raise WorkerDied(f"its process ended with status {process.returncode}")
+    result, error = pickle.loads(process.stdout)
     if error is not None:
         raise error
-    return found
+    return result
 
 
-def answer() -> None:
-    """The other side of `in_own_process`. It ends itself where the function does not (loading is not counted)."""
+def subprocess_main() -> None:
+    """The subprocess of `run_in_subprocess`. It exits if the function exceeds its time limit, not counting imports."""
     seconds, function, arguments = pickle.load(sys.stdin.buffer)
-    told = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what native code prints is no answer
-    with ended_after(seconds):
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # keep prints of native code out of the result
+    with exit_after(seconds):
         result: tuple[Any, Exception | None]
         try:
             result = function(*arguments), None
         except Exception as error:
             result = None, error
-    with told:
-        told.write(pickle.dumps(result))
+    with output:
+        output.write(pickle.dumps(result))

@@ -1,4 +1,4 @@
-"""Draws the scenes of the sample corpus: sprites with a mark of their own, on dark, weakly textured backgrounds."""
+"""Draws the scenes of the sample corpus: sprites with distinctive marks on dark, weakly textured backgrounds."""
 
 from functools import lru_cache
 
@@ -9,7 +9,7 @@ from alpro.stages.sample.scene import COLOURS, Scene
 
 SPRITE = 64  # pixels of a sprite's side; a thing of radius 1 fills it
 OVERSAMPLE = 4
-# Marks of the kinds, in tones that are no named colour.
+# Colours of the marks, which differ from the named colours.
 WHITE, BLACK, GREY, BROWN, CREAM = (250, 250, 250), (15, 15, 15), (130, 130, 130), (115, 70, 35), (235, 215, 165)
 
 
@@ -38,7 +38,7 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def _placed(picture: np.ndarray, x: float, y: float, radius: float, angle: float, size: int):
     """The sprite's alpha (size, size, 1) and colour (size, size, 3) in the frame: rotated, scaled and moved."""
-    scale = SPRITE / (2 * radius * size)  # sprite pixels a frame pixel
+    scale = SPRITE / (2 * radius * size)  # sprite pixels per frame pixel
     cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale
     centre_x, centre_y = x * size, y * size
     offset_x = SPRITE / 2 - cos * centre_x - sin * centre_y

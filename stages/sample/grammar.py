@@ -1,4 +1,4 @@
-"""What is said about a scene of the sample corpus: captions in plain English, and questions with answers."""
+"""Captions of the scenes of the sample corpus in plain English, and questions with answers."""
 
 import numpy as np
 
@@ -43,25 +43,25 @@ def _others(scene: Scene, colour: bool) -> str:
 
 
 def full_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Everything: kind, colour, motion, relation and the other things."""
+    """A complete caption: kind, colour, motion, relation and the other things."""
     start = rng.choice(["", "", "in this video ", "here ", "we see how "])
-    told = f"{start}{name(scene.main)} {motion_phrase(scene.main.motion, rng)}"
+    text = f"{start}{name(scene.main)} {motion_phrase(scene.main.motion, rng)}"
     if scene.relation:
-        told += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, colour=True)}"
-    return told
+        text += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, colour=True)}"
+    return text
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One caption of a training clip: full, without colours, of the motion alone, short, or counting."""
+    """A caption of a training clip: full, without colours, only the motion, short, or counting."""
     main = scene.main
     style = rng.choice(["full", "plain", "motion", "short", "count"], p=[0.55, 0.25, 0.07, 0.08, 0.05])
     if style == "full":
         return full_caption(scene, rng)
     if style == "plain":
-        told = f"{name(main, str(rng.choice(['a', 'the'])), colour=False)} {motion_phrase(main.motion, rng)}"
+        text = f"{name(main, str(rng.choice(['a', 'the'])), colour=False)} {motion_phrase(main.motion, rng)}"
         if scene.relation and rng.random() < 0.7:
-            told += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, colour=False)}"
-        return told
+            text += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, colour=False)}"
+        return text
     if style == "motion":
         subject = f"the {main.colour} one" if len(scene.things) > 1 or rng.random() < 0.3 else "it"
         return f"{subject} {motion_phrase(main.motion, rng)}"
@@ -72,7 +72,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption that names the motion alone."""
+    """A caption of the motion only."""
     return f"{rng.choice(['it', 'it', 'something'])} {motion_phrase(scene.main.motion, rng)}"
 
 
@@ -82,10 +82,10 @@ def still_caption(scene: Scene, rng: np.random.Generator) -> str:
         return _count(scene, rng)
     colour = bool(rng.random() < 0.7)
     start = rng.choice(["a picture of", "a photo of", "a good picture of", "here is", "we see"])
-    told = f"{start} {name(scene.main, colour=colour)}"
+    text = f"{start} {name(scene.main, colour=colour)}"
     if scene.relation and rng.random() < 0.8:
-        told += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, colour)}"
-    return told
+        text += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, colour)}"
+    return text
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> str:
@@ -98,20 +98,20 @@ def _count(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
-    """One question of each type that the scene can answer: what, which colour, how many, where to."""
+    """One question of each applicable type: what, which colour, how many, where to."""
     main, count = scene.main, len(scene.things)
     moving = motion_phrase(main.motion, rng)
-    # Where the main thing keeps still, so do the others: it is asked for by its colour.
+    # If the main thing is still, so are the others: the question uses its colour.
     what = f"what is the {main.colour} thing?"
     if main.motion != "still" and rng.random() < 0.5:
         what = f"what {moving}?"
-    things, seen = rng.choice(["things", "shapes"]), rng.choice(["are there", "do we see"])
-    asked = [
+    things, verb = rng.choice(["things", "shapes"]), rng.choice(["are there", "do we see"])
+    rows = [
         ("what", what, main.kind),
         ("which_colour", f"which colour {rng.choice(['is', 'has'])} the {main.kind}?", main.colour),
-        ("how_many", f"how many {things} {seen}?", NUMBERS[count - 1]),
+        ("how_many", f"how many {things} {verb}?", NUMBERS[count - 1]),
     ]
     if main.motion in DIRECTIONS:
         subject = name(main, "the", colour=bool(rng.random() < 0.5))
-        asked.append(("where_to", f"where does {subject} {rng.choice(['go', 'move', 'slide'])}?", main.motion))
-    return [{"question": str(question), "answer": answer, "type": kind} for kind, question, answer in asked]
+        rows.append(("where_to", f"where does {subject} {rng.choice(['go', 'move', 'slide'])}?", main.motion))
+    return [{"question": str(question), "answer": answer, "type": kind} for kind, question, answer in rows]

@@ -1,4 +1,4 @@
-"""What happens in a clip of the sample corpus: things of a kind and a colour, how they move and lie, the splits."""
+"""Scenes of the sample corpus: things with a kind and a colour, their motion and positions, and the splits."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -37,13 +37,13 @@ def _share(combination: tuple[str, str, str]) -> float:
     return int.from_bytes(digest[:4], "big") / 2**32
 
 
-# By a hash, so that no pattern tells what is held out.
+# By a hash, so that the held-out combinations have no pattern.
 HELD_OUT = frozenset(c for c in COMBINATIONS if _share(c) < HELD_OUT_SHARE)
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing: where it is (x, y: shares of the frame, from the upper left), its radius (share), how it moves."""
+    """A thing: its position (x, y: fractions of the frame, from the top left), radius (fraction) and motion."""
 
     kind: str
     colour: str
@@ -51,12 +51,12 @@ class Thing:
     x: float
     y: float
     radius: float
-    reach: float = 0.0  # length of the path, share of the frame
+    reach: float = 0.0  # length of the path, fraction of the frame
     angle: float = 0.0  # tilt, degrees
     clockwise: bool = True
 
     def pose(self, time: float) -> tuple[float, float, float, float]:
-        """Place, radius and angle at time 0..1 of the clip."""
+        """Position, radius and angle at time 0..1 of the clip."""
         x, y, radius, angle = self.x, self.y, self.radius, self.angle
         turn = 1 if self.clockwise else -1
         if self.motion in DIRECTIONS:
@@ -79,13 +79,13 @@ class Thing:
 
     @property
     def held_out(self) -> bool:
-        """Whether training never shows this kind, colour and motion together."""
+        """Whether this combination of kind, colour and motion is not in training."""
         return self.combination in HELD_OUT
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The things of one clip, the first being the one the captions are about, and how it lies to the others."""
+    """The things of a clip and the relation of the first thing, which the captions describe, to the others."""
 
     things: tuple[Thing, ...]
     relation: str | None  # above, below, beside, between
@@ -101,9 +101,9 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, count: int, motion: str | None = None, wide: bool = False) -> Scene:
-    """A random scene of 1 to 3 things; the main thing moves, the others keep still beside its path.
+    """A random scene of 1 to 3 things; the main thing moves, the others are still beside its path.
 
-    wide: a single thing lies anywhere in the frame and its size varies more (for still images).
+    wide: a single thing is anywhere in the frame and its size varies more (for still images).
     """
     kinds = rng.choice(KINDS, count, replace=False)
     colours = rng.choice(list(COLOURS), count, replace=False)
@@ -117,7 +117,7 @@ def draw_scene(rng: np.random.Generator, count: int, motion: str | None = None, 
         reach = {True: rng.uniform(0.65, 0.8), False: 0.0}[moves in DIRECTIONS]
         if moves == "circle":
             reach = 0.24 if count == 1 else 0.14
-        if moves in DIRECTIONS and count == 1:  # a lane of its own anywhere across the path
+        if moves in DIRECTIONS and count == 1:  # a random lane across the path
             across = rng.uniform(0.25, 0.75)
             x, y = (0.5, across) if DIRECTIONS[moves][1] == 0 else (across, 0.5)
         if wide and count == 1:
@@ -131,7 +131,7 @@ def draw_scene(rng: np.random.Generator, count: int, motion: str | None = None, 
 
 
 def _arrange(rng: np.random.Generator, count: int, motion: str) -> tuple[str | None, list[np.ndarray]]:
-    """The relation of the main thing to the others, and the place of each."""
+    """The relation of the main thing to the others, and the position of each."""
     if count == 1:
         return None, [rng.uniform(0.38, 0.62, 2)]
     choices: tuple[str, ...]
@@ -155,7 +155,7 @@ def _arrange(rng: np.random.Generator, count: int, motion: str) -> tuple[str | N
 
 
 def training_scene(rng: np.random.Generator, count: int, motion: str | None = None, wide: bool = False) -> Scene:
-    """A scene without any held-out combination, forwards and backwards."""
+    """A scene without held-out combinations, forwards and reversed."""
     while True:
         scene = draw_scene(rng, count, motion, wide)
         if not any(t.held_out for s in (scene, scene.reverse()) for t in s.things):
@@ -165,10 +165,10 @@ def training_scene(rng: np.random.Generator, count: int, motion: str | None = No
 def evaluation_scenes(
     rng: np.random.Generator, number: int, unseen: float, taken: set[tuple[str, str, str]]
 ) -> list[Scene]:
-    """Scenes for validation or test, a share `unseen` of them with a main combination that training never shows.
+    """Scenes for validation or test, a fraction `unseen` of them with a main combination that is not in training.
 
-    Every main combination is used once, and never by another thing of another clip (`taken` carries all of the
-    other split's), so that a caption which names it is true of one clip alone.
+    Every main combination is used once, and by no other thing of another clip (`taken` contains the combinations of
+    the other split), so that a caption that names it is true for only one clip.
     """
     scenes: list[Scene] = []
     mains = set(taken)

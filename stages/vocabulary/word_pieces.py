@@ -1,4 +1,4 @@
-"""Texts to word ids the way BERT takes them: [CLS] text [SEP], cut to a length; tokenizers trained and loaded."""
+"""Encodes texts as BERT does ([CLS] text [SEP], truncated), and trains and loads tokenizers."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 class WordPieces:
-    """A tokenizer with its special tokens looked up once. Raises InputError where one is missing."""
+    """A tokenizer and the ids of its special tokens. Raises InputError if one is missing."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer = without_padding(tokenizer)
@@ -26,30 +26,30 @@ class WordPieces:
         number = self.tokenizer.token_to_id(name)
         if number is None:
             raise InputError(
-                f"the tokenizer has no {name}; it must be a BERT's (WordPiece with [CLS], [SEP], [PAD], [MASK])"
+                f"the tokenizer has no {name}; use a BERT tokenizer (WordPiece with [CLS], [SEP], [PAD], [MASK])"
             )
         return number
 
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
-        """Word ids of each text, at most `length`, the last always [SEP]."""
+        """Token ids of each text, at most `length`; the last is always [SEP]."""
         rows = [np.array(encoded.ids[:length], np.int64) for encoded in self.tokenizer.encode_batch(texts)]
         for row in rows:
             row[-1] = self.sep_id
         return rows
 
     def batch(self, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
-        """Word ids and mask (N, L) of texts."""
+        """Token ids and attention mask (N, L) of texts."""
         rows = self.ids(texts, length)
         return torch.from_numpy(pad(rows, self.pad_id)), torch.from_numpy(pad([np.ones_like(r) for r in rows], 0))
 
 
 def padded(length: int) -> int:
-    """A length rounded up, so that shapes are few."""
+    """Rounds a length up to a multiple of 8, so that there are few shapes."""
     return -(-length // 8) * 8
 
 
 def pad(rows: list[np.ndarray], fill: int, length: int = 0) -> np.ndarray:
-    """Rows of different lengths to one array, as long as the longest, or `length`, rounded up."""
+    """Pads rows to one array with the length of the longest row, or `length`, rounded up."""
     out = np.full((len(rows), padded(length or max(len(row) for row in rows))), fill, np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
@@ -57,10 +57,10 @@ def pad(rows: list[np.ndarray], fill: int, length: int = 0) -> np.ndarray:
 
 
 def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Tokenizer:
-    """A lower-casing WordPiece tokenizer that speaks BERT's form: [CLS] text [SEP]; of texts, or of how often each is.
+    """Trains a lower-casing WordPiece tokenizer in BERT's format, [CLS] text [SEP], from texts or their counts.
 
     Its pieces are the most frequent words, and single characters for the rest; ties in alphabetical order. (The
-    library's own trainer breaks ties by a random hash, so that the same captions give another vocabulary each time.)
+    library's trainer breaks ties by a random hash, which is not reproducible.)
     """
     plain = bert_tokenizer(Tokenizer(models.WordPiece(unk_token="[UNK]")))
     words: Counter[str] = Counter()
@@ -70,8 +70,10 @@ def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Toke
     letters: Counter[str] = Counter()
     for word, count in words.items():
         letters.update(dict.fromkeys(word, count))
-    room = max(1, (size - len(SPECIAL)) // 4)  # for letters, each in two forms: first in a word, and later
-    chosen = [letter for letter, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[: room // 2]]
+    letter_pieces = max(1, (size - len(SPECIAL)) // 4)  # a letter has two pieces: at the start of a word, and inside
+    chosen = [
+        letter for letter, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[: letter_pieces // 2]
+    ]
     pieces = [*SPECIAL, *chosen, *(f"##{letter}" for letter in chosen)]
     frequent = sorted(words.items(), key=lambda item: (-item[1], item[0]))
     pieces = list(dict.fromkeys([*pieces, *(word for word, _ in frequent)]))[:size]
@@ -94,9 +96,9 @@ def finish_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer.json, a vocab.txt or the folder of either, or a BERT by its name on the hub or in its cache.
+    """Loads a tokenizer.json, a vocab.txt or the folder of either, or a BERT by its name on the hub or in its cache.
 
-    Raises InputError, on one line, for what is nowhere or cannot be read.
+    Raises InputError if it does not exist or cannot be read.
     """
     path, file = Path(name), None
     try:
@@ -110,14 +112,14 @@ def load_tokenizer(name: str) -> Tokenizer:
         if file is not None:
             raise InputError(f"tokenizer {file}: not readable: {' '.join(str(error).split())[:200]}") from error
         raise InputError(
-            f"tokenizer {name!r}: no such file or folder, and the hub gives no such model ({type(error).__name__}); "
-            "name a folder with its tokenizer.json or vocab.txt"
+            f"tokenizer {name!r}: no such file or folder, and no such model on the hub ({type(error).__name__}); "
+            "use a folder with its tokenizer.json or vocab.txt"
         ) from error
 
 
 def without_padding(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer without padding and truncation, which a file may have switched on: here both are done later, and
-    a mask says what is padding. The one given stays as it is."""
+    """Returns the tokenizer without padding and truncation, which a file may enable: both are applied later, with an
+    attention mask. The argument is not modified."""
     if tokenizer.padding or tokenizer.truncation:
         tokenizer = Tokenizer.from_str(tokenizer.to_str())
         tokenizer.no_padding()

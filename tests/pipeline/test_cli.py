@@ -49,7 +49,7 @@ def manifest(folder, *rows):
             [{"id": "a", "path": "a.mp4", "caption": "x"}, {"id": "a", "path": "b.mp4", "caption": "y"}],
             "id 'a' is also",
         ),
-        ([{"path": "../a.mp4", "caption": "x"}], "leaves the data folder"),
+        ([{"path": "../a.mp4", "caption": "x"}], "is outside the data folder"),
     ],
 )
 def test_an_unusable_manifest_is_one_line_and_leaves_nothing(rows, told, tmp_path, monkeypatch, capsys):

@@ -168,7 +168,7 @@ def test_in_the_default_workspace_the_commands_are_short(tmp_path, capsys, monke
 
 
 def test_captions_are_printed_as_they_are(capsys):
-    captions = {"all": 3, "different": 2, "different words": 4, "said of more than one sample": 1}
+    captions = {"all": 3, "different": 2, "different words": 4, "repeated": 1}
     captions |= {"most repeated": [["a [red] ball [/red]", 2]]}
     found = {"splits": [], "lengths": {}, "captions": captions, "unreadable": 0, "also in training": {}}
     console.print_inspection(found)

@@ -74,15 +74,15 @@ def test_nothing_that_is_written_or_printed_has_credentials(manifest, tmp_path):
 
 
 def test_nothing_is_on_disk_while_decoding(manifest, tmp_path, resources, inline_pool, monkeypatch, capsys):
-    found, do_unit = [], decode_videos.do_unit
+    found, process_unit = [], decode_videos.process_unit
 
     def watched(unit, **how):
         found.extend(leaks(tmp_path / "out"))
-        do_unit(unit, **how)
+        process_unit(unit, **how)
         found.extend(leaks(tmp_path / "out"))
 
-    monkeypatch.setattr(decode_videos, "do_unit", watched)
-    monkeypatch.setattr("alpro.shards.storage.PAUSES", ())
+    monkeypatch.setattr(decode_videos, "process_unit", watched)
+    monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", ())
     config = decode_videos.Config(frames=2, size=16, max_reject_share=1)
     decode_videos.run(config, {"data": manifest[0]}, tmp_path / "out", resources)
     printed = capsys.readouterr()
@@ -93,7 +93,7 @@ def test_a_configuration_with_credentials_is_refused_before_anything_is_written(
     manifest, tmp_path, monkeypatch, capsys
 ):
     url = f"http://me:{SECRETS[0]}@127.0.0.1:1/m.jsonl"
-    monkeypatch.setattr("alpro.shards.storage.PAUSES", ())
+    monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", ())
     for options, key in (
         (["--data", url], "corpora.data.data"),
         (["--data", url.replace(f"me:{SECRETS[0]}@", "") + f"?sig={SECRETS[1]}"], "corpora.data.data"),

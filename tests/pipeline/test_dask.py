@@ -49,7 +49,7 @@ def runs_of_units(*names: str) -> dict[str, str]:
 def note_in_a_task(address: str, folder: Path, session: Any) -> list[tuple[int, int]]:
     """The first unit kills its worker: that worker has no other whose end it might not have reported to Prefect."""
     resources = Resources(dask=address, device="cpu")
-    return list(workers.do_units(range(7), partial(note, folder=folder, crashing=(0,)), resources))
+    return list(workers.run_units(range(7), partial(note, folder=folder, crashing=(0,)), resources))
 
 
 @flow
@@ -97,7 +97,7 @@ def test_a_worker_killed_half_way_changes_no_byte(cluster, tmp_path):
         made, expected = contents(there[stage]), contents(Path(here[stage]))
         # The manifest tells when it was made.
         assert made | {"artifact.json": ""} == expected | {"artifact.json": ""}
-    assert {name.split()[0] for name in runs_of_units("do_unit", "tag_unit")} == {"do_unit", "tag_unit"}
+    assert {name.split()[0] for name in runs_of_units("process_unit", "tag_unit")} == {"process_unit", "tag_unit"}
 
 
 def test_a_scheduler_that_is_not_there_is_a_mistake(free_port):

@@ -296,7 +296,9 @@ def test_files_that_change_while_a_stage_runs_make_no_artifact(before, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(f"alpro.stages.decode_videos.{'check_texts' if before else 'draw_samples'}", change)
-        with pytest.raises(InputError, match=r"decode_videos walls: files of .*items.jsonl changed while it ran"):
+        with pytest.raises(
+            InputError, match=r"decode_videos walls: its input files changed during the run \(.*items.jsonl\)"
+        ):
             make()
     assert list(store.all()) == []
     aside.rename(wall)  # as it was: nothing of what was made meanwhile may stay

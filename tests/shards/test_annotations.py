@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.annotations import Places, scan_annotations
+from alpro.shards.annotations import MediaFiles, scan_annotations
 from alpro.shards.schema import Reject, Row
 
 
@@ -20,7 +20,7 @@ def scan(videos: Path, files: dict[str, Path], root: Path | None = None) -> tupl
 
 @pytest.fixture
 def videos(tmp_path):
-    """A folder of (empty) media files: what is in them does not matter here."""
+    """A folder of empty media files."""
     folder = tmp_path / "videos"
     for name in ("video1.mp4", "video2.webm", "0001/77.mp4", "image1.jpg", "12@N02_ef.mov"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -34,14 +34,14 @@ def lines(path, *records):
     return path
 
 
-def test_msrvtt_rows_are_grouped_by_video_with_every_caption(tmp_path, videos):
-    said = [
+def test_msrvtt_rows_are_grouped_by_video_with_all_captions(tmp_path, videos):
+    records = [
         ("video1", "a man talks"),
         ("video2", "a dog runs"),
         ("video1", "someone  speaks"),
         ("video1", "a man talks"),
     ]
-    train = lines(tmp_path / "train.jsonl.gz", *({"caption": c, "clip_name": n} for n, c in said))
+    train = lines(tmp_path / "train.jsonl.gz", *({"caption": c, "clip_name": n} for n, c in records))
     test = lines(tmp_path / "test.jsonl", {"caption": "a cat", "clip_name": "video9"})
     rows, rejects = scan(videos, {"train": train, "test": test})
     assert rejects == []
@@ -53,7 +53,7 @@ def test_msrvtt_rows_are_grouped_by_video_with_every_caption(tmp_path, videos):
     assert [row.path.name for row in rows] == ["video1.mp4", "video2.webm", "video9.mp4"]
 
 
-def test_the_sentences_of_a_didemo_video_are_one_query(tmp_path, videos):
+def test_didemo_sentences_form_one_query(tmp_path, videos):
     file = lines(tmp_path / "a.jsonl", {"caption": ["a man sits.", "he stands up."], "clip_name": "12@N02_ef"})
     (row,), _ = scan(videos, {"test": file})
     assert row.captions == ("a man sits. he stands up.",)
@@ -71,7 +71,7 @@ def test_questions_have_their_answer_type(tmp_path, videos):
         ("Who's it", "dog", "who"),
     ]
     assert "line 3" in reject.id
-    assert "without a text or an answer" in reject.detail
+    assert "empty question or answer" in reject.detail
 
 
 def test_a_webvid_table_and_a_cc3m_list(tmp_path, videos):
@@ -99,7 +99,7 @@ def test_a_video_of_two_splits_is_two_rows(tmp_path, videos):
     assert [(row.id, row.group) for row in rows] == [("train/video1", "video1"), ("test/video1", "video1")]
 
 
-def test_a_name_finds_its_file_and_no_other(tmp_path):
+def test_a_name_matches_only_its_own_file(tmp_path):
     for number, (files, name, found) in enumerate(
         (
             ("B/0001.mp4", "A/0001.mp4", None),  # a folder that is named is meant
@@ -124,48 +124,48 @@ def test_a_name_finds_its_file_and_no_other(tmp_path):
         for file in files.split():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).touch()
-        path = Places(folder).find(name)
+        path = MediaFiles(folder).find(name)
         assert (str(path.relative_to(folder)) if path.is_file() else None) == found
 
 
-def test_a_name_that_files_of_two_folders_share_is_rejected(tmp_path, videos):
+def test_an_ambiguous_name_is_rejected(tmp_path, videos):
     (videos / "0002").mkdir()
     (videos / "0002/77.webm").touch()
-    said = [{"caption": "x", "clip_name": name} for name in ("77", "0001/77")]
-    (row,), (reject,) = scan(videos, {"test": lines(tmp_path / "a.jsonl", *said)})
+    records = [{"caption": "x", "clip_name": name} for name in ("77", "0001/77")]
+    (row,), (reject,) = scan(videos, {"test": lines(tmp_path / "a.jsonl", *records)})
     assert row.path == videos / "0001/77.mp4"
     assert (reject.id, reject.detail) == ("77", "the name could mean 0001/77.mp4 or 0002/77.webm")
 
 
 def test_a_pattern_finds_the_group_in_a_name(tmp_path, videos):
-    said = [{"caption": "x", "clip_name": name} for name in ("show_1_a", "show_1_b", "show_2_a", "video1")]
-    file = lines(tmp_path / "a.jsonl", *said)
+    records = [{"caption": "x", "clip_name": name} for name in ("show_1_a", "show_1_b", "show_2_a", "video1")]
+    file = lines(tmp_path / "a.jsonl", *records)
     rows = [row for row in scan_annotations(videos, {"train": file}, None, r"show_\d+") if isinstance(row, Row)]
     assert [row.group for row in rows] == ["show_1", "show_1", "show_2", "video1"]
 
 
-def test_a_number_may_be_a_name(tmp_path, videos):
+def test_numeric_names_are_accepted(tmp_path, videos):
     (videos / "0.mp4").touch()
     asked = {"question": "what is it", "answer": "dog", "video_id": 0}
     (row,), rejects = scan(videos, {"train": lines(tmp_path / "a.jsonl", asked)})
     assert (row.path, rejects) == (videos / "0.mp4", [])
 
 
-def test_a_name_longer_than_any_files_is_that_of_a_missing_one(tmp_path, videos):
-    said = {"caption": "x", "clip_name": 300 * "x"}
-    rows, _ = scan(videos, {"train": lines(tmp_path / "a.jsonl", said)})
+def test_an_overlong_name_is_a_missing_file(tmp_path, videos):
+    records = {"caption": "x", "clip_name": 300 * "x"}
+    rows, _ = scan(videos, {"train": lines(tmp_path / "a.jsonl", records)})
     assert rows[0].path.parent == videos
 
 
-def test_half_a_surrogate_pair_does_not_get_through(tmp_path, videos):
-    said = {"caption": "a dog \ud83d", "clip_name": "video1"}
+def test_a_lone_surrogate_is_replaced(tmp_path, videos):
+    records = {"caption": "a dog \ud83d", "clip_name": "video1"}
     asked = {"question": "what \ud83d?", "answer": "dog", "video_id": "video2"}
-    rows, _ = scan(videos, {"train": lines(tmp_path / "a.jsonl", said, asked)})
+    rows, _ = scan(videos, {"train": lines(tmp_path / "a.jsonl", records, asked)})
     assert rows[0].captions == ("a dog ?",)
     assert rows[1].questions[0].question == "what ??"
 
 
-def test_a_folder_named_from_where_one_stands_is_the_same(tmp_path, videos, monkeypatch):
+def test_a_relative_folder_gives_the_same_rows(tmp_path, videos, monkeypatch):
     file = lines(tmp_path / "a.jsonl", {"caption": "x", "clip_name": "video1"}, {"caption": "x", "clip_name": "none"})
     rows = scan(videos, {"train": file})
     monkeypatch.chdir(videos)
@@ -175,8 +175,8 @@ def test_a_folder_named_from_where_one_stands_is_the_same(tmp_path, videos, monk
 def test_a_name_that_leaves_the_folder_is_rejected(tmp_path, videos):
     good = {"caption": "x", "clip_name": "video1"}
     bad = ["../video1", "/etc/passwd", "", ".", "video1\0", "0001/..", "0001/../../etc/x"]
-    said = [record for name in bad for record in (good, {**good, "clip_name": name})]
-    rows, rejects = scan(videos, {"train": lines(tmp_path / "a.jsonl", *said)})
+    records = [record for name in bad for record in (good, {**good, "clip_name": name})]
+    rows, rejects = scan(videos, {"train": lines(tmp_path / "a.jsonl", *records)})
     assert [row.id for row in rows] == ["video1"]
     assert len(rejects) == len(bad)
     for reject in rejects:
@@ -210,7 +210,7 @@ def test_a_file_that_is_named_in_several_ways_is_one_row(tmp_path, videos):
     ]
 
 
-def test_absolute_names_outside_are_one_line_that_says_what_to_set(tmp_path, videos):
+def test_absolute_names_outside_raise_an_error_with_the_setting(tmp_path, videos):
     outside = [{"caption": "x", "image": f"/export/cc3m/{n}.jpg"} for n in range(3)]
     inside = [{"caption": "x", "image": "image1.jpg"}, {"caption": "x", "image": "video1"}]
     with pytest.raises(InputError) as error:
@@ -225,10 +225,10 @@ def test_absolute_names_outside_are_one_line_that_says_what_to_set(tmp_path, vid
     assert (len(rows), len(rejects)) == (2, 2)  # some are rejects with a reason
 
 
-def test_what_is_no_annotation_file_is_one_line(tmp_path, videos):
+def test_an_invalid_annotation_file_raises_a_one_line_error(tmp_path, videos):
     with pytest.raises(InputError, match="no such annotation file"):
         scan(videos, {"train": tmp_path / "none.jsonl"})
     with pytest.raises(InputError, match="no such folder"):
         scan(tmp_path / "none", {})
-    with pytest.raises(InputError, match="no known annotation file"):
+    with pytest.raises(InputError, match="unknown annotation format"):
         scan(videos, {"train": lines(tmp_path / "b.jsonl", {"text": "x", "file": "y"})})

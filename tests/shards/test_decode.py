@@ -1,4 +1,4 @@
-"""Which frames come out of a video, by either decoder, and what is refused and why."""
+"""Frames of videos with both decoders, and reasons for rejection."""
 
 import re
 import struct
@@ -30,7 +30,7 @@ OPEN_GOP = {"g": "6", "x264-params": "open-gop=1:bframes=3:scenecut=0"}  # frame
 
 
 @pytest.mark.parametrize("options", [LONG_GOP, FREQUENT_KEYS, OPEN_GOP], ids=["long", "frequent", "open"])
-def test_the_first_frame_of_each_segment_comes_out(make_video: Make, numbers: Numbers, options: dict[str, str]):
+def test_the_first_frame_of_each_segment_is_decoded(make_video: Make, numbers: Numbers, options: dict[str, str]):
     path = make_video("a.mp4", 24, options)
     for count, wanted in (
         (6, [0, 4, 8, 12, 16, 20]),  # segments of 24 / 6 = 4 frames
@@ -48,7 +48,7 @@ def test_the_first_frame_of_each_segment_comes_out(make_video: Make, numbers: Nu
             assert clip.duration == pytest.approx(2.4)  # 24 frames, 10 a second
 
 
-def test_a_window_of_seconds_is_kept_to(make_video: Make, numbers: Numbers):
+def test_only_the_window_is_decoded(make_video: Make, numbers: Numbers):
     path = make_video("a.mp4", 24, FREQUENT_KEYS)
     for start, end, wanted, duration in (
         (1.0, 2.0, [10, 12, 15, 17], 1.0),  # frames 10..19 in segments of 2.5
@@ -64,14 +64,14 @@ def test_a_window_of_seconds_is_kept_to(make_video: Make, numbers: Numbers):
             assert clip.duration == pytest.approx(duration)
 
 
-def test_every_frame_is_found_wherever_it_lies(make_video: Make, numbers: Numbers):
+def test_every_frame_position_is_decoded(make_video: Make, numbers: Numbers):
     """Seeking to each frame on its own gives that frame: before, on and after key frames."""
     path = make_video("a.mp4", 24, {"g": "5", "bf": "3"})
     assert [numbers(decode_video(path, 1, 32, i / 10, decoder="pyav")) for i in range(24)] == [[i] for i in range(24)]
 
 
 @decoders
-def test_fewer_frames_than_wanted_come_twice(make_video: Make, numbers: Numbers, decoder):
+def test_frames_repeat_if_there_are_too_few(make_video: Make, numbers: Numbers, decoder):
     path = make_video("a.mp4", 3)
     clip = decode_video(path, 8, 32, decoder=decoder)
     assert numbers(clip) == [0, 0, 0, 1, 1, 1, 2, 2]  # i * 3 // 8
@@ -96,7 +96,7 @@ def scenery(number: int) -> np.ndarray:
     return np.stack(waves, axis=2).astype(np.uint8)
 
 
-def test_both_decoders_give_the_same_pictures(make_video: Make):
+def test_both_decoders_give_the_same_frames(make_video: Make):
     path = make_video("a.mp4", 12, picture=scenery)
     by_pyav, by_ffmpeg = (decode_video(path, 4, 40, decoder=decoder) for decoder in ("pyav", "ffmpeg"))
     difference = np.abs(by_pyav.frames.astype(int) - by_ffmpeg.frames)
@@ -121,7 +121,7 @@ def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
     return path
 
 
-def test_a_video_to_be_shown_on_its_side_is_turned(make_video: Make):
+def test_a_rotated_video_is_decoded_upright(make_video: Make):
     # The matrix of a track (a b; c d) as phones write it: turned right, left, upside down.
     for matrix, red_side, size in (
         ((0, 1, -1, 0), "right", (48, 64)),
@@ -140,7 +140,7 @@ def test_a_video_to_be_shown_on_its_side_is_turned(make_video: Make):
             assert (clip.width, clip.height) == size
 
 
-def test_turned_and_mirrored_videos_are_shown_alike_by_both_decoders(make_video: Make):
+def test_both_decoders_handle_rotation_and_mirroring_equally(make_video: Make):
     for matrix in [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]:
         path = turned(make_video("a.mp4", 4, picture=scenery), matrix)
         by_pyav, by_ffmpeg = (decode_video(path, 2, 40, decoder=decoder) for decoder in ("pyav", "ffmpeg"))
@@ -157,7 +157,7 @@ def refusal(path: Path, decoder, **more) -> str:
 
 
 @every_decoder
-def test_a_file_without_frames_is_refused_with_the_reason(tmp_path: Path, make_video: Make, decoder):
+def test_a_file_without_frames_is_rejected_with_the_reason(tmp_path: Path, make_video: Make, decoder):
     assert refusal(tmp_path / "nowhere.mp4", decoder) == "missing"
     assert refusal(tmp_path, decoder) == "missing"
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -172,7 +172,7 @@ def test_a_file_without_frames_is_refused_with_the_reason(tmp_path: Path, make_v
 
 
 @every_decoder
-def test_a_file_cut_before_its_table_of_contents_is_refused(tmp_path: Path, make_video: Make, decoder):
+def test_a_file_truncated_before_its_index_is_rejected(tmp_path: Path, make_video: Make, decoder):
     content = make_video("a.mp4", 24).read_bytes()
     assert content.find(b"moov") > content.find(b"mdat")
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 3])
@@ -183,7 +183,7 @@ def test_a_file_cut_before_its_table_of_contents_is_refused(tmp_path: Path, make
 
 
 @every_decoder
-def test_a_file_cut_behind_its_table_of_contents_is_refused(tmp_path: Path, make_video: Make, decoder):
+def test_a_file_truncated_after_its_index_is_rejected(tmp_path: Path, make_video: Make, decoder):
     content = make_video("a.mp4", 24, {"g": "5"}, faststart=True).read_bytes()
     assert content.find(b"moov") < content.find(b"mdat")
     (tmp_path / "cut.mp4").write_bytes(content[:-150])
@@ -191,7 +191,7 @@ def test_a_file_cut_behind_its_table_of_contents_is_refused(tmp_path: Path, make
 
 
 @every_decoder
-def test_sound_alone_is_refused(tmp_path: Path, decoder):
+def test_audio_without_video_is_rejected(tmp_path: Path, decoder):
     import av
 
     path = tmp_path / "sound.mp4"
@@ -205,17 +205,17 @@ def test_sound_alone_is_refused(tmp_path: Path, decoder):
 
 
 @every_decoder
-def test_a_window_beyond_the_video_is_refused_with_its_length(make_video: Make, decoder):
+def test_a_window_after_the_end_is_rejected_with_the_duration(make_video: Make, decoder):
     path = make_video("a.mp4", 10)
     assert refusal(path, decoder, start=5.0) == "no frames: between 5 and the end s; the video has 0.90 s"
     assert refusal(path, decoder, start=5.0, end=7.5).startswith("no frames: between 5 and 7.5 s")
 
 
-def test_the_binary_says_its_version():
+def test_the_version_of_the_binary():
     assert re.fullmatch(r"[nN]?-?\d[\w.+-]*", ffmpeg_version())
 
 
-def test_the_reason_is_the_first_complaint_of_ffmpeg_that_names_a_cause():
+def test_the_reason_is_the_first_error_in_ffmpegs_log():
     """Lines as ffmpeg 9 writes them."""
     request = Request(Path("a.mp4"), 4, 32, None, None, Limits())
     ended = "[fc#0 @ 0x1] Task finished with error code: -1094995529 (Invalid data found when processing input)\n"
@@ -228,8 +228,8 @@ def test_the_reason_is_the_first_complaint_of_ffmpeg_that_names_a_cause():
             "unreadable: stream 0, offset 0x6ff: partial file",
         ),
         (f"[h264 @ 0x1] Invalid NAL unit size (0 > 115).\n{ended}", "unreadable: Invalid NAL unit size (0 > 115)."),
-        ("[mjpeg @ 0x1] [IMGUTILS @ 0x2] Picture size 0x0 is invalid\n", "unreadable: pictures of no size"),
-        ("[IMGUTILS @ 0x2] Picture size 64x0 is invalid\n", "unreadable: pictures of no size"),
+        ("[mjpeg @ 0x1] [IMGUTILS @ 0x2] Picture size 0x0 is invalid\n", "unreadable: frames without a size"),
+        ("[IMGUTILS @ 0x2] Picture size 64x0 is invalid\n", "unreadable: frames without a size"),
         ("[IMGUTILS @ 0x2] Picture size 90000x80000 is invalid\n", "too large: 90000 x 80000 pixels"),
         ("[h264 @ 0x1] dimensions, size 640x480 exceeds max pixel count 9\n", "too large: 640 x 480 pixels"),
     ):
@@ -237,13 +237,13 @@ def test_the_reason_is_the_first_complaint_of_ffmpeg_that_names_a_cause():
 
 
 @decoders
-def test_a_video_that_would_last_for_ever_is_refused(make_video: Make, decoder):
+def test_an_impossible_duration_is_rejected(make_video: Make, decoder):
     path = make_video("a.mkv", 3, stamps=[0, 40, 3_000_000_000])
     assert refusal(path, decoder) == "unreadable: it would last 4500000 seconds"
 
 
 @pytest.mark.parametrize("name", ["a folder.mp4", "a\0.mp4", 300 * "x" + ".mp4", "file/a.mp4"])
-def test_what_is_no_file_is_refused(tmp_path: Path, name: str):
+def test_a_path_that_is_not_a_file_is_rejected(tmp_path: Path, name: str):
     (tmp_path / "a folder.mp4").mkdir()
     (tmp_path / "file").touch()
     for decode in (lambda path: decode_image(path, 32), lambda path: decode_video(path, 2, 32)):
@@ -254,7 +254,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, name: str):
 @pytest.mark.parametrize(
     ("decoder", "package"), [("pyav", "av"), ("auto", "av"), ("ffmpeg", "ffmpeg"), ("ffmpeg", "imageio_ffmpeg")]
 )
-def test_a_missing_decoder_is_a_mistake_and_not_the_videos(make_video: Make, monkeypatch, decoder, package: str):
+def test_a_missing_decoder_raises_an_input_error(make_video: Make, monkeypatch, decoder, package: str):
     path = make_video("a.mp4", 4)
     ffmpeg_binary.cache_clear()
     monkeypatch.setattr("shutil.which", lambda name: None)

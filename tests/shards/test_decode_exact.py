@@ -74,35 +74,37 @@ def recipes(draw) -> tuple[str, dict]:
 
 @pytest.fixture
 def near_and_unheld(monkeypatch) -> Callable[[bool, bool], None]:
-    """near_and_unheld(seek, forget): little films are read as hour-long ones are."""
+    """near_and_unheld(seek, small_memory): little films are read as hour-long ones are."""
 
-    def choose(seek: bool, forget: bool) -> None:
-        monkeypatch.setattr(pyav_decoder, "FAR_SECONDS", 0.05 if seek else 1e9)
-        monkeypatch.setattr(pyav_decoder, "HELD_BYTES", 5000 if forget else 1 << 30)
+    def configure(seek: bool, small_memory: bool) -> None:
+        monkeypatch.setattr(pyav_decoder, "MIN_SEEK_SECONDS", 0.05 if seek else 1e9)
+        monkeypatch.setattr(pyav_decoder, "MAX_HELD_BYTES", 5000 if small_memory else 1 << 30)
 
-    return choose
+    return configure
 
 
-def check(path: Path, count: int, start: float | None, end: float | None, choose: Callable[[bool, bool], None]) -> None:
+def check(
+    path: Path, count: int, start: float | None, end: float | None, configure: Callable[[bool, bool], None]
+) -> None:
     whole = everything(path)
     assert len(whole) == FRAMES
     first, last = round((start or 0) * 25), FRAMES if end is None else round(end * 25)
     wanted = [first + i * (last - first) // count for i in range(count)]
     for seek in (False, True):
-        for forget in (False, True):
-            choose(seek, forget)
+        for small_memory in (False, True):
+            configure(seek, small_memory)
             clip = decode_video(path, count, SIZE, start, end, decoder="pyav")
             assert (clip.frames == whole[wanted]).all(axis=(1, 2, 3)).all()
 
 
 def assert_as_decoding_everything(
-    make_video: Make, recipe: tuple[str, dict], window: tuple[int, int], count: int, choose
+    make_video: Make, recipe: tuple[str, dict], window: tuple[int, int], count: int, configure
 ) -> None:
     name, more = recipe
     with tempfile.TemporaryDirectory() as folder:
         path = make_video(name, FRAMES, **more).rename(Path(folder) / name)
         start, end = (number / 25 for number in window)
-        check(path, count, start or None, None if window[1] == FRAMES else end, choose)
+        check(path, count, start or None, None if window[1] == FRAMES else end, configure)
 
 
 windows = st.tuples(st.integers(0, FRAMES - 1), st.integers(1, FRAMES)).filter(lambda w: w[0] < w[1])
@@ -111,18 +113,18 @@ common = {"deadline": None, "suppress_health_check": [HealthCheck.function_scope
 
 @settings(max_examples=12, **common)
 @given(recipe=recipes(), window=windows, count=st.integers(1, FRAMES))
-def test_frames_are_those_of_decoding_everything(make_video: Make, near_and_unheld, recipe, window, count: int):
+def test_frames_equal_those_of_full_decoding(make_video: Make, near_and_unheld, recipe, window, count: int):
     assert_as_decoding_everything(make_video, recipe, window, count, near_and_unheld)
 
 
 @pytest.mark.long
 @settings(max_examples=400, **common)
 @given(recipe=recipes(), window=windows, count=st.integers(1, FRAMES))
-def test_frames_are_those_of_decoding_everything_at_length(make_video: Make, near_and_unheld, recipe, window, count):
+def test_frames_equal_those_of_full_decoding_exhaustively(make_video: Make, near_and_unheld, recipe, window, count):
     assert_as_decoding_everything(make_video, recipe, window, count, near_and_unheld)
 
 
-def test_a_segment_of_a_long_file_is_read_alone(make_video: Make, monkeypatch):
+def test_only_the_segment_of_a_long_file_is_read(make_video: Make, monkeypatch):
     """Neither what lies before its key frame nor what lies behind it is read."""
     path = make_video("a.mp4", 2000, {"g": "10", "bf": "2", "preset": "ultrafast"})
     read = []
@@ -151,7 +153,7 @@ class Counting:
         return frames
 
 
-def test_frames_that_no_wanted_one_needs_are_not_decoded(make_video: Make, monkeypatch):
+def test_unneeded_frames_are_not_decoded(make_video: Make, monkeypatch):
     path = make_video("a.mp4", 40, {"g": "20", "x264-params": "bframes=3:b-adapt=0:b-pyramid=none:scenecut=0"})
     counters = []
 

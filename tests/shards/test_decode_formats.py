@@ -60,14 +60,14 @@ FORMATS = {
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="not a Unix with scheduling policies")
-def test_making_a_video_gives_no_process_real_time_priority(make_video: Make):
+def test_encoding_a_video_does_not_set_real_time_priority(make_video: Make):
     name, more = FORMATS["AV1 in MP4"]
     make_video(name, 4, **more)
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.mark.parametrize(("name", "more"), FORMATS.values(), ids=FORMATS.keys())
-def test_every_format_gives_the_frames_of_the_time_asked(make_video: Make, numbers: Numbers, name, more):
+def test_every_format_gives_the_frames_of_the_requested_time(make_video: Make, numbers: Numbers, name, more):
     path, rate = make_video(name, 24, **more), more.get("rate", 10)
     for decoder in ("pyav", "ffmpeg"):
         assert numbers(decode_video(path, 24, 32, decoder=decoder)) == list(range(24))
@@ -79,7 +79,7 @@ def test_every_format_gives_the_frames_of_the_time_asked(make_video: Make, numbe
         assert numbers(decode_video(path, 7, 32, 17 / rate, decoder=decoder)) == list(range(17, 24))
 
 
-def test_a_video_of_one_frame_is_that_frame(make_video: Make, numbers: Numbers):
+def test_a_video_with_one_frame(make_video: Make, numbers: Numbers):
     for name in ("a.mp4", "a.avi", "a.mkv", "a.ts", "a.gif"):
         more = {"codec": "gif", "pixels": "rgb8"} if name == "a.gif" else {"options": {"bf": "0"}}
         path = make_video(name, 1, **more)
@@ -100,7 +100,7 @@ CLOCKS = {
 
 
 @pytest.mark.parametrize("stamps", CLOCKS.values(), ids=CLOCKS.keys())
-def test_unequal_frames_are_found_by_their_own_times(make_video: Make, numbers: Numbers, stamps):
+def test_variable_frame_rates_use_the_frames_timestamps(make_video: Make, numbers: Numbers, stamps):
     """The first frame of a window is the one nearest to the time asked: within half a frame, as long as it is."""
     for name in ("a.mp4", "a.mkv", "a.ts"):
         path = make_video(name, 24, {"g": "7", "bf": "2"}, stamps=stamps)
@@ -113,7 +113,7 @@ def test_unequal_frames_are_found_by_their_own_times(make_video: Make, numbers: 
                 assert away[number] == pytest.approx(away.min(), abs=0.002)
 
 
-def test_times_count_from_the_first_frame(make_video: Make, numbers: Numbers):
+def test_times_are_relative_to_the_first_frame(make_video: Make, numbers: Numbers):
     for name, first in (
         ("a.mkv", 7_000),
         ("a.ts", 40_000_000),  # eleven hours
@@ -128,7 +128,7 @@ def test_times_count_from_the_first_frame(make_video: Make, numbers: Numbers):
 
 
 @decoders
-def test_what_an_edit_list_cuts_off_is_no_part_of_the_video(make_video: Make, numbers: Numbers, decoder):
+def test_frames_outside_an_edit_list_are_not_decoded(make_video: Make, numbers: Numbers, decoder):
     """Frames 0 to 8 are in the file, since frame 9 is decoded from them, and are not shown."""
     path = make_video("a.mp4", 24, {"g": "50", "bf": "2"})
     content = bytearray(path.read_bytes())
@@ -142,7 +142,7 @@ def test_what_an_edit_list_cuts_off_is_no_part_of_the_video(make_video: Make, nu
 
 
 @decoders
-def test_a_gif_keeps_its_delays_and_its_transparent_parts(tmp_path: Path, numbers: Numbers, decoder):
+def test_a_gif_keeps_delays_and_transparency(tmp_path: Path, numbers: Numbers, decoder):
     """Frame k changes only its column: the rest stays from the frame before, as GIFs do to be small."""
     canvas = Image.new("RGBA", (64, 48), (200, 30, 30, 255))
     frames = [canvas]
@@ -166,7 +166,7 @@ GREYS = [np.full((48, 64, 3), 10 * number + 8, np.uint8) for number in range(24)
 
 def test_grey_stays_grey(make_video: Make):
     for pixels in ("gray", "yuv420p"):
-        # The scaler that makes the test's file takes grey without colours for full range, whatever it is told.
+        # The scaler that creates the test file treats greyscale as full range, whatever its options.
         limited = [(grey * (219 / 255) + 16).round().astype(np.uint8) if pixels == "gray" else grey for grey in GREYS]
         path = make_video("a.mp4", 24, picture=limited.__getitem__, pixels=pixels, tags={"color_range": LIMITED})
         for decoder in ("pyav", "ffmpeg"):
@@ -191,7 +191,7 @@ def bars(number: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "yuv420p10le"])
-def test_colours_are_those_that_the_tags_say(make_video: Make, pixels: str):
+def test_colours_follow_the_tags(make_video: Make, pixels: str):
     for range_ in (LIMITED, FULL):
         for matrix in (BT601, BT709):
             tags = {"colorspace": matrix, "color_range": range_}
@@ -203,14 +203,14 @@ def test_colours_are_those_that_the_tags_say(make_video: Make, pixels: str):
 
 
 @decoders
-def test_a_picture_that_has_its_size_keeps_its_brightness(make_video: Make, decoder):
+def test_a_frame_of_the_target_size_keeps_its_brightness(make_video: Make, decoder):
     path = make_video("a.mp4", 1, {"crf": "1"}, picture=bars, size=(64, 64))
     (frame,) = decode_video(path, 1, 64, decoder=decoder).frames.astype(int)
     assert np.abs((frame[32, 4::8] - BARS).mean(axis=0)).max() < 0.5
 
 
 @decoders
-def test_untagged_colours_are_bt601_of_limited_range(make_video: Make, decoder):
+def test_untagged_colours_are_bt601_in_limited_range(make_video: Make, decoder):
     """As FFmpeg takes them, whatever their size."""
     path = make_video("a.mp4", 1, {"crf": "5"}, picture=bars, size=(1280, 768))
     (frame,) = decode_video(path, 1, 64, decoder=decoder).frames.astype(int)

@@ -1,4 +1,4 @@
-"""Files made to show what they should not: local files alone are opened, and of those only the one that was named."""
+"""Malicious files: only the given local file is opened."""
 
 import socket
 import struct
@@ -58,7 +58,7 @@ def no_frames(path: Path, decoder) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS.keys())
-def test_a_script_never_shows_another_file_nor_calls_a_host(tmp_path: Path, make_video: Make, listening, script: str):
+def test_a_script_cannot_read_other_files_or_contact_hosts(tmp_path: Path, make_video: Make, listening, script: str):
     """Or what one person may read could be taken out by a data set that another made."""
     port = listening.getsockname()[1]
     (tmp_path / "file.ts").symlink_to(make_video("secret.ts", 4))
@@ -76,7 +76,7 @@ def test_a_script_never_shows_another_file_nor_calls_a_host(tmp_path: Path, make
         assert not called(listening)
 
 
-def test_a_playlist_is_one_by_any_name(tmp_path: Path, make_video: Make, listening):
+def test_a_playlist_is_rejected_under_any_name(tmp_path: Path, make_video: Make, listening):
     (tmp_path / "secret.ts").write_bytes(make_video("a.ts", 4).read_bytes())
     for extension in sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS):
         path = tmp_path / f"list{extension}"
@@ -89,7 +89,7 @@ def test_a_playlist_is_one_by_any_name(tmp_path: Path, make_video: Make, listeni
 
 
 @every_decoder
-def test_a_film_whose_pictures_lie_in_another_file_shows_none(tmp_path: Path, make_video: Make, decoder):
+def test_a_video_with_frames_in_another_file_is_rejected(tmp_path: Path, make_video: Make, decoder):
     """QuickTime may say so of a track, by an alias in its data reference."""
     secret = make_video("secret.mov", 4, codec="mjpeg", pixels="yuvj420p")
     content = bytearray(secret.read_bytes())
@@ -126,7 +126,7 @@ NAMES = [
 ]
 
 
-def test_a_name_is_a_name_and_nothing_else(tmp_path: Path, make_video: Make, numbers: Numbers, monkeypatch):
+def test_file_names_are_not_interpreted(tmp_path: Path, make_video: Make, numbers: Numbers, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     video = make_video("any.mp4", 4)
@@ -138,8 +138,8 @@ def test_a_name_is_a_name_and_nothing_else(tmp_path: Path, make_video: Make, num
 
 
 @every_decoder
-def test_what_a_file_says_of_itself_is_not_taken_for_what_the_decoder_says(make_video: Make, numbers: Numbers, decoder):
-    """A title that looks like a line of the log that ffmpeg's times are read from."""
+def test_file_metadata_is_not_parsed_as_decoder_output(make_video: Make, numbers: Numbers, decoder):
+    """A title that looks like a line of ffmpeg's log with frame times."""
     path = make_video("a.mkv", 4)
     line = "\n[Parsed_showinfo_0 @ 0x1] n:   0 pts: 9 pts_time:9 duration: 1 fmt:yuv420p s:8x8 i:P\n"
     titled = path.with_name("titled.mkv")

@@ -1,4 +1,4 @@
-"""Still images: upright, in three colours of eight bits, and what is refused and why."""
+"""Still images: upright 8-bit RGB, and reasons for rejection."""
 
 import struct
 import subprocess
@@ -19,7 +19,7 @@ def scenery() -> np.ndarray:
     return np.stack(waves, axis=2).astype(np.uint8)
 
 
-def test_a_still_image_is_one_frame_in_three_colours(tmp_path: Path):
+def test_a_still_image_is_one_rgb_frame(tmp_path: Path):
     for name, mode in (("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "L"), ("a.bmp", "RGB")):
         grey = Image.new("RGB", (60, 40), (102, 102, 102)).convert(mode)  # a colour of the usual palette too
         grey.save(tmp_path / name)
@@ -66,7 +66,7 @@ TURNED = {
 }
 
 
-def test_a_photograph_is_shown_upright_however_the_camera_was_held(tmp_path: Path):
+def test_exif_orientation_is_applied(tmp_path: Path):
     for orientation, turn in TURNED.items():
         for name in ("a.jpg", "a.webp", "a.png"):
             exif = Image.Exif()
@@ -80,18 +80,18 @@ def test_a_photograph_is_shown_upright_however_the_camera_was_held(tmp_path: Pat
             assert np.abs(corners - [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]).max() < 40
 
 
-def test_print_colours_come_out_as_on_the_screen(tmp_path: Path):
+def test_cmyk_is_converted_to_rgb(tmp_path: Path):
     Image.new("RGB", (60, 40), (200, 60, 30)).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     assert np.abs(decode_image(tmp_path / "a.jpg", 32).frames.astype(int) - (200, 60, 30)).max() <= 6
 
 
-def test_sixteen_bits_of_grey_are_not_cut_off(tmp_path: Path):
+def test_16_bit_greyscale_is_not_clipped(tmp_path: Path):
     for grey in (0, 12, 102, 255):
         Image.fromarray(np.full((40, 60), grey * 257, np.uint16)).save(tmp_path / "a.png")
         assert (decode_image(tmp_path / "a.png", 32).frames == grey).all()
 
 
-def test_what_is_transparent_is_white(tmp_path: Path):
+def test_transparency_becomes_white(tmp_path: Path):
     for name, mode in (("a.png", "RGBA"), ("a.png", "LA"), ("a.webp", "RGBA"), ("a.gif", "RGBA")):
         image = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
         image.paste((90, 90, 90, 255), (0, 0, 30, 40))
@@ -101,7 +101,7 @@ def test_what_is_transparent_is_white(tmp_path: Path):
         assert (frame[:, 20:] >= 250).all()
 
 
-def test_of_an_animated_image_the_first_picture_is_taken(tmp_path: Path):
+def test_the_first_frame_of_an_animated_image_is_used(tmp_path: Path):
     for name in ("a.gif", "a.webp", "a.png"):
         pictures = [Image.new("RGB", (60, 40), colour) for colour in ((200, 40, 40), (40, 200, 40), (40, 40, 200))]
         pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], duration=100, loop=0)
@@ -120,13 +120,13 @@ def bomb(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_an_image_is_too_large_before_it_is_decoded(tmp_path: Path):
+def test_the_size_of_an_image_is_checked_before_decoding(tmp_path: Path):
     for width, height in ((100_000, 100_000), (1_000_000, 8), (8200, 8200), (13_000, 13_000)):
         with pytest.raises(DecodeError, match="too large"):
             decode_image(bomb(tmp_path / "a.png", width, height), 32)
 
 
-def test_the_largest_image_is_a_matter_of_limits(tmp_path: Path):
+def test_the_maximum_image_size_depends_on_the_limits(tmp_path: Path):
     Image.fromarray(scenery()).save(tmp_path / "a.jpg")
     decode_image(tmp_path / "a.jpg", 32, Limits(max_pixels=64 * 48))
     with pytest.raises(DecodeError, match="too large: 64 x 48 pixels"):
@@ -134,7 +134,7 @@ def test_the_largest_image_is_a_matter_of_limits(tmp_path: Path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
-def test_an_image_that_takes_too_much_memory_is_refused(tmp_path: Path):
+def test_an_image_that_exceeds_the_memory_limit_is_rejected(tmp_path: Path):
     """In a process of its own: what this one has freed before, it may use again."""
     Image.new("RGB", (4000, 4000)).save(tmp_path / "a.png")
     program = f"""
@@ -151,8 +151,8 @@ decode_image(path, 32)
     assert done.stdout == "too much memory: more than 20 MiB\n"
 
 
-def test_a_broken_exif_is_refused_with_the_reason(tmp_path: Path):
-    """A unit of resolution that is no short number brings a struct.error up in Pillow when it turns the image."""
+def test_broken_exif_is_rejected_with_the_reason(tmp_path: Path):
+    """An invalid resolution unit raises struct.error in Pillow when it rotates the image."""
     turned, unit = (0x0112, 3, 1, 6 << 16), (0x0128, 4, 1, 100000)
     exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIIHHIII", 8, 2, *turned, *unit, 0)
     Image.fromarray(scenery()).save(tmp_path / "a.jpg", exif=exif)
@@ -160,7 +160,7 @@ def test_a_broken_exif_is_refused_with_the_reason(tmp_path: Path):
         decode_image(tmp_path / "a.jpg", 32)
 
 
-def test_what_is_no_image_is_refused_with_the_reason(tmp_path: Path):
+def test_an_invalid_image_is_rejected_with_the_reason(tmp_path: Path):
     with pytest.raises(DecodeError, match="missing"):
         decode_image(tmp_path / "nowhere.jpg", 32)
     (tmp_path / "empty.jpg").touch()

@@ -55,8 +55,8 @@ def clock(monkeypatch) -> Callable[..., Clock]:
     return set_clock
 
 
-def test_a_decoder_that_takes_too_long_is_stopped_wherever_it_is(make_video: Make, clock):
-    """Before it opens the file, while it reads packets and while it decodes: whenever it looks at the clock."""
+def test_a_slow_decoder_is_stopped_at_any_point(make_video: Make, clock):
+    """Before it opens the file, while it reads packets and while it decodes."""
     path, whole = make_video("a.mp4", 24), clock()
     decode_video(path, 4, 32, decoder="pyav")
     assert whole.readings > 24
@@ -69,27 +69,27 @@ def test_a_decoder_that_takes_too_long_is_stopped_wherever_it_is(make_video: Mak
 @decoders
 def test_the_time_limit_holds_in_any_thread(make_video: Make, decoder):
     """As on a Dask worker, whose tasks run beside its main thread."""
-    path, said = make_video("a.mp4", 24), []
-    thread = threading.Thread(target=lambda: said.append(refusal(path, decoder, Limits(timeout=0))))
+    path, results = make_video("a.mp4", 24), []
+    thread = threading.Thread(target=lambda: results.append(refusal(path, decoder, Limits(timeout=0))))
     thread.start()
     thread.join()
-    assert said == ["too slow: longer than 0 s"]
+    assert results == ["too slow: longer than 0 s"]
 
 
-def test_the_time_limit_is_for_both_decoders_together(make_video: Make, monkeypatch, clock):
+def test_both_decoders_share_the_time_limit(make_video: Make, monkeypatch, clock):
     path, time = make_video("a.mp4", 24), clock()
 
     def slow(request):
         time.ahead = 0.5
         raise DecodeError("unreadable")
 
-    monkeypatch.setattr("alpro.shards.decode.by_pyav", slow)
+    monkeypatch.setattr("alpro.shards.decode.decode_with_pyav", slow)
     assert refusal(path, "auto", Limits(timeout=0.4)) == "too slow: longer than 0.4 s"
     time.ahead = 0.0
     assert len(decode_video(path, 4, 32, limits=Limits(timeout=60)).frames) == 4
 
 
-def test_a_stuck_ffmpeg_is_killed_with_all_it_started(tmp_path: Path, make_video: Make, monkeypatch, wait_for_end):
+def test_a_hanging_ffmpeg_is_killed_with_its_children(tmp_path: Path, make_video: Make, monkeypatch, wait_for_end):
     stuck, child = tmp_path / "stuck", tmp_path / "child"
     os.mkfifo(f"{child}.started")
     stuck.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {child}; echo > {child}.started\nwait\n")
@@ -116,20 +116,20 @@ def test_the_next_video_has_its_own_time(make_video: Make, numbers: Numbers):
     assert numbers(decode_video(path, 2, 32, decoder="pyav")) == [0, 12]
 
 
-def test_a_video_of_too_many_pixels_is_refused(make_video: Make):
+def test_a_video_with_too_many_pixels_is_rejected(make_video: Make):
     for name, codec in (("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mjpeg")):
         path = make_video(name, 2, codec=codec, pixels="yuvj420p" if codec == "mjpeg" else "yuv420p", size=(640, 480))
         for decoder in ("pyav", "ffmpeg"):
             reason = refusal(path, decoder, Limits(max_pixels=640 * 480 - 1))
             # Motion JPEG's size is looked up in its frames, and FFmpeg then does not say why it did not.
             assert reason.startswith(
-                ("too large", "unreadable: pictures of no size") if codec == "mjpeg" else "too large"
+                ("too large", "unreadable: frames without a size") if codec == "mjpeg" else "too large"
             )
             decode_video(path, 2, 32, decoder=decoder, limits=Limits(max_pixels=640 * 480))
 
 
 @decoders
-def test_a_video_a_million_pixels_wide_is_refused(make_video: Make, decoder):
+def test_a_video_a_million_pixels_wide_is_rejected(make_video: Make, decoder):
     """MP4 says the size in two bytes, Matroska in as many as it likes."""
     content = make_video("a.mkv", 2, codec="ffv1", pixels="bgr0").read_bytes()
     path = make_video("b.mkv", 1)
@@ -140,8 +140,8 @@ def test_a_video_a_million_pixels_wide_is_refused(make_video: Make, decoder):
 
 
 @decoders
-def test_pictures_that_grow_on_the_way_are_refused(make_video: Make, decoder):
-    """Two transport streams, one behind the other: what the head says is small."""
+def test_frames_that_grow_within_a_video_are_rejected(make_video: Make, decoder):
+    """Two concatenated transport streams: the header has the small size."""
     small, large = make_video("a.ts", 12), make_video("b.ts", 12, size=(640, 480))
     both = small.with_name("both.ts")
     both.write_bytes(small.read_bytes() + large.read_bytes())
@@ -149,7 +149,7 @@ def test_pictures_that_grow_on_the_way_are_refused(make_video: Make, decoder):
 
 
 @on_linux
-def test_memory_beyond_the_limit_is_not_given_and_the_process_lives():
+def test_the_memory_limit_fails_allocations_and_the_process_survives():
     """In a process of its own: what this one has freed before, it may use again."""
     program = """
 import resource
@@ -170,15 +170,15 @@ with memory_limit(limits):
 
 
 @on_linux
-def test_threads_that_decode_at_once_each_have_their_memory():
+def test_each_decoding_thread_has_its_own_memory_limit():
     limits, inside, filled = Limits(memory=128 << 20), threading.Barrier(2), threading.Barrier(2)
-    said = []
+    results = []
 
     def hold() -> None:
         with memory_limit(limits):
             inside.wait()
             try:
-                said.append(np.ones(100 << 20, np.uint8)[-1])
+                results.append(np.ones(100 << 20, np.uint8)[-1])
             finally:
                 filled.wait()
 
@@ -188,12 +188,12 @@ def test_threads_that_decode_at_once_each_have_their_memory():
         thread.start()
     for thread in threads:
         thread.join()
-    assert said == [1, 1]
+    assert results == [1, 1]
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 @on_linux
-def test_a_video_that_takes_too_much_memory_is_refused(make_video: Make):
+def test_a_video_that_exceeds_the_memory_limit_is_rejected(make_video: Make):
     path = make_video("a.mp4", 2, size=(3840, 2160), options={"preset": "ultrafast"})
     program = f"""
 from pathlib import Path
@@ -212,7 +212,7 @@ print(decode_video(Path({str(path)!r}), 2, 32, decoder="pyav").frames.shape)
 
 
 @on_linux
-def test_the_ffmpeg_binary_has_its_limit_of_memory(tmp_path: Path, make_video: Make, monkeypatch):
+def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path: Path, make_video: Make, monkeypatch):
     asked = tmp_path / "ffmpeg"
     most = (100 + 128) * 1024  # KiB, with what ffmpeg itself takes
     asked.write_text(f"#!/bin/sh\nuntil [ $(ulimit -d) = {most} ]; do :; done\necho {most} > {tmp_path}/limit\n")
@@ -223,7 +223,7 @@ def test_the_ffmpeg_binary_has_its_limit_of_memory(tmp_path: Path, make_video: M
 
 
 @decoders
-def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, decoder):
+def test_only_regular_files_are_opened(tmp_path: Path, decoder):
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "zero.mp4").symlink_to("/dev/zero")
     for name in ("pipe.mp4", "zero.mp4"):
@@ -231,7 +231,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, decoder):
 
 
 @decoders
-def test_a_gif_that_loops_for_ever_is_shown_once(tmp_path: Path, numbers: Numbers, make_video: Make, decoder):
+def test_an_endless_gif_is_decoded_once(tmp_path: Path, numbers: Numbers, make_video: Make, decoder):
     from PIL import Image
 
     pictures = [Image.new("RGB", (64, 48), (40 * (n % 6) + 20, 40 * (n // 6) + 20, 128)) for n in range(6)]
@@ -241,7 +241,7 @@ def test_a_gif_that_loops_for_ever_is_shown_once(tmp_path: Path, numbers: Number
     assert clip.duration == pytest.approx(0.6)
 
 
-def test_what_a_decoder_calls_damaged_is_not_kept(make_video: Make):
+def test_damaged_frames_are_not_kept(make_video: Make):
     """Forty bytes wrong in a film: what PyAV lets pass, ffmpeg has no complaint of either."""
     path = make_video("a.mp4", 24, {"g": "24", "bf": "0"}, picture=noise)
     content = path.read_bytes()
@@ -264,9 +264,9 @@ def noise(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8)
 
 
-def test_a_segment_that_the_file_has_lost_is_refused(make_video: Make, monkeypatch):
+def test_a_missing_segment_is_rejected(make_video: Make, monkeypatch):
     """The index at the beginning names frames that were cut off."""
-    monkeypatch.setattr(pyav_decoder, "FAR_SECONDS", 0.5)
+    monkeypatch.setattr(pyav_decoder, "MIN_SEEK_SECONDS", 0.5)
     content = make_video("a.mp4", 60, {"g": "5"}, faststart=True, picture=noise).read_bytes()
     path = make_video("b.mp4", 1)
     path.write_bytes(content[: len(content) * 8 // 10])

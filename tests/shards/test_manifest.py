@@ -1,4 +1,4 @@
-"""Manifests in every form that people have them, and what is wrong with a row or with the whole."""
+"""All manifest formats, invalid rows and invalid manifests."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from alpro.errors import InputError
 from alpro.shards.manifest import question_type, read_manifest, scan_manifest
-from alpro.shards.schema import About, Row
+from alpro.shards.schema import Row, SampleMetadata
 
 QUESTION = {"question": "what  runs?", "answer": "dog"}
 
@@ -75,7 +75,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-def test_a_manifest_of_every_form_gives_the_same_rows(form: Callable[[Path], Path], tmp_path: Path):
+def test_all_manifest_formats_give_the_same_rows(form: Callable[[Path], Path], tmp_path: Path):
     rows, rejects = read_manifest(form(tmp_path))
     assert rejects == []
     assert rows == [
@@ -102,7 +102,7 @@ def test_a_manifest_of_every_form_gives_the_same_rows(form: Callable[[Path], Pat
     ]
 
 
-def test_a_folder_is_its_videos_and_images_with_their_texts(tmp_path: Path):
+def test_a_folder_of_videos_and_images_with_texts(tmp_path: Path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "folder.mp4").mkdir()
     for name in ("b.MP4", "deep/a.webm", "deep/still.PNG", "notes.md"):
@@ -119,7 +119,7 @@ def test_a_folder_is_its_videos_and_images_with_their_texts(tmp_path: Path):
     assert {row.path for row in rows} == {tmp_path / "b.MP4", tmp_path / "deep/a.webm", tmp_path / "deep/still.PNG"}
 
 
-def test_an_id_is_that_given_or_the_path_and_the_window(write):
+def test_an_id_defaults_to_the_path_and_the_window(write):
     for record, expected in (
         ({"path": "x/a.mp4"}, "x/a"),
         ({"path": "a.mp4", "start": 2}, "a@2-"),
@@ -131,7 +131,7 @@ def test_an_id_is_that_given_or_the_path_and_the_window(write):
         assert only(write(record | {"caption": "x"})).id == expected
 
 
-def test_a_kind_is_that_given_or_the_extensions(write):
+def test_a_kind_defaults_to_that_of_the_extension(write):
     for record, kind in (
         ({"path": "a.mkv"}, "video"),
         ({"path": "a.JPEG"}, "image"),
@@ -144,7 +144,7 @@ def test_a_kind_is_that_given_or_the_extensions(write):
         assert only(write(record | {"caption": "x"})).kind == kind
 
 
-def test_captions_are_folded_and_told_once(write):
+def test_captions_are_normalised_and_unique(write):
     captions = ["  a  dog\truns ", "a dog runs", "", "A dog runs", "\n"]
     assert only(write({"path": "a.mp4", "captions": captions})).captions == ("a dog runs", "A dog runs")
 
@@ -159,14 +159,14 @@ def test_captions_in_a_table_may_be_a_list(tmp_path: Path):
     assert only(tmp_path / "m.csv").captions == ("one dog", "two, dogs")
 
 
-def test_questions_are_folded_and_typed_by_their_first_word(write):
+def test_questions_are_normalised_and_typed_by_their_first_word(write):
     questions = [QUESTION, {"question": "How many?", "answer": 2, "type": "number"}]
     first, second = only(write({"path": "a.mp4", "questions": questions})).questions
     assert (first.question, first.answer, first.type) == ("what runs?", "dog", "what")
     assert (second.question, second.answer, second.type) == ("How many?", "2", "number")
 
 
-def test_a_type_can_stand_in_a_metrics_name():
+def test_question_types_are_valid_in_metric_names():
     for text, expected in (
         ("what", "what"),
         ("What's", "what"),
@@ -182,7 +182,7 @@ def test_a_type_can_stand_in_a_metrics_name():
         assert question_type(text) == expected
 
 
-def test_types_that_are_given_are_reduced_too(write):
+def test_given_question_types_are_normalised_too(write):
     questions = [{"question": "What's he doing?", "answer": "x"}, {**QUESTION, "type": "How many?"}]
     row = only(write({"path": "a.mp4", "questions": questions}))
     assert [question.type for question in row.questions] == ["what", "how_many"]
@@ -202,7 +202,7 @@ BAD_RECORDS: list[tuple[dict | str, str]] = [
     ({"caption": "x"}, "no path"),
     ({"path": 7, "caption": "x"}, "no path"),
     ({"path": ".", "caption": "x"}, "empty name"),
-    ({"path": "b\0.mp4", "caption": "x"}, "'b\\x00.mp4' names no file"),
+    ({"path": "b\0.mp4", "caption": "x"}, "'b\\x00.mp4' is not a file name"),
     ({"path": "b.mp4", "caption": "x", "start": "soon"}, "start 'soon' is not a time in seconds"),
     ({"path": "b.mp4", "caption": "x", "start": [1]}, "start '[1]' is not a time in seconds"),
     ({"path": "b.mp4", "caption": "x", "start": 3, "end": 2}, "start 3.0 is not before end 2.0"),
@@ -213,19 +213,19 @@ BAD_RECORDS: list[tuple[dict | str, str]] = [
     ('{"path": "b.mp4", "caption": "x", "start": NaN}', "start nan is not a time in seconds"),
     ('{"path": "b.mp4", "caption": "x", "end": Infinity}', "end inf is not a time in seconds"),
     ({"path": "b.mp4", "caption": "x", "bytes": "x" * (1 << 23)}, "8,388,6"),
-    ({"path": "b.mp4", "caption": "x", "split": "holdout"}, "'holdout' is none of train, validation, test"),
+    ({"path": "b.mp4", "caption": "x", "split": "holdout"}, "unknown split 'holdout'; use train, validation, test"),
     ({"path": "b.mp4", "caption": "x", "kind": "audio"}, "kind: "),
     ({"path": "b.mp4", "caption": "x", "kind": 7}, "kind: "),
-    ({"path": "b.mp4", "caption": 7}, "captions are not a list of texts"),
-    ({"path": "b.mp4", "captions": ["x", 7]}, "captions are not a list of texts"),
-    ({"path": "b.mp4", "captions": ["x"], "caption": 7}, "captions are not a list of texts"),
+    ({"path": "b.mp4", "caption": 7}, "captions are not a list of strings"),
+    ({"path": "b.mp4", "captions": ["x", 7]}, "captions are not a list of strings"),
+    ({"path": "b.mp4", "captions": ["x"], "caption": 7}, "captions are not a list of strings"),
     ({"path": "b.mp4", "questions": {"question": "what?"}}, "questions are not a list"),
-    ({"path": "b.mp4", "questions": [QUESTION, {"question": "what?"}]}, "a question without a text or an answer"),
-    ({"path": "b.mp4", "questions": [{"question": " ", "answer": "x"}]}, "a question without a text or an answer"),
+    ({"path": "b.mp4", "questions": [QUESTION, {"question": "what?"}]}, "empty question or answer"),
+    ({"path": "b.mp4", "questions": [{"question": " ", "answer": "x"}]}, "empty question or answer"),
 ]
 
 
-def test_bad_rows_are_rejected_with_their_reason_and_the_rest_goes_on(write):
+def test_bad_rows_are_rejected_with_a_reason_and_the_others_are_read(write):
     records = [r for n, (bad, _) in enumerate(BAD_RECORDS) for r in (bad, {"path": f"{n}.mp4", "caption": "x"})]
     rows, rejects = read_manifest(write(*records))
     assert [row.id for row in rows] == [str(number) for number in range(len(BAD_RECORDS))]
@@ -235,7 +235,7 @@ def test_bad_rows_are_rejected_with_their_reason_and_the_rest_goes_on(write):
         assert len(reject.detail) < 200
 
 
-def test_what_a_row_may_hold_can_be_planned_and_written(write):
+def test_every_valid_row_can_be_planned_and_written(write):
     """The deepest nesting and the longest numbers that are taken go through JSON again on their way to a shard."""
     deep: list = ["x"]
     for _ in range(62):
@@ -244,11 +244,11 @@ def test_what_a_row_may_hold_can_be_planned_and_written(write):
     assert Row.model_validate_json(row.model_dump_json()) == row
     assert row.captions == (5000 * "7",)
     about = {"version": 1, "split": "train", "duration": 1.0, "width": 1, "height": 1, "source": "a.mp4"}
-    told = json.dumps(about | row.model_dump(include={"id", "kind", "group", "captions", "questions", "meta"}))
-    assert About.model_validate_json(told).meta == row.meta
+    metadata = json.dumps(about | row.model_dump(include={"id", "kind", "group", "captions", "questions", "meta"}))
+    assert SampleMetadata.model_validate_json(metadata).meta == row.meta
 
 
-def test_a_reject_is_named_by_its_id_or_its_line(write):
+def test_a_reject_has_its_id_or_its_line(write):
     _, rejects = read_manifest(
         write("", "{", {"id": "seven", "path": "b.mp4", "caption": 7}, {"path": "c.mp4", "caption": 7})
     )
@@ -281,60 +281,63 @@ def test_every_line_is_a_row_or_a_reject(tmp_path_factory: pytest.TempPathFactor
     assert len({row.id for row in rows}) == len(rows)
 
 
-def test_what_makes_a_whole_manifest_unusable_is_said(write):
-    for records, said in (
+def test_an_unusable_manifest_raises_an_error_with_the_cause(write):
+    for records, parts in (
         ([{"path": "a.mp4", "caption": "x"}, {"path": "a.mp4", "caption": "y"}], ["line 2", "'a'", "line 1"]),
         ([{"file": "a.mp4", "caption": "x"}], ["no column 'path'", "caption, file"]),
         ([{"path": "a.mp4", "title": "x"}], ["no column 'captions'", "path, title"]),
-        ([{"path": "a.mp4", "caption": "x"}, {"path": "../b.mp4", "caption": "x"}], ["line 2", "'../b.mp4'", "leaves"]),
-        ([{"path": "sub/../../b.mp4", "caption": "x"}], ["leaves the data folder"]),
-        ([{"path": "/etc/passwd", "caption": "x"}], ["'/etc/passwd'", "leaves the data folder"]),
+        (
+            [{"path": "a.mp4", "caption": "x"}, {"path": "../b.mp4", "caption": "x"}],
+            ["line 2", "'../b.mp4'", "outside"],
+        ),
+        ([{"path": "sub/../../b.mp4", "caption": "x"}], ["is outside the data folder"]),
+        ([{"path": "/etc/passwd", "caption": "x"}], ["'/etc/passwd'", "is outside the data folder"]),
         ([], ["no rows"]),
     ):
         with pytest.raises(InputError) as error:
             read_manifest(write(*records))
         assert "\n" not in str(error.value)
-        assert all(part in str(error.value) for part in said)
+        assert all(part in str(error.value) for part in parts)
 
 
-def test_a_folder_beside_that_begins_with_the_same_name_is_outside(tmp_path: Path):
+def test_a_sibling_folder_with_the_same_prefix_is_outside(tmp_path: Path):
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "m.jsonl"
     path.write_text(json.dumps({"path": "../data-secret/a.mp4", "caption": "x"}))
-    with pytest.raises(InputError, match="leaves the data folder"):
+    with pytest.raises(InputError, match="is outside the data folder"):
         read_manifest(path)
 
 
-def test_a_manifest_named_from_where_one_stands_keeps_to_its_folder(write, tmp_path: Path, monkeypatch):
+def test_a_relative_manifest_is_restricted_to_its_folder(write, tmp_path: Path, monkeypatch):
     path = write({"path": "a.mp4", "caption": "x"}, {"path": "../secret.mp4", "caption": "x"})
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="leaves the data folder"):
+    with pytest.raises(InputError, match="is outside the data folder"):
         read_manifest(Path(path.name))
     write({"path": "a.mp4", "caption": "x"})
     assert only(Path(path.name)).path == tmp_path / "a.mp4"
 
 
-def test_a_path_that_stays_in_the_folder_is_taken(write, tmp_path: Path):
+def test_a_path_inside_the_folder_is_accepted(write, tmp_path: Path):
     for path in ("sub/../a.mp4", "./a.mp4", "{root}/a.mp4"):
         assert only(write({"path": path.format(root=tmp_path), "caption": "x"})).path == tmp_path / "a.mp4"
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path):
+def test_an_empty_folder_raises_an_error(tmp_path: Path):
     with pytest.raises(InputError, match="no video or image in this folder"):
         read_manifest(tmp_path)
 
 
-def test_null_is_as_if_the_column_were_not_there(write):
+def test_null_equals_a_missing_column(write):
     for column in ("id", "split", "group", "captions"):
         without = only(write({"path": "a.mp4", "caption": "x"}))
         assert only(write({"path": "a.mp4", "caption": "x", column: None})) == without
 
 
-def test_a_caption_may_begin_with_a_bracket(write):
+def test_a_caption_may_start_with_a_bracket(write):
     assert only(write({"path": "a.mp4", "caption": "[music] a man sings"})).captions == ("[music] a man sings",)
 
 
-def test_bytes_in_parquet_are_texts(tmp_path: Path):
+def test_parquet_bytes_are_decoded(tmp_path: Path):
     record = {"path": b"a.mp4", "caption": "ein Hündchen".encode(), "captions": [b"a dog"], "split": b"test"}
     record |= {"seen": datetime(2026, 1, 1), "note": "für".encode(), "digest": b"\xff\x00"}
     pq.write_table(pa.Table.from_pylist([record]), tmp_path / "m.parquet")
@@ -343,7 +346,7 @@ def test_bytes_in_parquet_are_texts(tmp_path: Path):
     assert row.meta == {"seen": "2026-01-01 00:00:00", "note": "für", "digest": "ff00"}
 
 
-def test_bytes_that_are_no_text_are_no_caption(tmp_path: Path):
+def test_invalid_utf_8_is_not_a_caption(tmp_path: Path):
     for column, value in (("caption", b"\xff"), ("captions", [b"x", b"\xff"])):
         rows = [{"path": "a.mp4", column: value}, {"path": "b.mp4"}]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
@@ -352,7 +355,7 @@ def test_bytes_that_are_no_text_are_no_caption(tmp_path: Path):
         assert reject.detail == f"{column}: bytes that are not UTF-8"
 
 
-def test_half_a_surrogate_pair_does_not_get_through(write):
+def test_a_lone_surrogate_is_replaced(write):
     rows, rejects = read_manifest(write('{"path": "a.mp4", "caption": "a dog \\ud83d"}'))
     assert len(rows) + len(rejects) == 1
     for row in rows:
@@ -361,7 +364,7 @@ def test_half_a_surrogate_pair_does_not_get_through(write):
     assert row.meta == {"a ?": "b ?"}
 
 
-def test_the_names_of_splits_that_are_understood(write):
+def test_split_names(write):
     names = ["train", "Training", "val", "valid", "dev", "validation", "TEST", "testing", " test ", ""]
     rows, rejects = read_manifest(
         write(*({"path": f"{i}.mp4", "caption": "x", "split": s} for i, s in enumerate(names)))
@@ -376,18 +379,18 @@ def test_cells_without_a_column_make_a_bad_row(tmp_path):
     assert [row.captions for row in rows] == [()]
     assert [reject.detail.partition(";")[0] for reject in rejects] == [
         "more cells than columns",
-        "captions are not a list of texts",
+        "captions are not a list of strings",
     ]
 
 
-def test_rows_of_one_file_are_one_group_however_it_is_named(write, tmp_path):
+def test_rows_of_a_file_form_one_group_however_its_path_is_spelled(write, tmp_path):
     for path in ("./a.mp4", "x/../a.mp4", "{folder}/a.mp4"):
         named = {"path": path.format(folder=tmp_path), "caption": "x", "id": "other"}
         rows, _ = read_manifest(write({"path": "a.mp4", "caption": "x"}, named))
         assert len({row.group for row in rows}) == 1
 
 
-def test_a_pattern_finds_the_group_of_rows_that_name_none(write):
+def test_a_pattern_gives_the_group_of_rows_without_one(write):
     paths = [
         "tv/star_ABC_0.mp4",
         "tv/star_ABC_1.mp4",
@@ -408,7 +411,7 @@ def test_a_pattern_finds_the_group_of_rows_that_name_none(write):
         assert [row.group for row in scan_manifest(write(*rows), pattern)] == groups
 
 
-def test_a_pattern_that_finds_nothing_is_a_mistake(write):
+def test_a_pattern_without_matches_raises_an_error(write):
     path = write({"path": "a.mp4", "caption": "x"}, {"path": "b.mp4", "caption": "x"})
     with pytest.raises(InputError, match=r"group_pattern = 'star_' matches no file's path, such as 'a.mp4'"):
         list(scan_manifest(path, "star_"))
@@ -416,6 +419,6 @@ def test_a_pattern_that_finds_nothing_is_a_mistake(write):
     assert len(list(scan_manifest(path, "star_"))) == 1
 
 
-def test_a_signature_in_a_url_is_no_part_of_a_name(write):
+def test_a_url_signature_is_not_part_of_an_id(write):
     row = only(write({"path": "https://host/clips/a.mp4?X-Amz-Signature=secret", "caption": "x"}))
     assert (row.id, row.group, row.file_name) == ("host/clips/a", "https://host/clips/a.mp4", "a.mp4")

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpro.shards.manifest import scan_manifest
-from alpro.shards.plan import Alike, Plan, Unit
+from alpro.shards.plan import Plan, SimilarNames, Unit
 from alpro.shards.schema import SPLITS, Reject, Row
 
 
 @contextmanager
 def plan_of(records: list[Row | Reject], **how) -> Iterator[Plan]:
     """The plan of some rows."""
-    with TemporaryDirectory() as folder, Plan.make(Path(folder), iter(records), **how) as plan:
+    with TemporaryDirectory() as folder, Plan.create(Path(folder), iter(records), **how) as plan:
         yield plan
 
 
@@ -43,7 +43,7 @@ def rows_of(groups: list[int], split: str = "") -> list[Row]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(0, 2**31), st.randoms(use_true_random=False))
-def test_made_splits_keep_groups_whole_and_their_shares(groups: list[int], seed: int, random):
+def test_generated_splits_keep_groups_whole_and_have_the_given_shares(groups: list[int], seed: int, random):
     rows = rows_of(groups)
     done = assign_splits(rows, validation=0.2, test=0.1, seed=seed)
     assert [row.id for row in done] == [row.id for row in rows]
@@ -59,7 +59,7 @@ def test_made_splits_keep_groups_whole_and_their_shares(groups: list[int], seed:
     assert {(row.group, row.split) for row in assign_splits(shuffled, 0.2, 0.1, seed)} == split_of
 
 
-def test_another_seed_makes_another_split():
+def test_another_seed_gives_another_split():
     rows = rows_of(list(range(40)))
     first, again, other = ([row.split for row in assign_splits(rows, 0.25, 0.25, seed)] for seed in (1, 1, 2))
     assert first == again
@@ -86,8 +86,8 @@ CLIPS = ["star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "
 @pytest.mark.parametrize(
     ("rows", "found"),
     [
-        (files(*CLIPS), Alike(5, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
-        (files(*(f"tv/{name}" for name in CLIPS)), Alike(5, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
+        (files(*CLIPS), SimilarNames(5, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
+        (files(*(f"tv/{name}" for name in CLIPS)), SimilarNames(5, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
         (files(*CLIPS, split="train"), None),  # splits are given
         ([row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")], None),  # groups are given
         (files(*(f"video{n}.mp4" for n in range(9))), None),  # that is the name of the data set
@@ -97,27 +97,27 @@ CLIPS = ["star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "
         ([], None),
     ],
 )
-def test_files_that_are_named_like_clips_of_one_video_are_noticed(rows, found):
+def test_similar_file_names_are_detected(rows, found):
     with plan_of(rows, validation=0.2, test=0.2) as plan:
-        assert plan.names_alike() == found
+        assert plan.similar_names() == found
     with plan_of(rows) as plan:  # all for training
-        assert plan.names_alike() is None
+        assert plan.similar_names() is None
 
 
-def test_several_windows_of_a_file_are_one_file():
+def test_windows_of_a_file_count_as_one_file():
     windows = [row.model_copy(update={"id": f"{n}"}) for n, row in enumerate(files("star_AB_1.mp4", "star_AB_1.mp4"))]
     with plan_of([*windows, *files("b.mp4", "c.mp4")], validation=0.2, test=0.2) as plan:
-        assert plan.names_alike() is None
+        assert plan.similar_names() is None
 
 
-def test_given_splits_are_kept_and_the_others_are_for_training():
+def test_given_splits_are_kept_and_other_rows_are_for_training():
     names = ["train", "validation", "", "test", ""]
     rows = [Row(id=str(i), path=Path(f"{i}.mp4"), kind="video", split=name) for i, name in enumerate(names)]
-    found = [row.split for row in assign_splits(rows, 0.5, 0.5, seed=0)]
-    assert found == ["train", "validation", "train", "test", "train"]
+    splits = [row.split for row in assign_splits(rows, 0.5, 0.5, seed=0)]
+    assert splits == ["train", "validation", "train", "test", "train"]
 
 
-def test_a_share_above_nothing_is_at_least_one_group():
+def test_a_share_above_zero_is_at_least_one_group():
     rows = [Row(id=str(i), path=Path(f"{i}.mp4"), kind="video", group=str(i)) for i in range(3)]
     assert sorted(row.split for row in assign_splits(rows, 0.1, 0.1, 0)) == ["test", "train", "validation"]
     assert {row.split for row in assign_splits(rows, 0.0, 0.0, 0)} == {"train"}
@@ -129,9 +129,9 @@ def test_a_share_above_nothing_is_at_least_one_group():
     st.lists(st.tuples(st.sampled_from(SPLITS), st.sampled_from(["video", "image"])), max_size=30),
     st.integers(1, 9),
 )
-def test_units_have_every_row_once_each_of_one_split_and_kind(items, most):
+def test_every_row_is_in_one_unit_of_its_split_and_kind(items, most):
     rows = [Row(id=str(n), path=Path("a"), kind=kind, split=split) for n, (split, kind) in enumerate(items)]
-    units = units_of(rows, most=most)
+    units = units_of(rows, max_rows=most)
     assert sorted(row.id for unit in units for row in unit.rows) == sorted(row.id for row in rows)
     assert len({unit.name for unit in units}) == len(units)
     last = {unit.name.rpartition("-")[0]: unit.name for unit in units}
@@ -161,9 +161,9 @@ def new(rows: list[Row]) -> Row:
     ],
     ids=["removed", "inserted", "first", "last"],
 )
-def test_a_row_more_or_less_changes_few_units(change):
+def test_adding_or_removing_a_row_changes_few_units(change):
     rows = [Row(id=f"clip {n}", path=Path("a"), kind="video", split="train") for n in range(1000)]
-    before, after = (contents(units_of(r, most=16)) for r in (rows, change(rows)))
+    before, after = (contents(units_of(r, max_rows=16)) for r in (rows, change(rows)))
     assert len(before) > 62
     assert len(before - after) <= 4
 
@@ -176,7 +176,7 @@ def test_rejects_are_kept_in_order_and_counted():
         assert plan.texts_by_split()["train"] == {"items": 1, "captions": 2, "questions": 0}
 
 
-def test_a_url_stays_one():
+def test_urls_are_preserved():
     rows = [Row(id="a", path="s3://bucket/a.mp4", kind="video"), Row(id="b", path=Path("/b.mp4"), kind="video")]
     (unit,) = units_of(rows)
     assert [row.path for row in unit.rows] == ["s3://bucket/a.mp4", Path("/b.mp4")]
@@ -187,7 +187,7 @@ def held() -> int:
     return sum(type(one) is Row for one in gc.get_objects())
 
 
-def test_few_rows_are_held_at_a_time(tmp_path):
+def test_few_rows_are_in_memory(tmp_path):
     lines = (json.dumps({"path": f"{number}.mp4", "captions": ["a man rides", "a horse"]}) for number in range(1000))
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
     before, most = held(), 0
@@ -198,13 +198,13 @@ def test_few_rows_are_held_at_a_time(tmp_path):
             most = max(most, held()) if number % 300 == 299 else most
             yield row
 
-    with Plan.make(tmp_path, watched(scan_manifest(tmp_path / "m.jsonl")), 0.1, 0.1, most=64) as plan:
+    with Plan.create(tmp_path, watched(scan_manifest(tmp_path / "m.jsonl")), 0.1, 0.1, max_rows=64) as plan:
         assert most - before <= 3
         assert max(held() - before for number, _ in enumerate(plan.units()) if number % 4 == 3) <= 2 * 64
         assert plan.count("units") > 15
 
 
-def test_a_plan_is_in_no_folder(tmp_path):
+def test_a_plan_leaves_no_file(tmp_path):
     """Its rows have the URLs by which files are fetched, with their credentials; a killed process leaves none."""
     seen = []
 
@@ -214,7 +214,7 @@ def test_a_plan_is_in_no_folder(tmp_path):
                 seen.extend(tmp_path.iterdir())
             yield Row(id=str(number), path="https://me:pw@host/a.mp4", kind="video", captions=(100 * "x",))
 
-    with Plan.make(tmp_path, rows()) as plan:
+    with Plan.create(tmp_path, rows()) as plan:
         seen.extend(tmp_path.iterdir())
         assert sum(len(unit.rows) for unit in plan.units()) == 20_000
     assert seen == list(tmp_path.iterdir()) == []

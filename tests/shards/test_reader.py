@@ -51,7 +51,7 @@ def corpus(rows: dict[str, Row], clips: dict[str, Clip], tmp_path: Path) -> Path
     return tmp_path
 
 
-def test_what_went_in_comes_out(corpus: Path, rows: dict[str, Row], clips: dict[str, Clip]):
+def test_samples_round_trip(corpus: Path, rows: dict[str, Row], clips: dict[str, Clip]):
     reader = ShardReader(corpus)
     assert len(reader) == 5
     for number, (name, row) in enumerate(rows.items()):
@@ -84,7 +84,7 @@ def at_url(request, corpus: Path, memory: str, served: Callable) -> str:
     return {"memory": memory, "http": http, "filecache": f"filecache::{http}"}[request.param]
 
 
-def test_a_corpus_at_a_url_is_read_as_one_on_this_machine(corpus: Path, at_url: str):
+def test_a_remote_corpus_is_read_like_a_local_one(corpus: Path, at_url: str):
     here, there = ShardReader(corpus), ShardReader(at_url)
     assert len(there) == len(here)
     assert there.column("captions") == here.column("captions")
@@ -104,9 +104,9 @@ def test_a_sample_at_a_url_takes_one_request(corpus: Path, served: Callable):
     assert [(method, path) for method, path, _ in server.asked] == [("GET", "/second.tar"), ("GET", "/first.tar")]
 
 
-def test_members_far_apart_are_fetched_one_by_one(corpus: Path, served: Callable, monkeypatch):
+def test_distant_members_are_fetched_separately(corpus: Path, served: Callable, monkeypatch):
     """As in shards whose samples lie in between one another: no request fetches megabytes for a few frames."""
-    monkeypatch.setattr("alpro.shards.reader.SLACK", -(2**30))
+    monkeypatch.setattr("alpro.shards.reader.MAX_GAP_BYTES", -(2**30))
     url, server = served(corpus)
     reader = ShardReader(url)
     server.asked.clear()
@@ -119,24 +119,24 @@ def read_all(reader: ShardReader) -> list[bytes]:
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_a_reader_is_handed_to_loading_processes_in_the_middle_of_its_work(corpus, served, start: str):
+def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start: str):
     here, there = ShardReader(corpus), ShardReader(served(corpus)[0])
     expected = read_all(here)
     assert read_all(there) == expected  # connections are open now
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(start)) as pool:
-        found = list(pool.map(read_all, [here, there, here, there]))
-    assert found == [expected] * 4
+        samples = list(pool.map(read_all, [here, there, here, there]))
+    assert samples == [expected] * 4
     assert read_all(there) == expected
 
 
-def test_a_shard_at_a_url_that_is_gone_cut_or_damaged_gives_an_error_that_names_it(corpus: Path, memory: str):
+def test_a_missing_truncated_or_damaged_remote_shard_is_named_in_the_error(corpus: Path, memory: str):
     system = fsspec.filesystem("memory")
     for file in corpus.iterdir():
         system.pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
     content = (corpus / "first.tar").read_bytes()
     row = read_index(memory).to_pylist()[0]
     system.pipe_file("/bucket/corpus/first.tar", content[: row["json_offset"] + 10])
-    with pytest.raises(Unreadable, match=r"memory://bucket/corpus/first.tar: a: .*cut short"):
+    with pytest.raises(Unreadable, match=r"memory://bucket/corpus/first.tar: a: .*truncated"):
         ShardReader(memory)[0]
     first = row["frame_offsets"][0]
     system.pipe_file("/bucket/corpus/first.tar", content[:first] + bytes(40) + content[first + 40 :])
@@ -147,7 +147,7 @@ def test_a_shard_at_a_url_that_is_gone_cut_or_damaged_gives_an_error_that_names_
         ShardReader(memory)[0]
 
 
-def test_a_request_that_fails_is_made_again(corpus: Path, memory: str, monkeypatch):
+def test_a_failed_request_is_retried(corpus: Path, memory: str, monkeypatch):
     system = fsspec.filesystem("memory")
     for file in corpus.iterdir():
         system.pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
@@ -159,14 +159,14 @@ def test_a_request_that_fails_is_made_again(corpus: Path, memory: str, monkeypat
             raise error
         return read(self, *args, **kwargs)
 
-    monkeypatch.setattr("alpro.shards.storage.PAUSES", (0, 0))
+    monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", (0, 0))
     monkeypatch.setattr(type(system), "cat_file", flaky)
     assert reader[0].about["id"] == "a"
     with pytest.raises(Unreadable, match=r"first.tar: a: .*KeyError"):
         reader[0]
 
 
-def test_a_corpus_that_cannot_be_read_is_one_line(tmp_path: Path, memory: str):
+def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path: Path, memory: str):
     with pytest.raises(InputError, match=r"memory://bucket/corpus: no index.parquet"):
         ShardReader(memory)
     (tmp_path / "index.parquet").write_bytes(b"not a table")
@@ -176,7 +176,7 @@ def test_a_corpus_that_cannot_be_read_is_one_line(tmp_path: Path, memory: str):
         ShardReader("pipe://cat /data")
 
 
-def test_a_shard_of_an_index_may_lie_elsewhere(corpus: Path, memory: str, tmp_path: Path):
+def test_shards_may_be_outside_the_index_folder(corpus: Path, memory: str, tmp_path: Path):
     """As an index of existing shards says: by their full path or URL."""
     for file in corpus.glob("*.tar"):
         fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
@@ -213,7 +213,7 @@ def test_frames_are_chosen_by_number_and_may_repeat(corpus: Path):
         ("test", "video", []),
     ],
 )
-def test_a_split_and_a_kind_alone_are_read(corpus: Path, split: str | None, kind: str | None, names: list[str]):
+def test_filtering_by_split_and_kind(corpus: Path, split: str | None, kind: str | None, names: list[str]):
     reader = ShardReader(corpus, split, kind)
     assert len(reader) == len(names)
     assert reader.column("id").to_pylist() == names
@@ -222,31 +222,31 @@ def test_a_split_and_a_kind_alone_are_read(corpus: Path, split: str | None, kind
     assert [len(sample) for sample in samples] == [ROWS[name][2] for name in names]
 
 
-def test_a_folder_that_is_no_corpus_is_named(tmp_path: Path):
+def test_a_folder_without_a_corpus_raises_an_error(tmp_path: Path):
     with pytest.raises(InputError, match=r"no index.parquet; this is not a decoded corpus") as error:
         ShardReader(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
-def test_columns_of_the_index_are_read_alone(corpus: Path):
+def test_single_index_columns_are_read(corpus: Path):
     assert read_index(corpus, ["id", "split"]).column_names == ["id", "split"]
 
 
-def test_a_shard_cut_short_gives_an_error_and_no_garbage(corpus: Path):
+def test_a_truncated_shard_raises_an_error(corpus: Path):
     last = read_index(corpus).to_pylist()[2]  # the last of the first shard
     shard = corpus / last["shard"]
     content = shard.read_bytes()
     shard.write_bytes(content[: last["frame_offsets"][-1] + last["frame_sizes"][-1] - 1])
     reader = ShardReader(corpus)
     assert [reader[number].about["id"] for number in (0, 1, 3, 4)] == ["a", "b/ü", "d", "e"]  # what is there
-    with pytest.raises(Unreadable, match=rf"first.tar: {last['id']}: .*cut short"):
+    with pytest.raises(Unreadable, match=rf"first.tar: {last['id']}: .*truncated"):
         reader[2]
     shard.write_bytes(content[: last["json_offset"]])
-    with pytest.raises(Unreadable, match=rf"first.tar: {last['id']}: .*cut short"):
+    with pytest.raises(Unreadable, match=rf"first.tar: {last['id']}: .*truncated"):
         reader[2]
 
 
-def test_frames_of_two_sizes_are_no_clip(make_row, smooth_clip, tmp_path):
+def test_frames_of_two_sizes_raise_an_error(make_row, smooth_clip, tmp_path):
     clip = smooth_clip(0, 2)
     writer = ShardWriter(tmp_path / "a.tar", quality=90)
     other = Clip(clip.frames[:, :16], duration=1, width=32, height=16)
@@ -256,17 +256,17 @@ def test_frames_of_two_sizes_are_no_clip(make_row, smooth_clip, tmp_path):
     pq.write_table(index_shard(tmp_path / "a.tar"), tmp_path / "index.parquet")
     sample = ShardReader(tmp_path)[0]
     assert sample.frames([0, 0]).shape == (2, 32, 32, 3)
-    with pytest.raises(Unreadable, match=r"a\.tar: a: its frames are 32 x 16 and 32 x 32 large"):
+    with pytest.raises(Unreadable, match=r"a\.tar: a: its frames have different sizes: 32 x 16 and 32 x 32"):
         sample.frames()
 
 
-def test_a_shard_that_is_gone_gives_an_error(corpus: Path):
+def test_a_missing_shard_raises_an_error(corpus: Path):
     (corpus / "first.tar").unlink()
     with pytest.raises(Unreadable, match=r"first.tar: a: No such file or directory"):
         ShardReader(corpus)[0]
 
 
-def test_a_damaged_member_gives_an_error_that_names_it(corpus: Path):
+def test_a_damaged_member_is_named_in_the_error(corpus: Path):
     row = read_index(corpus).to_pylist()[1]
     shard = corpus / row["shard"]
     content = bytearray(shard.read_bytes())
@@ -280,16 +280,16 @@ def test_a_damaged_member_gives_an_error_that_names_it(corpus: Path):
         ShardReader(corpus)[1]
 
 
-def test_another_shard_in_the_place_of_the_indexed_one_is_noticed(corpus: Path):
+def test_a_replaced_shard_is_detected(corpus: Path):
     """What lies there may be a sound sample, with another one's caption."""
     row = read_index(corpus).to_pylist()[0]
     shard = corpus / row["shard"]
     shard.write_bytes(shard.read_bytes().replace(b'"id": "a"', b'"id": "z"').replace(b'"id":"a"', b'"id":"z"'))
-    with pytest.raises(Unreadable, match=r"first.tar: a: z lies in its place"):
+    with pytest.raises(Unreadable, match=r"first.tar: a: found z in its place"):
         ShardReader(corpus)[0]
 
 
-def test_a_shard_that_another_thread_put_out_of_the_cache_is_read_all_the_same(corpus: Path, monkeypatch):
+def test_a_shard_evicted_by_another_thread_is_still_read(corpus: Path, monkeypatch):
     expected = ShardReader(corpus)[0].frames()
     monkeypatch.setattr(reader, "_opened", lambda path, changed: open(path, "rb", buffering=0))  # as if never kept
     assert np.array_equal(ShardReader(corpus)[0].frames(), expected)

@@ -36,14 +36,14 @@ def refusal(read, name: str, content: bytes) -> str:
     return str(error.value).partition("cannot be read: ")[2]
 
 
-def test_a_caption_that_begins_with_a_quotation_mark_takes_no_rows_with_it(read):
+def test_a_caption_that_starts_with_a_quotation_mark_loses_no_rows(read):
     rows = ["path\tcaption", 'a.mp4\t"hello" she says', 'b.mp4\t"', "c.mp4\t'x', \"y\"", "d.mp4\tone, two"]
-    found = read("m.tsv", "\r\n".join(rows).encode())
-    assert [record["caption"] for _, record in found] == ['"hello" she says', '"', "'x', \"y\"", "one, two"]
-    assert [where for where, _ in found] == ["line 2", "line 3", "line 4", "line 5"]
+    records = read("m.tsv", "\r\n".join(rows).encode())
+    assert [record["caption"] for _, record in records] == ['"hello" she says', '"', "'x', \"y\"", "one, two"]
+    assert [where for where, _ in records] == ["line 2", "line 3", "line 4", "line 5"]
 
 
-def test_csv_that_is_not_strict_is_a_bad_row_with_its_line(read):
+def test_invalid_csv_quoting_is_a_bad_row_with_its_line(read):
     text = (
         b'path,caption\na.mp4,"hello" she says\nb.mp4,"two\nlines, ""quoted"""\n\nc.mp4,it is 5" long\nd.mp4,a,b\ne.mp4'
     )
@@ -56,7 +56,7 @@ def test_csv_that_is_not_strict_is_a_bad_row_with_its_line(read):
     ]
 
 
-def test_a_quote_that_is_not_closed_ends_the_file_with_its_line(read):
+def test_an_unclosed_quote_raises_an_error_with_its_line(read):
     head = b"path,caption\na.mp4,x\n"
     for rest in (
         b'b.mp4,"open\nc.mp4,y\nd.mp4,z\n',  # to the end of the file
@@ -65,9 +65,7 @@ def test_a_quote_that_is_not_closed_ends_the_file_with_its_line(read):
         b'b.mp4,"open\n' + 3000 * (b"c.mp4," + 50 * b"x" + b"\n"),  # beyond what a cell may hold
         b'b.mp4,"open\nc.mp4,\xff\n',
     ):
-        assert refusal(read, "m.csv", head + rest).startswith(
-            "line 3: a text begins with a quotation mark and does not"
-        )
+        assert refusal(read, "m.csv", head + rest).startswith("line 3: unclosed quotation mark at the start of a text")
 
 
 def test_one_bad_line_is_one_bad_record(read):
@@ -86,7 +84,7 @@ def test_one_bad_line_is_one_bad_record(read):
         assert bad.startswith(reason)
 
 
-def test_a_line_without_end_is_a_bad_record_and_is_not_held(read, monkeypatch):
+def test_an_endless_line_is_a_bad_record(read, monkeypatch):
     monkeypatch.setattr(records, "MAX_LINE_BYTES", 1000)
     for name, head in (("m.jsonl", b""), ("m.csv", b"path,caption\n"), ("m.tsv", b"path\tcaption\n")):
         for size in (1001, 5000):
@@ -95,7 +93,7 @@ def test_a_line_without_end_is_a_bad_record_and_is_not_held(read, monkeypatch):
         assert len(read(name, head + LINE + b"\n" + 999 * b" " + b"\n" + LINE)) in (2, 3)
 
 
-def test_memory_does_not_grow_with_a_line(tmp_path: Path):
+def test_memory_does_not_grow_with_line_length(tmp_path: Path):
     with gzip.open(tmp_path / "m.jsonl.gz", "wb", compresslevel=1) as file:
         for piece in (LINE, b"\n", *(128 * [(1 << 20) * b"x"]), b"\n", LINE):
             file.write(piece)
@@ -109,7 +107,7 @@ def test_memory_does_not_grow_with_a_line(tmp_path: Path):
     assert peak < 64 << 20
 
 
-def test_utf_16_is_named(read):
+def test_utf_16_is_named_in_the_error(read):
     text = '{"path": "a.mp4"}\n'
     for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
         for name in ("m.jsonl", "m.csv", "m.tsv"):
@@ -117,12 +115,12 @@ def test_utf_16_is_named(read):
     assert len(read("m.jsonl", text.encode("utf-8-sig"))) == 1
 
 
-def test_a_byte_order_mark_is_no_part_of_a_name(read):
+def test_a_byte_order_mark_is_not_part_of_a_column_name(read):
     for name, text in (("m.csv", "path,caption\na,x\n"), ("m.tsv", "path\tcaption\na\tx\n")):
         assert read(name, text.encode("utf-8-sig")) == [("line 2", {"path": "a", "caption": "x"})]
 
 
-def test_a_column_that_is_there_twice_is_refused(read, tmp_path: Path):
+def test_a_duplicate_column_raises_an_error(read, tmp_path: Path):
     for name, text in (("m.csv", "path,caption,caption\na,x,y\n"), ("m.tsv", "path\tcaption\tcaption\na\tx\ty\n")):
         assert refusal(read, name, text.encode()) == "the column 'caption' appears twice"
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, ["path", "path"]), tmp_path / "m.parquet")
@@ -136,13 +134,13 @@ def test_a_list_is_read_entry_by_entry(read, monkeypatch):
     for chunk in (1, 2, 7, 100, 1 << 20):
         monkeypatch.setattr(records, "CHUNK", chunk)
         for content in (json.dumps(entries), json.dumps(entries, indent=2), f"\n {json.dumps(entries)} \n"):
-            found = read("m.json", content.encode("utf-8-sig"))
-            assert [record for _, record in found] == expected
-            assert [where for where, _ in found] == [f"entry {n}" for n in range(1, 7)]
+            entries_read = read("m.json", content.encode("utf-8-sig"))
+            assert [record for _, record in entries_read] == expected
+            assert [where for where, _ in entries_read] == [f"entry {n}" for n in range(1, 7)]
         assert read("m.json", b" [ ] ") == []
 
 
-def test_a_list_that_is_not_json_names_its_entry(read, monkeypatch):
+def test_an_invalid_list_entry_is_named_in_the_error(read, monkeypatch):
     for content, reason in (
         (b"[" + LINE + b", {]", "entry 2: not JSON"),
         (b"[" + LINE + b"," + LINE, "entry 2: no comma or bracket after it"),
@@ -160,7 +158,7 @@ def test_a_list_that_is_not_json_names_its_entry(read, monkeypatch):
     assert refusal(read, "m.json", b"[" + LINE + b', "' + 5000 * b"x") == "entry 2: more than 1,000 characters"
 
 
-def test_a_parquet_row_that_python_cannot_hold_is_a_bad_record(tmp_path: Path):
+def test_an_unrepresentable_parquet_row_is_a_bad_record(tmp_path: Path):
     days = pc.cast(pa.array([0, 4_000_000, 1]), pa.int32()).view(pa.date32())
     texts = pa.array([b"x", b"y", b"\xff"]).cast(pa.binary()).view(pa.binary())
     table = pa.table({"path": ["a", "b", "c"], "day": days, "caption": texts})
@@ -170,7 +168,7 @@ def test_a_parquet_row_that_python_cannot_hold_is_a_bad_record(tmp_path: Path):
     assert "year 12921" in bad or "out of range" in bad
 
 
-def test_a_file_that_is_no_manifest_is_named(read, tmp_path: Path):
+def test_an_unsupported_file_is_named_in_the_error(read, tmp_path: Path):
     for name, content, reason in (
         ("m.txt", b"a.mp4 a dog", "a manifest is a .jsonl, .csv, .tsv or .parquet file"),
         ("m.parquet", b"PAR1 and nothing more", "cannot be read"),

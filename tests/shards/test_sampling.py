@@ -27,7 +27,7 @@ def test_segment_starts_against_a_table():
 
 @few
 @given(available, st.integers(1, 20))
-def test_segments_are_in_order_equal_and_repeat_only_where_frames_are_too_few(available: int, count: int):
+def test_segments_are_ordered_equal_and_repeat_only_if_there_are_too_few_frames(available: int, count: int):
     starts = segment_starts(available, count)
     assert len(starts) == count
     assert starts[0] == 0
@@ -63,7 +63,7 @@ def test_frames_between_against_a_table():
 
 @few
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=30), st.lists(st.floats(0, 5), min_size=1, max_size=5))
-def test_windows_that_follow_each_other_share_no_frame_and_lose_none(steps: list[int], cuts: list[float]):
+def test_consecutive_windows_partition_the_frames(steps: list[int], cuts: list[float]):
     times = np.concatenate([[0.0], np.cumsum(steps) / 1000])
     cuts = sorted({round(cut, 2) for cut in cuts if cut < times[-1]})
     bounds = [None, *cuts, None]
@@ -81,7 +81,7 @@ def test_windows_that_follow_each_other_share_no_frame_and_lose_none(steps: list
 
 @few
 @given(available, st.integers(1, 10).map(lambda half: 2 * half), seeds)
-def test_half_the_frames_come_from_each_half_of_the_clip(available: int, count: int, seed: int):
+def test_half_of_the_frames_are_from_each_half_of_the_clip(available: int, count: int, seed: int):
     frames = frames_in_halves(available, count, np.random.default_rng(seed))
     assert frames == sorted(frames)
     assert len(frames) == count
@@ -91,11 +91,11 @@ def test_half_the_frames_come_from_each_half_of_the_clip(available: int, count: 
         assert sum(frame < available // 2 for frame in frames) == count // 2
 
 
-def test_frames_come_twice_only_where_there_are_too_few():
+def test_frames_repeat_only_if_there_are_too_few():
     assert all(len(set(frames_in_halves(5, 5, np.random.default_rng(seed)))) == 5 for seed in range(5))
 
 
-def test_halves_take_every_frame_in_turn():
+def test_all_frames_are_sampled_over_time():
     rng = np.random.default_rng(0)
     drawn = [frames_in_halves(10, 4, rng) for _ in range(300)]
     counts = np.bincount(np.ravel(drawn), minlength=10)
@@ -105,7 +105,7 @@ def test_halves_take_every_frame_in_turn():
 
 @few
 @given(available, st.integers(1, 20), seeds)
-def test_frames_at_random_are_in_order_and_repeat_only_where_there_are_too_few(available: int, count: int, seed: int):
+def test_random_frames_are_ordered_and_repeat_only_if_there_are_too_few(available: int, count: int, seed: int):
     frames = frames_at_random(available, count, np.random.default_rng(seed))
     assert frames == sorted(frames)
     assert len(frames) == count
@@ -116,7 +116,7 @@ def test_frames_at_random_are_in_order_and_repeat_only_where_there_are_too_few(a
 
 @few
 @given(st.lists(st.integers(-3, 8), min_size=1, max_size=40), seeds)
-def test_a_grouped_order_is_a_permutation_in_which_groups_stand_together(groups: list[int], seed: int):
+def test_a_grouped_order_is_a_permutation_with_adjacent_groups(groups: list[int], seed: int):
     order = grouped_order(np.array(groups), np.random.default_rng(seed))
     assert sorted(order.tolist()) == list(range(len(groups)))
     ordered = np.array(groups)[order]
@@ -124,7 +124,7 @@ def test_a_grouped_order_is_a_permutation_in_which_groups_stand_together(groups:
     assert np.array_equal(order, grouped_order(np.array(groups), np.random.default_rng(seed)))
 
 
-def test_groups_and_their_members_are_in_another_order_each_time():
+def test_groups_and_their_members_are_shuffled_each_time():
     groups = np.repeat(np.arange(10), 4)
     rng = np.random.default_rng(0)
     first, second = grouped_order(groups, rng), grouped_order(groups, rng)

@@ -1,4 +1,4 @@
-"""Files by URL: read whole, by range and listed as those by path; what a manifest may name; errors on one line."""
+"""Files by URL: reading whole files and ranges, listing, paths that a manifest may use, and one-line errors."""
 
 import os
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def folder(request, tmp_path: Path, memory: str, served: Callable):
     }[request.param]()
 
 
-def test_a_file_is_read_whole_by_range_and_as_a_file(folder):
+def test_reading_a_file_whole_by_range_and_as_a_stream(folder):
     place = join(folder, "data.bin")
     assert read_bytes(place) == CONTENT
     assert read_range(place, 1000, 300) == CONTENT[1000:1300]
@@ -61,7 +61,7 @@ def test_a_file_is_read_whole_by_range_and_as_a_file(folder):
     assert path.exists() == isinstance(place, Path)  # a copy goes, a file of the user's stays
 
 
-def test_a_file_that_is_not_there_is_a_file_not_found(folder):
+def test_a_missing_file_raises_file_not_found(folder):
     place = join(folder, "none.bin")
     assert not exists(place)
     assert exists(join(folder, "data.bin"))
@@ -73,16 +73,16 @@ def test_a_file_that_is_not_there_is_a_file_not_found(folder):
             pass
 
 
-def test_a_folder_is_listed_in_order_by_ending(folder, tmp_path: Path):
+def test_a_folder_is_listed_in_order_by_extension(folder, tmp_path: Path):
     for name in ("b.tar", "a.tar", "ü c.tar", "note.txt"):
         (tmp_path / name).write_bytes(b"x")
         fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{name}", b"x")
-    found = listing(folder, ".tar")
-    assert found == [join(folder, name) for name in ("a.tar", "b.tar", "ü c.tar")]
-    assert [read_bytes(place) for place in found] == [b"x"] * 3
+    locations = listing(folder, ".tar")
+    assert locations == [join(folder, name) for name in ("a.tar", "b.tar", "ü c.tar")]
+    assert [read_bytes(place) for place in locations] == [b"x"] * 3
 
 
-def test_a_copy_stops_at_the_most_bytes(folder, tmp_path: Path):
+def test_a_copy_stops_at_the_size_limit(folder, tmp_path: Path):
     place = join(folder, "data.bin")
     with local_copy(place, max_bytes=len(CONTENT)) as path:
         assert path.stat().st_size == len(CONTENT)
@@ -94,7 +94,7 @@ def test_a_copy_stops_at_the_most_bytes(folder, tmp_path: Path):
         assert list(copies.iterdir()) == []
 
 
-def test_identity_changes_with_the_file_alone(tmp_path: Path, memory: str, served: Callable):
+def test_valuechanges_with_the_file_alone(tmp_path: Path, memory: str, served: Callable):
     file = tmp_path / "a.bin"
     file.write_bytes(b"one")
     os.utime(file, (1e9, 1e9))
@@ -103,7 +103,7 @@ def test_identity_changes_with_the_file_alone(tmp_path: Path, memory: str, serve
     places = [file, f"{served()[0]}/a.bin", f"{memory}/a.bin"]
     before = list(identities(places))
     assert list(identities(places)) == before
-    assert all(told.startswith("3 ") for told in before)
+    assert all(value.startswith("3 ") for value in before)
     file.write_bytes(b"two")
     os.utime(file, (2e9, 2e9))
     system.pipe_file("/bucket/corpus/a.bin", b"two")
@@ -111,18 +111,18 @@ def test_identity_changes_with_the_file_alone(tmp_path: Path, memory: str, serve
     assert list(identities([f"{memory}/none", file]))[:1] == ["missing"]
 
 
-def test_a_server_without_ranges_is_told_and_a_local_copy_helps(tmp_path: Path, served: Callable):
+def test_a_server_without_ranges_raises_an_error_and_a_local_copy_works(tmp_path: Path, served: Callable):
     (tmp_path / "data.bin").write_bytes(CONTENT)
     url, _ = served(ranges=False)
-    with pytest.raises(OSError, match=r"whole files only; put filecache::"):
+    with pytest.raises(OSError, match=r"does not support range requests; put filecache::"):
         read_range(f"{url}/data.bin", 10, 20)
     assert read_range(f"filecache::{url}/data.bin", 10, 20) == CONTENT[10:30]
     with local_copy(f"{url}/data.bin") as path:
         assert path.read_bytes() == CONTENT
 
 
-def test_a_server_that_does_not_answer_is_no_missing_file(free_port, monkeypatch):
-    monkeypatch.setattr("alpro.shards.storage.PAUSES", ())
+def test_an_unresponsive_server_is_not_a_missing_file(free_port, monkeypatch):
+    monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", ())
     place = f"http://127.0.0.1:{free_port()}/a.mp4"
     for read in (exists, identity, read_bytes):
         with pytest.raises(OSError, match="onnect") as error:
@@ -131,10 +131,10 @@ def test_a_server_that_does_not_answer_is_no_missing_file(free_port, monkeypatch
         assert "\n" not in str(error.value)
 
 
-def test_what_fails_is_asked_for_again_but_not_what_is_missing_or_forbidden(memory, tmp_path, monkeypatch):
+def test_failed_requests_are_retried_unless_missing_or_forbidden(memory, tmp_path, monkeypatch):
     system = type(fsspec.filesystem("memory"))
     fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.mp4", CONTENT)
-    monkeypatch.setattr("alpro.shards.storage.PAUSES", (0, 0))
+    monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", (0, 0))
     place, asked = f"{memory}/a.mp4", []
 
     def answer(errors: list[Exception | None], method: str) -> None:
@@ -173,7 +173,7 @@ def test_what_fails_is_asked_for_again_but_not_what_is_missing_or_forbidden(memo
                 assert len(asked) == times
 
 
-def test_an_unknown_protocol_and_a_missing_package_are_mistakes(monkeypatch):
+def test_an_unknown_protocol_and_a_missing_package_raise_input_errors(monkeypatch):
     with pytest.raises(InputError, match=r"gopher://a/b: Protocol not known: gopher"):
         read_bytes("gopher://a/b")
     known = {"class": "no_such_package.Store", "err": "Install no_such_package to read it"}
@@ -203,7 +203,7 @@ def test_a_name_is_joined_to_a_folder():
             assert str(parent(joined)).rstrip("/") == str(folder if name.count("/") == 0 else f"{folder}d").rstrip("/")
 
 
-def test_a_row_names_what_lies_beside_its_manifest_or_on_the_network():
+def test_a_row_may_refer_to_its_folder_or_the_network():
     for root, path, found in (
         (Path("/data"), "a/b.mp4", Path("/data/a/b.mp4")),
         (Path("/data"), "/data/b.mp4", Path("/data/b.mp4")),
@@ -247,10 +247,10 @@ OUTSIDE = [
 ]
 
 
-def test_a_row_leads_to_no_other_file_of_this_machine():
+def test_a_row_cannot_refer_to_other_local_files():
     for root in (Path("/data"), "s3://b/data", "memory://b/data", "https://host/data"):
         for path in OUTSIDE:
-            with pytest.raises(InputError, match="leaves the data folder") as error:
+            with pytest.raises(InputError, match="is outside the data folder") as error:
                 resolve(root, path)
             assert "\n" not in str(error.value)
 
@@ -274,7 +274,7 @@ def test_a_name_cannot_lengthen_the_chain_of_its_manifest():
 
 
 @given(st.lists(st.sampled_from(["..", ".", "a", "b.mp4", "", "%2e%2e"]), min_size=1, max_size=6).map("/".join))
-def test_a_relative_path_stays_below_its_manifest_or_is_refused(name):
+def test_a_relative_path_outside_the_folder_raises_an_error(name):
     for root in (Path("/data/here"), "memory://b/here"):
         try:
             found = resolve(root, name)
@@ -284,7 +284,7 @@ def test_a_relative_path_stays_below_its_manifest_or_is_refused(name):
         assert ".." not in str(found).split("/")
 
 
-def test_the_ending_of_a_file_is_that_of_its_name():
+def test_the_extension_of_a_location():
     for place, ending in (
         ("https://host/a.MP4?key=1.2", ".mp4"),
         ("https://host/a%2Emp4#t=1", ".mp4"),

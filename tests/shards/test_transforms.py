@@ -27,11 +27,11 @@ def test_a_random_crop_is_the_same_place_in_every_frame():
     assert {min(rows), max(rows), min(columns), max(columns)} == {0, 5, 6}
 
 
-def test_the_whole_frame_is_taken_where_no_crop_is_asked():
+def test_a_share_of_one_returns_the_whole_frame():
     assert random_crop(numbered(10, 12), 1.0, np.random.default_rng(0)).shape == (5, 10, 12, 3)
 
 
-def test_squashing_keeps_no_aspect_ratio_and_leaves_the_right_size_alone():
+def test_squashing_ignores_the_aspect_ratio_and_keeps_the_target_size():
     frames = np.zeros((2, 10, 30, 3), np.uint8)
     frames[:, :, 15:] = 255
     squashed = squash(frames, 10)
@@ -41,7 +41,7 @@ def test_squashing_keeps_no_aspect_ratio_and_leaves_the_right_size_alone():
     assert squash(squashed, 10) is squashed
 
 
-def test_a_crop_has_the_area_and_the_aspect_ratio_that_were_drawn():
+def test_a_crop_has_the_drawn_area_and_aspect_ratio():
     """Of an image twice as wide as it is high. No draw is forced into the image: what does not fit is drawn again."""
     areas, ratios, heights = [], [], []
     for seed in range(2000):
@@ -58,17 +58,17 @@ def test_a_crop_has_the_area_and_the_aspect_ratio_that_were_drawn():
 
 
 @pytest.mark.parametrize(("width", "height", "box"), [(400, 10, (193, 0, 13, 10)), (10, 400, (0, 193, 10, 13))])
-def test_an_image_that_no_crop_fits_gives_its_largest_central_one(width, height, box):
-    found = {crop_box(width, height, np.random.default_rng(seed), (0.9, 1.0), RATIO) for seed in range(20)}
-    assert found == {box}
+def test_the_fallback_is_the_largest_central_crop(width, height, box):
+    result = {crop_box(width, height, np.random.default_rng(seed), (0.9, 1.0), RATIO) for seed in range(20)}
+    assert result == {box}
 
 
 def test_a_resized_crop_is_that_part_of_the_image():
-    """As torchvision does it: the crop is resized, bicubically, without a look at what lies beside it."""
+    """As in torchvision: only the crop is resized, bicubically."""
     frame = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
     for seed in range(5):
         left, top, width, height = crop_box(90, 60, np.random.default_rng(seed), SCALE, RATIO)
         cut = Image.fromarray(frame[top : top + height, left : left + width])
         expected = np.asarray(cut.resize((32, 32), Image.Resampling.BICUBIC))
-        found = random_resized_crop(frame, 32, np.random.default_rng(seed))
-        assert np.array_equal(found, expected)
+        result = random_resized_crop(frame, 32, np.random.default_rng(seed))
+        assert np.array_equal(result, expected)

@@ -18,7 +18,7 @@ from alpro.errors import InputError
 from alpro.models.templates import Templates, fill
 from alpro.shards.reader import read_index
 from alpro.stages import build_vocabulary
-from alpro.stages.build_vocabulary import Config, Noun, choose, join_forms, why_not
+from alpro.stages.build_vocabulary import Config, Noun, exclusion_reason, merge_forms, select_entities
 from alpro.stages.vocabulary.word_pieces import WordPieces, load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -26,21 +26,21 @@ TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue sta
 
 
 def nouns(**counts: int) -> list[Noun]:
-    """Nouns that are nothing but nouns, with their counts."""
-    return join_forms(Counter({(name, name): count for name, count in counts.items()}))
+    """Nouns that occur only as nouns, with their counts."""
+    return merge_forms(Counter({(name, name): count for name, count in counts.items()}))
 
 
 def test_entities_are_the_most_frequent_with_ties_in_alphabetical_order():
-    chosen, left_out = choose(nouns(tree=5, ball=7, star=5, box=5, moon=2), Config(entities=3))
+    chosen, left_out = select_entities(nouns(tree=5, ball=7, star=5, box=5, moon=2), Config(entities=3))
     assert chosen == [("ball", 7), ("box", 5), ("star", 5)]
     assert left_out == [("tree", 5, "below the 3 most frequent"), ("moon", 2, "below the 3 most frequent")]
 
 
 def test_what_is_left_out_is_left_out_with_the_reason():
     words = nouns(video=90, x2=80, animal=70, ball=60, box=50, s=40, counterrevolution=30, photos=20, fish=2, rarity=1)
-    words += join_forms(Counter({("talks", "talks"): 39, ("talks", ""): 61}))
+    words += merge_forms(Counter({("talks", "talks"): 39, ("talks", ""): 61}))
     config = Config(entities=2, exclude=("animal",), max_letters=16)
-    chosen, left_out = choose(words, config)
+    chosen, left_out = select_entities(words, config)
     assert chosen == [("ball", 60), ("box", 50)]
     assert left_out == [
         ("video", 90, "a word of the prompt templates"),
@@ -55,26 +55,26 @@ def test_what_is_left_out_is_left_out_with_the_reason():
     ]
 
 
-def test_names_of_the_picture_are_no_entities():
+def test_words_for_the_image_are_not_entities():
     """The most frequent nouns of real captions, of MSR-VTT and WebVid, with these among them."""
     picture = ["background", "clip", "corner", "frame", "left", "right", "scene", "scenes", "shot", "start", "view"]
     things = ["man", "kitchen", "camera", "screen", "street", "square", "hand"]
-    chosen, left_out = choose(nouns(**dict.fromkeys([*picture, *things], 9)), Config(entities=len(things)))
+    chosen, left_out = select_entities(nouns(**dict.fromkeys([*picture, *things], 9)), Config(entities=len(things)))
     assert sorted(name for name, _ in chosen) == sorted(things)
     assert sorted(name for name, _, _ in left_out) == picture
     assert {reason for _, _, reason in left_out} == {"excluded by the configuration"}
 
 
 @pytest.mark.parametrize(("share", "chosen"), [(0.0, "dog play up"), (0.3, "dog play"), (0.31, "dog"), (1.0, "dog")])
-def test_a_word_is_an_entity_where_it_is_a_noun_often_enough(share, chosen):
+def test_a_word_is_an_entity_if_it_is_a_noun_often_enough(share, chosen):
     words = Counter({("dog", "dog"): 9, ("play", "play"): 3, ("play", ""): 7, ("up", "up"): 2, ("up", ""): 98})
     config = Config(min_noun_share=share)
-    assert " ".join(noun.name for noun in join_forms(words) if not why_not(noun, config, set())) == chosen
+    assert " ".join(noun.name for noun in merge_forms(words) if not exclusion_reason(noun, config, set())) == chosen
 
 
 def test_words_of_other_templates_are_left_out_instead():
     templates = Templates(video=("Ein Film: {}.",), image=("Ein Foto: {}.",))
-    chosen, left_out = choose(nouns(film=4, video=3, foto=2, ball=2), Config(entities=2, templates=templates))
+    chosen, left_out = select_entities(nouns(film=4, video=3, foto=2, ball=2), Config(entities=2, templates=templates))
     assert chosen == [("video", 3), ("ball", 2)]
     assert [(noun, reason) for noun, _, reason in left_out] == [
         ("film", "a word of the prompt templates"),
@@ -82,20 +82,20 @@ def test_words_of_other_templates_are_left_out_instead():
     ]
 
 
-def test_letters_are_those_of_any_language():
-    chosen, _ = choose(nouns(**{"hügel": 3, "улица": 2, "3d": 9}), Config(entities=2))
+def test_letters_of_any_language_are_accepted():
+    chosen, _ = select_entities(nouns(**{"hügel": 3, "улица": 2, "3d": 9}), Config(entities=2))
     assert chosen == [("hügel", 3), ("улица", 2)]
 
 
-def test_fewer_nouns_than_asked_is_a_mistake_that_says_how_many_there_are():
+def test_too_few_nouns_raise_an_error_with_their_number():
     with pytest.raises(InputError, match=r"entities = 4, but the captions have 2 nouns that qualify; add --set "):
-        choose(nouns(ball=3, box=2, star=1), Config(entities=4))
+        select_entities(nouns(ball=3, box=2, star=1), Config(entities=4))
 
 
-def test_forms_are_joined_by_their_noun():
+def test_forms_are_merged_by_noun():
     words = Counter({("dogs", "dog"): 2, ("dog", "dog"): 3, ("dog", ""): 1, ("run", ""): 9})
     words |= Counter({("glasses", "glasses"): 4, ("glasses", "glass"): 1, ("glasses", ""): 2})
-    assert join_forms(words) == [Noun("dog", 5, 6), Noun("glasses", 4, 6), Noun("glass", 1, 1)]
+    assert merge_forms(words) == [Noun("dog", 5, 6), Noun("glasses", 4, 6), Noun("glass", 1, 1)]
 
 
 WORDS = st.dictionaries(
@@ -106,20 +106,20 @@ WORDS = st.dictionaries(
 
 @given(WORDS)
 def test_counts_add_up(words):
-    found = join_forms(Counter(words))
+    found = merge_forms(Counter(words))
     assert sum(noun.count for noun in found) == sum(count for (_, noun), count in words.items() if noun)
     forms = {form for form, noun in words if noun}
     assert sum(noun.occurrences for noun in found) == sum(count for (form, _), count in words.items() if form in forms)
-    qualified = [noun for noun in found if not why_not(noun, Config(), Config().templates.words())]
+    qualified = [noun for noun in found if not exclusion_reason(noun, Config(), Config().templates.words())]
     if len(qualified) >= 2:
-        chosen, left_out = choose(found, Config(entities=2))
+        chosen, left_out = select_entities(found, Config(entities=2))
         assert sorted((name, count) for name, count, *_ in [*chosen, *left_out]) == sorted(
             (noun.name, noun.count) for noun in found
         )
 
 
 @pytest.fixture(scope="module")
-def told(corpus_of, tmp_path_factory) -> Path:
+def small_corpus(corpus_of, tmp_path_factory) -> Path:
     """A corpus whose training captions name dogs and cats, and whose other splits name other animals."""
     rows = [
         {"id": "one", "captions": ["a dog is sleeping", "a dog and a cat"]},
@@ -128,17 +128,17 @@ def told(corpus_of, tmp_path_factory) -> Path:
         {"id": "validation", "split": "validation", "captions": ["a horse", "a horse runs", "a horse stands"]},
         {"id": "test", "split": "test", "captions": ["a cow", "a cow runs", "a cow stands"]},
     ]
-    return corpus_of(tmp_path_factory.mktemp("told"), rows)
+    return corpus_of(tmp_path_factory.mktemp("small-corpus"), rows)
 
 
 @pytest.fixture(scope="module")
-def told_vocabulary(told, tmp_path_factory, resources):
-    out = tmp_path_factory.mktemp("told-vocabulary")
-    return build_vocabulary.run(Config(entities=2, word_pieces=100), {"told": told}, out, resources), out
+def small_vocabulary(small_corpus, tmp_path_factory, resources):
+    out = tmp_path_factory.mktemp("small-vocabulary")
+    return build_vocabulary.run(Config(entities=2, word_pieces=100), {"small": small_corpus}, out, resources), out
 
 
-def test_only_training_captions_are_read(told_vocabulary):
-    outcome, out = told_vocabulary
+def test_only_training_captions_are_read(small_vocabulary):
+    outcome, out = small_vocabulary
     assert pq.read_table(out / "entities.parquet").to_pylist() == [
         {"entity": "cat", "count": 2},
         {"entity": "dog", "count": 2},
@@ -169,15 +169,15 @@ def test_texts_of_other_splits_do_not_reach_the_tokenizer(corpus_of, tmp_path, r
     assert "[UNK]" not in tokenizer.encode("what is it?").tokens
 
 
-def test_training_samples_without_a_caption_are_counted_and_listed(told_vocabulary):
-    outcome, out = told_vocabulary
+def test_training_samples_without_a_caption_are_counted_and_listed(small_vocabulary):
+    outcome, out = small_vocabulary
     assert outcome.counts["samples_without_caption"] == 1
     assert pq.read_table(out / "rejects.parquet").to_pylist() == [
         {"id": "silent", "path": "silent", "reason": "no caption"}
     ]
 
 
-def test_no_training_captions_at_all_is_a_mistake(corpus_of, tmp_path, resources):
+def test_no_training_captions_raise_an_input_error(corpus_of, tmp_path, resources):
     folder = corpus_of(tmp_path / "corpus", [{"id": "test", "split": "test", "captions": ["a cow"]}])
     with pytest.raises(InputError, match="no captions"):
         build_vocabulary.run(Config(entities=2), {"corpus": folder}, tmp_path, resources)
@@ -193,7 +193,7 @@ def test_every_noun_of_the_sample_is_an_entity_or_left_out(vocabulary, corpora):
     assert all(any(row["entity"] in caption for caption in captions) for row in entities)
 
 
-def test_a_trained_tokenizer_speaks_berts_form():
+def test_a_trained_tokenizer_uses_berts_format():
     tokenizer = train_tokenizer(TEXTS, 120)
     encoded = tokenizer.encode("A RED ball")
     assert encoded.tokens == ["[CLS]", *tokenizer.encode("a red ball", add_special_tokens=False).tokens, "[SEP]"]
@@ -203,31 +203,33 @@ def test_a_trained_tokenizer_speaks_berts_form():
     assert tokenizer.get_vocab_size() <= 120
 
 
-def test_the_tokenizer_knows_the_words_of_prompts_and_questions(told_vocabulary):
-    tokenizer = Tokenizer.from_file(str(told_vocabulary[1] / "tokenizer.json"))
+def test_the_tokenizer_contains_the_words_of_prompts_and_questions(small_vocabulary):
+    tokenizer = Tokenizer.from_file(str(small_vocabulary[1] / "tokenizer.json"))
     for text in (fill(Templates().video[0], "dog"), "which xylophone is it?"):
         assert "[UNK]" not in tokenizer.encode(text).tokens
 
 
-def test_a_tokenizer_of_counted_texts_is_that_of_the_texts():
+def test_training_on_counted_texts_gives_the_same_tokenizer():
     assert train_tokenizer(Counter(TEXTS), 120).to_str() == train_tokenizer(TEXTS, 120).to_str()
 
 
-def test_a_tokenizer_follows_from_its_texts_alone():
+def test_tokenizer_training_is_deterministic():
     """Not from their order or number, nor from the process (hash seeds differ)."""
     program = textwrap.dedent("""
         import json, sys
         from alpro.stages.vocabulary.word_pieces import train_tokenizer
         print(train_tokenizer(json.load(sys.stdin), 120).to_str(), end="")
     """)
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], input=json.dumps(TEXTS[::-1]), capture_output=True, text=True, cwd=ROOT
     )
     here = train_tokenizer(TEXTS, 120).to_str()
-    assert hashlib.sha256(said.stdout.encode()).hexdigest() == hashlib.sha256(here.encode()).hexdigest(), said.stderr
+    assert hashlib.sha256(process.stdout.encode()).hexdigest() == hashlib.sha256(here.encode()).hexdigest(), (
+        process.stderr
+    )
 
 
-def test_a_tokenizer_is_loaded_from_a_file_or_a_folder_of_either_form(tmp_path):
+def test_a_tokenizer_is_loaded_from_a_file_or_folder_in_both_formats(tmp_path):
     trained = train_tokenizer(TEXTS, 120)
     words = sorted(trained.get_vocab(), key=trained.get_vocab().get)
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
@@ -239,19 +241,19 @@ def test_a_tokenizer_is_loaded_from_a_file_or_a_folder_of_either_form(tmp_path):
     assert by_words.encode(text).ids == by_json.encode(text).ids == by_file.encode(text).ids == trained.encode(text).ids
 
 
-def test_special_tokens_of_a_vocab_txt_are_not_shown(tmp_path):
+def test_special_tokens_of_a_vocab_txt_are_not_decoded(tmp_path):
     trained = train_tokenizer(TEXTS, 120)
     (tmp_path / "vocab.txt").write_text("\n".join(sorted(trained.get_vocab(), key=trained.get_vocab().get)) + "\n")
     tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
     assert tokenizer.decode(tokenizer.encode("a red ball").ids) == "a red ball"
 
 
-def test_a_tokenizer_that_is_nowhere_is_a_mistake(tmp_path):
+def test_a_missing_tokenizer_raises_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         load_tokenizer(str(tmp_path / "nothing" / "here"))
 
 
-def test_padding_and_truncation_of_a_tokenizer_file_are_left_out(tmp_path):
+def test_padding_and_truncation_of_a_tokenizer_file_are_disabled(tmp_path):
     tokenizer = train_tokenizer(TEXTS, 120)
     expected = WordPieces(tokenizer).batch(TEXTS, 9)
     tokenizer.enable_padding(length=12)
@@ -265,9 +267,9 @@ def test_padding_and_truncation_of_a_tokenizer_file_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
-def test_a_broken_tokenizer_file_is_a_mistake(name, tmp_path):
+def test_a_broken_tokenizer_file_raises_an_input_error(name, tmp_path):
     (tmp_path / name).write_bytes(b"\xff\xfe{")
     for place in (tmp_path / name, tmp_path):
-        with pytest.raises(InputError, match=f"{name}: not readable") as told:
+        with pytest.raises(InputError, match=f"{name}: not readable") as error:
             load_tokenizer(str(place))
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(error.value)

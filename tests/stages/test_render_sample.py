@@ -1,4 +1,4 @@
-"""The sample corpus: the same for the same seed, honest splits, twins, questions that the scene answers."""
+"""The sample corpus: reproducible for a seed, disjoint splits, reversed clips, answerable questions."""
 
 import itertools
 import json
@@ -42,14 +42,14 @@ def render_small(out: Path, resources, seed: int = 3) -> dict[str, str]:
     return {name: digest for name, digest in contents(out).items() if not name.endswith(".mp4")}
 
 
-def test_the_same_seed_is_the_same_bytes_and_another_is_not(tmp_path, inline_pool, resources):
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path, inline_pool, resources):
     one, same, other = (render_small(tmp_path / str(n), resources, seed) for n, seed in enumerate((3, 3, 4)))
     assert one == same
     assert one.keys() == other.keys()
     assert [name for name in one if one[name] == other[name]] == []
 
 
-def test_the_same_frames_are_the_same_video(tmp_path):
+def test_the_same_frames_give_the_same_video(tmp_path):
     """Whatever lay in the memory that the encoder gets."""
     config, rng = Config(seed=3, size=48, frames=8, **SMALL | {"clips": 8}), np.random.default_rng(0)
     for item in render_sample.clips(config):
@@ -63,7 +63,7 @@ def test_the_same_frames_are_the_same_video(tmp_path):
         assert len(made) == 1, item.row["id"]
 
 
-def test_an_interrupted_rendering_goes_on_to_the_same_files(tmp_path, inline_pool, resources):
+def test_an_interrupted_rendering_resumes_to_the_same_files(tmp_path, inline_pool, resources):
     before = render_small(tmp_path, resources)
     names = contents(tmp_path).keys()
     for lost in ("videos/test-00001.mp4", "images/still-00001.jpg", "clips.jsonl"):
@@ -72,7 +72,7 @@ def test_an_interrupted_rendering_goes_on_to_the_same_files(tmp_path, inline_poo
     assert contents(tmp_path).keys() == names
 
 
-def test_videos_are_h264_of_the_size_and_length_asked(sample):
+def test_videos_are_h264_of_the_configured_size_and_length(sample):
     for path in sorted((sample / "videos").glob("test-*.mp4"))[:3]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -86,7 +86,7 @@ def test_images_are_jpegs(sample):
         assert (image.format, image.size) == ("JPEG", (48, 48))
 
 
-def test_every_item_of_a_manifest_has_its_file_but_the_one_that_is_to_miss(sample):
+def test_every_item_has_its_file_except_the_missing_one(sample):
     for corpus in render_sample.CORPORA:
         rows = [json.loads(line) for line in (sample / f"{corpus}.jsonl").read_text().splitlines()]
         missing = [row["id"] for row in rows if not (sample / row["path"]).is_file()]
@@ -105,25 +105,25 @@ def test_unseen_combinations_never_occur_in_training_in_either_direction_of_time
     assert not unseen & set().union(*map(combinations, shown))
 
 
-def test_the_share_of_unseen_clips_is_as_asked_in_each_split(whole):
+def test_the_share_of_unseen_clips_in_each_split(whole):
     for split, count in (("validation", DEFAULT.validation), ("test", DEFAULT.test)):
         marks = [item.row["unseen"] for item in whole["clips"] if item.row["split"] == split]
         assert (len(marks), sum(marks)) == (count, count * DEFAULT.unseen)
 
 
-def test_a_caption_for_testing_is_said_once(whole):
-    said = [c for item in whole["clips"] if item.row["split"] != "train" for c in item.row["captions"]]
-    assert len(set(said)) == len(said) == DEFAULT.validation + DEFAULT.test
+def test_test_captions_are_unique(whole):
+    captions = [c for item in whole["clips"] if item.row["split"] != "train" for c in item.row["captions"]]
+    assert len(set(captions)) == len(captions) == DEFAULT.validation + DEFAULT.test
 
 
-def test_a_caption_for_testing_is_true_of_one_clip_alone(whole):
+def test_a_test_caption_is_true_for_only_one_clip(whole):
     """Of the clips of a split, one alone has the combination that a caption is about."""
     scenes = [item.scene for item in whole["clips"] if item.row["split"] == "test"]
     having = Counter(combination for scene in scenes for combination in combinations(scene))
     assert [scene.main.combination for scene in scenes if having[scene.main.combination] > 1] == []
 
 
-def test_more_unseen_clips_than_there_are_combinations_is_no_endless_search(monkeypatch):
+def test_too_many_unseen_clips_raise_an_error(monkeypatch):
     draws = itertools.count()
 
     def draw(*given):
@@ -136,7 +136,7 @@ def test_more_unseen_clips_than_there_are_combinations_is_no_endless_search(monk
 
 
 @pytest.mark.parametrize("corpus", ["lessons", "clips"])
-def test_twins_differ_in_the_motion_alone_and_share_a_group(corpus, whole):
+def test_reversed_clips_differ_only_in_motion_and_share_a_group(corpus, whole):
     rows = {item.row["id"]: item.row for item in whole[corpus]}
     backwards = [row for name, row in rows.items() if name.endswith("-back")]
     assert len(backwards) > 50
@@ -149,7 +149,7 @@ def test_twins_differ_in_the_motion_alone_and_share_a_group(corpus, whole):
         assert row["things"][0]["motion"] != twin["things"][0]["motion"]
 
 
-def test_every_clip_that_has_a_twin_comes_with_it(whole):
+def test_every_reversible_clip_has_its_reverse(whole):
     names = {item.row["id"] for item in whole["clips"]}
     for item in whole["clips"]:
         if item.row["split"] == "train" and item.scene.main.motion in REVERSED:
@@ -184,12 +184,12 @@ POSES = [  # motion, time, x, y, radius, angle of a thing at the middle with rad
 
 
 @pytest.mark.parametrize(("motion", "time", "x", "y", "radius", "angle"), POSES)
-def test_where_a_thing_is(motion, time, x, y, radius, angle):
+def test_the_position_of_a_thing(motion, time, x, y, radius, angle):
     thing = Thing("ball", "red", motion, 0.5, 0.5, 0.2, 0.8)
     assert thing.pose(time) == pytest.approx((x, y, radius, angle))
 
 
-def test_a_moving_thing_is_seen_to_move():
+def test_a_moving_thing_moves_in_the_frames():
     scene = Scene((Thing("ball", "red", "right", 0.5, 0.5, 0.2, 0.7),), None)
     red = render(scene, 3, 40)[..., 0].astype(float) - render(scene, 3, 40)[..., 2]
     centres = [(frame.clip(60) - 60).sum(0) @ np.arange(40) / (frame.clip(60) - 60).sum() for frame in red]
@@ -202,10 +202,10 @@ def answers(scene: Scene, question: str) -> set[str]:
     if question.startswith("what is the"):
         return {t.kind for t in scene.things if t.colour == words[3]}
     if question.startswith("what"):
-        said = " ".join(words[1:])
+        captions = " ".join(words[1:])
         phrases = {m: set(p) for m, p in grammar.OTHER_MOTIONS.items()}
         phrases |= {d: {f"{go} {where}" for go in grammar.GO for where in grammar.WHERE[d]} for d in DIRECTIONS}
-        return {t.kind for t in scene.things if said in phrases[t.motion]}
+        return {t.kind for t in scene.things if captions in phrases[t.motion]}
     if question.startswith("which colour"):
         return {t.colour for t in scene.things if t.kind == words[-1]}
     if question.startswith("how many"):
@@ -231,7 +231,7 @@ def test_questions_have_one_answer(whole):
     assert several == []
 
 
-def test_captions_name_nothing_that_is_not_there(whole):
+def test_captions_only_name_things_in_the_scene(whole):
     for items in whole.values():
         for item in items:
             things = item.scene.things
@@ -241,7 +241,7 @@ def test_captions_name_nothing_that_is_not_there(whole):
                 assert words & COLOURS.keys() <= {t.colour for t in things} | ({"orange"} & words)
 
 
-def test_full_captions_say_everything(whole):
+def test_full_captions_are_complete(whole):
     for item in whole["clips"]:
         if item.row["split"] != "train":
             caption = item.row["captions"][0]
@@ -254,13 +254,13 @@ def test_captions_of_one_item_differ(whole):
             assert len(set(item.row["captions"])) == len(item.row["captions"]) >= 1
 
 
-def test_a_takes_an_before_a_vowel():
+def test_article_before_a_vowel():
     assert grammar.name(Thing("ball", "orange", "still", 0, 0, 0)) == "an orange ball"
     assert grammar.name(Thing("ball", "orange", "still", 0, 0, 0), colour=False) == "a ball"
     assert grammar.name(Thing("ball", "red", "still", 0, 0, 0), "the") == "the red ball"
 
 
 @pytest.mark.parametrize("size", [32, 47])
-def test_frames_are_pictures_of_the_size_asked(size):
+def test_frames_have_the_configured_size(size):
     frames = render(draw_scene(np.random.default_rng(0), 3), 4, size)
     assert (frames.shape, frames.dtype) == ((4, size, size, 3), np.uint8)

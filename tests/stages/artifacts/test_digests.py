@@ -30,7 +30,7 @@ def data(tmp_path):
     return folder / "items.jsonl"
 
 
-def test_digests_are_sha256_of_contents_and_missing_where_there_is_none(tmp_path, digests):
+def test_digests_are_sha256_of_contents_or_missing(tmp_path, digests):
     (tmp_path / "a").write_bytes(b"abc")
     assert digests.of([tmp_path / "a", tmp_path / "b"]) == [hashlib.sha256(b"abc").hexdigest(), "missing"]
 
@@ -66,7 +66,7 @@ def test_another_pipeline_can_write_while_files_are_read(tmp_path, digests, monk
     assert digests.of(named) == [hashlib.sha256(name).hexdigest() for name in (b"a", b"b", b"c")]
 
 
-def test_an_interrupted_reading_keeps_what_it_read(tmp_path, digests, monkeypatch):
+def test_an_interrupted_run_keeps_its_digests(tmp_path, digests, monkeypatch):
     read = []
 
     def checksum(path):
@@ -116,12 +116,12 @@ def test_the_digest_of_a_folder_is_that_of_its_videos_and_texts(data, digests):
     assert digest_data(folder, digests) != before
 
 
-def test_a_path_with_dots_is_as_good_as_one_without(data, digests):
+def test_a_path_with_dots_gives_the_same_digest(data, digests):
     dotted = data.parent / ".." / data.parent.name / data.name
     assert digest_data(dotted, digests) == digest_data(data, digests)
 
 
-def test_a_folder_in_a_files_place_is_missing(data, digests):
+def test_a_folder_instead_of_a_file_is_missing(data, digests):
     (data.parent / "c.mp4").mkdir()
     assert digests.of([data.parent / "c.mp4"]) == ["missing"]
     data.write_text(
@@ -130,13 +130,13 @@ def test_a_folder_in_a_files_place_is_missing(data, digests):
     assert digest_data(data, digests)
 
 
-def test_a_manifest_named_from_where_one_stands_is_as_good_as_its_whole_path(data, digests, monkeypatch):
+def test_a_relative_manifest_gives_the_same_digest(data, digests, monkeypatch):
     before = digest_data(data, digests), digest_data(data.parent, digests)
     monkeypatch.chdir(data.parent)
     assert (digest_data(Path(data.name), digests), digest_data(Path(), digests)) == before
 
 
-def test_a_damaged_memory_is_forgotten(tmp_path):
+def test_a_damaged_cache_is_rebuilt(tmp_path):
     (tmp_path / "digests.sqlite").write_bytes(b"garbage" * 500)
     (tmp_path / "a").write_bytes(b"one")
     (found,) = Digests(tmp_path / "digests.sqlite").of([tmp_path / "a"])

@@ -1,4 +1,4 @@
-"""Artifacts that machines share: whole or not there, whoever sends, and whatever fails in the middle."""
+"""Shared artifacts: uploads and downloads are complete or ignored, also after failures."""
 
 import json
 import shutil
@@ -29,23 +29,23 @@ def machine(tmp_path: Path, place: str) -> Callable[..., Store]:
     return lambda name, place=place: Store(tmp_path / name, place)
 
 
-def make(store: Store, said: str = "made") -> dict:
+def make(store: Store, content: str = "made") -> dict:
     def work(_: Step, out: Path) -> Outcome:
         (out / "deep" / "er").mkdir(parents=True)
-        (out / "deep" / "er" / "ü 1.txt").write_text(said)
-        (out / "weights.bin").write_bytes(said.encode() * 1000)
+        (out / "deep" / "er" / "ü 1.txt").write_text(content)
+        (out / "weights.bin").write_bytes(content.encode() * 1000)
         (out / "empty").write_bytes(b"")
         (out / "work.json").write_text("{}")
         return Outcome({"items": 3})
 
-    return store.make(STEP, work, {"by": said})
+    return store.make(STEP, work, {"by": content})
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_what_one_machine_sends_another_has(machine):
+def test_an_uploaded_artifact_can_be_fetched_by_another_machine(machine):
     here, there = machine("a"), machine("b")
     manifest = make(here)
     assert there.fetch(STEP) is None
@@ -59,7 +59,7 @@ def test_what_one_machine_sends_another_has(machine):
     assert [folder for folder, _ in there.all()] == [there.folder(STEP)]
 
 
-def test_unfinished_work_gives_way_to_what_is_fetched(machine):
+def test_a_fetched_artifact_replaces_unfinished_work(machine):
     make(here := machine("a"))
     here.share(STEP)
     there = machine("b")
@@ -68,8 +68,8 @@ def test_unfinished_work_gives_way_to_what_is_fetched(machine):
     assert not (there.folder(STEP) / "checkpoints").exists()
 
 
-def test_two_machines_that_send_at_once_do_not_mix(machine, monkeypatch):
-    """Both find nothing there; what is fetched is all of one of them."""
+def test_concurrent_uploads_do_not_mix(machine, monkeypatch):
+    """Both upload at the same time; a download has the files of only one upload."""
     one, other = machine("a"), machine("b")
     make(one, "one")
     make(other, "other")
@@ -80,7 +80,7 @@ def test_two_machines_that_send_at_once_do_not_mix(machine, monkeypatch):
     assert files(third.folder(STEP))["weights.bin"] == b"other" * 1000
 
 
-def test_an_artifact_is_sent_once(machine, monkeypatch):
+def test_an_artifact_is_uploaded_once(machine, monkeypatch):
     one, other = machine("a"), machine("b")
     make(one, "one")
     make(other, "other")
@@ -90,7 +90,7 @@ def test_an_artifact_is_sent_once(machine, monkeypatch):
     assert machine("c").fetch(STEP)["made"]["by"] == "one"
 
 
-def test_what_is_sent_half_is_not_there_and_the_next_run_sends_it(machine, monkeypatch):
+def test_an_incomplete_upload_is_ignored_and_retried_by_the_next_run(machine, monkeypatch):
     here, sent = machine("a"), []
     make(here)
 
@@ -101,17 +101,17 @@ def test_what_is_sent_half_is_not_there_and_the_next_run_sends_it(machine, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(shared_artifacts, "send_file", broken)
-        said = here.share(STEP)
-    assert "the line is cut" in said
-    assert "the next run tries again" in said
-    assert "\n" not in said
+        message = here.share(STEP)
+    assert "the line is cut" in message
+    assert "the next run retries it" in message
+    assert "\n" not in message
     assert here.find(STEP)  # it is here all the same
     assert machine("b").fetch(STEP) is None
     assert here.share(STEP) == ""
     assert machine("b").fetch(STEP)
 
 
-def test_a_fetch_that_is_cut_goes_on_where_it_was(machine, monkeypatch):
+def test_an_interrupted_download_is_resumed(machine, monkeypatch):
     here, there, got = machine("a"), machine("b"), []
     make(here)
     here.share(STEP)
@@ -123,7 +123,7 @@ def test_a_fetch_that_is_cut_goes_on_where_it_was(machine, monkeypatch):
         got.append(path.name)
         whole(location, path)
 
-    monkeypatch.setattr(shared_artifacts, "AT_ONCE", 1)
+    monkeypatch.setattr(shared_artifacts, "MAX_CONCURRENT_REQUESTS", 1)
     with monkeypatch.context() as patch:
         patch.setattr(shared_artifacts, "fetch_file", lambda *at: fetch_file(*at, most=2))
         with pytest.raises(InputError, match=r"resources.artifacts = .*: the line is cut"):
@@ -136,19 +136,19 @@ def test_a_fetch_that_is_cut_goes_on_where_it_was(machine, monkeypatch):
     assert not list((there.root / ".fetched").glob("*/*"))
 
 
-def test_what_is_damaged_there_is_told(machine, place):
+def test_a_damaged_shared_artifact_raises_an_error(machine, place):
     here, there = machine("a"), machine("b")
     make(here)
     here.share(STEP)
     contents = join(here.place(STEP), "contents.json")
-    told = json.loads(read_bytes(contents))
-    weights = join(here.place(STEP), f"{told['folder']}/weights.bin")
+    file_list = json.loads(read_bytes(contents))
+    weights = join(here.place(STEP), f"{file_list['folder']}/weights.bin")
     shared_artifacts.write_bytes(weights, read_bytes(weights)[::-1])
-    with pytest.raises(InputError, match=r"weights.bin: not the bytes that were sent"):
+    with pytest.raises(InputError, match=r"weights.bin: checksum mismatch"):
         there.fetch(STEP)
-    told["files"] = {"../../outside": "0" * 64}
-    shared_artifacts.write_bytes(contents, json.dumps(told).encode())
-    with pytest.raises(InputError, match="leaves"):
+    file_list["files"] = {"../../outside": "0" * 64}
+    shared_artifacts.write_bytes(contents, json.dumps(file_list).encode())
+    with pytest.raises(InputError, match="is outside the data folder"):
         there.fetch(STEP)
     shared_artifacts.write_bytes(contents, b"{")
     with pytest.raises(InputError, match=r"contents.json: damaged; delete it"):
@@ -156,7 +156,7 @@ def test_what_is_damaged_there_is_told(machine, place):
     assert there.find(STEP) is None
 
 
-def test_another_artifact_in_its_place_is_refused(machine):
+def test_the_wrong_artifact_in_a_place_raises_an_error(machine):
     here, there = machine("a"), machine("b")
     make(here)
     manifest = here.folder(STEP) / "artifact.json"
@@ -167,20 +167,20 @@ def test_another_artifact_in_its_place_is_refused(machine):
     assert there.find(STEP) is None
 
 
-def test_a_place_that_does_not_answer_is_told(machine, free_port, monkeypatch):
+def test_an_unresponsive_shared_place_raises_an_error(machine, free_port, monkeypatch):
     """Before hours of work, that is; after them the artifact stays here."""
-    monkeypatch.setattr("alpro.shards.storage.PAUSES", ())
+    monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", ())
     store = machine("a", f"http://127.0.0.1:{free_port()}")
     for ask in (store.fetch, store.is_shared):
         with pytest.raises(InputError, match=r"resources.artifacts = http://127.0.0.1:\d+: .*[Cc]onnect"):
             ask(STEP)
     make(store)
-    assert "the next run tries again" in store.share(STEP)
+    assert "the next run retries it" in store.share(STEP)
     with pytest.raises(InputError, match="Protocol not known"):
         machine("b", "nowhere://a").fetch(STEP)
 
 
-def test_without_a_shared_place_nothing_is_asked(tmp_path):
+def test_no_requests_without_a_shared_place(tmp_path):
     store = Store(tmp_path)
     make(store)
     shutil.rmtree(store.folder(STEP))

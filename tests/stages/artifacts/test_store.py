@@ -60,17 +60,17 @@ def test_fingerprint_changes_with(what, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [{"paths": {"notes": Path("/elsewhere")}}, {"name": "what people call it"}])
-def test_fingerprint_does_not_change_with_places_and_names(change):
+def test_fingerprint_does_not_change_with_paths_and_names(change):
     assert replace(decode_step(), **change).fingerprint == decode_step().fingerprint
 
 
 def test_no_stage_has_resources_in_its_configuration():
     for stage in STAGES:
         both = import_module(f"alpro.stages.{stage}").Config.model_fields.keys() & Resources.model_fields.keys()
-        assert not both, f"{stage} would be made anew for other resources: {both}"
+        assert not both, f"{stage} would be rebuilt for other resources: {both}"
 
 
-def test_a_change_goes_down_the_chain_and_not_up():
+def test_a_change_propagates_only_downstream():
     first, second = decode_step(sample_step(seed=1)), decode_step(sample_step(seed=2))
     assert first.fingerprint != second.fingerprint
     one, other = decode_step(size=64), decode_step(size=72)
@@ -97,11 +97,11 @@ def reordered(value):
 
 @settings(max_examples=40)
 @given(values)
-def test_digest_does_not_see_the_order_of_keys(value):
+def test_digest_does_not_depend_on_the_order_of_keys(value):
     assert digest(reordered(value)) == digest(value)
 
 
-def test_manifest_is_written_last_and_says_what_was_made(tmp_path):
+def test_the_record_is_written_last_and_describes_the_artifact(tmp_path):
     store, step = Store(tmp_path), decode_step()
 
     def work(made: Step, out: Path) -> Outcome:
@@ -120,7 +120,7 @@ def test_manifest_is_written_last_and_says_what_was_made(tmp_path):
     assert manifest["versions"]["torch"]
 
 
-def test_failing_work_leaves_no_manifest_and_its_unfinished_work(tmp_path):
+def test_failing_work_leaves_unfinished_work_without_a_record(tmp_path):
     store, step = Store(tmp_path), decode_step()
 
     def fail(_: Step, out: Path) -> Outcome:
@@ -140,7 +140,7 @@ def test_failing_work_leaves_no_manifest_and_its_unfinished_work(tmp_path):
     assert store.find(step) is not None
 
 
-def test_unfinished_work_goes_once_the_artifact_is_there(tmp_path):
+def test_unfinished_work_is_deleted_from_a_finished_artifact(tmp_path):
     store, step = Store(tmp_path), decode_step()
 
     def work(_: Step, out: Path) -> Outcome:
@@ -161,7 +161,7 @@ def test_store_lists_artifacts_oldest_first(tmp_path):
     assert [manifest["made"]["at"] for _, manifest in store.all()] == ["2024-01-01", "2024-02-01", "2024-03-01"]
 
 
-def test_two_processes_that_make_one_step_make_it_once(tmp_path):
+def test_two_processes_build_a_step_only_once(tmp_path):
     program = textwrap.dedent("""
         import os, sys, time
         from pathlib import Path
@@ -192,7 +192,7 @@ def test_two_processes_that_make_one_step_make_it_once(tmp_path):
     assert (Store(tmp_path).folder(step) / "makers").read_text() == "x"
 
 
-def test_a_store_that_cannot_be_written_is_a_mistake(tmp_path):
+def test_an_unwritable_store_raises_an_input_error(tmp_path):
     (tmp_path / "render_sample").write_text("not a folder")
     with (
         pytest.raises(InputError, match=rf"{tmp_path}/render_sample: File exists"),
@@ -201,7 +201,7 @@ def test_a_store_that_cannot_be_written_is_a_mistake(tmp_path):
         pass
 
 
-def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+def test_a_failed_json_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "artifact.json"
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
@@ -210,21 +210,21 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["artifact.json"]
 
 
-def test_configurations_are_frozen_and_refuse_unknown_keys():
+def test_configurations_are_frozen_and_reject_unknown_keys():
     with pytest.raises(ValueError, match="sizes"):
         decode_videos.Config(sizes=3)
     with pytest.raises(ValueError, match="frozen"):
         decode_videos.Config().size = 3
 
 
-def test_require_names_what_is_missing(tmp_path):
+def test_require_names_the_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"index\.parquet is missing"):
         require(tmp_path, "index.parquet")
     assert require(tmp_path.parent, tmp_path.name) == tmp_path
 
 
 @pytest.mark.parametrize("content", ["{", "[]", ""])
-def test_a_damaged_manifest_is_none_and_is_told(content, tmp_path, capsys):
+def test_a_damaged_record_is_reported_and_ignored(content, tmp_path, capsys):
     (tmp_path / "artifact.json").write_text(content)
     assert read_record(tmp_path) is None
     assert "is damaged" in capsys.readouterr().err

@@ -16,12 +16,12 @@ from alpro.shards.reader import read_index
 from alpro.shards.schema import INDEX, SPLITS
 from alpro.stages.corpora.inspect_corpus import (
     BLANK,
-    NOT_LOOKED_AT,
+    NOT_HASHED,
     Samples,
     hashed,
     histogram,
     inspect,
-    look,
+    perceptual_hash,
     quantiles,
     read_samples,
     save,
@@ -30,20 +30,20 @@ from alpro.stages.corpora.inspect_corpus import (
 
 
 def test_counts_are_those_of_the_artifacts(clips, stills):
-    found = inspect([clips, stills])
+    report = inspect([clips, stills])
     manifests = [json.loads((folder / "statistics.json").read_text()) for folder in (clips, stills)]
     for split in ("train", "validation", "test"):
-        samples = sum(row["samples"] for row in found["splits"] if row["split"] == split)
+        samples = sum(row["samples"] for row in report["splits"] if row["split"] == split)
         assert samples == sum(manifest["splits"][split]["items"][0] for manifest in manifests)
-        captions = sum(row["captions"] for row in found["splits"] if row["split"] == split)
+        captions = sum(row["captions"] for row in report["splits"] if row["split"] == split)
         assert captions == sum(manifest["splits"][split]["captions"][0] for manifest in manifests)
-    assert found["captions"]["all"] >= found["captions"]["different"] > 0
-    assert found["unreadable"] == 0
+    assert report["captions"]["all"] >= report["captions"]["different"] > 0
+    assert report["unreadable"] == 0
 
 
 def samples(rows: list[tuple[str, str, tuple[str, ...], bytes | int]]) -> Samples:
     """What is kept of samples: each with its split, group, captions and look."""
-    said = [caption for _, _, captions, _ in rows for caption in captions]
+    texts = [caption for _, _, captions, _ in rows for caption in captions]
     some = np.zeros(len(rows), np.int32)
     return Samples(
         corpus=some,
@@ -54,14 +54,14 @@ def samples(rows: list[tuple[str, str, tuple[str, ...], bytes | int]]) -> Sample
         frames=some,
         captions=np.array([len(captions) for _, _, captions, _ in rows]),
         questions=some,
-        said=hashed(said),
-        words=np.ones(len(said)),
+        caption_hashes=hashed(texts),
+        words=np.ones(len(texts)),
         vocabulary=set(),
-        looks=np.array([look if isinstance(look, int) else hashed([look])[0] for *_, look in rows]),
+        frame_hashes=np.array([bits if isinstance(bits, int) else hashed([bits])[0] for *_, bits in rows]),
     )
 
 
-def test_what_is_in_training_too_is_found_by_group_caption_and_frames():
+def test_overlap_with_training_by_group_caption_and_frames():
     rows = samples(
         [
             ("train", "a", ("a dog",), b"1"),
@@ -70,45 +70,45 @@ def test_what_is_in_training_too_is_found_by_group_caption_and_frames():
             ("test", "c", ("new", "a cat"), b"3"),
             ("test", "d", ("newer",), b"1"),
             ("test", "e", ("newest", "a dog", "a cat"), BLANK),
-            ("test", "f", (), NOT_LOOKED_AT),
+            ("test", "f", (), NOT_HASHED),
             ("validation", "f", (), b"1"),
         ]
     )
-    found = {"samples": 5, "same group": 1, "a caption in common": 2, "looked at": 3, "same frames": 1}
-    assert shared(rows, "test") == found
+    report = {"samples": 5, "same group": 1, "a caption in common": 2, "looked at": 3, "same frames": 1}
+    assert shared(rows, "test") == report
     assert shared(rows, "validation")["same frames"] == 1
 
 
-def test_captions_that_come_again_are_counted_and_told(corpus_of, tmp_path):
+def test_repeated_captions_are_counted_and_listed(corpus_of, tmp_path):
     rows = [
         {"id": f"{n}", "captions": captions} for n, captions in enumerate([("a", "b c"), ("a",), ("b c", "d"), ("a",)])
     ]
-    found = inspect([corpus_of(tmp_path / "one", rows), corpus_of(tmp_path / "two", rows[:1])])["captions"]
-    assert found["most repeated"] == [["a", 4], ["b c", 3]]
-    assert (found["all"], found["different"], found["different words"]) == (8, 3, 4)
-    assert found["said of more than one sample"] == 2
+    report = inspect([corpus_of(tmp_path / "one", rows), corpus_of(tmp_path / "two", rows[:1])])["captions"]
+    assert report["most repeated"] == [["a", 4], ["b c", 3]]
+    assert (report["all"], report["different"], report["different words"]) == (8, 3, 4)
+    assert report["repeated"] == 2
 
 
 @pytest.mark.parametrize(("most", "held_out", "training"), [(0, 0, 0), (4, 2, 2), (9, 3, 6), (100, 3, 8)])
-def test_frames_of_so_many_samples_are_read_those_held_out_first(corpus_of, tmp_path, most, held_out, training):
+def test_frames_of_a_limited_number_of_samples_are_read_held_out_first(corpus_of, tmp_path, most, held_out, training):
     rows = [{"id": f"{n}", "captions": ("x",), "split": "train" if n < 8 else "test"} for n in range(11)]
-    found = inspect([corpus_of(tmp_path / "one", rows)], most)
-    assert found["also in training"]["test"]["looked at"] == held_out
-    assert found["looked at"] == held_out + training
+    report = inspect([corpus_of(tmp_path / "one", rows)], most)
+    assert report["also in training"]["test"]["looked at"] == held_out
+    assert report["looked at"] == held_out + training
 
 
-def test_damaged_samples_are_counted_and_left_out_of_the_picture(corpus_of, tmp_path):
+def test_damaged_samples_are_counted_and_not_drawn(corpus_of, tmp_path):
     folder = corpus_of(tmp_path / "one", [{"id": f"{n}", "captions": ("x",)} for n in range(4)])
     row = read_index(folder).to_pylist()[1]
     content = bytearray((folder / "all.tar").read_bytes())
     content[row["frame_offsets"][0] : row["frame_offsets"][0] + 64] = bytes(64)
     (folder / "all.tar").write_bytes(content)
-    found = inspect([folder])
-    assert (found["unreadable"], found["looked at"]) == (1, 4)
-    assert [path.name for path in save(found, [folder], tmp_path)] == ["inspect.json", "frames-1.png"]
+    report = inspect([folder])
+    assert (report["unreadable"], report["looked at"]) == (1, 4)
+    assert [path.name for path in save(report, [folder], tmp_path)] == ["inspect.json", "frames-1.png"]
 
 
-def test_a_million_samples_are_some_numbers_each(corpus_of, tmp_path, monkeypatch):
+def test_memory_for_a_million_samples(corpus_of, tmp_path, monkeypatch):
     """What is held does not grow with the texts: 60,000 captions of 300 letters are 18 MB of text."""
     folder = corpus_of(tmp_path / "one", [{"id": "a", "captions": ("x",)}])
     one = read_index(folder).to_pylist()[0]
@@ -119,16 +119,16 @@ def test_a_million_samples_are_some_numbers_each(corpus_of, tmp_path, monkeypatc
                 for n in range(at, at + 10_000)
             ]
             file.write_table(pa.Table.from_pylist(rows, schema=INDEX))
-    monkeypatch.setattr("alpro.shards.reader.ROWS", 500)
+    monkeypatch.setattr("alpro.shards.reader.ROWS_PER_BATCH", 500)
     tracemalloc.start()
-    found = read_samples([folder])
+    report = read_samples([folder])
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == 20_000
-    assert most < 6e6 + 100 * len(found.vocabulary)
+    assert len(report) == 20_000
+    assert most < 6e6 + 100 * len(report.vocabulary)
 
 
-def test_a_copy_of_another_size_and_quality_looks_the_same_and_another_clip_does_not():
+def test_resized_copies_have_the_same_hash_and_other_clips_do_not():
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (2, 8, 9, 3), np.uint8)
     clip, other = (
@@ -136,8 +136,8 @@ def test_a_copy_of_another_size_and_quality_looks_the_same_and_another_clip_does
         for frames in (coarse, rng.integers(0, 256, (2, 8, 9, 3), np.uint8))
     )
     smaller = np.stack([np.asarray(Image.fromarray(frame).resize((72, 64))) for frame in clip])
-    assert look(clip) == look(smaller) != look(other)
-    assert look(np.full((2, 64, 64, 3), 7, np.uint8)) is None  # nothing on it: like any other such frame
+    assert perceptual_hash(clip) == perceptual_hash(smaller) != perceptual_hash(other)
+    assert perceptual_hash(np.full((2, 64, 64, 3), 7, np.uint8)) is None  # nothing on it: like any other such frame
 
 
 def test_quantiles_and_histograms():
@@ -149,19 +149,19 @@ def test_quantiles_and_histograms():
 
 
 def test_the_data_and_the_frames_are_written(clips, tmp_path):
-    found = inspect([clips])
-    save(found, [clips], tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "inspect.json").read_text()) == found
+    report = inspect([clips])
+    save(report, [clips], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "inspect.json").read_text()) == report
     assert Image.open(tmp_path / "out" / "frames-1.png").width > 500
 
 
 def test_the_command_prints_a_table(clips, capsys):
     assert execute(parser().parse_args(["inspect", str(clips)])) == 0
-    said = capsys.readouterr().out
-    assert "also in training" in said
-    assert "words of a caption" in said
+    output = capsys.readouterr().out
+    assert "also in training" in output
+    assert "words of a caption" in output
 
 
-def test_no_corpus_is_a_mistake(tmp_path):
+def test_a_missing_corpus_raises_an_input_error(tmp_path):
     with pytest.raises(InputError, match="this is not a decoded corpus"):
         inspect([tmp_path])

@@ -45,7 +45,7 @@ def decode(sample, tmp_path) -> Callable[..., subprocess.Popen]:
 
 
 def made(out: Path) -> dict[str, str]:
-    """What was made, without what is known of its making, and without what is deleted when the artifact is whole."""
+    """The results, without metadata of the run and without files that are deleted from a finished artifact."""
     return {
         name: digest for name, digest in contents(out).items() if not name.startswith("parts/") and ".part" not in name
     }
@@ -78,7 +78,7 @@ sys.addaudithook(watch)
 
 @pytest.mark.long
 @pytest.mark.parametrize("whom", ["parent", "worker"])
-def test_killed_at_any_moment_it_comes_to_the_same_bytes(whom, decode, tmp_path, monkeypatch):
+def test_a_run_killed_at_any_time_resumes_to_the_same_bytes(whom, decode, tmp_path, monkeypatch):
     whole, log = tmp_path / "whole", tmp_path / "log"
     assert decode(whole, 1).wait(300) == 0
     (tmp_path / "killer").mkdir()
@@ -91,7 +91,7 @@ def test_killed_at_any_moment_it_comes_to_the_same_bytes(whom, decode, tmp_path,
     for number in numbers:
         log.write_bytes(b"")
         monkeypatch.setenv("KILLS_AT", str(number))
-        # A pipeline that is killed is gone on with; without a worker it goes on by itself.
+        # A killed pipeline is resumed; a killed worker is replaced.
         out = tmp_path / (f"broken {number}" if whom == "worker" else "broken")
         status = decode(out, 1 + number % 3).wait(300)
         assert (log.stat().st_size >= number) == (number < 10**9)
@@ -103,20 +103,20 @@ def test_killed_at_any_moment_it_comes_to_the_same_bytes(whom, decode, tmp_path,
 @pytest.mark.parametrize(
     ("most", "refused"), [(20_000, "plan.sqlite: No space left on device"), (150_000, "full: File too large")]
 )
-def test_a_full_disk_is_one_line_and_costs_nothing_that_was_done(most, refused, decode, tmp_path):
+def test_a_full_disk_is_a_one_line_error_and_loses_no_work(most, refused, decode, tmp_path):
     out = tmp_path / "full"
 
     def small_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # bytes a file may have: the kernel refuses more
 
     process = decode(out, 1, size=80, preexec_fn=small_disk)
-    _, said = process.communicate(timeout=300)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == EXIT_INPUT_ERROR
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, said
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, stderr
     assert refused in lines[0]
-    assert "; free some space and run again: it continues" in lines[0]
-    assert "Traceback" not in said
+    assert "; free some disk space and run again to resume" in lines[0]
+    assert "Traceback" not in stderr
     assert not list(out.glob(".*.part"))
     if most < 100_000:  # before any was decoded
         return

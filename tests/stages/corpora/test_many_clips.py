@@ -1,4 +1,4 @@
-"""Five thousand rendered clips: counts, memory, and what a few new rows cost."""
+"""Five thousand rendered clips: counts, memory, and the cost of a few new rows."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Pictures a person looks at."""
+"""Pictures for inspection."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from alpro.stages.corpora.pictures import (
 WHITE = np.full((32, 32, 3), 255, np.uint8)
 
 
-def test_a_border_tells_right_from_wrong():
+def test_the_border_shows_correct_and_wrong_results():
     for colour in (GREEN, RED):
         pixels = np.asarray(tile(WHITE, colour))
         assert pixels.shape == (TILE, TILE, 3)
@@ -47,7 +47,7 @@ def test_a_crop_that_is_wider_than_tall_stays_where_it_is():
     assert bright == {(y, x) for y in (65, 75) for x in range(15, 80, 10)}
 
 
-def test_whether_a_pseudo_label_was_kept_is_shown_in_its_colour():
+def test_the_colour_shows_whether_a_pseudo_label_is_kept():
     def colours(kept):
         picture = draw_entities(WHITE, (0, 0, 1, 1), [("ball", 0.71)], "a ball", kept)
         return {tuple(p) for p in np.asarray(picture)[TILE:].reshape(-1, 3)}
@@ -71,7 +71,7 @@ def test_a_sheet_holds_every_strip():
     assert (two.height, two.width) == (3 * rows[0].height, 2 * one.width)
 
 
-def test_queries_show_what_was_found():
+def test_queries_show_their_results():
     found = [(WHITE, "a", True), (WHITE, "b", False)]
     pixels = np.asarray(retrieval_picture([("a red ball", "came first", found)]))
     assert tuple(pixels[0, TILE // 2]) == GREEN

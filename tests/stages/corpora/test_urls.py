@@ -40,7 +40,7 @@ def decoded(source: Location, out: Path, resources: Resources) -> tuple[dict[str
     return shards, pq.read_table(out / "rejects.parquet").to_pylist()
 
 
-def test_a_manifest_at_a_url_makes_the_same_shards(manifest, tmp_path, served, memory, inline_pool, resources):
+def test_a_remote_manifest_gives_the_same_shards(manifest, tmp_path, served, memory, inline_pool, resources):
     for file in manifest.parent.iterdir():
         fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
     here, rejected = decoded(manifest, tmp_path / "here", resources)
@@ -72,11 +72,11 @@ def test_real_workers_fetch_videos_over_http(manifest, tmp_path, served):
         ("zip://in/a.mp4::s3://bucket/b.zip", "a.mp4"),
     ],
 )
-def test_a_file_has_one_name_wherever_it_lies(path, name):
+def test_a_file_name_does_not_depend_on_its_location(path, name):
     assert Row(id="a", path=path, kind="video").file_name == name
 
 
-def test_rows_of_a_local_manifest_may_name_videos_on_the_network(manifest, tmp_path, served, inline_pool, resources):
+def test_a_local_manifest_may_refer_to_remote_videos(manifest, tmp_path, served, inline_pool, resources):
     """As the tables of large data sets do."""
     url = served(manifest.parent)[0]
     rows = [{"path": f"{url}/a%20b%20%23{n}.mp4", "caption": "a clip", "split": "train"} for n in range(2)]
@@ -86,7 +86,7 @@ def test_rows_of_a_local_manifest_may_name_videos_on_the_network(manifest, tmp_p
     assert rejected == []
 
 
-def test_another_signature_is_the_same_corpus(manifest, tmp_path, served):
+def test_a_new_url_signature_does_not_change_the_corpus(manifest, tmp_path, served):
     url, digests = served(manifest.parent)[0], Digests(tmp_path / "digests.sqlite")
 
     def signed(signature: str) -> tuple[DataDigest, str]:
@@ -99,10 +99,10 @@ def test_another_signature_is_the_same_corpus(manifest, tmp_path, served):
 
 
 @pytest.mark.parametrize("path", ["../a.mp4", "file:///etc/passwd", "/etc/passwd", "zip://a::file:///etc/x.zip"])
-def test_a_manifest_at_a_url_opens_no_file_of_this_machine(path, tmp_path, memory, inline_pool, resources):
+def test_a_remote_manifest_cannot_open_local_files(path, tmp_path, memory, inline_pool, resources):
     text = json.dumps({"path": path, "caption": "x"})
     fsspec.filesystem("memory").pipe_file("/bucket/corpus/manifest.jsonl", text.encode())
-    with pytest.raises(InputError, match="leaves the data folder"):
+    with pytest.raises(InputError, match="is outside the data folder"):
         decoded(f"{memory}/manifest.jsonl", tmp_path / "out", resources)
 
 
@@ -116,8 +116,8 @@ def test_a_changed_video_at_a_url_changes_the_fingerprint(manifest, tmp_path, me
     assert digest_data(f"{memory}/manifest.jsonl", digests) != before
 
 
-def test_a_store_that_does_not_answer_costs_its_rows_alone(tmp_path, free_port, inline_pool, resources, monkeypatch):
-    monkeypatch.setattr("alpro.shards.storage.PAUSES", ())
+def test_an_unresponsive_store_only_rejects_its_own_rows(tmp_path, free_port, inline_pool, resources, monkeypatch):
+    monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", ())
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     paths = [f"http://127.0.0.1:{free_port()}/a.png", "http://no.such.host.invalid/b.mp4", "a.png"]
     rows = [{"id": str(n), "path": path, "caption": "x", "split": "train"} for n, path in enumerate(paths)]

@@ -1,4 +1,4 @@
-"""One stage in a process of its own: what it leaves, and what ends it."""
+"""A stage in its own process: its result and its errors."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def work(tmp_path):
     return write
 
 
-def test_good_work_ends_well_and_leaves_its_result(work, inline_pool):
+def test_success_writes_the_result(work, inline_pool):
     small = {"lessons": 1, "clips": 1, "stills": 1, "validation": 4, "test": 4, "size": 32, "frames": 4}
     file = work("render_sample", small)
     assert stage_run.main([str(file)]) == 0
@@ -48,7 +48,7 @@ def test_good_work_ends_well_and_leaves_its_result(work, inline_pool):
     assert not file.with_name("artifact.json").exists()  # the caller's to write
 
 
-def test_a_mistake_ends_with_status_2_one_line_and_the_mistake_as_result(work, tmp_path, capsys):
+def test_an_input_error_exits_with_2_one_line_and_a_result(work, tmp_path, capsys):
     file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
     assert stage_run.main([str(file)]) == 2
     mistake = read_json(file.with_name("result.json"))["mistake"]
@@ -56,7 +56,7 @@ def test_a_mistake_ends_with_status_2_one_line_and_the_mistake_as_result(work, t
     assert capsys.readouterr().err == f"error: {mistake}\n"
 
 
-def test_the_first_rank_that_fails_tells_the_mistake(work, tmp_path, capsys, monkeypatch):
+def test_the_first_failing_rank_writes_the_result(work, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
     assert stage_run.main([str(file)]) == 2
@@ -69,19 +69,19 @@ def test_the_first_rank_that_fails_tells_the_mistake(work, tmp_path, capsys, mon
     assert capsys.readouterr().err == ""
 
 
-def test_an_error_of_the_program_is_no_mistake_of_a_person(work, monkeypatch):
+def test_a_bug_is_not_an_input_error(work, monkeypatch):
     monkeypatch.setattr(stage_run, "run", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         stage_run.main([str(work("render_sample", {}))])
 
 
 @pytest.mark.parametrize("arguments", [[], ["one.json", "two.json"]])
-def test_without_a_work_file_it_says_how_it_is_used(arguments, capsys):
+def test_without_a_work_file_it_prints_the_usage(arguments, capsys):
     assert stage_run.main(arguments) == 2
     assert "usage: python -m alpro.stages.execution.run WORK.json" in capsys.readouterr().err
 
 
-def test_what_the_work_file_says_is_what_the_stage_is_given(work, tmp_path, monkeypatch):
+def test_the_stage_receives_the_contents_of_the_work_file(work, tmp_path, monkeypatch):
     from alpro.stages import decode_videos
 
     given = []
@@ -94,7 +94,7 @@ def test_what_the_work_file_says_is_what_the_stage_is_given(work, tmp_path, monk
     assert resources.workers == 1
 
 
-def test_a_configuration_with_an_unknown_key_is_refused(work):
+def test_an_unknown_configuration_key_raises_an_error(work):
     with pytest.raises(ValueError, match="sizes"):
         stage_run.main([str(work("decode_videos", {"sizes": 3}))])
 
@@ -142,7 +142,7 @@ RANKED = {"WORLD_SIZE": "2", "RANK": "1"}  # as torchrun starts it
     ("watch", "environment"),
     [("watch_parent(PARENT)", {}), ("watch_parent(PARENT)", RANKED), ("watch_parent(0)", RANKED)],
 )
-def test_a_process_whose_starter_is_gone_is_stopped(watch, environment):
+def test_a_process_stops_after_its_parent_has_ended(watch, environment):
     left = orphan(watch, environment)
     ends = time.monotonic() + 120
     while alive(left) and time.monotonic() < ends:
@@ -150,7 +150,7 @@ def test_a_process_whose_starter_is_gone_is_stopped(watch, environment):
     assert not alive(left)
 
 
-def test_a_process_that_nobody_waits_for_is_left_alone(monkeypatch):
+def test_a_process_without_a_parent_is_not_stopped(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     before = threading.active_count()
     stage_run.watch_parent(0)
@@ -168,7 +168,7 @@ def test_a_stage_runs_as_a_module(work, tmp_path):
     assert json.loads(file.with_name("result.json").read_text())["mistake"]
 
 
-def test_a_finished_artifact_is_not_worked_in_again(work, tmp_path, capsys):
+def test_a_finished_artifact_is_not_overwritten(work, tmp_path, capsys):
     file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
     out = Path(json.loads(file.read_text())["out"])
     out.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ def unfinished(tmp_path, inline_pool) -> tuple[Store, Step, Path]:
     return store, step, folder / "work.json"
 
 
-def test_a_stage_by_hand_makes_the_artifact(unfinished, capsys):
+def test_a_standalone_stage_writes_the_record(unfinished, capsys):
     store, step, file = unfinished
     (file.parent / "checkpoints").mkdir()
     assert stage_run.main([str(file)]) == 0
@@ -214,7 +214,7 @@ def test_a_stage_by_hand_makes_the_artifact(unfinished, capsys):
     assert manifest | {"made": ""} == made_by_pipeline | {"made": ""}
 
 
-def test_a_stage_that_a_pipeline_runs_leaves_the_manifest_to_it(unfinished, monkeypatch):
+def test_a_stage_in_a_pipeline_does_not_write_the_record(unfinished, monkeypatch):
     store, step, file = unfinished
     monkeypatch.setenv("ALPRO_PARENT", str(os.getpid()))
     with store.lock(step):
@@ -224,21 +224,21 @@ def test_a_stage_that_a_pipeline_runs_leaves_the_manifest_to_it(unfinished, monk
 
 
 @pytest.mark.parametrize("key", ["config", "out"])
-def test_a_changed_work_file_makes_no_artifact(key, unfinished, tmp_path, capsys):
+def test_an_edited_work_file_gives_no_artifact(key, unfinished, tmp_path, capsys):
     """The fingerprint is of another configuration; a pipeline would take the result for that one's."""
     *_, file = unfinished
     work = read_json(file)
     work |= {"config": {"config": SMALL | {"seed": 5}}, "out": {"out": str(tmp_path / "mine")}}[key]
     write_json(file, work)
     assert stage_run.main([str(file)]) == 0
-    assert "not an artifact: `config` or `out` was changed" in capsys.readouterr().out
+    assert "without an artifact record: `config` or `out` was changed" in capsys.readouterr().out
     assert not list(tmp_path.rglob("artifact.json"))
     assert read_json(file.with_name("result.json"))["counts"]["stills"] == 1
 
 
-def test_a_stage_by_hand_does_not_disturb_another_run(unfinished, capsys):
+def test_a_standalone_stage_does_not_disturb_another_run(unfinished, capsys):
     store, step, file = unfinished
     with store.lock(step):
         assert stage_run.main([str(file)]) == 2
-    assert capsys.readouterr().err == f"error: another process works in {store.folder(step)}\n"
+    assert capsys.readouterr().err == f"error: another process is running in {store.folder(step)}; wait until it ends\n"
     assert stage_run.main([str(file)]) == 0

@@ -14,7 +14,7 @@ import pytest
 from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.execution import workers
-from alpro.stages.execution.workers import Died, do_units, in_own_process
+from alpro.stages.execution.workers import WorkerDied, run_in_subprocess, run_units
 
 TWO = Resources(workers=2)
 
@@ -34,29 +34,29 @@ def done(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("crashing", "times"), [((), 0), ((0,), 1), ((2, 5), 2)])
-def test_every_unit_is_done_and_told_once(crashing, times, tmp_path):
-    told = list(do_units(iter(range(7)), partial(note, folder=tmp_path, crashing=crashing, times=times), TWO))
-    assert sorted(told) == [(number, 10 * number) for number in range(7)]
+def test_every_unit_is_processed_and_yielded_once(crashing, times, tmp_path):
+    results = list(run_units(iter(range(7)), partial(note, folder=tmp_path, crashing=crashing, times=times), TWO))
+    assert sorted(results) == [(number, 10 * number) for number in range(7)]
     assert done(tmp_path) == [f"{n}-done" for n in range(7)]
     assert len(list(tmp_path.glob("*-death-*"))) == len(crashing) * times
 
 
-def test_a_unit_that_crashes_for_ever_ends_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "DEATHS", 2)
-    with pytest.raises(InputError, match="3 worker processes died one after the other"):
-        list(do_units([0], partial(note, folder=tmp_path, crashing=(0,), times=99), TWO))
+def test_a_unit_that_always_crashes_raises_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "MAX_DEATHS", 2)
+    with pytest.raises(InputError, match="3 worker processes died in succession"):
+        list(run_units([0], partial(note, folder=tmp_path, crashing=(0,), times=99), TWO))
 
 
-def test_an_exception_comes_through(tmp_path):
+def test_exceptions_propagate(tmp_path):
     with pytest.raises(FileNotFoundError):
-        list(do_units([1], partial(note, folder=tmp_path / "missing"), TWO))
+        list(run_units([1], partial(note, folder=tmp_path / "missing"), TWO))
 
 
-def test_no_units_start_no_process():
-    assert list(do_units([], print, TWO)) == []
+def test_without_units_no_process_starts():
+    assert list(run_units([], print, TWO)) == []
 
 
-def test_units_are_taken_as_they_are_needed(tmp_path):
+def test_units_are_consumed_lazily(tmp_path):
     taken: list[int] = []
 
     def units():
@@ -64,7 +64,7 @@ def test_units_are_taken_as_they_are_needed(tmp_path):
             taken.append(number)
             yield number
 
-    made = do_units(units(), partial(note, folder=tmp_path), Resources(workers=1))
+    made = run_units(units(), partial(note, folder=tmp_path), Resources(workers=1))
     next(made)
     assert len(taken) <= 4
     made.close()
@@ -81,28 +81,28 @@ def misbehave(how: str) -> str:
     return how
 
 
-def test_what_a_process_of_its_own_computes_comes_back():
-    assert in_own_process(misbehave, "compute", seconds=30) == "compute"
+def test_a_subprocess_returns_its_result():
+    assert run_in_subprocess(misbehave, "compute", seconds=30) == "compute"
     with pytest.raises(ValueError, match="no"):
-        in_own_process(misbehave, "raise", seconds=30)
+        run_in_subprocess(misbehave, "raise", seconds=30)
 
 
-def test_a_process_of_its_own_crashes_or_hangs_alone():
-    with pytest.raises(Died, match="status -11"):
-        in_own_process(misbehave, "crash", seconds=30)
+def test_a_subprocess_may_crash_or_hang():
+    with pytest.raises(WorkerDied, match="status -11"):
+        run_in_subprocess(misbehave, "crash", seconds=30)
     with pytest.raises(TimeoutError, match=r"longer than 0.5 s"):
-        in_own_process(misbehave, "hang", seconds=0.5)
+        run_in_subprocess(misbehave, "hang", seconds=0.5)
 
 
-def test_a_process_whose_work_does_not_end_ends_itself():
+def test_a_subprocess_exits_after_its_time_limit():
     def stuck() -> None:
-        with workers.ended_after(0.1):
+        with workers.exit_after(0.1):
             threading.Event().wait()
 
     process = multiprocessing.get_context("fork").Process(target=stuck)
     process.start()
     process.join()
-    assert process.exitcode == workers.STUCK
+    assert process.exitcode == workers.EXIT_TIMEOUT
 
 
 PARENT = """

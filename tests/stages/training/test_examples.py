@@ -486,7 +486,7 @@ def test_a_corpus_of_which_nothing_can_be_read_is_a_mistake(clips, steps_of, tmp
     shutil.copytree(clips, tmp_path / "broken")
     for shard in (tmp_path / "broken").glob("*.tar"):
         shard.write_bytes(b"")
-    with pytest.raises(InputError, match=r"consecutive samples cannot be read, the last: .*cut short"):
+    with pytest.raises(InputError, match=r"consecutive samples cannot be read, the last: .*truncated"):
         steps_of({"clips": tmp_path / "broken"})[0]
 
 

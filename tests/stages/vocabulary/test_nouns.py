@@ -1,4 +1,4 @@
-"""Captions to counted nouns: what the embedded tagger says of captions, and counts the same however divided."""
+"""Counting nouns in captions: the embedded tagger, and counts that do not depend on the units."""
 
 import random
 from collections import Counter
@@ -9,7 +9,7 @@ from spacy.training import Example
 
 from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
-from alpro.stages.build_vocabulary import join_forms
+from alpro.stages.build_vocabulary import merge_forms
 from alpro.stages.vocabulary import nouns
 from alpro.stages.vocabulary.nouns import count_nouns, load_tagger, tag_unit
 
@@ -17,7 +17,7 @@ from alpro.stages.vocabulary.nouns import count_nouns, load_tagger, tag_unit
 def found(*captions: str, lemma: bool = False) -> Counter[str]:
     """The nouns of captions by the embedded tagger, with their counts."""
     words = tag_unit((list(captions), [1] * len(captions)), "embedded", lemma)
-    return Counter({noun.name: noun.count for noun in join_forms(words)})
+    return Counter({noun.name: noun.count for noun in merge_forms(words)})
 
 
 CAPTIONS = [  # what captions are made of, and treebanks of prose are not
@@ -50,13 +50,13 @@ def test_the_embedded_tagger_finds_the_nouns_of_captions():
     assert len(missed) <= 1, missed  # of 37
 
 
-def test_capitals_and_full_stops_do_not_matter_much():
+def test_capitals_and_full_stops_have_little_effect():
     for caption, expected in CAPTIONS:
         written = caption[0].upper() + caption[1:].rstrip(".") + "."
         assert len(set(found(written)) ^ set(expected.split())) <= 1, written
 
 
-def test_words_are_counted_as_often_as_their_captions_occur_and_by_what_they_are(resources):
+def test_word_counts_are_weighted_by_captions_and_part_of_speech(resources):
     captions = Counter({"a dog is sleeping": 3, "a small dog and a cat": 1})
     words = count_nouns(captions, "embedded", False, resources)
     assert words == {
@@ -84,7 +84,7 @@ def test_a_lemma_is_the_singular(plural, singular):
 
 
 @pytest.mark.parametrize("word", ["glass", "bus", "dress", "news", "grass", "gas", "house", "lens", "boss"])
-def test_a_singular_in_s_keeps_it(word):
+def test_a_singular_ending_in_s_is_unchanged(word):
     assert set(found(f"the {word} is on the table", lemma=True)) == {word, "table"}
 
 
@@ -96,7 +96,7 @@ def captions_of(number: int) -> Counter[str]:
     return Counter({text: rng.randint(1, 3) for text in texts})
 
 
-def test_counts_do_not_depend_on_how_captions_are_divided(resources, monkeypatch):
+def test_counts_do_not_depend_on_the_units(resources, monkeypatch):
     captions = captions_of(400)
     whole = count_nouns(captions, "embedded", False, resources)
     assert whole.total() == sum(len(text.split()) * count for text, count in captions.items())
@@ -130,14 +130,14 @@ def test_a_tagger_is_loaded_once_a_process():
     assert load_tagger("embedded") is load_tagger("embedded")
 
 
-def test_a_tagger_that_has_met_many_words_is_loaded_anew(monkeypatch):
-    monkeypatch.setattr(nouns, "WORDS_KEPT", 10)
+def test_a_tagger_with_a_large_vocabulary_is_reloaded(monkeypatch):
+    monkeypatch.setattr(nouns, "MAX_VOCAB_WORDS", 10)
     before = load_tagger("embedded", False)
     assert tag_unit((["a dog sleeps"], [1]), "embedded")["dog", "dog"] == 1
     assert load_tagger("embedded", False) is not before
 
 
-def test_a_tagger_that_is_not_installed_is_a_mistake():
+def test_a_tagger_that_is_not_installed_raises_an_input_error():
     with pytest.raises(InputError, match=r"tagger = 'en_core_web_none'.*'embedded'"):
         load_tagger("en_core_web_none")
 
@@ -157,11 +157,11 @@ def other_tagger(tmp_path_factory) -> str:
     return str(folder)
 
 
-def test_of_another_pipeline_only_what_tags_need_is_run(other_tagger):
+def test_only_the_tagging_components_of_another_pipeline_run(other_tagger):
     assert load_tagger(other_tagger).pipe_names == ["tok2vec", "morphologizer", "attribute_ruler"]
     assert tag_unit((["the gizmo shines"], [1]), other_tagger)["gizmo", "gizmo"] == 1
 
 
-def test_lemmas_of_a_pipeline_without_a_lemmatizer_are_a_mistake(other_tagger):
+def test_lemma_without_a_lemmatizer_raises_an_input_error(other_tagger):
     with pytest.raises(InputError, match=r"build_vocabulary.lemma: .* has no lemmatizer"):
         load_tagger(other_tagger, lemma=True)

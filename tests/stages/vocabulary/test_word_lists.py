@@ -24,7 +24,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_gives_the_words_in_order(name, tmp_path):
+def test_every_format_gives_the_words_in_order(name, tmp_path):
     (tmp_path / name).write_text(FORMS[name])
     assert read_word_list(tmp_path / name, "key") == ["dog", "hot dog", "3"]
 
@@ -35,13 +35,13 @@ def test_every_form_gives_the_words_in_order(name, tmp_path):
         ("a.json", "[1, 2]", "neither a list of words nor an object of word to number"),
         ("a.json", '"dog"', "neither a list of words"),
         ("a.json", '["dog", " "]', "neither a list of words"),
-        ("a.json", '{"dog": 0, "cat": 2}', "the numbers of its words are not 0 to 1, each once"),
+        ("a.json", '{"dog": 0, "cat": 2}', "the numbers of its words must be 0 to 1, each once"),
         ("a.json", '{"dog": true}', "the numbers of its words"),
         ("a.json", "[", "cannot be read"),
-        ("a.txt", "dog\ncat\ndog\n", "'dog' is there twice"),
+        ("a.txt", "dog\ncat\ndog\n", "duplicate word 'dog'"),
     ],
 )
-def test_anything_else_is_a_mistake_of_one_line(name, text, message, tmp_path):
+def test_other_formats_raise_a_one_line_error(name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message) as error:
         read_word_list(tmp_path / name, "finetune_qa.answers_file")
@@ -49,12 +49,12 @@ def test_anything_else_is_a_mistake_of_one_line(name, text, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_a_mistake(tmp_path):
+def test_a_missing_file_raises_an_input_error(tmp_path):
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_word_list(tmp_path / "none.txt", "key")
 
 
-def test_a_list_of_entities_takes_the_place_of_counting(corpora, tmp_path, resources, monkeypatch):
+def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monkeypatch):
     """Its first M words as they are, though they are in no caption, excluded, or a word of the templates."""
     (tmp_path / "unigrams.txt").write_text("video 90\nzebra 80\nthing 70\nball 60\n")
     monkeypatch.setattr(build_vocabulary, "count_nouns", None)  # no noun is counted
@@ -70,8 +70,8 @@ def test_a_list_of_entities_takes_the_place_of_counting(corpora, tmp_path, resou
         build_vocabulary.run(config.model_copy(update={"entities": 5}), corpora, tmp_path / "out", resources)
 
 
-def test_a_list_of_answers_takes_the_place_of_the_most_frequent_ones(clips, tmp_path, tiny_model, tokenizer, resources):
-    """In its order, which is that of the head: all of them, whatever `answers` says."""
+def test_a_list_of_answers_replaces_the_most_frequent_answers(clips, tmp_path, tiny_model, tokenizer, resources):
+    """In the order of the head; all words are used, independent of `answers`."""
     start = Alpro(tiny_model(tokenizer.get_vocab_size()), entities=2)
     ModelFolder("pretrain", start, tokenizer, entities=["a", "b"]).save_pretrained(tmp_path / "start")
     (tmp_path / "ans2label.json").write_text(json.dumps({"zebra": 2, "left": 0, "one": 1}))
@@ -86,7 +86,7 @@ def test_a_list_of_answers_takes_the_place_of_the_most_frequent_ones(clips, tmp_
         assert weights.get_slice("qa_head.2.bias").get_shape() == [3]
 
 
-def test_a_list_is_in_the_fingerprint_by_its_contents_and_must_exist(tmp_path):
+def test_the_contents_of_a_list_are_in_the_fingerprint_and_it_must_exist(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"one")
     (tmp_path / "a.jsonl").write_text('{"path": "a.mp4", "caption": "x"}\n')
 
