@@ -13,7 +13,7 @@ from alpro.stages import Stage
 from alpro.stages.artifacts.store import FILE, Outcome, Resources
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_qa
-from alpro.stages.training.config import TrainingConfig
+from alpro.stages.training.config import FineTuningConfig
 from alpro.stages.training.objective import QaObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 from alpro.stages.vocabulary.word_lists import read_word_list
@@ -22,9 +22,11 @@ VERSION = 3
 STAGE = Stage(help="fine-tune for question answering", kind="training")
 
 
-class Config(TrainingConfig):
-    """Fine-tuning for question answering."""
+class Config(FineTuningConfig):
+    """Fine-tuning for question answering; the defaults are the official ones for MSRVTT-QA."""
 
+    batch_size: int = Field(192, ge=1, description="examples per optimizer step, over all processes")
+    lr: float = Field(5e-5, gt=0, description="peak learning rate")
     frames: int = Field(16, ge=1, description="number of frames of a clip; the time embedding is resized")
     answers: int = Field(1500, ge=2, description="number of answer classes: the most frequent training answers")
     answers_file: str = Field(

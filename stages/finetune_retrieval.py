@@ -10,7 +10,7 @@ from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_retrieval
-from alpro.stages.training.config import MatchingConfig, MatchingValidation
+from alpro.stages.training.config import FineTuningConfig, MatchingConfig, MatchingValidation
 from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
@@ -18,9 +18,11 @@ VERSION = 3
 STAGE = Stage(help="fine-tune for text-video retrieval", kind="training")
 
 
-class Config(MatchingConfig):
-    """Fine-tuning for retrieval."""
+class Config(FineTuningConfig, MatchingConfig):
+    """Fine-tuning for retrieval; the defaults are the official ones for MSRVTT."""
 
+    batch_size: int = Field(64, ge=1, description="examples per optimizer step, over all processes")
+    lr: float = Field(2.5e-5, gt=0, description="peak learning rate")
     validation: MatchingValidation = MatchingValidation()
     frames: int = Field(8, ge=1, description="number of frames of a clip; the time embedding is resized")
 

@@ -18,6 +18,7 @@ from alpro.models.alpro import Alpro
 from alpro.models.official import to_official
 from alpro.pipeline.config import CONFIGS, load_config, shipped
 from alpro.pipeline.flow import check_test_split, plan
+from alpro.stages import finetune_qa, finetune_retrieval
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import Resources, Store
 from alpro.stages.training.import_checkpoint import import_checkpoint
@@ -138,9 +139,9 @@ EVALUATED = {"msrvtt_retrieval": (8, 40), "didemo_retrieval": (8, 50), "msrvtt_q
 
 def shipped_config(name: str):
     """A configuration of the paper with what a person gives it."""
-    changes_of = {"webvid_cc3m": ["corpora.webvid.data='x'", "corpora.cc3m.data='x'"]}
+    data = {"webvid_cc3m": ["corpora.webvid.data='x'", "corpora.cc3m.data='x'"]}
     corpus = name.split("_")[0]
-    return load_config(name, changes=changes_of.get(name, [f"corpora.{corpus}.data='x'", "pretrained='x'"]))
+    return load_config(name, changes=data.get(name, [f"corpora.{corpus}.data='x'", "pretrained='x'"]))
 
 
 def test_every_training_stage_of_the_papers_configurations_is_in_the_table():
@@ -148,6 +149,20 @@ def test_every_training_stage_of_the_papers_configurations_is_in_the_table():
     of_the_paper = set(shipped()) - {"sample", "own_videos"}
     tables = {name: tomllib.loads((CONFIGS / f"{name}.toml").read_text()) for name in of_the_paper}
     assert {(name, stage) for name in of_the_paper for stage in stages & tables[name].keys()} == PAPER.keys()
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "kept"),
+    [
+        (finetune_retrieval, "msrvtt_retrieval", {"negative_pool_size", "validation"}),
+        (finetune_qa, "msrvtt_qa", {"accumulation_steps", "augmentation", "validation"}),
+    ],
+)
+def test_the_defaults_of_fine_tuning_are_the_official_ones_for_msrvtt(stage, name, kept):
+    """`kept`: depends on the number of GPUs or the amount of data, as in pre-training."""
+    phases = {"phases": [{"corpora": ["msrvtt"], "epochs": 1}]}
+    official = getattr(shipped_config(name), stage.__name__.rpartition(".")[2]).model_dump(exclude={"phases", *kept})
+    assert stage.Config.model_validate(phases).model_dump(exclude={"phases", *kept}) == official
 
 
 @pytest.mark.parametrize(("name", "stage"), PAPER)

@@ -128,6 +128,21 @@ class TrainingConfig(StageConfig):
             )
 
 
+class FineTuningConfig(TrainingConfig):
+    """Settings of the fine-tuning stages; the defaults are the official code's for MSRVTT (paper, section 4.1)."""
+
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="fraction of the steps with linear warm-up")
+    max_grad_norm: float = Field(5.0, gt=0, description="gradient clipping: maximum L2 norm")
+    max_text_tokens: int = Field(40, ge=4, description="maximum length of a text in tokens, with [CLS] and [SEP]")
+    sampling: Literal["halves", "random"] = Field(
+        "random",
+        description="random frames in order. halves: half of them from each half of the clip; random: from all of it",
+    )
+    random_crop: float = Field(
+        1.0, gt=0, le=1, description="side of the random crop as a fraction of the frame; 1: no crop"
+    )
+
+
 class MatchingConfig(TrainingConfig):
     """Settings of the stages that train video-text matching."""
 

@@ -154,11 +154,7 @@ def profiler_trace(path: Path) -> Iterator[Callable[[], None]]:
 
     def write(trace: profile) -> None:
         trace.export_chrome_trace(str(path))
-        print(
-            f"trace of steps 6 to 8: {path} (open it on ui.perfetto.dev)",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"trace of steps 6 to 8: {path} (open it on ui.perfetto.dev)", file=sys.stderr, flush=True)
 
     with profile(activities=activities, schedule=steps, on_trace_ready=write) as profiler:
         yield profiler.step
