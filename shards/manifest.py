@@ -126,7 +126,7 @@ class Ids:
         except sqlite3.IntegrityError:
             (other,) = self.db.execute("select place from ids where id = ?", (name,)).fetchone()
             raise InputError(
-                f"{self.source}: {where}: id {name!r} is already used in {other}; ids must be unique"
+                f"{self.source}: {where}: id {name!r} is also used in {other}; ids must be unique"
             ) from None
 
 

@@ -2,13 +2,11 @@
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,17 +27,17 @@ from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest
 from alpro.stages.corpora.reuse import UNITS, WrittenShard, index_earlier_units, reuse_unit
-from alpro.stages.corpora.tables import (
-    COMPARED,
-    CorpusCounts,
-    draw_samples,
-    pixel_statistics,
-    pixel_sums,
-    write_overlap,
-    write_tables,
+from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap, write_tables
+from alpro.stages.corpora.units import (
+    merge_parts,
+    open_parts,
+    part_path,
+    run_unfinished,
+    too_many_rejects,
+    write_statistics,
 )
 from alpro.stages.execution.progress import progress
-from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess, run_units
+from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
 VERSION = 7
 STAGE = Stage(help="decode videos and images to shards of frames", kind="data")
@@ -113,11 +111,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     overlap.parquet and pictures/samples.png. Memory does not grow with the number of items.
     """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
-    parts = out / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
-    if not resources.dask:  # Dask tasks may still run after their pipeline is killed
-        for stale in (*out.rglob(".*.part"), *parts.glob(".fetched.*")):  # of killed processes
-            stale.unlink(missing_ok=True)
+    parts = open_parts(out, resources)
     annotations = {split: inputs[split] for split in SPLITS if split in inputs}
     records = scan_source(source, annotations, inputs.get("root"), config.group_pattern)
     selected = (r for r in records if config.kinds == "all" or isinstance(r, Reject) or r.kind == config.kinds)
@@ -127,13 +121,15 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             hint_at_groups(plan)
         index_earlier_units(out)
         with progress("decoding", plan.count("rows"), "items") as advance:
-            units = unfinished(plan, config, out, advance)
-            for unit, _ in run_units(units, partial(process_unit, config=config, out=out), resources):
-                advance(len(unit.rows))
-        outcome = merge_parts(plan, out)
+            done = partial(is_finished, config=config, out=out)
+            process = partial(process_unit, config=config, out=out)
+            run_unfinished(plan.units(), done, process, resources, advance, lambda unit: len(unit.rows))
+        outcome = merge(plan, out)
         outcome.counts |= write_overlap(out, COMPARED)
         draw_samples(out)
-        check_rejects(source, config, plan, outcome, out)
+        if error := too_many_rejects(source, outcome, config.max_reject_share, out):
+            delete_rejected_units(plan, out)
+            raise error
     return outcome
 
 
@@ -165,26 +161,7 @@ def hint_at_groups(plan: Plan) -> None:
         )
 
 
-def check_rejects(source: Location, config: Config, plan: Plan, outcome: Outcome, out: Path) -> None:
-    """Raises InputError if too many items are rejected. A rerun decodes their units again."""
-    rejected, total = outcome.counts["rejected"], outcome.counts["items"]
-    if rejected > config.max_reject_share * total:
-        reasons = Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
-        delete_rejected_units(plan, out)
-        raise InputError(
-            f"{source}: {rejected} of {total} items were rejected, more than "
-            f"max_reject_share = {config.max_reject_share:g} allows "
-            f"({', '.join(f'{n} {reason}' for reason, n in reasons.most_common())}); "
-            f"see {out / 'rejects.parquet'}"
-        )
-
-
-def part_path(name: str, kind: str, out: Path) -> Path:
-    """The path of a unit's part of the index or rejects, or of its record, until the stage ends."""
-    return out / "parts" / f"{name}.{kind}"
-
-
-def finished(unit: Unit, config: Config, out: Path) -> bool:
+def is_finished(unit: Unit, config: Config, out: Path) -> bool:
     """Whether a unit was finished by an interrupted run, from the same files."""
     last = part_path(unit.name, "rejects.parquet", out)
     if not last.is_file():
@@ -193,15 +170,6 @@ def finished(unit: Unit, config: Config, out: Path) -> bool:
         return True
     last.unlink()
     return False
-
-
-def unfinished(plan: Plan, config: Config, out: Path, advance: Any) -> Iterator[Unit]:
-    """Yields the unfinished units, and calls `advance` for the finished ones."""
-    for unit in plan.units():
-        if finished(unit, config, out):
-            advance(len(unit.rows))
-        else:
-            yield unit
 
 
 def process_unit(unit: Unit, config: Config, out: Path) -> None:
@@ -372,12 +340,12 @@ def delete_rejected_units(plan: Plan, out: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def merge_parts(plan: Plan, out: Path) -> Outcome:
+def merge(plan: Plan, out: Path) -> Outcome:
     """Merges the parts of all units into the index, the rejects, the units and the statistics.
 
     Checks that the counts add up.
     """
-    corpus, linked, training, everything = CorpusCounts(), 0, np.zeros(9), np.zeros(9)
+    linked, training, everything = 0, np.zeros(9), np.zeros(9)
     invalid = (pa.Table.from_pylist([reject.model_dump()], schema=REJECTS) for reject in plan.rejects())
 
     def units() -> Iterator[pa.Table]:
@@ -389,14 +357,9 @@ def merge_parts(plan: Plan, out: Path) -> Outcome:
             linked += 0 if record.pop("decoded") else record["samples"]
             yield pa.Table.from_pylist([record], schema=UNITS)
 
-    def parts(kind: str) -> Iterator[pa.Table]:
-        return (pq.read_table(part_path(name, kind, out)) for name in plan.unit_names())
-
-    write_tables(out / "index.parquet", INDEX, map(corpus.samples, parts("index.parquet")))
-    write_tables(out / "rejects.parquet", REJECTS, map(corpus.rejects, chain(invalid, parts("rejects.parquet"))))
+    corpus = merge_parts(plan.unit_names, out, invalid)
     write_tables(out / "units.parquet", UNITS, units())
     counts = corpus.all() | {"linked": linked}
     assert counts["items"] == plan.count("rows") + plan.count("rejects")
-    sums = (training if training.any() else everything).reshape(3, 3)
-    write_json(out / "statistics.json", pixel_statistics(sums) | corpus.statistics(plan.texts_by_split()))
+    write_statistics(out, corpus, training.reshape(3, 3), everything.reshape(3, 3), plan.texts_by_split())
     return Outcome(counts)

@@ -7,7 +7,6 @@ and the mean and standard deviation of the pixels. For this, a shard at a URL is
 instead of about twenty per sample.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,23 +22,22 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.shards.identity import identities
 from alpro.shards.reader import Unreadable, sample_from_row
-from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
+from alpro.shards.schema import REJECTS, SPLITS, Reject
 from alpro.shards.storage import DISK_FULL, Location, listing, local_copy, refuse_credentials
 from alpro.shards.writer import index_shard
 from alpro.stages import Stage
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest
-from alpro.stages.corpora.tables import (
-    COMPARED,
-    CorpusCounts,
-    draw_samples,
-    pixel_statistics,
-    pixel_sums,
-    write_overlap,
-    write_tables,
+from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap
+from alpro.stages.corpora.units import (
+    merge_parts,
+    open_parts,
+    part_path,
+    run_unfinished,
+    too_many_rejects,
+    write_statistics,
 )
 from alpro.stages.execution.progress import progress
-from alpro.stages.execution.workers import run_units
 
 VERSION = 3
 STAGE = Stage(help="index existing shards, which stay where they are", kind="data")
@@ -90,33 +88,23 @@ def digest_shards(folder: Location, digests: Digests) -> str:
 def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resources) -> Outcome:
     """inputs: `shards`, a folder or URL with *.tar files. Writes the output of decode_videos except the shards."""
     units = [ShardUnit(f"{number:06d}", shard) for number, shard in enumerate(list_shards(inputs["shards"]))]
-    (out / "parts").mkdir(parents=True, exist_ok=True)
-    if not resources.dask:  # Dask tasks may still run after their pipeline is killed
-        for stale in (out / "parts").glob(".*"):  # of killed processes
-            stale.unlink()
+    open_parts(out, resources)
     process = partial(process_unit, config=config, out=out)
     with progress("indexing", len(units), "shards") as advance:
-        unfinished = [unit for unit in units if not part_path(unit.name, "numbers.json", out).is_file()]
-        advance(len(units) - len(unfinished))
-        for _ in run_units(unfinished, process, resources):
-            advance(1)
+        run_unfinished(units, partial(is_finished, out=out), process, resources, advance, lambda _: 1)
     check_samples(units, out)
-    outcome = merge_parts(units, out)
-    items, rejected = outcome.counts["items"], outcome.counts["rejected"]
-    if rejected > config.max_reject_share * items:
-        raise InputError(
-            f"{inputs['shards']}: {rejected} of {items} samples are damaged, more than max_reject_share = "
-            f"{config.max_reject_share:g} allows; see {out / 'rejects.parquet'}"
-        )
+    outcome = merge(units, out)
+    if error := too_many_rejects(inputs["shards"], outcome, config.max_reject_share, out):
+        raise error
     local = all(isinstance(unit.shard, Path) for unit in units)  # at a URL, every sample takes a request
     outcome.counts |= write_overlap(out, COMPARED if local else 0)
     draw_samples(out)
     return outcome
 
 
-def part_path(name: str, kind: str, out: Path) -> Path:
-    """The path of a unit's part of the index or rejects, or of its numbers, until the stage ends."""
-    return out / "parts" / f"{name}.{kind}"
+def is_finished(unit: ShardUnit, out: Path) -> bool:
+    """Whether a unit was finished by an interrupted run."""
+    return part_path(unit.name, "json", out).is_file()
 
 
 def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
@@ -138,7 +126,7 @@ def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
     good = good.set_column(good.column_names.index("shard"), "shard", names)
     pq.write_table(good, part_path(unit.name, "index.parquet", out))
     pq.write_table(pa.Table.from_pylist(rejects, schema=REJECTS), part_path(unit.name, "rejects.parquet", out))
-    write_json(part_path(unit.name, "numbers.json", out), numbers)  # written last: marks the unit as finished
+    write_json(part_path(unit.name, "json", out), numbers)  # written last: marks the unit as finished
 
 
 def check_frames(index: pa.Table, path: Path, shard: Location) -> tuple[pa.Table, list[dict[str, str]], dict[str, Any]]:
@@ -183,7 +171,7 @@ def check_samples(units: list[ShardUnit], out: Path) -> None:
         raise InputError(f"{shards[1]}: id {duplicates[0]!r} is also in {shards[0]}; ids must be unique")
     first: dict[str, ShardUnit] = {}
     for unit in units:
-        for size in read_json(part_path(unit.name, "numbers.json", out))["sizes"]:
+        for size in read_json(part_path(unit.name, "json", out))["sizes"]:
             first.setdefault(size, unit)
     if len(first) > 1:
         (size, unit), (other_size, other), *_ = first.items()
@@ -193,25 +181,19 @@ def check_samples(units: list[ShardUnit], out: Path) -> None:
         )
 
 
-def merge_parts(units: list[ShardUnit], out: Path) -> Outcome:
+def merge(units: list[ShardUnit], out: Path) -> Outcome:
     """Merges the parts of all units into the index, the rejects and the statistics."""
-    corpus, training, everything = CorpusCounts(), np.zeros((3, 3)), np.zeros((3, 3))
+    training, everything = np.zeros((3, 3)), np.zeros((3, 3))
     expected = {split: dict.fromkeys(COUNT_NAMES, 0) for split in SPLITS}
     for unit in units:
-        numbers = read_json(part_path(unit.name, "numbers.json", out))
+        numbers = read_json(part_path(unit.name, "json", out))
         training += numbers["training"]
         everything += numbers["everything"]
         for split, counts in numbers["expected"].items():
             for name in COUNT_NAMES:
                 expected[split][name] += counts[name]
-
-    def parts(kind: str) -> Iterator[pa.Table]:
-        return (pq.read_table(part_path(unit.name, kind, out)) for unit in units)
-
-    write_tables(out / "index.parquet", INDEX, map(corpus.samples, parts("index.parquet")))
-    write_tables(out / "rejects.parquet", REJECTS, map(corpus.rejects, parts("rejects.parquet")))
+    corpus = merge_parts(lambda: (unit.name for unit in units), out)
     counts = corpus.all() | {"shards": len(units)}
     assert counts["items"] == sum(split["items"] for split in expected.values())
-    pixels = pixel_statistics(training if training.any() else everything)
-    write_json(out / "statistics.json", pixels | corpus.statistics(expected))
+    write_statistics(out, corpus, training, everything, expected)
     return Outcome(counts)

@@ -1,1 +1,1 @@
-"""What the stages that make corpora share, and looking at a corpus."""
+"""Units, tables and pictures of corpora, reuse of shards, and inspection of a corpus."""

@@ -22,7 +22,7 @@ def read_word_list(file: Path, key: str) -> list[str]:
     if isinstance(value, dict):
         numbers = list(value.values())
         if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(numbers))):
-            raise InputError(f"{where}: the numbers of its words must be 0 to {len(numbers) - 1}, each once")
+            raise InputError(f"{where}: the numbers of its words are not 0 to {len(numbers) - 1}, each once")
         value = sorted(value, key=value.__getitem__)
     if not isinstance(value, list) or not all(isinstance(word, str) and word.strip() for word in value):
         raise InputError(f"{where}: neither a list of words nor an object of word to number")

@@ -107,5 +107,5 @@ def test_a_scheduler_that_is_not_there_is_a_mistake(free_port):
 
 def test_a_stage_without_a_pipeline_sends_nothing(decode_sample, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "open_cluster", None)
-    with pytest.raises(InputError, match="only a pipeline sends units to a cluster"):
+    with pytest.raises(InputError, match="only a pipeline can use a cluster"):
         decode_sample(tmp_path, "clips", Resources(dask="tcp://127.0.0.1:1", device="cpu"))

@@ -94,7 +94,7 @@ def test_a_copy_stops_at_the_size_limit(folder, tmp_path: Path):
         assert list(copies.iterdir()) == []
 
 
-def test_valuechanges_with_the_file_alone(tmp_path: Path, memory: str, served: Callable):
+def test_identity_changes_only_with_the_file(tmp_path: Path, memory: str, served: Callable):
     file = tmp_path / "a.bin"
     file.write_bytes(b"one")
     os.utime(file, (1e9, 1e9))

@@ -63,7 +63,7 @@ def test_the_fallback_is_the_largest_central_crop(width, height, box):
     assert result == {box}
 
 
-def test_a_resized_crop_is_that_part_of_the_image():
+def test_a_resized_crop_has_the_pixels_of_the_crop_box():
     """As in torchvision: only the crop is resized, bicubically."""
     frame = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
     for seed in range(5):

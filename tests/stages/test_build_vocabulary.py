@@ -36,7 +36,7 @@ def test_entities_are_the_most_frequent_with_ties_in_alphabetical_order():
     assert left_out == [("tree", 5, "below the 3 most frequent"), ("moon", 2, "below the 3 most frequent")]
 
 
-def test_what_is_left_out_is_left_out_with_the_reason():
+def test_left_out_nouns_have_a_reason():
     words = nouns(video=90, x2=80, animal=70, ball=60, box=50, s=40, counterrevolution=30, photos=20, fish=2, rarity=1)
     words += merge_forms(Counter({("talks", "talks"): 39, ("talks", ""): 61}))
     config = Config(entities=2, exclude=("animal",), max_letters=16)

@@ -149,7 +149,7 @@ def test_items_with_questions_and_no_captions_are_kept(decode_rows):
 
 def test_too_many_rejects_fail_the_stage(decode_rows):
     rows = [{"id": "captioned", "captions": ["a wall"]}, {"id": "silent"}, {"id": "mute"}]
-    with pytest.raises(InputError, match=r"2 of 3 items were rejected.*max_reject_share = 0.5.*no text"):
+    with pytest.raises(InputError, match=r"2 of 3 items are rejected.*max_reject_share = 0.5.*no text"):
         decode_rows(rows, max_reject_share=0.5)
 
 
@@ -164,7 +164,7 @@ def test_a_rerun_after_failure_only_decodes_units_with_rejects(tmp_path, inline_
     out.mkdir()
     whole = (tmp_path / "data" / "b.png").read_bytes()
     (tmp_path / "data" / "b.png").write_bytes(b"")
-    with pytest.raises(InputError, match="1 of 3 items were rejected"):
+    with pytest.raises(InputError, match="1 of 3 items are rejected"):
         decode_videos.run(Config(size=16), {"data": source}, out, resources)
     (tmp_path / "data" / "b.png").write_bytes(whole)
     done: list[str] = []

@@ -191,7 +191,7 @@ def test_a_sample_with_a_damaged_frame_is_a_reject_within_the_limit(shards, inde
     assert outcome.counts["rejected"] == 1
     splits = json.loads((artifact / "statistics.json").read_text())["splits"]
     assert splits[row["split"]]["items"][0] + 1 == splits[row["split"]]["items"][1]
-    with pytest.raises(InputError, match=r"1 of \d+ samples are damaged, more than max_reject_share = 0.001"):
+    with pytest.raises(InputError, match=r"1 of \d+ items are rejected, more than max_reject_share = 0.001"):
         index(shards, "strict", max_reject_share=0.001)
 
 

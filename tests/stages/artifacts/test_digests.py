@@ -108,7 +108,7 @@ def test_the_digest_of_data_does_not_change_with_files_beside_it_nor_with_its_pl
     assert digest_data(moved / data.name, digests) == before
 
 
-def test_the_digest_of_a_folder_is_that_of_its_videos_and_texts(data, digests):
+def test_the_digest_of_a_folder_includes_its_videos_and_texts(data, digests):
     folder = data.parent
     (folder / "a.txt").write_text("a bird\n")
     before = digest_data(folder, digests)

@@ -47,13 +47,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_an_uploaded_artifact_can_be_fetched_by_another_machine(machine):
     here, there = machine("a"), machine("b")
-    manifest = make(here)
+    record = make(here)
     assert there.fetch(STEP) is None
     assert not there.is_shared(STEP)
     assert here.share(STEP) == ""
     assert there.is_shared(STEP)
     assert there.find(STEP) is None
-    assert there.fetch(STEP) == manifest == there.find(STEP)
+    assert there.fetch(STEP) == record == there.find(STEP)
     sent = {name: content for name, content in files(here.folder(STEP)).items() if name != "work.json"}
     assert files(there.folder(STEP)) == sent
     assert [folder for folder, _ in there.all()] == [there.folder(STEP)]
@@ -159,8 +159,8 @@ def test_a_damaged_shared_artifact_raises_an_error(machine, place):
 def test_the_wrong_artifact_in_a_place_raises_an_error(machine):
     here, there = machine("a"), machine("b")
     make(here)
-    manifest = here.folder(STEP) / "artifact.json"
-    manifest.write_text(manifest.read_text().replace(STEP.fingerprint, "0" * 64))
+    record = here.folder(STEP) / "artifact.json"
+    record.write_text(record.read_text().replace(STEP.fingerprint, "0" * 64))
     here.share(STEP)
     with pytest.raises(InputError, match="not the artifact of render_sample"):
         there.fetch(STEP)

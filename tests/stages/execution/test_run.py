@@ -205,13 +205,13 @@ def test_a_standalone_stage_writes_the_record(unfinished, capsys):
     (file.parent / "checkpoints").mkdir()
     assert stage_run.main([str(file)]) == 0
     assert capsys.readouterr().out == f"done: {store.folder(step)}\n"
-    manifest = store.find(step)
-    assert manifest["fingerprint"] == step.fingerprint
-    assert manifest["counts"]["stills"] == 1
-    assert manifest["made"]["by"] == "alpro.stages.execution.run"
+    record = store.find(step)
+    assert record["fingerprint"] == step.fingerprint
+    assert record["counts"]["stills"] == 1
+    assert record["made"]["by"] == "alpro.stages.execution.run"
     assert {path.name for path in file.parent.iterdir()}.isdisjoint({"checkpoints", "result.json"})
-    made_by_pipeline = store.make(step, lambda *_: Outcome(manifest["counts"]), {"commit": "abc"})
-    assert manifest | {"made": ""} == made_by_pipeline | {"made": ""}
+    pipeline_record = store.make(step, lambda *_: Outcome(record["counts"]), {"commit": "abc"})
+    assert record | {"made": ""} == pipeline_record | {"made": ""}
 
 
 def test_a_stage_in_a_pipeline_does_not_write_the_record(unfinished, monkeypatch):

@@ -35,7 +35,7 @@ def test_every_format_gives_the_words_in_order(name, tmp_path):
         ("a.json", "[1, 2]", "neither a list of words nor an object of word to number"),
         ("a.json", '"dog"', "neither a list of words"),
         ("a.json", '["dog", " "]', "neither a list of words"),
-        ("a.json", '{"dog": 0, "cat": 2}', "the numbers of its words must be 0 to 1, each once"),
+        ("a.json", '{"dog": 0, "cat": 2}', "the numbers of its words are not 0 to 1, each once"),
         ("a.json", '{"dog": true}', "the numbers of its words"),
         ("a.json", "[", "cannot be read"),
         ("a.txt", "dog\ncat\ndog\n", "duplicate word 'dog'"),

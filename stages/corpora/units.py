@@ -1,0 +1,100 @@
+"""Units of work of a corpus, shared by decode_videos and index_shards.
+
+A unit is the work of one shard. Workers write its parts (index, rejects and a record) to `<out>/parts`. A resumed run
+skips finished units. When all units are finished, their parts are merged into the tables of the corpus.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alpro.errors import InputError
+from alpro.files import write_json
+from alpro.shards.schema import INDEX, REJECTS
+from alpro.shards.storage import Location
+from alpro.stages.artifacts.store import Outcome, Resources
+from alpro.stages.corpora.tables import CorpusCounts, pixel_statistics, write_tables
+from alpro.stages.execution.workers import run_units
+
+UnitT = TypeVar("UnitT")
+
+
+def open_parts(out: Path, resources: Resources) -> Path:
+    """Creates the folder of the parts, and deletes temporary files of killed processes in `out`.
+
+    With Dask nothing is deleted: its tasks may still run after their pipeline is killed.
+    """
+    parts = out / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    if not resources.dask:
+        for stale in (*out.rglob(".*.part"), *parts.glob(".fetched.*")):
+            stale.unlink(missing_ok=True)
+    return parts
+
+
+def part_path(name: str, kind: str, out: Path) -> Path:
+    """The path of a unit's part (`index.parquet`, `rejects.parquet`, `json`) until the stage ends."""
+    return out / "parts" / f"{name}.{kind}"
+
+
+def run_unfinished(
+    units: Iterable[UnitT],
+    is_finished: Callable[[UnitT], bool],
+    function: Callable[[UnitT], None],
+    resources: Resources,
+    advance: Callable[[int], Any],
+    size: Callable[[UnitT], int],
+) -> None:
+    """Runs a function on the unfinished units, and advances the progress bar by the size of every unit."""
+
+    def unfinished() -> Iterator[UnitT]:
+        for unit in units:
+            if is_finished(unit):
+                advance(size(unit))
+            else:
+                yield unit
+
+    for unit, _ in run_units(unfinished(), function, resources):
+        advance(size(unit))
+
+
+def merge_parts(names: Callable[[], Iterable[str]], out: Path, invalid: Iterable[pa.Table] = ()) -> CorpusCounts:
+    """Merges the parts of all units into index.parquet and rejects.parquet, and counts their rows.
+
+    names: the names of the units, in order. invalid: rejects that belong to no unit.
+    """
+
+    def parts(kind: str) -> Iterator[pa.Table]:
+        return (pq.read_table(part_path(name, kind, out)) for name in names())
+
+    corpus = CorpusCounts()
+    write_tables(out / "index.parquet", INDEX, map(corpus.samples, parts("index.parquet")))
+    write_tables(out / "rejects.parquet", REJECTS, map(corpus.rejects, chain(invalid, parts("rejects.parquet"))))
+    return corpus
+
+
+def write_statistics(
+    out: Path, corpus: CorpusCounts, training: np.ndarray, everything: np.ndarray, expected: dict[str, dict[str, int]]
+) -> None:
+    """Writes statistics.json from the pixel sums (3, 3) of the training samples, or of all samples if there are no
+    training samples, and from the counts."""
+    pixels = pixel_statistics(training if training.any() else everything)
+    write_json(out / "statistics.json", pixels | corpus.statistics(expected))
+
+
+def too_many_rejects(source: Location, outcome: Outcome, max_reject_share: float, out: Path) -> InputError | None:
+    """The error to raise if the share of rejected items is above the limit."""
+    rejected, total = outcome.counts["rejected"], outcome.counts["items"]
+    if rejected <= max_reject_share * total:
+        return None
+    reasons = Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
+    return InputError(
+        f"{source}: {rejected} of {total} items are rejected, more than max_reject_share = {max_reject_share:g} allows "
+        f"({', '.join(f'{n} {reason}' for reason, n in reasons.most_common())}); see {out / 'rejects.parquet'}"
+    )
