@@ -291,6 +291,8 @@ def render(
             frame = np.ascontiguousarray(texture[:height, left : left + width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
+    if hasattr(os, "sched_setscheduler"):  # libsvtav1 gives the thread that calls it real-time priority
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 

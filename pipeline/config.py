@@ -112,9 +112,9 @@ class PipelineConfig(BaseModel):
                 raise ValueError(
                     f"corpora.{name}: give --data, or data or shards (your own), or manifest (of the rendered sample)"
                 )
-            told = corpus.model_fields_set - {"manifest", "data", "shards", "kinds", "max_reject_share"}
-            if corpus.shards and told:
-                raise ValueError(f"corpora.{name}.{min(told)}: shards are taken as they are; leave it out")
+            extra = corpus.model_fields_set - {"manifest", "data", "shards", "kinds", "max_reject_share"}
+            if corpus.shards and extra:
+                raise ValueError(f"corpora.{name}.{min(extra)}: shards are taken as they are; leave it out")
             for key in ("data", "shards"):
                 refuse_credentials(f"corpora.{name}.{key}", located(getattr(corpus, key)))
             if corpus.root and not corpus.annotations:
@@ -193,9 +193,10 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
-        told = one_line(error)
-        typed = (change for change in changes or [] if _about(told.partition(":")[0], change.partition("=")[0].strip()))
-        raise InputError(f"{next((f'--set {change}' for change in typed), path)}: {told}") from error
+        message = one_line(error)
+        place = message.partition(":")[0]
+        typed = (change for change in changes or [] if _about(place, change.partition("=")[0].strip()))
+        raise InputError(f"{next((f'--set {change}' for change in typed), path)}: {message}") from error
 
 
 def _about(place: str, key: str) -> bool:
@@ -301,7 +302,7 @@ def asks_questions(data: Location) -> bool:
     try:
         return any(isinstance(row, Row) and row.questions for row in scan_manifest(data))
     except InputError:
-        return True  # told when the plan is made
+        return True  # the plan reports it
 
 
 def skips_questions(source: str, config: PipelineConfig) -> bool:

@@ -70,7 +70,7 @@ def work(
     if "mistake" in result:
         raise InputError(result["mistake"])
     if status == EXIT_INTERRUPTED or "interrupted" in result:  # torchrun's own status tells neither
-        raise Interrupted(f"{step.name} was told to stop and left a checkpoint")
+        raise Interrupted(f"{step.name} received SIGTERM and left a checkpoint")
     raise StageFailed(f"{step.name} ended with status {status}; what it printed is above, what it finished is in {out}")
 
 

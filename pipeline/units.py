@@ -75,17 +75,17 @@ class _Tasks(Executor):
         title = f"{getattr(function, 'func', function).__name__} {next(self.numbers)}"
         with without_parameters():
             run = self.runner.submit(unit, {"title": title, "work": work})
-        told = Future[Any]()
-        told.set_running_or_notify_cancel()
+        result = Future[Any]()
+        result.set_running_or_notify_cancel()
 
         def done(future: Any) -> None:
             if future.status == "cancelled":  # this process is ending, and nobody would answer
-                told.set_exception(CancelledError())
+                result.set_exception(CancelledError())
                 return
             try:
-                told.set_result(run.result())
+                result.set_result(run.result())
             except BaseException as error:
-                told.set_exception(error)
+                result.set_exception(error)
 
         run.wrapped_future.add_done_callback(done)
-        return told
+        return result

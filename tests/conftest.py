@@ -61,8 +61,8 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def two_ranks(free_port) -> Callable[..., list[int]]:
-    """two_ranks(program, *arguments): runs it as the two processes of a job; their exit statuses. Both are told to
-    stop once `stop_after` says so."""
+    """two_ranks(program, *arguments): runs it as the two processes of a job; their exit statuses. Both get SIGTERM
+    once `stop_after` is true."""
 
     def run(
         program: Path, *arguments: object, timeout: float = 120, stop_after: Callable[[], object] | None = None
@@ -267,7 +267,7 @@ class RangeServer(SimpleHTTPRequestHandler):
         self.end_headers()
         return io.BytesIO(data)
 
-    def log_message(self, *said) -> None:
+    def log_message(self, *message) -> None:
         pass
 
 

@@ -70,8 +70,8 @@ def test_the_whole_pipeline_runs_on_real_clips(tmp_path):
 def test_an_official_checkpoint_is_evaluated_and_fine_tuned_on_msrvtt_files(tmp_path):
     """The README's second example, with generated weights."""
     rows = [json.loads(line) for line in (CLIPS / "manifest.jsonl").read_text().splitlines()]
-    told = [row for row in rows if row["captions"]][:60]
-    words = sorted({word for row in told for text in row["captions"] for word in text.lower().split()})[:400]
+    captioned = [row for row in rows if row["captions"]][:60]
+    words = sorted({word for row in captioned for text in row["captions"] for word in text.lower().split()})[:400]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(word for word in words if word.isalpha())]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     video = {"image_size": 32, "patch_size": 8, "frames": 4, "width": 64, "depth": 2, "heads": 1}
@@ -79,7 +79,7 @@ def test_an_official_checkpoint_is_evaluated_and_fine_tuned_on_msrvtt_files(tmp_
     config = ModelConfig.model_validate({"video": video, "text": text, "embed_dim": 32})
     state = to_official(Alpro(config, entities=7).state_dict(), config)
     torch.save({"model": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "alpro.pt")
-    files = {"train": told[:40], "validation": told[40:50], "test": told[50:]}
+    files = {"train": captioned[:40], "validation": captioned[40:50], "test": captioned[50:]}
     for split, chosen in files.items():
         lines = [{"caption": c, "clip_name": Path(r["path"]).stem} for r in chosen for c in r["captions"]]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -39,7 +39,7 @@ def manifest(folder, *rows):
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         (None, "no such file or folder"),
         ([], "no rows"),
@@ -52,12 +52,12 @@ def manifest(folder, *rows):
         ([{"path": "../a.mp4", "caption": "x"}], "is outside the data folder"),
     ],
 )
-def test_an_unusable_manifest_is_one_line_and_leaves_nothing(rows, told, tmp_path, monkeypatch, capsys):
+def test_an_unusable_manifest_is_one_line_and_leaves_nothing(rows, message, tmp_path, monkeypatch, capsys):
     data = tmp_path / "none.jsonl" if rows is None else manifest(tmp_path, *rows)
     work = tmp_path / "work"
     status, _, err = call(monkeypatch, capsys, "run", "--config", "own_videos", "--data", data, "--workspace", work)
     assert status == 2
-    assert told in err
+    assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert not (work / "artifacts").exists()
@@ -65,7 +65,7 @@ def test_an_unusable_manifest_is_one_line_and_leaves_nothing(rows, told, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--set", "pretrain.lrr=1"], "unknown key"),
         (["--set", "pretrain.batch_size=0"], "pretrain.batch_size"),
@@ -73,11 +73,11 @@ def test_an_unusable_manifest_is_one_line_and_leaves_nothing(rows, told, tmp_pat
         (["--workspace", "/dev/null/x"], "--workspace"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(arguments, told, tmp_path, monkeypatch, capsys):
+def test_a_mistake_on_the_command_line_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     status, _, err = call(monkeypatch, capsys, "pretrain", *arguments)
     assert status == 2
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
 
 

@@ -51,7 +51,7 @@ def test_a_change_reaches_its_value(change, reached):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("pretrain.learning_rate=1", "pretrain.learning_rate: unknown key"),
         ("pretrain.lrr=1", "--set pretrain.lrr=1: pretrain.lrr: unknown key; did you mean 'lr'?"),
@@ -80,10 +80,10 @@ def test_a_change_reaches_its_value(change, reached):
         ("corpora.clips.annotations=7", "corpora.clips.annotations: Input should be a valid dictionary"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_place(change, told):
+def test_a_mistake_is_one_line_that_names_the_place(change, message):
     with pytest.raises(InputError) as caught:
         load_config(TINY, changes=[change])
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -110,12 +110,12 @@ def test_a_value_of_any_type_is_accepted_or_a_mistake_of_one_line(value):
 def test_unknown_names_and_broken_files_are_told(tmp_path):
     broken = tmp_path / "broken.toml"
     broken.write_text("name = ")
-    for source, told in (
+    for source, message in (
         (str(broken), "not readable as TOML"),
         ("no_such", "sample"),
         (str(tmp_path / "x.toml"), "no such"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             load_config(source)
 
 
@@ -229,9 +229,9 @@ def test_the_header_of_a_configuration_gives_its_command():
 def config_of(tmp_path: Path, **corpus: str) -> Path:
     """own_videos with another corpus: its keys, as they stand in TOML after the equals sign."""
     _, tables = (CONFIGS / "own_videos.toml").read_text().split("[model]", 1)
-    told = "\n".join(f"{key} = {value}" for key, value in corpus.items())
+    table = "\n".join(f"{key} = {value}" for key, value in corpus.items())
     path = tmp_path / "given.toml"
-    path.write_text(f'name = "given"\n[corpora.data]\n{told}\n[model]{tables}')
+    path.write_text(f'name = "given"\n[corpora.data]\n{table}\n[model]{tables}')
     return path
 
 
@@ -252,13 +252,13 @@ def test_data_and_shards_may_be_paths_and_urls(tmp_path, given, found):
 
 
 @pytest.mark.parametrize(
-    ("corpus", "said"),
+    ("corpus", "message"),
     [
         ({"data": "'b'"}, "give --data, or data or shards"),
         ({"size": "128"}, "corpora.data.size: shards are taken as they are; leave it out"),
         ({"annotations.train": "'x'"}, "corpora.data.annotations: shards are taken as they are"),
     ],
 )
-def test_shards_are_taken_as_they_are(tmp_path, corpus, said):
-    with pytest.raises(InputError, match=said):
+def test_shards_are_taken_as_they_are(tmp_path, corpus, message):
+    with pytest.raises(InputError, match=message):
         load_config(str(config_of(tmp_path, shards="'a'", **corpus)))

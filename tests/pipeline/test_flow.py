@@ -447,9 +447,9 @@ def test_only_an_interrupted_stage_is_tried_again():
     def failing(error: str) -> None:
         raise Interrupted("x") if error == "interrupted" else ValueError("x")
 
-    told = {error: failing(error, return_state=True) for error in ("interrupted", "broken")}
-    assert interrupted(None, None, told["interrupted"])
-    assert not interrupted(None, None, told["broken"])
+    states = {error: failing(error, return_state=True) for error in ("interrupted", "broken")}
+    assert interrupted(None, None, states["interrupted"])
+    assert not interrupted(None, None, states["broken"])
 
 
 def test_the_flows_form_shows_types_and_descriptions():

@@ -99,9 +99,9 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
     reached = max(int(p.name.removeprefix("step-")) for p in folder.glob("checkpoints/step-*"))
 
     again = start(tmp_path, *LONG)
-    _, told = again.communicate(timeout=600)
-    assert again.returncode == 0, told
-    assert f"continuing from step {reached} of 400" in told
+    _, output = again.communicate(timeout=600)
+    assert again.returncode == 0, output
+    assert f"continuing from step {reached} of 400" in output
     assert read_record(folder) is not None
     assert [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "train/loss" in line] == list(
         range(2, 401, 2)
@@ -111,9 +111,9 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
 @pytest.mark.long
 def test_two_runs_at_once_make_an_artifact_once(start, tmp_path):
     first, second = start(tmp_path, *LONG), start(tmp_path, *LONG)
-    told = [process.communicate(timeout=600)[1] for process in (first, second)]
-    assert (first.returncode, second.returncode) == (0, 0), told
-    started = [line for text in told for line in text.splitlines() if line.startswith("train_prompter: started")]
+    output = [process.communicate(timeout=600)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), output
+    started = [line for text in output for line in text.splitlines() if line.startswith("train_prompter: started")]
     assert len(started) == 1
     folder, _ = prompter(tmp_path)
     assert read_record(folder) is not None
