@@ -111,14 +111,14 @@ def test_a_workspace_that_became_read_only_is_one_line(command, unprivileged, tm
     assert done.stderr.count("\n") == 1
 
 
-def test_a_stage_that_the_configuration_lacks_is_told(tmp_path, monkeypatch, capsys):
+def test_a_stage_that_the_configuration_lacks_is_reported(tmp_path, monkeypatch, capsys):
     path = manifest(tmp_path, {"path": "a.mp4", "caption": "x"})
     arguments = ["render-sample", "--config", "own_videos", "--data", path, "--workspace", tmp_path / "w"]
     status, _, err = call(monkeypatch, capsys, *arguments)
     assert (status, err) == (2, "error: this configuration has no stage render_sample\n")
 
 
-def test_a_taken_port_is_told(tmp_path, monkeypatch, capsys):
+def test_a_taken_port_is_reported(tmp_path, monkeypatch, capsys):
     (tmp_path / "mlflow.db").touch()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -145,7 +145,7 @@ def test_help_names_every_command(monkeypatch, capsys):
         assert f"    {command} " in out
 
 
-def test_an_empty_workspace_is_told(tmp_path, monkeypatch, capsys):
+def test_an_empty_workspace_is_reported(tmp_path, monkeypatch, capsys):
     status, out, _ = call(monkeypatch, capsys, "ls", "--workspace", tmp_path)
     assert status == 0
     assert "no artifacts" in out

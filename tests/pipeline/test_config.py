@@ -107,7 +107,7 @@ def test_a_value_of_any_type_is_accepted_or_a_mistake_of_one_line(value):
     assert not any("\n" in mistake for mistake in mistakes)
 
 
-def test_unknown_names_and_broken_files_are_told(tmp_path):
+def test_unknown_names_and_broken_files_are_reported(tmp_path):
     broken = tmp_path / "broken.toml"
     broken.write_text("name = ")
     for source, message in (
@@ -152,7 +152,7 @@ def test_what_is_no_table_is_one_line(text, data, tmp_path):
         load_config(str(path), data)
 
 
-def test_a_text_longer_than_the_model_takes_is_told_before_anything_runs():
+def test_a_text_longer_than_the_model_takes_is_reported_before_anything_runs():
     with pytest.raises(InputError, match=r"max_text_tokens 33, padded to 40, is more than model.text.max_length 32"):
         load_config(TINY, changes=["pretrain.max_text_tokens=33"])
 

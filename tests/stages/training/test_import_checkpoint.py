@@ -138,7 +138,7 @@ def test_the_length_of_texts_is_the_tasks_unless_given(task, usual, official, to
         import_checkpoint(tmp_path / "a.pt", tmp_path / "long", task, tokenizer, max_text_tokens=65)
 
 
-def test_unknown_and_missing_keys_and_the_wrong_task_are_told(official, tokenizer, tmp_path):
+def test_unknown_and_missing_keys_and_the_wrong_task_are_reported(official, tokenizer, tmp_path):
     _, state = official("retrieval")
     torch.save(state | {"surprise": torch.zeros(1)}, tmp_path / "a.pt")
     assert import_checkpoint(tmp_path / "a.pt", tmp_path / "a", "retrieval", tokenizer).unknown == ["surprise"]
@@ -172,7 +172,7 @@ def test_a_prompter_that_does_not_fit_leaves_nothing_behind(official, tokenizer,
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
-def test_a_broken_tokenizer_is_told(name, official, tmp_path):
+def test_a_broken_tokenizer_is_reported(name, official, tmp_path):
     torch.save(official("retrieval")[1], tmp_path / "a.pt")
     (tmp_path / name).write_bytes(b"\xff\xfe[PAD]")
     with pytest.raises(InputError, match=f"tokenizer .*{name}: not readable: .*UTF-8"):
@@ -180,7 +180,7 @@ def test_a_broken_tokenizer_is_told(name, official, tmp_path):
 
 
 @pytest.mark.parametrize("below", ["a.pt/out", "a.pt/deep/out", "x" * 300])
-def test_a_folder_that_cannot_be_written_is_told(below, official, tokenizer, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(below, official, tokenizer, tmp_path):
     torch.save(official("retrieval")[1], tmp_path / "a.pt")
     with pytest.raises(InputError, match="cannot be written"):
         import_checkpoint(tmp_path / "a.pt", tmp_path / below, "retrieval", tokenizer)
