@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command line. The command's name is in `command`, None if there is none."""
+    """The parser of the command line. The command's name is in `command`, or None."""
     top = argparse.ArgumentParser(
         prog="alpro",
         description="Captioned videos to a video-language model, the ALPRO way, stage by stage. Start with: alpro run",

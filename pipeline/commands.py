@@ -161,7 +161,7 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 
 def serve_mlflow(arguments: argparse.Namespace) -> None:
-    """`alpro ui`: MLflow's server on this machine alone, until Ctrl-C."""
+    """`alpro ui`: MLflow's server, reachable from this machine only, until Ctrl-C."""
     database = arguments.workspace.resolve() / "mlflow.db"
     if not database.is_file():
         raise InputError(f"{database}: no MLflow store there yet; `alpro run` creates it")

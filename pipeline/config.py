@@ -147,7 +147,7 @@ TABLES: dict[str, type[StageConfig]] = {
     if name in STAGES
 }
 ALWAYS = [stage for stage in TABLES if PipelineConfig.model_fields[stage].default is not None]  # need no table
-# Tables at the top, and the stages that have each as a part of theirs.
+# Top-level tables that are part of the configuration of these stages.
 SHARED = [(key, stage) for key in ("model", "templates") for stage, one in TABLES.items() if key in one.model_fields]
 
 
@@ -338,7 +338,7 @@ def apply_change(values: dict[str, Any], change: str) -> None:
 
 def _entry(entries: list[Any], number: str, change: str) -> int:
     if not number.isdigit() or int(number) >= len(entries):
-        raise InputError(f"--set {change}: {number!r} is none of the entries 0 to {len(entries) - 1}")
+        raise InputError(f"--set {change}: {number!r} is not an entry from 0 to {len(entries) - 1}")
     return int(number)
 
 

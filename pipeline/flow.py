@@ -38,7 +38,7 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         inputs: Mapping[str, Step | None],
         model: tuple[str, Step | None, Path | None] = ("", None, None),
     ) -> Step:
-        """model: the name of another input, and what it is: a step of this pipeline, or a model folder."""
+        """model: the name of one more input, and its source: a step of this pipeline, or a model folder."""
         name, made, given = model
         present = {key: step for key, step in {name: made, **inputs}.items() if step is not None}
         step = Step(stage, stage, config, present, paths={name: given} if given else {})
@@ -78,7 +78,7 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         qa = add("finetune_qa", config.finetune_qa, phases["finetune_qa"], model)
 
     models = {"retrieval": retrieval, "qa": qa}
-    # A given model that is fine-tuned already is evaluated as what it is, unless this pipeline fine-tunes it further.
+    # A pretrained model that is fine-tuned for a task is evaluated on it, unless this pipeline fine-tunes it again.
     finished = given if name in models and models[name] is None else None
     if config.evaluate.corpora and (finished or any(models.values())):
         tested = {corpus: corpora[corpus] for corpus in config.evaluate.corpora}
@@ -141,8 +141,8 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
 
 
 def run_handed(handover: Handover, workspace: str, tracking_uri: str) -> dict[str, str]:
-    """Runs one stage for a pipeline that runs its stages as deployments, and that logs what its own MLflow store does
-    not get from here. The artifacts of the inputs must be here, or in `resources.artifacts`."""
+    """Runs one stage for a pipeline that runs its stages as deployments. That pipeline logs the stage again if this
+    machine has an MLflow store of its own. The artifacts of the inputs must be here, or in `resources.artifacts`."""
     root = Path(absolute(workspace))
     root.mkdir(parents=True, exist_ok=True)
     handed = handover.step()
@@ -225,7 +225,7 @@ def flow_run_name() -> str:
 
 
 def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: list[Step]) -> str:
-    """A name that tells runs apart: the configuration, the stage, what was changed, and the end of the pipeline."""
+    """A name that distinguishes runs: the configuration, the stage, the changes, and the last step's fingerprint."""
     return " · ".join(part for part in (config.name, stage, " ".join(changes or []), steps[-1].fingerprint[:6]) if part)
 
 

@@ -1,4 +1,4 @@
-"""How a stage is run: in this process, in one of its own, or by torchrun in many; and how all of that is ended."""
+"""Runs a stage in this process, in a separate process, or in many processes with torchrun, and ends them."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ from alpro.stages.artifacts.store import (
 )
 from alpro.stages.execution import workers
 
-GRACE_SECONDS = 45.0  # what a training run has to write its checkpoint before it is killed; torchrun gives its ranks 30
+GRACE_SECONDS = 45.0  # time to write a checkpoint before processes are killed; torchrun gives its ranks 30
 
 
 def work(
@@ -37,10 +37,10 @@ def work(
     lock_file: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Runs a step's stage into `out` and returns what it found.
+    """Runs a step's stage with the output folder `out`; returns its counts and metrics.
 
     Stages with a model run in a process group of their own, which is ended with this call: on success, on any
-    exception here, on cancellation. `say` takes their output line by line where there is no terminal to show it.
+    exception here, on cancellation. `say` receives their output line by line if there is no terminal.
     """
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
     inputs |= step.paths
@@ -69,9 +69,9 @@ def work(
         return Outcome(result["counts"], result["metrics"])
     if "mistake" in result:
         raise InputError(result["mistake"])
-    if status == EXIT_INTERRUPTED or "interrupted" in result:  # torchrun's own status tells neither
+    if status == EXIT_INTERRUPTED or "interrupted" in result:  # torchrun exits with a status of its own
         raise Interrupted(f"{step.name} received SIGTERM and left a checkpoint")
-    raise StageFailed(f"{step.name} ended with status {status}; what it printed is above, what it finished is in {out}")
+    raise StageFailed(f"{step.name} ended with status {status}; its output is above, its unfinished results are in {out}")
 
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:
@@ -94,7 +94,7 @@ def run_group(arguments: list[str], lock_file: int | None, say: Callable[[str], 
     """
     piped = say is not None
     # Threads that wait for each other give way sooner: beside another busy process on the same two cores training is
-    # 1.7 times as fast as with OpenMP's default, and alone no slower.
+    # 1.7 times as fast as with OpenMP's default, and on an idle machine no slower.
     process = subprocess.Popen(
         arguments,
         start_new_session=True,

@@ -102,7 +102,7 @@ def last_step(lines: list[dict[str, Any]]) -> int:
 
 
 def numbers(made: StageResult) -> dict[str, float]:
-    """What a record tells in numbers: metrics, counts, seconds."""
+    """The numbers of an artifact record: metrics, counts, seconds."""
     counts = {f"counts/{name}": float(value) for name, value in made.record["counts"].items()}
     counts = {} if made.step.stage in EVALUATIONS else counts
     return {**made.record["metrics"], **counts, "seconds": made.record["made"]["seconds"]}

@@ -134,7 +134,7 @@ def at_terminal() -> bool:
 
 
 def announce(text: str) -> None:
-    """Tells how a pipeline goes on: on the command line's standard error, or in Prefect's log."""
+    """Prints progress to standard error for the command line, or logs it to Prefect."""
     if at_terminal():
         print(text, file=sys.stderr, flush=True)
     else:

@@ -20,7 +20,7 @@ CONNECT_SECONDS = 10
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
 def unit(title: str, work: Callable[[], Any]) -> Any:
-    """One unit, in a worker's process. It knows how to do again what it began."""
+    """Runs one unit in a worker's process. A unit can be repeated after an interruption."""
     return work()
 
 
@@ -29,7 +29,7 @@ def on_dask(address: str) -> Iterator[Executor]:
     """An executor whose functions run through Prefect's task runner on the Dask scheduler at an address.
 
     Workers report to the Prefect server of this flow, and so must be able to reach it. A worker that dies has its units
-    done by another; Dask gives up a unit that four died of, which its future tells as KilledWorker. Raises InputError
+    run by another; after four deaths Dask gives up, and the future raises KilledWorker. Raises InputError
     where Dask is not installed or no scheduler answers.
     """
     try:
