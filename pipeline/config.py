@@ -338,7 +338,7 @@ def apply_change(values: dict[str, Any], change: str) -> None:
 
 def _entry(entries: list[Any], number: str, change: str) -> int:
     if not number.isdigit() or int(number) >= len(entries):
-        raise InputError(f"--set {change}: {number!r} is not an entry from 0 to {len(entries) - 1}")
+        raise InputError(f"--set {change}: {number!r} is not one of the entries 0 to {len(entries) - 1}")
     return int(number)
 
 

@@ -71,7 +71,7 @@ def work(
         raise InputError(result["mistake"])
     if status == EXIT_INTERRUPTED or "interrupted" in result:  # torchrun exits with a status of its own
         raise Interrupted(f"{step.name} received SIGTERM and left a checkpoint")
-    raise StageFailed(f"{step.name} ended with status {status}; its output is above, its unfinished results are in {out}")
+    raise StageFailed(f"{step.name} ended with status {status}; its output is above, unfinished results are in {out}")
 
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:
