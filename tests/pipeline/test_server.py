@@ -152,7 +152,10 @@ def test_one_stage_then_the_whole_by_deployment(server, tmp_path):
     assert by_stage["state"]["name"] == "Completed", by_stage["state"]["message"]
     states = task_states(server, by_stage)
     assert {"pretrain": "Cached", "finetune_retrieval": "Cached"}.items() <= states.items()
-    assert "finetune_qa" not in states  # its own deployment's run made it
+    assert states["finetune_qa"] == "Completed"  # a task that waits for the run of the stage's own deployment
+    runs = call(server, "POST", "/flow_runs/filter", {"deployments": {"name": {"any_": ["finetune-qa"]}}})
+    assert [run["state"]["name"] for run in runs] == ["Completed"]
+    assert runs[0]["name"].startswith("finetune_qa · ")
 
 
 def test_a_mistake_fails_the_run_with_its_one_line(server, tmp_path):
