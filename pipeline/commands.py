@@ -67,6 +67,8 @@ def print_plan(steps: list[Step], store: Store) -> None:
         why = ""
         if store.find(step):
             state = "cached"
+        elif step.blocked:
+            state, why = "blocked", step.blocked
         elif store.is_shared(step):
             state = "to fetch"
         elif step in wanted:

@@ -110,10 +110,10 @@ def print_artifacts(store: Store) -> None:
         inputs = dict.fromkeys(i["fingerprint"][:8] for i in record["inputs"].values())
         used = dict.fromkeys(users.get(record["fingerprint"], []))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        made = record["made"]
+        run = record["run"]
         cells = (
-            made["at"][:16].replace("T", " "),
-            f"{made['seconds']:.0f} s",
+            run["at"][:16].replace("T", " "),
+            f"{run['seconds']:.0f} s",
             megabytes(size),
             " ".join(inputs),
             " ".join(used),
@@ -123,12 +123,12 @@ def print_artifacts(store: Store) -> None:
 
 
 def print_artifact(store: Store, folder: Path, record: dict[str, Any]) -> None:
-    """Everything that is known of one artifact."""
+    """Prints an artifact's record."""
     console.print(f"[bold]{record['name']}[/bold]  {escape(str(folder))}")
     console.print(f"fingerprint {record['fingerprint']}")
-    made = record["made"]
+    run = record["run"]
     console.print(
-        f"made {made['at']} in {made['seconds']:g} s, commit {made.get('commit')}, MLflow run {made.get('mlflow_run')}"
+        f"built {run['at']} in {run['seconds']:g} s, commit {run.get('commit')}, MLflow run {run.get('mlflow_run')}"
     )
     for title in ("inputs", "files", "counts", "metrics", "config", "versions"):
         values = record[title]

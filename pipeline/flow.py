@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from prefect import Flow, State
+from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
-from prefect.utilities.annotations import quote
 
 from alpro.errors import InputError
 from alpro.pipeline.config import PipelineConfig, load_config
@@ -17,19 +16,19 @@ from alpro.pipeline.record import end_dead_runs, git_commit, run_tags, status_af
 from alpro.pipeline.reporting.report import write_report
 from alpro.pipeline.reporting.result_tables import results_markdown
 from alpro.pipeline.reporting.tracking import Run, Tracker
-from alpro.pipeline.steps import decoding, given_task, needed, required, with_files
-from alpro.pipeline.tasks import Session, announce, fetch_input, make, make_by_deployment
+from alpro.pipeline.schedule import run_steps
+from alpro.pipeline.steps import check_files, decoding, given_task, needed, with_files
+from alpro.pipeline.tasks import Session, fetch_input
 from alpro.shards.storage import absolute
-from alpro.stages import EVALUATIONS, STAGES, declaration
+from alpro.stages import STAGES
 from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Interrupted, StageConfig, Step, Store
+from alpro.stages.artifacts.store import StageConfig, Step, Store
 from alpro.stages.evaluate import Config as Evaluate
-from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.zero_shot import Config as ZeroShot
 
 
-def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
-    """The DAG, in an order in which it can run. A step's fingerprint needs nothing but what is written here."""
+def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -> list[Step]:
+    """The DAG, in an order in which it can run. Where videos are not on this machine, `store` has their digests."""
     steps: list[Step] = []
 
     def add(
@@ -39,16 +38,16 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         model: tuple[str, Step | None, Path | None] = ("", None, None),
     ) -> Step:
         """model: the name of one more input, and its source: a step of this pipeline, or a model folder."""
-        name, made, given = model
-        present = {key: step for key, step in {name: made, **inputs}.items() if step is not None}
-        step = Step(stage, stage, config, present, paths={name: given} if given else {})
+        name, source, folder = model
+        present = {key: step for key, step in {name: source, **inputs}.items() if step is not None}
+        step = Step(stage, stage, config, present, paths={name: folder} if folder else {})
         steps.append(with_files(step, digests))
         return steps[-1]
 
     sample = add("render_sample", config.render_sample, {}) if config.render_sample else None
     corpora: dict[str, Step] = {}
     for name, corpus in config.corpora.items():
-        corpora[name] = decoding(name, corpus, sample, digests)
+        corpora[name] = decoding(name, corpus, sample, digests, store)
         steps.append(corpora[name])
     phases = {
         stage: {name: corpora[name] for name in training.corpora} for stage, training in config.trainings().items()
@@ -105,6 +104,7 @@ def run(
     """Runs a pipeline, or one stage and its missing inputs. Returns the folder of each artifact."""
     root = Path(absolute(workspace))
     settings, steps, store = HANDED.get() or planned(stage, config, data, changes, root)
+    check_files(steps, store)
     commit = git_commit()
     tracker = open_tracker(tracking_uri, root, settings.name)
     end_dead_runs(tracker, {})
@@ -134,7 +134,7 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
     settings = load_config(config, data, changes)
     root.mkdir(parents=True, exist_ok=True)
     store = Store(root / "artifacts", settings.resources.artifacts)
-    steps = plan(settings, Digests(root / "digests.sqlite"))
+    steps = plan(settings, Digests(root / "digests.sqlite"), store)
     steps = needed(steps, stage) if stage else steps
     store.is_shared(steps[0])
     return settings, steps, store
@@ -147,6 +147,8 @@ def run_handed(handover: Handover, workspace: str, tracking_uri: str) -> dict[st
     root.mkdir(parents=True, exist_ok=True)
     handed = handover.step()
     step = with_files(handed, Digests(root / "digests.sqlite"))
+    if step.missing:
+        raise InputError(step.missing)
     if step.fingerprint != handed.fingerprint:
         where = " or ".join(str(path) for path in step.paths.values())
         raise InputError(f"{step.name}: the files of {where} differ from those of the machine that runs the pipeline")
@@ -168,59 +170,14 @@ def open_tracker(uri: str, root: Path, experiment: str) -> Tracker:
     return Tracker.open(uri or f"sqlite:///{root / 'mlflow.db'}", root / "mlflow", experiment)
 
 
-def run_steps(session: Session, steps: list[Step], by_deployment: dict[str, Any] | None = None) -> None:
-    """Runs the steps in order, each as a task that waits for the tasks of its inputs: in this process, or, with the
-    parameters of their flows, by the deployment of each stage.
-
-    A step that fails stops the steps that depend on it, and no others; its error is raised at the end.
-    """
-    states: dict[str, State] = {}
-    failures: dict[str, Exception] = {}
-    checked = False
-    for step in required(steps, session.store):
-        if declaration(step.stage).kind != "data" and not checked:
-            check_test_split(session.store, [one for one in steps if one.name not in failures])
-            checked = True
-        blocked = [other.name for other in step.inputs.values() if other.name in failures]
-        if blocked:
-            announce(f"{step.name}: skipped, because {blocked[0]} failed")
-            failures[step.name] = failures[blocked[0]]
-            continue
-        exists = session.store.find(step) or session.store.is_shared(step)
-        task: Any = make if exists or by_deployment is None else make_by_deployment
-        more = () if task is make else (quote(by_deployment),)
-        inputs = [states[other.name] for other in step.inputs.values() if other.name in states]
-        state: State = task(step.name, quote(session), quote(step), *more, wait_for=inputs, return_state=True)
-        states[step.name] = state
-        if state.is_completed():
-            continue
-        error = cast(BaseException, state.result(raise_on_failure=False))
-        if not isinstance(error, Exception) or isinstance(error, Interrupted):
-            raise error
-        failures[step.name] = error
-        if step is not steps[-1]:
-            announce(f"{step.name}: failed: {error}")
-    if failures:
-        raise next(iter(failures.values()))
-
-
-def check_test_split(store: Store, steps: list[Step]) -> None:
-    """Rejects the corpora that an evaluation would reject, before days of training."""
-    for step in steps:
-        if step.stage in EVALUATIONS and not store.find(step):
-            config = cast(EvaluationConfig, step.config)
-            for name in config.corpora:
-                if store.find(step.inputs[name]):
-                    check_items(config, name, store.folder(step.inputs[name]))
-
-
 def flow_run_name() -> str:
     """The name of a flow run on Prefect's pages: the stage, the configuration, and what was changed."""
-    flow, given = flow_run.flow_name, flow_run.parameters
-    if given.get("handover"):
-        step = given["handover"]["steps"][-1]
+    flow, parameters = flow_run.flow_name, flow_run.parameters
+    if parameters.get("handover"):
+        step = parameters["handover"]["steps"][-1]
         return f"{step['name']} · {step['fingerprint'][:8]}"
-    parts = (flow if flow != "alpro" else "", Path(given["config"]).stem, given["data"], " ".join(given["changes"]))
+    config, data, changes = parameters["config"], parameters["data"], parameters["changes"]
+    parts = (flow if flow != "alpro" else "", Path(config).stem, data, " ".join(changes))
     return " · ".join(part for part in parts if part)
 
 
@@ -231,14 +188,14 @@ def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: 
 
 def finish(session: Session, parent: Run, config: PipelineConfig, root: Path, status: str) -> None:
     """Writes the report, shows the results in Prefect and MLflow, and ends the pipeline's run."""
-    made = [(m.step.name, m.folder, m.record, m.cached) for m in session.made]
-    mark = session.made[-1].step.fingerprint[:6] if session.made else parent.id[:6]
+    results = [(result.step.name, result.folder, result.record, result.cached) for result in session.results]
+    mark = session.results[-1].step.fingerprint[:6] if results else parent.id[:6]
     try:
-        report = write_report(root / "reports" / f"{config.name}-{mark}.html", config.name, made)
+        report = write_report(root / "reports" / f"{config.name}-{mark}.html", config.name, results)
         session.tracker.file(parent, report)
         session.tracker.text(parent, config.model_dump_json(indent=1), "config.json")
-        if results := results_markdown(made):
-            create_markdown_artifact(results, key="results", description=f"{config.name}: results")
+        if tables := results_markdown(results):
+            create_markdown_artifact(tables, key="results", description=f"{config.name}: results")
     finally:
         session.tracker.end(parent, status)
         session.tracker.close()

@@ -22,9 +22,11 @@ from alpro.stages.artifacts.store import (
     Resources,
     StageFailed,
     Step,
+    Stopped,
     Store,
 )
 from alpro.stages.execution import workers
+from alpro.stages.execution.stop import STOP
 
 GRACE_SECONDS = 45.0  # time to write a checkpoint before processes are killed; torchrun gives its ranks 30
 
@@ -67,8 +69,10 @@ def work(
     if status == 0:
         (out / "result.json").unlink()
         return Outcome(result["counts"], result["metrics"])
-    if "mistake" in result:
-        raise InputError(result["mistake"])
+    if "error" in result:
+        raise InputError(result["error"])
+    if STOP.get().is_requested():
+        raise Stopped(f"{step.name} was stopped")
     if status == EXIT_INTERRUPTED or "interrupted" in result:  # torchrun exits with a status of its own
         raise Interrupted(f"{step.name} received SIGTERM and left a checkpoint")
     raise StageFailed(f"{step.name} ended with status {status}; its output is above, unfinished results are in {out}")
@@ -92,7 +96,8 @@ def run_group(arguments: list[str], lock_file: int | None, say: Callable[[str], 
     The open lock of the artifact's folder is handed on, so that it stays held as long as any of the group lives,
     even where this process is killed outright.
     """
-    piped = say is not None
+    stop, piped = STOP.get(), say is not None
+    stop.check()
     # Threads that wait for each other give way sooner: beside another busy process on the same two cores training is
     # 1.7 times as fast as with OpenMP's default, and on an idle machine no slower.
     process = subprocess.Popen(
@@ -111,7 +116,8 @@ def run_group(arguments: list[str], lock_file: int | None, say: Callable[[str], 
         reader = threading.Thread(target=_read_lines, args=(process, say), daemon=True)
         reader.start()
     try:
-        status = process.wait()
+        with stop.signals(partial(_signal_group, process)):
+            status = process.wait()
     except BaseException:
         end_group(process)
         raise

@@ -54,42 +54,42 @@ def status_after(error: BaseException) -> str:
     return "KILLED" if stopped else "FAILED"
 
 
-def record_made(tracker: Tracker, made: StageResult, run: Run, parent: Run | None) -> None:
+def log_result(tracker: Tracker, result: StageResult, run: Run, parent: Run | None) -> None:
     """Logs an artifact's final metrics, pictures, tables and curves to its run, its metrics to the pipeline's."""
-    lines = read_metrics(made.folder / "metrics.jsonl")
-    tracker.metrics(run, numbers(made), last_step(lines))
-    tracker.artifact_folder(run, made.folder)
-    if (curves := metric_curves(lines, made.step.name)) is not None:
+    lines = read_metrics(result.folder / "metrics.jsonl")
+    tracker.metrics(run, numbers(result), last_step(lines))
+    tracker.artifact_folder(run, result.folder)
+    if (curves := metric_curves(lines, result.step.name)) is not None:
         tracker.figure(run, curves, "pictures/curves.png")
     if parent:
-        tracker.metrics(parent, parent_numbers(made))
+        tracker.metrics(parent, parent_numbers(result))
     tracker.end(run)
-    rows = [{"metric": name, "value": round(value, 4)} for name, value in made.record["metrics"].items()]
+    rows = [{"metric": name, "value": round(value, 4)} for name, value in result.record["metrics"].items()]
     if rows:
-        key = made.step.name.replace(" ", "-").replace("_", "-").lower()
-        create_table_artifact(rows, key=key, description=f"{made.step.name}: {made.folder}")
+        key = result.step.name.replace(" ", "-").replace("_", "-").lower()
+        create_table_artifact(rows, key=key, description=f"{result.step.name}: {result.folder}")
 
 
-def record_made_elsewhere(tracker: Tracker, made: StageResult, parent: Run | None, tags: dict[str, str]) -> None:
-    """A run with everything of an artifact that a machine with an MLflow store of its own has made."""
-    run = tracker.start(f"{made.step.name} · {made.step.fingerprint[:8]}", params(made.step), tags, parent)
-    tracker.lines(run, read_metrics(made.folder / "metrics.jsonl"))
-    record_made(tracker, made, run, parent)
+def log_remote_result(tracker: Tracker, result: StageResult, parent: Run | None, tags: dict[str, str]) -> None:
+    """Logs everything of an artifact that a machine with an MLflow store of its own has built."""
+    run = tracker.start(f"{result.step.name} · {result.step.fingerprint[:8]}", params(result.step), tags, parent)
+    tracker.lines(run, read_metrics(result.folder / "metrics.jsonl"))
+    log_result(tracker, result, run, parent)
 
 
-def record_cached(tracker: Tracker, made: StageResult, parent: Run | None, tags: dict[str, str]) -> None:
-    """A run that repeats the metrics of the run that made the artifact, and names it."""
-    maker = made.record["made"]
-    note = f"Cached: made {maker['at']} by MLflow run {maker.get('mlflow_run')}"
-    more = {"cached": "true", "made_by_run": maker.get("mlflow_run", ""), "mlflow.note.content": note}
+def log_cached(tracker: Tracker, result: StageResult, parent: Run | None, tags: dict[str, str]) -> None:
+    """Logs a run that repeats the metrics of the run that built the artifact, and links to it."""
+    built = result.record["run"]
+    note = f"Cached: built {built['at']} by MLflow run {built.get('mlflow_run')}"
+    more = {"cached": "true", "built_by_run": built.get("mlflow_run", ""), "mlflow.note.content": note}
     run = tracker.start(
-        f"{made.step.name} · {made.step.fingerprint[:8]} · cached", params(made.step), tags | more, parent
+        f"{result.step.name} · {result.step.fingerprint[:8]} · cached", params(result.step), tags | more, parent
     )
-    lines = read_metrics(made.folder / "metrics.jsonl")
+    lines = read_metrics(result.folder / "metrics.jsonl")
     tracker.lines(run, lines)
-    tracker.metrics(run, numbers(made), last_step(lines))
+    tracker.metrics(run, numbers(result), last_step(lines))
     if parent:
-        tracker.metrics(parent, parent_numbers(made))
+        tracker.metrics(parent, parent_numbers(result))
     tracker.end(run)
 
 
@@ -101,18 +101,18 @@ def last_step(lines: list[dict[str, Any]]) -> int:
     return lines[-1]["step"] if lines else 0
 
 
-def numbers(made: StageResult) -> dict[str, float]:
+def numbers(result: StageResult) -> dict[str, float]:
     """The numbers of an artifact record: metrics, counts, seconds."""
-    counts = {f"counts/{name}": float(value) for name, value in made.record["counts"].items()}
-    counts = {} if made.step.stage in EVALUATIONS else counts
-    return {**made.record["metrics"], **counts, "seconds": made.record["made"]["seconds"]}
+    counts = {f"counts/{name}": float(value) for name, value in result.record["counts"].items()}
+    counts = {} if result.step.stage in EVALUATIONS else counts
+    return {**result.record["metrics"], **counts, "seconds": result.record["run"]["seconds"]}
 
 
-def parent_numbers(made: StageResult) -> dict[str, float]:
+def parent_numbers(result: StageResult) -> dict[str, float]:
     """A stage's metrics under names of their own in the pipeline's run; an evaluation's as they are."""
-    prefix = "" if made.step.stage in EVALUATIONS else f"{made.step.stage}/"
-    metrics = {f"{prefix}{name}": value for name, value in made.record["metrics"].items()}
-    return metrics | {f"seconds/{made.step.name.replace(' ', '_')}": made.record["made"]["seconds"]}
+    prefix = "" if result.step.stage in EVALUATIONS else f"{result.step.stage}/"
+    metrics = {f"{prefix}{name}": value for name, value in result.record["metrics"].items()}
+    return metrics | {f"seconds/{result.step.name.replace(' ', '_')}": result.record["run"]["seconds"]}
 
 
 def run_tags(commit: str, step: Step | None = None) -> dict[str, str]:

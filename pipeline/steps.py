@@ -1,6 +1,7 @@
 """Steps of a pipeline: the digests of the user's files that a step reads, which steps have to run, and why."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +19,32 @@ from alpro.stages.index_shards import Config as IndexConfig
 from alpro.stages.index_shards import digest_shards
 
 
-def with_files(step: Step, digests: Digests) -> Step:
-    """A step with the digests of the user's files as they are on this machine."""
+def with_files(step: Step, digests: Digests, store: Store | None = None) -> Step:
+    """A step with the digests of the user's files as they are on this machine; `missing` says why they cannot be read.
+
+    Where videos are not on this machine, the digests that an artifact in `store` has recorded are used.
+    """
+    try:
+        return read_files(step, digests, store)
+    except InputError as error:
+        return replace(step, missing=str(error))
+
+
+def recorded(step: Step, store: Store) -> dict[str, Any] | None:
+    """The record of the newest artifact of the same videos: decoded with the same configuration, and with the same
+    manifest or annotation files if they are on this machine, else from the same paths. None if there is none."""
+    description = step.description
+    same = ("name", "stage_version", "config", "source" if step.source else "paths")
+    records = [r for r in store.records(step.stage) if all(r[key] == description[key] for key in same)]
+    return max(records, key=lambda record: record["run"]["at"], default=None)
+
+
+def read_files(step: Step, digests: Digests, store: Store | None) -> Step:
+    """A step with the digests of the user's files. Raises InputError if they cannot be read."""
     if step.stage == "index_shards":
         return index_step(step, digests)
     if step.stage == "decode_videos":
-        return decode_step(step, digests) if step.paths else step
+        return decode_step(step, digests, store) if step.paths else step
     files = {name: digest_model(Path(folder), digests) for name, folder in step.paths.items()}
     for stage, key in (*FILES, *FILES_OR_NAMES):
         path = Path(value) if stage == step.stage and (value := getattr(step.config, key)) else None
@@ -55,7 +76,7 @@ def given_task(folder: Path) -> str:
     return "pretrained" if task == "pretrain" else task
 
 
-def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -> Step:
+def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests, store: Store | None = None) -> Step:
     """The step that makes one corpus: of the rendered sample, of files whose contents are in its fingerprint, or of
     shards that are there already."""
     if corpus.shards:
@@ -70,7 +91,16 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
     paths: dict[str, Location] = {"data": located(corpus.data)}
     paths.update({split: Path(file) for split, file in corpus.annotations.items()})
     paths.update({"root": Path(corpus.root)} if corpus.root else {})
-    return with_files(Step("decode_videos", f"decode_videos {name}", config, paths=paths), digests)
+    source = source_digest(located(corpus.data), corpus.annotations.values(), digests)
+    step = Step("decode_videos", f"decode_videos {name}", config, paths=paths, source=source)
+    return with_files(step, digests, store)
+
+
+def source_digest(data: Location, annotations: Iterable[str], digests: Digests) -> str:
+    """SHA-256 of the annotation files or the manifest; empty if they are not on this machine, or for a folder."""
+    files: list[Location] = [Path(file) for file in annotations] or [data]
+    local = [file for file in files if isinstance(file, Path) and file.is_file()]
+    return digest(digests.of(local)) if len(local) == len(files) else ""
 
 
 def index_step(step: Step, digests: Digests) -> Step:
@@ -79,11 +109,20 @@ def index_step(step: Step, digests: Digests) -> Step:
     return outside(step, {"shards": contents}, lambda: digest_shards(shards, digests) == contents)
 
 
-def decode_step(step: Step, digests: Digests) -> Step:
+def decode_step(step: Step, digests: Digests, store: Store | None) -> Step:
     data, root = step.paths["data"], step.paths.get("root")
     annotations = {split: Path(file) for split, file in step.paths.items() if split in SPLITS}
     root = Path(root) if root else None
-    contents = digest_data(data, digests, annotations, root)
+    contents, problem = None, InputError(f"{data}: its media files are not on this machine")
+    try:
+        contents = digest_data(data, digests, annotations, root)
+    except InputError as error:
+        problem = error
+    if store and not (contents and contents.has_media) and (record := recorded(step, store)):
+        print(f"{step.name}: {problem}; using its artifact of {record['run']['at']}", file=sys.stderr)
+        return replace(step, files=record["files"])
+    if contents is None:
+        raise problem
     return outside(
         step,
         {"data": contents.all, **decoder_files(cast(DecodeConfig, step.config))},
@@ -129,6 +168,13 @@ def required(steps: list[Step], store: Store) -> list[Step]:
         if step.fingerprint in wanted and not exists[step.fingerprint]:
             wanted |= {other.fingerprint for other in step.inputs.values()}
     return [step for step in steps if step.fingerprint in wanted or exists[step.fingerprint]]
+
+
+def check_files(steps: list[Step], store: Store) -> None:
+    """Raises InputError if a step that has to run needs files that cannot be read on this machine."""
+    for step in required(steps, store):
+        if step.missing:
+            raise InputError(step.missing)
 
 
 def reason(step: Step, store: Store) -> str:

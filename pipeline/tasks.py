@@ -1,4 +1,4 @@
-"""One stage as a Prefect task: look for the artifact, make it under a lock if it is missing, log to MLflow."""
+"""One stage as a Prefect task: look for the artifact, build it under a lock if it is missing, log to MLflow."""
 
 import os
 import sys
@@ -8,16 +8,20 @@ from typing import Any, cast
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from prefect.states import Completed, State
+from prefect.states import Cancelled, Cancelling, Completed, State
 
 from alpro.errors import InputError
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.launch import work
-from alpro.pipeline.record import StageResult, record_cached, record_made, record_made_elsewhere, run_tags, stage_run
+from alpro.pipeline.record import StageResult, log_cached, log_remote_result, log_result, run_tags, stage_run
 from alpro.pipeline.reporting.tracking import Run, Tracker
-from alpro.stages.artifacts.store import Interrupted, Resources, StageFailed, Step, Store
+from alpro.stages.artifacts.store import Interrupted, Resources, StageFailed, Step, Stopped, Store
+from alpro.stages.execution.stop import STOP
+
+POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 
 
 @dataclass
@@ -30,25 +34,26 @@ class Session:
     resources: Resources
     commit: str
     experiment: str
-    made: list[StageResult] = field(default_factory=list)
+    results: list[StageResult] = field(default_factory=list)
 
     @property
     def folders(self) -> dict[str, str]:
         """The folder of each artifact, by the names of the steps."""
-        return {made.step.name: str(made.folder) for made in self.made}
+        return {result.step.name: str(result.folder) for result in self.results}
 
 
 def interrupted(task: Any, run: Any, state: State) -> bool:
-    """Whether a failed stage left a checkpoint to continue from, and so is worth another try."""
-    return isinstance(getattr(state.data, "result", state.data), Interrupted)
+    """Whether a failed stage left a checkpoint to continue from, and so is retried."""
+    error = getattr(state.data, "result", state.data)
+    return isinstance(error, Interrupted) and not isinstance(error, Stopped)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=3, retry_condition_fn=interrupted, task_run_name="{title}")
 def make(title: str, session: Session, step: Step) -> State | None:
     """Finds a step's artifact or builds it, and appends it to the session. If it exists, the state is Cached.
 
-    Prefect is given the session and the step in quotes and gets neither back: in every object that it sees it looks for
-    the results of other tasks, and would draw arrows from all earlier stages.
+    Prefect receives the session and the step in quotes and no result: it searches every object that it sees for the
+    results of other tasks, and would draw arrows from all earlier stages.
     """
     store, tracker = session.store, session.tracker
     folder, tags = store.folder(step), run_tags(session.commit, step)
@@ -58,21 +63,21 @@ def make(title: str, session: Session, step: Step) -> State | None:
             announce(f"{step.name}: fetched from {store.shared}")
         if record is not None:
             share(store, step)
-            found = StageResult(step, folder, record, cached=True)
-            record_cached(tracker, found, session.parent, tags)
-            session.made.append(found)
+            result = StageResult(step, folder, record, cached=True)
+            log_cached(tracker, result, session.parent, tags)
+            session.results.append(result)
             announce(f"{step.name}: cached")
-            return Completed(name="Cached", message=f"{folder} was made {record['made']['at']}")
+            return Completed(name="Cached", message=f"{folder} is of {record['run']['at']}")
         announce(f"{step.name}: started")
         with stage_run(tracker, step, folder, session.parent, tags) as run:
             about = {"commit": session.commit, "mlflow_run": run.id, "prefect_run": tags.get("prefect_run", "")}
             file = lock_number(lock)
             record = store.make(step, lambda s, out: work(s, out, store, session.resources, file, say()), about)
-            made = StageResult(step, folder, record, cached=False)
-            record_made(tracker, made, run, session.parent)
+            result = StageResult(step, folder, record, cached=False)
+            log_result(tracker, result, run, session.parent)
         share(store, step)
-    session.made.append(made)
-    announce(f"{step.name}: done in {record['made']['seconds']:.0f} s")
+    session.results.append(result)
+    announce(f"{step.name}: done in {record['run']['seconds']:.0f} s")
     return None
 
 
@@ -84,28 +89,40 @@ def share(store: Store, step: Step) -> None:
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
 def make_by_deployment(title: str, session: Session, step: Step, parameters: dict[str, Any]) -> None:
-    """Runs a stage by its own deployment, in that deployment's work pool, and waits for the artifact.
-
-    run_deployment does not raise if the run that it started fails, so its state is checked.
-    """
+    """Runs a stage by its own deployment, in that deployment's work pool, and waits for the artifact."""
     flow = step.stage.replace("_", "-")
     parent = session.parent.id if session.parent else ""
     handover = Handover.of(step, session.experiment, parent, session.resources)
     passed = {**parameters, "handover": handover.model_dump(mode="json")}
-    ran = cast(FlowRun, run_deployment(f"{flow}/{flow}", parameters=passed, timeout=None))
-    if ran.state is None or not ran.state.is_completed():
-        message = ran.state.message if ran.state else "no state"
-        raise StageFailed(f"deployment {flow}: run {ran.name} did not complete: {message}")
+    submitted = cast(FlowRun, run_deployment(f"{flow}/{flow}", parameters=passed, timeout=0))
+    state = wait_for_run(submitted)
+    if not state.is_completed():
+        raise StageFailed(f"deployment {flow}: run {submitted.name} did not complete: {state.message}")
     record = find_or_fetch(session.store, step)
     if record is None:
         raise StageFailed(
-            f"deployment {flow}: run {ran.name} completed, but {session.store.folder(step)} does not exist; "
+            f"deployment {flow}: run {submitted.name} completed, but {session.store.folder(step)} does not exist; "
             "the workers must share the workspace, or resources.artifacts"
         )
-    made = StageResult(step, session.store.folder(step), record, cached=False)
-    if not session.tracker.has_run(record["made"].get("mlflow_run", "")):
-        record_made_elsewhere(session.tracker, made, session.parent, run_tags(session.commit, step))
-    session.made.append(made)
+    result = StageResult(step, session.store.folder(step), record, cached=False)
+    if not session.tracker.has_run(record["run"].get("mlflow_run", "")):
+        log_remote_result(session.tracker, result, session.parent, run_tags(session.commit, step))
+    session.results.append(result)
+
+
+def wait_for_run(run: FlowRun) -> State:
+    """Waits for the end of a deployment's run and returns its state. Cancels the run if the pipeline stops."""
+    with get_client(sync_client=True) as client:
+        while True:
+            state = client.read_flow_run(run.id).state
+            if state and state.is_final():
+                return state
+            try:
+                STOP.get().wait(POLL_SECONDS)
+            except Stopped:
+                started = state and (state.is_running() or state.is_pending())
+                client.set_flow_run_state(run.id, Cancelling() if started else Cancelled())
+                raise
 
 
 def find_or_fetch(store: Store, step: Step) -> dict[str, Any] | None:

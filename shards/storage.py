@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -300,13 +300,21 @@ def exists(location: Location) -> bool:
 
 def listing(folder: Location, extension: str) -> list[Location]:
     """The files of a folder with the extension, in order. Raises FileNotFoundError if there is no such folder."""
+    return [join(folder, name) for name in _names(folder, "file") if name.endswith(extension)]
+
+
+def subfolders(folder: Location) -> list[Location]:
+    """The folders in a folder, in order. Raises FileNotFoundError if there is no such folder."""
+    return [join(folder, name) for name in _names(folder, "directory")]
+
+
+def _names(folder: Location, kind: Literal["file", "directory"]) -> list[str]:
     if isinstance(folder, Path):
-        return sorted(path for path in folder.iterdir() if path.name.endswith(extension) and path.is_file())
+        return sorted(path.name for path in folder.iterdir() if (path.is_file() if kind == "file" else path.is_dir()))
     entries = call_store(folder, lambda system, name: system.ls(name, detail=True, refresh=True))
-    files = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "file"]
+    paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == kind]
     # Stores return names in different forms (over HTTP, URLs); the part after the last slash is the file name.
-    names = sorted(unquote(n.rpartition("/")[2]) if "://" in n else n.rpartition("/")[2] for n in files)
-    return [join(folder, n) for n in names if n.endswith(extension)]
+    return sorted(unquote(p.rpartition("/")[2]) if "://" in p else p.rpartition("/")[2] for p in paths)
 
 
 def write_bytes(location: Location, data: bytes) -> None:

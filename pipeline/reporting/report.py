@@ -69,7 +69,7 @@ def write_report(path: Path, name: str, made: list[Listed]) -> Path:
         {
             "name": stage,
             "fingerprint": record["fingerprint"][:8],
-            "time": "cached" if cached else f"{record['made']['seconds']:.1f} s",
+            "time": "cached" if cached else f"{record['run']['seconds']:.1f} s",
             "counts": {} if record["stage"] in EVALUATIONS else record["counts"],
             "pictures": [base64.b64encode(picture).decode() for picture in pictures(stage, folder)],
             "reasons": reasons(folder),
@@ -77,7 +77,7 @@ def write_report(path: Path, name: str, made: list[Listed]) -> Path:
         }
         for stage, folder, record, cached in made
     ]
-    worked = sum(record["made"]["seconds"] for _, _, record, cached in made if not cached)
+    worked = sum(record["run"]["seconds"] for _, _, record, cached in made if not cached)
     cached = sum(one[3] for one in made)
     page = template.render(name=name, tables=tables(results(made)), stages=stages, worked=worked, cached=cached)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -96,6 +96,7 @@ class DataDigest(NamedTuple):
 
     all: str
     here: str
+    has_media: bool  # whether any media file exists
 
 
 def digest_data(
@@ -113,12 +114,13 @@ def digest_data(
     if isinstance(source, Path):
         source = Path(os.path.normpath(source.absolute()))
     folder = source if isinstance(source, Path) and source.is_dir() else parent(source)
-    everything, here = hashlib.sha256(), hashlib.sha256()
+    everything, here, has_media = hashlib.sha256(), hashlib.sha256(), False
     records = scan_source(source, annotations, root)
     with progress("reading files", None, "rows") as advance:
         while batch := list(islice(records, BATCH)):
             files = {record.path for record in batch if isinstance(record, Row)}
             contents = content_digests({file for file in files if ask or isinstance(file, Path)}, digests)
+            has_media |= any(content not in ("missing", "not fetched") for content in contents.values())
             for record in batch:
                 value: dict[str, Any] = {"row": record.model_dump(mode="json")}
                 if isinstance(record, Row):
@@ -133,7 +135,7 @@ def digest_data(
                     value["content"] = ""
                 here.update(digest(value).encode())
             advance(len(batch))
-    return DataDigest(everything.hexdigest(), here.hexdigest())
+    return DataDigest(everything.hexdigest(), here.hexdigest(), has_media)
 
 
 def content_digests(files: set[Location], digests: Digests) -> dict[Location, str]:

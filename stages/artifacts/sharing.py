@@ -5,12 +5,15 @@ valid folder and lists its files, so concurrent uploads of two machines never mi
 contents.json and renamed to its final folder when it is complete.
 """
 
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -25,6 +28,7 @@ from alpro.shards.storage import (
     read_bytes,
     resolve,
     send_file,
+    subfolders,
     write_bytes,
 )
 
@@ -42,6 +46,18 @@ class SharedFiles(BaseModel):
 def is_shared(place: Location) -> bool:
     """Whether an artifact exists at a place. Raises OSError if the place cannot be reached."""
     return exists(join(place, FILE_LIST))
+
+
+def shared_records(place: Location) -> Iterator[dict[str, Any]]:
+    """The records of the artifacts at a place, `<place>/<fingerprint>/`. Raises OSError if it cannot be reached."""
+    try:
+        folders = subfolders(place)
+    except FileNotFoundError:
+        return
+    for folder in folders:
+        with suppress(FileNotFoundError, ValueError):  # incomplete, or corrupt
+            file_list = SharedFiles.model_validate_json(read_bytes(join(folder, FILE_LIST)))
+            yield json.loads(read_bytes(join(folder, f"{file_list.folder}/artifact.json")))
 
 
 def send(folder: Path, place: Location, exclude: Container[str] = ()) -> None:
@@ -67,14 +83,14 @@ def fetch(place: Location, folder: Path, temporary: Path) -> bool:
     """Downloads an artifact from its place and replaces `folder` with it. Returns False if it is not at the place.
 
     Files are first written to a folder in `temporary`; an interrupted download is resumed. Raises OSError, and
-    InputError if the shared artifact is damaged.
+    InputError if the shared artifact is corrupt.
     """
     try:
         file_list = SharedFiles.model_validate_json(read_bytes(join(place, FILE_LIST)))
     except FileNotFoundError:
         return False
     except ValidationError as error:
-        raise InputError(f"{join(place, FILE_LIST)}: damaged; delete it to upload the artifact again") from error
+        raise InputError(f"{join(place, FILE_LIST)}: corrupt; delete it to upload the artifact again") from error
     download = temporary / f"{folder.name}-{file_list.folder}"
 
     def fetch_one(name: str) -> None:

@@ -26,13 +26,14 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
+from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.shards.ffmpeg_binary import ffmpeg_version
-from alpro.shards.storage import DISK_FULL, Location, join, located
-from alpro.stages.artifacts.sharing import fetch, is_shared, send
+from alpro.shards.storage import DISK_FULL, Location, absolute, join, located
+from alpro.stages.artifacts.sharing import fetch, is_shared, send, shared_records
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 EXIT_INPUT_ERROR = 2  # exit status of an error that the user can fix
 EXIT_INTERRUPTED = 75  # exit status (EX_TEMPFAIL) of a run that stopped on a signal with a checkpoint
 UNFINISHED = ("checkpoints", "parts")  # only read by a resumed run; deleted from a finished artifact
@@ -46,6 +47,10 @@ class StageFailed(Exception):
 
 class Interrupted(Exception):
     """A stage's process received SIGTERM and wrote a checkpoint. The next run resumes from it."""
+
+
+class Stopped(Interrupted):
+    """The pipeline stops, and this stage with it. The next run resumes."""
 
 
 # `json_schema_extra` of keys that name a file of the user's: one that must exist, or one that may be a name on the hub.
@@ -66,6 +71,10 @@ class Resources(StageConfig):
 
     workers: int = Field(0, ge=0, description="processes that decode and load data; 0 means one per core")
     processes: int = Field(1, ge=1, description="training processes on this machine; more than one starts torchrun")
+    max_stages: int = Field(
+        1, ge=1, description="stages that run at the same time on this machine; with deployments, work pools decide"
+    )
+    max_model_stages: int = Field(1, ge=1, description="how many of these may hold a model, and so share the device")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="device of the models; auto uses a GPU if there is one"
     )
@@ -126,6 +135,13 @@ class Step:
         default_factory=dict
     )  # locations of the external files; not part of the fingerprint
     unchanged: Callable[[], bool] | None = None  # whether the local external files are unchanged
+    source: str = ""  # SHA-256 of a corpus's manifest or annotation files; not part of the fingerprint
+    missing: str = ""  # why the external files cannot be read on this machine; the step cannot run then
+
+    @property
+    def blocked(self) -> str:
+        """Why this step cannot run on this machine: external files of it, or of an input, cannot be read."""
+        return self.missing or next((f"needs {s.name}" for s in self.inputs.values() if s.blocked), "")
 
     @property
     def module(self) -> ModuleType:
@@ -151,6 +167,8 @@ class Step:
             "config": self.config.model_dump(mode="json"),
             "inputs": {name: {"stage": s.stage, "fingerprint": s.fingerprint} for name, s in self.inputs.items()},
             "files": dict(self.files),
+            "paths": {name: without_credentials(str(absolute(path))) for name, path in self.paths.items()},
+            "source": self.source,
         }
 
 
@@ -233,6 +251,16 @@ class Store:
                 return f"upload to {self.shared} failed, the next run retries it: {error}"
         return ""
 
+    def records(self, stage: str) -> Iterator[dict[str, Any]]:
+        """The records of a stage's artifacts, here and in the shared place."""
+        for folder in self.root.glob(f"{stage}/*"):
+            if folder.is_dir() and (record := read_record(folder)):
+                yield record
+        if self.shared:
+            with self._store_errors():
+                shared = list(shared_records(join(self.shared, stage)))
+            yield from (record for record in shared if record.get("version") == RECORD_VERSION)
+
     @contextmanager
     def _store_errors(self) -> Iterator[None]:
         try:
@@ -246,7 +274,7 @@ class Store:
         """Every artifact with its record, oldest first."""
         records = [(folder, read_record(folder)) for folder in self.root.glob("*/*") if folder.is_dir()]
         complete = [(folder, record) for folder, record in records if record]
-        yield from sorted(complete, key=lambda pair: pair[1]["made"]["at"])
+        yield from sorted(complete, key=lambda pair: pair[1]["run"]["at"])
 
     @contextmanager
     def lock(self, step: Step) -> Iterator[FileLock]:
@@ -294,7 +322,7 @@ def write_record(
         "counts": outcome.counts,
         "metrics": outcome.metrics,
         "versions": versions(),
-        "made": {"at": datetime.now(UTC).isoformat(timespec="seconds"), **run_info},
+        "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), **run_info},
     }
     write_json(folder / "artifact.json", record)
     for name in UNFINISHED:
@@ -314,7 +342,9 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        print(f"{path} is damaged: its artifact is rebuilt", file=sys.stderr)
+        print(f"{path} is corrupt: its artifact is rebuilt", file=sys.stderr)
+        return None
+    if record.get("version") != RECORD_VERSION:  # of an earlier version of this project
         return None
     return record
 

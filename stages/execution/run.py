@@ -65,14 +65,14 @@ def main(arguments: list[str]) -> int:
     try:
         outcome = run(work)
     except InputError as error:
-        if write_first_result(file.with_name("result.json"), {"mistake": str(error)}):
+        if write_first_result(file.with_name("result.json"), {"error": str(error)}):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_INPUT_ERROR
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         message = f"{error.filename or out}: {error.strerror}; free some disk space and run again to resume"
-        if write_first_result(file.with_name("result.json"), {"mistake": message}):
+        if write_first_result(file.with_name("result.json"), {"error": message}):
             print(f"error: {message}", file=sys.stderr, flush=True)
         return EXIT_INPUT_ERROR
     except RuntimeError as error:

@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 
 from alpro.errors import InputError
 from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.stop import STOP
 
 UnitT = TypeVar("UnitT")
 Result = TypeVar("Result")
 MAX_DEATHS = 50  # consecutive deaths of workers, without a finished unit in between, before the stage fails
 START_SECONDS = 60.0  # time for a process to start on a busy machine
-REFILL_SECONDS = 5.0  # interval of checking a cluster for new workers
+REFILL_SECONDS = 1.0  # interval of checking a cluster for new workers, and whether the pipeline stops
 EXIT_TIMEOUT = 70  # exit status of a process that exceeds its time limit
 # Opens an executor for resources.dask. The pipeline sets it: stages do not depend on its task runner.
 open_cluster: Callable[[str], AbstractContextManager[Executor]] | None = None
@@ -101,6 +102,7 @@ def _run_until_broken(
         if not running:
             return
         done, _ = wait(running, timeout=REFILL_SECONDS, return_when=FIRST_COMPLETED)
+        STOP.get().check()
         for future in done:
             unit, error = running.pop(future), future.exception()
             if isinstance(error, BrokenProcessPool):

@@ -8,7 +8,7 @@ import pytest
 
 from alpro.files import write_json
 from alpro.pipeline import console
-from alpro.stages.artifacts.store import Store
+from alpro.stages.artifacts.store import RECORD_VERSION, Store
 
 
 def cells(printed: str) -> list[list[str]]:
@@ -20,12 +20,13 @@ def artifact(root: Path, stage: str, name: str, mark: str, day: int, inputs: dic
     folder = root / stage / (mark * 16)
     folder.mkdir(parents=True)
     (folder / "data").write_bytes(bytes(day * 100_000))
-    manifest = {
+    record = {
+        "version": RECORD_VERSION,
         "stage": stage,
         "name": name,
         "fingerprint": mark * 64,
         "inputs": {key: {"stage": key, "fingerprint": other * 64} for key, other in inputs.items()},
-        "made": {
+        "run": {
             "at": f"2026-11-0{day}T10:2{day}:00+00:00",
             "seconds": 10.0 * day,
             "commit": "abc",
@@ -34,7 +35,7 @@ def artifact(root: Path, stage: str, name: str, mark: str, day: int, inputs: dic
         **{key: {} for key in ("files", "counts", "metrics", "config", "versions")},
         **more,
     }
-    write_json(folder / "artifact.json", manifest)
+    write_json(folder / "artifact.json", record)
     return folder
 
 
@@ -87,7 +88,7 @@ def test_an_artifact_is_shown_with_everything_that_is_known(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"pretrain  {folder}",
         f"fingerprint {'a' * 64}",
-        "made 2026-11-01T10:21:00+00:00 in 10 s, commit abc, MLflow run r1",
+        "built 2026-11-01T10:21:00+00:00 in 10 s, commit abc, MLflow run r1",
         "",
         "inputs",
         f"  clips: clips {'b' * 16}",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
-from prefect.states import Failed
+from prefect.states import Completed, Failed, Running, Scheduled, State
 
 from alpro.errors import InputError
 from alpro.pipeline import flow, tasks
@@ -17,7 +18,8 @@ from alpro.pipeline.config import load_config
 from alpro.pipeline.handover import Handover
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Resources, StageFailed, Step, read_record
+from alpro.stages.artifacts.store import Resources, StageFailed, Step, Stopped, read_record
+from alpro.stages.execution.stop import STOP, Stop
 from tests.stages.test_decode_videos import write_manifest
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -51,13 +53,14 @@ def deployments(monkeypatch) -> Callable[..., list[tuple[str, dict[str, Any]]]]:
         runs: list[tuple[str, dict[str, Any]]] = []
 
         def run_deployment(name: str, parameters: dict[str, Any], timeout: float | None) -> SimpleNamespace:
-            assert timeout is None  # it waits to the end, however long that takes
+            assert timeout == 0  # it returns at once, and the state is polled
             runs.append((name, parameters))
             stage = name.partition("/")[2].replace("-", "_")
             sent = json.loads(json.dumps(parameters)) | changes
             return SimpleNamespace(name="a-run", state=getattr(flow, stage)(**sent, return_state=True))
 
         monkeypatch.setattr(tasks, "run_deployment", run_deployment)
+        monkeypatch.setattr(tasks, "wait_for_run", lambda run: run.state)
         return runs
 
     return install
@@ -99,7 +102,7 @@ def test_only_missing_stages_run_by_deployment_with_the_pipelines_parameters(fir
     assert "test/retrieval/t2v/R1" in parent.data.metrics
     run = stage_runs(workspace, "evaluate")[0]  # logged by the stage, and not again by the pipeline
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert read_record(Path(made["evaluate"]))["made"]["mlflow_run"] == run.info.run_id
+    assert read_record(Path(made["evaluate"]))["run"]["mlflow_run"] == run.info.run_id
 
 
 def test_a_stage_on_a_machine_with_a_workspace_and_a_store_of_its_own(first, workspace, deployments, tmp_path):
@@ -123,19 +126,42 @@ def test_a_stage_on_a_machine_with_a_workspace_and_a_store_of_its_own(first, wor
 
 
 def test_a_deployment_that_fails_fails_the_pipeline(first, workspace, monkeypatch):
-    """run_deployment itself does not raise."""
-    failed = SimpleNamespace(name="blue-fox", state=Failed(message="no GPU"))
-    monkeypatch.setattr(tasks, "run_deployment", lambda *_, **__: failed)
+    monkeypatch.setattr(tasks, "run_deployment", lambda *_, **__: SimpleNamespace(name="blue-fox"))
+    monkeypatch.setattr(tasks, "wait_for_run", lambda run: Failed(message="no GPU"))
     with pytest.raises(StageFailed, match="deployment evaluate: run blue-fox did not complete: no GPU"):
         flow.alpro(TINY, changes=["evaluate.seed=13"], workspace=str(workspace), stages_by_deployment=True)
     assert newest_pipeline(workspace).info.status == "FAILED"
 
 
 def test_an_artifact_that_does_not_arrive_fails_the_pipeline(first, workspace, monkeypatch):
-    completed = SimpleNamespace(name="blue-fox", state=SimpleNamespace(is_completed=lambda: True))
-    monkeypatch.setattr(tasks, "run_deployment", lambda *_, **__: completed)
+    monkeypatch.setattr(tasks, "run_deployment", lambda *_, **__: SimpleNamespace(name="blue-fox"))
+    monkeypatch.setattr(tasks, "wait_for_run", lambda run: Completed())
     with pytest.raises(StageFailed, match="does not exist; the workers must share the workspace"):
         flow.alpro(TINY, changes=["evaluate.seed=14"], workspace=str(workspace), stages_by_deployment=True)
+
+
+@pytest.mark.parametrize(("state", "cancelled"), [(Running(), "Cancelling"), (Scheduled(), "Cancelled")])
+def test_a_pipeline_that_stops_cancels_the_runs_of_its_deployments(state, cancelled, monkeypatch):
+    """A run that no worker has picked up yet is cancelled at once."""
+    states: list[State] = [state]
+    stop = Stop()
+    stop.request()
+
+    class Client:
+        def read_flow_run(self, run: str) -> SimpleNamespace:
+            return SimpleNamespace(state=states[-1])
+
+        def set_flow_run_state(self, run: str, new: State) -> None:
+            states.append(new)
+
+    monkeypatch.setattr(tasks, "get_client", lambda sync_client: nullcontext(Client()))
+    token = STOP.set(stop)
+    try:
+        with pytest.raises(Stopped):
+            tasks.wait_for_run(SimpleNamespace(id="blue-fox"))
+    finally:
+        STOP.reset(token)
+    assert states[-1].name == cancelled
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from alpro.pipeline.config import Corpus, load_config
 from alpro.pipeline.flow import alpro, plan
 from alpro.pipeline.flow import build_vocabulary as vocabulary_flow
 from alpro.pipeline.flow import pretrain as pretrain_flow
-from alpro.pipeline.steps import decoding, needed
+from alpro.pipeline.steps import check_files, decoding, needed
 from alpro.pipeline.tasks import interrupted
 from alpro.shards.reader import ShardReader
 from alpro.stages import EVALUATIONS
@@ -129,7 +129,7 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
     assert len(cached) == len(STAGES)
     for run in cached:
         assert was_cached(run)
-        maker = found[run.data.tags["made_by_run"]]
+        maker = found[run.data.tags["built_by_run"]]
         assert not was_cached(maker)
         assert run.data.metrics == maker.data.metrics, run.info.run_name
     results = {name: value for run in cached for name, value in run.data.metrics.items() if name.startswith("test/")}
@@ -349,8 +349,9 @@ def test_changed_shards_are_another_corpus(tmp_path, memory):
         (tmp_path / "a.tar").write_bytes(b"two, and more" if folder == tmp_path else b"one")
         store.pipe_file("/bucket/corpus/a.tar", b"two")
         assert fingerprint(folder) != before
+    steps = plan(load_config(of_shards("memory://bucket/none", tmp_path)), Digests(tmp_path / "digests.sqlite"))
     with pytest.raises(InputError, match="no such folder of shards"):
-        fingerprint("memory://bucket/none")
+        check_files(steps, Store(tmp_path / "artifacts"))
 
 
 @pytest.mark.parametrize("form", ["file", pytest.param("memory", marks=pytest.mark.long)])

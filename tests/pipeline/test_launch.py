@@ -105,8 +105,8 @@ def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
 @pytest.mark.parametrize(
     ("status", "result", "error", "message"),
     [
-        (2, {"mistake": "clips: no captions"}, InputError, "^clips: no captions$"),
-        (1, {"mistake": "clips: no captions"}, InputError, "^clips: no captions$"),  # torchrun's own status
+        (2, {"error": "clips: no captions"}, InputError, "^clips: no captions$"),
+        (1, {"error": "clips: no captions"}, InputError, "^clips: no captions$"),  # torchrun's own status
         (75, None, Interrupted, "evaluate"),
         (1, {"interrupted": True}, Interrupted, "evaluate"),
         (1, None, StageFailed, "evaluate ended with status 1"),
@@ -120,14 +120,14 @@ def test_how_a_process_ends_is_how_the_stage_ends(status, result, error, message
 
 
 def test_a_process_that_ends_well_gives_its_outcome(group, tmp_path):
-    write_json(tmp_path / "result.json", {"mistake": "of an earlier try"})
+    write_json(tmp_path / "result.json", {"error": "of an earlier try"})
     outcome = work(EVALUATE, tmp_path, Store(tmp_path), Resources())
     assert (outcome.counts, outcome.metrics) == ({"items": 3}, {"score": 0.5})
     assert not (tmp_path / "result.json").exists()
 
 
 def test_an_earlier_result_is_not_taken_for_this_one(group, tmp_path):
-    write_json(tmp_path / "result.json", {"mistake": "of an earlier try"})
+    write_json(tmp_path / "result.json", {"error": "of an earlier try"})
     group |= {"status": 1, "result": None}
     with pytest.raises(StageFailed):
         work(EVALUATE, tmp_path, Store(tmp_path), Resources())

@@ -5,16 +5,18 @@ from pathlib import Path
 from alpro.files import write_json
 from alpro.pipeline.console import console, print_results
 from alpro.pipeline.reporting.report import write_report
+from alpro.stages.artifacts.store import RECORD_VERSION
 
 
 def manifest(**counts: int) -> dict:
     return {
+        "version": RECORD_VERSION,
         "stage": "decode_videos",
         "name": "decode_videos own",
         "fingerprint": 64 * "a",
         "counts": {"samples": 9, **counts},
         "metrics": {},
-        "made": {"seconds": 1.0},
+        "run": {"seconds": 1.0},
     }
 
 

@@ -21,7 +21,7 @@ def made(tmp_path) -> list[Listed]:
         folder = tmp_path / stage
         folder.mkdir()
         manifest = {"stage": stage, "fingerprint": f"{stage}-0123456789", "counts": counts}
-        return stage, folder, manifest | {"made": {"seconds": seconds}}, cached
+        return stage, folder, manifest | {"run": {"seconds": seconds}}, cached
 
     artifacts = [
         artifact("decode_videos", 1000.0, True, samples=190, rejected=10),
@@ -106,7 +106,7 @@ def test_curves_have_a_panel_for_each_kind_of_metric():
 
 
 def test_a_page_without_results_or_rejects(tmp_path):
-    manifest = {"stage": "pretrain", "fingerprint": "0" * 16, "counts": {}, "made": {"seconds": 1.0}}
+    manifest = {"stage": "pretrain", "fingerprint": "0" * 16, "counts": {}, "run": {"seconds": 1.0}}
     page = write_report(tmp_path / "a.html", "mine", [("pretrain", Path(tmp_path), manifest, False)]).read_text()
     assert "<p>1 stages, 0 of them cached; 1 s of work in the others.</p>" in page
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["Stages"]

@@ -76,7 +76,7 @@ def test_concurrent_uploads_do_not_mix(machine, monkeypatch):
     monkeypatch.setattr(shared_artifacts, "is_shared", lambda place: False)
     assert one.share(STEP) == other.share(STEP) == ""
     third = machine("c")
-    assert third.fetch(STEP)["made"]["by"] == "other"
+    assert third.fetch(STEP)["run"]["by"] == "other"
     assert files(third.folder(STEP))["weights.bin"] == b"other" * 1000
 
 
@@ -87,7 +87,7 @@ def test_an_artifact_is_uploaded_once(machine, monkeypatch):
     one.share(STEP)
     monkeypatch.setattr(shared_artifacts, "send_file", None)
     assert other.share(STEP) == ""
-    assert machine("c").fetch(STEP)["made"]["by"] == "one"
+    assert machine("c").fetch(STEP)["run"]["by"] == "one"
 
 
 def test_an_incomplete_upload_is_ignored_and_retried_by_the_next_run(machine, monkeypatch):

@@ -116,7 +116,7 @@ def test_the_record_is_written_last_and_describes_the_artifact(tmp_path):
     assert record["config"] == step.config.model_dump(mode="json")
     assert record["inputs"]["sample"]["fingerprint"] == step.inputs["sample"].fingerprint
     assert (record["counts"], record["metrics"]) == ({"items": 3}, {"score": 0.5})
-    assert record["made"]["commit"] == "abc"
+    assert record["run"]["commit"] == "abc"
     assert record["versions"]["torch"]
 
 
@@ -158,7 +158,7 @@ def test_store_lists_artifacts_oldest_first(tmp_path):
     for step, at in zip(steps, ("2024-03-01", "2024-01-01", "2024-02-01"), strict=True):
         store.make(step, lambda *_: Outcome(), {"at": at})
     store.folder(sample_step(seed=9)).mkdir()  # unfinished
-    assert [record["made"]["at"] for _, record in store.all()] == ["2024-01-01", "2024-02-01", "2024-03-01"]
+    assert [record["run"]["at"] for _, record in store.all()] == ["2024-01-01", "2024-02-01", "2024-03-01"]
 
 
 def test_two_processes_build_a_step_only_once(tmp_path):

@@ -51,7 +51,7 @@ def test_success_writes_the_result(work, inline_pool):
 def test_an_input_error_exits_with_2_one_line_and_a_result(work, tmp_path, capsys):
     file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
     assert stage_run.main([str(file)]) == 2
-    mistake = read_json(file.with_name("result.json"))["mistake"]
+    mistake = read_json(file.with_name("result.json"))["error"]
     assert "nowhere.jsonl: no such file or folder" in mistake
     assert capsys.readouterr().err == f"error: {mistake}\n"
 
@@ -165,7 +165,7 @@ def test_a_stage_runs_as_a_module(work, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
-    assert json.loads(file.with_name("result.json").read_text())["mistake"]
+    assert json.loads(file.with_name("result.json").read_text())["error"]
 
 
 def test_a_finished_artifact_is_not_overwritten(work, tmp_path, capsys):
@@ -208,7 +208,7 @@ def test_a_standalone_stage_writes_the_record(unfinished, capsys):
     record = store.find(step)
     assert record["fingerprint"] == step.fingerprint
     assert record["counts"]["stills"] == 1
-    assert record["made"]["by"] == "alpro.stages.execution.run"
+    assert record["run"]["by"] == "alpro.stages.execution.run"
     assert {path.name for path in file.parent.iterdir()}.isdisjoint({"checkpoints", "result.json"})
     pipeline_record = store.make(step, lambda *_: Outcome(record["counts"]), {"commit": "abc"})
     assert record | {"made": ""} == pipeline_record | {"made": ""}

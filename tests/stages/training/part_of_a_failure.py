@@ -26,7 +26,7 @@ def stage(work: dict) -> None:
 
 
 def fail(how: str) -> None:
-    if how == "mistake":
+    if how == "error":
         raise InputError("clips/shard-000001.tar: cut short")
     if how == "error":
         raise ValueError("a rank's own error")

@@ -1,0 +1,124 @@
+"""Runs the steps of a plan as Prefect tasks: each as soon as its inputs exist, as many at once as resources allow."""
+
+import signal
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any, cast
+
+from prefect import Task
+from prefect.futures import PrefectConcurrentFuture
+from prefect.states import State
+from prefect.utilities.annotations import quote
+
+from alpro.pipeline.launch import GRACE_SECONDS
+from alpro.pipeline.steps import required
+from alpro.pipeline.tasks import Session, announce, make, make_by_deployment
+from alpro.stages import EVALUATIONS, WITH_MODEL, declaration
+from alpro.stages.artifacts.store import Interrupted, Step
+from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
+from alpro.stages.execution.stop import STOP, Stop
+
+
+def run_steps(session: Session, steps: list[Step], by_deployment: dict[str, Any] | None = None) -> None:
+    """Runs the steps: in this process, or, with the parameters of their flows, by the deployment of each stage.
+
+    A step that fails stops the steps that depend on it, and no others; its error is raised at the end. If this thread
+    is interrupted, all stages are stopped: they have time to write a checkpoint, then they are killed.
+    """
+    schedule, stop = Schedule(session, steps, by_deployment), Stop()
+    token = STOP.set(stop)
+    try:
+        schedule.run()
+    except BaseException:
+        stop.request()
+        try:
+            wait(schedule.running, GRACE_SECONDS)
+        finally:
+            stop.request(signal.SIGKILL)
+        raise
+    finally:
+        STOP.reset(token)
+        order = [step.name for step in steps]
+        session.results.sort(key=lambda result: order.index(result.step.name))
+
+
+class Schedule:
+    """Which steps wait, run, and have failed."""
+
+    def __init__(self, session: Session, steps: list[Step], by_deployment: dict[str, Any] | None):
+        self.session, self.steps, self.by_deployment = session, steps, by_deployment
+        self.waiting = required(steps, session.store)
+        self.running: dict[Future, Step] = {}
+        self.futures: dict[str, PrefectConcurrentFuture] = {}  # of all steps that were started, for Prefect's arrows
+        self.failures: dict[str, Exception] = {}
+        self.checked: set[str] = set()  # corpora whose test split was checked
+
+    def run(self) -> None:
+        """Runs all steps. Raises the first error."""
+        while self.waiting or self.running:
+            self.start_ready()
+            done, _ = wait(self.running, return_when=FIRST_COMPLETED)
+            for future in done:
+                self.finish(self.running.pop(future), future)
+        if self.failures:
+            raise next(iter(self.failures.values()))
+
+    def start_ready(self) -> None:
+        """Starts the steps whose inputs exist, in order, within the limits; drops those whose inputs failed."""
+        for step in list(self.waiting):
+            inputs = [other.name for other in step.inputs.values()]
+            failed = [name for name in inputs if name in self.failures]
+            unfinished = {other.name for other in (*self.waiting, *self.running.values())}
+            if failed:
+                announce(f"{step.name}: skipped, because {failed[0]} failed")
+                self.failures[step.name] = self.failures[failed[0]]
+                self.waiting.remove(step)
+            elif not unfinished.intersection(inputs) and self.fits(step):
+                self.waiting.remove(step)
+                self.start(step)
+
+    def fits(self, step: Step) -> bool:
+        """Whether another step may run on this machine now. Where deployments run, their work pools decide."""
+        if self.by_deployment is not None:
+            return True
+        with_model = sum(other.stage in WITH_MODEL for other in self.running.values())
+        if step.stage in WITH_MODEL and with_model >= self.session.resources.max_model_stages:
+            return False
+        return len(self.running) < self.session.resources.max_stages
+
+    def start(self, step: Step) -> None:
+        store = self.session.store
+        if declaration(step.stage).kind != "data":
+            self.check_test_split()
+        exists = store.find(step) or store.is_shared(step)
+        task: Task[..., Any] = make if exists or self.by_deployment is None else make_by_deployment
+        more = () if task is make else (quote(self.by_deployment),)
+        inputs = [self.futures[other.name] for other in step.inputs.values() if other.name in self.futures]
+        future = cast(
+            PrefectConcurrentFuture, task.submit(step.name, quote(self.session), quote(step), *more, wait_for=inputs)
+        )
+        self.futures[step.name] = future
+        self.running[future.wrapped_future] = step
+
+    def finish(self, step: Step, future: Future) -> None:
+        """Notes a failure. Raises what stops the whole pipeline."""
+        state: State = future.result()
+        if state.is_completed():
+            return
+        error = cast(BaseException, state.result(raise_on_failure=False))
+        if not isinstance(error, Exception) or isinstance(error, Interrupted):
+            raise error
+        self.failures[step.name] = error
+        if step is not self.steps[-1]:
+            announce(f"{step.name}: failed: {error}")
+
+    def check_test_split(self) -> None:
+        """Rejects the corpora that an evaluation would reject, before days of training."""
+        store = self.session.store
+        for step in self.steps:
+            if step.stage not in EVALUATIONS or step.name in self.failures or store.find(step):
+                continue
+            config = cast(EvaluationConfig, step.config)
+            for name in config.corpora:
+                if f"{step.name} {name}" not in self.checked and store.find(step.inputs[name]):
+                    check_items(config, name, store.folder(step.inputs[name]))
+                    self.checked.add(f"{step.name} {name}")
