@@ -14,7 +14,7 @@ from alpro.models.templates import Templates
 from alpro.shards.manifest import scan_manifest
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
-from alpro.stages import STAGES, TRAININGS
+from alpro.stages import INPUTS, STAGES, TRAININGS
 from alpro.stages.artifacts.store import FILE, FILE_OR_NAME, Resources, StageConfig
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
@@ -28,8 +28,6 @@ from alpro.stages.train_prompter import Config as TrainPrompter
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.vocabulary.word_pieces import padded
 
-# What stages call their other inputs; a corpus of such a name would take their place.
-RESERVED = {"vocabulary", "prompter", "prompts", "model", "pretrained", "retrieval", "qa", "sample"}
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -106,7 +104,7 @@ class PipelineConfig(BaseModel):
     @model_validator(mode="after")
     def _known_corpora(self) -> "PipelineConfig":
         for name, corpus in self.corpora.items():
-            if name in RESERVED:
+            if name in INPUTS:
                 raise ValueError(f"corpora.{name}: this name is taken by an input of the stages; choose another")
             if len([given for given in (corpus.manifest, corpus.data, corpus.shards) if given]) != 1:
                 raise ValueError(

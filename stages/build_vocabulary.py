@@ -19,7 +19,7 @@ from alpro.stages.vocabulary.word_lists import read_word_list
 from alpro.stages.vocabulary.word_pieces import load_tokenizer, train_tokenizer
 
 VERSION = 3
-STAGE = Stage(help="take entities and word pieces from the captions", kind="text")
+STAGE = Stage(help="take entities and word pieces from the captions", kind="text", corpora=True)
 # Nouns that do not name an object: amounts and kinds, places in the image, the image and its parts, words for anything.
 NON_OBJECTS = (
     "amount bit bunch couple half lot lots number pair part parts piece pieces series variety "

@@ -19,7 +19,11 @@ from alpro.stages.evaluation.encode import embed_texts, load_model
 from alpro.stages.training.distributed import pick_device
 
 VERSION = 4
-STAGE = Stage(help="embed the prompts of every entity", kind="model")
+STAGE = Stage(
+    help="embed the prompts of every entity",
+    kind="model",
+    inputs={"vocabulary": "build_vocabulary", "prompter": "train_prompter"},
+)
 MAX_PROMPT_TOKENS = 64
 
 

@@ -40,7 +40,7 @@ from alpro.stages.execution.progress import progress
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
 VERSION = 7
-STAGE = Stage(help="decode videos and images to shards of frames", kind="data")
+STAGE = Stage(help="decode videos and images to shards of frames", kind="data", inputs={"sample": "render_sample"})
 FETCH_SECONDS = 1800.0  # time limit of fetching a file
 
 

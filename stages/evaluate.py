@@ -22,7 +22,12 @@ from alpro.stages.execution.progress import progress
 from alpro.stages.training.distributed import pick_device
 
 VERSION = 4
-STAGE = Stage(help="evaluate the fine-tuned models on the test split", kind="evaluation")
+STAGE = Stage(
+    help="evaluate the fine-tuned models on the test split",
+    kind="evaluation",
+    inputs={"retrieval": "finetune_retrieval", "qa": "finetune_qa"},
+    corpora=True,
+)
 ANSWER_COLUMNS = ("id", "type", "question", "answer", "predicted", "probability", "right")
 
 

@@ -19,7 +19,7 @@ from alpro.stages.training.stage import Training, fine_tuned, train
 from alpro.stages.vocabulary.word_lists import read_word_list
 
 VERSION = 3
-STAGE = Stage(help="fine-tune for question answering", kind="training")
+STAGE = Stage(help="fine-tune for question answering", kind="training", inputs={"model": "pretrain"}, corpora=True)
 
 
 class Config(FineTuningConfig):

@@ -15,7 +15,7 @@ from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
 VERSION = 3
-STAGE = Stage(help="fine-tune for text-video retrieval", kind="training")
+STAGE = Stage(help="fine-tune for text-video retrieval", kind="training", inputs={"model": "pretrain"}, corpora=True)
 
 
 class Config(FineTuningConfig, MatchingConfig):

@@ -23,7 +23,12 @@ from alpro.stages.training.objective import PretrainObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 4
-STAGE = Stage(help="pre-train ALPRO with the frozen prompter", kind="training")
+STAGE = Stage(
+    help="pre-train ALPRO with the frozen prompter",
+    kind="training",
+    inputs={"vocabulary": "build_vocabulary", "prompter": "train_prompter", "prompts": "cache_prompts"},
+    corpora=True,
+)
 
 
 class LossWeights(StageConfig):

@@ -15,7 +15,12 @@ from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 3
-STAGE = Stage(help="train the prompter by video-text contrast", kind="training")
+STAGE = Stage(
+    help="train the prompter by video-text contrast",
+    kind="training",
+    inputs={"vocabulary": "build_vocabulary"},
+    corpora=True,
+)
 
 
 class Config(EncoderConfig):

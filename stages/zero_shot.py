@@ -15,7 +15,17 @@ from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.training.distributed import pick_device
 
 VERSION = 1
-STAGE = Stage(help="evaluate the pre-trained model and the prompter on the test split", kind="evaluation")
+STAGE = Stage(
+    help="evaluate the pre-trained model and the prompter on the test split",
+    kind="evaluation",
+    inputs={
+        "pretrained": "pretrain",
+        "vocabulary": "build_vocabulary",
+        "prompter": "train_prompter",
+        "prompts": "cache_prompts",
+    },
+    corpora=True,
+)
 
 
 class Config(EvaluationConfig):

@@ -272,7 +272,7 @@ def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
 def test_every_module_of_a_stage_is_a_command_with_its_declared_help(monkeypatch, capsys):
     modules = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
     assert modules == set(STAGES)
-    assert {declaration(stage) for stage in STAGES} == {import_module(f"alpro.stages.{s}").STAGE for s in STAGES}
+    assert [declaration(stage) for stage in STAGES] == [import_module(f"alpro.stages.{s}").STAGE for s in STAGES]
     _, out, _ = call(monkeypatch, capsys, "--help")
     words = " ".join(out.split())
     for stage in STAGES:

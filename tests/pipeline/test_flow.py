@@ -24,7 +24,7 @@ from alpro.pipeline.flow import pretrain as pretrain_flow
 from alpro.pipeline.steps import check_files, decoding, needed
 from alpro.pipeline.tasks import interrupted
 from alpro.shards.reader import ShardReader
-from alpro.stages import EVALUATIONS
+from alpro.stages import CORPUS_STAGES, EVALUATIONS, declaration
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import (
     Interrupted,
@@ -195,10 +195,27 @@ def test_prefect_knows_the_inputs_of_every_task_and_nothing_else(first, workspac
     assert arrows == {(other.name, step.name) for step in steps for other in step.inputs.values()}
 
 
-def test_the_diagram_in_the_readme_is_the_dag(tmp_path):
+@pytest.fixture
+def two_plans(tmp_path) -> list[list[Step]]:
+    """The plans of the tiny pipeline, of its sample and of existing shards; together they have every arrow."""
     (tmp_path / "a.tar").write_bytes(b"shard")
     configs = [load_config(TINY), load_config(of_shards(tmp_path, tmp_path))]
-    dag = {arrow for one in configs for arrow in edges(plan(one, Digests(tmp_path / "digests.sqlite")))}
+    return [plan(config, Digests(tmp_path / "digests.sqlite")) for config in configs]
+
+
+def test_the_steps_have_the_inputs_that_their_stages_declare(two_plans):
+    for step in (step for steps in two_plans for step in steps):
+        inputs = {name: other.stage for name, other in step.inputs.items()}
+        corpora = {name for name, stage in inputs.items() if stage in CORPUS_STAGES}
+        declared = declaration(step.stage)
+        assert declared.corpora == bool(corpora)
+        assert {name: stage for name, stage in inputs.items() if name not in corpora} == {
+            name: stage for name, stage in declared.inputs.items() if name != "sample" or inputs
+        }
+
+
+def test_the_diagram_in_the_readme_is_the_dag(two_plans):
+    dag = {arrow for steps in two_plans for arrow in edges(steps)}
     readme = (Path(TINY).parents[1] / "README.md").read_text()
     diagram = readme.partition("```mermaid\n")[2].partition("```")[0]
     drawn = set()

@@ -133,7 +133,7 @@ def test_on_a_machine_without_the_videos_recorded_digests_suffice(
         picture.unlink()
     if left == "changed manifest":
         with open(tmp_path / "data" / "items.jsonl", "a") as file:
-            file.write('{"path": "wall 0.png", "caption": "one more"}\n')
+            file.write('{"id": "another", "path": "wall 0.png", "caption": "one more"}\n')
     elsewhere, other_store = walls("b")
     same = elsewhere[0].fingerprint == decode.fingerprint
     assert same == (left != "changed manifest")
