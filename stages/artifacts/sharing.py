@@ -67,14 +67,14 @@ def fetch(place: Location, folder: Path, temporary: Path) -> bool:
     """Downloads an artifact from its place and replaces `folder` with it. Returns False if it is not at the place.
 
     Files are first written to a folder in `temporary`; an interrupted download is resumed. Raises OSError, and
-    InputError if the shared artifact is damaged.
+    InputError if the shared artifact is corrupt.
     """
     try:
         file_list = SharedFiles.model_validate_json(read_bytes(join(place, FILE_LIST)))
     except FileNotFoundError:
         return False
     except ValidationError as error:
-        raise InputError(f"{join(place, FILE_LIST)}: damaged; delete it to upload the artifact again") from error
+        raise InputError(f"{join(place, FILE_LIST)}: corrupt; delete it to upload the artifact again") from error
     download = temporary / f"{folder.name}-{file_list.folder}"
 
     def fetch_one(name: str) -> None:

@@ -314,7 +314,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        print(f"{path} is damaged: its artifact is rebuilt", file=sys.stderr)
+        print(f"{path} is corrupt: its artifact is rebuilt", file=sys.stderr)
         return None
     return record
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpro.shards.manifest import scan_manifest
-from alpro.shards.plan import Plan, SimilarNames, Unit
+from alpro.shards.plan import DecodeUnit, Plan, SimilarNames
 from alpro.shards.schema import SPLITS, Reject, Row
 
 
@@ -23,7 +23,7 @@ def plan_of(records: list[Row | Reject], **how) -> Iterator[Plan]:
         yield plan
 
 
-def units_of(rows: list[Row], **how) -> list[Unit]:
+def units_of(rows: list[Row], **how) -> list[DecodeUnit]:
     with plan_of(list(rows), **how) as plan:
         return list(plan.units())
 
@@ -143,7 +143,7 @@ def test_every_row_is_in_one_unit_of_its_split_and_kind(items, most):
         assert numbers == sorted(numbers)
 
 
-def contents(units: list[Unit]) -> set[tuple[str, ...]]:
+def contents(units: list[DecodeUnit]) -> set[tuple[str, ...]]:
     return {tuple(row.id for row in unit.rows) for unit in units}
 
 

@@ -285,7 +285,7 @@ def test_a_replaced_shard_is_detected(corpus: Path):
     row = read_index(corpus).to_pylist()[0]
     shard = corpus / row["shard"]
     shard.write_bytes(shard.read_bytes().replace(b'"id": "a"', b'"id": "z"').replace(b'"id":"a"', b'"id":"z"'))
-    with pytest.raises(Unreadable, match=r"first.tar: a: found z in its place"):
+    with pytest.raises(Unreadable, match=r"first.tar: a: the shard has z in its place"):
         ShardReader(corpus)[0]
 
 

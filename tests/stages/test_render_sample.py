@@ -17,7 +17,7 @@ from alpro.stages.render_sample import Config
 from alpro.stages.sample import grammar
 from alpro.stages.sample import scene as scene_module
 from alpro.stages.sample.draw import render
-from alpro.stages.sample.scene import COLOURS, DIRECTIONS, KINDS, REVERSED, Scene, Thing, draw_scene
+from alpro.stages.sample.scene import COLOURS, DIRECTIONS, REVERSED, THING_KINDS, Scene, Thing, draw_scene
 
 DEFAULT = Config()
 
@@ -211,7 +211,7 @@ def answers(scene: Scene, question: str) -> set[str]:
     if question.startswith("how many"):
         return {grammar.NUMBERS[len(scene.things) - 1]}
     assert question.startswith("where does the")
-    kind = next(word for word in words if word in KINDS)
+    kind = next(word for word in words if word in THING_KINDS)
     return {t.motion for t in scene.things if t.kind == kind}
 
 
@@ -237,7 +237,7 @@ def test_captions_only_name_things_in_the_scene(whole):
             things = item.scene.things
             for caption in item.row["captions"]:
                 words = set(caption.split())
-                assert words & set(KINDS) <= {t.kind for t in things}
+                assert words & set(THING_KINDS) <= {t.kind for t in things}
                 assert words & COLOURS.keys() <= {t.colour for t in things} | ({"orange"} & words)
 
 

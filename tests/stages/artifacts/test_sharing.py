@@ -151,7 +151,7 @@ def test_a_damaged_shared_artifact_raises_an_error(machine, place):
     with pytest.raises(InputError, match="is outside the data folder"):
         there.fetch(STEP)
     shared_artifacts.write_bytes(contents, b"{")
-    with pytest.raises(InputError, match=r"contents.json: damaged; delete it"):
+    with pytest.raises(InputError, match=r"contents.json: corrupt; delete it"):
         there.fetch(STEP)
     assert there.find(STEP) is None
 

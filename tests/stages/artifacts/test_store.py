@@ -227,4 +227,4 @@ def test_require_names_the_missing_file(tmp_path):
 def test_a_damaged_record_is_reported_and_ignored(content, tmp_path, capsys):
     (tmp_path / "artifact.json").write_text(content)
     assert read_record(tmp_path) is None
-    assert "is damaged" in capsys.readouterr().err
+    assert "is corrupt" in capsys.readouterr().err
