@@ -18,7 +18,7 @@ from alpro.pipeline.handover import Handover
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import Resources, StageFailed, Step, read_record
-from tests.stages.test_decode_videos import write_manifest
+from tests.stages.conftest import write_manifest
 
 pytestmark = pytest.mark.usefixtures("prefect")
 ROOT = Path(__file__).parents[2]

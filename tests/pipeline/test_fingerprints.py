@@ -15,7 +15,7 @@ from alpro.stages import decode_videos
 from alpro.stages.artifacts import store as artifacts
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import Store, read_record
-from tests.stages.test_decode_videos import write_manifest
+from tests.stages.conftest import write_manifest
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
 AFTER_PROMPTER = {"cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}

@@ -1,5 +1,6 @@
-"""Little videos whose every frame is known, and shards written from them."""
+"""Shared by the tests of media: small videos with known frames, rows, clips and manifests."""
 
+import json
 import os
 from collections.abc import Callable
 from fractions import Fraction
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from alpro.shards.decode import Clip
+from alpro.shards.manifest import read_manifest
 from alpro.shards.schema import Row
 
 
@@ -113,3 +115,25 @@ def smooth_clip() -> Callable[..., Clip]:
         return Clip(np.clip(frames, 0, 255).astype(np.uint8), duration=2.5, width=64, height=48)
 
     return make
+
+
+QUESTION = {"question": "what  runs?", "answer": "dog"}
+
+
+@pytest.fixture
+def write_records(tmp_path: Path) -> Callable[..., Path]:
+    """write_records(*records) writes a manifest in JSON Lines. A string is written unchanged as a line."""
+
+    def write(*records: dict | str) -> Path:
+        path = tmp_path / "clips.jsonl"
+        path.write_text("".join(f"{r if isinstance(r, str) else json.dumps(r)}\n" for r in records))
+        return path
+
+    return write
+
+
+def single_row(source: Path) -> Row:
+    """The only row of a manifest without rejects."""
+    (row,), rejects = read_manifest(source)
+    assert rejects == []
+    return row

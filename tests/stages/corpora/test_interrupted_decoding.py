@@ -13,7 +13,7 @@ import pytest
 
 from alpro.stages.artifacts.store import EXIT_INPUT_ERROR
 from tests.conftest import ROOT
-from tests.stages.test_decode_videos import contents
+from tests.stages.conftest import contents
 
 
 @pytest.fixture
