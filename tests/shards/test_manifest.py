@@ -91,7 +91,7 @@ def test_a_folder_of_videos_and_images_with_texts(tmp_path: Path):
     assert {row.id: (row.kind, row.captions) for row in rows} == {
         "b": ("video", ("one dog", "two dogs")),
         "deep/a": ("video", ()),
-        "deep/still": ("image", ("ein H\ufffdndchen",)),  # a text that is not UTF-8 loses its letter and no more
+        "deep/still": ("image", ("ein H\ufffdndchen",)),  # invalid UTF-8 is replaced
     }
     assert {row.path for row in rows} == {tmp_path / "b.MP4", tmp_path / "deep/a.webm", tmp_path / "deep/still.PNG"}
 
@@ -159,7 +159,7 @@ def test_question_types_are_valid_in_metric_names():
         assert question_type(text) == expected
 
 
-def test_given_question_types_are_normalised_too(write_records):
+def test_question_types_of_the_manifest_are_normalised(write_records):
     questions = [{"question": "What's he doing?", "answer": "x"}, {**QUESTION, "type": "How many?"}]
     row = single_row(write_records({"path": "a.mp4", "questions": questions}))
     assert [question.type for question in row.questions] == ["what", "how_many"]
@@ -173,7 +173,7 @@ def test_every_other_column_is_kept(write_records):
 
 
 def test_every_valid_row_can_be_planned_and_written(write_records):
-    """The deepest nesting and the longest numbers that are taken go through JSON again on their way to a shard."""
+    """The deepest nesting and the longest numbers that are accepted can be written to JSON and read again."""
     deep: list = ["x"]
     for _ in range(62):
         deep = [deep]

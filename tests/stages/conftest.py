@@ -17,7 +17,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def write_manifest(folder: Path, rows: list[dict]) -> Path:
-    """A manifest of images, one for each row: black, unless the row says otherwise."""
+    """A manifest of images, one for each row: black, or of the row's `colour`."""
     folder.mkdir(exist_ok=True)
     for row in rows:
         Image.new("RGB", (20, 10), row.pop("colour", "black")).save(folder / f"{row['id']}.png")
@@ -28,7 +28,7 @@ def write_manifest(folder: Path, rows: list[dict]) -> Path:
 
 @pytest.fixture
 def decode_rows(tmp_path, inline_pool, resources):
-    """decode_rows(rows, **config) decodes images made for the rows and returns the outcome and the folder."""
+    """decode_rows(rows, **config) decodes images of the rows and returns the outcome and the folder."""
 
     def decode(rows: list[dict], **config):
         out = tmp_path / "out"

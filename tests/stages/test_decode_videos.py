@@ -46,7 +46,7 @@ def test_every_item_is_in_a_shard_or_in_the_rejects(corpus, corpora, sample):
 
 
 def test_sample_keys_are_unique(clips):
-    """Readers of several shards at once, such as WebDataset's, would mix them."""
+    """Readers of several shards, such as WebDataset's, would otherwise mix samples."""
     index = pq.read_table(clips / "index.parquet")
     assert len(set(index["shard"].to_pylist())) > 1
     assert len(set(index["key"].to_pylist())) == index.num_rows > 1
@@ -143,12 +143,12 @@ def test_statistics_are_those_of_the_training_frames(decode_rows):
         {"id": "grey", "captions": ["fog"], "split": "test", "colour": "grey"},
     ]
     _, out = decode_rows(rows)
-    found = read_json(out / "statistics.json")
-    assert found["mean"] == [0.5, 0.5, 0.0]
-    assert found["std"] == [0.5, 0.5, 0.001]
+    statistics = read_json(out / "statistics.json")
+    assert statistics["mean"] == [0.5, 0.5, 0.0]
+    assert statistics["std"] == [0.5, 0.5, 0.001]
 
 
-SHOTS = [  # clips of four videos, of which two have a caption in common with others
+SHOTS = [  # clips of four videos, of which two share a caption with others
     {"id": f"star_{video}_{n}", "captions": [f"{video} {n}", f"all of {video}"], "colour": (40 * v, 60 * n, 90)}
     for v, video in enumerate(("AB", "CD", "EF", "GH"))
     for n in range(3)
@@ -186,10 +186,10 @@ def test_overlap_with_training_is_printed_counted_and_listed(decode_rows, capsys
 def test_an_image_that_is_also_in_training_is_detected(decode_rows, monkeypatch):
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (9, 9, 3), np.uint8).repeat(16, 0).repeat(16, 1) for _ in range(3)]
-    whole, shown = decode_videos.decode_image, {"a": 0, "b": 1, "copy": 0, "other": 2}
+    original, shown = decode_videos.decode_image, {"a": 0, "b": 1, "copy": 0, "other": 2}
 
-    def decode(path, *given, **named):
-        clip = whole(path, *given, **named)
+    def decode(path, *args, **options):
+        clip = original(path, *args, **options)
         return replace(clip, frames=pictures[shown[path.stem]][None])
 
     monkeypatch.setattr(decode_videos, "decode_image", decode)

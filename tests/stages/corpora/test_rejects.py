@@ -47,12 +47,12 @@ def test_a_missing_decoder_fails_the_stage_without_rejects(tmp_path, inline_pool
 
 def decode_with(monkeypatch, errors: dict[str, BaseException]) -> None:
     """Makes the decoding of the images with these names raise an error."""
-    whole = decode_videos.decode_image
+    original = decode_videos.decode_image
 
-    def decode(path, *given, **named):
+    def decode(path, *args, **options):
         if path.stem in errors:
             raise errors[path.stem]
-        return whole(path, *given, **named)
+        return original(path, *args, **options)
 
     monkeypatch.setattr(decode_videos, "decode_image", decode)
 
@@ -132,21 +132,21 @@ def test_paths_that_are_not_files_are_rejected_as_missing(tmp_path, resources, i
     assert set(rejects) <= {"missing", "unreadable"}
 
 
-def unruly(path: Path, *given, **named):
-    """In the place of decode_image: an image named so kills its process, or ends it as one that hangs is ended."""
+def decode_or_die(path: Path, *args, **options):
+    """decode_image, except that an image named `kills` kills its process, and `hangs` exits as after a timeout."""
     if path.stem == "kills":
         os.kill(os.getpid(), signal.SIGKILL)
     if path.stem == "hangs":
         os._exit(EXIT_TIMEOUT)
-    return decode_image(path, *given, **named)
+    return decode_image(path, *args, **options)
 
 
-class Unruly(decode_videos.Config):
-    """A configuration whose arrival in a process makes `decode_image` there the unruly one."""
+class DyingDecoder(decode_videos.Config):
+    """A configuration that replaces `decode_image` in the process that unpickles it."""
 
     def __setstate__(self, state) -> None:
         super().__setstate__(state)
-        decode_videos.decode_image = unruly
+        decode_videos.decode_image = decode_or_die
 
 
 def test_a_hanging_item_exits_its_process(decode_rows, monkeypatch):
@@ -159,10 +159,10 @@ def test_a_hanging_item_exits_its_process(decode_rows, monkeypatch):
         yield
         inside[0] = False
 
-    whole = decode_videos.decode_image
+    original = decode_videos.decode_image
     monkeypatch.setattr(decode_videos, "exit_after", watch)
     monkeypatch.setattr(
-        decode_videos, "decode_image", lambda *given, **named: whole(*given, **named) if inside[0] else None
+        decode_videos, "decode_image", lambda *args, **options: original(*args, **options) if inside[0] else None
     )
     outcome, _ = decode_rows([{"id": name, "captions": ["a wall"]} for name in "abc"], timeout=7)
     assert (outcome.counts["samples"], limits) == (3, [7 + 30] * 3)
@@ -171,7 +171,7 @@ def test_a_hanging_item_exits_its_process(decode_rows, monkeypatch):
 def test_only_the_item_that_kills_or_hangs_its_process_is_rejected(tmp_path):
     rows = [{"id": name, "captions": ["a wall"], "split": "train"} for name in ("a", "kills", "b", "hangs", "c")]
     source, out = write_manifest(tmp_path / "data", rows), tmp_path / "out"
-    config = Unruly(size=16, samples_per_shard=4, max_reject_share=0.5)
+    config = DyingDecoder(size=16, samples_per_shard=4, max_reject_share=0.5)
     decode_videos.run(config, {"data": source}, out, Resources(workers=2, device="cpu"))
     rejects = {row["id"]: row["reason"] for row in pq.read_table(out / "rejects.parquet").to_pylist()}
     assert rejects == {"kills": "crashed", "hangs": "too slow"}

@@ -16,15 +16,15 @@ from tests.stages.conftest import contents, write_manifest
 
 
 def decode_images(rows: list[dict], folder: Path, resources: Resources, **config) -> tuple[Outcome, Path]:
-    """Decodes images made for the rows, as an artifact beside earlier ones of the same folder.
+    """Decodes images of the rows, as an artifact beside earlier ones of the same folder.
 
-    Of a row, `touched` (the time of change of its file) and `more` (bytes behind the image) are not in the manifest.
+    Of a row, `touched` (the modification time of its file) and `more` (bytes after the image) are not in the manifest.
     """
     out = folder / "artifacts" / f"run {len(list(folder.glob('artifacts/*')))}"
     out.mkdir(parents=True)
     files = [{key: row.get(key, other) for key, other in (("touched", 1), ("more", b""))} for row in rows]
     source = write_manifest(folder / "data", [{k: v for k, v in row.items() if k not in files[0]} for row in rows])
-    for row, file in zip(rows, files, strict=True):  # an image that is not changed keeps its time
+    for row, file in zip(rows, files, strict=True):  # unchanged images keep their time
         path = folder / "data" / f"{row['id']}.png"
         path.write_bytes(path.read_bytes() + file["more"])
         os.utime(path, (file["touched"], file["touched"]))
@@ -54,7 +54,7 @@ WALLS = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n 
         ([*WALLS[:5], WALLS[5] | {"colour": "white", "touched": 7}, *WALLS[6:]], 20),
         (WALLS, 24),
     ],
-    ids=["a row more", "a row less", "another caption", "another picture", "the same"],
+    ids=["a new row", "a removed row", "another caption", "another picture", "the same"],
 )
 def test_only_shards_with_new_or_changed_rows_are_decoded(rows, linked, tmp_path, resources, inline_pool):
     _, old = decode_images(WALLS, tmp_path, resources)
@@ -66,7 +66,7 @@ def test_only_shards_with_new_or_changed_rows_are_decoded(rows, linked, tmp_path
     assert contents(old) == before
     alone, apart = decode_images(rows, tmp_path / "apart", resources)
     assert alone.counts["linked"] == 0
-    # units.parquet knows where the files are, and nothing else does.
+    # Only units.parquet depends on the location of the files.
     finished = {name: sha for name, sha in contents(apart).items() if "parts/" not in name and "units" not in name}
     assert finished.items() <= contents(new).items()
 
@@ -100,13 +100,13 @@ def test_shards_of_another_version_are_not_reused(tmp_path, resources, inline_po
     with monkeypatch.context() as patch:
         patch.setattr(decode_videos, "VERSION", decode_videos.VERSION + 1)
         assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 0
-    for version, linked in (("9.0.1", 0), ("9.0.2", 0), ("9.0.1", 4)):  # of the binary, where it decodes everything
+    for version, linked in (("9.0.1", 0), ("9.0.2", 0), ("9.0.1", 4)):  # of the binary, if it decodes everything
         monkeypatch.setattr(decode_videos, "ffmpeg_version", lambda version=version: version)
         assert decode_images(rows, tmp_path, resources, decoder="ffmpeg")[0].counts["linked"] == linked
 
 
 def test_shards_with_a_changed_file_are_not_reused(tmp_path, resources, inline_pool):
-    """Its row is equal: another time of change with the same size, and another size with the same time."""
+    """The rows are equal: another modification time with the same size, and another size with the same time."""
     rows = WALLS[:4]
     _, old = decode_images(rows, tmp_path, resources)
     manifest = (tmp_path / "data" / "items.jsonl").read_text()
@@ -118,13 +118,13 @@ def test_shards_with_a_changed_file_are_not_reused(tmp_path, resources, inline_p
     assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 4
 
 
-def test_damaged_shards_are_not_reused(tmp_path, resources, inline_pool):
+def test_corrupt_shards_are_not_reused(tmp_path, resources, inline_pool):
     _, old = decode_images(WALLS, tmp_path, resources)
-    damaged = old / "train-image-00001.tar"
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    corrupt = old / "train-image-00001.tar"
+    corrupt.write_bytes(corrupt.read_bytes()[:-1] + b"x")
     outcome, new = decode_images(WALLS, tmp_path, resources)
     assert 0 < outcome.counts["linked"] < 24
-    assert checksum(new / damaged.name) != checksum(damaged)
+    assert checksum(new / corrupt.name) != checksum(corrupt)
 
 
 def test_rejects_are_reused_with_their_shard(tmp_path, resources, inline_pool):
@@ -146,7 +146,7 @@ def test_transient_rejects_are_retried(tmp_path, resources, inline_pool, monkeyp
     assert (first.counts["rejected"], second.counts["rejected"]) == (24, 0)
 
 
-def test_damaged_earlier_artifacts_and_unknown_folders_are_ignored(tmp_path, resources, inline_pool):
+def test_corrupt_earlier_artifacts_and_unknown_folders_are_ignored(tmp_path, resources, inline_pool):
     _, old = decode_images(WALLS, tmp_path / "w#1 ?%20", resources)
     (old / "units.parquet").write_bytes(b"")
     outcome, _ = decode_images(WALLS, tmp_path / "w#1 ?%20", resources)
