@@ -1,20 +1,20 @@
-"""Frames out of videos: clips a second of decode_video against three ways to do without it.
+"""Video decoding: clips per second of decode_video and of three alternatives.
 
     python benchmarks/decode.py [--runs 3] [--json FILE]
 
-Rendered are clips of 10 s and of 2 s (640 x 360, 30 frames a second, H.264) and a film of an hour (320 x 180), each
-with key frames far apart (250 frames) and close together (30). From each, 8 frames are taken (sparse) or every second
-one (dense), 256 x 256; from the film, segments of 10 s. The ways, which take turns:
+The program renders clips of 10 s and of 2 s (640 x 360, 30 frames per second, H.264) and a film of an hour (320 x 180),
+each with a key frame every 250 and every 30 frames. It decodes 8 frames of each (sparse) or every second frame (dense)
+to 256 x 256; of the film, segments of 10 s. The methods, which take turns:
 
-- ffmpeg: the binary decodes all (of a segment: from the key frame before) and throws it away: no frame is scaled. The
-  least that a program does that reads every frame with it, and the baseline of the ratios.
-- PyAV, all frames: decoded in this process, the wanted ones scaled.
-- PyAV, seeking: a seek for every wanted frame; left out where they are dense, where it takes fifty times as long.
-- decode_video: this project's.
+- ffmpeg: the binary decodes everything (of a segment: from the key frame before it) and discards it, without scaling:
+  the minimum time of a program that reads every frame with it. This is the baseline of the ratios.
+- PyAV, all frames: all frames are decoded in this process, and the requested ones are scaled.
+- PyAV, seeking: a seek for every requested frame; not for dense frames, for which it takes fifty times as long.
+- decode_video: the function of this project.
 
-One process with one thread each, then the whole machine: ffmpeg with a thread for every core against as many workers.
-Given are the medians of wall time, and of processor time (of the process and its children): where other programs run
-beside, only the second can be trusted.
+Each method has one process with one thread. The whole machine is then measured: ffmpeg with one thread per core, and
+one worker per core. The tables have the medians of wall time and of processor time (of the process and its children).
+If other programs use the machine, only processor time is reliable.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-os.environ.setdefault("SVT_LOG", "1")  # the encoder of AV1 says nothing but mistakes
+os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder then logs errors only
 
 import av
 import numpy as np
@@ -62,7 +62,7 @@ class Task:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3, help="runs of each way, of which the median is given")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each method; the median is printed")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     figures: dict[str, object] = {}
@@ -98,7 +98,7 @@ def cases(folder: Path, spacing: int, runs: int) -> dict[str, object]:
 
 
 def other_codecs(folder: Path, runs: int) -> dict[str, object]:
-    """Clips of 10 s of other codecs, and of H.264 whose frames all serve others."""
+    """Clips of 10 s of other codecs, and of H.264 without unreferenced frames."""
     figures: dict[str, object] = {}
     for name, (encoder, options) in CODECS.items():
         title = f"{name}, clips of 10 s, 8 frames"
@@ -108,47 +108,47 @@ def other_codecs(folder: Path, runs: int) -> dict[str, object]:
 
 
 def compare(title: str, spacing: int, tasks: list[Task], runs: int) -> dict[str, dict[str, float]]:
-    ways: dict[str, Callable[[Task], object]] = {
+    methods: dict[str, Callable[[Task], object]] = {
         "ffmpeg, one thread": bare,
         "PyAV, all frames": every_frame,
         "PyAV, seeking": seek_each,
         "decode_video": ours,
     }
     if tasks[0].count > 8:
-        del ways["PyAV, seeking"]
-    results = measure({name: partial(in_process, way, tasks) for name, way in ways.items()}, runs)
+        del methods["PyAV, seeking"]
+    results = measure({name: partial(in_process, method, tasks) for name, method in methods.items()}, runs)
     print(f"\n{title}, key frame every {spacing}")
     show(results, len(tasks))
     return results
 
 
 def whole_machine(folder: Path, runs: int) -> dict[str, dict[str, float]]:
-    """One worker and two, and ffmpeg with as many threads, on the clips of both kinds."""
+    """One worker, one worker per core, and ffmpeg with one thread per core, on the clips of 10 s."""
     tasks = [Task(file, 8) for file in sorted(folder.glob("clip-*.mp4"))] * 3
     cores = len(os.sched_getaffinity(0))
     context = get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as one, ProcessPoolExecutor(cores, mp_context=context) as many:
-        for pool in (one, many):
+    with ProcessPoolExecutor(1, mp_context=context) as single, ProcessPoolExecutor(cores, mp_context=context) as full:
+        for pool in (single, full):
             list(pool.map(ours, tasks[:8]))  # the imports
-        ways = {
+        methods = {
             f"ffmpeg, {cores} threads": partial(in_process, partial(bare, threads=cores), tasks),
-            "1 worker": lambda: sum(one.map(timed, tasks)),
-            f"{cores} workers": lambda: sum(many.map(timed, tasks)),
+            "1 worker": lambda: sum(single.map(timed, tasks)),
+            f"{cores} workers": lambda: sum(full.map(timed, tasks)),
         }
-        results = measure(ways, runs)
+        results = measure(methods, runs)
     print("\nthe whole machine, clips of 10 s, 8 frames")
     show(results, len(tasks))
-    single, together = results["1 worker"], results[f"{cores} workers"]
+    alone, together = results["1 worker"], results[f"{cores} workers"]
     print(
-        f"  {cores} workers against one: {single['wall'] / together['wall']:.2f} by the clock; if every worker had a",
+        f"  {cores} workers against one: {alone['wall'] / together['wall']:.2f} by wall time; if every worker had its",
         end="",
     )
-    print(f" core of its own: {cores * single['processor'] / together['processor']:.2f}")
+    print(f" own core: {cores * alone['processor'] / together['processor']:.2f}")
     return results
 
 
 def memory(folder: Path) -> dict[str, int]:
-    """Peak MiB of a fresh process that decodes so many clips, or segments of the film."""
+    """Peak memory in MiB of a new process that decodes clips or segments of the film."""
     clip, film = folder / "clip-250-0.mp4", folder / "film-250.mp4"
     plans = {
         "1 clip of 10 s": [Task(clip, 8)],
@@ -167,14 +167,14 @@ def memory(folder: Path) -> dict[str, int]:
 
 
 def peak() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()  # getrusage's begins with that of the parent
+    lines = Path("/proc/self/status").read_text().splitlines()  # getrusage's peak starts at that of the parent
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
 
 
-def in_process(way: Callable[[Task], object], tasks: list[Task]) -> float:
-    """Does the tasks in this process or its children: no processor time elsewhere."""
+def in_process(method: Callable[[Task], object], tasks: list[Task]) -> float:
+    """Runs the tasks in this process or its children; returns the processor time elsewhere, 0."""
     for task in tasks:
-        way(task)
+        method(task)
     return 0.0
 
 
@@ -185,14 +185,14 @@ def timed(task: Task) -> float:
     return time.process_time() - started
 
 
-def measure(ways: dict[str, Callable[[], float]], runs: int) -> dict[str, dict[str, float]]:
-    """Median seconds of wall and processor time of each way, which returns what it spent elsewhere of the second; the
-    ways take turns."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+def measure(methods: dict[str, Callable[[], float]], runs: int) -> dict[str, dict[str, float]]:
+    """Median wall and processor time of each method in seconds. A method returns its processor time outside of this
+    process. The methods take turns."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
     for _ in range(runs):
-        for name, way in ways.items():
+        for name, method in methods.items():
             wall, processor = time.perf_counter(), processor_time()
-            elsewhere = way()
+            elsewhere = method()
             times[name].append((time.perf_counter() - wall, processor_time() - processor + elsewhere))
     median: dict[str, dict[str, float]] = {}
     for name, pairs in times.items():
@@ -202,8 +202,8 @@ def measure(ways: dict[str, Callable[[], float]], runs: int) -> dict[str, dict[s
 
 
 def processor_time() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def show(results: dict[str, dict[str, float]], clips: int) -> None:
@@ -230,17 +230,17 @@ def bare(task: Task, threads: int = 1) -> None:
 
 
 def every_frame(task: Task) -> list[np.ndarray]:
-    """All frames from the key frame before the window on; those wanted as pixels."""
-    wanted, results = times_wanted(task), []
+    """Decodes all frames from the key frame before the window; returns the pixels of the requested ones."""
+    requested, results = requested_times(task), []
     with av.open(str(task.file)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         if task.start:
             container.seek(int(task.start / stream.time_base), stream=stream)
         for frame in container.decode(stream):
-            if wanted and frame.time >= wanted[0] - 1e-3:
+            if requested and frame.time >= requested[0] - 1e-3:
                 results.append(pixels(frame))
-                wanted.pop(0)
+                requested.pop(0)
             if task.end is not None and frame.time >= task.end:
                 break
     return results
@@ -251,16 +251,16 @@ def seek_each(task: Task) -> list[np.ndarray]:
     with av.open(str(task.file)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        for wanted in times_wanted(task):
-            container.seek(int(wanted / stream.time_base), stream=stream)
+        for requested in requested_times(task):
+            container.seek(int(requested / stream.time_base), stream=stream)
             for frame in container.decode(stream):
-                if frame.time >= wanted - 1e-3:
+                if frame.time >= requested - 1e-3:
                     results.append(pixels(frame))
                     break
     return results
 
 
-def times_wanted(task: Task) -> list[float]:
+def requested_times(task: Task) -> list[float]:
     with av.open(str(task.file)) as container:
         stream = container.streams.video[0]
         end = float(stream.duration * stream.time_base) if task.end is None else task.end
@@ -291,13 +291,13 @@ def render(
             frame = np.ascontiguousarray(texture[:height, left : left + width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
-    if hasattr(os, "sched_setscheduler"):  # libsvtav1 gives the thread that calls it real-time priority
+    if hasattr(os, "sched_setscheduler"):  # libsvtav1 sets the calling thread to real-time priority
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 
 def lengthen(path: Path, film: Path) -> Path:
-    """The video again and again, for an hour, without encoding it again."""
+    """Repeats the video for an hour, without encoding it again."""
     command = [ffmpeg_binary(), "-v", "error", "-stream_loop", "71", "-i", str(path), "-c", "copy", str(film)]
     subprocess.run(command, check=True)
     return film

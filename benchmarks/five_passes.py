@@ -1,4 +1,4 @@
-"""What benchmarks/train_step.py compares our step with: five passes from the paper, and ours without one trick."""
+"""Baselines of benchmarks/train_step.py: a step with five encoder passes, and our step without one optimization."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ from alpro.stages.training.objective import masked_positions
 
 
 class FivePasses(nn.Module):
-    """The step written from the paper, section 3: each kind of text and pair through its encoder by itself."""
+    """The step as in section 3 of the paper: each kind of text and pair has its own encoder pass."""
 
     def __init__(self, model: Alpro, prompter: Prompter, prompts: Tensor, mean: Tensor, std: Tensor):
         super().__init__()
@@ -34,14 +34,14 @@ class FivePasses(nn.Module):
         model, size, length = self.model, *batch.text.shape
         frames = (batch.frames.float() / 255 - self.mean) / self.std
         video = model.encode_video(frames)
-        text = model.encode_text(batch.text, batch.mask)  # the first pass
+        text = model.encode_text(batch.text, batch.mask)  # first pass
         v2t = model.project_video(video) @ model.project_text(text).T / model.temperature
-        own = torch.arange(size, device=v2t.device)
-        vtc = (F.cross_entropy(v2t, own) + F.cross_entropy(v2t.T, own)) / 2
+        target = torch.arange(size, device=v2t.device)
+        vtc = (F.cross_entropy(v2t, target) + F.cross_entropy(v2t.T, target)) / 2
 
-        positive = model.fuse(text, batch.mask, video)  # the second
+        positive = model.fuse(text, batch.mask, video)  # second pass
         self.drawn = videos, texts = draw(v2t.T, batch.uniforms[:, 0]), draw(v2t, batch.uniforms[:, 1])
-        negative = model.fuse(  # the third
+        negative = model.fuse(  # third pass
             torch.cat([text, torch.stack([text[n] for n in texts])]),
             torch.cat([batch.mask, torch.stack([batch.mask[n] for n in texts])]),
             torch.cat([torch.stack([video[n] for n in videos]), video]),
@@ -49,8 +49,8 @@ class FivePasses(nn.Module):
         match = model.vtm_head(torch.cat([positive[:, 0], negative[:, 0]]))
         vtm = F.cross_entropy(match, (torch.arange(3 * size, device=match.device) < size).long())
 
-        masked = model.encode_text(batch.masked, batch.mask)  # the fourth
-        words = model.fuse(masked, batch.mask, video)[:, :length]  # the fifth
+        masked = model.encode_text(batch.masked, batch.mask)  # fourth pass
+        words = model.fuse(masked, batch.mask, video)[:, :length]  # fifth pass
         scores, chosen = model.mlm_scores(words), batch.labels != -100
         mlm = F.cross_entropy(scores[chosen], batch.labels[chosen])
 
@@ -69,51 +69,51 @@ class FivePasses(nn.Module):
 
 @torch.no_grad()
 def draw(similarity: Tensor, uniforms: Tensor) -> list[int]:
-    """A hard negative for each row, one at a time, from the same chances as ours."""
+    """A hard negative for each row, one at a time, from the same random numbers as in our step."""
     weights = similarity.float().clone().fill_diagonal_(-torch.inf).softmax(dim=1)
     drawn = []
     for row, at in zip(weights, uniforms, strict=True):
-        rising = row.double().cumsum(0)
-        drawn.append(int(torch.searchsorted(rising, at.double() * rising[-1], right=True).item()))
+        cumulative = row.double().cumsum(0)
+        drawn.append(int(torch.searchsorted(cumulative, at.double() * cumulative[-1], right=True).item()))
     return drawn
 
 
-# The tricks of ours, each by what takes its place
+# The optimizations of our step, each with its replacement
 
 
-def fuse_whole(self: Alpro, read: list[Tensor], *args: Tensor) -> tuple[Tensor, ...]:
-    rows = self.fuse(*args).split([len(positions) for positions in read])
-    wanted = zip(rows, read, strict=True)
-    return tuple(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])) for x, positions in wanted)
+def fuse_everywhere(self: Alpro, selected: list[Tensor], *args: Tensor) -> tuple[Tensor, ...]:
+    rows = self.fuse(*args).split([len(positions) for positions in selected])
+    groups = zip(rows, selected, strict=True)
+    return tuple(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])) for x, positions in groups)
 
 
-def fuse_apart(self: Alpro, read: list[Tensor], *args: Tensor) -> tuple[Tensor, ...]:
-    groups = zip(*(part.split([len(positions) for positions in read]) for part in args), strict=True)
-    return tuple(self.multimodal_encoder(*group, [p])[0] for group, p in zip(groups, read, strict=True))
+def fuse_separately(self: Alpro, selected: list[Tensor], *args: Tensor) -> tuple[Tensor, ...]:
+    groups = zip(*(part.split([len(positions) for positions in selected]) for part in args), strict=True)
+    return tuple(self.multimodal_encoder(*group, [p])[0] for group, p in zip(groups, selected, strict=True))
 
 
-def encode_apart(self: DualEncoder, ids: Tensor, mask: Tensor) -> Tensor:
+def encode_separately(self: DualEncoder, ids: Tensor, mask: Tensor) -> Tensor:
     halves = zip(ids.chunk(2), mask.chunk(2), strict=True)  # clean, masked
     return torch.cat([self.text_encoder(*half) for half in halves])
 
 
-def draw_apart(similarity: Tensor, same: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def draw_one_by_one(similarity: Tensor, same: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(draw(similarity, uniforms), device=similarity.device), ~same.all(dim=1)
 
 
-def encode_whole(self: Prompter, frames: Tensor, cls_only: bool = False) -> Tensor:
+def encode_all_tokens(self: Prompter, frames: Tensor, cls_only: bool = False) -> Tensor:
     return self.video_encoder(frames)
 
 
 TRICKS: dict[str, Callable[[], AbstractContextManager]] = {
-    "last layer of what is read": lambda: patch.object(Alpro, "fuse_at", fuse_whole),
-    "merged text pass": lambda: patch.object(DualEncoder, "encode_text", encode_apart),
-    "merged fusion pass": lambda: patch.object(Alpro, "fuse_at", fuse_apart),
-    "masked words alone": lambda: patch.object(
-        objective_module, "masked_positions", lambda labels, most: masked_positions(labels, 0)
+    "last layer at selected positions": lambda: patch.object(Alpro, "fuse_at", fuse_everywhere),
+    "merged text pass": lambda: patch.object(DualEncoder, "encode_text", encode_separately),
+    "merged fusion pass": lambda: patch.object(Alpro, "fuse_at", fuse_separately),
+    "masked words only": lambda: patch.object(
+        objective_module, "masked_positions", lambda labels, maximum: masked_positions(labels, 0)
     ),
-    "prompter's [CLS] alone": lambda: patch.object(Prompter, "encode_video", encode_whole),
+    "prompter's [CLS] only": lambda: patch.object(Prompter, "encode_video", encode_all_tokens),
     "inference mode": lambda: patch.object(torch, "inference_mode", torch.no_grad),
-    "negatives in one call": lambda: patch.object(objective_module, "hard_negatives", draw_apart),
+    "negatives in one call": lambda: patch.object(objective_module, "hard_negatives", draw_one_by_one),
     "fused attention": lambda: sdpa_kernel(SDPBackend.MATH),
 }

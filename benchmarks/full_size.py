@@ -1,10 +1,10 @@
-"""One training step of each task at the paper's sizes: batch of 2, activations checkpointed; seconds and peak memory.
+"""One training step of each task at the paper's sizes: batch of 2, checkpointed activations; seconds and peak memory.
 
     python benchmarks/full_size.py [--tasks prompter pretrain retrieval qa] [--json FILE]
 
-Each task runs in a process of its own, with random weights and random frames, words, boxes and answers, through the
-same objective and optimiser as in training. The peak is that of the process, weights and optimiser included. Where a
-process is killed, as for want of memory, this is printed, the other tasks continue, and the exit status is 1.
+Each task runs in a separate process, with random weights and random frames, words, boxes and answers, and the objective
+and optimizer of training. The peak memory is that of the process, including weights and optimizer. If a process is
+killed, such as for lack of memory, a message is printed, the other tasks continue, and the exit status is 1.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
         measured = wait(process, results)
         process.join()
         if measured is None:
-            print(f"{task:10} no figures: its process ended with status {process.exitcode} (-9: out of memory?)")
+            print(f"{task:10} no figures: the process ended with status {process.exitcode} (-9: out of memory?)")
             continue
         figures[task] = measured
         frames, words = SHAPES[task]
@@ -68,10 +68,10 @@ def main() -> None:
 
 
 def wait(process: BaseProcess, results: multiprocessing.Queue, seconds: float = 1.0) -> dict[str, float] | None:
-    """The figures that the process puts into `results`; None where it ends without any. Looks every `seconds`."""
+    """The figures that the process puts into `results`; None if it ends without any. Polls every `seconds`."""
     alive = True
     while alive:
-        alive = process.is_alive()  # before the look, so that what was put last is seen
+        alive = process.is_alive()  # before the poll, so that figures put at the end are received
         with suppress(queue.Empty):
             return results.get(timeout=seconds)
     return None
@@ -112,7 +112,7 @@ def build(task: str) -> Objective:
 
 
 def batch_of(task: str, size: int = 2) -> Batch:
-    """Random examples of the task's form."""
+    """A batch of random examples of the task."""
     frames, words = SHAPES[task]
     ids = torch.randint(1000, 30522, (size, words))
     batch = Batch(

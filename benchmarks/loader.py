@@ -1,13 +1,13 @@
-"""What the training loader delivers, against the same clips decoded on the fly, bare tar bytes and a GPU's appetite.
+"""The training loader, compared with decoding on the fly, reading tar bytes, and the consumption of a GPU.
 
-    python benchmarks/loader.py [--eats N ...] [--videos DATA] [--corpus FOLDER] [--json FILE]
+    python benchmarks/loader.py [--rates N ...] [--videos DATA] [--corpus FOLDER] [--json FILE]
 
-Clips of 10 s at 640 x 360 are rendered and decoded by decode_videos at its defaults (which takes av and webdataset).
-`--videos` is a manifest or folder of videos with captions instead; `--corpus` what decode_videos made of videos, which
-takes neither package; both together are a corpus and its videos. Batches are pre-training's, loaded by
-TrainingDataset.loader. On the fly all is the same but the frames: 4 of all that a video has, decoded by one thread and
-made as large as stored ones. The baseline, PyAV that seeks, knows the key frames beforehand and decodes no frame twice,
-as decord does.
+Clips of 10 s at 640 x 360 are rendered and decoded by decode_videos with its defaults (needs av and webdataset).
+`--videos` is a manifest or folder of videos with captions to use instead; `--corpus` is an artifact of decode_videos,
+which needs neither package; with both, they are a corpus and its videos. The batches are those of pre-training, loaded
+by TrainingDataset.loader. Decoding on the fly differs only in the frames: 4 of all frames of a video, decoded by one
+thread and resized to the stored size. The baseline, PyAV with seeking, knows the key frames in advance and decodes no
+frame twice, as decord does.
 """
 
 import argparse
@@ -42,14 +42,14 @@ from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.vocabulary.word_pieces import WordPieces, train_tokenizer
 
-RUNS, CLIPS, BATCH = 3, 24, 16  # 16 samples a GPU: the paper's 256 on 16
-STORED, APPETITES = decode_videos.Config().size, [50, 100, 200, 400, 800]
+RUNS, CLIPS, BATCH = 3, 24, 16  # 16 samples per GPU: the paper's 256 on 16 GPUs
+STORED, GPU_RATES = decode_videos.Config().size, [50, 100, 200, 400, 800]
 BASELINE, AUGMENTED = "PyAV, seeking", ", augmented"
-WAYS = (BASELINE, "PyAV, whole clip", "ffmpeg, whole clip")
+METHODS = (BASELINE, "PyAV, whole clip", "ffmpeg, whole clip")
 PARTS = {
     "reading bytes": (ShardReader, "__getitem__"),
     "JPEG decoding": (Sample, "frames"),
-    "augmentation": (examples, "augment"),
+    "augmentation": (examples, "augment_video"),
     "random crop": (examples, "random_crop"),
     "tokenising": (WordPieces, "ids"),
     "collating": (examples, "collate"),
@@ -58,12 +58,12 @@ PARTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--eats", type=float, nargs="+", default=APPETITES, help="samples/s that one GPU trains on")
+    parser.add_argument("--rates", type=float, nargs="+", default=GPU_RATES, help="samples/s that one GPU trains on")
     parser.add_argument("--videos", type=Path, help="a manifest or folder of videos with captions")
-    parser.add_argument("--corpus", type=Path, help="what decode_videos made of videos")
+    parser.add_argument("--corpus", type=Path, help="an artifact of decode_videos")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")  # asked for by the loader, and not there without CUDA
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")  # the loader pins memory, which needs CUDA
     with tempfile.TemporaryDirectory() as folder:
         data, corpus = arguments.videos, arguments.corpus or Path(folder) / "corpus"
         if not (data or arguments.corpus):
@@ -74,18 +74,18 @@ def main() -> None:
             print(f"decode_videos took {time.perf_counter() - started:.1f} s, once")
         reader = ShardReader(corpus, "train", "video")
         videos = read_videos(reader, data) if data else []
-        figures = describe(reader, videos) | compare(corpus, videos, arguments.eats)
+        figures = describe(reader, videos) | compare(corpus, videos, arguments.rates)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1))
 
 
 def describe(reader: ShardReader, videos: list["Video"]) -> dict[str, str]:
-    """Prints and returns the machine, the versions and what is loaded."""
+    """Prints and returns the machine, the versions and the data."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     processor = re.findall(r"model name\s*: (.*)", info + f"model name: {platform.machine()}")[0]
     sizes = [size for number in range(len(reader)) for _, size in reader[number].places]
     about = {
-        "machine": f"{processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before this",
+        "machine": f"{processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
         "versions": ", ".join(map(" ".join, {**versions(), "jpeg": features.version("libjpeg_turbo")}.items())),
         "corpus": f"{len(reader)} samples of {len(sizes) // len(reader)} frames, {np.mean(sizes) / 1000:.1f} kB each",
         "settings": f"4 frames of {STORED} x {STORED} drawn, crop 0.875, batches of {BATCH}, median of {RUNS} runs",
@@ -98,16 +98,17 @@ def describe(reader: ShardReader, videos: list["Video"]) -> dict[str, str]:
     return about
 
 
-def compare(corpus: Path, videos: list["Video"], eaten: list[float]) -> dict:
-    """Prints and returns samples/s of every way by workers, and of tar bytes; the loader's parts; what feeds a GPU."""
+def compare(corpus: Path, videos: list["Video"], gpu_rates: list[float]) -> dict:
+    """Prints and returns samples/s of each method by workers, and of tar bytes; the time of the loader's parts; and the
+    workers that a GPU needs."""
     counts = sorted({0, *(2**n for n in range(os.cpu_count().bit_length())), os.cpu_count()})
     jobs = {"loader": training_steps(corpus, "none"), "loader" + AUGMENTED: training_steps(corpus, "official")}
     if videos:
-        jobs |= {way: training_steps(corpus, "none", videos, way) for way in WAYS}
+        jobs |= {method: training_steps(corpus, "none", videos, method) for method in METHODS}
         jobs[BASELINE + AUGMENTED] = training_steps(corpus, "official", videos, BASELINE)
     runs: dict[str, list[list[float]]] = {name: [] for name in (*jobs, "tar")}
     buffer = bytearray(2**20)
-    for _ in range(RUNS):  # the ways take turns
+    for _ in range(RUNS):  # the methods take turns
         started, size = time.perf_counter(), 0
         for shard in corpus.glob("*.tar"):
             with open(shard, "rb", buffering=0) as file:
@@ -124,20 +125,27 @@ def compare(corpus: Path, videos: list["Video"], eaten: list[float]) -> dict:
         base = rates.get(BASELINE + AUGMENTED * (AUGMENTED in name), [np.nan] * len(row))
         print(f"  {name:25}" + "".join(f"{r:10.1f} ({r / b:5.1f})" for r, b in zip(row, base, strict=True)))
     parts = {name: shares(steps) for name, steps in jobs.items() if "loader" in name}
-    print("\nms a sample, no workers  " + "".join(f"{name:>20}" for name in parts))
+    print("\nms per sample, no workers" + "".join(f"{name:>20}" for name in parts))
     for part in parts["loader"]:
         print(f"  {part:23}" + "".join(f"{results[part]:20.3f}" for results in parts.values()))
-    feed = {name: np.ceil(np.array(eaten) * counts[-1] / row[-1]).tolist() for name, row in rates.items()}
-    print(f"\nworkers that feed a GPU, each as fast as one of {counts[-1]}; samples/s that it eats")
-    for name, needed in {"": eaten, **feed}.items():
-        print(f"  {name:25}" + "".join(f"{one:9.0f}" for one in needed))
-    return {"workers": counts, "samples/s": rates, "tar MB/s": tar, "ms": parts, "eaten": eaten, "feed": feed}
+    feed = {name: np.ceil(np.array(gpu_rates) * counts[-1] / row[-1]).tolist() for name, row in rates.items()}
+    print(f"\nworkers that a GPU needs, each as fast as one of {counts[-1]}, by its samples/s")
+    for name, needed in {"": gpu_rates, **feed}.items():
+        print(f"  {name:25}" + "".join(f"{count:9.0f}" for count in needed))
+    return {
+        "workers": counts,
+        "samples/s": rates,
+        "tar MB/s": tar,
+        "ms": parts,
+        "gpu samples/s": gpu_rates,
+        "feed": feed,
+    }
 
 
 def training_steps(
-    corpus: Path, augmentation: str, videos: list["Video"] | None = None, way: str = ""
+    corpus: Path, augmentation: str, videos: list["Video"] | None = None, method: str = ""
 ) -> TrainingDataset:
-    """Pre-training's batches of a corpus; given its videos, smaller ones, whose frames are decoded from them."""
+    """The batches of pre-training on a corpus. With its videos: smaller batches, with frames of the videos."""
     phase, batch = Phase(corpora=("clips",), steps=100_000), 4 if videos else BATCH
     config = TrainingConfig(phases=(phase,), batch_size=batch, augmentation=augmentation)
     captions = itertools.chain(*ShardReader(corpus).column("captions").to_pylist())
@@ -146,12 +154,12 @@ def training_steps(
         config, {"clips": corpus}, tokenizer, "sample", frames=4, image_size=224, grid=14, mlm_probability=0.15
     )
     if videos:
-        steps.sources[0].reader = [replace(video, way=way) for video in videos]
+        steps.sources[0].reader = [replace(video, method=method) for video in videos]
     return steps
 
 
 def samples_per_second(steps: TrainingDataset, workers: int, batches: int) -> float:
-    """Of `batches` of each worker, after each has delivered one."""
+    """Samples per second over `batches` batches per worker, after a first batch of each."""
     loader = steps.loader(0, Resources(workers=workers), torch.device("cuda" if workers else "cpu"))
     deque(itertools.islice(loader, max(1, workers)), maxlen=0)
     started = time.perf_counter()
@@ -160,41 +168,41 @@ def samples_per_second(steps: TrainingDataset, workers: int, batches: int) -> fl
 
 
 def shares(steps: TrainingDataset, batches: int = 24) -> dict[str, float]:
-    """Milliseconds a sample of each part of the loader's work."""
+    """Milliseconds per sample of each part of the loader."""
     spent: Counter[str] = Counter()
 
-    def timed(name: str, work: Callable) -> Callable:
-        def working(*args):
+    def timed(name: str, function: Callable) -> Callable:
+        def timed_function(*args):
             started = time.perf_counter()
-            result = work(*args)
+            result = function(*args)
             spent[name] += time.perf_counter() - started
             return result
 
-        return working
+        return timed_function
 
     with ExitStack() as patches:
         for name, (owner, function) in PARTS.items():
             patches.enter_context(mock.patch.object(owner, function, timed(name, getattr(owner, function))))
-        deque(map(timed("in all", steps.__getitem__), range(batches)), maxlen=0)
-    spent["the rest"] = 2 * spent["in all"] - spent.total()
-    return {name: spent[name] * 1000 / batches / BATCH for name in (*PARTS, "the rest", "in all")}
+        deque(map(timed("total", steps.__getitem__), range(batches)), maxlen=0)
+    spent["other"] = 2 * spent["total"] - spent.total()
+    return {name: spent[name] * 1000 / batches / BATCH for name in (*PARTS, "other", "total")}
 
 
 @dataclass(frozen=True)
 class Video:
-    """Takes the place of a Sample: its frames are decoded from its video file, in one of WAYS."""
+    """Replaces a Sample: its frames are decoded from its video file, in one of METHODS."""
 
     file: Path
     about: dict
     times: list[int]  # of all frames
     keys: list[int]  # of the key frames
-    way: str = BASELINE
+    method: str = BASELINE
 
     def __len__(self) -> int:
         return len(self.times)
 
     def frames(self, chosen: list[int]) -> np.ndarray:
-        return np.stack(list(self.by_ffmpeg(chosen) if self.way.startswith("ffmpeg") else self.by_pyav(chosen)))
+        return np.stack(list(self.by_ffmpeg(chosen) if self.method.startswith("ffmpeg") else self.by_pyav(chosen)))
 
     def by_pyav(self, chosen: list[int]) -> Iterator[np.ndarray]:
         import av
@@ -203,12 +211,12 @@ class Video:
             container.streams.video[0].codec_context.thread_count = 1
             decoding, last = container.decode(video=0), self.times[0]
             for target in (self.times[number] for number in chosen):
-                if self.way == BASELINE and any(last < key <= target for key in self.keys):
+                if self.method == BASELINE and any(last < key <= target for key in self.keys):
                     container.seek(target, stream=container.streams.video[0])
                     decoding = container.decode(video=0)
                 frame, last = next(frame for frame in decoding if frame.pts >= target), target
                 yield frame.reformat(width=STORED, height=STORED, format="rgb24", interpolation="BICUBIC").to_ndarray()
-            deque(decoding if self.way != BASELINE else (), maxlen=0)
+            deque(decoding if self.method != BASELINE else (), maxlen=0)
 
     def by_ffmpeg(self, chosen: list[int]) -> np.ndarray:
         wanted = "+".join(f"eq(n,{number})" for number in chosen)
@@ -232,12 +240,12 @@ def read_videos(reader: ShardReader, data: Path) -> list[Video]:
 
 
 def render_clips(folder: Path) -> Path:
-    """250 frames at 25 a second, a key frame in 50: two textures pan over each other, with film grain."""
+    """Clips of 250 frames at 25 per second with a key frame every 50: two moving textures with film grain."""
     import av
 
     folder.mkdir()
     for seed, rng in enumerate(map(np.random.default_rng, range(CLIPS))):
-        spectrum = (np.hypot(np.fft.fftfreq(720)[:, None], np.fft.rfftfreq(1280)) + 1e-3) ** -1.6  # as of photographs
+        spectrum = (np.hypot(np.fft.fftfreq(720)[:, None], np.fft.rfftfreq(1280)) + 1e-3) ** -1.6  # that of photographs
         texture = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((4, 720, 1280))) * spectrum, (720, 1280))
         texture = np.moveaxis(texture / texture.std(axis=(1, 2), keepdims=True), 0, 2).astype(np.float32)
         grain = rng.normal(0, 4, (8, 360, 640, 1)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""One variant of the step that benchmarks/train_step.py compares: its losses and its time, in a process of its own."""
+"""Measures the losses and the time of one variant of benchmarks/train_step.py, in a separate process."""
 
 import functools
 import time
@@ -31,7 +31,7 @@ from alpro.stages.training.optim import build_optimizer, step_if
 WORDS = 30  # of every text
 ENTITIES = {"full": 1000, "small": 8}
 MODELS = {
-    # "scratch" has livelier random weights than "bert": temporal attention counts, losses differ.
+    # "scratch": with "bert", temporal attention has no effect and the losses hardly differ.
     "full": ModelConfig(init="scratch"),
     "small": ModelConfig(
         init="scratch",
@@ -51,7 +51,7 @@ ENCODERS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What all variants of a run share."""
+    """The settings that all variants of a run share."""
 
     device: str
     batch: int
@@ -67,7 +67,7 @@ class Settings:
         return self.device == "cuda"
 
     def clock(self) -> float:
-        """Seconds, when the device has done what it was given."""
+        """The time in seconds, after the device has finished its queued work."""
         if self.cuda:
             torch.cuda.synchronize()
         return time.process_time() if self.processor_time else time.perf_counter()
@@ -75,18 +75,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do the step."""
+    """A variant of the training step."""
 
     name: str
     dtype: str
     five_passes: bool = False
     compile: bool = False
     fused: bool = True
-    without: str = ""  # the trick that is taken away
+    without: str = ""  # the optimization to disable
 
 
 class Parts:
-    """Seconds that the parts of a step take, the encoders forward: by events on a GPU, by the clock on a CPU."""
+    """Seconds of the parts of a step; encoders: forward pass. Measured by events on a GPU, by the clock on a CPU."""
 
     def __init__(self, module: nn.Module, settings: Settings):
         self.settings = settings
@@ -117,7 +117,7 @@ class Parts:
         self.close(name)
 
     def read(self) -> dict[str, float]:
-        """Seconds of each part, in all steps."""
+        """Seconds of each part, over all steps."""
         results: dict[str, float] = {}
         for name, opened, closed in self.spans:
             seconds = opened.elapsed_time(closed) / 1000 if self.settings.cuda else closed - opened
@@ -128,7 +128,7 @@ class Parts:
 
 @dataclass
 class Bench:
-    """A variant's model and batch on its device, the model FLOPs of a step and the clocks of its parts."""
+    """The model and the batch of a variant on its device, the model FLOPs of a step and the timers of its parts."""
 
     module: PretrainObjective | FivePasses
     batch: Batch
@@ -146,7 +146,7 @@ def bench(variant: Variant, settings: Settings) -> Bench:
         prompts = F.normalize(torch.randn(entities, shape.embed_dim), dim=1)
         norm = [list(Preprocessing().mean), list(Preprocessing().std)]
         weights = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0, "pem": 1.0}
-        # A threshold of 0: which pseudo-labels are kept would hang on rounding, and the work is the same.
+        # Threshold 0: otherwise rounding would decide which pseudo-labels are kept.
         ours = PretrainObjective(model, *norm, prompter, {"video": prompts, "image": prompts}, weights, 0.0)
     batch = examples(settings, shape).to(torch.device(settings.device))
     flops = ours.flops(batch)
@@ -167,7 +167,7 @@ def allow_tf32(settings: Settings) -> None:
 
 
 def examples(settings: Settings, shape: ModelConfig) -> Batch:
-    """Random examples in training's form: texts of exactly WORDS word pieces, padded as training pads."""
+    """A batch of random examples: texts of exactly WORDS word pieces, padded as in training."""
     rng, video, special = np.random.default_rng(0), shape.video, np.zeros(WORDS, bool)
     special[[0, -1]] = True
     items = []
@@ -180,7 +180,7 @@ def examples(settings: Settings, shape: ModelConfig) -> Batch:
     return collate(0, "video", items, 0, WORDS)
 
 
-def taken_away(variant: Variant) -> AbstractContextManager:
+def without_optimization(variant: Variant) -> AbstractContextManager:
     return TRICKS[variant.without]() if variant.without else nullcontext()
 
 
@@ -198,11 +198,11 @@ def losses(variant: Variant, settings: Settings) -> dict[str, Any]:
             part.dropout = 0.0
         elif isinstance(part, TimeSformer):
             part.keep_rates.fill_(1.0)
-    with taken_away(variant):
-        way = objective_module.hard_negatives
+    with without_optimization(variant):
+        sample = objective_module.hard_negatives
 
         def recorded(*args: Tensor) -> tuple[Tensor, Tensor]:
-            columns, valid = way(*args)
+            columns, valid = sample(*args)
             drawn.append(columns.tolist())
             return columns, valid
 
@@ -215,14 +215,14 @@ def losses(variant: Variant, settings: Settings) -> dict[str, Any]:
 
 
 def turn(variant: Variant, settings: Settings) -> dict[str, Any]:
-    """Seconds a step, peak memory and the parts' seconds, after the warm-up."""
+    """Seconds per step, peak memory and the seconds of the parts, after the warm-up."""
     prepared = bench(variant, settings)
     torch.manual_seed(1)
     optimizer = build_optimizer(prepared.module, CONFIG)
     if not variant.fused:
         groups = [{name: group[name] for name in ("params", "weight_decay")} for group in optimizer.param_groups]
         optimizer = torch.optim.AdamW(groups, lr=CONFIG.lr, betas=CONFIG.betas)
-    with taken_away(variant):
+    with without_optimization(variant):
         for _ in range(settings.warmup):
             step(variant, settings, prepared, optimizer)
         if settings.cuda:
@@ -236,12 +236,12 @@ def turn(variant: Variant, settings: Settings) -> dict[str, Any]:
     gigabytes = torch.cuda.max_memory_allocated() / 2**30 if settings.cuda else memory_gib()
     del optimizer
     prepared.module.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()  # room for the next variant
+    torch.cuda.empty_cache()  # frees memory for the next variant
     return {"seconds": seconds, "gigabytes": gigabytes, "flops": prepared.flops, "parts": parts}
 
 
 def step(variant: Variant, settings: Settings, prepared: Bench, optimizer: torch.optim.AdamW) -> None:
-    """One optimiser step, ours as in stages/training/loop.py."""
+    """One optimizer step; ours as in stages/training/loop.py."""
     optimizer.zero_grad(set_to_none=True)
     with prepared.parts.timed("forward"), autocast(variant, settings):
         loss, metrics = prepared.module(prepared.batch)

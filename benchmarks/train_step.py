@@ -1,28 +1,26 @@
-"""The full-size pre-training step: ours against five separate encoder passes, eager, in float32 and in bfloat16.
+"""The full-size pre-training step: ours, and five separate eager encoder passes in float32 and bfloat16.
 
     python benchmarks/train_step.py [--batch N ...] [--dtype float32 bfloat16] [--tricks [WORD ...]] [--json FILE]
 
-ViT-B/16 TimeSformer on 4 frames of 224 x 224, BERT-base, 30 word pieces, 1,000 entities, prompter frozen. The baseline
-is the step as one writes it from the paper, and as the authors' code does it: the clean text, the masked text, the
-positive pairs, the 2B negatives and the masked pairs each go through an encoder by themselves, through all of its last
-layer; hard negatives are drawn one sample at a time, each read back; MLM scores every word; the prompter runs under
-no_grad; AdamW is not fused. It has our modules, so that it has fused attention too, and its texts need no padding.
-Ours is training's own code: PretrainObjective, `configure_layers`, the fused AdamW.
+ViT-B/16 TimeSformer on 4 frames of 224 x 224, BERT-base, 30 word pieces, 1,000 entities, frozen prompter. The baseline
+is the step as in the paper and the authors' code: the clean text, the masked text, the positive pairs, the 2B negatives
+and the masked pairs each have their own encoder pass, with a complete last layer; hard negatives are drawn one sample
+at a time and read back; MLM scores every word; the prompter runs under no_grad; AdamW is not fused. It uses our
+modules, with fused attention, and its texts have no padding. Ours is the code of training: PretrainObjective,
+`configure_layers`, the fused AdamW.
 
-All variants have the same weights, batch and chances of the negatives. First the four losses, the norm of the gradient
-and the drawn negatives are compared, without dropout: where they differ by more than TOLERANCE the exit status is 1.
-Then the steps are timed with dropout, the variants by turns, medians over the repeats; each variant has a process of
-its own, so that nobody's memory counts for another. A step is forward, backward, clipping and AdamW, without loading.
-On a CPU that others use too, OMP_NUM_THREADS=1 with --processor-time counts the seconds that a step worked.
+All variants have the same weights, batch and random numbers for the negatives. First the four losses, the gradient norm
+and the sampled negatives are compared without dropout: if they differ by more than TOLERANCE, the exit status is 1.
+Then the steps are timed with dropout: the variants take turns, and the medians are printed. Each variant has its own
+process, so that memory is measured separately. A step is forward, backward, clipping and AdamW, without loading. On a
+shared CPU, use OMP_NUM_THREADS=1 with --processor-time.
 
-Model FLOPs are Objective.flops for every variant, whatever it works in vain: 2 * in * out a token for a linear layer,
-4 * queries * keys * width for attention, of the last fusion layer only what a loss reads; three times for what is
-trained, once for the prompter; no norms, activations, embeddings, recomputation (models/flops.py). Utilisation is of
-the accelerator's dense bfloat16 peak on its data sheet, for float32 too; where there is none, as on a CPU, of the
-matrix multiplication measured here in the variant's precision.
+Model FLOPs are Objective.flops for every variant, without redundant work (models/flops.py). Utilization is relative to
+the accelerator's dense bfloat16 peak on its data sheet, also for float32; without one, as on a CPU, it is relative to a
+matrix multiplication measured in the variant's precision.
 
---tricks takes one trick away from ours at a time, by the patches of benchmarks/five_passes.py. Not among them: one draw
-of stochastic depth for all blocks, a finite step decided on the device, which are not taken away simply.
+--tricks disables one optimization of ours at a time, by the patches of benchmarks/five_passes.py. Two cannot be
+disabled this way: one draw of stochastic depth for all blocks, and the check for finite steps on the device.
 """
 
 import argparse
@@ -66,7 +64,7 @@ def main() -> None:
         except BrokenProcessPool:
             print(f"a batch of {size}: a process was killed (out of memory?)", flush=True)
     else:
-        sys.exit("no batch fits; give a smaller one, or --checkpoint-activations")
+        sys.exit("no batch fits; use a smaller one, or --checkpoint-activations")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     sys.exit(not figures["agree"])
@@ -76,16 +74,16 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", nargs="+", choices=TOLERANCE, help="of ours; cpu: float32, cuda: bfloat16")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="of ours; on cuda alone by default")
-    parser.add_argument("--batch", nargs="+", type=int, help="the largest that fits; cpu: 2, cuda: 64")
-    parser.add_argument("--steps", type=int, help="timed steps a turn; cpu: 1, cuda: 10")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="of ours; by default only on cuda")
+    parser.add_argument("--batch", nargs="+", type=int, help="the largest that fits is used; cpu: 2, cuda: 64")
+    parser.add_argument("--steps", type=int, help="timed steps per turn; cpu: 1, cuda: 10")
     parser.add_argument("--warmup", type=int, help="steps before them; cpu: 1, cuda: 3")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each variant")
     parser.add_argument("--size", choices=MODELS, default="full")
     parser.add_argument("--checkpoint-activations", action="store_true", help="in all variants")
-    parser.add_argument("--processor-time", action="store_true", help="count that instead of wall time, on a CPU")
+    parser.add_argument("--processor-time", action="store_true", help="instead of wall time, on a CPU")
     parser.add_argument("--tf32", action="store_true", help="TF32 in all variants, torch's default until 1.11")
-    parser.add_argument("--tricks", nargs="*", help="ours without one trick at a time; those with one of these words")
+    parser.add_argument("--tricks", nargs="*", help="ours without one optimization at a time; words select them")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     cuda = options.device == "cuda"
@@ -116,21 +114,21 @@ def variants(options: argparse.Namespace) -> list[Variant]:
 
 
 def compare(settings: Settings, chosen: list[Variant], repeats: int) -> dict[str, Any]:
-    """Checks that the variants agree, times them by turns and prints the tables."""
+    """Checks that the variants agree, times them in turns and prints the tables."""
     figures: dict[str, Any] = {"settings": asdict(settings), "machine": machine(settings)}
     # A patched variant is checked uncompiled: compiling takes longer than everything else.
-    results = [alone(losses, replace(v, compile=v.compile and not v.without), settings) for v in chosen]
-    figures["losses"] = {v.name: one for v, one in zip(chosen, results, strict=True)}
+    results = [run_in_process(losses, replace(v, compile=v.compile and not v.without), settings) for v in chosen]
+    figures["losses"] = {v.name: result for v, result in zip(chosen, results, strict=True)}
     figures["agree"] = agree(chosen, results)
     if not figures["agree"]:
         return figures
     turns: dict[Variant, list[dict[str, Any]]] = {v: [] for v in chosen}
-    with ExitStack() as stack:  # on a GPU a variant keeps its process, for what it has compiled
+    with ExitStack() as stack:  # on a GPU a variant keeps its process and its compiled code
         kept = {v: stack.enter_context(process()) for v in chosen if settings.cuda}
         for _ in range(repeats):
             for variant, mine in turns.items():
-                mine.append(alone(turn, variant, settings, kept.get(variant)))
-                print(f"  {variant.name}: {mine[-1]['seconds']:.4g} s a step", flush=True)
+                mine.append(run_in_process(turn, variant, settings, kept.get(variant)))
+                print(f"  {variant.name}: {mine[-1]['seconds']:.4g} s per step", flush=True)
     figures["variants"] = {v.name: rated(v, median(mine), settings, figures["machine"]) for v, mine in turns.items()}
     print_tables(settings, chosen, figures)
     return figures
@@ -140,22 +138,24 @@ def process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
-def alone(work: Callable, variant: Variant, settings: Settings, kept: ProcessPoolExecutor | None = None) -> Any:
-    """The work's result, from a process that is kept or else from a new one."""
+def run_in_process(
+    function: Callable, variant: Variant, settings: Settings, kept: ProcessPoolExecutor | None = None
+) -> Any:
+    """The result of a function, in a kept process or else in a new one."""
     with nullcontext(kept) if kept else process() as own:
-        return own.submit(work, variant, settings).result()
+        return own.submit(function, variant, settings).result()
 
 
 def median(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """The turn of median seconds, with the seconds of all."""
-    seconds = [one["seconds"] for one in turns]
+    """The turn with the median seconds, and the seconds of all turns."""
+    seconds = [figures["seconds"] for figures in turns]
     return turns[seconds.index(statistics.median_low(seconds))] | {"all_seconds": seconds}
 
 
-def rated(variant: Variant, one: dict[str, Any], settings: Settings, about: dict[str, Any]) -> dict[str, Any]:
-    """A variant's figures with its speed, its utilisation of the machine and the hours of the paper's steps."""
-    speed, rate = settings.batch / one["seconds"], one["flops"] / one["seconds"]
-    return one | {
+def rated(variant: Variant, figures: dict[str, Any], settings: Settings, about: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a variant with its speed, its utilization and the hours of the paper's steps."""
+    speed, rate = settings.batch / figures["seconds"], figures["flops"] / figures["seconds"]
+    return figures | {
         "samples_per_second": speed,
         "tflops": rate / 1e12,
         "utilisation": rate / (about["peak"] or about["matmul"][variant.dtype]),
@@ -164,7 +164,7 @@ def rated(variant: Variant, one: dict[str, Any], settings: Settings, about: dict
 
 
 def machine(settings: Settings) -> dict[str, Any]:
-    """The machine and its settings; on it, what a large matrix multiplication reaches, in operations a second."""
+    """The machine, its settings, and the rate of a large matrix multiplication in operations per second."""
     allow_tf32(settings)
     device = torch.cuda.get_device_name() if settings.cuda else processor()
     return {
@@ -190,7 +190,7 @@ def processor() -> str:
 
 
 def matmul_rate(dtype: torch.dtype, settings: Settings, times: int = 5) -> float:
-    """Operations a second of one large matrix multiplication, the best of some."""
+    """Operations per second of a large matrix multiplication: the best of several."""
     side = {"full": 8192 if settings.cuda else 2048, "small": 256}[settings.size]
     a, b = (torch.randn(side, side, device=settings.device).to(dtype) for _ in range(2))
     seconds = []
@@ -203,42 +203,44 @@ def matmul_rate(dtype: torch.dtype, settings: Settings, times: int = 5) -> float
     return 2 * side**3 / min(seconds)
 
 
-# What is printed
+# Output
 
 
 def agree(chosen: list[Variant], results: list[dict[str, Any]]) -> bool:
-    """Prints what each variant gives without dropout, and whether all are near enough to the first."""
+    """Prints the results of each variant without dropout, and whether all agree with the first."""
     names = [name for name in results[0] if name != "negatives"]
-    print(f"\n{'without dropout':42}" + "".join(f"{name:>12}" for name in names) + "   negatives alike")
+    print(f"\n{'without dropout':42}" + "".join(f"{name:>12}" for name in names) + "   equal negatives")
     fine = True
-    for variant, one in zip(chosen, results, strict=True):
+    for variant, result in zip(chosen, results, strict=True):
         low = "bfloat16" in (variant.dtype, chosen[0].dtype)
         limits = TOLERANCE["bfloat16" if low else "float32"]
-        off = [not abs(one[name] / results[0][name] - 1) <= limits[name == "grad_norm"] for name in names]  # NaN too
-        alike = sum(a == b for a, b in zip(one["negatives"], results[0]["negatives"], strict=True))
-        fine &= not any(off) and (low or alike == len(one["negatives"]))
-        output = "".join(f"{one[name]:11.5f}{'!' if bad else ' '}" for name, bad in zip(names, off, strict=True))
-        print(f"{variant.name:42}{output}   {alike} of {len(one['negatives'])}", flush=True)
+        off = [not abs(result[name] / results[0][name] - 1) <= limits[name == "grad_norm"] for name in names]  # NaN too
+        alike = sum(a == b for a, b in zip(result["negatives"], results[0]["negatives"], strict=True))
+        fine &= not any(off) and (low or alike == len(result["negatives"]))
+        output = "".join(f"{result[name]:11.5f}{'!' if bad else ' '}" for name, bad in zip(names, off, strict=True))
+        print(f"{variant.name:42}{output}   {alike} of {len(result['negatives'])}", flush=True)
     print("they agree\n" if fine else f"they do not agree (relative: {TOLERANCE}): nothing is timed\n", flush=True)
     return fine
 
 
 def print_tables(settings: Settings, chosen: list[Variant], figures: dict[str, Any]) -> None:
-    print_circumstances(settings, chosen, figures["machine"])
+    print_machine(settings, chosen, figures["machine"])
     print_speeds(chosen, figures["variants"])
     print_parts([v.name for v in chosen if not v.without], figures["variants"])
 
 
-def print_circumstances(settings: Settings, chosen: list[Variant], about: dict[str, Any]) -> None:
+def print_machine(settings: Settings, chosen: list[Variant], about: dict[str, Any]) -> None:
     measured = ", ".join(f"{dtype} {rate / 1e12:.3g}" for dtype, rate in about["matmul"].items())
     print(f"\n{about['device']}, {about['cores']} cores, {about['threads']} threads, torch {about['torch']}")
     print(f"TF32: {about['tf32']}; matrix multiplication measured, TFLOP/s: {measured}")
     compiled = "compiled" if any(v.compile for v in chosen) else "not compiled"
     again = ", activations checkpointed" if settings.checkpoint_activations else ""
-    print(f"batch {settings.batch}, {settings.size} size, ours {compiled}{again}; {settings.steps} timed steps a turn")
+    print(
+        f"batch {settings.batch}, {settings.size} size, ours {compiled}{again}; {settings.steps} timed steps per turn"
+    )
     basis = f"data sheet, {about['peak'] / 1e12:.0f} TFLOP/s" if about["peak"] else "measured multiplication"
     timed = "processor time of all threads" if settings.processor_time else "wall time"
-    print(f"utilisation is of: {basis}; seconds are {timed}; ratios are of samples/s\n")
+    print(f"utilization is relative to: {basis}; seconds are {timed}; ratios are of samples/s\n")
 
 
 def print_speeds(chosen: list[Variant], figures: dict[str, Any]) -> None:
@@ -248,21 +250,21 @@ def print_speeds(chosen: list[Variant], figures: dict[str, Any]) -> None:
         f"{'peak GiB':>10}{'TFLOP/s':>9}{'util.':>7}{'hours, 1':>10}{'hours, 16':>10}"
     )
     for variant in chosen:
-        one = figures[variant.name]
-        ratios = "".join(f"{figures[v.name]['seconds'] / one['seconds']:8.2f}" for v in baselines.values())
+        row = figures[variant.name]
+        ratios = "".join(f"{figures[v.name]['seconds'] / row['seconds']:8.2f}" for v in baselines.values())
         print(
-            f"{variant.name:42}{one['samples_per_second']:10.4g}{ratios}{one['seconds'] * 1e3:10.1f}"
-            f"{one['gigabytes']:10.2f}{one['tflops']:9.3g}{one['utilisation']:7.1%}"
-            f"{one['hours']:10.0f}{one['hours'] / PAPER_DEVICES:10.0f}"
+            f"{variant.name:42}{row['samples_per_second']:10.4g}{ratios}{row['seconds'] * 1e3:10.1f}"
+            f"{row['gigabytes']:10.2f}{row['tflops']:9.3g}{row['utilisation']:7.1%}"
+            f"{row['hours']:10.0f}{row['hours'] / PAPER_DEVICES:10.0f}"
         )
     print(
-        f"hours: {PAPER_STEPS:,} steps of {PAPER_BATCH} samples, the paper's, on this one device; "
-        f"on {PAPER_DEVICES} of them if scaling were perfect, which it is not\n"
+        f"hours: the paper's {PAPER_STEPS:,} steps of {PAPER_BATCH} samples on this device; "
+        f"on {PAPER_DEVICES} devices with perfect scaling\n"
     )
 
 
 def print_parts(names: list[str], figures: dict[str, Any]) -> None:
-    print("ms a step, and share; the encoders forward\n" + " " * 20 + "".join(f"{name:>28}" for name in names))
+    print("ms per step and share; encoders: forward pass\n" + " " * 20 + "".join(f"{name:>28}" for name in names))
     for part in figures[names[0]]["parts"]:
         row = [(figures[name]["parts"][part], sum(figures[name]["parts"].values())) for name in names]
         print(f"{part:20}" + "".join(f"{value * 1e3:20.1f} {value / whole:7.1%}" for value, whole in row))

@@ -1,9 +1,9 @@
-"""The sample pipeline over several seeds: every test score with its mean and interval, and what each run cost.
+"""The sample pipeline over several seeds: the mean and interval of every test score, and the cost of each run.
 
     python docs/sample_seeds.py [--config sample] [--seeds 0 1 2] [--workspace workspace] [--json FILE]
 
-A seed decides all that is random: the corpus, the weights, the order of the samples. The interval is Student's at 95
-per cent over the seeds; the last column is what chance (or the most frequent answer) reaches.
+A seed determines the corpus, the weights and the order of the samples. The interval is Student's 95 percent interval
+over the seeds. The last column is the score of chance, or of the most frequent answer.
 """
 
 import argparse
@@ -31,15 +31,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     runs = [run(arguments.config, seed, arguments.workspace) for seed in arguments.seeds]
-    for seed, found in zip(arguments.seeds, runs, strict=True):
-        print(f"seed {seed}: {found['seconds']:.0f} s, {found['gigabytes']:.1f} GiB at most in one process")
-    print(table([found["rows"] for found in runs]))
+    for seed, figures in zip(arguments.seeds, runs, strict=True):
+        print(f"seed {seed}: {figures['seconds']:.0f} s, {figures['gigabytes']:.1f} GiB at most in one process")
+    print(table([figures["rows"] for figures in runs]))
     if arguments.json:
         arguments.json.write_text(json.dumps(runs, indent=1))
 
 
 def run(config: str, seed: int, workspace: str) -> dict[str, Any]:
-    """One pipeline; its rows of results, seconds, and the largest process's memory."""
+    """Runs a pipeline; returns its result rows, seconds, and the peak memory of its largest process."""
     changes = [part for stage in STAGES for part in ("--set", f"{stage}.seed={seed}")]
     command = [
         sys.executable,
@@ -71,7 +71,7 @@ def table(runs: list[list[dict[str, Any]]]) -> str:
         "| --- | --- | ---: | ---: | --- | ---: | ---: |",
     ]
     for row in runs[0]:
-        values = [other["value"] for found in runs for other in found if other["name"] == row["name"]]
+        values = [other["value"] for rows in runs for other in rows if other["name"] == row["name"]]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         interval = STUDENT.get(len(values), 1.96) * spread / len(values) ** 0.5
         each = " ".join(f"{value:.1f}" for value in values)

@@ -51,7 +51,8 @@ def document() -> str:
         rows = rows_of(model)
         if name in training:
             parts.append("The keys of [all training stages](#training-stages), and:")
-            rows = [one for one in rows if one not in rows_of(TrainingConfig)]
+            shared = rows_of(TrainingConfig)
+            rows = [line for line in rows if line not in shared]
         if rows:
             parts.append(table(rows))
     return "\n\n".join(parts) + "\n"
@@ -72,9 +73,9 @@ def wrapped(paragraph: str) -> str:
 
 def model_of(annotation: Any) -> type[BaseModel] | None:
     """The configuration class inside an annotation such as Config | None or dict[str, Config]."""
-    for one in (annotation, *get_args(annotation)):
-        if isinstance(one, type) and issubclass(one, BaseModel):
-            return one
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
     return None
 
 
@@ -83,12 +84,12 @@ def table(rows: list[str]) -> str:
 
 
 def rows_of(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """A row for each key, those of nested tables included."""
+    """A row for each key, including those of nested tables."""
     rows = []
     for name, field in model.model_fields.items():
         inner = model_of(field.annotation)
         if name in ("model", "templates") and prefix == "" and inner is not None:
-            continue  # these have a section of their own
+            continue  # these have their own sections
         if inner is not None:
             rows += rows_of(inner, f"{prefix}{name}." if "tuple" not in str(field.annotation) else f"{prefix}{name}.N.")
         else:
@@ -108,7 +109,7 @@ def choices(field: FieldInfo) -> str:
 
 
 def default(field: FieldInfo) -> str:
-    """The default as a table cell. A long list is given by its length alone."""
+    """The default as a table cell; of a long list, only its length."""
     if field.default is PydanticUndefined:
         return "required"
     value = field.default

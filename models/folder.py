@@ -90,7 +90,7 @@ class ModelFolder:
 
 
 def read_task(folder: Path) -> str:
-    """What the model of a folder is for. Raises ValueError where the folder is none."""
+    """The task of the model in a folder. Raises ValueError if it is not a model folder."""
     try:
         return str(json.loads((folder / "config.json").read_text())["task"])
     except (OSError, ValueError, KeyError, TypeError) as error:

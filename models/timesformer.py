@@ -100,7 +100,7 @@ class TimeSformer(nn.Module):
         self.checkpoint_activations = False
 
     def forward(self, frames: Tensor, cls_only: bool = False) -> Tensor:
-        """With `cls_only`: [CLS] (B, 1, D); the last block computes nothing else.
+        """With `cls_only`: [CLS] (B, 1, D); the last block computes only this token.
 
         Raises ValueError if the number or size of the frames is not the configured one.
         """

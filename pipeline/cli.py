@@ -1,5 +1,5 @@
-"""The command line's options. What a command does is in `commands.py`, which is imported only to run one, so that
-`--help` and a mistyped option answer at once."""
+"""The options of the command line. The commands are in `commands.py`, which is only imported to run one, so that
+`--help` and usage errors are immediate."""
 
 import argparse
 import os
@@ -10,11 +10,11 @@ from types import FrameType
 
 from alpro.stages import STAGES, declaration
 
-TASKS = ("pretrain", "retrieval", "qa", "prompter")
+MODEL_TASKS = ("pretrain", "retrieval", "qa", "prompter")
 
 
 def main() -> None:
-    """Entry point. Prints the help if no command is given."""
+    """Entry point. Prints the help if there is no command."""
     commands = parser()
     arguments = commands.parse_args()
     if arguments.command is None:
@@ -34,7 +34,7 @@ def main() -> None:
 
         status = execute(arguments)
     except BaseException as error:
-        # Ctrl-C also ends Prefect's server, and Prefect raises errors of its own because it is gone.
+        # Ctrl-C also stops Prefect's server, and Prefect then raises errors because the server is gone.
         if not interrupts and not isinstance(error, KeyboardInterrupt):
             raise
         print("stopped; run the same command again to continue", file=sys.stderr)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command line. The command's name is in `command`, or None."""
+    """The parser of the command line. `command` is the name of the command, or None."""
     top = argparse.ArgumentParser(
         prog="alpro",
         description="Captioned videos to a video-language model, the ALPRO way, stage by stage. Start with: alpro run",
@@ -53,30 +53,30 @@ def parser() -> argparse.ArgumentParser:
         "affects.",
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    whole = commands.add_parser(
+    run_parser = commands.add_parser(
         "run", help="run the whole pipeline", description="Runs the pipeline: every stage that has no cached result."
     )
-    add_run_options(whole)
-    whole.set_defaults(stage="")
+    add_run_options(run_parser)
+    run_parser.set_defaults(stage="")
     for stage in STAGES:
         text = declaration(stage).help
-        one = commands.add_parser(
+        stage_parser = commands.add_parser(
             stage.replace("_", "-"),
             help=text,
             description=f"{text[0].upper()}{text[1:]}. Missing inputs are built first.",
         )
-        add_run_options(one)
-        one.set_defaults(stage=stage)
-    listing = commands.add_parser("ls", help="list the artifacts, their inputs and their users")
-    showing = commands.add_parser("show", help="show one artifact: configuration, inputs, counts, metrics")
-    showing.add_argument("fingerprint", help="its fingerprint as `alpro ls` prints it, or the first characters")
-    inspecting = commands.add_parser(
+        add_run_options(stage_parser)
+        stage_parser.set_defaults(stage=stage)
+    list_parser = commands.add_parser("ls", help="list the artifacts, their inputs and their users")
+    show_parser = commands.add_parser("show", help="show one artifact: configuration, inputs, counts, metrics")
+    show_parser.add_argument("fingerprint", help="its fingerprint as `alpro ls` prints it, or the first characters")
+    inspect_parser = commands.add_parser(
         "inspect",
         help="describe decoded corpora: counts, lengths, captions, overlap of test and training",
         description="Prints counts, lengths, captions, repeated captions, and how many test videos also occur in "
         "training.",
     )
-    add_inspect_options(inspecting)
+    add_inspect_options(inspect_parser)
     add_import_options(
         commands.add_parser(
             "import-checkpoint",
@@ -86,9 +86,9 @@ def parser() -> argparse.ArgumentParser:
             "OUT/prompter.",
         )
     )
-    page = commands.add_parser("ui", help="open the MLflow pages on this machine")
-    page.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
-    for command in (listing, showing, inspecting, page):
+    ui_parser = commands.add_parser("ui", help="open the MLflow pages on this machine")
+    ui_parser.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
+    for command in (list_parser, show_parser, inspect_parser, ui_parser):
         add_workspace(command, "folder of the artifacts")
     return top
 
@@ -101,7 +101,7 @@ def port(text: str) -> int:
 
 
 def user_path(text: str) -> Path:
-    """A path as a person types it; `~` is the home folder, also where the shell does not expand it (--out=~/x)."""
+    """A path from the command line. `~` is the home folder, also if the shell does not expand it (--out=~/x)."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
 
 
@@ -119,10 +119,10 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
         "--config",
         default="sample",
         metavar="NAME_OR_FILE",
-        help="a configuration that ships, or a TOML file (default: sample)",
+        help="a shipped configuration, or a TOML file (default: sample)",
     )
     command.add_argument(
-        "--data", default="", metavar="FOLDER_OR_MANIFEST", help="your videos, instead of the configuration's"
+        "--data", default="", metavar="FOLDER_OR_MANIFEST", help="your videos, in place of the configuration's corpora"
     )
     command.add_argument(
         "--set",
@@ -134,25 +134,25 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     )
     add_workspace(command, "folder of artifacts, reports and the MLflow store")
     command.add_argument(
-        "--profile", action="store_true", help="write a trace of a few steps of every training that runs, for Perfetto"
+        "--profile", action="store_true", help="write a trace of a few steps of each training stage, for Perfetto"
     )
     command.add_argument(
         "--tracking-uri", default="", metavar="URI", help="an MLflow server (default: a file in the workspace)"
     )
 
 
-def add_inspect_options(inspecting: argparse.ArgumentParser) -> None:
-    inspecting.add_argument(
+def add_inspect_options(inspect_parser: argparse.ArgumentParser) -> None:
+    inspect_parser.add_argument(
         "corpora",
         nargs="+",
         metavar="CORPUS",
         help="a decoded corpus: its fingerprint, as `alpro ls` prints it, or its folder or URL",
     )
-    inspecting.add_argument(
+    inspect_parser.add_argument(
         "--out", type=user_path, metavar="FOLDER", help="write inspect.json and sheets of frames there"
     )
-    inspecting.add_argument(
-        "--looks",
+    inspect_parser.add_argument(
+        "--max-samples",
         type=int,
         default=20_000,
         metavar="N",
@@ -160,25 +160,27 @@ def add_inspect_options(inspecting: argparse.ArgumentParser) -> None:
     )
 
 
-def add_import_options(importing: argparse.ArgumentParser) -> None:
-    importing.add_argument("file", type=user_path, metavar="FILE", help="the checkpoint")
-    importing.add_argument("out", type=user_path, metavar="OUT", help="the folder to write, which must not exist yet")
-    importing.add_argument("--task", required=True, choices=TASKS, help="what the checkpoint was trained for")
-    importing.add_argument(
+def add_import_options(import_parser: argparse.ArgumentParser) -> None:
+    import_parser.add_argument("file", type=user_path, metavar="FILE", help="the checkpoint")
+    import_parser.add_argument(
+        "out", type=user_path, metavar="OUT", help="the folder to write, which must not exist yet"
+    )
+    import_parser.add_argument("--task", required=True, choices=MODEL_TASKS, help="what the checkpoint was trained for")
+    import_parser.add_argument(
         "--tokenizer",
         type=os.path.expanduser,
         default="bert-base-uncased",
         metavar="NAME_OR_FOLDER",
         help="its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt (default: bert-base-uncased)",
     )
-    importing.add_argument(
+    import_parser.add_argument(
         "--words",
         type=user_path,
         metavar="FILE",
         help="names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON "
         "object of word to number (ans2label.json), or lines; without it they are numbered",
     )
-    importing.add_argument(
+    import_parser.add_argument(
         "--max-text-tokens",
         type=int,
         metavar="N",

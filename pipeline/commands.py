@@ -1,4 +1,4 @@
-"""What the commands of `alpro` do: run a pipeline or one stage, look at artifacts, import weights, open MLflow."""
+"""The commands of `alpro`: run a pipeline or one stage, inspect artifacts, import weights, open MLflow."""
 
 import argparse
 import os
@@ -52,10 +52,10 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     chosen = getattr(flow, arguments.stage or "alpro")
     token = flow.HANDED.set(plan)
     try:
-        made = chosen(config, data, changes, str(workspace), arguments.tracking_uri)
+        folders = chosen(config, data, changes, str(workspace), arguments.tracking_uri)
     finally:
         flow.HANDED.reset(token)
-    print_results({name: Path(folder) for name, folder in made.items()}, workspace)
+    print_results({name: Path(folder) for name, folder in folders.items()}, workspace)
 
 
 def print_plan(steps: list[Step], store: Store) -> None:
@@ -90,8 +90,8 @@ def create_workspace(folder: Path, check_writable: bool) -> None:
 
 
 def prepare_prefect(home: Path) -> None:
-    """Sets Prefect's environment for a command. Without PREFECT_API_URL Prefect starts a server for the time of the
-    command, with its files in `home`. Call before Prefect is imported: it reads its environment then."""
+    """Sets Prefect's environment for a command. Without PREFECT_API_URL Prefect starts a server for the duration of
+    the command, with its files in `home`. Call before Prefect is imported: it reads its environment then."""
     os.environ["ALPRO_COMMAND_LINE"] = "1"
     # `execute` reports errors; Prefect's log would repeat them and every line of progress.
     for name in ("LOGGING_LEVEL", "LOGGING_INTERNAL_LEVEL", "SERVER_LOGGING_LEVEL"):
@@ -130,10 +130,10 @@ def inspect_corpora(arguments: argparse.Namespace) -> None:
         place if isinstance(place, str) or place.is_dir() else find_artifact(store, name)[0]
         for name, place in ((name, absolute(name)) for name in arguments.corpora)
     ]
-    found = inspect(folders, arguments.looks)
-    print_inspection(found)
+    report = inspect(folders, arguments.max_samples)
+    print_inspection(report)
     if arguments.out:
-        print(*save(found, folders, arguments.out), sep=", ")
+        print(*save(report, folders, arguments.out), sep=", ")
 
 
 def run_import(arguments: argparse.Namespace) -> None:
@@ -166,17 +166,17 @@ def serve_mlflow(arguments: argparse.Namespace) -> None:
     """`alpro ui`: MLflow's server, reachable from this machine only, until Ctrl-C."""
     database = arguments.workspace.resolve() / "mlflow.db"
     if not database.is_file():
-        raise InputError(f"{database}: no MLflow store there yet; `alpro run` creates it")
+        raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", arguments.port))
         except OSError as error:
             raise InputError(
-                f"port {arguments.port} is taken or not allowed ({error.strerror}); choose another with --port"
+                f"port {arguments.port} is in use or not allowed ({error.strerror}); choose another with --port"
             ) from error
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)", flush=True)
+    print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C stops it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
     command += ["--host", "127.0.0.1", "--port", str(arguments.port), "--workers", "1"]
     os.execve(sys.executable, command, environment)

@@ -1,4 +1,4 @@
-"""The configuration of a whole pipeline: a TOML file, `--set` on top, one frozen object; a mistake is one line."""
+"""The configuration of a pipeline: a TOML file and `--set` changes, validated into one frozen object."""
 
 import os
 import tomllib
@@ -35,8 +35,8 @@ Split = Literal["train", "validation", "test"]
 
 
 class Corpus(DecodeVideos):
-    """A corpus: where its videos are, and how they become shards. Give `manifest` (in the sample), `data`, or `shards`
-    that exist already."""
+    """A corpus: where its videos are, and how they are decoded. Set exactly one of `manifest` (of the rendered
+    sample), `data` and `shards`."""
 
     data: str = Field(
         "",
@@ -45,11 +45,11 @@ class Corpus(DecodeVideos):
     )
     shards: str = Field(
         "",
-        description="existing shards in the place of videos: a folder or URL with *.tar in it, given as `data` is; "
-        "they are taken as they are, and only `kinds` and `max_reject_share` may be set too",
+        description="existing shards instead of videos: a folder or URL with *.tar files, relative like `data`. They "
+        "are used unchanged; of the other keys, only `kinds` and `max_reject_share` apply",
     )
     annotations: dict[Split, str] = Field(
-        {}, description="official annotation files of the videos in `data`, by split (train, validation, test)"
+        {}, description="official annotation files of the videos in `data`, by split: `train`, `validation`, `test`"
     )
     root: str = Field(
         "",
@@ -59,16 +59,21 @@ class Corpus(DecodeVideos):
 
 
 class PipelineConfig(BaseModel):
-    """Everything that decides what a pipeline computes, and the resources that do not."""
+    """What a pipeline computes, and the resources it may use, which do not change the results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, pattern=r"^[\w-]+$", description="what people call this pipeline")
+    name: str = Field(
+        min_length=1, pattern=r"^[\w-]+$", description="name of the pipeline, and of its experiment in MLflow"
+    )
     pretrained: str = Field(
         "",
-        description="a model folder in the place of prompter and pre-training; relative as corpora.NAME.data is",
+        description="a model folder to start from, instead of training a prompter and pre-training; relative like "
+        "`corpora.NAME.data`",
     )
-    render_sample: RenderSample | None = Field(None, description="the sample corpus; absent: no corpus is rendered")
+    render_sample: RenderSample | None = Field(
+        None, description="the sample corpus; without this table, no corpus is rendered"
+    )
     corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
     model: ModelConfig = Field(ModelConfig(), description="sizes of the prompter and of ALPRO")
     templates: Templates = Field(Templates(), description="the prompts, or a file of them")
@@ -82,12 +87,12 @@ class PipelineConfig(BaseModel):
     resources: Resources = Resources()
 
     @model_validator(mode="after")
-    def _one_beginning(self) -> "PipelineConfig":
-        made = self.train_prompter is not None, self.pretrain is not None
-        if self.pretrained and any(made):
-            raise ValueError("give pretrained, or [train_prompter] and [pretrain], not both")
-        if not self.pretrained and not all(made):
-            raise ValueError("give [train_prompter] and [pretrain], or pretrained: the model folder to start from")
+    def _one_start(self) -> "PipelineConfig":
+        pretraining = self.train_prompter is not None, self.pretrain is not None
+        if self.pretrained and any(pretraining):
+            raise ValueError("set pretrained, or [train_prompter] and [pretrain], not both")
+        if not self.pretrained and not all(pretraining):
+            raise ValueError("set [train_prompter] and [pretrain], or pretrained: the model folder to start from")
         return self
 
     @model_validator(mode="after")
@@ -105,18 +110,18 @@ class PipelineConfig(BaseModel):
     def _known_corpora(self) -> "PipelineConfig":
         for name, corpus in self.corpora.items():
             if name in INPUTS:
-                raise ValueError(f"corpora.{name}: this name is taken by an input of the stages; choose another")
-            if len([given for given in (corpus.manifest, corpus.data, corpus.shards) if given]) != 1:
+                raise ValueError(f"corpora.{name}: this is the name of an input of the stages; choose another")
+            if sum(map(bool, (corpus.manifest, corpus.data, corpus.shards))) != 1:
                 raise ValueError(
-                    f"corpora.{name}: give --data, or data or shards (your own), or manifest (of the rendered sample)"
+                    f"corpora.{name}: set one of data or shards (your own; or --data), or manifest (in the sample)"
                 )
             extra = corpus.model_fields_set - {"manifest", "data", "shards", "kinds", "max_reject_share"}
             if corpus.shards and extra:
-                raise ValueError(f"corpora.{name}.{min(extra)}: shards are taken as they are; leave it out")
+                raise ValueError(f"corpora.{name}.{min(extra)}: shards are used unchanged; remove this key")
             for key in ("data", "shards"):
                 refuse_credentials(f"corpora.{name}.{key}", located(getattr(corpus, key)))
             if corpus.root and not corpus.annotations:
-                raise ValueError(f"corpora.{name}.root: it is only used with annotations; leave it out")
+                raise ValueError(f"corpora.{name}.root: it is only used with annotations; remove this key")
             if corpus.manifest and self.render_sample is None:
                 raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
         refuse_credentials("resources.artifacts", located(self.resources.artifacts))
@@ -129,7 +134,7 @@ class PipelineConfig(BaseModel):
         used |= {(f"evaluate.{key}", name) for key in ("retrieval", "qa") if (name := getattr(self.evaluate, key))}
         for where, name in sorted(used):
             if name not in self.corpora:
-                raise ValueError(f"{where}: no corpus {name!r}; there are {', '.join(self.corpora)}")
+                raise ValueError(f"{where}: no corpus {name!r}; the corpora are {', '.join(self.corpora)}")
         return self
 
     def trainings(self) -> dict[str, TrainingConfig]:
@@ -138,23 +143,31 @@ class PipelineConfig(BaseModel):
         return {stage: config for stage, config in configs.items() if config is not None}
 
 
-# The class of each stage's table; the two stages that make corpora have [corpora.NAME], zero_shot has [evaluate].
-TABLES: dict[str, type[StageConfig]] = {
-    name: next(one for one in (*get_args(field.annotation), field.annotation) if isinstance(one, type))
+# The class of each stage's table. decode_videos and index_shards are configured by [corpora.NAME], zero_shot by
+# [evaluate].
+STAGE_CONFIGS: dict[str, type[StageConfig]] = {
+    name: next(kind for kind in (*get_args(field.annotation), field.annotation) if isinstance(kind, type))
     for name, field in PipelineConfig.model_fields.items()
     if name in STAGES
 }
-ALWAYS = [stage for stage in TABLES if PipelineConfig.model_fields[stage].default is not None]  # need no table
+ALWAYS = [
+    stage for stage in STAGE_CONFIGS if PipelineConfig.model_fields[stage].default is not None
+]  # work without a table
 # Top-level tables that are part of the configuration of these stages.
-SHARED = [(key, stage) for key in ("model", "templates") for stage, one in TABLES.items() if key in one.model_fields]
+SHARED = [
+    (key, stage)
+    for key in ("model", "templates")
+    for stage, config in STAGE_CONFIGS.items()
+    if key in config.model_fields
+]
 
 
 def keys_of(path: JsonDict) -> list[tuple[str, str]]:
-    """The keys, each with its stage, that name a file: FILE, or FILE_OR_NAME."""
+    """The keys that name a file, each with its stage. path: FILE, or FILE_OR_NAME."""
     return [
         (stage, key)
-        for stage, one in TABLES.items()
-        for key, field in one.model_fields.items()
+        for stage, config in STAGE_CONFIGS.items()
+        for key, field in config.model_fields.items()
         if field.json_schema_extra == path
     ]
 
@@ -163,10 +176,10 @@ FILES, FILES_OR_NAMES = keys_of(FILE), keys_of(FILE_OR_NAME)
 
 
 def load_config(source: str, data: str = "", changes: list[str] | None = None) -> PipelineConfig:
-    """The configuration of a file, or of one that ships by its name, with `--set` changes such as "pretrain.lr=1e-4".
+    """Loads a TOML file, or a shipped configuration by name, with `--set` changes such as "pretrain.lr=1e-4".
 
-    `data` puts one manifest or folder of the user's in the place of every corpus. Raises InputError, on one line,
-    for anything wrong.
+    data: a manifest or folder that replaces all corpora. Raises InputError with a one-line message if anything is
+    invalid.
     """
     path = find_config(source)
     values = read_toml(path)
@@ -177,15 +190,15 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
     for change in changes or []:
         apply_change(values, change)
         check_tables(values, f"--set {change}")
-    if data and not asks_questions(absolute(data)):  # then there is no question answering
+    if data and not asks_questions(absolute(data)):  # question answering is then skipped
         values.pop("finetune_qa", None)
         dict_of(values.get("evaluate")).update(qa="")
-    values = resolve_data(values, Path.cwd())  # what --set named is relative to where it was typed
+    values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
     if isinstance(values.get("templates"), str):
         values["templates"] = read_toml(Path(values["templates"]))
     for key, stage in SHARED:
         if key in dict_of(values.get(stage)):
-            raise InputError(f"{path}: {stage}.{key}: give it once, in [{key}]")
+            raise InputError(f"{path}: {stage}.{key}: set it once, in [{key}]")
         if isinstance(values.get(stage), dict) or stage in ALWAYS:
             values.setdefault(stage, {})[key] = values.get(key, {})
     try:
@@ -193,12 +206,12 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
     except ValidationError as error:
         message = one_line(error)
         place = message.partition(":")[0]
-        typed = (change for change in changes or [] if _about(place, change.partition("=")[0].strip()))
-        raise InputError(f"{next((f'--set {change}' for change in typed), path)}: {message}") from error
+        causes = (change for change in changes or [] if _overlaps(place, change.partition("=")[0].strip()))
+        raise InputError(f"{next((f'--set {change}' for change in causes), path)}: {message}") from error
 
 
-def _about(place: str, key: str) -> bool:
-    """Whether a mistake's place is in what a key sets, or around it."""
+def _overlaps(place: str, key: str) -> bool:
+    """Whether the place of an error is inside the value that a key sets, or contains it."""
     return f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}.")
 
 
@@ -211,9 +224,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def check_tables(values: dict[str, Any], source: Path | str) -> None:
     """Raises InputError, which names the source, if a required table is not a table. The classes check the rest."""
-    tables = {name: values.get(name, {}) for name in ("corpora", "model", *TABLES)}
+    tables = {name: values.get(name, {}) for name in ("corpora", "model", *STAGE_CONFIGS)}
     tables |= {f"corpora.{name}": corpus for name, corpus in dict_of(tables["corpora"]).items()}
-    for stage in TABLES:
+    for stage in STAGE_CONFIGS:
         phases = dict_of(tables[stage]).get("phases", [])
         tables |= {f"{stage}.phases.{i}": p for i, p in enumerate(phases if isinstance(phases, list) else [phases])}
     for name, table in tables.items():
@@ -226,24 +239,24 @@ def dict_of(value: Any) -> dict[str, Any]:
 
 
 def find_config(source: str) -> Path:
-    """A TOML file by path, or one that ships by its name."""
-    path = Path(os.path.expanduser(source))  # noqa: PTH111 (Path's fails for an unknown ~user)
+    """A TOML file by path, or a shipped one by name."""
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
     if path.suffix == ".toml" or path.exists():
         if not path.is_file():
-            raise InputError(f"{source}: no such configuration file; those that ship are {', '.join(shipped())}")
+            raise InputError(f"{source}: no such configuration file; the shipped ones are {', '.join(shipped())}")
         return path
     if source in shipped():
         return CONFIGS / f"{source}.toml"
-    raise InputError(f"{source}: neither a file nor a configuration that ships; those are {', '.join(shipped())}")
+    raise InputError(f"{source}: neither a file nor a shipped configuration; those are {', '.join(shipped())}")
 
 
 def shipped() -> list[str]:
-    """Names of the configurations that ship."""
+    """Names of the shipped configurations."""
     return sorted(path.stem for path in CONFIGS.glob("*.toml"))
 
 
 def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Makes the paths of corpora and models absolute, those that are not yet."""
+    """Makes relative paths of corpora, models and other files absolute."""
     for corpus in values.get("corpora", {}).values():
         if not isinstance(corpus, dict):
             continue
@@ -255,7 +268,9 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
         ]:
             if isinstance(holder.get(key), str) and holder[key]:
                 holder[key] = str(absolute(holder[key], base))
-        if isinstance(corpus.get("root"), str) and corpus["root"]:  # perhaps of another machine: links are kept
+        if (
+            isinstance(corpus.get("root"), str) and corpus["root"]
+        ):  # it may be of another machine: links are not resolved
             corpus["root"] = os.path.normpath(base.absolute() / corpus["root"])
     resources = dict_of(values.get("resources"))
     if isinstance(resources.get("artifacts"), str) and resources["artifacts"]:
@@ -275,11 +290,11 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
-    """One corpus, `data`, in the place of all: every phase of a stage becomes one, as long as all of them were."""
+    """Replaces all corpora by one, `data`. The phases of a stage become one phase of their total length."""
     first: dict[str, Any] = next(iter(values.get("corpora", {}).values()), {})
     replaced = ("manifest", "data", "shards", "kinds", "annotations", "root")
-    form = {key: value for key, value in first.items() if key not in replaced}
-    values["corpora"] = {"data": form | {"data": str(absolute(data))}}
+    settings = {key: value for key, value in first.items() if key not in replaced}
+    values["corpora"] = {"data": settings | {"data": str(absolute(data))}}
     values.pop("render_sample", None)
     for stage in TRAININGS:
         phases = values.get(stage, {}).get("phases", [])
@@ -296,7 +311,7 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
 
 
 def asks_questions(data: Location) -> bool:
-    """Whether there is a question in the user's data; a folder of videos with texts has none."""
+    """Whether the data has a question. A folder of videos with texts has no questions."""
     try:
         return any(isinstance(row, Row) and row.questions for row in scan_manifest(data))
     except InputError:
@@ -304,12 +319,12 @@ def asks_questions(data: Location) -> bool:
 
 
 def skips_questions(source: str, config: PipelineConfig) -> bool:
-    """Whether a configuration's file has question answering, which its data without questions removed."""
+    """Whether question answering is in the configuration file and was removed, because the data has no questions."""
     return config.finetune_qa is None and "finetune_qa" in read_toml(find_config(source))
 
 
 def apply_change(values: dict[str, Any], change: str) -> None:
-    """Applies "a.b=value" to nested values; the value is read as TOML, and as plain text where it is not."""
+    """Applies "a.b=value" to nested values; the value is parsed as TOML, or else is plain text."""
     key, equals, text = change.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {change}: write it as stage.key=value, such as pretrain.lr=1e-4")
@@ -325,32 +340,32 @@ def apply_change(values: dict[str, Any], change: str) -> None:
         elif isinstance(at, dict):
             at = at.setdefault(parent, {})
         else:
-            raise InputError(f"--set {change}: there is nothing below {parent!r}")
+            raise InputError(f"--set {change}: {parent!r} is not in a table or list")
     if isinstance(at, list):
         at[_entry(at, last, change)] = value
     elif isinstance(at, dict):
         at[last] = value
     else:
-        raise InputError(f"--set {change}: there is nothing below {parents[-1]!r}")
+        raise InputError(f"--set {change}: {last!r} is not in a table or list")
 
 
 def _entry(entries: list[Any], number: str, change: str) -> int:
     if not number.isdigit() or int(number) >= len(entries):
-        raise InputError(f"--set {change}: {number!r} is not one of the entries 0 to {len(entries) - 1}")
+        raise InputError(f"--set {change}: {number!r} is not an index from 0 to {len(entries) - 1}")
     return int(number)
 
 
 def one_line(error: ValidationError) -> str:
-    """What is wrong, where and, for an unknown key, what was perhaps meant."""
-    found = error.errors()
-    first = found[0]
+    """The first error on one line, with its place and, for an unknown key, a suggestion."""
+    errors = error.errors()
+    first = errors[0]
     where = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"unknown key{_suggest(first['loc'])}"
     elif "input" in first and not isinstance(first["input"], dict | BaseModel):
         message += f" (it is {first['input']!r})"
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{where + ': ' if where else ''}{message}{more}"
 
 
@@ -367,7 +382,7 @@ def _suggest(loc: tuple[int | str, ...]) -> str:
         at = next((t for t in (field.annotation, *_inner(field.annotation)) if hasattr(t, "model_fields")), None)
     names = list(getattr(at, "model_fields", {}))
     close = get_close_matches(str(loc[-1]), names, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}" if names else ""
+    return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(names)}" if names else ""
 
 
 def _inner(annotation: Any) -> list[Any]:

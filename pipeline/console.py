@@ -1,4 +1,4 @@
-"""What the command line prints: results, artifacts and one artifact, as tables."""
+"""Prints results and artifacts as tables."""
 
 import sys
 from pathlib import Path
@@ -15,22 +15,22 @@ from alpro.stages.artifacts.store import Store, read_record
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 
 
-def print_results(made: dict[str, Path], workspace: Path) -> None:
-    """The results, if there are some, and where to look at everything."""
-    listed = [(name, folder, record, False) for name, folder in made.items() if (record := read_record(folder))]
-    found = tables(results(listed))
-    for one in found:
-        table = Table(*one.heads[:2], title=one.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in one.heads[2:]:
+def print_results(folders: dict[str, Path], workspace: Path) -> None:
+    """Prints the result tables, if there are any, and where the report, pictures and artifacts are."""
+    listed = [(name, folder, record, False) for name, folder in folders.items() if (record := read_record(folder))]
+    result_tables = tables(results(listed))
+    for result in result_tables:
+        table = Table(*result.heads[:2], title=result.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in result.heads[2:]:
             table.add_column(heading, justify="right")
         last = None
-        for line in one.lines:
+        for line in result.lines:
             table.add_row(*([""] if line[0] == last else line[:1]), *line[1:])
             last = line[0]
         console.print(table)
-        if one.note:
-            console.print(f"{one.note}\n")
-    if not found and listed:
+        if result.note:
+            console.print(f"{result.note}\n")
+    if not result_tables and listed:
         name, folder, record, _ = listed[-1]
         console.print(f"{name}: {folder}", markup=False)
         for key, value in {**record["counts"], **record["metrics"]}.items():
@@ -45,8 +45,8 @@ def print_results(made: dict[str, Path], workspace: Path) -> None:
     console.print(f"curves, pictures and comparison: alpro ui{where}    artifacts: alpro ls{where}", markup=False)
 
 
-def print_inspection(found: dict[str, Any]) -> None:
-    """What `alpro inspect` found, as tables."""
+def print_inspection(report: dict[str, Any]) -> None:
+    """Prints the report of `alpro inspect` as tables."""
 
     def show(title: str, rows: list[list[Any]], *heads: str) -> None:
         table = Table(heads[0], title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -59,54 +59,54 @@ def print_inspection(found: dict[str, Any]) -> None:
         console.print(table)
 
     heads = ("samples", "captions", "questions", "hours")
-    splits = [[f"{row['split']}, {row['kind']}s", *(row[head] for head in heads)] for row in found["splits"]]
-    show("what there is", splits, "split", *heads)
-    lengths = [[name, *values.values()] for name, values in found["lengths"].items() if values]
-    show("lengths", lengths, "of", "least", "5 %", "median", "95 %", "most")
-    captions = found["captions"]
+    splits = [[f"{row['split']}, {row['kind']}s", *(row[head] for head in heads)] for row in report["splits"]]
+    show("samples", splits, "split", *heads)
+    lengths = [[name, *values.values()] for name, values in report["lengths"].items() if values]
+    show("lengths", lengths, "of", "minimum", "5 %", "median", "95 %", "maximum")
+    captions = report["captions"]
     words = captions["different words"]
     console.print(f"captions: {captions['all']:,}, {captions['different']:,} different, of {words:,} words")
     for text, times in captions["most repeated"]:
         console.print(f"  {times:,} times: {text}", markup=False)
-    console.print(f"  {captions['repeated']:,} come more than once")
-    if found["unreadable"]:
-        console.print(f"unreadable samples: {found['unreadable']:,} of {found['looked at']:,} looked at")
-    also = {split: values for split, values in found["also in training"].items() if values["samples"]}
-    doubles = [
+    console.print(f"  {captions['repeated']:,} occur more than once")
+    if report["unreadable"]:
+        console.print(f"unreadable samples: {report['unreadable']:,} of {report['compared']:,}")
+    also = {split: values for split, values in report["also in training"].items() if values["samples"]}
+    overlaps = [
         [
             split,
             values["samples"],
-            share(values["same group"], values["samples"]),
-            share(values["a caption in common"], values["samples"]),
-            share(values["same frames"], values["looked at"]),
+            with_share(values["same group"], values["samples"]),
+            with_share(values["same caption"], values["samples"]),
+            with_share(values["same frames"], values["compared"]),
         ]
         for split, values in also.items()
     ]
-    if doubles:
-        show("also in training", doubles, "split", "samples", "same group", "a caption in common", "same frames")
+    if overlaps:
+        show("also in training", overlaps, "split", "samples", "same group", "same caption", "same frames")
 
 
-def share(count: int, of: int) -> str:
+def with_share(count: int, of: int) -> str:
     """A count and its share, as 3 of 40 (7.5 %)."""
     return f"{count:,} of {of:,} ({count / of:.1%})" if of else "-"
 
 
 def print_artifacts(store: Store) -> None:
-    """Every artifact: its stage, when it was made, its size, its inputs and the artifacts that it is an input of."""
-    found = list(store.all())
-    if not found:
-        console.print(f"no artifacts in {store.root}; `alpro run` makes them", markup=False)
+    """Prints every artifact: stage, creation time, size, inputs, and the artifacts that use it."""
+    artifacts = list(store.all())
+    if not artifacts:
+        console.print(f"no artifacts in {store.root}; `alpro run` creates them", markup=False)
         return
     users: dict[str, list[str]] = {}
-    for _, record in found:
+    for _, record in artifacts:
         for source in record["inputs"].values():
             users.setdefault(source["fingerprint"], []).append(record["fingerprint"][:8])
-    table = Table("fingerprint", "artifact", "made (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("fingerprint", "artifact", "created (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("took", "size"):
         table.add_column(heading, justify="right")
     for heading in ("from", "used by"):
         table.add_column(heading, overflow="fold")
-    for folder, record in found:
+    for folder, record in artifacts:
         inputs = dict.fromkeys(i["fingerprint"][:8] for i in record["inputs"].values())
         used = dict.fromkeys(users.get(record["fingerprint"], []))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -123,7 +123,7 @@ def print_artifacts(store: Store) -> None:
 
 
 def print_artifact(store: Store, folder: Path, record: dict[str, Any]) -> None:
-    """Prints an artifact's record."""
+    """Prints the record of an artifact and the artifacts that use it."""
     console.print(f"[bold]{record['name']}[/bold]  {escape(str(folder))}")
     console.print(f"fingerprint {record['fingerprint']}")
     run = record["run"]

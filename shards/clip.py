@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alpro.shards.sampling import frames_between, last_step, segment_starts
+from alpro.shards.sampling import frames_between, last_frame_seconds, segment_starts
 from alpro.shards.schema import MAX_SECONDS, Reason
 
 try:
@@ -103,7 +103,7 @@ class Request:
 
         Raises DecodeError for a video that would last longer than MAX_SECONDS.
         """
-        total = float(times[-1]) + (last_step(times) if len(times) > 1 else 0.0)
+        total = float(times[-1]) + (last_frame_seconds(times) if len(times) > 1 else 0.0)
         if total > MAX_SECONDS:
             raise DecodeError("unreadable", f"it would last {total:.0f} seconds")
         return max(0.0, min(total, total if self.end is None else self.end) - (self.start or 0.0))

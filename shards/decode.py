@@ -89,7 +89,7 @@ def decode_image(path: Path, size: int, limits: Limits = Limits(), keep_ratio: b
         raise
     except Image.DecompressionBombError:  # Pillow's own limit
         raise DecodeError("too large", "more than 178 million pixels") from None
-    except Exception as error:  # Pillow raises struct.error, KeyError, ZeroDivisionError for damaged files
+    except Exception as error:  # Pillow raises struct.error, KeyError, ZeroDivisionError for corrupt files
         raise DecodeError("unreadable", _message(error).split(" '/")[0]) from error
     return Clip(np.asarray(resized)[None], 0.0, width, height)
 

@@ -26,7 +26,7 @@ VERSION_KEYS = [
 VERSION_KEYS += ["lastmodified", "mtime", "modified", "updated", "created"]
 
 
-def identity(location: Location) -> str:
+def file_identity(location: Location) -> str:
     """The size of a file and its ETag, digest or modification time, without reading it.
 
     For a local file, size and time. Raises FileNotFoundError, and OSError if it is not a file.
@@ -45,7 +45,7 @@ def identities(locations: Iterable[Location]) -> Iterator[str]:
 
     def identity_or_reason(location: Location) -> str:
         try:
-            return identity(location)
+            return file_identity(location)
         except FileNotFoundError:
             return "missing"
         except OSError:

@@ -51,12 +51,12 @@ def scan_manifest(source: Location, group_pattern: str = "") -> Iterator[Row | R
     """
     source = source.absolute() if isinstance(source, Path) else source
     try:
-        found = exists(source)
+        source_exists = exists(source)
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error}") from error
-    if not found:
+    if not source_exists:
         raise InputError(
-            f"{source}: no such file or folder; give a manifest (.jsonl, .csv, .parquet) or a folder of videos"
+            f"{source}: no such file or folder; use a manifest (.jsonl, .csv, .parquet) or a folder of videos"
         )
     folder = isinstance(source, Path) and source.is_dir()
     root = source if folder else parent(source)

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from alpro.shards.database import database
-from alpro.shards.schema import SPLITS, Reject, Row
+from alpro.shards.schema import KINDS, SPLITS, Reject, Row
 
-KINDS = ("video", "image")
 MIN_PREFIX_LENGTH = 4  # characters; shorter prefixes, as in `a1` and `a2`, do not indicate the source
 LAST = b"\xff" * 33  # after every SHA-256
 
@@ -33,8 +32,8 @@ class SimilarNames:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """The rows of one shard, processed independently by one worker."""
+class DecodeUnit:
+    """The rows of one shard, decoded independently by one worker."""
 
     name: str
     rows: list[Row]
@@ -103,14 +102,14 @@ class Plan:
         for (name,) in self.db.execute("select name from units order by rowid"):
             yield name
 
-    def units(self) -> Iterator[Unit]:
+    def units(self) -> Iterator[DecodeUnit]:
         """The units in order, read one at a time."""
         for name, split, kind, first, last in self.db.execute("select * from units order by rowid"):
             rows = self.db.execute(
                 "select row from rows where split = ? and kind = ? and n between ? and ? order by n",
                 (split, kind, first, last),
             )
-            yield Unit(name, [_row(row, split) for (row,) in rows])
+            yield DecodeUnit(name, [_row(row, split) for (row,) in rows])
 
     def count(self, table: str) -> int:
         """The number of rows, rejects or units."""

@@ -77,7 +77,7 @@ def _clip(request: Request, seeking: bool) -> Clip:
         if decoding.missing() and seeking:
             raise _SeekFailed
         if decoding.missing():
-            detail = f"damaged, or decoding skips frames ({decoding.missing()} of {len(indices)} requested)"
+            detail = f"corrupt, or decoding skips frames ({decoding.missing()} of {len(indices)} requested)"
             raise DecodeError("unreadable", detail)
         frames = decoding.frames if len(indices) == len(inverse) else decoding.frames[inverse]
         return Clip(frames, request.duration(times), *decoding.display_size)
@@ -126,7 +126,7 @@ class _Packets:
 
     def add(self, packet: Any, shown: bool) -> None:
         if packet.is_corrupt:
-            raise DecodeError("unreadable", "the container marks a frame as damaged")
+            raise DecodeError("unreadable", "the container marks a frame as corrupt")
         if packet.pts is None:
             raise DecodeError("unreadable", "frames without unique timestamps")
         self._timestamps.append(packet.pts)
@@ -283,7 +283,7 @@ class _Decoding:
         self._skips_unreferenced = codec.name in CODECS_WITH_UNREFERENCED_FRAMES
         self._reformatter = VideoReformatter()
         self._scaling = sum(Interpolation[name.upper()] for name in SCALING)
-        self._damaged = False
+        self._corrupt = False
         self._matrix: tuple[int, int, int, int] | None = None
 
     def runs(self) -> list[_Run]:
@@ -321,13 +321,13 @@ class _Decoding:
                     raise DecodeError("unreadable", "frame times are not ascending")
                 last = frame.pts
                 # A corrupt frame is concealed and affects others, including earlier ones that refer to it.
-                self._damaged |= frame.is_corrupt and last >= run.whole_from
+                self._corrupt |= frame.is_corrupt and last >= run.whole_from
                 if last in self._slots:
                     self._draw(frame, self.frames[self._slots.pop(last)])
 
     def missing(self) -> int:
-        """The number of requested frames that are unavailable: all of them if any decoded frame is damaged."""
-        return len(self._requested) if self._damaged else len(self._slots)
+        """The number of requested frames that are unavailable: all of them if any decoded frame is corrupt."""
+        return len(self._requested) if self._corrupt else len(self._slots)
 
     def _draw(self, frame: Any, out: np.ndarray) -> None:
         """Writes a frame, rotated upright, to (size, size, 3) uint8."""

@@ -35,11 +35,11 @@ MAX_GAP_BYTES = (
 
 
 class Unreadable(InputError):
-    """A sample that is missing from its shard or damaged. The message names the shard, the sample and the reason."""
+    """A sample that is missing from its shard or corrupt. The message names the shard, the sample and the reason."""
 
 
 @dataclass(frozen=True)
-class Block:
+class ByteRange:
     """A fetched byte range of a shard."""
 
     offset: int
@@ -57,7 +57,7 @@ class Sample:
     about: dict[str, Any]
     shard: Location
     places: list[tuple[int, int]]  # offset and size of each frame's JPEG
-    fetched: Block | None = None  # the bytes of all frames, if fetched in one request
+    fetched: ByteRange | None = None  # the bytes of all frames, if fetched in one request
 
     def __len__(self) -> int:
         return len(self.places)
@@ -76,7 +76,7 @@ class Sample:
         try:
             jpeg = _read(self.shard, *self.places[number], self.fetched)
             return np.asarray(Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB"))
-        except Exception as error:  # Pillow raises many types for damaged JPEGs
+        except Exception as error:  # Pillow raises many types for corrupt JPEGs
             raise Unreadable(f"{self.shard}: {self.about['id']}, frame {number}: {_reason(error)}") from error
 
 
@@ -126,7 +126,7 @@ class ShardReader:
         return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
 
     def __getitem__(self, number: int) -> Sample:
-        """Sample number 0..N-1. Raises Unreadable if its shard is missing, truncated, damaged or replaced."""
+        """Sample number 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or replaced."""
         shard, name = self._shards[self._shard[number]], self._ids[number].as_py()
         offset, size = self._json[number].tolist()
         frames = self._frames[self._first[number] : self._first[number + 1]].tolist()
@@ -134,14 +134,14 @@ class ShardReader:
             fetched = None if isinstance(shard, Path) else _fetch(shard, [(offset, size), *frames])
             about = json.loads(_read(shard, offset, size, fetched))
             if about["id"] != name:
-                raise ValueError(f"found {about['id']} in its place: the index belongs to another shard")
+                raise ValueError(f"the shard has {about['id']} in its place: the index belongs to another shard")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unreadable(f"{shard}: {name}: {_reason(error)}") from error
         return Sample(about, shard, frames, fetched)
 
 
 def _selected(folder: Location, values: dict[str, str], exclude: Collection[str]) -> Iterator[pa.Table]:
-    """The index in batches, with row numbers: the rows that have the given values and no excluded id."""
+    """The index in batches, with row numbers: the rows that have these values and no excluded id."""
     first, columns, excluded = 0, [*KEPT_COLUMNS, *OFFSET_COLUMNS], pa.array(sorted(exclude), pa.string())
     for batch in index_batches(folder, columns):
         # Other tools write the same values with other types.
@@ -191,7 +191,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _read(shard: Location, offset: int, size: int, fetched: Block | None = None) -> bytes:
+def _read(shard: Location, offset: int, size: int, fetched: ByteRange | None = None) -> bytes:
     if fetched:
         data = fetched.cut(offset, size)
     elif isinstance(shard, Path):
@@ -204,12 +204,12 @@ def _read(shard: Location, offset: int, size: int, fetched: Block | None = None)
     return data
 
 
-def _fetch(shard: str, places: list[tuple[int, int]]) -> Block | None:
+def _fetch(shard: str, places: list[tuple[int, int]]) -> ByteRange | None:
     """All members of a sample in one request; None if they lie too far apart, as in shards of other tools."""
     start, end = min(o for o, _ in places), max(o + size for o, size in places)
     if end - start > 2 * sum(size for _, size in places) + MAX_GAP_BYTES:
         return None
-    return Block(start, read_range(shard, start, end - start))
+    return ByteRange(start, read_range(shard, start, end - start))
 
 
 def _open(path: str) -> io.FileIO:

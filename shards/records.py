@@ -28,7 +28,7 @@ Record = dict[str, Any]
 MAX_LINE_BYTES = MAX_JSON_BYTES  # also the limit of an entry of a JSON list
 MAX_DEPTH = 64  # of nested lists and objects; pydantic reads the JSON of a sample with a limit of about 200
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
-BATCH = 1024  # rows of a Parquet file that are read at a time
+PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[")  # start of a JSON list, with or without a byte order mark
 FIRST = re.compile(r"\s*\[\s*(\S)")  # up to the first entry
 SEPARATOR = re.compile(r"\s*([,\]])\s*")  # after an entry of a JSON list
@@ -42,7 +42,7 @@ class BadRecord(ValueError):
 def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
     """Yields the records of a file with their line or row; for an invalid record, the reason.
 
-    Raises InputError if the file is missing, damaged, in another format, or not UTF-8.
+    Raises InputError if the file is missing, corrupt, in another format, or not UTF-8.
     """
     name = str(path).removesuffix(".gz")
     try:
@@ -218,7 +218,7 @@ def _parquet(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
     table = pq.ParquetFile(file)
     _columns(table.schema_arrow.names)
     number = 0
-    for batch in table.iter_batches(BATCH):
+    for batch in table.iter_batches(PARQUET_BATCH_ROWS):
         for record in _rows(batch):
             number += 1
             yield f"row {number}", record

@@ -15,6 +15,7 @@ MAX_SECONDS = 1_000_000  # over eleven days; larger numbers are timestamps or in
 MAX_SIDE = 1_000_000  # pixels, before resizing
 SPLITS = ("train", "validation", "test")
 Kind = Literal["video", "image"]
+KINDS: tuple[Kind, ...] = ("video", "image")
 VIDEO_EXTENSIONS = {
     ".mp4",
     ".m4v",

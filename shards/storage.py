@@ -256,7 +256,7 @@ def open_binary(location: Location, **options: Any) -> BinaryIO:
 
 def call_store(location: Location, function: Callable[[fsspec.AbstractFileSystem, str], Answer]) -> Answer:
     """Calls `function` with the file system and the file's name, and retries failed requests a few times: one lost
-    request among millions does not mean a damaged or missing file."""
+    request among millions does not mean a corrupt or missing file."""
     for pause in (*RETRY_DELAYS, None):
         try:
             with store_errors(location):

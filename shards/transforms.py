@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-MAX_ATTEMPTS = 10  # attempts before the fallback to the largest central crop, as in torchvision
+MAX_CROP_ATTEMPTS = 10  # attempts before the fallback to the largest central crop, as in torchvision
 
 
 def squash(frames: np.ndarray, size: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def crop_box(
     width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
     """The crop of `random_resized_crop`: left, top, width, height in pixels."""
-    for _ in range(MAX_ATTEMPTS):
+    for _ in range(MAX_CROP_ATTEMPTS):
         area = rng.uniform(*scale) * width * height
         aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
         w, h = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))

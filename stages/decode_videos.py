@@ -20,7 +20,7 @@ from alpro.shards.annotations import scan_source
 from alpro.shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
 from alpro.shards.ffmpeg_binary import ffmpeg_version
 from alpro.shards.identity import identities
-from alpro.shards.plan import Plan, Unit
+from alpro.shards.plan import DecodeUnit, Plan
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject, Row
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
@@ -161,7 +161,7 @@ def hint_at_groups(plan: Plan) -> None:
         )
 
 
-def is_finished(unit: Unit, config: Config, out: Path) -> bool:
+def is_finished(unit: DecodeUnit, config: Config, out: Path) -> bool:
     """Whether a unit was finished by an interrupted run, from the same files."""
     last = part_path(unit.name, "rejects.parquet", out)
     if not last.is_file():
@@ -172,7 +172,7 @@ def is_finished(unit: Unit, config: Config, out: Path) -> bool:
     return False
 
 
-def process_unit(unit: Unit, config: Config, out: Path) -> None:
+def process_unit(unit: DecodeUnit, config: Config, out: Path) -> None:
     """Writes the shard of a unit and its part of the index, statistics and rejects.
 
     The shard of an earlier artifact is reused if possible, otherwise the items are decoded.
@@ -196,7 +196,7 @@ def process_unit(unit: Unit, config: Config, out: Path) -> None:
     part_path(unit.name, "suspects", out).unlink(missing_ok=True)
 
 
-def unit_key(unit: Unit, config: Config) -> str:
+def unit_key(unit: DecodeUnit, config: Config) -> str:
     """The digest of everything that determines a shard: its rows, the identities of their files, and the settings."""
     files = identities(row.path for row in unit.rows)
     rows = [
@@ -214,7 +214,7 @@ def decoder_files(config: Config) -> dict[str, str]:
     return {"ffmpeg": ffmpeg_version()} if config.decoder == "ffmpeg" else {}
 
 
-def write_shard(unit: Unit, config: Config, out: Path) -> tuple[list[Reject], np.ndarray]:
+def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Reject], np.ndarray]:
     """Decodes the items of a unit into its shard. Returns the rejects and the sums of the frames' pixels."""
     rejects, sums = [], np.zeros((3, 3))
     suspects = Suspects(part_path(unit.name, "suspects", out))

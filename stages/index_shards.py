@@ -133,7 +133,7 @@ def check_frames(index: pa.Table, path: Path, shard: Location) -> tuple[pa.Table
     """Returns the samples whose middle frame can be read, the others as rejects, and numbers.
 
     The numbers are the pixel sums (3, 3) of the training frames and of all frames, the frame sizes of the videos, and
-    the numbers of items, captions and questions of each split in the shard, including damaged samples.
+    the numbers of items, captions and questions of each split in the shard, including corrupt samples.
     """
     keep, rejects, training, everything = [], [], np.zeros((3, 3)), np.zeros((3, 3))
     sizes: set[str] = set()

@@ -1,4 +1,4 @@
-"""What many tests share: the sample corpus, rendered and decoded once, small; a vocabulary; tiny models and corpora."""
+"""Fixtures of many tests: a small sample corpus, rendered and decoded once; a vocabulary; tiny models and corpora."""
 
 import os
 
@@ -30,13 +30,13 @@ ROOT = Path(__file__).parents[1]
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 
-# At its end a fork of a process in which a flow ran (a loading process, say, which elsewhere never is one) would end
-# Prefect's services, which it has not, and fail.
+# A process that was forked after a flow ran, such as a loading process, would stop Prefect's services at exit and fail,
+# because it does not have them.
 os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
 
 class InlineExecutor(Executor):
-    """Does everything at once in this process: quick, and what tests patch is patched."""
+    """Runs everything in this process: it is fast, and patches of a test apply."""
 
     def submit(self, fn, /, *args, **kwargs):
         future: Future = Future()
@@ -223,7 +223,7 @@ def training() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def corpus_of() -> Callable[..., Path]:
-    """corpus_of(folder, rows): a decoded corpus of 8 x 8 noise without any video behind it.
+    """corpus_of(folder, rows): a decoded corpus of 8 x 8 noise, without videos.
 
     A row is a dict with an id and, where they matter, split, kind, group, captions, questions and meta; a video has
     6 frames, an image one.
@@ -238,8 +238,9 @@ def corpus_of() -> Callable[..., Path]:
         folder.mkdir(parents=True, exist_ok=True)
         writer = ShardWriter(folder / "all.tar", 90)
         rng = np.random.default_rng(5)
-        for given in rows:
-            row = Row(**{"path": Path(given["id"]), "kind": "video", "split": "train", "group": given["id"], **given})
+        for values in rows:
+            defaults = {"path": Path(values["id"]), "kind": "video", "split": "train", "group": values["id"]}
+            row = Row(**defaults | values)
             frames = rng.integers(0, 256, (6 if row.kind == "video" else 1, 8, 8, 3), dtype=np.uint8)
             writer.write(row, Clip(frames, 1.0, 8, 8))
         writer.close()
@@ -250,7 +251,7 @@ def corpus_of() -> Callable[..., Path]:
 
 
 class RangeServer(SimpleHTTPRequestHandler):
-    """Files of a folder over HTTP, whole or by range; `asked` holds what was asked for, `users` who asked."""
+    """Files of a folder over HTTP, whole or by range; `asked` has the requests, `users` their authorization."""
 
     def send_head(self):
         self.server.asked.append((self.command, self.path, self.headers.get("Range", "")))
@@ -273,7 +274,7 @@ class RangeServer(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPServer]]]:
-    """served(folder, ranges=True): the URL of a folder, and the server, whose `asked` are the requests it had."""
+    """served(folder, ranges=True): the URL of a folder, and the server, whose `asked` are the requests so far."""
     servers = []
 
     def serve(folder: Path = tmp_path, ranges: bool = True) -> tuple[str, ThreadingHTTPServer]:

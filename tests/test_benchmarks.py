@@ -1,4 +1,4 @@
-"""The benchmark of the training step: it runs at a small size, and tells where the variants do not agree."""
+"""The benchmark of the training step: it runs at a small size, and reports variants that do not agree."""
 
 import importlib.util
 import json
@@ -63,6 +63,6 @@ FIVE = {"loss_vtc": 1.0, "grad_norm": 10.0, "negatives": [1, 0]}
         ("float32", {"loss_vtc": float("nan")}, False),
     ],
 )
-def test_who_agrees(train_step, dtype, changed, fine):
+def test_the_variants_that_agree(train_step, dtype, changed, fine):
     chosen = [train_step.Variant("five", "float32", five_passes=True), train_step.Variant("ours", dtype)]
     assert train_step.agree(chosen, [FIVE, FIVE | changed]) is fine

@@ -1,4 +1,4 @@
-"""The pages: links lead to files, and every command that stands there is one that the programs take."""
+"""The documentation: linked files exist, and its commands are valid."""
 
 import re
 import shlex
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
 from alpro.pipeline.cli import parser
 from alpro.pipeline.config import CONFIGS, load_config, shipped
@@ -17,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_links_lead_somewhere(page):
+def test_linked_files_exist(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert missing == []
@@ -30,7 +31,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_links_to_a_heading_lead_to_one(page):
+def test_linked_headings_exist(page):
     links = re.findall(r"\]\(([\w./]*\.md)?#([\w-]+)\)", page.read_text())
     missing = [
         f"{file}#{anchor}" for file, anchor in links if anchor not in anchors(page.parent / file if file else page)
@@ -51,7 +52,7 @@ def test_every_reason_of_a_reject_is_documented():
 
 
 def shell_lines(text: str) -> list[str]:
-    """The lines of code blocks, without comments, those that end in a backslash joined; and code within sentences."""
+    """The lines of code blocks, without comments and with continued lines joined; and code spans."""
     block = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     fenced = [code for language, code in block.findall(text) if not language]
     prose = block.sub("", text)
@@ -62,35 +63,35 @@ def shell_lines(text: str) -> list[str]:
 
 
 def commands(program: str) -> list[tuple[str, list[str]]]:
-    """What is given to a program on any page, and in the headers of configurations: where, and the arguments."""
+    """The calls of a program on all pages and in the headers of configurations: page and arguments."""
     sources = {page.name: page.read_text() for page in PAGES}
     for path in sorted(CONFIGS.glob("*.toml")):
         header = path.read_text().partition("\nname = ")[0]
         sources[path.name] = "```\n" + re.sub(r"^#\s*", "", header, flags=re.MULTILINE) + "\n```\n"
-    found = []
+    calls = []
     for name, text in sources.items():
         for line in shell_lines(text):
             line = re.sub(r"^(\w+=\S+ )+", "", line)  # variables that are set for the command
-            if line.startswith(f"{program} "):  # alone it is only named
-                found.append((name, shlex.split(line)[1:]))
-    return found
+            if line.startswith(f"{program} "):  # a program without arguments is only mentioned
+                calls.append((name, shlex.split(line)[1:]))
+    return calls
 
 
 ALPRO = commands("alpro")
 IDS = [f"{page}: {shlex.join(arguments)}" for page, arguments in ALPRO]
 
 
-def test_the_commands_are_found():
+def test_the_documented_commands_are_detected():
     assert len(ALPRO) > 30
     assert len(commands("prefect")) >= 10
     assert {page for page, _ in ALPRO} >= {"README.md", "reproduce.md", "deploying.md", "msvd_qa.toml"}
 
 
 @pytest.mark.parametrize(("page", "arguments"), ALPRO, ids=IDS)
-def test_alpro_takes_the_command(page, arguments, tmp_path):
+def test_alpro_accepts_the_command(page, arguments, tmp_path):
     parsed = parser().parse_args([argument for argument in arguments if argument != "..."])
     if parsed.command == "run" or parsed.command.replace("-", "_") in STAGES:
-        config = parsed.config if parsed.config in shipped() else "own_videos"  # instead of a person's own file
+        config = parsed.config if parsed.config in shipped() else "own_videos"  # instead of the user's file
         data = str(tmp_path) if config == "own_videos" else ""
         assert load_config(config, data, parsed.changes).name == config
 
@@ -110,22 +111,31 @@ def test_single_changes_on_the_pages_are_keys_of_a_configuration():
         load_config("own_videos" if change.startswith("corpora.data.") else "sample", changes=[change])
 
 
-def test_prefect_takes_the_commands():
+def test_prefect_accepts_the_commands():
+    """Prefect parses each command, and the work pools and deployments in it are those of prefect.yaml."""
     from prefect.cli._app import _app
 
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    pools, names = set(), set()
     for page, arguments in commands("prefect"):
-        try:
-            _app.parse_args(arguments, exit_on_error=False, print_error=False)
-        except Exception as error:
-            pytest.fail(f"{page}: prefect {shlex.join(arguments)}: {error}")
+        function, bound, _ = _app.parse_args(arguments, exit_on_error=False, print_error=False)
+        words = [word.replace("-", "_") for word in arguments]
+        assert function.__name__ in words[:2], f"{page}: prefect {shlex.join(arguments)}"
+        if "work_pool" in words[0] or words[0] == "worker":
+            pools.add((words[0], bound.arguments.get("name") or bound.arguments["work_pool_name"]))
+        if words[0] == "deployment" and bound.arguments:
+            names.add(bound.arguments["name"])
+    listed = {deployment["work_pool"]["name"] for deployment in deployments}
+    assert pools == {(kind, pool) for kind in ("work_pool", "worker") for pool in listed}
+    assert {"alpro/alpro"} < names <= {f"{d['name']}/{d['name']}" for d in deployments}
 
 
-def test_torchrun_takes_the_commands():
+def test_torchrun_accepts_the_commands():
     from torch.distributed.run import get_args_parser
 
-    found = commands("torchrun")
-    assert len(found) >= 2
-    for _, arguments in found:
+    calls = commands("torchrun")
+    assert len(calls) >= 2
+    for _, arguments in calls:
         parsed = get_args_parser().parse_args(arguments)
         assert (parsed.module, parsed.training_script) == (True, "alpro.stages.execution.run")
 
@@ -136,7 +146,7 @@ def test_make_has_the_targets():
     assert {"run", "test", "ui"} <= named <= targets
 
 
-def test_programs_that_python_is_to_run_exist():
+def test_documented_python_programs_exist():
     for page, arguments in commands("python"):
         program = (
             arguments[0] if arguments[0] != "-m" else arguments[1].removeprefix("alpro.").replace(".", "/") + ".py"
@@ -144,7 +154,7 @@ def test_programs_that_python_is_to_run_exist():
         assert (ROOT / program).is_file(), page
 
 
-def test_extras_that_pip_is_to_install_exist():
+def test_documented_extras_exist():
     import tomllib
 
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

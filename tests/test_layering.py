@@ -1,4 +1,4 @@
-"""Who may know whom: pipeline -> stages -> {models, shards}, and what a GPU worker does without."""
+"""Imports run one way: pipeline -> stages -> {models, shards}; a GPU worker needs few packages."""
 
 import ast
 import subprocess
@@ -33,14 +33,14 @@ def sources() -> list[Path]:
 
 def imported(file: Path) -> set[str]:
     """The packages that a file imports, anywhere in it: `torch` for torch.nn, `stages` for alpro.stages.training."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            found.add(node.module)
-    return {name.removeprefix("alpro.").split(".")[0] for name in found}
+            modules.add(node.module)
+    return {name.removeprefix("alpro.").split(".")[0] for name in modules}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -52,7 +52,7 @@ def test_imports_run_one_way(room):
 
 
 @pytest.mark.parametrize("package", ONLY_IN)
-def test_one_place_alone_imports(package):
+def test_only_one_place_imports(package):
     users = [str(file.relative_to(ROOT)) for file in sources() if package in imported(file)]
     assert users, f"nobody imports {package}: take it out of this table"
     assert [user for user in users if not user.startswith(ONLY_IN[package])] == []

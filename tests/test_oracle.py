@@ -36,7 +36,7 @@ Results = Iterator[tuple[str, Tensor]]
 
 @pytest.fixture(autouse=True)
 def _no_first_values(monkeypatch: pytest.MonkeyPatch):
-    """Every weight is loaded, which `load` makes sure of: drawing first values would take a third of the time."""
+    """Skips initialization, which would take a third of the time: `load` checks that every weight is loaded."""
     monkeypatch.setattr("alpro.models.alpro.initialize", lambda model, how: None)
     for name in ("kaiming_uniform_", "uniform_", "normal_"):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
@@ -44,7 +44,7 @@ def _no_first_values(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.skipif(not FILES, reason=f"no *_*.npz in {ORACLE}; set ALPRO_ORACLE to the oracle's folder")
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
-def test_gives_the_numbers_of_the_official_code(path: Path):
+def test_the_numbers_are_those_of_the_official_code(path: Path):
     with np.load(path) as file:
         arrays: Arrays = dict(file)
     compute = {"retrieval": retrieval, "qa": qa, "pretrain": pretrain}[path.stem.split("_")[0]]
@@ -76,7 +76,7 @@ def qa(arrays: Arrays) -> Results:
 
 
 def pretrain(arrays: Arrays) -> Results:
-    """One pass of the objective that training uses; what it computes on the way is noted as it is computed."""
+    """One pass of the objective that training uses; intermediate values are recorded."""
     size = len(arrays["text_ids"])
     assert size == 2, "the negatives of more than two pairs are drawn at random: nothing to compare"
     own, teacher = split_prompter(official_weights("pretrain", arrays))
@@ -111,7 +111,7 @@ def pretrain(arrays: Arrays) -> Results:
 
 
 def noted(owner: object, method: str) -> list[Tensor]:
-    """What a method returns from now on."""
+    """Records the return values of a method."""
     results, call = [], getattr(owner, method)
 
     def note(*args, **kwargs):
@@ -152,7 +152,7 @@ def inputs(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def imported(task: Task, arrays: Arrays, weights: dict[str, Tensor] | None = None) -> ModelFolder:
-    """What `alpro import-checkpoint` makes of official weights."""
+    """The model folder of `alpro import-checkpoint`."""
     folder, about = build(weights or official_weights(task, arrays), task, tokenizer(), None, None)
     assert about.unknown == []
     assert about.config == ModelConfig(video=VideoConfig(frames=int(arrays["num_frames"])))
@@ -161,7 +161,7 @@ def imported(task: Task, arrays: Arrays, weights: dict[str, Tensor] | None = Non
 
 @cache
 def tokenizer() -> Tokenizer:
-    """One with as many word pieces as BERT's; no text goes through it."""
+    """A tokenizer with as many word pieces as BERT's; it encodes no text."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words += [f"word{number}" for number in range(TextConfig().vocab_size - len(words))]
     return Tokenizer(WordPiece(dict(zip(words, range(len(words)), strict=True)), unk_token="[UNK]"))

@@ -249,7 +249,7 @@ def test_test_videos_that_are_missing_are_an_error_unless_allowed(tmp_path, pret
     assert (message["metric"], message["value"]) == ("8 of 10", 80.0)
 
 
-def test_what_evaluation_would_refuse_is_refused_before_training(tmp_path, pretrained, sample, rows, inline_pool):
+def test_invalid_evaluation_is_refused_before_training(tmp_path, pretrained, sample, rows, inline_pool):
     changes = [f"corpora.msrvtt.{change}" for change in annotate(tmp_path, rows, "captions")]
     changes += [f"corpora.msrvtt.data={sample / 'videos'}", "corpora.msrvtt.size=32", f"pretrained={pretrained}"]
     steps = plan(load_config("msrvtt_qa", changes=changes), Digests(tmp_path / "digests.sqlite"))

@@ -102,22 +102,22 @@ def test_an_official_checkpoint_is_evaluated_and_fine_tuned_on_msrvtt_files(tmp_
 
 
 def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
-    found = [json.loads(line) for line in (CLIPS / "originals" / "manifest.jsonl").read_text().splitlines()]
+    originals = [json.loads(line) for line in (CLIPS / "originals" / "manifest.jsonl").read_text().splitlines()]
     manifest = tmp_path / "originals" / "manifest.jsonl"
     manifest.parent.mkdir()
-    for one in found:
-        (manifest.parent / one["file"]).symlink_to(CLIPS / "originals" / one["file"])
-    rows = [{"path": one["file"], "caption": one["file"], "split": "train"} for one in found]
+    for entry in originals:
+        (manifest.parent / entry["file"]).symlink_to(CLIPS / "originals" / entry["file"])
+    rows = [{"path": entry["file"], "caption": entry["file"], "split": "train"} for entry in originals]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     outcome = run(Config(frames=16, size=64), {"data": manifest}, tmp_path, Resources(workers=2))
     rejects = {row["path"]: row["reason"] for row in pq.read_table(tmp_path / "rejects.parquet").to_pylist()}
     assert rejects.keys() == {"audio_only.webm", "corrupted.mp4"}
     assert rejects["audio_only.webm"] == "no video"
     assert rejects["corrupted.mp4"] == "unreadable"
-    assert outcome.counts["samples"] == len(found) - 2
+    assert outcome.counts["samples"] == len(originals) - 2
     by_id = {row["id"]: row for row in pq.read_table(tmp_path / "index.parquet").to_pylist()}
-    assert Counter(len(row["frame_offsets"]) for row in by_id.values()) == {16: len(found) - 2}
-    for one in found:  # what was seen of a file is what a probe says of it
-        row = by_id.get(Path(one["file"]).stem)
-        if row and "duration_s" in one and one["file"] != "portrait_vfr_204x360.mp4":
-            assert row["duration"] == pytest.approx(float(one["duration_s"]), abs=0.3), one["file"]
+    assert Counter(len(row["frame_offsets"]) for row in by_id.values()) == {16: len(originals) - 2}
+    for entry in originals:  # durations and sizes are those of ffprobe
+        row = by_id.get(Path(entry["file"]).stem)
+        if row and "duration_s" in entry and entry["file"] != "portrait_vfr_204x360.mp4":
+            assert row["duration"] == pytest.approx(float(entry["duration_s"]), abs=0.3), entry["file"]

@@ -1,4 +1,4 @@
-"""What is left of URLs with credentials in them."""
+"""Credentials are removed from URLs."""
 
 import pickle
 

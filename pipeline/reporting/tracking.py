@@ -88,7 +88,7 @@ class Tracker:
                     identity = client.create_experiment(experiment, artifact_location=location, tags=KIND)
                 else:
                     identity = existing.experiment_id
-        except Exception as error:  # of MLflow, SQLAlchemy, alembic: a damaged file, a server that is not there
+        except Exception as error:  # of MLflow, SQLAlchemy, alembic: a corrupt file, a server that is not there
             raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
         return cls(client, identity, uri)
 

@@ -35,7 +35,7 @@ class Digests:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # in use, not writable
                 raise InputError(f"{path}: {error}") from error
-            path.unlink()  # damaged; it is only a cache
+            path.unlink()  # corrupt; it is only a cache
             self._create()
 
     def _create(self) -> None:

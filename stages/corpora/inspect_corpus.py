@@ -23,14 +23,13 @@ from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.shards.reader import ShardReader, Unreadable, index_batches, read_index
 from alpro.shards.sampling import segment_starts
-from alpro.shards.schema import SPLITS
+from alpro.shards.schema import KINDS, SPLITS
 from alpro.shards.storage import MAX_CONCURRENT_REQUESTS, Location
 from alpro.stages.corpora.pictures import sample_strips, sheet
 from alpro.stages.execution.progress import progress
 
-COLUMNS = ["split", "kind", "group", "captions", "questions", "duration", "frame_sizes"]
+INDEX_COLUMNS = ["split", "kind", "group", "captions", "questions", "duration", "frame_sizes"]
 SHEET_SAMPLES = 24  # samples in the picture of a corpus
-KINDS = ("video", "image")
 NOT_HASHED, UNREADABLE, BLANK = -1, -2, -3
 MAX_HASHED_SAMPLES = 20_000  # samples whose frames are read
 
@@ -87,7 +86,7 @@ def inspect(folders: Sequence[Location], max_samples: int = MAX_HASHED_SAMPLES) 
             "most repeated": most_repeated(folders, hashes, times),
         },
         "also in training": {split: shared(samples, split) for split in SPLITS[1:]},
-        "looked at": int((samples.frame_hashes != NOT_HASHED).sum()),
+        "compared": int((samples.frame_hashes != NOT_HASHED).sum()),
         "unreadable": int((samples.frame_hashes == UNREADABLE).sum()),
     }
 
@@ -100,7 +99,7 @@ def read_samples(folders: Sequence[Location], words: bool = True) -> Samples:
     columns: dict[str, list[np.ndarray]] = {}
     vocabulary: set[str] = set()
     for number, folder in enumerate(folders):
-        for batch in index_batches(folder, COLUMNS):
+        for batch in index_batches(folder, INDEX_COLUMNS):
             captions = batch["captions"].flatten().to_pylist()
             tokens = [re.findall(r"\w+", caption.lower()) for caption in captions] if words else []
             vocabulary.update(word for words in tokens for word in words)
@@ -151,7 +150,7 @@ def counts(samples: Samples, split: str, kind: str) -> dict[str, Any]:
 
 def quantiles(values: np.ndarray) -> dict[str, float]:
     """Minimum, 5 %, median, 95 % and maximum; empty without values."""
-    names = ("least", "5 %", "median", "95 %", "most")
+    names = ("minimum", "5 %", "median", "95 %", "maximum")
     return dict(zip(names, np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).tolist(), strict=True)) if len(values) else {}
 
 
@@ -185,8 +184,8 @@ def shared(samples: Samples, split: str) -> dict[str, int]:
     return {
         "samples": int(mask.sum()),
         "same group": int(np.isin(samples.group[mask], samples.group[training]).sum()),
-        "a caption in common": int(captions_in_training(samples)[mask].sum()),
-        "looked at": int((mask & (samples.frame_hashes >= 0)).sum()),
+        "same caption": int(captions_in_training(samples)[mask].sum()),
+        "compared": int((mask & (samples.frame_hashes >= 0)).sum()),
         "same frames": int(frames_in_training(samples)[mask].sum()),
     }
 
@@ -274,7 +273,7 @@ def hash_sample(reader: ShardReader, number: int) -> int:
 def perceptual_hash(frames: np.ndarray) -> bytes | None:
     """A difference hash of frames (T, H, W, 3) uint8: which of 8 x 8 pixels are brighter than their neighbours.
 
-    None if there is no such pixel."""
+    None if no pixel is."""
     small = [np.asarray(Image.fromarray(frame).convert("L").resize((9, 8)), np.int16) for frame in frames]
     brighter = np.stack([np.diff(image, axis=1) > 2 for image in small])
     return np.packbits(brighter).tobytes() if brighter.any() else None

@@ -60,7 +60,7 @@ def clip_strip(frames: np.ndarray, lines: Sequence[str]) -> Image.Image:
 
 
 def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
-    """Evenly spaced samples of a corpus, each as four frames with its texts. Damaged samples are left out."""
+    """Evenly spaced samples of a corpus, each as four frames with its texts. Corrupt samples are left out."""
     rows = []
     for number in segment_starts(len(reader), min(count, len(reader))):
         try:

@@ -57,7 +57,7 @@ def index_earlier_units(out: Path) -> None:
                 continue
             try:
                 units = pq.read_table(table, columns=["key", "name"]).to_pylist()
-            except (OSError, pa.ArrowException):  # deleted or damaged: its units are decoded again
+            except (OSError, pa.ArrowException):  # deleted or corrupt: its units are decoded again
                 continue
             rows = ((unit["key"], str(marker.parent), unit["name"]) for unit in units)
             db.executemany("insert into earlier values (?, ?, ?)", rows)
@@ -72,7 +72,7 @@ def reuse_unit(key: str, name: str, ids: list[str], out: Path) -> tuple[WrittenS
     for folder, old in places:
         try:
             unit = _reuse(Path(folder), old, name, ids, out)
-        except (OSError, ValueError, TypeError, pa.ArrowException):  # deleted or damaged
+        except (OSError, ValueError, TypeError, pa.ArrowException):  # deleted or corrupt
             continue
         if unit:
             return unit

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-KINDS = ("ball", "box", "triangle", "star", "heart", "cross", "ring", "moon", "flower", "fish", "house", "tree")
+THING_KINDS = ("ball", "box", "triangle", "star", "heart", "cross", "ring", "moon", "flower", "fish", "house", "tree")
 COLOURS = {
     "red": (225, 35, 35),
     "green": (40, 170, 50),
@@ -29,7 +29,7 @@ REVERSED = {
     "shrinking": "growing",
 }
 HELD_OUT_SHARE = 0.25
-COMBINATIONS = tuple(product(KINDS, COLOURS, MOTIONS))
+COMBINATIONS = tuple(product(THING_KINDS, COLOURS, MOTIONS))
 
 
 def _share(combination: tuple[str, str, str]) -> float:
@@ -105,7 +105,7 @@ def draw_scene(rng: np.random.Generator, count: int, motion: str | None = None, 
 
     wide: a single thing is anywhere in the frame and its size varies more (for still images).
     """
-    kinds = rng.choice(KINDS, count, replace=False)
+    kinds = rng.choice(THING_KINDS, count, replace=False)
     colours = rng.choice(list(COLOURS), count, replace=False)
     motion = motion or str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
     relation, places = _arrange(rng, count, motion)

@@ -1,4 +1,4 @@
-"""A model small enough for a test, with everything in it that the full one has."""
+"""A small model with all components of the full one."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The whole model and the prompter: shapes, which weights learn from which loss, padding, heads and temperature."""
+"""ALPRO and the prompter: shapes, gradients of each loss, padding, heads and temperature."""
 
 import pytest
 import torch
@@ -54,8 +54,8 @@ def pretraining_loss(model: Alpro, frames: Tensor, ids: Tensor, mask: Tensor) ->
     return retrieval_loss(model, frames, ids, mask) + words + entities
 
 
-def untouched(model: nn.Module) -> set[str]:
-    """The parameters that no gradient reached, by their modules at the top."""
+def without_gradient(model: nn.Module) -> set[str]:
+    """The top-level modules that have parameters without a gradient."""
     return {name.split(".")[0] for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
 
 
@@ -82,34 +82,36 @@ def test_embeddings_have_unit_length(tiny: ModelConfig, frames: Tensor, ids: Ten
         torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(SIZE))
 
 
-def test_pretraining_reaches_every_weight(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
+def test_pretraining_has_gradients_for_every_weight(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
     model = Alpro(tiny, entities=ENTITIES)
     pretraining_loss(model, frames, ids, mask).backward()
-    assert untouched(model) == set()
-    # Within the text embeddings: the second segment and places beyond the longest text are never looked up.
+    assert without_gradient(model) == set()
+    # In the text embeddings, token type 1 and positions after the longest text are not used.
     assert not model.text_encoder.embeddings.token_type_embeddings.weight.grad[1].any()
     assert not model.text_encoder.embeddings.position_embeddings.weight.grad[LENGTH:].any()
 
 
-def test_retrieval_reaches_every_weight(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
+def test_retrieval_has_gradients_for_every_weight(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
     model = Alpro(tiny)
     retrieval_loss(model, frames, ids, mask).backward()
-    assert untouched(model) == set()
+    assert without_gradient(model) == set()
 
 
-def test_question_answering_reaches_all_but_contrast_and_matching(
+def test_question_answering_has_gradients_for_all_but_contrast_and_matching(
     tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor
 ):
     model = Alpro(tiny, answers=ANSWERS)
     logits = model.answer(model.encode_text(ids, mask), mask, model.encode_video(frames))
     nn.functional.cross_entropy(logits, torch.tensor([0, 3, 6])).backward()
-    assert untouched(model) == {"video_proj", "text_proj", "temperature", "vtm_head"}
+    assert without_gradient(model) == {"video_proj", "text_proj", "temperature", "vtm_head"}
 
 
-def test_contrast_reaches_every_weight_of_the_prompter(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
+def test_the_contrastive_loss_has_gradients_for_every_weight_of_the_prompter(
+    tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor
+):
     model = Prompter(tiny)
     vtc(model, model.encode_video(frames), model.encode_text(ids, mask))[0].backward()
-    assert untouched(model) == set()
+    assert without_gradient(model) == set()
 
 
 def test_padding_does_not_change_the_text(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
@@ -118,9 +120,9 @@ def test_padding_does_not_change_the_text(tiny: ModelConfig, frames: Tensor, ids
     text, other = model.encode_text(ids, mask), model.encode_text(noise, mask)
     real = mask.bool()
     torch.testing.assert_close(text[real], other[real])
-    # As if the padding were not there at all.
+    # The result is that of the text without padding.
     torch.testing.assert_close(model.encode_text(ids[1:2, :4], mask[1:2, :4])[0], text[1, :4], atol=1e-5, rtol=1e-4)
-    # Nor does it change what is fused: the match of each pair is that of the text alone.
+    # Fusion ignores padding as well.
     video = model.encode_video(frames)
     alone = model.match(text[2:, :3], mask[2:, :3], video[2:])
     torch.testing.assert_close(alone, model.match(text, mask, video)[2:], atol=1e-5, rtol=1e-4)
@@ -131,13 +133,13 @@ def test_the_order_of_words_changes_the_text(tiny: ModelConfig, ids: Tensor):
     assert (model.encode_text(ids, mask) - model.encode_text(ids.flip(1), mask).flip(1)).abs().max() > 0.01
 
 
-def test_a_text_longer_than_the_encoder_takes_is_refused_with_both_lengths(tiny: ModelConfig):
+def test_a_too_long_text_is_refused_with_both_lengths(tiny: ModelConfig):
     ids = torch.ones(1, 13, dtype=torch.long)
     with pytest.raises(ValueError, match=r"text of 13 tokens.* 12"):
         Alpro(tiny).encode_text(ids, ids)
 
 
-def test_a_model_without_the_head_says_so(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
+def test_answering_without_the_head_raises_an_error(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
     model = Alpro(tiny)
     with pytest.raises(ValueError, match="no question-answering head"):
         model.answer(model.encode_text(ids, mask), mask, model.encode_video(frames))
@@ -160,10 +162,10 @@ def test_pseudo_labels_are_the_softmax_of_the_crops_similarity(tiny: ModelConfig
     prompts = nn.functional.normalize(torch.randn(ENTITIES, 8), dim=1)
     labels = prompter.pseudo_labels(frames, BOXES, prompts, torch.full((3, 1, 1), -0.5))
     torch.testing.assert_close(labels.sum(dim=1), torch.ones(SIZE))
-    # The first by hand: rows 0-1 and columns 0-2 of patches of 8 pixels are seen, the rest is black.
-    seen = torch.full_like(frames[:1], -0.5)
-    seen[..., :16, :24] = frames[:1, ..., :16, :24]
-    similarity = prompter.project_video(prompter.encode_video(seen)) @ prompts.T
+    # The first by hand: rows 0-1 and columns 0-2 of patches of 8 pixels are visible, the rest is black.
+    visible = torch.full_like(frames[:1], -0.5)
+    visible[..., :16, :24] = frames[:1, ..., :16, :24]
+    similarity = prompter.project_video(prompter.encode_video(visible)) @ prompts.T
     torch.testing.assert_close(labels[:1], (similarity / 0.07).softmax(dim=1), atol=1e-5, rtol=1e-4)
 
 
@@ -173,11 +175,11 @@ def test_pseudo_labels_carry_no_gradient(tiny: ModelConfig, frames: Tensor):
     assert not prompter.pseudo_labels(frames, BOXES, prompts, torch.zeros(3, 1, 1)).requires_grad
 
 
-@pytest.mark.parametrize(("learnt", "used"), [(0.07, 0.07), (3.0, 0.5), (1e-5, 0.001), (-1.0, 0.001)])
-def test_the_temperature_is_held_between_its_bounds(tiny: ModelConfig, learnt: float, used: float):
+@pytest.mark.parametrize(("learned", "used"), [(0.07, 0.07), (3.0, 0.5), (1e-5, 0.001), (-1.0, 0.001)])
+def test_the_temperature_is_clamped(tiny: ModelConfig, learned: float, used: float):
     model = Prompter(tiny)
     assert model.temperature.item() == pytest.approx(0.07)
-    model.temperature.data.fill_(learnt)
+    model.temperature.data.fill_(learned)
     assert model.clamped_temperature().item() == pytest.approx(used)
 
 
@@ -187,9 +189,9 @@ def test_activation_checkpointing_gives_equal_gradients_in_text_and_fusion(
     config = tiny.model_copy(update={"text": tiny.text.model_copy(update={"dropout": 0.2})})
     model = Alpro(config, answers=ANSWERS).train()
     gradients = []
-    for thrifty in (False, True):
+    for checkpointed in (False, True):
         for layers in (model.text_encoder.layers, model.multimodal_encoder.layers):
-            layers.checkpoint_activations = thrifty
+            layers.checkpoint_activations = checkpointed
         model.zero_grad()
         torch.manual_seed(1)  # the same dropout
         model.answer(model.encode_text(ids, mask), mask, model.encode_video(frames)).square().mean().backward()
@@ -200,14 +202,14 @@ def test_activation_checkpointing_gives_equal_gradients_in_text_and_fusion(
 
 
 @pytest.mark.parametrize("init", ["bert", "scratch"])
-def test_temporal_layers_start_at_zero_for_a_loaded_vit_alone(tiny: ModelConfig, init: str):
+def test_temporal_layers_start_at_zero_only_for_a_loaded_vit(tiny: ModelConfig, init: str):
     model = Alpro(tiny.model_copy(update={"init": init}))
     for block in model.video_encoder.blocks:
         assert bool(block.temporal_fc.weight.any()) == (init == "scratch")
         assert not block.temporal_fc.bias.any()
 
 
-def test_one_width_for_video_and_text(tiny: ModelConfig):
+def test_video_and_text_need_the_same_width(tiny: ModelConfig):
     text = TextConfig(**(tiny.text.model_dump() | {"width": 24}))
     with pytest.raises(ValueError, match=r"video.width 16 and text.width 24 must be equal"):
         ModelConfig(video=tiny.video, text=text)

@@ -1,4 +1,4 @@
-"""The model compiled gives what it gives eagerly."""
+"""The compiled model equals the eager one."""
 
 import shutil
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def whole(model: Alpro, step: Callable) -> Callable:
 
 
 def by_layer(model: Alpro, step: Callable) -> Callable:
-    """As training compiles: every layer, and nothing around them."""
+    """As in training: every layer is compiled separately."""
     configure_layers(Objective(model, [0.5] * 3, [0.5] * 3), Resources(compile=True))
     return step
 
@@ -64,8 +64,8 @@ def test_compiled_equals_eager(compiled_as, tiny):
         torch.testing.assert_close(compiled_gradients[name], value, atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_stochastic_depth_and_dropout_draw_anew_in_every_compiled_step(tiny):
-    """What is drawn is given to the layers, or drawn in them: it is no part of what is compiled."""
+def test_stochastic_depth_and_dropout_differ_in_every_compiled_step(tiny):
+    """Random numbers are arguments of the layers or drawn in them, and not constants of the compiled graph."""
     video = tiny.video.model_copy(update={"drop_path": 0.5})
     text = tiny.text.model_copy(update={"dropout": 0.2})
     model = Alpro(tiny.model_copy(update={"video": video, "text": text})).train()

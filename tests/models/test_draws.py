@@ -27,7 +27,7 @@ def test_negatives_are_drawn_in_proportion_to_the_softmax_without_the_own_pair()
 def test_a_negative_is_never_of_the_same_video():
     video = torch.tensor([0, 0, 1, 2, 2, 2])
     same = video[:, None] == video[None]
-    similarity = torch.where(same, 50.0, 0.0)  # all the mass is where nothing may be drawn
+    similarity = torch.where(same, 50.0, 0.0)  # all the mass is on excluded columns
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         columns, valid = hard_negatives(similarity, same, torch.rand(6, generator=generator))
@@ -35,11 +35,11 @@ def test_a_negative_is_never_of_the_same_video():
         assert (video[columns] != video).all()
 
 
-def test_a_row_without_another_video_is_invalid_and_no_nan():
+def test_a_row_without_negatives_is_invalid_and_has_no_nan():
     similarity = torch.randn(3, 3, requires_grad=True)
     columns, valid = hard_negatives(similarity, torch.ones(3, 3, dtype=torch.bool), torch.rand(3))
     assert valid.tolist() == [False] * 3
-    assert ((columns >= 0) & (columns < 3)).all()  # an index that can be used, though it means nothing
+    assert ((columns >= 0) & (columns < 3)).all()  # a valid index, although it is arbitrary
 
     same = torch.tensor([[True, True, True], [True, True, False], [False, True, True]])
     columns, valid = hard_negatives(similarity, same, torch.rand(3))
@@ -63,41 +63,41 @@ def test_similarities_that_are_not_finite_reach_the_loss(bad):
     columns, valid = hard_negatives(similarity, same, torch.rand(3))
     assert valid.all()
     assert ((columns >= 0) & (columns < 3)).all()
-    assert (columns[1:] != torch.arange(1, 3)).all()  # other rows are drawn as ever
+    assert (columns[1:] != torch.arange(1, 3)).all()  # other rows are not affected
     assert not vtc_loss(similarity, similarity.T, torch.arange(3), same).isfinite()
 
 
-def test_negatives_of_one_chance_are_the_same():
+def test_equal_random_numbers_give_equal_negatives():
     similarity, same = torch.randn(64, 64), torch.eye(64, dtype=torch.bool)
-    chance, another = torch.rand(2, 64)
-    first, again, other = (hard_negatives(similarity, same, uniforms)[0] for uniforms in (chance, chance, another))
+    uniforms, others = torch.rand(2, 64)
+    first, again, other = (hard_negatives(similarity, same, u)[0] for u in (uniforms, uniforms, others))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_chance_against_a_table():
+def test_sampled_negatives_against_a_table():
     """The own pair is the second; the others share the line from 0 to 1 as 1/10, 2/10 and 7/10."""
-    chances = [0.0, 0.099, 0.101, 0.299, 0.301, 0.999999, 1 - 2**-53]
-    similarity = torch.tensor([1.0, 10, 2, 7]).log().repeat(len(chances), 1)
-    same = torch.tensor([False, True, False, False]).repeat(len(chances), 1)
-    columns, _ = hard_negatives(similarity, same, torch.tensor(chances, dtype=torch.double))
+    uniforms = [0.0, 0.099, 0.101, 0.299, 0.301, 0.999999, 1 - 2**-53]
+    similarity = torch.tensor([1.0, 10, 2, 7]).log().repeat(len(uniforms), 1)
+    same = torch.tensor([False, True, False, False]).repeat(len(uniforms), 1)
+    columns, _ = hard_negatives(similarity, same, torch.tensor(uniforms, dtype=torch.double))
     assert columns.tolist() == [0, 0, 2, 2, 3, 3, 3]
-    # With the own pair before the others: it is no part of the line, not even its beginning.
-    columns, _ = hard_negatives(similarity[:, [1, 0, 2, 3]], same[:, [1, 0, 2, 3]], torch.tensor(chances).double())
+    # With the own pair before the others: it is not part of the line.
+    columns, _ = hard_negatives(similarity[:, [1, 0, 2, 3]], same[:, [1, 0, 2, 3]], torch.tensor(uniforms).double())
     assert columns.tolist() == [1, 1, 2, 2, 3, 3, 3]
 
 
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**31), order=st.permutations(range(6)), count=st.integers(1, 6))
-def test_a_rows_negative_depends_on_its_own_chance_alone(seed: int, order: list[int], count: int):
-    """Not on the order of the rows nor on which others there are: a batch may be shared out among processes."""
+def test_the_negative_of_a_row_depends_only_on_its_own_random_number(seed: int, order: list[int], count: int):
+    """It depends neither on the order nor on the presence of other rows: processes share a batch."""
     random = torch.Generator().manual_seed(seed)
-    similarity, chance = torch.randn(6, 9, generator=random) * 5, torch.rand(6, generator=random)
+    similarity, uniforms = torch.randn(6, 9, generator=random) * 5, torch.rand(6, generator=random)
     video = torch.randint(0, 4, (9,), generator=random)
     same = video[:6, None] == video[None]
-    columns, valid = hard_negatives(similarity, same, chance)
+    columns, valid = hard_negatives(similarity, same, uniforms)
     some = order[:count]
-    fewer, valid_of_them = hard_negatives(similarity[some], same[some], chance[some])
+    fewer, valid_of_them = hard_negatives(similarity[some], same[some], uniforms[some])
     assert torch.equal(valid_of_them, valid[some])
     assert torch.equal(fewer[valid_of_them], columns[some][valid_of_them])
 
@@ -114,7 +114,7 @@ class Calls(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def test_negatives_of_many_pairs_are_drawn_in_as_many_calls_as_those_of_two():
+def test_the_number_of_calls_for_negatives_does_not_depend_on_the_batch():
     """The official code draws them one by one."""
     counts = []
     for size in (2, 64):
@@ -134,7 +134,7 @@ def test_box_mask_against_a_table():
 
 
 def test_a_crop_keeps_its_place_and_the_rest_is_black():
-    frames = torch.rand(2, 3, 3, 16, 16) + 1  # nothing is black before
+    frames = torch.rand(2, 3, 3, 16, 16) + 1  # no pixel is black
     black = torch.tensor([-0.5, -1.0, -1.5]).view(3, 1, 1)
     cropped = crop(frames, torch.tensor([[0, 1, 2, 3], [3, 0, 1, 2]]), 4, black)
     expected = black.expand_as(frames).clone()

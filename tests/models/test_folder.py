@@ -1,4 +1,4 @@
-"""A model as a folder: what was saved is what is loaded, what does not fit is refused, and starting from another."""
+"""Model folders: saving and loading, errors for invalid files, and starting from another model."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def resized(config: ModelConfig, **video: int) -> ModelConfig:
 
 
 @pytest.mark.parametrize("task", ["prompter", "pretrain", "retrieval", "qa"])
-def test_what_is_saved_is_what_is_loaded(task, tiny: ModelConfig, tokenizer: Tokenizer, tmp_path: Path):
+def test_a_saved_model_is_loaded_unchanged(task, tiny: ModelConfig, tokenizer: Tokenizer, tmp_path: Path):
     model: DualEncoder = {
         "prompter": lambda: Prompter(tiny),
         "pretrain": lambda: Alpro(tiny, entities=3),
@@ -67,11 +67,11 @@ def test_saving_again_gives_the_same_bytes(saved: Path, tmp_path: Path):
     }
 
 
-def test_the_weights_file_holds_the_weights_and_nothing_else(saved: Path, tiny: ModelConfig):
+def test_the_weights_file_holds_only_the_state_dict(saved: Path, tiny: ModelConfig):
     assert load_file(saved / "model.safetensors").keys() == Alpro(tiny, len(ENTITIES)).state_dict().keys()
 
 
-def test_the_configuration_alone_tells_the_model(saved: Path, tiny: ModelConfig):
+def test_the_configuration_file_describes_the_model(saved: Path, tiny: ModelConfig):
     config = json.loads((saved / "config.json").read_text())
     assert (config["model_type"], config["task"]) == ("alpro", "pretrain")
     assert ModelConfig.model_validate(config["model"]) == tiny
@@ -93,7 +93,7 @@ def test_a_missing_file_is_named(saved: Path, name: str):
     assert f"{name} is missing" in refused(saved)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
+def test_a_missing_folder_is_named(tmp_path: Path):
     assert "config.json is missing" in refused(tmp_path / "nowhere")
 
 
@@ -120,36 +120,36 @@ def test_a_list_of_entities_that_does_not_fit_the_head_is_refused(saved: Path):
 
 
 @pytest.mark.parametrize("keep", [0, 4, 500, -100])
-def test_weights_cut_short_are_refused(saved: Path, keep: int):
+def test_truncated_weights_are_refused(saved: Path, keep: int):
     content = (saved / "model.safetensors").read_bytes()
     (saved / "model.safetensors").write_bytes(content[:keep])
     assert "model.safetensors: not readable" in refused(saved)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"model_type": "bert", "task": "qa", "model": {}}'])
-def test_a_garbage_configuration_is_refused(saved: Path, content: str):
+def test_an_invalid_configuration_is_refused(saved: Path, content: str):
     (saved / "config.json").write_text(content)
     assert "config.json: " in refused(saved)
 
 
-def test_a_wrong_configuration_is_refused_with_what_is_wrong_in_it(saved: Path):
+def test_an_unknown_key_of_a_configuration_is_named(saved: Path):
     config = json.loads((saved / "config.json").read_text())
     config["model"]["colour"] = "red"
     (saved / "config.json").write_text(json.dumps(config))
     assert "colour" in refused(saved)
 
 
-def test_a_garbage_tokenizer_is_refused(saved: Path):
+def test_an_invalid_tokenizer_is_refused(saved: Path):
     (saved / "tokenizer.json").write_text("{")
     assert "tokenizer.json" in refused(saved)
 
 
-def test_a_garbage_list_of_entities_is_refused(saved: Path):
+def test_an_invalid_list_of_entities_is_refused(saved: Path):
     (saved / "entities.json").write_text("[")
     assert "entities.json" in refused(saved)
 
 
-def test_starting_from_another_model_takes_all_that_it_has(tiny: ModelConfig):
+def test_starting_from_another_model_copies_all_shared_weights(tiny: ModelConfig):
     prompter, model = Prompter(tiny), Alpro(tiny, entities=3)
     started, rest = start_from(model, prompter)
     assert started is model
@@ -174,24 +174,24 @@ def test_the_time_embedding_is_resized_to_the_nearest(
 
 
 @torch.no_grad()
-def test_the_position_embedding_is_resized_as_a_picture(tiny: ModelConfig):
+def test_the_position_embedding_is_interpolated_over_the_grid(tiny: ModelConfig):
     old, new = Prompter(tiny), Prompter(resized(tiny, image_size=64))  # a grid of 4 x 4 to one of 8 x 8
     ramp = torch.arange(4.0)[:, None].expand(4, 4)  # grows from row to row
-    places = old.video_encoder.pos_embed
-    places[0, 1:, 0] = ramp.flatten()
-    places[0, 1:, 1] = 7.0
+    positions = old.video_encoder.pos_embed
+    positions[0, 1:, 0] = ramp.flatten()
+    positions[0, 1:, 1] = 7.0
     start_from(new, old)
-    resized_places = new.video_encoder.pos_embed
-    assert resized_places.shape == (1, 65, 16)
-    assert torch.equal(resized_places[:, 0], places[:, 0])  # [CLS] has no place
-    grid = resized_places[0, 1:, 0].view(8, 8)
-    torch.testing.assert_close(resized_places[0, 1:, 1], torch.full((64,), 7.0))  # what is even stays so
+    resized_positions = new.video_encoder.pos_embed
+    assert resized_positions.shape == (1, 65, 16)
+    assert torch.equal(resized_positions[:, 0], positions[:, 0])  # [CLS] is not part of the grid
+    grid = resized_positions[0, 1:, 0].view(8, 8)
+    torch.testing.assert_close(resized_positions[0, 1:, 1], torch.full((64,), 7.0))  # a constant stays constant
     torch.testing.assert_close(grid, grid[:, :1].expand(8, 8))  # rows stay rows
     assert (grid[1:, 0] > grid[:-1, 0]).all()
     torch.testing.assert_close(grid.mean(), torch.tensor(1.5))
 
 
-def test_a_head_for_other_entities_or_answers_stays_as_it_was(tiny: ModelConfig):
+def test_a_head_of_another_size_is_not_copied(tiny: ModelConfig):
     model, other = Alpro(tiny, entities=4), Alpro(tiny, entities=3, answers=2)
     before = model.pem_head[2].weight.clone()
     _, rest = start_from(model, other)
@@ -200,7 +200,7 @@ def test_a_head_for_other_entities_or_answers_stays_as_it_was(tiny: ModelConfig)
     assert torch.equal(model.pem_head[0].weight, other.pem_head[0].weight)
 
 
-def test_other_sizes_are_refused(tiny: ModelConfig):
+def test_starting_from_other_sizes_is_refused(tiny: ModelConfig):
     wide = tiny.model_copy(update={"embed_dim": 12})
     with pytest.raises(ValueError, match=r"text_proj.bias is \(12,\), not \(8,\)"):
         start_from(Prompter(tiny), Prompter(wide))

@@ -1,4 +1,4 @@
-"""The benchmark of full-size steps: what becomes of a task whose process is killed."""
+"""The benchmark of full-size steps: a task whose process is killed."""
 
 import importlib.util
 import queue
@@ -17,19 +17,19 @@ def full_size():
 
 
 class Process:
-    """Lives for some looks, and puts `last` before it ends."""
+    """Is alive for `polls` - 1 calls of is_alive, and puts `last` before it ends."""
 
-    def __init__(self, looks: int, results: queue.Queue, last: dict | None):
-        self.looks, self.results, self.last = looks, results, last
+    def __init__(self, polls: int, results: queue.Queue, last: dict | None):
+        self.polls, self.results, self.last = polls, results, last
 
     def is_alive(self) -> bool:
-        self.looks -= 1
-        if self.looks == 0 and self.last:
+        self.polls -= 1
+        if self.polls == 0 and self.last:
             self.results.put(self.last)
-        return self.looks > 0
+        return self.polls > 0
 
 
 @pytest.mark.parametrize("last", [None, {"seconds": 1.0}])
-def test_a_process_that_ends_is_not_waited_for(full_size, last):
+def test_waiting_ends_with_the_process(full_size, last):
     results = queue.Queue()
     assert full_size.wait(Process(3, results, last), results, seconds=0.001) == last

@@ -1,4 +1,4 @@
-"""Fusion at the positions that are read equals fusion at all: in values and in gradients."""
+"""Fusion at selected positions equals full fusion in values and gradients."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro, ModelConfig
 
-LENGTH, PLACES = 6, 17
-# Positions for each group of rows, of unlike numbers of rows and positions: [CLS], words, patches, padding, twice one.
+LENGTH, PATCHES = 6, 17
+# Positions for groups of different numbers of rows and positions: [CLS], words, patches, padding, duplicates.
 GROUPS = {
     "a group": [[[0], [0], [0], [0], [0], [0]]],
     "two groups": [[[0, 7, 8, 22], [0, 9, 12, 15]], [[0], [0], [0], [0]]],
@@ -22,7 +22,7 @@ def pairs() -> tuple[Tensor, Tensor, Tensor]:
     """Text, mask and video of six pairs; most texts are padded."""
     lengths = torch.tensor([6, 4, 3, 6, 2, 5])
     mask = (torch.arange(LENGTH) < lengths[:, None]).long()
-    return torch.randn(6, LENGTH, 16), mask, torch.randn(6, PLACES, 16)
+    return torch.randn(6, LENGTH, 16), mask, torch.randn(6, PATCHES, 16)
 
 
 @pytest.fixture(params=[1, 3], ids=["one fusion layer", "three fusion layers"])
@@ -32,13 +32,13 @@ def model(tiny: ModelConfig, request: pytest.FixtureRequest) -> Alpro:
 
 
 def read_from(fused: Tensor, read: list[Tensor]) -> tuple[Tensor, ...]:
-    """Some positions of all fused tokens, a group of rows each."""
+    """Selected positions of all fused tokens, for each group of rows."""
     rows = fused.split([len(positions) for positions in read])
     return tuple(x[torch.arange(len(at))[:, None], at] for x, at in zip(rows, read, strict=True))
 
 
 @pytest.mark.parametrize("groups", GROUPS)
-def test_fused_where_it_is_read_is_as_fused_everywhere(model: Alpro, pairs: tuple[Tensor, ...], groups: str):
+def test_fusion_at_selected_positions_equals_full_fusion(model: Alpro, pairs: tuple[Tensor, ...], groups: str):
     read = [torch.tensor(positions) for positions in GROUPS[groups]]
     actual, expected = model.fuse_at(read, *pairs), read_from(model.fuse(*pairs), read)
     assert len(actual) == len(read)
@@ -46,12 +46,14 @@ def test_fused_where_it_is_read_is_as_fused_everywhere(model: Alpro, pairs: tupl
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_the_fused_cls_is_the_first_of_all(model: Alpro, pairs: tuple[Tensor, ...]):
+def test_the_fused_cls_is_the_first_fused_token(model: Alpro, pairs: tuple[Tensor, ...]):
     torch.testing.assert_close(model.fuse_cls(*pairs), model.fuse(*pairs)[:, 0], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("groups", GROUPS)
-def test_gradients_of_what_is_read_are_those_of_fusing_everything(model: Alpro, pairs: tuple[Tensor, ...], groups: str):
+def test_gradients_at_selected_positions_equal_those_of_full_fusion(
+    model: Alpro, pairs: tuple[Tensor, ...], groups: str
+):
     read = [torch.tensor(positions) for positions in GROUPS[groups]]
     text, mask, video = pairs
     weights = [torch.randn(*positions.shape, 16) for positions in read]
@@ -69,29 +71,29 @@ def test_gradients_of_what_is_read_are_those_of_fusing_everything(model: Alpro, 
         torch.testing.assert_close(actual[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_what_is_padding_is_not_attended_to(model: Alpro, pairs: tuple[Tensor, ...]):
+def test_padding_is_not_attended_to(model: Alpro, pairs: tuple[Tensor, ...]):
     text, mask, video = pairs
     read = [torch.tensor([[0, 6, 22]] * 6)]
     noise = torch.where(mask[..., None].bool(), text, torch.randn_like(text))
     assert torch.equal(model.fuse_at(read, noise, mask, video)[0], model.fuse_at(read, text, mask, video)[0])
 
 
-def test_the_last_layer_works_the_positions_that_are_read_alone(model: Alpro, pairs: tuple[Tensor, ...]):
+def test_the_last_layer_computes_only_the_selected_positions(model: Alpro, pairs: tuple[Tensor, ...]):
     rows: list[int] = []
     for layer in model.multimodal_encoder.layers:
         layer.mlp.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[:2].numel()))
     model.fuse_at([torch.tensor(positions) for positions in GROUPS["two groups"]], *pairs)
-    assert rows == [6 * (LENGTH + PLACES)] * (len(rows) - 2) + [2 * 4, 4 * 1]
+    assert rows == [6 * (LENGTH + PATCHES)] * (len(rows) - 2) + [2 * 4, 4 * 1]
 
 
-def test_activation_checkpointing_gives_equal_gradients_where_some_positions_are_read(
+def test_activation_checkpointing_gives_equal_gradients_at_selected_positions(
     tiny: ModelConfig, pairs: tuple[Tensor, ...]
 ):
     model = Alpro(tiny.model_copy(update={"text": tiny.text.model_copy(update={"dropout": 0.2, "depth": 4})})).train()
     read = [torch.tensor(positions) for positions in GROUPS["two groups"]]
     gradients = []
-    for thrifty in (False, True):
-        model.multimodal_encoder.layers.checkpoint_activations = thrifty
+    for checkpointed in (False, True):
+        model.multimodal_encoder.layers.checkpoint_activations = checkpointed
         model.zero_grad()
         torch.manual_seed(1)  # the same dropout
         torch.cat([x.flatten() for x in model.fuse_at(read, *pairs)]).square().mean().backward()

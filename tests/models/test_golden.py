@@ -1,7 +1,7 @@
-"""Numbers of a small model, recorded when the full-size one gave those of the official code (tests/test_oracle.py).
+"""Numbers of a small model, recorded when the full-size model equalled the official code (tests/test_oracle.py).
 
-They are in double precision, so that even the epsilon of a norm shows. `python -m tests.models.test_golden` writes them
-again; do that only for a change that the oracle has seen.
+In double precision, which also detects the epsilon of a norm. `python -m tests.models.test_golden` writes them
+again; do so only for a change that the oracle test has verified.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ BOXES = torch.tensor([[0, 0, 1, 2], [1, 0, 1, 1]])
 
 
 def generated(model: nn.Module) -> nn.Module:
-    """The model in double precision with weights that follow from their names."""
+    """The model in double precision with weights generated from their names."""
     own = {name: np.asarray(weight(name, tuple(w.shape), SEED)) for name, w in model.state_dict().items()}
     own["temperature"] = np.float64(0.07)
     model.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in own.items()})
@@ -32,7 +32,7 @@ def generated(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def compute() -> dict[str, Tensor]:
-    """Everything that the model computes, of two pairs."""
+    """All outputs of the model for two pairs."""
     shape = ModelConfig.model_validate({"video": VIDEO, "text": TEXT, "embed_dim": 8})
     model = generated(Alpro(shape, entities=5, answers=4))
     frames = torch.from_numpy(2 * uniform("video", (2, 3, 3, 16, 16), SEED)).double()
@@ -63,7 +63,7 @@ def differences() -> dict[str, float]:
     return {name: float(np.abs(value.numpy() - golden[name]).max()) for name, value in computed.items()}
 
 
-def test_a_small_model_computes_what_it_did():
+def test_a_small_model_computes_the_recorded_numbers():
     assert {name: value for name, value in differences().items() if not value < 1e-9} == {}
 
 
@@ -98,7 +98,7 @@ def pre_norm(self, x, mask, positions=None):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_small_change_of_the_model_shows(change, monkeypatch):
+def test_a_small_change_of_the_model_is_detected(change, monkeypatch):
     CHANGES[change](monkeypatch)
     assert max(differences().values()) > 1e-7
 

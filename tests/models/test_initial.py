@@ -1,4 +1,4 @@
-"""Starting from other people's weights: a ViT, a BERT."""
+"""Starting from the weights of a ViT and a BERT."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_the_video_encoder_starts_as_the_vit_on_each_frame(model, vit, tmp_path)
         assert not block.temporal_fc.weight.any()
 
 
-def test_the_text_layers_are_the_berts_cut_in_two(model, bert):
+def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
     reference, folder = bert
     load_bert(model, str(folder))
     ids = torch.randint(5, 40, (2, 9))
@@ -81,7 +81,7 @@ def test_another_image_size_resizes_the_position_embedding(vit, tmp_path, size):
     assert torch.equal(larger.video_encoder.pos_embed[:, 0], vit.pos_embed[:, 0])
 
 
-def test_weights_that_do_not_fit_are_named(model, vit, bert, tmp_path):
+def test_weights_of_other_sizes_are_named(model, vit, bert, tmp_path):
     small = Alpro(ModelConfig.model_validate({"video": VIDEO | {"width": 32}, "text": TEXT | {"width": 32}}))
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
     with pytest.raises(ValueError, match=r"is \(.*\), not \(.*\); set the sizes in \[model\]"):
@@ -118,8 +118,8 @@ def load(model: Alpro, state: dict[str, torch.Tensor], path) -> None:
         "blocks.0.temporal_fc.weight",
     ],
 )
-def test_a_vit_with_more_in_it_is_refused(key, model, plain, tmp_path):
-    load(model, plain, tmp_path / "plain.pt")  # the head alone is left out without a word
+def test_a_vit_with_other_components_is_refused(key, model, plain, tmp_path):
+    load(model, plain, tmp_path / "plain.pt")  # only the head is ignored
     with pytest.raises(ValueError, match=f"is not a plain ViT of 2 blocks: it has {key}$"):
         load(model, plain | {key: torch.zeros(64)}, tmp_path / "more.pt")
 
@@ -136,13 +136,13 @@ def test_a_vit_with_more_in_it_is_refused(key, model, plain, tmp_path):
         ((), r"pos_embed is \(\)"),
     ],
 )
-def test_a_position_embedding_of_another_form_is_reported_in_one_line(shape, message, model, plain, tmp_path):
+def test_a_position_embedding_of_another_shape_is_a_one_line_error(shape, message, model, plain, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         load(model, plain | {"pos_embed": torch.zeros(shape)}, tmp_path / "vit.pt")
     assert "\n" not in str(error.value)
 
 
-def test_what_cannot_be_had_is_one_line_that_says_how_to_bring_it(model, monkeypatch):
+def test_unavailable_weights_are_a_one_line_error_with_instructions(model, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
     for load_one, name in ((load_vit, "vit_base_patch16_224.orig_in21k_ft_in1k"), (load_bert, "nobody/no-such-bert")):
         with pytest.raises(ValueError, match="on a machine with a network") as error:

@@ -1,4 +1,4 @@
-"""The four objectives against tables worked out by hand. Logits are logarithms, so that softmax gives simple shares."""
+"""The four objectives against tables computed by hand. Logits are logarithms: softmax gives simple fractions."""
 
 from math import log
 
@@ -16,7 +16,7 @@ def logs(shares: list[list[float]]) -> Tensor:
 
 
 def distinct(size: int) -> Tensor:
-    """No two pairs of one video."""
+    """All pairs are of different videos."""
     return torch.eye(size, dtype=torch.bool)
 
 
@@ -38,7 +38,7 @@ def test_vtc_on_a_rank_whose_pairs_begin_at_a_later_column():
     assert vtc_loss(v2t, t2v, torch.tensor([2, 3]), same).item() == pytest.approx(by_hand)
 
 
-def test_a_second_caption_of_a_video_is_no_negative_of_it():
+def test_a_second_caption_of_a_video_is_not_a_negative():
     """The official code would count it as one."""
     similarity = logs([[2, 8, 2], [8, 4, 4], [1, 1, 2]]).requires_grad_()
     video = torch.tensor([7, 7, 9])  # pairs 0 and 1 are of one video
@@ -105,7 +105,7 @@ def test_pem_is_soft_cross_entropy():
     assert kept.tolist() == [True, True]
 
 
-def test_pem_holds_the_threshold_against_the_probability():
+def test_pem_compares_the_probability_with_the_threshold():
     """The official code holds it against the index of the best entity: it would drop the first and keep the others."""
     pseudo_labels = torch.full((3, 10), 0.1)
     pseudo_labels[0] = torch.tensor([0.91] + [0.01] * 9)
@@ -116,7 +116,7 @@ def test_pem_holds_the_threshold_against_the_probability():
     assert loss.item() == pytest.approx(2 * log(10))  # even logits: log 10 for each that is kept
 
 
-def test_pem_of_nothing_kept_is_zero_and_moves_nothing():
+def test_pem_without_kept_samples_is_zero_and_has_no_gradient():
     logits = torch.randn(2, 10, requires_grad=True)
     loss, kept = pem_loss(logits, torch.full((2, 10), 0.1), threshold=0.2)
     loss.backward()

@@ -1,4 +1,4 @@
-"""Official checkpoints under this project's names; test_oracle.py holds the numbers that come out of them."""
+"""Conversion of the keys of official checkpoints; test_oracle.py compares the numbers."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def linear(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 
 
 def official_shapes(bert: str, tiny: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The keys of official checkpoints, at the sizes of the tiny model; `bert` is where their BERT lies."""
+    """The keys of official checkpoints, at the sizes of the tiny model; `bert` is the prefix of their BERT."""
     words = f"{bert}embeddings."
     shapes: dict[str, tuple[int, ...]] = {
         "temp": (),
@@ -92,15 +92,15 @@ def shapes_of(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in weights.items()}
 
 
-def test_every_key_of_a_pretrained_checkpoint_has_its_place(tiny: ModelConfig, pretrained: dict[str, Tensor]):
+def test_every_key_of_a_pretrained_checkpoint_is_converted(tiny: ModelConfig, pretrained: dict[str, Tensor]):
     weights, unused, unknown = from_official(pretrained, tiny)
     assert shapes_of(weights) == shapes_of(Alpro(tiny, entities=5).state_dict())
     assert set(unused) == UNUSED.keys()
     assert unknown == []
 
 
-def test_every_key_of_a_question_answering_checkpoint_has_its_place(tiny: ModelConfig):
-    """There BERT lies in text_encoder itself."""
+def test_every_key_of_a_question_answering_checkpoint_is_converted(tiny: ModelConfig):
+    """BERT is in text_encoder itself."""
     shapes = official_shapes("text_encoder.", tiny) | {"text_encoder.embeddings.position_ids": (1, 12)}
     state = draw(shapes | linear("classifier.0", (32, 16)) | linear("classifier.2", (7, 32)))
     weights, unused, unknown = from_official(state, tiny)
@@ -109,14 +109,14 @@ def test_every_key_of_a_question_answering_checkpoint_has_its_place(tiny: ModelC
     assert unknown == []
 
 
-def test_no_value_is_lost_or_taken_twice(tiny: ModelConfig, pretrained: dict[str, Tensor]):
+def test_every_value_is_converted_exactly_once(tiny: ModelConfig, pretrained: dict[str, Tensor]):
     weights, unused, _ = from_official(pretrained, tiny)
     official_values = torch.cat([value.flatten() for key, value in pretrained.items() if key not in unused])
     taken = torch.cat([value.flatten() for value in weights.values()])
     assert torch.equal(official_values.sort().values, taken.sort().values)
 
 
-def test_values_go_where_their_names_say(tiny: ModelConfig, pretrained: dict[str, Tensor]):
+def test_values_are_converted_to_their_keys(tiny: ModelConfig, pretrained: dict[str, Tensor]):
     weights, _, _ = from_official(pretrained, tiny)
     for ours, theirs in {
         "temperature": "temp",
@@ -137,7 +137,7 @@ def test_values_go_where_their_names_say(tiny: ModelConfig, pretrained: dict[str
 
 
 def test_queries_keys_and_values_are_joined_in_that_order(tiny: ModelConfig, pretrained: dict[str, Tensor]):
-    weights, _, _ = from_official(dict(reversed(pretrained.items())), tiny)  # whatever the order of the file
+    weights, _, _ = from_official(dict(reversed(pretrained.items())), tiny)  # in any order
     for kind in ("weight", "bias"):
         joined = weights[f"multimodal_encoder.layers.0.attention.qkv.{kind}"].chunk(3)
         for part, name in zip(joined, ("query", "key", "value"), strict=True):
@@ -155,7 +155,7 @@ def test_unknown_keys_are_listed(tiny: ModelConfig, pretrained: dict[str, Tensor
     assert shapes_of(weights) == shapes_of(from_official(pretrained, tiny)[0])
 
 
-def test_attention_without_one_of_its_three_is_not_made_up(tiny: ModelConfig, pretrained: dict[str, Tensor]):
+def test_an_incomplete_query_key_value_triple_is_unknown(tiny: ModelConfig, pretrained: dict[str, Tensor]):
     del pretrained["text_encoder.bert.encoder.layer.0.attention.self.key.weight"]
     weights, _, unknown = from_official(pretrained, tiny)
     assert "text_encoder.layers.0.attention.qkv.weight" not in weights

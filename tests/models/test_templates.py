@@ -1,4 +1,4 @@
-"""The prompts' templates: the official sets, in a file, and others in their place."""
+"""Prompt templates: the official ones, and others."""
 
 import pytest
 from pydantic import ValidationError
@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from alpro.models.templates import Templates, fill
 
 
-def test_the_sets_that_ship_are_the_official_codes():
+def test_the_default_templates_are_the_official_ones():
     videos = [f"A {what} of {a} {{}}." for what in ("footage", "video", "portrait", "video footage") for a in ARTICLES]
     images = [f"A {what} of {a} {{}}." for what in ("photo", "picture", "good photo", "good picture") for a in ARTICLES]
     assert list(Templates().video) == videos
@@ -17,16 +17,16 @@ def test_the_sets_that_ship_are_the_official_codes():
 ARTICLES = ("a", "the", "one")
 
 
-def test_the_words_of_templates_are_in_lower_case_and_without_the_place():
+def test_the_words_of_templates_are_lower_case_without_the_placeholder():
     assert Templates(video=("Ein Film: {}!",), image=("{} (2x Foto)",)).words() == {"ein", "film", "x", "foto"}
 
 
-def test_an_entity_stands_in_its_place_as_it_is():
+def test_the_placeholder_is_replaced_literally():
     assert fill("A {} in {curly} 100 %.", "{0}%s") == "A {0}%s in {curly} 100 %."
 
 
 @pytest.mark.parametrize("wrong", ["A dog.", "{} and {}", ""])
-def test_a_template_without_one_place_is_refused(wrong):
+def test_a_template_needs_exactly_one_placeholder(wrong):
     with pytest.raises(ValidationError, match="replaced by the entity"):
         Templates(video=(wrong,))
 

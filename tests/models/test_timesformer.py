@@ -1,4 +1,4 @@
-"""The video encoder: shapes, what the order of frames changes, and what its parts leave alone."""
+"""The video encoder: shapes, frame order, stochastic depth and checkpointing."""
 
 from copy import deepcopy
 
@@ -23,7 +23,7 @@ def frames() -> Tensor:
     return torch.randn(2, 4, 3, 32, 32)
 
 
-def test_tokens_are_cls_and_one_for_each_place(encoder: TimeSformer, frames: Tensor):
+def test_tokens_are_cls_and_one_per_patch(encoder: TimeSformer, frames: Tensor):
     assert encoder(frames).shape == (2, 1 + 16, 16)
 
 
@@ -34,11 +34,11 @@ def test_the_order_of_frames_changes_the_output(encoder: TimeSformer, frames: Te
 
 @torch.no_grad()
 def test_without_time_embeddings_the_order_of_frames_changes_nothing(encoder: TimeSformer, frames: Tensor):
-    """Attention over time knows no order, and tokens are averaged over time: only the embedding tells it."""
+    """Attention over time is permutation-equivariant, and tokens are averaged over time."""
     encoder.time_embed.zero_()
     for order in ([3, 2, 1, 0], [1, 2, 3, 0]):
         torch.testing.assert_close(encoder(frames[:, order]), encoder(frames), atol=1e-5, rtol=1e-4)
-    # Not because frames were ignored: another frame is another output.
+    # Frames are not ignored: another frame gives another output.
     assert (encoder(frames[:, [0, 0, 1, 2]]) - encoder(frames)).abs().max() > 0.01
 
 
@@ -49,8 +49,8 @@ def test_the_order_of_equal_frames_changes_nothing(encoder: TimeSformer, frames:
 
 
 @torch.no_grad()
-def test_a_still_clip_through_fresh_temporal_layers_is_one_frame(tiny: ModelConfig, frames: Tensor):
-    """ "bert" starts temporal_fc at zero: a TimeSformer that loads a ViT begins as that ViT on every frame."""
+def test_a_still_clip_through_new_temporal_layers_equals_one_frame(tiny: ModelConfig, frames: Tensor):
+    """ "bert" starts temporal_fc at zero: a TimeSformer that loads a ViT starts as that ViT on every frame."""
     encoder = TimeSformer(tiny.video)
     initialize(encoder, "bert")
     encoder.time_embed.zero_()
@@ -61,17 +61,17 @@ def test_a_still_clip_through_fresh_temporal_layers_is_one_frame(tiny: ModelConf
     torch.testing.assert_close(encoder.eval()(still), single.eval()(frames[:, :1]), atol=1e-5, rtol=1e-4)
 
 
-def test_clips_of_a_batch_do_not_see_each_other(encoder: TimeSformer, frames: Tensor):
+def test_clips_of_a_batch_are_independent(encoder: TimeSformer, frames: Tensor):
     torch.testing.assert_close(encoder(frames)[1:], encoder(frames[1:]), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3, 24, 32), (2, 4, 3, 40, 40), (2, 3, 3, 32, 32)])
-def test_a_wrong_size_is_refused_with_both_sizes(encoder: TimeSformer, shape: tuple[int, ...]):
-    out, taken = f"({shape[1]}, {shape[3]}, {shape[4]})", "(4, 32, 32)"
+def test_a_wrong_frame_size_is_refused_with_both_sizes(encoder: TimeSformer, shape: tuple[int, ...]):
+    actual, expected = f"({shape[1]}, {shape[3]}, {shape[4]})", "(4, 32, 32)"
     with pytest.raises(ValueError, match="encoder takes") as error:
         encoder(torch.zeros(shape))
-    assert out in str(error.value)
-    assert taken in str(error.value)
+    assert actual in str(error.value)
+    assert expected in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_wrong_size_is_refused_with_both_sizes(encoder: TimeSformer, shape: tu
         ({"colour": 1}, "colour"),
     ],
 )
-def test_sizes_that_do_not_fit_together_are_refused(tiny: ModelConfig, wrong: dict, message: str):
+def test_inconsistent_sizes_are_refused(tiny: ModelConfig, wrong: dict, message: str):
     with pytest.raises(ValueError, match=message):
         VideoConfig(**(tiny.video.model_dump() | wrong))
 
@@ -90,10 +90,10 @@ def test_sizes_that_do_not_fit_together_are_refused(tiny: ModelConfig, wrong: di
 def test_activation_checkpointing_gives_equal_gradients(tiny: ModelConfig, frames: Tensor):
     plain = TimeSformer(tiny.video.model_copy(update={"drop_path": 0.5}))
     initialize(plain, "scratch")
-    thrifty = deepcopy(plain)
-    thrifty.checkpoint_activations = True
+    checkpointed = deepcopy(plain)
+    checkpointed.checkpoint_activations = True
     gradients = []
-    for encoder in (plain, thrifty):
+    for encoder in (plain, checkpointed):
         torch.manual_seed(1)  # the same branches are dropped
         encoder.train()(frames).square().mean().backward()
         gradients.append({name: p.grad for name, p in encoder.named_parameters()})
@@ -103,7 +103,7 @@ def test_activation_checkpointing_gives_equal_gradients(tiny: ModelConfig, frame
 
 
 def stochastic(rate: float, depth: int) -> TimeSformer:
-    """An encoder whose branches are dropped while it trains."""
+    """An encoder in training mode, with stochastic depth."""
     shape = {"image_size": 16, "patch_size": 8, "frames": 2, "width": 8, "heads": 1}
     encoder = TimeSformer(VideoConfig(**shape, depth=depth, drop_path=rate))
     initialize(encoder, "scratch")
@@ -116,7 +116,7 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
     assert keep[1].unique().tolist() == pytest.approx([0, 1 / 0.75])
     for branch in range(3):
         kept = drop_path(torch.ones(4000 * 3, 2), keep[1], branch).view(4000, 6)
-        assert torch.equal(kept, kept[:, :1].expand_as(kept))  # the three rows of a sample share a fate
+        assert torch.equal(kept, kept[:, :1].expand_as(kept))  # all rows of a sample are kept or dropped
         assert kept.mean().item() == pytest.approx(1, abs=0.05)
 
 
@@ -139,12 +139,12 @@ def test_evaluation_drops_nothing(frames: Tensor):
     plain.load_state_dict(encoder.state_dict())
     small = frames[:, :2, :, :16, :16]
     assert encoder.eval().sample_drop_path(3) is None
-    assert plain.train().sample_drop_path(3) is None  # nor where the rate is nothing
+    assert plain.train().sample_drop_path(3) is None  # nor if the rate is 0
     assert torch.equal(encoder(small), plain(small))
 
 
 @torch.no_grad()
-def test_a_sample_whose_branches_are_all_dropped_passes_a_block_as_it_came(tiny: ModelConfig):
+def test_a_block_is_the_identity_for_a_sample_whose_branches_are_all_dropped(tiny: ModelConfig):
     block = Block(tiny.video)
     x = torch.randn(2, 1 + 4 * 16, 16)
     keep = torch.tensor([[0.0, 1.0]] * 3)
@@ -170,7 +170,7 @@ def test_every_branch_of_a_block_is_dropped_by_its_own_number(tiny: ModelConfig,
     torch.testing.assert_close(out, block(x, 4))
 
 
-def test_the_cls_token_alone_is_that_of_all_tokens_with_its_gradients(tiny: ModelConfig, frames: Tensor):
+def test_cls_only_equals_the_cls_of_all_tokens_with_gradients(tiny: ModelConfig, frames: Tensor):
     encoder = TimeSformer(tiny.video.model_copy(update={"drop_path": 0.5}))
     initialize(encoder, "scratch")
     actual = []
@@ -185,7 +185,7 @@ def test_the_cls_token_alone_is_that_of_all_tokens_with_its_gradients(tiny: Mode
 
 
 def test_attention_against_pytorchs_own():
-    """The one linear holds queries, keys and values in that order, as torch.nn.MultiheadAttention's does."""
+    """One linear layer has queries, keys and values in that order, as in torch.nn.MultiheadAttention."""
     attention, reference = Attention(16, heads=4), torch.nn.MultiheadAttention(16, 4, batch_first=True)
     reference.load_state_dict(
         {
@@ -201,8 +201,8 @@ def test_attention_against_pytorchs_own():
 
 
 @pytest.mark.parametrize("at", [[0], [4, 1, 1], [0, 1, 2, 3, 4]])
-def test_attention_of_some_queries_is_these_rows_of_all(at: list[int]):
+def test_attention_of_selected_queries_equals_those_rows_of_full_attention(at: list[int]):
     attention = Attention(16, heads=4)
     x, mask = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()[:, None, None]
-    for out in (None, mask):
-        torch.testing.assert_close(attention(x, out, x[:, at]), attention(x, out)[:, at], atol=1e-6, rtol=1e-5)
+    for used in (None, mask):
+        torch.testing.assert_close(attention(x, used, x[:, at]), attention(x, used)[:, at], atol=1e-6, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The command line: what bad input gets, and what looking around shows."""
+"""The command line: errors of the user, and commands that only print."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TINY = str(ROOT / "tests" / "tiny.toml")
 def call(monkeypatch, capsys, *arguments):
     """Calls the command line; returns its exit status, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
-    monkeypatch.setattr(os, "environ", os.environ.copy())  # what a command sets is for its own process
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # a command sets variables for its own process
     with pytest.raises(SystemExit) as left:
         cli.main()
     printed = capsys.readouterr()
@@ -52,7 +52,7 @@ def manifest(folder, *rows):
         ([{"path": "../a.mp4", "caption": "x"}], "is outside the data folder"),
     ],
 )
-def test_an_unusable_manifest_is_one_line_and_leaves_nothing(rows, message, tmp_path, monkeypatch, capsys):
+def test_an_unusable_manifest_is_a_one_line_error_and_nothing_is_written(rows, message, tmp_path, monkeypatch, capsys):
     data = tmp_path / "none.jsonl" if rows is None else manifest(tmp_path, *rows)
     work = tmp_path / "work"
     status, _, err = call(monkeypatch, capsys, "run", "--config", "own_videos", "--data", data, "--workspace", work)
@@ -69,11 +69,11 @@ def test_an_unusable_manifest_is_one_line_and_leaves_nothing(rows, message, tmp_
     [
         (["--set", "pretrain.lrr=1"], "unknown key"),
         (["--set", "pretrain.batch_size=0"], "pretrain.batch_size"),
-        (["--config", "nothing"], "neither a file nor a configuration that ships"),
+        (["--config", "nothing"], "neither a file nor a shipped configuration"),
         (["--workspace", "/dev/null/x"], "--workspace"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+def test_an_invalid_option_is_a_one_line_error(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     status, _, err = call(monkeypatch, capsys, "pretrain", *arguments)
     assert status == 2
@@ -83,17 +83,17 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, message, tmp_path,
 
 @pytest.fixture
 def unprivileged() -> list[str]:
-    """What to put before a command so that file permissions apply to it, also if the tests run as root."""
+    """A prefix for a command that makes file permissions apply to it, also if the tests run as root."""
     if os.geteuid() != 0:
         return []
     drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     if shutil.which("setpriv") is None or subprocess.run([*drop, "true"], capture_output=True).returncode != 0:
-        pytest.skip("root that cannot drop its rights to write everywhere")
+        pytest.skip("root without setpriv: it can write everywhere")
     return drop
 
 
 @pytest.mark.parametrize("command", [["pretrain"], ["run", "--config", "own_videos", "--dry-run", "--data"]])
-def test_a_workspace_that_became_read_only_is_one_line(command, unprivileged, tmp_path, monkeypatch, capsys):
+def test_a_read_only_workspace_is_a_one_line_error(command, unprivileged, tmp_path, monkeypatch, capsys):
     workspace = tmp_path / "workspace"
     data = [manifest(tmp_path, {"path": "a.mp4", "caption": "x"})] if "--data" in command else []
     (tmp_path / "a.mp4").write_bytes(b"one")
@@ -111,14 +111,14 @@ def test_a_workspace_that_became_read_only_is_one_line(command, unprivileged, tm
     assert done.stderr.count("\n") == 1
 
 
-def test_a_stage_that_the_configuration_lacks_is_reported(tmp_path, monkeypatch, capsys):
+def test_a_stage_without_a_table_in_the_configuration_is_an_error(tmp_path, monkeypatch, capsys):
     path = manifest(tmp_path, {"path": "a.mp4", "caption": "x"})
     arguments = ["render-sample", "--config", "own_videos", "--data", path, "--workspace", tmp_path / "w"]
     status, _, err = call(monkeypatch, capsys, *arguments)
     assert (status, err) == (2, "error: this configuration has no stage render_sample\n")
 
 
-def test_a_taken_port_is_reported(tmp_path, monkeypatch, capsys):
+def test_a_port_in_use_is_an_error(tmp_path, monkeypatch, capsys):
     (tmp_path / "mlflow.db").touch()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -126,11 +126,11 @@ def test_a_taken_port_is_reported(tmp_path, monkeypatch, capsys):
         port = taken.getsockname()[1]
         status, _, err = call(monkeypatch, capsys, "ui", "--port", port, "--workspace", tmp_path)
     assert status == 2
-    assert f"port {port} is taken" in err
+    assert f"port {port} is in use" in err
     assert "--port" in err
 
 
-def test_dry_run_says_what_would_run(tmp_path, monkeypatch, capsys):
+def test_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
     status, out, _ = call(monkeypatch, capsys, "pretrain", "--dry-run", "--workspace", tmp_path)
     assert status == 0
     assert [line.split()[2] for line in out.splitlines()][-2:] == ["cache_prompts", "pretrain"]
@@ -145,7 +145,7 @@ def test_help_names_every_command(monkeypatch, capsys):
         assert f"    {command} " in out
 
 
-def test_an_empty_workspace_is_reported(tmp_path, monkeypatch, capsys):
+def test_an_empty_workspace_has_no_artifacts_and_no_mlflow_store(tmp_path, monkeypatch, capsys):
     status, out, _ = call(monkeypatch, capsys, "ls", "--workspace", tmp_path)
     assert status == 0
     assert "no artifacts" in out
@@ -153,7 +153,7 @@ def test_an_empty_workspace_is_reported(tmp_path, monkeypatch, capsys):
     assert status == 2
     assert "no artifact starts with this" in err
     status, _, err = call(monkeypatch, capsys, "ui", "--workspace", tmp_path)
-    assert "no MLflow store there yet" in err
+    assert "no MLflow store; `alpro run` creates it" in err
 
 
 @pytest.mark.parametrize("port", ["80000", "0", "x"])
@@ -195,7 +195,7 @@ def test_data_in_the_home_folder(tmp_path, monkeypatch, capsys):
         (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
     ],
 )
-def test_the_exit_status_says_how_a_run_ended(outcome, status, message, tmp_path, monkeypatch, capsys):
+def test_the_exit_status_of_a_run(outcome, status, message, tmp_path, monkeypatch, capsys):
     from alpro.pipeline import flow
 
     def alpro(*arguments):
@@ -210,17 +210,17 @@ def test_the_exit_status_says_how_a_run_ended(outcome, status, message, tmp_path
 
 @pytest.mark.parametrize(("command", "flow"), [("run", "alpro"), ("train-prompter", "train_prompter")])
 def test_options_reach_the_flow(command, flow, tmp_path, monkeypatch, capsys):
-    given = []
-    monkeypatch.setattr(f"alpro.pipeline.flow.{flow}", lambda *arguments: given.extend(arguments) or {})
+    received = []
+    monkeypatch.setattr(f"alpro.pipeline.flow.{flow}", lambda *arguments: received.extend(arguments) or {})
     changes = ["--set", "resources.workers=3", "--set", "pretrain.lr=1e-4"]
     options = ["--config", TINY, *changes, "--profile", "--tracking-uri", "http://host:5000"]
     assert call(monkeypatch, capsys, command, *options, "--workspace", tmp_path)[0] == 0
     expected = ["resources.workers=3", "pretrain.lr=1e-4", "resources.profile=true"]
-    assert given == [TINY, "", expected, str(tmp_path), "http://host:5000"]
+    assert received == [TINY, "", expected, str(tmp_path), "http://host:5000"]
 
 
-def test_what_fails_because_of_ctrl_c_is_no_error(tmp_path, monkeypatch, capsys):
-    """A terminal's Ctrl-C ends Prefect's server too, and Prefect then raises that it does not answer."""
+def test_an_error_after_ctrl_c_is_not_shown(tmp_path, monkeypatch, capsys):
+    """Ctrl-C in a terminal also stops Prefect's server, and Prefect then raises a connection error."""
 
     def alpro(*arguments):
         try:
@@ -237,7 +237,7 @@ def test_what_fails_because_of_ctrl_c_is_no_error(tmp_path, monkeypatch, capsys)
     assert (status, err) == (130, "stopped; run the same command again to continue\n")
 
 
-def test_a_bug_is_not_hidden(tmp_path, monkeypatch, capsys):
+def test_an_unexpected_exception_is_raised(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("alpro.pipeline.flow.alpro", lambda *arguments: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["alpro", "run", "--workspace", str(tmp_path)])
     monkeypatch.setattr(os, "environ", os.environ.copy())
@@ -280,7 +280,7 @@ def test_every_module_of_a_stage_is_a_command_with_its_declared_help(monkeypatch
 
 
 def run_python(program: str, **environment: str) -> str:
-    """The standard output of a program in a Python of its own, without Prefect's settings of this process."""
+    """The standard output of a program in a new Python process, without Prefect's settings of this process."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "DO_NOT_TRACK"))}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=inherited | environment, capture_output=True, text=True
@@ -296,8 +296,8 @@ def run_python(program: str, **environment: str) -> str:
         ("alpro.pipeline.commands", ("prefect", "torch", "mlflow", "transformers", "matplotlib", "pandas")),
     ],
 )
-def test_the_command_line_imports_nothing_that_takes_long(module, heavy):
-    """cli.py is all that `--help` and a mistyped option need, commands.py all that `ls` needs."""
+def test_the_command_line_imports_no_slow_package(module, heavy):
+    """`--help` and usage errors import only cli.py; `ls` imports only commands.py."""
     assert run_python(f"import sys, {module}; print(sorted(set({heavy}) & sys.modules.keys()))") == "[]\n"
 
 
@@ -311,12 +311,12 @@ print(settings.logging.level, settings.home)
 
 @pytest.mark.parametrize("module", ["flow", "launch", "record", "tasks", "units"])
 def test_prefect_is_imported_after_its_environment_is_set(module):
-    printed = run_python(f"import pipeline.{module}{SETTINGS}import os; print(os.environ['DO_NOT_TRACK'])")
+    printed = run_python(f"import alpro.pipeline.{module}{SETTINGS}import os; print(os.environ['DO_NOT_TRACK'])")
     assert printed.splitlines()[0] == "180 False"
     assert printed.splitlines()[2] == "1"
 
 
-def test_a_command_that_runs_stages_quiets_prefect_and_keeps_its_files_in_the_workspace(tmp_path):
+def test_a_run_silences_prefect_and_keeps_its_files_in_the_workspace(tmp_path):
     program = f"""
 import sys
 from alpro.pipeline import cli
@@ -330,7 +330,7 @@ except SystemExit as left:
     assert printed[-2:] == ["180 False", f"CRITICAL {tmp_path}/prefect"]
 
 
-def test_what_the_caller_sets_for_prefect_stays():
+def test_prefect_settings_of_the_environment_are_kept():
     printed = run_python(f"import alpro.pipeline.flow{SETTINGS}", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="7")
     assert printed.startswith("7 False")
 

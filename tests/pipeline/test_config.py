@@ -1,4 +1,4 @@
-"""Configuration: every file that ships is whole, changes reach where they should, mistakes are one line."""
+"""Configuration: shipped files are valid, changes reach their keys, errors are one line."""
 
 import tomllib
 from collections.abc import Iterator
@@ -15,28 +15,28 @@ TINY = str(Path(__file__).parents[1] / "tiny.toml")
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_every_configuration_that_ships_is_read(name, tmp_path):
+def test_every_shipped_configuration_is_valid(name, tmp_path):
     needs = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
     data = "" if name == "sample" else str(tmp_path)
     config = load_config(name, data, [f"pretrained={tmp_path}"] if "pretrained" in needs else [])
     assert config.name == name
 
 
-def test_prompter_and_pretraining_or_a_model_in_their_place(tmp_path):
-    with pytest.raises(InputError, match=r"give \[train_prompter\] and \[pretrain\], or pretrained"):
+def test_pretraining_stages_and_a_pretrained_model_exclude_each_other(tmp_path):
+    with pytest.raises(InputError, match=r"set \[train_prompter\] and \[pretrain\], or pretrained"):
         load_config("msrvtt_qa", str(tmp_path))
     with pytest.raises(InputError, match="not both"):
         load_config(TINY, changes=["pretrained=imported/alpro"])
 
 
-def test_one_model_is_that_of_prompter_and_pretraining():
+def test_prompter_and_pretraining_share_the_model_configuration():
     config = load_config(TINY)
     assert config.train_prompter.model == config.pretrain.model == config.model
     assert config.model.video.width == 32
 
 
 @pytest.mark.parametrize(
-    ("change", "reached"),
+    ("change", "is_applied"),
     [
         ("pretrain.lr=3e-4", lambda c: c.pretrain.lr == 3e-4),
         ("train_prompter.phases.0.steps=9", lambda c: c.train_prompter.phases[0].steps == 9),
@@ -46,8 +46,8 @@ def test_one_model_is_that_of_prompter_and_pretraining():
         ("resources.processes=2", lambda c: c.resources.processes == 2),
     ],
 )
-def test_a_change_reaches_its_value(change, reached):
-    assert reached(load_config(TINY, changes=[change]))
+def test_a_change_is_applied(change, is_applied):
+    assert is_applied(load_config(TINY, changes=[change]))
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,16 @@ def test_a_change_reaches_its_value(change, reached):
         ("pretrain.lr=fast", "pretrain.lr: Input should be a valid number"),
         (
             "pretrain.phases.0.corpora=['nowhere', 'stills']",
-            "pretrain.phases: no corpus 'nowhere'; there are clips, stills",
+            "pretrain.phases: no corpus 'nowhere'; the corpora are clips, stills",
         ),
         ("model.video.image_size=30", "image_size 30 is not a multiple of patch_size 8"),
         ("model.video.width=64", "must be equal"),
-        ("pretrain.phases.7.steps=1", "entries 0 to 0"),
+        ("pretrain.phases.7.steps=1", "'7' is not an index from 0 to 0"),
         ("pretrain", "write it as stage.key=value"),
-        ("corpora.clips.data=elsewhere", "give --data, or data"),
+        ("corpora.clips.data=elsewhere", "set one of data or shards"),
         ("train_prompter.phases.0.epochs=2", "give either steps or epochs"),
         ('templates.video=["A film."]', "templates.video: 'A film.' must contain {}"),
-        ('cache_prompts.templates.video=["{}"]', "cache_prompts.templates: give it once, in [templates]"),
+        ('cache_prompts.templates.video=["{}"]', "cache_prompts.templates: set it once, in [templates]"),
         ("templates=nowhere.toml", "nowhere.toml: not readable as TOML"),
         ("templates=3", "templates"),
         ("pretrain=3", "--set pretrain=3: pretrain must be a table (it is 3)"),
@@ -80,7 +80,7 @@ def test_a_change_reaches_its_value(change, reached):
         ("corpora.clips.annotations=7", "corpora.clips.annotations: Input should be a valid dictionary"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_place(change, message):
+def test_an_invalid_value_is_a_one_line_error_with_its_key(change, message):
     with pytest.raises(InputError) as caught:
         load_config(TINY, changes=[change])
     assert message in str(caught.value)
@@ -96,18 +96,18 @@ def keys(values: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("value", ["3", "x", "[]", "[1]", "{}", "true", "2026-01-01"])
-def test_a_value_of_any_type_is_accepted_or_a_mistake_of_one_line(value):
-    mistakes = []
+def test_a_value_of_any_type_is_accepted_or_a_one_line_error(value):
+    messages = []
     for key in keys(tomllib.loads(Path(TINY).read_text())):
         try:
             load_config(TINY, changes=[f"{key}={value}"])
         except InputError as error:
-            mistakes.append(str(error))
-    assert len(mistakes) > 20
-    assert not any("\n" in mistake for mistake in mistakes)
+            messages.append(str(error))
+    assert len(messages) > 20
+    assert not any("\n" in message for message in messages)
 
 
-def test_unknown_names_and_broken_files_are_reported(tmp_path):
+def test_missing_and_invalid_files_are_named_in_the_error(tmp_path):
     broken = tmp_path / "broken.toml"
     broken.write_text("name = ")
     for source, message in (
@@ -119,7 +119,7 @@ def test_unknown_names_and_broken_files_are_reported(tmp_path):
             load_config(source)
 
 
-def test_own_data_takes_the_place_of_every_corpus(tmp_path):
+def test_own_data_replaces_every_corpus(tmp_path):
     config = load_config("sample", str(tmp_path))
     assert list(config.corpora) == ["data"]
     assert config.render_sample is None
@@ -129,7 +129,7 @@ def test_own_data_takes_the_place_of_every_corpus(tmp_path):
     assert config.evaluate.retrieval == config.evaluate.qa == "data"
 
 
-def test_data_without_questions_leaves_question_answering_out(tmp_path):
+def test_data_without_questions_skips_question_answering(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
     (tmp_path / "a.txt").write_text("a dog runs")
     config = load_config("own_videos", str(tmp_path))
@@ -145,14 +145,14 @@ def test_data_without_questions_leaves_question_answering_out(tmp_path):
     ["corpora = 3", "corpora = []", "train_prompter = 3", "pretrain.phases = [1]", "model = 'big'", "corpora.a = 1"],
 )
 @pytest.mark.parametrize("data", ["", "videos"])
-def test_what_is_no_table_is_one_line(text, data, tmp_path):
+def test_a_value_instead_of_a_table_is_a_one_line_error(text, data, tmp_path):
     path = tmp_path / "x.toml"
     path.write_text(f"name = 'x'\n{text}\n")
     with pytest.raises(InputError, match="must be a table"):
         load_config(str(path), data)
 
 
-def test_a_text_longer_than_the_model_takes_is_reported_before_anything_runs():
+def test_a_text_length_above_the_models_is_refused():
     with pytest.raises(InputError, match=r"max_text_tokens 33, padded to 40, is more than model.text.max_length 32"):
         load_config(TINY, changes=["pretrain.max_text_tokens=33"])
 
@@ -167,10 +167,10 @@ def test_paths_of_set_are_relative_to_the_current_folder(tmp_path, monkeypatch):
     assert config.pretrain.bert == str(tmp_path / "bert")
     rooted = load_config("webvid_cc3m", changes=[*changes, "corpora.webvid.root=./lists/../x"])
     assert rooted.corpora["webvid"].root == str(tmp_path / "x")
-    assert config.train_prompter.bert == "bert-base-uncased"  # a name on the hub stays what it is
+    assert config.train_prompter.bert == "bert-base-uncased"  # a name on the hub is not a path
 
 
-def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+def test_a_tilde_is_expanded_to_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "bert").mkdir()
     (tmp_path / "mine.toml").write_text(
@@ -186,15 +186,15 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     assert (qa.corpora["data"].data, qa.pretrained) == (f"{tmp_path}/videos", f"{tmp_path}/model")
 
 
-def test_templates_are_given_once_in_a_table_or_a_file_beside(tmp_path):
+def test_templates_come_from_a_table_or_a_file(tmp_path):
     mine = {"video": ("A film of a {}.",), "image": load_config(TINY).templates.image}
     (tmp_path / "mine.toml").write_text('video = ["A film of a {}."]')
     (tmp_path / "file.toml").write_text(f'templates = "mine.toml"\n{Path(TINY).read_text()}')
     (tmp_path / "table.toml").write_text(f'{Path(TINY).read_text()}\n[templates]\nvideo = ["A film of a {{}}."]')
-    given = [load_config(str(tmp_path / f"{name}.toml")) for name in ("file", "table")]
-    given += [load_config(TINY, changes=['templates.video=["A film of a {}."]'])]
-    given += [load_config(TINY, changes=[f"templates={tmp_path / 'mine.toml'}"])]
-    for config in given:
+    configs = [load_config(str(tmp_path / f"{name}.toml")) for name in ("file", "table")]
+    configs += [load_config(TINY, changes=['templates.video=["A film of a {}."]'])]
+    configs += [load_config(TINY, changes=[f"templates={tmp_path / 'mine.toml'}"])]
+    for config in configs:
         assert config.templates.model_dump() == mine
         assert config.build_vocabulary.templates == config.cache_prompts.templates == config.templates
 
@@ -204,7 +204,7 @@ def test_a_group_pattern_is_a_regular_expression():
         load_config(TINY, changes=["corpora.clips.group_pattern='('"])
 
 
-def test_a_root_is_that_of_annotations():
+def test_a_root_needs_annotations():
     with pytest.raises(InputError, match=r"corpora.webvid.root: it is only used with annotations"):
         load_config("webvid_cc3m", changes=["corpora.webvid.data=a", "corpora.webvid.root=b", "corpora.cc3m.data=c"])
 
@@ -215,28 +215,28 @@ def test_a_data_path_is_relative_to_the_configuration(tmp_path):
     assert load_config(str(tmp_path / "mine.toml")).corpora["data"].data == str(tmp_path / "videos")
 
 
-def test_the_page_of_the_configuration_is_that_of_the_code():
+def test_the_page_of_the_configuration_is_up_to_date():
     page = Path(__file__).parents[2] / "docs" / "configuration.md"
     assert page.read_text() == document(), "run: python docs/write_configuration.py"
 
 
-def test_the_header_of_a_configuration_gives_its_command():
+def test_the_header_of_a_configuration_has_its_command():
     for path in CONFIGS.glob("*.toml"):
         assert "alpro run --config" in path.read_text().split("\nname")[0]
         assert tomllib.loads(path.read_text())["name"] == path.stem
 
 
 def config_of(tmp_path: Path, **corpus: str) -> Path:
-    """own_videos with another corpus: its keys, as they stand in TOML after the equals sign."""
+    """A copy of own_videos with another corpus. corpus: its keys and their values in TOML."""
     _, tables = (CONFIGS / "own_videos.toml").read_text().split("[model]", 1)
     table = "\n".join(f"{key} = {value}" for key, value in corpus.items())
-    path = tmp_path / "given.toml"
-    path.write_text(f'name = "given"\n[corpora.data]\n{table}\n[model]{tables}')
+    path = tmp_path / "own.toml"
+    path.write_text(f'name = "own"\n[corpora.data]\n{table}\n[model]{tables}')
     return path
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
+    ("value", "expected"),
     [
         ("shards", "{here}/shards"),
         ("/data/shards", "/data/shards"),
@@ -245,20 +245,20 @@ def config_of(tmp_path: Path, **corpus: str) -> Path:
         ("filecache::https://host/shards", "filecache::https://host/shards"),
     ],
 )
-def test_data_and_shards_may_be_paths_and_urls(tmp_path, given, found):
+def test_data_and_shards_may_be_paths_and_urls(tmp_path, value, expected):
     for key in ("data", "shards"):
-        config = load_config(str(config_of(tmp_path, **{key: repr(given)})))
-        assert getattr(config.corpora["data"], key) == found.format(here=tmp_path)
+        config = load_config(str(config_of(tmp_path, **{key: repr(value)})))
+        assert getattr(config.corpora["data"], key) == expected.format(here=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("corpus", "message"),
     [
-        ({"data": "'b'"}, "give --data, or data or shards"),
-        ({"size": "128"}, "corpora.data.size: shards are taken as they are; leave it out"),
-        ({"annotations.train": "'x'"}, "corpora.data.annotations: shards are taken as they are"),
+        ({"data": "'b'"}, "set one of data or shards"),
+        ({"size": "128"}, "corpora.data.size: shards are used unchanged; remove this key"),
+        ({"annotations.train": "'x'"}, "corpora.data.annotations: shards are used unchanged"),
     ],
 )
-def test_shards_are_taken_as_they_are(tmp_path, corpus, message):
+def test_keys_of_decoding_do_not_apply_to_shards(tmp_path, corpus, message):
     with pytest.raises(InputError, match=message):
         load_config(str(config_of(tmp_path, shards="'a'", **corpus)))

@@ -1,4 +1,4 @@
-"""What the command line prints of results and artifacts."""
+"""Results and artifacts as the command line prints them."""
 
 import os
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_artifacts_are_listed_with_their_inputs_and_their_users(store, capsys):
     console.print_artifacts(store)
     rows = {row[1].strip(): [cell.strip() for cell in row] for row in cells(capsys.readouterr().out) if len(row) > 4}
     a, b, c = ("a" * 8, "b" * 8, "c" * 8)
-    assert rows["artifact"] == ["fingerprint", "artifact", "made (UTC)", "took", "size", "from", "used by"]
+    assert rows["artifact"] == ["fingerprint", "artifact", "created (UTC)", "took", "size", "from", "used by"]
     listed = {name: [row[0], *row[2:]] for name, row in rows.items() if name != "artifact"}
     assert listed == {
         "decode_videos clips": ["a" * 16, "2026-11-01 10:21", "10 s", "0.1 MB", f"{b} {c}"],
@@ -62,13 +62,13 @@ def test_artifacts_are_listed_with_their_inputs_and_their_users(store, capsys):
     }
 
 
-def test_the_listed_fingerprint_is_the_folders_name(store, capsys):
+def test_listed_fingerprints_are_folder_names(store, capsys):
     console.print_artifacts(store)
     printed = capsys.readouterr().out
     assert all(folder.name in printed for folder, _ in store.all())
 
 
-def test_an_artifact_is_shown_with_everything_that_is_known(tmp_path, capsys):
+def test_an_artifact_is_shown_with_its_record_and_its_users(tmp_path, capsys):
     root = tmp_path / "artifacts[1]"
     folder = artifact(
         root,
@@ -83,8 +83,8 @@ def test_an_artifact_is_shown_with_everything_that_is_known(tmp_path, capsys):
     )
     artifact(root, "evaluate", "evaluate", "c", 2, {"model": "a"})
     store = Store(root)
-    (found,) = [pair for pair in store.all() if pair[0] == folder]
-    console.print_artifact(store, *found)
+    (shown,) = [pair for pair in store.all() if pair[0] == folder]
+    console.print_artifact(store, *shown)
     assert capsys.readouterr().out.splitlines() == [
         f"pretrain  {folder}",
         f"fingerprint {'a' * 64}",
@@ -108,14 +108,14 @@ def test_an_artifact_is_shown_with_everything_that_is_known(tmp_path, capsys):
     ]
 
 
-def test_an_artifact_that_nothing_uses(store, capsys):
+def test_an_unused_artifact_is_used_by_nothing(store, capsys):
     (*_, last) = store.all()
     console.print_artifact(store, *last)
     assert capsys.readouterr().out.splitlines()[-2:] == ["used by", "  nothing"]
 
 
-def test_results_are_printed_under_their_heads_with_the_report(tmp_path, capsys):
-    """A name that stands in several lines is printed in the first of them."""
+def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
+    """A name of several consecutive lines is printed in the first of them."""
     values = iter(range(1, 100))
     rows = [
         {
@@ -152,7 +152,7 @@ def test_results_are_printed_under_their_heads_with_the_report(tmp_path, capsys)
     ]
 
 
-def test_without_results_the_last_stage_is_printed(tmp_path, capsys, monkeypatch):
+def test_without_results_the_last_stage_is_printed(tmp_path, capsys):
     first = artifact(tmp_path / "artifacts", "decode_videos", "decode_videos clips", "a", 1, {}, counts={"samples": 9})
     last = artifact(
         tmp_path / "artifacts", "pretrain", "pretrain", "b", 2, {}, counts={"steps": 600}, metrics={"loss": 0.123456789}
@@ -168,9 +168,9 @@ def test_in_the_default_workspace_the_commands_are_short(tmp_path, capsys, monke
     assert last == "curves, pictures and comparison: alpro ui    artifacts: alpro ls"
 
 
-def test_captions_are_printed_as_they_are(capsys):
+def test_captions_are_not_parsed_as_markup(capsys):
     captions = {"all": 3, "different": 2, "different words": 4, "repeated": 1}
     captions |= {"most repeated": [["a [red] ball [/red]", 2]]}
-    found = {"splits": [], "lengths": {}, "captions": captions, "unreadable": 0, "also in training": {}}
-    console.print_inspection(found)
+    report = {"splits": [], "lengths": {}, "captions": captions, "unreadable": 0, "also in training": {}}
+    console.print_inspection(report)
     assert "  2 times: a [red] ball [/red]" in capsys.readouterr().out.splitlines()

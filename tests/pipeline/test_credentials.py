@@ -1,4 +1,4 @@
-"""Passwords and signatures in URLs reach the servers that ask for them, and nothing that is written or printed."""
+"""Passwords and signatures in URLs are sent to servers, and never written or printed."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SECRETS = [f"hush{number}" for number in range(9)]
 
 @pytest.fixture
 def manifest(sample: Path, tmp_path: Path, served) -> tuple[Path, list]:
-    """A manifest with credentials wherever a URL can stand, and what its server saw."""
+    """A manifest with credentials in every column that may have a URL, and its server."""
     folder = tmp_path / "served"
     folder.mkdir()
     names = [json.loads(line)["path"] for line in (sample / "clips.jsonl").read_text().splitlines()][:2]
@@ -41,7 +41,7 @@ def manifest(sample: Path, tmp_path: Path, served) -> tuple[Path, list]:
 
 
 def leaks(folder: Path, *printed: str) -> list[str]:
-    """The places where a secret is."""
+    """The places that contain a secret."""
     contents = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     contents |= {f"printed {number}": text.encode() for number, text in enumerate(printed)}
     return [name for name, content in contents.items() if any(secret.encode() in content for secret in SECRETS)]
@@ -74,19 +74,19 @@ def test_nothing_that_is_written_or_printed_has_credentials(manifest, tmp_path):
 
 
 def test_nothing_is_on_disk_while_decoding(manifest, tmp_path, resources, inline_pool, monkeypatch, capsys):
-    found, process_unit = [], decode_videos.process_unit
+    leaked, process_unit = [], decode_videos.process_unit
 
     def watched(unit, **how):
-        found.extend(leaks(tmp_path / "out"))
+        leaked.extend(leaks(tmp_path / "out"))
         process_unit(unit, **how)
-        found.extend(leaks(tmp_path / "out"))
+        leaked.extend(leaks(tmp_path / "out"))
 
     monkeypatch.setattr(decode_videos, "process_unit", watched)
     monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", ())
     config = decode_videos.Config(frames=2, size=16, max_reject_share=1)
     decode_videos.run(config, {"data": manifest[0]}, tmp_path / "out", resources)
     printed = capsys.readouterr()
-    assert found == leaks(tmp_path / "out", printed.out, printed.err) == []
+    assert leaked == leaks(tmp_path / "out", printed.out, printed.err) == []
 
 
 def test_a_configuration_with_credentials_is_refused_before_anything_is_written(

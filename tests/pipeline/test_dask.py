@@ -21,8 +21,8 @@ from alpro.pipeline.flow import build_vocabulary
 from alpro.pipeline.units import on_dask
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.execution import workers
+from tests.stages.conftest import contents
 from tests.stages.execution.test_workers import note
-from tests.stages.test_decode_videos import contents
 
 distributed = pytest.importorskip("distributed")
 TINY = str(Path(__file__).parents[1] / "tiny.toml")

@@ -1,4 +1,4 @@
-"""Stages by their own deployments, here and on a machine that shares no folder; prefect.yaml."""
+"""Stages run by their deployments, here and on a machine without a common folder; prefect.yaml."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import Resources, StageFailed, Step, Stopped, read_record
 from alpro.stages.execution.stop import STOP, Stop
-from tests.stages.test_decode_videos import write_manifest
+from tests.stages.conftest import write_manifest
 
 pytestmark = pytest.mark.usefixtures("prefect")
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def test_every_flow_has_a_deployment_in_its_pool():
 
 
 def test_the_pipelines_deployment_runs_its_stages_in_their_pools():
-    """And waits in a pool of its own: in `gpu`, limited to one run at a time, its stages would never start."""
+    """The pipeline itself runs in `cpu`: in `gpu`, limited to one run at a time, its stages would never start."""
     (whole, *_) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert whole["parameters"] == {"stages_by_deployment": True}
     assert whole["work_pool"] == {"name": "cpu"}
@@ -47,7 +47,7 @@ def test_the_pipelines_deployment_runs_its_stages_in_their_pools():
 @pytest.fixture
 def deployments(monkeypatch) -> Callable[..., list[tuple[str, dict[str, Any]]]]:
     """deployments(**changes): deployments run at once in this process, with these parameters changed, as by workers of
-    another machine. Returns the list of the runs, each with the parameters that it was given."""
+    another machine. Returns the list of the runs, each with its parameters."""
 
     def install(**changes: Any) -> list[tuple[str, dict[str, Any]]]:
         runs: list[tuple[str, dict[str, Any]]] = []
@@ -83,7 +83,7 @@ def newest_pipeline(workspace: Path) -> Any:
 def test_only_missing_stages_run_by_deployment_with_the_pipelines_parameters(first, workspace, deployments):
     runs = deployments()
     changes = ["evaluate.seed=11", "resources.device=cpu"]
-    made = flow.alpro(TINY, changes=changes, workspace=str(workspace), stages_by_deployment=True)
+    folders = flow.alpro(TINY, changes=changes, workspace=str(workspace), stages_by_deployment=True)
     ((name, parameters),) = runs
     assert name == "evaluate/evaluate"
     handover = parameters.pop("handover")
@@ -96,13 +96,13 @@ def test_only_missing_stages_run_by_deployment_with_the_pipelines_parameters(fir
     }
     assert handover["resources"]["device"] == "cpu"
     assert handover["steps"][-1]["config"]["seed"] == 11
-    assert list(made) == list(first)
+    assert list(folders) == list(first)
     parent = newest_pipeline(workspace)
     assert parent.info.status == "FINISHED"
     assert "test/retrieval/t2v/R1" in parent.data.metrics
     run = stage_runs(workspace, "evaluate")[0]  # logged by the stage, and not again by the pipeline
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert read_record(Path(made["evaluate"]))["run"]["mlflow_run"] == run.info.run_id
+    assert read_record(Path(folders["evaluate"]))["run"]["mlflow_run"] == run.info.run_id
 
 
 def test_a_stage_on_a_machine_with_a_workspace_and_a_store_of_its_own(first, workspace, deployments, tmp_path):
@@ -110,12 +110,12 @@ def test_a_stage_on_a_machine_with_a_workspace_and_a_store_of_its_own(first, wor
     elsewhere = tmp_path / "elsewhere"
     deployments(workspace=str(elsewhere))
     changes = [f"resources.artifacts='{tmp_path}/shared'", "evaluate.seed=12"]
-    made = flow.alpro(TINY, changes=changes, workspace=str(workspace), stages_by_deployment=True)
-    assert Path(made["evaluate"]).is_relative_to(workspace)
+    folders = flow.alpro(TINY, changes=changes, workspace=str(workspace), stages_by_deployment=True)
+    assert Path(folders["evaluate"]).is_relative_to(workspace)
     there = {path.parent.name for path in elsewhere.glob("artifacts/*/*/artifact.json")}
     steps = flow.plan(load_config(TINY, changes=changes), Digests(tmp_path / "digests.sqlite"))
     inputs = {step.name for step in steps[-1].inputs.values()}
-    assert there == {Path(made[name]).name for name in inputs | {"evaluate"}}
+    assert there == {Path(folders[name]).name for name in inputs | {"evaluate"}}
     (child,) = stage_runs(elsewhere, "evaluate")
     assert "mlflow.parentRunId" not in child.data.tags
     parent = newest_pipeline(workspace)
@@ -133,7 +133,7 @@ def test_a_deployment_that_fails_fails_the_pipeline(first, workspace, monkeypatc
     assert newest_pipeline(workspace).info.status == "FAILED"
 
 
-def test_an_artifact_that_does_not_arrive_fails_the_pipeline(first, workspace, monkeypatch):
+def test_a_missing_artifact_of_a_deployment_fails_the_pipeline(first, workspace, monkeypatch):
     monkeypatch.setattr(tasks, "run_deployment", lambda *_, **__: SimpleNamespace(name="blue-fox"))
     monkeypatch.setattr(tasks, "wait_for_run", lambda run: Completed())
     with pytest.raises(StageFailed, match="does not exist; the workers must share the workspace"):
@@ -166,7 +166,7 @@ def test_a_pipeline_that_stops_cancels_the_runs_of_its_deployments(state, cancel
 
 @pytest.fixture
 def walls(tmp_path) -> Callable[[], dict[str, Step]]:
-    """walls(): the steps of the tiny pipeline on pictures of the user's, by name."""
+    """walls(): the steps of the tiny pipeline on the user's pictures, by name."""
     rows = [
         {"id": f"{color} wall {n}", "captions": [f"a {color} wall and a dog {n}"], "split": "train"}
         for color in ("red", "green")
@@ -183,7 +183,7 @@ def walls(tmp_path) -> Callable[[], dict[str, Step]]:
 
 
 def handed(step: Step, tmp_path: Path) -> dict[str, Any]:
-    """What a pipeline on another machine hands over, as it arrives."""
+    """The handover of a pipeline on another machine, as JSON values."""
     resources = Resources(artifacts=f"{tmp_path}/shared", workers=1)
     return json.loads(Handover.of(step, "tiny", "run-elsewhere", resources).model_dump_json())
 
@@ -193,22 +193,22 @@ def test_a_stage_needs_the_artifacts_of_its_corpora_and_not_their_files(walls, t
     decoded = flow.decode_videos(handover=handed(steps["decode_videos data"], tmp_path), workspace=str(tmp_path / "a"))
     assert list(decoded) == ["decode_videos data"]
     (tmp_path / "data").rename(tmp_path / "not on this machine")
-    made = flow.build_vocabulary(handover=handed(steps["build_vocabulary"], tmp_path), workspace=str(tmp_path / "b"))
-    assert list(made) == ["build_vocabulary"]
-    assert Path(made["build_vocabulary"]).name == steps["build_vocabulary"].fingerprint[:16]
+    folders = flow.build_vocabulary(handover=handed(steps["build_vocabulary"], tmp_path), workspace=str(tmp_path / "b"))
+    assert list(folders) == ["build_vocabulary"]
+    assert Path(folders["build_vocabulary"]).name == steps["build_vocabulary"].fingerprint[:16]
 
 
-def test_a_stage_without_its_inputs_says_what_is_missing(walls, tmp_path):
-    given = handed(walls()["build_vocabulary"], tmp_path)
+def test_a_stage_without_inputs_names_the_missing_ones(walls, tmp_path):
+    handover = handed(walls()["build_vocabulary"], tmp_path)
     with pytest.raises(InputError, match=r"decode_videos data: the pipeline has this artifact, but .* does not exist"):
-        flow.build_vocabulary(handover=given, workspace=str(tmp_path / "b"))
+        flow.build_vocabulary(handover=handover, workspace=str(tmp_path / "b"))
 
 
 def test_files_that_differ_on_the_stages_machine_are_refused(walls, tmp_path):
-    given = handed(walls()["decode_videos data"], tmp_path)
+    handover = handed(walls()["decode_videos data"], tmp_path)
     (tmp_path / "data" / "red wall 3.png").write_bytes(b"another picture")
     with pytest.raises(InputError, match=r"decode_videos data: the files of .*items.jsonl differ from those of"):
-        flow.decode_videos(handover=given, workspace=str(tmp_path / "a"))
+        flow.decode_videos(handover=handover, workspace=str(tmp_path / "a"))
 
 
 @pytest.mark.parametrize(
@@ -220,17 +220,17 @@ def test_files_that_differ_on_the_stages_machine_are_refused(walls, tmp_path):
     ],
 )
 def test_another_version_of_the_project_is_refused(change, walls, tmp_path):
-    given = handed(walls()["decode_videos data"], tmp_path)
-    change(given["steps"][-1])
+    handover = handed(walls()["decode_videos data"], tmp_path)
+    change(handover["steps"][-1])
     with pytest.raises(InputError, match=r"decode_videos data: .* different versions of this project"):
-        flow.decode_videos(handover=given, workspace=str(tmp_path / "a"))
+        flow.decode_videos(handover=handover, workspace=str(tmp_path / "a"))
 
 
 def test_a_handover_is_complete(tmp_path):
     """Every step of a pipeline arrives with its fingerprint, and its inputs once each."""
     for step in flow.plan(load_config(TINY), Digests(tmp_path / "digests.sqlite")):
-        given = Handover.model_validate(handed(step, tmp_path))
-        assert given.step().fingerprint == step.fingerprint
-        names = [one.name for one in given.steps]
+        handover = Handover.model_validate(handed(step, tmp_path))
+        assert handover.step().fingerprint == step.fingerprint
+        names = [entry.name for entry in handover.steps]
         assert len(names) == len(set(names))
         assert names[-1] == step.name

@@ -15,7 +15,7 @@ from alpro.stages import decode_videos
 from alpro.stages.artifacts import store as artifacts
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import Store, read_record
-from tests.stages.test_decode_videos import write_manifest
+from tests.stages.conftest import write_manifest
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
 AFTER_PROMPTER = {"cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
@@ -33,7 +33,7 @@ KEYS = {
 
 @pytest.fixture
 def fingerprints(tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """fingerprints(*changes): that of each stage of the tiny pipeline."""
+    """fingerprints(*changes): the fingerprint of each stage of the tiny pipeline."""
 
     def find(*changes: str) -> dict[str, str]:
         steps = plan(load_config(TINY, changes=list(changes)), Digests(tmp_path / "digests.sqlite"))
@@ -43,7 +43,7 @@ def fingerprints(tmp_path: Path) -> Callable[..., dict[str, str]]:
 
 
 def write(file: Path, content: str) -> None:
-    """Writes a file that is newer than any of its name before."""
+    """Writes a file with a later modification time than before."""
     file.parent.mkdir(parents=True, exist_ok=True)
     newer = file.stat().st_mtime_ns + 10**9 if file.exists() else 10**18
     file.write_text(content)
@@ -56,7 +56,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key, fingerprints, tmp_path):
-    file, folder = tmp_path / "given.bin", tmp_path / "given"
+    file, folder = tmp_path / "weights.bin", tmp_path / "weights"
     write(file, "one")
     before = fingerprints(f"{key}={file}")
     assert fingerprints(f"{key}={file}") == before
@@ -95,7 +95,7 @@ def test_every_file_of_a_given_model_changes_what_is_made_of_it(tmp_path):
 
 @pytest.fixture
 def ffmpeg_is(monkeypatch) -> Callable[[str], None]:
-    """ffmpeg_is(version): as if the binary were of a version."""
+    """ffmpeg_is(version) replaces the version of the ffmpeg binary."""
 
     def pretend(version: str) -> None:
         for module in (artifacts, decode_videos):
@@ -104,22 +104,22 @@ def ffmpeg_is(monkeypatch) -> Callable[[str], None]:
     return pretend
 
 
-def test_another_ffmpeg_is_another_corpus_where_it_decodes_everything(tmp_path, fingerprints, ffmpeg_is):
+def test_another_ffmpeg_changes_the_fingerprint_if_it_decodes_everything(tmp_path, fingerprints, ffmpeg_is):
     folder = tmp_path / "data"
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     (folder / "a.txt").write_text("a wall")
     digests = Digests(tmp_path / "digests.sqlite")
     for decoder in ("auto", "pyav", "ffmpeg"):
-        found = []
+        versions = []
         for version in ("9.0.1", "9.0.2"):
             ffmpeg_is(version)
             own = decoding("own", Corpus(data=str(folder), decoder=decoder), None, digests).fingerprint
-            found.append(fingerprints(f"corpora.clips.decoder={decoder}") | {"own": own})
-        one, two = found
-        assert ("own" in changed(one, two)) == (decoder == "ffmpeg")
-        assert ("decode_videos clips" in changed(one, two)) == (decoder == "ffmpeg")
-        assert "decode_videos stills" not in changed(one, two)
+            versions.append(fingerprints(f"corpora.clips.decoder={decoder}") | {"own": own})
+        first, second = versions
+        assert ("own" in changed(first, second)) == (decoder == "ffmpeg")
+        assert ("decode_videos clips" in changed(first, second)) == (decoder == "ffmpeg")
+        assert "decode_videos stills" not in changed(first, second)
 
 
 def test_the_record_of_an_artifact_has_the_versions_of_both_decoders(tmp_path, ffmpeg_is):

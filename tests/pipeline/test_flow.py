@@ -36,7 +36,7 @@ from alpro.stages.artifacts.store import (
     read_record,
 )
 from alpro.stages.training.metrics import read_metrics
-from tests.stages.test_decode_videos import write_manifest
+from tests.stages.conftest import write_manifest
 
 pytestmark = pytest.mark.usefixtures("prefect")
 TINY = str(Path(__file__).parents[1] / "tiny.toml")

@@ -1,4 +1,4 @@
-"""What a killed process leaves: no artifact, nothing running, and work that the next run goes on with."""
+"""A killed process leaves no artifact and no running process, and the next run continues its work."""
 
 import os
 import signal
@@ -66,16 +66,16 @@ def wait_for(condition, seconds: float = 600) -> None:
 
 
 def training(folder: Path) -> list[int]:
-    """Processes that work in a folder."""
-    found = []
+    """The ids of the training processes of a folder."""
+    processes = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes()
         except OSError:
             continue
         if b"alpro.stages.execution.run" in line and str(folder).encode() in line:
-            found.append(int(path.parent.name))
-    return found
+            processes.append(int(path.parent.name))
+    return processes
 
 
 @pytest.mark.long
@@ -109,7 +109,7 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
 
 
 @pytest.mark.long
-def test_two_runs_at_once_make_an_artifact_once(start, tmp_path):
+def test_concurrent_runs_build_an_artifact_once(start, tmp_path):
     first, second = start(tmp_path, *LONG), start(tmp_path, *LONG)
     output = [process.communicate(timeout=600)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), output

@@ -1,4 +1,4 @@
-"""How a stage is launched: in this process or in its own, with which resources, and what becomes of its result."""
+"""Launching a stage in this process or in its own: resources, results and exit statuses."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ PRETRAIN = Step("pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["cl
 
 @pytest.fixture
 def group(monkeypatch) -> dict[str, Any]:
-    """Instead of starting processes, remembers their command; "result" is what they leave, "status" how they end."""
+    """Records commands instead of starting processes. "result" is what they write, "status" their exit status."""
     seen: dict[str, Any] = {"status": 0, "result": {"counts": {"items": 3}, "metrics": {"score": 0.5}}}
 
     def run_group(arguments, lock_file, say):
@@ -57,17 +57,19 @@ def test_resources_of_a_pipeline_reach_the_process_of_a_stage(group, first, work
     group["result"]["metrics"] = {}
     with pytest.raises(FileNotFoundError, match=r"results\.json"):  # no process has written it
         evaluate_flow(TINY, changes=changes, workspace=str(workspace))
-    given = Resources.model_validate(group["work"]["resources"])
-    assert (given.workers, given.device, given.profile, given.processes) == (3, "cpu", True, 1)
+    received = Resources.model_validate(group["work"]["resources"])
+    assert (received.workers, received.device, received.profile, received.processes) == (3, "cpu", True, 1)
     assert group["lock_file"] is not None  # held as long as the process lives
 
 
 def test_resources_reach_a_stage_that_runs_in_this_process(group, tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(render_sample, "run", lambda *everything: (given.extend(everything), Outcome({"clips": 1}))[1])
+    received = []
+    monkeypatch.setattr(
+        render_sample, "run", lambda *everything: (received.extend(everything), Outcome({"clips": 1}))[1]
+    )
     step, resources = Step("render_sample", "render_sample", render_sample.Config()), Resources(workers=3)
     assert work(step, tmp_path, Store(tmp_path), resources).counts == {"clips": 1}
-    assert given == [step.config, {}, tmp_path, resources]
+    assert received == [step.config, {}, tmp_path, resources]
     assert "arguments" not in group
 
 
@@ -113,20 +115,20 @@ def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
         (-9, None, StageFailed, "evaluate ended with status -9"),
     ],
 )
-def test_how_a_process_ends_is_how_the_stage_ends(status, result, error, message, group, tmp_path):
+def test_the_status_of_the_process_is_the_status_of_the_stage(status, result, error, message, group, tmp_path):
     group |= {"status": status, "result": result}
     with pytest.raises(error, match=message):
         work(EVALUATE, tmp_path, Store(tmp_path), Resources())
 
 
-def test_a_process_that_ends_well_gives_its_outcome(group, tmp_path):
+def test_a_successful_process_returns_its_outcome(group, tmp_path):
     write_json(tmp_path / "result.json", {"error": "of an earlier try"})
     outcome = work(EVALUATE, tmp_path, Store(tmp_path), Resources())
     assert (outcome.counts, outcome.metrics) == ({"items": 3}, {"score": 0.5})
     assert not (tmp_path / "result.json").exists()
 
 
-def test_an_earlier_result_is_not_taken_for_this_one(group, tmp_path):
+def test_an_earlier_result_is_not_used(group, tmp_path):
     write_json(tmp_path / "result.json", {"error": "of an earlier try"})
     group |= {"status": 1, "result": None}
     with pytest.raises(StageFailed):

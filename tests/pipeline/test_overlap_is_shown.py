@@ -1,4 +1,4 @@
-"""What a corpus has in training and in the test is on the page of a run, and printed at its end."""
+"""Overlap of test and training items is in the report of a run, and printed at its end."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def manifest(**counts: int) -> dict:
 
 
 def shown(folder: Path, **counts: int) -> tuple[str, str]:
-    """The page of a run with one stage of these counts, and what is printed."""
+    """The report of a run with one stage with these counts, and the printed text."""
     folder.mkdir()
     write_json(folder / "artifact.json", manifest(**counts))
     page = write_report(folder / "page.html", "own", [("decode_videos own", folder, manifest(**counts), False)])
@@ -30,7 +30,7 @@ def shown(folder: Path, **counts: int) -> tuple[str, str]:
     return page.read_text(), printed.get()
 
 
-def test_what_training_has_too_is_on_the_page_and_printed_if_there_is_any(tmp_path):
+def test_overlap_with_training_is_in_the_report_and_printed(tmp_path):
     page, printed = shown(tmp_path / "some", test_captions_in_training=3, test_frames_in_training=1)
     assert "test captions in training 3" in page
     assert "decode_videos own: 3 test captions in training\n" in printed

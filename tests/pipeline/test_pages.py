@@ -1,4 +1,4 @@
-"""What the pages promise of a finished pipeline: commands and code run as they stand, metrics have these names."""
+"""The documentation of a finished pipeline: its commands and code run, and its metrics have the documented names."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def unfinished(first, workspace, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.long)], ids=["one process", "four"])
-def test_a_stage_by_hand_as_the_page_says(number, first, unfinished):
+def test_a_stage_runs_by_hand_as_documented(number, first, unfinished):
     command = blocks("docs/reruns.md", "## A stage by hand")[0].splitlines()[number]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -48,13 +48,13 @@ def test_a_stage_by_hand_as_the_page_says(number, first, unfinished):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"done: {unfinished}"
-    made, before = read_record(unfinished), read_record(Path(first["finetune_qa"]))
+    record, before = read_record(unfinished), read_record(Path(first["finetune_qa"]))
     differ = ("run", "metrics") if number else ("run",)  # the order of sums differs on four processes
-    assert {k: v for k, v in made.items() if k not in differ} == {k: v for k, v in before.items() if k not in differ}
-    assert made["metrics"].keys() == before["metrics"].keys()
+    assert {k: v for k, v in record.items() if k not in differ} == {k: v for k, v in before.items() if k not in differ}
+    assert record["metrics"].keys() == before["metrics"].keys()
     assert not (unfinished / "checkpoints").exists()
     flow.finetune_qa(TINY, workspace=str(unfinished.parents[2]))
-    assert read_record(unfinished) == made  # a pipeline takes it as it is
+    assert read_record(unfinished) == record  # a pipeline uses it unchanged
 
 
 def test_the_readmes_python_example(first, sample, tmp_path, monkeypatch, capsys):

@@ -37,7 +37,7 @@ def dead_pid() -> int:
 
 @pytest.fixture
 def others(tracker, dead_pid) -> dict[str, Run]:
-    """Runs of the same stage that are listed as running."""
+    """The runs of the stage with status RUNNING."""
 
     def start(host: str, pid: int) -> Run:
         tags = {**run_tags("abc", STEP), "host": host, "pid": str(pid)}
@@ -75,7 +75,7 @@ def test_a_pipeline_ends_the_dead_runs_of_this_machine(tracker, others):
 
 
 class TerminationSignal(BaseException):
-    """Prefect's, by its name."""
+    """Prefect's run, by its name."""
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ class TerminationSignal(BaseException):
         (ValueError("a bug"), "FAILED"),
     ],
 )
-def test_a_stage_that_is_stopped_is_killed_and_one_that_breaks_has_failed(error, expected, tracker, tmp_path):
+def test_a_stopped_stage_is_killed_and_a_broken_one_failed(error, expected, tracker, tmp_path):
     runs = []
 
     def stage() -> None:

@@ -19,7 +19,7 @@ from alpro.stages.artifacts.store import Outcome, StageFailed, Step, Stopped, St
 from alpro.stages.execution.stop import STOP, Stop
 from tests.pipeline.conftest import TINY
 from tests.pipeline.test_flow import newest, runs
-from tests.stages.test_decode_videos import write_manifest
+from tests.stages.conftest import write_manifest
 
 CORPORA = ["corpora.clips.quality=71", "corpora.stills.quality=71"]
 FINE_TUNING = ["finetune_retrieval.lr=7e-4", "finetune_qa.lr=7e-4"]

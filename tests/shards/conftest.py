@@ -1,5 +1,6 @@
-"""Little videos whose every frame is known, and shards written from them."""
+"""Shared by the tests of media: small videos with known frames, rows, clips and manifests."""
 
+import json
 import os
 from collections.abc import Callable
 from fractions import Fraction
@@ -10,24 +11,25 @@ import pytest
 from PIL import Image
 
 from alpro.shards.decode import Clip
+from alpro.shards.manifest import read_manifest
 from alpro.shards.schema import Row
 
 
 def colour(number: int) -> tuple[int, int, int]:
-    """Of frame `number` of a test video (up to 36): far from every other's."""
+    """The colour of frame `number` (0 to 35) of a test video, far from all others."""
     return 40 * (number % 6) + 20, 40 * (number // 6) + 20, 128
 
 
 @pytest.fixture(scope="session")
 def numbers() -> Callable[[Clip], list[int]]:
-    """Tells by its colour which frame of a test video each frame of a clip is."""
+    """numbers(clip): the frame numbers in the test video, by colour."""
     palette = np.array([colour(number) for number in range(36)])
 
-    def tell(clip: Clip) -> list[int]:
+    def identify(clip: Clip) -> list[int]:
         means = clip.frames.reshape(len(clip.frames), -1, 3).mean(axis=1)
         return [int(np.abs(palette - mean).sum(axis=1).argmin()) for mean in means]
 
-    return tell
+    return identify
 
 
 def flat(number: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -84,26 +86,26 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
 
 
 def _conversion(tags: dict[str, int]) -> dict[str, int]:
-    """How a frame comes by the colours that its tags claim."""
+    """The conversion that gives a frame the colours of its tags."""
     matrices = {1: 1, 5: 5, 6: 5}  # AVColorSpace to swscale's numbers
-    found = {"dst_colorspace": matrices[tags["colorspace"]]} if "colorspace" in tags else {}
-    return found | ({"dst_color_range": tags["color_range"]} if "color_range" in tags else {})
+    conversion = {"dst_colorspace": matrices[tags["colorspace"]]} if "colorspace" in tags else {}
+    return conversion | ({"dst_color_range": tags["color_range"]} if "color_range" in tags else {})
 
 
 @pytest.fixture
 def make_row() -> Callable[..., Row]:
-    """make_row(id, ...): a row of a manifest with a caption, and whatever else is given."""
+    """make_row(id, ...): a row of a manifest with a caption. Keywords replace other values."""
 
     def make(name: str, **more) -> Row:
-        given = {"path": Path(f"/data/{name}.mp4"), "kind": "video", "captions": (f"about {name}",), "group": name}
-        return Row(id=name, **(given | {"split": "train"} | more))
+        defaults = {"path": Path(f"/data/{name}.mp4"), "kind": "video", "captions": (f"about {name}",), "group": name}
+        return Row(id=name, **(defaults | {"split": "train"} | more))
 
     return make
 
 
 @pytest.fixture
 def smooth_clip() -> Callable[..., Clip]:
-    """smooth_clip(seed, count): frames (count, 32, 32, 3) of colours that run from edge to edge, as in photographs."""
+    """smooth_clip(seed, count): frames (count, 32, 32, 3) of smooth colour gradients, as in photographs."""
 
     def make(seed: int, count: int = 3) -> Clip:
         rng = np.random.default_rng(seed)
@@ -113,3 +115,25 @@ def smooth_clip() -> Callable[..., Clip]:
         return Clip(np.clip(frames, 0, 255).astype(np.uint8), duration=2.5, width=64, height=48)
 
     return make
+
+
+QUESTION = {"question": "what  runs?", "answer": "dog"}
+
+
+@pytest.fixture
+def write_records(tmp_path: Path) -> Callable[..., Path]:
+    """write_records(*records) writes a manifest in JSON Lines. A string is written unchanged as a line."""
+
+    def write(*records: dict | str) -> Path:
+        path = tmp_path / "clips.jsonl"
+        path.write_text("".join(f"{r if isinstance(r, str) else json.dumps(r)}\n" for r in records))
+        return path
+
+    return write
+
+
+def single_row(source: Path) -> Row:
+    """The only row of a manifest without rejects."""
+    (row,), rejects = read_manifest(source)
+    assert rejects == []
+    return row

@@ -14,8 +14,8 @@ from alpro.shards.schema import Reject, Row
 
 def scan(videos: Path, files: dict[str, Path], root: Path | None = None) -> tuple[list[Row], list[Reject]]:
     """The rows and the rejects of annotation files."""
-    found = list(scan_annotations(videos, files, root))
-    return [one for one in found if isinstance(one, Row)], [one for one in found if isinstance(one, Reject)]
+    records = list(scan_annotations(videos, files, root))
+    return [r for r in records if isinstance(r, Row)], [r for r in records if isinstance(r, Reject)]
 
 
 @pytest.fixture
@@ -100,14 +100,14 @@ def test_a_video_of_two_splits_is_two_rows(tmp_path, videos):
 
 
 def test_a_name_matches_only_its_own_file(tmp_path):
-    for number, (files, name, found) in enumerate(
+    for number, (files, name, expected) in enumerate(
         (
-            ("B/0001.mp4", "A/0001.mp4", None),  # a folder that is named is meant
+            ("B/0001.mp4", "A/0001.mp4", None),  # a name with a folder matches only in it
             ("B/0001.mp4", "A/0001", None),
             ("A/0001.MP4 B/0001.mp4", "A/0001", "A/0001.MP4"),
             ("B/0001.mp4", "0001.mp4", "B/0001.mp4"),
             ("B/0001.webm", "0001.mp4", "B/0001.webm"),
-            ("0001.webm B/0001.mp4", "0001", "0001.webm"),  # in the folder itself before below it
+            ("0001.webm B/0001.mp4", "0001", "0001.webm"),  # the folder itself comes before subfolders
             ("77.jpg 77.mp4", "77", "77.mp4"),  # a thumbnail is not the video
             ("A/77.jpg B/77.mp4", "77", "B/77.mp4"),
             ("77.jpg", "77.mp4", None),
@@ -117,7 +117,7 @@ def test_a_name_matches_only_its_own_file(tmp_path):
             ("x.mov.mp4", "x.mov", "x.mov.mp4"),
             ("A/x.mov.mp4", "x.mov", "A/x.mov.mp4"),
             ("A/x.mov.mp4", "A/x.mov", "A/x.mov.mp4"),
-            ("A/7.mp4 B/7.webm", "7.webm", "B/7.webm"),  # the whole name before its stem
+            ("A/7.mp4 B/7.webm", "7.webm", "B/7.webm"),  # the whole name comes before its stem
         )
     ):
         folder = tmp_path / str(number)
@@ -125,7 +125,7 @@ def test_a_name_matches_only_its_own_file(tmp_path):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).touch()
         path = MediaFiles(folder).find(name)
-        assert (str(path.relative_to(folder)) if path.is_file() else None) == found
+        assert (str(path.relative_to(folder)) if path.is_file() else None) == expected
 
 
 def test_an_ambiguous_name_is_rejected(tmp_path, videos):
@@ -172,7 +172,7 @@ def test_a_relative_folder_gives_the_same_rows(tmp_path, videos, monkeypatch):
     assert scan(Path(), {"train": file}) == rows
 
 
-def test_a_name_that_leaves_the_folder_is_rejected(tmp_path, videos):
+def test_a_name_outside_the_folder_is_rejected(tmp_path, videos):
     good = {"caption": "x", "clip_name": "video1"}
     bad = ["../video1", "/etc/passwd", "", ".", "video1\0", "0001/..", "0001/../../etc/x"]
     records = [record for name in bad for record in (good, {**good, "clip_name": name})]
@@ -183,8 +183,8 @@ def test_a_name_that_leaves_the_folder_is_rejected(tmp_path, videos):
         assert "names no file" in reject.detail or "'/etc/passwd' is an absolute path outside" in reject.detail
 
 
-def test_absolute_names_below_the_folder_or_the_root_are_found(tmp_path, videos):
-    """As in CC3M lists, which other people wrote on other machines."""
+def test_absolute_names_below_the_folder_or_the_root_are_resolved(tmp_path, videos):
+    """As in lists of CC3M from other machines."""
     (tmp_path / "link").symlink_to(videos)
     for names, root in (
         ([f"{videos}/image1.jpg", f"{videos}/0001/77", "video1"], None),
@@ -200,7 +200,7 @@ def test_absolute_names_below_the_folder_or_the_root_are_found(tmp_path, videos)
         assert [row.id.partition(".")[0] for row in rows] == ["image1", "0001/77", "video1"]
 
 
-def test_a_file_that_is_named_in_several_ways_is_one_row(tmp_path, videos):
+def test_a_file_named_in_several_ways_is_one_row(tmp_path, videos):
     train = lines(tmp_path / "a.jsonl", *({"caption": n, "image": n} for n in ("image1.jpg", "/cc3m/image1.jpg")))
     test = lines(tmp_path / "b.jsonl", {"caption": "z", "image": f"{videos}/image1.jpg"})
     rows, _ = scan(videos, {"train": train, "test": test}, Path("/cc3m"))

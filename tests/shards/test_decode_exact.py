@@ -1,4 +1,4 @@
-"""What is passed over, held back or sought changes nothing: frames are, to the bit, those of decoding everything."""
+"""Skipping, buffering and seeking change nothing: frames are bit-identical to those of decoding everything."""
 
 import tempfile
 from collections.abc import Callable
@@ -19,7 +19,7 @@ SIZE, FRAMES = 32, 40
 
 
 def everything(path: Path) -> np.ndarray:
-    """All frames of a video, decoded one after the other: (n, 32, 32, 3)."""
+    """All frames of a video, decoded sequentially: (n, 32, 32, 3)."""
     frames = []
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
@@ -29,7 +29,7 @@ def everything(path: Path) -> np.ndarray:
 
 
 def moving(seed: int) -> Callable[[int], np.ndarray]:
-    """Noise that moves, with cuts: what makes encoders use every kind of frame."""
+    """Moving noise with cuts, which makes encoders use all kinds of frames."""
     rng = np.random.default_rng(seed)
     texture = rng.integers(0, 255, (60, 200, 3), np.uint8)
     cuts = set(rng.integers(0, FRAMES, 2).tolist())
@@ -74,7 +74,7 @@ def recipes(draw) -> tuple[str, dict]:
 
 @pytest.fixture
 def near_and_unheld(monkeypatch) -> Callable[[bool, bool], None]:
-    """near_and_unheld(seek, small_memory): little films are read as hour-long ones are."""
+    """near_and_unheld(seek, small_memory): small films are read like hour-long ones."""
 
     def configure(seek: bool, small_memory: bool) -> None:
         monkeypatch.setattr(pyav_decoder, "MIN_SEEK_SECONDS", 0.05 if seek else 1e9)

@@ -1,4 +1,4 @@
-"""Every container, codec, kind of picture and of clock: the frames at the right times and in the right colours."""
+"""Containers, codecs, pixel formats and time bases: frames have the correct times and colours."""
 
 import os
 from collections.abc import Callable
@@ -101,7 +101,7 @@ CLOCKS = {
 
 @pytest.mark.parametrize("stamps", CLOCKS.values(), ids=CLOCKS.keys())
 def test_variable_frame_rates_use_the_frames_timestamps(make_video: Make, numbers: Numbers, stamps):
-    """The first frame of a window is the one nearest to the time asked: within half a frame, as long as it is."""
+    """The first frame of a window is the one nearest to `start`: within half a frame."""
     for name in ("a.mp4", "a.mkv", "a.ts"):
         path = make_video(name, 24, {"g": "7", "bf": "2"}, stamps=stamps)
         times = np.array(stamps) / 1000
@@ -129,7 +129,7 @@ def test_times_are_relative_to_the_first_frame(make_video: Make, numbers: Number
 
 @decoders
 def test_frames_outside_an_edit_list_are_not_decoded(make_video: Make, numbers: Numbers, decoder):
-    """Frames 0 to 8 are in the file, since frame 9 is decoded from them, and are not shown."""
+    """Frames 0 to 8 are in the file because frame 9 depends on them, and are not shown."""
     path = make_video("a.mp4", 24, {"g": "50", "bf": "2"})
     content = bytearray(path.read_bytes())
     at = content.find(b"elst") + 12  # name, version and flags, number of entries; then its length and its media time
@@ -211,7 +211,7 @@ def test_a_frame_of_the_target_size_keeps_its_brightness(make_video: Make, decod
 
 @decoders
 def test_untagged_colours_are_bt601_in_limited_range(make_video: Make, decoder):
-    """As FFmpeg takes them, whatever their size."""
+    """As in FFmpeg, for any size."""
     path = make_video("a.mp4", 1, {"crf": "5"}, picture=bars, size=(1280, 768))
     (frame,) = decode_video(path, 1, 64, decoder=decoder).frames.astype(int)
     assert np.abs(frame[32, 4::8] - BARS).max() <= 6

@@ -1,4 +1,4 @@
-"""Malicious files: only the given local file is opened."""
+"""Malicious files: only the file itself is opened."""
 
 import socket
 import struct
@@ -36,7 +36,7 @@ SCRIPTS = {
 
 @pytest.fixture
 def listening() -> Iterator[socket.socket]:
-    """A port of this machine that waits for calls, and gets none."""
+    """A port of this machine that must not receive a connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         yield server
@@ -59,7 +59,7 @@ def no_frames(path: Path, decoder) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS.keys())
 def test_a_script_cannot_read_other_files_or_contact_hosts(tmp_path: Path, make_video: Make, listening, script: str):
-    """Or what one person may read could be taken out by a data set that another made."""
+    """Otherwise a data set could copy other local files of its reader into its frames."""
     port = listening.getsockname()[1]
     (tmp_path / "file.ts").symlink_to(make_video("secret.ts", 4))
     (tmp_path / "secret.mp4").write_bytes(make_video("other.mp4", 4).read_bytes())
@@ -90,7 +90,7 @@ def test_a_playlist_is_rejected_under_any_name(tmp_path: Path, make_video: Make,
 
 @every_decoder
 def test_a_video_with_frames_in_another_file_is_rejected(tmp_path: Path, make_video: Make, decoder):
-    """QuickTime may say so of a track, by an alias in its data reference."""
+    """QuickTime tracks can do so by an alias in the data reference."""
     secret = make_video("secret.mov", 4, codec="mjpeg", pixels="yuvj420p")
     content = bytearray(secret.read_bytes())
     at = content.find(b"dref") + 12  # name, version and flags, number of entries; then the entry's size

@@ -109,7 +109,7 @@ def test_the_first_frame_of_an_animated_image_is_used(tmp_path: Path):
 
 
 def bomb(path: Path, width: int, height: int) -> Path:
-    """A PNG of some kilobytes that says it is so large, and whose rows are all there as far as one reads."""
+    """A PNG of some kilobytes with this size in its header, and valid rows as far as they are read."""
     rows = zlib.compress(bytes(1 << 22))
 
     def chunk(name: bytes, content: bytes) -> bytes:
@@ -135,7 +135,7 @@ def test_the_maximum_image_size_depends_on_the_limits(tmp_path: Path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
 def test_an_image_that_exceeds_the_memory_limit_is_rejected(tmp_path: Path):
-    """In a process of its own: what this one has freed before, it may use again."""
+    """In a new process: this one may reuse memory that it has freed."""
     Image.new("RGB", (4000, 4000)).save(tmp_path / "a.png")
     program = f"""
 from pathlib import Path

@@ -33,7 +33,7 @@ def refusal(path: Path, decoder, limits: Limits = Limits()) -> str:  # noqa: B00
 
 
 class Clock:
-    """Stands still, or jumps far ahead once it has been read so often."""
+    """Stands still, or jumps far ahead after `stops_at` readings."""
 
     def __init__(self, stops_at: float = np.inf):
         self.readings, self.stops_at, self.ahead = 0, stops_at, 0.0
@@ -45,12 +45,12 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch) -> Callable[..., Clock]:
-    """clock(stops_at): the clock by which decoding is timed."""
+    """clock(stops_at): replaces the clock that limits decoding."""
 
     def set_clock(stops_at: float = np.inf) -> Clock:
-        made = Clock(stops_at)
-        monkeypatch.setattr("alpro.shards.clip.time", made)
-        return made
+        fake = Clock(stops_at)
+        monkeypatch.setattr("alpro.shards.clip.time", fake)
+        return fake
 
     return set_clock
 
@@ -68,7 +68,7 @@ def test_a_slow_decoder_is_stopped_at_any_point(make_video: Make, clock):
 
 @decoders
 def test_the_time_limit_holds_in_any_thread(make_video: Make, decoder):
-    """As on a Dask worker, whose tasks run beside its main thread."""
+    """Dask workers run tasks outside of their main thread."""
     path, results = make_video("a.mp4", 24), []
     thread = threading.Thread(target=lambda: results.append(refusal(path, decoder, Limits(timeout=0))))
     thread.start()
@@ -96,7 +96,7 @@ def test_a_hanging_ffmpeg_is_killed_with_its_children(tmp_path: Path, make_video
     stuck.chmod(0o755)
 
     class Timer(threading.Thread):
-        """Its time is over when ffmpeg has started its child."""
+        """The time limit is reached after ffmpeg has started its child process."""
 
         def __init__(self, seconds: float, act: Callable[[], None]):
             super().__init__(target=lambda: (Path(f"{child}.started").read_text(), act()), daemon=True)
@@ -110,7 +110,7 @@ def test_a_hanging_ffmpeg_is_killed_with_its_children(tmp_path: Path, make_video
     wait_for_end(int(child.read_text()))
 
 
-def test_the_next_video_has_its_own_time(make_video: Make, numbers: Numbers):
+def test_each_video_has_its_own_time_limit(make_video: Make, numbers: Numbers):
     path = make_video("a.mp4", 24)
     refusal(path, "pyav", Limits(timeout=0))
     assert numbers(decode_video(path, 2, 32, decoder="pyav")) == [0, 12]
@@ -130,7 +130,7 @@ def test_a_video_with_too_many_pixels_is_rejected(make_video: Make):
 
 @decoders
 def test_a_video_a_million_pixels_wide_is_rejected(make_video: Make, decoder):
-    """MP4 says the size in two bytes, Matroska in as many as it likes."""
+    """MP4 stores the size in two bytes, Matroska in any number of bytes."""
     content = make_video("a.mkv", 2, codec="ffv1", pixels="bgr0").read_bytes()
     path = make_video("b.mkv", 1)
     at = content.find(b"\xb0\x81\x40\xba\x81\x30")  # PixelWidth 64, PixelHeight 48
@@ -150,7 +150,7 @@ def test_frames_that_grow_within_a_video_are_rejected(make_video: Make, decoder)
 
 @on_linux
 def test_the_memory_limit_fails_allocations_and_the_process_survives():
-    """In a process of its own: what this one has freed before, it may use again."""
+    """In a new process: this one may reuse memory that it has freed."""
     program = """
 import resource
 import numpy as np
@@ -241,8 +241,8 @@ def test_an_endless_gif_is_decoded_once(tmp_path: Path, numbers: Numbers, make_v
     assert clip.duration == pytest.approx(0.6)
 
 
-def test_damaged_frames_are_not_kept(make_video: Make):
-    """Forty bytes wrong in a film: what PyAV lets pass, ffmpeg has no complaint of either."""
+def test_corrupt_frames_are_not_kept(make_video: Make):
+    """Forty changed bytes of a film: if PyAV accepts the file, ffmpeg reports no error either."""
     path = make_video("a.mp4", 24, {"g": "24", "bf": "0"}, picture=noise)
     content = path.read_bytes()
     begin = content.find(b"mdat") + 1000

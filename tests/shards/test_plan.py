@@ -1,4 +1,4 @@
-"""Splits keep groups whole; units have every row once, and a row more or less changes few of them."""
+"""Splits keep groups whole; every row is in one unit, and a new or removed row changes few units."""
 
 import gc
 import json
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpro.shards.manifest import scan_manifest
-from alpro.shards.plan import Plan, SimilarNames, Unit
+from alpro.shards.plan import DecodeUnit, Plan, SimilarNames
 from alpro.shards.schema import SPLITS, Reject, Row
 
 
@@ -23,13 +23,13 @@ def plan_of(records: list[Row | Reject], **how) -> Iterator[Plan]:
         yield plan
 
 
-def units_of(rows: list[Row], **how) -> list[Unit]:
+def units_of(rows: list[Row], **how) -> list[DecodeUnit]:
     with plan_of(list(rows), **how) as plan:
         return list(plan.units())
 
 
 def assign_splits(rows: list[Row], validation: float, test: float, seed: int) -> list[Row]:
-    """The rows with their splits, in the order given."""
+    """The rows with their splits, in their original order."""
     done = {row.id: row for unit in units_of(rows, validation=validation, test=test, seed=seed) for row in unit.rows}
     return [done[row.id] for row in rows]
 
@@ -84,12 +84,12 @@ CLIPS = ["star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "
 
 
 @pytest.mark.parametrize(
-    ("rows", "found"),
+    ("rows", "expected"),
     [
         (files(*CLIPS), SimilarNames(5, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
         (files(*(f"tv/{name}" for name in CLIPS)), SimilarNames(5, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
-        (files(*CLIPS, split="train"), None),  # splits are given
-        ([row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")], None),  # groups are given
+        (files(*CLIPS, split="train"), None),  # the rows have splits
+        ([row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")], None),  # the rows have groups
         (files(*(f"video{n}.mp4" for n in range(9))), None),  # that is the name of the data set
         (files("a1.mp4", "a2.mp4", "b1.mp4", "b2.mp4", "c.mp4"), None),
         (files("one.mp4", "two.mp4", "three.mp4"), None),
@@ -97,9 +97,9 @@ CLIPS = ["star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "
         ([], None),
     ],
 )
-def test_similar_file_names_are_detected(rows, found):
+def test_similar_file_names_are_detected(rows, expected):
     with plan_of(rows, validation=0.2, test=0.2) as plan:
-        assert plan.similar_names() == found
+        assert plan.similar_names() == expected
     with plan_of(rows) as plan:  # all for training
         assert plan.similar_names() is None
 
@@ -143,7 +143,7 @@ def test_every_row_is_in_one_unit_of_its_split_and_kind(items, most):
         assert numbers == sorted(numbers)
 
 
-def contents(units: list[Unit]) -> set[tuple[str, ...]]:
+def contents(units: list[DecodeUnit]) -> set[tuple[str, ...]]:
     return {tuple(row.id for row in unit.rows) for unit in units}
 
 

@@ -1,4 +1,4 @@
-"""What went into shards comes out of them: whole, by split and kind, and never garbage."""
+"""Samples are read as they were written, by split and kind, and corrupt ones raise errors."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -129,7 +129,7 @@ def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start:
     assert read_all(there) == expected
 
 
-def test_a_missing_truncated_or_damaged_remote_shard_is_named_in_the_error(corpus: Path, memory: str):
+def test_a_missing_truncated_or_corrupt_remote_shard_is_named_in_the_error(corpus: Path, memory: str):
     system = fsspec.filesystem("memory")
     for file in corpus.iterdir():
         system.pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
@@ -177,7 +177,7 @@ def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path: Path, memory: st
 
 
 def test_shards_may_be_outside_the_index_folder(corpus: Path, memory: str, tmp_path: Path):
-    """As an index of existing shards says: by their full path or URL."""
+    """The index of existing shards has their full paths or URLs."""
     for file in corpus.glob("*.tar"):
         fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
     index = read_index(corpus)
@@ -266,7 +266,7 @@ def test_a_missing_shard_raises_an_error(corpus: Path):
         ShardReader(corpus)[0]
 
 
-def test_a_damaged_member_is_named_in_the_error(corpus: Path):
+def test_a_corrupt_member_is_named_in_the_error(corpus: Path):
     row = read_index(corpus).to_pylist()[1]
     shard = corpus / row["shard"]
     content = bytearray(shard.read_bytes())
@@ -281,11 +281,11 @@ def test_a_damaged_member_is_named_in_the_error(corpus: Path):
 
 
 def test_a_replaced_shard_is_detected(corpus: Path):
-    """What lies there may be a sound sample, with another one's caption."""
+    """The bytes may be a valid sample with the caption of another."""
     row = read_index(corpus).to_pylist()[0]
     shard = corpus / row["shard"]
     shard.write_bytes(shard.read_bytes().replace(b'"id": "a"', b'"id": "z"').replace(b'"id":"a"', b'"id":"z"'))
-    with pytest.raises(Unreadable, match=r"first.tar: a: found z in its place"):
+    with pytest.raises(Unreadable, match=r"first.tar: a: the shard has z in its place"):
         ShardReader(corpus)[0]
 
 

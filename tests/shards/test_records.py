@@ -1,4 +1,4 @@
-"""Files of records: one bad record costs itself alone, no row is lost, and no line is held whole without limit."""
+"""Files of records: an invalid record affects no other, no row is lost, and long lines do not fill the memory."""
 
 import gzip
 import json

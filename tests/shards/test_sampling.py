@@ -43,7 +43,7 @@ PAUSE = np.array([0.0, 0.1, 0.2, 10.2, 10.3])
 
 
 def test_frames_between_against_a_table():
-    for times, start, end, found in (
+    for times, start, end, expected in (
         (TENTHS, None, None, (0, 10)),
         (TENTHS, 0.2, 0.5, (2, 5)),
         (TENTHS, 0.24, 0.46, (2, 5)),  # the nearest are 2 and 5
@@ -58,7 +58,7 @@ def test_frames_between_against_a_table():
         (np.array([0.0]), 0.0, 0.2, (0, 1)),
         (np.array([0.0]), 3.0, None, (1, 1)),
     ):
-        assert frames_between(times, start, end) == found
+        assert frames_between(times, start, end) == expected
 
 
 @few

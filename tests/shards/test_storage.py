@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
-from alpro.shards.identity import identities, identity
+from alpro.shards.identity import file_identity, identities
 from alpro.shards.storage import (
     TooLarge,
     exists,
@@ -65,7 +65,7 @@ def test_a_missing_file_raises_file_not_found(folder):
     place = join(folder, "none.bin")
     assert not exists(place)
     assert exists(join(folder, "data.bin"))
-    for read in (read_bytes, identity, lambda p: read_range(p, 0, 1), lambda p: open_binary(p).read()):
+    for read in (read_bytes, file_identity, lambda p: read_range(p, 0, 1), lambda p: open_binary(p).read()):
         with pytest.raises(FileNotFoundError):
             read(place)
     if is_url(place):
@@ -124,7 +124,7 @@ def test_a_server_without_ranges_raises_an_error_and_a_local_copy_works(tmp_path
 def test_an_unresponsive_server_is_not_a_missing_file(free_port, monkeypatch):
     monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", ())
     place = f"http://127.0.0.1:{free_port()}/a.mp4"
-    for read in (exists, identity, read_bytes):
+    for read in (exists, file_identity, read_bytes):
         with pytest.raises(OSError, match="onnect") as error:
             read(place)
         assert not isinstance(error.value, FileNotFoundError)
@@ -204,7 +204,7 @@ def test_a_name_is_joined_to_a_folder():
 
 
 def test_a_row_may_refer_to_its_folder_or_the_network():
-    for root, path, found in (
+    for root, path, expected in (
         (Path("/data"), "a/b.mp4", Path("/data/a/b.mp4")),
         (Path("/data"), "/data/b.mp4", Path("/data/b.mp4")),
         (Path("/data"), "file:///data/b.mp4", Path("/data/b.mp4")),
@@ -217,7 +217,7 @@ def test_a_row_may_refer_to_its_folder_or_the_network():
         ("filecache::s3://b/data", "c.mp4", "filecache::s3://b/data/c.mp4"),
         ("filecache::s3://b/data", "filecache::s3://b/data/c.mp4", "filecache::s3://b/data/c.mp4"),
     ):
-        assert resolve(root, path) == found
+        assert resolve(root, path) == expected
 
 
 OUTSIDE = [
@@ -256,13 +256,13 @@ def test_a_row_cannot_refer_to_other_local_files():
 
 
 def test_escaped_dots_are_part_of_a_name(memory):
-    """Nothing below turns them into a folder above."""
-    for root, found in (
+    """No layer decodes them to a parent folder."""
+    for root, expected in (
         (Path("/data"), Path("/data/%2e%2e/a.mp4")),
         ("https://host/data", "https://host/data/%252e%252e/a.mp4"),
         (memory, f"{memory}/%2e%2e/a.mp4"),
     ):
-        assert resolve(root, "%2e%2e/a.mp4") == found
+        assert resolve(root, "%2e%2e/a.mp4") == expected
     fsspec.filesystem("memory").pipe_file("/bucket/a.mp4", b"secret")
     assert not exists(f"{memory}/%2e%2e/a.mp4")
 
@@ -277,11 +277,11 @@ def test_a_name_cannot_lengthen_the_chain_of_its_manifest():
 def test_a_relative_path_outside_the_folder_raises_an_error(name):
     for root in (Path("/data/here"), "memory://b/here"):
         try:
-            found = resolve(root, name)
+            location = resolve(root, name)
         except InputError:
             continue
-        assert str(found).startswith(str(root))
-        assert ".." not in str(found).split("/")
+        assert str(location).startswith(str(root))
+        assert ".." not in str(location).split("/")
 
 
 def test_the_extension_of_a_location():

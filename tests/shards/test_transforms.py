@@ -1,4 +1,4 @@
-"""Stored frames to the shape that models take."""
+"""Crops and resizing of stored frames."""
 
 import numpy as np
 import pytest

@@ -106,15 +106,15 @@ WORDS = st.dictionaries(
 
 @given(WORDS)
 def test_counts_add_up(words):
-    found = merge_forms(Counter(words))
-    assert sum(noun.count for noun in found) == sum(count for (_, noun), count in words.items() if noun)
+    nouns = merge_forms(Counter(words))
+    assert sum(noun.count for noun in nouns) == sum(count for (_, noun), count in words.items() if noun)
     forms = {form for form, noun in words if noun}
-    assert sum(noun.occurrences for noun in found) == sum(count for (form, _), count in words.items() if form in forms)
-    qualified = [noun for noun in found if not exclusion_reason(noun, Config(), Config().templates.words())]
+    assert sum(noun.occurrences for noun in nouns) == sum(count for (form, _), count in words.items() if form in forms)
+    qualified = [noun for noun in nouns if not exclusion_reason(noun, Config(), Config().templates.words())]
     if len(qualified) >= 2:
-        chosen, left_out = select_entities(found, Config(entities=2))
+        chosen, left_out = select_entities(nouns, Config(entities=2))
         assert sorted((name, count) for name, count, *_ in [*chosen, *left_out]) == sorted(
-            (noun.name, noun.count) for noun in found
+            (noun.name, noun.count) for noun in nouns
         )
 
 
@@ -156,14 +156,14 @@ def test_texts_of_other_splits_do_not_reach_the_tokenizer(corpus_of, tmp_path, r
     texts = ["ζεβρα", "wyvern wyvern wyvern"]
     asked = [{"question": f"which {text} is it?", "answer": text, "type": "which"} for text in texts]
     more = [{"id": s, "split": s, "captions": texts, "questions": asked} for s in ("validation", "test")]
-    found = []
+    outputs = []
     for number, rows in enumerate((train, train + more)):
         out = tmp_path / f"out {number}"
         out.mkdir()
         corpus = corpus_of(tmp_path / f"corpus {number}", rows)
         build_vocabulary.run(Config(entities=2, word_pieces=200), {"corpus": corpus}, out, resources)
-        found.append({path.name: path.read_bytes() for path in out.iterdir()})
-    assert found[0] == found[1]
+        outputs.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert outputs[0] == outputs[1]
     tokenizer = Tokenizer.from_file(str(tmp_path / "out 1" / "tokenizer.json"))
     assert "[UNK]" in tokenizer.encode("ζεβρα").tokens
     assert "[UNK]" not in tokenizer.encode("what is it?").tokens
@@ -214,7 +214,7 @@ def test_training_on_counted_texts_gives_the_same_tokenizer():
 
 
 def test_tokenizer_training_is_deterministic():
-    """Not from their order or number, nor from the process (hash seeds differ)."""
+    """It depends neither on their order or number, nor on the process (hash seeds differ)."""
     program = textwrap.dedent("""
         import json, sys
         from alpro.stages.vocabulary.word_pieces import train_tokenizer
@@ -261,9 +261,9 @@ def test_padding_and_truncation_of_a_tokenizer_file_are_disabled(tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(str(tmp_path / "tokenizer.json"))
     assert (loaded.padding, loaded.truncation) == (None, None)
-    for found, wanted in zip(WordPieces(tokenizer).batch(TEXTS, 9), expected, strict=True):
-        assert found.tolist() == wanted.tolist()
-    assert tokenizer.truncation["max_length"] == 4  # the one given stays as it was
+    for actual, wanted in zip(WordPieces(tokenizer).batch(TEXTS, 9), expected, strict=True):
+        assert actual.tolist() == wanted.tolist()
+    assert tokenizer.truncation["max_length"] == 4  # the argument is not modified
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])

@@ -49,7 +49,7 @@ def test_an_entity_is_the_mean_of_its_own_prompts(cached, prompter, vocabulary):
         torch.testing.assert_close(prompts["image"][number], mean, atol=1e-5, rtol=0)
 
 
-def test_one_prompt_agrees_with_itself_and_two_are_told_by_entity_and_kind(cached):
+def test_one_prompt_agrees_with_itself_and_two_disagree_by_entity_and_kind(cached):
     out, outcome = cached
     rows = pq.read_table(out / "prompts.parquet").to_pylist()
     prompts, entities = read_prompts(out), json.loads((out / "entities.json").read_text())
@@ -78,7 +78,7 @@ def test_one_prompt_agrees_with_itself_and_two_are_told_by_entity_and_kind(cache
         ((10, 10, 70, 70), 1 - math.sqrt(0.75)),
     ],
 )
-def test_disagreement_is_one_less_the_mean_cosine_to_the_mean(degrees, expected):
+def test_disagreement_is_one_minus_the_mean_cosine_to_the_mean(degrees, expected):
     vectors = torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
     mean = vectors.mean(dim=0, keepdim=True)
     assert disagreement(mean).item() == pytest.approx(expected, abs=1e-6)
@@ -86,7 +86,7 @@ def test_disagreement_is_one_less_the_mean_cosine_to_the_mean(degrees, expected)
         assert (vectors @ normalize(mean, dim=1).T).mean().item() == pytest.approx(1 - expected, abs=1e-6)
 
 
-def test_the_nearest_entity_is_told_by_direction_alone():
+def test_the_nearest_entity_depends_only_on_directions():
     video = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 0.1]])
     table, metrics = compare({"video": video, "image": video}, ["east", "north-east", "north"])
     rows = {row["entity"]: row for row in table.to_pylist()}

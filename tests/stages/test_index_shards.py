@@ -53,26 +53,26 @@ def assert_same(one: Path, other: Path) -> None:
         assert np.array_equal(a[int(number)].frames([0]), b[int(its)].frames([0]))
 
 
-def test_existing_shards_are_a_corpus_like_the_decoded_one(shards, index, clips):
+def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clips):
     artifact, outcome = index(shards)
     assert_same(artifact, clips)
-    made = json.loads((clips / "statistics.json").read_text())
+    expected = json.loads((clips / "statistics.json").read_text())
     statistics = json.loads((artifact / "statistics.json").read_text())
-    assert statistics.keys() == made.keys()
-    assert np.allclose(statistics["mean"], made["mean"], atol=0.02)
-    assert np.allclose(statistics["std"], made["std"], atol=0.02)
+    assert statistics.keys() == expected.keys()
+    assert np.allclose(statistics["mean"], expected["mean"], atol=0.02)
+    assert np.allclose(statistics["std"], expected["std"], atol=0.02)
     assert outcome.counts["samples"] == len(ShardReader(clips))
     assert outcome.counts["items"] == outcome.counts["samples"] + outcome.counts["rejected"]
     for split in ("train", "validation", "test"):
-        assert statistics["splits"][split]["items"] == [made["splits"][split]["items"][0]] * 2
-        assert outcome.counts[split] == made["splits"][split]["items"][0]
+        assert statistics["splits"][split]["items"] == [expected["splits"][split]["items"][0]] * 2
+        assert outcome.counts[split] == expected["splits"][split]["items"][0]
     assert (artifact / "pictures" / "samples.png").is_file()
     assert pq.read_table(artifact / "rejects.parquet").num_rows == 0
     assert not list(artifact.glob("*.tar"))
 
 
 def test_statistics_are_those_of_the_training_frames(index, tmp_path):
-    """Of all frames where none is for training."""
+    """Statistics are those of all frames if there are no training samples."""
 
     def mean(*splits: str) -> list[float]:
         folder = tmp_path / "-".join(splits)
@@ -136,7 +136,7 @@ def test_training_reads_the_same_samples(shards, index, clips, training, tokeniz
     assert set(shown[0]) <= set(ShardReader(clips, "train").column("id").to_pylist())
 
 
-def test_a_damaged_shard_fails_the_stage_with_its_name(shards, index, memory):
+def test_a_corrupt_shard_fails_the_stage_with_its_name(shards, index, memory):
     one = sorted(shards.iterdir())[0]
     one.write_bytes(one.read_bytes()[:-30000])
     with pytest.raises(InputError, match=rf"{one}: not a readable shard: [^\n]*$"):
@@ -158,11 +158,11 @@ def test_a_remote_pickle_raises_an_error(shards, index, memory):
 
 def test_shards_of_other_tools_are_indexed_or_raise_an_error_with_the_sample(tmp_path, index, corpus_of):
     """Member names as `tar -c .` writes them; and a size that no table of the index holds."""
-    made = corpus_of(tmp_path / "made", [{"id": "a", "captions": ("x",)}])
+    decoded = corpus_of(tmp_path / "decoded", [{"id": "a", "captions": ("x",)}])
     (tmp_path / "theirs").mkdir()
 
     def write(**changes) -> None:
-        with tarfile.open(made / "all.tar") as old, tarfile.open(tmp_path / "theirs" / "b.tar", "w") as new:
+        with tarfile.open(decoded / "all.tar") as old, tarfile.open(tmp_path / "theirs" / "b.tar", "w") as new:
             for member in old:
                 content = old.extractfile(member).read()
                 if member.name.endswith(".json"):
@@ -177,7 +177,7 @@ def test_shards_of_other_tools_are_indexed_or_raise_an_error_with_the_sample(tmp
         index(tmp_path / "theirs", "again")
 
 
-def test_a_sample_with_a_damaged_frame_is_a_reject_within_the_limit(shards, index):
+def test_a_sample_with_a_corrupt_frame_is_a_reject_within_the_limit(shards, index):
     row = read_index(index(shards)[0]).to_pylist()[1]
     content = bytearray(Path(row["shard"]).read_bytes())
     middle = row["frame_offsets"][len(row["frame_offsets"]) // 2]

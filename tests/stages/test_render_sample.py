@@ -17,7 +17,7 @@ from alpro.stages.render_sample import Config
 from alpro.stages.sample import grammar
 from alpro.stages.sample import scene as scene_module
 from alpro.stages.sample.draw import render
-from alpro.stages.sample.scene import COLOURS, DIRECTIONS, KINDS, REVERSED, Scene, Thing, draw_scene
+from alpro.stages.sample.scene import COLOURS, DIRECTIONS, REVERSED, THING_KINDS, Scene, Thing, draw_scene
 
 DEFAULT = Config()
 
@@ -50,17 +50,17 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path, inlin
 
 
 def test_the_same_frames_give_the_same_video(tmp_path):
-    """Whatever lay in the memory that the encoder gets."""
+    """Uninitialised memory of the encoder has no effect."""
     config, rng = Config(seed=3, size=48, frames=8, **SMALL | {"clips": 8}), np.random.default_rng(0)
     for item in render_sample.clips(config):
         frames = render(item.scene, config.frames, config.size)
-        made = set()
+        checksums = set()
         for _ in range(10):
             garbage = [rng.integers(0, 256, int(size), np.uint8) for size in rng.integers(100, 200_000, 40)]
             del garbage
             render_sample.encode_video(frames, tmp_path / "clip.mp4")
-            made.add(checksum(tmp_path / "clip.mp4"))
-        assert len(made) == 1, item.row["id"]
+            checksums.add(checksum(tmp_path / "clip.mp4"))
+        assert len(checksums) == 1, item.row["id"]
 
 
 def test_an_interrupted_rendering_resumes_to_the_same_files(tmp_path, inline_pool, resources):
@@ -116,8 +116,8 @@ def test_test_captions_are_unique(whole):
     assert len(set(captions)) == len(captions) == DEFAULT.validation + DEFAULT.test
 
 
-def test_a_test_caption_is_true_for_only_one_clip(whole):
-    """Of the clips of a split, one alone has the combination that a caption is about."""
+def test_a_test_caption_describes_only_one_clip(whole):
+    """Only one clip of a split has the combination that its caption describes."""
     scenes = [item.scene for item in whole["clips"] if item.row["split"] == "test"]
     having = Counter(combination for scene in scenes for combination in combinations(scene))
     assert [scene.main.combination for scene in scenes if having[scene.main.combination] > 1] == []
@@ -126,9 +126,9 @@ def test_a_test_caption_is_true_for_only_one_clip(whole):
 def test_too_many_unseen_clips_raise_an_error(monkeypatch):
     draws = itertools.count()
 
-    def draw(*given):
+    def draw(*args):
         assert next(draws) < 20_000, "still searching"
-        return draw_scene(*given)
+        return draw_scene(*args)
 
     monkeypatch.setattr(scene_module, "draw_scene", draw)
     with pytest.raises((ValueError, InputError), match="unseen"):
@@ -211,7 +211,7 @@ def answers(scene: Scene, question: str) -> set[str]:
     if question.startswith("how many"):
         return {grammar.NUMBERS[len(scene.things) - 1]}
     assert question.startswith("where does the")
-    kind = next(word for word in words if word in KINDS)
+    kind = next(word for word in words if word in THING_KINDS)
     return {t.motion for t in scene.things if t.kind == kind}
 
 
@@ -237,7 +237,7 @@ def test_captions_only_name_things_in_the_scene(whole):
             things = item.scene.things
             for caption in item.row["captions"]:
                 words = set(caption.split())
-                assert words & set(KINDS) <= {t.kind for t in things}
+                assert words & set(THING_KINDS) <= {t.kind for t in things}
                 assert words & COLOURS.keys() <= {t.colour for t in things} | ({"orange"} & words)
 
 

@@ -35,12 +35,12 @@ def test_several_corpora_are_normalised_by_the_mean_of_their_statistics(corpora)
     assert measured.max_text_tokens == 17
 
 
-def test_the_papers_constants_ask_no_corpus():
+def test_the_papers_normalization_needs_no_corpus():
     measured = measure_preprocessing(config(), {})
     assert (measured.mean, measured.std) == (Preprocessing().mean, Preprocessing().std)
 
 
-def test_a_corpus_without_statistics_is_a_mistake(corpora):
+def test_a_corpus_without_statistics_is_an_error(corpora):
     (corpora["bright"] / "statistics.json").unlink()
     with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
         measure_preprocessing(config(normalization="corpus"), corpora)

@@ -14,7 +14,7 @@ from alpro.pipeline.reporting.result_tables import Listed
 
 
 @pytest.fixture
-def made(tmp_path) -> list[Listed]:
+def artifacts_of_a_run(tmp_path) -> list[Listed]:
     """Artifacts of four stages, two of which were cached; all numbers differ."""
 
     def artifact(stage: str, seconds: float, cached: bool, **counts: int) -> Listed:
@@ -41,8 +41,8 @@ def made(tmp_path) -> list[Listed]:
 
 
 @pytest.fixture
-def page(made, tmp_path) -> str:
-    return write_report(tmp_path / "reports" / "mine.html", "mine", made).read_text("utf-8")
+def page(artifacts_of_a_run, tmp_path) -> str:
+    return write_report(tmp_path / "reports" / "mine.html", "mine", artifacts_of_a_run).read_text("utf-8")
 
 
 def cells(page: str, heading: str) -> list[list[str]]:

@@ -50,7 +50,7 @@ def rows() -> list[dict[str, Any]]:
     return [*answers, *others, *ranked]
 
 
-def test_every_number_is_under_its_head(rows):
+def test_every_number_is_in_its_column(rows):
     assert tables(rows) == [
         Table(
             "Retrieval",
@@ -88,7 +88,7 @@ def test_tables_without_rows_are_left_out(rows):
     ]
 
 
-def test_a_score_without_chance_has_a_dash(rows):
+def test_a_score_without_chance_level_has_a_dash(rows):
     for row in rows:
         row["chance"] = None
     retrieval, answers, entities, _ = tables(rows)

@@ -1,4 +1,4 @@
-"""What is logged to MLflow, and what an outage costs: with a client that only remembers, and with a real server."""
+"""Logging to MLflow, also during outages, with a recording client and with a real server."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from alpro.pipeline.reporting.tracking import Run, Tracker, flatten, metric_name
 
 
 class Memory:
-    """A client that remembers what is logged. While `error` is set, every call raises it."""
+    """A client that records what is logged. While `error` is set, every call raises it."""
 
     def __init__(self):
         self.metrics, self.params, self.sizes, self.files = [], {}, [], []
@@ -56,8 +56,8 @@ class Memory:
     def search_runs(self, experiments, query, view):
         self.answer()
         wanted = dict(part.removeprefix("tags.").split(" = ") for part in query.split(" and ")[1:])
-        found = [run for run in self.runs.values() if run.status == "RUNNING"]
-        return [run for run in found if all(run.data.tags.get(k) == v.strip("'") for k, v in wanted.items())]
+        running = [run for run in self.runs.values() if run.status == "RUNNING"]
+        return [run for run in running if all(run.data.tags.get(k) == v.strip("'") for k, v in wanted.items())]
 
     def set_terminated(self, run, status, end_time=None):
         self.answer()
@@ -162,7 +162,7 @@ def test_a_stage_that_starts_and_ends_in_an_outage_is_logged_later(tracker, clie
 
 
 def test_during_an_outage_only_flush_asks_again(tracker, client):
-    """Each try may take as long as a connection's time-out, and a finished stage has many entries."""
+    """Each attempt may take as long as a connection timeout, and a finished stage has many entries."""
     client.error = OSError("no route to host")
     for number in range(5):
         tracker.metrics(Run("run-1"), {"loss": float(number)})
@@ -182,7 +182,7 @@ def test_an_outage_at_the_end_is_a_warning(tracker, client, capsys):
     assert "run the same command again later" in last
 
 
-def test_an_entry_that_mlflow_refuses_is_a_warning_and_holds_up_no_other(tracker, client, tmp_path, capsys):
+def test_an_entry_that_mlflow_refuses_is_a_warning_and_does_not_block_others(tracker, client, tmp_path, capsys):
     tracker.metrics(Run("run-1"), {"refused": 1.0})
     tracker.metrics(Run("run-1"), {"loss": 1.0})
     assert client.metrics == [("loss", 1.0, 0)]
@@ -218,7 +218,7 @@ def test_only_stale_runs_with_the_tags_are_killed(tracker, client):
         (300 * "x", 250 * "x"),
     ],
 )
-def test_a_metrics_name_is_one_that_mlflow_takes(tracker, client, name, taken):
+def test_metric_names_are_valid_in_mlflow(tracker, client, name, taken):
     assert validate_param_and_metric_name(metric_name(name))
     tracker.metrics(Run("run-1"), {name: 1.0})
     assert client.metrics == [(taken, 1.0, 0)]
@@ -251,7 +251,7 @@ def test_a_table_is_its_first_rows_with_plain_columns(tmp_path):
     assert table.iloc[0].to_dict() == {"text": "t0", "best": "a, b", "rank": 1.5}
 
 
-def test_a_damaged_store_is_one_line(tmp_path):
+def test_a_corrupt_store_is_a_one_line_error(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"garbage" * 500)
     with pytest.raises(InputError, match="not usable") as caught:
         Tracker.open(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, "x")
@@ -292,7 +292,7 @@ def answers(url: str) -> bool:
 
 
 @pytest.mark.long
-def test_a_server_that_goes_away_and_comes_back_has_everything(mlflow_server, tmp_path, quick, monkeypatch):
+def test_everything_is_logged_after_the_server_restarts(mlflow_server, tmp_path, quick, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     file = tmp_path / "stage" / "metrics.jsonl"
     file.parent.mkdir()

@@ -1,4 +1,4 @@
-"""DataDigest of people's files as digests."""
+"""Digests of the user's data."""
 
 import hashlib
 import json
@@ -100,7 +100,7 @@ def test_the_digest_of_data_changes_with(what, data, digests):
     assert digest_data(data, digests) != before
 
 
-def test_the_digest_of_data_does_not_change_with_files_beside_it_nor_with_its_place(data, digests, tmp_path):
+def test_the_digest_of_data_depends_neither_on_other_files_nor_on_its_folder(data, digests, tmp_path):
     before = digest_data(data, digests)
     (data.parent / "notes.txt").write_text("not named by the manifest")
     assert digest_data(data, digests) == before
@@ -136,8 +136,8 @@ def test_a_relative_manifest_gives_the_same_digest(data, digests, monkeypatch):
     assert (digest_data(Path(data.name), digests), digest_data(Path(), digests)) == before
 
 
-def test_a_damaged_cache_is_rebuilt(tmp_path):
+def test_a_corrupt_cache_is_rebuilt(tmp_path):
     (tmp_path / "digests.sqlite").write_bytes(b"garbage" * 500)
     (tmp_path / "a").write_bytes(b"one")
-    (found,) = Digests(tmp_path / "digests.sqlite").of([tmp_path / "a"])
-    assert len(found) == 64
+    (sha256,) = Digests(tmp_path / "digests.sqlite").of([tmp_path / "a"])
+    assert len(sha256) == 64

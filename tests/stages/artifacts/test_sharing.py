@@ -136,7 +136,7 @@ def test_an_interrupted_download_is_resumed(machine, monkeypatch):
     assert not list((there.root / ".fetched").glob("*/*"))
 
 
-def test_a_damaged_shared_artifact_raises_an_error(machine, place):
+def test_a_corrupt_shared_artifact_raises_an_error(machine, place):
     here, there = machine("a"), machine("b")
     make(here)
     here.share(STEP)
@@ -151,12 +151,12 @@ def test_a_damaged_shared_artifact_raises_an_error(machine, place):
     with pytest.raises(InputError, match="is outside the data folder"):
         there.fetch(STEP)
     shared_artifacts.write_bytes(contents, b"{")
-    with pytest.raises(InputError, match=r"contents.json: damaged; delete it"):
+    with pytest.raises(InputError, match=r"contents.json: corrupt; delete it"):
         there.fetch(STEP)
     assert there.find(STEP) is None
 
 
-def test_the_wrong_artifact_in_a_place_raises_an_error(machine):
+def test_an_artifact_under_another_fingerprint_raises_an_error(machine):
     here, there = machine("a"), machine("b")
     make(here)
     record = here.folder(STEP) / "artifact.json"
@@ -167,8 +167,8 @@ def test_the_wrong_artifact_in_a_place_raises_an_error(machine):
     assert there.find(STEP) is None
 
 
-def test_an_unresponsive_shared_place_raises_an_error(machine, free_port, monkeypatch):
-    """Before hours of work, that is; after them the artifact stays here."""
+def test_an_unresponsive_shared_location_raises_an_error(machine, free_port, monkeypatch):
+    """Before the work; after it, the artifact stays on this machine."""
     monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", ())
     store = machine("a", f"http://127.0.0.1:{free_port()}")
     for ask in (store.fetch, store.is_shared):
@@ -180,7 +180,7 @@ def test_an_unresponsive_shared_place_raises_an_error(machine, free_port, monkey
         machine("b", "nowhere://a").fetch(STEP)
 
 
-def test_no_requests_without_a_shared_place(tmp_path):
+def test_no_requests_without_a_shared_location(tmp_path):
     store = Store(tmp_path)
     make(store)
     shutil.rmtree(store.folder(STEP))

@@ -1,4 +1,4 @@
-"""What names a result, and what makes a folder an artifact."""
+"""Fingerprints, and the record that makes a folder an artifact."""
 
 import hashlib
 import subprocess
@@ -104,7 +104,7 @@ def test_digest_does_not_depend_on_the_order_of_keys(value):
 def test_the_record_is_written_last_and_describes_the_artifact(tmp_path):
     store, step = Store(tmp_path), decode_step()
 
-    def work(made: Step, out: Path) -> Outcome:
+    def work(step: Step, out: Path) -> Outcome:
         assert out == store.folder(step)
         assert store.find(step) is None
         (out / "result.txt").write_text("done")
@@ -161,7 +161,7 @@ def test_store_lists_artifacts_oldest_first(tmp_path):
     assert [record["run"]["at"] for _, record in store.all()] == ["2024-01-01", "2024-02-01", "2024-03-01"]
 
 
-def test_two_processes_build_a_step_only_once(tmp_path):
+def test_two_processes_build_a_step_once(tmp_path):
     program = textwrap.dedent("""
         import os, sys, time
         from pathlib import Path
@@ -179,15 +179,15 @@ def test_two_processes_build_a_step_only_once(tmp_path):
 
         (store.root / f"waiting-{os.getpid()}").touch()
         with store.lock(step):
-            found = store.find(step)
-            if found is None:
+            finished = store.find(step)
+            if finished is None:
                 store.make(step, work, {})
-        print("found" if found else "made")
+        print("reused" if finished else "built")
     """)
     command = [sys.executable, "-c", program, str(tmp_path)]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = sorted(process.communicate(timeout=120)[0].strip() for process in both)
-    assert printed == ["found", "made"]
+    assert printed == ["built", "reused"]
     step = Step("render_sample", "sample", render_sample.Config())
     assert (Store(tmp_path).folder(step) / "makers").read_text() == "x"
 
@@ -224,7 +224,7 @@ def test_require_names_the_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", ""])
-def test_a_damaged_record_is_reported_and_ignored(content, tmp_path, capsys):
+def test_a_corrupt_record_is_reported_and_ignored(content, tmp_path, capsys):
     (tmp_path / "artifact.json").write_text(content)
     assert read_record(tmp_path) is None
-    assert "is damaged" in capsys.readouterr().err
+    assert "is corrupt" in capsys.readouterr().err

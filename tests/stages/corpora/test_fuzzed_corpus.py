@@ -1,4 +1,4 @@
-"""Files that were flipped, cut and joined at random: none crashes or hangs the stage, and none is lost."""
+"""Randomly mutated files: none crashes or hangs the stage, and each is in a shard or in the rejects."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What `alpro inspect` tells of decoded corpora."""
+"""`alpro inspect`: the description of decoded corpora."""
 
 import json
 import tracemalloc
@@ -31,29 +31,29 @@ from alpro.stages.corpora.inspect_corpus import (
 
 def test_counts_are_those_of_the_artifacts(clips, stills):
     report = inspect([clips, stills])
-    manifests = [json.loads((folder / "statistics.json").read_text()) for folder in (clips, stills)]
+    statistics = [json.loads((folder / "statistics.json").read_text()) for folder in (clips, stills)]
     for split in ("train", "validation", "test"):
         samples = sum(row["samples"] for row in report["splits"] if row["split"] == split)
-        assert samples == sum(manifest["splits"][split]["items"][0] for manifest in manifests)
+        assert samples == sum(corpus["splits"][split]["items"][0] for corpus in statistics)
         captions = sum(row["captions"] for row in report["splits"] if row["split"] == split)
-        assert captions == sum(manifest["splits"][split]["captions"][0] for manifest in manifests)
+        assert captions == sum(corpus["splits"][split]["captions"][0] for corpus in statistics)
     assert report["captions"]["all"] >= report["captions"]["different"] > 0
     assert report["unreadable"] == 0
 
 
 def samples(rows: list[tuple[str, str, tuple[str, ...], bytes | int]]) -> Samples:
-    """What is kept of samples: each with its split, group, captions and look."""
+    """Samples with a split, a group, captions and a frame hash."""
     texts = [caption for _, _, captions, _ in rows for caption in captions]
-    some = np.zeros(len(rows), np.int32)
+    zeros = np.zeros(len(rows), np.int32)
     return Samples(
-        corpus=some,
+        corpus=zeros,
         split=np.array([SPLITS.index(split) for split, *_ in rows]),
-        kind=some,
+        kind=zeros,
         group=hashed([group for _, group, _, _ in rows]),
-        seconds=some,
-        frames=some,
+        seconds=zeros,
+        frames=zeros,
         captions=np.array([len(captions) for _, _, captions, _ in rows]),
-        questions=some,
+        questions=zeros,
         caption_hashes=hashed(texts),
         words=np.ones(len(texts)),
         vocabulary=set(),
@@ -74,7 +74,7 @@ def test_overlap_with_training_by_group_caption_and_frames():
             ("validation", "f", (), b"1"),
         ]
     )
-    report = {"samples": 5, "same group": 1, "a caption in common": 2, "looked at": 3, "same frames": 1}
+    report = {"samples": 5, "same group": 1, "same caption": 2, "compared": 3, "same frames": 1}
     assert shared(rows, "test") == report
     assert shared(rows, "validation")["same frames"] == 1
 
@@ -89,43 +89,45 @@ def test_repeated_captions_are_counted_and_listed(corpus_of, tmp_path):
     assert report["repeated"] == 2
 
 
-@pytest.mark.parametrize(("most", "held_out", "training"), [(0, 0, 0), (4, 2, 2), (9, 3, 6), (100, 3, 8)])
-def test_frames_of_a_limited_number_of_samples_are_read_held_out_first(corpus_of, tmp_path, most, held_out, training):
+@pytest.mark.parametrize(("max_samples", "held_out", "training"), [(0, 0, 0), (4, 2, 2), (9, 3, 6), (100, 3, 8)])
+def test_frames_of_a_limited_number_of_samples_are_read_held_out_first(
+    corpus_of, tmp_path, max_samples, held_out, training
+):
     rows = [{"id": f"{n}", "captions": ("x",), "split": "train" if n < 8 else "test"} for n in range(11)]
-    report = inspect([corpus_of(tmp_path / "one", rows)], most)
-    assert report["also in training"]["test"]["looked at"] == held_out
-    assert report["looked at"] == held_out + training
+    report = inspect([corpus_of(tmp_path / "one", rows)], max_samples)
+    assert report["also in training"]["test"]["compared"] == held_out
+    assert report["compared"] == held_out + training
 
 
-def test_damaged_samples_are_counted_and_not_drawn(corpus_of, tmp_path):
+def test_corrupt_samples_are_counted_and_not_drawn(corpus_of, tmp_path):
     folder = corpus_of(tmp_path / "one", [{"id": f"{n}", "captions": ("x",)} for n in range(4)])
     row = read_index(folder).to_pylist()[1]
     content = bytearray((folder / "all.tar").read_bytes())
     content[row["frame_offsets"][0] : row["frame_offsets"][0] + 64] = bytes(64)
     (folder / "all.tar").write_bytes(content)
     report = inspect([folder])
-    assert (report["unreadable"], report["looked at"]) == (1, 4)
+    assert (report["unreadable"], report["compared"]) == (1, 4)
     assert [path.name for path in save(report, [folder], tmp_path)] == ["inspect.json", "frames-1.png"]
 
 
 def test_memory_for_a_million_samples(corpus_of, tmp_path, monkeypatch):
-    """What is held does not grow with the texts: 60,000 captions of 300 letters are 18 MB of text."""
+    """Memory does not grow with the texts: 60,000 captions of 300 letters are 18 MB."""
     folder = corpus_of(tmp_path / "one", [{"id": "a", "captions": ("x",)}])
-    one = read_index(folder).to_pylist()[0]
+    row = read_index(folder).to_pylist()[0]
     with pq.ParquetWriter(folder / "index.parquet", INDEX) as file:
         for at in range(0, 20_000, 10_000):
             rows = [
-                one | {"id": f"{n}", "captions": [f"{n} {k} " + "x" * 300 for k in range(3)]}
+                row | {"id": f"{n}", "captions": [f"{n} {k} " + "x" * 300 for k in range(3)]}
                 for n in range(at, at + 10_000)
             ]
             file.write_table(pa.Table.from_pylist(rows, schema=INDEX))
     monkeypatch.setattr("alpro.shards.reader.ROWS_PER_BATCH", 500)
     tracemalloc.start()
     report = read_samples([folder])
-    _, most = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(report) == 20_000
-    assert most < 6e6 + 100 * len(report.vocabulary)
+    assert peak < 6e6 + 100 * len(report.vocabulary)
 
 
 def test_resized_copies_have_the_same_hash_and_other_clips_do_not():
@@ -137,7 +139,7 @@ def test_resized_copies_have_the_same_hash_and_other_clips_do_not():
     )
     smaller = np.stack([np.asarray(Image.fromarray(frame).resize((72, 64))) for frame in clip])
     assert perceptual_hash(clip) == perceptual_hash(smaller) != perceptual_hash(other)
-    assert perceptual_hash(np.full((2, 64, 64, 3), 7, np.uint8)) is None  # nothing on it: like any other such frame
+    assert perceptual_hash(np.full((2, 64, 64, 3), 7, np.uint8)) is None  # blank frames have no hash
 
 
 def test_quantiles_and_histograms():

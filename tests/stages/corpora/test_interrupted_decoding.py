@@ -1,4 +1,4 @@
-"""Decoding that is killed at any moment, or finds the disk full, and is begun again comes to the same bytes."""
+"""Decoding that is killed at any moment, or stopped by a full disk, resumes to the same bytes."""
 
 import json
 import os
@@ -13,12 +13,12 @@ import pytest
 
 from alpro.stages.artifacts.store import EXIT_INPUT_ERROR
 from tests.conftest import ROOT
-from tests.stages.test_decode_videos import contents
+from tests.stages.conftest import contents
 
 
 @pytest.fixture
 def decode(sample, tmp_path) -> Callable[..., subprocess.Popen]:
-    """decode(out, workers): the clips of the sample into a folder, started or going on, in a session of its own."""
+    """decode(out, workers): the clips of the sample into a folder, started or resumed, in a separate process."""
 
     def start(out: Path, workers: int, size: int = 40, **how) -> subprocess.Popen:
         out.mkdir(exist_ok=True)
@@ -44,15 +44,15 @@ def decode(sample, tmp_path) -> Callable[..., subprocess.Popen]:
     return start
 
 
-def made(out: Path) -> dict[str, str]:
+def results(out: Path) -> dict[str, str]:
     """The results, without metadata of the run and without files that are deleted from a finished artifact."""
     return {
         name: digest for name, digest in contents(out).items() if not name.startswith("parts/") and ".part" not in name
     }
 
 
-# Loaded by every process before all else. What they do to files below a folder is counted, of all of them together or
-# of workers alone, and at one number the pipeline, or the worker that is at it, is killed.
+# Loaded first by every process. File operations below a folder are counted, over all processes or only over workers. At
+# a certain number the pipeline, or the worker that does the operation, is killed.
 KILLER = """
 import os, signal, sys
 
@@ -97,31 +97,31 @@ def test_a_run_killed_at_any_time_resumes_to_the_same_bytes(whom, decode, tmp_pa
         assert (log.stat().st_size >= number) == (number < 10**9)
         assert status == (-signal.SIGKILL if whom == "parent" and number < 10**9 else 0)
         if status == 0:
-            assert made(out) == made(whole)
+            assert results(out) == results(whole)
 
 
 @pytest.mark.parametrize(
-    ("most", "refused"), [(20_000, "plan.sqlite: No space left on device"), (150_000, "full: File too large")]
+    ("max_bytes", "message"), [(20_000, "plan.sqlite: No space left on device"), (150_000, "full: File too large")]
 )
-def test_a_full_disk_is_a_one_line_error_and_loses_no_work(most, refused, decode, tmp_path):
+def test_a_full_disk_is_a_one_line_error_and_loses_no_work(max_bytes, message, decode, tmp_path):
     out = tmp_path / "full"
 
     def small_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # bytes a file may have: the kernel refuses more
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))  # the kernel refuses larger files
 
     process = decode(out, 1, size=80, preexec_fn=small_disk)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == EXIT_INPUT_ERROR
     lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, stderr
-    assert refused in lines[0]
+    assert message in lines[0]
     assert "; free some disk space and run again to resume" in lines[0]
     assert "Traceback" not in stderr
     assert not list(out.glob(".*.part"))
-    if most < 100_000:  # before any was decoded
+    if max_bytes < 100_000:  # it stops before decoding
         return
     again = decode(out, 2, size=80)
     assert again.wait(300) == 0
     whole = tmp_path / "whole"
     assert decode(whole, 2, size=80).wait(300) == 0
-    assert made(out) == made(whole)
+    assert results(out) == results(whole)

@@ -28,7 +28,7 @@ sys.exit(status)
 
 
 def decode(manifest: Path, out: Path) -> dict:
-    """Decodes a manifest in a process of its own; returns its counts and its most memory in MiB."""
+    """Decodes a manifest in a new process; returns its counts and its peak memory in MiB."""
     out.mkdir(parents=True)
     work = {
         "stage": "decode_videos",

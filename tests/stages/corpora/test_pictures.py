@@ -36,7 +36,7 @@ def test_the_crop_is_bright_and_the_rest_is_dark():
 
 
 def test_a_crop_that_is_wider_than_tall_stays_where_it_is():
-    """Below the middle on the left: (top, left, height, width), and not the other way round."""
+    """Below the middle on the left: (top, left, height, width)."""
     pixels = np.asarray(draw_entities(WHITE, (0.6, 0.1, 0.2, 0.7), [], "", None))
     bright = {
         (y, x)
@@ -72,7 +72,7 @@ def test_a_sheet_holds_every_strip():
 
 
 def test_queries_show_their_results():
-    found = [(WHITE, "a", True), (WHITE, "b", False)]
-    pixels = np.asarray(retrieval_picture([("a red ball", "came first", found)]))
+    results = [(WHITE, "a", True), (WHITE, "b", False)]
+    pixels = np.asarray(retrieval_picture([("a red ball", "came first", results)]))
     assert tuple(pixels[0, TILE // 2]) == GREEN
     assert tuple(pixels[0, TILE + 4 + TILE // 2]) == RED

@@ -10,7 +10,7 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.shards.manifest import scan_manifest
-from alpro.shards.plan import Unit
+from alpro.shards.plan import DecodeUnit
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location
 from alpro.stages import decode_videos
@@ -92,7 +92,7 @@ def test_a_new_url_signature_does_not_change_the_corpus(manifest, tmp_path, serv
     def signed(signature: str) -> tuple[DataDigest, str]:
         path = f"{url.replace('//', f'//me:{signature}@')}/a%20b%20%230.mp4?X-Amz-Signature={signature}"
         (tmp_path / "m.jsonl").write_text(json.dumps({"path": path, "caption": "a clip", "split": "train"}))
-        unit = Unit("a", [row for row in scan_manifest(tmp_path / "m.jsonl") if isinstance(row, Row)])
+        unit = DecodeUnit("a", [row for row in scan_manifest(tmp_path / "m.jsonl") if isinstance(row, Row)])
         return digest_data(tmp_path / "m.jsonl", digests), decode_videos.unit_key(unit, decode_videos.Config())
 
     assert signed("one") == signed("two")

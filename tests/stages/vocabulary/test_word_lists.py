@@ -1,4 +1,4 @@
-"""Lists of words that people bring: entities and answers, in the order of a head."""
+"""Word lists of the user: entities and answers, in the order of a head."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_a_missing_file_raises_an_input_error(tmp_path):
 
 
 def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monkeypatch):
-    """Its first M words as they are, though they are in no caption, excluded, or a word of the templates."""
+    """Its first M words, even if they are in no caption, excluded, or in a template."""
     (tmp_path / "unigrams.txt").write_text("video 90\nzebra 80\nthing 70\nball 60\n")
     monkeypatch.setattr(build_vocabulary, "count_nouns", None)  # no noun is counted
     config = build_vocabulary.Config(entities=3, entities_file=str(tmp_path / "unigrams.txt"), word_pieces=300)
@@ -97,10 +97,10 @@ def test_the_contents_of_a_list_are_in_the_fingerprint_and_it_must_exist(tmp_pat
         steps = plan(config, Digests(tmp_path / "digests.sqlite"))
         return next(step.fingerprint for step in steps if step.stage == "build_vocabulary")
 
-    found = []
+    fingerprints = []
     for content in ("dog", "cat", "dog"):
         (tmp_path / "list.txt").write_text(content)
-        found.append(fingerprint("list.txt"))
-    assert found[0] == found[2] != found[1]
+        fingerprints.append(fingerprint("list.txt"))
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
     with pytest.raises(InputError, match=r"build_vocabulary.entities_file = .*none.txt': no such file"):
         fingerprint("none.txt")

@@ -1,0 +1,39 @@
+"""Shared by the tests of decoding: corpora of small images, and the contents of a folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from alpro.files import checksum
+from alpro.stages import decode_videos
+from alpro.stages.decode_videos import Config
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a folder, by its path."""
+    return {str(p.relative_to(folder)): checksum(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def write_manifest(folder: Path, rows: list[dict]) -> Path:
+    """A manifest of images, one for each row: black, or of the row's `colour`."""
+    folder.mkdir(exist_ok=True)
+    for row in rows:
+        Image.new("RGB", (20, 10), row.pop("colour", "black")).save(folder / f"{row['id']}.png")
+        row["path"] = f"{row['id']}.png"
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "items.jsonl"
+
+
+@pytest.fixture
+def decode_rows(tmp_path, inline_pool, resources):
+    """decode_rows(rows, **config) decodes images of the rows and returns the outcome and the folder."""
+
+    def decode(rows: list[dict], **config):
+        out = tmp_path / "out"
+        out.mkdir()
+        source = write_manifest(tmp_path / "data", rows)
+        return decode_videos.run(Config(size=16, **config), {"data": source}, out, resources), out
+
+    return decode
