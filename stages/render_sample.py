@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from alpro.files import atomic_write
 from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources, StageConfig
 from alpro.stages.execution.progress import progress
-from alpro.stages.execution.workers import work_pool
+from alpro.stages.execution.workers import run_units
 from alpro.stages.sample import grammar
 from alpro.stages.sample.draw import render
 from alpro.stages.sample.scene import (
@@ -96,9 +97,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     for folder in ("videos", "images"):
         (out / folder).mkdir(exist_ok=True)
     batches = [items[i : i + 50] for i in range(0, len(items), 50)]
-    with work_pool(resources) as pool, progress("rendering", len(items), "files") as advance:
-        for count in pool.map(render_items, batches, [config] * len(batches), [out] * len(batches)):
+    with progress("rendering", len(items), "files") as advance:
+        for _, count in run_units(batches, partial(render_items, config=config, out=out), resources):
             advance(count)
+    for incomplete in out.rglob(".*.part"):  # of a process that died
+        incomplete.unlink()
     broken = write_broken_items(out)
     for corpus in CORPORA:
         rows = [item.row for item in items if item.corpus == corpus] + (broken if corpus == "clips" else [])

@@ -113,8 +113,7 @@ def inline_pool(monkeypatch):
     def pool(resources):
         yield InlineExecutor()
 
-    for module in ("render_sample", "execution.workers"):
-        monkeypatch.setattr(f"alpro.stages.{module}.work_pool", pool)
+    monkeypatch.setattr("alpro.stages.execution.workers.work_pool", pool)
 
 
 @pytest.fixture(scope="session")

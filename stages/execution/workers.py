@@ -1,7 +1,7 @@
-"""Runs units of work in a pool of processes on this machine, or on a Dask cluster.
+"""Runs units of work in processes on this machine, or on a Dask cluster.
 
-A process may die while it processes a unit: native code crashes, memory runs out, or it is killed. The pool is then
-rebuilt and the units in progress start again. The unit itself records what killed its process.
+A process may die while it processes a unit: native code crashes, memory runs out, or it is killed. The process is then
+replaced and the unit starts again; other units are not affected. The unit itself records what killed its process.
 """
 
 import multiprocessing
@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
-from itertools import chain
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import islice
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from alpro.errors import InputError
@@ -45,10 +46,48 @@ def work_pool(resources: Resources) -> Iterator[Executor]:
         with open_cluster(resources.dask) as executor:
             yield executor
         return
-    # Spawned, not forked: a fork would copy the locks of the caller's threads (Prefect, MLflow).
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(resources.worker_count, mp_context=context, initializer=end_with_parent) as executor:
+    with _Processes(resources.worker_count) as executor:
         yield executor
+
+
+class _Processes(Executor):
+    """An executor of independent processes. The death of one raises BrokenProcessPool only from its own futures.
+
+    Each process has a pool of its own, since a ProcessPoolExecutor stops all its processes when one dies. Leaving the
+    context by an exception kills the processes: their units can be repeated.
+    """
+
+    def __init__(self, count: int) -> None:
+        # Spawned, not forked: a fork would copy the locks of the caller's threads (Prefect, MLflow).
+        self.context = multiprocessing.get_context("spawn")
+        self.alive, self.here = self.context.Pipe(duplex=False)
+        self.pools = [self._start() for _ in range(count)]
+        self.futures: list[list[Future]] = [[] for _ in range(count)]
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, self.context, end_with_parent, (self.alive,))
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        if kind:
+            self.here.close()
+        self.shutdown(cancel_futures=kind is not None)
+        self.here.close()
+        self.alive.close()
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future:
+        self.futures = [[future for future in futures if not future.done()] for futures in self.futures]
+        idlest = min(range(len(self.pools)), key=lambda index: len(self.futures[index]))
+        try:
+            future = self.pools[idlest].submit(function, *arguments, **named)
+        except BrokenProcessPool:
+            self.pools[idlest] = self._start()
+            future = self.pools[idlest].submit(function, *arguments, **named)
+        self.futures[idlest].append(future)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        for pool in self.pools:
+            pool.shutdown(wait, cancel_futures=cancel_futures)
 
 
 def run_units(
@@ -60,69 +99,43 @@ def run_units(
     `function` must support a restart of a unit, and must avoid what killed its process before. Raises InputError if
     processes keep dying.
     """
-    pending, lost, deaths = iter(units), deque[UnitT](), 0
-    while (first := lost.popleft() if lost else next(pending, None)) is not None:
-        remaining = chain([first], _drain(lost), pending)
-        with work_pool(resources) as pool:
-            for result in _run_until_broken(pool, remaining, lost, function, resources):
-                deaths = 0
-                yield result
-        deaths += 1
-        if lost and deaths > MAX_DEATHS:
-            raise InputError(
-                f"{deaths} worker processes died in succession; if memory is short, lower resources.workers"
-            )
-
-
-def _drain(units: deque[UnitT]) -> Iterator[UnitT]:
-    for _ in range(len(units)):
-        yield units.popleft()
-
-
-def _run_until_broken(
-    pool: Executor,
-    units: Iterator[UnitT],
-    lost: deque[UnitT],
-    function: Callable[[UnitT], Result],
-    resources: Resources,
-) -> Iterator[tuple[UnitT, Result]]:
-    """Runs units until all are done or the pool breaks; the units in progress are then added to `lost`."""
+    pending = iter(units)
+    if not (lost := deque(islice(pending, 1))):
+        return
     running: dict[Future, UnitT] = {}
-    broken = False
-    while not broken:
-        # A cluster reports its current number of workers: machines may join at any time.
-        max_running = 2 * getattr(pool, "worker_count", resources.worker_count)
-        while len(running) < max_running and (unit := next(units, None)) is not None:
-            try:
+    deaths: set[BaseException] = set()  # all futures of a dead process have the same exception
+    with work_pool(resources) as pool:
+        while True:
+            # A cluster reports its current number of workers: machines may join at any time.
+            max_running = 2 * getattr(pool, "worker_count", resources.worker_count)
+            while len(running) < max_running and (unit := lost.popleft() if lost else next(pending, None)) is not None:
                 running[pool.submit(function, unit)] = unit
-            except BrokenProcessPool:
-                lost.append(unit)
-                broken = True
-                break
-        if not running:
-            return
-        done, _ = wait(running, timeout=REFILL_SECONDS, return_when=FIRST_COMPLETED)
-        STOP.get().check()
-        for future in done:
-            unit, error = running.pop(future), future.exception()
-            if isinstance(error, BrokenProcessPool):
-                lost.append(unit)
-                broken = True
-            elif type(error).__name__ == "KilledWorker":  # raised by Dask for this unit only
-                lost.append(unit)
-            else:
-                yield unit, future.result()
-    lost.extend(running.values())
+            if not running:
+                return
+            STOP.get().check()
+            for future in wait(running, timeout=REFILL_SECONDS, return_when=FIRST_COMPLETED).done:
+                unit, error = running.pop(future), future.exception()
+                # Dask raises KilledWorker, by default after four deaths.
+                if isinstance(error, BrokenProcessPool) or (error and type(error).__name__ == "KilledWorker"):
+                    deaths.add(error)
+                    lost.append(unit)
+                else:
+                    deaths.clear()
+                    yield unit, future.result()
+            if len(deaths) > MAX_DEATHS:
+                raise InputError(
+                    f"{len(deaths)} worker processes died in succession; if memory is short, lower resources.workers"
+                )
 
 
-def end_with_parent() -> None:
-    """Ends this pool process when its parent has ended. Otherwise it would wait for work forever."""
-    parent = multiprocessing.parent_process()
+def end_with_parent(alive: Connection) -> None:
+    """Ends this pool process when the other end of the connection is closed: by its parent, or because its parent has
+    ended. Otherwise it would finish its unit, or wait for work forever."""
 
     def watch() -> None:
-        if parent:
-            parent.join()
-            os._exit(EXIT_TIMEOUT)
+        with suppress(EOFError, OSError):
+            alive.recv_bytes()
+        os._exit(EXIT_TIMEOUT)
 
     threading.Thread(target=watch, daemon=True).start()
 

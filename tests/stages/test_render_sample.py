@@ -68,6 +68,7 @@ def test_an_interrupted_rendering_resumes_to_the_same_files(tmp_path, inline_poo
     names = contents(tmp_path).keys()
     for lost in ("videos/test-00001.mp4", "images/still-00001.jpg", "clips.jsonl"):
         (tmp_path / lost).unlink()
+    (tmp_path / "videos" / ".test-00001.mp4.0123456789ab.part").touch()
     assert render_small(tmp_path, resources) == before
     assert contents(tmp_path).keys() == names
 

@@ -61,7 +61,7 @@ def test_the_first_failing_rank_writes_the_result(work, tmp_path, capsys, monkey
     file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
     assert stage_run.main([str(file)]) == 2
     first = read_json(file.with_name("result.json"))
-    assert capsys.readouterr().err == f"error: {first['mistake']}\n"
+    assert capsys.readouterr().err == f"error: {first['error']}\n"
     monkeypatch.setenv("RANK", "2")
     other = work("decode_videos", {}, data=tmp_path / "elsewhere.jsonl")
     assert stage_run.main([str(other)]) == 2
@@ -211,7 +211,7 @@ def test_a_standalone_stage_writes_the_record(unfinished, capsys):
     assert record["run"]["by"] == "alpro.stages.execution.run"
     assert {path.name for path in file.parent.iterdir()}.isdisjoint({"checkpoints", "result.json"})
     pipeline_record = store.make(step, lambda *_: Outcome(record["counts"]), {"commit": "abc"})
-    assert record | {"made": ""} == pipeline_record | {"made": ""}
+    assert record | {"run": ""} == pipeline_record | {"run": ""}
 
 
 def test_a_stage_in_a_pipeline_does_not_write_the_record(unfinished, monkeypatch):

@@ -41,6 +41,30 @@ def test_every_unit_is_processed_and_yielded_once(crashing, times, tmp_path):
     assert len(list(tmp_path.glob("*-death-*"))) == len(crashing) * times
 
 
+def meet(unit: int, folder: Path) -> None:
+    """Unit 1 first kills its process as soon as unit 0 runs; unit 0 first waits for a byte in `finish`."""
+    with open(folder / f"{unit}-starts", "ab") as starts:
+        starts.write(b".")
+    if (folder / f"{unit}-starts").stat().st_size > 1:
+        return
+    running, finish = (os.open(folder / name, os.O_RDWR) for name in ("running", "finish"))
+    if unit == 1:
+        os.read(running, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.write(running, b".")
+    os.read(finish, 1)
+
+
+def test_a_death_restarts_only_its_own_unit(tmp_path):
+    for name in ("running", "finish"):
+        os.mkfifo(tmp_path / name)
+    with open(tmp_path / "running", "r+b", buffering=0), open(tmp_path / "finish", "r+b", buffering=0) as finish:
+        for unit, _ in run_units([0, 1], partial(meet, folder=tmp_path), TWO):
+            if unit == 1:
+                finish.write(b".")
+    assert [(tmp_path / f"{unit}-starts").stat().st_size for unit in (0, 1)] == [1, 2]
+
+
 def test_a_unit_that_always_crashes_raises_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "MAX_DEATHS", 2)
     with pytest.raises(InputError, match="3 worker processes died in succession"):

@@ -1,6 +1,6 @@
 """A program that tests start under torchrun: a stage of which one rank fails while the others wait for it.
 
-python part_of_a_failure.py WORK.json HOW, HOW being mistake, error, killed or silent.
+python part_of_a_failure.py WORK.json HOW, HOW being input-error, error, killed or silent.
 """
 
 import os
@@ -26,7 +26,7 @@ def stage(work: dict) -> None:
 
 
 def fail(how: str) -> None:
-    if how == "error":
+    if how == "input-error":
         raise InputError("clips/shard-000001.tar: cut short")
     if how == "error":
         raise ValueError("a rank's own error")

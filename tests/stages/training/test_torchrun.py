@@ -49,7 +49,7 @@ def work(folder: Path, **resources) -> Path:
 @pytest.mark.parametrize(
     ("how", "output"),
     [
-        ("error", "error: clips/shard-000001.tar: cut short"),
+        ("input-error", "error: clips/shard-000001.tar: cut short"),
         ("error", "ValueError: a rank's own error"),
         ("killed", "Signal 9 (SIGKILL)"),
     ],
@@ -62,7 +62,7 @@ def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp
     assert other < 0 or how == "killed" or message.index(output) < other
     result = tmp_path / "result.json"
     assert not result.exists() or json.loads(result.read_text()) == {"error": output.removeprefix("error: ")}
-    assert result.exists() == (how == "error")
+    assert result.exists() == (how == "input-error")
 
 
 def test_a_silent_rank_ends_the_job_within_the_limit(tmp_path, torchrun):

@@ -1,0 +1,94 @@
+"""A wheel, installed beside a user's own folders `models`, `stages`, `shards` and `pipeline`."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+FOLDERS = ("alpro", "models", "shards", "stages", "pipeline")
+NOT_INSTALLED = ("tests", "docs", "benchmarks")
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+OFFLINE = ["--no-deps", "--no-index"]
+
+PROGRAM = """
+import sys
+from functools import partial
+from pathlib import Path
+
+import models, pipeline, shards, stages
+
+assert [module.OWNER for module in (models, pipeline, shards, stages)] == ["the user"] * 4
+
+import alpro.models.alpro, alpro.pipeline.flow, alpro.shards.reader, alpro.stages.pretrain
+from alpro import Model
+from alpro.models.templates import OFFICIAL
+from alpro.pipeline.config import load_config
+from alpro.pipeline.reporting.report import TEMPLATE
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.workers import run_units
+from alpro.stages.vocabulary.nouns import tag_unit
+
+assert callable(Model.from_pretrained)
+assert len(OFFICIAL["video"]) == 12 and TEMPLATE.is_file()
+assert load_config("sample").corpora
+unit = ["a dog runs on the grass"], [1]
+((_, words),) = run_units([unit], partial(tag_unit, tagger="embedded"), Resources(workers=1))  # in a spawned process
+assert words["dog", "dog"] == 1
+site = Path(sys.argv[1])
+outside = [
+    name
+    for name, module in sys.modules.items()
+    if name.partition(".")[0] == "alpro" and not Path(module.__file__).is_relative_to(site)
+]
+assert not outside, outside
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of a copy of the project, since setuptools writes into the source folder."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    unused = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in (*FOLDERS, *NOT_INSTALLED):
+        shutil.copytree(ROOT / name, source / name, ignore=unused)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([*PIP, "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", out, source], check=True)
+    (file,) = out.glob("*.whl")
+    return file
+
+
+def test_a_wheel_contains_the_package_and_its_data_alone(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = set()
+    for folder in FOLDERS:
+        package = "alpro" if folder == "alpro" else f"alpro/{folder}"
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                expected.add(f"{package}/{path.relative_to(ROOT / folder).as_posix()}")
+    assert names == expected
+
+
+def test_an_installed_wheel_works_beside_folders_of_the_same_names(wheel, tmp_path):
+    site, user = tmp_path / "site", tmp_path / "user"
+    subprocess.run([*PIP, "install", *OFFLINE, "--target", site, wheel], check=True)
+    for name in FOLDERS[1:]:
+        (user / name).mkdir(parents=True)
+        (user / name / "__init__.py").write_text('OWNER = "the user"\n')
+    # -S: without .pth files, and so without the editable installation of this checkout.
+    paths = [str(site), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PREFECT_HOME": str(tmp_path / "prefect")}
+
+    def run(*arguments: object) -> str:
+        command = [sys.executable, "-S", *map(str, arguments)]
+        return subprocess.run(command, cwd=user, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    run("-c", PROGRAM, site)
+    assert "pretrain" in run("-m", "alpro.pipeline.cli", "run", "--config", "sample", "--dry-run")
