@@ -15,11 +15,11 @@ Then the steps are timed with dropout, the variants by turns, medians over the r
 its own, so that nobody's memory counts for another. A step is forward, backward, clipping and AdamW, without loading.
 On a CPU that others use too, OMP_NUM_THREADS=1 with --processor-time counts the seconds that a step worked.
 
-Model FLOPs are Objective.flops for every variant, whatever it works in vain: 2 * in * out a token for a linear layer,
-4 * queries * keys * width for attention, of the last fusion layer only what a loss reads; three times for what is
-trained, once for the prompter; no norms, activations, embeddings, recomputation (models/flops.py). Utilisation is of
-the accelerator's dense bfloat16 peak on its data sheet, for float32 too; where there is none, as on a CPU, of the
-matrix multiplication measured here in the variant's precision.
+Model FLOPs are those of our step for every variant, whatever it works in vain, as PyTorch's counter counts them: matrix
+products and convolutions, forward and backward; of the last fusion layer only what a loss reads; no norms, activations,
+embeddings, recomputation (stages/training/flops.py). Utilisation is of the accelerator's dense bfloat16 peak on its
+data sheet, for float32 too; where there is none, as on a CPU, of the matrix multiplication measured here in the
+variant's precision.
 
 --tricks takes one trick away from ours at a time, by the patches of benchmarks/five_passes.py. Not among them: one draw
 of stochastic depth for all blocks, a finite step decided on the device, which are not taken away simply.
@@ -44,7 +44,7 @@ import torch
 from five_passes import TRICKS
 from timed_step import MODELS, Settings, Variant, allow_tf32, losses, turn
 
-from alpro.models.flops import peak
+from alpro.stages.training.flops import peak
 
 TOLERANCE = {  # relative: of a loss, of the norm of the gradient
     "float32": (1e-4, 1e-3),

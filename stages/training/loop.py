@@ -17,7 +17,6 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, checksum
-from alpro.models.flops import peak
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
 from alpro.stages.artifacts.store import EXIT_INTERRUPTED, Resources
@@ -26,6 +25,7 @@ from alpro.stages.training.checkpoint import Checkpoints, random_state, trainabl
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_sum, gather_bytes
 from alpro.stages.training.examples import Batch, TrainingDataset
+from alpro.stages.training.flops import StepFlops, peak
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
@@ -177,6 +177,7 @@ class _Run:
         self.mean = Mean()
         self.mean.restore(self.state.unlogged, self.world.device)
         self.skipped = Skipped(self.state.skipped_in_row)
+        self.flops = StepFlops(self.objective)
         self.unreadable: list[str] = []  # of this rank, since the last count
 
     def train(
@@ -193,9 +194,9 @@ class _Run:
         for batch in self.data.loader(self.state.step, resources, self.world.device):
             clock.batch_loaded()
             self.log_unreadable(batch)
-            self.step(batch.to(self.world.device))
+            flops = self.step(batch.to(self.world.device))
             self.state.step += 1
-            clock.step_done(self.objective.flops(batch))
+            clock.step_done(flops)
             step, last = self.state.step, self.state.step == len(self.data)
             logged = step % self.config.log_every == 0 or last
             if logged or self.world.device.type == "cpu":  # on a GPU this is a synchronization
@@ -246,8 +247,11 @@ class _Run:
             print(f"stopped after step {self.state.step}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_INTERRUPTED)
 
-    def step(self, batch: Batch) -> None:
-        """One optimizer step on this rank's part of the global batch, without a device synchronization."""
+    def step(self, batch: Batch) -> float:
+        """One optimizer step on this rank's part of the global batch, without a device synchronization.
+
+        Returns its floating-point operations on this rank.
+        """
         rate = learning_rate(self.state.step, len(self.data), self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -272,6 +276,7 @@ class _Run:
         names = (*metrics, "grad_norm")
         self.mean.add(names, values, finite)
         self.skipped.add(self.state.step, batch.ids, names, values, finite)
+        return sum(self.flops(part) for part in parts)
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
         """Averages gradients over the ranks in the last micro-batch of a step only."""

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from alpro.stages.training import examples
 from alpro.stages.training.loop import EXIT_INTERRUPTED
-from tests.stages.training.test_loop import OFTEN, assert_same, new_run  # noqa: F401
+from tests.stages.training.test_resume import OFTEN, assert_same
 
 
-def test_a_killed_loading_process_leaves_the_run_to_be_continued(new_run, capfd):  # noqa: F811
+def test_a_killed_loading_process_leaves_the_run_to_be_continued(new_run, capfd):
     whole, broken = (new_run(name, run=OFTEN, steps=40) for name in ("whole", "broken"))
     whole.start()
     loader = examples.DataLoader
@@ -41,7 +41,7 @@ def full_disk(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoints_and_the_run_goes_on(new_run, capfd):  # noqa: F811
+def test_a_full_disk_leaves_the_earlier_checkpoints_and_the_run_goes_on(new_run, capfd):
     whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
     whole.start()
     broken.kill(before=3)
