@@ -21,10 +21,11 @@ from alpro.models.text import TextConfig
 from alpro.models.timesformer import TimeSformer, VideoConfig
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.training import objective as objective_module
+from alpro.stages.training.clock import memory_gib
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.examples import Batch, collate
 from alpro.stages.training.flops import StepFlops
-from alpro.stages.training.loop import configure_layers, memory_gib
+from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.masking import mask_words, random_box
 from alpro.stages.training.optim import build_optimizer, step_if
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
