@@ -137,8 +137,8 @@ class TrainingDataset(Dataset[Batch]):
     """The batches of a training run: item n is this rank's part of step n, a pure function of seed, step and rank.
 
     corpora: folders of decoded corpora by name. frames, image_size, grid: shape of the video encoder's input, grid in
-    patches. mlm_probability: above 0 adds masked tokens and crops. answers: index of each answer. Raises InputError if
-    a phase has no examples or the batch size is not divisible.
+    patches. mlm_probability: unless None, batches have masked tokens and crops. answers: index of each answer. Raises
+    InputError if a phase has no examples or the batch size is not divisible.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class TrainingDataset(Dataset[Batch]):
         frames: int,
         image_size: int,
         grid: int = 0,
-        mlm_probability: float = 0.0,
+        mlm_probability: float | None = None,
         answers: dict[str, int] | None = None,
         rank: int = 0,
         ranks: int = 1,
@@ -259,7 +259,7 @@ class TrainingDataset(Dataset[Batch]):
         if self.unit == "question":
             assert self.answers is not None
             item["answer"] = self.answers.get(question["answer"], -100)
-        if self.mlm_probability:
+        if self.mlm_probability is not None:
             special = np.zeros(len(ids), bool)
             special[[0, -1]] = True
             masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.mlm_probability, rng)

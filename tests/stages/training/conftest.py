@@ -145,7 +145,7 @@ def corpus(corpus_of, tmp_path_factory):
 def steps_of(tokenizer, training):
     """steps_of(corpora, steps, unit=..., rank=..., ranks=..., **config): the batches of a training run."""
 
-    def make(corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=0.0, answers=None, **config) -> TrainingDataset:
+    def make(corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=None, **config) -> TrainingDataset:
         config = training(tuple(corpora), steps, **config)
         return TrainingDataset(config, corpora, tokenizer, unit, 4, 8, 4, mlm, answers, rank, ranks)
 

@@ -106,6 +106,13 @@ def test_masked_words_are_words_and_labels_are_what_they_were(clips, steps_of, t
         assert not torch.isin(batch.text[chosen], torch.tensor(ends)).any()
 
 
+def test_a_masking_probability_of_0_masks_nothing_and_keeps_the_crops(clips, steps_of):
+    batch = steps_of({"clips": clips}, mlm=0.0)[0]
+    assert torch.equal(batch.masked, batch.text)
+    assert (batch.labels == -100).all()
+    assert batch.boxes.shape == (8, 4)
+
+
 def test_texts_are_cut_to_the_length_and_end_as_texts_do(clips, steps_of, tokenizer):
     batch = steps_of({"clips": clips}, max_text_tokens=6)[0]
     assert batch.text.shape == (8, 8)  # 6, rounded up so that shapes are few
