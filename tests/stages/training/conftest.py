@@ -153,12 +153,12 @@ def steps_of(tokenizer, training):
 
 
 ALONE = World(0, 1, torch.device("cpu"))
-# What two equal runs need not have in common.
+# Metrics that differ between equal runs.
 TIMING = ("time", "train/data_wait", "train/samples_per_second", "train/tflops", "train/memory_gib")
 
 
 class Killed(BaseException):
-    """As if the process had been killed: nothing in the loop gets a chance to clean up."""
+    """Simulates a killed process: the loop cannot clean up."""
 
 
 @dataclass
@@ -198,7 +198,7 @@ class Run:
         assert left.value.code == EXIT_INTERRUPTED
 
     def kill(self, before: int) -> None:
-        """The end without warning as step `before` begins."""
+        """An abrupt end as step `before` begins."""
 
         def stop():
             raise Killed

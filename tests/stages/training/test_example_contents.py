@@ -16,7 +16,7 @@ from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.vocabulary.word_pieces import load_tokenizer
 
 
-def test_an_image_is_a_clip_that_stands_still(stills, steps_of):
+def test_an_image_is_a_still_clip(stills, steps_of):
     batch = steps_of({"stills": stills})[0]
     assert batch.kind == "image"
     assert batch.frames.shape[1] == 4
@@ -41,7 +41,7 @@ def test_pre_training_draws_from_both_halves_of_a_clip(tmp_path, steps_of, sampl
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_the_parts_of_a_batch_are_together_the_batch(parts, clips, steps_of):
+def test_the_micro_batches_add_up_to_the_batch(parts, clips, steps_of):
     batch = steps_of({"clips": clips}, mlm=0.3)[0]
     split = batch.split(parts)
     assert [len(part.ids) for part in split] == [8 // parts] * parts
@@ -55,7 +55,7 @@ def test_the_parts_of_a_batch_are_together_the_batch(parts, clips, steps_of):
             assert (whole[len(row) :] == filler).all()
 
 
-def test_a_part_is_padded_to_its_own_longest_text(corpus_of, tmp_path, steps_of):
+def test_a_micro_batch_is_padded_to_its_own_longest_text(corpus_of, tmp_path, steps_of):
     """And on several ranks to the one length of all batches."""
     captions = ["a ball moves to the left of a box and a star", "a ball"]
     rows = [{"id": f"v{n}", "captions": [captions[n % 2]]} for n in range(8)]
@@ -72,7 +72,7 @@ def test_a_part_is_padded_to_its_own_longest_text(corpus_of, tmp_path, steps_of)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_an_accumulated_part_holds_the_same_examples_on_any_number_of_ranks(ranks, clips, steps_of):
+def test_a_micro_batch_has_the_same_examples_on_any_number_of_ranks(ranks, clips, steps_of):
     """What is contrasted with what must not depend on how many processes share a batch."""
     whole = steps_of({"clips": clips}, accumulation_steps=2)[0].split(2)
     parts = [
@@ -94,7 +94,7 @@ def test_texts_are_padded_with_the_tokenizers_own_padding(corpus_of, tmp_path, t
         assert set(tokens[batch.mask == 0].tolist()) == {1}
 
 
-def test_masked_words_are_words_and_labels_are_what_they_were(clips, steps_of, tokenizer):
+def test_only_words_are_masked_and_labels_are_their_ids(clips, steps_of, tokenizer):
     data = steps_of({"clips": clips}, 4, mlm=0.9)
     for step in range(4):
         batch = data[step]
@@ -113,7 +113,7 @@ def test_a_masking_probability_of_0_masks_nothing_and_keeps_the_crops(clips, ste
     assert batch.boxes.shape == (8, 4)
 
 
-def test_texts_are_cut_to_the_length_and_end_as_texts_do(clips, steps_of, tokenizer):
+def test_texts_are_truncated_and_end_with_sep(clips, steps_of, tokenizer):
     batch = steps_of({"clips": clips}, max_text_tokens=6)[0]
     assert batch.text.shape == (8, 8)  # 6, rounded up so that shapes are few
     for row, mask in zip(batch.text, batch.mask, strict=True):
@@ -123,17 +123,17 @@ def test_texts_are_cut_to_the_length_and_end_as_texts_do(clips, steps_of, tokeni
         assert set(row[mask == 0].tolist()) <= {tokenizer.token_to_id("[PAD]")}
 
 
-def test_what_the_text_says_decides_on_the_flip_and_so_do_answers(clips, stills, steps_of, monkeypatch):
+def test_the_text_and_the_answer_are_passed_to_the_augmentation(clips, stills, steps_of, monkeypatch):
     texts = {"video": [], "image": []}
     monkeypatch.setattr(examples, "augment_video", lambda frames, text, rng: texts["video"].append(text) or frames)
     monkeypatch.setattr(
         examples, "augment_image", lambda frame, size, text, rng: texts["image"].append(text) or frame[:size, :size]
     )
-    asked = steps_of({"clips": clips}, 3, unit="question", answers={"left": 0}, augmentation="official")
-    assert asked[0].frames.shape[-2:] == (35, 35)  # augmented after the crop, 0.875 of 40
+    batches = steps_of({"clips": clips}, 3, unit="question", answers={"left": 0}, augmentation="official")
+    assert batches[0].frames.shape[-2:] == (35, 35)  # augmented after the crop, 0.875 of 40
     assert steps_of({"stills": stills}, 1, augmentation="official")[0].frames.shape[-2:] == (8, 8)
     for step in (1, 2):
-        assert asked[step].kind == "video"
+        assert batches[step].kind == "video"
     assert {text.split("? ")[-1] for text in texts["video"]} & {"left", "right", "up", "down"}
     assert texts["image"]
 
@@ -168,8 +168,8 @@ def test_images_of_any_shape_make_a_batch(tmp_path, steps_of):
     assert steps_of({"a": tmp_path}, 1, batch_size=3, augmentation="official")[0].frames.shape == (3, 4, 3, 8, 8)
 
 
-def test_the_augmentation_can_be_looked_at(clips, stills, steps_of, tmp_path):
-    """pictures/augmentation.png: each operation by itself, then examples as they are shown, of videos and images."""
+def test_the_augmentation_is_drawn(clips, stills, steps_of, tmp_path):
+    """pictures/augmentation.png: each operation by itself, then augmented examples, of videos and images."""
     data = steps_of({"clips": clips, "stills": stills}, augmentation="official")
     data.draw_augmentation(tmp_path / "pictures" / "augmentation.png")
     with Image.open(tmp_path / "pictures" / "augmentation.png") as picture:

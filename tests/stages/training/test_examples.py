@@ -1,4 +1,4 @@
-"""Which examples make which batch: everything follows from the seed and the number of the step."""
+"""Which examples a batch has: a function of the seed and the step."""
 
 import itertools
 from collections import Counter
@@ -18,7 +18,8 @@ from alpro.stages.training.config import MatchingConfig, Phase
 from alpro.stages.training.examples import Batch, TrainingDataset
 
 
-def shown(data: TrainingDataset) -> list[str]:
+def sample_ids(data: TrainingDataset) -> list[str]:
+    """The samples of all batches, in order."""
     return [name for step in range(len(data)) for name in data[step].ids]
 
 
@@ -48,7 +49,7 @@ def test_an_epoch_shows_each_example_exactly_once_over_any_number_of_ranks(
 
 @settings(max_examples=10)
 @given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 3))
-def test_the_batches_of_the_ranks_are_together_that_of_one(clips, steps_of, ranks, step):
+def test_the_batches_of_all_ranks_add_up_to_the_batch_of_one_process(clips, steps_of, ranks, step):
     overrides = {"mlm": 0.3}
     whole = steps_of({"clips": clips}, **overrides)[step]
     parts = [steps_of({"clips": clips}, rank=rank, ranks=ranks, **overrides)[step] for rank in range(ranks)]
@@ -61,7 +62,7 @@ def test_the_batches_of_the_ranks_are_together_that_of_one(clips, steps_of, rank
             assert torch.equal(actual, row[mask > 0])
 
 
-def test_a_step_is_the_same_whoever_asks_and_in_whatever_order(clips, stills, steps_of):
+def test_a_step_does_not_depend_on_the_order_of_reading(clips, stills, steps_of):
     corpora = {"clips": clips, "stills": stills}
     first = steps_of(corpora, 8, mlm=0.3)
     once = [first[step] for step in range(8)]
@@ -70,7 +71,7 @@ def test_a_step_is_the_same_whoever_asks_and_in_whatever_order(clips, stills, st
         assert_equal(second[step], once[step])
 
 
-def test_the_loader_goes_on_from_any_step(clips, steps_of, resources):
+def test_the_loader_starts_at_any_step(clips, steps_of, resources):
     data = steps_of({"clips": clips}, 6)
     loaded = list(data.loader(2, resources, torch.device("cpu")))
     assert [batch.step for batch in loaded] == [2, 3, 4, 5]
@@ -78,8 +79,8 @@ def test_the_loader_goes_on_from_any_step(clips, steps_of, resources):
         assert_equal(batch, data[batch.step])
 
 
-def test_another_seed_is_another_run(clips, steps_of):
-    assert shown(steps_of({"clips": clips}, seed=1)) != shown(steps_of({"clips": clips}, seed=2))
+def test_another_seed_has_another_order(clips, steps_of):
+    assert sample_ids(steps_of({"clips": clips}, seed=1)) != sample_ids(steps_of({"clips": clips}, seed=2))
 
 
 def test_batches_are_of_one_kind(rows, corpus_of, tmp_path, steps_of):
@@ -98,9 +99,9 @@ def test_every_rank_takes_the_same_kind_at_each_step(clips, stills, steps_of):
     assert [one[s].kind for s in range(12)] == [other[s].kind for s in range(12)]
 
 
-def test_groups_stand_together_where_asked(corpus, steps_of):
+def test_group_batches_keeps_groups_together(corpus, steps_of):
     data = steps_of({"a": corpus(12, group=3)}, 6, group_batches=True, batch_size=6)
-    order = shown(data)
+    order = sample_ids(data)
     for start in range(0, 36, 3):
         assert len({int(name[1:]) // 3 for name in order[start : start + 3]}) == 1
     assert order[:12] != order[12:24] != order[24:]
@@ -126,33 +127,33 @@ def test_pairs_are_videos_times_captions(corpus_of, tmp_path, steps_of, tokenize
     assert [int(v) for v in batch.video] == [int(name[1:]) for name in batch.ids]
 
 
-def test_a_sample_is_shown_with_each_of_its_captions_in_time(corpus, steps_of):
+def test_all_captions_of_a_sample_are_used(corpus, steps_of):
     data = steps_of({"a": corpus(1, captions=3)}, 30, batch_size=1)
     texts = Counter(tuple(data[step].text[0].tolist()) for step in range(30))
     assert len(texts) == 3
 
 
 def test_samples_without_a_text_are_left_out_and_counted(rows, corpus_of, tmp_path, steps_of):
-    asked = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
-    corpus = corpus_of(tmp_path, [*rows(3), *rows(2, captions=0, prefix="q", questions=asked)])
+    question = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
+    corpus = corpus_of(tmp_path, [*rows(3), *rows(2, captions=0, prefix="q", questions=question)])
     steps = steps_of({"a": corpus}, 3, batch_size=3)
-    assert (set(shown(steps)), steps.skipped) == ({"v0", "v1", "v2"}, 2)
+    assert (set(sample_ids(steps)), steps.skipped) == ({"v0", "v1", "v2"}, 2)
     questions = steps_of({"a": corpus}, 3, "question", batch_size=2, answers={"two": 7})
-    assert (set(shown(questions)), questions.skipped) == ({"q0", "q1"}, 3)
+    assert (set(sample_ids(questions)), questions.skipped) == ({"q0", "q1"}, 3)
     assert questions[0].answers.tolist() == [7, 7]
-    silent = corpus_of(tmp_path / "silent", rows(4, captions=0, prefix="s", questions=asked))
+    silent = corpus_of(tmp_path / "silent", rows(4, captions=0, prefix="s", questions=question))
     both = steps_of({"a": corpus, "b": silent}, 3, batch_size=3)
-    assert (set(shown(both)), both.skipped) == ({"v0", "v1", "v2"}, 2 + 4)  # a corpus without any is counted too
+    assert (set(sample_ids(both)), both.skipped) == ({"v0", "v1", "v2"}, 2 + 4)  # a corpus without any is counted too
 
 
-def test_an_answer_that_cannot_be_given_is_none(rows, corpus_of, tmp_path, steps_of):
-    asked = [{"question": "how many?", "answer": "nine", "type": "how"}]
-    corpus = corpus_of(tmp_path, rows(2, questions=asked))
+def test_an_answer_outside_the_classes_is_ignored(rows, corpus_of, tmp_path, steps_of):
+    question = [{"question": "how many?", "answer": "nine", "type": "how"}]
+    corpus = corpus_of(tmp_path, rows(2, questions=question))
     assert steps_of({"a": corpus}, 1, "question", batch_size=2, answers={"two": 0})[0].answers.tolist() == [-100, -100]
 
 
-def test_only_training_samples_are_shown(clips, steps_of):
-    assert {name.split("-")[0] for name in shown(steps_of({"clips": clips}, 10))} == {"train"}
+def test_only_the_training_split_is_used(clips, steps_of):
+    assert {name.split("-")[0] for name in sample_ids(steps_of({"clips": clips}, 10))} == {"train"}
 
 
 def test_phases_follow_each_other_with_their_lengths(corpus, steps_of):
@@ -167,13 +168,13 @@ def test_phases_follow_each_other_with_their_lengths(corpus, steps_of):
     assert letters == "aaa" + "bbbb" + "cccc"  # 2 epochs x (4 + 6 examples) / 5
 
 
-def test_a_corpus_goes_on_where_an_earlier_phase_left_it(corpus, steps_of):
+def test_a_phase_continues_the_epoch_of_the_one_before_it(corpus, steps_of):
     phases = [{"corpora": ("a",), "steps": 1}, {"corpora": ("a",), "steps": 1}]
     data = steps_of({"a": corpus(6)}, phases=phases, batch_size=3)
-    assert sorted(shown(data)) == [f"v{n}" for n in range(6)]
+    assert sorted(sample_ids(data)) == [f"v{n}" for n in range(6)]
 
 
-def test_weights_are_shares_of_the_steps_and_else_sizes_are(corpus, steps_of):
+def test_corpora_have_steps_by_weight_or_by_size(corpus, steps_of):
     corpora = {"a": corpus(4, prefix="a"), "b": corpus(12, prefix="b")}
     by_size = steps_of(corpora, 2000)
     assert (by_size.source_of == 0).mean() == pytest.approx(0.25, abs=0.03)
@@ -199,13 +200,13 @@ def test_epochs_are_passes_over_the_examples(epochs, batch_size, steps, corpus, 
         {"corpora": ("a", "b"), "weights": (2, -1), "steps": 1},
     ],
 )
-def test_phases_that_make_no_sense_are_refused(wrong):
+def test_invalid_phases_are_refused(wrong):
     with pytest.raises(ValueError, match="Phase"):
         Phase(**wrong)
 
 
 @pytest.mark.parametrize(("ranks", "accumulation_steps"), [(3, 1), (1, 3), (2, 8)])
-def test_a_batch_that_does_not_divide_is_a_mistake(ranks, accumulation_steps, corpus, steps_of):
+def test_a_batch_that_does_not_divide_is_an_error(ranks, accumulation_steps, corpus, steps_of):
     with pytest.raises(
         InputError,
         match=f"batch_size 8 is not a multiple of {ranks} processes x {accumulation_steps} accumulation_steps",
@@ -233,7 +234,7 @@ def test_pools_of_negatives_divide_the_batch_and_are_whole_on_every_number_of_pr
         MatchingConfig.model_validate(wanted | {"negative_pool_size": 16})
 
 
-def test_a_phase_without_examples_is_a_mistake(corpus, steps_of):
+def test_a_phase_without_examples_is_an_error(corpus, steps_of):
     with pytest.raises(InputError, match="no training examples with a caption in a"):
         steps_of({"a": corpus(3, captions=0)})
     with pytest.raises(InputError, match="no training examples with a question in a"):
@@ -250,32 +251,34 @@ def loaded(data: TrainingDataset, first: int, last: int, workers: int) -> list[B
         return list(itertools.islice(batches, last - first))
 
 
-LIVES = st.lists(st.tuples(st.integers(0, 10), st.sampled_from([0, 1, 3])), max_size=3)
+RESTARTS = st.lists(st.tuples(st.integers(0, 10), st.sampled_from([0, 1, 3])), max_size=3)
 
 
-def assert_lives_show_all(corpora, steps_of, ranks: int, per_rank: int, together: bool, seed: int, lives) -> None:
-    """A run that ends and goes on at any steps, each life with any number of loading processes, shows on every rank
-    what an uninterrupted one does; and every source's examples in its batches, each once before any comes again."""
+def assert_restarts_change_nothing(
+    corpora, steps_of, ranks: int, per_rank: int, together: bool, seed: int, restarts
+) -> None:
+    """A run that is restarted at any steps, with any number of loading processes each time, has on every rank the
+    batches of an uninterrupted run; and each example of a source is used once before any is used again."""
     overrides = {"batch_size": ranks * per_rank, "group_batches": together, "seed": seed, "mlm": 0.3}
-    ends = [*sorted(end for end, _ in lives), 10]
-    workers = [count for _, count in lives] + [0]
-    shown: dict[str, list[str]] = {kind: [] for kind in ("video", "image")}
+    ends = [*sorted(end for end, _ in restarts), 10]
+    workers = [count for _, count in restarts] + [0]
+    seen: dict[str, list[str]] = {kind: [] for kind in ("video", "image")}
     whole = [steps_of(corpora, 10, rank=rank, ranks=ranks, **overrides) for rank in range(ranks)]
     for rank in range(ranks):
         actual: list[Batch] = []
         for end, count in zip(ends, workers, strict=True):
-            life = steps_of(corpora, 10, rank=rank, ranks=ranks, **overrides)  # a fresh process has no state
-            actual += loaded(life, len(actual), end, count)
+            data = steps_of(corpora, 10, rank=rank, ranks=ranks, **overrides)  # a fresh process has no state
+            actual += loaded(data, len(actual), end, count)
         for step in range(10):
             assert_equal(actual[step], whole[rank][step])
     for step in range(10):
         batches = [data[step] for data in whole]
         assert len({batch.kind for batch in batches}) == 1
-        shown[batches[0].kind] += [name for batch in batches for name in batch.ids]
+        seen[batches[0].kind] += [name for batch in batches for name in batch.ids]
     for kind, count in (("video", 7), ("image", 5)):
-        for epoch in range(0, len(shown[kind]), count):
-            once = shown[kind][epoch : epoch + count]
-            assert len(set(once)) == len(once), f"epoch {epoch // count}: one twice before all were there"
+        for epoch in range(0, len(seen[kind]), count):
+            once = seen[kind][epoch : epoch + count]
+            assert len(set(once)) == len(once), f"epoch {epoch // count}: a sample twice"
 
 
 @pytest.fixture(scope="module")
@@ -285,27 +288,27 @@ def two_kinds(rows, corpus_of, tmp_path_factory) -> dict[str, Path]:
     return {"mixed": corpus_of(folder / "mixed", mixed)}
 
 
-RUNS = (st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 3), LIVES)
+RUNS = (st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 3), RESTARTS)
 
 
 @settings(max_examples=8)
 @given(*RUNS)
-def test_ranks_workers_and_lives_neither_lose_nor_repeat_an_example(
-    two_kinds, steps_of, ranks, each, together, seed, lives
+def test_ranks_workers_and_restarts_neither_lose_nor_repeat_an_example(
+    two_kinds, steps_of, ranks, each, together, seed, restarts
 ):
-    assert_lives_show_all(two_kinds, steps_of, ranks, each, together, seed, lives)
+    assert_restarts_change_nothing(two_kinds, steps_of, ranks, each, together, seed, restarts)
 
 
 @pytest.mark.long
 @settings(max_examples=150)
 @given(*RUNS)
-def test_many_ranks_workers_and_lives(two_kinds, steps_of, ranks, each, together, seed, lives):
-    assert_lives_show_all(two_kinds, steps_of, ranks, each, together, seed, lives)
+def test_many_ranks_workers_and_restarts(two_kinds, steps_of, ranks, each, together, seed, restarts):
+    assert_restarts_change_nothing(two_kinds, steps_of, ranks, each, together, seed, restarts)
 
 
 @settings(max_examples=20)
 @given(st.floats(0.1, 0.9), st.integers(0, 5))
-def test_two_kinds_are_mixed_by_batch_in_the_ratio_asked(corpus, steps_of, share, seed):
+def test_kinds_are_mixed_by_batch_in_the_configured_ratio(corpus, steps_of, share, seed):
     corpora = {"v": corpus(6), "i": corpus(4, kind="image", prefix="i")}
     phase = Phase(corpora=("v", "i"), weights=(share, 1 - share), steps=2000)
     data = steps_of(corpora, phases=[phase], seed=seed)

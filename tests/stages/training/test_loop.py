@@ -36,23 +36,23 @@ def test_a_step_whose_loss_is_not_finite_is_skipped(new_run):
     assert all(torch.equal(weight, untrained[name]) for name, weight in run.weights.items())
 
 
-def test_a_few_bad_steps_end_no_run(new_run):
+def test_a_few_non_finite_steps_do_not_end_a_run(new_run):
     run = new_run("run", spoiled(1, 2, 3, 4, 6))
     run.start()
     assert all(weight.isfinite().all() for weight in run.weights.values())
     assert len(run.lines) == 4
 
 
-def test_five_bad_steps_in_a_row_end_it_with_the_step_named(new_run):
+def test_five_consecutive_non_finite_steps_are_an_error_that_names_the_step(new_run):
     assert MAX_SKIPPED_IN_ROW == 5
     run = new_run("run", spoiled(2, 3, 4, 5, 6))
     names = run.data()[6].ids
-    with pytest.raises(InputError, match=r"not finite in 5 consecutive steps, the last being step 6 ") as mistake:
+    with pytest.raises(InputError, match=r"not finite in 5 consecutive steps, the last being step 6 ") as error:
         run.start()
-    assert names[0] in str(mistake.value)
+    assert names[0] in str(error.value)
 
 
-def test_bad_steps_are_counted_over_an_interruption(new_run):
+def test_non_finite_steps_are_counted_across_an_interruption(new_run):
     run = new_run("run", spoiled(2, 3, 4, 5, 6))
     run.interrupt(4)
     with pytest.raises(InputError, match="step 6 "):
@@ -60,7 +60,7 @@ def test_bad_steps_are_counted_over_an_interruption(new_run):
 
 
 def scored(scores: list[float], seen: list[dict[str, Tensor]]):
-    """A validation that gives these scores in turn, and keeps the weights that it was shown."""
+    """A validation that returns these scores in turn and records the weights."""
 
     def validate(objective: Objective) -> dict[str, float]:
         assert not objective.training
@@ -71,7 +71,7 @@ def scored(scores: list[float], seen: list[dict[str, Tensor]]):
     return validate
 
 
-def test_the_weights_that_are_best_on_validation_come_out_with_their_metrics(new_run):
+def test_the_best_weights_on_validation_are_selected_with_their_metrics(new_run):
     seen: list[dict[str, Tensor]] = []
     run = {"validate": scored([1.0, 3.0, 2.0, 3.0], seen), "select": "validation/score"}
     chosen = new_run("run", run=run, validation={"times": 4})
@@ -84,20 +84,20 @@ def test_the_weights_that_are_best_on_validation_come_out_with_their_metrics(new
 @pytest.mark.parametrize(
     ("times", "steps"), [(1, [8]), (2, [4, 8]), (3, [3, 6, 8]), (5, [2, 4, 5, 7, 8]), (8, list(range(1, 9)))]
 )
-def test_validations_are_at_equal_distances_and_the_last_is_at_the_end(new_run, times, steps):
+def test_validations_are_equally_spaced_and_the_last_is_at_the_end(new_run, times, steps):
     run = new_run("run", run={"validate": lambda _: {"validation/score": 1.0}}, validation={"times": times})
     run.start()
     assert [line["step"] for line in run.lines if "validation/score" in line] == steps
 
 
-def test_without_a_selection_the_last_weights_come_out(new_run):
+def test_without_selection_the_last_weights_are_the_result(new_run):
     seen: list[dict[str, Tensor]] = []
     run = new_run("run", run={"validate": scored([3.0, 1.0], seen)}, validation={"times": 2})
     assert run.start() == {"validation/score": 1.0}
     assert all(torch.equal(weight, seen[1][name]) for name, weight in run.weights.items())
 
 
-def test_accumulated_parts_are_one_step_on_their_mean(new_run):
+def test_micro_batches_are_one_step_on_their_mean(new_run):
     run = new_run("run", steps=1, accumulation_steps=2, log_every=1, warmup_ratio=0)
     run.start()
     torch.manual_seed(run.config.seed)
@@ -115,7 +115,7 @@ def test_accumulated_parts_are_one_step_on_their_mean(new_run):
         torch.testing.assert_close(weight.detach(), run.weights[name], atol=1e-5, rtol=0, msg=name)
 
 
-def test_gradients_are_clipped_to_the_norm_asked(new_run):
+def test_gradients_are_clipped_to_max_grad_norm(new_run):
     """AdamW's first step is lr x g / (|g| + 1e-8): gradients clipped to far less than 1e-8 move nothing."""
     moved = []
     for name, norm in (("loose", 10.0), ("tight", 1e-12)):
@@ -128,7 +128,7 @@ def test_gradients_are_clipped_to_the_norm_asked(new_run):
     assert moved[0] > 1e-4 > 1e-6 > moved[1]
 
 
-def test_signals_mean_afterwards_what_they_meant_before(new_run):
+def test_signal_handlers_are_restored(new_run):
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     new_run("run", steps=1).start()
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
@@ -167,7 +167,7 @@ def test_unreadable_examples_are_logged_and_counted_across_an_interruption(new_r
     assert [line["train/unreadable"] for line in run.lines if "train/loss" in line] == [1, 1, 2, 2]
 
 
-def test_too_many_unreadable_examples_end_a_run(new_run):
+def test_too_many_unreadable_examples_are_an_error(new_run):
     run = with_data(new_run("run", max_unreadable_share=0.01), damaged(*[1] * 10))
     with pytest.raises(
         InputError, match=r"10 of \d+ examples cannot be read, more than max_unreadable_share = 0.01 allows"

@@ -28,16 +28,16 @@ def passes(model: Alpro) -> dict[str, list[int]]:
     return actual
 
 
-def test_pre_training_goes_once_through_each_encoder(pretraining, batches):
+def test_pre_training_runs_each_encoder_once(pretraining, batches):
     """8 videos; 8 texts and the same masked; 8 positives, 8 + 8 negatives, 8 masked texts. The official code goes
-    twice through the text encoder, and thrice through the multimodal one."""
+    twice through the text encoder and three times through the multimodal one."""
     objective = pretraining()
     actual = passes(objective.model)
     objective(batches["video"])
     assert actual == {"video_encoder": [8], "text_encoder": [16], "multimodal_encoder": [32]}
 
 
-def test_retrieval_goes_once_through_each_encoder(tiny_model, tokenizer, batches):
+def test_retrieval_runs_each_encoder_once(tiny_model, tokenizer, batches):
     objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
     actual = passes(objective.model)
     objective(batches["video"])
@@ -52,21 +52,21 @@ def second_of_two_ranks(monkeypatch, others: dict[int, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("pool", [8, 16, 0])
-def test_hard_negatives_are_drawn_among_the_pairs_of_the_pool(pool, tiny_model, tokenizer, batches, monkeypatch):
-    """Here on the second rank: of its own pool of 8 each pair is likest to the next one, of all 16 to the first rank's
-    third. Were the first columns taken for the own rank's, the latter would decide."""
+def test_hard_negatives_are_sampled_from_the_pool(pool, tiny_model, tokenizer, batches, monkeypatch):
+    """Here on the second rank: in its own pool of 8 each pair is most similar to the next one, among all 16 to a pair
+    of the first rank. If the first columns were taken for those of this rank, the latter would decide."""
     objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD, pool)
     batch, size = batches["video"].map(lambda tensor: tensor), 8
     batch.video, batch.mask = 8 + torch.arange(size), torch.full((size, 4), 7)
     video, text = torch.arange(8.0, 16)[:, None, None], torch.arange(8.0, 16)[:, None, None]
     first = {3: torch.arange(8.0)[:, None, None], 2: torch.full((size, 4), 3), 1: torch.arange(size)}
     second_of_two_ranks(monkeypatch, first)
-    likeness = torch.zeros(size, 2 * size)
+    similarity = torch.zeros(size, 2 * size)
     own, far = (torch.arange(size) + 1) % size, (torch.arange(size) + 3) % size
-    likeness[torch.arange(size), size + own] = 100.0
-    likeness[torch.arange(size), far] = 200.0
+    similarity[torch.arange(size), size + own] = 100.0
+    similarity[torch.arange(size), far] = 200.0
     (texts, masks, other_videos), (other_texts, other_masks, videos) = objective.negatives(
-        batch, video, text, likeness, likeness
+        batch, video, text, similarity, similarity
     )[0]
     expected = (8 + own if pool == 8 else far).tolist()
     assert texts.flatten().tolist() == videos.flatten().tolist() == list(range(8, 16))
@@ -80,16 +80,16 @@ def test_a_smaller_pool_divides_the_batch(tiny_model, tokenizer, batches):
     objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD, 2)
     batch = batches["video"].map(lambda tensor: tensor)
     batch.video = torch.arange(8)
-    likeness, rows = torch.randn(8, 8) * 50, torch.arange(8.0)[:, None, None]
-    ((_, _, videos), (texts, _, _)), valid = objective.negatives(batch, rows, rows, likeness, likeness)
+    similarity, rows = torch.randn(8, 8) * 50, torch.arange(8.0)[:, None, None]
+    ((_, _, videos), (texts, _, _)), valid = objective.negatives(batch, rows, rows, similarity, similarity)
     assert videos.flatten().tolist() == texts.flatten().tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
     batch.video = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])  # two captions of one video have no other in their pool
-    _, valid = objective.negatives(batch, rows, rows, likeness, likeness)
+    _, valid = objective.negatives(batch, rows, rows, similarity, similarity)
     assert valid.tolist() == [False, False, *[True] * 6] * 2
 
 
-def test_each_direction_draws_by_its_own_similarity(tiny_model, tokenizer, batches):
-    """Texts are likest to the next video, videos to the text after the next."""
+def test_each_direction_samples_by_its_own_similarity(tiny_model, tokenizer, batches):
+    """Texts are most similar to the next video, videos to the text after the next."""
     objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
     batch, rows = batches["video"].map(lambda tensor: tensor), torch.arange(8.0)[:, None, None]
     batch.video = torch.arange(8)
@@ -101,7 +101,7 @@ def test_each_direction_draws_by_its_own_similarity(tiny_model, tokenizer, batch
     assert texts.flatten().tolist() == [2, 3, 4, 5, 6, 7, 0, 1]
 
 
-def test_a_pairs_own_column_begins_at_its_global_rank(tiny_model, tokenizer, batches, monkeypatch):
+def test_labels_are_by_global_rank(tiny_model, tokenizer, batches, monkeypatch):
     """The official code counts by the rank within a machine: the first process of the second machine would be taught
     that its pairs are those of the first."""
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def test_a_pairs_own_column_begins_at_its_global_rank(tiny_model, tokenizer, bat
     torch.testing.assert_close(sum(losses) / 2, loss)
 
 
-def test_the_loss_does_not_see_the_order_of_the_batch(tiny_model, tokenizer, batches):
+def test_the_loss_does_not_depend_on_the_order_of_the_batch(tiny_model, tokenizer, batches):
     torch.manual_seed(0)
     objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
     batch = batches["video"]
@@ -143,7 +143,7 @@ def test_two_captions_of_one_video_are_not_each_others_negatives(tiny_model, tok
     assert torch.isfinite(loss)
 
 
-def test_questions_with_unknown_answers_count_for_nothing(tiny_model, tokenizer, batches):
+def test_questions_with_unknown_answers_are_ignored(tiny_model, tokenizer, batches):
     objective = QaObjective(Alpro(tiny_model(tokenizer.get_vocab_size()), answers=3), MEAN, STD)
     batch = batches["video"].map(lambda tensor: tensor)
     batch.answers = torch.tensor([0, 1, 2, 0, -100, -100, -100, -100])

@@ -28,7 +28,7 @@ def test_two_runs_of_one_configuration_are_the_same(new_run):
 
 
 @pytest.mark.parametrize("before", [0, 3, 6])
-def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(new_run, before):
+def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(new_run, before):
     whole, broken = new_run("whole"), new_run("broken")
     whole.start()
     broken.interrupt(before)
@@ -37,7 +37,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(new_run, bef
     assert_same(whole, broken)
 
 
-def test_a_run_interrupted_again_and_again_comes_to_the_same(new_run):
+def test_a_run_interrupted_several_times_has_the_same_result(new_run):
     whole, broken = new_run("whole"), new_run("broken")
     whole.start()
     for before in (1, 2, 5):
@@ -46,13 +46,13 @@ def test_a_run_interrupted_again_and_again_comes_to_the_same(new_run):
     assert_same(whole, broken)
 
 
-WITH_CHANCE = pytest.mark.parametrize(
+WITH_RANDOMNESS = pytest.mark.parametrize(
     ("objective", "dropout"), [(PrompterObjective, 0.2), (MatchingObjective, 0.0)], ids=["dropout", "hard negatives"]
 )
 
 
-@WITH_CHANCE
-def test_an_interrupted_run_with_chance_in_it_goes_on_to_the_same(new_run, objective, dropout):
+@WITH_RANDOMNESS
+def test_an_interrupted_run_with_randomness_has_the_same_result(new_run, objective, dropout):
     whole, broken = (new_run(name, objective, dropout) for name in ("whole", "broken"))
     whole.start()
     broken.interrupt(3)
@@ -60,7 +60,7 @@ def test_an_interrupted_run_with_chance_in_it_goes_on_to_the_same(new_run, objec
     assert_same(whole, broken)
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint_and_writes_its_metrics_again(new_run):
+def test_a_killed_run_resumes_from_its_last_checkpoint_and_rewrites_metrics(new_run):
     whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
     whole.start()
     broken.kill(before=5)
@@ -97,7 +97,7 @@ def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(new_run, file, at,
     assert_same(whole, broken)
 
 
-def test_a_checkpoint_that_lost_a_file_is_left_for_the_one_before_it(new_run, capfd):
+def test_a_checkpoint_with_a_missing_file_is_skipped_for_the_previous_one(new_run, capfd):
     run = new_run("run", run=OFTEN)
     run.kill(before=6)
     (run.out / "checkpoints" / "step-00000006" / "state.json").unlink()
@@ -115,7 +115,7 @@ def test_a_corrupt_state_is_skipped_for_the_previous_checkpoint(new_run, text, p
     assert "continuing from step 5 of 8" in capfd.readouterr().err
 
 
-def test_with_no_whole_checkpoint_it_begins_anew(new_run, capfd):
+def test_without_an_intact_checkpoint_training_starts_again(new_run, capfd):
     whole, broken = new_run("whole"), new_run("broken")
     whole.start()
     broken.interrupt(3)
@@ -125,7 +125,7 @@ def test_with_no_whole_checkpoint_it_begins_anew(new_run, capfd):
     assert_same(whole, broken)
 
 
-def test_a_run_stopped_in_its_last_step_is_done(new_run):
+def test_a_run_stopped_in_its_last_step_completes(new_run):
     run = {"validate": lambda _: {"validation/score": 3.0}}
     whole, last = (new_run(name, run=run) for name in ("whole", "last"))
     final = whole.start()
@@ -135,7 +135,7 @@ def test_a_run_stopped_in_its_last_step_is_done(new_run):
 
 
 @pytest.mark.parametrize("before", [3, 5])
-def test_the_best_weights_outlive_an_interruption(new_run, before):
+def test_the_best_weights_survive_an_interruption(new_run, before):
     """The score rises to step 4 and falls afterwards."""
 
     def validate(objective: Objective) -> dict[str, float]:
@@ -155,7 +155,7 @@ def test_the_best_weights_outlive_an_interruption(new_run, before):
     assert_same(whole, broken)
 
 
-def test_best_weights_stay_as_long_as_a_checkpoint_knows_them(new_run):
+def test_best_weights_are_kept_while_a_checkpoint_refers_to_them(new_run):
     scores = iter([1.0, 2.0, 3.0, 4.0])
     run = {"validate": lambda _: {"validation/score": next(scores)}, "select": "validation/score", **OFTEN}
     killed = new_run("run", run=run, validation={"times": 4})

@@ -43,7 +43,7 @@ def test_a_corrupt_sample_is_logged_and_replaced_by_the_next_one(clips, steps_of
     assert replaced > 2
 
 
-def test_a_corpus_of_which_nothing_can_be_read_is_a_mistake(clips, steps_of, tmp_path):
+def test_a_corpus_without_a_readable_sample_is_an_error(clips, steps_of, tmp_path):
     shutil.copytree(clips, tmp_path / "broken")
     for shard in (tmp_path / "broken").glob("*.tar"):
         shard.write_bytes(b"")
@@ -52,7 +52,7 @@ def test_a_corpus_of_which_nothing_can_be_read_is_a_mistake(clips, steps_of, tmp
 
 
 def test_a_corrupt_video_with_many_captions_is_one_unreadable_example(clips, steps_of, tmp_path):
-    """The next example may be the same video with its next caption: the next sample is shown."""
+    """The next example may be the same video with its next caption: the next sample is used."""
     (lost,) = broken(clips, tmp_path / "broken", 1)
     data = steps_of({"clips": tmp_path / "broken"}, 30, unit="caption")
     batches = [data[step] for step in range(30)]
@@ -67,9 +67,9 @@ def test_an_error_in_a_loading_process_is_one_line(clips, steps_of, tmp_path, mo
         shard.write_bytes(b"")
     in_process(monkeypatch)
     data = steps_of({"clips": tmp_path / "broken"})
-    with pytest.raises(InputError) as mistake:
+    with pytest.raises(InputError) as error:
         next(data.loader(0, resources, torch.device("cpu")))
-    assert "\n" not in str(mistake.value)
+    assert "\n" not in str(error.value)
 
 
 def in_process(monkeypatch) -> None:
