@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alpro.models.alpro import Alpro, DualEncoder, Prompter, crop
 from alpro.models.losses import box_mask
-from alpro.stages.training import objective as objective_module
+from alpro.stages.training import pretrain_objective
 from alpro.stages.training.examples import Batch
-from alpro.stages.training.objective import masked_positions
+from alpro.stages.training.pretrain_objective import masked_positions
 
 
 class FivePasses(nn.Module):
@@ -110,7 +110,7 @@ TRICKS: dict[str, Callable[[], AbstractContextManager]] = {
     "merged text pass": lambda: patch.object(DualEncoder, "encode_text", encode_separately),
     "merged fusion pass": lambda: patch.object(Alpro, "fuse_at", fuse_separately),
     "masked words only": lambda: patch.object(
-        objective_module, "masked_positions", lambda labels, maximum: masked_positions(labels, 0)
+        pretrain_objective, "masked_positions", lambda labels, maximum: masked_positions(labels, 0)
     ),
     "prompter's [CLS] only": lambda: patch.object(Prompter, "encode_video", encode_all_tokens),
     "inference mode": lambda: patch.object(torch, "inference_mode", torch.no_grad),

@@ -29,11 +29,11 @@ from alpro.stages.training.examples import Batch
 from alpro.stages.training.objective import (
     MatchingObjective,
     Objective,
-    PretrainObjective,
     PrompterObjective,
     QaObjective,
 )
 from alpro.stages.training.optim import build_optimizer
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
 ENTITIES, ANSWERS = 1000, 1500
 SHAPES = {"prompter": (4, 30), "pretrain": (4, 30), "retrieval": (8, 40), "qa": (16, 40)}  # frames, words
@@ -107,8 +107,7 @@ def build(task: str) -> Objective:
     if task == "qa":
         return QaObjective(Alpro(shape, answers=ANSWERS), *norm)
     prompts = {kind: torch.randn(ENTITIES, shape.embed_dim) for kind in ("video", "image")}
-    weights = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0, "pem": 1.0}
-    return PretrainObjective(Alpro(shape, entities=ENTITIES), *norm, Prompter(shape), prompts, weights, 0.0)
+    return PretrainObjective(Alpro(shape, entities=ENTITIES), *norm, Prompter(shape), prompts, LossWeights(), 0.0)
 
 
 def batch_of(task: str, size: int = 2) -> Batch:

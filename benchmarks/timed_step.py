@@ -21,12 +21,14 @@ from alpro.models.text import TextConfig
 from alpro.models.timesformer import TimeSformer, VideoConfig
 from alpro.stages.artifacts.store import Resources
 from alpro.stages.training import objective as objective_module
+from alpro.stages.training.clock import memory_gib
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.examples import Batch, collate
-from alpro.stages.training.loop import configure_layers, memory_gib
+from alpro.stages.training.flops import StepFlops
+from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.masking import mask_words, random_box
-from alpro.stages.training.objective import PretrainObjective
 from alpro.stages.training.optim import build_optimizer, step_if
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
 WORDS = 30  # of every text
 ENTITIES = {"full": 1000, "small": 8}
@@ -145,11 +147,10 @@ def bench(variant: Variant, settings: Settings) -> Bench:
         model, prompter = Alpro(shape, entities=entities), Prompter(shape)
         prompts = F.normalize(torch.randn(entities, shape.embed_dim), dim=1)
         norm = [list(Preprocessing().mean), list(Preprocessing().std)]
-        weights = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0, "pem": 1.0}
         # Threshold 0: otherwise rounding would decide which pseudo-labels are kept.
-        ours = PretrainObjective(model, *norm, prompter, {"video": prompts, "image": prompts}, weights, 0.0)
+        ours = PretrainObjective(model, *norm, prompter, {"video": prompts, "image": prompts}, LossWeights(), 0.0)
     batch = examples(settings, shape).to(torch.device(settings.device))
-    flops = ours.flops(batch)
+    flops = StepFlops(ours)(batch)
     module: PretrainObjective | FivePasses = ours
     if variant.five_passes:
         module = FivePasses(model, prompter, prompts, ours.mean, ours.std)

@@ -15,9 +15,10 @@ Then the steps are timed with dropout: the variants take turns, and the medians 
 process, so that memory is measured separately. A step is forward, backward, clipping and AdamW, without loading. On a
 shared CPU, use OMP_NUM_THREADS=1 with --processor-time.
 
-Model FLOPs are Objective.flops for every variant, without redundant work (models/flops.py). Utilization is relative to
-the accelerator's dense bfloat16 peak on its data sheet, also for float32; without one, as on a CPU, it is relative to a
-matrix multiplication measured in the variant's precision.
+Model FLOPs are those of our step for every variant, as PyTorch's counter counts them: matrix products and convolutions,
+forward and backward; no norms, activations, embeddings or recomputation (stages/training/flops.py). Utilization is
+relative to the accelerator's dense bfloat16 peak on its data sheet, also for float32; without one, as on a CPU, it is
+relative to a matrix multiplication measured in the variant's precision.
 
 --tricks disables one optimization of ours at a time, by the patches of benchmarks/five_passes.py. Two cannot be
 disabled this way: one draw of stochastic depth for all blocks, and the check for finite steps on the device.
@@ -42,7 +43,7 @@ import torch
 from five_passes import TRICKS
 from timed_step import MODELS, Settings, Variant, allow_tf32, losses, turn
 
-from alpro.models.flops import peak
+from alpro.stages.training.flops import peak
 
 TOLERANCE = {  # relative: of a loss, of the norm of the gradient
     "float32": (1e-4, 1e-3),

@@ -94,7 +94,7 @@ class Prompter(DualEncoder):
         with torch.inference_mode():
             tokens = self.encode_video(crop(frames, boxes, self.config.video.patch_size, black), cls_only=True)
             # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
-            with torch.autocast(frames.device.type, enabled=False):
+            with torch.autocast("cuda" if frames.is_cuda else "cpu", enabled=False):
                 features = self.project_video(tokens.float())
                 probabilities = ((features @ prompts.T) / self.clamped_temperature()).softmax(dim=-1)
         return probabilities.clone()  # a normal tensor: autograd cannot save inference tensors for backward

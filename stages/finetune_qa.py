@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -26,7 +27,15 @@ class Config(FineTuningConfig):
     """Fine-tuning for question answering; the defaults are the official ones for MSRVTT-QA."""
 
     batch_size: int = Field(192, ge=1, description="examples per optimizer step, over all processes")
+    accumulation_steps: int = Field(
+        2, ge=1, description="gradient accumulation: micro-batches per step; here it only saves memory"
+    )
     lr: float = Field(5e-5, gt=0, description="peak learning rate")
+    augmentation: Literal["none", "official"] = Field(
+        "official",
+        description="official: RandAugment, and for images a random resized crop and flip; samples with left or right "
+        "in their text are never flipped",
+    )
     frames: int = Field(16, ge=1, description="number of frames of a clip; the time embedding is resized")
     answers: int = Field(1500, ge=2, description="number of answer classes: the most frequent training answers")
     answers_file: str = Field(

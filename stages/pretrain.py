@@ -12,14 +12,14 @@ from alpro.files import atomic_write
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, start_from
 from alpro.stages import Stage
-from alpro.stages.artifacts.store import FILE_OR_NAME, Outcome, Resources, StageConfig, require
+from alpro.stages.artifacts.store import FILE_OR_NAME, Outcome, Resources, require
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.corpora.pictures import draw_entities, sheet
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.examples import TrainingDataset
-from alpro.stages.training.objective import PretrainObjective
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 4
@@ -29,15 +29,6 @@ STAGE = Stage(
     inputs={"vocabulary": "build_vocabulary", "prompter": "train_prompter", "prompts": "cache_prompts"},
     corpora=True,
 )
-
-
-class LossWeights(StageConfig):
-    """Weights of the losses (equation 6: all 1). A loss of weight 0 is not computed; all 0: no training."""
-
-    vtc: float = Field(1.0, ge=0, description="video-text contrast")
-    vtm: float = Field(1.0, ge=0, description="video-text matching")
-    mlm: float = Field(1.0, ge=0, description="masked language modelling")
-    pem: float = Field(1.0, ge=0, description="prompting entity modelling")
 
 
 class Config(EncoderConfig, MatchingConfig):
@@ -85,14 +76,13 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             start_from(model, prompter)
         elif config.start != "scratch":
             start_from(model, load_model(Path(config.start), device).model)
-        weights = config.weights.model_dump()
         objective = PretrainObjective(
             model,
             preprocessing.mean,
             preprocessing.std,
             prompter,
             prompts,
-            weights,
+            config.weights,
             config.threshold,
             config.negative_pool_size,
         )
@@ -109,7 +99,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             objective,
             lambda: (validate_contrast(objective, inputs, tokenizer, config), ""),
             mlm_probability=config.mlm_probability,
-            enabled=any(weights.values()),
+            enabled=bool(objective.losses),
             draw=draw if config.weights.pem else None,
         )
 

@@ -20,7 +20,7 @@ from alpro.models.official import split_prompter
 from alpro.models.text import TextConfig
 from alpro.stages.training.examples import Batch
 from alpro.stages.training.import_checkpoint import Task, build, prompt_features
-from alpro.stages.training.objective import PretrainObjective
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
 ORACLE = Path(os.environ.get("ALPRO_ORACLE") or Path(__file__).parents[2] / "shared" / "oracle")
 FILES = sorted(ORACLE.glob("*_*.npz"))
@@ -84,8 +84,7 @@ def pretrain(arrays: Arrays) -> Results:
     # With these statistics the oracle's frames, which are normalized already, go through normalization unchanged, and a
     # black pixel is the zero that the oracle has outside the crop.
     identity = [0.0] * 3, [1 / 255] * 3
-    weights = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 1.0)
-    objective = PretrainObjective(model, *identity, prompter, prompt_features(teacher), weights, threshold=0.0)
+    objective = PretrainObjective(model, *identity, prompter, prompt_features(teacher), LossWeights(), threshold=0.0)
     seen = {
         "video": noted(model, "encode_video"),
         "text": noted(model, "encode_text"),
@@ -107,7 +106,7 @@ def pretrain(arrays: Arrays) -> Results:
     yield "mlm_scores_masked", words[:, : arrays["mlm_scores_masked"].shape[1]]
     for ours, theirs in (("vtc", "itc"), ("vtm", "itm"), ("mlm", "mlm"), ("pem", "mpm")):
         yield f"{theirs}_loss", metrics[f"loss_{ours}"]
-    torch.testing.assert_close(loss, sum(metrics[f"loss_{name}"] for name in weights))
+    torch.testing.assert_close(loss, sum(metrics[f"loss_{name}"] for name in objective.losses))
 
 
 def noted(owner: object, method: str) -> list[Tensor]:

@@ -155,7 +155,7 @@ def test_every_training_stage_of_the_papers_configurations_is_in_the_table():
     ("stage", "name", "kept"),
     [
         (finetune_retrieval, "msrvtt_retrieval", {"negative_pool_size", "validation"}),
-        (finetune_qa, "msrvtt_qa", {"accumulation_steps", "augmentation", "validation"}),
+        (finetune_qa, "msrvtt_qa", {"validation"}),
     ],
 )
 def test_the_defaults_of_fine_tuning_are_the_official_ones_for_msrvtt(stage, name, kept):

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,19 @@ from alpro.stages import EVALUATIONS
 from alpro.stages.training.metrics import read_metrics
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+# The panels of the curves, by patterns of metrics: a new loss or accuracy needs no change here.
 GROUPS = {
-    "losses": ("train/loss", "train/loss_vtc", "train/loss_vtm", "train/loss_mlm", "train/loss_pem", "train/loss_qa"),
-    "accuracies": ("train/in_batch_recall", "train/vtm_accuracy", "train/pseudo_labels_kept", "train/qa_accuracy"),
+    "losses": ("train/loss", "train/loss_*"),
+    "accuracies": ("train/*_recall", "train/*_accuracy", "train/*_kept"),
     "optimisation": ("train/lr", "train/grad_norm", "train/temperature"),
-    "validation": ("validation/",),
+    "validation": ("validation/*",),
 }
+NOT_DRAWN = ("MdR", "MnR", "/v2t/")  # validation metrics that would hide the others
 
 
 def metric_curves(lines: list[dict[str, Any]], title: str) -> Figure | None:
     """Curves of a metrics file, a panel for each kind of metric; None where it has none."""
-    panels = {name: keys for name, prefixes in GROUPS.items() if (keys := _keys(lines, prefixes, name == "validation"))}
+    panels = {name: keys for name, patterns in GROUPS.items() if (keys := _keys(lines, patterns))}
     if not panels:
         return None
     figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
@@ -52,12 +55,10 @@ def metric_curves(lines: list[dict[str, Any]], title: str) -> Figure | None:
     return figure
 
 
-def _keys(lines: list[dict[str, Any]], prefixes: tuple[str, ...], many: bool) -> list[str]:
-    seen = dict.fromkeys(key for line in lines for key in line)
-    if many:
-        wanted = [k for k in seen if k.startswith(prefixes)]
-        return [k for k in wanted if "MdR" not in k and "MnR" not in k and "/v2t/" not in k]
-    return [k for k in prefixes if k in seen]
+def _keys(lines: list[dict[str, Any]], patterns: tuple[str, ...]) -> list[str]:
+    """The metrics that match, in the order of the patterns, then of the lines."""
+    seen = [key for key in dict.fromkeys(key for line in lines for key in line) if not any(n in key for n in NOT_DRAWN)]
+    return list(dict.fromkeys(key for pattern in patterns for key in seen if fnmatchcase(key, pattern)))
 
 
 def write_report(path: Path, name: str, made: list[Listed]) -> Path:

@@ -59,9 +59,14 @@ def pick_device(resources: Resources, local: int = 0) -> torch.device:
 
 
 def gather(local: Tensor) -> Tensor:
-    """All-gather with gradients: (B, ...) -> (ranks * B, ...), in rank order."""
+    """All-gather with gradients: (B, ...) -> (ranks * B, ...), in rank order.
+
+    Nothing is communicated for meta tensors, on which operations are counted (`StepFlops`).
+    """
     if not dist.is_initialized():
         return local
+    if local.is_meta:
+        return torch.cat([local] * dist.get_world_size())
     if local.requires_grad:
         from torch.distributed.nn.functional import all_gather
 
@@ -99,8 +104,8 @@ def all_reduce_max(values: list[float], device: torch.device) -> list[float]:
 
 
 def all_reduce_sum(local: Tensor) -> Tensor:
-    """Sum over all ranks, without gradient."""
+    """Sum over all ranks, without gradient. Nothing is communicated for meta tensors."""
     summed = local.detach().clone()
-    if dist.is_initialized():
+    if dist.is_initialized() and not summed.is_meta:
         dist.all_reduce(summed)
     return summed

@@ -51,6 +51,12 @@ class Batch:
     lengths: list[int] = field(default_factory=list)  # of the texts; empty if all batches have the same length
     unreadable: list[str] = field(default_factory=list)  # errors of the examples that were replaced
 
+    @property
+    def shape(self) -> tuple:
+        """What the amount of computation depends on: the shapes of all tensors, and the bound of the masked tokens."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return self.max_masked, *(value.shape if isinstance(value, Tensor) else None for value in values)
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `change` applied to each tensor."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -131,8 +137,8 @@ class TrainingDataset(Dataset[Batch]):
     """The batches of a training run: item n is this rank's part of step n, a pure function of seed, step and rank.
 
     corpora: folders of decoded corpora by name. frames, image_size, grid: shape of the video encoder's input, grid in
-    patches. mlm_probability: above 0 adds masked tokens and crops. answers: index of each answer. Raises InputError if
-    a phase has no examples or the batch size is not divisible.
+    patches. mlm_probability: unless None, batches have masked tokens and crops. answers: index of each answer. Raises
+    InputError if a phase has no examples or the batch size is not divisible.
     """
 
     def __init__(
@@ -144,7 +150,7 @@ class TrainingDataset(Dataset[Batch]):
         frames: int,
         image_size: int,
         grid: int = 0,
-        mlm_probability: float = 0.0,
+        mlm_probability: float | None = None,
         answers: dict[str, int] | None = None,
         rank: int = 0,
         ranks: int = 1,
@@ -253,7 +259,7 @@ class TrainingDataset(Dataset[Batch]):
         if self.unit == "question":
             assert self.answers is not None
             item["answer"] = self.answers.get(question["answer"], -100)
-        if self.mlm_probability:
+        if self.mlm_probability is not None:
             special = np.zeros(len(ids), bool)
             special[[0, -1]] = True
             masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.mlm_probability, rng)

@@ -1,6 +1,5 @@
 """The training loop of all stages; they differ in objective, data and validation."""
 
-import resource
 import signal
 import sys
 import time
@@ -17,15 +16,16 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, checksum
-from alpro.models.flops import peak
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
 from alpro.stages.artifacts.store import EXIT_INTERRUPTED, Resources
 from alpro.stages.execution.progress import progress
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
+from alpro.stages.training.clock import Clock, memory_gib
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_sum, gather_bytes
 from alpro.stages.training.examples import Batch, TrainingDataset
+from alpro.stages.training.flops import StepFlops, peak
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
@@ -80,15 +80,7 @@ def fit(
         torch.manual_seed(config.seed + world.rank)
     optimizer = build_optimizer(objective, config)
     checkpoints, file = Checkpoints(out / "checkpoints"), MetricsFile(out, world.main)
-    state = TrainerState(**(checkpoints.restore(objective, optimizer, world.rank) or {}))
-    newest, oldest = all_reduce_max([state.step, -state.step], world.device)
-    if newest != -oldest:
-        raise InputError(
-            f"{out}: ranks found checkpoints of steps {int(-oldest)} and {int(newest)}; restart when all ranks see the "
-            "same files"
-        )
-    if not world.main:
-        state.unlogged = {}  # the sums over all ranks, which rank 0 restores
+    state = restore(checkpoints, objective, optimizer, world)
     file.cut(state.step)
     module: nn.Module = objective
     if world.size > 1:
@@ -118,12 +110,33 @@ def fit(
             # The error may interrupt a step: only the last checkpoint is consistent.
             print(f"{str(error).splitlines()[0]} Continue from the last checkpoint.", file=sys.stderr, flush=True)
             raise SystemExit(EXIT_INTERRUPTED) from error
-    if select and state.best_step and world.main:  # rank 0 writes the model
-        best = best_weights(out, state.best_step)
-        if not best.exists() or checksum(best) != state.best_sum:
-            raise InputError(f"{best}: corrupt; delete {out} and run again")
-        objective.load_state_dict(load_file(best), strict=False)
+    if select and state.best_step and world.main:  # rank 0 saves the model
+        load_best(objective, out, state)
     return final
+
+
+def restore(
+    checkpoints: Checkpoints, objective: Objective, optimizer: torch.optim.Optimizer, world: World
+) -> TrainerState:
+    """Restores the newest intact checkpoint, if any. Raises InputError if the ranks find different ones."""
+    state = TrainerState(**(checkpoints.restore(objective, optimizer, world.rank) or {}))
+    newest, oldest = all_reduce_max([state.step, -state.step], world.device)
+    if newest != -oldest:
+        raise InputError(
+            f"{checkpoints.folder.parent}: ranks found checkpoints of steps {int(-oldest)} and {int(newest)}; restart "
+            "when all ranks see the same files"
+        )
+    if not world.main:
+        state.unlogged = {}  # the sums over all ranks, which rank 0 restores
+    return state
+
+
+def load_best(objective: Objective, out: Path, state: TrainerState) -> None:
+    """Loads the weights that were the best on validation. Raises InputError if their file is missing or corrupt."""
+    best = best_weights(out, state.best_step)
+    if not best.exists() or checksum(best) != state.best_sum:
+        raise InputError(f"{best}: corrupt; delete {out} and run again")
+    objective.load_state_dict(load_file(best), strict=False)
 
 
 def best_weights(out: Path, step: int) -> Path:
@@ -177,6 +190,7 @@ class _Run:
         self.mean = Mean()
         self.mean.restore(self.state.unlogged, self.world.device)
         self.skipped = Skipped(self.state.skipped_in_row)
+        self.flops = StepFlops(self.objective)
         self.unreadable: list[str] = []  # of this rank, since the last count
 
     def train(
@@ -193,9 +207,9 @@ class _Run:
         for batch in self.data.loader(self.state.step, resources, self.world.device):
             clock.batch_loaded()
             self.log_unreadable(batch)
-            self.step(batch.to(self.world.device))
+            flops = self.step(batch.to(self.world.device))
             self.state.step += 1
-            clock.step_done(self.objective.flops(batch))
+            clock.step_done(flops)
             step, last = self.state.step, self.state.step == len(self.data)
             logged = step % self.config.log_every == 0 or last
             if logged or self.world.device.type == "cpu":  # on a GPU this is a synchronization
@@ -246,8 +260,11 @@ class _Run:
             print(f"stopped after step {self.state.step}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_INTERRUPTED)
 
-    def step(self, batch: Batch) -> None:
-        """One optimizer step on this rank's part of the global batch, without a device synchronization."""
+    def step(self, batch: Batch) -> float:
+        """One optimizer step on this rank's part of the global batch, without a device synchronization.
+
+        Returns its floating-point operations on this rank.
+        """
         rate = learning_rate(self.state.step, len(self.data), self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -272,6 +289,7 @@ class _Run:
         names = (*metrics, "grad_norm")
         self.mean.add(names, values, finite)
         self.skipped.add(self.state.step, batch.ids, names, values, finite)
+        return sum(self.flops(part) for part in parts)
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
         """Averages gradients over the ranks in the last micro-batch of a step only."""
@@ -340,48 +358,6 @@ class _Run:
                     file=sys.stderr,
                     flush=True,
                 )
-
-
-class Clock:
-    """Throughput since the last logged step, without the time of validation."""
-
-    def __init__(self) -> None:
-        self.last_step = self.last_save = time.monotonic()
-        self.saving = 0.0  # seconds to write the last checkpoint
-        self.pace = 1e-3  # seconds per step
-        self.start_window()
-
-    def start_window(self) -> None:
-        self.started, self.steps, self.waited, self.flops = time.monotonic(), 0, 0.0, 0.0
-
-    def batch_loaded(self) -> None:
-        self.waited += time.monotonic() - self.last_step
-
-    def step_done(self, flops: float) -> None:
-        self.steps += 1
-        self.flops += flops
-        self.pace = max(1e-3, (time.monotonic() - self.started) / self.steps)
-
-    def step_ended(self) -> None:
-        self.last_step = time.monotonic()
-
-    @property
-    def window(self) -> float:
-        """Seconds since the start of the window."""
-        return max(time.monotonic() - self.started, 1e-9)
-
-    def saved(self, seconds: float) -> None:
-        self.last_save, self.saving = time.monotonic(), seconds
-
-    @property
-    def since_saved(self) -> float:
-        return time.monotonic() - self.last_save
-
-
-def memory_gib() -> float:
-    """Peak resident memory of this process in GiB."""
-    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak_rss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 @contextmanager

@@ -1,20 +1,31 @@
-"""Objectives on a model small enough for a test, and a batch for them that needs no corpus."""
+"""What the tests of training share: small objectives and batches, corpora to sample from, training runs."""
 
+import os
+import signal
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
-from alpro.stages.training.examples import Batch
+from alpro.stages.artifacts.store import Resources
+from alpro.stages.training import loop
+from alpro.stages.training.distributed import World
+from alpro.stages.training.examples import Batch, TrainingDataset
+from alpro.stages.training.loop import EXIT_INTERRUPTED, fit
+from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import (
     MatchingObjective,
     Objective,
-    PretrainObjective,
     PrompterObjective,
     QaObjective,
 )
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
 SIZE, LENGTH, WORDS, ENTITIES, ANSWERS = 4, 8, 40, 6, 5
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -63,8 +74,169 @@ def small_objective() -> Callable[..., Objective]:
         if name == "qa":
             return QaObjective(Alpro(shape, answers=ANSWERS), MEAN, STD)
         prompts = {kind: torch.randn(ENTITIES, 8) for kind in ("video", "image")}
-        weights = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0, "pem": 1.0} | weights
         model, teacher = Alpro(shape, ENTITIES), Prompter(shape)
-        return PretrainObjective(model, MEAN, STD, teacher, prompts, weights, 0.0, pool)
+        return PretrainObjective(model, MEAN, STD, teacher, prompts, LossWeights(**weights), 0.0, pool)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def batches(clips, stills, training, tokenizer) -> dict[str, Batch]:
+    """A batch of videos and one of images, by kind."""
+    config = training(("clips", "stills"), 12)
+    data = TrainingDataset(config, {"clips": clips, "stills": stills}, tokenizer, "sample", 4, 32, 4, 0.3)
+    actual = {}
+    for step in range(len(data)):
+        actual.setdefault(data.sources[data.source_of[step]].kind, data[step])
+    return actual
+
+
+@pytest.fixture(scope="module")
+def pretraining(tiny_model, tokenizer) -> Callable[..., PretrainObjective]:
+    """pretraining(threshold=..., **weights): a pre-training objective on a tiny model, the same each time."""
+
+    def make(threshold: float = 0.0, **weights: float) -> PretrainObjective:
+        torch.manual_seed(0)
+        shape = tiny_model(tokenizer.get_vocab_size())
+        model, prompter = Alpro(shape, entities=8), Prompter(shape)
+        prompts = {kind: F.normalize(torch.randn(8, 16), dim=1) for kind in ("video", "image")}
+        return PretrainObjective(model, MEAN, STD, prompter, prompts, LossWeights(**weights), threshold)
+
+    return make
+
+
+def sample_rows(
+    count: int, captions: int = 1, kind: str = "video", prefix: str = "v", group: int = 1, **more
+) -> list[dict]:
+    """`count` samples in groups of `group`, each with captions of its own."""
+    return [
+        {
+            "id": f"{prefix}{n}",
+            "kind": kind,
+            "captions": [f"the red ball moves {word}" for word in ("left", "right", "up")[:captions]],
+            "group": f"{prefix}{n // group}",
+            **more,
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def rows() -> Callable[..., list[dict]]:
+    """rows(count, ...): see `sample_rows`."""
+    return sample_rows
+
+
+@pytest.fixture(scope="module")
+def corpus(corpus_of, tmp_path_factory):
+    """corpus(count, **rows): a corpus of `count` samples, built once per combination."""
+    cache = {}
+
+    def make(count: int, **overrides):
+        key = (count, *sorted(overrides.items()))
+        if key not in cache:
+            cache[key] = corpus_of(tmp_path_factory.mktemp("corpus"), sample_rows(count, **overrides))
+        return cache[key]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def steps_of(tokenizer, training):
+    """steps_of(corpora, steps, unit=..., rank=..., ranks=..., **config): the batches of a training run."""
+
+    def make(corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=None, **config) -> TrainingDataset:
+        config = training(tuple(corpora), steps, **config)
+        return TrainingDataset(config, corpora, tokenizer, unit, 4, 8, 4, mlm, answers, rank, ranks)
+
+    return make
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+# Metrics that differ between equal runs.
+TIMING = ("time", "train/data_wait", "train/samples_per_second", "train/tflops", "train/memory_gib")
+
+
+class Killed(BaseException):
+    """Simulates a killed process: the loop cannot clean up."""
+
+
+@dataclass
+class Run:
+    """One training run in a folder: can be stopped before any step, and started again."""
+
+    out: Path
+    config: Any
+    build: Callable[[], Objective]
+    data: Callable[[], TrainingDataset]
+    validate: Callable[[Objective], dict[str, float]] | None = None
+    select: str = ""
+    checkpoint_interval: float = 3600
+
+    def start(self, before: int = -1, stop: Callable[[], None] | None = None) -> dict[str, float]:
+        """Trains to the end; as step `before` begins, `stop` is called."""
+        torch.manual_seed(self.config.seed)
+        self.trained, data = self.build(), self.data()
+        load = data.loader
+
+        def loader(*args):
+            for batch in load(*args):
+                if batch.step == before:
+                    stop()
+                yield batch
+
+        data.loader = loader
+        resources = Resources(workers=1, device="cpu", checkpoint_interval=self.checkpoint_interval)
+        validate = (lambda: self.validate(self.trained)) if self.validate else None
+        self.out.mkdir(exist_ok=True)
+        return fit(self.trained, data, self.config, self.out, ALONE, resources, validate, self.select)
+
+    def interrupt(self, before: int) -> None:
+        """A SIGTERM as step `before` begins."""
+        with pytest.raises(SystemExit) as left:
+            self.start(before=before, stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert left.value.code == EXIT_INTERRUPTED
+
+    def kill(self, before: int) -> None:
+        """An abrupt end as step `before` begins."""
+
+        def stop():
+            raise Killed
+
+        with pytest.raises(Killed):
+            self.start(before=before, stop=stop)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.trained.named_parameters()}
+
+    @property
+    def lines(self) -> list[dict]:
+        actual = read_metrics(self.out / "metrics.jsonl")
+        return [{key: value for key, value in line.items() if key not in TIMING} for line in actual]
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.out / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model, monkeypatch):
+    """new_run(name, objective=..., dropout=..., steps=..., run=..., **config): a run of 8 steps on clips and stills."""
+    corpora = {"clips": clips, "stills": stills}
+    monkeypatch.setattr(loop, "MIN_SAVE_INTERVAL_RATIO", 0)  # runs so short have no time between checkpoints
+    monkeypatch.setattr(loop, "StepFlops", lambda objective: lambda batch: 1e6)  # a count takes longer than these runs
+
+    def make(name: str, objective=PrompterObjective, dropout: float = 0.0, steps: int = 8, run=(), **changes) -> Run:
+        config = training(tuple(corpora), steps, **changes)
+        shape = tiny_model(tokenizer.get_vocab_size(), dropout)
+        kind = Prompter if issubclass(objective, PrompterObjective) else Alpro
+        return Run(
+            tmp_path / name,
+            config,
+            lambda: objective(kind(shape), MEAN, STD),
+            lambda: TrainingDataset(config, corpora, tokenizer, "sample", 4, 32),
+            **dict(run),
+        )
 
     return make

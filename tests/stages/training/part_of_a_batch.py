@@ -18,15 +18,15 @@ from alpro.stages.training.examples import Batch
 from alpro.stages.training.objective import (
     MatchingObjective,
     Objective,
-    PretrainObjective,
     PrompterObjective,
     QaObjective,
 )
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
 SIZE, WORDS, ENTITIES, ANSWERS = 8, 40, 6, 5
 VIDEO = {"image_size": 16, "patch_size": 4, "frames": 2, "width": 16, "depth": 1, "heads": 2, "drop_path": 0.0}
 TEXT = {"vocab_size": WORDS, "width": 16, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 16, "dropout": 0.0}
-WEIGHTS = {"vtc": 1.0, "vtm": 1.5, "mlm": 0.5, "pem": 2.0}
+WEIGHTS = LossWeights(vtm=1.5, mlm=0.5, pem=2.0)
 
 
 def whole_batch() -> Batch:

@@ -107,8 +107,8 @@ def train(
         fit(objective, Batches(world, steps, accumulation_steps, stop), config, out, world, resources)
     except SystemExit:
         if world.size > 1:
-            dist.barrier()  # a new life begins when the checkpoint of the old one is written
-        return train(out, world, steps, accumulation_steps, spoil, dropout) | {"lives": torch.tensor(2)}
+            dist.barrier()  # the restart follows when the checkpoint is written
+        return train(out, world, steps, accumulation_steps, spoil, dropout) | {"starts": torch.tensor(2)}
     noted["averaged"] = torch.tensor(averaged)
     return {name: p.detach().clone() for name, p in objective.named_parameters()} | noted
 

@@ -1,4 +1,4 @@
-"""What may go wrong beside a training run: a loading process that is killed, a disk that is full."""
+"""Failures during training: a killed loading process, a full disk."""
 
 import multiprocessing
 import resource
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from alpro.stages.training import examples
 from alpro.stages.training.loop import EXIT_INTERRUPTED
-from tests.stages.training.test_loop import OFTEN, assert_same, new_run  # noqa: F401
+from tests.stages.training.test_resume import OFTEN, assert_same
 
 
-def test_a_killed_loading_process_leaves_the_run_to_be_continued(new_run, capfd):  # noqa: F811
+def test_a_run_with_a_killed_loading_process_can_be_resumed(new_run, capfd):
     whole, broken = (new_run(name, run=OFTEN, steps=40) for name in ("whole", "broken"))
     whole.start()
     loader = examples.DataLoader
@@ -20,11 +20,11 @@ def test_a_killed_loading_process_leaves_the_run_to_be_continued(new_run, capfd)
         examples.DataLoader = lambda *args, **kwargs: loader(*args, **kwargs | one)
         broken.start(before=3, stop=lambda: [child.kill() for child in multiprocessing.active_children()])
 
-    # A process of its own, as in life: torch remembers loading processes, and tells of a death whenever it hears of it.
-    life = multiprocessing.get_context("fork").Process(target=lose_a_loading_process)
-    life.start()
-    life.join(120)
-    assert life.exitcode == EXIT_INTERRUPTED
+    # A separate process: torch remembers loading processes, and reports a death at any later time.
+    process = multiprocessing.get_context("fork").Process(target=lose_a_loading_process)
+    process.start()
+    process.join(120)
+    assert process.exitcode == EXIT_INTERRUPTED
     assert "Continue from the last checkpoint" in capfd.readouterr().err
     broken.start()
     assert_same(whole, broken)
@@ -41,7 +41,7 @@ def full_disk(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoints_and_the_run_goes_on(new_run, capfd):  # noqa: F811
+def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_continues(new_run, capfd):
     whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
     whole.start()
     broken.kill(before=3)

@@ -64,7 +64,7 @@ def official(config):
 
 @pytest.mark.parametrize("task", ["pretrain", "retrieval", "qa", "prompter"])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_every_weight_that_the_model_reads_comes_through(task, wrapped, official, tokenizer, tmp_path):
+def test_every_weight_of_the_model_is_imported(task, wrapped, official, tokenizer, tmp_path):
     model, state = official(task)
     if wrapped:
         state = {"model": {f"module.{k}": v for k, v in state.items()}, "optimizer": {"step": 3}, "epoch": 1}
@@ -93,7 +93,7 @@ def test_every_weight_that_the_model_reads_comes_through(task, wrapped, official
         assert (tmp_path / "out" / "prompter" / "prompts.safetensors").is_file()
 
 
-def test_the_words_of_a_head_are_taken_in_its_order(official, tokenizer, tmp_path):
+def test_the_words_of_a_head_keep_its_order(official, tokenizer, tmp_path):
     _, state = official("qa")
     torch.save(state, tmp_path / "qa.pt")
     answers = {word: i for i, word in enumerate("fedcba")}
@@ -126,7 +126,7 @@ def test_words_of_another_shape_are_refused(words, message, official, tokenizer,
 
 
 @pytest.mark.parametrize(("task", "usual"), [("pretrain", 30), ("prompter", 30), ("retrieval", 40), ("qa", 40)])
-def test_the_length_of_texts_is_the_tasks_unless_given(task, usual, official, tokenizer, tmp_path):
+def test_the_length_of_texts_is_the_tasks_by_default(task, usual, official, tokenizer, tmp_path):
     torch.save(official(task)[1], tmp_path / "a.pt")
     for name, options, expected in (("usual", [], usual), ("given", ["--max-text-tokens", "50"], 50)):
         out = tmp_path / "imported" / name
@@ -161,7 +161,7 @@ class Bomb:
         return (print, ("this must never run",))
 
 
-def test_a_prompter_that_does_not_fit_leaves_nothing_behind(official, tokenizer, tmp_path):
+def test_a_prompter_that_does_not_fit_writes_nothing(official, tokenizer, tmp_path):
     _, state = official("pretrain")
     del state["prompter.vision_proj.bias"]
     torch.save(state, tmp_path / "a.pt")
@@ -211,7 +211,7 @@ def test_a_key_that_is_a_number_is_unknown(official, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["bomb", "config object", "text", "cut", "empty", "nothing", "folder there"])
-def test_what_is_no_plain_checkpoint_is_refused_in_one_line(what, official, tokenizer, tmp_path, capsys):
+def test_a_file_that_is_not_a_plain_checkpoint_is_refused_in_one_line(what, official, tokenizer, tmp_path, capsys):
     path, out = tmp_path / "x.pt", tmp_path / "out"
     _, state = official("retrieval")
     if what == "bomb":

@@ -1,4 +1,4 @@
-"""A training run that is killed again and again at any moment comes to what an undisturbed one comes to."""
+"""A training run that is killed at random moments has the result of an undisturbed run."""
 
 import json
 import os
@@ -60,27 +60,27 @@ ENDS = (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGABRT, EX
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_at_random_moments_it_comes_to_the_same_to_the_last_bit(seed, live, tmp_path):
+def test_a_run_killed_at_random_moments_has_the_same_result_to_the_last_bit(seed, live, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert live(whole).wait(120) == 0
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     ended: list[int] = []
     while not ended or ended[-1] != 0:
         assert len(ended) < 100, "it gets nowhere"
         process = live(broken)
         # Mostly as it trains and saves, which it does all the time, a few steps further on; sometimes as it starts.
-        if chance.random() < 0.85:
-            steps = lives_seen(broken) + chance.randint(1, 6)
+        if rng.random() < 0.85:
+            steps = lives_seen(broken) + rng.randint(1, 6)
             while process.poll() is None and lives_seen(broken) < steps:
                 time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.02))
+            time.sleep(rng.uniform(0, 0.02))
         else:
-            time.sleep(chance.uniform(0, 1.5))
-        process.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+            time.sleep(rng.uniform(0, 1.5))
+        process.send_signal(rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
         ended.append(process.wait(60))
         assert ended[-1] in ENDS, process.stderr.read()
-        if chance.random() < 0.3:
-            spoil(broken / "checkpoints", chance)
+        if rng.random() < 0.3:
+            spoil(broken / "checkpoints", rng)
     assert len(ended) > 3, "killed too seldom to tell anything"
     (weights, lines), (again, lines_again) = result(whole), result(broken)
     assert [name for name in weights if not torch.equal(weights[name], again[name])] == []
@@ -89,7 +89,7 @@ def test_killed_at_random_moments_it_comes_to_the_same_to_the_last_bit(seed, liv
     assert sorted(shown(whole)) == list(range(STEPS))
 
 
-def test_resumed_with_another_number_of_ranks_each_sample_is_shown_once(live, two_ranks, clips, vocabulary, tmp_path):
+def test_resumed_with_another_number_of_ranks_each_sample_is_used_once(live, two_ranks, clips, vocabulary, tmp_path):
     """The order of the samples is that of one undisturbed process, wherever the ranks change."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert live(whole).wait(120) == 0
@@ -107,13 +107,13 @@ def test_resumed_with_another_number_of_ranks_each_sample_is_shown_once(live, tw
 
 
 def lives_seen(out: Path) -> int:
-    """How many steps have begun, in all lives."""
+    """How many steps have begun, in all restarts."""
     return len((out / "seen.0.jsonl").read_bytes().splitlines()) if (out / "seen.0.jsonl").exists() else 0
 
 
-def spoil(checkpoints: Path, chance: random.Random) -> None:
+def spoil(checkpoints: Path, rng: random.Random) -> None:
     """Cuts a file of the newest checkpoint short, as a machine that lost its power may leave it."""
     actual = sorted(checkpoints.glob("step-*"))
     if len(actual) > 1:
-        file = chance.choice(sorted(actual[-1].iterdir()))
-        os.truncate(file, chance.randrange(file.stat().st_size))
+        file = rng.choice(sorted(actual[-1].iterdir()))
+        os.truncate(file, rng.randrange(file.stat().st_size))

@@ -30,7 +30,7 @@ def test_words_are_masked_at_the_rates_of_bert():
     assert len(set(masked[changed & ~to_mask])) > 1000  # random words are of the whole vocabulary
 
 
-def test_masking_leaves_what_was_given_alone_and_keeps_its_type():
+def test_masking_does_not_change_its_input_and_keeps_the_type():
     ids, special = np.arange(12, dtype=np.int32), np.zeros(12, bool)
     before = ids.copy()
     masked, labels = mask_words(ids, special, 3, 100, 1.0, np.random.default_rng(0))

@@ -44,7 +44,7 @@ def test_a_mean_of_no_step_has_no_value():
     assert mean.read() == {}
 
 
-def test_a_mean_goes_on_from_a_checkpoint_to_the_last_bit():
+def test_a_mean_resumes_from_a_checkpoint_to_the_last_bit():
     """By way of JSON, as checkpoints keep it; 0.1 and 1/3 are no whole numbers of any base at hand."""
     whole, broken = Mean(), Mean()
     for mean in (whole, broken):
@@ -105,11 +105,11 @@ NAN, INF = float("nan"), float("inf")
         (GOOD, "gradient not finite"),  # another rank's: this one knows no more
     ],
 )
-def test_what_is_not_finite_is_named_with_its_step_and_samples(values, output):
+def test_the_error_names_the_non_finite_losses_the_step_and_the_samples(values, output):
     steps = skipped([True, *[False] * 5, True], values)
-    with pytest.raises(InputError) as mistake:
+    with pytest.raises(InputError) as error:
         steps.read(5)
-    message = str(mistake.value)
+    message = str(error.value)
     assert message.startswith(f"{output} in 5 consecutive steps, the last being step 15 ")
     assert "(samples clip15-0, clip15-1, clip15-2, clip15-3, ...)" in message
     assert "\n" not in message

@@ -1,4 +1,4 @@
-"""A training step asks the device for nothing: whatever it must know, it knows without looking.
+"""A training step reads nothing back from the device.
 
 A GPU works behind the program; the program stops where it reads a number back, or needs one to know a shape, and until
 it goes on the GPU has nothing to do. On a CPU such places cost nothing and show in nothing but the operations.
@@ -70,7 +70,7 @@ def no_waiting() -> Iterator[None]:
 
 
 class Data:
-    """So many steps, of which nothing else is asked."""
+    """A data set of so many steps: only its length is used."""
 
     def __len__(self) -> int:
         return 10
@@ -109,7 +109,7 @@ def test_a_step_reads_nothing_back(name, accumulation_steps, small_objective, sm
     assert any(not torch.equal(p, before[key]) for key, p in objective.named_parameters())
 
 
-def test_neither_does_a_step_that_is_not_finite(small_objective, small_batch, training):
+def test_a_non_finite_step_reads_nothing_back(small_objective, small_batch, training):
     objective = small_objective("retrieval")
     with torch.no_grad():
         objective.model.video_proj.weight[0, 0] = torch.nan
@@ -157,7 +157,7 @@ OFFICIAL: dict[str, Callable[[torch.Tensor], object]] = {
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["training", "as the prompter"])
 @pytest.mark.parametrize("way", OFFICIAL)
-def test_what_waits_is_seen(way, frozen):
+def test_a_wait_in_the_forward_pass_is_detected(way, frozen):
     """The official way - boolean indexing of masked words, `.item()` for each negative - and others that wait."""
     scores = torch.randn(3, 3)
     with (
@@ -168,7 +168,7 @@ def test_what_waits_is_seen(way, frozen):
         OFFICIAL[way](scores)
 
 
-def test_a_wait_in_the_backward_pass_is_seen():
+def test_a_wait_in_the_backward_pass_is_detected():
     x = torch.randn(3, requires_grad=True)
     x.register_hook(lambda gradient: gradient * gradient.sum().item())
     loss = x.square().sum()
@@ -177,8 +177,8 @@ def test_a_wait_in_the_backward_pass_is_seen():
 
 
 @pytest.mark.parametrize("name", ["prompter", "retrieval", "pretrain", "qa"])
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch tells of waiting for a GPU where there is one")
-def test_a_step_on_a_gpu_waits_nowhere(name, small_objective, small_batch, training):
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="requires a GPU: PyTorch warns about synchronizations")
+def test_a_step_on_a_gpu_does_not_synchronize(name, small_objective, small_batch, training):
     device = torch.device("cuda")
     run = run_of(small_objective(name, dropout=0.1).to(device), training(batch_size=4, accumulation_steps=2))
     run.world = World(0, 1, device)

@@ -82,7 +82,7 @@ def test_the_decay_of_the_configuration_is_applied(objective, training):
             parameter.copy_(before[name])
 
 
-def test_frozen_weights_are_not_given_to_the_optimiser(tiny_model, training):
+def test_frozen_weights_are_not_optimized(tiny_model, training):
     frozen = Objective(Alpro(tiny_model(), entities=4), [0.5] * 3, [0.5] * 3)
     frozen.model.video_encoder.requires_grad_(False)
     optimizer = build_optimizer(frozen, training())
@@ -132,7 +132,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("spoiled", [float("nan"), float("inf"), 0.0], ids=["nan", "inf", "another rank's"])
-def test_a_step_left_out_changes_neither_weights_nor_the_optimisers_state(spoiled, stepping):
+def test_a_skipped_step_changes_neither_weights_nor_optimizer_state(spoiled, stepping):
     model, optimizer = stepping()
     for seed in range(3):
         give_gradient(model, seed)
@@ -145,7 +145,7 @@ def test_a_step_left_out_changes_neither_weights_nor_the_optimisers_state(spoile
 
 
 @pytest.mark.parametrize("bad", [(0,), (2,), (0, 1, 3)], ids=["the first", "one between", "several"])
-def test_steps_that_follow_one_left_out_are_as_if_it_had_never_been(bad, stepping):
+def test_a_skipped_step_does_not_affect_later_steps(bad, stepping):
     model, optimizer = stepping()
     other, plain = stepping()
     for seed in range(5):
@@ -157,7 +157,7 @@ def test_steps_that_follow_one_left_out_are_as_if_it_had_never_been(bad, steppin
     assert_equal(all_of(model, optimizer), all_of(other, plain))
 
 
-def test_a_finite_step_is_the_optimisers_own(stepping):
+def test_a_finite_step_is_the_step_of_the_optimizer(stepping):
     model, optimizer = stepping()
     other, plain = stepping()
     for seed in range(3):

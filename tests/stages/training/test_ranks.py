@@ -12,7 +12,7 @@ from alpro.stages.training.distributed import World
 from tests.stages.training.part_of_steps import RUNS, train
 
 PROGRAM = Path(__file__).with_name("part_of_steps.py")
-NOTED = {"kept", "averaged", "lives"}
+NOTED = {"kept", "averaged", "starts"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_ranks_have_the_same_weights(run, both):
 
 
 @pytest.mark.parametrize("run", ["plain", "accumulated"])
-def test_two_ranks_come_to_the_weights_and_metrics_of_one(run, both, lines, tmp_path):
+def test_two_ranks_have_the_weights_and_metrics_of_one(run, both, lines, tmp_path):
     """Also where a batch is accumulated in parts: each part is contrasted over both ranks."""
     one, two = weights(alone(tmp_path, run)), weights(both(run)[0])
     for name, value in one.items():
@@ -88,15 +88,15 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(run, both, lin
     assert "train/loss" not in second
 
 
-def test_dropout_is_another_on_each_rank(both):
+def test_dropout_differs_between_ranks(both):
     first, second = (actual["kept"] for actual in both("dropout"))
     assert 0.3 < first.mean() < 0.7
     assert not torch.equal(first, second)
 
 
-def test_metrics_after_a_resume_are_means_over_the_steps_and_ranks_of_both_lives(lines, both):
+def test_metrics_after_a_resume_are_means_over_all_steps_and_ranks(lines, both):
     """Stopped after two of four steps: the one line that is logged is that of the run that was not stopped."""
-    assert [actual["lives"] for actual in both("resumed")] == [2, 2]
+    assert [actual["starts"] for actual in both("resumed")] == [2, 2]
     assert lines("resumed") == [pytest.approx(line, rel=1e-6) for line in lines("plain")]
     for whole, resumed in zip(both("plain"), both("resumed"), strict=True):
         assert [name for name, value in weights(whole).items() if not torch.equal(value, resumed[name])] == []

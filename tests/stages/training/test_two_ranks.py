@@ -25,7 +25,7 @@ def train(clips, vocabulary, two_ranks):
     return run
 
 
-def test_two_interrupted_ranks_go_on_to_the_same_weights(train, tmp_path):
+def test_two_interrupted_ranks_resume_to_the_same_weights(train, tmp_path):
     assert train(tmp_path / "whole", -1, -1) == [0, 0]
     assert train(tmp_path / "broken", 5, 5) == [EXIT_INTERRUPTED, EXIT_INTERRUPTED]
     assert train(tmp_path / "broken", -1, -1) == [0, 0]

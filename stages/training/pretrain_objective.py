@@ -1,0 +1,171 @@
+"""The pre-training objective: VTC + VTM + MLM + PEM (paper, section 3.2, equation 6).
+
+To add a loss, add its weight to `LossWeights`, its parts of the model to `TRAINED_BY` (objective.py), and a term to
+`PretrainObjective.forward`. Report, MLflow, checkpoints and FLOPs follow from these.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from alpro.models.alpro import Alpro, Prompter
+from alpro.models.losses import box_mask, mlm_loss, pem_loss
+from alpro.stages.artifacts.store import StageConfig
+from alpro.stages.training.distributed import all_reduce_sum
+from alpro.stages.training.examples import Batch
+from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, world_size
+
+
+class LossWeights(StageConfig):
+    """Weights of the losses (equation 6: all 1). A loss of weight 0 is not computed; all 0: no training."""
+
+    vtc: float = Field(1.0, ge=0, description="video-text contrast")
+    vtm: float = Field(1.0, ge=0, description="video-text matching")
+    mlm: float = Field(1.0, ge=0, description="masked language modelling")
+    pem: float = Field(1.0, ge=0, description="prompting entity modelling")
+
+
+class PretrainObjective(MatchingObjective):
+    """Weighted sum of VTC, VTM, MLM and PEM. A loss of weight 0 is not computed; PEM needs the prompter.
+
+    Without VTC there is no similarity, and negatives are sampled uniformly.
+    """
+
+    video_prompts: Tensor
+    image_prompts: Tensor
+
+    def __init__(
+        self,
+        model: Alpro,
+        mean: Sequence[float],
+        std: Sequence[float],
+        prompter: Prompter | None,
+        prompts: dict[str, Tensor],
+        weights: LossWeights,
+        threshold: float,
+        negative_pool_size: int = 0,
+    ):
+        super().__init__(model, mean, std, negative_pool_size)
+        self.prompter = prompter.requires_grad_(False).eval() if prompter else None
+        for kind, embeddings in prompts.items():
+            self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
+        self.threshold = threshold
+        self.weights = weights.model_dump()
+        self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
+
+    def train(self, mode: bool = True) -> "PretrainObjective":
+        super().train(mode)
+        if self.prompter:
+            self.prompter.eval()  # frozen: no dropout in the pseudo-labels
+        return self
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        frames = self.pixels(batch.frames)
+        video = self.model.encode_video(frames)
+        text, masked = self.encode_texts(batch)
+        terms: dict[str, tuple[Tensor, Metrics]] = {}
+        v2t = t2v = torch.zeros(len(video), len(video) * world_size(), device=video.device)
+        if "vtc" in self.losses:
+            loss, v2t, t2v, metrics = self.contrast(batch, video, text)
+            terms["vtc"] = loss, metrics
+        fused = self.fuse(batch, video, text, masked, v2t, t2v)
+        if "vtm" in fused:
+            terms["vtm"] = self.matching(*fused["vtm"])
+        if "mlm" in fused:
+            terms["mlm"] = self.masked_words(*fused["mlm"])
+        if "pem" in fused:
+            terms["pem"] = self.entities(batch, frames, *fused["pem"])
+        total = torch.stack([self.weights[name] * loss for name, (loss, _) in terms.items()]).sum()
+        return total, {name: value for _, metrics in terms.values() for name, value in metrics.items()}
+
+    def encode_texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Text tokens (B, L, D) of the clean and of the masked texts in one pass; without MLM, the clean ones twice."""
+        if "mlm" not in self.losses:
+            text = self.model.encode_text(batch.text, batch.mask)
+            return text, text
+        assert batch.masked is not None
+        both = self.model.encode_text(torch.cat([batch.text, batch.masked]), batch.mask.repeat(2, 1))
+        return both[: len(batch.text)], both[len(batch.text) :]
+
+    def fuse(
+        self, batch: Batch, video: Tensor, text: Tensor, masked: Tensor, v2t: Tensor, t2v: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """One pass of the multimodal encoder over all pairs: B positives, 2B negatives, B masked texts.
+
+        Its last layer computes the used tokens only. Returns them for each loss that is on: vtm: [CLS] (3B, D) and
+        valid (2B,), see `matching`; mlm: masked words (B, P, D) and their labels (B, P); pem: patches (B, P, D) and
+        whether they are inside the crop (B, P).
+        """
+        on, length = self.losses, batch.text.shape[1]
+        cls = batch.mask.new_zeros(len(batch.text), 1)
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        positions: list[Tensor] = []  # for each group of pairs the tokens that the losses read, [CLS] first
+        if "vtm" in on or "pem" in on:
+            pairs.append((text, batch.mask, video))
+            positions.append(cls)
+        if "pem" in on:
+            assert batch.boxes is not None
+            patches, inside = box_patches(batch.boxes, self.model.config.video.grid)
+            positions[0] = torch.cat([cls, length + 1 + patches], dim=1)
+        if "vtm" in on:
+            negatives, valid = self.negatives(batch, video, text, v2t, t2v)
+            pairs += negatives
+            positions.append(cls.repeat(2, 1))
+        if "mlm" in on:
+            assert batch.labels is not None
+            pairs.append((masked, batch.mask, video))
+            words, labels = masked_positions(batch.labels, batch.max_masked)
+            positions.append(words)
+        if not pairs:
+            return {}
+        tokens = self.model.fuse_at(positions, *concatenate(pairs))
+        fused: dict[str, tuple[Tensor, Tensor]] = {}
+        if "vtm" in on:
+            fused["vtm"] = torch.cat([tokens[0][:, 0], tokens[1][:, 0]]), valid
+        if "mlm" in on:
+            fused["mlm"] = tokens[-1], labels
+        if "pem" in on:
+            fused["pem"] = tokens[0][:, 1:], inside
+        return fused
+
+    def masked_words(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
+        """MLM, averaged over the masked words of all ranks. tokens (B, P, D), labels (B, P), -100 = not masked."""
+        scores = self.model.mlm_scores(tokens)
+        count = all_reduce_sum((labels != -100).sum())
+        loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) * world_size() / count.clamp(min=1)
+        return loss, {"loss_mlm": loss.detach()}
+
+    def entities(self, batch: Batch, frames: Tensor, patches: Tensor, inside: Tensor) -> tuple[Tensor, Metrics]:
+        """PEM, averaged over the kept samples of all ranks.
+
+        frames (B, T, 3, S, S), normalized; patches (B, P, D): fused patch tokens of the positive pairs, averaged where
+        `inside` (B, P) the crop.
+        """
+        assert batch.boxes is not None
+        assert self.prompter is not None
+        prompts = self.image_prompts if batch.kind == "image" else self.video_prompts
+        pseudo_labels = self.prompter.pseudo_labels(frames, batch.boxes, prompts, self.black)
+        summed, kept = pem_loss(self.model.pem_logits(patches, inside), pseudo_labels, self.threshold)
+        loss = summed * world_size() / all_reduce_sum(kept.sum()).clamp(min=1)
+        return loss, {"loss_pem": loss.detach(), "pseudo_labels_kept": kept.float().mean()}
+
+
+def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """Positions (B, P) where labels (B, L) are not -100, and the labels there, padded with -100.
+
+    limit: P, an upper bound of the masked words per text, known on the host; 0: P = L. No device synchronization.
+    """
+    chosen = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, : limit or labels.shape[1]]
+    return chosen, labels.gather(1, chosen)
+
+
+def box_patches(boxes: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """The patches inside boxes (B, 4) of at most half the grid: indices and whether they are inside, both (B, P).
+
+    P is half the number of patches, so that no device synchronization is needed.
+    """
+    inside = box_mask(boxes, grid)
+    chosen = inside.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, grid**2 // 2)]
+    return chosen, inside.gather(1, chosen)

@@ -1,0 +1,178 @@
+"""What an example contains: frames, text, masked words; and how a batch is divided."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from alpro.shards.decode import Clip
+from alpro.shards.schema import Row
+from alpro.shards.writer import ShardWriter, index_shard
+from alpro.stages.training import examples
+from alpro.stages.training.examples import TrainingDataset
+from alpro.stages.vocabulary.word_pieces import load_tokenizer
+
+
+def test_an_image_is_a_still_clip(stills, steps_of):
+    batch = steps_of({"stills": stills})[0]
+    assert batch.kind == "image"
+    assert batch.frames.shape[1] == 4
+    assert (batch.frames == batch.frames[:, :1]).all()
+
+
+@pytest.mark.parametrize("sampling", ["halves", "random"])
+def test_pre_training_draws_from_both_halves_of_a_clip(tmp_path, steps_of, sampling):
+    """Of 8 frames, each of a brightness of its own, always two of the first four and two of the last."""
+    frames = np.stack([np.full((8, 8, 3), 30 * n, np.uint8) for n in range(8)])
+    with ShardWriter(tmp_path / "all.tar", 95) as writer:
+        for n in range(8):
+            row = Row(id=f"v{n}", path=Path("a"), kind="video", split="train", group=f"v{n}", captions=("a ball",))
+            writer.write(row, Clip(frames, 1.0, 8, 8))
+    pq.write_table(index_shard(tmp_path / "all.tar"), tmp_path / "index.parquet")
+    data = steps_of({"a": tmp_path}, 6, sampling=sampling)
+    drawn = torch.cat([data[step].frames for step in range(6)]).float().mean(dim=(2, 3, 4)).div(30).round()
+    early = (drawn < 4).sum(1)
+    assert (early == 2).all() == (sampling == "halves")
+    assert len({tuple(row) for row in drawn.tolist()}) > 10
+    assert (drawn.diff(dim=1) > 0).all()  # in order, none twice
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_micro_batches_add_up_to_the_batch(parts, clips, steps_of):
+    batch = steps_of({"clips": clips}, mlm=0.3)[0]
+    split = batch.split(parts)
+    assert [len(part.ids) for part in split] == [8 // parts] * parts
+    assert [name for part in split for name in part.ids] == batch.ids
+    for name in ("video", "frames", "boxes"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in split]), getattr(batch, name))
+    for name, filler in (("text", batch.text[batch.mask == 0][:1]), ("mask", 0), ("masked", 0), ("labels", -100)):
+        rows = [row for part in split for row in getattr(part, name)]
+        for row, whole in zip(rows, getattr(batch, name), strict=True):
+            assert torch.equal(row, whole[: len(row)])
+            assert (whole[len(row) :] == filler).all()
+
+
+def test_a_micro_batch_is_padded_to_its_own_longest_text(corpus_of, tmp_path, steps_of):
+    """And on several ranks to the one length of all batches."""
+    captions = ["a ball moves to the left of a box and a star", "a ball"]
+    rows = [{"id": f"v{n}", "captions": [captions[n % 2]]} for n in range(8)]
+    corpora = {"a": corpus_of(tmp_path, rows)}
+    data = steps_of(corpora, 8, accumulation_steps=8, mlm=0.3)
+    widths = {part.text.shape[1] for step in range(8) for part in data[step].split(8)}
+    assert len(widths) == 2
+    for part in data[0].split(8):
+        longest = int(part.mask.sum())
+        assert {tensor.shape for tensor in (part.text, part.mask, part.masked, part.labels)} == {part.text.shape}
+        assert part.text.shape[1] == -(-longest // 8) * 8
+    apart = steps_of(corpora, 8, accumulation_steps=4, ranks=2)
+    assert {part.text.shape[1] for step in range(8) for part in apart[step].split(4)} == {24}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_micro_batch_has_the_same_examples_on_any_number_of_ranks(ranks, clips, steps_of):
+    """What is contrasted with what must not depend on how many processes share a batch."""
+    whole = steps_of({"clips": clips}, accumulation_steps=2)[0].split(2)
+    parts = [
+        steps_of({"clips": clips}, accumulation_steps=2, rank=rank, ranks=ranks)[0].split(2) for rank in range(ranks)
+    ]
+    for number, one in enumerate(whole):
+        assert [name for rank in parts for name in rank[number].ids] == one.ids
+
+
+def test_texts_are_padded_with_the_tokenizers_own_padding(corpus_of, tmp_path, training):
+    """Not with the id 0, which is a word in a tokenizer that puts [PAD] elsewhere."""
+    words = ["a", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ball", "red", "big", "and", "or", "so", "on"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
+    rows = [{"id": "short", "captions": ["a"]}, {"id": "long", "captions": ["a red ball and a big red ball"]}]
+    corpora = {"a": corpus_of(tmp_path / "corpus", rows)}
+    batch = TrainingDataset(training(corpora, 1, batch_size=2), corpora, tokenizer, "sample", 4, 8, 4, 0.3)[0]
+    for tokens in (batch.text, batch.masked):
+        assert set(tokens[batch.mask == 0].tolist()) == {1}
+
+
+def test_only_words_are_masked_and_labels_are_their_ids(clips, steps_of, tokenizer):
+    data = steps_of({"clips": clips}, 4, mlm=0.9)
+    for step in range(4):
+        batch = data[step]
+        chosen = batch.labels != -100
+        assert chosen.any()
+        assert torch.equal(batch.labels[chosen], batch.text[chosen])
+        assert torch.equal(batch.masked[~chosen], batch.text[~chosen])
+        ends = [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")]
+        assert not torch.isin(batch.text[chosen], torch.tensor(ends)).any()
+
+
+def test_a_masking_probability_of_0_masks_nothing_and_keeps_the_crops(clips, steps_of):
+    batch = steps_of({"clips": clips}, mlm=0.0)[0]
+    assert torch.equal(batch.masked, batch.text)
+    assert (batch.labels == -100).all()
+    assert batch.boxes.shape == (8, 4)
+
+
+def test_texts_are_truncated_and_end_with_sep(clips, steps_of, tokenizer):
+    batch = steps_of({"clips": clips}, max_text_tokens=6)[0]
+    assert batch.text.shape == (8, 8)  # 6, rounded up so that shapes are few
+    for row, mask in zip(batch.text, batch.mask, strict=True):
+        words = row[mask > 0].tolist()
+        assert len(words) <= 6
+        assert (words[0], words[-1]) == (tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]"))
+        assert set(row[mask == 0].tolist()) <= {tokenizer.token_to_id("[PAD]")}
+
+
+def test_the_text_and_the_answer_are_passed_to_the_augmentation(clips, stills, steps_of, monkeypatch):
+    texts = {"video": [], "image": []}
+    monkeypatch.setattr(examples, "augment_video", lambda frames, text, rng: texts["video"].append(text) or frames)
+    monkeypatch.setattr(
+        examples, "augment_image", lambda frame, size, text, rng: texts["image"].append(text) or frame[:size, :size]
+    )
+    batches = steps_of({"clips": clips}, 3, unit="question", answers={"left": 0}, augmentation="official")
+    assert batches[0].frames.shape[-2:] == (35, 35)  # augmented after the crop, 0.875 of 40
+    assert steps_of({"stills": stills}, 1, augmentation="official")[0].frames.shape[-2:] == (8, 8)
+    for step in (1, 2):
+        assert batches[step].kind == "video"
+    assert {text.split("? ")[-1] for text in texts["video"]} & {"left", "right", "up", "down"}
+    assert texts["image"]
+
+
+def test_a_clip_is_cropped_before_it_is_augmented(clips, steps_of, monkeypatch):
+    """As in the official code: what an operation moves in from outside is grey, not the frame beyond the crop."""
+    seen = []
+    monkeypatch.setattr(examples, "augment_video", lambda frames, text, rng: seen.append(frames) or frames)
+    batch = steps_of({"clips": clips}, 1, augmentation="official", random_crop=0.5)[0]
+    assert {frames.shape for frames in seen} == {(4, 20, 20, 3)}
+    assert batch.frames.shape == (8, 4, 3, 20, 20)
+
+
+def test_images_of_any_shape_make_a_batch(tmp_path, steps_of):
+    """They are stored with their aspect ratio, and resized as they are read; the crop is a share of both sides."""
+    writer = ShardWriter(tmp_path / "all.tar", 95)
+    for number, (height, width) in enumerate([(40, 60), (90, 30), (8, 8)]):
+        frame = np.zeros((1, height, width, 3), np.uint8)
+        frame[:, : height // 2, :, 0] = 255  # red above
+        frame[:, :, : width // 2, 2] = 255  # blue on the left
+        name = str(number)
+        row = Row(id=name, path=tmp_path / name, kind="image", split="train", captions=("a",), group=name)
+        writer.write(row, Clip(frame, 0.0, width, height))
+    writer.close()
+    pq.write_table(index_shard(tmp_path / "all.tar"), tmp_path / "index.parquet")
+    batch = steps_of({"a": tmp_path}, 1, batch_size=3, random_crop=1.0)[0]
+    assert batch.frames.shape == (3, 4, 3, 8, 8)
+    quarters = batch.frames[:, :, :, 1::4, 1::4].float()  # of each quarter a pixel
+    assert (quarters[:, :, 0] > 128).tolist() == [[[[True, True], [False, False]]] * 4] * 3
+    assert (quarters[:, :, 2] > 128).tolist() == [[[[True, False], [True, False]]] * 4] * 3
+    assert steps_of({"a": tmp_path}, 1, batch_size=3, random_crop=0.5)[0].frames.shape == (3, 4, 3, 8, 8)
+    assert steps_of({"a": tmp_path}, 1, batch_size=3, augmentation="official")[0].frames.shape == (3, 4, 3, 8, 8)
+
+
+def test_the_augmentation_is_drawn(clips, stills, steps_of, tmp_path):
+    """pictures/augmentation.png: each operation by itself, then augmented examples, of videos and images."""
+    data = steps_of({"clips": clips, "stills": stills}, augmentation="official")
+    data.draw_augmentation(tmp_path / "pictures" / "augmentation.png")
+    with Image.open(tmp_path / "pictures" / "augmentation.png") as picture:
+        assert picture.width > 3 * 4 * 170
+        assert picture.height > 8 * 170
+        assert picture.getcolors(1000) is None  # frames in colour, not an empty page
