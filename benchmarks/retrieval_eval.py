@@ -124,7 +124,7 @@ def top_k(artifact: Path, clips: int, k: int) -> dict[str, float]:
         started = time.perf_counter()
         scores = way()
         seconds[name] = time.perf_counter() - started
-        results[name], _, _ = retrieval_metrics(scores, own)
+        results[name] = retrieval_metrics(scores, own)
     slow, quick = seconds.values()
     print(
         f"\n{len(own)} rendered test clips, {artifact.name}: matching the best {k} is {slow / quick:.1f} times as fast"

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from alpro.files import read_json
 from alpro.pipeline.reporting.result_tables import Listed, results, tables
 from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.metrics import is_rank
 from alpro.stages.training.metrics import read_metrics
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -55,8 +56,7 @@ def metric_curves(lines: list[dict[str, Any]], title: str) -> Figure | None:
 def _keys(lines: list[dict[str, Any]], prefixes: tuple[str, ...], many: bool) -> list[str]:
     seen = dict.fromkeys(key for line in lines for key in line)
     if many:
-        wanted = [k for k in seen if k.startswith(prefixes)]
-        return [k for k in wanted if "MdR" not in k and "MnR" not in k and "/v2t/" not in k]
+        return [k for k in seen if k.startswith(prefixes) and not is_rank(k) and "v2t" not in k.split("/")]
     return [k for k in prefixes if k in seen]
 
 
