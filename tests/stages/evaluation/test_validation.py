@@ -74,13 +74,15 @@ def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
 
 @torch.no_grad()
 def test_a_new_metric_is_validated_and_does_not_select_the_model(objective, several, tokenizer, monkeypatch):
+    known = tuple(metric for metric in metrics.RETRIEVAL if metric.key != "R3")
+    monkeypatch.setattr(metrics, "RETRIEVAL", known)
     validate, _ = validate_retrieval(objective, several, tokenizer, config(Retrieval, ("several",)))
     before = validate()
-    monkeypatch.setattr(metrics, "RETRIEVAL", (*metrics.RETRIEVAL, recall_at(2)))
+    monkeypatch.setattr(metrics, "RETRIEVAL", (*known, recall_at(3)))
     after = validate()
     expected = scores(objective, Gallery.of(several["several"], "validation"), tokenizer, match_all)
-    assert after.keys() - before.keys() == {"validation/t2v/R2", "validation/v2t/R2"}
-    assert after["validation/v2t/R2"] == pytest.approx(expected["v2t/R2"])
+    assert after.keys() - before.keys() == {"validation/t2v/R3", "validation/v2t/R3"}
+    assert after["validation/v2t/R3"] == pytest.approx(expected["v2t/R3"])
     assert {name: after[name] for name in before} == before
 
 
