@@ -50,7 +50,7 @@ class Config(EvaluationConfig):
     word_controls: dict[Name, str] = Field(
         {},
         description="controls by name that rank videos only by the words of a column of the manifest, such as "
-        '`tags = "tags"`; `things.colour` reads the key `colour` of a list of tables',
+        '`tags = "tags"`; `objects.label` reads the key `label` of a list of tables',
     )
     controls: bool = Field(False, description="also evaluate the controls: shuffled frames, reversed frames")
     contrasts: tuple[tuple[str, str], ...] = Field(

@@ -1,11 +1,10 @@
 """Controls: a ranker that knows only some words of a video, and frames in shuffled or reversed order."""
 
-import re
 from collections import Counter
 
 import numpy as np
 
-from alpro.stages.evaluation.columns import video_words
+from alpro.stages.evaluation.columns import video_words, words_of
 from alpro.stages.evaluation.retrieval import Gallery
 
 
@@ -34,7 +33,5 @@ def words_only(gallery: Gallery, path: str) -> np.ndarray:
     their overlap with those words that the text mentions. Raises InputError as `video_words`."""
     shown = [Counter(words) for words in video_words(gallery, path)]
     known: set[str] = set().union(*shown)
-    mentioned: list[Counter[str]] = [
-        Counter(word for word in re.findall(r"[\w'-]+", text.lower()) if word in known) for text in gallery.texts
-    ]
+    mentioned = [Counter(word for word in words_of(text) if word in known) for text in gallery.texts]
     return np.array([[(a & b).total() / max(1, (a | b).total()) for b in shown] for a in mentioned], np.float32)

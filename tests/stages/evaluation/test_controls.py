@@ -58,22 +58,28 @@ def test_the_colour_control_scores_the_overlap_of_colours_said_and_seen(coloured
     np.testing.assert_allclose(words_only(coloured, "things.colour"), expected)
 
 
-def test_the_words_of_a_control_may_be_a_list_or_a_single_word(corpus_of, tmp_path):
+def test_the_words_of_a_control_may_be_a_list_or_a_text(corpus_of, tmp_path):
     rows = [
-        {"id": "a", "captions": ["A DJ at a party"], "meta": {"tags": ["party", "dj"], "genre": "music"}},
+        {"id": "a", "captions": ["A DJ at a party"], "meta": {"tags": ["party", "dj"], "genre": "Pop music"}},
         {"id": "b", "captions": ["music for a party"], "meta": {"tags": ["party"], "genre": "news"}},
+        {"id": "c", "captions": ["nothing"], "meta": {"tags": [], "genre": "news"}},
     ]
     gallery = Gallery.of(corpus_of(tmp_path, rows), "train")
-    np.testing.assert_allclose(words_only(gallery, "tags"), [[1, 1 / 2], [1 / 2, 1]])
-    np.testing.assert_allclose(words_only(gallery, "genre"), [[0, 0], [1, 0]])
+    np.testing.assert_allclose(words_only(gallery, "tags"), [[1, 1 / 2, 0], [1 / 2, 1, 0], [0, 0, 0]])
+    np.testing.assert_allclose(words_only(gallery, "genre"), [[0, 0, 0], [1 / 2, 0, 0], [0, 0, 0]])
 
 
-def test_a_video_without_words_is_a_mistake(corpus_of, tmp_path):
+@pytest.mark.parametrize(("path", "who"), [("things.colour", "b has no"), ("things", "a has no"), ("hues", "a has no")])
+def test_a_video_without_the_column_is_a_mistake(corpus_of, tmp_path, path, who):
     rows = [{"id": "a", "captions": ["red"], "meta": things("red")}, {"id": "b", "captions": ["blue"]}]
     gallery = Gallery.of(corpus_of(tmp_path, rows), "train")
-    for path, video in (("things.colour", "b"), ("things", "a"), ("things.color", "a"), ("colours", "a")):
-        with pytest.raises(InputError, match=rf"{tmp_path}: {video} has no words in column {path} "):
-            words_only(gallery, path)
+    with pytest.raises(InputError, match=rf"{tmp_path}: {who} words in column {path} "):
+        words_only(gallery, path)
+
+
+def test_a_column_without_a_word_is_a_mistake(coloured):
+    with pytest.raises(InputError, match=r"no video has words in column things\.color "):
+        words_only(coloured, "things.color")
 
 
 def test_the_colour_control_of_the_sample_is_better_than_chance_and_not_perfect(clips):
