@@ -125,7 +125,7 @@ def top_k(artifact: Path, clips: int, k: int) -> dict[str, float]:
         started = time.perf_counter()
         scores = method()
         seconds[name] = time.perf_counter() - started
-        results[name], _, _ = retrieval_metrics(scores, targets)
+        results[name] = retrieval_metrics(scores, targets)
     slow, quick = seconds.values()
     print(f"\n{len(targets)} rendered test clips, {artifact.name}: matching {k} is {slow / quick:.1f} times as fast")
     for name, metrics in results.items():

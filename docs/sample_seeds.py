@@ -75,7 +75,8 @@ def table(runs: list[list[dict[str, Any]]]) -> str:
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         interval = STUDENT.get(len(values), 1.96) * spread / len(values) ** 0.5
         each = " ".join(f"{value:.1f}" for value in values)
-        cells = (row["what"], row["metric"], f"{statistics.mean(values):.1f}", f"± {interval:.1f}", each)
+        score = f"{row['direction']} {row['metric']}".strip()
+        cells = (row["what"], score, f"{statistics.mean(values):.1f}", f"± {interval:.1f}", each)
         lines.append(f"| {' | '.join(cells)} | {row['items']} | {row['chance']:.1f} |")
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """Prints results and artifacts as tables."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from alpro.pipeline.reporting.result_tables import Table as ResultTable
 from alpro.pipeline.reporting.result_tables import results, tables
 from alpro.stages.artifacts.store import Store, read_record
 
@@ -19,17 +21,8 @@ def print_results(folders: dict[str, Path], workspace: Path) -> None:
     """Prints the result tables, if there are any, and where the report, pictures and artifacts are."""
     listed = [(name, folder, record, False) for name, folder in folders.items() if (record := read_record(folder))]
     result_tables = tables(results(listed))
-    for result in result_tables:
-        table = Table(*result.heads[:2], title=result.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in result.heads[2:]:
-            table.add_column(heading, justify="right")
-        last = None
-        for line in result.lines:
-            table.add_row(*([""] if line[0] == last else line[:1]), *line[1:])
-            last = line[0]
-        console.print(table)
-        if result.note:
-            console.print(f"{result.note}\n")
+    for table in result_tables:
+        print_result_table(table)
     if not result_tables and listed:
         name, folder, record, _ = listed[-1]
         console.print(f"{name}: {folder}", markup=False)
@@ -43,6 +36,42 @@ def print_results(folders: dict[str, Path], workspace: Path) -> None:
     where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
     console.print(f"report: {report}", markup=False)
     console.print(f"curves, pictures and comparison: alpro ui{where}    artifacts: alpro ls{where}", markup=False)
+
+
+def print_result_table(results: ResultTable) -> None:
+    """A table of results. One that is wider than the terminal is continued below, with the same first columns."""
+    title = results.title
+    for columns in columns_that_fit(results, console.width):
+        table = Table(*results.heads[:2], title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for i in columns:
+            table.add_column(results.heads[i], justify="right", no_wrap=" " not in results.heads[i])
+        last = None
+        for line in results.lines:
+            table.add_row("" if line[0] == last else line[0], line[1], *(line[i] for i in columns))
+            last = line[0]
+        console.print(table)
+        title = f"{results.title}, continued"
+    if results.note:
+        console.print(f"{results.note}\n")
+
+
+def columns_that_fit(results: ResultTable, width: int) -> list[list[int]]:
+    """The numbers of the columns of scores, in groups that fit into a width beside the first two columns. The texts of
+    the first column and the heads may be wrapped at spaces, scores may not."""
+    first, *others = zip(*results.lines, strict=True)
+    words = [longest(head.split()) for head in results.heads]
+    cells = [longest(word for text in first for word in text.split()), *map(longest, others)]
+    needed = [max(both) + 3 for both in zip(words, cells, strict=True)]  # 3: the space between two columns
+    groups: list[list[int]] = [[]]
+    for i in range(2, len(needed)):
+        if groups[-1] and sum(needed[j] for j in (0, 1, *groups[-1], i)) - 1 > width:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def longest(texts: Iterable[str]) -> int:
+    return max(map(len, texts), default=0)
 
 
 def print_inspection(report: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """Evaluates the fine-tuned models: retrieval, question answering, and controls (paper, section 4)."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -11,9 +13,18 @@ from alpro.shards.reader import ShardReader
 from alpro.stages import Stage
 from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.corpora.pictures import retrieval_picture
-from alpro.stages.evaluation.controls import Shuffle, colours_only, reverse
+from alpro.stages.evaluation.columns import Value, in_subset, video_words
+from alpro.stages.evaluation.controls import Shuffle, reverse, words_only
 from alpro.stages.evaluation.encode import Reorder
-from alpro.stages.evaluation.metrics import Ranks, accuracy_by_type, majority_baseline
+from alpro.stages.evaluation.metrics import (
+    TABLE_VERSION,
+    Ranks,
+    Score,
+    accuracy_scores,
+    contrast_of,
+    majority_baseline,
+    retrieval_scores,
+)
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, length_of, load_for_evaluation, score_pairs
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.results import Results, add_retrieval
@@ -21,7 +32,7 @@ from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.execution.progress import progress
 from alpro.stages.training.distributed import pick_device
 
-VERSION = 4
+VERSION = f"5 {TABLE_VERSION}"
 STAGE = Stage(
     help="evaluate the fine-tuned models on the test split",
     kind="evaluation",
@@ -29,18 +40,36 @@ STAGE = Stage(
     corpora=True,
 )
 ANSWER_COLUMNS = ("id", "type", "question", "answer", "predicted", "probability", "right")
+Name = Annotated[str, Field(pattern=r"^\w+$")]
 
 
 class Config(EvaluationConfig):
-    """Evaluation. The stage `zero_shot` uses the same keys, except `controls`, `contrasts` and `seed`."""
+    """Evaluation. The stage `zero_shot` uses the same keys, except `subsets`, `word_controls`, `controls`, `contrasts`
+    and `seed`."""
 
-    controls: bool = Field(
-        False, description="also evaluate the controls: colours only, shuffled frames, reversed frames"
+    subsets: dict[Name, dict[str, Value]] = Field(
+        {},
+        description="subsets of the test items by name, for which text-to-video retrieval is also reported: columns of "
+        'the manifest and their values, such as `news = { genre = "news" }`',
     )
+    word_controls: dict[Name, str] = Field(
+        {},
+        description="controls by name that rank videos only by the words of a column of the manifest, such as "
+        '`tags = "tags"`; `objects.label` reads the key `label` of a list of tables',
+    )
+    controls: bool = Field(False, description="also evaluate the controls: shuffled frames, reversed frames")
     contrasts: tuple[tuple[str, str], ...] = Field(
         (), description="pairs of answers for two-way accuracy, such as left and right"
     )
     seed: int = Field(0, ge=0, description="random seed of the shuffled frames")
+
+    def check_columns(self, folder: Path) -> None:
+        if self.subsets or self.word_controls:
+            gallery = Gallery.of(folder, self.split, excluded(self, folder))
+            for values in self.subsets.values():
+                in_subset(gallery, values)
+            for path in self.word_controls.values():
+                video_words(gallery, path)
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -60,39 +89,29 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 
 def retrieval(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
-    """Retrieval by the fine-tuned model, also by seen and unseen combinations if the manifest has them; controls."""
+    """Retrieval by the fine-tuned model, also on subsets; controls."""
     folder = load_for_evaluation(config, inputs["retrieval"], device)
     corpus = inputs[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
     scores, _, _ = score_pairs(folder, gallery, config, device)
     ranks = add_retrieval(results, "fine-tuned retrieval", "retrieval", scores, gallery)
-    add_seen_unseen(results, gallery, ranks)
+    add_subsets(results, config.subsets, gallery, ranks["t2v"])
     retrieval_pictures(gallery, scores, results.out)
-    if config.controls:
-        if (blind := colours_only(gallery)) is not None:
-            add_retrieval(results, "control: colours alone", "colours_only", blind, gallery, ways=("t2v",))
-        for name, reorder in (("shuffled", Shuffle(config.seed)), ("reversed", reverse)):
-            scores, _, _ = score_pairs(folder, gallery, config, device, reorder)
-            add_retrieval(results, f"control: frames {name}", f"retrieval_{name}", scores, gallery, ways=("t2v",))
+    for name, path in config.word_controls.items():
+        scores = words_only(gallery, path)
+        add_retrieval(results, f"control: {name} alone", f"{name}_only", scores, gallery, directions=("t2v",))
+    for name, reorder in (("shuffled", Shuffle(config.seed)), ("reversed", reverse)) if config.controls else ():
+        scores, _, _ = score_pairs(folder, gallery, config, device, reorder)
+        add_retrieval(results, f"control: frames {name}", f"retrieval_{name}", scores, gallery, directions=("t2v",))
 
 
-def add_seen_unseen(results: Results, gallery: Gallery, ranks: Ranks) -> None:
-    """R@1 separately for clips with combinations that training has and has not (the sample's column `unseen`)."""
-    marks = [gallery.reader[n].about["meta"].get("unseen") for n in gallery.numbers]
-    if any(not isinstance(mark, bool) for mark in marks):
-        return
-    unseen = np.array(marks)[gallery.video_of_text]
-    for name, chosen in (("seen", ~unseen), ("unseen", unseen)):
-        if chosen.any():
-            value = float(ranks.recall(1)[chosen].mean() * 100)
-            results.add(
-                f"fine-tuned retrieval, {name}",
-                "t2v R@1",
-                value,
-                int(chosen.sum()),
-                100 / ranks.gallery,
-                f"retrieval/t2v/R1_{name}",
-            )
+def add_subsets(results: Results, subsets: dict[str, dict[str, Value]], gallery: Gallery, ranks: Ranks) -> None:
+    """The metrics of the texts of each subset, ranked in the whole gallery."""
+    for name, values in subsets.items():
+        subset = ranks.select(in_subset(gallery, values))
+        for score in retrieval_scores(subset) if len(subset) else ():
+            metric = replace(score.metric, key=f"{score.metric.key}_{name}")
+            results.add(score._replace(metric=metric), f"fine-tuned retrieval, {name}", "retrieval", "t2v")
 
 
 def question_answering(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
@@ -105,7 +124,6 @@ def question_answering(config: Config, inputs: dict[str, Path], results: Results
         list(zip(trained.types, trained.answers, strict=True)),
         list(zip(questions.types, questions.answers, strict=True)),
     )
-    chance = accuracy_by_type(baseline, questions.types)
     orders: list[tuple[str, Reorder | None]] = [("", None)]
     if config.controls:
         orders += [("shuffled", Shuffle(config.seed)), ("reversed", reverse)]
@@ -116,11 +134,8 @@ def question_answering(config: Config, inputs: dict[str, Path], results: Results
         confidence = logits.softmax(1).max(1).values.tolist()
         right = np.array([a == b for a, b in zip(answers, questions.answers, strict=True)])
         what, key = (f"control: frames {name}", f"qa_{name}") if name else ("question answering", "qa")
-        for metric, value in accuracy_by_type(right, questions.types).items():
-            kind = metric.removeprefix("acc").removeprefix("_")
-            items = sum(t == kind for t in questions.types) if kind else len(questions.types)
-            shown = kind.replace("_", " ") or "all questions"
-            results.add(what, shown, value, items, chance[metric], f"{key}/{metric}")
+        for score in accuracy_scores(right, baseline, questions.types):
+            results.add(score, what, key)
         add_contrasts(results, what, key, config.contrasts, logits, folder.answers, questions)
         if not name:
             columns = zip(
@@ -151,14 +166,7 @@ def add_contrasts(
         if items and all(answer in answers for answer in pair):
             two = logits[items][:, [answers.index(answer) for answer in pair]].argmax(1).tolist()
             right = np.mean([pair[choice] == questions.answers[i] for i, choice in zip(items, two, strict=True)])
-            results.add(
-                what,
-                f"{pair[0]} against {pair[1]}",
-                float(right) * 100,
-                len(items),
-                50.0,
-                f"{key}/{pair[0]}_or_{pair[1]}",
-            )
+            results.add(Score(contrast_of(pair), float(right) * 100, len(items), 50.0), what, key)
 
 
 def retrieval_pictures(gallery: Gallery, scores: np.ndarray, out: Path, each: int = 4) -> None:

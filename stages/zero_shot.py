@@ -9,12 +9,13 @@ from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.entities import entity_accuracy
+from alpro.stages.evaluation.metrics import ENTITY_ACCURACY, TABLE_VERSION, Score
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load_for_evaluation, score_pairs
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.training.distributed import pick_device
 
-VERSION = 1
+VERSION = f"2 {TABLE_VERSION}"
 STAGE = Stage(
     help="evaluate the pre-trained model and the prompter on the test split",
     kind="evaluation",
@@ -64,6 +65,7 @@ def entities(config: Config, inputs: dict[str, Path], results: Results, device: 
     prompts, names = read_prompts(inputs["prompts"]), read_entities(inputs["vocabulary"])
     score = entity_accuracy(prompter, prompts, names, folder, config.split, device, excluded(config, folder))
     if score:
-        results.add("prompter", "entity accuracy", score.accuracy, len(score.ids), score.best_constant, "entities/acc")
+        accuracy = Score(ENTITY_ACCURACY, score.accuracy, len(score.ids), score.best_constant)
+        results.add(accuracy, "prompter", "entities")
         rows = zip(score.ids, score.named, score.truth, strict=True)
         results.table("entities", [{"id": i, "named": n, "truth": t, "right": n in t} for i, n, t in rows])

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from alpro.files import read_json
 from alpro.pipeline.reporting.result_tables import Listed, results, tables
 from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.metrics import is_rank
 from alpro.stages.training.metrics import read_metrics
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -24,7 +25,6 @@ GROUPS = {
     "optimisation": ("train/lr", "train/grad_norm", "train/temperature"),
     "validation": ("validation/*",),
 }
-NOT_DRAWN = ("MdR", "MnR", "/v2t/")  # validation metrics that would hide the others
 
 
 def metric_curves(lines: list[dict[str, Any]], title: str) -> Figure | None:
@@ -57,7 +57,9 @@ def metric_curves(lines: list[dict[str, Any]], title: str) -> Figure | None:
 
 def _keys(lines: list[dict[str, Any]], patterns: tuple[str, ...]) -> list[str]:
     """The metrics that match, in the order of the patterns, then of the lines."""
-    seen = [key for key in dict.fromkeys(key for line in lines for key in line) if not any(n in key for n in NOT_DRAWN)]
+    keys = dict.fromkeys(key for line in lines for key in line)
+    # Ranks and the other direction would hide the rest.
+    seen = [key for key in keys if not is_rank(key) and "v2t" not in key.split("/")]
     return list(dict.fromkeys(key for pattern in patterns for key in seen if fnmatchcase(key, pattern)))
 
 

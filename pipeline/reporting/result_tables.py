@@ -1,7 +1,9 @@
 """The results of a pipeline as tables, for the terminal, the report and Prefect's page."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,61 +33,77 @@ class Table:
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
     """The results as people compare them: retrieval by recall, answers with their controls side by side, the rest."""
-    ranked = [row for row in rows if row["metric"][:3] in ("t2v", "v2t")]
-    answers = [row for row in rows if row["name"].startswith("qa")]
-    decoded = [row for row in rows if row["name"].startswith("decoded/")]
-    left_out = [row for row in rows if row["name"].startswith("left_out/")]
-    others = [row for row in rows if row not in [*ranked, *answers, *decoded, *left_out]]
-    found = []
-    if ranked:
-        found.append(retrieval_table(ranked))
-    if answers:
-        found.append(answers_table(answers))
-    if others:
-        lines = [[r["what"], r["metric"], shown(r["value"]), shown(r["chance"]), str(r["items"])] for r in others]
-        note = small_sample_note(max(row["items"] for row in others))
-        found.append(Table("Entities", ["", "", "score", "best constant", "items"], lines, note))
-    if decoded:  # only if some were not
-        lines = [[r["what"], r["metric"], shown(r["value"])] for r in decoded]
-        found.append(Table("Items that could be decoded", ["", "", "share"], lines))
-    if left_out:
-        lines = [[r["what"], r["metric"], shown(r["value"])] for r in left_out]
-        found.append(Table("Items left out: also in training", ["", "", "share"], lines))
-    return found
+    by_table: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_table.setdefault(row["table"], []).append(row)
+    names = dict.fromkeys([*LAYOUTS, *by_table])
+    return [LAYOUTS.get(name, scores_table)(by_table[name]) for name in names if name in by_table]
 
 
 def retrieval_table(rows: list[dict[str, Any]]) -> Table:
-    """A line for each ranker and direction, and one for each direction with what chance reaches."""
-    columns = ["R@1", "R@5", "R@10", "MdR"]
+    """A line for each ranker and direction, and one for each direction with its chance level."""
+    columns = {row["metric"]: row["metric"] + ("" if row["higher_is_better"] else " ↓") for row in rows}
     lines: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     chance: dict[str, dict[str, str]] = {}
     items: dict[str, int] = {}
     for row in rows:
-        way, column = row["metric"].split()
-        lines.setdefault((row["what"], way), {})[column] = row
-        chance.setdefault(way, {}).setdefault(column, shown(row["chance"], column))
-        items[way] = max(items.get(way, 0), row["items"])
+        direction, metric = row["direction"], row["metric"]
+        lines.setdefault((row["what"], direction), {})[metric] = row
+        chance.setdefault(direction, {}).setdefault(metric, shown(row["chance"], row["unit"]))
+        items[direction] = max(items.get(direction, 0), row["items"])
     out = []
-    for (what, way), cells in lines.items():
-        scores = [shown(cells[c]["value"], c) if c in cells else "" for c in columns]
-        out.append([what, way, *scores, str(next(iter(cells.values()))["items"])])
-    out += [["chance", way, *(cells.get(c, "") for c in columns), ""] for way, cells in chance.items()]
+    for (what, direction), cells in lines.items():
+        scores = [shown(cells[c]["value"], cells[c]["unit"]) if c in cells else "" for c in columns]
+        out.append([what, direction, *scores, str(next(iter(cells.values()))["items"])])
+    out += [["chance", direction, *(cells.get(c, "") for c in columns), ""] for direction, cells in chance.items()]
     # Captions of one video are no independent items, so the direction with fewer counts.
-    return Table("Retrieval", ["", "", *columns, "items"], out, small_sample_note(min(items.values())))
+    heads = ["", "", *columns.values(), "items"]
+    return Table("Retrieval", heads, out, small_sample_note(min(items.values())))
 
 
 def answers_table(rows: list[dict[str, Any]]) -> Table:
-    """A line for each type of question: the score, those of the controls, what the most frequent answer reaches."""
+    """A line for each type of question: the score, those of the controls, and the chance level."""
     whats = list(dict.fromkeys(row["what"] for row in rows))
     lines = []
     for metric in dict.fromkeys(row["metric"] for row in rows):
         cells = {row["what"]: row for row in rows if row["metric"] == metric}
         first = next(iter(cells.values()))
-        scores = [shown(cells[what]["value"]) if what in cells else "" for what in whats]
-        lines.append([metric, "", *scores, shown(first["chance"]), str(first["items"])])
+        scores = [shown(cells[what]["value"], cells[what]["unit"]) if what in cells else "" for what in whats]
+        lines.append([metric, "", *scores, shown(first["chance"], first["unit"]), str(first["items"])])
     heads = [what.removeprefix("control: ") for what in whats]
     note = small_sample_note(max(row["items"] for row in rows))
-    return Table("Question answering", ["", "", *heads, "most frequent answer", "items"], lines, note)
+    return Table("Question answering", ["", "", *heads, rows[0]["baseline"], "items"], lines, note)
+
+
+def scores_table(rows: list[dict[str, Any]]) -> Table:
+    """A line for each score, with its chance level."""
+    lines = [
+        [
+            row["what"],
+            row["metric"],
+            shown(row["value"], row["unit"]),
+            shown(row["chance"], row["unit"]),
+            str(row["items"]),
+        ]
+        for row in rows
+    ]
+    note = small_sample_note(max(row["items"] for row in rows))
+    return Table(rows[0]["table"].capitalize(), ["", "", "score", rows[0]["baseline"], "items"], lines, note)
+
+
+def shares_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """A line for each share of a corpus."""
+    return Table(title, ["", "", "share"], [[r["what"], r["metric"], shown(r["value"], r["unit"])] for r in rows])
+
+
+# How the tables of the rows are laid out, in order; a table that is not listed has the layout of `entities`.
+LAYOUTS: dict[str, Callable[[list[dict[str, Any]]], Table]] = {
+    "retrieval": retrieval_table,
+    "qa": answers_table,
+    "entities": scores_table,
+    "decoded": partial(shares_table, "Items that could be decoded"),
+    "left_out": partial(shares_table, "Items left out: also in training"),
+}
 
 
 def small_sample_note(items: int) -> str:
@@ -98,11 +116,11 @@ def small_sample_note(items: int) -> str:
     return f"Only {items} test item{plural}: differences of less than {points:.0f} points are noise."
 
 
-def shown(value: float | None, metric: str = "") -> str:
-    """A score as people write it: ranks plain, shares in per cent."""
+def shown(value: float | None, unit: str) -> str:
+    """A score as people write it: with its unit if it is a percentage, plain if it is a rank."""
     if value is None:
         return "-"
-    return f"{value:.1f}" if "MdR" in metric else f"{value:.1f} %"
+    return f"{value:.1f} %" if unit == "%" else f"{value:.1f}"
 
 
 def results_markdown(made: list[Listed]) -> str:

@@ -1,10 +1,10 @@
-"""Controls: a ranker that sees colours only, and frames in shuffled or reversed order."""
+"""Controls: a ranker that knows only some words of a video, and frames in shuffled or reversed order."""
 
-import re
 from collections import Counter
 
 import numpy as np
 
+from alpro.stages.evaluation.columns import video_words, words_of
 from alpro.stages.evaluation.retrieval import Gallery
 
 
@@ -28,17 +28,10 @@ class Shuffle:
                 return order
 
 
-def colours_only(gallery: Gallery) -> np.ndarray | None:
-    """Scores (texts, videos) of a ranker that knows only the true colours of a clip: their overlap with the colour
-    words of the text. None if the manifest does not list the colours (column `things`)."""
-    colours = []
-    for number in gallery.numbers:
-        things = gallery.reader[number].about["meta"].get("things")
-        if not isinstance(things, list):
-            return None
-        colours.append(Counter(thing["colour"] for thing in things))
-    known = set().union(*colours)
-    mentioned = [
-        Counter(word for word in re.findall(r"[a-z]+", text.lower()) if word in known) for text in gallery.texts
-    ]
-    return np.array([[(a & b).total() / max(1, (a | b).total()) for b in colours] for a in mentioned], np.float32)
+def words_only(gallery: Gallery, path: str) -> np.ndarray:
+    """Scores (texts, videos) of a ranker that knows only the words of a video at a path into the manifest's columns:
+    their overlap with those words that the text mentions. Raises InputError as `video_words`."""
+    shown = [Counter(words) for words in video_words(gallery, path)]
+    known: set[str] = set().union(*shown)
+    mentioned = [Counter(word for word in words_of(text) if word in known) for text in gallery.texts]
+    return np.array([[(a & b).total() / max(1, (a | b).total()) for b in shown] for a in mentioned], np.float32)

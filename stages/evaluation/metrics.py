@@ -1,20 +1,56 @@
-"""Metrics as pure functions: ranks with ties, recall, accuracy, and chance levels."""
+"""The metrics of evaluation in one table, with their chance levels, and the pure functions that compute them.
+
+A new metric of retrieval is one entry of RETRIEVAL. Validation, results.json, the tables, the report and MLflow read it
+there.
+"""
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+DIRECTIONS = ("t2v", "v2t")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """For each query: the number of wrong items with a higher score than its best right item, and of the wrong and
-    right items with an equal score."""
+    """For each query: the number of wrong items with a higher score than its best right item, of the wrong and right
+    items with an equal score, and of all right items."""
 
     better: np.ndarray  # (Q,)
     tied_wrong: np.ndarray  # (Q,)
     tied_right: np.ndarray  # (Q,) at least 1
+    right: np.ndarray  # (Q,) at least 1
     gallery: int
+
+    @classmethod
+    def of(cls, scores: np.ndarray, relevant: np.ndarray) -> "Ranks":
+        """Ranks of queries in a gallery. scores (Q, G); relevant (Q, G) boolean, at least one right item per query.
+
+        A query with several right items is ranked by the best of them. NaN is the lowest score.
+
+        >>> Ranks.of(np.array([[0.9, 0.1, 0.9]]), np.array([[True, False, False]])).expected
+        array([1.5])
+        """
+        scores = np.where(np.isnan(scores), -np.inf, scores)
+        best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
+        tied = scores == best
+        better = ((scores > best) & ~relevant).sum(axis=1)
+        tied_wrong, tied_right = (tied & ~relevant).sum(axis=1), (tied & relevant).sum(axis=1)
+        return cls(better, tied_wrong, tied_right, relevant.sum(axis=1), scores.shape[1])
+
+    def __len__(self) -> int:
+        """The number of queries."""
+        return len(self.better)
+
+    def select(self, queries: np.ndarray) -> "Ranks":
+        """The ranks of some queries (Q,) boolean, in the same gallery."""
+        better, tied_wrong, tied_right, right = (
+            column[queries] for column in (self.better, self.tied_wrong, self.tied_right, self.right)
+        )
+        return Ranks(better, tied_wrong, tied_right, right, self.gallery)
 
     def recall(self, k: int) -> np.ndarray:
         """Recall at k (Q,): the probability that a right item is among the first k, with ties in random order."""
@@ -27,56 +63,142 @@ class Ranks:
         return 1 - missed
 
     @property
-    def rank(self) -> np.ndarray:
+    def expected(self) -> np.ndarray:
         """Expected rank (Q,) of the best right item, from 1; with one right item a tie counts as half."""
         return self.better + (self.tied_wrong + self.tied_right + 1) / (self.tied_right + 1)
 
 
-def rank(scores: np.ndarray, relevant: np.ndarray) -> Ranks:
-    """Ranks of queries in a gallery. scores (Q, G); relevant (Q, G) boolean, at least one right item per query.
+@dataclass(frozen=True)
+class Metric:
+    """A metric as the readers of results see it. `baseline` names what its chance level is the score of."""
 
-    A query with several right items is ranked by the best of them. NaN is the lowest score.
+    key: str  # in the names of results.json and MLflow, which allow no "@"
+    label: str  # in tables
+    table: str  # the table of results that shows it
+    baseline: str = "chance"
+    unit: Literal["%", "rank"] = "%"
+    higher_is_better: bool = True
 
-    >>> rank(np.array([[0.9, 0.1, 0.9]]), np.array([[True, False, False]])).rank
-    array([1.5])
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalMetric(Metric):
+    """A metric of ranks.
+
+    value: computes it from the ranks of all queries. chance: computes its chance level from the mean recalls (G,) at
+    1..G of random ranks, that is, the cumulative distribution of the rank. in_mean_recall: it is averaged into
+    `validation/mean_recall`, which selects the fine-tuned model. validation_only: it is not in results.json.
     """
-    scores = np.where(np.isnan(scores), -np.inf, scores)
-    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
-    tied = scores == best
-    better = ((scores > best) & ~relevant).sum(axis=1)
-    return Ranks(better, (tied & ~relevant).sum(axis=1), (tied & relevant).sum(axis=1), scores.shape[1])
+
+    table: str = "retrieval"
+    value: Callable[[Ranks], float]
+    chance: Callable[[np.ndarray], float]
+    in_mean_recall: bool = False
+    validation_only: bool = False
 
 
-def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> tuple[dict[str, float], Ranks, Ranks]:
-    """Recall at 1, 5 and 10 (%), median and mean rank, in both directions (paper, section 4.1).
+class Score(NamedTuple):
+    """The value of a metric on a number of items, and its chance level (None: undefined)."""
 
-    scores (texts, videos), higher is better; video_of_text (texts,): the column of each text's own video. Returns
-    metrics named t2v/R1, ..., v2t/MdR, and the ranks of texts and of videos.
+    metric: Metric
+    value: float
+    items: int
+    chance: float | None
+
+
+def recall_at(k: int, in_mean_recall: bool = False) -> RetrievalMetric:
+    """R@k (%): the share of queries with a right item among the first k."""
+    return RetrievalMetric(
+        f"R{k}",
+        f"R@{k}",
+        value=lambda ranks: ranks.recall(k).mean() * 100,
+        chance=lambda recalls: recalls[min(k, len(recalls)) - 1] * 100,
+        in_mean_recall=in_mean_recall,
+    )
+
+
+def median_of(recalls: np.ndarray) -> float:
+    """The median rank where `recalls` (G,) is the cumulative distribution of the rank at 1..G."""
+    return 1 + (int(np.argmax(recalls >= 0.5 - 1e-9)) + int(np.argmax(recalls > 0.5 + 1e-9))) / 2
+
+
+RETRIEVAL = (
+    recall_at(1, in_mean_recall=True),
+    recall_at(5, in_mean_recall=True),
+    recall_at(10, in_mean_recall=True),
+    RetrievalMetric(
+        "MdR",
+        "MdR",
+        unit="rank",
+        higher_is_better=False,
+        value=lambda ranks: np.median(ranks.expected),
+        chance=median_of,
+    ),
+    RetrievalMetric(
+        "MnR",
+        "MnR",
+        unit="rank",
+        higher_is_better=False,
+        value=lambda ranks: ranks.expected.mean(),
+        chance=lambda recalls: len(recalls) - recalls[:-1].sum(),
+        validation_only=True,
+    ),
+)
+# Part of the version of the stages that write results.json, so that another metric makes them run again.
+TABLE_VERSION = " ".join(metric.key for metric in RETRIEVAL if not metric.validation_only)
+ACCURACY = Metric("acc", "all questions", "qa", baseline="most frequent answer")
+ENTITY_ACCURACY = Metric("acc", "entity accuracy", "entities", baseline="best constant")
+
+
+def accuracy_of(kind: str) -> Metric:
+    """Accuracy on the questions of a type."""
+    return replace(ACCURACY, key=f"{ACCURACY.key}_{kind}", label=kind.replace("_", " "))
+
+
+def contrast_of(pair: tuple[str, str]) -> Metric:
+    """Two-way accuracy: of the questions answered by one of a pair, how many rank it above the other one."""
+    return Metric("_or_".join(pair), " against ".join(pair), "qa")
+
+
+def retrieval_ranks(scores: np.ndarray, video_of_text: np.ndarray) -> dict[str, Ranks]:
+    """The ranks of texts (t2v) and of videos that have a text (v2t).
+
+    scores (texts, videos), higher is better; video_of_text (texts,): the column of each text's own video.
     """
     relevant = video_of_text[:, None] == np.arange(scores.shape[1])[None]
     with_text = relevant.any(axis=0)
-    t2v, v2t = rank(scores, relevant), rank(scores.T[with_text], relevant.T[with_text])
-    metrics = {}
-    for name, ranks in (("t2v", t2v), ("v2t", v2t)):
-        for k in (1, 5, 10):
-            metrics[f"{name}/R{k}"] = float(ranks.recall(k).mean() * 100)
-        metrics[f"{name}/MdR"] = float(np.median(ranks.rank))
-        metrics[f"{name}/MnR"] = float(ranks.rank.mean())
-    return metrics, t2v, v2t
+    return {"t2v": Ranks.of(scores, relevant), "v2t": Ranks.of(scores.T[with_text], relevant.T[with_text])}
 
 
-def chance_metrics(video_of_text: np.ndarray, videos: int) -> dict[str, float]:
-    """Chance level of `retrieval_metrics`: mean recalls and the median rank of random scores."""
-    texts_of_video = np.bincount(video_of_text, minlength=videos)
-    right = {"t2v": np.ones(len(video_of_text), np.int64), "v2t": texts_of_video[texts_of_video > 0]}
-    galleries = {"t2v": videos, "v2t": len(video_of_text)}
-    metrics: dict[str, float] = {}
-    for way, counts in right.items():
-        recalls = chance_recalls(counts, galleries[way])
-        half = [int(np.argmax(recalls >= 0.5 - 1e-9)), int(np.argmax(recalls > 0.5 + 1e-9))]
-        metrics |= {f"{way}/R{k}": float(recalls[min(k, len(recalls)) - 1] * 100) for k in (1, 5, 10)}
-        metrics[f"{way}/MdR"] = 1 + sum(half) / 2
-    return metrics
+def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> dict[str, float]:
+    """Every metric of RETRIEVAL in both directions (paper, section 4.1), named t2v/R1, ..., v2t/MnR; the arguments are
+    those of `retrieval_ranks`."""
+    ranks = retrieval_ranks(scores, video_of_text)
+    return {
+        f"{direction}/{metric.key}": float(metric.value(ranks[direction]))
+        for direction in DIRECTIONS
+        for metric in RETRIEVAL
+    }
+
+
+def mean_recall(metrics: dict[str, float]) -> float:
+    """The mean of the recalls of both directions, for model selection."""
+    keys = [metric.key for metric in RETRIEVAL if metric.in_mean_recall]
+    return float(np.mean([metrics[f"{direction}/{key}"] for direction in DIRECTIONS for key in keys]))
+
+
+def retrieval_scores(ranks: Ranks) -> list[Score]:
+    """The metrics of results.json for the queries of one direction."""
+    recalls = chance_recalls(ranks.right, ranks.gallery)
+    return [
+        Score(metric, float(metric.value(ranks)), len(ranks), float(metric.chance(recalls)))
+        for metric in RETRIEVAL
+        if not metric.validation_only
+    ]
+
+
+def is_rank(name: str) -> bool:
+    """Whether a metric's name, such as validation/t2v/MdR, is of a rank and not a percentage."""
+    return any(metric.unit == "rank" and metric.key in name.split("/") for metric in RETRIEVAL)
 
 
 def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
@@ -97,9 +219,16 @@ def accuracy_by_type(right: np.ndarray, types: list[str]) -> dict[str, float]:
     by_type: dict[str, list[bool]] = defaultdict(list)
     for value, kind in zip(right, types, strict=True):
         by_type[kind].append(bool(value))
-    return {"acc": float(np.mean(right) * 100)} | {
-        f"acc_{k}": float(np.mean(v) * 100) for k, v in sorted(by_type.items())
+    return {ACCURACY.key: float(np.mean(right) * 100)} | {
+        accuracy_of(kind).key: float(np.mean(values) * 100) for kind, values in sorted(by_type.items())
     }
+
+
+def accuracy_scores(right: np.ndarray, baseline: np.ndarray, types: list[str]) -> list[Score]:
+    """Accuracy of right (Q,) overall and by type, with that of baseline (Q,) as chance level."""
+    values, chance = accuracy_by_type(right, types), accuracy_by_type(baseline, types)
+    metrics = [(ACCURACY, len(types)), *((accuracy_of(kind), n) for kind, n in sorted(Counter(types).items()))]
+    return [Score(metric, values[metric.key], items, chance[metric.key]) for metric, items in metrics]
 
 
 def majority_baseline(train: list[tuple[str, str]], test: list[tuple[str, str]]) -> np.ndarray:

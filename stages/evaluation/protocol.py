@@ -56,6 +56,9 @@ class EvaluationConfig(StageConfig):
         """The distinct names of the corpora to evaluate."""
         return list(dict.fromkeys(filter(None, (self.retrieval, self.qa))))
 
+    def check_columns(self, folder: Path) -> None:
+        """Raises InputError if the corpus for retrieval lacks a column of the manifest that the evaluation reads."""
+
 
 def excluded(config: EvaluationConfig, folder: Path) -> set[str]:
     """The ids of the items that `exclude_overlap` removes from a corpus."""
@@ -69,7 +72,8 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
     """Checks that the evaluation items of a corpus are decoded.
 
     Returns (column, decoded, annotated) for `captions` (retrieval) and `questions` (question answering), if evaluated.
-    Raises InputError if no item or too small a fraction is decoded; the pipeline calls this before training.
+    Raises InputError if no item or too small a fraction is decoded, and as `check_columns`; the pipeline calls this
+    before training.
     """
     counts = []
     for evaluated, column in ((config.retrieval, "captions"), (config.qa, "questions")):
@@ -89,6 +93,8 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
                 f"{folder / 'rejects.parquet'}"
             )
         counts.append((column, decoded, annotated))
+        if column == "captions":
+            config.check_columns(folder)
     return counts
 
 

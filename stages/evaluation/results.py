@@ -1,4 +1,4 @@
-"""Results of an evaluation: one row per score with the number of items and the chance level, and per-query tables."""
+"""The results of an evaluation: rows of results.json, metrics, and tables of queries."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +11,18 @@ import pyarrow.parquet as pq
 from alpro.files import write_json
 from alpro.shards.reader import ShardReader
 from alpro.stages.artifacts.store import Outcome
-from alpro.stages.evaluation.metrics import Ranks, chance_metrics, retrieval_metrics
+from alpro.stages.evaluation.metrics import DIRECTIONS, Metric, Ranks, Score, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items, excluded
 from alpro.stages.evaluation.retrieval import Gallery
 
 
 @dataclass
 class Results:
-    """Rows of the results table, metrics, and the output folder."""
+    """Rows of results.json, metrics, and the output folder.
+
+    A row has what its readers need to show it: `table` is the table that it is in, `what` was evaluated, `direction`
+    (of retrieval) and `metric` say how, and `unit`, `higher_is_better` and `baseline` are those of the `Metric`.
+    """
 
     split: str
     out: Path
@@ -35,20 +39,33 @@ class Results:
         for name in config.corpora:
             for column, decoded, annotated in check_items(config, name, inputs[name]):
                 if decoded < annotated:
-                    shown, key = f"{column} of {name}", f"decoded/{name}/{column}"
-                    results.add(shown, f"{decoded} of {annotated}", 100 * decoded / annotated, annotated, None, key)
+                    score = share("decoded", column, decoded, annotated)
+                    results.add(score, f"{column} of {name}", f"decoded/{name}")
             if removed := len(excluded(config, inputs[name])):
                 items = len(ShardReader(inputs[name], config.split))
-                share = 100 * removed / items
-                results.add(f"items of {name}", f"{removed} of {items}", share, items, None, f"left_out/{name}")
+                results.add(share("left_out", name, removed, items), f"items of {name}", "left_out")
         return results
 
-    def add(self, what: str, metric: str, value: float, items: int, chance: float | None, name: str) -> None:
-        """Adds a score with its number of items and chance level (None: undefined)."""
+    def add(self, score: Score, what: str, name: str, direction: str = "") -> None:
+        """Adds a score as <name>/<direction>/<key of the metric>."""
+        metric = score.metric
+        name = "/".join(part for part in (name, direction, metric.key) if part)
         self.rows.append(
-            {"name": name, "what": what, "metric": metric, "value": value, "items": items, "chance": chance}
+            {
+                "name": name,
+                "table": metric.table,
+                "what": what,
+                "direction": direction,
+                "metric": metric.label,
+                "value": score.value,
+                "unit": metric.unit,
+                "higher_is_better": metric.higher_is_better,
+                "items": score.items,
+                "chance": score.chance,
+                "baseline": metric.baseline,
+            }
         )
-        self.metrics[f"{self.split}/{name}"] = value
+        self.metrics[f"{self.split}/{name}"] = score.value
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Writes per-query results to `name`.parquet."""
@@ -57,48 +74,60 @@ class Results:
     def outcome(self) -> Outcome:
         """Writes results.json; returns the number of items of each score, and the metrics."""
         write_json(self.out / "results.json", self.rows)
-        return Outcome({f"{row['what']}, {row['metric']}": row["items"] for row in self.rows}, self.metrics)
+        return Outcome({row["name"]: row["items"] for row in self.rows}, self.metrics)
+
+
+def share(table: str, key: str, part: int, items: int) -> Score:
+    """A share (%) of the items of a corpus."""
+    return Score(Metric(key, f"{part} of {items}", table, baseline=""), 100 * part / items, items, None)
 
 
 def add_retrieval(
-    results: Results, what: str, name: str, scores: np.ndarray, gallery: Gallery, ways: tuple[str, ...] = ("t2v", "v2t")
-) -> Ranks:
-    """Adds R@1, R@5, R@10 and MdR, writes the rank of every query, and returns the ranks of the texts."""
-    metrics, t2v, v2t = retrieval_metrics(scores, gallery.video_of_text)
-    chance = chance_metrics(gallery.video_of_text, scores.shape[1])
-    for way, ranks in (("t2v", t2v), ("v2t", v2t)):
-        for column in ("R1", "R5", "R10", "MdR") if way in ways else ():
-            key, shown = f"{way}/{column}", f"{way} {column.replace('R', 'R@') if column != 'MdR' else column}"
-            results.add(what, shown, metrics[key], len(ranks.better), chance[key], f"{name}/{key}")
+    results: Results,
+    what: str,
+    name: str,
+    scores: np.ndarray,
+    gallery: Gallery,
+    directions: tuple[str, ...] = DIRECTIONS,
+) -> dict[str, Ranks]:
+    """Adds the metrics of retrieval, writes the rank of every query, and returns the ranks of texts and videos."""
+    ranks = retrieval_ranks(scores, gallery.video_of_text)
+    for direction in directions:
+        for score in retrieval_scores(ranks[direction]):
+            results.add(score, what, name, direction)
     scores = np.where(np.isnan(scores), -np.inf, scores)  # NaN is the lowest score, as in the ranks
+    results.table(f"{name}_t2v", text_queries(gallery, scores, ranks["t2v"]))
+    if "v2t" in directions:
+        results.table(f"{name}_v2t", video_queries(gallery, scores, ranks["v2t"]))
+    return ranks
+
+
+def text_queries(gallery: Gallery, scores: np.ndarray, ranks: Ranks) -> list[dict[str, Any]]:
+    """A row for each text: its rank, the score of its own video, and the five best videos."""
     best = scores.argsort(axis=1)[:, ::-1][:, :5]
-    rows = zip(gallery.texts, gallery.video_of_text, t2v.rank, scores, best, strict=True)
-    results.table(
-        f"{name}_t2v",
-        [
-            {
-                "text": text,
-                "id": gallery.ids[video],
-                "rank": float(rank),
-                "score": float(row[video]),
-                "best": [gallery.ids[i] for i in first],
-                "best_scores": row[first].tolist(),
-            }
-            for text, video, rank, row, first in rows
-        ],
-    )
-    if "v2t" in ways:
-        queries = zip(gallery.ids, v2t.rank, scores.T, scores.T.argsort(axis=1)[:, ::-1][:, :5], strict=True)
-        results.table(
-            f"{name}_v2t",
-            [
-                {
-                    "id": video,
-                    "rank": float(rank),
-                    "best": [gallery.texts[i] for i in first],
-                    "best_scores": row[first].tolist(),
-                }
-                for video, rank, row, first in queries
-            ],
-        )
-    return t2v
+    queries = zip(gallery.texts, gallery.video_of_text, ranks.expected, scores, best, strict=True)
+    return [
+        {
+            "text": text,
+            "id": gallery.ids[video],
+            "rank": float(rank),
+            "score": float(row[video]),
+            "best": [gallery.ids[i] for i in first],
+            "best_scores": row[first].tolist(),
+        }
+        for text, video, rank, row, first in queries
+    ]
+
+
+def video_queries(gallery: Gallery, scores: np.ndarray, ranks: Ranks) -> list[dict[str, Any]]:
+    """A row for each video: its rank, and the five best texts."""
+    best = scores.T.argsort(axis=1)[:, ::-1][:, :5]
+    return [
+        {
+            "id": video,
+            "rank": float(rank),
+            "best": [gallery.texts[i] for i in first],
+            "best_scores": row[first].tolist(),
+        }
+        for video, rank, row, first in zip(gallery.ids, ranks.expected, scores.T, best, strict=True)
+    ]

@@ -11,7 +11,7 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.stages.evaluation.encode import uniform_frames
-from alpro.stages.evaluation.metrics import accuracy_by_type, retrieval_metrics
+from alpro.stages.evaluation.metrics import accuracy_by_type, mean_recall, retrieval_metrics
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
 from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
@@ -31,7 +31,7 @@ def validate_contrast(
 
     def metrics(gallery: Gallery) -> dict[str, float]:
         texts, videos = encode_gallery(encoder, gallery, tokenizer, config.max_text_tokens, encoder.mean.device)
-        values, _, _ = retrieval_metrics((texts.features @ videos.features.T).cpu().numpy(), gallery.video_of_text)
+        values = retrieval_metrics((texts.features @ videos.features.T).cpu().numpy(), gallery.video_of_text)
         return {f"validation/vtc/{name}": value for name, value in values.items()}
 
     return lambda: averaged(galleries, metrics)
@@ -52,8 +52,8 @@ def validate_retrieval(
     def metrics(gallery: Gallery) -> dict[str, float]:
         texts, videos = encode_gallery(encoder, gallery, tokenizer, config.max_text_tokens, encoder.mean.device)
         scores = match_pairs(cast(Alpro, encoder.model), texts, videos, validation.protocol, validation.k)
-        values, _, _ = retrieval_metrics(scores, gallery.video_of_text)
-        values["mean_recall"] = float(np.mean([values[f"{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)]))
+        values = retrieval_metrics(scores, gallery.video_of_text)
+        values["mean_recall"] = mean_recall(values)
         return {f"validation/{name}": value for name, value in values.items()}
 
     return lambda: averaged(galleries, metrics), "validation/mean_recall"

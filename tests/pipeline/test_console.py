@@ -1,13 +1,16 @@
 """Results and artifacts as the command line prints them."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from alpro.files import write_json
 from alpro.pipeline import console
+from alpro.pipeline.reporting.result_tables import Table as ResultTable
 from alpro.stages.artifacts.store import RECORD_VERSION, Store
 
 
@@ -119,14 +122,20 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
     values = iter(range(1, 100))
     rows = [
         {
-            "name": f"retrieval/{metric}",
+            "name": f"retrieval/{direction}/{metric}",
+            "table": "retrieval",
             "what": "fine-tuned retrieval",
+            "direction": direction,
             "metric": metric,
             "value": next(values) + 0.5,
-            "chance": next(values) + 0.5,
+            "unit": "rank" if metric == "MdR" else "%",
+            "higher_is_better": metric != "MdR",
             "items": 40,
+            "chance": next(values) + 0.5,
+            "baseline": "chance",
         }
-        for metric in (f"{way} {column}" for way in ("t2v", "v2t") for column in ("R@1", "R@5", "R@10", "MdR"))
+        for direction in ("t2v", "v2t")
+        for metric in ("R@1", "R@5", "R@10", "MdR")
     ]
     folder = artifact(tmp_path / "artifacts", "evaluate", "evaluate", "a", 1, {})
     write_json(folder / "results.json", rows)
@@ -137,7 +146,7 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
     console.print_results({"evaluate": folder}, tmp_path)
     printed = [row for row in ([c.strip() for c in row if c.strip()] for row in cells(capsys.readouterr().out)) if row]
     assert printed[0] == ["Retrieval"]
-    assert printed[1] == ["R@1", "R@5", "R@10", "MdR", "items"]
+    assert printed[1] == ["R@1", "R@5", "R@10", "MdR ↓", "items"]
     assert printed[3:] == [
         ["fine-tuned retrieval", "t2v", "1.5 %", "3.5 %", "5.5 %", "7.5", "40"],
         ["v2t", "9.5 %", "11.5 %", "13.5 %", "15.5", "40"],
@@ -152,7 +161,26 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
     ]
 
 
-def test_without_results_the_last_stage_is_printed(tmp_path, capsys):
+@pytest.mark.parametrize(("width", "tables"), [(140, 1), (80, 2), (60, 3)])
+def test_a_table_wider_than_the_terminal_is_continued_below(width, tables, monkeypatch, capsys):
+    """No score is cut or wrapped, whatever the number of metrics."""
+    heads = ["", "", *(f"R@{k}" for k in range(10)), "items"]
+    lines = [
+        [what, "t2v", *(f"{first}{k}.{k} %" for k in range(10)), f"{first}000"]
+        for what, first in (("zero-shot by similarity", 1), ("control: frames shuffled", 2))
+    ]
+    monkeypatch.setattr(console, "console", Console(width=width, soft_wrap=True))
+    console.print_result_table(ResultTable("Retrieval", heads, lines))
+    printed = capsys.readouterr().out
+    assert all(len(line) <= width for line in printed.splitlines())
+    assert printed.count("Retrieval") == tables
+    for line in lines:
+        first = line[-1][0]
+        assert re.findall(rf"\b{first}\d\.\d %|\b{first}000\b", printed) == line[2:]
+    assert re.findall(r"R@\d|items", printed) == heads[2:]
+
+
+def test_without_results_the_last_stage_is_printed(tmp_path, capsys, monkeypatch):
     first = artifact(tmp_path / "artifacts", "decode_videos", "decode_videos clips", "a", 1, {}, counts={"samples": 9})
     last = artifact(
         tmp_path / "artifacts", "pretrain", "pretrain", "b", 2, {}, counts={"steps": 600}, metrics={"loss": 0.123456789}

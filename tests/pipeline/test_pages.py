@@ -14,6 +14,7 @@ import pytest
 from alpro.files import read_json
 from alpro.pipeline import flow
 from alpro.stages.artifacts.store import read_record
+from alpro.stages.evaluation.metrics import RETRIEVAL
 from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import TINY
 
@@ -71,7 +72,13 @@ def test_the_readmes_python_example(first, sample, tmp_path, monkeypatch, capsys
     assert len(capsys.readouterr().out.splitlines()) >= 4
 
 
-PLACES = {"split": "test|validation", "direction": "t2v|v2t", "rank": "R1|R5|R10|MdR"}
+PLACES = {
+    "split": "test|validation",
+    "direction": "t2v|v2t",
+    "rank": "|".join(metric.key for metric in RETRIEVAL if not metric.validation_only),
+    "subset": r"\w+",
+    "name": r"\w+",
+}
 NOT_IN_EVERY_RUN = {"<split>/decoded/<corpus>", "train/utilisation"}
 
 
@@ -87,8 +94,8 @@ def test_every_metric_has_its_name_on_the_page(first):
     logged -= {"step", "time"}
 
     def pattern(name: str) -> re.Pattern[str]:
-        ranks = PLACES["rank"] + ("|MnR" if name.startswith("validation/") else "")
-        places = PLACES | {"rank": ranks}
+        validated = {"rank": "|".join(metric.key for metric in RETRIEVAL)}
+        places = PLACES | (validated if name.startswith("validation/") else {})
         parts = re.split(r"<(\w+)>", name)
         named = [f"({places.get(p, r'[^/]+')})" if i % 2 else re.escape(p) for i, p in enumerate(parts)]
         return re.compile("".join(named))

@@ -36,6 +36,7 @@ def artifacts_of_a_run(tmp_path) -> list[Listed]:
     (tmp_path / "evaluate" / "pictures").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "evaluate" / "pictures" / "retrieval.png")
     row = {"name": "qa/acc", "what": "question answering", "metric": "<all> questions", "value": 41.0, "chance": 23.0}
+    row |= {"table": "qa", "direction": "", "unit": "%", "higher_is_better": True, "baseline": "most frequent answer"}
     write_json(tmp_path / "evaluate" / "results.json", [row | {"items": 50}])
     return artifacts
 

@@ -10,23 +10,30 @@ import pytest
 from alpro.files import write_json
 from alpro.pipeline.reporting.result_tables import Table, results, results_markdown, small_sample_note, tables
 
+BASELINES = {"retrieval": "chance", "qa": "most frequent answer", "entities": "best constant", "decoded": ""}
 
-def rows_of(what: str, key: str, metrics: list[str], numbers: Iterator[int], items: int, chance: bool = True):
+
+def rows_of(table: str, what: str, key: str, metrics: list[str], numbers: Iterator[int], items: int, way: str = ""):
     """Rows as an evaluation writes them; the numbers go on from row to row."""
     return [
         {
-            "name": f"{key}/{metric}",
+            "name": f"{key}/{way}/{metric}",
+            "table": table,
             "what": what,
+            "direction": way,
             "metric": metric,
             "value": next(numbers) + 0.25,
-            "chance": next(numbers) + 0.75 if chance else None,
+            "unit": "rank" if metric == "MdR" else "%",
+            "higher_is_better": metric != "MdR",
             "items": items,
+            "chance": next(numbers) + 0.75 if BASELINES[table] else None,
+            "baseline": BASELINES[table],
         }
         for metric in metrics
     ]
 
 
-RANKS = [f"{way} {column}" for way in ("t2v", "v2t") for column in ("R@1", "R@5", "R@10", "MdR")]
+RANKS = ["R@1", "R@5", "R@10", "MdR"]
 TYPES = ["all questions", "what", "how many"]
 
 
@@ -34,17 +41,17 @@ TYPES = ["all questions", "what", "how many"]
 def rows() -> list[dict[str, Any]]:
     numbers = count(1)
     ranked = [
-        *rows_of("zero-shot retrieval", "zero_shot", RANKS[:4], numbers, 400),
-        *rows_of("zero-shot retrieval", "zero_shot", RANKS[4:], numbers, 200),
-        *rows_of("fine-tuned, unseen", "retrieval", ["t2v R@1"], numbers, 90),
+        *rows_of("retrieval", "zero-shot retrieval", "zero_shot", RANKS, numbers, 400, "t2v"),
+        *rows_of("retrieval", "zero-shot retrieval", "zero_shot", RANKS, numbers, 200, "v2t"),
+        *rows_of("retrieval", "fine-tuned, unseen", "retrieval", ["R@1"], numbers, 90, "t2v"),
     ]
     answers = [
-        *rows_of("question answering", "qa", TYPES, numbers, 300),
-        *rows_of("control: frames shuffled", "qa_shuffled", TYPES[:2], numbers, 300),
+        *rows_of("qa", "question answering", "qa", TYPES, numbers, 300),
+        *rows_of("qa", "control: frames shuffled", "qa_shuffled", TYPES[:2], numbers, 300),
     ]
     others = [
-        *rows_of("prompter", "entities", ["entity accuracy"], numbers, 150),
-        *rows_of("decoded of clips", "decoded", ["190 of 200"], numbers, 200, chance=False),
+        *rows_of("entities", "prompter", "entities", ["entity accuracy"], numbers, 150),
+        *rows_of("decoded", "decoded of clips", "decoded", ["190 of 200"], numbers, 200),
     ]
     answers[2]["items"] = 17
     return [*answers, *others, *ranked]
@@ -54,7 +61,7 @@ def test_every_number_is_in_its_column(rows):
     assert tables(rows) == [
         Table(
             "Retrieval",
-            ["", "", "R@1", "R@5", "R@10", "MdR", "items"],
+            ["", "", "R@1", "R@5", "R@10", "MdR ↓", "items"],
             [
                 ["zero-shot retrieval", "t2v", "1.2 %", "3.2 %", "5.2 %", "7.2", "400"],
                 ["zero-shot retrieval", "v2t", "9.2 %", "11.2 %", "13.2 %", "15.2", "200"],
@@ -83,9 +90,22 @@ def test_every_number_is_in_its_column(rows):
 
 def test_tables_without_rows_are_left_out(rows):
     assert tables([]) == []
-    assert [table.title for table in tables([row for row in rows if row["name"].startswith("qa")])] == [
-        "Question answering"
-    ]
+    assert [table.title for table in tables([row for row in rows if row["table"] == "qa"])] == ["Question answering"]
+
+
+def test_rows_of_another_table_are_shown_too(rows):
+    """A table that an evaluation adds has a line for each score."""
+    others = [row | {"table": "captions"} for row in rows if row["table"] == "entities"]
+    (*_, last) = tables([*rows, *others])
+    assert (last.title, last.lines) == ("Captions", [["prompter", "entity accuracy", "29.2 %", "30.8 %", "150"]])
+
+
+def test_a_column_for_each_metric_in_the_order_of_the_rows():
+    numbers = count(1)
+    kinds = ("R@1", "R@50", "MdR")
+    (table,) = tables(rows_of("retrieval", "zero-shot retrieval", "zero_shot", list(kinds), numbers, 400, "t2v"))
+    assert table.heads == ["", "", "R@1", "R@50", "MdR ↓", "items"]
+    assert table.lines[0] == ["zero-shot retrieval", "t2v", "1.2 %", "3.2 %", "5.2", "400"]
 
 
 def test_a_score_without_chance_level_has_a_dash(rows):

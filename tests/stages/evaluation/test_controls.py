@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpro.stages.evaluation.controls import Shuffle, colours_only, reverse
+from alpro.errors import InputError
+from alpro.stages.evaluation.controls import Shuffle, reverse, words_only
 from alpro.stages.evaluation.retrieval import Gallery
 
 
@@ -54,17 +55,36 @@ def test_the_colour_control_scores_the_overlap_of_colours_said_and_seen(coloured
         [1 / 3, 1 / 2, 0],
         [0, 0, 1],
     ]
-    np.testing.assert_allclose(colours_only(coloured), expected)
+    np.testing.assert_allclose(words_only(coloured, "things.colour"), expected)
 
 
-def test_there_is_no_colour_control_where_the_manifest_tells_none(corpus_of, tmp_path):
+def test_the_words_of_a_control_may_be_a_list_or_a_text(corpus_of, tmp_path):
+    rows = [
+        {"id": "a", "captions": ["A DJ at a party"], "meta": {"tags": ["party", "dj"], "genre": "Pop music"}},
+        {"id": "b", "captions": ["music for a party"], "meta": {"tags": ["party"], "genre": "news"}},
+        {"id": "c", "captions": ["nothing"], "meta": {"tags": [], "genre": "news"}},
+    ]
+    gallery = Gallery.of(corpus_of(tmp_path, rows), "train")
+    np.testing.assert_allclose(words_only(gallery, "tags"), [[1, 1 / 2, 0], [1 / 2, 1, 0], [0, 0, 0]])
+    np.testing.assert_allclose(words_only(gallery, "genre"), [[0, 0, 0], [1 / 2, 0, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize(("path", "who"), [("things.colour", "b has no"), ("things", "a has no"), ("hues", "a has no")])
+def test_a_video_without_the_column_is_a_mistake(corpus_of, tmp_path, path, who):
     rows = [{"id": "a", "captions": ["red"], "meta": things("red")}, {"id": "b", "captions": ["blue"]}]
-    assert colours_only(Gallery.of(corpus_of(tmp_path, rows), "train")) is None
+    gallery = Gallery.of(corpus_of(tmp_path, rows), "train")
+    with pytest.raises(InputError, match=rf"{tmp_path}: {who} words in column {path} "):
+        words_only(gallery, path)
+
+
+def test_a_column_without_a_word_is_a_mistake(coloured):
+    with pytest.raises(InputError, match=r"no video has words in column things\.color "):
+        words_only(coloured, "things.color")
 
 
 def test_the_colour_control_of_the_sample_is_better_than_chance_and_not_perfect(clips):
     gallery = Gallery.of(clips, "test")
-    scores = colours_only(gallery)
+    scores = words_only(gallery, "things.colour")
     own = scores[np.arange(8), gallery.video_of_text]
     assert (own == scores.max(axis=1)).all()  # a full caption names every colour
     assert (scores == 1).sum() >= 8

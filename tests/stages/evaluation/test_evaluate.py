@@ -22,10 +22,10 @@ from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages import evaluate, zero_shot
 from alpro.stages.artifacts.store import Resources
-from alpro.stages.evaluate import add_contrasts, add_seen_unseen
-from alpro.stages.evaluation import protocol
+from alpro.stages.evaluate import add_contrasts, add_subsets
+from alpro.stages.evaluation import metrics, protocol
 from alpro.stages.evaluation.entities import EntityScore
-from alpro.stages.evaluation.metrics import retrieval_metrics
+from alpro.stages.evaluation.metrics import recall_at, retrieval_metrics
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.evaluation.qa import Questions
 from alpro.stages.evaluation.results import Results, add_retrieval
@@ -42,7 +42,8 @@ def results(tmp_path) -> Results:
 
 @pytest.fixture
 def gallery_of(corpus_of, tmp_path):
-    """gallery_of(captions a video, videos): a gallery of the test split; every other video is unseen."""
+    """gallery_of(captions a video, videos): a gallery of the test split; every other video is unseen, the last one has
+    no genre."""
 
     def make(captions: int, videos: int) -> Gallery:
         rows = [
@@ -50,7 +51,7 @@ def gallery_of(corpus_of, tmp_path):
                 "id": f"v{n}",
                 "split": "test",
                 "captions": [f"ball {n} {c}" for c in range(captions)],
-                "meta": {"unseen": n % 2 == 1},
+                "meta": {"unseen": n % 2 == 1} | ({"genre": "news" if n < 2 else "sports"} if n < videos - 1 else {}),
             }
             for n in range(videos)
         ]
@@ -64,21 +65,39 @@ def test_a_ranker_that_knows_nothing_reaches_chance(captions, results, gallery_o
     """The mean over many random rankings is what the column `chance` says."""
     gallery = gallery_of(captions, 12)
     add_retrieval(results, "nothing", "nothing", np.zeros((12 * captions, 12)), gallery)
-    chance = {row["metric"]: row["chance"] for row in results.rows}
+    chance = {row["name"].removeprefix("nothing/"): row["chance"] for row in results.rows}
     rng = np.random.default_rng(0)
-    draws = [retrieval_metrics(rng.random((12 * captions, 12)), gallery.video_of_text)[0] for _ in range(1500)]
-    for metric, expected in chance.items():
-        way, name = metric.split()
-        mean = np.mean([draw[f"{way}/{name.replace('@', '')}"] for draw in draws])
-        assert expected == pytest.approx(mean, rel=0.05), metric
+    draws = [retrieval_metrics(rng.random((12 * captions, 12)), gallery.video_of_text) for _ in range(1500)]
+    for name, expected in chance.items():
+        assert expected == pytest.approx(np.mean([draw[name] for draw in draws]), rel=0.05), name
 
 
-def test_the_rows_say_what_was_asked_of_how_many(results, gallery_of, tmp_path):
+@pytest.fixture
+def paper_metrics(monkeypatch) -> None:
+    """Only the metrics of the paper, whatever else the table has."""
+    chosen = tuple(metric for metric in metrics.RETRIEVAL if metric.key in ("R1", "R5", "R10", "MdR"))
+    monkeypatch.setattr(metrics, "RETRIEVAL", chosen)
+
+
+def test_the_rows_say_what_was_asked_of_how_many(results, gallery_of, tmp_path, paper_metrics):
     add_retrieval(results, "by hand", "hand", np.eye(4) + 0.1, gallery_of(1, 4))
-    assert [(row["metric"], row["value"], row["items"]) for row in results.rows] == [
-        *(("t2v R@1", 100, 4), ("t2v R@5", 100, 4), ("t2v R@10", 100, 4), ("t2v MdR", 1, 4)),
-        *(("v2t R@1", 100, 4), ("v2t R@5", 100, 4), ("v2t R@10", 100, 4), ("v2t MdR", 1, 4)),
+    assert [(row["direction"], row["metric"], row["value"], row["items"]) for row in results.rows] == [
+        *(("t2v", "R@1", 100, 4), ("t2v", "R@5", 100, 4), ("t2v", "R@10", 100, 4), ("t2v", "MdR", 1, 4)),
+        *(("v2t", "R@1", 100, 4), ("v2t", "R@5", 100, 4), ("v2t", "R@10", 100, 4), ("v2t", "MdR", 1, 4)),
     ]
+    assert results.rows[-1] == {
+        "name": "hand/v2t/MdR",
+        "table": "retrieval",
+        "what": "by hand",
+        "direction": "v2t",
+        "metric": "MdR",
+        "value": 1,
+        "unit": "rank",
+        "higher_is_better": False,
+        "items": 4,
+        "chance": 2.5,
+        "baseline": "chance",
+    }
     assert results.metrics["test/hand/t2v/R1"] == 100
     assert not any("@" in name for name in results.metrics)
     ranks = pq.read_table(tmp_path / "hand_t2v.parquet").to_pylist()
@@ -99,15 +118,43 @@ def test_a_score_that_is_not_a_number_is_the_worst_in_the_tables_too(results, ga
     assert [row["best"][0] for row in back] == ["ball 0 0", "ball 1 0", "ball 0 0"]
 
 
-def test_seen_and_unseen_are_told_apart(results, gallery_of):
+SUBSETS = {"seen": {"unseen": False}, "unseen": {"unseen": True}, "unseen_news": {"unseen": True, "genre": "news"}}
+
+
+def test_each_subset_has_every_metric_of_its_queries(results, gallery_of):
     gallery = gallery_of(1, 4)
     scores = np.eye(4)
     scores[1] = [1, 0, 0, 0]  # of the unseen v1 and v3 one is not found
-    ranks = add_retrieval(results, "x", "x", scores, gallery)
+    ranks = add_retrieval(results, "x", "x", scores, gallery)["t2v"]
     results.rows.clear()
-    add_seen_unseen(results, gallery, ranks)
-    assert [(row["value"], row["items"], row["chance"]) for row in results.rows] == [(100, 2, 25), (50, 2, 25)]
+    add_subsets(results, SUBSETS, gallery, ranks)
+    shown = {row["name"]: (row["value"], row["items"], row["chance"]) for row in results.rows if row["metric"] == "R@1"}
+    assert shown == {
+        "retrieval/t2v/R1_seen": (100, 2, 25),
+        "retrieval/t2v/R1_unseen": (50, 2, 25),
+        "retrieval/t2v/R1_unseen_news": (0, 1, 25),
+    }
     assert results.metrics["test/retrieval/t2v/R1_unseen"] == 50
+    assert results.metrics["test/retrieval/t2v/MdR_unseen"] == 2  # ranks 1 and 3, behind v0 and tied with two
+    assert {row["what"] for row in results.rows} == {f"fine-tuned retrieval, {name}" for name in SUBSETS}
+
+
+def test_an_empty_subset_has_no_scores_and_an_unknown_column_is_a_mistake(results, gallery_of):
+    gallery = gallery_of(1, 4)
+    ranks = add_retrieval(results, "x", "x", np.eye(4), gallery)["t2v"]
+    results.rows.clear()
+    add_subsets(results, {"films": {"genre": "films"}}, gallery, ranks)
+    assert results.rows == []
+    with pytest.raises(InputError, match="no column gender"):
+        add_subsets(results, {"films": {"gender": "films"}}, gallery, ranks)
+
+
+def test_columns_are_checked_before_training(clips_of_brightness):
+    """`check_items` is what a pipeline calls for an evaluation once its corpora are decoded."""
+    for changes in ({"subsets": {"unseen": {"unseen": True}}}, {"word_controls": {"colours": "things.colour"}}):
+        with pytest.raises(InputError, match="column"):
+            check_items(evaluate.Config(retrieval="clips", **changes), "clips", clips_of_brightness)
+        check_items(evaluate.Config(qa="clips", **changes), "clips", clips_of_brightness)
 
 
 def test_contrasts_tell_two_answers_apart_among_the_questions_with_one_of_them(results):
@@ -259,6 +306,32 @@ def test_fine_tuned_retrieval_and_its_controls(clips_of_brightness, reading, tmp
     assert actual["retrieval_shuffled/t2v/MdR"]["value"] == 2.5  # neither rising nor falling: all four tie
     assert not any(name.startswith(("qa", "zero_shot", "colours_only")) for name in actual)
     assert (tmp_path / "out" / "pictures" / "retrieval.png").is_file()
+
+
+def test_a_new_metric_is_one_entry_of_the_table(clips_of_brightness, reading, tmp_path, paper_metrics, monkeypatch):
+    """It is in results.json and in the printed table with its chance, for subsets too, and in the metrics for MLflow.
+    Validation is tested with it in test_validation."""
+    reading()
+    monkeypatch.setattr(metrics, "RETRIEVAL", (*metrics.RETRIEVAL, recall_at(2)))
+    config = evaluate.Config(retrieval="clips")
+    outcome = evaluate.run(config, {"clips": clips_of_brightness, "retrieval": Path("x")}, tmp_path, RESOURCES)
+    assert {outcome.metrics[f"test/retrieval/{way}/R2"] for way in ("t2v", "v2t")} == {100}
+    row = rows_of(tmp_path)["retrieval/t2v/R2"]
+    assert (row["metric"], row["value"], row["chance"], row["items"]) == ("R@2", 100, 50, 4)
+    (table,) = tables(list(rows_of(tmp_path).values()))
+    assert table.heads == ["", "", "R@1", "R@5", "R@10", "MdR ↓", "R@2", "items"]
+    assert [(line[:2], line[6]) for line in table.lines] == [
+        (["fine-tuned retrieval", "t2v"], "100.0 %"),
+        (["fine-tuned retrieval", "v2t"], "100.0 %"),
+        (["chance", "t2v"], "50.0 %"),
+        (["chance", "v2t"], "50.0 %"),
+    ]
+
+
+@pytest.mark.parametrize("module", [evaluate, zero_shot])
+def test_another_metric_makes_the_evaluations_run_again(module):
+    keys = [metric.key for metric in metrics.RETRIEVAL if not metric.validation_only]
+    assert module.VERSION.split()[1:] == keys
 
 
 def test_the_protocol_is_the_one_that_is_asked_for(clips_of_brightness, reading, tmp_path, monkeypatch):

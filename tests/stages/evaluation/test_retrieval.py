@@ -8,7 +8,7 @@ import torch
 
 from alpro.models.alpro import Alpro
 from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos
-from alpro.stages.evaluation.metrics import retrieval_metrics
+from alpro.stages.evaluation.metrics import retrieval_metrics, retrieval_ranks
 from alpro.stages.evaluation.retrieval import (
     Gallery,
     encode_gallery,
@@ -213,7 +213,7 @@ def test_recalls_of_the_two_directions_differ_where_the_scores_do(by_hand):
     two."""
     margins = [[-2.0, -1.0, -9.0], [-9.0, -0.5, -9.0], [-9.0, -0.4, -0.3]]
     scores = match_pairs(*by_hand(margins, SIMILARITY), "all", 1)
-    metrics, texts, videos = retrieval_metrics(scores, np.arange(3))
-    assert texts.rank.tolist() == [2, 1, 1]
-    assert videos.rank.tolist() == [1, 2, 1]
+    metrics, ranks = retrieval_metrics(scores, np.arange(3)), retrieval_ranks(scores, np.arange(3))
+    assert ranks["t2v"].expected.tolist() == [2, 1, 1]
+    assert ranks["v2t"].expected.tolist() == [1, 2, 1]
     assert metrics["t2v/R1"] == metrics["v2t/R1"] == pytest.approx(200 / 3)

@@ -1,12 +1,25 @@
 """Scores as pure functions, against tables worked out by hand and against what chance would reach."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from alpro.stages.evaluation.metrics import accuracy_by_type, chance_metrics, majority_baseline, rank, retrieval_metrics
+from alpro.stages.evaluation import metrics
+from alpro.stages.evaluation.metrics import (
+    RETRIEVAL,
+    Ranks,
+    accuracy_by_type,
+    accuracy_scores,
+    chance_recalls,
+    majority_baseline,
+    retrieval_metrics,
+    retrieval_ranks,
+    retrieval_scores,
+)
 
 # scores of one query, places of its right items, rank, chance to be among the first 1 and the first 2
 RANKS = [
@@ -26,19 +39,19 @@ RANKS = [
 @pytest.mark.parametrize(("scores", "right", "place", "first", "second"), RANKS)
 def test_ranks_of_one_query(scores, right, place, first, second):
     relevant = np.isin(np.arange(len(scores)), right)[None]
-    actual = rank(np.array([scores]), relevant)
-    assert actual.rank.tolist() == [place]
+    actual = Ranks.of(np.array([scores]), relevant)
+    assert actual.expected.tolist() == [place]
     assert actual.recall(1) == pytest.approx([first])
     assert actual.recall(2) == pytest.approx([second])
 
 
 @given(st.integers(1, 40))
 def test_constant_scores_are_exactly_chance(size):
-    metrics, _, _ = retrieval_metrics(np.full((size, size), 0.3), np.arange(size))
+    values = retrieval_metrics(np.full((size, size), 0.3), np.arange(size))
     for way in ("t2v", "v2t"):
         for k in (1, 5, 10):
-            assert metrics[f"{way}/R{k}"] == pytest.approx(100 * min(1, k / size))
-        assert metrics[f"{way}/MdR"] == metrics[f"{way}/MnR"] == (size + 1) / 2
+            assert values[f"{way}/R{k}"] == pytest.approx(100 * min(1, k / size))
+        assert values[f"{way}/MdR"] == values[f"{way}/MnR"] == (size + 1) / 2
 
 
 scores_of = st.integers(2, 8).flatmap(lambda n: arrays(np.float64, (n, n), elements=st.integers(-3, 3).map(float)))
@@ -48,17 +61,17 @@ scores_of = st.integers(2, 8).flatmap(lambda n: arrays(np.float64, (n, n), eleme
 @given(scores_of)
 def test_ranks_see_the_order_of_scores_alone(scores):
     """Not their size, nor in which order the gallery stands."""
-    before, _, _ = retrieval_metrics(scores, np.arange(len(scores)))
-    assert retrieval_metrics(np.exp(scores) * 7 - 100, np.arange(len(scores)))[0] == pytest.approx(before)
+    before = retrieval_metrics(scores, np.arange(len(scores)))
+    assert retrieval_metrics(np.exp(scores) * 7 - 100, np.arange(len(scores))) == pytest.approx(before)
     turned = np.roll(scores, 1, axis=1)
-    assert retrieval_metrics(turned, (np.arange(len(scores)) + 1) % len(scores))[0] == pytest.approx(before)
+    assert retrieval_metrics(turned, (np.arange(len(scores)) + 1) % len(scores)) == pytest.approx(before)
 
 
 @settings(max_examples=60)
 @given(scores_of)
 def test_the_two_directions_are_each_other_transposed(scores):
-    there, _, _ = retrieval_metrics(scores, np.arange(len(scores)))
-    back, _, _ = retrieval_metrics(scores.T, np.arange(len(scores)))
+    there = retrieval_metrics(scores, np.arange(len(scores)))
+    back = retrieval_metrics(scores.T, np.arange(len(scores)))
     for name in ("R1", "R5", "R10", "MdR", "MnR"):
         assert there[f"t2v/{name}"] == pytest.approx(back[f"v2t/{name}"])
         assert there[f"v2t/{name}"] == pytest.approx(back[f"t2v/{name}"])
@@ -67,11 +80,11 @@ def test_the_two_directions_are_each_other_transposed(scores):
 @settings(max_examples=60)
 @given(scores_of)
 def test_a_tie_is_the_mean_over_the_places_that_it_may_end_in(scores):
-    actual = rank(scores, np.eye(len(scores), dtype=bool))
+    actual = Ranks.of(scores, np.eye(len(scores), dtype=bool))
     for query, row in enumerate(scores):
         first = 1 + (row > row[query]).sum()
         places = np.arange(first, first + (row == row[query]).sum())
-        assert actual.rank[query] == places.mean()
+        assert actual.expected[query] == places.mean()
         for k in range(1, len(scores) + 1):
             assert actual.recall(k)[query] == pytest.approx((places <= k).mean())
 
@@ -81,59 +94,102 @@ SEVERAL = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.3, 0.5]])
 OWN = np.array([0, 0, 0, 1])
 
 
+def chance_of(scores: np.ndarray, video_of_text: np.ndarray) -> dict[str, float]:
+    """The chance level of every metric."""
+    return {
+        f"{way}/{metric.key}": metric.chance(chance_recalls(ranks.right, ranks.gallery))
+        for way, ranks in retrieval_ranks(scores, video_of_text).items()
+        for metric in RETRIEVAL
+    }
+
+
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 3))
 def test_chance_is_what_constant_scores_reach(video_of_text, more):
     """In both directions, with any number of captions a video, and videos without one."""
     of = np.sort(np.array(video_of_text))
-    expected, texts, videos = retrieval_metrics(np.zeros((len(of), of.max() + 1 + more)), of)
-    actual = chance_metrics(of, of.max() + 1 + more)
-    for way, ranks in (("t2v", texts), ("v2t", videos)):
+    constant = np.zeros((len(of), of.max() + 1 + more))
+    expected, actual = retrieval_metrics(constant, of), chance_of(constant, of)
+    for way, ranks in retrieval_ranks(constant, of).items():
         for k in (1, 5, 10):
             assert actual[f"{way}/R{k}"] == pytest.approx(expected[f"{way}/R{k}"])
         reached = [ranks.recall(k).mean() for k in range(1, ranks.gallery + 1)]
         median = [next(k for k, r in enumerate(reached, 1) if r >= 0.5 - 1e-9)]
         median.append(next(k for k, r in enumerate(reached, 1) if r > 0.5 + 1e-9))
         assert actual[f"{way}/MdR"] == np.mean(median)
+        missed = 1 - np.array([0.0, *reached])
+        assert actual[f"{way}/MnR"] == pytest.approx(missed.sum())  # the sum of P(rank > k) over k from 0
+
+
+def test_the_metric_of_the_documentation(monkeypatch):
+    """Its chance level is the mean over random rankings; for the others test_evaluate has this."""
+    page = (Path(__file__).parents[3] / "docs" / "architecture.md").read_text().partition("\n## A metric\n")[2]
+    example = eval(page.partition("```python\n")[2].partition("```")[0], vars(metrics) | {"np": np})
+    monkeypatch.setattr(metrics, "RETRIEVAL", (example,))
+    of, rng = np.repeat(np.arange(6), 2), np.random.default_rng(0)
+    draws = [retrieval_metrics(rng.random((12, 6)), of) for _ in range(2000)]
+    for direction, ranks in retrieval_ranks(np.zeros((12, 6)), of).items():
+        (score,) = retrieval_scores(ranks)
+        assert score.metric is example
+        assert score.chance == pytest.approx(np.mean([draw[f"{direction}/MRR"] for draw in draws]), rel=0.02)
 
 
 def test_chance_of_a_large_gallery():
     """By hand: of 20 texts a video the first 10 of 20,000 hold one of its own with probability 1 - 0.999^10."""
-    actual = chance_metrics(np.repeat(np.arange(1000), 20), 1000)
+    of = np.repeat(np.arange(1000), 20)
+    actual = chance_of(np.zeros((20000, 1000), np.float16), of)
     assert (actual["t2v/R1"], actual["t2v/R10"], actual["t2v/MdR"]) == pytest.approx((0.1, 1.0, 500.5))
     assert actual["v2t/R10"] == pytest.approx(100 * (1 - 0.999**10), rel=1e-3)
     assert actual["v2t/MdR"] == pytest.approx(np.log(0.5) / np.log(0.999), rel=0.02)
 
 
 def test_several_captions_of_a_video_in_both_directions():
-    metrics, texts, videos = retrieval_metrics(SEVERAL, OWN)
-    assert texts.rank.tolist() == [1, 2, 1, 1]  # the second caption prefers the other video
-    assert videos.rank.tolist() == [1, 3]  # for video 1 two captions of video 0 score higher
-    assert (metrics["t2v/R1"], metrics["v2t/R1"]) == (75.0, 50.0)
-    assert (metrics["t2v/MdR"], metrics["v2t/MdR"]) == (1.0, 2.0)
-    assert (texts.gallery, videos.gallery) == (2, 4)
+    values, ranks = retrieval_metrics(SEVERAL, OWN), retrieval_ranks(SEVERAL, OWN)
+    assert ranks["t2v"].expected.tolist() == [1, 2, 1, 1]  # the second caption prefers the other video
+    assert ranks["v2t"].expected.tolist() == [1, 3]  # for video 1 two captions of video 0 score higher
+    assert (values["t2v/R1"], values["v2t/R1"]) == (75.0, 50.0)
+    assert (values["t2v/MdR"], values["v2t/MdR"]) == (1.0, 2.0)
+    assert (ranks["t2v"].gallery, ranks["v2t"].gallery) == (2, 4)
 
 
 def test_a_video_without_a_caption_is_no_query_but_in_the_gallery():
-    _, texts, videos = retrieval_metrics(np.array([[0.5, 0.9, 0.1], [0.9, 0.4, 0.5]]), np.array([0, 2]))
-    assert texts.rank.tolist() == [2, 2]
-    assert len(videos.better) == 2
+    ranks = retrieval_ranks(np.array([[0.5, 0.9, 0.1], [0.9, 0.4, 0.5]]), np.array([0, 2]))
+    assert ranks["t2v"].expected.tolist() == [2, 2]
+    assert len(ranks["v2t"]) == 2
+
+
+def test_some_of_the_queries_are_ranked_in_the_whole_gallery():
+    ranks = retrieval_ranks(SEVERAL, OWN)["t2v"].select(np.array([False, True, True, False]))
+    scores = {score.metric.key: (score.value, score.items, score.chance) for score in retrieval_scores(ranks)}
+    expected = {"R1": (50, 2, 50), "R5": (100, 2, 100), "R10": (100, 2, 100), "MdR": (1.5, 2, 1.5)}
+    assert {key: scores[key] for key in expected} == expected
 
 
 def test_constant_scores_are_chance_with_several_captions_a_video():
     """Two captions each: of 20 texts in random order the first is right with probability 2 / 20."""
-    metrics, _, _ = retrieval_metrics(np.zeros((20, 10)), np.arange(20) // 2)
-    assert metrics["v2t/R1"] == pytest.approx(10.0)
+    values = retrieval_metrics(np.zeros((20, 10)), np.arange(20) // 2)
+    assert values["v2t/R1"] == pytest.approx(10.0)
 
 
 def test_scores_that_are_not_numbers_are_no_success():
-    metrics, _, _ = retrieval_metrics(np.full((10, 10), np.nan), np.arange(10))
-    assert not metrics["t2v/R1"] > 10
+    values = retrieval_metrics(np.full((10, 10), np.nan), np.arange(10))
+    assert not values["t2v/R1"] > 10
 
 
 def test_accuracy_by_type():
     right = np.array([True, False, True, True])
     assert accuracy_by_type(right, ["what", "what", "who", "who"]) == {"acc": 75.0, "acc_what": 50.0, "acc_who": 100.0}
+
+
+def test_accuracies_have_their_labels_items_and_baselines():
+    right, baseline = np.array([True, False, True]), np.array([True, True, False])
+    scores = accuracy_scores(right, baseline, ["how_many", "how_many", "who"])
+    assert [(s.metric.key, s.metric.label, s.value, s.items, s.chance) for s in scores] == [
+        ("acc", "all questions", pytest.approx(200 / 3), 3, pytest.approx(200 / 3)),
+        ("acc_how_many", "how many", 50, 2, 100),
+        ("acc_who", "who", 100, 1, 0),
+    ]
+    assert {s.metric.baseline for s in scores} == {"most frequent answer"}
 
 
 @settings(max_examples=40)

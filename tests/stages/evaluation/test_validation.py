@@ -9,8 +9,8 @@ import torch
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
 from alpro.shards.reader import Unreadable
-from alpro.stages.evaluation import validation
-from alpro.stages.evaluation.metrics import retrieval_metrics
+from alpro.stages.evaluation import metrics, validation
+from alpro.stages.evaluation.metrics import recall_at, retrieval_metrics
 from alpro.stages.evaluation.qa import Questions
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
 from alpro.stages.evaluation.validation import averaged, validate_contrast, validate_qa, validate_retrieval
@@ -36,7 +36,7 @@ def config(kind: type, corpora: tuple[str, ...] = ("clips",), **validation: obje
 
 def scores(objective, gallery: Gallery, tokenizer, match) -> dict[str, float]:
     texts, videos = encode_gallery(objective, gallery, tokenizer, 24, CPU)
-    return retrieval_metrics(match(objective.model, texts, videos), gallery.video_of_text)[0]
+    return retrieval_metrics(match(objective.model, texts, videos), gallery.video_of_text)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,20 @@ def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
     recalls = [expected[f"{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)]
     assert select == "validation/mean_recall"
     assert actual[select] == pytest.approx(np.mean(recalls))
+
+
+@torch.no_grad()
+def test_a_new_metric_is_validated_and_does_not_select_the_model(objective, several, tokenizer, monkeypatch):
+    known = tuple(metric for metric in metrics.RETRIEVAL if metric.key != "R3")
+    monkeypatch.setattr(metrics, "RETRIEVAL", known)
+    validate, _ = validate_retrieval(objective, several, tokenizer, config(Retrieval, ("several",)))
+    before = validate()
+    monkeypatch.setattr(metrics, "RETRIEVAL", (*known, recall_at(3)))
+    after = validate()
+    expected = scores(objective, Gallery.of(several["several"], "validation"), tokenizer, match_all)
+    assert after.keys() - before.keys() == {"validation/t2v/R3", "validation/v2t/R3"}
+    assert after["validation/v2t/R3"] == pytest.approx(expected["v2t/R3"])
+    assert {name: after[name] for name in before} == before
 
 
 @torch.no_grad()
@@ -126,7 +140,7 @@ def test_contrast_is_validated_by_similarity_on_one_caption_a_video(several, tok
     actual = validate_contrast(objective, several, tokenizer, config(TrainPrompter, ("several",)))()
     gallery = Gallery.of(several["several"], "validation").first(500, 1)
     texts, videos = encode_gallery(objective, gallery, tokenizer, 24, CPU)
-    expected, _, _ = retrieval_metrics((texts.features @ videos.features.T).numpy(), gallery.video_of_text)
+    expected = retrieval_metrics((texts.features @ videos.features.T).numpy(), gallery.video_of_text)
     assert actual == pytest.approx({f"validation/vtc/{name}": value for name, value in expected.items()})
 
 
