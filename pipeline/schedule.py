@@ -13,7 +13,7 @@ from alpro.pipeline.launch import GRACE_SECONDS
 from alpro.pipeline.steps import required
 from alpro.pipeline.tasks import Session, announce, make, make_by_deployment
 from alpro.stages import EVALUATIONS, WITH_MODEL, declaration
-from alpro.stages.artifacts.store import Interrupted, Step
+from alpro.stages.artifacts.store import Interrupted, Step, Store
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.execution.stop import STOP, Stop
 
@@ -50,7 +50,7 @@ class Schedule:
         self.running: dict[Future, Step] = {}
         self.futures: dict[str, PrefectConcurrentFuture] = {}  # of all steps that were started, for Prefect's arrows
         self.failures: dict[str, Exception] = {}
-        self.checked: set[str] = set()  # corpora whose test split was checked
+        self.checked: set[str] = set()  # test splits
 
     def run(self) -> None:
         """Runs all steps. Raises the first error."""
@@ -88,7 +88,7 @@ class Schedule:
     def start(self, step: Step) -> None:
         store = self.session.store
         if declaration(step.stage).kind != "data":
-            self.check_test_split()
+            check_test_split(store, [other for other in self.steps if other.name not in self.failures], self.checked)
         exists = store.find(step) or store.is_shared(step)
         task: Task[..., Any] = make if exists or self.by_deployment is None else make_by_deployment
         more = () if task is make else (quote(self.by_deployment),)
@@ -111,14 +111,15 @@ class Schedule:
         if step is not self.steps[-1]:
             announce(f"{step.name}: failed: {error}")
 
-    def check_test_split(self) -> None:
-        """Rejects the corpora that an evaluation would reject, before days of training."""
-        store = self.session.store
-        for step in self.steps:
-            if step.stage not in EVALUATIONS or step.name in self.failures or store.find(step):
-                continue
-            config = cast(EvaluationConfig, step.config)
-            for name in config.corpora:
-                if f"{step.name} {name}" not in self.checked and store.find(step.inputs[name]):
-                    check_items(config, name, store.folder(step.inputs[name]))
-                    self.checked.add(f"{step.name} {name}")
+
+def check_test_split(store: Store, steps: list[Step], checked: set[str]) -> None:
+    """Rejects the corpora that an evaluation would reject, before days of training. Adds those that exist to
+    `checked`, which are not checked again."""
+    for step in steps:
+        if step.stage not in EVALUATIONS or store.find(step):
+            continue
+        config = cast(EvaluationConfig, step.config)
+        for name in config.corpora:
+            if f"{step.name} {name}" not in checked and store.find(step.inputs[name]):
+                check_items(config, name, store.folder(step.inputs[name]))
+                checked.add(f"{step.name} {name}")

@@ -17,7 +17,8 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.official import to_official
 from alpro.pipeline.config import CONFIGS, load_config, shipped
-from alpro.pipeline.flow import check_test_split, plan
+from alpro.pipeline.flow import plan
+from alpro.pipeline.schedule import check_test_split
 from alpro.stages import finetune_qa, finetune_retrieval
 from alpro.stages.artifacts.digests import Digests
 from alpro.stages.artifacts.store import Resources, Store
@@ -256,7 +257,7 @@ def test_invalid_evaluation_is_refused_before_training(tmp_path, pretrained, sam
     store = Store(tmp_path / "artifacts")
     store.make(steps[0], lambda s, out: s.module.run(s.config, dict(s.paths), out, RESOURCES), {})
     with pytest.raises(InputError, match="msrvtt: no test item has questions"):
-        check_test_split(store, steps)
+        check_test_split(store, steps, set())
 
 
 def test_weights_and_models_are_in_the_fingerprint_by_their_contents(tmp_path, pretrained, sample):

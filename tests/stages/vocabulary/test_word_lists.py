@@ -11,8 +11,10 @@ from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
 from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import plan
+from alpro.pipeline.steps import check_files
 from alpro.stages import build_vocabulary, finetune_qa
 from alpro.stages.artifacts.digests import Digests
+from alpro.stages.artifacts.store import Store
 from alpro.stages.vocabulary.word_lists import read_word_list
 
 FORMS = {
@@ -102,5 +104,7 @@ def test_the_contents_of_a_list_are_in_the_fingerprint_and_it_must_exist(tmp_pat
         (tmp_path / "list.txt").write_text(content)
         fingerprints.append(fingerprint("list.txt"))
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
-    with pytest.raises(InputError, match=r"build_vocabulary.entities_file = .*none.txt': no such file"):
-        fingerprint("none.txt")
+    config = load_config("own_videos", str(tmp_path / "a.jsonl"), ["build_vocabulary.entities_file=/none.txt"])
+    steps = plan(config, Digests(tmp_path / "digests.sqlite"))
+    with pytest.raises(InputError, match=r"build_vocabulary.entities_file = '/none.txt': no such file"):
+        check_files(steps, Store(tmp_path / "artifacts"))
