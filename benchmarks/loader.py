@@ -32,15 +32,16 @@ import numpy as np
 import torch
 from PIL import features
 
+from alpro.models.word_pieces import WordPieces, train_tokenizer
+from alpro.pipeline.artifacts.store import versions
 from alpro.shards.decode import ffmpeg_binary
 from alpro.shards.manifest import read_manifest
 from alpro.shards.reader import Sample, ShardReader
 from alpro.stages import decode_videos
-from alpro.stages.artifacts.store import Resources, versions
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training import examples
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.examples import TrainingDataset
-from alpro.stages.vocabulary.word_pieces import WordPieces, train_tokenizer
 
 RUNS, CLIPS, BATCH = 3, 24, 16  # 16 samples per GPU: the paper's 256 on 16 GPUs
 STORED, GPU_RATES = decode_videos.Config().size, [50, 100, 200, 400, 800]

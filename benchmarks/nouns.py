@@ -24,7 +24,7 @@ from pathlib import Path
 import spacy
 from threadpoolctl import threadpool_limits
 
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from alpro.stages.vocabulary.nouns import CAPTIONS_PER_BATCH, EMBEDDED, count_nouns, load_tagger
 
 RUNS, GENERATED = 3, 65_536

@@ -23,10 +23,10 @@ import torch
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.frames import NormalizedModel
 from alpro.stages import decode_videos, render_sample
-from alpro.stages.artifacts.store import Resources
 from alpro.stages.evaluation.encode import Texts, Videos, load_model
 from alpro.stages.evaluation.metrics import retrieval_metrics
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
+from alpro.stages.execution.interface import Resources
 
 RUNS = 3
 FIRST_SEED = 1000

@@ -19,7 +19,7 @@ from alpro.models.attention import Attention
 from alpro.models.folder import Preprocessing
 from alpro.models.text import TextConfig
 from alpro.models.timesformer import TimeSformer, VideoConfig
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training import objective as objective_module
 from alpro.stages.training.clock import memory_gib
 from alpro.stages.training.config import Phase, TrainingConfig

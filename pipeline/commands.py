@@ -10,9 +10,10 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from alpro.errors import InputError
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.console import print_artifact, print_artifacts
 from alpro.shards.storage import absolute
-from alpro.stages.artifacts.store import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Step, Store
+from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -123,7 +124,7 @@ def find_artifact(store: Store, prefix: str) -> tuple[Path, dict[str, Any]]:
 def inspect_corpora(arguments: argparse.Namespace) -> None:
     """`alpro inspect`."""
     from alpro.pipeline.console import print_inspection
-    from alpro.stages.corpora.inspect_corpus import inspect, save
+    from alpro.shards.inspect_corpus import inspect, save
 
     store = Store(arguments.workspace / "artifacts")
     folders = [
@@ -138,7 +139,7 @@ def inspect_corpora(arguments: argparse.Namespace) -> None:
 
 def run_import(arguments: argparse.Namespace) -> None:
     """`alpro import-checkpoint`."""
-    from alpro.stages.training.import_checkpoint import import_checkpoint
+    from alpro.models.import_checkpoint import import_checkpoint
 
     imported = import_checkpoint(
         arguments.file,

@@ -11,22 +11,22 @@ from pydantic.config import JsonDict
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
+from alpro.models.word_pieces import padded
 from alpro.shards.manifest import scan_manifest
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
 from alpro.stages import INPUTS, STAGES, TRAININGS
-from alpro.stages.artifacts.store import FILE, FILE_OR_NAME, Resources, StageConfig
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
 from alpro.stages.decode_videos import Config as DecodeVideos
 from alpro.stages.evaluate import Config as Evaluate
+from alpro.stages.execution.interface import FILE, FILE_OR_NAME, Resources, StageConfig
 from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.finetune_retrieval import Config as FinetuneRetrieval
 from alpro.stages.pretrain import Config as Pretrain
 from alpro.stages.render_sample import Config as RenderSample
 from alpro.stages.train_prompter import Config as TrainPrompter
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.vocabulary.word_pieces import padded
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from alpro.pipeline.artifacts.store import Store, read_record
 from alpro.pipeline.reporting.result_tables import Table as ResultTable
 from alpro.pipeline.reporting.result_tables import results, tables
-from alpro.stages.artifacts.store import Store, read_record
 
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 

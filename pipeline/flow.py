@@ -10,6 +10,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from alpro.errors import InputError
+from alpro.pipeline.artifacts.digests import Digests
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import PipelineConfig, load_config
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.record import end_dead_runs, git_commit, run_tags, status_after
@@ -21,9 +23,8 @@ from alpro.pipeline.steps import check_files, decoding, given_task, needed, with
 from alpro.pipeline.tasks import Session, fetch_input
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
-from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import StageConfig, Step, Store
 from alpro.stages.evaluate import Config as Evaluate
+from alpro.stages.execution.interface import StageConfig
 from alpro.stages.zero_shot import Config as ZeroShot
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from alpro.errors import InputError
+from alpro.pipeline.artifacts.store import Step
 from alpro.shards.storage import absolute, located
 from alpro.stages import STAGES
-from alpro.stages.artifacts.store import Resources, Step
+from alpro.stages.execution.interface import Resources
 
 
 class HandedStep(BaseModel):

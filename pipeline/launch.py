@@ -12,20 +12,12 @@ from pathlib import Path
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.units import on_dask
 from alpro.shards.storage import Location, absolute
 from alpro.stages import TRAININGS, WITH_MODEL
-from alpro.stages.artifacts.store import (
-    EXIT_INTERRUPTED,
-    Interrupted,
-    Outcome,
-    Resources,
-    StageFailed,
-    Step,
-    Stopped,
-    Store,
-)
 from alpro.stages.execution import workers
+from alpro.stages.execution.interface import EXIT_INTERRUPTED, Interrupted, Outcome, Resources, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
 
 GRACE_SECONDS = 45.0  # time to write a checkpoint before processes are killed; torchrun gives its ranks 30
@@ -80,7 +72,7 @@ def work(
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:
     """The command line of a stage's process or processes."""
-    stage_run = ["-m", "alpro.stages.execution.run", str(file)]
+    stage_run = ["-m", "alpro.pipeline.run_stage", str(file)]
     if resources.processes * resources.nodes == 1 or stage not in TRAININGS:
         return [sys.executable, *stage_run]
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={resources.processes}"]

@@ -12,11 +12,12 @@ from typing import Any
 from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
+from alpro.pipeline.artifacts.store import Step
 from alpro.pipeline.reporting.report import metric_curves
 from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.pipeline.run_stage import alive
 from alpro.stages import EVALUATIONS
-from alpro.stages.artifacts.store import Interrupted, Step
-from alpro.stages.execution.run import alive
+from alpro.stages.execution.interface import Interrupted
 from alpro.stages.training.metrics import read_metrics
 
 

@@ -9,12 +9,13 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.states import State
 from prefect.utilities.annotations import quote
 
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.launch import GRACE_SECONDS
 from alpro.pipeline.steps import required
 from alpro.pipeline.tasks import Session, announce, make, make_by_deployment
 from alpro.stages import EVALUATIONS, WITH_MODEL, declaration
-from alpro.stages.artifacts.store import Interrupted, Step, Store
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
+from alpro.stages.execution.interface import Interrupted
 from alpro.stages.execution.stop import STOP, Stop
 
 

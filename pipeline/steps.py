@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from alpro.errors import InputError
+from alpro.files import digest
 from alpro.models.folder import read_task
+from alpro.pipeline.artifacts.digests import Digests, digest_data, digest_model, digest_shards
+from alpro.pipeline.artifacts.store import Step, Store, flatten
 from alpro.pipeline.config import FILES, FILES_OR_NAMES, Corpus
 from alpro.shards.schema import SPLITS
 from alpro.shards.storage import Location, located
-from alpro.stages.artifacts.digests import Digests, digest_data, digest_model
-from alpro.stages.artifacts.store import Step, Store, digest, flatten
 from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.decode_videos import decoder_files
 from alpro.stages.index_shards import Config as IndexConfig
-from alpro.stages.index_shards import digest_shards
 
 
 def with_files(step: Step, digests: Digests, store: Store | None = None) -> Step:

@@ -14,11 +14,12 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelled, Cancelling, Completed, State
 
 from alpro.errors import InputError
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.launch import work
 from alpro.pipeline.record import StageResult, log_cached, log_remote_result, log_result, run_tags, stage_run
 from alpro.pipeline.reporting.tracking import Run, Tracker
-from alpro.stages.artifacts.store import Interrupted, Resources, StageFailed, Step, Stopped, Store
+from alpro.stages.execution.interface import Interrupted, Resources, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run

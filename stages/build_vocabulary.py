@@ -11,12 +11,12 @@ from pydantic import Field
 
 from alpro.errors import InputError
 from alpro.models.templates import Templates, fill
+from alpro.models.word_lists import read_word_list
+from alpro.models.word_pieces import load_tokenizer, train_tokenizer
 from alpro.shards.reader import index_batches
 from alpro.stages import Stage
-from alpro.stages.artifacts.store import FILE, FILE_OR_NAME, Outcome, Resources, StageConfig
+from alpro.stages.execution.interface import FILE, FILE_OR_NAME, Outcome, Resources, StageConfig
 from alpro.stages.vocabulary.nouns import Words, count_nouns
-from alpro.stages.vocabulary.word_lists import read_word_list
-from alpro.stages.vocabulary.word_pieces import load_tokenizer, train_tokenizer
 
 VERSION = 3
 STAGE = Stage(help="take entities and word pieces from the captions", kind="text", corpora=True)

@@ -14,8 +14,8 @@ from alpro.files import write_json
 from alpro.models.alpro import DualEncoder
 from alpro.models.templates import Templates, fill
 from alpro.stages import Stage
-from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, require
 from alpro.stages.evaluation.encode import embed_texts, load_model
+from alpro.stages.execution.interface import Outcome, Resources, StageConfig, require
 from alpro.stages.training.distributed import pick_device
 
 VERSION = 4

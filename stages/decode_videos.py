@@ -15,7 +15,8 @@ from pydantic import Field, field_validator
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
-from alpro.files import atomic_write, checksum, read_json, write_json
+from alpro.files import atomic_write, checksum, digest, read_json, write_json
+from alpro.progress import progress
 from alpro.shards.annotations import scan_source
 from alpro.shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
 from alpro.shards.ffmpeg_binary import ffmpeg_version
@@ -25,7 +26,6 @@ from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject, Row
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages import Stage
-from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest
 from alpro.stages.corpora.reuse import UNITS, WrittenShard, index_earlier_units, reuse_unit
 from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap, write_tables
 from alpro.stages.corpora.units import (
@@ -36,7 +36,7 @@ from alpro.stages.corpora.units import (
     too_many_rejects,
     write_statistics,
 )
-from alpro.stages.execution.progress import progress
+from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
 VERSION = 7

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 
 from alpro.models.frames import NormalizedModel
+from alpro.progress import progress
+from alpro.shards.pictures import retrieval_picture
 from alpro.shards.reader import ShardReader
 from alpro.stages import Stage
-from alpro.stages.artifacts.store import Outcome, Resources
-from alpro.stages.corpora.pictures import retrieval_picture
 from alpro.stages.evaluation.columns import Value, in_subset, video_words
 from alpro.stages.evaluation.controls import Shuffle, reverse, words_only
 from alpro.stages.evaluation.encode import Reorder
@@ -29,7 +29,7 @@ from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, length_
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
-from alpro.stages.execution.progress import progress
+from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import pick_device
 
 VERSION = f"5 {TABLE_VERSION}"

@@ -9,15 +9,15 @@ from pydantic import Field
 
 from alpro.errors import InputError
 from alpro.models.folder import ModelFolder
+from alpro.models.word_lists import read_word_list
 from alpro.shards.reader import read_index
 from alpro.stages import Stage
-from alpro.stages.artifacts.store import FILE, Outcome, Resources
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_qa
+from alpro.stages.execution.interface import FILE, Outcome, Resources
 from alpro.stages.training.config import FineTuningConfig
 from alpro.stages.training.objective import QaObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
-from alpro.stages.vocabulary.word_lists import read_word_list
 
 VERSION = 3
 STAGE = Stage(help="fine-tune for question answering", kind="training", inputs={"model": "pretrain"}, corpora=True)

@@ -7,9 +7,9 @@ from pydantic import Field
 
 from alpro.models.folder import ModelFolder
 from alpro.stages import Stage
-from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_retrieval
+from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.config import FineTuningConfig, MatchingConfig, MatchingValidation
 from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, fine_tuned, train

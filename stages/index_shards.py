@@ -20,14 +20,12 @@ from pydantic import Field
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.shards.identity import identities
+from alpro.progress import progress
 from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import REJECTS, SPLITS, Reject
 from alpro.shards.storage import DISK_FULL, Location, listing, local_copy, refuse_credentials
 from alpro.shards.writer import index_shard
 from alpro.stages import Stage
-from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Outcome, Resources, StageConfig, digest
 from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap
 from alpro.stages.corpora.units import (
     merge_parts,
@@ -37,7 +35,7 @@ from alpro.stages.corpora.units import (
     too_many_rejects,
     write_statistics,
 )
-from alpro.stages.execution.progress import progress
+from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 
 VERSION = 3
 STAGE = Stage(help="index existing shards, which stay where they are", kind="data")
@@ -74,15 +72,6 @@ def list_shards(folder: Location) -> list[Location]:
     if not shards:
         raise InputError(f"{folder}: no shards (*.tar) in this folder")
     return shards
-
-
-def digest_shards(folder: Location, digests: Digests) -> str:
-    """The digest of existing shards: their locations, which are also in the index, and their contents. The contents of
-    shards at a URL are represented by their identity in the store (size, and ETag, digest or time)."""
-    shards = list_shards(folder)
-    local = [shard for shard in shards if isinstance(shard, Path)]
-    contents = digests.of(local) if local else list(identities(shards))
-    return digest(dict(zip(map(str, shards), contents, strict=True)))
 
 
 def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resources) -> Outcome:

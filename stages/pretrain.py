@@ -11,12 +11,12 @@ from torch import Tensor
 from alpro.files import atomic_write
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, start_from
+from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages import Stage
-from alpro.stages.artifacts.store import FILE_OR_NAME, Outcome, Resources, require
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.corpora.pictures import draw_entities, sheet
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_contrast
+from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, require
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective

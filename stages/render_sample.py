@@ -12,13 +12,10 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from alpro.files import atomic_write
-from alpro.stages import Stage
-from alpro.stages.artifacts.store import Outcome, Resources, StageConfig
-from alpro.stages.execution.progress import progress
-from alpro.stages.execution.workers import run_units
-from alpro.stages.sample import grammar
-from alpro.stages.sample.draw import render
-from alpro.stages.sample.scene import (
+from alpro.progress import progress
+from alpro.shards.sample import grammar
+from alpro.shards.sample.draw import render
+from alpro.shards.sample.scene import (
     COMBINATIONS,
     DIRECTIONS,
     HELD_OUT,
@@ -27,6 +24,9 @@ from alpro.stages.sample.scene import (
     evaluation_scenes,
     training_scene,
 )
+from alpro.stages import Stage
+from alpro.stages.execution.interface import Outcome, Resources, StageConfig
+from alpro.stages.execution.workers import run_units
 
 VERSION = 2
 STAGE = Stage(help="render the sample corpus", kind="data")

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer
 from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
 from alpro.stages import Stage
-from alpro.stages.artifacts.store import Outcome, Resources, require
 from alpro.stages.evaluation.validation import validate_contrast
+from alpro.stages.execution.interface import Outcome, Resources, require
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size

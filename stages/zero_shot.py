@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from alpro.stages import Stage
-from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.entities import entity_accuracy
@@ -13,6 +12,7 @@ from alpro.stages.evaluation.metrics import ENTITY_ACCURACY, TABLE_VERSION, Scor
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load_for_evaluation, score_pairs
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import pick_device
 
 VERSION = f"2 {TABLE_VERSION}"

@@ -118,7 +118,7 @@ def inline_pool(monkeypatch):
 
 @pytest.fixture(scope="session")
 def resources():
-    from alpro.stages.artifacts.store import Resources
+    from alpro.stages.execution.interface import Resources
 
     return Resources(workers=1, device="cpu", checkpoint_interval=3600)
 

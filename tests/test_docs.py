@@ -137,7 +137,7 @@ def test_torchrun_accepts_the_commands():
     assert len(calls) >= 2
     for _, arguments in calls:
         parsed = get_args_parser().parse_args(arguments)
-        assert (parsed.module, parsed.training_script) == (True, "alpro.stages.execution.run")
+        assert (parsed.module, parsed.training_script) == (True, "alpro.pipeline.run_stage")
 
 
 def test_make_has_the_targets():

@@ -73,7 +73,7 @@ LIGHT = (
     "alpro.shards.reader",
     "alpro.stages.training.loop",
     "alpro.stages.pretrain",
-    "alpro.stages.execution.run",
+    "alpro.pipeline.run_stage",
 )
 STAGES = ("train_prompter", "cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate")
 HEAVY = ("prefect", "mlflow", "spacy", "matplotlib", "av", "ffmpeg", "jinja2", "pandas")

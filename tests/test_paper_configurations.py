@@ -15,14 +15,15 @@ from tokenizers import Tokenizer
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
+from alpro.models.import_checkpoint import import_checkpoint
 from alpro.models.official import to_official
+from alpro.pipeline.artifacts.digests import Digests
+from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.config import CONFIGS, load_config, shipped
 from alpro.pipeline.flow import plan
 from alpro.pipeline.schedule import check_test_split
 from alpro.stages import finetune_qa, finetune_retrieval
-from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Resources, Store
-from alpro.stages.training.import_checkpoint import import_checkpoint
+from alpro.stages.execution.interface import Resources
 
 RESOURCES = Resources(workers=1, device="cpu", checkpoint_interval=3600)
 SPLITS = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}

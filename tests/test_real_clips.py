@@ -13,8 +13,8 @@ import torch
 
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.official import to_official
-from alpro.stages.artifacts.store import Resources
 from alpro.stages.decode_videos import Config, run
+from alpro.stages.execution.interface import Resources
 
 CLIPS = Path(os.environ.get("ALPRO_CLIPS", Path(__file__).parents[2] / "shared" / "clips"))
 

@@ -31,7 +31,7 @@ from alpro import Model
 from alpro.models.templates import OFFICIAL
 from alpro.pipeline.config import load_config
 from alpro.pipeline.reporting.report import TEMPLATE
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
 from alpro.stages.vocabulary.nouns import tag_unit
 

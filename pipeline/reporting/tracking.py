@@ -32,7 +32,7 @@ from mlflow.tracking import MlflowClient
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
-from alpro.stages.artifacts.store import flatten
+from alpro.pipeline.artifacts.store import flatten
 from alpro.stages.training.metrics import read_metrics
 
 for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like

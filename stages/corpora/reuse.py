@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from alpro.files import checksum, temporary_name
 from alpro.shards.database import database
 from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS
-from alpro.stages.artifacts.store import CHANGED
+from alpro.stages.execution.interface import CHANGED
 
 # One row per unit in an artifact's units.parquet. A unit has no shard if all of its rows are rejected.
 UNITS = pa.schema(

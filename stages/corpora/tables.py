@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alpro.files import atomic_write, read_json, write_json
+from alpro.shards.inspect_corpus import overlap
+from alpro.shards.pictures import sample_strips, sheet
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import SPLITS
-from alpro.stages.corpora.inspect_corpus import overlap
-from alpro.stages.corpora.pictures import sample_strips, sheet
 
 ROW_GROUP = 2048  # rows of a table that are buffered before they are written
 COMPARED = 4000  # samples whose frames are compared between the splits; takes a few seconds

@@ -18,8 +18,8 @@ from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.shards.schema import INDEX, REJECTS
 from alpro.shards.storage import Location
-from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.corpora.tables import CorpusCounts, pixel_statistics, write_tables
+from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.execution.workers import run_units
 
 UnitT = TypeVar("UnitT")

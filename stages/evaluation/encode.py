@@ -14,10 +14,10 @@ from alpro.models.alpro import DualEncoder
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import VideoConfig
+from alpro.models.word_pieces import WordPieces
 from alpro.shards.reader import ShardReader
 from alpro.shards.sampling import segment_starts
 from alpro.shards.transforms import squash
-from alpro.stages.vocabulary.word_pieces import WordPieces
 
 Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame indices
 

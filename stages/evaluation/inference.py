@@ -13,12 +13,12 @@ from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, load_labels
 from alpro.models.frames import NormalizedModel
 from alpro.shards.decode import DecodeError, decode_image, decode_video
+from alpro.shards.pictures import draw_entities, sheet
 from alpro.shards.schema import IMAGE_EXTENSIONS
-from alpro.stages.artifacts.store import Resources, require
 from alpro.stages.cache_prompts import read_prompts
-from alpro.stages.corpora.pictures import draw_entities, sheet
 from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, load_model
 from alpro.stages.evaluation.retrieval import match_all
+from alpro.stages.execution.interface import Resources, require
 from alpro.stages.training.distributed import pick_device
 
 PathLike = str | Path

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from alpro.files import write_json
 from alpro.shards.reader import ShardReader
-from alpro.stages.artifacts.store import Outcome
 from alpro.stages.evaluation.metrics import DIRECTIONS, Metric, Ranks, Score, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items, excluded
 from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.execution.interface import Outcome
 
 
 @dataclass

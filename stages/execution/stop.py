@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from alpro.stages.artifacts.store import Stopped
+from alpro.stages.execution.interface import Stopped
 
 SendSignal = Callable[[signal.Signals], None]
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder, ModelConfig
 from alpro.models.initial import load_initial
-from alpro.stages.artifacts.store import FILE_OR_NAME, StageConfig
+from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
 
 Protocol = Literal["all", "top_k"]
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alpro.errors import InputError
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 
 T = TypeVar("T")
 

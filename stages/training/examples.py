@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from alpro.errors import InputError
+from alpro.models.word_pieces import WordPieces, pad, padded
+from alpro.shards.augment import augment_image, augment_video, each_operation
+from alpro.shards.pictures import clip_strip, sheet
 from alpro.shards.reader import Sample, ShardReader, Unreadable
 from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order
 from alpro.shards.transforms import random_crop, squash
-from alpro.stages.artifacts.store import Resources
-from alpro.stages.corpora.pictures import clip_strip, sheet
-from alpro.stages.training.augment import augment_image, augment_video, each_operation
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.masking import mask_words, random_box
-from alpro.stages.vocabulary.word_pieces import WordPieces, pad, padded
 
 Unit = Literal["sample", "caption", "question"]
 MAX_ATTEMPTS = 20  # consecutive samples to try if one cannot be read

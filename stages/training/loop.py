@@ -18,8 +18,8 @@ from alpro.errors import InputError
 from alpro.files import atomic_write, checksum
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
-from alpro.stages.artifacts.store import EXIT_INTERRUPTED, Resources
-from alpro.stages.execution.progress import progress
+from alpro.progress import progress
+from alpro.stages.execution.interface import EXIT_INTERRUPTED, Resources
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from alpro.stages.training.clock import Clock, memory_gib
 from alpro.stages.training.config import TrainingConfig

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.losses import box_mask, mlm_loss, pem_loss
-from alpro.stages.artifacts.store import StageConfig
+from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.distributed import all_reduce_sum
 from alpro.stages.training.examples import Batch
 from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, world_size

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from alpro.files import read_json
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
-from alpro.stages.artifacts.store import Resources, require
+from alpro.stages.execution.interface import Resources, require
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
 from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.examples import TrainingDataset, Unit

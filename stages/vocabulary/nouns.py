@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 from alpro.errors import InputError
-from alpro.stages.artifacts.store import Resources
-from alpro.stages.execution.progress import progress
+from alpro.progress import progress
+from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
 
 Words = Counter[tuple[str, str]]  # (form, noun): the lower-cased form, and its noun, empty for another part of speech

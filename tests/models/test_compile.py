@@ -8,7 +8,7 @@ import torch
 
 from alpro.models.alpro import Alpro
 from alpro.models.losses import box_mask
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.objective import Objective
 

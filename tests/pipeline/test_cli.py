@@ -16,7 +16,7 @@ import pytest
 from alpro.errors import InputError
 from alpro.pipeline import cli
 from alpro.stages import STAGES, declaration
-from alpro.stages.artifacts.store import Interrupted, StageFailed
+from alpro.stages.execution.interface import Interrupted, StageFailed
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests" / "tiny.toml")

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from alpro.files import write_json
 from alpro.pipeline import console
+from alpro.pipeline.artifacts.store import RECORD_VERSION, Store
 from alpro.pipeline.reporting.result_tables import Table as ResultTable
-from alpro.stages.artifacts.store import RECORD_VERSION, Store
 
 
 def cells(printed: str) -> list[list[str]]:

@@ -19,8 +19,8 @@ from prefect.testing.utilities import prefect_test_harness
 from alpro.errors import InputError
 from alpro.pipeline.flow import build_vocabulary
 from alpro.pipeline.units import on_dask
-from alpro.stages.artifacts.store import Resources
 from alpro.stages.execution import workers
+from alpro.stages.execution.interface import Resources
 from tests.stages.conftest import contents
 from tests.stages.execution.test_workers import note
 

@@ -14,11 +14,12 @@ from prefect.states import Completed, Failed, Running, Scheduled, State
 
 from alpro.errors import InputError
 from alpro.pipeline import flow, tasks
+from alpro.pipeline.artifacts.digests import Digests
+from alpro.pipeline.artifacts.store import Step, read_record
 from alpro.pipeline.config import load_config
 from alpro.pipeline.handover import Handover
 from alpro.stages import STAGES, WITH_MODEL
-from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Resources, StageFailed, Step, Stopped, read_record
+from alpro.stages.execution.interface import Resources, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop
 from tests.stages.conftest import write_manifest
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from alpro.pipeline.artifacts import store as artifacts
+from alpro.pipeline.artifacts.digests import Digests
+from alpro.pipeline.artifacts.store import Store, read_record
 from alpro.pipeline.config import Corpus, load_config
 from alpro.pipeline.flow import decoding, plan
 from alpro.stages import decode_videos
-from alpro.stages.artifacts import store as artifacts
-from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Store, read_record
 from tests.stages.conftest import write_manifest
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")

@@ -16,6 +16,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 
 from alpro.errors import InputError
+from alpro.pipeline.artifacts.digests import Digests
+from alpro.pipeline.artifacts.store import Step, Store, read_record
 from alpro.pipeline.commands import print_plan
 from alpro.pipeline.config import Corpus, load_config
 from alpro.pipeline.flow import alpro, plan
@@ -25,16 +27,7 @@ from alpro.pipeline.steps import check_files, decoding, needed
 from alpro.pipeline.tasks import interrupted
 from alpro.shards.reader import ShardReader
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, declaration
-from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import (
-    Interrupted,
-    Outcome,
-    Resources,
-    StageFailed,
-    Step,
-    Store,
-    read_record,
-)
+from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed
 from alpro.stages.training.metrics import read_metrics
 from tests.stages.conftest import write_manifest
 

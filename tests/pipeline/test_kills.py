@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from alpro.pipeline.artifacts.digests import Digests
+from alpro.pipeline.artifacts.store import Step, Store, read_record
 from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import plan
-from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Step, Store, read_record
 from alpro.stages.training.metrics import read_metrics
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
@@ -73,7 +73,7 @@ def training(folder: Path) -> list[int]:
             line = path.read_bytes()
         except OSError:
             continue
-        if b"alpro.stages.execution.run" in line and str(folder).encode() in line:
+        if b"alpro.pipeline.run_stage" in line and str(folder).encode() in line:
             processes.append(int(path.parent.name))
     return processes
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from alpro.files import write_json
+from alpro.pipeline.artifacts.store import RECORD_VERSION
 from alpro.pipeline.console import console, print_results
 from alpro.pipeline.reporting.report import write_report
-from alpro.stages.artifacts.store import RECORD_VERSION
 
 
 def manifest(**counts: int) -> dict:

@@ -13,7 +13,7 @@ import pytest
 
 from alpro.files import read_json
 from alpro.pipeline import flow
-from alpro.stages.artifacts.store import read_record
+from alpro.pipeline.artifacts.store import read_record
 from alpro.stages.evaluation.metrics import RETRIEVAL
 from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import TINY

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from alpro.pipeline.artifacts.store import Step
 from alpro.pipeline.record import end_dead_runs, run_tags, stage_run
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.stages import render_sample
-from alpro.stages.artifacts.store import Interrupted, Step
+from alpro.stages.execution.interface import Interrupted
 from tests.pipeline.reporting.test_tracking import Memory
 
 STEP = Step("render_sample", "render_sample", render_sample.Config())

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from alpro.errors import InputError
+from alpro.pipeline.artifacts.digests import Digests
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.commands import print_plan
 from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import alpro, plan, planned
 from alpro.pipeline.steps import check_files
-from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Outcome, StageFailed, Step, Stopped, Store
+from alpro.stages.execution.interface import Outcome, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop
 from tests.pipeline.conftest import TINY
 from tests.pipeline.test_flow import newest, runs

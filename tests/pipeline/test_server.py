@@ -171,7 +171,7 @@ def training_processes(folder: Path) -> list[int]:
             line = path.read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if "alpro.stages.execution.run" in line and str(folder) in line:
+        if "alpro.pipeline.run_stage" in line and str(folder) in line:
             found.append(int(path.parent.name))
     return found
 

@@ -16,10 +16,10 @@ from tokenizers import Tokenizer
 
 from alpro.errors import InputError
 from alpro.models.templates import Templates, fill
+from alpro.models.word_pieces import WordPieces, load_tokenizer, train_tokenizer
 from alpro.shards.reader import read_index
 from alpro.stages import build_vocabulary
 from alpro.stages.build_vocabulary import Config, Noun, exclusion_reason, merge_forms, select_entities
-from alpro.stages.vocabulary.word_pieces import WordPieces, load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue star", "a fish swims in the sea"] * 2
@@ -217,7 +217,7 @@ def test_tokenizer_training_is_deterministic():
     """It depends neither on their order or number, nor on the process (hash seeds differ)."""
     program = textwrap.dedent("""
         import json, sys
-        from alpro.stages.vocabulary.word_pieces import train_tokenizer
+        from alpro.models.word_pieces import train_tokenizer
         print(train_tokenizer(json.load(sys.stdin), 120).to_str(), end="")
     """)
     process = subprocess.run(

@@ -18,7 +18,7 @@ from alpro.shards.reader import ShardReader, read_index
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter
 from alpro.stages import index_shards
-from alpro.stages.artifacts.store import Outcome, Resources
+from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.examples import TrainingDataset
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.files import checksum
+from alpro.shards.sample import grammar
+from alpro.shards.sample import scene as scene_module
+from alpro.shards.sample.draw import render
+from alpro.shards.sample.scene import COLOURS, DIRECTIONS, REVERSED, THING_KINDS, Scene, Thing, draw_scene
 from alpro.stages import render_sample
 from alpro.stages.render_sample import Config
-from alpro.stages.sample import grammar
-from alpro.stages.sample import scene as scene_module
-from alpro.stages.sample.draw import render
-from alpro.stages.sample.scene import COLOURS, DIRECTIONS, REVERSED, THING_KINDS, Scene, Thing, draw_scene
 
 DEFAULT = Config()
 

@@ -16,7 +16,7 @@ from PIL import Image
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import VIDEO_EXTENSIONS, Reason
 from alpro.stages import decode_videos
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 
 # Name, codec, pixel format and options of a small video of each kind.
 VIDEOS = [

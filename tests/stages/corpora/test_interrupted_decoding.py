@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from alpro.stages.artifacts.store import EXIT_INPUT_ERROR
+from alpro.stages.execution.interface import EXIT_INPUT_ERROR
 from tests.conftest import ROOT
 from tests.stages.conftest import contents
 
@@ -37,7 +37,7 @@ def decode(sample, tmp_path) -> Callable[..., subprocess.Popen]:
         }
         file = tmp_path / f"{out.name}.json"
         file.write_text(json.dumps(work))
-        command = [sys.executable, "-m", "alpro.stages.execution.run", str(file)]
+        command = [sys.executable, "-m", "alpro.pipeline.run_stage", str(file)]
         environment = {"PYTHONPATH": str(ROOT)} | os.environ
         return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **how)
 

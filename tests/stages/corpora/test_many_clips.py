@@ -11,7 +11,7 @@ import pytest
 
 from alpro.shards.reader import ShardReader
 from alpro.stages import render_sample
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.long
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.long
 # What the kernel says of a child's memory begins with that of its parent, so the process tells it itself.
 PROGRAM = """
 import re, sys
-from alpro.stages.execution.run import main
+from alpro.pipeline.run_stage import main
 status = main(sys.argv[1:])
 print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 sys.exit(status)

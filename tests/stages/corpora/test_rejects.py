@@ -18,8 +18,8 @@ from alpro.files import read_json
 from alpro.shards.decode import DecodeError, decode_image
 from alpro.shards.reader import ShardReader
 from alpro.stages import decode_videos
-from alpro.stages.artifacts.store import Resources
 from alpro.stages.decode_videos import Config
+from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import EXIT_TIMEOUT
 from tests.stages.conftest import write_manifest
 

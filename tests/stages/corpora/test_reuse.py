@@ -10,8 +10,8 @@ from alpro.files import checksum
 from alpro.shards.decode import DecodeError
 from alpro.shards.reader import ShardReader
 from alpro.stages import decode_videos
-from alpro.stages.artifacts.store import Outcome, Resources
 from alpro.stages.decode_videos import Config
+from alpro.stages.execution.interface import Outcome, Resources
 from tests.stages.conftest import contents, write_manifest
 
 

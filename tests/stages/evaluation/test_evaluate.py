@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.models.word_pieces import train_tokenizer
 from alpro.pipeline.reporting.result_tables import tables
 from alpro.shards.decode import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages import evaluate, zero_shot
-from alpro.stages.artifacts.store import Resources
 from alpro.stages.evaluate import add_contrasts, add_subsets
 from alpro.stages.evaluation import metrics, protocol
 from alpro.stages.evaluation.entities import EntityScore
@@ -30,7 +30,7 @@ from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.evaluation.qa import Questions
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
-from alpro.stages.vocabulary.word_pieces import train_tokenizer
+from alpro.stages.execution.interface import Resources
 
 CPU = torch.device("cpu")
 

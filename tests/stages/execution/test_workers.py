@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from alpro.errors import InputError
-from alpro.stages.artifacts.store import Resources
 from alpro.stages.execution import workers
+from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import WorkerDied, run_in_subprocess, run_units
 
 TWO = Resources(workers=2)
@@ -131,7 +131,7 @@ def test_a_subprocess_exits_after_its_time_limit():
 
 PARENT = """
 import os, threading
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import work_pool
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
 from alpro.stages.training.distributed import World
 from alpro.stages.training.examples import Batch, TrainingDataset

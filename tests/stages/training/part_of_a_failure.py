@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from alpro.errors import InputError
-from alpro.stages.artifacts.store import Resources
-from alpro.stages.execution import run
+from alpro.pipeline import run_stage as run
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training.distributed import init_distributed
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from alpro.models.alpro import Alpro
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
 from alpro.stages.training.distributed import World
 from alpro.stages.training.examples import Batch

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from alpro.models.alpro import ModelConfig, Prompter
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.examples import Batch, TrainingDataset
@@ -71,4 +71,4 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]), Tokenizer.from_file(sys.argv[3]), [int(n) for n in sys.argv[4:]])
     except SystemExit as left:
-        os._exit(left.code)  # as alpro.stages.execution.run ends
+        os._exit(left.code)  # as alpro.pipeline.run_stage ends

@@ -20,7 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from alpro.models.alpro import Alpro, ModelConfig
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
 from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.distributed import World, init_distributed

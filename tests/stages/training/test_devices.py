@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alpro.errors import InputError
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training.distributed import all_reduce_sum, gather, init_distributed, pick_device
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from alpro.models.word_pieces import load_tokenizer
 from alpro.shards.decode import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.training import examples
 from alpro.stages.training.examples import TrainingDataset
-from alpro.stages.vocabulary.word_pieces import load_tokenizer
 
 
 def test_an_image_is_a_still_clip(stills, steps_of):

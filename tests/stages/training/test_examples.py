@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from alpro.errors import InputError
-from alpro.stages.artifacts.store import Resources
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training import examples
 from alpro.stages.training.config import MatchingConfig, Phase
 from alpro.stages.training.examples import Batch, TrainingDataset

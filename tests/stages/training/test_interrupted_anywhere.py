@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alpro.stages.artifacts.store import EXIT_INTERRUPTED
+from alpro.stages.execution.interface import EXIT_INTERRUPTED
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.stages.training.part_of_a_life import STEPS

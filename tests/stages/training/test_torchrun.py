@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alpro.stages.artifacts.store import EXIT_INPUT_ERROR, Resources
+from alpro.stages.execution.interface import EXIT_INPUT_ERROR, Resources
 from tests.conftest import ROOT
 from tests.stages.training.part_of_a_batch import losses_and_gradients
 

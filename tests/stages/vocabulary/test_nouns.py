@@ -8,8 +8,8 @@ import spacy
 from spacy.training import Example
 
 from alpro.errors import InputError
-from alpro.stages.artifacts.store import Resources
 from alpro.stages.build_vocabulary import merge_forms
+from alpro.stages.execution.interface import Resources
 from alpro.stages.vocabulary import nouns
 from alpro.stages.vocabulary.nouns import count_nouns, load_tagger, tag_unit
 

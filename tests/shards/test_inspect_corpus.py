@@ -12,9 +12,7 @@ from PIL import Image
 from alpro.errors import InputError
 from alpro.pipeline.cli import parser
 from alpro.pipeline.commands import execute
-from alpro.shards.reader import read_index
-from alpro.shards.schema import INDEX, SPLITS
-from alpro.stages.corpora.inspect_corpus import (
+from alpro.shards.inspect_corpus import (
     BLANK,
     NOT_HASHED,
     Samples,
@@ -27,6 +25,8 @@ from alpro.stages.corpora.inspect_corpus import (
     save,
     shared,
 )
+from alpro.shards.reader import read_index
+from alpro.shards.schema import INDEX, SPLITS
 
 
 def test_counts_are_those_of_the_artifacts(clips, stills):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from alpro.stages.sample.scene import DIRECTIONS, Scene, Thing
+from alpro.shards.sample.scene import DIRECTIONS, Scene, Thing
 
 GO = ("moves", "slides", "drifts", "glides", "travels", "goes")
 WHERE = {

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from alpro.stages.training import augment as module
-from alpro.stages.training.augment import (
+from alpro.shards import augment as module
+from alpro.shards.augment import (
     IMAGE_OPERATIONS,
     SIDES,
     VIDEO_OPERATIONS,

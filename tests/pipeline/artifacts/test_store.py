@@ -13,17 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
-from alpro.files import read_json, write_json
+from alpro.files import digest, read_json, write_json
+from alpro.pipeline.artifacts.store import Step, Store, read_record
 from alpro.stages import STAGES, decode_videos, render_sample
-from alpro.stages.artifacts.store import (
-    Outcome,
-    Resources,
-    Step,
-    Store,
-    digest,
-    read_record,
-    require,
-)
+from alpro.stages.execution.interface import Outcome, Resources, require
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,7 +159,8 @@ def test_two_processes_build_a_step_once(tmp_path):
         import os, sys, time
         from pathlib import Path
         from alpro.stages import render_sample
-        from alpro.stages.artifacts.store import Outcome, Step, Store
+        from alpro.pipeline.artifacts.store import Step, Store
+        from alpro.stages.execution.interface import Outcome
 
         store, step = Store(Path(sys.argv[1])), Step("render_sample", "sample", render_sample.Config())
 

@@ -1,4 +1,4 @@
-"""Runs one stage in its own process: `python -m alpro.stages.execution.run WORK.json`, or the same under torchrun.
+"""Runs one stage in its own process: `python -m alpro.pipeline.run_stage WORK.json`, or the same under torchrun.
 
 The work file contains the stage, its configuration, the folders of its inputs, the output folder and the resources. A
 pipeline reads the result, or the input error that stopped the stage, from result.json beside the work file, and writes
@@ -20,15 +20,9 @@ from filelock import FileLock, Timeout
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
+from alpro.pipeline.artifacts.store import fingerprint, write_record
 from alpro.shards.storage import located
-from alpro.stages.artifacts.store import (
-    EXIT_INPUT_ERROR,
-    EXIT_INTERRUPTED,
-    Outcome,
-    Resources,
-    fingerprint,
-    write_record,
-)
+from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
 
 ORPHAN_SECONDS = 30.0  # time for a process to stop by itself after its parent has ended
 # Errors of gloo and NCCL if the other process has ended.
@@ -37,7 +31,7 @@ LOST_RANK = re.compile(r"(closed|reset) by peer|broken pipe|timed out waiting|re
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
-        print("usage: python -m alpro.stages.execution.run WORK.json", file=sys.stderr)
+        print("usage: python -m alpro.pipeline.run_stage WORK.json", file=sys.stderr)
         return EXIT_INPUT_ERROR
     file, started = Path(arguments[0]), time.time()
     try:
@@ -104,7 +98,7 @@ def finish(work: dict, outcome: Outcome, seconds: float) -> bool:
     inputs = {name: source["fingerprint"] for name, source in artifact["inputs"].items()}
     if fingerprint(work["stage"], config, inputs, artifact["files"]) != artifact["fingerprint"]:
         return False
-    write_record(out, artifact, outcome, {"seconds": round(seconds, 1), "by": "alpro.stages.execution.run"})
+    write_record(out, artifact, outcome, {"seconds": round(seconds, 1), "by": "alpro.pipeline.run_stage"})
     (out / "result.json").unlink(missing_ok=True)
     return True
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from alpro.stages.corpora.pictures import (
+from alpro.shards.pictures import (
     AMBER,
     GREEN,
     RED,

@@ -9,10 +9,11 @@ import fsspec
 import pytest
 
 from alpro.errors import InputError
+from alpro.pipeline.artifacts import sharing as shared_artifacts
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.shards.storage import join, read_bytes
 from alpro.stages import render_sample
-from alpro.stages.artifacts import sharing as shared_artifacts
-from alpro.stages.artifacts.store import Outcome, Step, Store
+from alpro.stages.execution.interface import Outcome
 
 STEP = Step("render_sample", "render_sample", render_sample.Config())
 

@@ -9,13 +9,13 @@ from safetensors import safe_open
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
+from alpro.models.word_lists import read_word_list
+from alpro.pipeline.artifacts.digests import Digests
+from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import plan
 from alpro.pipeline.steps import check_files
 from alpro.stages import build_vocabulary, finetune_qa
-from alpro.stages.artifacts.digests import Digests
-from alpro.stages.artifacts.store import Store
-from alpro.stages.vocabulary.word_lists import read_word_list
 
 FORMS = {
     "list.json": '["dog", "hot dog", "3"]',

@@ -21,12 +21,12 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.files import write_json
+from alpro.progress import progress
+from alpro.shards.pictures import sample_strips, sheet
 from alpro.shards.reader import ShardReader, Unreadable, index_batches, read_index
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import KINDS, SPLITS
 from alpro.shards.storage import MAX_CONCURRENT_REQUESTS, Location
-from alpro.stages.corpora.pictures import sample_strips, sheet
-from alpro.stages.execution.progress import progress
 
 INDEX_COLUMNS = ["split", "kind", "group", "captions", "questions", "duration", "frame_sizes"]
 SHEET_SAMPLES = 24  # samples in the picture of a corpus

@@ -11,10 +11,10 @@ from tokenizers.models import WordPiece
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
+from alpro.models.import_checkpoint import import_checkpoint
 from alpro.models.official import to_official
 from alpro.pipeline.cli import parser
 from alpro.pipeline.commands import execute
-from alpro.stages.training.import_checkpoint import import_checkpoint
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(295))]
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from alpro.stages.sample.scene import COLOURS, Scene
+from alpro.shards.sample.scene import COLOURS, Scene
 
 SPRITE = 64  # pixels of a sprite's side; a thing of radius 1 fills it
 OVERSAMPLE = 4

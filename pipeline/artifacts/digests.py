@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
-from alpro.files import checksum
+from alpro.files import checksum, digest
+from alpro.progress import progress
 from alpro.shards.annotations import scan_source
 from alpro.shards.identity import identities
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, parent
-from alpro.stages.artifacts.store import digest
-from alpro.stages.execution.progress import progress
+from alpro.stages.index_shards import list_shards
 
 SECONDS_BETWEEN_COMMITS = 2.0
 BATCH = 1024  # rows of a manifest in memory
@@ -143,6 +143,15 @@ def content_digests(files: set[Location], digests: Digests) -> dict[Location, st
     local = sorted(file for file in files if isinstance(file, Path))
     remote = sorted(file for file in files if isinstance(file, str))
     return dict(zip([*local, *remote], [*digests.of(local), *identities(remote)], strict=True))
+
+
+def digest_shards(folder: Location, digests: Digests) -> str:
+    """The digest of existing shards: their locations, which are also in the index, and their contents. The contents of
+    shards at a URL are represented by their identity in the store (size, and ETag, digest or time)."""
+    shards = list_shards(folder)
+    local = [shard for shard in shards if isinstance(shard, Path)]
+    contents = digests.of(local) if local else list(identities(shards))
+    return digest(dict(zip(map(str, shards), contents, strict=True)))
 
 
 def digest_model(folder: Path, digests: Digests) -> str:

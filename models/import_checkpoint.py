@@ -14,8 +14,8 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.folder import ModelFolder, Preprocessing, check_weights
 from alpro.models.official import WEIGHT_FILES, StateDict, from_official, read_checkpoint, sizes, split_prompter
-from alpro.stages.vocabulary.word_lists import read_word_list
-from alpro.stages.vocabulary.word_pieces import load_tokenizer
+from alpro.models.word_lists import read_word_list
+from alpro.models.word_pieces import load_tokenizer
 
 Task = Literal["pretrain", "retrieval", "qa", "prompter"]
 # Text lengths of the official configurations in tokens; DiDeMo retrieval is the exception with 50.

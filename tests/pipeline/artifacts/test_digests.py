@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from alpro.stages.artifacts import digests as files
-from alpro.stages.artifacts.digests import Digests, digest_data
+from alpro.pipeline.artifacts import digests as files
+from alpro.pipeline.artifacts.digests import Digests, digest_data
 
 
 @pytest.fixture

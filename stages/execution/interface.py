@@ -1,0 +1,105 @@
+"""What stages share with those who run them: configuration, resources, outcome, errors and exit statuses."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+from alpro.errors import InputError
+
+EXIT_INPUT_ERROR = 2  # exit status of an error that the user can fix
+EXIT_INTERRUPTED = 75  # exit status (EX_TEMPFAIL) of a run that stopped on a signal with a checkpoint
+# Instead of the record: the stage finished, but its input files changed during the run.
+CHANGED = "changed.json"
+
+
+class StageFailed(Exception):
+    """A stage's process failed with an error, which it has printed."""
+
+
+class Interrupted(Exception):
+    """A stage's process received SIGTERM and wrote a checkpoint. The next run resumes from it."""
+
+
+class Stopped(Interrupted):
+    """The pipeline stops, and this stage with it. The next run resumes."""
+
+
+# `json_schema_extra` of keys that name a file of the user's: one that must exist, or one that may be a name on the hub.
+FILE: JsonDict = {"path": "file"}
+FILE_OR_NAME: JsonDict = {"path": "file or name"}
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's configuration: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resources(StageConfig):
+    """How work is distributed and where it runs. Not part of a fingerprint: it does not change results, except for
+    dropout and stochastic depth, which each process draws for its own samples, and for rounding: the order of sums,
+    compiled layers, a GPU."""
+
+    workers: int = Field(0, ge=0, description="processes that decode and load data; 0 means one per core")
+    processes: int = Field(1, ge=1, description="training processes on this machine; more than one starts torchrun")
+    max_stages: int = Field(
+        1, ge=1, description="stages that run at the same time on this machine; with deployments, work pools decide"
+    )
+    max_model_stages: int = Field(1, ge=1, description="how many of these may hold a model, and so share the device")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device of the models; auto uses a GPU if there is one"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="recompute activations in training instead of storing them: less memory, a third more time"
+    )
+    compile: bool = Field(
+        False, description="torch.compile of the encoders' layers for training: faster on a GPU after a minute or two"
+    )
+    nodes: int = Field(
+        1,
+        ge=1,
+        description="machines that train together, each with `processes`, on shared folders; the command for the "
+        "other machines is printed",
+    )
+    rendezvous: str = Field("", description="host:port of this machine, which several nodes connect to")
+    rank_timeout: float = Field(
+        600.0, gt=0, description="seconds that training processes wait for an unresponsive process before the job ends"
+    )
+    artifacts: str = Field(
+        "",
+        description="a folder or URL that machines share: new artifacts are uploaded to it, and existing artifacts are "
+        "downloaded instead of built",
+    )
+    profile: bool = Field(False, description="write a trace of a few training steps for Perfetto")
+    dask: str = Field("", description="address of a Dask scheduler for decoding and tagging; empty: this machine")
+    checkpoint_interval: float = Field(60.0, gt=0, description="seconds between the checkpoints of a training run")
+
+    @model_validator(mode="after")
+    def _check_rendezvous(self) -> "Resources":
+        if self.nodes > 1 and ":" not in self.rendezvous:
+            raise ValueError(f"{self.nodes} nodes need a rendezvous, host:port")
+        return self
+
+    @property
+    def worker_count(self) -> int:
+        return self.workers or os.cpu_count() or 1
+
+
+@dataclass
+class Outcome:
+    """The result of a stage: counts of items that it read and dropped, and its final metrics."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def require(folder: Path, name: str) -> Path:
+    """The path of a required file of an artifact. Raises InputError if it is missing."""
+    path = folder / name
+    if not path.exists():
+        raise InputError(f"{folder}: {name} is missing; delete this folder and run again to rebuild it")
+    return path
