@@ -19,7 +19,7 @@ from alpro.pipeline.reporting.report import write_report
 from alpro.pipeline.reporting.result_tables import results_markdown
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.schedule import run_steps
-from alpro.pipeline.steps import check_files, decoding, given_task, needed, with_files
+from alpro.pipeline.steps import check_files, decoding, model_task, needed, with_files
 from alpro.pipeline.tasks import Session, fetch_input
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
@@ -56,7 +56,7 @@ def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -
 
     retrieval = qa = pretrained = None
     teacher: dict[str, Step] = {}
-    given = Path(config.pretrained) if config.pretrained else None
+    folder = Path(config.pretrained) if config.pretrained else None
     if config.train_prompter and config.pretrain:
         vocabulary = add("build_vocabulary", config.build_vocabulary, phases["pretrain"])
         teacher = {"vocabulary": vocabulary}
@@ -65,13 +65,13 @@ def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -
             teacher["prompter"] = add("train_prompter", config.train_prompter, training)
             teacher["prompts"] = add("cache_prompts", config.cache_prompts, teacher)
         pretrained = add("pretrain", config.pretrain, {**teacher, **phases["pretrain"]})
-    name = given_task(given) if given else "pretrained"
-    model = ("model", pretrained, given)
+    name = model_task(folder) if folder else "pretrained"
+    model = ("model", pretrained, folder)
     before = zero_shot_config(config.evaluate)
     prompts = teacher if "prompts" in teacher else {}
     if before.corpora and (prompts or (before.retrieval and name == "pretrained")):
         tested = {corpus: corpora[corpus] for corpus in before.corpora}
-        add("zero_shot", before, {**prompts, **tested}, (name, pretrained, given))
+        add("zero_shot", before, {**prompts, **tested}, (name, pretrained, folder))
     if config.finetune_retrieval:
         retrieval = add("finetune_retrieval", config.finetune_retrieval, phases["finetune_retrieval"], model)
     if config.finetune_qa:
@@ -79,7 +79,7 @@ def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -
 
     models = {"retrieval": retrieval, "qa": qa}
     # A pretrained model that is fine-tuned for a task is evaluated on it, unless this pipeline fine-tunes it again.
-    finished = given if name in models and models[name] is None else None
+    finished = folder if name in models and models[name] is None else None
     if config.evaluate.corpora and (finished or any(models.values())):
         tested = {corpus: corpora[corpus] for corpus in config.evaluate.corpora}
         add("evaluate", config.evaluate, {**models, **tested}, (name, None, finished))

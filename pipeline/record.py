@@ -119,20 +119,20 @@ def parent_numbers(result: StageResult) -> dict[str, float]:
 def run_tags(commit: str, step: Step | None = None) -> dict[str, str]:
     """Where a run comes from: commit, Prefect's runs, machine and process; for a stage its fingerprint."""
     task, flow = TaskRunContext.get(), FlowRunContext.get()
-    found = {"commit": commit, "host": socket.gethostname(), "pid": str(os.getpid())}
+    tags = {"commit": commit, "host": socket.gethostname(), "pid": str(os.getpid())}
     if flow and flow.flow_run:
-        found["prefect_flow_run"] = str(flow.flow_run.id)
+        tags["prefect_flow_run"] = str(flow.flow_run.id)
     if task:
-        found["prefect_run"] = str(task.task_run.id)
-    return found | ({"stage": step.stage, "fingerprint": step.fingerprint} if step else {})
+        tags["prefect_run"] = str(task.task_run.id)
+    return tags | ({"stage": step.stage, "fingerprint": step.fingerprint} if step else {})
 
 
 def end_dead_runs(tracker: Tracker, tags: dict[str, str], own: bool = False) -> None:
     """Marks as killed the runs with these tags that are listed as running although their process on this machine is
     gone; with `own`, also those of this process. Whether a process of another machine lives is not known here."""
 
-    def is_dead(found: dict[str, str]) -> bool:
-        pid = int(found.get("pid", 0))
+    def is_dead(run_tags: dict[str, str]) -> bool:
+        pid = int(run_tags.get("pid", 0))
         return own if pid == os.getpid() else pid > 0 and not alive(pid)
 
     tracker.kill_stale({**tags, "host": socket.gethostname()}, is_dead)

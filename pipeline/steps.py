@@ -65,8 +65,8 @@ def digest_files(path: Path, digests: Digests) -> str:
     return digest(dict(zip(shown, digests.of(list(shown.values())), strict=True)))
 
 
-def given_task(folder: Path) -> str:
-    """What a given model folder is called among the inputs of evaluate."""
+def model_task(folder: Path) -> str:
+    """The name of a model folder among the inputs of evaluate: its task."""
     try:
         task = read_task(folder)
     except ValueError as error:
@@ -189,15 +189,15 @@ def reason(step: Step, store: Store) -> str:
 
 def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
     """What differs between an artifact's record and a step's description, of all that decides the fingerprint."""
-    found = []
+    changes = []
     if record["stage_version"] != description["stage_version"]:
-        found.append("the stage's code has a new version")
+        changes.append("the stage's code has a new version")
     old, new = flatten(record["config"]), flatten(description["config"])
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
-            found.append(f"{description['stage']}.{key} = {new.get(key)!r} (was {old.get(key)!r})")
+            changes.append(f"{description['stage']}.{key} = {new.get(key)!r} (was {old.get(key)!r})")
     old, new = record["inputs"], description["inputs"]
-    found += [f"input {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    changes += [f"input {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     old, new = record["files"], description["files"]
-    found += [f"files of {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    return found
+    changes += [f"files of {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return changes

@@ -63,7 +63,7 @@ def _keys(lines: list[dict[str, Any]], patterns: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(key for pattern in patterns for key in seen if fnmatchcase(key, pattern)))
 
 
-def write_report(path: Path, name: str, made: list[Listed]) -> Path:
+def write_report(path: Path, name: str, artifacts: list[Listed]) -> Path:
     """One page with everything in it: results, stages, curves, pictures, what was rejected and why."""
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text("utf-8")
@@ -78,11 +78,11 @@ def write_report(path: Path, name: str, made: list[Listed]) -> Path:
             "reasons": reasons(folder),
             "prompts": least_agreed(folder),
         }
-        for stage, folder, record, cached in made
+        for stage, folder, record, cached in artifacts
     ]
-    worked = sum(record["run"]["seconds"] for _, _, record, cached in made if not cached)
-    cached = sum(one[3] for one in made)
-    page = template.render(name=name, tables=tables(results(made)), stages=stages, worked=worked, cached=cached)
+    worked = sum(record["run"]["seconds"] for _, _, record, cached in artifacts if not cached)
+    cached = sum(is_cached for *_, is_cached in artifacts)
+    page = template.render(name=name, tables=tables(results(artifacts)), stages=stages, worked=worked, cached=cached)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, "utf-8")
     return path

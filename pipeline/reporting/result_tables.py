@@ -14,9 +14,9 @@ Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, record, cached
 FEW_ITEMS = 100
 
 
-def results(made: list[Listed]) -> list[dict[str, Any]]:
+def results(artifacts: list[Listed]) -> list[dict[str, Any]]:
     """The rows of results.json of every evaluation, zero-shot first; none if nothing was evaluated."""
-    folders = [folder for _, folder, record, _ in made if record["stage"] in EVALUATIONS]
+    folders = [folder for _, folder, record, _ in artifacts if record["stage"] in EVALUATIONS]
     rows = {row["name"]: row for folder in folders for row in read_json(folder / "results.json")}
     return list(rows.values())
 
@@ -123,10 +123,10 @@ def shown(value: float | None, unit: str) -> str:
     return f"{value:.1f} %" if unit == "%" else f"{value:.1f}"
 
 
-def results_markdown(made: list[Listed]) -> str:
+def results_markdown(artifacts: list[Listed]) -> str:
     """The results as Markdown tables; empty if nothing was evaluated."""
     parts = []
-    for table in tables(results(made)):
+    for table in tables(results(artifacts)):
         rule = ["---", "---", *["---:"] * (len(table.heads) - 2)]
         cells = [table.heads, rule, *table.lines]
         parts.append(f"**{table.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in cells))

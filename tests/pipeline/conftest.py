@@ -32,3 +32,34 @@ def first(workspace, prefect) -> dict[str, str]:
     from alpro.pipeline.flow import alpro
 
     return alpro(TINY, workspace=str(workspace))
+
+
+def runs(workspace: Path) -> tuple[list, dict[str, list]]:
+    """The pipelines' MLflow runs, newest first, and the nested runs of each."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    listed = client.search_runs([client.get_experiment_by_name("tiny").experiment_id], max_results=1000)
+    nested: dict[str, list] = {}
+    for run in listed:
+        nested.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
+    return nested.pop(""), nested
+
+
+def newest(workspace: Path) -> dict[str, dict]:
+    """The nested runs of the newest pipeline: whether cached, by the stage's name."""
+    parents, nested = runs(workspace)
+    return {run.info.run_name.split(" · ")[0]: run for run in nested[parents[0].info.run_id]}
+
+
+def was_cached(run) -> bool:
+    return run.data.tags.get("cached") == "true"
+
+
+def of_shards(folder: str | Path, tmp_path: Path) -> str:
+    """The tiny pipeline with existing shards in the place of its clips."""
+    text = Path(TINY).read_text()
+    clips = text[text.index("[corpora.clips]") : text.index("[corpora.stills]")]
+    path = tmp_path / "of_shards.toml"
+    path.write_text(text.replace(clips, f'[corpora.clips]\nshards = "{folder}"\n'))
+    return str(path)

@@ -5,11 +5,9 @@ import re
 import shutil
 from pathlib import Path
 
-import fsspec
 import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
-from PIL import Image
 from prefect import flow as prefect_flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -19,42 +17,19 @@ from alpro.errors import InputError
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store, read_record
 from alpro.pipeline.commands import print_plan
-from alpro.pipeline.config import Corpus, load_config
+from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import alpro, plan
 from alpro.pipeline.flow import build_vocabulary as vocabulary_flow
 from alpro.pipeline.flow import pretrain as pretrain_flow
-from alpro.pipeline.steps import check_files, decoding, needed
 from alpro.pipeline.tasks import interrupted
-from alpro.shards.reader import ShardReader
-from alpro.stages import CORPUS_STAGES, EVALUATIONS, declaration
+from alpro.stages import EVALUATIONS
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed
 from alpro.stages.training.metrics import read_metrics
-from tests.stages.conftest import write_manifest
+from tests.pipeline.conftest import TINY, newest, of_shards, runs, was_cached
 
 pytestmark = pytest.mark.usefixtures("prefect")
-TINY = str(Path(__file__).parents[1] / "tiny.toml")
 STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "build_vocabulary", "train_prompter"]
 STAGES += ["cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"]
-
-
-def runs(workspace: Path) -> tuple[list, dict[str, list]]:
-    """The pipelines' MLflow runs, newest first, and the nested runs of each."""
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id], max_results=1000)
-    nested: dict[str, list] = {}
-    for run in found:
-        nested.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
-    return nested.pop(""), nested
-
-
-def newest(workspace: Path) -> dict[str, dict]:
-    """The nested runs of the newest pipeline: whether cached, by the stage's name."""
-    parents, nested = runs(workspace)
-    return {run.info.run_name.split(" · ")[0]: run for run in nested[parents[0].info.run_id]}
-
-
-def was_cached(run) -> bool:
-    return run.data.tags.get("cached") == "true"
 
 
 def test_every_stage_leaves_its_artifact(first, workspace):
@@ -166,11 +141,6 @@ def test_a_failed_branch_stops_only_what_depends_on_it(first, workspace, monkeyp
     assert "evaluate: skipped, because finetune_retrieval failed" in printed
 
 
-def edges(steps: list[Step]) -> set[tuple[str, str]]:
-    """The arrows of a plan, by the names of the stages."""
-    return {(other.stage, step.stage) for step in steps for other in step.inputs.values()}
-
-
 def test_prefect_knows_the_inputs_of_every_task_and_nothing_else(first, workspace):
     alpro(TINY, workspace=str(workspace))
     with get_client(sync_client=True) as client:
@@ -186,37 +156,6 @@ def test_prefect_knows_the_inputs_of_every_task_and_nothing_else(first, workspac
     }
     steps = plan(load_config(TINY), Digests(workspace / "digests.sqlite"))
     assert arrows == {(other.name, step.name) for step in steps for other in step.inputs.values()}
-
-
-@pytest.fixture
-def two_plans(tmp_path) -> list[list[Step]]:
-    """The plans of the tiny pipeline, of its sample and of existing shards; together they have every arrow."""
-    (tmp_path / "a.tar").write_bytes(b"shard")
-    configs = [load_config(TINY), load_config(of_shards(tmp_path, tmp_path))]
-    return [plan(config, Digests(tmp_path / "digests.sqlite")) for config in configs]
-
-
-def test_the_steps_have_the_inputs_that_their_stages_declare(two_plans):
-    for step in (step for steps in two_plans for step in steps):
-        inputs = {name: other.stage for name, other in step.inputs.items()}
-        corpora = {name for name, stage in inputs.items() if stage in CORPUS_STAGES}
-        declared = declaration(step.stage)
-        assert declared.corpora == bool(corpora)
-        assert {name: stage for name, stage in inputs.items() if name not in corpora} == {
-            name: stage for name, stage in declared.inputs.items() if name != "sample" or inputs
-        }
-
-
-def test_the_diagram_in_the_readme_is_the_dag(two_plans):
-    dag = {arrow for steps in two_plans for arrow in edges(steps)}
-    readme = (Path(TINY).parents[1] / "README.md").read_text()
-    diagram = readme.partition("```mermaid\n")[2].partition("```")[0]
-    drawn = set()
-    for line in diagram.splitlines():
-        if "-->" in line:
-            sources, targets = (side.split("&") for side in line.split("-->"))
-            drawn |= {(source.strip(), target.strip()) for source in sources for target in targets}
-    assert drawn == dag
 
 
 def test_a_dry_run_says_what_would_run_and_why(first, workspace, capsys):
@@ -279,47 +218,6 @@ def test_the_test_split_is_checked_before_the_first_training(task, first, worksp
     assert started == []
 
 
-def of_shards(folder: str | Path, tmp_path: Path) -> str:
-    """The tiny pipeline with existing shards in the place of its clips."""
-    text = Path(TINY).read_text()
-    clips = text[text.index("[corpora.clips]") : text.index("[corpora.stills]")]
-    path = tmp_path / "of_shards.toml"
-    path.write_text(text.replace(clips, f'[corpora.clips]\nshards = "{folder}"\n'))
-    return str(path)
-
-
-@pytest.mark.parametrize("before", [True, False], ids=["before it is decoded", "after"])
-def test_files_that_change_while_a_stage_runs_make_no_artifact(before, tmp_path, resources, inline_pool, monkeypatch):
-    """The fingerprint would be of other contents. What did not change is taken over by the next run."""
-    rows = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n in range(24)]
-    corpus = Corpus(data=str(write_manifest(tmp_path / "data", rows)), samples_per_shard=4, size=16)
-    store, wall, aside = Store(tmp_path / "artifacts"), tmp_path / "data" / "wall 5.png", tmp_path / "wall 5.png"
-
-    def make() -> tuple[Path, dict]:
-        step = decoding("walls", corpus, None, Digests(tmp_path / "digests.sqlite"))
-        made = store.make(step, lambda _, out: step.module.run(step.config, step.paths, out, resources), {})
-        return store.folder(step), made["counts"]
-
-    def change(*_: object) -> None:
-        wall.rename(aside)
-        Image.new("RGB", (20, 10), "white").save(wall)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"alpro.stages.decode_videos.{'check_texts' if before else 'draw_samples'}", change)
-        with pytest.raises(
-            InputError, match=r"decode_videos walls: its input files changed during the run \(.*items.jsonl\)"
-        ):
-            make()
-    assert list(store.all()) == []
-    aside.rename(wall)  # as it was: nothing of what was made meanwhile may stay
-    folder, counts = make()
-    assert (counts["linked"], counts["samples"]) == (0, 24)
-    reader = ShardReader(folder)
-    assert max(reader[number].frames().max() for number in range(24)) == 0
-    change()
-    assert make()[1]["linked"] == 20
-
-
 def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
     for shard in Path(first["decode_videos clips"]).glob("*.tar"):
         shutil.copy(shard, tmp_path)
@@ -344,26 +242,6 @@ def test_existing_shards_go_through_every_stage(first, workspace, tmp_path):
     assert {was_cached(run) for name, run in newest(workspace).items() if "stills" in name} == {True}
 
 
-def test_changed_shards_are_another_corpus(tmp_path, memory):
-    def fingerprint(folder) -> str:
-        config = load_config(of_shards(folder, tmp_path))
-        steps = plan(config, Digests(tmp_path / "digests.sqlite"))
-        return next(step.fingerprint for step in steps if step.stage == "index_shards")
-
-    store = fsspec.filesystem("memory")
-    (tmp_path / "a.tar").write_bytes(b"one")
-    store.pipe_file("/bucket/corpus/a.tar", b"one")
-    for folder in (tmp_path, memory):
-        before = fingerprint(folder)
-        assert fingerprint(folder) == before
-        (tmp_path / "a.tar").write_bytes(b"two, and more" if folder == tmp_path else b"one")
-        store.pipe_file("/bucket/corpus/a.tar", b"two")
-        assert fingerprint(folder) != before
-    steps = plan(load_config(of_shards("memory://bucket/none", tmp_path)), Digests(tmp_path / "digests.sqlite"))
-    with pytest.raises(InputError, match="no such folder of shards"):
-        check_files(steps, Store(tmp_path / "artifacts"))
-
-
 @pytest.mark.parametrize("form", ["file", pytest.param("memory", marks=pytest.mark.long)])
 def test_what_one_machine_made_another_fetches(first, workspace, tmp_path, memory, form):
     shared = {"file": f"file://{tmp_path}/shared", "memory": memory}[form]
@@ -381,76 +259,6 @@ def test_what_one_machine_made_another_fetches(first, workspace, tmp_path, memor
 def contents(folder: str) -> dict[str, bytes]:
     files = [path for path in Path(folder).rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def steps_of(tmp_path, *changes: str) -> dict[str, Step]:
-    config = load_config(TINY, changes=list(changes))
-    return {step.name: step for step in plan(config, Digests(tmp_path / "digests.sqlite"))}
-
-
-@pytest.mark.parametrize(
-    ("change", "first_changed"),
-    [
-        ("render_sample.seed=1", "render_sample"),
-        ("corpora.clips.quality=80", "decode_videos clips"),
-        ("build_vocabulary.entities=7", "build_vocabulary"),
-        ('templates.image=["{}"]', "build_vocabulary"),
-        ("train_prompter.lr=1e-4", "train_prompter"),
-        ("pretrain.weights.pem=0.5", "pretrain"),
-        ("finetune_qa.lr=3e-4", "finetune_qa"),
-        ("evaluate.controls=false", "evaluate"),
-    ],
-)
-def test_a_change_reaches_what_rests_on_it_and_nothing_else(change, first_changed, tmp_path):
-    before, after = steps_of(tmp_path), steps_of(tmp_path, change)
-    changed = {name for name in before if before[name].fingerprint != after[name].fingerprint}
-    resting = {name for name in before if before[first_changed] in needed(list(before.values()), before[name].stage)}
-    if first_changed == "decode_videos clips":  # both corpora have one stage name; stills do not rest on clips
-        resting -= {"decode_videos stills"}
-    assert changed == resting
-
-
-def test_zero_shot_is_a_step_of_its_own_that_waits_for_no_fine_tuning(tmp_path):
-    """It comes before fine-tuning, needs none of it, and what both evaluations read changes both."""
-    before, after = steps_of(tmp_path), steps_of(tmp_path, "evaluate.frames=8")
-    assert list(before).index("zero_shot") < list(before).index("finetune_retrieval")
-    alone = {step.name for step in needed(list(before.values()), "zero_shot")}
-    assert not any(name.startswith("finetune") for name in alone)
-    assert {name for name in before if before[name].fingerprint != after[name].fingerprint} == set(EVALUATIONS)
-    assert set(before["zero_shot"].inputs) == {"pretrained", "vocabulary", "prompter", "prompts", "clips"}
-    assert set(before["evaluate"].inputs) == {"retrieval", "qa", "clips"}
-
-
-@pytest.mark.parametrize(
-    "change", ["resources.workers=2", "resources.processes=3", "resources.device='cpu'", "resources.artifacts='s'"]
-)
-def test_resources_change_no_fingerprint(change, tmp_path):
-    before, after = steps_of(tmp_path), steps_of(tmp_path, change)
-    assert [s.fingerprint for s in before.values()] == [s.fingerprint for s in after.values()]
-
-
-def test_files_are_in_the_fingerprint_by_their_contents(tmp_path):
-    (tmp_path / "a.mp4").write_bytes(b"one")
-    path = tmp_path / "manifest.jsonl"
-    path.write_text(json.dumps({"path": "a.mp4", "caption": "x"}) + "\n")
-
-    def fingerprint() -> str:
-        steps = plan(load_config("own_videos", str(path)), Digests(tmp_path / "digests.sqlite"))
-        return steps[0].fingerprint
-
-    before = fingerprint()
-    assert fingerprint() == before
-    (tmp_path / "a.mp4").write_bytes(b"two")
-    assert fingerprint() != before
-    (tmp_path / "a.mp4").write_bytes(b"one")
-    assert fingerprint() == before
-    moved = tmp_path / "elsewhere"
-    moved.mkdir()
-    for name in ("a.mp4", "manifest.jsonl"):
-        shutil.move(tmp_path / name, moved / name)
-    assert (
-        plan(load_config("own_videos", str(moved / "manifest.jsonl")), Digests(tmp_path / "d"))[0].fingerprint == before
-    )
 
 
 def test_only_an_interrupted_stage_is_tried_again():

@@ -18,8 +18,7 @@ from alpro.pipeline.flow import alpro, plan, planned
 from alpro.pipeline.steps import check_files
 from alpro.stages.execution.interface import Outcome, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop
-from tests.pipeline.conftest import TINY
-from tests.pipeline.test_flow import newest, runs
+from tests.pipeline.conftest import TINY, newest, runs
 from tests.stages.conftest import write_manifest
 
 CORPORA = ["corpora.clips.quality=71", "corpora.stills.quality=71"]
