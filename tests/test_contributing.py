@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 FOLDERS = ("models", "shards", "stages", "pipeline")
-UNUSED = shutil.ignore_patterns("__pycache__", "*.egg-info", "golden.npz")
+UNUSED = shutil.ignore_patterns("__pycache__")
 
 # What runs in the copy: the checks of the examples, their own tests, and the rules for every change.
 TESTS = [
@@ -22,6 +22,7 @@ TESTS = [
     "tests/test_layering.py",
     "tests/test_house.py",
     "tests/test_docs.py::test_the_readme_lists_every_stage",
+    "tests/test_paper_configurations.py::test_the_model_and_the_losses_are_those_of_the_paper",
     "tests/pipeline/test_config.py::test_the_page_of_the_configuration_is_up_to_date",
     "tests/pipeline/test_cli.py::test_every_module_of_a_stage_is_a_command_with_its_declared_help",
     "tests/pipeline/test_deployments.py::test_every_flow_has_a_deployment_in_its_pool",
@@ -44,7 +45,7 @@ def changed(diff: str) -> list[str]:
 
 def copy_project(folder: Path) -> Path:
     """A copy of the project, and in `.types` the package `alpro` with links to its folders, as for `make lint`."""
-    for name in ("alpro", *FOLDERS, "tests", "docs"):
+    for name in ("alpro", *FOLDERS, "tests", "docs", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=UNUSED)
     for path in ROOT.iterdir():
         if path.is_file() and path.name != ".git":
@@ -108,7 +109,7 @@ def test_the_examples_pass_lint(contributed):
     run_in(contributed, "-m", "ruff", "format", "--no-cache", "--check", *files)
 
 
-def test_the_examples_work_and_keep_the_rules_of_the_project(contributed):
+def test_the_examples_work_and_keep_the_rules_of_the_project(contributed, tmp_path):
     for program in set(re.findall(r"`\.venv/bin/python (docs/\S+\.py)`", PAGE)):
         run_in(contributed, program)
-    run_in(contributed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not long", *TESTS)
+    run_in(contributed, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'tests'}", *TESTS)
