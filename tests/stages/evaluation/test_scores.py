@@ -1,14 +1,11 @@
 """Scores as pure functions, against tables worked out by hand and against what chance would reach."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from alpro.stages.evaluation import metrics
 from alpro.stages.evaluation.metrics import (
     RETRIEVAL,
     Ranks,
@@ -119,19 +116,6 @@ def test_chance_is_what_constant_scores_reach(video_of_text, more):
         assert actual[f"{way}/MdR"] == np.mean(median)
         missed = 1 - np.array([0.0, *reached])
         assert actual[f"{way}/MnR"] == pytest.approx(missed.sum())  # the sum of P(rank > k) over k from 0
-
-
-def test_the_metric_of_the_documentation(monkeypatch):
-    """Its chance level is the mean over random rankings; for the others test_evaluate has this."""
-    page = (Path(__file__).parents[3] / "docs" / "architecture.md").read_text().partition("\n## A metric\n")[2]
-    example = eval(page.partition("```python\n")[2].partition("```")[0], vars(metrics) | {"np": np})
-    monkeypatch.setattr(metrics, "RETRIEVAL", (example,))
-    of, rng = np.repeat(np.arange(6), 2), np.random.default_rng(0)
-    draws = [retrieval_metrics(rng.random((12, 6)), of) for _ in range(2000)]
-    for direction, ranks in retrieval_ranks(np.zeros((12, 6)), of).items():
-        (score,) = retrieval_scores(ranks)
-        assert score.metric is example
-        assert score.chance == pytest.approx(np.mean([draw[f"{direction}/MRR"] for draw in draws]), rel=0.02)
 
 
 def test_chance_of_a_large_gallery():
