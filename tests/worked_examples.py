@@ -15,10 +15,10 @@ import alpro
 import alpro.stages
 from alpro.models.templates import Templates
 from alpro.pipeline import flow
+from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.config import load_config
 from alpro.pipeline.reporting.result_tables import tables
 from alpro.stages import STAGES, cache_prompts, declaration
-from alpro.stages.artifacts.digests import Digests
 from alpro.stages.evaluation.metrics import mean_recall, retrieval_metrics, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.results import Results
 from tests.stages.training.test_no_waiting import no_waiting, run_of
