@@ -42,6 +42,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     from alpro.pipeline import flow
     from alpro.pipeline.config import skips_questions
     from alpro.pipeline.console import print_results
+    from alpro.pipeline.steps import check_files
 
     config, data, changes = arguments.config, arguments.data, arguments.changes
     plan = flow.planned(arguments.stage, config, data, changes, workspace)  # reports errors before anything starts
@@ -50,6 +51,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print_plan(*plan[1:])
         return
+    check_files(*plan[1:])
     chosen = getattr(flow, arguments.stage or "alpro")
     token = flow.HANDED.set(plan)
     try:
@@ -76,7 +78,8 @@ def print_plan(steps: list[Step], store: Store) -> None:
             state, why = "to run", reason(step, store)
         else:
             state = "not needed"
-        print(f"{state:10} {step.name:24} {step.fingerprint[:16]}  {why}".rstrip())
+        fingerprint = "" if step.blocked else step.fingerprint[:16]  # unknown without the files
+        print(f"{state:10} {step.name:24} {fingerprint:16}  {why}".rstrip())
 
 
 def create_workspace(folder: Path, check_writable: bool) -> None:

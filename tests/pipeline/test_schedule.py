@@ -12,7 +12,8 @@ import pytest
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.commands import print_plan
+from alpro.pipeline.cli import parser
+from alpro.pipeline.commands import print_plan, run_pipeline
 from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import alpro, plan, planned
 from alpro.pipeline.steps import check_files
@@ -152,3 +153,10 @@ def test_a_dry_run_shows_what_is_blocked_and_a_run_fails_at_once(tmp_path, capsy
     with pytest.raises(InputError, match="no such file or folder"):
         alpro(config, data, workspace=str(tmp_path))
     assert not Path(tmp_path / "mlflow.db").exists()
+
+
+def test_the_command_reports_missing_files_before_a_flow_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("alpro.pipeline.flow.alpro", lambda *_: pytest.fail("a flow was started"))
+    arguments = parser().parse_args(["run", "--data", str(tmp_path / "none"), "--workspace", str(tmp_path)])
+    with pytest.raises(InputError, match="no such file or folder"):
+        run_pipeline(arguments)
