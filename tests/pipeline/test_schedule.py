@@ -156,6 +156,7 @@ def test_a_dry_run_shows_what_is_blocked_and_a_run_fails_at_once(tmp_path, capsy
 
 
 def test_the_command_reports_missing_files_before_a_flow_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("alpro.pipeline.commands.prepare_prefect", lambda home: None)  # it changes the environment
     monkeypatch.setattr("alpro.pipeline.flow.alpro", lambda *_: pytest.fail("a flow was started"))
     arguments = parser().parse_args(["run", "--data", str(tmp_path / "none"), "--workspace", str(tmp_path)])
     with pytest.raises(InputError, match="no such file or folder"):
