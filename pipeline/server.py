@@ -8,7 +8,7 @@ import threading
 
 from prefect.server.api.server import SubprocessASGIServer
 
-EXIT_SECONDS = 10.0  # time for the server's own shutdown once its command has ended
+EXIT_SECONDS = 60.0  # time to finish a migration of the database and shut down once the command has ended
 
 
 class TemporaryServer(SubprocessASGIServer):
