@@ -34,7 +34,7 @@ def main() -> None:
 
         status = execute(arguments)
     except BaseException as error:
-        # Ctrl-C also stops Prefect's server, and Prefect then raises errors because the server is gone.
+        # Ctrl-C may reach Prefect where it raises an error of its own.
         if not interrupts and not isinstance(error, KeyboardInterrupt):
             raise
         print("stopped; run the same command again to continue", file=sys.stderr)

@@ -1,6 +1,8 @@
 """The commands of `alpro`: run a pipeline or one stage, inspect artifacts, import weights, open MLflow."""
 
 import argparse
+import atexit
+import gc
 import os
 import socket
 import sys
@@ -39,6 +41,8 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         arguments.changes.append("resources.profile=true")
     create_workspace(workspace, check_writable=not arguments.dry_run)
     prepare_prefect(workspace / "prefect")
+    # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
+    atexit.register(gc.freeze)
     from alpro.pipeline import flow
     from alpro.pipeline.config import skips_questions
     from alpro.pipeline.console import print_results
@@ -52,6 +56,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         print_plan(*plan[1:])
         return
     check_files(*plan[1:])
+    use_temporary_server()
     chosen = getattr(flow, arguments.stage or "alpro")
     token = flow.HANDED.set(plan)
     try:
@@ -102,6 +107,16 @@ def prepare_prefect(home: Path) -> None:
         os.environ.setdefault(f"PREFECT_{name}", "CRITICAL")
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(home))
+
+
+def use_temporary_server() -> None:
+    """If Prefect has no server, it uses our temporary one, which Ctrl-C does not end. It starts with the flow."""
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        from alpro.pipeline.server import TemporaryServer
+
+        TemporaryServer()
 
 
 def list_artifacts(arguments: argparse.Namespace) -> None:

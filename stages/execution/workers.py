@@ -7,6 +7,7 @@ replaced and the unit starts again; other units are not affected. The unit itsel
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -77,11 +78,12 @@ class _Processes(Executor):
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future:
         self.futures = [[future for future in futures if not future.done()] for futures in self.futures]
         idlest = min(range(len(self.pools)), key=lambda index: len(self.futures[index]))
-        try:
-            future = self.pools[idlest].submit(function, *arguments, **named)
-        except BrokenProcessPool:
-            self.pools[idlest] = self._start()
-            future = self.pools[idlest].submit(function, *arguments, **named)
+        with interrupts_blocked():
+            try:
+                future = self.pools[idlest].submit(function, *arguments, **named)
+            except BrokenProcessPool:
+                self.pools[idlest] = self._start()
+                future = self.pools[idlest].submit(function, *arguments, **named)
         self.futures[idlest].append(future)
         return future
 
@@ -126,6 +128,17 @@ def run_units(
                 raise InputError(
                     f"{len(deaths)} worker processes died in succession; if memory is short, lower resources.workers"
                 )
+
+
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Blocks Ctrl-C in this thread and in processes that the body starts. Ctrl-C goes to every process of a terminal.
+    Their parent ends them; by themselves they would print tracebacks, even before their first import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent(alive: Connection) -> None:

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -65,17 +66,32 @@ def wait_for(condition, seconds: float = 600) -> None:
         time.sleep(0.1)
 
 
-def training(folder: Path) -> list[int]:
-    """The ids of the training processes of a folder."""
-    processes = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def processes(module: str, file: str, text: str) -> list[int]:
+    """The ids of the processes of a module with a text in their file in /proc: `cmdline` or `environ`."""
+    ids = []
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            line = path.read_bytes()
+            command, content = (path / "cmdline").read_bytes(), (path / file).read_bytes()
         except OSError:
             continue
-        if b"alpro.pipeline.run_stage" in line and str(folder).encode() in line:
-            processes.append(int(path.parent.name))
-    return processes
+        if f"-m\0{module}\0".encode() in command and text.encode() in content:
+            ids.append(int(path.name))
+    return ids
+
+
+def training(folder: Path) -> list[int]:
+    """The ids of the training processes of a folder."""
+    return processes("alpro.pipeline.run_stage", "cmdline", str(folder))
+
+
+def servers(workspace: Path) -> list[int]:
+    """The ids of the temporary servers of a workspace."""
+    return processes("alpro.pipeline.server", "environ", f"PREFECT_HOME={workspace / 'prefect'}\0")
+
+
+def rows(database: Path, query: str) -> list[str]:
+    with closing(sqlite3.connect(database)) as connection:
+        return [value for (value,) in connection.execute(query)]
 
 
 @pytest.mark.long
@@ -84,17 +100,24 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
     process = start(tmp_path, *LONG, *(["--set", "resources.processes=2"] if "ranks" in how else []))
     folder, _ = prompter(tmp_path)
     wait_for(lambda: list(folder.glob("checkpoints/step-*")))
+    (server,) = servers(tmp_path)
+    assert os.getsid(server) == server  # out of the reach of a terminal's Ctrl-C
     if how == "ctrl-c":
         os.killpg(process.pid, signal.SIGINT)
     else:
         os.kill(training(folder)[0] if how == "training process" else process.pid, signal.SIGKILL)
-    assert process.wait(600) != 0  # a killed one leaves Prefect's server, which holds its standard error
+    assert process.wait(600) != 0
     if how == "ctrl-c":
         assert process.returncode == 130
         *progress, last = process.stderr.read().splitlines()
         assert last == "stopped; run the same command again to continue"
         assert not [line for line in progress if "Traceback" in line or "ERROR" in line]
-    wait_for(lambda: not training(folder))  # an orphaned training ends
+        # The server was there to the end: it has the final state of the flow.
+        assert rows(tmp_path / "prefect" / "prefect.db", "select state_type from flow_run") == ["CRASHED"]
+        unfinished = rows(tmp_path / "mlflow.db", "select status from runs where status != 'FINISHED'")
+        assert unfinished == ["KILLED", "KILLED"]  # the pipeline and the stage
+        assert not servers(tmp_path)
+    wait_for(lambda: not training(folder) and not servers(tmp_path))  # orphans end
     assert read_record(folder) is None
     reached = max(int(p.name.removeprefix("step-")) for p in folder.glob("checkpoints/step-*"))
 

@@ -76,6 +76,15 @@ def test_exceptions_propagate(tmp_path):
         list(run_units([1], partial(note, folder=tmp_path / "missing"), TWO))
 
 
+def blocked_signals(unit):
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_ctrl_c_does_not_reach_the_workers():
+    assert [signals for _, signals in run_units([0], blocked_signals, Resources(workers=1))] == [{signal.SIGINT}]
+    assert blocked_signals(0) == set()
+
+
 def test_without_units_no_process_starts():
     assert list(run_units([], print, TWO)) == []
 
