@@ -39,10 +39,10 @@ def on_dask(address: str) -> Iterator[Executor]:
             "resources.dask is set, but Dask is not installed: pip install 'alpro-pipeline[dask]'"
         ) from None
     flow = FlowRunContext.get()
-    # Told outright, or every worker would start a server of its own where this flow runs with a temporary one.
+    # Set explicitly: where this flow runs with a temporary server, every worker would otherwise start another one.
     server = {PREFECT_API_URL: str(flow.client.api_url)} if flow else {}
-    wishes = {"timeout": f"{CONNECT_SECONDS}s"}
-    with temporary_settings(server), DaskTaskRunner(address=address, client_kwargs=wishes) as runner:
+    options = {"timeout": f"{CONNECT_SECONDS}s"}
+    with temporary_settings(server), DaskTaskRunner(address=address, client_kwargs=options) as runner:
         try:
             runner.client  # noqa: B018 (it connects now)
         except OSError as error:
