@@ -1,5 +1,7 @@
 """The video encoder: TimeSformer with divided space-time attention (paper, section 3.1, "Visual Encoder")."""
 
+from typing import Literal
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -15,6 +17,11 @@ class VideoConfig(BaseModel):
 
     image_size: int = Field(224, ge=16, description="height and width of a frame, pixels")
     patch_size: int = Field(16, ge=4, description="height and width of a patch, pixels")
+    stem: Literal["patch", "conv"] = Field(
+        "patch",
+        description="embedding of the patches. patch: a linear projection, as in the paper; conv: convolutions of "
+        "stride 2, for models trained from random weights",
+    )
     frames: int = Field(4, ge=1, description="number of frames of a clip")
     width: int = Field(768, ge=8, description="hidden size")
     depth: int = Field(12, ge=1, description="number of blocks")
@@ -28,6 +35,8 @@ class VideoConfig(BaseModel):
     def _divides(self) -> "VideoConfig":
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
+            raise ValueError(f"a conv stem needs a patch_size that is a power of 2, not {self.patch_size}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
@@ -36,6 +45,24 @@ class VideoConfig(BaseModel):
     def grid(self) -> int:
         """Patches along one side of a frame."""
         return self.image_size // self.patch_size
+
+
+def conv_stem(width: int, patch: int) -> nn.Sequential:
+    """Convolutions 3 x 3 of stride 2 from frames (N, 3, S, S) to patches (N, D, S / patch, S / patch), whose channels
+    double up to the width D (Xiao et al., Early Convolutions Help Transformers See Better, 2021).
+
+    With a linear projection, the outline of a small thing is inside one patch, and a small model trained from random
+    weights hardly learns it (docs/sample_diary.md).
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    halvings = patch.bit_length() - 1
+    for left in reversed(range(halvings)):
+        layers.append(nn.Conv2d(channels, max(8, width >> left), 3, stride=2, padding=1))
+        channels = max(8, width >> left)
+        if left:
+            layers += [nn.GroupNorm(1, channels), nn.GELU()]
+    return nn.Sequential(*layers)
 
 
 class Block(nn.Module):
@@ -89,7 +116,11 @@ class TimeSformer(nn.Module):
     def __init__(self, config: VideoConfig):
         super().__init__()
         self.config = config
-        self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        self.patch_embed: nn.Module = (
+            conv_stem(config.width, config.patch_size)
+            if config.stem == "conv"
+            else nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
         self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))

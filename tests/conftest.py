@@ -202,11 +202,13 @@ def tiny_model() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def training() -> Callable[..., Any]:
-    """training(corpora, steps, **changes): a TrainingConfig of one phase."""
+    """training(corpora, steps, group_batches=..., **changes): a TrainingConfig of one phase."""
     from alpro.stages.training.config import TrainingConfig
 
-    def config(corpora: Iterable[str] = ("clips",), steps: int = 4, **changes) -> TrainingConfig:
-        phases = [{"corpora": tuple(corpora), "steps": steps}]
+    def config(
+        corpora: Iterable[str] = ("clips",), steps: int = 4, group_batches: bool = False, **changes
+    ) -> TrainingConfig:
+        phases = [{"corpora": tuple(corpora), "steps": steps, "group_batches": group_batches}]
         values = {
             "phases": phases,
             "batch_size": 8,

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from alpro.shards.sample.scene import COLOURS, Scene
+from alpro.shards.sample.scene import COLOURS, Scene, Thing
 
 SPRITE = 64  # pixels of a sprite's side; a thing of radius 1 fills it
 OVERSAMPLE = 4
@@ -17,15 +17,37 @@ def render(scene: Scene, frames: int, size: int) -> np.ndarray:
     """The scene as (frames, size, size, 3) uint8."""
     rng = np.random.default_rng(scene.background)
     ground = background(rng, size)
+    for thing in reversed(scene.things[1:]):  # they stay still
+        paste(ground, thing, 0.0)
     out = np.empty((frames, size, size, 3), np.uint8)
     for i in range(frames):
-        picture = ground + rng.normal(0, 2.5, (size, size, 1)).astype(np.float32)
-        for thing in reversed(scene.things):
-            x, y, radius, angle = thing.pose(i / max(1, frames - 1))
-            alpha, colour = _placed(sprite(thing.kind, thing.colour), x, y, radius, angle, size)
-            picture = picture * (1 - alpha) + colour * alpha
-        out[i] = np.clip(picture, 0, 255).astype(np.uint8)
+        picture = ground.copy()
+        paste(picture, scene.main, i / max(1, frames - 1))
+        picture += 2.5 * rng.standard_normal((size, size, 1), np.float32)
+        out[i] = np.clip(picture, 0, 255)
     return out
+
+
+def paste(picture: np.ndarray, thing: Thing, time: float) -> None:
+    """Draws a thing at a time of the clip, 0 to 1, onto a picture (S, S, 3) float32, in place."""
+    size = len(picture)
+    x, y, radius, angle = thing.pose(time)
+    reach = np.sqrt(2) * radius * size + 1  # of the rotated sprite's corners, pixels
+    left, top = (int(max(0, at * size - reach)) for at in (x, y))
+    right, bottom = (int(min(size, at * size + reach + 1)) for at in (x, y))
+    if left >= right or top >= bottom:
+        return
+    scale = SPRITE / (2 * radius * size)  # sprite pixels per frame pixel
+    cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale
+    across, down = x * size - left, y * size - top
+    matrix = (cos, sin, SPRITE / 2 - cos * across - sin * down, -sin, cos, SPRITE / 2 + sin * across - cos * down)
+    image = Image.fromarray(sprite(thing.kind, thing.colour)).transform(
+        (right - left, bottom - top), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
+    rgba = np.asarray(image, np.float32)  # premultiplied
+    part = picture[top:bottom, left:right]
+    part *= 1 - rgba[..., 3:] / 255
+    part += rgba[..., :3]
 
 
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -34,21 +56,6 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
     coarse = Image.fromarray((rng.random((6, 6)) * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     texture = (np.asarray(coarse, np.float32)[..., None] / 255 - 0.5) * rng.uniform(6, 22)
     return (tint + texture).astype(np.float32)
-
-
-def _placed(picture: np.ndarray, x: float, y: float, radius: float, angle: float, size: int):
-    """The sprite's alpha (size, size, 1) and colour (size, size, 3) in the frame: rotated, scaled and moved."""
-    scale = SPRITE / (2 * radius * size)  # sprite pixels per frame pixel
-    cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale
-    centre_x, centre_y = x * size, y * size
-    offset_x = SPRITE / 2 - cos * centre_x - sin * centre_y
-    offset_y = SPRITE / 2 + sin * centre_x - cos * centre_y
-    image = Image.fromarray(picture).transform(
-        (size, size), Image.Transform.AFFINE, (cos, sin, offset_x, -sin, cos, offset_y), Image.Resampling.BILINEAR
-    )
-    rgba = np.asarray(image, np.float32)
-    alpha = rgba[..., 3:] / 255
-    return alpha, rgba[..., :3] / np.maximum(alpha, 1e-3)  # the sprite's colours are premultiplied
 
 
 @lru_cache(maxsize=256)

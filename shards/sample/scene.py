@@ -100,13 +100,25 @@ class Scene:
         return replace(self, things=tuple(replace(t, motion=REVERSED.get(t.motion, t.motion)) for t in self.things))
 
 
-def draw_scene(rng: np.random.Generator, count: int, motion: str | None = None, wide: bool = False) -> Scene:
+def draw_count(rng: np.random.Generator) -> int:
+    """The number of things of a clip."""
+    return int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
+
+
+def draw_scene(
+    rng: np.random.Generator,
+    count: int,
+    motion: str | None = None,
+    wide: bool = False,
+    main: tuple[str, str] | None = None,
+) -> Scene:
     """A random scene of 1 to 3 things; the main thing moves, the others are still beside its path.
 
-    wide: a single thing is anywhere in the frame and its size varies more (for still images).
+    wide: a single thing is anywhere in the frame and its size varies more (for still images). main: kind and colour of
+    the main thing; None: random.
     """
-    kinds = rng.choice(THING_KINDS, count, replace=False)
-    colours = rng.choice(list(COLOURS), count, replace=False)
+    kinds = draw_names(rng, THING_KINDS, count, main and main[0])
+    colours = draw_names(rng, tuple(COLOURS), count, main and main[1])
     motion = motion or str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
     relation, places = _arrange(rng, count, motion)
     things = []
@@ -125,9 +137,16 @@ def draw_scene(rng: np.random.Generator, count: int, motion: str | None = None, 
             x, y = rng.uniform(0.22, 0.78, 2)
         angle, clockwise = float(rng.uniform(-15, 15)), bool(rng.random() < 0.5)
         things.append(
-            Thing(str(kind), str(colour), moves, float(x), float(y), float(radius), float(reach), angle, clockwise)
+            Thing(kind, colour, moves, float(x), float(y), float(radius), float(reach), angle, clockwise)
         )
     return Scene(tuple(things), relation, int(rng.integers(2**31)))
+
+
+def draw_names(rng: np.random.Generator, names: tuple[str, ...], count: int, first: str | None) -> list[str]:
+    """`count` different names, `first` first unless it is None."""
+    others = [name for name in names if name != first]
+    drawn = [str(name) for name in rng.choice(others, count - (first is not None), replace=False)]
+    return drawn if first is None else [first, *drawn]
 
 
 def _arrange(rng: np.random.Generator, count: int, motion: str) -> tuple[str | None, list[np.ndarray]]:
@@ -162,26 +181,41 @@ def training_scene(rng: np.random.Generator, count: int, motion: str | None = No
             return scene
 
 
-def evaluation_scenes(
-    rng: np.random.Generator, number: int, unseen: float, taken: set[tuple[str, str, str]]
-) -> list[Scene]:
-    """Scenes for validation or test, a fraction `unseen` of them with a main combination that is not in training.
+def draw_main(rng: np.random.Generator, held_out: bool, taken: set[tuple[str, str, str]]) -> tuple[str, str, str]:
+    """A combination of kind, colour and motion that is not taken, held out from training or not."""
+    while True:
+        kind, colour = str(rng.choice(THING_KINDS)), str(rng.choice(list(COLOURS)))
+        combination = kind, colour, str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
+        if combination not in taken and (combination in HELD_OUT) == held_out:
+            return combination
 
-    Every main combination is used once, and by no other thing of another clip (`taken` contains the combinations of
-    the other split), so that a caption that names it is true for only one clip.
+
+def evaluation_scenes(rng: np.random.Generator, sizes: tuple[int, ...], unseen: float) -> list[list[Scene]]:
+    """Scenes of splits of these sizes, a fraction `unseen` of each with a main combination that is not in training.
+
+    Every main combination is used once, and by no other thing, so that a caption that names it is true for only one
+    clip. The combinations of all splits are drawn before they are divided: each draw leaves fewer, so one split after
+    the other would have different distributions.
     """
-    scenes: list[Scene] = []
-    mains = set(taken)
-    for i in range(number):
-        while True:
-            scene = draw_scene(rng, int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])))
-            combination = scene.main.combination
-            if combination in taken or scene.main.held_out != (i < round(number * unseen)):
-                continue
-            if any(t.held_out or t.combination in mains for t in scene.things[1:]):
-                continue
-            mains.add(combination)
-            taken.update(t.combination for t in scene.things)
-            scenes.append(scene)
-            break
-    return [scenes[i] for i in rng.permutation(number)]
+    mains: set[tuple[str, str, str]] = set()
+    splits: list[list[tuple[str, str, str]]] = [[] for _ in sizes]
+    for held_out in (True, False):
+        numbers = [round(size * unseen) if held_out else size - round(size * unseen) for size in sizes]
+        drawn = []
+        for _ in range(sum(numbers)):
+            drawn.append(draw_main(rng, held_out, mains))
+            mains.add(drawn[-1])
+        order, first = rng.permutation(len(drawn)), 0
+        for split, number in zip(splits, numbers, strict=True):
+            split += [drawn[i] for i in order[first : first + number]]
+            first += number
+    return [[scene_of(rng, split[i], mains) for i in rng.permutation(len(split))] for split in splits]
+
+
+def scene_of(rng: np.random.Generator, main: tuple[str, str, str], mains: set[tuple[str, str, str]]) -> Scene:
+    """A scene with this main combination, in which the other things are neither held out nor one of `mains`."""
+    count = draw_count(rng)
+    while True:
+        scene = draw_scene(rng, count, main[2], main=main[:2])
+        if not any(t.held_out or t.combination in mains for t in scene.things[1:]):
+            return scene

@@ -24,6 +24,10 @@ class Phase(StageConfig):
         0, ge=0, description="number of passes over the examples of its corpora; set either steps or epochs"
     )
 
+    group_batches: bool = Field(
+        False, description="put samples of the same group into the same batch, as negatives of each other"
+    )
+
     @model_validator(mode="after")
     def _one_length(self) -> "Phase":
         if bool(self.steps) == bool(self.epochs):
@@ -77,6 +81,9 @@ class TrainingConfig(StageConfig):
         "a micro-batch, so this changes the result",
     )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    schedule: Literal["run", "phase"] = Field(
+        "run", description="warm-up and decay of the learning rate once over all phases, or in each phase"
+    )
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="fraction of the steps with linear warm-up")
     min_lr_ratio: float = Field(
         0.0, ge=0, le=1, description="final learning rate of the linear decay, as a fraction of lr"
@@ -99,9 +106,6 @@ class TrainingConfig(StageConfig):
         "none",
         description="official: RandAugment, and for images a random resized crop and flip; samples with left or right "
         "in their text are never flipped",
-    )
-    group_batches: bool = Field(
-        False, description="put samples of the same group into the same batch, as negatives of each other"
     )
     max_unreadable_share: float = Field(
         0.01,

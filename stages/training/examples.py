@@ -95,8 +95,8 @@ class Source:
     are skipped and counted in `skipped`.
     """
 
-    def __init__(self, name: str, folder: Path, kind: str, unit: Unit, group_batches: bool, first_video: int):
-        self.name, self.kind, self.unit, self.group_batches = name, kind, unit, group_batches
+    def __init__(self, name: str, folder: Path, kind: str, unit: Unit, first_video: int):
+        self.name, self.kind, self.unit = name, kind, unit
         self.reader = ShardReader(folder, "train", kind)
         column = self.reader.column("questions" if unit == "question" else "captions")
         texts = np.array([len(value) for value in column], np.int64) if len(self.reader) else np.zeros(0, np.int64)
@@ -110,25 +110,25 @@ class Source:
         groups = self.reader.column("group").dictionary_encode().indices.to_numpy(zero_copy_only=False)
         self.groups = groups[self.examples[:, 0]]
         self.first_video = first_video
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: dict[tuple[int, bool], np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def order(self, seed: int, epoch: int) -> np.ndarray:
-        """The examples of an epoch in training order."""
-        if epoch not in self._orders:
+    def order(self, seed: int, epoch: int, grouped: bool) -> np.ndarray:
+        """The examples of an epoch in training order. grouped: examples of a group are adjacent."""
+        if (epoch, grouped) not in self._orders:
             rng = np.random.default_rng([seed, 17, self.first_video, epoch])
-            order = grouped_order(self.groups, rng) if self.group_batches else rng.permutation(len(self))
-            self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1} | {epoch: order}
-        return self._orders[epoch]
+            order = grouped_order(self.groups, rng) if grouped else rng.permutation(len(self))
+            self._orders = {k: v for k, v in self._orders.items() if k[0] == epoch - 1} | {(epoch, grouped): order}
+        return self._orders[epoch, grouped]
 
-    def at(self, position: int, count: int, seed: int) -> list[tuple[int, int]]:
+    def at(self, position: int, count: int, seed: int, grouped: bool) -> list[tuple[int, int]]:
         """`count` pairs (epoch, example) from `position` on in the infinite sequence of epochs."""
         examples: list[tuple[int, int]] = []
         while len(examples) < count:
             epoch, offset = divmod(position + len(examples), len(self))
-            chosen = self.order(seed, epoch)[offset : offset + count - len(examples)]
+            chosen = self.order(seed, epoch, grouped)[offset : offset + count - len(examples)]
             examples += [(epoch, int(example)) for example in chosen]
         return examples
 
@@ -165,7 +165,7 @@ class TrainingDataset(Dataset[Batch]):
         for name in config.corpora:
             for kind in ("video", "image"):
                 first = sum(len(s.reader) for s in self.sources)
-                source = Source(name, corpora[name], kind, unit, config.group_batches, first)
+                source = Source(name, corpora[name], kind, unit, first)
                 self.skipped += source.skipped  # also for a source without examples
                 if len(source):
                     self.sources.append(source)
@@ -182,6 +182,7 @@ class TrainingDataset(Dataset[Batch]):
                 raise InputError(f"no training examples with a {text} in {', '.join(phase.corpora)}")
             shares = np.array([self._share(i, phase) for i in sources])
             chosen.append(rng.choice(sources, self.steps_of(phase, sources), p=shares / shares.sum()))
+        self.phase_steps = [len(steps) for steps in chosen]
         self.source_of = np.concatenate(chosen)
         self.turn = np.zeros(len(self.source_of), np.int64)
         for i in range(len(self.sources)):
@@ -201,13 +202,27 @@ class TrainingDataset(Dataset[Batch]):
         examples = sum(len(self.sources[i]) for i in sources)
         return phase.steps or max(1, round(phase.epochs * examples / self.config.batch_size))
 
+    def phase_of(self, step: int) -> tuple[int, int]:
+        """The index of the phase of a step, and the first step of that phase."""
+        ends = np.cumsum(self.phase_steps)
+        phase = int(np.searchsorted(ends, step, side="right"))
+        return phase, int(ends[phase]) - self.phase_steps[phase]
+
+    def schedule_of(self, step: int) -> tuple[int, int]:
+        """The number of a step in its learning rate schedule, and the number of steps of that schedule."""
+        if self.config.schedule == "run":
+            return step, len(self)
+        phase, first = self.phase_of(step)
+        return step - first, self.phase_steps[phase]
+
     def __len__(self) -> int:
         return len(self.source_of)
 
     def __getitem__(self, step: int) -> Batch:
         source = self.sources[self.source_of[step]]
         size = self.config.batch_size
-        examples = source.at(int(self.turn[step]) * size, size, self.config.seed)
+        grouped = self.config.phases[self.phase_of(step)[0]].group_batches
+        examples = source.at(int(self.turn[step]) * size, size, self.config.seed, grouped)
         # All ranks share each micro-batch, so that its examples do not depend on the number of ranks.
         places = np.arange(size).reshape(self.config.accumulation_steps, self.ranks, -1)[:, self.rank].ravel()
         unreadable: list[str] = []

@@ -265,7 +265,7 @@ class _Run:
 
         Returns its floating-point operations on this rank.
         """
-        rate = learning_rate(self.state.step, len(self.data), self.config)
+        rate = learning_rate(*self.data.schedule_of(self.state.step), self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -304,7 +304,7 @@ class _Run:
         self.count_unreadable()
         values = {f"train/{name}": value for name, value in self.mean.read().items()}
         seconds = clock.window
-        values["train/lr"] = learning_rate(self.state.step - 1, len(self.data), self.config)
+        values["train/lr"] = learning_rate(*self.data.schedule_of(self.state.step - 1), self.config)
         values["train/skipped_steps"] = self.state.skipped
         values["train/unreadable"] = self.state.unreadable
         values["train/data_wait"] = waited = clock.waited / seconds

@@ -112,6 +112,20 @@ def test_the_share_of_unseen_clips_in_each_split(whole):
         assert (len(marks), sum(marks)) == (count, count * DEFAULT.unseen)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_test_split_is_drawn_like_the_validation_split(seed):
+    """The numbers of things and the motions have the same distribution: a chi-squared test of homogeneity."""
+    items = render_sample.clips(Config(seed=seed, clips=1))
+    scenes = {split: [i.scene for i in items if i.row["split"] == split] for split in ("validation", "test")}
+    for value, limit in ((lambda scene: len(scene.things), 13.8), (lambda scene: scene.main.motion, 26.1)):
+        counts = [Counter(map(value, drawn)) for drawn in scenes.values()]
+        table = np.array([[count[name] for name in sorted(set().union(*counts))] for count in counts])
+        expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
+        assert ((table - expected) ** 2 / expected).sum() < limit, table  # p = 0.001 with 2 and 8 degrees of freedom
+    shares = Counter(len(scene.things) for drawn in scenes.values() for scene in drawn)
+    assert [shares[n] / 320 for n in (1, 2, 3)] == pytest.approx([0.5, 0.3, 0.2], abs=0.09)
+
+
 def test_test_captions_are_unique(whole):
     captions = [c for item in whole["clips"] if item.row["split"] != "train" for c in item.row["captions"]]
     assert len(set(captions)) == len(captions) == DEFAULT.validation + DEFAULT.test

@@ -114,6 +114,26 @@ def test_twins_are_in_one_batch(lessons, steps_of):
         assert {name.removesuffix("-back") for name in names} <= names
 
 
+def test_phases_differ_in_grouping_and_a_schedule_covers_the_run_or_each_phase(lessons, tokenizer, training):
+    phases = [
+        {"corpora": ("lessons",), "steps": 3, "group_batches": True},
+        {"corpora": ("lessons",), "steps": 5},
+    ]
+    for schedule, expected in (
+        ("run", [(step, 8) for step in range(8)]),
+        ("phase", [(0, 3), (1, 3), (2, 3), (0, 5), (1, 5), (2, 5), (3, 5), (4, 5)]),
+    ):
+        config = training(phases=phases, schedule=schedule, batch_size=4)
+        data = TrainingDataset(config, {"lessons": lessons}, tokenizer, "sample", 4, 8)
+        assert [data.schedule_of(step) for step in range(8)] == expected
+
+    def groups(step):
+        return len({name.removesuffix("-back") for name in data[step].ids})
+
+    assert [groups(step) for step in range(3)] == [2, 2, 2]
+    assert max(groups(step) for step in range(3, 8)) > 2
+
+
 def test_pairs_are_videos_times_captions(corpus_of, tmp_path, steps_of, tokenizer):
     counts = [2, 1, 0, 3]
     words = ("left", "right", "up")
