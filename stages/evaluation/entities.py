@@ -25,6 +25,11 @@ class EntityScore:
     named: list[str]
     truth: list[list[str]]
 
+    @property
+    def right(self) -> np.ndarray:
+        """Whether the prediction for each clip is right: (clips,) boolean."""
+        return np.array([name in truth for name, truth in zip(self.named, self.truth, strict=True)])
+
 
 def entity_accuracy(
     prompter: ModelFolder,

@@ -127,7 +127,10 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
             "what": "fine-tuned retrieval",
             "direction": direction,
             "metric": metric,
+            "protocol": "all pairs, 4 frames",
             "value": next(values) + 0.5,
+            "low": None,
+            "high": None,
             "unit": "rank" if metric == "MdR" else "%",
             "higher_is_better": metric != "MdR",
             "items": 40,
@@ -146,10 +149,10 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
     console.print_results({"evaluate": folder}, tmp_path)
     printed = [row for row in ([c.strip() for c in row if c.strip()] for row in cells(capsys.readouterr().out)) if row]
     assert printed[0] == ["Retrieval"]
-    assert printed[1] == ["R@1", "R@5", "R@10", "MdR ↓", "items"]
+    assert printed[1] == ["R@1", "R@5", "R@10", "MdR ↓", "items", "protocol"]
     assert printed[3:] == [
-        ["fine-tuned retrieval", "t2v", "1.5 %", "3.5 %", "5.5 %", "7.5", "40"],
-        ["v2t", "9.5 %", "11.5 %", "13.5 %", "15.5", "40"],
+        ["fine-tuned retrieval", "t2v", "1.5 %", "3.5 %", "5.5 %", "7.5", "40", "all pairs, 4 frames"],
+        ["v2t", "9.5 %", "11.5 %", "13.5 %", "15.5", "40", "all pairs, 4 frames"],
         ["chance", "t2v", "2.5 %", "4.5 %", "6.5 %", "8.5"],
         ["v2t", "10.5 %", "12.5 %", "14.5 %", "16.5"],
         ["Only 40 test items: differences of less than 15 points are noise."],

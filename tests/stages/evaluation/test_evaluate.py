@@ -90,10 +90,14 @@ def test_the_rows_say_what_was_asked_of_how_many(results, gallery_of, tmp_path, 
         "table": "retrieval",
         "what": "by hand",
         "direction": "v2t",
+        "protocol": "all pairs",
         "metric": "MdR",
         "value": 1,
+        "low": None,  # the same for all queries
+        "high": None,
         "unit": "rank",
         "higher_is_better": False,
+        "statistic": "median",
         "items": 4,
         "chance": 2.5,
         "baseline": "chance",
@@ -159,7 +163,7 @@ def test_columns_are_checked_before_training(clips_of_brightness):
 
 def test_contrasts_tell_two_answers_apart_among_the_questions_with_one_of_them(results):
     answers = ["left", "right", "up"]
-    asked = Questions(None, [], [], [], ["left", "left", "right", "up"], [], np.zeros(4, int))
+    asked = Questions(None, [0], ["v"], ["to?"] * 4, ["left", "left", "right", "up"], [], np.zeros(4, int))
     logits = torch.tensor([[1.0, 0.0, 9.0], [0.0, 1.0, 0.0], [0.0, 2.0, 0.0], [5.0, 0.0, 0.0]])
     add_contrasts(results, "what", "qa", (("left", "right"), ("up", "sideways")), logits, answers, asked)
     assert [(row["metric"], row["items"], row["chance"]) for row in results.rows] == [("left against right", 3, 50.0)]
@@ -319,8 +323,8 @@ def test_a_new_metric_is_one_entry_of_the_table(clips_of_brightness, reading, tm
     row = rows_of(tmp_path)["retrieval/t2v/R2"]
     assert (row["metric"], row["value"], row["chance"], row["items"]) == ("R@2", 100, 50, 4)
     (table,) = tables(list(rows_of(tmp_path).values()))
-    assert table.heads == ["", "", "R@1", "R@5", "R@10", "MdR ↓", "R@2", "items"]
-    assert [(line[:2], line[6]) for line in table.lines] == [
+    assert table.heads == ["", "", "R@1", "R@5", "R@10", "MdR ↓", "R@2", "items", "protocol"]
+    assert [(line[:2], line[6]) for line in table.lines if "chance" in line or line[0] == "fine-tuned retrieval"] == [
         (["fine-tuned retrieval", "t2v"], "100.0 %"),
         (["fine-tuned retrieval", "v2t"], "100.0 %"),
         (["chance", "t2v"], "50.0 %"),
@@ -447,11 +451,11 @@ def test_nothing_that_is_left_is_a_mistake(clips_of_brightness, tmp_path):
         check_items(config, "clips", clips_of_brightness)
 
 
-def test_zero_shot_is_by_matching_and_by_similarity(clips_of_brightness, reading, tmp_path):
+def test_zero_shot_is_by_matching_by_similarity_and_with_a_dual_softmax(clips_of_brightness, reading, tmp_path):
     reading("pretrain")
     actual = evaluated(zero_shot, clips_of_brightness, tmp_path / "out", ("pretrained",), retrieval="clips")
     assert actual["zero_shot/t2v/R1"]["value"] == 50
-    assert {name.split("/")[0] for name in actual} == {"zero_shot", "zero_shot_vtc"}
+    assert {name.split("/")[0] for name in actual} == {"zero_shot", "zero_shot_vtc", "zero_shot_dual"}
     assert (actual["zero_shot/t2v/R1"]["items"], actual["zero_shot/t2v/R1"]["chance"]) == (4, 25)
 
 
