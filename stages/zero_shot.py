@@ -62,7 +62,9 @@ def entities(config: Config, inputs: dict[str, Path], results: Results, device: 
     prompts, names = read_prompts(inputs["prompts"]), read_entities(inputs["vocabulary"])
     score = entity_accuracy(prompter, prompts, names, folder, config.split, device, excluded(config, folder))
     if score:
-        accuracy = Score(ENTITY_ACCURACY, score.right * 100.0, score.best_constant, Queries.of(score.ids))
+        accuracy = Score(
+            ENTITY_ACCURACY, score.right * 100.0, score.best_constant, Queries.of(score.ids, score.captions)
+        )
         results.add(accuracy, "prompter", "entities")
         rows = zip(score.ids, score.named, score.truth, score.right.tolist(), strict=True)
         results.table("entities", [{"id": i, "named": n, "truth": t, "right": r} for i, n, t, r in rows])

@@ -145,21 +145,26 @@ def comparison_table(a: str, b: str, compared: Comparison) -> Table:
     lines = []
     for row, difference in compared.scores:
         values = (shown(value, row["unit"]) for value in (difference.a, difference.b))
-        change = f"{difference.difference:+.1f}"
-        if difference.low is not None:
-            change += f" [{difference.low:+.1f}, {difference.high:+.1f}]"
+        change = signed(difference.difference)
+        if difference.low is not None and difference.high is not None:
+            change += f" [{signed(difference.low)}, {signed(difference.high)}]"
         metric = f"{row['direction']} {row['metric']}".strip() + ("" if row["higher_is_better"] else " ↓")
         lines.append([row["what"], metric, *values, change, f"{difference.p:.4f}", str(row["items"])])
     heads = ["", "", a, b, "difference", "p", "items"]
     note = (
-        "Both are of the same queries. In brackets: 95 % interval of the difference, paired bootstrap over test "
-        "videos. p: permutation test, two-sided, by video, not corrected for the number of scores."
+        "All items are shared. In brackets: 95 % interval of the difference, paired bootstrap over test videos. p: "
+        "permutation test by video, two-sided, not corrected for the number of scores."
     )
     for name, (of_a, of_b, shared) in compared.other_queries.items():
         note += f"\nLeft out, other queries: {name} ({of_a} and {of_b} queries, {shared} shared)."
     if compared.single:
         note += f"\nOnly one of them has {compared.single} other scores."
     return Table("Comparison", heads, lines, note)
+
+
+def signed(difference: float) -> str:
+    """A difference with its sign; 0 is +0.0, also if rounding gives it a minus."""
+    return f"{round(difference, 1) + 0.0:+.1f}"
 
 
 def results_markdown(artifacts: list[Listed]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from alpro.stages.evaluation.statistics import Statistic, value_of
 
 DIRECTIONS = ("t2v", "v2t")
+CAPTIONS = " | "  # between the captions of a video that is a query
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,15 @@ class Ranks:
 @dataclass(frozen=True)
 class Queries:
     """What the queries of a score are, in any evaluation: the id of each one's video, which intervals resample, and its
-    text, empty if the video itself is the query."""
+    text. If a video is the query, its captions: ids alone may be the same in another corpus."""
 
     ids: np.ndarray  # (Q,)
     texts: np.ndarray  # (Q,)
 
     @classmethod
-    def of(cls, ids: Sequence[str], texts: Sequence[str] = ()) -> "Queries":
-        """Queries by lists of equal length; without texts the videos are the queries."""
-        return cls(np.array(ids, object), np.array(texts or [""] * len(ids), object))
+    def of(cls, ids: Sequence[str], texts: Sequence[str]) -> "Queries":
+        """Queries by lists of equal length."""
+        return cls(np.array(ids, object), np.array(texts, object))
 
     def select(self, chosen: np.ndarray) -> "Queries":
         """Some of the queries: (Q,) boolean."""

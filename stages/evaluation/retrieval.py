@@ -13,7 +13,7 @@ from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos
-from alpro.stages.evaluation.metrics import Queries
+from alpro.stages.evaluation.metrics import CAPTIONS, Queries
 from alpro.stages.training.config import Protocol
 
 
@@ -40,10 +40,13 @@ class Gallery:
         )
 
     def queries(self, direction: str) -> Queries:
-        """The queries of a direction: the texts, or the videos."""
-        if direction == "v2t":
-            return Queries.of(self.ids)
-        return Queries.of([self.ids[video] for video in self.video_of_text], self.texts)
+        """The queries of a direction: the texts, or the videos, which are identified by all their texts."""
+        if direction == "t2v":
+            return Queries.of([self.ids[video] for video in self.video_of_text], self.texts)
+        texts: list[list[str]] = [[] for _ in self.ids]
+        for video, text in zip(self.video_of_text, self.texts, strict=True):
+            texts[video].append(text)
+        return Queries.of(self.ids, [CAPTIONS.join(several) for several in texts])
 
     def first(self, videos: int, captions: int) -> "Gallery":
         """The first `videos` videos with the first `captions` captions of each; 0: all."""

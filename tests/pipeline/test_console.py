@@ -5,13 +5,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from alpro.files import write_json
-from alpro.pipeline import console
+from alpro.pipeline import cli, commands, console
 from alpro.pipeline.artifacts.store import RECORD_VERSION, Store
 from alpro.pipeline.reporting.result_tables import Table as ResultTable
+from alpro.stages.evaluation.metrics import Metric, Queries, Score
+from alpro.stages.evaluation.results import Results
 
 
 def cells(printed: str) -> list[list[str]]:
@@ -162,6 +165,24 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
             f"artifacts: alpro ls --workspace {tmp_path}",
         ],
     ]
+
+
+def test_two_evaluations_are_compared_by_the_first_characters_or_the_name_of_a_run(tmp_path, capsys):
+    metric = Metric("acc", "all questions", "qa")
+    asked = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
+    for mark, right in (("a", 3), ("b", 12)):
+        folder = artifact(tmp_path / "artifacts", "evaluate", "evaluate", mark, 1, {})
+        results = Results("test", folder)
+        results.add(Score(metric, (np.arange(12) < right) * 100.0, 50.0, asked), "question answering", "qa")
+        results.outcome()
+    command = ["compare", "aa", "sample · seed=1 · bbbbbb", "--workspace", str(tmp_path)]
+    assert commands.execute(cli.parser().parse_args(command)) == 0
+    printed = [row for row in ([c.strip() for c in row if c.strip()] for row in cells(capsys.readouterr().out)) if row]
+    assert printed[:2] == [["Comparison"], ["a" * 8, "b" * 8, "difference", "p", "items"]]
+    (*texts, a, b, difference, p, items) = printed[3]
+    assert (texts, a, b, items) == (["question answering", "all questions"], "25.0 %", "100.0 %", "12")
+    assert re.fullmatch(r"\+75\.0 \[\+50\.0, \+100\.0\]", difference)
+    assert float(p) == pytest.approx(2 / 2**9, abs=0.004)  # nine videos differ
 
 
 @pytest.mark.parametrize(("width", "tables"), [(140, 1), (80, 2), (60, 3)])

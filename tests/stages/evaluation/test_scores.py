@@ -147,7 +147,7 @@ def test_some_of_the_queries_are_ranked_in_the_whole_gallery():
     ranks = retrieval_ranks(SEVERAL, OWN)["t2v"].select(np.array([False, True, True, False]))
     scores = {
         score.metric.key: (score.value, score.items, score.chance)
-        for score in retrieval_scores(ranks, Queries.of([0, 0]))
+        for score in retrieval_scores(ranks, Queries.of(["a", "a"], ["1", "2"]))
     }
     expected = {"R1": (50, 2, 50), "R5": (100, 2, 100), "R10": (100, 2, 100), "MdR": (1.5, 2, 1.5)}
     assert {key: scores[key] for key in expected} == expected
