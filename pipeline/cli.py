@@ -75,14 +75,9 @@ def parser() -> argparse.ArgumentParser:
         help="compare two evaluations score by score: difference, interval, p value",
         description="Prints for each score that two artifacts of evaluate (or of zero_shot) have over the same queries "
         "both values, the difference B - A, its 95 % paired bootstrap interval, and the p value of a paired "
-        "permutation test. Test videos are resampled, so seeds of training are not compared.",
+        "permutation test, by test video.",
     )
-    for name in ("a", "b"):
-        compare_parser.add_argument(
-            name,
-            metavar=name.upper(),
-            help="its fingerprint, the first characters, or the name of a pipeline's run in MLflow",
-        )
+    add_compare_options(compare_parser)
     inspect_parser = commands.add_parser(
         "inspect",
         help="describe decoded corpora: counts, lengths, captions, overlap of test and training",
@@ -152,6 +147,15 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tracking-uri", default="", metavar="URI", help="an MLflow server (default: a file in the workspace)"
     )
+
+
+def add_compare_options(compare_parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        compare_parser.add_argument(
+            name,
+            metavar=name.upper(),
+            help="its fingerprint, the first characters, or the name of a pipeline's run in MLflow",
+        )
 
 
 def add_inspect_options(inspect_parser: argparse.ArgumentParser) -> None:
