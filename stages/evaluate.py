@@ -25,14 +25,21 @@ from alpro.stages.evaluation.metrics import (
     majority_baseline,
     retrieval_scores,
 )
-from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, length_of, load_for_evaluation, score_pairs
+from alpro.stages.evaluation.protocol import (
+    EvaluationConfig,
+    excluded,
+    length_of,
+    load_for_evaluation,
+    protocol_of,
+    score_pairs,
+)
 from alpro.stages.evaluation.qa import Questions, answer_logits
-from alpro.stages.evaluation.results import Results, add_retrieval
+from alpro.stages.evaluation.results import Results, add_rankers, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import pick_device
 
-VERSION = f"5 {TABLE_VERSION}"
+VERSION = f"6 {TABLE_VERSION}"
 STAGE = Stage(
     help="evaluate the fine-tuned models on the test split",
     kind="evaluation",
@@ -89,29 +96,32 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 
 def retrieval(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
-    """Retrieval by the fine-tuned model, also on subsets; controls."""
+    """Retrieval by the fine-tuned model, by each of its scores, and by matching on subsets; controls."""
     folder = load_for_evaluation(config, inputs["retrieval"], device)
     corpus = inputs[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    scores, _, _ = score_pairs(folder, gallery, config, device)
-    ranks = add_retrieval(results, "fine-tuned retrieval", "retrieval", scores, gallery)
-    add_subsets(results, config.subsets, gallery, ranks["t2v"])
+    scores, ranks = add_rankers(results, "fine-tuned", "retrieval", folder, gallery, config, device)
+    protocol = protocol_of(config, folder)
+    add_subsets(results, config.subsets, gallery, ranks["t2v"], protocol)
     retrieval_pictures(gallery, scores, results.out)
     for name, path in config.word_controls.items():
         scores = words_only(gallery, path)
-        add_retrieval(results, f"control: {name} alone", f"{name}_only", scores, gallery, directions=("t2v",))
+        add_retrieval(results, f"control: {name} alone", f"{name}_only", scores, gallery, ("t2v",))
     for name, reorder in (("shuffled", Shuffle(config.seed)), ("reversed", reverse)) if config.controls else ():
         scores, _, _ = score_pairs(folder, gallery, config, device, reorder)
-        add_retrieval(results, f"control: frames {name}", f"retrieval_{name}", scores, gallery, directions=("t2v",))
+        add_retrieval(results, f"control: frames {name}", f"retrieval_{name}", scores, gallery, ("t2v",), protocol)
 
 
-def add_subsets(results: Results, subsets: dict[str, dict[str, Value]], gallery: Gallery, ranks: Ranks) -> None:
+def add_subsets(
+    results: Results, subsets: dict[str, dict[str, Value]], gallery: Gallery, ranks: Ranks, protocol: str = ""
+) -> None:
     """The metrics of the texts of each subset, ranked in the whole gallery."""
     for name, values in subsets.items():
-        subset = ranks.select(in_subset(gallery, values))
-        for score in retrieval_scores(subset) if len(subset) else ():
+        chosen = in_subset(gallery, values)
+        subset, queries = ranks.select(chosen), gallery.queries("t2v").select(chosen)
+        for score in retrieval_scores(subset, queries) if len(subset) else ():
             metric = replace(score.metric, key=f"{score.metric.key}_{name}")
-            results.add(score._replace(metric=metric), f"fine-tuned retrieval, {name}", "retrieval", "t2v")
+            results.add(score._replace(metric=metric), f"fine-tuned retrieval, {name}", "retrieval", "t2v", protocol)
 
 
 def question_answering(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
@@ -134,7 +144,7 @@ def question_answering(config: Config, inputs: dict[str, Path], results: Results
         confidence = logits.softmax(1).max(1).values.tolist()
         right = np.array([a == b for a, b in zip(answers, questions.answers, strict=True)])
         what, key = (f"control: frames {name}", f"qa_{name}") if name else ("question answering", "qa")
-        for score in accuracy_scores(right, baseline, questions.types):
+        for score in accuracy_scores(right, baseline, questions.types, questions.queries):
             results.add(score, what, key)
         add_contrasts(results, what, key, config.contrasts, logits, folder.answers, questions)
         if not name:
@@ -162,11 +172,11 @@ def add_contrasts(
 ) -> None:
     """Two-way accuracy: of the questions answered by one of a pair, how many rank it above the other one."""
     for pair in contrasts:
-        items = [i for i, answer in enumerate(questions.answers) if answer in pair]
-        if items and all(answer in answers for answer in pair):
-            two = logits[items][:, [answers.index(answer) for answer in pair]].argmax(1).tolist()
-            right = np.mean([pair[choice] == questions.answers[i] for i, choice in zip(items, two, strict=True)])
-            results.add(Score(contrast_of(pair), float(right) * 100, len(items), 50.0), what, key)
+        asked = np.array([answer in pair for answer in questions.answers])
+        if asked.any() and all(answer in answers for answer in pair):
+            two = logits[asked][:, [answers.index(answer) for answer in pair]].argmax(1).tolist()
+            right = np.array([pair[choice] for choice in two]) == np.array(questions.answers)[asked]
+            results.add(Score(contrast_of(pair), right * 100.0, 50.0, questions.queries.select(asked)), what, key)
 
 
 def retrieval_pictures(gallery: Gallery, scores: np.ndarray, out: Path, each: int = 4) -> None:

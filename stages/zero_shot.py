@@ -8,14 +8,14 @@ from alpro.stages import Stage
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.entities import entity_accuracy
-from alpro.stages.evaluation.metrics import ENTITY_ACCURACY, TABLE_VERSION, Score
-from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load_for_evaluation, score_pairs
-from alpro.stages.evaluation.results import Results, add_retrieval
+from alpro.stages.evaluation.metrics import ENTITY_ACCURACY, TABLE_VERSION, Queries, Score
+from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load_for_evaluation
+from alpro.stages.evaluation.results import Results, add_rankers
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import pick_device
 
-VERSION = f"2 {TABLE_VERSION}"
+VERSION = f"3 {TABLE_VERSION}"
 STAGE = Stage(
     help="evaluate the pre-trained model and the prompter on the test split",
     kind="evaluation",
@@ -48,14 +48,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 
 def retrieval(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
-    """Retrieval by the pre-trained model: by matching (VTM), and by similarity (VTC) only."""
+    """Retrieval by the pre-trained model, by each of its scores."""
     folder = load_for_evaluation(config, inputs["pretrained"], device)
     corpus = inputs[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    scores, texts, videos = score_pairs(folder, gallery, config, device)
-    add_retrieval(results, "zero-shot retrieval", "zero_shot", scores, gallery)
-    similarity = (texts.features @ videos.features.T).cpu().numpy()
-    add_retrieval(results, "zero-shot by similarity", "zero_shot_vtc", similarity, gallery)
+    add_rankers(results, "zero-shot", "zero_shot", folder, gallery, config, device)
 
 
 def entities(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
@@ -65,7 +62,9 @@ def entities(config: Config, inputs: dict[str, Path], results: Results, device: 
     prompts, names = read_prompts(inputs["prompts"]), read_entities(inputs["vocabulary"])
     score = entity_accuracy(prompter, prompts, names, folder, config.split, device, excluded(config, folder))
     if score:
-        accuracy = Score(ENTITY_ACCURACY, score.accuracy, len(score.ids), score.best_constant)
+        accuracy = Score(
+            ENTITY_ACCURACY, score.right * 100.0, score.best_constant, Queries.of(score.ids, score.captions)
+        )
         results.add(accuracy, "prompter", "entities")
-        rows = zip(score.ids, score.named, score.truth, strict=True)
-        results.table("entities", [{"id": i, "named": n, "truth": t, "right": n in t} for i, n, t in rows])
+        rows = zip(score.ids, score.named, score.truth, score.right.tolist(), strict=True)
+        results.table("entities", [{"id": i, "named": n, "truth": t, "right": r} for i, n, t, r in rows])

@@ -13,17 +13,25 @@ from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encode import encode_videos
+from alpro.stages.evaluation.metrics import CAPTIONS
 
 
 @dataclass
 class EntityScore:
-    """Accuracy (%) of the most likely entity over clips with known entities, and the prediction for each clip."""
+    """Accuracy (%) of the most likely entity over clips with known entities, and the prediction for each clip with its
+    captions."""
 
     accuracy: float
     best_constant: float
     ids: list[str]
     named: list[str]
     truth: list[list[str]]
+    captions: list[str]
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether the prediction for each clip is right: (clips,) boolean."""
+        return np.array([name in truth for name, truth in zip(self.named, self.truth, strict=True)])
 
 
 def entity_accuracy(
@@ -51,7 +59,12 @@ def entity_accuracy(
     constant = max(sum(entity in truth for truth in truths.values()) for entity in entities) / len(truths)
     ids = reader.column("id").to_pylist()
     return EntityScore(
-        float(np.mean(right) * 100), constant * 100, [ids[n] for n in numbers], named, [truths[n] for n in numbers]
+        float(np.mean(right) * 100),
+        constant * 100,
+        [ids[n] for n in numbers],
+        named,
+        [truths[n] for n in numbers],
+        [CAPTIONS.join(reader[n].about["captions"]) for n in numbers],
     )
 
 
