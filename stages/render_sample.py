@@ -28,7 +28,7 @@ from alpro.stages import Stage
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import run_units
 
-VERSION = 2
+VERSION = 3
 STAGE = Stage(help="render the sample corpus", kind="data")
 
 
@@ -181,6 +181,8 @@ def item(
         "split": split,
         "group": group,
         "things": [{"kind": t.kind, "colour": t.colour, "motion": t.motion} for t in scene.things],
+        "motion_words": grammar.MOTION_WORDS[scene.main.motion],
+        "relation_words": grammar.RELATION_WORDS.get(scene.relation or "", ""),
         "entities": [t.kind for t in scene.things],
         "unseen": split != "train" and scene.main.held_out,
     }

@@ -2,13 +2,22 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from pydantic import Field
 
 from alpro.stages import Stage
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.evaluation.encode import load_model
-from alpro.stages.evaluation.entities import entity_accuracy
-from alpro.stages.evaluation.metrics import ENTITY_ACCURACY, TABLE_VERSION, Score
+from alpro.stages.evaluation.entities import Crop, best_constant, entities_of_crops, entity_accuracy
+from alpro.stages.evaluation.metrics import (
+    CROP_ACCURACY,
+    ENTITY_ACCURACY,
+    KEPT_CROP_ACCURACY,
+    KEPT_CROPS,
+    TABLE_VERSION,
+    Score,
+)
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load_for_evaluation, score_pairs
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
@@ -30,7 +39,9 @@ STAGE = Stage(
 
 
 class Config(EvaluationConfig):
-    """Zero-shot evaluation; its keys are set in `[evaluate]`."""
+    """Zero-shot evaluation; its keys are set in `[evaluate]`, except `threshold`, which is that of `[pretrain]`."""
+
+    threshold: float = Field(0.2, ge=0, le=1, description="minimum probability of the pseudo-labels that PEM keeps")
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -59,13 +70,36 @@ def retrieval(config: Config, inputs: dict[str, Path], results: Results, device:
 
 
 def entities(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
-    """Accuracy of the prompter's most likely entity per clip."""
+    """Accuracy of the prompter's most likely entity per clip, and on random crops of the clips."""
     prompter = load_model(inputs["prompter"], device)
     folder = inputs[config.retrieval or config.qa]
     prompts, names = read_prompts(inputs["prompts"]), read_entities(inputs["vocabulary"])
-    score = entity_accuracy(prompter, prompts, names, folder, config.split, device, excluded(config, folder))
+    left_out = excluded(config, folder)
+    score = entity_accuracy(prompter, prompts, names, folder, config.split, device, left_out)
     if score:
         accuracy = Score(ENTITY_ACCURACY, score.accuracy, len(score.ids), score.best_constant)
         results.add(accuracy, "prompter", "entities")
         rows = zip(score.ids, score.named, score.truth, strict=True)
         results.table("entities", [{"id": i, "named": n, "truth": t, "right": n in t} for i, n, t in rows])
+    if score and config.entity_crops:
+        crops = entities_of_crops(prompter, prompts, names, folder, config.split, config.entity_crops, device, left_out)
+        add_crops(results, crops, names, config.threshold)
+
+
+def add_crops(results: Results, crops: list[Crop], entities: list[str], threshold: float) -> None:
+    """Adds the accuracy on all crops and on those that PEM keeps, with the best constant on the same crops, and the
+    share that it keeps. The truth is what the clip shows: a crop may show none of it."""
+    kept = [crop for crop in crops if crop.probability >= threshold]
+    scores = []
+    for metric, some in ((CROP_ACCURACY, crops), (KEPT_CROP_ACCURACY, kept)):
+        if some:
+            right = np.array([crop.right for crop in some])
+            chance = best_constant([crop.truth for crop in some], entities)
+            scores.append(Score(metric, float(right.mean()) * 100, len(some), chance))
+    scores.append(Score(KEPT_CROPS, 100 * len(kept) / len(crops), len(crops), None))
+    for score in scores:
+        results.add(score, "prompter on random crops, which may show no entity of the clip", "entity_crops")
+    results.table(
+        "entity_crops",
+        [vars(crop) | {"kept": crop.probability >= threshold, "right": crop.right} for crop in crops],
+    )

@@ -123,7 +123,7 @@ def steps_of(tmp_path, *changes: str) -> dict[str, Step]:
         ("train_prompter.lr=1e-4", "train_prompter"),
         ("pretrain.weights.pem=0.5", "pretrain"),
         ("finetune_qa.lr=3e-4", "finetune_qa"),
-        ("evaluate.controls=false", "evaluate"),
+        ("evaluate.controls=[]", "evaluate"),
     ],
 )
 def test_a_change_reaches_what_rests_on_it_and_nothing_else(change, first_changed, tmp_path):

@@ -298,7 +298,12 @@ def test_fine_tuned_retrieval_and_its_controls(clips_of_brightness, reading, tmp
     """Each text has two clips that match it equally: its own comes first or second. Backwards it matches the others."""
     reading()
     actual = evaluated(
-        evaluate, clips_of_brightness, tmp_path / "out", ("retrieval",), retrieval="clips", controls=True
+        evaluate,
+        clips_of_brightness,
+        tmp_path / "out",
+        ("retrieval",),
+        retrieval="clips",
+        controls=("shuffled", "reversed"),
     )
     assert actual["retrieval/t2v/R1"]["value"] == 50
     assert actual["retrieval/t2v/MdR"]["value"] == 1.5
@@ -348,7 +353,7 @@ def test_the_protocol_is_the_one_that_is_asked_for(clips_of_brightness, reading,
 def test_answers_with_their_baseline_probabilities_and_controls(clips_of_brightness, reading, tmp_path):
     """The baseline says what training says most, "falling": right for half of the test questions."""
     reading("qa")
-    wanted = {"qa": "clips", "controls": True, "contrasts": (("rising", "falling"),)}
+    wanted = {"qa": "clips", "controls": ("shuffled", "reversed"), "contrasts": (("rising", "falling"),)}
     actual = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("qa",), **wanted)
     scores = {name: (row["value"], row["chance"], row["items"]) for name, row in actual.items()}
     assert scores["qa/acc"] == scores["qa/acc_how"] == (100, 50, 4)
