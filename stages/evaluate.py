@@ -28,7 +28,7 @@ from alpro.stages.evaluation.protocol import excluded, length_of, load_for_evalu
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
-from alpro.stages.evaluation.shortcuts import answers_under_controls, retrieval_controls
+from alpro.stages.evaluation.shortcuts import Answers, answers_under_controls, retrieval_controls
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import pick_device
 from alpro.stages.vocabulary.nouns import load_tagger
@@ -114,7 +114,7 @@ def question_answering(config: Config, inputs: dict[str, Path], results: Results
         list(zip(questions.types, questions.answers, strict=True)),
     )
     encoder, length = NormalizedModel.from_folder(folder, device), length_of(config, folder)
-    asked = {
+    asked: dict[str, tuple[str, Answers]] = {
         "qa": ("question answering", partial(answer_logits, encoder, questions, folder.tokenizer, length, device)),
         **answers_under_controls(config, folder, questions, device),
     }

@@ -30,8 +30,10 @@ OPPOSITES = (
     ("clockwise", "counterclockwise"),
 )
 DIRECTION_WORDS = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
-# Nouns whose swap does not change what is in the clip: those that are never entities, and those of the templates.
-UNCHANGING = {*NON_OBJECTS.split()} | {form for word in Templates().words() for form in (word, f"{word}s")}
+# Words whose swap changes nothing that is in the clip: nouns that are never entities, words of the templates, and verbs
+# that say that something is in the clip.
+UNCHANGING = {*NON_OBJECTS.split(), *["see", "sees", "seen", "show", "shows", "shown", "showing"]}
+UNCHANGING |= {form for word in Templates().words() for form in (word, f"{word}s")}
 
 
 class Swap(NamedTuple):
@@ -109,11 +111,9 @@ def part_of(word: Word, usual: dict[str, str]) -> Part | None:
     """The part of speech as which a word can be swapped, if any."""
     if word.form in DIRECTION_WORDS:
         return None if word.part == "VERB" else "direction"  # "the man left the room"
-    if not word.form.isalpha() or usual[word.form] != word.part:
+    if not word.form.isalpha() or word.form in UNCHANGING or usual[word.form] != word.part:
         return None
-    if word.part == "NOUN":
-        return None if word.form in UNCHANGING else "noun"
-    return "verb" if word.part == "VERB" else None
+    return {"NOUN": "noun", "VERB": "verb"}.get(word.part)
 
 
 def word_pools(tagged: list[list[Word]], usual: dict[str, str]) -> dict[tuple[Part, str], Pool]:

@@ -166,7 +166,7 @@ def add_two_way(results: Results, control: ControlName, key: str, label: str, fi
 
 def both_scores(right: dict[str, np.ndarray], wrong: dict[str, np.ndarray], suffix: str) -> dict[str, list[float]]:
     """Columns of both scores of each pair, by each of RANKERS."""
-    columns = {}
+    columns: dict[str, list[float]] = {}
     for ranker, name in RANKERS.items():
         columns |= {name: right[ranker].tolist(), f"{name}_{suffix}": wrong[ranker].tolist()}
     return columns
@@ -177,14 +177,13 @@ def rows_of(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-Answers = Callable[[], Tensor]
+Answers = Callable[[], Tensor]  # returns logits (questions, answers)
 
 
 def answers_under_controls(
     config: ControlsConfig, folder: ModelFolder, questions: Questions, device: torch.device
 ) -> dict[str, tuple[str, Answers]]:
-    """The label of each control of question answering, by the name of its results, and a function that returns its
-    logits (questions, answers)."""
+    """The label of each control of question answering, by the name of its results, and how it answers."""
     encoder, tokenizer, length = (
         NormalizedModel.from_folder(folder, device),
         folder.tokenizer,
