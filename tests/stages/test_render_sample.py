@@ -268,8 +268,8 @@ def test_an_item_has_the_words_of_its_motion_and_relation(whole):
     """So that a full caption mentions each once, and no other."""
     for item in whole["clips"]:
         row, scene = item.row, item.scene
-        assert row["motion_words"] == grammar.MOTION_WORDS[scene.main.motion]
-        assert row["relation_words"] == (grammar.RELATION_WORDS[scene.relation] if scene.relation else "")
+        relation = grammar.RELATION_WORDS[scene.relation] if scene.relation else ""
+        assert row["words"] == {"motion": grammar.MOTION_WORDS[scene.main.motion], "relation": relation}
 
 
 def test_captions_of_one_item_differ(whole):

@@ -99,7 +99,7 @@ def test_several_columns_are_known_together(corpus_of, tmp_path):
             "captions": ["a red box goes leftwards"],
             "meta": things("red", "blue") | {"way": "left|leftwards"},
         },
-        {"id": "c", "captions": ["a red star leaves"], "meta": things("red") | {"way": ""}},
+        {"id": "c", "captions": ["a red star leaves"], "meta": things("red") | {"way": []}},
     ]
     gallery = Gallery.of(corpus_of(tmp_path, rows), "train")
     both = words_only(gallery, ("things.colour", "way"))
@@ -121,8 +121,8 @@ def test_everything_but_one_thing_of_the_sample(clips):
     """A full caption has every known word of its clip and no other known word, so its clip is one of the best."""
     gallery = Gallery.of(clips, "test")
     for paths in (
-        ("things.colour", "motion_words", "relation_words"),
-        ("things.kind", "things.colour", "relation_words"),
+        ("things.colour", "words.motion", "words.relation"),
+        ("things.kind", "things.colour", "words.relation"),
     ):
         scores = words_only(gallery, paths)
         assert (scores[np.arange(8), gallery.video_of_text] == 1).all()
