@@ -146,6 +146,12 @@ def test_zero_shot_is_a_step_of_its_own_that_waits_for_no_fine_tuning(tmp_path):
     assert set(before["evaluate"].inputs) == {"retrieval", "qa", "clips"}
 
 
+def test_zero_shot_keeps_the_crops_that_pem_keeps(tmp_path):
+    changes = ("pretrain.threshold=0.35", "evaluate.entity_crops=3")
+    config = steps_of(tmp_path, *changes)["zero_shot"].config
+    assert (config.threshold, config.entity_crops) == (0.35, 3)
+
+
 @pytest.mark.parametrize(
     "change", ["resources.workers=2", "resources.processes=3", "resources.device='cpu'", "resources.artifacts='s'"]
 )
