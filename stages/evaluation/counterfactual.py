@@ -113,7 +113,7 @@ def part_of(word: Word, usual: dict[str, str]) -> Part | None:
         return None if word.part == "VERB" else "direction"  # "the man left the room"
     if not word.form.isalpha() or word.form in UNCHANGING or usual[word.form] != word.part:
         return None
-    return {"NOUN": "noun", "VERB": "verb"}.get(word.part)
+    return "noun" if word.part == "NOUN" else "verb" if word.part == "VERB" else None
 
 
 def word_pools(tagged: list[list[Word]], usual: dict[str, str]) -> dict[tuple[Part, str], Pool]:
