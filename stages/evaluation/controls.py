@@ -67,7 +67,7 @@ class ControlsConfig(EvaluationConfig):
         {},
         description="controls by name that rank videos only by the words of one or several columns of the manifest, "
         'such as `tags = "tags"` or `all_but_genre = ["tags", "objects.label"]`; `objects.label` reads the key `label` '
-        "of a list of tables. A word `left|leftwards` is one word with two spellings",
+        "of a list of tables. A vertical bar separates the spellings of one word",
     )
     controls: tuple[ControlName, ...] = Field(
         (),
