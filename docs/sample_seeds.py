@@ -3,7 +3,8 @@
     python docs/sample_seeds.py [--config sample] [--seeds 0 1 2] [--workspace workspace] [--json FILE]
 
 A seed determines the corpus, the weights and the order of the samples. The interval is Student's 95 percent interval
-over the seeds. The last column is the score of chance, or of the most frequent answer.
+over the seeds, and not that of results.json, which is over the test videos of one seed. The last column is the score of
+chance, or of the most frequent answer.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def run(config: str, seed: int, workspace: str) -> dict[str, Any]:
 def table(runs: list[list[dict[str, Any]]]) -> str:
     """A Markdown table of every score over the runs."""
     lines = [
-        "| what | score | mean | interval | each | items | chance |",
+        "| what | score | mean | 95 % interval over seeds | each | items | chance |",
         "| --- | --- | ---: | ---: | --- | ---: | ---: |",
     ]
     for row in runs[0]:

@@ -70,6 +70,14 @@ def parser() -> argparse.ArgumentParser:
     list_parser = commands.add_parser("ls", help="list the artifacts, their inputs and their users")
     show_parser = commands.add_parser("show", help="show one artifact: configuration, inputs, counts, metrics")
     show_parser.add_argument("fingerprint", help="its fingerprint as `alpro ls` prints it, or the first characters")
+    compare_parser = commands.add_parser(
+        "compare",
+        help="compare two evaluations score by score: difference, interval, p value",
+        description="Prints for each score that two artifacts of evaluate (or of zero_shot) have over the same queries "
+        "both values, the difference B - A, its 95 % paired bootstrap interval, and the p value of a paired "
+        "permutation test, by test video.",
+    )
+    add_compare_options(compare_parser)
     inspect_parser = commands.add_parser(
         "inspect",
         help="describe decoded corpora: counts, lengths, captions, overlap of test and training",
@@ -88,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     )
     ui_parser = commands.add_parser("ui", help="open the MLflow pages on this machine")
     ui_parser.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
-    for command in (list_parser, show_parser, inspect_parser, ui_parser):
+    for command in (list_parser, show_parser, compare_parser, inspect_parser, ui_parser):
         add_workspace(command, "folder of the artifacts")
     return top
 
@@ -139,6 +147,15 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tracking-uri", default="", metavar="URI", help="an MLflow server (default: a file in the workspace)"
     )
+
+
+def add_compare_options(compare_parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        compare_parser.add_argument(
+            name,
+            metavar=name.upper(),
+            help="its fingerprint, the first characters, or the name of a pipeline's run in MLflow",
+        )
 
 
 def add_inspect_options(inspect_parser: argparse.ArgumentParser) -> None:

@@ -130,6 +130,18 @@ def show_artifact(arguments: argparse.Namespace) -> None:
     print_artifact(store, *find_artifact(store, arguments.fingerprint))
 
 
+def compare_artifacts(arguments: argparse.Namespace) -> None:
+    """`alpro compare`."""
+    from alpro.pipeline.console import print_result_table
+    from alpro.pipeline.reporting.result_tables import comparison_table
+    from alpro.stages.evaluation.comparison import compare
+
+    store = Store(arguments.workspace / "artifacts")
+    # The name of a run ends with the fingerprint of its last artifact.
+    a, b = (find_artifact(store, name.split(" · ")[-1])[0] for name in (arguments.a, arguments.b))
+    print_result_table(comparison_table(a.name[:8], b.name[:8], compare(a, b)))
+
+
 def find_artifact(store: Store, prefix: str) -> tuple[Path, dict[str, Any]]:
     """The one artifact whose fingerprint starts with `prefix`."""
     matches = [(folder, record) for folder, record in store.all() if record["fingerprint"].startswith(prefix)]
@@ -205,6 +217,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {  # all others are 
     "run": run_pipeline,
     "ls": list_artifacts,
     "show": show_artifact,
+    "compare": compare_artifacts,
     "inspect": inspect_corpora,
     "import-checkpoint": run_import,
     "ui": serve_mlflow,

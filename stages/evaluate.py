@@ -24,9 +24,9 @@ from alpro.stages.evaluation.metrics import (
     majority_baseline,
     retrieval_scores,
 )
-from alpro.stages.evaluation.protocol import excluded, length_of, load_for_evaluation, score_pairs
+from alpro.stages.evaluation.protocol import excluded, length_of, load_for_evaluation, protocol_of
 from alpro.stages.evaluation.qa import Questions, answer_logits
-from alpro.stages.evaluation.results import Results, add_retrieval
+from alpro.stages.evaluation.results import Results, add_rankers
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.evaluation.shortcuts import Answers, answers_under_controls, retrieval_controls
 from alpro.stages.execution.interface import Outcome, Resources
@@ -83,24 +83,26 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 
 def retrieval(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
-    """Retrieval by the fine-tuned model, also on subsets; controls."""
+    """Retrieval by the fine-tuned model, by each of its scores, and by matching on subsets; controls."""
     folder = load_for_evaluation(config, inputs["retrieval"], device)
     corpus = inputs[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    scores, texts, videos = score_pairs(folder, gallery, config, device)
-    ranks = add_retrieval(results, "fine-tuned retrieval", "retrieval", scores, gallery)
-    add_subsets(results, config.subsets, gallery, ranks["t2v"])
+    scores, ranks, encoded = add_rankers(results, "fine-tuned", "retrieval", folder, gallery, config, device)
+    add_subsets(results, config.subsets, gallery, ranks["t2v"], protocol_of(config, folder))
     retrieval_pictures(gallery, scores, results.out)
-    retrieval_controls(results, config, folder, gallery, (texts, videos), device)
+    retrieval_controls(results, config, folder, gallery, encoded, device)
 
 
-def add_subsets(results: Results, subsets: dict[str, dict[str, Value]], gallery: Gallery, ranks: Ranks) -> None:
+def add_subsets(
+    results: Results, subsets: dict[str, dict[str, Value]], gallery: Gallery, ranks: Ranks, protocol: str = ""
+) -> None:
     """The metrics of the texts of each subset, ranked in the whole gallery."""
     for name, values in subsets.items():
-        subset = ranks.select(in_subset(gallery, values))
-        for score in retrieval_scores(subset) if len(subset) else ():
+        chosen = in_subset(gallery, values)
+        subset, queries = ranks.select(chosen), gallery.queries("t2v").select(chosen)
+        for score in retrieval_scores(subset, queries) if len(subset) else ():
             metric = replace(score.metric, key=f"{score.metric.key}_{name}")
-            results.add(score._replace(metric=metric), f"fine-tuned retrieval, {name}", "retrieval", "t2v")
+            results.add(score._replace(metric=metric), f"fine-tuned retrieval, {name}", "retrieval", "t2v", protocol)
 
 
 def question_answering(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
@@ -123,7 +125,7 @@ def question_answering(config: Config, inputs: dict[str, Path], results: Results
         answers = [folder.answers[int(i)] for i in logits.argmax(1)]
         confidence = logits.softmax(1).max(1).values.tolist()
         right = np.array([a == b for a, b in zip(answers, questions.answers, strict=True)])
-        for score in accuracy_scores(right, baseline, questions.types):
+        for score in accuracy_scores(right, baseline, questions.types, questions.queries):
             results.add(score, what, key)
         add_contrasts(results, what, key, config.contrasts, logits, folder.answers, questions)
         if key == "qa":
@@ -151,11 +153,11 @@ def add_contrasts(
 ) -> None:
     """Two-way accuracy: of the questions answered by one of a pair, how many rank it above the other one."""
     for pair in contrasts:
-        items = [i for i, answer in enumerate(questions.answers) if answer in pair]
-        if items and all(answer in answers for answer in pair):
-            two = logits[items][:, [answers.index(answer) for answer in pair]].argmax(1).tolist()
-            right = np.mean([pair[choice] == questions.answers[i] for i, choice in zip(items, two, strict=True)])
-            results.add(Score(contrast_of(pair), float(right) * 100, len(items), 50.0), what, key)
+        asked = np.array([answer in pair for answer in questions.answers])
+        if asked.any() and all(answer in answers for answer in pair):
+            two = logits[asked][:, [answers.index(answer) for answer in pair]].argmax(1).tolist()
+            right = np.array([pair[choice] for choice in two]) == np.array(questions.answers)[asked]
+            results.add(Score(contrast_of(pair), right * 100.0, 50.0, questions.queries.select(asked)), what, key)
 
 
 def retrieval_pictures(gallery: Gallery, scores: np.ndarray, out: Path, each: int = 4) -> None:

@@ -16,15 +16,16 @@ from alpro.stages.evaluation.metrics import (
     KEPT_CROP_ACCURACY,
     KEPT_CROPS,
     TABLE_VERSION,
+    Queries,
     Score,
 )
-from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load_for_evaluation, score_pairs
-from alpro.stages.evaluation.results import Results, add_retrieval
+from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load_for_evaluation
+from alpro.stages.evaluation.results import Results, add_rankers
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import pick_device
 
-VERSION = f"2 {TABLE_VERSION}"
+VERSION = f"3 {TABLE_VERSION}"
 STAGE = Stage(
     help="evaluate the pre-trained model and the prompter on the test split",
     kind="evaluation",
@@ -59,14 +60,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 
 def retrieval(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
-    """Retrieval by the pre-trained model: by matching (VTM), and by similarity (VTC) only."""
+    """Retrieval by the pre-trained model, by each of its scores."""
     folder = load_for_evaluation(config, inputs["pretrained"], device)
     corpus = inputs[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    scores, texts, videos = score_pairs(folder, gallery, config, device)
-    add_retrieval(results, "zero-shot retrieval", "zero_shot", scores, gallery)
-    similarity = (texts.features @ videos.features.T).cpu().numpy()
-    add_retrieval(results, "zero-shot by similarity", "zero_shot_vtc", similarity, gallery)
+    add_rankers(results, "zero-shot", "zero_shot", folder, gallery, config, device)
 
 
 def entities(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
@@ -77,10 +75,12 @@ def entities(config: Config, inputs: dict[str, Path], results: Results, device: 
     left_out = excluded(config, folder)
     score = entity_accuracy(prompter, prompts, names, folder, config.split, device, left_out)
     if score:
-        accuracy = Score(ENTITY_ACCURACY, score.accuracy, len(score.ids), score.best_constant)
+        accuracy = Score(
+            ENTITY_ACCURACY, score.right * 100.0, score.best_constant, Queries.of(score.ids, score.captions)
+        )
         results.add(accuracy, "prompter", "entities")
-        rows = zip(score.ids, score.named, score.truth, strict=True)
-        results.table("entities", [{"id": i, "named": n, "truth": t, "right": n in t} for i, n, t in rows])
+        rows = zip(score.ids, score.named, score.truth, score.right.tolist(), strict=True)
+        results.table("entities", [{"id": i, "named": n, "truth": t, "right": r} for i, n, t, r in rows])
     if score and config.entity_crops:
         crops = entities_of_crops(prompter, prompts, names, folder, config.split, config.entity_crops, device, left_out)
         add_crops(results, crops, names, config.threshold)
@@ -89,17 +89,16 @@ def entities(config: Config, inputs: dict[str, Path], results: Results, device: 
 def add_crops(results: Results, crops: list[Crop], entities: list[str], threshold: float) -> None:
     """Adds the accuracy on all crops and on those that PEM keeps, with the best constant on the same crops, and the
     share that it keeps. The truth is what the clip shows: a crop may show none of it."""
-    kept = [crop for crop in crops if crop.probability >= threshold]
+    kept = np.array([crop.probability >= threshold for crop in crops])
+    right = np.array([crop.right for crop in crops])
+    queries = Queries.of([crop.id for crop in crops], [str(crop.box) for crop in crops])
     scores = []
-    for metric, some in ((CROP_ACCURACY, crops), (KEPT_CROP_ACCURACY, kept)):
-        if some:
-            right = np.array([crop.right for crop in some])
-            chance = best_constant([crop.truth for crop in some], entities)
-            scores.append(Score(metric, float(right.mean()) * 100, len(some), chance))
-    scores.append(Score(KEPT_CROPS, 100 * len(kept) / len(crops), len(crops), None))
+    for metric, some in ((CROP_ACCURACY, np.ones_like(kept)), (KEPT_CROP_ACCURACY, kept)):
+        if some.any():
+            chance = best_constant([crop.truth for crop, taken in zip(crops, some, strict=True) if taken], entities)
+            scores.append(Score(metric, right[some] * 100.0, chance, queries.select(some)))
+    scores.append(Score(KEPT_CROPS, kept * 100.0, None, queries))
     for score in scores:
         results.add(score, "prompter on random crops, which may show no entity of the clip", "entity_crops")
-    results.table(
-        "entity_crops",
-        [vars(crop) | {"kept": crop.probability >= threshold, "right": crop.right} for crop in crops],
-    )
+    rows = zip(crops, kept.tolist(), strict=True)
+    results.table("entity_crops", [vars(crop) | {"kept": keeps, "right": crop.right} for crop, keeps in rows])

@@ -19,7 +19,7 @@ from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.config import load_config
 from alpro.pipeline.reporting.result_tables import tables
 from alpro.stages import STAGES, cache_prompts, declaration
-from alpro.stages.evaluation.metrics import mean_recall, retrieval_metrics, retrieval_ranks, retrieval_scores
+from alpro.stages.evaluation.metrics import Queries, mean_recall, retrieval_metrics, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.results import Results
 from tests.stages.training.test_no_waiting import no_waiting, run_of
 
@@ -55,7 +55,7 @@ def test_the_metric_is_in_the_results_with_its_chance(tmp_path):
     scores = np.array([[0.9, 0.1, 0.4], [0.8, 0.5, 0.1], [0.3, 0.6, 0.2]])
     results = Results("test", tmp_path)
     for direction, ranks in retrieval_ranks(scores, np.arange(3)).items():
-        for score in retrieval_scores(ranks):
+        for score in retrieval_scores(ranks, Queries.of(["a", "b", "c"], ["a", "b", "c"])):
             results.add(score, "fine-tuned retrieval", "retrieval", direction)
     rows = {row["name"]: row for row in results.rows}
     random = (1 + 1 / 2 + 1 / 3) / 3 * 100
@@ -73,7 +73,8 @@ def test_the_chance_of_the_metric_is_its_mean_over_random_rankings():
     of, rng = np.repeat(np.arange(6), 2), np.random.default_rng(0)
     draws = [retrieval_metrics(rng.random((12, 6)), of) for _ in range(2000)]
     for direction, ranks in retrieval_ranks(np.zeros((12, 6)), of).items():
-        (score,) = (score for score in retrieval_scores(ranks) if score.metric.key == "MRR")
+        rows = retrieval_scores(ranks, Queries.of(["v"] * len(ranks), [""] * len(ranks)))
+        (score,) = (score for score in rows if score.metric.key == "MRR")
         assert score.chance == pytest.approx(np.mean([draw[f"{direction}/MRR"] for draw in draws]), rel=0.02)
 
 

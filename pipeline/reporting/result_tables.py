@@ -9,6 +9,7 @@ from typing import Any
 
 from alpro.files import read_json
 from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.comparison import Comparison
 
 Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, record, cached
 FEW_ITEMS = 100
@@ -41,7 +42,7 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
 
 
 def retrieval_table(rows: list[dict[str, Any]]) -> Table:
-    """A line for each ranker and direction, and one for each direction with its chance level."""
+    """A line for each ranker and direction with its protocol, and one for each direction with its chance level."""
     columns = {row["metric"]: row["metric"] + ("" if row["higher_is_better"] else " ↓") for row in rows}
     lines: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     chance: dict[str, dict[str, str]] = {}
@@ -53,12 +54,13 @@ def retrieval_table(rows: list[dict[str, Any]]) -> Table:
         items[direction] = max(items.get(direction, 0), row["items"])
     out = []
     for (what, direction), cells in lines.items():
-        scores = [shown(cells[c]["value"], cells[c]["unit"]) if c in cells else "" for c in columns]
-        out.append([what, direction, *scores, str(next(iter(cells.values()))["items"])])
-    out += [["chance", direction, *(cells.get(c, "") for c in columns), ""] for direction, cells in chance.items()]
+        scores = [shown_score(cells[c]) if c in cells else "" for c in columns]
+        first = next(iter(cells.values()))
+        out.append([what, direction, *scores, str(first["items"]), first["protocol"]])
+    out += [["chance", direction, *(cells.get(c, "") for c in columns), "", ""] for direction, cells in chance.items()]
+    heads = ["", "", *columns.values(), "items", "protocol"]
     # Captions of one video are no independent items, so the direction with fewer counts.
-    heads = ["", "", *columns.values(), "items"]
-    return Table("Retrieval", heads, out, small_sample_note(min(items.values())))
+    return Table("Retrieval", heads, out, note_of(rows, min(items.values())))
 
 
 def answers_table(rows: list[dict[str, Any]]) -> Table:
@@ -68,10 +70,10 @@ def answers_table(rows: list[dict[str, Any]]) -> Table:
     for metric in dict.fromkeys(row["metric"] for row in rows):
         cells = {row["what"]: row for row in rows if row["metric"] == metric}
         first = next(iter(cells.values()))
-        scores = [shown(cells[what]["value"], cells[what]["unit"]) if what in cells else "" for what in whats]
+        scores = [shown_score(cells[what]) if what in cells else "" for what in whats]
         lines.append([metric, "", *scores, shown(first["chance"], first["unit"]), str(first["items"])])
     heads = [what.removeprefix("control: ") for what in whats]
-    note = small_sample_note(max(row["items"] for row in rows))
+    note = note_of(rows, max(row["items"] for row in rows))
     return Table("Question answering", ["", "", *heads, rows[0]["baseline"], "items"], lines, note)
 
 
@@ -81,13 +83,13 @@ def scores_table(rows: list[dict[str, Any]]) -> Table:
         [
             row["what"],
             row["metric"],
-            shown(row["value"], row["unit"]),
+            shown_score(row),
             shown(row["chance"], row["unit"]),
             str(row["items"]),
         ]
         for row in rows
     ]
-    note = small_sample_note(max(row["items"] for row in rows))
+    note = note_of(rows, max(row["items"] for row in rows))
     return Table(rows[0]["table"].capitalize(), ["", "", "score", rows[0]["baseline"], "items"], lines, note)
 
 
@@ -106,6 +108,14 @@ LAYOUTS: dict[str, Callable[[list[dict[str, Any]]], Table]] = {
 }
 
 
+def note_of(rows: list[dict[str, Any]], items: int) -> str:
+    """What a reader of scores has to know: what the brackets are, and a warning if there are few items."""
+    brackets = (
+        "In brackets: 95 % bootstrap interval over test videos." if any(r["low"] is not None for r in rows) else ""
+    )
+    return " ".join(filter(None, (brackets, small_sample_note(items))))
+
+
 def small_sample_note(items: int) -> str:
     """A warning if there are few test items: how far a score may be off by chance alone, as half the 95 % interval of a
     share at its widest, 1.96 sqrt(0.5 x 0.5 / n)."""
@@ -121,6 +131,40 @@ def shown(value: float | None, unit: str) -> str:
     if value is None:
         return "-"
     return f"{value:.1f} %" if unit == "%" else f"{value:.1f}"
+
+
+def shown_score(row: dict[str, Any]) -> str:
+    """The score of a row with its interval, if it has one, as 49.5 [42.5, 56.5]."""
+    if row["low"] is None:
+        return shown(row["value"], row["unit"])
+    return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+
+
+def comparison_table(a: str, b: str, compared: Comparison) -> Table:
+    """A line for each score of two evaluations, named a and b, with the difference, its interval and its p value."""
+    lines = []
+    for row, difference in compared.scores:
+        values = (shown(value, row["unit"]) for value in (difference.a, difference.b))
+        change = signed(difference.difference)
+        if difference.low is not None and difference.high is not None:
+            change += f" [{signed(difference.low)}, {signed(difference.high)}]"
+        metric = f"{row['direction']} {row['metric']}".strip() + ("" if row["higher_is_better"] else " ↓")
+        lines.append([row["what"], metric, *values, change, f"{difference.p:.4f}", str(row["items"])])
+    heads = ["", "", a, b, "difference", "p", "items"]
+    note = (
+        "All items are shared. In brackets: 95 % interval of the difference, paired bootstrap over test videos. p: "
+        "permutation test by video, two-sided, not corrected for the number of scores."
+    )
+    for name, (of_a, of_b, shared) in compared.other_queries.items():
+        note += f"\nLeft out, other queries: {name} ({of_a} and {of_b} queries, {shared} shared)."
+    if compared.single:
+        note += f"\nOnly one of them has {compared.single} other scores."
+    return Table("Comparison", heads, lines, note)
+
+
+def signed(difference: float) -> str:
+    """A difference with its sign; 0 is +0.0, also if rounding gives it a minus."""
+    return f"{round(difference, 1) + 0.0:+.1f}"
 
 
 def results_markdown(artifacts: list[Listed]) -> str:

@@ -15,18 +15,26 @@ from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encode import encode_videos, uniform_frames
+from alpro.stages.evaluation.metrics import CAPTIONS
 from alpro.stages.training.masking import random_box
 
 
 @dataclass
 class EntityScore:
-    """Accuracy (%) of the most likely entity over clips with known entities, and the prediction for each clip."""
+    """Accuracy (%) of the most likely entity over clips with known entities, and the prediction for each clip with its
+    captions."""
 
     accuracy: float
     best_constant: float
     ids: list[str]
     named: list[str]
     truth: list[list[str]]
+    captions: list[str]
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether the prediction for each clip is right: (clips,) boolean."""
+        return np.array([name in truth for name, truth in zip(self.named, self.truth, strict=True)])
 
 
 def entity_accuracy(
@@ -54,7 +62,12 @@ def entity_accuracy(
     constant = best_constant(list(truths.values()), entities)
     ids = reader.column("id").to_pylist()
     return EntityScore(
-        float(np.mean(right) * 100), constant, [ids[n] for n in numbers], named, [truths[n] for n in numbers]
+        float(np.mean(right) * 100),
+        constant,
+        [ids[n] for n in numbers],
+        named,
+        [truths[n] for n in numbers],
+        [CAPTIONS.join(reader[n].about["captions"]) for n in numbers],
     )
 
 

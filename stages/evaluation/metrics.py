@@ -5,13 +5,16 @@ there.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from alpro.stages.evaluation.statistics import Statistic, value_of
+
 DIRECTIONS = ("t2v", "v2t")
+CAPTIONS = " | "  # between the captions of a video that is a query
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,27 @@ class Ranks:
 
 
 @dataclass(frozen=True)
+class Queries:
+    """What the queries of a score are, in any evaluation: the id of each one's video, which intervals resample, and its
+    text. If a video is the query, its captions: ids alone may be the same in another corpus."""
+
+    ids: np.ndarray  # (Q,)
+    texts: np.ndarray  # (Q,)
+
+    @classmethod
+    def of(cls, ids: Sequence[str], texts: Sequence[str]) -> "Queries":
+        """Queries by lists of equal length."""
+        return cls(np.array(ids, object), np.array(texts, object))
+
+    def select(self, chosen: np.ndarray) -> "Queries":
+        """Some of the queries: (Q,) boolean."""
+        return Queries(self.ids[chosen], self.texts[chosen])
+
+
+@dataclass(frozen=True)
 class Metric:
-    """A metric as the readers of results see it. `baseline` names what its chance level is the score of."""
+    """A metric as the readers of results see it. `baseline` names what its chance level is the score of; `statistic`
+    makes a score of the values of queries."""
 
     key: str  # in the names of results.json and MLflow, which allow no "@"
     label: str  # in tables
@@ -78,31 +100,47 @@ class Metric:
     baseline: str = "chance"
     unit: Literal["%", "rank"] = "%"
     higher_is_better: bool = True
+    statistic: Statistic = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalMetric(Metric):
     """A metric of ranks.
 
-    value: computes it from the ranks of all queries. chance: computes its chance level from the mean recalls (G,) at
-    1..G of random ranks, that is, the cumulative distribution of the rank. in_mean_recall: it is averaged into
-    `validation/mean_recall`, which selects the fine-tuned model. validation_only: it is not in results.json.
+    of_queries: computes its value for each query (Q,) from their ranks. chance: computes its chance level from the mean
+    recalls (G,) at 1..G of random ranks, that is, the cumulative distribution of the rank. in_mean_recall: it is
+    averaged into `validation/mean_recall`, which selects the fine-tuned model. validation_only: it is not in
+    results.json.
     """
 
     table: str = "retrieval"
-    value: Callable[[Ranks], float]
+    of_queries: Callable[[Ranks], np.ndarray]
     chance: Callable[[np.ndarray], float]
     in_mean_recall: bool = False
     validation_only: bool = False
 
+    def value(self, ranks: Ranks) -> float:
+        """The metric of all queries."""
+        return value_of(self.of_queries(ranks), self.statistic)
+
 
 class Score(NamedTuple):
-    """The value of a metric on a number of items, and its chance level (None: undefined)."""
+    """The values (Q,) of a metric for queries, and the chance level of the metric (None: undefined)."""
 
     metric: Metric
-    value: float
-    items: int
+    values: np.ndarray
     chance: float | None
+    queries: Queries
+
+    @property
+    def value(self) -> float:
+        """The score: the mean or the median of the values."""
+        return value_of(self.values, self.metric.statistic)
+
+    @property
+    def items(self) -> int:
+        """The number of queries."""
+        return len(self.values)
 
 
 def recall_at(k: int, in_mean_recall: bool = False) -> RetrievalMetric:
@@ -110,7 +148,7 @@ def recall_at(k: int, in_mean_recall: bool = False) -> RetrievalMetric:
     return RetrievalMetric(
         f"R{k}",
         f"R@{k}",
-        value=lambda ranks: ranks.recall(k).mean() * 100,
+        of_queries=lambda ranks: ranks.recall(k) * 100,
         chance=lambda recalls: recalls[min(k, len(recalls)) - 1] * 100,
         in_mean_recall=in_mean_recall,
     )
@@ -130,7 +168,8 @@ RETRIEVAL = (
         "MdR",
         unit="rank",
         higher_is_better=False,
-        value=lambda ranks: np.median(ranks.expected),
+        statistic="median",
+        of_queries=lambda ranks: ranks.expected,
         chance=median_of,
     ),
     RetrievalMetric(
@@ -138,7 +177,7 @@ RETRIEVAL = (
         "MnR",
         unit="rank",
         higher_is_better=False,
-        value=lambda ranks: ranks.expected.mean(),
+        of_queries=lambda ranks: ranks.expected,
         chance=lambda recalls: len(recalls) - recalls[:-1].sum(),
         validation_only=True,
     ),
@@ -177,9 +216,7 @@ def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> dict[str
     those of `retrieval_ranks`."""
     ranks = retrieval_ranks(scores, video_of_text)
     return {
-        f"{direction}/{metric.key}": float(metric.value(ranks[direction]))
-        for direction in DIRECTIONS
-        for metric in RETRIEVAL
+        f"{direction}/{metric.key}": metric.value(ranks[direction]) for direction in DIRECTIONS for metric in RETRIEVAL
     }
 
 
@@ -189,11 +226,11 @@ def mean_recall(metrics: dict[str, float]) -> float:
     return float(np.mean([metrics[f"{direction}/{key}"] for direction in DIRECTIONS for key in keys]))
 
 
-def retrieval_scores(ranks: Ranks) -> list[Score]:
+def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
     """The metrics of results.json for the queries of one direction."""
     recalls = chance_recalls(ranks.right, ranks.gallery)
     return [
-        Score(metric, float(metric.value(ranks)), len(ranks), float(metric.chance(recalls)))
+        Score(metric, metric.of_queries(ranks), float(metric.chance(recalls)), queries)
         for metric in RETRIEVAL
         if not metric.validation_only
     ]
@@ -227,11 +264,14 @@ def accuracy_by_type(right: np.ndarray, types: list[str]) -> dict[str, float]:
     }
 
 
-def accuracy_scores(right: np.ndarray, baseline: np.ndarray, types: list[str]) -> list[Score]:
+def accuracy_scores(right: np.ndarray, baseline: np.ndarray, types: list[str], queries: Queries) -> list[Score]:
     """Accuracy of right (Q,) overall and by type, with that of baseline (Q,) as chance level."""
-    values, chance = accuracy_by_type(right, types), accuracy_by_type(baseline, types)
-    metrics = [(ACCURACY, len(types)), *((accuracy_of(kind), n) for kind, n in sorted(Counter(types).items()))]
-    return [Score(metric, values[metric.key], items, chance[metric.key]) for metric, items in metrics]
+    metrics = [(ACCURACY, np.ones(len(types), bool))]
+    metrics += [(accuracy_of(kind), np.array(types) == kind) for kind in sorted(set(types))]
+    return [
+        Score(metric, right[chosen] * 100.0, float(baseline[chosen].mean() * 100), queries.select(chosen))
+        for metric, chosen in metrics
+    ]
 
 
 def majority_baseline(train: list[tuple[str, str]], test: list[tuple[str, str]]) -> np.ndarray:

@@ -135,3 +135,11 @@ def score_pairs(
 def length_of(config: EvaluationConfig, folder: ModelFolder) -> int:
     """The maximum text length in tokens."""
     return config.max_text_tokens or folder.preprocessing.max_text_tokens
+
+
+def protocol_of(config: EvaluationConfig, folder: ModelFolder, by_similarity: bool = False) -> str:
+    """What a score of retrieval is comparable with: the pairs that are scored, and the frames of a clip, such as
+    "top 16, 4 frames". Similarity always scores all pairs."""
+    pairs = "all pairs" if by_similarity or config.protocol == "all" else f"top {config.k}"
+    frames = folder.model.config.video.frames
+    return f"{pairs}, {frames} frame{'' if frames == 1 else 's'}"

@@ -14,6 +14,7 @@ from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encode import Reorder, encode_texts, encode_videos
+from alpro.stages.evaluation.metrics import Queries
 
 VIDEOS = 64  # number of videos whose tokens are on the device at a time
 
@@ -42,6 +43,11 @@ class Questions:
         return cls(
             reader, numbers, [ids[n] for n in numbers], texts, answers, types, np.array([p for p, _ in flat], np.int64)
         )
+
+    @property
+    def queries(self) -> Queries:
+        """The questions with the ids of their videos."""
+        return Queries.of([self.ids[video] for video in self.video_of_question], self.texts)
 
     def first(self, videos: int) -> "Questions":
         """The questions about the first `videos` videos; 0: all."""

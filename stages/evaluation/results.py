@@ -1,4 +1,8 @@
-"""The results of an evaluation: rows of results.json, metrics, and tables of queries."""
+"""The results of an evaluation: rows of results.json, metrics, and tables of queries.
+
+A score of any evaluation gets its interval, and its part in `alpro compare`, from `Results.add`: it takes the values of
+the queries and not their mean.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,12 +11,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from alpro.files import write_json
+from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
+from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
+from alpro.stages.evaluation.encode import Texts, Videos
 from alpro.stages.evaluation.metrics import DIRECTIONS, Metric, Ranks, Score, retrieval_ranks, retrieval_scores
-from alpro.stages.evaluation.protocol import EvaluationConfig, check_items, excluded
-from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.protocol import EvaluationConfig, check_items, excluded, protocol_of, score_pairs
+from alpro.stages.evaluation.retrieval import Gallery, dual_softmax
+from alpro.stages.evaluation.statistics import bootstrap_interval
 from alpro.stages.execution.interface import Outcome
 
 
@@ -21,13 +30,15 @@ class Results:
     """Rows of results.json, metrics, and the output folder.
 
     A row has what its readers need to show it: `table` is the table that it is in, `what` was evaluated, `direction`
-    (of retrieval) and `metric` say how, and `unit`, `higher_is_better` and `baseline` are those of the `Metric`.
+    (of retrieval), `metric` and `protocol` say how, `unit`, `higher_is_better`, `baseline` and `statistic` are those of
+    the `Metric`, and `low` and `high` are the ends of the 95 % interval (`bootstrap_interval`; None if undefined).
     """
 
     split: str
     out: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    queries: list[pa.Table] = field(default_factory=list)  # the parts of scores.parquet
 
     @classmethod
     def of(cls, config: EvaluationConfig, inputs: dict[str, Path], out: Path) -> "Results":
@@ -39,47 +50,97 @@ class Results:
         for name in config.corpora:
             for column, decoded, annotated in check_items(config, name, inputs[name]):
                 if decoded < annotated:
-                    score = share("decoded", column, decoded, annotated)
-                    results.add(score, f"{column} of {name}", f"decoded/{name}")
+                    results.add_share("decoded", name, f"{column} of {name}", f"decoded/{name}", decoded, annotated)
             if removed := len(excluded(config, inputs[name])):
                 items = len(ShardReader(inputs[name], config.split))
-                results.add(share("left_out", name, removed, items), f"items of {name}", "left_out")
+                results.add_share("left_out", name, f"items of {name}", "left_out", removed, items)
         return results
 
-    def add(self, score: Score, what: str, name: str, direction: str = "") -> None:
-        """Adds a score as <name>/<direction>/<key of the metric>."""
-        metric = score.metric
+    def add(self, score: Score, what: str, name: str, direction: str = "", protocol: str = "") -> None:
+        """Adds a score as <name>/<direction>/<key of the metric>, with its interval, and its queries to
+        scores.parquet."""
+        metric, queries = score.metric, score.queries
+        interval = bootstrap_interval(score.values, queries.ids, metric.statistic)
         name = "/".join(part for part in (name, direction, metric.key) if part)
+        self._row(metric, name, what, direction, protocol, score.value, score.items, score.chance, interval)
+        columns = (pa.array(column, pa.string()).dictionary_encode() for column in (queries.ids, queries.texts))
+        names = pa.DictionaryArray.from_arrays(np.zeros(score.items, np.int32), [name])
+        values = pa.array(score.values, pa.float64())
+        self.queries.append(pa.Table.from_arrays([names, *columns, values], SCORE_COLUMNS))
+
+    def add_share(self, table: str, key: str, what: str, name: str, part: int, items: int) -> None:
+        """Adds a share (%) of the items of a corpus, which has no interval, as <name>/<key>."""
+        metric = Metric(key, f"{part} of {items}", table, baseline="")
+        self._row(metric, f"{name}/{key}", what, "", "", 100 * part / items, items, None, None)
+
+    def _row(
+        self,
+        metric: Metric,
+        name: str,
+        what: str,
+        direction: str,
+        protocol: str,
+        value: float,
+        items: int,
+        chance: float | None,
+        interval: tuple[float, float] | None,
+    ) -> None:
+        low, high = interval or (None, None)
         self.rows.append(
             {
                 "name": name,
                 "table": metric.table,
                 "what": what,
                 "direction": direction,
+                "protocol": protocol,
                 "metric": metric.label,
-                "value": score.value,
+                "value": value,
+                "low": low,
+                "high": high,
                 "unit": metric.unit,
                 "higher_is_better": metric.higher_is_better,
-                "items": score.items,
-                "chance": score.chance,
+                "statistic": metric.statistic,
+                "items": items,
+                "chance": chance,
                 "baseline": metric.baseline,
             }
         )
-        self.metrics[f"{self.split}/{name}"] = score.value
+        self.metrics[f"{self.split}/{name}"] = value
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Writes per-query results to `name`.parquet."""
+        """Writes per-query results for people to `name`.parquet. scores.parquet has the values of every score."""
         pq.write_table(pa.Table.from_pylist(rows), self.out / f"{name}.parquet")
 
     def outcome(self) -> Outcome:
-        """Writes results.json; returns the number of items of each score, and the metrics."""
+        """Writes results.json and scores.parquet; returns the number of items of each score, and the metrics."""
         write_json(self.out / "results.json", self.rows)
+        if self.queries:
+            pq.write_table(pa.concat_tables(self.queries).unify_dictionaries(), self.out / SCORES)
         return Outcome({row["name"]: row["items"] for row in self.rows}, self.metrics)
 
 
-def share(table: str, key: str, part: int, items: int) -> Score:
-    """A share (%) of the items of a corpus."""
-    return Score(Metric(key, f"{part} of {items}", table, baseline=""), 100 * part / items, items, None)
+def add_rankers(
+    results: Results,
+    what: str,
+    name: str,
+    folder: ModelFolder,
+    gallery: Gallery,
+    config: EvaluationConfig,
+    device: torch.device,
+) -> tuple[np.ndarray, dict[str, Ranks], tuple[Texts, Videos]]:
+    """Adds retrieval by matching (VTM) as `name`, by similarity (VTC) as <name>_vtc, and by similarity with a dual
+    softmax as <name>_dual. Returns the scores (texts, videos) and the
+    ranks of matching, and the encoded texts and videos."""
+    scores, texts, videos = score_pairs(folder, gallery, config, device)
+    protocol = protocol_of(config, folder)
+    ranks = add_retrieval(results, f"{what} retrieval", name, scores, gallery, protocol=protocol)
+    similarity = (texts.features @ videos.features.T).cpu().numpy()
+    protocol = protocol_of(config, folder, by_similarity=True)
+    add_retrieval(results, f"{what} by similarity", f"{name}_vtc", similarity, gallery, protocol=protocol)
+    dual = dual_softmax(similarity, folder.model.clamped_temperature().item())
+    what = f"{what}, dual softmax over the whole test set"
+    add_retrieval(results, what, f"{name}_dual", dual, gallery, protocol=protocol)
+    return scores, ranks, (texts, videos)
 
 
 def add_retrieval(
@@ -89,12 +150,13 @@ def add_retrieval(
     scores: np.ndarray,
     gallery: Gallery,
     directions: tuple[str, ...] = DIRECTIONS,
+    protocol: str = "all pairs",
 ) -> dict[str, Ranks]:
     """Adds the metrics of retrieval, writes the rank of every query, and returns the ranks of texts and videos."""
     ranks = retrieval_ranks(scores, gallery.video_of_text)
     for direction in directions:
-        for score in retrieval_scores(ranks[direction]):
-            results.add(score, what, name, direction)
+        for score in retrieval_scores(ranks[direction], gallery.queries(direction)):
+            results.add(score, what, name, direction, protocol)
     scores = np.where(np.isnan(scores), -np.inf, scores)  # NaN is the lowest score, as in the ranks
     results.table(f"{name}_t2v", text_queries(gallery, scores, ranks["t2v"]))
     if "v2t" in directions:

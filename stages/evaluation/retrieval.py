@@ -13,6 +13,7 @@ from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos
+from alpro.stages.evaluation.metrics import CAPTIONS, Queries
 from alpro.stages.training.config import Protocol
 
 
@@ -37,6 +38,15 @@ class Gallery:
         return cls(
             reader, numbers, [ids[n] for n in numbers], [t for _, t in texts], np.array([p for p, _ in texts], np.int64)
         )
+
+    def queries(self, direction: str) -> Queries:
+        """The queries of a direction: the texts, or the videos, which are identified by all their texts."""
+        if direction == "t2v":
+            return Queries.of([self.ids[video] for video in self.video_of_text], self.texts)
+        texts: list[list[str]] = [[] for _ in self.ids]
+        for video, text in zip(self.video_of_text, self.texts, strict=True):
+            texts[video].append(text)
+        return Queries.of(self.ids, [CAPTIONS.join(several) for several in texts])
 
     def first(self, videos: int, captions: int) -> "Gallery":
         """The first `videos` videos with the first `captions` captions of each; 0: all."""
@@ -83,6 +93,18 @@ def match(model: Alpro, texts: Texts, videos: Videos, pairs: Tensor) -> Tensor:
     text, video = pairs[:, 0].to(texts.tokens.device), pairs[:, 1].to(videos.tokens.device)
     logits = model.match(texts.tokens[text], texts.mask[text], videos.tokens[video]).float()
     return logits[:, 1] - logits[:, 0]
+
+
+def dual_softmax(similarity: np.ndarray, temperature: float) -> np.ndarray:
+    """Scores (texts, videos): the logarithm of the product of two softmaxes of similarity / temperature, over the
+    videos of each text and over the texts of each video.
+
+    A video that is similar to every text no longer ranks first for all of them (CAMoE, arXiv 2109.04290, multiplies the
+    similarity itself by the softmax over the other axis; its softmax keeps the order of negative similarities). The
+    ranks of a query depend on all queries of the test set.
+    """
+    logits = torch.from_numpy(similarity / temperature)
+    return (logits.log_softmax(1) + logits.log_softmax(0)).numpy()
 
 
 @torch.no_grad()

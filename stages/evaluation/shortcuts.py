@@ -24,8 +24,8 @@ from alpro.stages.evaluation.controls import (
 )
 from alpro.stages.evaluation.counterfactual import PARTS, swap_words
 from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos
-from alpro.stages.evaluation.metrics import Metric, Score
-from alpro.stages.evaluation.protocol import length_of, score_pairs
+from alpro.stages.evaluation.metrics import Metric, Queries, Score
+from alpro.stages.evaluation.protocol import length_of, protocol_of, score_pairs
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery, match
@@ -44,20 +44,22 @@ def retrieval_controls(
 ) -> None:
     """Adds the controls of retrieval. encoded: the texts and videos of the gallery."""
 
-    def add(label: str, name: str, scores: np.ndarray) -> None:
-        add_retrieval(results, f"control: {label}", name, scores, gallery, directions=("t2v",))
+    protocol, all_pairs = protocol_of(config, folder), protocol_of(config, folder, by_similarity=True)
+
+    def add(label: str, name: str, scores: np.ndarray, protocol: str = "all pairs") -> None:
+        add_retrieval(results, f"control: {label}", name, scores, gallery, ("t2v",), protocol)
 
     for name, paths in config.word_controls.items():
         add(WORD_LABEL.format(name.replace("_", " ")), f"{name}_only", words_only(gallery, paths))
     for name, reorder in (("shuffled", Shuffle(config.seed)), ("reversed", reverse)):
         if name in config.controls:
             scores, _, _ = score_pairs(folder, gallery, config, device, reorder)
-            add(f"frames {name}", f"retrieval_{name}", scores)
+            add(f"frames {name}", f"retrieval_{name}", scores, protocol)
     if "single_frame" in config.controls:
         label = CONTROLS["single_frame"].label
         scores, similarity = best_single_frame(folder, gallery, config, device)
-        add(label, "retrieval_single_frame", scores)
-        add(f"{label}, by similarity", "retrieval_single_frame_vtc", similarity)
+        add(label, "retrieval_single_frame", scores, protocol)
+        add(f"{label}, by similarity", "retrieval_single_frame_vtc", similarity, all_pairs)
     if "clip_or_reversed" in config.controls:
         clip_or_reversed(results, config, folder, gallery, encoded, device)
     if "counterfactual" in config.controls:
@@ -100,7 +102,7 @@ def clip_or_reversed(
     results.table("clip_or_reversed", rows_of(columns))
     for ranker in RANKERS:
         fits = two_way(right[ranker], wrong[ranker])
-        add_two_way(results, "clip_or_reversed", ranker, RANKERS[ranker], fits)
+        add_two_way(results, "clip_or_reversed", ranker, RANKERS[ranker], fits, gallery.queries("t2v"))
 
 
 def counterfactual(
@@ -131,11 +133,12 @@ def counterfactual(
         "replacement": [swap.replacement for swap in swaps],
     }
     results.table("counterfactual", rows_of(columns | both_scores(right, wrong, "counterfactual")))
-    parts = np.array(columns["part"])
+    parts, queries = np.array(columns["part"]), Queries.of(columns["id"], columns["counterfactual"])
     for part in PARTS:
         for ranker in RANKERS if (parts == part).any() else ():
             fits = two_way(right[ranker], wrong[ranker])[parts == part]
-            add_two_way(results, "counterfactual", f"{part}_{ranker}", f"{part}, {RANKERS[ranker]}", fits)
+            label = f"{part}, {RANKERS[ranker]}"
+            add_two_way(results, "counterfactual", f"{part}_{ranker}", label, fits, queries.select(parts == part))
 
 
 @torch.no_grad()
@@ -156,12 +159,12 @@ def two_way(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     return np.where(right == wrong, 0.5, right > wrong)
 
 
-def add_two_way(results: Results, control: ControlName, key: str, label: str, fits: np.ndarray) -> None:
+def add_two_way(
+    results: Results, control: ControlName, key: str, label: str, fits: np.ndarray, queries: Queries
+) -> None:
     """Adds how often the right one of two fits better. fits (P,): as of `two_way`; chance is one half."""
     metric = Metric(key, f"by {label}" if label in RANKERS.values() else label, "controls")
-    results.add(
-        Score(metric, float(fits.mean()) * 100, len(fits), 50.0), f"control: {CONTROLS[control].label}", control
-    )
+    results.add(Score(metric, fits * 100.0, 50.0, queries), f"control: {CONTROLS[control].label}", control)
 
 
 def both_scores(right: dict[str, np.ndarray], wrong: dict[str, np.ndarray], suffix: str) -> dict[str, list[float]]:

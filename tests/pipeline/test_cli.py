@@ -152,6 +152,11 @@ def test_an_empty_workspace_has_no_artifacts_and_no_mlflow_store(tmp_path, monke
     status, _, err = call(monkeypatch, capsys, "show", "abc", "--workspace", tmp_path)
     assert status == 2
     assert "no artifact starts with this" in err
+    status, _, err = call(
+        monkeypatch, capsys, "compare", "sample · pretrain.lr=5e-4 · abc", "def", "--workspace", tmp_path
+    )
+    assert status == 2
+    assert err.startswith("error: abc: no artifact starts with this")
     status, _, err = call(monkeypatch, capsys, "ui", "--workspace", tmp_path)
     assert "no MLflow store; `alpro run` creates it" in err
 

@@ -5,13 +5,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from alpro.files import write_json
-from alpro.pipeline import console
+from alpro.pipeline import cli, commands, console
 from alpro.pipeline.artifacts.store import RECORD_VERSION, Store
 from alpro.pipeline.reporting.result_tables import Table as ResultTable
+from alpro.stages.evaluation.metrics import Metric, Queries, Score
+from alpro.stages.evaluation.results import Results
 
 
 def cells(printed: str) -> list[list[str]]:
@@ -127,7 +130,10 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
             "what": "fine-tuned retrieval",
             "direction": direction,
             "metric": metric,
+            "protocol": "all pairs, 4 frames",
             "value": next(values) + 0.5,
+            "low": None,
+            "high": None,
             "unit": "rank" if metric == "MdR" else "%",
             "higher_is_better": metric != "MdR",
             "items": 40,
@@ -146,10 +152,10 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
     console.print_results({"evaluate": folder}, tmp_path)
     printed = [row for row in ([c.strip() for c in row if c.strip()] for row in cells(capsys.readouterr().out)) if row]
     assert printed[0] == ["Retrieval"]
-    assert printed[1] == ["R@1", "R@5", "R@10", "MdR ↓", "items"]
+    assert printed[1] == ["R@1", "R@5", "R@10", "MdR ↓", "items", "protocol"]
     assert printed[3:] == [
-        ["fine-tuned retrieval", "t2v", "1.5 %", "3.5 %", "5.5 %", "7.5", "40"],
-        ["v2t", "9.5 %", "11.5 %", "13.5 %", "15.5", "40"],
+        ["fine-tuned retrieval", "t2v", "1.5 %", "3.5 %", "5.5 %", "7.5", "40", "all pairs, 4 frames"],
+        ["v2t", "9.5 %", "11.5 %", "13.5 %", "15.5", "40", "all pairs, 4 frames"],
         ["chance", "t2v", "2.5 %", "4.5 %", "6.5 %", "8.5"],
         ["v2t", "10.5 %", "12.5 %", "14.5 %", "16.5"],
         ["Only 40 test items: differences of less than 15 points are noise."],
@@ -159,6 +165,24 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
             f"artifacts: alpro ls --workspace {tmp_path}",
         ],
     ]
+
+
+def test_two_evaluations_are_compared_by_the_first_characters_or_the_name_of_a_run(tmp_path, capsys):
+    metric = Metric("acc", "all questions", "qa")
+    asked = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
+    for mark, right in (("a", 3), ("b", 12)):
+        folder = artifact(tmp_path / "artifacts", "evaluate", "evaluate", mark, 1, {})
+        results = Results("test", folder)
+        results.add(Score(metric, (np.arange(12) < right) * 100.0, 50.0, asked), "question answering", "qa")
+        results.outcome()
+    command = ["compare", "aa", "sample · seed=1 · bbbbbb", "--workspace", str(tmp_path)]
+    assert commands.execute(cli.parser().parse_args(command)) == 0
+    printed = [row for row in ([c.strip() for c in row if c.strip()] for row in cells(capsys.readouterr().out)) if row]
+    assert printed[:2] == [["Comparison"], ["a" * 8, "b" * 8, "difference", "p", "items"]]
+    (*texts, a, b, difference, p, items) = printed[3]
+    assert (texts, a, b, items) == (["question answering", "all questions"], "25.0 %", "100.0 %", "12")
+    assert re.fullmatch(r"\+75\.0 \[\+50\.0, \+100\.0\]", difference)
+    assert float(p) == pytest.approx(2 / 2**9, abs=0.004)  # nine videos differ
 
 
 @pytest.mark.parametrize(("width", "tables"), [(140, 1), (80, 2), (60, 3)])

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from alpro.files import write_json
-from alpro.pipeline.reporting.result_tables import Table, results, results_markdown, small_sample_note, tables
+from alpro.pipeline.reporting.result_tables import (
+    Table,
+    comparison_table,
+    results,
+    results_markdown,
+    small_sample_note,
+    tables,
+)
+from alpro.stages.evaluation.comparison import Comparison
+from alpro.stages.evaluation.statistics import Difference
 
 BASELINES = {"retrieval": "chance", "qa": "most frequent answer", "entities": "best constant", "decoded": ""}
 
@@ -21,8 +30,11 @@ def rows_of(table: str, what: str, key: str, metrics: list[str], numbers: Iterat
             "table": table,
             "what": what,
             "direction": way,
+            "protocol": f"all pairs, {items} frames" if table == "retrieval" else "",
             "metric": metric,
             "value": next(numbers) + 0.25,
+            "low": None,
+            "high": None,
             "unit": "rank" if metric == "MdR" else "%",
             "higher_is_better": metric != "MdR",
             "items": items,
@@ -61,13 +73,13 @@ def test_every_number_is_in_its_column(rows):
     assert tables(rows) == [
         Table(
             "Retrieval",
-            ["", "", "R@1", "R@5", "R@10", "MdR ↓", "items"],
+            ["", "", "R@1", "R@5", "R@10", "MdR ↓", "items", "protocol"],
             [
-                ["zero-shot retrieval", "t2v", "1.2 %", "3.2 %", "5.2 %", "7.2", "400"],
-                ["zero-shot retrieval", "v2t", "9.2 %", "11.2 %", "13.2 %", "15.2", "200"],
-                ["fine-tuned, unseen", "t2v", "17.2 %", "", "", "", "90"],
-                ["chance", "t2v", "2.8 %", "4.8 %", "6.8 %", "8.8", ""],
-                ["chance", "v2t", "10.8 %", "12.8 %", "14.8 %", "16.8", ""],
+                ["zero-shot retrieval", "t2v", "1.2 %", "3.2 %", "5.2 %", "7.2", "400", "all pairs, 400 frames"],
+                ["zero-shot retrieval", "v2t", "9.2 %", "11.2 %", "13.2 %", "15.2", "200", "all pairs, 200 frames"],
+                ["fine-tuned, unseen", "t2v", "17.2 %", "", "", "", "90", "all pairs, 90 frames"],
+                ["chance", "t2v", "2.8 %", "4.8 %", "6.8 %", "8.8", "", ""],
+                ["chance", "v2t", "10.8 %", "12.8 %", "14.8 %", "16.8", "", ""],
             ],
         ),
         Table(
@@ -104,15 +116,15 @@ def test_a_column_for_each_metric_in_the_order_of_the_rows():
     numbers = count(1)
     kinds = ("R@1", "R@50", "MdR")
     (table,) = tables(rows_of("retrieval", "zero-shot retrieval", "zero_shot", list(kinds), numbers, 400, "t2v"))
-    assert table.heads == ["", "", "R@1", "R@50", "MdR ↓", "items"]
-    assert table.lines[0] == ["zero-shot retrieval", "t2v", "1.2 %", "3.2 %", "5.2", "400"]
+    assert table.heads == ["", "", "R@1", "R@50", "MdR ↓", "items", "protocol"]
+    assert table.lines[0] == ["zero-shot retrieval", "t2v", "1.2 %", "3.2 %", "5.2", "400", "all pairs, 400 frames"]
 
 
 def test_a_score_without_chance_level_has_a_dash(rows):
     for row in rows:
         row["chance"] = None
     retrieval, answers, entities, _ = tables(rows)
-    assert retrieval.lines[-1] == ["chance", "v2t", "-", "-", "-", "-", ""]
+    assert retrieval.lines[-1] == ["chance", "v2t", "-", "-", "-", "-", "", ""]
     assert answers.lines[0][-2:] == ["-", "300"]
     assert entities.lines[0][-2:] == ["-", "150"]
 
@@ -139,6 +151,38 @@ def test_the_warning_is_about_the_direction_with_fewer_items(rows):
         row["items"] //= 10
     notes = [table.note.partition(" test items")[0] for table in tables(rows)]
     assert notes == ["Only 20", "Only 30", "Only 15", ""]
+
+
+def test_scores_have_their_intervals_and_the_note_says_so(rows):
+    for row in rows:
+        row |= {"low": row["value"] - 1, "high": row["value"] + 2} if row["name"] != "decoded//190 of 200" else {}
+    rows[0] |= {"low": None, "high": None}
+    retrieval, answers, entities, shares = tables(rows)
+    assert retrieval.lines[0][2:4] == ["1.2 [0.2, 3.2]", "3.2 [2.2, 5.2]"]
+    assert [line[2] for line in answers.lines] == ["19.2 %", "21.2 [20.2, 23.2]", "23.2 [22.2, 25.2]"]
+    assert entities.lines[0][2:4] == ["29.2 [28.2, 31.2]", "30.8 %"]
+    brackets = "In brackets: 95 % bootstrap interval over test videos."
+    assert [table.note for table in (retrieval, answers, entities, shares)] == [brackets] * 3 + [""]
+    rows[5]["items"] = 10
+    assert tables([rows[5]])[0].note == f"{brackets} {small_sample_note(10)}"
+
+
+def test_a_comparison_has_both_values_the_difference_and_its_p_value(rows):
+    by_name = {row["name"]: row for row in rows}
+    scores = [
+        (by_name["qa//what"], Difference(41.0, 43.5, 2.5, -1.04, 6.0, 0.1344)),
+        (by_name["zero_shot/t2v/MdR"], Difference(7.0, 5.0, -2.0, None, None, 1 / 2001)),
+    ]
+    table = comparison_table("3f2a9c12", "8b1d02aa", Comparison(scores, {"entities/acc": (20, 18, 15)}, 4))
+    assert table.heads == ["", "", "3f2a9c12", "8b1d02aa", "difference", "p", "items"]
+    assert table.lines == [
+        ["question answering", "what", "41.0 %", "43.5 %", "+2.5 [-1.0, +6.0]", "0.1344", "300"],
+        ["zero-shot retrieval", "t2v MdR ↓", "7.0", "5.0", "-2.0", "0.0005", "400"],
+    ]
+    assert table.note.splitlines()[1:] == [
+        "Left out, other queries: entities/acc (20 and 18 queries, 15 shared).",
+        "Only one of them has 4 other scores.",
+    ]
 
 
 def test_results_are_those_of_every_evaluation(rows, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,6 +21,7 @@ from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.evaluation.qa import Questions
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.statistics import bootstrap_interval
 from tests.stages.evaluation.conftest import RESOURCES, evaluated, rows_of, statistics
 
 CPU = torch.device("cpu")
@@ -80,10 +82,14 @@ def test_the_rows_say_what_was_asked_of_how_many(results, gallery_of, tmp_path, 
         "table": "retrieval",
         "what": "by hand",
         "direction": "v2t",
+        "protocol": "all pairs",
         "metric": "MdR",
         "value": 1,
+        "low": None,  # the same for all queries
+        "high": None,
         "unit": "rank",
         "higher_is_better": False,
+        "statistic": "median",
         "items": 4,
         "chance": 2.5,
         "baseline": "chance",
@@ -127,6 +133,9 @@ def test_each_subset_has_every_metric_of_its_queries(results, gallery_of):
     assert results.metrics["test/retrieval/t2v/R1_unseen"] == 50
     assert results.metrics["test/retrieval/t2v/MdR_unseen"] == 2  # ranks 1 and 3, behind v0 and tied with two
     assert {row["what"] for row in results.rows} == {f"fine-tuned retrieval, {name}" for name in SUBSETS}
+    bounds = {row["name"]: (row["low"], row["high"]) for row in results.rows if row["metric"] == "R@1"}
+    expected = {"seen": (None, None), "unseen": (0, 100), "unseen_news": (None, None)}
+    assert bounds == {f"retrieval/t2v/R1_{name}": interval for name, interval in expected.items()}
 
 
 def test_an_empty_subset_has_no_scores_and_an_unknown_column_is_a_mistake(results, gallery_of):
@@ -149,7 +158,7 @@ def test_columns_are_checked_before_training(clips_of_brightness):
 
 def test_contrasts_tell_two_answers_apart_among_the_questions_with_one_of_them(results):
     answers = ["left", "right", "up"]
-    asked = Questions(None, [], [], [], ["left", "left", "right", "up"], [], np.zeros(4, int))
+    asked = Questions(None, [0], ["v"], ["to?"] * 4, ["left", "left", "right", "up"], [], np.zeros(4, int))
     logits = torch.tensor([[1.0, 0.0, 9.0], [0.0, 1.0, 0.0], [0.0, 2.0, 0.0], [5.0, 0.0, 0.0]])
     add_contrasts(results, "what", "qa", (("left", "right"), ("up", "sideways")), logits, answers, asked)
     assert [(row["metric"], row["items"], row["chance"]) for row in results.rows] == [("left against right", 3, 50.0)]
@@ -194,6 +203,45 @@ def test_fine_tuned_retrieval_and_its_controls(clips_of_brightness, reading, tmp
     assert (tmp_path / "out" / "pictures" / "retrieval.png").is_file()
 
 
+def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, reading, tmp_path):
+    """The queries of each score in scores.parquet give its value. The embeddings of the fake model are random."""
+    reading("qa")
+    wanted = {
+        "retrieval": "clips",
+        "qa": "clips",
+        "controls": ("shuffled", "reversed"),
+        "contrasts": (("rising", "falling"),),
+    }
+    wanted |= {"protocol": "top_k", "k": 3}
+    rows = evaluated(evaluate, clips_of_brightness, out := tmp_path / "out", ("retrieval", "qa"), **wanted)
+    table = pq.read_table(out / "scores.parquet")
+    texts = {
+        "t2v": {"light rising", "light falling"},
+        "v2t": {"light rising", "light falling"},
+        "": {"how does it go?"},
+    }
+    assert set(table["score"].to_pylist()) == set(rows)
+    for name, row in rows.items():
+        part = table.filter(pc.equal(table["score"], name))
+        values, ids = part["value"].to_numpy(), part["id"].to_pylist()
+        assert len(values) == row["items"]
+        assert row["value"] == {"mean": np.mean, "median": np.median}[row["statistic"]](values), name
+        assert sorted(ids) == ["down0", "down1", "up0", "up1"]
+        interval = bootstrap_interval(values, np.array(ids, object), row["statistic"])
+        assert (row["low"], row["high"]) == (interval or (None, None)), name
+        assert set(part["text"].to_pylist()) == texts[row["direction"]]
+    assert rows["retrieval/t2v/MdR"]["low"] is not None
+    protocols = {name.split("/")[0]: row["protocol"] for name, row in rows.items() if row["table"] == "retrieval"}
+    assert protocols == {
+        "retrieval": "top 3, 4 frames",
+        "retrieval_vtc": "all pairs, 4 frames",
+        "retrieval_dual": "all pairs, 4 frames",
+        "retrieval_shuffled": "top 3, 4 frames",
+        "retrieval_reversed": "top 3, 4 frames",
+    }
+    assert rows["retrieval_dual/t2v/R1"]["what"] == "fine-tuned, dual softmax over the whole test set"
+
+
 def test_a_new_metric_is_one_entry_of_the_table(clips_of_brightness, reading, tmp_path, paper_metrics, monkeypatch):
     """It is in results.json and in the printed table with its chance, for subsets too, and in the metrics for MLflow.
     Validation is tested with it in test_validation."""
@@ -205,8 +253,8 @@ def test_a_new_metric_is_one_entry_of_the_table(clips_of_brightness, reading, tm
     row = rows_of(tmp_path)["retrieval/t2v/R2"]
     assert (row["metric"], row["value"], row["chance"], row["items"]) == ("R@2", 100, 50, 4)
     (table,) = tables(list(rows_of(tmp_path).values()))
-    assert table.heads == ["", "", "R@1", "R@5", "R@10", "MdR ↓", "R@2", "items"]
-    assert [(line[:2], line[6]) for line in table.lines] == [
+    assert table.heads == ["", "", "R@1", "R@5", "R@10", "MdR ↓", "R@2", "items", "protocol"]
+    assert [(line[:2], line[6]) for line in table.lines if "chance" in line or line[0] == "fine-tuned retrieval"] == [
         (["fine-tuned retrieval", "t2v"], "100.0 %"),
         (["fine-tuned retrieval", "v2t"], "100.0 %"),
         (["chance", "t2v"], "50.0 %"),
@@ -333,16 +381,16 @@ def test_nothing_that_is_left_is_a_mistake(clips_of_brightness, tmp_path):
         check_items(config, "clips", clips_of_brightness)
 
 
-def test_zero_shot_is_by_matching_and_by_similarity(clips_of_brightness, reading, tmp_path):
+def test_zero_shot_is_by_matching_by_similarity_and_with_a_dual_softmax(clips_of_brightness, reading, tmp_path):
     reading("pretrain")
     actual = evaluated(zero_shot, clips_of_brightness, tmp_path / "out", ("pretrained",), retrieval="clips")
     assert actual["zero_shot/t2v/R1"]["value"] == 50
-    assert {name.split("/")[0] for name in actual} == {"zero_shot", "zero_shot_vtc"}
+    assert {name.split("/")[0] for name in actual} == {"zero_shot", "zero_shot_vtc", "zero_shot_dual"}
     assert (actual["zero_shot/t2v/R1"]["items"], actual["zero_shot/t2v/R1"]["chance"]) == (4, 25)
 
 
 def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_path, monkeypatch):
-    score = EntityScore(50.0, 25.0, ["a", "b"], ["ball", "box"], [["ball"], ["star"]])
+    score = EntityScore(50.0, 25.0, ["a", "b"], ["ball", "box"], [["ball"], ["star"]], ["a ball", "a star"])
     monkeypatch.setattr(zero_shot, "load_model", lambda path, device: None)
     monkeypatch.setattr(zero_shot, "read_prompts", lambda path: {})
     monkeypatch.setattr(zero_shot, "read_entities", lambda path: [])
@@ -351,5 +399,9 @@ def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_pa
         zero_shot, clips_of_brightness, tmp_path / "out", ("prompter", "prompts", "vocabulary"), qa="clips"
     )
     row = actual["entities/acc"]
-    assert (row["value"], row["chance"], row["items"]) == (50.0, 25.0, 2)
+    assert (row["value"], row["low"], row["high"], row["chance"], row["items"]) == (50.0, 0.0, 100.0, 25.0, 2)
     assert set(actual) == {"entities/acc"}
+    assert pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist() == [
+        {"score": "entities/acc", "id": "a", "text": "a ball", "value": 100.0},
+        {"score": "entities/acc", "id": "b", "text": "a star", "value": 0.0},
+    ]

@@ -11,6 +11,7 @@ from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, encode_v
 from alpro.stages.evaluation.metrics import retrieval_metrics, retrieval_ranks
 from alpro.stages.evaluation.retrieval import (
     Gallery,
+    dual_softmax,
     encode_gallery,
     match,
     match_all,
@@ -217,3 +218,19 @@ def test_recalls_of_the_two_directions_differ_where_the_scores_do(by_hand):
     assert ranks["t2v"].expected.tolist() == [2, 1, 1]
     assert ranks["v2t"].expected.tolist() == [1, 2, 1]
     assert metrics["t2v/R1"] == metrics["v2t/R1"] == pytest.approx(200 / 3)
+
+
+def test_a_dual_softmax_is_the_product_of_both_softmaxes():
+    """By hand with temperature 1: the softmax of (0, ln 3) is (1/4, 3/4), that of (ln 2, ln 3) is (2/5, 3/5)."""
+    similarity = np.log(np.array([[1.0, 3.0], [2.0, 3.0]]))
+    over_videos, over_texts = np.array([[1 / 4, 3 / 4], [2 / 5, 3 / 5]]), np.array([[1 / 3, 1 / 2], [2 / 3, 1 / 2]])
+    assert np.exp(dual_softmax(similarity, 1.0)) == pytest.approx(over_videos * over_texts)
+    assert dual_softmax(similarity * 0.1, 0.1) == pytest.approx(dual_softmax(similarity, 1.0))
+
+
+def test_a_dual_softmax_finds_what_a_hub_hides():
+    """Video 0 is the most similar one to both texts, but more to its own; also if all similarities are negative."""
+    for shift in (0.0, -2.0):
+        similarity = np.array([[0.9, 0.1], [0.6, 0.5]]) + shift
+        assert retrieval_ranks(similarity, np.arange(2))["t2v"].expected.tolist() == [1, 2]
+        assert retrieval_ranks(dual_softmax(similarity, 0.07), np.arange(2))["t2v"].expected.tolist() == [1, 1]

@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from alpro.stages.evaluation.metrics import (
     RETRIEVAL,
+    Queries,
     Ranks,
     accuracy_by_type,
     accuracy_scores,
@@ -144,7 +145,10 @@ def test_a_video_without_a_caption_is_no_query_but_in_the_gallery():
 
 def test_some_of_the_queries_are_ranked_in_the_whole_gallery():
     ranks = retrieval_ranks(SEVERAL, OWN)["t2v"].select(np.array([False, True, True, False]))
-    scores = {score.metric.key: (score.value, score.items, score.chance) for score in retrieval_scores(ranks)}
+    scores = {
+        score.metric.key: (score.value, score.items, score.chance)
+        for score in retrieval_scores(ranks, Queries.of(["a", "a"], ["1", "2"]))
+    }
     expected = {"R1": (50, 2, 50), "R5": (100, 2, 100), "R10": (100, 2, 100), "MdR": (1.5, 2, 1.5)}
     assert {key: scores[key] for key in expected} == expected
 
@@ -167,13 +171,16 @@ def test_accuracy_by_type():
 
 def test_accuracies_have_their_labels_items_and_baselines():
     right, baseline = np.array([True, False, True]), np.array([True, True, False])
-    scores = accuracy_scores(right, baseline, ["how_many", "how_many", "who"])
+    scores = accuracy_scores(
+        right, baseline, ["how_many", "how_many", "who"], Queries.of(["a", "a", "b"], ["1", "2", "3"])
+    )
     assert [(s.metric.key, s.metric.label, s.value, s.items, s.chance) for s in scores] == [
         ("acc", "all questions", pytest.approx(200 / 3), 3, pytest.approx(200 / 3)),
         ("acc_how_many", "how many", 50, 2, 100),
         ("acc_who", "who", 100, 1, 0),
     ]
     assert {s.metric.baseline for s in scores} == {"most frequent answer"}
+    assert [s.queries.texts.tolist() for s in scores] == [["1", "2", "3"], ["1", "2"], ["3"]]
 
 
 @settings(max_examples=40)

@@ -1,0 +1,176 @@
+"""Intervals, paired differences and p values: tables worked out by hand, and the laws that they keep."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alpro.stages.evaluation import statistics
+from alpro.stages.evaluation.statistics import (
+    PERMUTATIONS,
+    bootstrap_counts,
+    bootstrap_interval,
+    exchanges,
+    medians,
+    paired_difference,
+    resampled,
+    value_of,
+)
+
+# Three queries of video 0 (values 0, 0, 30), one of video 1 (90), two of video 2 (60, 90).
+VALUES = np.array([0.0, 0.0, 30.0, 90.0, 60.0, 90.0])
+VIDEO = np.array([0, 0, 0, 1, 2, 2])
+# how often each video is drawn, the mean and the median of its queries
+DRAWN = [
+    ([1, 1, 1], 45, 45),  # (30 + 90 + 150) / 6; between 30 and 60
+    ([3, 0, 0], 10, 0),
+    ([0, 3, 0], 90, 90),
+    ([0, 1, 2], 78, 90),  # (90 + 300) / 5; 60 60 90 90 90
+    ([2, 0, 1], 26.25, 15),  # (60 + 150) / 8; 0 0 0 0 30 30 60 90
+]
+
+
+@pytest.mark.parametrize(("counts", "mean", "median"), DRAWN)
+def test_a_video_is_drawn_with_all_its_queries(counts, mean, median):
+    drawn = np.array([counts], float)
+    assert resampled(VALUES, VIDEO, drawn, "mean") == pytest.approx([mean])
+    assert resampled(VALUES, VIDEO, drawn, "median") == pytest.approx([median])
+
+
+def test_the_interval_of_two_videos_is_between_their_scores():
+    """A quarter of the samples has only the first video, and a quarter only the second."""
+    videos, values = np.array(["a", "a", "b", "b"], object), np.array([0.0, 0.0, 100.0, 50.0])
+    assert bootstrap_interval(values, videos, "mean") == (0, 75)
+    assert bootstrap_interval(values, videos, "median") == (0, 75)
+
+
+@pytest.mark.parametrize(
+    ("values", "videos"), [([100.0, 0.0], ["a", "a"]), ([100.0, 100.0, 100.0], ["a", "b", "c"]), ([5.0], ["a"])]
+)
+def test_there_is_no_interval_of_one_video_or_of_equal_values(values, videos):
+    assert bootstrap_interval(np.array(values), np.array(videos, object), "mean") is None
+
+
+def test_the_interval_of_a_share_is_the_binomial_one():
+    """50 of 100 videos: sqrt(0.5 x 0.5 / 100) x 1.96 = 9.8 points. Ten questions of each video that are right or wrong
+    together add nothing to it."""
+    right = np.repeat([100.0, 0.0], 50)
+    once = bootstrap_interval(right, np.arange(100), "mean")
+    assert once == pytest.approx((40.2, 59.8), abs=1)
+    assert bootstrap_interval(np.repeat(right, 10), np.repeat(np.arange(100), 10), "mean") == pytest.approx(once)
+    independent = bootstrap_interval(np.repeat(right, 10), np.arange(1000), "mean")
+    assert independent == pytest.approx((46.9, 53.1), abs=0.5)
+
+
+queries = st.lists(st.tuples(st.integers(0, 6), st.integers(-4, 9)), min_size=2, max_size=25)
+
+
+@settings(max_examples=60)
+@given(queries, st.randoms(use_true_random=False))
+def test_a_median_by_counts_is_that_of_the_repeated_values(rows, random):
+    video, values = np.array([v for v, _ in rows]), np.array([float(x) for _, x in rows])
+    counts = np.array([[random.randint(0, 3) for _ in range(7)] for _ in range(5)])
+    counts[:, video[0]] += 1  # never an empty sample
+    expected = [np.median(np.repeat(values, row[video])) for row in counts]
+    assert medians(values, video, counts).tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(queries, st.sampled_from(["mean", "median"]))
+def test_an_interval_contains_its_score_whatever_the_order_and_names(rows, statistic):
+    videos, values = np.array([f"v{v}" for v, _ in rows], object), np.array([float(x) for _, x in rows])
+    interval = bootstrap_interval(values, videos, statistic)
+    if interval is None:
+        assert len(set(videos)) == 1 or len(set(values)) == 1
+        return
+    low, high = interval
+    assert values.min() <= low <= value_of(values, statistic) <= high <= values.max()
+    assert bootstrap_interval(values[::-1], videos[::-1], statistic) == pytest.approx(interval)
+    assert bootstrap_interval(values * 2 + 1, videos, statistic) == pytest.approx((low * 2 + 1, high * 2 + 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(queries, st.sampled_from(["mean", "median"]))
+def test_equal_results_do_not_differ(rows, statistic):
+    videos, values = np.array([v for v, _ in rows]), np.array([float(x) for _, x in rows])
+    actual = paired_difference(values, values, videos, statistic)
+    assert (actual.a, actual.b, actual.difference, actual.p) == (actual.a, actual.a, 0, 1)
+    assert (actual.low, actual.high) == ((0, 0) if len(set(videos)) > 1 else (None, None))
+
+
+@settings(max_examples=40, deadline=None)
+@given(queries, st.sampled_from(["mean", "median"]), st.integers(0, 9))
+def test_a_difference_is_within_its_interval_and_turns_with_the_sides(rows, statistic, seed):
+    videos, a = np.array([v for v, _ in rows]), np.array([float(x) for _, x in rows])
+    b = np.random.default_rng(seed).permutation(a)
+    there, back = paired_difference(a, b, videos, statistic), paired_difference(b, a, videos, statistic)
+    assert there.difference == there.b - there.a == -back.difference
+    assert there.p == back.p
+    assert 1 / (PERMUTATIONS + 1) <= there.p <= 1
+    if there.low is not None:
+        assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+        if statistic == "mean":
+            assert there.low <= there.difference <= there.high
+
+
+def test_the_p_value_is_the_share_of_exchanges_that_differ_as_much():
+    """Six videos, all better by 10: of the 64 exchanges only none and all differ as much, with either sign."""
+    a = np.arange(6) * 7.0
+    actual = paired_difference(a, a + 10, np.arange(6), "mean")
+    assert (actual.difference, actual.low, actual.high) == pytest.approx((10, 10, 10))
+    assert actual.p == pytest.approx(2 / 64, abs=0.012)
+    # Three questions of each video are exchanged together, so there is no more evidence.
+    again = paired_difference(np.repeat(a, 3), np.repeat(a + 10, 3), np.repeat(np.arange(6), 3), "mean")
+    assert again == pytest.approx(actual)
+
+
+def test_a_clear_difference_of_many_videos_has_the_smallest_p_value():
+    a = np.random.default_rng(0).normal(size=200)
+    for statistic in ("mean", "median"):
+        assert paired_difference(a, a + 2, np.arange(200), statistic).p == 1 / (PERMUTATIONS + 1)
+
+
+def synthetic(rng: np.random.Generator, videos: int = 40, each: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Results 0 or 100 whose videos differ in difficulty, with an expected score of 50; and the video of each."""
+    chance = np.repeat(rng.beta(1, 1, videos), each)
+    return (rng.random(videos * each) < chance) * 100.0, np.repeat(np.arange(videos), each)
+
+
+def test_intervals_cover_the_true_score_and_those_over_queries_would_not():
+    """95 % of 300 draws, with a standard error of 1.3 points; a bootstrap over questions is too certain."""
+    rng = np.random.default_rng(1)
+    draws = [synthetic(rng, each=8) for _ in range(300)]
+    by_video = [bootstrap_interval(values, video, "mean") for values, video in draws]
+    by_query = [bootstrap_interval(values, np.arange(len(values)), "mean") for values, _ in draws]
+    covered, too_few = (np.mean([low <= 50 <= high for low, high in both]) for both in (by_video, by_query))
+    assert 0.90 <= covered <= 0.98
+    assert too_few < 0.85
+
+
+def test_p_values_are_uniform_if_nothing_differs(monkeypatch):
+    """5 % of them are at most 0.05, and so on; of 400 draws, with a standard error of at most 2.5 points. Shares of
+    right answers have ties, so that fewer are as small, never more."""
+    monkeypatch.setattr(statistics, "PERMUTATIONS", 300)
+    rng, ranks, shares = np.random.default_rng(2), [], []
+    for _ in range(400):
+        (a, video), (b, _) = synthetic(rng), synthetic(rng)
+        shares.append(paired_difference(a, b, video, "mean").p)
+        noise = rng.normal(scale=10, size=(2, len(a)))
+        ranks.append(paired_difference(a + noise[0], b + noise[1], video, "mean").p)
+    for level in (0.05, 0.2, 0.5, 0.8):
+        assert np.mean(np.array(ranks) <= level) == pytest.approx(level, abs=0.05)
+        assert np.mean(np.array(shares) <= level) <= level + 0.05
+
+
+def test_draws_are_the_same_each_time_and_in_parts(monkeypatch):
+    whole = np.concatenate(list(bootstrap_counts(30)))
+    assert whole.shape == (statistics.RESAMPLES, 30)
+    assert (whole.sum(axis=1) == 30).all()
+    assert (whole == np.concatenate(list(bootstrap_counts(30)))).all()
+    monkeypatch.setattr(statistics, "MAX_ELEMENTS", 1000)
+    assert np.concatenate(list(bootstrap_counts(30))).shape == whole.shape
+    parts = list(exchanges(30))
+    assert len(parts) == -(-PERMUTATIONS // 33)
+    assert np.concatenate(parts).mean() == pytest.approx(0.5, abs=0.02)
+    values, video = np.arange(30.0), np.arange(30)
+    assert medians(values, video, whole).tolist() == [np.median(np.repeat(values, r)) for r in whole.astype(int)]
