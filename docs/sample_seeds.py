@@ -78,7 +78,8 @@ def table(runs: list[list[dict[str, Any]]]) -> str:
         each = " ".join(f"{value:.1f}" for value in values)
         score = f"{row['direction']} {row['metric']}".strip()
         cells = (row["what"], score, f"{statistics.mean(values):.1f}", f"± {interval:.1f}", each)
-        lines.append(f"| {' | '.join(cells)} | {row['items']} | {row['chance']:.1f} |")
+        chance = "-" if row["chance"] is None else f"{row['chance']:.1f}"
+        lines.append(f"| {' | '.join(cells)} | {row['items']} | {chance} |")
     return "\n".join(lines)
 
 

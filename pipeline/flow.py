@@ -23,7 +23,6 @@ from alpro.pipeline.steps import check_files, decoding, model_task, needed, with
 from alpro.pipeline.tasks import Session, fetch_input
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
-from alpro.stages.evaluate import Config as Evaluate
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.zero_shot import Config as ZeroShot
 
@@ -67,7 +66,7 @@ def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -
         pretrained = add("pretrain", config.pretrain, {**teacher, **phases["pretrain"]})
     name = model_task(folder) if folder else "pretrained"
     model = ("model", pretrained, folder)
-    before = zero_shot_config(config.evaluate)
+    before = zero_shot_config(config)
     prompts = teacher if "prompts" in teacher else {}
     if before.corpora and (prompts or (before.retrieval and name == "pretrained")):
         tested = {corpus: corpora[corpus] for corpus in before.corpora}
@@ -86,11 +85,13 @@ def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -
     return steps
 
 
-def zero_shot_config(config: Evaluate) -> ZeroShot:
-    """The part of `[evaluate]` that the stage `zero_shot` reads. The corpus of questions only matters to it, for the
-    prompter's entities, where there is no retrieval."""
-    shared = config.model_dump(include=set(ZeroShot.model_fields))
-    return ZeroShot.model_validate(shared | ({"qa": ""} if config.retrieval else {}))
+def zero_shot_config(config: PipelineConfig) -> ZeroShot:
+    """The part of `[evaluate]` that the stage `zero_shot` reads, and PEM's threshold. The corpus of questions only
+    matters to it, for the prompter's entities, where there is no retrieval."""
+    values = config.evaluate.model_dump(include=set(ZeroShot.model_fields))
+    values |= {"qa": ""} if config.evaluate.retrieval else {}
+    values |= {"threshold": config.pretrain.threshold} if config.pretrain else {}
+    return ZeroShot.model_validate(values)
 
 
 def run(

@@ -1,8 +1,8 @@
 """Evaluates the fine-tuned models: retrieval, question answering, and controls (paper, section 4)."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ from alpro.progress import progress
 from alpro.shards.pictures import retrieval_picture
 from alpro.shards.reader import ShardReader
 from alpro.stages import Stage
-from alpro.stages.evaluation.columns import Value, in_subset, video_words
-from alpro.stages.evaluation.controls import Shuffle, reverse, words_only
-from alpro.stages.evaluation.encode import Reorder
+from alpro.stages.evaluation.columns import Value, in_subset
+from alpro.stages.evaluation.controls import ControlsConfig, Name
 from alpro.stages.evaluation.metrics import (
     TABLE_VERSION,
     Ranks,
@@ -25,19 +24,14 @@ from alpro.stages.evaluation.metrics import (
     majority_baseline,
     retrieval_scores,
 )
-from alpro.stages.evaluation.protocol import (
-    EvaluationConfig,
-    excluded,
-    length_of,
-    load_for_evaluation,
-    protocol_of,
-    score_pairs,
-)
+from alpro.stages.evaluation.protocol import excluded, length_of, load_for_evaluation, protocol_of
 from alpro.stages.evaluation.qa import Questions, answer_logits
-from alpro.stages.evaluation.results import Results, add_rankers, add_retrieval
+from alpro.stages.evaluation.results import Results, add_rankers
 from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.shortcuts import Answers, answers_under_controls, retrieval_controls
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import pick_device
+from alpro.stages.vocabulary.nouns import load_tagger
 
 VERSION = f"6 {TABLE_VERSION}"
 STAGE = Stage(
@@ -47,10 +41,9 @@ STAGE = Stage(
     corpora=True,
 )
 ANSWER_COLUMNS = ("id", "type", "question", "answer", "predicted", "probability", "right")
-Name = Annotated[str, Field(pattern=r"^\w+$")]
 
 
-class Config(EvaluationConfig):
+class Config(ControlsConfig):
     """Evaluation. The stage `zero_shot` uses the same keys, except `subsets`, `word_controls`, `controls`, `contrasts`
     and `seed`."""
 
@@ -59,24 +52,16 @@ class Config(EvaluationConfig):
         description="subsets of the test items by name, for which text-to-video retrieval is also reported: columns of "
         'the manifest and their values, such as `news = { genre = "news" }`',
     )
-    word_controls: dict[Name, str] = Field(
-        {},
-        description="controls by name that rank videos only by the words of a column of the manifest, such as "
-        '`tags = "tags"`; `objects.label` reads the key `label` of a list of tables',
-    )
-    controls: bool = Field(False, description="also evaluate the controls: shuffled frames, reversed frames")
     contrasts: tuple[tuple[str, str], ...] = Field(
         (), description="pairs of answers for two-way accuracy, such as left and right"
     )
-    seed: int = Field(0, ge=0, description="random seed of the shuffled frames")
 
     def check_columns(self, folder: Path) -> None:
-        if self.subsets or self.word_controls:
+        super().check_columns(folder)
+        if self.subsets:
             gallery = Gallery.of(folder, self.split, excluded(self, folder))
             for values in self.subsets.values():
                 in_subset(gallery, values)
-            for path in self.word_controls.values():
-                video_words(gallery, path)
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -85,6 +70,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     Writes results.json and per-query tables.
     """
     device = pick_device(resources)
+    if "counterfactual" in config.controls:
+        load_tagger("embedded", True)  # raises InputError without spaCy, before the work
     results = Results.of(config, inputs, out)
     evaluations = {"retrieval": (config.retrieval, retrieval), "qa": (config.qa, question_answering)}
     tasks = [task for model, (corpus, task) in evaluations.items() if corpus and model in inputs]
@@ -100,16 +87,10 @@ def retrieval(config: Config, inputs: dict[str, Path], results: Results, device:
     folder = load_for_evaluation(config, inputs["retrieval"], device)
     corpus = inputs[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    scores, ranks = add_rankers(results, "fine-tuned", "retrieval", folder, gallery, config, device)
-    protocol = protocol_of(config, folder)
-    add_subsets(results, config.subsets, gallery, ranks["t2v"], protocol)
+    scores, ranks, encoded = add_rankers(results, "fine-tuned", "retrieval", folder, gallery, config, device)
+    add_subsets(results, config.subsets, gallery, ranks["t2v"], protocol_of(config, folder))
     retrieval_pictures(gallery, scores, results.out)
-    for name, path in config.word_controls.items():
-        scores = words_only(gallery, path)
-        add_retrieval(results, f"control: {name} alone", f"{name}_only", scores, gallery, ("t2v",))
-    for name, reorder in (("shuffled", Shuffle(config.seed)), ("reversed", reverse)) if config.controls else ():
-        scores, _, _ = score_pairs(folder, gallery, config, device, reorder)
-        add_retrieval(results, f"control: frames {name}", f"retrieval_{name}", scores, gallery, ("t2v",), protocol)
+    retrieval_controls(results, config, folder, gallery, encoded, device)
 
 
 def add_subsets(
@@ -134,20 +115,20 @@ def question_answering(config: Config, inputs: dict[str, Path], results: Results
         list(zip(trained.types, trained.answers, strict=True)),
         list(zip(questions.types, questions.answers, strict=True)),
     )
-    orders: list[tuple[str, Reorder | None]] = [("", None)]
-    if config.controls:
-        orders += [("shuffled", Shuffle(config.seed)), ("reversed", reverse)]
-    for name, reorder in orders:
-        encoder = NormalizedModel.from_folder(folder, device)
-        logits = answer_logits(encoder, questions, folder.tokenizer, length_of(config, folder), device, reorder=reorder)
+    encoder, length = NormalizedModel.from_folder(folder, device), length_of(config, folder)
+    asked: dict[str, tuple[str, Answers]] = {
+        "qa": ("question answering", partial(answer_logits, encoder, questions, folder.tokenizer, length, device)),
+        **answers_under_controls(config, folder, questions, device),
+    }
+    for key, (what, answer) in asked.items():
+        logits = answer()
         answers = [folder.answers[int(i)] for i in logits.argmax(1)]
         confidence = logits.softmax(1).max(1).values.tolist()
         right = np.array([a == b for a, b in zip(answers, questions.answers, strict=True)])
-        what, key = (f"control: frames {name}", f"qa_{name}") if name else ("question answering", "qa")
         for score in accuracy_scores(right, baseline, questions.types, questions.queries):
             results.add(score, what, key)
         add_contrasts(results, what, key, config.contrasts, logits, folder.answers, questions)
-        if not name:
+        if key == "qa":
             columns = zip(
                 [questions.ids[v] for v in questions.video_of_question],
                 questions.types,

@@ -12,6 +12,7 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from alpro.files import read_json
+from alpro.pipeline.reporting.control_notes import control_notes
 from alpro.pipeline.reporting.result_tables import Listed, results, tables
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.metrics import is_rank
@@ -82,7 +83,9 @@ def write_report(path: Path, name: str, artifacts: list[Listed]) -> Path:
     ]
     worked = sum(record["run"]["seconds"] for _, _, record, cached in artifacts if not cached)
     cached = sum(is_cached for *_, is_cached in artifacts)
-    page = template.render(name=name, tables=tables(results(artifacts)), stages=stages, worked=worked, cached=cached)
+    rows = results(artifacts)
+    shown = {"tables": tables(rows), "notes": control_notes(rows), "stages": stages}
+    page = template.render(name=name, worked=worked, cached=cached, **shown)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, "utf-8")
     return path

@@ -22,20 +22,29 @@ def in_subset(gallery: Gallery, values: dict[str, Value]) -> np.ndarray:
     return videos[gallery.video_of_text]
 
 
-def video_words(gallery: Gallery, path: str) -> list[list[str]]:
-    """The words of each video at a dotted path into the manifest's columns: `tags` for a text or a list of texts,
-    `objects.label` for a list of tables with the key `label`. Raises InputError if a video lacks the column, if it has
-    something else there, or if no video has a word."""
+def video_words(gallery: Gallery, path: str) -> list[list[tuple[str, ...]]]:
+    """The words of each video, each with its spellings, at a dotted path into the manifest's columns: `tags` for a text
+    or a list of texts, `objects.label` for a list of tables with the key `label`. Raises InputError if a video lacks
+    the column, if it has something else there, or if no video has a word."""
     keys, words = path.split("."), []
     for number, video in zip(gallery.numbers, gallery.ids, strict=True):
         row = about(gallery, number)
         values = values_at(row, keys)
         if keys[0] not in row or not all(isinstance(value, str) for value in values):
             raise InputError(f"{gallery.reader.folder}: {video} has no words in column {path} (evaluate.word_controls)")
-        words.append([word for value in values for word in words_of(value)])
+        words.append([word for value in values for word in spellings_of(value)])
     if not any(words):
         raise InputError(f"{gallery.reader.folder}: no video has words in column {path} (evaluate.word_controls)")
     return words
+
+
+def spellings_of(text: str) -> list[tuple[str, ...]]:
+    """The words of a text in lower case, each with its spellings.
+
+    >>> spellings_of("Goes left|leftwards")
+    [('goes',), ('left', 'leftwards')]
+    """
+    return [tuple(word.split("|")) for word in re.findall(r"[\w'-]+(?:\|[\w'-]+)*", text.lower())]
 
 
 def words_of(text: str) -> list[str]:

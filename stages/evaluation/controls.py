@@ -1,11 +1,87 @@
-"""Controls: a ranker that knows only some words of a video, and frames in shuffled or reversed order."""
+"""Controls: what is left of a score if a model, or a ranker without a model, gets only a part of the input."""
 
 from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from alpro.stages.evaluation.columns import video_words, words_of
+from alpro.stages.evaluation.encode import Reorder
+from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
 from alpro.stages.evaluation.retrieval import Gallery
+
+Name = Annotated[str, Field(pattern=r"^\w+$")]
+ControlName = Literal["shuffled", "reversed", "clip_or_reversed", "single_frame", "text_only", "counterfactual"]
+
+
+class Control(NamedTuple):
+    """How the results name a control, and what its scores show, in a sentence for the report."""
+
+    label: str
+    meaning: str
+
+
+CONTROLS: dict[ControlName, Control] = {
+    "shuffled": Control(
+        "frames shuffled",
+        "The same model sees the frames of each clip in random order; a score that stays the same does not rest on "
+        "their order.",
+    ),
+    "reversed": Control(
+        "frames reversed",
+        "The same model sees each clip backwards; a score far below the one for shuffled frames shows that the model "
+        "recognizes the direction of time.",
+    ),
+    "clip_or_reversed": Control(
+        "clip or reversed clip",
+        "For each caption the model chooses between its clip and the same clip backwards; half is chance, and no model "
+        "gets more on clips that fit their captions in both directions.",
+    ),
+    "single_frame": Control(
+        "best single frame",
+        "The model sees one frame as a still clip, and each pair has the score of the frame that fits it best, an "
+        "optimistic choice that knows the text; what this reaches needs no video.",
+    ),
+    "text_only": Control(
+        "text only",
+        "The model answers from the question and a clip of one plain color; what exceeds the most frequent answer is "
+        "learned from the wording of the questions.",
+    ),
+    "counterfactual": Control(
+        "counterfactual captions",
+        "The model chooses between a caption and the same caption with one noun, verb or direction word swapped; half "
+        "means that it ignores such words or that the swapped word is just as true (counterfactual.parquet lists all "
+        "pairs).",
+    ),
+}
+WORDS_KNOWN = "Ranks without a model, by the manifest's words alone; a model that learned only these scores the same."
+WORD_LABEL = "{} known"
+
+
+class ControlsConfig(EvaluationConfig):
+    """Settings of an evaluation with controls."""
+
+    word_controls: dict[Name, str | tuple[str, ...]] = Field(
+        {},
+        description="controls by name that rank videos only by the words of one or several columns of the manifest, "
+        'such as `tags = "tags"` or `all_but_genre = ["tags", "objects.label"]`; `objects.label` reads the key `label` '
+        "of a list of tables. A vertical bar separates the spellings of one word",
+    )
+    controls: tuple[ControlName, ...] = Field(
+        (),
+        description="controls to evaluate: shuffled, reversed (frames in another order); clip_or_reversed (which of "
+        "the two fits the caption); single_frame (the best one as a still clip); text_only (questions without the "
+        "video); counterfactual (captions with one noun, verb or direction word swapped; English; needs spaCy)",
+    )
+    seed: int = Field(0, ge=0, description="random seed of the shuffled frames and of the swapped words")
+
+    def check_columns(self, folder: Path) -> None:
+        if self.word_controls:
+            gallery = Gallery.of(folder, self.split, excluded(self, folder))
+            for paths in self.word_controls.values():
+                words_only(gallery, paths)
 
 
 def reverse(frames: list[int]) -> list[int]:
@@ -28,10 +104,22 @@ class Shuffle:
                 return order
 
 
-def words_only(gallery: Gallery, path: str) -> np.ndarray:
-    """Scores (texts, videos) of a ranker that knows only the words of a video at a path into the manifest's columns:
+def still(place: int) -> Reorder:
+    """A still clip of one frame: the frame at `place`, repeated."""
+    return lambda frames: [frames[place]] * len(frames)
+
+
+def words_only(gallery: Gallery, paths: str | tuple[str, ...]) -> np.ndarray:
+    """Scores (texts, videos) of a ranker that knows only the words of a video at paths into the manifest's columns:
     their overlap with those words that the text mentions. Raises InputError as `video_words`."""
-    shown = [Counter(words) for words in video_words(gallery, path)]
-    known: set[str] = set().union(*shown)
-    mentioned = [Counter(word for word in words_of(text) if word in known) for text in gallery.texts]
+    paths = (paths,) if isinstance(paths, str) else paths
+    by_path = [video_words(gallery, path) for path in paths]
+    videos = [[word for words in of_video for word in words] for of_video in zip(*by_path, strict=True)]
+    # Each spelling stands for the word with the most spellings, so that `left` is also `left|leftwards`.
+    known: dict[str, tuple[str, ...]] = {}
+    for word in sorted({word for words in videos for word in words}, key=lambda word: (-len(word), word)):
+        for spelling in word:
+            known.setdefault(spelling, word)
+    shown = [Counter(known[word[0]] for word in words) for words in videos]
+    mentioned = [Counter(known[word] for word in words_of(text) if word in known) for text in gallery.texts]
     return np.array([[(a & b).total() / max(1, (a | b).total()) for b in shown] for a in mentioned], np.float32)

@@ -1,19 +1,22 @@
-"""Entity accuracy of the prompter, and that of the best constant prediction."""
+"""Entity accuracy of the prompter on clips and on crops, and that of the best constant prediction."""
 
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.encode import encode_videos
+from alpro.stages.evaluation.encode import encode_videos, uniform_frames
 from alpro.stages.evaluation.metrics import CAPTIONS
+from alpro.stages.training.masking import random_box
 
 
 @dataclass
@@ -48,7 +51,7 @@ def entity_accuracy(
     The true entities are those in the manifest's column `entities` if present, otherwise those in the captions.
     """
     reader = ShardReader(folder, split, "video", exclude)
-    truths = {n: truth for n in range(len(reader)) if (truth := true_entities(reader[n].about, entities))}
+    truths = known_entities(reader, entities)
     if not truths:
         return None
     numbers = list(truths)
@@ -56,16 +59,79 @@ def entity_accuracy(
     best = (videos.features @ prompts["video"].to(device).T).argmax(1).tolist()
     named = [entities[i] for i in best]
     right = [name in truths[n] for n, name in zip(numbers, named, strict=True)]
-    constant = max(sum(entity in truth for truth in truths.values()) for entity in entities) / len(truths)
+    constant = best_constant(list(truths.values()), entities)
     ids = reader.column("id").to_pylist()
     return EntityScore(
         float(np.mean(right) * 100),
-        constant * 100,
+        constant,
         [ids[n] for n in numbers],
         named,
         [truths[n] for n in numbers],
         [CAPTIONS.join(reader[n].about["captions"]) for n in numbers],
     )
+
+
+@dataclass
+class Crop:
+    """The most likely entity of a random crop of a clip, and the entities of the whole clip."""
+
+    id: str
+    box: tuple[int, int, int, int]  # top, left, height, width in patches
+    named: str
+    probability: float
+    truth: list[str]
+
+    @property
+    def right(self) -> bool:
+        return self.named in self.truth
+
+
+def entities_of_crops(
+    prompter: ModelFolder,
+    prompts: dict[str, Tensor],
+    entities: list[str],
+    folder: Path,
+    split: str,
+    crops: int,
+    device: torch.device,
+    exclude: Collection[str] = (),
+    batch: int = 32,
+) -> list[Crop]:
+    """The prompter's entities on `crops` random crops of every video with known entities, each black outside as in PEM
+    (paper, section 3.2.2). The boxes are drawn as in pre-training, with a fixed seed."""
+    reader = ShardReader(folder, split, "video", exclude)
+    truths, ids = known_entities(reader, entities), reader.column("id").to_pylist()
+    encoder, model = NormalizedModel.from_folder(prompter, device), cast(Prompter, prompter.model)
+    config, rng = model.config.video, np.random.default_rng([0, 59])
+    found = []
+    numbers = list(truths)
+    for start in range(0, len(numbers), batch):
+        some = numbers[start : start + batch]
+        frames = np.stack([uniform_frames(reader, n, config) for n in some])
+        pixels = encoder.pixels(torch.from_numpy(frames).to(device))
+        for _ in range(crops):
+            boxes = [random_box(config.grid, rng) for _ in some]
+            labels = model.pseudo_labels(
+                pixels, torch.tensor(boxes, device=device), prompts["video"].to(device), encoder.black
+            )
+            best = labels.max(dim=1)
+            found += [
+                Crop(ids[n], box, entities[entity], probability, truths[n])
+                for n, box, entity, probability in zip(
+                    some, boxes, best.indices.tolist(), best.values.tolist(), strict=True
+                )
+            ]
+    return found
+
+
+def known_entities(reader: ShardReader, entities: list[str]) -> dict[int, list[str]]:
+    """The known entities of each sample that has some, by its number."""
+    return {n: truth for n in range(len(reader)) if (truth := true_entities(reader[n].about, entities))}
+
+
+def best_constant(truths: list[list[str]], entities: list[str]) -> float:
+    """The accuracy (%) of always predicting the entity that is in most clips."""
+    return 100 * max(sum(entity in truth for truth in truths) for entity in entities) / len(truths)
 
 
 def true_entities(about: dict, entities: list[str]) -> list[str]:

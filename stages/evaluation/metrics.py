@@ -186,6 +186,9 @@ RETRIEVAL = (
 TABLE_VERSION = " ".join(metric.key for metric in RETRIEVAL if not metric.validation_only)
 ACCURACY = Metric("acc", "all questions", "qa", baseline="most frequent answer")
 ENTITY_ACCURACY = Metric("acc", "entity accuracy", "entities", baseline="best constant")
+CROP_ACCURACY = replace(ENTITY_ACCURACY, label="all crops")
+KEPT_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_kept", label="crops that PEM keeps")
+KEPT_CROPS = replace(ENTITY_ACCURACY, key="kept", label="share that PEM keeps")
 
 
 def accuracy_of(kind: str) -> Metric:

@@ -50,6 +50,12 @@ class EvaluationConfig(StageConfig):
         description="exclude items that share a caption or near-duplicate frames with a training item of their corpus "
         "(listed in its overlap.parquet)",
     )
+    entity_crops: int = Field(
+        0,
+        ge=0,
+        description="number of random crops of each clip on which the prompter's entities are also evaluated, drawn as "
+        "in PEM; 0: only on whole clips",
+    )
 
     @property
     def corpora(self) -> list[str]:

@@ -17,6 +17,7 @@ from alpro.files import write_json
 from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
+from alpro.stages.evaluation.encode import Texts, Videos
 from alpro.stages.evaluation.metrics import DIRECTIONS, Metric, Ranks, Score, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items, excluded, protocol_of, score_pairs
 from alpro.stages.evaluation.retrieval import Gallery, dual_softmax
@@ -126,9 +127,10 @@ def add_rankers(
     gallery: Gallery,
     config: EvaluationConfig,
     device: torch.device,
-) -> tuple[np.ndarray, dict[str, Ranks]]:
+) -> tuple[np.ndarray, dict[str, Ranks], tuple[Texts, Videos]]:
     """Adds retrieval by matching (VTM) as `name`, by similarity (VTC) as <name>_vtc, and by similarity with a dual
-    softmax as <name>_dual. Returns the scores (texts, videos) and the ranks of matching."""
+    softmax as <name>_dual. Returns the scores (texts, videos) and the
+    ranks of matching, and the encoded texts and videos."""
     scores, texts, videos = score_pairs(folder, gallery, config, device)
     protocol = protocol_of(config, folder)
     ranks = add_retrieval(results, f"{what} retrieval", name, scores, gallery, protocol=protocol)
@@ -138,7 +140,7 @@ def add_rankers(
     dual = dual_softmax(similarity, folder.model.clamped_temperature().item())
     what = f"{what}, dual softmax over the whole test set"
     add_retrieval(results, what, f"{name}_dual", dual, gallery, protocol=protocol)
-    return scores, ranks
+    return scores, ranks, (texts, videos)
 
 
 def add_retrieval(

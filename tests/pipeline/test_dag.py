@@ -123,7 +123,7 @@ def steps_of(tmp_path, *changes: str) -> dict[str, Step]:
         ("train_prompter.lr=1e-4", "train_prompter"),
         ("pretrain.weights.pem=0.5", "pretrain"),
         ("finetune_qa.lr=3e-4", "finetune_qa"),
-        ("evaluate.controls=false", "evaluate"),
+        ("evaluate.controls=[]", "evaluate"),
     ],
 )
 def test_a_change_reaches_what_rests_on_it_and_nothing_else(change, first_changed, tmp_path):
@@ -144,6 +144,12 @@ def test_zero_shot_is_a_step_of_its_own_that_waits_for_no_fine_tuning(tmp_path):
     assert {name for name in before if before[name].fingerprint != after[name].fingerprint} == set(EVALUATIONS)
     assert set(before["zero_shot"].inputs) == {"pretrained", "vocabulary", "prompter", "prompts", "clips"}
     assert set(before["evaluate"].inputs) == {"retrieval", "qa", "clips"}
+
+
+def test_zero_shot_keeps_the_crops_that_pem_keeps(tmp_path):
+    changes = ("pretrain.threshold=0.35", "evaluate.entity_crops=3")
+    config = steps_of(tmp_path, *changes)["zero_shot"].config
+    assert (config.threshold, config.entity_crops) == (0.35, 3)
 
 
 @pytest.mark.parametrize(

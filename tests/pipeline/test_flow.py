@@ -44,7 +44,7 @@ def test_every_stage_leaves_its_artifact(first, workspace):
     assert {
         "zero-shot retrieval",
         "fine-tuned retrieval",
-        "control: colours alone",
+        "control: colours known",
         "question answering",
         "prompter",
     } <= kinds

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from alpro.files import write_json
+from alpro.files import read_json, write_json
 from alpro.pipeline.reporting.report import metric_curves, write_report
 from alpro.pipeline.reporting.result_tables import Listed
+from alpro.stages.evaluation.controls import CONTROLS
 
 
 @pytest.fixture
@@ -75,6 +76,18 @@ def test_the_results_are_a_table_with_a_warning_about_few_items(page):
         ["&lt;all&gt; questions", "", "41.0 [28.0, 54.5]", "23.0 %", "50"],
     ]
     assert page.count("videos. Only 50 test items: differences of less than 14 points are noise.</p>") == 1
+
+
+def test_the_controls_are_explained(page, artifacts_of_a_run, tmp_path):
+    assert "What the controls show" not in page
+    rows = read_json(tmp_path / "evaluate" / "results.json")
+    control = {"name": "qa_text_only/acc", "what": "control: text only", "value": 30.0}
+    write_json(tmp_path / "evaluate" / "results.json", [*rows, rows[0] | control])
+    page = write_report(tmp_path / "reports" / "mine.html", "mine", artifacts_of_a_run).read_text("utf-8")
+    notes = page.partition("<h2>What the controls show</h2>")[2].partition("</ul>")[0]
+    assert re.findall(r"<li><b>(.*?)</b>: (.*)</li>", notes) == [
+        ("text only", f"{CONTROLS['text_only'].meaning} Here: &lt;all&gt; questions 30.0 % instead of 41.0 %.")
+    ]
 
 
 def test_rejects_have_their_reasons_below_their_stage(page):

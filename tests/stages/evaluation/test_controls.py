@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
-from alpro.stages.evaluation.controls import Shuffle, reverse, words_only
+from alpro.stages.evaluation.controls import Shuffle, reverse, still, words_only
 from alpro.stages.evaluation.retrieval import Gallery
 
 
@@ -88,3 +88,46 @@ def test_the_colour_control_of_the_sample_is_better_than_chance_and_not_perfect(
     own = scores[np.arange(8), gallery.video_of_text]
     assert (own == scores.max(axis=1)).all()  # a full caption names every colour
     assert (scores == 1).sum() >= 8
+
+
+def test_several_columns_are_known_together(corpus_of, tmp_path):
+    """Words are counted over all columns; of a word with several spellings, any is the word, once in each place."""
+    rows = [
+        {"id": "a", "captions": ["a red ball goes to the left"], "meta": things("red") | {"way": "left|leftwards"}},
+        {
+            "id": "b",
+            "captions": ["a red box goes leftwards"],
+            "meta": things("red", "blue") | {"way": "left|leftwards"},
+        },
+        {"id": "c", "captions": ["a red star leaves"], "meta": things("red") | {"way": []}},
+    ]
+    gallery = Gallery.of(corpus_of(tmp_path, rows), "train")
+    both = words_only(gallery, ("things.colour", "way"))
+    np.testing.assert_allclose(both, [[1, 2 / 3, 1 / 2], [1, 2 / 3, 1 / 2], [1 / 2, 1 / 3, 1]])
+    np.testing.assert_allclose(words_only(gallery, "way"), [[1, 1, 0], [1, 1, 0], [0, 0, 0]])
+    with pytest.raises(InputError, match="a has no words in column hue "):
+        words_only(gallery, ("things.colour", "hue"))
+
+
+def test_a_word_is_the_same_with_and_without_its_spellings(corpus_of, tmp_path):
+    rows = [
+        {"id": "a", "captions": ["a DJ"], "meta": {"tags": ["dj|deejay", "party"]}},
+        {"id": "b", "captions": ["the deejay"], "meta": {"tags": ["DJ"]}},
+    ]
+    np.testing.assert_allclose(words_only(Gallery.of(corpus_of(tmp_path, rows), "train"), "tags"), [[1 / 2, 1]] * 2)
+
+
+def test_everything_but_one_thing_of_the_sample(clips):
+    """A full caption has every known word of its clip and no other known word, so its clip is one of the best."""
+    gallery = Gallery.of(clips, "test")
+    for paths in (
+        ("things.colour", "words.motion", "words.relation"),
+        ("things.kind", "things.colour", "words.relation"),
+    ):
+        scores = words_only(gallery, paths)
+        assert (scores[np.arange(8), gallery.video_of_text] == 1).all()
+        assert scores.max() == 1
+
+
+def test_a_still_clip_has_one_frame():
+    assert still(1)([3, 5, 7]) == [5, 5, 5]

@@ -2,12 +2,16 @@
 
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import Tensor, nn
 
 from alpro.stages.evaluation import entities as entities_module
 from alpro.stages.evaluation.encode import Videos
-from alpro.stages.evaluation.entities import entity_accuracy, true_entities
+from alpro.stages.evaluation.entities import Crop, entities_of_crops, entity_accuracy, true_entities
+from alpro.stages.evaluation.results import Results
+from alpro.stages.zero_shot import add_crops
 
 ENTITIES = ["ball", "box", "star"]
 
@@ -66,3 +70,95 @@ def test_accuracy_is_over_the_clips_with_a_known_entity(named):
 
 def test_nothing_known_is_no_score(named):
     assert named([], split="validation")[0] is None
+
+
+class Halves(nn.Module):
+    """A prompter that names the entity of the corner of a crop, and is certain of crops of the left half."""
+
+    def __init__(self, grid: int):
+        super().__init__()
+        video = SimpleNamespace(grid=grid, frames=2, image_size=8)
+        self.config, self.seen = SimpleNamespace(video=video), list[Tensor]()
+
+    def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor) -> Tensor:
+        self.seen.append(boxes)
+        assert frames.shape == (len(boxes), 2, 3, 8, 8)
+        assert (black == -1).all()  # -mean / std
+        certain = torch.tensor([0.6, 0.3, 0.1])
+        return torch.stack([certain.roll(int(box[0] > 0)) * (1 if box[1] == 0 else 0.5) for box in boxes])
+
+
+@pytest.fixture
+def crops(corpus_of, tmp_path):
+    """crops(number): those of three clips, of which two have a known entity, with the boxes that the prompter saw."""
+    rows = [
+        {"id": "a", "split": "test", "meta": {"entities": ["ball"]}, "captions": ["x"]},
+        {"id": "b", "split": "test", "meta": {"entities": ["moon"]}, "captions": ["x"]},
+        {"id": "c", "split": "test", "meta": {"entities": ["box", "star"]}, "captions": ["x"]},
+    ]
+    folder = corpus_of(tmp_path / "corpus", rows)
+
+    def make(number: int) -> tuple[list[Crop], list[list[int]]]:
+        model = Halves(grid=4)
+        preprocessing = SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3)
+        prompter = SimpleNamespace(model=model, preprocessing=preprocessing)
+        prompts = {"video": torch.eye(3)}
+        actual = entities_of_crops(prompter, prompts, ENTITIES, folder, "test", number, torch.device("cpu"))
+        return actual, [box for boxes in model.seen for box in boxes.tolist()]
+
+    return make
+
+
+def test_every_clip_with_a_known_entity_has_crops_with_a_fixed_seed(crops):
+    actual, boxes = crops(20)
+    assert [crop.id for crop in actual] == ["a", "c"] * 20
+    assert [list(crop.box) for crop in actual] == boxes == crops(20)[1]
+    assert {0.3 <= height * width / 16 <= 0.5 for _, _, height, width in boxes} == {True}
+    assert {crop.named for crop in actual} == {"ball", "box"}
+    for crop in actual:
+        assert crop.named == ("box" if crop.box[0] > 0 else "ball")
+        assert crop.probability == pytest.approx(0.6 if crop.box[1] == 0 else 0.3)
+        assert crop.truth == {"a": ["ball"], "c": ["box", "star"]}[crop.id]
+
+
+def crop(name: str, named: str, probability: float, *truth: str) -> Crop:
+    return Crop(name, (0, 0, 2, 3), named, probability, list(truth))
+
+
+def test_the_accuracy_of_crops_and_of_those_that_are_kept(tmp_path):
+    """Right: 3 of 5, and 2 of the 3 with at least 0.2. The best constant is "ball", in 3 of 5 and in 1 of 3, or "box",
+    in 2 of 3."""
+    some = [
+        crop("a", "ball", 0.1, "ball"),
+        crop("a", "star", 0.1, "ball"),
+        crop("a", "star", 0.5, "ball"),
+        crop("b", "box", 0.2, "box"),
+        crop("b", "star", 0.9, "box", "star"),
+    ]
+    results = Results("test", tmp_path)
+    add_crops(results, some, ENTITIES, 0.2)
+    assert [(row["name"], row["metric"], row["items"]) for row in results.rows] == [
+        ("entity_crops/acc", "all crops", 5),
+        ("entity_crops/acc_kept", "crops that PEM keeps", 3),
+        ("entity_crops/kept", "share that PEM keeps", 5),
+    ]
+    assert [row["value"] for row in results.rows] == pytest.approx([60, 200 / 3, 60])
+    assert [row["chance"] for row in results.rows] == [pytest.approx(60), pytest.approx(200 / 3), None]
+    assert {row["what"] for row in results.rows} == {"prompter on random crops, which may show no entity of the clip"}
+    table = pq.read_table(tmp_path / "entity_crops.parquet").to_pylist()
+    assert table[3] == {
+        "id": "b",
+        "box": [0, 0, 2, 3],
+        "named": "box",
+        "probability": 0.2,
+        "truth": ["box"],
+        "kept": True,
+        "right": True,
+    }
+    assert [row["kept"] for row in table] == [False, False, True, True, True]
+
+
+def test_without_a_kept_crop_there_is_no_accuracy_of_them(tmp_path):
+    results = Results("test", tmp_path)
+    add_crops(results, [crop("a", "ball", 0.1, "ball")], ENTITIES, 0.2)
+    assert {row["name"]: row["value"] for row in results.rows} == {"entity_crops/acc": 100, "entity_crops/kept": 0}

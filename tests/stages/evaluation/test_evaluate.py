@@ -1,10 +1,7 @@
 """What is evaluated, before fine-tuning and after it: rows of the results table, with fake models whose answers are
 known."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,19 +9,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Tensor, nn
 
 from alpro.errors import InputError
-from alpro.models.alpro import Alpro, ModelConfig
-from alpro.models.folder import ModelFolder, Preprocessing
-from alpro.models.word_pieces import train_tokenizer
 from alpro.pipeline.reporting.result_tables import tables
-from alpro.shards.decode import Clip
-from alpro.shards.schema import Row
-from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages import evaluate, zero_shot
 from alpro.stages.evaluate import add_contrasts, add_subsets
-from alpro.stages.evaluation import metrics, protocol
+from alpro.stages.evaluation import metrics
 from alpro.stages.evaluation.entities import EntityScore
 from alpro.stages.evaluation.metrics import recall_at, retrieval_metrics
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
@@ -32,7 +22,7 @@ from alpro.stages.evaluation.qa import Questions
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.evaluation.statistics import bootstrap_interval
-from alpro.stages.execution.interface import Resources
+from tests.stages.evaluation.conftest import RESOURCES, evaluated, rows_of, statistics
 
 CPU = torch.device("cpu")
 
@@ -175,13 +165,6 @@ def test_contrasts_tell_two_answers_apart_among_the_questions_with_one_of_them(r
     assert results.metrics["test/qa/left_or_right"] == pytest.approx(200 / 3)
 
 
-def statistics(folder: Path, **counts: tuple[int, int]) -> Path:
-    """Writes the numbers of items that a corpus has, and was to have."""
-    splits = {split: {name: [0, 0] for name in ("items", "captions", "questions")} for split in ("train", "validation")}
-    (folder / "statistics.json").write_text(json.dumps({"splits": splits | {"test": counts}}))
-    return folder
-
-
 def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
     """Captions for retrieval, questions for question answering: not videos, which may have many of either."""
     question = {"question": "what?", "answer": "ball", "type": "what"}
@@ -201,113 +184,16 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
     ]
 
 
-# Fake models: the matching head and the answers follow from the pixels, so that what is shown is what is scored.
-
-ORDERS = ["rising", "falling", "mixed"]
-
-
-class Reading(Alpro):
-    """A model that reads off frames how bright they are one after the other, and off a text its last word.
-
-    A clip matches the text that names how its brightness goes; a question is answered by how it goes.
-    """
-
-    def __init__(self, shape: ModelConfig, answers: list[str], words: dict[int, int]):
-        super().__init__(shape, answers=len(answers))
-        self.words, self.seen = words, list[Tensor]()
-        self.lengths = set[int]()
-
-    def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
-        self.seen.append(frames)
-        means = frames.mean(dim=(2, 3, 4))
-        rising, falling = ((means.diff(dim=1) * sign > 0).all(dim=1) for sign in (1, -1))
-        place = torch.where(rising, 0, torch.where(falling, 1, 2))
-        size = (1 + self.config.video.grid**2, self.config.video.width)
-        return nn.functional.one_hot(place, size[1]).float()[:, None].expand(-1, *size)
-
-    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        self.lengths.add(int(mask.sum(1).max()))
-        last = ids.gather(1, mask.sum(1, keepdim=True) - 2).squeeze(1)  # before [SEP]
-        place = torch.tensor([self.words.get(int(word), 3) for word in last])
-        return nn.functional.one_hot(place, self.config.text.width).float()[:, None].expand(-1, ids.shape[1], -1)
-
-    def match(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
-        same = (text[:, 0] * video[:, 0]).sum(1)
-        return torch.stack([torch.zeros_like(same), 4 * same - 6], dim=1)  # margins of -2 and -6
-
-    def answer(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
-        return 3 * video[:, 0, : self.qa_head[-1].out_features]
-
-
-@pytest.fixture
-def clips_of_brightness(tmp_path, clip_corpus):
-    """Two test clips that become brighter, two that become darker; training has more questions about the latter."""
-    ramps = {"up": np.linspace(40, 220, 8), "down": np.linspace(220, 40, 8)}
-    way = {"up": "rising", "down": "falling"}
-
-    def row(name: str, kind: str, split: str) -> dict[str, Any]:
-        asked = [{"question": "how does it go?", "answer": way[kind], "type": "how"}]
-        return {"id": name, "split": split, "captions": [f"light {way[kind]}"], "questions": asked, "ramp": ramps[kind]}
-
-    rows = [row(f"{kind}{n}", kind, "test") for n in range(2) for kind in ramps]
-    rows += [row(f"train{n}", kind, "train") for n, kind in enumerate(["up", "down", "down"])]
-    return statistics(clip_corpus(tmp_path / "clips", rows), captions=(4, 4), questions=(4, 4))
-
-
-@pytest.fixture
-def clip_corpus() -> Callable[..., Path]:
-    """clip_corpus(folder, rows): a corpus of grey clips; `ramp` is the brightness of each frame of a row."""
-
-    def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
-        folder.mkdir(parents=True)
-        with ShardWriter(folder / "all.tar", 95) as writer:
-            for values in rows:
-                row = Row(**{"path": Path(values["id"]), "kind": "video", "group": values["id"], **values})
-                frames = np.broadcast_to(values["ramp"].astype(np.uint8)[:, None, None, None], (8, 32, 32, 3))
-                writer.write(row, Clip(frames, 1.0, 32, 32))
-        pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
-        return folder
-
-    return write
-
-
-@pytest.fixture
-def reading(tiny_model, tokenizer, monkeypatch):
-    """reading(task, mean, std, frames): the fake model of a folder, which is loaded wherever one is."""
-
-    def make(task: str = "retrieval", mean: float = 0.5, std: float = 0.25, frames: int = 4) -> Reading:
-        own = train_tokenizer(["light rising", "light falling", "how does it go?"] * 3, 200)
-        words = {own.token_to_id("rising"): 0, own.token_to_id("falling"): 1}
-        shape = tiny_model(own.get_vocab_size())
-        shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": frames})})
-        model = Reading(shape, ["rising", "falling", "other"], words)
-        preprocessing = Preprocessing(mean=(mean,) * 3, std=(std,) * 3, max_text_tokens=12)
-        folder = ModelFolder(task, model, own, preprocessing, answers=["rising", "falling", "other"])
-        monkeypatch.setattr(protocol, "load_model", lambda path, device: folder)
-        return model
-
-    return make
-
-
-RESOURCES = Resources(device="cpu", workers=1)
-
-
-def rows_of(out: Path) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in json.loads((out / "results.json").read_text())}
-
-
-def evaluated(module, corpus: Path, out: Path, models: tuple[str, ...], **config: object) -> dict[str, dict[str, Any]]:
-    out.mkdir()
-    inputs = {"clips": corpus} | {name: Path(name) for name in models}
-    module.run(module.Config(**config), inputs, out, RESOURCES)
-    return rows_of(out)
-
-
 def test_fine_tuned_retrieval_and_its_controls(clips_of_brightness, reading, tmp_path):
     """Each text has two clips that match it equally: its own comes first or second. Backwards it matches the others."""
     reading()
     actual = evaluated(
-        evaluate, clips_of_brightness, tmp_path / "out", ("retrieval",), retrieval="clips", controls=True
+        evaluate,
+        clips_of_brightness,
+        tmp_path / "out",
+        ("retrieval",),
+        retrieval="clips",
+        controls=("shuffled", "reversed"),
     )
     assert actual["retrieval/t2v/R1"]["value"] == 50
     assert actual["retrieval/t2v/MdR"]["value"] == 1.5
@@ -320,7 +206,12 @@ def test_fine_tuned_retrieval_and_its_controls(clips_of_brightness, reading, tmp
 def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, reading, tmp_path):
     """The queries of each score in scores.parquet give its value. The embeddings of the fake model are random."""
     reading("qa")
-    wanted = {"retrieval": "clips", "qa": "clips", "controls": True, "contrasts": (("rising", "falling"),)}
+    wanted = {
+        "retrieval": "clips",
+        "qa": "clips",
+        "controls": ("shuffled", "reversed"),
+        "contrasts": (("rising", "falling"),),
+    }
     wanted |= {"protocol": "top_k", "k": 3}
     rows = evaluated(evaluate, clips_of_brightness, out := tmp_path / "out", ("retrieval", "qa"), **wanted)
     table = pq.read_table(out / "scores.parquet")
@@ -390,7 +281,7 @@ def test_the_protocol_is_the_one_that_is_asked_for(clips_of_brightness, reading,
 def test_answers_with_their_baseline_probabilities_and_controls(clips_of_brightness, reading, tmp_path):
     """The baseline says what training says most, "falling": right for half of the test questions."""
     reading("qa")
-    wanted = {"qa": "clips", "controls": True, "contrasts": (("rising", "falling"),)}
+    wanted = {"qa": "clips", "controls": ("shuffled", "reversed"), "contrasts": (("rising", "falling"),)}
     actual = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("qa",), **wanted)
     scores = {name: (row["value"], row["chance"], row["items"]) for name, row in actual.items()}
     assert scores["qa/acc"] == scores["qa/acc_how"] == (100, 50, 4)

@@ -1,0 +1,130 @@
+"""A corpus of clips that become brighter or darker, and a fake model that reads it off the frames."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.models.word_pieces import train_tokenizer
+from alpro.shards.decode import Clip
+from alpro.shards.schema import Row
+from alpro.shards.writer import ShardWriter, index_shard
+from alpro.stages.evaluation import protocol
+from alpro.stages.execution.interface import Resources
+
+
+def statistics(folder: Path, **counts: tuple[int, int]) -> Path:
+    """Writes the numbers of items that a corpus has, and was to have."""
+    splits = {split: {name: [0, 0] for name in ("items", "captions", "questions")} for split in ("train", "validation")}
+    (folder / "statistics.json").write_text(json.dumps({"splits": splits | {"test": counts}}))
+    return folder
+
+
+# Fake models: the matching head and the answers follow from the pixels, so that what is shown is what is scored.
+
+ORDERS = ["rising", "falling", "mixed"]
+
+
+class Reading(Alpro):
+    """A model that reads off frames how bright they are one after the other, and off a text its last word.
+
+    A clip matches the text that names how its brightness goes; a question is answered by how it goes.
+    """
+
+    def __init__(self, shape: ModelConfig, answers: list[str], words: dict[int, int]):
+        super().__init__(shape, answers=len(answers))
+        self.words, self.seen = words, list[Tensor]()
+        self.lengths = set[int]()
+
+    def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
+        self.seen.append(frames)
+        means = frames.mean(dim=(2, 3, 4))
+        rising, falling = ((means.diff(dim=1) * sign > 0).all(dim=1) for sign in (1, -1))
+        place = torch.where(rising, 0, torch.where(falling, 1, 2))
+        size = (1 + self.config.video.grid**2, self.config.video.width)
+        return nn.functional.one_hot(place, size[1]).float()[:, None].expand(-1, *size)
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        self.lengths.add(int(mask.sum(1).max()))
+        last = ids.gather(1, mask.sum(1, keepdim=True) - 2).squeeze(1)  # before [SEP]
+        place = torch.tensor([self.words.get(int(word), 3) for word in last])
+        return nn.functional.one_hot(place, self.config.text.width).float()[:, None].expand(-1, ids.shape[1], -1)
+
+    def match(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+        same = (text[:, 0] * video[:, 0]).sum(1)
+        return torch.stack([torch.zeros_like(same), 4 * same - 6], dim=1)  # margins of -2 and -6
+
+    def answer(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+        return 3 * video[:, 0, : self.qa_head[-1].out_features]
+
+
+@pytest.fixture
+def clips_of_brightness(tmp_path, clip_corpus):
+    """Two test clips that become brighter, two that become darker; training has more questions about the latter."""
+    ramps = {"up": np.linspace(40, 220, 8), "down": np.linspace(220, 40, 8)}
+    way = {"up": "rising", "down": "falling"}
+
+    def row(name: str, kind: str, split: str) -> dict[str, Any]:
+        asked = [{"question": "how does it go?", "answer": way[kind], "type": "how"}]
+        return {"id": name, "split": split, "captions": [f"light {way[kind]}"], "questions": asked, "ramp": ramps[kind]}
+
+    rows = [row(f"{kind}{n}", kind, "test") for n in range(2) for kind in ramps]
+    rows += [row(f"train{n}", kind, "train") for n, kind in enumerate(["up", "down", "down"])]
+    return statistics(clip_corpus(tmp_path / "clips", rows), captions=(4, 4), questions=(4, 4))
+
+
+@pytest.fixture
+def clip_corpus() -> Callable[..., Path]:
+    """clip_corpus(folder, rows): a corpus of grey clips; `ramp` is the brightness of each frame of a row."""
+
+    def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
+        folder.mkdir(parents=True)
+        with ShardWriter(folder / "all.tar", 95) as writer:
+            for values in rows:
+                row = Row(**{"path": Path(values["id"]), "kind": "video", "group": values["id"], **values})
+                frames = np.broadcast_to(values["ramp"].astype(np.uint8)[:, None, None, None], (8, 32, 32, 3))
+                writer.write(row, Clip(frames, 1.0, 32, 32))
+        pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def reading(tiny_model, tokenizer, monkeypatch):
+    """reading(task, mean, std, frames): the fake model of a folder, which is loaded wherever one is."""
+
+    def make(task: str = "retrieval", mean: float = 0.5, std: float = 0.25, frames: int = 4) -> Reading:
+        own = train_tokenizer(["light rising", "light falling", "how does it go?"] * 3, 200)
+        words = {own.token_to_id("rising"): 0, own.token_to_id("falling"): 1}
+        shape = tiny_model(own.get_vocab_size())
+        shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": frames})})
+        model = Reading(shape, ["rising", "falling", "other"], words)
+        preprocessing = Preprocessing(mean=(mean,) * 3, std=(std,) * 3, max_text_tokens=12)
+        folder = ModelFolder(task, model, own, preprocessing, answers=["rising", "falling", "other"])
+        monkeypatch.setattr(protocol, "load_model", lambda path, device: folder)
+        return model
+
+    return make
+
+
+RESOURCES = Resources(device="cpu", workers=1)
+
+
+def rows_of(out: Path) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads((out / "results.json").read_text())}
+
+
+def evaluated(module, corpus: Path, out: Path, models: tuple[str, ...], **config: object) -> dict[str, dict[str, Any]]:
+    out.mkdir()
+    inputs = {"clips": corpus} | {name: Path(name) for name in models}
+    module.run(module.Config(**config), inputs, out, RESOURCES)
+    return rows_of(out)
