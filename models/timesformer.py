@@ -131,18 +131,18 @@ class TimeSformer(nn.Module):
         self.checkpoint_activations = False
 
     def forward(self, frames: Tensor, cls_only: bool = False) -> Tensor:
-        """With `cls_only`: [CLS] (B, 1, D); the last block computes only this token.
+        """With `cls_only`: [CLS] (B, 1, D); the last block computes only this token. T is 1 for an image as one frame.
 
         Raises ValueError if the number or size of the frames is not the configured one.
         """
         b, t, _, height, width = frames.shape
         size = self.config.image_size
-        if (height, width) != (size, size) or t != self.config.frames:
+        if (height, width) != (size, size) or t not in (1, self.config.frames):
             raise ValueError(
                 f"(T, H, W) is ({t}, {height}, {width}); the encoder takes ({self.config.frames}, {size}, {size})"
             )
         x = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B * T, N, D)
-        patches = x.view(b, t, *x.shape[1:]) + self.pos_embed[:, None, 1:] + self.time_embed[:, :, None]
+        patches = x.view(b, t, *x.shape[1:]) + self.pos_embed[:, None, 1:] + self.time_embed[:, :t, None]
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
         x = torch.cat([cls, patches.flatten(1, 2)], dim=1)
         keep, last = self.sample_drop_path(b), len(self.blocks) - 1

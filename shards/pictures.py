@@ -1,7 +1,7 @@
 """Pictures for inspection: frames with captions, pseudo-labels on their crops (the paper's Figure 3), retrieval."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -80,23 +80,26 @@ def draw_entities(
     entities: Sequence[tuple[str, float]],
     caption: str,
     kept: bool | None = None,
+    shown: Collection[str] | None = None,
 ) -> Image.Image:
     """A crop with its entities, as in Figure 3: the frame outside the prompter's crop is darkened.
 
     frame (H, W, 3) uint8; box (top, left, height, width) as fractions of the frame; entities with probabilities, best
-    first; kept: whether the pseudo-label passed the threshold (None: not applicable).
+    first; kept: whether the pseudo-label passed the threshold (None: not applicable); shown: the entities of the whole
+    clip, which are drawn in green and the others in red (None: not known).
     """
     top, left, height, width = box
-    shown = np.asarray(tile(frame)).astype(np.float32)
-    inside = np.zeros(shown.shape[:2], bool)
+    pixels = np.asarray(tile(frame)).astype(np.float32)
+    inside = np.zeros(pixels.shape[:2], bool)
     edges = [round(TILE * v) for v in (top, left, top + height, left + width)]
     inside[edges[0] : edges[2], edges[1] : edges[3]] = True
-    shown[~inside] *= 0.35
-    image = Image.fromarray(shown.astype(np.uint8))
+    pixels[~inside] *= 0.35
+    image = Image.fromarray(pixels.astype(np.uint8))
     ImageDraw.Draw(image).rectangle([edges[1], edges[0], edges[3] - 1, edges[2] - 1], outline=AMBER, width=2)
-    lines = [(f"{name} ({probability:.2f})", INK) for name, probability in entities]
+    colours = [INK if shown is None else GREEN if name in shown else RED for name, _ in entities]
+    lines = [(f"{name} ({value:.2f})", colour) for (name, value), colour in zip(entities, colours, strict=True)]
     if kept is not None:
-        lines.append(("kept" if kept else "dropped: below the threshold", GREEN if kept else RED))
+        lines.append(("kept" if kept else "dropped: below the threshold", INK if kept else FAINT))
     return strip([image], [*lines, (caption, FAINT)], TILE + 4)
 
 

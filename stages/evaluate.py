@@ -33,7 +33,7 @@ from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import pick_device
 from alpro.stages.vocabulary.nouns import load_tagger
 
-VERSION = f"6 {TABLE_VERSION}"
+VERSION = f"7 {TABLE_VERSION}"
 STAGE = Stage(
     help="evaluate the fine-tuned models on the test split",
     kind="evaluation",

@@ -15,6 +15,7 @@ from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages import Stage
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.evaluation.encode import load_model
+from alpro.stages.evaluation.entities import true_entities
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, require
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
@@ -118,9 +119,14 @@ def draw_pseudo_labels(
     suffix: str = "",
     count: int = 12,
 ) -> None:
-    """Draws pseudo-labels of crops of the last video batch up to step `last`, or of images."""
+    """Draws pseudo-labels of crops of the last video batch up to step `last`, or of images.
+
+    Entities of the clip are green and others red; see `true_entities`.
+    """
     video = [s for s in range(last, max(-1, last - 50), -1) if data.sources[data.source_of[s]].kind == "video"]
-    batch = data[video[0] if video else last].to(objective.mean.device)
+    step = video[0] if video else last
+    source = data.sources[data.source_of[step]]
+    batch = data[step].to(objective.mean.device)
     assert batch.boxes is not None
     assert objective.prompter is not None
     prompts = objective.image_prompts if batch.kind == "image" else objective.video_prompts
@@ -135,7 +141,8 @@ def draw_pseudo_labels(
         frame = batch.frames[i, batch.frames.shape[1] // 2].permute(1, 2, 0).cpu().numpy()
         box = [v / grid for v in batch.boxes[i].tolist()]
         words = data.words.tokenizer.decode(batch.text[i].tolist())
-        rows.append(draw_entities(frame, box, named, words, bool(top.values[0] >= objective.threshold)))
+        shown = true_entities(source.reader[int(batch.video[i]) - source.first_video].about, entities)
+        rows.append(draw_entities(frame, box, named, words, bool(top.values[0] >= objective.threshold), shown))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(
         folder / f"pseudo_labels{suffix}.png"

@@ -68,7 +68,7 @@ def full_caption(scene: Scene, rng: np.random.Generator) -> str:
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption of a training clip: full, without colours, only the motion, short, or counting."""
     main = scene.main
-    style = rng.choice(["full", "plain", "motion", "short", "count"], p=[0.55, 0.25, 0.07, 0.08, 0.05])
+    style = rng.choice(["full", "plain", "motion", "short", "count"], p=[0.45, 0.2, 0.07, 0.23, 0.05])
     if style == "full":
         return full_caption(scene, rng)
     if style == "plain":
@@ -81,7 +81,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         return f"{subject} {motion_phrase(main.motion, rng)}"
     if style == "short":
         what = rng.choice(["video", "video footage", "footage", "portrait", "clip"])
-        return f"a {what} of {name(main, str(rng.choice(['a', 'the', 'one'])), colour=rng.random() < 0.4)}"
+        return f"a {what} of {name(main, str(rng.choice(['a', 'the', 'one'])), colour=rng.random() < 0.3)}"
     return _count(scene, rng)
 
 
@@ -94,7 +94,7 @@ def still_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption of a still image, which has no motion."""
     if rng.random() < 0.2:
         return _count(scene, rng)
-    colour = bool(rng.random() < 0.7)
+    colour = bool(rng.random() < 0.45)
     start = rng.choice(["a picture of", "a photo of", "a good picture of", "here is", "we see"])
     text = f"{start} {name(scene.main, colour=colour)}"
     if scene.relation and rng.random() < 0.8:

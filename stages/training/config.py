@@ -102,6 +102,11 @@ class TrainingConfig(StageConfig):
     random_crop: float = Field(
         0.875, gt=0, le=1, description="side of the random crop as a fraction of the frame; 1: no crop"
     )
+    repeat_images: bool = Field(
+        True,
+        description="an image is a clip of equal frames, as in the paper; false: it is one frame, which costs a "
+        "fraction of the time",
+    )
     augmentation: Literal["none", "official"] = Field(
         "none",
         description="official: RandAugment, and for images a random resized crop and flip; samples with left or right "

@@ -291,13 +291,13 @@ class TrainingDataset(Dataset[Batch]):
         return augment_video(frames, text, rng) if self.config.augmentation == "official" else frames
 
     def still(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
-        """An image of any aspect ratio, repeated as a still clip (T, size, size, 3) uint8."""
+        """An image of any aspect ratio: a still clip (T, size, size, 3) uint8, or one frame."""
         frame = sample.frames([0])
         if self.config.augmentation == "official":
             frame = augment_image(frame[0], self.image_size, text, rng)[None]
         else:
             frame = squash(random_crop(frame, self.config.random_crop, rng), self.image_size)
-        return np.broadcast_to(frame, (self.frames, *frame.shape[1:]))
+        return np.broadcast_to(frame, (self.frames if self.config.repeat_images else 1, *frame.shape[1:]))
 
     def draw_augmentation(self, path: Path) -> None:
         """Draws a stored clip of each source, the clip after each single operation, and augmented examples."""

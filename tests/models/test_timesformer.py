@@ -65,6 +65,21 @@ def test_clips_of_a_batch_are_independent(encoder: TimeSformer, frames: Tensor):
     torch.testing.assert_close(encoder(frames)[1:], encoder(frames[1:]), atol=1e-5, rtol=1e-4)
 
 
+def test_an_image_is_one_frame_at_the_first_time(encoder: TimeSformer, frames: Tensor):
+    single = TimeSformer(encoder.config.model_copy(update={"frames": 1}))
+    single.load_state_dict(encoder.state_dict() | {"time_embed": encoder.time_embed.data[:, :1]})
+    assert torch.equal(encoder(frames[:, :1]), single.eval()(frames[:, :1]))
+
+
+@pytest.mark.parametrize("patch", [4, 8, 16])
+def test_a_conv_stem_halves_the_frame_down_to_the_patches(tiny: ModelConfig, frames: Tensor, patch: int):
+    config = tiny.video.model_copy(update={"stem": "conv", "patch_size": patch})
+    encoder = TimeSformer(config)
+    initialize(encoder, "scratch")
+    assert encoder.patch_embed(frames[:, 0]).shape == (len(frames), config.width, 32 // patch, 32 // patch)
+    assert encoder(frames).shape == (len(frames), 1 + (32 // patch) ** 2, config.width)
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 3, 24, 32), (2, 4, 3, 40, 40), (2, 3, 3, 32, 32)])
 def test_a_wrong_frame_size_is_refused_with_both_sizes(encoder: TimeSformer, shape: tuple[int, ...]):
     actual, expected = f"({shape[1]}, {shape[3]}, {shape[4]})", "(4, 32, 32)"
@@ -80,6 +95,7 @@ def test_a_wrong_frame_size_is_refused_with_both_sizes(encoder: TimeSformer, sha
         ({"image_size": 30}, "30 is not a multiple of patch_size 8"),
         ({"heads": 3}, "16 is not a multiple of heads 3"),
         ({"colour": 1}, "colour"),
+        ({"image_size": 36, "patch_size": 12, "stem": "conv"}, "a power of 2, not 12"),
     ],
 )
 def test_inconsistent_sizes_are_refused(tiny: ModelConfig, wrong: dict, message: str):

@@ -4,7 +4,9 @@ import numpy as np
 
 from alpro.shards.pictures import (
     AMBER,
+    FAINT,
     GREEN,
+    INK,
     RED,
     TILE,
     clip_strip,
@@ -47,14 +49,14 @@ def test_a_crop_that_is_wider_than_tall_stays_where_it_is():
     assert bright == {(y, x) for y in (65, 75) for x in range(15, 80, 10)}
 
 
-def test_the_colour_shows_whether_a_pseudo_label_is_kept():
-    def colours(kept):
-        picture = draw_entities(WHITE, (0, 0, 1, 1), [("ball", 0.71)], "a ball", kept)
-        return {tuple(p) for p in np.asarray(picture)[TILE:].reshape(-1, 3)}
+def test_entities_of_the_clip_are_green_and_others_red():
+    def colours(shown, kept=True):
+        picture = draw_entities(WHITE, (0, 0, 1, 1), [("ball", 0.71)], "a ball", kept, shown)
+        return {tuple(p) for p in np.asarray(picture)[TILE:].reshape(-1, 3)} & {GREEN, RED, INK, FAINT}
 
-    assert GREEN in colours(True)
-    assert RED in colours(False)
-    assert not {GREEN, RED} & colours(None)
+    assert colours(["ball", "box"]) == {GREEN, INK, FAINT}
+    assert colours(["box"]) == {RED, INK, FAINT}
+    assert colours(None, kept=False) == {INK, FAINT}
 
 
 def test_a_strip_grows_with_its_text():

@@ -99,6 +99,13 @@ def test_every_rank_takes_the_same_kind_at_each_step(clips, stills, steps_of):
     assert [one[s].kind for s in range(12)] == [other[s].kind for s in range(12)]
 
 
+def test_an_image_is_a_still_clip_or_one_frame(stills, steps_of):
+    clip, frame = (steps_of({"stills": stills}, 1, repeat_images=repeat)[0].frames for repeat in (True, False))
+    assert clip.shape[1] == 4
+    assert torch.equal(clip[:, :1], frame)
+    assert torch.equal(clip, frame.expand_as(clip))
+
+
 def test_group_batches_keeps_groups_together(corpus, steps_of):
     data = steps_of({"a": corpus(12, group=3)}, 6, group_batches=True, batch_size=6)
     order = sample_ids(data)
