@@ -36,6 +36,7 @@ from alpro.models.word_pieces import WordPieces, train_tokenizer
 from alpro.pipeline.artifacts.store import versions
 from alpro.shards.decode import ffmpeg_binary
 from alpro.shards.manifest import read_manifest
+from alpro.shards import reader as shard_reader
 from alpro.shards.reader import Sample, ShardReader
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources
@@ -73,6 +74,7 @@ def main() -> None:
             config, started = decode_videos.Config(validation=0, test=0, kinds="video"), time.perf_counter()
             decode_videos.run(config, {"data": data}, corpus, Resources())
             print(f"decode_videos took {time.perf_counter() - started:.1f} s, once")
+        shard_reader.MAX_CACHED_BYTES = 0  # every frame is decoded, as in a large corpus
         reader = ShardReader(corpus, "train", "video")
         videos = read_videos(reader, data) if data else []
         figures = describe(reader, videos) | compare(corpus, videos, arguments.rates)

@@ -9,7 +9,7 @@ import io
 import json
 import os
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,6 +33,8 @@ MAX_GAP_BYTES = (
     65536  # bytes, beyond twice a sample's size, that one request may fetch: headers and members of other samples
 )
 
+MAX_CACHED_BYTES = 2**28  # of decoded frames that a reader keeps, if all frames of its corpus take no more
+
 
 class Unreadable(InputError):
     """A sample that is missing from its shard or corrupt. The message names the shard, the sample and the reason."""
@@ -50,6 +52,23 @@ class ByteRange:
         return self.data[start : start + size]
 
 
+class FrameCache:
+    """The decoded frames of a small corpus, so that each is decoded once: 0.6 of the loader's time for the sample
+    corpus. Of a corpus of `count` frames that do not fit into MAX_CACHED_BYTES nothing is kept."""
+
+    def __init__(self, count: int):
+        self.count, self.kept = count, dict[int, np.ndarray]()
+
+    def get(self, position: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
+        """The frame at a position of the corpus (H, W, 3) uint8, decoded if it is not kept."""
+        frame = self.kept.get(position)
+        if frame is None:
+            frame = decode()
+            if frame.nbytes * self.count <= MAX_CACHED_BYTES:
+                self.kept[position] = frame
+        return frame
+
+
 @dataclass(frozen=True)
 class Sample:
     """A sample of a shard: its metadata and the positions of its frames. Its length is the number of frames."""
@@ -58,6 +77,8 @@ class Sample:
     shard: Location
     places: list[tuple[int, int]]  # offset and size of each frame's JPEG
     fetched: ByteRange | None = None  # the bytes of all frames, if fetched in one request
+    cache: FrameCache | None = None
+    first: int = 0  # position of its first frame in the corpus, for the cache
 
     def __len__(self) -> int:
         return len(self.places)
@@ -73,6 +94,11 @@ class Sample:
         return np.stack([decoded[i] for i in chosen])
 
     def _frame(self, number: int) -> np.ndarray:
+        if self.cache is None:
+            return self._decode(number)
+        return self.cache.get(self.first + number, lambda: self._decode(number))
+
+    def _decode(self, number: int) -> np.ndarray:
         try:
             jpeg = _read(self.shard, *self.places[number], self.fetched)
             return np.asarray(Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB"))
@@ -112,6 +138,7 @@ class ShardReader:
         self._shard = shards.indices.to_numpy(zero_copy_only=False)
         self._json, self._frames = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in (places, frames))
         self._first = np.cumsum(np.frombuffer(lengths, np.int64))
+        self._cache = FrameCache(len(self._frames))
         self.table = self.table.drop_columns(["shard"])  # tables above
 
     def __len__(self) -> int:
@@ -129,7 +156,8 @@ class ShardReader:
         """Sample number 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or replaced."""
         shard, name = self._shards[self._shard[number]], self._ids[number].as_py()
         offset, size = self._json[number].tolist()
-        frames = self._frames[self._first[number] : self._first[number + 1]].tolist()
+        first = int(self._first[number])
+        frames = self._frames[first : self._first[number + 1]].tolist()
         try:
             fetched = None if isinstance(shard, Path) else _fetch(shard, [(offset, size), *frames])
             about = json.loads(_read(shard, offset, size, fetched))
@@ -137,7 +165,7 @@ class ShardReader:
                 raise ValueError(f"the shard has {about['id']} in its place: the index belongs to another shard")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unreadable(f"{shard}: {name}: {_reason(error)}") from error
-        return Sample(about, shard, frames, fetched)
+        return Sample(about, shard, frames, fetched, self._cache, first)
 
 
 def _selected(folder: Location, values: dict[str, str], exclude: Collection[str]) -> Iterator[pa.Table]:

@@ -293,3 +293,20 @@ def test_a_shard_evicted_by_another_thread_is_still_read(corpus: Path, monkeypat
     expected = ShardReader(corpus)[0].frames()
     monkeypatch.setattr(reader, "_opened", lambda path, changed: open(path, "rb", buffering=0))  # as if never kept
     assert np.array_equal(ShardReader(corpus)[0].frames(), expected)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(6 * 8 * 8 * 3 * 2, 2), (6 * 8 * 8 * 3 * 2 - 1, 0)])
+def test_the_frames_of_a_small_corpus_are_decoded_once(corpus_of, tmp_path, monkeypatch, limit, kept):
+    """Two videos of 6 frames of 8 x 8 pixels fit into the limit, or miss it by a byte."""
+    monkeypatch.setattr("alpro.shards.reader.MAX_CACHED_BYTES", limit)
+    reader = ShardReader(corpus_of(tmp_path / "a", [{"id": "v0"}, {"id": "v1"}]))
+    first = [reader[n].frames([3]) for n in (0, 1)]
+    decoded = []
+    monkeypatch.setattr("alpro.shards.reader.Image.open", lambda *_, **__: decoded.append(1) or 1 / 0)
+    if kept:
+        assert all(np.array_equal(reader[n].frames([3, 3]), np.repeat(first[n], 2, axis=0)) for n in (0, 1))
+        assert not np.array_equal(first[0], first[1])
+    else:
+        with pytest.raises(Unreadable):
+            reader[0].frames([3])
+    assert bool(decoded) == (not kept)
