@@ -89,7 +89,7 @@ def run_study(source: Source, members: list[Member]) -> None:
             for member in members:
                 announce(f"{member.title} ({len(outcomes) + 1} of {len(members)})")
                 outcomes[member] = outcome(source, member, runs[member.variant])
-            report(source.study, outcomes, folder_of(source, members), tracker, runs)
+            report(source, outcomes, folder_of(source, members), tracker, runs)
     finally:
         tracker.close()
     failed = [member.title for member, rows in outcomes.items() if isinstance(rows, Exception)]
@@ -145,8 +145,9 @@ def folder_of(source: Source, members: list[Member]) -> Path:
     return source.root / "reports" / f"{source.study.name}-{mark}"
 
 
-def report(study: Study, outcomes: Outcomes, folder: Path, tracker: Tracker, runs: dict[str, Run]) -> None:
+def report(source: Source, outcomes: Outcomes, folder: Path, tracker: Tracker, runs: dict[str, Run]) -> None:
     """Prints the table of the scores, writes it as Markdown, JSON, Parquet and a plot, and logs it to MLflow."""
+    study = source.study
     scores: dict[str, dict[int, list[dict[str, Any]]]] = {variant.name: {} for variant in study.variants}
     for member, rows in outcomes.items():
         if not isinstance(rows, Exception):
@@ -161,7 +162,7 @@ def report(study: Study, outcomes: Outcomes, folder: Path, tracker: Tracker, run
     table = study_table(study.name, selected, base)
     print_result_table(table)
     folder.mkdir(parents=True, exist_ok=True)
-    write_files(folder, study, table, rows, selected, failed)
+    write_files(folder, source, table, rows, selected, failed)
     for variant, run in runs.items():
         tracker.metrics(run, numbers([row for row in rows if row["variant"] == variant]))
         for file in sorted(folder.iterdir()):
@@ -171,19 +172,20 @@ def report(study: Study, outcomes: Outcomes, folder: Path, tracker: Tracker, run
 
 def write_files(
     folder: Path,
-    study: Study,
+    source: Source,
     table: Table,
     rows: list[dict[str, Any]],
     selected: list[dict[str, Any]],
     failed: dict[str, str],
 ) -> None:
     """Writes study.md and study.png with the selected rows, study.json and study.parquet with all rows."""
-    text = [f"# {study.name}", markdown(table), table.note, "![Means, intervals, and each seed](study.png)"]
+    text = [f"# {source.study.name}", markdown(table), table.note, "![Means, intervals, and each seed](study.png)"]
     text += ["Failed:", *(f"- {title}: {message}" for title, message in failed.items())] if failed else []
     with atomic_write(folder / "study.md") as temporary:
         temporary.write_text("\n\n".join(text) + "\n", "utf-8")
-    about = {"study": study.model_dump(mode="json", by_alias=True), "commit": git_commit(), "failed": failed}
-    write_json(folder / "study.json", {**about, "scores": rows})
+    study = source.study.model_dump(mode="json", by_alias=True)
+    about = {"study": study, "config": source.config, "data": source.data, "set": source.changes}
+    write_json(folder / "study.json", {**about, "commit": git_commit(), "failed": failed, "scores": rows})
     with atomic_write(folder / "study.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
     with atomic_write(folder / "study.png") as temporary:
