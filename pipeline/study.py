@@ -5,6 +5,7 @@ share is built once, because an artifact is found by its fingerprint; so a study
 run again. The seeds are the outer loop: after the first, all variants can be compared.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,6 @@ from alpro.pipeline.reporting.study_table import score_rows, study_table
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.steps import check_files, differences, required
 from alpro.pipeline.study_config import Study
-from alpro.pipeline.tasks import announce
 from alpro.stages.execution.interface import StageFailed
 
 
@@ -60,6 +60,10 @@ class Source:
 Outcomes = dict[Member, list[dict[str, Any]] | Exception]  # rows of results.json, or why the run failed
 
 
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def members_of(source: Source) -> list[Member]:
     """The plans of all runs, seeds first. Raises InputError, which names the variant, if one of them is invalid."""
     members, study = [], source.study
@@ -87,7 +91,7 @@ def run_study(source: Source, members: list[Member]) -> None:
     try:
         with variant_runs(tracker, members, outcomes) as runs:
             for member in members:
-                announce(f"{member.title} ({len(outcomes) + 1} of {len(members)})")
+                say(f"{member.title} ({len(outcomes) + 1} of {len(members)})")
                 outcomes[member] = outcome(source, member, runs[member.variant])
             report(source, outcomes, folder_of(source, members), tracker, runs)
     finally:
@@ -108,7 +112,7 @@ def outcome(source: Source, member: Member, parent: Run) -> list[dict[str, Any]]
     except Exception as error:
         if status_after(error) == "KILLED":
             raise
-        announce(f"{member.title}: failed: {error}")
+        say(f"{member.title}: failed: {error}")
         return error
     finally:
         flow.HANDED.reset(plan)
@@ -155,7 +159,7 @@ def report(source: Source, outcomes: Outcomes, folder: Path, tracker: Tracker, r
     failed = {member.title: str(rows) for member, rows in outcomes.items() if isinstance(rows, Exception)}
     rows = score_rows(scores)
     if not rows:
-        announce("no scores: no run finished an evaluation")
+        say("no scores: no run finished an evaluation")
         return
     selected = [row for row in rows if study.selects(row["score"])] or rows
     base = study.variants[0].name
