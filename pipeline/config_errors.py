@@ -29,7 +29,7 @@ def _suggest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
         if field is None:
             continue
         at = next((t for t in (field.annotation, *_inner(field.annotation)) if hasattr(t, "model_fields")), None)
-    names = list(getattr(at, "model_fields", {}))
+    names = [field.alias or name for name, field in getattr(at, "model_fields", {}).items()]
     close = get_close_matches(str(loc[-1]), names, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(names)}" if names else ""
 

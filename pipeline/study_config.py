@@ -107,11 +107,9 @@ def load_study(source: str) -> Study:
     """Loads a study from a TOML file, or a shipped one by name. Raises InputError if it is invalid."""
     path = find_study(source)
     values = read_toml(path)
-    config = values.get("config")
-    if isinstance(config, str) and config.endswith(".toml"):
-        values["config"] = "+".join(
-            str(absolute(part, path.parent)) if part.endswith(".toml") else part for part in config.split("+")
-        )
+    if isinstance(values.get("config"), str):
+        parts = values["config"].split("+")
+        values["config"] = "+".join(str(absolute(p, path.parent)) if p.endswith(".toml") else p for p in parts)
     try:
         study = Study.model_validate(values)
         return study if study.name else Study.model_validate(values | {"name": path.stem})
