@@ -18,6 +18,8 @@ TABLE = "| key | default | description |\n| --- | --- | --- |"
 HEAD = """# Configuration
 
 A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration: {names}.
+Several are joined by `+`, and each completes the ones before it and overrides their values:
+`webvid_cc3m+msrvtt_retrieval` pre-trains and fine-tunes.
 
 `--set stage.key=value` changes a value on the command line. It can be repeated, and it reaches into lists:
 `--set train_prompter.phases.0.steps=100`. Unknown keys and values out of range are refused before anything runs.

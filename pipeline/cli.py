@@ -58,6 +58,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add_run_options(run_parser)
     run_parser.set_defaults(stage="")
+    study_parser = commands.add_parser(
+        "study",
+        help="run variants of a configuration with several seeds, and compare their scores",
+        description="Runs every variant of a study with every seed, and prints the mean of each score, its interval "
+        "over the seeds, and the difference to the first variant. Results of stages are shared and cached.",
+    )
+    study_parser.add_argument("file", metavar="NAME_OR_FILE", help="a shipped study, or a TOML file")
+    add_run_options(study_parser, config="")
     for stage in STAGES:
         text = declaration(stage).help
         stage_parser = commands.add_parser(
@@ -119,15 +127,17 @@ def add_workspace(command: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def add_run_options(command: argparse.ArgumentParser) -> None:
+def add_run_options(command: argparse.ArgumentParser, config: str = "sample") -> None:
+    """config: the default of --config; empty: what the study says."""
     command.add_argument(
         "--dry-run", action="store_true", help="only print which stages would run and which are cached"
     )
     command.add_argument(
         "--config",
-        default="sample",
+        default=config,
         metavar="NAME_OR_FILE",
-        help="a shipped configuration, or a TOML file (default: sample)",
+        help="a shipped configuration, or a TOML file; several joined by +, of which later ones complete and override "
+        f"the earlier (default: {config or 'of the study'})",
     )
     command.add_argument(
         "--data", default="", metavar="FOLDER_OR_MANIFEST", help="your videos, in place of the configuration's corpora"

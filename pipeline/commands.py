@@ -4,18 +4,20 @@ import argparse
 import atexit
 import gc
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import FrameType
 from typing import Any
 
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.console import print_artifact, print_artifacts
 from alpro.shards.storage import absolute
-from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed
+from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -36,13 +38,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def run_pipeline(arguments: argparse.Namespace) -> None:
     """`alpro run` and `alpro STAGE`."""
-    workspace = arguments.workspace.resolve()
-    if arguments.profile:
-        arguments.changes.append("resources.profile=true")
-    create_workspace(workspace, check_writable=not arguments.dry_run)
-    prepare_prefect(workspace / "prefect")
-    # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
-    atexit.register(gc.freeze)
+    workspace = prepare_run(arguments)
     from alpro.pipeline import flow
     from alpro.pipeline.config import skips_questions
     from alpro.pipeline.console import print_results
@@ -64,6 +60,44 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     finally:
         flow.HANDED.reset(token)
     print_results({name: Path(folder) for name, folder in folders.items()}, workspace)
+
+
+def prepare_run(arguments: argparse.Namespace) -> Path:
+    """Creates the workspace and sets Prefect's environment. Call before Prefect is imported."""
+    workspace = arguments.workspace.resolve()
+    if arguments.profile:
+        arguments.changes.append("resources.profile=true")
+    create_workspace(workspace, check_writable=not arguments.dry_run)
+    prepare_prefect(workspace / "prefect")
+    # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
+    atexit.register(gc.freeze)
+    return workspace
+
+
+def run_study(arguments: argparse.Namespace) -> None:
+    """`alpro study`."""
+    workspace = prepare_run(arguments)
+    from alpro.pipeline import study
+    from alpro.pipeline.study_config import load_study
+
+    loaded = load_study(arguments.file)
+    config = arguments.config or loaded.config
+    source = study.Source(loaded, config, arguments.data, arguments.changes, workspace, arguments.tracking_uri)
+    members = study.members_of(source)
+    if arguments.dry_run:
+        study.print_study_plan(members)
+        return
+    use_temporary_server()
+    # Between two flows, and after Prefect has ended one.
+    before = signal.signal(signal.SIGTERM, stop_study)
+    try:
+        study.run_study(source, members)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop_study(number: int, frame: FrameType | None) -> None:
+    raise Stopped("the study was stopped")
 
 
 def print_plan(steps: list[Step], store: Store) -> None:
@@ -215,6 +249,7 @@ def serve_mlflow(arguments: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {  # all others are stages
     "run": run_pipeline,
+    "study": run_study,
     "ls": list_artifacts,
     "show": show_artifact,
     "compare": compare_artifacts,

@@ -12,6 +12,7 @@ from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
+from alpro.pipeline.config_errors import one_line
 from alpro.shards.manifest import scan_manifest
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
@@ -178,13 +179,16 @@ FILES, FILES_OR_NAMES = keys_of(FILE), keys_of(FILE_OR_NAME)
 def load_config(source: str, data: str = "", changes: list[str] | None = None) -> PipelineConfig:
     """Loads a TOML file, or a shipped configuration by name, with `--set` changes such as "pretrain.lr=1e-4".
 
+    source: also several joined by "+": each completes the ones before it, and overrides their values.
     data: a manifest or folder that replaces all corpora. Raises InputError with a one-line message if anything is
     invalid.
     """
-    path = find_config(source)
-    values = read_toml(path)
-    check_tables(values, path)
-    values = resolve_data(values, path.parent)
+    values: dict[str, Any] = {}
+    files = find_configs(source)
+    for path in files:
+        part = read_toml(path)
+        check_tables(part, path)
+        values = merged(values, resolve_data(part, path.parent))
     if data:
         values = with_data(values, data)
     for change in changes or []:
@@ -198,16 +202,16 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
         values["templates"] = read_toml(Path(values["templates"]))
     for key, stage in SHARED:
         if key in dict_of(values.get(stage)):
-            raise InputError(f"{path}: {stage}.{key}: set it once, in [{key}]")
+            raise InputError(f"{name_of(files)}: {stage}.{key}: set it once, in [{key}]")
         if isinstance(values.get(stage), dict) or stage in ALWAYS:
             values.setdefault(stage, {})[key] = values.get(key, {})
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
-        message = one_line(error)
+        message = one_line(error, PipelineConfig)
         place = message.partition(":")[0]
         causes = (change for change in changes or [] if _overlaps(place, change.partition("=")[0].strip()))
-        raise InputError(f"{next((f'--set {change}' for change in causes), path)}: {message}") from error
+        raise InputError(f"{next((f'--set {change}' for change in causes), name_of(files))}: {message}") from error
 
 
 def _overlaps(place: str, key: str) -> bool:
@@ -248,6 +252,25 @@ def find_config(source: str) -> Path:
     if source in shipped():
         return CONFIGS / f"{source}.toml"
     raise InputError(f"{source}: neither a file nor a shipped configuration; those are {', '.join(shipped())}")
+
+
+def find_configs(source: str) -> list[Path]:
+    """The files of a configuration: one, or several joined by "+"."""
+    return [find_config(part) for part in ([source] if Path(source).exists() else source.split("+"))]
+
+
+def name_of(files: list[Path]) -> str:
+    return "+".join(map(str, files))
+
+
+def merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Nested values with those of `more` added, which take precedence.
+
+    >>> merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [2]})
+    {'a': {'b': 1, 'c': 3}, 'd': [2]}
+    """
+    both = {key: merged(values[key], more[key]) for key in more if dict_of(values.get(key)) and dict_of(more[key])}
+    return {**values, **more, **both}
 
 
 def shipped() -> list[str]:
@@ -322,7 +345,7 @@ def asks_questions(data: Location) -> bool:
 
 def skips_questions(source: str, config: PipelineConfig) -> bool:
     """Whether question answering is in the configuration file and was removed, because the data has no questions."""
-    return config.finetune_qa is None and "finetune_qa" in read_toml(find_config(source))
+    return config.finetune_qa is None and any("finetune_qa" in read_toml(path) for path in find_configs(source))
 
 
 def apply_change(values: dict[str, Any], change: str) -> None:
@@ -355,37 +378,3 @@ def _entry(entries: list[Any], number: str, change: str) -> int:
     if not number.isdigit() or int(number) >= len(entries):
         raise InputError(f"--set {change}: {number!r} is not an index from 0 to {len(entries) - 1}")
     return int(number)
-
-
-def one_line(error: ValidationError) -> str:
-    """The first error on one line, with its place and, for an unknown key, a suggestion."""
-    errors = error.errors()
-    first = errors[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key{_suggest(first['loc'])}"
-    elif "input" in first and not isinstance(first["input"], dict | BaseModel):
-        message += f" (it is {first['input']!r})"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{where + ': ' if where else ''}{message}{more}"
-
-
-def _suggest(loc: tuple[int | str, ...]) -> str:
-    from difflib import get_close_matches
-
-    at: Any = PipelineConfig
-    for part in loc[:-1]:
-        if isinstance(part, int) or not hasattr(at, "model_fields"):
-            continue
-        field = at.model_fields.get(part)
-        if field is None:
-            continue
-        at = next((t for t in (field.annotation, *_inner(field.annotation)) if hasattr(t, "model_fields")), None)
-    names = list(getattr(at, "model_fields", {}))
-    close = get_close_matches(str(loc[-1]), names, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(names)}" if names else ""
-
-
-def _inner(annotation: Any) -> list[Any]:
-    return [t for arg in get_args(annotation) for t in (arg, *_inner(arg))]

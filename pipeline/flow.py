@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,9 @@ def run(
     commit = git_commit()
     tracker = open_tracker(tracking_uri, root, settings.name)
     end_dead_runs(tracker, {})
-    name = title(settings, stage, changes, steps)
-    parent = tracker.start(name, settings.model_dump(mode="json"), run_tags(commit))
+    place = PLACE.get() or Place(title(settings, stage, changes, steps))
+    tags = {**run_tags(commit), **place.tags}
+    parent = tracker.start(place.title, settings.model_dump(mode="json"), tags, place.parent)
     session = Session(store, tracker, parent, settings.resources, commit, settings.name)
     passed = {"config": config, "data": data, "changes": changes or [], "workspace": str(root)}
     try:
@@ -126,6 +128,18 @@ def run(
 Planned = tuple[PipelineConfig, list[Step], Store]
 # The plan that the command line has made already; reading a large manifest again takes time.
 HANDED: ContextVar[Planned | None] = ContextVar("HANDED", default=None)
+
+
+@dataclass(frozen=True)
+class Place:
+    """How a run appears in MLflow and Prefect. A study gives its runs names, tags, and the run of their variant."""
+
+    title: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    parent: Run | None = None
+
+
+PLACE: ContextVar[Place | None] = ContextVar("PLACE", default=None)
 
 
 def planned(stage: str, config: str, data: str, changes: list[str] | None, root: Path) -> Planned:
@@ -178,6 +192,8 @@ def flow_run_name() -> str:
     if parameters.get("handover"):
         step = parameters["handover"]["steps"][-1]
         return f"{step['name']} · {step['fingerprint'][:8]}"
+    if place := PLACE.get():
+        return place.title
     config, data, changes = parameters["config"], parameters["data"], parameters["changes"]
     parts = (flow if flow != "alpro" else "", Path(config).stem, data, " ".join(changes))
     return " · ".join(part for part in parts if part)

@@ -10,6 +10,7 @@ import yaml
 
 from alpro.pipeline.cli import parser
 from alpro.pipeline.config import CONFIGS, load_config, shipped
+from alpro.pipeline.study_config import Study, load_study, shipped_studies
 from alpro.shards.schema import Reason
 from alpro.stages import STAGES
 
@@ -65,8 +66,8 @@ def shell_lines(text: str) -> list[str]:
 def commands(program: str) -> list[tuple[str, list[str]]]:
     """The calls of a program on all pages and in the headers of configurations: page and arguments."""
     sources = {page.name: page.read_text() for page in PAGES}
-    for path in sorted(CONFIGS.glob("*.toml")):
-        header = path.read_text().partition("\nname = ")[0]
+    for path in sorted(CONFIGS.rglob("*.toml")):
+        header = path.read_text().partition("\nname = ")[0].partition("\nconfig = ")[0]
         sources[path.name] = "```\n" + re.sub(r"^#\s*", "", header, flags=re.MULTILINE) + "\n```\n"
     calls = []
     for name, text in sources.items():
@@ -94,6 +95,31 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
         config = parsed.config if parsed.config in shipped() else "own_videos"  # instead of the user's file
         data = str(tmp_path) if config == "own_videos" else ""
         assert load_config(config, data, parsed.changes).name == config
+    if parsed.command == "study" and parsed.file != "FILE":
+        study, data = load_study(parsed.file), str(tmp_path) if parsed.data else ""
+        for variant in study.variants:
+            changes = [*study.changes, *parsed.changes, *variant.changes]
+            assert load_config(parsed.config or study.config, data, changes)
+
+
+def test_every_shipped_study_has_its_command_and_a_row(tmp_path):
+    named = {arguments[1] for page, arguments in ALPRO if arguments[0] == "study" and page == f"{arguments[1]}.toml"}
+    assert named == set(shipped_studies())
+    table = (ROOT / "docs" / "studies.md").read_text().partition("## The shipped studies")[2].partition("\n\nThe")[0]
+    assert set(re.findall(r"`(\w+)`", table)) == named
+
+
+def test_the_keys_and_the_example_of_a_study_are_valid(tmp_path):
+    page = (ROOT / "docs" / "studies.md").read_text()
+    keys = [field.alias or name for name, field in Study.model_fields.items()]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", page.partition("| key |")[2], re.MULTILINE)[: len(keys)]) == sorted(
+        keys
+    )
+    (tmp_path / "mine.toml").write_text(re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0])
+    study = load_study(str(tmp_path / "mine.toml"))
+    assert (study.name, len(study.variants)) == ("mine", 3)
+    for variant in study.variants:
+        assert load_config(study.config, str(tmp_path), [*study.changes, *variant.changes]).pretrain.lr == 5e-4
 
 
 def test_single_changes_on_the_pages_are_keys_of_a_configuration():

@@ -114,3 +114,30 @@ def reasons(folder: Path) -> dict[str, int]:
     """Why items of a corpus were rejected, most frequent first."""
     path = folder / "statistics.json"
     return read_json(path).get("reasons", {}) if path.is_file() else {}
+
+
+def study_figure(rows: list[dict[str, Any]]) -> Figure:
+    """A panel for each score of a study: the mean of each variant with its interval, a dot for each seed, and chance
+    as a dotted line. rows: of `score_rows`."""
+    scores = dict.fromkeys(row["score"] for row in rows)
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    columns = min(3, len(scores))
+    lines = -(-len(scores) // columns)
+    figure = Figure(figsize=(4.2 * columns, lines * (0.7 + 0.32 * len(names))), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes, score in zip(panels, scores, strict=False):
+        of_score = [row for row in rows if row["score"] == score]
+        for row in of_score:
+            place = -names.index(row["variant"])  # the first variant on top
+            axes.plot(row["values"], [place] * len(row["values"]), ".", color="C0", alpha=0.45)
+            axes.errorbar(row["mean"], place, xerr=row["interval"] or 0, fmt="|", color="black", capsize=3)
+        if of_score[0]["chance"] is not None:
+            axes.axvline(of_score[0]["chance"], color="gray", linestyle=":", linewidth=1)
+        axes.set_title(score, fontsize=9)
+        axes.set_yticks([-place for place in range(len(names))], names, fontsize=8)
+        axes.set_ylim(0.6 - len(names), 0.6)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.grid(alpha=0.25, axis="x")
+    for axes in panels[len(scores) :]:
+        axes.set_visible(False)
+    return figure

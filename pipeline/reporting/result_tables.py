@@ -171,8 +171,12 @@ def results_markdown(artifacts: list[Listed]) -> str:
     """The results as Markdown tables; empty if nothing was evaluated."""
     parts = []
     for table in tables(results(artifacts)):
-        rule = ["---", "---", *["---:"] * (len(table.heads) - 2)]
-        cells = [table.heads, rule, *table.lines]
-        parts.append(f"**{table.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in cells))
+        parts += [f"**{table.title}**", markdown(table)]
         parts += [table.note] if table.note else []
     return "\n\n".join(parts)
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown, without its title and note."""
+    rule = ["---", "---", *["---:"] * (len(table.heads) - 2)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [table.heads, rule, *table.lines])
