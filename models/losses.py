@@ -59,9 +59,14 @@ def pem_loss(logits: Tensor, pseudo_labels: Tensor, threshold: float) -> tuple[T
     logits (B, M); pseudo_labels (B, M): the prompter's probabilities. A sample is kept if the probability of its most
     likely entity is at least `threshold`. Returns the loss and kept (B,), boolean.
     """
-    kept = pseudo_labels.amax(dim=1) >= threshold
+    kept = kept_labels(pseudo_labels, threshold)
     losses = -(pseudo_labels * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
     return (losses * kept).sum(), kept
+
+
+def kept_labels(pseudo_labels: Tensor, threshold: float) -> Tensor:
+    """Which samples PEM keeps (B,): the most likely entity of pseudo_labels (B, M) has at least `threshold`."""
+    return pseudo_labels.amax(dim=1) >= threshold
 
 
 def box_mask(boxes: Tensor, grid: int) -> Tensor:

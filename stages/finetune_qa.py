@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alpro.errors import InputError
 from alpro.models.folder import ModelFolder
@@ -44,6 +44,12 @@ class Config(FineTuningConfig):
         "answer to index, a JSON list, or lines",
         json_schema_extra=FILE,
     )
+
+    @model_validator(mode="after")
+    def _no_contrast(self) -> "Config":
+        if self.contrast == "batch":
+            raise ValueError("contrast = batch: question answering has no contrastive loss; remove the key")
+        return self
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:

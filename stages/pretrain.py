@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -47,6 +47,12 @@ class Config(EncoderConfig, MatchingConfig):
     threshold: float = Field(
         0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
     )
+
+    @model_validator(mode="after")
+    def _has_contrast(self) -> "Config":
+        if self.contrasts_whole_batch and not self.weights.vtc:
+            raise ValueError("contrast = batch needs the contrastive loss, but weights.vtc is 0; remove one of the two")
+        return self
 
     @property
     def needs_prompter(self) -> bool:

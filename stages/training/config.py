@@ -77,8 +77,13 @@ class TrainingConfig(StageConfig):
     accumulation_steps: int = Field(
         1,
         ge=1,
-        description="gradient accumulation: micro-batches per step; the contrastive loss is computed within "
-        "a micro-batch, so this changes the result",
+        description="gradient accumulation: micro-batches per step; see `contrast`",
+    )
+    contrast: Literal["micro_batch", "batch"] = Field(
+        "micro_batch",
+        description="pairs that the contrastive loss compares. micro_batch: those of a micro-batch, so that "
+        "accumulation_steps changes the result; batch: those of the step, as without accumulation, but micro-batches "
+        "are encoded twice; negative_pool_size must be set then where it exists",
     )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     schedule: Literal["run", "phase"] = Field(
@@ -124,6 +129,11 @@ class TrainingConfig(StageConfig):
     mixed_precision: bool = Field(True, description="bfloat16 autocast on GPUs")
 
     @property
+    def contrasts_whole_batch(self) -> bool:
+        """Whether contrast goes beyond a micro-batch (`contrast_cache`)."""
+        return self.contrast == "batch" and self.accumulation_steps > 1
+
+    @property
     def corpora(self) -> list[str]:
         """The distinct names of the training corpora, in the order of the phases."""
         return list(dict.fromkeys(name for phase in self.phases for name in phase.corpora))
@@ -165,6 +175,11 @@ class MatchingConfig(TrainingConfig):
     @model_validator(mode="after")
     def _whole_pools(self) -> "MatchingConfig":
         part = self.batch_size // self.accumulation_steps
+        if self.contrasts_whole_batch and not self.negative_pool_size:
+            raise ValueError(
+                "contrast = batch with accumulation_steps needs negative_pool_size: hard negatives from the whole "
+                f"batch would need the tokens of all micro-batches; set it to a divisor of {part}, such as {part}"
+            )
         if self.negative_pool_size and part % self.negative_pool_size:
             raise ValueError(
                 f"negative_pool_size {self.negative_pool_size} does not divide batch_size / accumulation_steps = {part}"

@@ -45,6 +45,7 @@ class Batch:
     masked: Tensor | None = None  # (B, L) token ids after masking (MLM)
     labels: Tensor | None = None  # (B, L) ids of the masked tokens, -100 elsewhere
     boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
+    pseudo_labels: Tensor | None = None  # (B, M) of the crops; None: the objective asks the prompter
     answers: Tensor | None = None  # (B,) answer indices, -100 = not in the vocabulary
     uniforms: Tensor | None = None  # (B, 2) in [0, 1): they sample the hard negatives; None: sampled in the objective
     max_masked: int = 0  # upper bound of the masked tokens per text; 0: not known

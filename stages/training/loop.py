@@ -23,6 +23,7 @@ from alpro.stages.execution.interface import EXIT_INTERRUPTED, Resources
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from alpro.stages.training.clock import Clock, memory_gib
 from alpro.stages.training.config import TrainingConfig
+from alpro.stages.training.contrast_cache import MicroBatch, contrast_whole_batch
 from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_sum, gather_bytes
 from alpro.stages.training.examples import Batch, TrainingDataset
 from alpro.stages.training.flops import StepFlops, peak
@@ -270,9 +271,9 @@ class _Run:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         parts, rows = batch.split(self.config.accumulation_steps), []
-        for number, part in enumerate(parts, 1):
+        for number, (part, context) in enumerate(self.contrasted(parts), 1):
             with self.gradient_sync(last=number == len(parts)):
-                with self.autocast(), record_function("forward"):
+                with self.autocast(), context(), record_function("forward"):
                     loss, metrics = self.module(part)
                 with record_function("backward"):
                     (loss / len(parts)).backward()
@@ -290,6 +291,14 @@ class _Run:
         self.mean.add(names, values, finite)
         self.skipped.add(self.state.step, batch.ids, names, values, finite)
         return sum(self.flops(part) for part in parts)
+
+    def contrasted(self, parts: list[Batch]) -> list[MicroBatch]:
+        """The micro-batches of a step, each with the context of its forward pass; see `TrainingConfig.contrast`."""
+        if not self.config.contrasts_whole_batch:
+            return [(part, nullcontext) for part in parts]
+        with record_function("contrast"):
+            key = (self.config.seed, 41, self.state.step, self.world.rank)
+            return contrast_whole_batch(self.objective, parts, self.autocast, key)
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
         """Averages gradients over the ranks in the last micro-batch of a step only."""

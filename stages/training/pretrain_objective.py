@@ -5,15 +5,15 @@ To add a loss, add its weight to `LossWeights`, its parts of the model to `TRAIN
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, Prompter
-from alpro.models.losses import box_mask, mlm_loss, pem_loss
+from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
 from alpro.stages.execution.interface import StageConfig
-from alpro.stages.training.distributed import all_reduce_sum
 from alpro.stages.training.examples import Batch
 from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, world_size
 
@@ -63,6 +63,7 @@ class PretrainObjective(MatchingObjective):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         frames = self.pixels(batch.frames)
+        batch = self.labeled(batch, frames)
         video = self.model.encode_video(frames)
         text, masked = self.encode_texts(batch)
         terms: dict[str, tuple[Tensor, Metrics]] = {}
@@ -76,9 +77,30 @@ class PretrainObjective(MatchingObjective):
         if "mlm" in fused:
             terms["mlm"] = self.masked_words(*fused["mlm"])
         if "pem" in fused:
-            terms["pem"] = self.entities(batch, frames, *fused["pem"])
+            terms["pem"] = self.entities(batch, *fused["pem"])
         total = torch.stack([self.weights[name] * loss for name, (loss, _) in terms.items()]).sum()
         return total, {name: value for _, metrics in terms.values() for name, value in metrics.items()}
+
+    def labeled(self, batch: Batch, frames: Tensor) -> Batch:
+        """The batch with the prompter's pseudo-labels of the crops, for PEM, unless it has them already."""
+        if "pem" not in self.losses or batch.pseudo_labels is not None:
+            return batch
+        assert batch.boxes is not None
+        assert self.prompter is not None
+        prompts = self.image_prompts if batch.kind == "image" else self.video_prompts
+        labels = self.prompter.pseudo_labels(frames, batch.boxes, prompts, self.black)
+        return replace(batch, pseudo_labels=labels)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """VTM: pairs; MLM: masked words; PEM: kept samples of a batch with pseudo-labels."""
+        counts = super().counts(batch) if "vtm" in self.losses else {}
+        if "mlm" in self.losses:
+            assert batch.labels is not None
+            counts["mlm"] = (batch.labels != -100).sum()
+        if "pem" in self.losses:
+            assert batch.pseudo_labels is not None
+            counts["pem"] = kept_labels(batch.pseudo_labels, self.threshold).sum()
+        return counts
 
     def encode_texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Text tokens (B, L, D) of the clean and of the masked texts in one pass; without MLM, the clean ones twice."""
@@ -133,22 +155,18 @@ class PretrainObjective(MatchingObjective):
     def masked_words(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
         """MLM, averaged over the masked words of all ranks. tokens (B, P, D), labels (B, P), -100 = not masked."""
         scores = self.model.mlm_scores(tokens)
-        count = all_reduce_sum((labels != -100).sum())
-        loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) * world_size() / count.clamp(min=1)
+        count = self.total("mlm", (labels != -100).sum())
+        loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) * world_size() / count
         return loss, {"loss_mlm": loss.detach()}
 
-    def entities(self, batch: Batch, frames: Tensor, patches: Tensor, inside: Tensor) -> tuple[Tensor, Metrics]:
-        """PEM, averaged over the kept samples of all ranks.
+    def entities(self, batch: Batch, patches: Tensor, inside: Tensor) -> tuple[Tensor, Metrics]:
+        """PEM, averaged over the kept samples of all ranks (`total`).
 
-        frames (B, T, 3, S, S), normalized; patches (B, P, D): fused patch tokens of the positive pairs, averaged where
-        `inside` (B, P) the crop.
+        patches (B, P, D): fused patch tokens of the positive pairs, averaged where `inside` (B, P) the crop.
         """
-        assert batch.boxes is not None
-        assert self.prompter is not None
-        prompts = self.image_prompts if batch.kind == "image" else self.video_prompts
-        pseudo_labels = self.prompter.pseudo_labels(frames, batch.boxes, prompts, self.black)
-        summed, kept = pem_loss(self.model.pem_logits(patches, inside), pseudo_labels, self.threshold)
-        loss = summed * world_size() / all_reduce_sum(kept.sum()).clamp(min=1)
+        assert batch.pseudo_labels is not None
+        summed, kept = pem_loss(self.model.pem_logits(patches, inside), batch.pseudo_labels, self.threshold)
+        loss = summed * world_size() / self.total("pem", kept.sum())
         return loss, {"loss_pem": loss.detach(), "pseudo_labels_kept": kept.float().mean()}
 
 

@@ -33,6 +33,8 @@ loop.SYNC_SECONDS = 0  # the ranks ask each other after every step
 RUNS = {
     "plain": {"steps": 4},
     "accumulated": {"steps": 2, "accumulation_steps": 2},
+    "in one piece": {"steps": 2, "pool": 4},
+    "contrast over the batch": {"steps": 2, "pool": 4, "accumulation_steps": 2, "contrast": "batch"},
     "a loss of one rank is NaN": {"steps": 2, "spoil": "loss"},
     "a gradient of one rank is infinite": {"steps": 2, "spoil": "gradient"},
     "dropout": {"steps": 1, "dropout": 0.5},
@@ -69,6 +71,9 @@ class Batches:
     def __len__(self) -> int:
         return self.steps
 
+    def schedule_of(self, step: int) -> tuple[int, int]:
+        return step, self.steps
+
     def loader(self, first: int, *_) -> Iterator[Batch]:
         for step in range(first, self.steps):
             if step == self.stop:
@@ -84,6 +89,8 @@ def train(
     spoil: str = "",
     dropout: float = 0.0,
     stop: int = -1,
+    pool: int = 0,
+    contrast: str = "micro_batch",
 ):
     """One run; returns its weights by name, and what was noted."""
     values = {"video": VIDEO, "text": TEXT | {"dropout": dropout}, "embed_dim": 8, "init": "scratch"}
@@ -91,10 +98,11 @@ def train(
     resources = Resources(device="cpu", checkpoint_interval=3600)
     config = MatchingConfig.model_validate(
         {"phases": [{"corpora": ["x"], "steps": steps}], "batch_size": SIZE, "accumulation_steps": accumulation_steps}
+        | {"contrast": contrast, "negative_pool_size": pool}
         | {"lr": 1e-2, "eps": 1e-3, "warmup_ratio": 0.0, "log_every": 4 if steps == 4 else 1}
     )
     torch.manual_seed(0)
-    objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3)
+    objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3, pool)
     objective.spoil, objective.last = spoil, world.rank == world.size - 1
     noted: dict[str, Tensor] = {}
 

@@ -66,9 +66,21 @@ def test_two_ranks_have_the_weights_and_metrics_of_one(run, both, lines, tmp_pat
         assert line == pytest.approx({name: other[name] for name in line}, rel=1e-3)
 
 
+def test_contrast_over_the_batch_is_that_of_one_piece_on_any_number_of_ranks(both, lines, tmp_path):
+    """Pools of 4 span the two ranks that share a micro-batch of 4."""
+    one = weights(alone(tmp_path, "in one piece"))
+    for actual in ("in one piece", "contrast over the batch"):
+        for name, value in weights(both(actual)[0]).items():
+            torch.testing.assert_close(value, one[name], atol=1e-4, rtol=1e-4, msg=name)
+    for line, other in zip(lines("contrast over the batch"), lines("in one piece"), strict=True):
+        assert line == pytest.approx(other, rel=1e-4)
+    accumulated = weights(both("accumulated")[0])
+    assert not all(torch.allclose(value, accumulated[name], atol=1e-3) for name, value in one.items())
+
+
 def test_gradients_are_averaged_once_a_step_however_many_parts_it_has(both):
     """With the last part alone."""
-    for actual in both("accumulated"):
+    for actual in [*both("accumulated"), *both("contrast over the batch")]:
         assert actual["averaged"].item() == 2  # steps
     for actual in both("plain"):
         assert actual["averaged"].item() == 4

@@ -60,6 +60,16 @@ def test_an_interrupted_run_with_randomness_has_the_same_result(new_run, objecti
     assert_same(whole, broken)
 
 
+def test_an_interrupted_run_with_contrast_over_the_batch_has_the_same_result(new_run):
+    """Its random numbers are those of the step, not of the generator in the checkpoint."""
+    settings = {"dropout": 0.2, "accumulation_steps": 2, "contrast": "batch"}
+    whole, broken = (new_run(name, **settings) for name in ("whole", "broken"))
+    whole.start()
+    broken.interrupt(3)
+    broken.start()
+    assert_same(whole, broken)
+
+
 def test_a_killed_run_resumes_from_its_last_checkpoint_and_rewrites_metrics(new_run):
     whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
     whole.start()
