@@ -136,9 +136,7 @@ def draw_scene(
             radius = rng.uniform(0.18, 0.32)
             x, y = rng.uniform(0.22, 0.78, 2)
         angle, clockwise = float(rng.uniform(-15, 15)), bool(rng.random() < 0.5)
-        things.append(
-            Thing(kind, colour, moves, float(x), float(y), float(radius), float(reach), angle, clockwise)
-        )
+        things.append(Thing(kind, colour, moves, float(x), float(y), float(radius), float(reach), angle, clockwise))
     return Scene(tuple(things), relation, int(rng.integers(2**31)))
 
 
