@@ -132,7 +132,12 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> ClipFolder:
         model, report = AutoModel.from_pretrained(name, output_loading_info=True)
         if missing := sorted(report["missing_keys"]):
             raise InputError(f"{where}: weights are missing, such as {missing[0]}")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer, words = AutoTokenizer.from_pretrained(name), config.text_config.vocab_size
+        if len(tokenizer) < words / 2:  # without its files, transformers makes one without words
+            raise InputError(
+                f"{where}: its tokenizer has {len(tokenizer)} tokens, and the model {words}; add the model's own "
+                "tokenizer, such as tokenizer.json"
+            )
         processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
         mean, std = processor["image_mean"], processor["image_std"]
         length = config.text_config.max_position_embeddings
