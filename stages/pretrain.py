@@ -110,16 +110,16 @@ def load_teacher(
 ) -> tuple[Prompter | None, Tokenizer, Preprocessing]:
     """The prompter, if one is required, and the tokenizer and the normalization of the model to train: those of a
     trained prompter. A CLIP or SigLIP keeps its own, and converts the frames."""
-    prompter = None
-    if config.needs_prompter:
-        teacher = load_prompter(inputs.get("prompter", inputs["prompts"]), device)
-        prompter = cast(Prompter, teacher.model)
-        if not isinstance(prompter, ClipPrompter):
-            return prompter, teacher.tokenizer, teacher.preprocessing
+    teacher = load_prompter(inputs.get("prompter", inputs["prompts"]), device) if config.needs_prompter else None
+    if teacher and not isinstance(teacher.model, ClipPrompter):
+        return cast(Prompter, teacher.model), teacher.tokenizer, teacher.preprocessing
+    tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
     preprocessing = measure_preprocessing(config, inputs)
-    if prompter:
-        prompter.accept(config.model.video, preprocessing.mean, preprocessing.std)
-    return prompter, Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json"))), preprocessing
+    if teacher is None:
+        return None, tokenizer, preprocessing
+    prompter = cast(ClipPrompter, teacher.model)
+    prompter.accept(config.model.video, preprocessing.mean, preprocessing.std)
+    return prompter, tokenizer, preprocessing
 
 
 @torch.no_grad()
