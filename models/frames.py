@@ -42,7 +42,12 @@ def normalize_frames(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Te
 
     mean, std (3, 1, 1): per channel, of pixels in [0, 1].
     """
-    pixels = frames.flatten(0, 1).float() / 255
-    if pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    pixels = resize(frames.flatten(0, 1).float() / 255, size)
     return ((pixels - mean) / std).view(*frames.shape[:2], 3, size, size)
+
+
+def resize(pixels: Tensor, size: int) -> Tensor:
+    """Images (N, 3, H, W) -> (N, 3, size, size), if they are not of this size."""
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)

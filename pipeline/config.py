@@ -89,11 +89,17 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_start(self) -> "PipelineConfig":
-        pretraining = self.train_prompter is not None, self.pretrain is not None
+        clip = self.cache_prompts.prompter
+        pretraining = bool(clip) or self.train_prompter is not None, self.pretrain is not None
         if self.pretrained and any(pretraining):
-            raise ValueError("set pretrained, or [train_prompter] and [pretrain], not both")
+            raise ValueError("set pretrained, or a prompter and [pretrain], not both")
         if not self.pretrained and not all(pretraining):
-            raise ValueError("set [train_prompter] and [pretrain], or pretrained: the model folder to start from")
+            prompter = "[train_prompter] or cache_prompts.prompter"
+            raise ValueError(f"set {prompter}, and [pretrain]; or pretrained: the model folder to start from")
+        if clip and self.pretrain and self.pretrain.start == "prompter":
+            raise ValueError(
+                f"pretrain.start: no prompter is trained with cache_prompts.prompter = {clip!r}; set it to scratch"
+            )
         return self
 
     @model_validator(mode="after")

@@ -57,12 +57,13 @@ def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -
     retrieval = qa = pretrained = None
     teacher: dict[str, Step] = {}
     folder = Path(config.pretrained) if config.pretrained else None
-    if config.train_prompter and config.pretrain:
+    if config.pretrain:
         vocabulary = add("build_vocabulary", config.build_vocabulary, phases["pretrain"])
         teacher = {"vocabulary": vocabulary}
         if config.pretrain.needs_prompter:
-            training = {**teacher, **phases["train_prompter"]}
-            teacher["prompter"] = add("train_prompter", config.train_prompter, training)
+            if config.train_prompter and not config.cache_prompts.prompter:
+                training = {**teacher, **phases["train_prompter"]}
+                teacher["prompter"] = add("train_prompter", config.train_prompter, training)
             teacher["prompts"] = add("cache_prompts", config.cache_prompts, teacher)
         pretrained = add("pretrain", config.pretrain, {**teacher, **phases["pretrain"]})
     name = model_task(folder) if folder else "pretrained"

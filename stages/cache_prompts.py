@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -12,10 +13,12 @@ from torch.nn.functional import normalize
 
 from alpro.files import write_json
 from alpro.models.alpro import DualEncoder
+from alpro.models.clip_prompter import load_clip
+from alpro.models.folder import ModelFolder
 from alpro.models.templates import Templates, fill
 from alpro.stages import Stage
 from alpro.stages.evaluation.encode import embed_texts, load_model
-from alpro.stages.execution.interface import Outcome, Resources, StageConfig, require
+from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
 from alpro.stages.training.distributed import pick_device
 
 VERSION = 4
@@ -31,16 +34,27 @@ class Config(StageConfig):
     """Prompts of the entities; their templates are set in `[templates]`."""
 
     templates: Templates = Templates()
+    prompter: str = Field(
+        "",
+        description="a CLIP or SigLIP of transformers as the prompter, instead of training one: a hub name such as "
+        "openai/clip-vit-base-patch32, or a folder; empty: the trained prompter",
+        json_schema_extra=FILE_OR_NAME,
+    )
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `prompter`, `vocabulary`.
+    """inputs: `vocabulary`, and `prompter` unless it is configured.
 
     Writes prompts.safetensors with `video` and `image`, each (M, E); entities.json; and prompts.parquet with the
-    disagreement of the prompts of each entity and the nearest other entity.
+    disagreement of the prompts of each entity and the nearest other entity. A configured prompter is copied to model/:
+    the later stages then use these weights, whatever becomes of the folder or the hub.
     """
     device = pick_device(resources)
-    prompter = load_model(inputs["prompter"], device)
+    if config.prompter:
+        prompter: ModelFolder = load_clip(config.prompter, device)
+        prompter.save_pretrained(out / "model")
+    else:
+        prompter = load_model(inputs["prompter"], device)
     entities = read_entities(inputs["vocabulary"])
     prompts = {
         kind: embed(prompter.model, prompter.tokenizer, entities, templates, device)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from alpro.files import atomic_write
 from alpro.models.alpro import Alpro, Prompter
-from alpro.models.folder import ModelFolder, start_from
+from alpro.models.clip_prompter import ClipPrompter
+from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages import Stage
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.evaluation.encode import load_model
+from alpro.stages.evaluation.encode import load_model, load_prompter
 from alpro.stages.evaluation.entities import true_entities
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, require
@@ -56,27 +57,23 @@ class Config(EncoderConfig, MatchingConfig):
 
     @property
     def needs_prompter(self) -> bool:
-        """Whether a trained prompter is required, for pseudo-labels or initial weights."""
+        """Whether a prompter is required, for pseudo-labels or initial weights."""
         return self.weights.pem > 0 or self.start == "prompter"
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `vocabulary`, the corpora of the phases by name; `prompter` and `prompts` if `config.needs_prompter`.
+    """inputs: `vocabulary`, the corpora of the phases by name; `prompter` and `prompts` if `config.needs_prompter`, or
+    only `prompts`, of a CLIP or SigLIP.
 
     Writes model/ and pictures/.
     """
     entities = read_entities(inputs["vocabulary"])
 
     def build(device: torch.device) -> Training:
-        prompter: Prompter | None = None
+        prompter, tokenizer, preprocessing = load_teacher(config, inputs, device)
         prompts: dict[str, Tensor] = {}
-        if config.needs_prompter:
-            teacher = load_model(inputs["prompter"], device)
-            prompter, tokenizer, preprocessing = cast(Prompter, teacher.model), teacher.tokenizer, teacher.preprocessing
+        if prompter:
             prompts = {kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()}
-        else:
-            tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
-            preprocessing = measure_preprocessing(config, inputs)
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         config.load_initial(model)
         if prompter and config.start == "prompter":
@@ -113,6 +110,23 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     trained = train(build, config, inputs, out, resources)
     counts = {"steps": trained.steps, "samples_without_caption": trained.data.skipped, "entities": len(entities)}
     return Outcome(counts, trained.metrics)
+
+
+def load_teacher(
+    config: Config, inputs: dict[str, Path], device: torch.device
+) -> tuple[Prompter | None, Tokenizer, Preprocessing]:
+    """The prompter, if one is required, and the tokenizer and the normalization of the model to train: those of a
+    trained prompter. A CLIP or SigLIP keeps its own, and converts the frames."""
+    teacher = load_prompter(inputs.get("prompter", inputs["prompts"]), device) if config.needs_prompter else None
+    if teacher and not isinstance(teacher.model, ClipPrompter):
+        return cast(Prompter, teacher.model), teacher.tokenizer, teacher.preprocessing
+    tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
+    preprocessing = measure_preprocessing(config, inputs)
+    if teacher is None:
+        return None, tokenizer, preprocessing
+    prompter = cast(ClipPrompter, teacher.model)
+    prompter.accept(config.model.video, preprocessing.mean, preprocessing.std)
+    return prompter, tokenizer, preprocessing
 
 
 @torch.no_grad()

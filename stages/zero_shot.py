@@ -8,7 +8,7 @@ from pydantic import Field
 
 from alpro.stages import Stage
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.evaluation.encode import load_model
+from alpro.stages.evaluation.encode import load_prompter
 from alpro.stages.evaluation.entities import Crop, best_constant, entities_of_crops, entity_accuracy
 from alpro.stages.evaluation.metrics import (
     CROP_ACCURACY,
@@ -46,7 +46,8 @@ class Config(EvaluationConfig):
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `pretrained`, or `prompter`, `prompts` and `vocabulary`, or all of them; and the corpora by name.
+    """inputs: `pretrained`, or `prompter`, `prompts` and `vocabulary`, or all of them; and the corpora by name. Without
+    `prompter`, it is the one in `prompts`.
 
     Writes results.json and per-query tables.
     """
@@ -69,7 +70,7 @@ def retrieval(config: Config, inputs: dict[str, Path], results: Results, device:
 
 def entities(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
     """Accuracy of the prompter's most likely entity per clip, and on random crops of the clips."""
-    prompter = load_model(inputs["prompter"], device)
+    prompter = load_prompter(inputs.get("prompter", inputs["prompts"]), device)
     folder = inputs[config.retrieval or config.qa]
     prompts, names = read_prompts(inputs["prompts"]), read_entities(inputs["vocabulary"])
     left_out = excluded(config, folder)

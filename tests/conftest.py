@@ -201,6 +201,40 @@ def tiny_model() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def clip_folders(tmp_path_factory) -> dict[str, Path]:
+    """Small random models of transformers with images of 32 x 32, texts of 24 tokens (characters) and dropout in
+    training: the folders of a `clip` and a `siglip`."""
+    import json
+
+    import torch
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
+
+    pieces = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz." for end in ("", "</w>")]
+    vocabulary = {piece: n for n, piece in enumerate(["<|startoftext|>", "<|endoftext|>", *pieces])}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"attention_dropout": 0.5}
+    text = sizes | {"vocab_size": len(vocabulary), "max_position_embeddings": 24}
+    text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_size": 16}
+    shapes = {"text_config": text, "vision_config": sizes | {"image_size": 32, "patch_size": 16}}
+    torch.manual_seed(5)
+    clip, siglip = CLIPModel(CLIPConfig(projection_dim=16, **shapes)), SiglipModel(SiglipConfig(**shapes))
+    folders = {}
+    for name, model in {"clip": clip, "siglip": siglip}.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        with torch.no_grad():
+            for parameter in model.parameters():  # far from initialization: labels differ
+                parameter.mul_(3) if parameter.dim() > 1 else parameter
+            model.logit_scale.fill_(1.5)
+            if name == "siglip":
+                model.logit_bias.fill_(-4)
+        model.save_pretrained(folders[name])
+        CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folders[name])
+        constants = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+        (folders[name] / "preprocessor_config.json").write_text(json.dumps(constants))
+    return folders
+
+
+@pytest.fixture(scope="session")
 def training() -> Callable[..., Any]:
     """training(corpora, steps, group_batches=..., **changes): a TrainingConfig of one phase."""
     from alpro.stages.training.config import TrainingConfig

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder
+from alpro.models.clip_prompter import ClipPrompter, is_clip, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import VideoConfig
@@ -41,11 +42,23 @@ class Videos:
 
 def load_model(folder: Path, device: torch.device) -> ModelFolder:
     """Loads a model folder, or the folder model/ of an artifact. Raises InputError if it is not valid."""
-    inside = folder / "model"
     try:
-        return ModelFolder.from_pretrained(inside if inside.is_dir() else folder, device)
+        return ModelFolder.from_pretrained(model_folder(folder), device)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def load_prompter(folder: Path, device: torch.device) -> ModelFolder:
+    """Loads a model as `load_model`, or a CLIP or SigLIP, such as that in an artifact of cache_prompts. Raises
+    InputError if it is not valid."""
+    inside = model_folder(folder)
+    return load_clip(str(inside), device) if is_clip(inside) else load_model(inside, device)
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder model/ of an artifact, or the folder itself."""
+    inside = folder / "model"
+    return inside if inside.is_dir() else folder
 
 
 @torch.no_grad()
@@ -66,7 +79,9 @@ def encode_texts(
 def embed_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
 ) -> Tensor:
-    """The features (N, E) of texts, without their tokens."""
+    """The features (N, E) of texts, without their tokens. A CLIP truncates texts at its own length."""
+    if isinstance(model, ClipPrompter):
+        return model.embed_texts(tokenizer, texts, batch)
     parts = [texts[start : start + batch] for start in range(0, len(texts), batch)]
     return torch.cat([encode_texts(model, tokenizer, part, length, device, batch).features for part in parts])
 
@@ -85,11 +100,14 @@ def encode_videos(
     reorder: permutation of the frames of a clip, for the controls.
     """
     config = encoder.model.config.video
-    tokens = torch.empty(len(numbers), 1 + config.grid**2, config.width, device=device)
+    tokens = torch.empty(0, 1, config.width, device=device)
     for start in range(0, len(numbers), batch):
         part = slice(start, start + batch)
         frames = np.stack([uniform_frames(reader, n, config, reorder) for n in numbers[part]])
-        tokens[part] = encoder.model.encode_video(encoder.pixels(torch.from_numpy(frames).to(device)))
+        encoded = encoder.model.encode_video(encoder.pixels(torch.from_numpy(frames).to(device)))
+        if not start:  # filled in place to avoid a second copy
+            tokens = encoded.new_empty(len(numbers), *encoded.shape[1:])
+        tokens[part] = encoded
     return Videos(tokens, encoder.model.project_video(tokens).float())
 
 

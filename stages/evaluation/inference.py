@@ -16,7 +16,7 @@ from alpro.shards.decode import DecodeError, decode_image, decode_video
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.shards.schema import IMAGE_EXTENSIONS
 from alpro.stages.cache_prompts import read_prompts
-from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, load_model
+from alpro.stages.evaluation.encode import Texts, Videos, embed_texts, encode_texts, load_prompter
 from alpro.stages.evaluation.retrieval import match_all
 from alpro.stages.execution.interface import Resources, require
 from alpro.stages.training.distributed import pick_device
@@ -48,10 +48,11 @@ class Model:
         """Loads a model folder, or an artifact that contains one.
 
         prompts: the artifact of cache_prompts with the entities of a prompter; not needed if the folder itself has
-        prompts.safetensors, as those of `alpro import-checkpoint` do. Raises InputError if a file is missing.
+        prompts.safetensors, as those of `alpro import-checkpoint` do, and the artifact of cache_prompts with a CLIP or
+        SigLIP as the prompter. Raises InputError if a file is missing.
         """
         target = pick_device(Resources(device=device))
-        loaded = load_model(Path(folder), target)
+        loaded = load_prompter(Path(folder), target)
         source = Path(prompts) if prompts else Path(folder)
         if not prompts and not (source / "prompts.safetensors").is_file():
             return cls(loaded, {}, target)
@@ -100,7 +101,8 @@ class Model:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """L2-normalized embeddings (N, E)."""
-        return self.texts(texts).features
+        folder, length = self.folder, self.folder.preprocessing.max_text_tokens
+        return embed_texts(folder.model, folder.tokenizer, several(texts), length, self.device)
 
     @torch.inference_mode()
     def match(self, files: Sequence[PathLike], texts: Sequence[str]) -> Tensor:

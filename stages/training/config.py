@@ -216,7 +216,7 @@ class EncoderConfig(TrainingConfig):
     normalization: Literal["clip", "corpus"] = Field(
         "clip",
         description="mean and std of the pixels: those of CLIP, as in the paper, or those of the corpora; pre-training "
-        "with a prompter uses the prompter's",
+        "with a trained prompter uses the prompter's",
     )
 
     def load_initial(self, model: DualEncoder) -> None:

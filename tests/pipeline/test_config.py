@@ -1,5 +1,6 @@
 """Configuration: shipped files are valid, changes reach their keys, errors are one line."""
 
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +24,33 @@ def test_every_shipped_configuration_is_valid(name, tmp_path):
 
 
 def test_pretraining_stages_and_a_pretrained_model_exclude_each_other(tmp_path):
-    with pytest.raises(InputError, match=r"set \[train_prompter\] and \[pretrain\], or pretrained"):
+    with pytest.raises(InputError, match=r"set \[train_prompter\] .* and \[pretrain\]; or pretrained"):
         load_config("msrvtt_qa", str(tmp_path))
     with pytest.raises(InputError, match="not both"):
         load_config(TINY, changes=["pretrained=imported/alpro"])
+    with pytest.raises(InputError, match="not both"):
+        load_config("msrvtt_qa", str(tmp_path), ["pretrained=imported/alpro", "cache_prompts.prompter=a/clip"])
+
+
+def test_a_clip_as_the_prompter_replaces_its_training_and_is_no_start(tmp_path):
+    changes = ["cache_prompts.prompter=openai/clip-vit-base-patch32"]
+    with pytest.raises(InputError, match=r"pretrain\.start: no prompter is trained with .*; set it to scratch$"):
+        load_config(TINY, changes=changes)
+    changes.append("pretrain.start=scratch")
+    assert load_config(TINY, changes=changes).cache_prompts.prompter == "openai/clip-vit-base-patch32"
+    without = re.sub(r"\n\[train_prompter\].*?(?=\n\[pretrain\])", "", Path(TINY).read_text(), flags=re.DOTALL)
+    (tmp_path / "own.toml").write_text(without)
+    with pytest.raises(InputError, match=r"set \[train_prompter\] or cache_prompts\.prompter, and \[pretrain\]"):
+        load_config(str(tmp_path / "own.toml"))
+    assert load_config(str(tmp_path / "own.toml"), changes=changes).train_prompter is None
+
+
+def test_the_prompter_is_a_name_or_an_existing_folder(tmp_path, monkeypatch):
+    (tmp_path / "openai" / "clip").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name, expected in (("openai/clip", str(tmp_path / "openai" / "clip")), ("openai/other", "openai/other")):
+        config = load_config(TINY, changes=["pretrain.start=scratch", f"cache_prompts.prompter={name}"])
+        assert config.cache_prompts.prompter == expected
 
 
 def test_prompter_and_pretraining_share_the_model_configuration():

@@ -152,6 +152,19 @@ def test_zero_shot_keeps_the_crops_that_pem_keeps(tmp_path):
     assert (config.threshold, config.entity_crops) == (0.35, 3)
 
 
+def test_with_a_clip_no_prompter_is_trained(tmp_path):
+    before = steps_of(tmp_path, "pretrain.start=scratch")
+    after = steps_of(tmp_path, "pretrain.start=scratch", "cache_prompts.prompter=openai/clip-vit-base-patch32")
+    assert before.keys() - after.keys() == {"train_prompter"}
+    assert set(after["cache_prompts"].inputs) == {"vocabulary"}
+    assert set(after["pretrain"].inputs) == {"vocabulary", "prompts", "clips", "stills"}
+    assert set(after["zero_shot"].inputs) == {"pretrained", "vocabulary", "prompts", "clips"}
+    changed = {name for name in after if before[name].fingerprint != after[name].fingerprint}
+    assert changed == {"cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
+    none = steps_of(tmp_path, "cache_prompts.prompter=a/b", "pretrain.start=scratch", "pretrain.weights.pem=0")
+    assert not {"train_prompter", "cache_prompts"} & none.keys()
+
+
 @pytest.mark.parametrize(
     "change", ["resources.workers=2", "resources.processes=3", "resources.device='cpu'", "resources.artifacts='s'"]
 )

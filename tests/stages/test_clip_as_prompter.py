@@ -1,0 +1,145 @@
+"""A CLIP or SigLIP of transformers instead of a trained prompter, through the stages that use one."""
+
+import shutil
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from alpro.errors import InputError
+from alpro.files import read_json
+from alpro.models.alpro import Alpro
+from alpro.models.clip_prompter import ClipPrompter, load_clip
+from alpro.models.folder import ModelFolder
+from alpro.models.templates import Templates
+from alpro.stages import cache_prompts, pretrain, zero_shot
+from alpro.stages.cache_prompts import read_entities, read_prompts
+from alpro.stages.evaluation.inference import Model
+from alpro.stages.training.examples import TrainingDataset
+from alpro.stages.training.flops import StepFlops
+from alpro.stages.training.metrics import read_metrics
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+
+TEMPLATES = Templates(video=("A video of a {}.",), image=("A photo of a {}.", "one {}"))
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def cached(kind, clip_folders, vocabulary, tmp_path_factory, resources):
+    """The artifact of cache_prompts; the folder of the model is gone afterwards."""
+    source = shutil.copytree(clip_folders[kind], tmp_path_factory.mktemp("source") / "clip")
+    out = tmp_path_factory.mktemp("prompts")
+    config = cache_prompts.Config(templates=TEMPLATES, prompter=str(source))
+    cache_prompts.run(config, {"vocabulary": vocabulary}, out, resources)
+    shutil.rmtree(source)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory, resources):
+    """The artifact of two steps of pre-training with all losses, on batches of videos and of images."""
+    out = tmp_path_factory.mktemp("pretrain")
+    config = pretrain.Config(
+        phases=[{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}],
+        model=tiny_model(),
+        normalization="corpus",
+        batch_size=4,
+        lr=1e-3,
+        max_text_tokens=16,
+        threshold=0.0,
+        log_every=1,
+    )
+    pretrain.run(
+        config, {"vocabulary": vocabulary, "prompts": cached, "clips": clips, "stills": stills}, out, resources
+    )
+    return out
+
+
+def test_prompts_are_the_means_of_transformers_text_features(cached, kind, clip_folders, vocabulary):
+    prompts, entities = read_prompts(cached), read_entities(vocabulary)
+    loaded = load_clip(str(clip_folders[kind]))
+    model, tokenizer = loaded.model.clip, loaded.tokenizer
+
+    def embedded(text: str) -> torch.Tensor:
+        words = tokenizer(text.lower(), padding="max_length", max_length=24, truncation=True, return_tensors="pt")
+        mask = {"attention_mask": words["attention_mask"]} if kind == "clip" else {}
+        with torch.no_grad():
+            return normalize(model.get_text_features(input_ids=words["input_ids"], **mask).pooler_output, dim=1)[0]
+
+    for number, entity in enumerate(entities):
+        torch.testing.assert_close(prompts["video"][number], embedded(f"A video of a {entity}."), atol=1e-5, rtol=1e-4)
+        mean = (embedded(f"A photo of a {entity}.") + embedded(f"one {entity}")) / 2
+        torch.testing.assert_close(prompts["image"][number], mean, atol=1e-5, rtol=1e-4)
+
+
+def test_pretraining_learns_from_its_pseudo_labels(pretraining, clips, stills):
+    """The model's normalization stays its own: not that of the prompter, as if there were none."""
+    losses = [line for line in read_metrics(pretraining / "metrics.jsonl") if "train/loss_pem" in line]
+    assert len(losses) == 4
+    assert all(line["train/loss_pem"] > 0.1 for line in losses)
+    assert all(line["train/pseudo_labels_kept"] == 1 for line in losses)
+    assert (pretraining / "pictures" / "pseudo_labels.png").is_file()
+    folder = ModelFolder.from_pretrained(pretraining / "model")
+    means = [read_json(corpus / "statistics.json")["mean"] for corpus in (clips, stills)]
+    assert folder.preprocessing.mean == pytest.approx(
+        [sum(values) / 2 for values in zip(*means, strict=True)], abs=1e-4
+    )
+    assert not any("clip" in name for name in folder.model.state_dict())
+
+
+def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(cached, vocabulary, tiny_model, clips, training):
+    phases = training(("clips",)).phases
+    config = pretrain.Config(phases=phases, model=tiny_model(), normalization="corpus", max_text_tokens=16)
+    inputs = {"vocabulary": vocabulary, "prompts": cached, "clips": clips}
+    prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, torch.device("cpu"))
+    assert isinstance(prompter, ClipPrompter)
+    assert tokenizer.token_to_id("[CLS]") is not None
+    assert prompter.config.video == config.model.video
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    assert mean.flatten().tolist() != pytest.approx([0.48, 0.46, 0.41], abs=1e-3)
+    frames = torch.rand(2, 4, 3, 32, 32)
+    own = load_clip(str(cached / "model")).model
+    own_mean, own_std = (torch.tensor(values).view(3, 1, 1) for values in (own.mean, own.std))
+    with torch.no_grad():
+        actual = prompter.encode_video((frames - mean) / std)
+        torch.testing.assert_close(actual, own.encode_video((frames - own_mean) / own_std), atol=1e-4, rtol=1e-3)
+
+
+def test_the_operations_of_the_prompter_count(cached, vocabulary, tiny_model, clips, training, tokenizer):
+    """As those of a trained prompter: `StepFlops` runs the objective without data, also that of transformers."""
+    config = pretrain.Config(phases=training(("clips",)).phases, model=tiny_model(tokenizer.get_vocab_size()))
+    inputs = {"vocabulary": vocabulary, "prompts": cached}
+    prompter, _, preprocessing = pretrain.load_teacher(config, inputs, torch.device("cpu"))
+    data = TrainingDataset(training(("clips",)), {"clips": clips}, tokenizer, "sample", 4, 32, 4, 0.3)
+    arguments = preprocessing.mean, preprocessing.std, prompter, read_prompts(cached)
+    counts = []
+    for pem in (0, 1):
+        objective = PretrainObjective(Alpro(config.model, 8), *arguments, LossWeights(pem=pem), 0.0)
+        counts.append(StepFlops(objective)(data[0]))
+    # 8 clips of 4 frames of 4 patches of 3 x 16 x 16 pixels
+    assert counts[1] - counts[0] > 8 * 4 * 4 * 2 * 3 * 16 * 16 * 16
+
+
+def test_zero_shot_names_entities_of_clips_and_crops(cached, pretraining, vocabulary, clips, tmp_path, resources):
+    inputs = {"pretrained": pretraining, "vocabulary": vocabulary, "prompts": cached, "clips": clips}
+    config = zero_shot.Config(retrieval="clips", entity_crops=1, min_decoded_share=0.5)
+    zero_shot.run(config, inputs, tmp_path, resources)
+    keys = {row["what"] for row in read_json(tmp_path / "results.json")}
+    assert {"prompter", "prompter on random crops, which may show no entity of the clip"} <= keys
+
+
+def test_entities_in_python_come_from_the_artifact_of_the_prompts(cached, sample, vocabulary):
+    model = Model.from_pretrained(cached, device="cpu")
+    video = min((sample / "videos").glob("test-*.mp4"))
+    whole = model.entities(video, top_k=99)
+    assert sorted(word for word, _ in whole) == sorted(read_entities(vocabulary))
+    assert sum(p for _, p in whole) == pytest.approx(1, abs=1e-5)
+    assert dict(model.entities(video, (0.5, 0.5, 0.5, 0.5), top_k=99)) != dict(whole)
+    texts = model.embed_texts(["A video of a box.", "A photo of a box."])
+    assert (model.embed_videos([video]) @ texts.T).abs().max() <= 1 + 1e-5
+    with pytest.raises(InputError, match="no multimodal encoder"):
+        model.match([video], ["a box"])
