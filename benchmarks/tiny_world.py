@@ -1,0 +1,73 @@
+"""A corpus that small models learn in a few hundred steps, for the tests of learning and benchmarks/compare_losses.py.
+
+A clip has one of four skies in its upper half and one of four grounds in its lower half; shade and noise are drawn. A
+caption names both, so the sixteen scenes differ in one word from six others. Corpora are written as decode_videos
+writes them, without videos, and the vocabulary as build_vocabulary does; no code of the sample is used.
+"""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alpro.models.word_pieces import train_tokenizer
+from alpro.shards.decode import Clip
+from alpro.shards.schema import Row
+from alpro.shards.writer import ShardWriter, index_shard
+
+SIZE, FRAMES = 32, 4  # pixels, frames of a stored clip
+SKIES = {"dusk": (220, 20, 20), "noon": (20, 20, 220), "dawn": (200, 20, 200), "fog": (200, 200, 200)}
+GROUNDS = {"sand": (220, 200, 20), "grass": (20, 180, 20), "sea": (20, 200, 200), "lava": (240, 110, 10)}
+ENTITIES = SKIES | GROUNDS
+SCENES = tuple(product(SKIES, GROUNDS))
+QUESTIONS = ("what is above", "what is below")
+TEMPLATES = {"video": ["{}", "a clip of {}"], "image": ["{}", "a picture of {}"]}
+MODEL: dict[str, Any] = {
+    "embed_dim": 16,
+    "temperature": 0.2,
+    "init": "scratch",
+    "video": {"image_size": SIZE, "patch_size": 8, "frames": 2, "width": 32, "depth": 2, "heads": 2, "drop_path": 0.0},
+    "text": {"width": 32, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 24, "dropout": 0.0},
+}
+
+
+def draw(sky: str, ground: str, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Frames (frames, SIZE, SIZE, 3) uint8 of a scene."""
+    pixels = np.empty((frames, SIZE, SIZE, 3))
+    pixels[:, : SIZE // 2] = np.array(SKIES[sky]) + rng.normal(0, 12, 3)
+    pixels[:, SIZE // 2 :] = np.array(GROUNDS[ground]) + rng.normal(0, 12, 3)
+    return np.clip(pixels + rng.normal(0, 10, pixels.shape), 0, 255).astype(np.uint8)
+
+
+def write_corpus(folder: Path, kind: str = "video", seed: int = 0, **splits: int) -> Path:
+    """Writes a corpus with so many samples of each scene in each split, such as train=8; returns its folder."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    with ShardWriter(folder / "all.tar", 95) as writer:
+        for split, copies in splits.items():
+            for copy, (sky, ground) in product(range(copies), SCENES):
+                row = {
+                    "id": f"{split}-{sky}-{ground}-{copy}",
+                    "path": "none",
+                    "kind": kind,
+                    "split": split,
+                    "group": f"{sky}-{ground}",
+                    "captions": [f"{sky} over {ground}"],
+                    "questions": [{"question": q, "answer": a} for q, a in zip(QUESTIONS, (sky, ground), strict=True)],
+                }
+                frames = draw(sky, ground, FRAMES if kind == "video" else 1, rng)
+                writer.write(Row.model_validate(row), Clip(frames, 1.0, SIZE, SIZE))
+    pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
+    return folder
+
+
+def write_vocabulary(folder: Path) -> Path:
+    """Writes what build_vocabulary would: skies and grounds as entities, and a tokenizer with all words."""
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"entity": list(ENTITIES)}), folder / "entities.parquet")
+    texts = [*QUESTIONS, *(f"{sky} over {ground}" for sky, ground in SCENES), *TEMPLATES["video"], *TEMPLATES["image"]]
+    train_tokenizer(texts, 200).save(str(folder / "tokenizer.json"))
+    return folder
