@@ -5,6 +5,7 @@ caption names both, so the sixteen scenes differ in one word from six others. Co
 writes them, without videos, and the vocabulary as build_vocabulary does; no code of the sample is used.
 """
 
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from alpro.models.word_pieces import train_tokenizer
 from alpro.shards.decode import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
+from alpro.stages import cache_prompts
+from alpro.stages.execution.interface import Resources
+from alpro.stages.training.metrics import read_metrics
 
 SIZE, FRAMES = 32, 4  # pixels, frames of a stored clip
 SKIES = {"dusk": (220, 20, 20), "noon": (20, 20, 220), "dawn": (200, 20, 200), "fog": (200, 200, 200)}
@@ -31,6 +35,24 @@ MODEL: dict[str, Any] = {
     "init": "scratch",
     "video": {"image_size": SIZE, "patch_size": 8, "frames": 2, "width": 32, "depth": 2, "heads": 2, "drop_path": 0.0},
     "text": {"width": 32, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 24, "dropout": 0.0},
+}
+
+# Every stage reads both corpora, augmented. Without dropout, whose masks differ between builds of torch.
+TRAINING: dict[str, Any] = {
+    "batch_size": 16,
+    "lr": 2e-3,
+    "warmup_ratio": 0.1,
+    "max_text_tokens": 16,
+    "augmentation": "official",
+    "log_every": 1,
+    "validation": {"videos": 4},
+}
+ENCODERS = {"model": MODEL | {"video": MODEL["video"] | {"drop_path": 0.1}}}
+STAGES: dict[str, dict[str, Any]] = {  # in order, with the changes of each
+    "train_prompter": ENCODERS,
+    "pretrain": ENCODERS | {"start": "prompter", "mlm_probability": 0.3, "negative_pool_size": 8},
+    "finetune_retrieval": {"frames": 3},
+    "finetune_qa": {"frames": 2, "answers": len(ENTITIES), "accumulation_steps": 2},
 }
 
 
@@ -71,3 +93,53 @@ def write_vocabulary(folder: Path) -> Path:
     texts = [*QUESTIONS, *(f"{sky} over {ground}" for sky, ground in SCENES), *TEMPLATES["video"], *TEMPLATES["image"]]
     train_tokenizer(texts, 200).save(str(folder / "tokenizer.json"))
     return folder
+
+
+def configuration(stage: str, steps: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration of a training stage on the corpora `clips` and `stills`; keys of `changes` may have dots."""
+    config = TRAINING | {"phases": [{"corpora": ["clips", "stills"], "weights": [3, 1], "steps": steps}]}
+    config |= STAGES[stage]
+    for key, value in (changes or {}).items():
+        *tables, last = key.split(".")
+        table = config
+        for name in tables:
+            table[name] = dict(table.get(name, {}))
+            table = table[name]
+        table[last] = value
+    return config
+
+
+def write_inputs(folder: Path) -> dict[str, Path]:
+    """Writes the corpora and the vocabulary; returns their folders by name."""
+    return {
+        "clips": write_corpus(folder / "clips", train=8, validation=1),
+        "stills": write_corpus(folder / "stills", "image", seed=1, train=4),
+        "vocabulary": write_vocabulary(folder / "vocabulary"),
+    }
+
+
+def run_stage(
+    stage: str, config: dict[str, Any], inputs: dict[str, Path], out: Path, resources: Resources
+) -> dict[str, list[float]]:
+    """Trains a stage, from a checkpoint in `out` if there is one; returns its losses and gradient norms by step.
+
+    The prompter's prompts are embedded too. `inputs` gets the folders that later stages read.
+    """
+    module = import_module(f"alpro.stages.{stage}")
+    out.mkdir(parents=True, exist_ok=True)
+    module.run(module.Config.model_validate(config), inputs, out, resources)
+    if stage == "train_prompter":
+        inputs["prompter"], inputs["prompts"] = out, out.with_name("prompts")
+        inputs["prompts"].mkdir(exist_ok=True)
+        prompts = cache_prompts.Config.model_validate({"templates": TEMPLATES})
+        cache_prompts.run(prompts, inputs, inputs["prompts"], resources)
+    elif stage == "pretrain":
+        inputs["model"] = out
+    return curves(out)
+
+
+def curves(out: Path) -> dict[str, list[float]]:
+    """The losses and gradient norms of a stage by step, from its metrics."""
+    lines = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line]
+    names = [name for name in lines[0] if name.startswith("train/loss") or name == "train/grad_norm"]
+    return {name.removeprefix("train/"): [line[name] for line in lines] for name in names}
