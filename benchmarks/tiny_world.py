@@ -51,8 +51,8 @@ ENCODERS = {"model": MODEL | {"video": MODEL["video"] | {"drop_path": 0.1}}}
 STAGES: dict[str, dict[str, Any]] = {  # in order, with the changes of each
     "train_prompter": ENCODERS,
     "pretrain": ENCODERS | {"start": "prompter", "mlm_probability": 0.3, "negative_pool_size": 8},
-    "finetune_retrieval": {"frames": 3},
-    "finetune_qa": {"frames": 2, "answers": len(ENTITIES), "accumulation_steps": 2},
+    "finetune_retrieval": {"frames": 3, "lr": 5e-4},
+    "finetune_qa": {"frames": 2, "lr": 5e-4, "answers": len(ENTITIES), "accumulation_steps": 2},
 }
 
 
@@ -118,28 +118,27 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     }
 
 
-def run_stage(
-    stage: str, config: dict[str, Any], inputs: dict[str, Path], out: Path, resources: Resources
-) -> dict[str, list[float]]:
-    """Trains a stage, from a checkpoint in `out` if there is one; returns its losses and gradient norms by step.
-
-    The prompter's prompts are embedded too. `inputs` gets the folders that later stages read.
-    """
+def run_stage(stage: str, config: dict[str, Any], inputs: dict[str, Path], out: Path, resources: Resources) -> None:
+    """Trains a stage, from a checkpoint in `out` if there is one."""
     module = import_module(f"alpro.stages.{stage}")
     out.mkdir(parents=True, exist_ok=True)
     module.run(module.Config.model_validate(config), inputs, out, resources)
+
+
+def add_inputs(stage: str, inputs: dict[str, Path], out: Path, resources: Resources) -> None:
+    """Adds to `inputs` what later stages read of a trained stage; the prompts of a prompter are embedded first."""
     if stage == "train_prompter":
         inputs["prompter"], inputs["prompts"] = out, out.with_name("prompts")
         inputs["prompts"].mkdir(exist_ok=True)
-        prompts = cache_prompts.Config.model_validate({"templates": TEMPLATES})
-        cache_prompts.run(prompts, inputs, inputs["prompts"], resources)
+        config = cache_prompts.Config.model_validate({"templates": TEMPLATES})
+        cache_prompts.run(config, inputs, inputs["prompts"], resources)
     elif stage == "pretrain":
         inputs["model"] = out
-    return curves(out)
 
 
 def curves(out: Path) -> dict[str, list[float]]:
-    """The losses and gradient norms of a stage by step, from its metrics."""
+    """The losses and the gradient norm of a stage by step, from its metrics. `loss` is the weighted sum of several."""
     lines = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line]
-    names = [name for name in lines[0] if name.startswith("train/loss") or name == "train/grad_norm"]
+    names = [name for name in lines[0] if name.startswith("train/loss_")]
+    names += ["train/loss", "train/grad_norm"] if len(names) > 1 else ["train/grad_norm"]
     return {name.removeprefix("train/"): [line[name] for line in lines] for name in names}
