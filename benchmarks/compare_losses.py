@@ -4,9 +4,10 @@
         [--set-a KEY=VALUE ...] [--set-b KEY=VALUE ...] [--stop-b STEP] [--json FILE] [--plot FILE]
 
 A and B are commits, or folders with a checkout; by default the last commit and the working tree. Keys are those of the
-stage's configuration, and of `resources`: `--set-b resources.processes=2` trains B in two processes. With --stop-b, B
-receives SIGTERM after that step and continues from its checkpoint. Commits are exported to a temporary folder and run in
-this environment, in processes whose `alpro` is a folder of links to them; a process fails if it imports other code.
+stage's configuration, and of `resources`: `--set-b resources.processes=2` trains B in two processes. A shared `model.`
+key also applies to the stages before, because fine-tuning has its model from pre-training. With --stop-b, B receives
+SIGTERM after that step and continues from its checkpoint. Commits are exported to a temporary folder and run in this
+environment, in processes whose `alpro` is a folder of links to them; a process fails if it imports other code.
 
 The table has every loss of both, the largest and the mean relative difference, and the step of the largest. Equal code
 on one processor differs by exactly 0. The last digits of a sum depend on the processor, on threads and on the division
@@ -59,6 +60,9 @@ def main() -> None:
     options = arguments()
     if options.work:
         return work(json.loads(options.work.read_text()))
+    own_keys = [*options.set_a, *options.set_b]
+    if "model" not in tiny_world.STAGES[options.stage] and any(key.startswith("model.") for key in own_keys):
+        sys.exit(f"{options.stage} has the model of pretrain; change it for both, with --set")
     with tempfile.TemporaryDirectory(prefix="compare_losses-") as temporary:
         folder = Path(temporary)
         shared = dict(map(parsed, options.set))
@@ -66,7 +70,7 @@ def main() -> None:
             side("A", options.a, shared | dict(map(parsed, options.set_a)), 0, folder),
             side("B", options.b, shared | dict(map(parsed, options.set_b)), options.stop_b, folder),
         ]
-        inputs = prepare(options.stage, options.steps, sides[0], folder)
+        inputs = prepare(options.stage, options.steps, sides[0], shared, folder)
         runs = [train(options.stage, options.steps, one, inputs, folder) for one in sides]
     names = [one.name for one in sides]
     figures = {"stage": options.stage, "steps": options.steps, "names": names, "losses": compared(*runs)}
@@ -138,8 +142,9 @@ def link(code: Path, links: Path) -> Path:
 # Training, in processes that import the code of a side
 
 
-def prepare(stage: str, steps: int, one: Side, folder: Path) -> dict[str, str]:
-    """Writes the corpora and trains the stages before the compared one, with the code of `one`; returns all folders."""
+def prepare(stage: str, steps: int, one: Side, changes: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Writes the corpora and trains the stages before the compared one, with the code of `one` and the changes of the
+    model; returns all folders."""
     stages, out = list(tiny_world.STAGES), folder / "inputs"
     start(
         one, {"prepare": stages[: stages.index(stage)], "steps": steps, "out": str(out)}, folder / "prepare.json", 1
@@ -152,7 +157,8 @@ def prepare(stage: str, steps: int, one: Side, folder: Path) -> dict[str, str]:
 def train(stage: str, steps: int, one: Side, inputs: dict[str, str], folder: Path) -> Curves:
     """Trains the stage with the code of a side; returns its losses by step."""
     resources = {key.partition(".")[2]: value for key, value in one.changes.items() if key.startswith("resources.")}
-    changes = {key: value for key, value in one.changes.items() if not key.startswith("resources.")}
+    tables = {"resources"} if "model" in tiny_world.STAGES[stage] else {"resources", "model"}
+    changes = {key: value for key, value in one.changes.items() if key.partition(".")[0] not in tables}
     out = folder / one.name[0] / stage / "out"
     described = {"stage": stage, "steps": steps, "changes": changes, "inputs": inputs, "out": str(out)}
     described["resources"] = {"workers": 1, "device": "cpu", "checkpoint_interval": 3600} | resources
@@ -192,7 +198,7 @@ def work(described: dict[str, Any]) -> None:
         if "prepare" in described:
             inputs, resources = tiny_world.write_inputs(out), Resources(workers=1, device="cpu")
             for stage in described["prepare"]:
-                result, config = out / stage / "out", tiny_world.configuration(stage, steps)
+                result, config = out / stage / "out", tiny_world.configuration(stage, steps, described["changes"])
                 tiny_world.run_stage(stage, config, inputs, result, resources)
                 tiny_world.add_inputs(stage, inputs, result, resources)
             (out / "inputs.json").write_text(json.dumps({name: str(path) for name, path in inputs.items()}))
@@ -212,14 +218,14 @@ def work(described: dict[str, Any]) -> None:
 
 
 def compared(a: Curves, b: Curves) -> dict[str, dict[str, Any]]:
-    """For each loss of both: its values, and the relative differences |b - a| / |a|: largest, mean, step of the largest.
+    """For each loss of both: its values, and the relative differences |b - a| / |a|.
 
-    Steps count from 1. A loss of 0 in A has the absolute difference.
+    largest, mean; step: that of the largest; first: the first that differs, 0 if none does. Steps count from 1. Where A
+    is 0, the difference is absolute.
     """
     figures = {}
     for name in (name for name in a if name in b):
-        both = list(zip(a[name], b[name], strict=True))
-        differences = [abs(y - x) / (abs(x) or 1.0) for x, y in both]
+        differences = relative(a[name], b[name])
         largest = max(differences)
         figures[name] = {
             "a": a[name],
@@ -230,6 +236,10 @@ def compared(a: Curves, b: Curves) -> dict[str, dict[str, Any]]:
             "first": next((step for step, value in enumerate(differences, 1) if value), 0),
         }
     return figures
+
+
+def relative(a: list[float], b: list[float]) -> list[float]:
+    return [abs(y - x) / (abs(x) or 1.0) for x, y in zip(a, b, strict=True)]
 
 
 def print_tables(figures: dict[str, Any]) -> None:
@@ -257,9 +267,7 @@ def draw(figures: dict[str, Any]) -> Figure:
         axes.plot(steps, row["a"], label="A", linewidth=2.6, alpha=0.5)
         axes.plot(steps, row["b"], label="B", linewidth=1, color="black")
         axes.set_title(name, fontsize=9)
-        panels[-1].plot(
-            steps, [abs(y - x) / (abs(x) or 1.0) for x, y in zip(row["a"], row["b"], strict=True)], label=name
-        )
+        panels[-1].plot(steps, relative(row["a"], row["b"]), label=name)
     panels[-1].set_yscale("symlog", linthresh=1e-8)
     panels[-1].set_title("relative difference", fontsize=9)
     for axes in panels:

@@ -75,14 +75,14 @@ def decay_of_everything(model: nn.Module, config, build=loop.build_optimizer) ->
     return optimizer
 
 
+def video_to_text(v2t, t2v, target, same, loss=objective.vtc_loss):
+    return loss(v2t, v2t, target, same)
+
+
 CHANGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a schedule that is one step late": lambda patch: patch.setattr(loop, "learning_rate", one_step_later),
     "a larger weight decay": lambda patch: patch.setattr(loop, "build_optimizer", decay_of_everything),
-    "contrast with copies of the own video": lambda patch: patch.setattr(
-        objective,
-        "vtc_loss",
-        lambda v2t, t2v, target, same, loss=objective.vtc_loss: loss(v2t, t2v, target, ~same & same),
-    ),
+    "contrast in one direction": lambda patch: patch.setattr(objective, "vtc_loss", video_to_text),
     "no crop": lambda patch: patch.setattr(examples, "random_crop", lambda frames, side, rng: frames),
 }
 
