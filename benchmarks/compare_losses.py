@@ -146,9 +146,9 @@ def prepare(stage: str, steps: int, one: Side, changes: dict[str, Any], folder: 
     """Writes the corpora and trains the stages before the compared one, with the code of `one` and the changes of the
     model; returns all folders."""
     stages, out = list(tiny_world.STAGES), folder / "inputs"
-    start(
-        one, {"prepare": stages[: stages.index(stage)], "steps": steps, "out": str(out)}, folder / "prepare.json", 1
-    ).wait()
+    changes = {key: value for key, value in changes.items() if key.startswith("model.")}
+    described = {"prepare": stages[: stages.index(stage)], "steps": steps, "changes": changes, "out": str(out)}
+    start(one, described, folder / "prepare.json", 1).wait()
     if not (out / "inputs.json").exists():
         sys.exit(f"{one.name}: the inputs of {stage} were not made; the error is above")
     return json.loads((out / "inputs.json").read_text())
