@@ -28,7 +28,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +38,7 @@ from matplotlib.figure import Figure
 
 from alpro.stages import pretrain
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training.metrics import read_metrics
+from alpro.stages.training.metrics import MetricsFile
 
 ROOT = Path(__file__).resolve().parents[1]
 Curves = dict[str, list[float]]
@@ -156,26 +155,27 @@ def prepare(stage: str, steps: int, one: Side, changes: dict[str, Any], folder: 
 
 def train(stage: str, steps: int, one: Side, inputs: dict[str, str], folder: Path) -> Curves:
     """Trains the stage with the code of a side; returns its losses by step."""
-    resources = {key.partition(".")[2]: value for key, value in one.changes.items() if key.startswith("resources.")}
-    tables = {"resources"} if "model" in tiny_world.STAGES[stage] else {"resources", "model"}
-    changes = {key: value for key, value in one.changes.items() if key.partition(".")[0] not in tables}
+    changes, resources = divided(stage, one.changes)
     out = folder / one.name[0] / stage / "out"
-    described = {"stage": stage, "steps": steps, "changes": changes, "inputs": inputs, "out": str(out)}
-    described["resources"] = {"workers": 1, "device": "cpu", "checkpoint_interval": 3600} | resources
-    file, stop = folder / one.name[0] / "work.json", one.stop
-    while True:
-        process = start(one, described, file, resources.get("processes", 1))
-        while stop and process.poll() is None and len(read_metrics(out / "metrics.jsonl")) < stop:
-            time.sleep(0.02)
-        if stop and process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        status, interrupted = process.wait(), bool(stop)
-        stop = 0
-        if status == 0:
-            break
-        if not interrupted:
-            sys.exit(f"{one.name}: training ended with status {status}; the error is above")
+    described = {"stage": stage, "steps": steps, "changes": changes, "resources": resources}
+    described |= {"inputs": inputs, "out": str(out)}
+    file, processes = folder / one.name[0] / "work.json", resources.get("processes", 1)
+    status = start(one, described | {"stop": one.stop}, file, processes).wait()
+    if one.stop and status:  # of torchrun a status of its own
+        status = start(one, described, file, processes).wait()
+    elif one.stop:
+        sys.exit(f"{one.name}: ended without an interruption; choose an earlier step")
+    if status:
+        sys.exit(f"{one.name}: training ended with status {status}; the error is above")
     return tiny_world.curves(out)
+
+
+def divided(stage: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The changes of a stage's configuration, and the resources; fine-tuning has no keys of the model."""
+    resources: dict[str, Any] = {"workers": 1, "device": "cpu", "checkpoint_interval": 3600}
+    resources |= {key.partition(".")[2]: value for key, value in changes.items() if key.startswith("resources.")}
+    others = ("resources.",) if "model" in tiny_world.STAGES[stage] else ("resources.", "model.")
+    return {key: value for key, value in changes.items() if not key.startswith(others)}, resources
 
 
 def start(one: Side, described: dict[str, Any], file: Path, processes: int) -> subprocess.Popen:
@@ -206,12 +206,25 @@ def work(described: dict[str, Any]) -> None:
             inputs = {name: Path(path) for name, path in described["inputs"].items()}
             config = tiny_world.configuration(described["stage"], steps, described["changes"])
             resources = Resources.model_validate(described["resources"])
+            stop_after(described.get("stop", 0))
             tiny_world.run_stage(described["stage"], config, inputs, out, resources)
     except SystemExit as left:
         status = left.code
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # threads of gloo may abort the process during Python's shutdown
+
+
+def stop_after(step: int) -> None:
+    """This process sends itself SIGTERM when the metrics of a step are written; 0: never."""
+    write = MetricsFile.write
+
+    def write_and_stop(self: MetricsFile, at: int, values: dict[str, float]) -> None:
+        write(self, at, values)
+        if at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    MetricsFile.write = write_and_stop  # type: ignore[method-assign]
 
 
 # Output

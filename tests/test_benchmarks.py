@@ -4,12 +4,15 @@ losses runs the code and the configuration of each side."""
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.test_docs import commands
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "benchmarks" / "train_step.py"
@@ -135,6 +138,23 @@ def test_the_same_code_trains_to_the_same_losses_also_interrupted(compare):
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="requires a git repository")
 def test_a_commit_is_a_side(compare):
     assert len(compare("HEAD", ROOT)["a"]) == 3
+
+
+DOCUMENTED = [arguments[1:] for _, arguments in commands("python") if arguments[0] == "benchmarks/compare_losses.py"]
+
+
+@pytest.mark.parametrize("arguments", DOCUMENTED, ids=shlex.join)
+def test_the_documented_comparisons_are_valid(arguments, monkeypatch):
+    """Of options, stages and keys."""
+    module = loaded(COMPARE)
+    monkeypatch.setattr(sys, "argv", ["compare_losses.py", *arguments])
+    options = module.arguments()
+    for own in (options.set_a, options.set_b):
+        changes = dict(map(module.parsed, [*options.set, *own]))
+        config, resources = module.divided(options.stage, changes)
+        stage = importlib.import_module(f"alpro.stages.{options.stage}")
+        stage.Config.model_validate(module.tiny_world.configuration(options.stage, options.steps, config))
+        module.Resources.model_validate(resources)
 
 
 def test_differences_against_a_table():
