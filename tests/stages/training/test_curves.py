@@ -1,0 +1,106 @@
+"""The losses of every objective over 60 steps are the recorded ones.
+
+One thread, four stages in order: the prompter (VTC), pre-training with it (VTC, VTM, MLM, PEM), fine-tuning for
+retrieval (VTC, VTM) and for questions, on the corpora of benchmarks/tiny_world.py.
+`python -m tests.stages.training.test_curves` writes curves.json again. Do so only for a change that is meant to change
+training, together with the `VERSION` of its stages.
+
+Equal processors give equal numbers to the last bit. torch's kernels for AVX2 and those without vector instructions, two
+threads instead of one, and initial weights changed by a factor of 1 + 1e-6 normal(0, 1) each moved a loss by at most
+1.3e-4 (relative). One other hard negative moves VTM by 1.1e-2 in its step and less afterwards. Hence the tolerance.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from alpro.stages.execution.interface import Resources
+from alpro.stages.training import examples, loop, objective
+from benchmarks.tiny_world import STAGES, add_inputs, configuration, curves, run_stage, write_inputs
+
+FILE = Path(__file__).with_name("curves.json")
+STEPS = 60
+LARGEST, MEAN = 2e-2, 1e-3  # relative difference of a loss: in a step, and averaged over the steps
+
+Curves = dict[str, dict[str, list[float]]]
+
+
+def compute(folder: Path, last: str = "finetune_qa") -> Curves:
+    """The losses by stage and name, up to the stage `last`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        inputs, resources, computed = write_inputs(folder), Resources(workers=1, device="cpu"), {}
+        for stage in list(STAGES)[: list(STAGES).index(last) + 1]:
+            out = folder / stage / "out"
+            run_stage(stage, configuration(stage, STEPS), inputs, out, resources)
+            add_inputs(stage, inputs, out, resources)
+            computed[stage] = {name: values for name, values in curves(out).items() if name.startswith("loss_")}
+        return computed
+    finally:
+        torch.set_num_threads(threads)
+
+
+def differing(computed: Curves) -> dict[str, tuple[float, float]]:
+    """The losses that are not the recorded ones: their largest and mean relative difference."""
+    recorded, found = json.loads(FILE.read_text()), {}
+    for stage, losses in computed.items():
+        assert losses.keys() == recorded[stage].keys()
+        for name, values in losses.items():
+            differences = np.abs(np.array(values) / np.array(recorded[stage][name]) - 1)
+            if not (differences.max() <= LARGEST and differences.mean() <= MEAN):  # NaN too
+                found[f"{stage}/{name}"] = float(differences.max()), float(differences.mean())
+    return found
+
+
+@pytest.mark.long
+def test_the_losses_are_the_recorded_ones(tmp_path):
+    assert differing(compute(tmp_path)) == {}
+
+
+def one_step_later(step: int, steps: int, config, rate=loop.learning_rate) -> float:
+    return rate(max(0, step - 1), steps, config)
+
+
+def decay_of_everything(model: nn.Module, config, build=loop.build_optimizer) -> torch.optim.AdamW:
+    optimizer = build(model, config)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.1
+    return optimizer
+
+
+def video_to_text(v2t, t2v, target, same, loss=objective.vtc_loss):
+    return loss(v2t, v2t, target, same)
+
+
+CHANGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "a schedule that is one step late": lambda patch: patch.setattr(loop, "learning_rate", one_step_later),
+    "a larger weight decay": lambda patch: patch.setattr(loop, "build_optimizer", decay_of_everything),
+    "contrast in one direction": lambda patch: patch.setattr(objective, "vtc_loss", video_to_text),
+    "no crop": lambda patch: patch.setattr(examples, "random_crop", lambda frames, side, rng: frames),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_training_is_detected(change, tmp_path, monkeypatch):
+    CHANGES[change](monkeypatch)
+    assert differing(compute(tmp_path, "train_prompter")).keys() == {"train_prompter/loss_vtc"}
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        fresh = compute(Path(temporary))
+    rows = [
+        f"  {json.dumps(stage)}: {{\n"
+        + ",\n".join(f"    {json.dumps(n)}: {[float(f'{v:.7g}') for v in values]}" for n, values in losses.items())
+        + "\n  }"
+        for stage, losses in fresh.items()
+    ]
+    FILE.write_text("{\n" + ",\n".join(rows) + "\n}\n")
