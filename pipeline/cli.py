@@ -75,6 +75,12 @@ def parser() -> argparse.ArgumentParser:
         )
         add_run_options(stage_parser)
         stage_parser.set_defaults(stage=stage)
+    add_artifact_commands(commands)
+    return top
+
+
+def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The commands that read or import artifacts and run no stage."""
     list_parser = commands.add_parser("ls", help="list the artifacts, their inputs and their users")
     show_parser = commands.add_parser("show", help="show one artifact: configuration, inputs, counts, metrics")
     show_parser.add_argument("fingerprint", help="its fingerprint as `alpro ls` prints it, or the first characters")
@@ -106,7 +112,6 @@ def parser() -> argparse.ArgumentParser:
     ui_parser.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
     for command in (list_parser, show_parser, compare_parser, inspect_parser, ui_parser):
         add_workspace(command, "folder of the artifacts")
-    return top
 
 
 def port(text: str) -> int:
