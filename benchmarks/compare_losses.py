@@ -145,8 +145,9 @@ def prepare(stage: str, steps: int, one: Side, changes: dict[str, Any], folder: 
     """Writes the corpora and trains the stages before the compared one, with the code of `one` and the changes of the
     model; returns all folders."""
     stages, out = list(tiny_world.STAGES), folder / "inputs"
+    before = [name for name in stages[: stages.index(stage)] if "model" in tiny_world.STAGES[name]]
     changes = {key: value for key, value in changes.items() if key.startswith("model.")}
-    described = {"prepare": stages[: stages.index(stage)], "steps": steps, "changes": changes, "out": str(out)}
+    described = {"prepare": before, "steps": steps, "changes": changes, "out": str(out)}
     start(one, described, folder / "prepare.json", 1).wait()
     if not (out / "inputs.json").exists():
         sys.exit(f"{one.name}: the inputs of {stage} were not made; the error is above")
@@ -273,14 +274,19 @@ def print_tables(figures: dict[str, Any]) -> None:
 def draw(figures: dict[str, Any]) -> Figure:
     """A panel for each loss with both curves, and one with all relative differences."""
     losses = figures["losses"]
-    figure = Figure(figsize=(3.1 * (len(losses) + 1), 3), layout="constrained")
-    panels = figure.subplots(1, len(losses) + 1, squeeze=False)[0]
+    columns = min(4, len(losses) + 1)
+    rows = -(-(len(losses) + 1) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.5 * rows + 0.4), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in panels[len(losses) + 1 :]:
+        unused.remove()
+    panels = panels[: len(losses) + 1]
     steps = range(1, figures["steps"] + 1)
     for axes, (name, row) in zip(panels, losses.items(), strict=False):
         axes.plot(steps, row["a"], label="A", linewidth=2.6, alpha=0.5)
         axes.plot(steps, row["b"], label="B", linewidth=1, color="black")
         axes.set_title(name, fontsize=9)
-        panels[-1].plot(steps, relative(row["a"], row["b"]), label=name)
+        panels[-1].plot(steps, relative(row["a"], row["b"]), label=name, linewidth=0.8)
     panels[-1].set_yscale("symlog", linthresh=1e-8)
     panels[-1].set_title("relative difference", fontsize=9)
     for axes in panels:
@@ -288,7 +294,7 @@ def draw(figures: dict[str, Any]) -> Figure:
         axes.tick_params(labelsize=7)
         axes.legend(fontsize=6.5, frameon=False)
         axes.grid(alpha=0.25)
-    figure.suptitle(f"{figures['stage']}: {'; '.join(figures['names'])}", fontsize=9)
+    figure.suptitle("\n".join([figures["stage"], *figures["names"]]), fontsize=8)
     return figure
 
 
