@@ -47,6 +47,13 @@ class Config(EncoderConfig, MatchingConfig):
         0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
     )
 
+    crops: int = Field(
+        1,
+        ge=1,
+        description="candidates for the crop of an example, of which the prompter's most certain one is taken; each "
+        "costs a pass of the prompter. 1: the paper's random crop",
+    )
+
     @model_validator(mode="after")
     def _has_contrast(self) -> "Config":
         if self.contrasts_whole_batch and not self.weights.vtc:
@@ -105,6 +112,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             objective,
             lambda: (validate_contrast(objective, inputs, tokenizer, config), ""),
             mlm_probability=config.mlm_probability,
+            crops=config.crops,
             enabled=bool(objective.losses),
             draw=draw if config.weights.pem else None,
         )
@@ -127,12 +135,11 @@ def draw_pseudo_labels(
     """Draws pseudo-labels of crops of the last video batch up to step `last`, or of images."""
     video = [s for s in range(last, max(-1, last - 50), -1) if data.sources[data.source_of[s]].kind == "video"]
     batch = data[video[0] if video else last].to(objective.mean.device)
-    assert batch.boxes is not None
-    assert objective.prompter is not None
-    prompts = objective.image_prompts if batch.kind == "image" else objective.video_prompts
     with torch.compiler.set_stance("force_eager"):
-        pixels = objective.pixels(batch.frames)
-        labels = objective.prompter.pseudo_labels(pixels, batch.boxes, prompts, objective.black).cpu()
+        batch = objective.labeled(batch, objective.pixels(batch.frames))
+    assert batch.boxes is not None
+    assert batch.pseudo_labels is not None
+    labels = batch.pseudo_labels.cpu()
     grid = objective.model.config.video.grid
     rows = []
     for i in range(min(count, len(labels))):
