@@ -49,6 +49,13 @@ class Config(EncoderConfig, MatchingConfig):
         0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
     )
 
+    crops: int = Field(
+        1,
+        ge=1,
+        description="candidates for the crop of an example, of which the prompter's most certain one is taken; each "
+        "costs a pass of the prompter. 1: the paper's random crop",
+    )
+
     @model_validator(mode="after")
     def _has_contrast(self) -> "Config":
         if self.contrasts_whole_batch and not self.weights.vtc:
@@ -103,6 +110,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             objective,
             lambda: (validate_contrast(objective, inputs, tokenizer, config), ""),
             mlm_probability=config.mlm_probability,
+            crops=config.crops,
             enabled=bool(objective.losses),
             draw=draw if config.weights.pem else None,
         )
@@ -147,12 +155,11 @@ def draw_pseudo_labels(
     step = video[0] if video else last
     source = data.sources[data.source_of[step]]
     batch = data[step].to(objective.mean.device)
-    assert batch.boxes is not None
-    assert objective.prompter is not None
-    prompts = objective.image_prompts if batch.kind == "image" else objective.video_prompts
     with torch.compiler.set_stance("force_eager"):
-        pixels = objective.pixels(batch.frames)
-        labels = objective.prompter.pseudo_labels(pixels, batch.boxes, prompts, objective.black).cpu()
+        batch = objective.labeled(batch, objective.pixels(batch.frames))
+    assert batch.boxes is not None
+    assert batch.pseudo_labels is not None
+    labels = batch.pseudo_labels.cpu()
     grid = objective.model.config.video.grid
     rows = []
     for i in range(min(count, len(labels))):

@@ -82,14 +82,18 @@ class PretrainObjective(MatchingObjective):
         return total, {name: value for _, metrics in terms.values() for name, value in metrics.items()}
 
     def labeled(self, batch: Batch, frames: Tensor) -> Batch:
-        """The batch with the prompter's pseudo-labels of the crops, for PEM, unless it has them already."""
+        """The batch with one crop per example and the prompter's pseudo-labels of it, for PEM, unless it has them
+        already. Of several candidates, the most certain one is the crop."""
         if "pem" not in self.losses or batch.pseudo_labels is not None:
             return batch
         assert batch.boxes is not None
         assert self.prompter is not None
         prompts = self.image_prompts if batch.kind == "image" else self.video_prompts
-        labels = self.prompter.pseudo_labels(frames, batch.boxes, prompts, self.black)
-        return replace(batch, pseudo_labels=labels)
+        candidates = batch.boxes if batch.boxes.ndim == 3 else batch.boxes[:, None]
+        # One after another: all at once would take N times the memory.
+        labels = [self.prompter.pseudo_labels(frames, boxes, prompts, self.black) for boxes in candidates.unbind(1)]
+        boxes, best = most_certain(candidates, torch.stack(labels, dim=1))
+        return replace(batch, boxes=boxes, pseudo_labels=best)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """VTM: pairs; MLM: masked words; PEM: kept samples of a batch with pseudo-labels."""
@@ -168,6 +172,16 @@ class PretrainObjective(MatchingObjective):
         summed, kept = pem_loss(self.model.pem_logits(patches, inside), batch.pseudo_labels, self.threshold)
         loss = summed * world_size() / self.total("pem", kept.sum())
         return loss, {"loss_pem": loss.detach(), "pseudo_labels_kept": kept.float().mean()}
+
+
+def most_certain(boxes: Tensor, pseudo_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of N candidates for each crop, the one whose most likely entity has the highest probability.
+
+    boxes (B, N, 4), pseudo_labels (B, N, M) -> (B, 4), (B, M).
+    """
+    best = pseudo_labels.amax(dim=2).argmax(dim=1)
+    rows = torch.arange(len(best), device=best.device)
+    return boxes[rows, best], pseudo_labels[rows, best]
 
 
 def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:

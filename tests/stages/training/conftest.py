@@ -143,11 +143,13 @@ def corpus(corpus_of, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def steps_of(tokenizer, training):
-    """steps_of(corpora, steps, unit=..., rank=..., ranks=..., **config): the batches of a training run."""
+    """steps_of(corpora, steps, unit=..., rank=..., ranks=..., crops=..., **config): the batches of a training run."""
 
-    def make(corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=None, **config) -> TrainingDataset:
+    def make(
+        corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=None, crops=1, **config
+    ) -> TrainingDataset:
         config = training(tuple(corpora), steps, **config)
-        return TrainingDataset(config, corpora, tokenizer, unit, 4, 8, 4, mlm, answers, rank, ranks)
+        return TrainingDataset(config, corpora, tokenizer, unit, 4, 8, 4, mlm, answers, rank, ranks, crops)
 
     return make
 

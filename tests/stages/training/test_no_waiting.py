@@ -120,6 +120,14 @@ def test_a_step_reads_nothing_back(name, accumulation_steps, contrast, small_obj
     assert any(not torch.equal(p, before[key]) for key, p in objective.named_parameters())
 
 
+def test_a_step_with_candidates_for_the_crop_reads_nothing_back(small_objective, small_batch, training):
+    small_batch.boxes = small_batch.boxes[:, None].repeat(1, 3, 1)
+    run = run_of(small_objective("pretrain", pool=2), training(batch_size=4, accumulation_steps=2, contrast="batch"))
+    with no_waiting():
+        run.step(small_batch)
+    assert run.skipped.read(5) == 0
+
+
 def test_a_non_finite_step_reads_nothing_back(small_objective, small_batch, training):
     objective = small_objective("retrieval")
     with torch.no_grad():
