@@ -392,7 +392,7 @@ def test_zero_shot_is_by_matching_by_similarity_and_with_a_dual_softmax(clips_of
 
 def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_path, monkeypatch):
     score = EntityScore(50.0, 25.0, ["a", "b"], ["ball", "box"], [["ball"], ["star"]], ["a ball", "a star"])
-    monkeypatch.setattr(zero_shot, "load_model", lambda path, device: None)
+    monkeypatch.setattr(zero_shot, "load_prompter", lambda *_: None)
     monkeypatch.setattr(zero_shot, "read_prompts", lambda path: {})
     monkeypatch.setattr(zero_shot, "read_entities", lambda path: [])
     monkeypatch.setattr(zero_shot, "entity_accuracy", lambda *values: score)

@@ -123,6 +123,9 @@ class Steps:
     def __len__(self) -> int:
         return STEPS
 
+    def schedule_of(self, step: int) -> tuple[int, int]:
+        return step, STEPS
+
     def loader(self, first: int, *_: object) -> Iterator[Batch]:
         return (self.batches[step % len(self.batches)] for step in range(first, STEPS))
 
