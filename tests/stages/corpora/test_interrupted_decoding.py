@@ -117,11 +117,13 @@ def test_a_full_disk_is_a_one_line_error_and_loses_no_work(max_bytes, message, d
     assert message in lines[0]
     assert "; free some disk space and run again to resume" in lines[0]
     assert "Traceback" not in stderr
-    assert not list(out.glob(".*.part"))
+    # The unit that failed leaves nothing; the process may end while it writes the next one, which the next run deletes.
+    assert len(list(out.glob(".*.part"))) <= 1
     if max_bytes < 100_000:  # it stops before decoding
         return
     again = decode(out, 2, size=80)
     assert again.wait(300) == 0
+    assert not list(out.glob(".*.part"))
     whole = tmp_path / "whole"
     assert decode(whole, 2, size=80).wait(300) == 0
     assert results(out) == results(whole)
