@@ -64,7 +64,9 @@ def main(out: Path, corpus: Path, tokenizer: Tokenizer, stops: list[int]) -> Non
 
     resources = Resources(device="cpu", workers=1, checkpoint_interval=3600)
     build = lambda shape: PrompterObjective(Prompter(shape), [0.5] * 3, [0.25] * 3)  # noqa: E731
-    train(out, corpus, tokenizer, build, "sample", stop, resources, phases=[{"corpora": ["clips"], "steps": 12}])
+    phases = [{"corpora": ["clips"], "steps": 12}]
+    # Ranks agree on stopping at least as often as they log; with fast steps, otherwise only after the last one.
+    train(out, corpus, tokenizer, build, "sample", stop, resources, phases=phases, log_every=4)
 
 
 if __name__ == "__main__":

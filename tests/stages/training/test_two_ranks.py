@@ -39,7 +39,7 @@ def test_two_interrupted_ranks_resume_to_the_same_weights(train, tmp_path):
         ]
         for name in ("whole", "broken")
     )
-    assert [line["step"] for line in one] == [10, 12]
+    assert [line["step"] for line in one] == [4, 8, 12]
     for line, again in zip(one, other, strict=True):
         assert line == pytest.approx(again, rel=1e-6)
 
