@@ -70,7 +70,10 @@ def main(out: Path, corpus: Path, tokenizer: Tokenizer, stops: list[int]) -> Non
 
 
 if __name__ == "__main__":
+    status = 0
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]), Tokenizer.from_file(sys.argv[3]), [int(n) for n in sys.argv[4:]])
     except SystemExit as left:
-        os._exit(left.code)  # as alpro.pipeline.run_stage ends
+        status = int(left.code or 0)
+    sys.stderr.flush()
+    os._exit(status)  # as alpro.pipeline.run_stage ends: threads of gloo may abort the process during shutdown
