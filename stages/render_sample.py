@@ -29,7 +29,7 @@ from alpro.stages import Stage
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import run_units
 
-VERSION = 3
+VERSION = 4
 STAGE = Stage(help="render the sample corpus", kind="data")
 
 
