@@ -22,7 +22,7 @@ from alpro.pipeline.artifacts.store import Step, read_record
 from alpro.pipeline.config import load_config
 from alpro.pipeline.console import console, print_result_table
 from alpro.pipeline.record import end_dead_runs, git_commit, run_tags, status_after
-from alpro.pipeline.reporting.report import study_figure
+from alpro.pipeline.reporting.report import difference_figure, study_figure
 from alpro.pipeline.reporting.result_tables import Table, markdown, results
 from alpro.pipeline.reporting.study_table import score_rows, study_table
 from alpro.pipeline.reporting.tracking import Run, Tracker
@@ -157,7 +157,7 @@ def report(source: Source, outcomes: Outcomes, folder: Path, tracker: Tracker, r
         if not isinstance(rows, Exception):
             scores[member.variant][member.seed] = rows
     failed = {member.title: str(rows) for member, rows in outcomes.items() if isinstance(rows, Exception)}
-    rows = score_rows(scores)
+    rows = score_rows(scores, study.bases())
     if not rows:
         say("no scores: no run finished an evaluation")
         return
@@ -182,8 +182,12 @@ def write_files(
     selected: list[dict[str, Any]],
     failed: dict[str, str],
 ) -> None:
-    """Writes study.md and study.png with the selected rows, study.json and study.parquet with all rows."""
+    """Writes study.md and study.png with the selected rows, study.json and study.parquet with all rows; and
+    differences.png if the study has a score to show the differences against."""
     text = [f"# {source.study.name}", markdown(table), table.note, "![Means, intervals, and each seed](study.png)"]
+    names, against = list(dict.fromkeys(row["score"] for row in selected)), source.study.against
+    differ = difference_figure(rows, names, against) if against else None
+    text += [f"![Differences to the bases, against their {against}](differences.png)"] if differ else []
     text += ["Failed:", *(f"- {title}: {message}" for title, message in failed.items())] if failed else []
     with atomic_write(folder / "study.md") as temporary:
         temporary.write_text("\n\n".join(text) + "\n", "utf-8")
@@ -194,6 +198,9 @@ def write_files(
         pq.write_table(pa.Table.from_pylist(rows), temporary)
     with atomic_write(folder / "study.png") as temporary:
         study_figure(selected).savefig(temporary, format="png", dpi=150)
+    if differ:
+        with atomic_write(folder / "differences.png") as temporary:
+            differ.savefig(temporary, format="png", dpi=150)
 
 
 def numbers(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -45,10 +45,11 @@ class Variant(BaseModel):
     changes: Changes = Field(
         (), alias="set", description='changes of this variant: a list such as `["pretrain.lr=1e-4"]`, or a table'
     )
+    base: str = Field("", description="the variant that this one is compared with; default: the first")
 
 
 class Study(BaseModel):
-    """A study. The first variant is the base, which the others are compared with."""
+    """A study. The first variant is the base, which the others are compared with unless they name another one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,6 +75,10 @@ class Study(BaseModel):
         description="scores of the printed table and the plot: names of rows of `results.json`, `*` matches any "
         "characters",
     )
+    against: str = Field(
+        "",
+        description="a score of the bases, such as `entities/acc`: a second plot shows the differences against it",
+    )
     variants: tuple[Variant, ...] = Field((Variant(name="base"),), min_length=1, description="the variants")
 
     @field_validator("variants", "seeds")
@@ -84,6 +89,17 @@ class Study(BaseModel):
             raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
         return items
 
+    @field_validator("variants")
+    @classmethod
+    def _known_bases(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        names = [variant.name for variant in variants]
+        for variant in variants:
+            if variant.base and (variant.base not in names or variant.base == variant.name):
+                raise ValueError(
+                    f"{variant.name!r} has base {variant.base!r}, which is not another variant of the study"
+                )
+        return variants
+
     @field_validator("until", "seed_stages")
     @classmethod
     def _known_stages(cls, value: Any, info: Any) -> Any:
@@ -92,6 +108,15 @@ class Study(BaseModel):
             if stage and stage not in known:
                 raise ValueError(f"no stage {stage!r}; the stages are {', '.join(known)}")
         return value
+
+    def bases(self) -> dict[str, str]:
+        """The base of each variant that has one. A variant that is the base of others has none, nor has the first."""
+        first, named = self.variants[0].name, {variant.base for variant in self.variants}
+        return {
+            variant.name: variant.base or first
+            for variant in self.variants
+            if variant.base or variant.name not in {first, *named}
+        }
 
     def selects(self, score: str) -> bool:
         """Whether a score is in the printed table and the plot."""

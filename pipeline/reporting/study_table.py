@@ -29,8 +29,10 @@ def interval(values: Sequence[float]) -> float | None:
     return quantile * stdev(values) / math.sqrt(len(values))
 
 
-def score_rows(scores: Scores) -> list[dict[str, Any]]:
-    """A row for each score and variant, scores in the order of the results. The first variant is the base.
+def score_rows(scores: Scores, bases: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """A row for each score and variant, scores in the order of the results.
+
+    bases: the base of each variant, if it has one; default: the first variant is the base of the others.
 
     `values`, `items` and `seeds` are lists in the same order; `difference` is the mean of value - base over the seeds
     that both have. `interval` and `difference_interval` are half widths, None for fewer than two seeds.
@@ -40,14 +42,16 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
         for variant, runs in scores.items()
     }
     names = dict.fromkeys(name for runs in found.values() for rows in runs.values() for name in rows)
-    base = next(iter(found))
+    first, *others = found
+    bases = dict.fromkeys(others, first) if bases is None else bases
     table = []
     for name in names:
-        of_base = {seed: rows[name]["value"] for seed, rows in found[base].items() if name in rows}
         for variant, runs in found.items():
             rows = {seed: run[name] for seed, run in runs.items() if name in run}
+            base = bases.get(variant)
+            of_base = {seed: run[name]["value"] for seed, run in found[base].items() if name in run} if base else None
             if rows:
-                table.append({"score": name, "variant": variant, **summary(rows, None if variant == base else of_base)})
+                table.append({"score": name, "variant": variant, "base": base, **summary(rows, of_base)})
     return table
 
 
@@ -73,6 +77,7 @@ def summary(rows: Mapping[int, Mapping[str, Any]], base: Mapping[int, float] | N
 def study_table(title: str, rows: list[dict[str, Any]], base: str) -> Table:
     """The rows as a table to print; without the columns of variants and differences if there is only the base."""
     several = any(row["variant"] != base for row in rows)
+    bases = {row["base"] for row in rows} - {None}
     lines = []
     for row in rows:
         unit = row["unit"]
@@ -84,7 +89,7 @@ def study_table(title: str, rows: list[dict[str, Any]], base: str) -> Table:
         lines.append([label(row), row["variant"] if several else "", *cells])
     differences = ["difference", "±"] if several else []
     heads = ["score", "variant" if several else "", "mean", "±", *differences, "each seed", "chance"]
-    return Table(title, heads, lines, NOTE.format(base=f'"{base}"'))
+    return Table(title, heads, lines, NOTE.format(base=f'"{base}"' if bases <= {base} else "its base"))
 
 
 def label(row: Mapping[str, Any]) -> str:

@@ -42,6 +42,15 @@ def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path):
     }
 
 
+def test_bases():
+    """The first variant is the base, unless a variant names another one; a base has none unless it names one."""
+    names = [("a", ""), ("b", ""), ("c", ""), ("d", "c"), ("e", "b"), ("b2", "e")]
+    study = Study(variants=[Variant(name=name, base=base) for name, base in names])
+    assert study.bases() == {"d": "c", "e": "b", "b2": "e"}
+    plain = Study(variants=[Variant(name="a"), Variant(name="b")])
+    assert plain.bases() == {"b": "a"}
+
+
 def test_the_path_of_a_configuration_is_relative_to_the_study(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text('config = "base.toml+msvd_qa"')
     monkeypatch.chdir("/")
@@ -53,6 +62,8 @@ def test_the_path_of_a_configuration_is_relative_to_the_study(tmp_path, monkeypa
     [
         ("seed = [1]", "seed: unknown key; did you mean 'seeds'?"),
         ("variants = [{name = 'a'}, {name = 'a'}]", "variants: 'a' occurs twice"),
+        ("variants = [{name = 'a', base = 'b'}]", "variants: 'a' has base 'b', which is not another variant"),
+        ("variants = [{name = 'a', base = 'a'}]", "variants: 'a' has base 'a', which is not another variant"),
         ("seeds = [1, 1]", "seeds: 1 occurs twice"),
         ("seeds = []", "seeds: Tuple should have at least 1 item"),
         ("until = 'nothing'", "until: no stage 'nothing'; the stages are "),
