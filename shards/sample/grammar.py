@@ -96,7 +96,7 @@ def still_caption(scene: Scene, rng: np.random.Generator) -> str:
     Kinds and colours are each named alone: a model that tells the images apart by one of them may never begin to learn
     the other (docs/sample_diary.md).
     """
-    style = rng.choice(["full", "kind", "colour", "count"], p=[0.32, 0.4, 0.08, 0.2])
+    style = rng.choice(["full", "kind", "colour", "count"], p=[0.33, 0.35, 0.12, 0.2])
     if style == "count":
         return _count(scene, rng)
     named = {"colour": bool(style != "kind"), "kind": bool(style != "colour")}
