@@ -81,9 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands that read or import artifacts and run no stage."""
-    list_parser = commands.add_parser("ls", help="list the artifacts, their inputs and their users")
-    show_parser = commands.add_parser("show", help="show one artifact: configuration, inputs, counts, metrics")
-    show_parser.add_argument("fingerprint", help="its fingerprint as `alpro ls` prints it, or the first characters")
+    add_store_commands(commands)
     compare_parser = commands.add_parser(
         "compare",
         help="compare two evaluations score by score: difference, interval, p value",
@@ -110,8 +108,32 @@ def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     )
     ui_parser = commands.add_parser("ui", help="open the MLflow pages on this machine")
     ui_parser.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
-    for command in (list_parser, show_parser, compare_parser, inspect_parser, ui_parser):
+    for command in (compare_parser, inspect_parser, ui_parser):
         add_workspace(command, "folder of the artifacts")
+
+
+def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`alpro artifacts ...`: the commands about the artifacts of a workspace."""
+    text = "list the artifacts of a workspace, show where one comes from, remove what no run needs"
+    group = commands.add_parser("artifacts", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    actions = group.add_subparsers(metavar="COMMAND", required=True)
+    descriptions = {
+        "ls": "list the artifacts, their inputs and their users",
+        "show": "show one artifact: configuration, inputs, counts, metrics",
+        "lineage": "show everything that an artifact was built from, and the command that builds it again",
+        "gc": "list the artifacts that no run in MLflow needs, and with --yes remove them",
+    }
+    for name, text in descriptions.items():
+        parser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        parser.set_defaults(command=f"artifacts {name}")
+        if name in ("show", "lineage"):
+            parser.add_argument(
+                "fingerprint", help="its fingerprint as `alpro artifacts ls` prints it, or the first characters"
+            )
+        add_workspace(parser, "folder of the artifacts")
+        if name == "gc":
+            parser.add_argument("--yes", action="store_true", help="remove them")
+            add_tracking_uri(parser)
 
 
 def port(text: str) -> int:
@@ -159,6 +181,10 @@ def add_run_options(command: argparse.ArgumentParser, config: str = "sample") ->
     command.add_argument(
         "--profile", action="store_true", help="write a trace of a few steps of each training stage, for Perfetto"
     )
+    add_tracking_uri(command)
+
+
+def add_tracking_uri(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tracking-uri", default="", metavar="URI", help="an MLflow server (default: a file in the workspace)"
     )
@@ -178,7 +204,7 @@ def add_inspect_options(inspect_parser: argparse.ArgumentParser) -> None:
         "corpora",
         nargs="+",
         metavar="CORPUS",
-        help="a decoded corpus: its fingerprint, as `alpro ls` prints it, or its folder or URL",
+        help="a decoded corpus: its fingerprint, as `alpro artifacts ls` prints it, or its folder or URL",
     )
     inspect_parser.add_argument(
         "--out", type=user_path, metavar="FOLDER", help="write inspect.json and sheets of frames there"

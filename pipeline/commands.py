@@ -15,7 +15,7 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.console import print_artifact, print_artifacts
+from alpro.pipeline.console import print_artifact, print_artifacts, print_lineage, print_unneeded
 from alpro.shards.storage import absolute
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
 
@@ -154,14 +154,38 @@ def use_temporary_server() -> None:
 
 
 def list_artifacts(arguments: argparse.Namespace) -> None:
-    """`alpro ls`."""
+    """`alpro artifacts ls`."""
     print_artifacts(Store(arguments.workspace / "artifacts"))
 
 
 def show_artifact(arguments: argparse.Namespace) -> None:
-    """`alpro show`."""
+    """`alpro artifacts show`."""
     store = Store(arguments.workspace / "artifacts")
     print_artifact(store, *find_artifact(store, arguments.fingerprint))
+
+
+def show_lineage(arguments: argparse.Namespace) -> None:
+    """`alpro artifacts lineage`."""
+    from alpro.pipeline.artifacts.upkeep import lineage
+
+    store = Store(arguments.workspace / "artifacts")
+    print_lineage(lineage(store, find_artifact(store, arguments.fingerprint)[1]))
+
+
+def collect_garbage(arguments: argparse.Namespace) -> None:
+    """`alpro artifacts gc`. Deleting a run in MLflow is how a person says that it is no longer needed."""
+    from alpro.pipeline.artifacts.upkeep import remove, unneeded
+    from alpro.pipeline.reporting.tracking import logged_fingerprints
+
+    database = arguments.workspace.resolve() / "mlflow.db"
+    if not arguments.tracking_uri and not database.is_file():
+        raise InputError(f"{database} does not exist; name the MLflow server of the runs with --tracking-uri")
+    store = Store(arguments.workspace / "artifacts")
+    kept, known = logged_fingerprints(arguments.tracking_uri or f"sqlite:///{database}")
+    items = unneeded(store, kept, known)
+    if arguments.yes:
+        remove(store, items)
+    print_unneeded(items, arguments.yes)
 
 
 def compare_artifacts(arguments: argparse.Namespace) -> None:
@@ -181,7 +205,7 @@ def find_artifact(store: Store, prefix: str) -> tuple[Path, dict[str, Any]]:
     matches = [(folder, record) for folder, record in store.all() if record["fingerprint"].startswith(prefix)]
     if len(matches) != 1:
         what = "no artifact starts" if not matches else f"{len(matches)} artifacts start"
-        raise InputError(f"{prefix}: {what} with this in {store.root}; `alpro ls` lists them")
+        raise InputError(f"{prefix}: {what} with this in {store.root}; `alpro artifacts ls` lists them")
     return matches[0]
 
 
@@ -250,8 +274,10 @@ def serve_mlflow(arguments: argparse.Namespace) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {  # all others are stages
     "run": run_pipeline,
     "study": run_study,
-    "ls": list_artifacts,
-    "show": show_artifact,
+    "artifacts ls": list_artifacts,
+    "artifacts show": show_artifact,
+    "artifacts lineage": show_lineage,
+    "artifacts gc": collect_garbage,
     "compare": compare_artifacts,
     "inspect": inspect_corpora,
     "import-checkpoint": run_import,

@@ -1,5 +1,6 @@
 """Prints results and artifacts as tables."""
 
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from alpro.pipeline.artifacts.store import Store, read_record
+from alpro.pipeline.artifacts.upkeep import Unneeded
 from alpro.pipeline.reporting.result_tables import Table as ResultTable
 from alpro.pipeline.reporting.result_tables import results, tables
 
@@ -35,7 +37,8 @@ def print_results(folders: dict[str, Path], workspace: Path) -> None:
     report = max((workspace / "reports").glob("*.html"), key=lambda p: p.stat().st_mtime, default=None)
     where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
     console.print(f"report: {report}", markup=False)
-    console.print(f"curves, pictures and comparison: alpro ui{where}    artifacts: alpro ls{where}", markup=False)
+    console.print(f"curves, pictures and comparison: alpro ui{where}", markup=False)
+    console.print(f"artifacts: alpro artifacts ls{where}", markup=False)
 
 
 def print_result_table(results: ResultTable) -> None:
@@ -175,6 +178,52 @@ def print_artifact(store: Store, folder: Path, record: dict[str, Any]) -> None:
         console.print(f"  {other['name']} {other['fingerprint'][:16]}")
     if not used:
         console.print("  nothing")
+
+
+def print_lineage(artifacts: list[tuple[Path, dict[str, Any]]]) -> None:
+    """Prints the artifacts that one was built from, inputs first, their files, versions, and the command that builds
+    the last one."""
+    table = Table(
+        "fingerprint", "artifact", "created (UTC)", "commit", "seed", "from", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for _, record in artifacts:
+        run, seed = record["run"], record["config"].get("seed", "")
+        inputs = " ".join(dict.fromkeys(i["fingerprint"][:8] for i in record["inputs"].values()))
+        created = run["at"][:16].replace("T", " ")
+        table.add_row(record["fingerprint"][:16], record["name"], created, run.get("commit") or "", str(seed), inputs)
+    console.print(table)
+    for _, record in artifacts:
+        for name, sha256 in record["files"].items():
+            print_line(f"{record['name']} reads {record['paths'].get(name, name)}, SHA-256 {sha256}")
+    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in record["versions"].items()) for _, record in artifacts)
+    for text in versions:
+        print_line(f"built with {text}")
+    _, last = artifacts[-1]
+    if arguments := last["run"].get("arguments"):
+        stage = last["stage"].replace("_", "-")
+        words = ["alpro", stage, "--config", arguments["config"]]
+        words += ["--data", arguments["data"]] if arguments["data"] else []
+        words += [word for change in arguments["changes"] for word in ("--set", change)]
+        print_line(f"\nTo build it again, at commit {last['run'].get('commit')}:\n  {shlex.join(words)}")
+
+
+def print_unneeded(items: list[Unneeded], removed: bool) -> None:
+    """Prints what `alpro artifacts gc` removes, and how much that frees."""
+    if not items:
+        print_line("nothing to remove: runs in MLflow need all artifacts; delete runs there first")
+        return
+    table = Table("fingerprint", "artifact", "created (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("frees", justify="right")
+    for item in items:
+        created = item.record["run"]["at"][:16].replace("T", " ") if item.record else ""
+        table.add_row(item.folder.name, item.name, created, megabytes(item.size))
+    console.print(table)
+    total = f"{len(items)} folders, {megabytes(sum(item.size for item in items))}"
+    print_line(f"removed {total}" if removed else f"{total} could be removed; add --yes to remove them")
+
+
+def print_line(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def megabytes(size: int) -> str:

@@ -10,6 +10,7 @@ from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
+from alpro.credentials import clean_values
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
@@ -115,8 +116,9 @@ def run(
     place = PLACE.get() or Place(title(settings, stage, changes, steps))
     tags = {**run_tags(commit), **place.tags}
     parent = tracker.start(place.title, settings.model_dump(mode="json"), tags, place.parent)
-    session = Session(store, tracker, parent, settings.resources, commit, settings.name)
-    passed = {"config": config, "data": data, "changes": changes or [], "workspace": str(root)}
+    arguments = {"config": config, "data": data, "changes": changes or []}
+    session = Session(store, tracker, parent, settings.resources, commit, settings.name, clean_values(arguments))
+    passed = {**arguments, "workspace": str(root)}
     try:
         run_steps(session, steps, {**passed, "tracking_uri": tracking_uri} if stages_by_deployment else None)
     except BaseException as error:
@@ -174,7 +176,7 @@ def run_handed(handover: Handover, workspace: str, tracking_uri: str) -> dict[st
         fetch_input(store, other)
     tracker = open_tracker(tracking_uri, root, handover.experiment)
     parent = Run(handover.parent_run) if tracker.has_run(handover.parent_run) else None
-    session = Session(store, tracker, parent, handover.resources, git_commit(), handover.experiment)
+    session = Session(store, tracker, parent, handover.resources, git_commit(), handover.experiment, handover.arguments)
     try:
         run_steps(session, [step])
         return session.folders

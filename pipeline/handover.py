@@ -38,9 +38,12 @@ class Handover(BaseModel):
     parent_run: str
     resources: Resources
     steps: list[HandedStep]
+    arguments: dict[str, Any] = {}
 
     @classmethod
-    def of(cls, step: Step, experiment: str, parent_run: str, resources: Resources) -> Handover:
+    def of(
+        cls, step: Step, experiment: str, parent_run: str, resources: Resources, arguments: dict[str, Any]
+    ) -> Handover:
         steps = [
             HandedStep(
                 stage=one.stage,
@@ -53,7 +56,7 @@ class Handover(BaseModel):
             )
             for one in with_inputs(step)
         ]
-        return cls(experiment=experiment, parent_run=parent_run, resources=resources, steps=steps)
+        return cls(experiment=experiment, parent_run=parent_run, resources=resources, steps=steps, arguments=arguments)
 
     def step(self) -> Step:
         """The step to run. Raises InputError if the code here computes another fingerprint."""

@@ -35,6 +35,7 @@ class Session:
     resources: Resources
     commit: str
     experiment: str
+    arguments: dict[str, Any]  # config, data and changes, as in the records of the artifacts
     results: list[StageResult] = field(default_factory=list)
 
     @property
@@ -72,6 +73,7 @@ def make(title: str, session: Session, step: Step) -> State | None:
         announce(f"{step.name}: started")
         with stage_run(tracker, step, folder, session.parent, tags) as run:
             about = {"commit": session.commit, "mlflow_run": run.id, "prefect_run": tags.get("prefect_run", "")}
+            about |= {"arguments": session.arguments}
             file = lock_number(lock)
             record = store.make(step, lambda s, out: work(s, out, store, session.resources, file, say()), about)
             result = StageResult(step, folder, record, cached=False)
@@ -93,7 +95,7 @@ def make_by_deployment(title: str, session: Session, step: Step, parameters: dic
     """Runs a stage by its own deployment, in that deployment's work pool, and waits for the artifact."""
     flow = step.stage.replace("_", "-")
     parent = session.parent.id if session.parent else ""
-    handover = Handover.of(step, session.experiment, parent, session.resources)
+    handover = Handover.of(step, session.experiment, parent, session.resources, session.arguments)
     passed = {**parameters, "handover": handover.model_dump(mode="json")}
     submitted = cast(FlowRun, run_deployment(f"{flow}/{flow}", parameters=passed, timeout=0))
     state = wait_for_run(submitted)

@@ -292,3 +292,27 @@ def read_table(path: Path) -> Any:
         if frame[column].map(lambda v: hasattr(v, "__len__") and not isinstance(v, str)).any():
             frame[column] = frame[column].map(lambda v: ", ".join(map(str, v)))
     return frame
+
+
+def logged_fingerprints(uri: str) -> tuple[set[str], set[str]]:
+    """The fingerprints of the stages that were logged to an MLflow store: those of runs that exist, and of all runs,
+    also deleted ones. A run whose parent was deleted counts as deleted. Raises InputError."""
+    try:
+        client = MlflowClient(uri)
+        experiments = [found.experiment_id for found in client.search_experiments(ViewType.ALL)]
+        runs, token = [], None
+        while experiments:
+            page = client.search_runs(experiments, "", ViewType.ALL, max_results=1000, page_token=token)
+            runs += page
+            if not (token := page.token):
+                break
+    except Exception as error:
+        raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
+    parents = {run.info.run_id: run.data.tags.get("mlflow.parentRunId", "") for run in runs}
+    active = {run.info.run_id for run in runs if run.info.lifecycle_stage == "active"}
+
+    def exists(run: str) -> bool:
+        return run in active and (not parents[run] or exists(parents[run]))
+
+    logged = {run.info.run_id: run.data.tags["fingerprint"] for run in runs if "fingerprint" in run.data.tags}
+    return {fingerprint for run, fingerprint in logged.items() if exists(run)}, set(logged.values())

@@ -141,15 +141,15 @@ def test_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
 def test_help_names_every_command(monkeypatch, capsys):
     status, out, _ = call(monkeypatch, capsys, "--help")
     assert status == 0
-    for command in ("run", "decode-videos", "pretrain", "evaluate", "ls", "show", "ui"):
+    for command in ("run", "decode-videos", "pretrain", "evaluate", "artifacts", "ui"):
         assert f"    {command} " in out
 
 
 def test_an_empty_workspace_has_no_artifacts_and_no_mlflow_store(tmp_path, monkeypatch, capsys):
-    status, out, _ = call(monkeypatch, capsys, "ls", "--workspace", tmp_path)
+    status, out, _ = call(monkeypatch, capsys, "artifacts", "ls", "--workspace", tmp_path)
     assert status == 0
     assert "no artifacts" in out
-    status, _, err = call(monkeypatch, capsys, "show", "abc", "--workspace", tmp_path)
+    status, _, err = call(monkeypatch, capsys, "artifacts", "show", "abc", "--workspace", tmp_path)
     assert status == 2
     assert "no artifact starts with this" in err
     status, _, err = call(
@@ -170,7 +170,7 @@ def test_an_invalid_port_is_refused(port, monkeypatch, capsys):
 
 def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    _, out, _ = call(monkeypatch, capsys, "ls", "--workspace=~/w")
+    _, out, _ = call(monkeypatch, capsys, "artifacts", "ls", "--workspace=~/w")
     assert f"no artifacts in {tmp_path}/w/artifacts" in out
     command = "import-checkpoint ~/a.pt ~/out --task pretrain --tokenizer ~/bert --words ~/words.json"
     arguments = cli.parser().parse_args(command.split())

@@ -160,10 +160,8 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
         ["v2t", "10.5 %", "12.5 %", "14.5 %", "16.5"],
         ["Only 40 test items: differences of less than 15 points are noise."],
         [f"report: {tmp_path}/reports/new.html"],
-        [
-            f"curves, pictures and comparison: alpro ui --workspace {tmp_path}",
-            f"artifacts: alpro ls --workspace {tmp_path}",
-        ],
+        [f"curves, pictures and comparison: alpro ui --workspace {tmp_path}"],
+        [f"artifacts: alpro artifacts ls --workspace {tmp_path}"],
     ]
 
 
@@ -216,8 +214,8 @@ def test_without_results_the_last_stage_is_printed(tmp_path, capsys, monkeypatch
 def test_in_the_default_workspace_the_commands_are_short(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     console.print_results({}, tmp_path / "workspace")
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "curves, pictures and comparison: alpro ui    artifacts: alpro ls"
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert last == ["curves, pictures and comparison: alpro ui", "artifacts: alpro artifacts ls"]
 
 
 def test_captions_are_not_parsed_as_markup(capsys):

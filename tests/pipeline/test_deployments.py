@@ -186,7 +186,7 @@ def walls(tmp_path) -> Callable[[], dict[str, Step]]:
 def handed(step: Step, tmp_path: Path) -> dict[str, Any]:
     """The handover of a pipeline on another machine, as JSON values."""
     resources = Resources(artifacts=f"{tmp_path}/shared", workers=1)
-    return json.loads(Handover.of(step, "tiny", "run-elsewhere", resources).model_dump_json())
+    return json.loads(Handover.of(step, "tiny", "run-elsewhere", resources, {}).model_dump_json())
 
 
 def test_a_stage_needs_the_artifacts_of_its_corpora_and_not_their_files(walls, tmp_path):

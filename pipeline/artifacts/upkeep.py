@@ -1,0 +1,119 @@
+"""Where an artifact comes from, and which artifacts no run needs."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from alpro.errors import InputError
+from alpro.pipeline.artifacts.store import Store
+
+Artifact = tuple[Path, dict[str, Any]]  # its folder and its record
+
+
+def lineage(store: Store, record: dict[str, Any]) -> list[Artifact]:
+    """The artifact and all that it was built from, inputs before their users.
+
+    Raises InputError if one of them is not in the store.
+    """
+    present = {found["fingerprint"]: (folder, found) for folder, found in store.all()}
+    ordered: dict[str, Artifact] = {}
+
+    def visit(fingerprint: str, user: str) -> None:
+        if fingerprint in ordered:
+            return
+        if fingerprint not in present:
+            raise InputError(f"{fingerprint[:16]}, an input of {user}, is not in {store.root}")
+        _, found = present[fingerprint]
+        for source in found["inputs"].values():
+            visit(source["fingerprint"], found["name"])
+        ordered[fingerprint] = present[fingerprint]
+
+    visit(record["fingerprint"], "")
+    return list(ordered.values())
+
+
+def required_by(records: Iterable[Mapping[str, Any]], kept: Iterable[str]) -> set[str]:
+    """The fingerprints of `kept`, and of everything that these were built from as far as it is in `records`."""
+    inputs = {
+        record["fingerprint"]: [source["fingerprint"] for source in record["inputs"].values()] for record in records
+    }
+    required, left = set(), list(kept)
+    while left:
+        if (one := left.pop()) not in required:
+            required.add(one)
+            left += inputs.get(one, [])
+    return required
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """A folder of the store that can be removed: an artifact, or unfinished work (without a record)."""
+
+    folder: Path
+    record: dict[str, Any] | None
+    size: int  # bytes that its removal frees
+
+    @property
+    def name(self) -> str:
+        return self.record["name"] if self.record else f"{self.folder.parent.name}, unfinished"
+
+
+def unneeded(store: Store, kept: set[str], known: set[str]) -> list[Unneeded]:
+    """The artifacts and the unfinished work in the store that those of the fingerprints `kept` do not need, newest
+    first, so that users are before their inputs.
+
+    known: the fingerprints to choose from: others may belong to runs that are logged elsewhere.
+    """
+    artifacts = list(store.all())
+    required = required_by((record for _, record in artifacts), kept)
+    finished = {folder for folder, _ in artifacts}
+    others = [(folder, None) for folder in store.root.glob("*/*") if folder.is_dir() and folder not in finished]
+    names = {fingerprint[:16] for fingerprint in known} - {fingerprint[:16] for fingerprint in required}
+    chosen = [(folder, record) for folder, record in [*others, *reversed(artifacts)] if folder.name in names]
+    sizes = freed_sizes([folder for folder, _ in chosen])
+    return [Unneeded(folder, record, size) for (folder, record), size in zip(chosen, sizes, strict=True)]
+
+
+def freed_sizes(folders: list[Path]) -> list[int]:
+    """The bytes that removing each of the folders frees, if all are removed. A file with several hard links counts
+    once, and not at all if a link outside of the folders keeps it."""
+    links: dict[tuple[int, int], int] = {}
+    sizes = []
+    for folder in folders:
+        size = 0
+        for path in folder.rglob("*"):
+            if path.is_symlink() or not path.is_file():
+                continue
+            status = path.stat()
+            file = status.st_dev, status.st_ino
+            links[file] = links.get(file, 0) + 1
+            if links[file] == status.st_nlink:
+                size += status.st_size
+        sizes.append(size)
+    return sizes
+
+
+def remove(store: Store, items: list[Unneeded]) -> None:
+    """Removes folders of the store. Raises InputError, before anything is removed, if a stage is being built: it reads
+    artifacts that only its own record, which is written last, will name."""
+    for path in store.root.glob("*/*.lock"):
+        if is_locked(path):
+            raise InputError(f"{path.parent.name}/{path.stem} is being built; run this command when it is done")
+    for item in items:
+        (item.folder / "artifact.json").unlink(missing_ok=True)  # first, so that no incomplete artifact remains
+        shutil.rmtree(item.folder)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock file."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
