@@ -73,9 +73,12 @@ def make(title: str, session: Session, step: Step) -> State | None:
         announce(f"{step.name}: started")
         with stage_run(tracker, step, folder, session.parent, tags) as run:
             about = {"commit": session.commit, "mlflow_run": run.id, "prefect_run": tags.get("prefect_run", "")}
-            about |= {"arguments": session.arguments}
             file = lock_number(lock)
-            record = store.make(step, lambda s, out: work(s, out, store, session.resources, file, say()), about)
+            record = store.make(
+                step,
+                lambda s, out: work(s, out, store, session.resources, file, say()),
+                {**about, "arguments": session.arguments},
+            )
             result = StageResult(step, folder, record, cached=False)
             log_result(tracker, result, run, session.parent)
         share(store, step)

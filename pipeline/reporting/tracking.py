@@ -300,7 +300,8 @@ def logged_fingerprints(uri: str) -> tuple[set[str], set[str]]:
     try:
         client = MlflowClient(uri)
         experiments = [found.experiment_id for found in client.search_experiments(ViewType.ALL)]
-        runs, token = [], None
+        runs: list[Any] = []
+        token = None
         while experiments:
             page = client.search_runs(experiments, "", ViewType.ALL, max_results=1000, page_token=token)
             runs += page

@@ -99,11 +99,11 @@ def still_caption(scene: Scene, rng: np.random.Generator) -> str:
     style = rng.choice(["full", "kind", "colour", "count"], p=[0.33, 0.35, 0.12, 0.2])
     if style == "count":
         return _count(scene, rng)
-    named = {"colour": bool(style != "kind"), "kind": bool(style != "colour")}
+    colour, kind = bool(style != "kind"), bool(style != "colour")
     start = rng.choice(["a picture of", "a photo of", "a good picture of", "here is", "we see"])
-    text = f"{start} {name(scene.main, **named)}"
+    text = f"{start} {name(scene.main, colour=colour, kind=kind)}"
     if scene.relation and rng.random() < 0.8:
-        text += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, **named)}"
+        text += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, colour, kind)}"
     return text
 
 
