@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
 def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands that read or import artifacts and run no stage."""
     add_store_commands(commands)
+    add_model_commands(commands)
     compare_parser = commands.add_parser(
         "compare",
         help="compare two evaluations score by score: difference, interval, p value",
@@ -134,6 +135,25 @@ def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         if name == "gc":
             parser.add_argument("--yes", action="store_true", help="remove them")
             add_tracking_uri(parser)
+
+
+def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`alpro model ...`: the commands about trained models."""
+    group = commands.add_parser("model", help="register a trained model in MLflow", description="About trained models.")
+    actions = group.add_subparsers(metavar="COMMAND", required=True)
+    register_parser = actions.add_parser(
+        "register",
+        help="add a model to MLflow's registry, for mlflow.pyfunc.load_model",
+        description="Copies the model of an artifact to MLflow's registry as a new version of NAME.",
+    )
+    register_parser.set_defaults(command="model register")
+    register_parser.add_argument(
+        "fingerprint", help="of an artifact with a model, as `alpro artifacts ls` prints it, or the first characters"
+    )
+    register_parser.add_argument("--name", required=True, help="name of the registered model")
+    register_parser.add_argument("--alias", default="", help="an alias for this version, such as champion")
+    add_workspace(register_parser, "folder of the artifacts")
+    add_tracking_uri(register_parser)
 
 
 def port(text: str) -> int:

@@ -188,6 +188,18 @@ def collect_garbage(arguments: argparse.Namespace) -> None:
     print_unneeded(items, arguments.yes)
 
 
+def register_model(arguments: argparse.Namespace) -> None:
+    """`alpro model register`."""
+    from alpro.pipeline.reporting.registry import register
+
+    workspace = arguments.workspace.resolve()
+    uri = arguments.tracking_uri or f"sqlite:///{workspace / 'mlflow.db'}"
+    artifact = find_artifact(Store(workspace / "artifacts"), arguments.fingerprint)
+    version = register(uri, workspace / "mlflow", *artifact, arguments.name, arguments.alias)
+    loaded = f"models:/{arguments.name}{'@' + arguments.alias if arguments.alias else '/' + version}"
+    print(f"{arguments.name}, version {version}; load it with mlflow.pyfunc.load_model({loaded!r})")
+
+
 def compare_artifacts(arguments: argparse.Namespace) -> None:
     """`alpro compare`."""
     from alpro.pipeline.console import print_result_table
@@ -278,6 +290,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {  # all others are 
     "artifacts show": show_artifact,
     "artifacts lineage": show_lineage,
     "artifacts gc": collect_garbage,
+    "model register": register_model,
     "compare": compare_artifacts,
     "inspect": inspect_corpora,
     "import-checkpoint": run_import,

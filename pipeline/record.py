@@ -60,6 +60,8 @@ def log_result(tracker: Tracker, result: StageResult, run: Run, parent: Run | No
     lines = read_metrics(result.folder / "metrics.jsonl")
     tracker.metrics(run, numbers(result), last_step(lines))
     tracker.artifact_folder(run, result.folder)
+    if (result.folder / "model").is_dir():
+        tracker.model(run, result.step.stage, result.folder / "model", result.step.fingerprint)
     if (curves := metric_curves(lines, result.step.name)) is not None:
         tracker.figure(run, curves, "pictures/curves.png")
     if parent:

@@ -1,4 +1,4 @@
-"""Logging to MLflow: a run for each pipeline, a nested run for each stage. The one file that imports mlflow.
+"""Logging to MLflow: a run for each pipeline, a nested run for each stage. Only this file and registry.py import mlflow.
 
 Stages write metrics.jsonl, tables and pictures into their folders and know nothing of MLflow; this follows those files
 while a stage runs and logs the rest when it is done. So one process, the one that drives the pipeline, logs; training
@@ -188,6 +188,16 @@ class Tracker:
 
     def file(self, run: Run, path: Path, folder: str | None = None) -> None:
         self._send(lambda: self.client.log_artifact(run.id, str(path), folder))
+
+    def model(self, run: Run, name: str, folder: Path, fingerprint: str) -> None:
+        """Logs a model that stays in its folder: MLflow lists it with its run, and has no copy of it."""
+
+        def create() -> None:
+            tags = {"mlflow.model.isExternal": "true", "path": str(folder), "fingerprint": fingerprint}
+            logged = self.client.create_logged_model(self.experiment, name, run.id, tags, model_type="ALPRO")
+            self.client.finalize_logged_model(logged.model_id, "READY")
+
+        self._send(create)
 
     def text(self, run: Run, text: str, name: str) -> None:
         self._send(lambda: self.client.log_text(run.id, without_credentials(text), name))
