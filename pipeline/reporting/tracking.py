@@ -1,4 +1,5 @@
-"""Logging to MLflow: a run for each pipeline, a nested run for each stage. Only this file and registry.py import mlflow.
+"""Logging to MLflow: a run for each pipeline, a nested run for each stage. Only this file and
+registry.py import mlflow.
 
 Stages write metrics.jsonl, tables and pictures into their folders and know nothing of MLflow; this follows those files
 while a stage runs and logs the rest when it is done. So one process, the one that drives the pipeline, logs; training

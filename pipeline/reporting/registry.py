@@ -1,0 +1,102 @@
+"""Models in MLflow's registry: a version with an alias, which `mlflow.pyfunc.load_model` loads.
+
+A registered model has a copy of the model folder (safetensors and JSON, no pickle). The machine that loads it needs
+this package.
+"""
+
+import warnings
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types.schema import ColSpec, Schema
+
+from alpro import Model
+from alpro.errors import InputError
+from alpro.models.alpro import Alpro
+from alpro.pipeline.reporting.tracking import Tracker
+
+EXPERIMENT = "models"  # for models whose run is in another store
+INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
+EXAMPLE = {"video": "videos/0001.mp4", "text": "a red ball moves left"}
+
+
+def register(uri: str, files: Path, folder: Path, record: dict[str, Any], name: str, alias: str) -> str:
+    """Registers the model of an artifact, and sets an alias. Returns its version.
+
+    uri: of the MLflow store; files: where a store that is an SQLite file has its artifacts. The model belongs to the
+    run that built the artifact, or to a new run if that is in another store. Raises InputError if MLflow refuses.
+    """
+    if not (folder / "model" / "config.json").is_file():
+        raise InputError(f"{record['name']} {record['fingerprint'][:16]} has no model")
+    model = Model.from_pretrained(folder, device="cpu")
+    outputs = [ColSpec("string", "answer"), ColSpec("double", "probability")] if model.folder.answers else []
+    if not outputs:
+        outputs = [ColSpec("double", "similarity")]
+        outputs += [ColSpec("double", "match")] if isinstance(model.folder.model, Alpro) else []
+    try:
+        client = MlflowClient(uri)
+        mlflow.set_tracking_uri(uri)
+        run = record["run"].get("mlflow_run", "")
+        if not exists(client, run):
+            run = client.create_run(Tracker.open(uri, files, EXPERIMENT).experiment, run_name=name).info.run_id
+        # MLflow prints what the command prints, and warns that it has no example to call the model with: there is no
+        # video that every machine has.
+        with mlflow.start_run(run), warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.filterwarnings("ignore", message=".*input example")
+            logged = mlflow.pyfunc.log_model(
+                name=record["stage"],
+                loader_module=__name__,
+                data_path=str(folder / "model"),
+                signature=ModelSignature(INPUTS, Schema(outputs)),
+                pip_requirements=["alpro-pipeline"],
+                registered_model_name=name,
+                metadata={"fingerprint": record["fingerprint"], "example": EXAMPLE},
+            )
+        version = str(logged.registered_model_version)
+        client.set_model_version_tag(name, version, "fingerprint", record["fingerprint"])
+        if alias:
+            client.set_registered_model_alias(name, alias, version)
+    except Exception as error:
+        raise InputError(f"MLflow store {uri}: {str(error).splitlines()[0]}") from error
+    return version
+
+
+def exists(client: MlflowClient, run: str) -> bool:
+    try:
+        return bool(run) and client.get_run(run).info.lifecycle_stage == "active"
+    except Exception:
+        return False
+
+
+class ServedModel:
+    """What `mlflow.pyfunc.load_model` returns the predictions of."""
+
+    def __init__(self, model: Model):
+        self.model = model
+
+    def predict(self, inputs: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """inputs: columns `video` (a file) and `text` (a caption, or a question). A row for each row of the inputs: for
+        questions `answer` and `probability`; otherwise `similarity` of the embeddings (-1 to 1), and `match`, the
+        probability that they belong together, except for a prompter."""
+        pairs = list(zip(inputs["video"], inputs["text"], strict=True))
+        if self.model.folder.answers:
+            answers = [self.model.answer(video, text, top_k=1)[0] for video, text in pairs]
+            return pd.DataFrame(answers, columns=["answer", "probability"])
+        rows = []
+        for video, text in pairs:
+            similarity = self.model.embed_videos([video])[0] @ self.model.embed_texts([text])[0]
+            row = {"similarity": float(similarity)}
+            if isinstance(self.model.folder.model, Alpro):
+                row["match"] = float(self.model.match([video], [text]))
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def _load_pyfunc(path: str) -> ServedModel:
+    return ServedModel(Model.from_pretrained(path))
