@@ -35,7 +35,7 @@ def register(uri: str, files: Path, folder: Path, record: dict[str, Any], name: 
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record['name']} {record['fingerprint'][:16]} has no model")
     model = Model.from_pretrained(folder, device="cpu")
-    outputs = [ColSpec("string", "answer"), ColSpec("double", "probability")] if model.folder.answers else []
+    outputs: list[Any] = [ColSpec("string", "answer"), ColSpec("double", "probability")] if model.folder.answers else []
     if not outputs:
         outputs = [ColSpec("double", "similarity")]
         outputs += [ColSpec("double", "match")] if isinstance(model.folder.model, Alpro) else []
