@@ -12,6 +12,8 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, Schema
@@ -30,7 +32,7 @@ def register(uri: str, files: Path, folder: Path, record: dict[str, Any], name: 
     """Registers the model of an artifact, and sets an alias. Returns its version.
 
     uri: of the MLflow store; files: where a store that is an SQLite file has its artifacts. The model belongs to the
-    run that built the artifact, or to a new run if that is in another store. Raises InputError if MLflow refuses.
+    run that built the artifact, if the store has it. Raises InputError if MLflow refuses.
     """
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record['name']} {record['fingerprint'][:16]} has no model")
@@ -42,14 +44,17 @@ def register(uri: str, files: Path, folder: Path, record: dict[str, Any], name: 
     try:
         client = MlflowClient(uri)
         mlflow.set_tracking_uri(uri)
-        run = record["run"].get("mlflow_run", "")
-        if not exists(client, run):
-            run = client.create_run(Tracker.open(uri, files, EXPERIMENT).experiment, run_name=name).info.run_id
+        built = built_by(client, record)
+        experiment = built.info.experiment_id if built else Tracker.open(uri, files, EXPERIMENT).experiment
         # MLflow prints what the command prints, and warns that it has no example to call the model with: there is no
         # video that every machine has.
-        with mlflow.start_run(run), warnings.catch_warnings(), redirect_stderr(StringIO()):
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.filterwarnings("ignore", message=".*input example")
+            entry = mlflow.initialize_logged_model(
+                record["stage"], built.info.run_id if built else None, model_type="ALPRO", experiment_id=experiment
+            )
             logged = mlflow.pyfunc.log_model(
+                model_id=entry.model_id,
                 name=record["stage"],
                 loader_module=__name__,
                 data_path=str(folder / "model"),
@@ -67,11 +72,12 @@ def register(uri: str, files: Path, folder: Path, record: dict[str, Any], name: 
     return version
 
 
-def exists(client: MlflowClient, run: str) -> bool:
+def built_by(client: MlflowClient, record: dict[str, Any]) -> Run | None:
+    """The run that built an artifact, if this store has it."""
     try:
-        return bool(run) and client.get_run(run).info.lifecycle_stage == "active"
-    except Exception:
-        return False
+        return client.get_run(record["run"]["mlflow_run"])
+    except (KeyError, MlflowException):
+        return None
 
 
 class ServedModel:

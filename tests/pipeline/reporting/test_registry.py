@@ -30,7 +30,7 @@ print(json.dumps({"inputs": model.metadata.get_input_schema().input_names(),
 
 @pytest.fixture
 def workspace(tmp_path, tiny_model, tokenizer):
-    """A workspace with an artifact of each kind of model, and one without a model."""
+    """A workspace with an artifact of each kind of model, and one without a model. MLflow has a run of one of them."""
     config = tiny_model(tokenizer.get_vocab_size())
     torch.manual_seed(0)
     folders = {
@@ -45,7 +45,13 @@ def workspace(tmp_path, tiny_model, tokenizer):
         if model:
             model.save_pretrained(folder / "model")
         record = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(stage), "inputs": {}}
-        write_json(folder / "artifact.json", record | {"run": {"at": "2026-01-01T00:00:00", "seconds": 1.0}})
+        run = {"at": "2026-01-01T00:00:00", "seconds": 1.0}
+        if stage == "finetune_qa":
+            tracker = Tracker.open(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "mlflow", "sample")
+            built = tracker.start(stage, {}, {})
+            tracker.end(built)
+            run["mlflow_run"] = built.id
+        write_json(folder / "artifact.json", record | {"run": run})
     return tmp_path
 
 
@@ -84,6 +90,9 @@ def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sampl
     version = MlflowClient(uri).get_model_version_by_alias("shapes", "champion")
     assert (str(version.version), version.tags["fingerprint"]) == ("2", digest(stage))
     assert not list(workspace.rglob("*.pkl"))
+    (run,) = MlflowClient(uri).search_runs([str(n) for n in range(3)])  # no run of its own
+    assert run.info.status == "FINISHED"
+    assert (version.run_id == run.info.run_id) == (stage == "finetune_qa")
 
 
 def test_an_artifact_without_a_model_is_refused(workspace, monkeypatch, capsys):
