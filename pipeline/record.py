@@ -1,5 +1,6 @@
 """Runs of MLflow and tables of Prefect for a stage that ran or was cached."""
 
+import getpass
 import os
 import socket
 import subprocess
@@ -12,11 +13,11 @@ from typing import Any
 from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
-from alpro.pipeline.artifacts.store import Step
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.reporting.report import metric_curves
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.run_stage import alive
-from alpro.stages import EVALUATIONS
+from alpro.stages import CORPUS_STAGES, EVALUATIONS, declaration
 from alpro.stages.execution.interface import Interrupted
 from alpro.stages.training.metrics import read_metrics
 
@@ -66,6 +67,7 @@ def log_result(tracker: Tracker, result: StageResult, run: Run, parent: Run | No
         tracker.figure(run, curves, "pictures/curves.png")
     if parent:
         tracker.metrics(parent, parent_numbers(result))
+        log_built_corpus(tracker, parent, result)
     tracker.end(run)
     rows = [{"metric": name, "value": round(value, 4)} for name, value in result.record["metrics"].items()]
     if rows:
@@ -80,7 +82,7 @@ def log_remote_result(tracker: Tracker, result: StageResult, parent: Run | None,
     log_result(tracker, result, run, parent)
 
 
-def log_cached(tracker: Tracker, result: StageResult, parent: Run | None, tags: dict[str, str]) -> None:
+def log_cached(tracker: Tracker, result: StageResult, parent: Run | None, tags: dict[str, str], store: Store) -> None:
     """Logs a run that repeats the metrics of the run that built the artifact, and links to it."""
     built = result.record["run"]
     note = f"Cached: built {built['at']} by MLflow run {built.get('mlflow_run')}"
@@ -88,12 +90,31 @@ def log_cached(tracker: Tracker, result: StageResult, parent: Run | None, tags: 
     run = tracker.start(
         f"{result.step.name} · {result.step.fingerprint[:8]} · cached", params(result.step), tags | more, parent
     )
+    log_corpora(tracker, run, store, result.step)
     lines = read_metrics(result.folder / "metrics.jsonl")
     tracker.lines(run, lines)
     tracker.metrics(run, numbers(result), last_step(lines))
     if parent:
         tracker.metrics(parent, parent_numbers(result))
+        log_built_corpus(tracker, parent, result)
     tracker.end(run)
+
+
+def log_built_corpus(tracker: Tracker, parent: Run, result: StageResult) -> None:
+    """Logs the corpus of a decoding or indexing stage as a data set of the pipeline's run."""
+    if result.step.stage in CORPUS_STAGES:
+        name, record = result.step.name.partition(" ")[2], result.record
+        tracker.dataset(parent, name, result.folder, record["fingerprint"], record["counts"], "pipeline")
+
+
+def log_corpora(tracker: Tracker, run: Run, store: Store, step: Step) -> None:
+    """Logs the corpora that a stage reads as data sets of its run."""
+    uses = {"training": "training", "evaluation": "evaluation"}
+    for name, source in step.inputs.items():
+        record = store.find(source) if source.stage in CORPUS_STAGES else None
+        if record:
+            use = uses.get(declaration(step.stage).kind, "vocabulary")
+            tracker.dataset(run, name, store.folder(source), source.fingerprint, record["counts"], use)
 
 
 def params(step: Step) -> dict[str, Any]:
@@ -122,11 +143,22 @@ def run_tags(commit: str, step: Step | None = None) -> dict[str, str]:
     """Where a run comes from: commit, Prefect's runs, machine and process; for a stage its fingerprint."""
     task, flow = TaskRunContext.get(), FlowRunContext.get()
     tags = {"commit": commit, "host": socket.gethostname(), "pid": str(os.getpid())}
+    # MLflow's own columns
+    tags |= {"mlflow.user": user(), "mlflow.source.type": "LOCAL", "mlflow.source.name": "alpro"}
+    tags |= {"mlflow.source.git.commit": commit.removesuffix("+")} if commit != "unknown" else {}
     if flow and flow.flow_run:
         tags["prefect_flow_run"] = str(flow.flow_run.id)
     if task:
         tags["prefect_run"] = str(task.task_run.id)
     return tags | ({"stage": step.stage, "fingerprint": step.fingerprint} if step else {})
+
+
+def user() -> str:
+    """The name of the user, "unknown" for a process whose user has none, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 def end_dead_runs(tracker: Tracker, tags: dict[str, str], own: bool = False) -> None:

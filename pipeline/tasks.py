@@ -17,7 +17,15 @@ from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.launch import work
-from alpro.pipeline.record import StageResult, log_cached, log_remote_result, log_result, run_tags, stage_run
+from alpro.pipeline.record import (
+    StageResult,
+    log_cached,
+    log_corpora,
+    log_remote_result,
+    log_result,
+    run_tags,
+    stage_run,
+)
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.stages.execution.interface import Interrupted, Resources, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
@@ -66,12 +74,13 @@ def make(title: str, session: Session, step: Step) -> State | None:
         if record is not None:
             share(store, step)
             result = StageResult(step, folder, record, cached=True)
-            log_cached(tracker, result, session.parent, tags)
+            log_cached(tracker, result, session.parent, tags, store)
             session.results.append(result)
             announce(f"{step.name}: cached")
             return Completed(name="Cached", message=f"{folder} is of {record['run']['at']}")
         announce(f"{step.name}: started")
         with stage_run(tracker, step, folder, session.parent, tags) as run:
+            log_corpora(tracker, run, store, step)
             about = {"commit": session.commit, "mlflow_run": run.id, "prefect_run": tags.get("prefect_run", "")}
             file = lock_number(lock)
             record = store.make(

@@ -9,6 +9,7 @@ Only opening the store raises an error. After that, calls that fail because MLfl
 later, in their order: an outage of the tracking server costs no finished work.
 """
 
+import json
 import logging
 import os
 import re
@@ -27,7 +28,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # some seconds; what fails longer is kept here
 
 from filelock import FileLock
-from mlflow.entities import Metric, Param, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -199,6 +200,13 @@ class Tracker:
             self.client.finalize_logged_model(logged.model_id, "READY")
 
         self._send(create)
+
+    def dataset(self, run: Run, name: str, artifact: Path, fingerprint: str, counts: dict[str, int], use: str) -> None:
+        """Logs a corpus that a run reads or builds. use: training, evaluation, or another purpose."""
+        about = without_credentials(json.dumps({"path": str(artifact)}))
+        corpus = Dataset(name, fingerprint[:16], "artifact", about, profile=json.dumps(counts))
+        tags = [InputTag("mlflow.data.context", use)]
+        self._send(lambda: self.client.log_inputs(run.id, [DatasetInput(corpus, tags)]))
 
     def text(self, run: Run, text: str, name: str) -> None:
         self._send(lambda: self.client.log_text(run.id, without_credentials(text), name))

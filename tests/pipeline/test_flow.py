@@ -89,6 +89,31 @@ def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
     assert "prompts.json" in listed(stages["cache_prompts"], "tables")
 
 
+def test_mlflow_lists_the_corpora_the_models_and_where_a_run_comes_from(first, workspace):
+    """Its own columns: data sets, models, user, source, commit."""
+    (*_, pipeline), nested = runs(workspace)
+    stages = {run.data.tags["stage"]: run for run in nested[pipeline.info.run_id]}
+
+    def corpora(run):
+        return {(d.dataset.name, d.tags[0].value) for d in run.inputs.dataset_inputs}
+
+    assert corpora(pipeline) == {("clips", "pipeline"), ("stills", "pipeline")}
+    assert corpora(stages["pretrain"]) == {("clips", "training"), ("stills", "training")}
+    assert corpora(stages["evaluate"]) == {("clips", "evaluation")}
+    (clips,) = [d.dataset for d in stages["evaluate"].inputs.dataset_inputs]
+    assert Path(json.loads(clips.source)["path"]) == Path(first["decode_videos clips"])
+    assert clips.digest == Path(first["decode_videos clips"]).name
+    assert json.loads(clips.profile)["items"] > 0
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    models = client.search_logged_models([pipeline.info.experiment_id])
+    trained = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
+    assert {m.name: m.source_run_id for m in models} == {name: stages[name].info.run_id for name in trained}
+    assert {m.name: m.tags["path"] for m in models} == {name: f"{first[name]}/model" for name in trained}
+    for run in (pipeline, *stages.values()):
+        assert run.data.tags["mlflow.source.name"] == "alpro"
+        assert run.data.tags["mlflow.user"]
+
+
 def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
     assert alpro(TINY, workspace=str(workspace)) == first
     parents, nested = runs(workspace)
