@@ -46,10 +46,7 @@ class Config(EncoderConfig, MatchingConfig):
     pictures_every: int = Field(0, ge=0, description="steps between pictures of pseudo-labels; 0: only at the end")
     mlm_probability: float = Field(0.15, ge=0, le=1, description="fraction of the tokens that MLM masks")
     threshold: float = Field(
-        0.2,
-        ge=0,
-        le=1,
-        description="minimum probability of the most likely entity, in PVM verb; samples below it are ignored",
+        0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
     )
 
     crops: int = Field(
@@ -57,6 +54,9 @@ class Config(EncoderConfig, MatchingConfig):
         ge=1,
         description="candidates for the crop of an example, of which the prompter's most certain one is taken; each "
         "costs a pass of the prompter. 1: the paper's random crop",
+    )
+    verb_threshold: float = Field(
+        0.2, ge=0, le=1, description="the same for verbs: minimum probability of the most likely one in PVM"
     )
     verb_region: VerbRegion = Field(
         "clip",
@@ -105,6 +105,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             config.weights,
             config.threshold,
             config.negative_pool_size,
+            config.verb_threshold,
             config.verb_region,
         )
 

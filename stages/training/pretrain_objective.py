@@ -57,13 +57,14 @@ class PretrainObjective(MatchingObjective):
         weights: LossWeights,
         threshold: float,
         negative_pool_size: int = 0,
+        verb_threshold: float = 0.2,
         verb_region: VerbRegion = "clip",
     ):
         super().__init__(model, mean, std, negative_pool_size)
         self.prompter = prompter.requires_grad_(False).eval() if prompter else None
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
-        self.threshold, self.verb_region = threshold, verb_region
+        self.threshold, self.verb_threshold, self.verb_region = threshold, verb_threshold, verb_region
         self.weights = weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
 
@@ -140,10 +141,13 @@ class PretrainObjective(MatchingObjective):
         if "mlm" in self.losses:
             assert batch.labels is not None
             counts["mlm"] = (batch.labels != -100).sum()
-        for name, labels in (("pem", batch.pseudo_labels), ("pvm", batch.verb_labels)):
+        for name, labels, threshold in (
+            ("pem", batch.pseudo_labels, self.threshold),
+            ("pvm", batch.verb_labels, self.verb_threshold),
+        ):
             if name in self.losses:
                 assert labels is not None
-                counts[name] = kept_labels(labels, self.threshold).sum()
+                counts[name] = kept_labels(labels, threshold).sum()
         return counts
 
     def encode_texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -230,7 +234,7 @@ class PretrainObjective(MatchingObjective):
         patches (B, P, D): fused patch tokens of the positive pairs, averaged where `inside` (B, P) the clip or crop.
         """
         assert batch.verb_labels is not None
-        summed, kept = pem_loss(self.model.pvm_logits(patches, inside), batch.verb_labels, self.threshold)
+        summed, kept = pem_loss(self.model.pvm_logits(patches, inside), batch.verb_labels, self.verb_threshold)
         loss = summed * world_size() / self.total("pvm", kept.sum())
         share = kept.float().mean() * (batch.kind == "video")
         return loss, {"loss_pvm": loss.detach(), "verb_labels_kept": share}

@@ -220,7 +220,7 @@ def test_a_tilde_is_expanded_to_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_templates_come_from_a_table_or_a_file(tmp_path):
-    mine = {"video": ("A film of a {}.",), "image": load_config(TINY).templates.image}
+    mine = load_config(TINY).templates.model_dump() | {"video": ("A film of a {}.",)}
     (tmp_path / "mine.toml").write_text('video = ["A film of a {}."]')
     (tmp_path / "file.toml").write_text(f'templates = "mine.toml"\n{Path(TINY).read_text()}')
     (tmp_path / "table.toml").write_text(f'{Path(TINY).read_text()}\n[templates]\nvideo = ["A film of a {{}}."]')

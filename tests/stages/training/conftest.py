@@ -77,7 +77,7 @@ def small_objective() -> Callable[..., Objective]:
         verbs = VERBS if weights.get("pvm") else 0
         model, teacher = Alpro(shape, ENTITIES, verbs=verbs), Prompter(shape)
         prompts |= {"verb": torch.randn(VERBS, 8)} if verbs else {}
-        return PretrainObjective(model, MEAN, STD, teacher, prompts, LossWeights(**weights), 0.0, pool)
+        return PretrainObjective(model, MEAN, STD, teacher, prompts, LossWeights(**weights), 0.0, pool, 0.0)
 
     return make
 
@@ -107,7 +107,7 @@ def pretraining(tiny_model, tokenizer) -> Callable[..., PretrainObjective]:
         torch.manual_seed(0)
         model = Alpro(shape, entities=8, verbs=verbs)
         values = MEAN, STD, prompter, prompts, LossWeights(**weights), threshold
-        return PretrainObjective(model, *values, verb_region=verb_region)
+        return PretrainObjective(model, *values, verb_threshold=threshold, verb_region=verb_region)
 
     return make
 

@@ -66,7 +66,7 @@ def objectives() -> dict[str, Objective]:
         "pretrain": PretrainObjective(Alpro(config, ENTITIES), *mean_std, teacher, prompts, WEIGHTS, 0.9),
         "qa": QaObjective(Alpro(config, answers=ANSWERS), *mean_std),
         "pretrain with verbs": PretrainObjective(
-            Alpro(config, ENTITIES, verbs=VERBS), *mean_std, teacher, prompts | verbs, LossWeights(pvm=2.0), 0.9
+            Alpro(config, ENTITIES, verbs=VERBS), *mean_std, teacher, prompts | verbs, LossWeights(pvm=2.0), 0.9, 0, 0.9
         ),
     }
 
