@@ -3,8 +3,8 @@
     python benchmarks/nouns.py [--captions FILE] [--tagger NAME] [--json FILE]
 
 The baseline is one process that runs the same components of the same pipeline once over the same captions and discards
-the result. The second `nlp.pipe` also has the settings of count_nouns (matrix products by numpy, smaller batches). The
-time of count_nouns includes the start of its processes. `--captions` is a text file with one caption per line, or JSON
+the result. The second `nlp.pipe` also has the settings of count_words (matrix products by numpy, smaller batches). The
+time of count_words includes the start of its processes. `--captions` is a text file with one caption per line, or JSON
 Lines with a `caption` (also .gz); by default, sentences of a few hundred words are generated. Medians of three runs are
 printed, in which the methods take turns. On a shared machine, the rates per second of processor time are more reliable.
 """
@@ -25,7 +25,7 @@ import spacy
 from threadpoolctl import threadpool_limits
 
 from alpro.stages.execution.interface import Resources
-from alpro.stages.vocabulary.nouns import CAPTIONS_PER_BATCH, EMBEDDED, count_nouns, load_tagger
+from alpro.stages.vocabulary.nouns import CAPTIONS_PER_BATCH, EMBEDDED, count_words, load_tagger
 
 RUNS, GENERATED = 3, 65_536
 BASELINE, SAME = "nlp.pipe", "nlp.pipe, same settings"
@@ -52,7 +52,7 @@ def main() -> None:
             f"  {name:24}{rate:12.0f}{rate * words:10.0f} ({rate / rates[BASELINE]:4.2f})"
             f"{per_core[name]:13.0f} ({per_core[name] / per_core[BASELINE]:4.2f})"
         )
-    single, double = "count_nouns, 1 worker", "count_nouns, 2 workers"
+    single, double = "count_words, 1 worker", "count_words, 2 workers"
     print(f"\nin brackets: times '{BASELINE}'. One worker: {rates[single] / rates[SAME]:.2f} of '{SAME}'")
     print(f"({per_core[single] / per_core[SAME]:.2f} by processor time)")
     print(f"two workers: {rates[double] / rates[single]:.2f} times one")
@@ -73,8 +73,8 @@ def measure(captions: Counter[str], tagger: str) -> tuple[dict[str, list[float]]
     }
     for workers in (1, 2):
         resources = Resources(workers=workers)
-        name = f"count_nouns, {workers} worker{'s' * (workers > 1)}"
-        methods[name] = lambda resources=resources: count_nouns(captions, tagger, False, resources)
+        name = f"count_words, {workers} worker{'s' * (workers > 1)}"
+        methods[name] = lambda resources=resources: count_words(captions, tagger, False, resources)
     wall: dict[str, list[float]] = {name: [] for name in methods}
     work: dict[str, list[float]] = {name: [] for name in methods}
     for nlp in (bare, tuned):  # warm-up

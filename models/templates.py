@@ -1,8 +1,9 @@
-"""Prompt templates for entities (paper, section 3.2.2), one set for videos and one for images."""
+"""Prompt templates for entities (paper, section 3.2.2), one set for videos and one for images, and for verbs."""
 
 import re
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -10,8 +11,8 @@ OFFICIAL = tomllib.loads(Path(__file__).with_name("templates.toml").read_text("u
 
 
 class Templates(BaseModel):
-    """Prompt templates by kind of sample; the defaults are those of the official code. `templates = "FILE"` at the top
-    of a configuration reads both sets from a file in the format of `models/templates.toml`."""
+    """Prompt templates for entities by kind of sample, by default those of the official code, and for verbs.
+    `templates = "FILE"` at the top of a configuration reads them from a file such as `models/templates.toml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,27 +23,34 @@ class Templates(BaseModel):
         tuple(OFFICIAL["image"]), min_length=1, description="templates for images; {} is replaced by the entity"
     )
 
-    @field_validator("video", "image")
+    verb: tuple[str, ...] = Field(
+        tuple(OFFICIAL["verb"]),
+        min_length=1,
+        description="templates for `build_vocabulary.verbs`, of videos; {} is replaced by the verb as in the captions",
+    )
+
+    @field_validator("video", "image", "verb")
     @classmethod
     def _one_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
             if template.count("{}") != 1:
                 raise ValueError(
-                    f"{template!r} must contain {{}}, which is replaced by the entity, exactly once, not "
+                    f"{template!r} must contain {{}}, which is replaced by the entity or verb, exactly once, not "
                     f"{template.count('{}')} times"
                 )
         return templates
 
     @property
     def kinds(self) -> dict[str, tuple[str, ...]]:
-        """The templates by kind of sample."""
+        """The templates for entities by kind of sample."""
         return {"video": self.video, "image": self.image}
 
-    def words(self) -> set[str]:
-        """All words of the templates, in lower case."""
-        return set(re.findall(r"[^\W\d_]+", " ".join(self.video + self.image).lower()))
+    def words(self, part: Literal["noun", "verb"] = "noun") -> set[str]:
+        """All words of the templates for entities, which are nouns, or for verbs, in lower case."""
+        templates = self.video + self.image if part == "noun" else self.verb
+        return set(re.findall(r"[^\W\d_]+", " ".join(templates).lower()))
 
 
-def fill(template: str, entity: str) -> str:
-    """The template with {} replaced by the entity."""
-    return template.replace("{}", entity)
+def fill(template: str, word: str) -> str:
+    """The template with {} replaced by an entity or a verb."""
+    return template.replace("{}", word)

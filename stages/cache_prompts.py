@@ -1,4 +1,5 @@
-"""Embeds the prompts of every entity: 12 video and 12 image templates, averaged (paper, section 3.2.2)."""
+"""Embeds the prompts of every entity: 12 video and 12 image templates, averaged (paper, section 3.2.2). Verbs, if the
+vocabulary has any, have templates of their own."""
 
 from pathlib import Path
 
@@ -31,7 +32,7 @@ MAX_PROMPT_TOKENS = 64
 
 
 class Config(StageConfig):
-    """Prompts of the entities; their templates are set in `[templates]`."""
+    """Prompts of the entities and verbs; their templates are set in `[templates]`."""
 
     templates: Templates = Templates()
     prompter: str = Field(
@@ -45,8 +46,9 @@ class Config(StageConfig):
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
     """inputs: `vocabulary`, and `prompter` unless it is configured.
 
-    Writes prompts.safetensors with `video` and `image`, each (M, E); entities.json; and prompts.parquet with the
-    disagreement of the prompts of each entity and the nearest other entity. A configured prompter is copied to model/:
+    Writes prompts.safetensors with `video` and `image`, each (M, E), and `verb` (V, E) if the vocabulary has verbs;
+    entities.json; and prompts.parquet with the disagreement of the prompts of each entity and the nearest other entity.
+    A configured prompter is copied to model/:
     the later stages then use these weights, whatever becomes of the folder or the hub.
     """
     device = pick_device(resources)
@@ -60,20 +62,25 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         kind: embed(prompter.model, prompter.tokenizer, entities, templates, device)
         for kind, templates in config.templates.kinds.items()
     }
+    table, metrics = compare(prompts, entities)
+    counts = {"entities": len(entities)}
+    if verbs := read_verbs(inputs["vocabulary"]):
+        prompts["verb"] = embed(prompter.model, prompter.tokenizer, verbs, config.templates.verb, device)
+        metrics |= {"prompts/verb/disagreement": disagreement(prompts["verb"]).mean().item()}
+        counts |= {"verbs": len(verbs)}
     save_file({kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors")
     write_json(out / "entities.json", entities)
-    table, metrics = compare(prompts, entities)
     pq.write_table(table, out / "prompts.parquet")
-    return Outcome({"entities": len(entities)}, metrics)
+    return Outcome(counts, metrics)
 
 
 def embed(
-    model: DualEncoder, tokenizer: Tokenizer, entities: list[str], templates: tuple[str, ...], device: torch.device
+    model: DualEncoder, tokenizer: Tokenizer, words: list[str], templates: tuple[str, ...], device: torch.device
 ) -> Tensor:
-    """The mean embedding (M, E) of the prompts of each entity, not normalized again, as in the official code."""
-    texts = [fill(template, entity) for entity in entities for template in templates]
+    """The mean embedding (M, E) of the prompts of each of M words, not normalized again, as in the official code."""
+    texts = [fill(template, word) for word in words for template in templates]
     features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS, device)
-    return features.view(len(entities), len(templates), -1).mean(dim=1)
+    return features.view(len(words), len(templates), -1).mean(dim=1)
 
 
 def disagreement(prompts: Tensor) -> Tensor:
@@ -105,6 +112,12 @@ def read_entities(vocabulary: Path) -> list[str]:
     return pq.read_table(require(vocabulary, "entities.parquet"))["entity"].to_pylist()
 
 
+def read_verbs(vocabulary: Path) -> list[str]:
+    """The verbs of a build_vocabulary artifact, in order; empty if it has none."""
+    path = vocabulary / "verbs.parquet"
+    return pq.read_table(path)["verb"].to_pylist() if path.exists() else []
+
+
 def read_prompts(folder: Path) -> dict[str, Tensor]:
-    """The prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E)."""
+    """The prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E), and `verb` (V, E) if any."""
     return load_file(require(folder, "prompts.safetensors"))

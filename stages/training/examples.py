@@ -46,6 +46,7 @@ class Batch:
     labels: Tensor | None = None  # (B, L) ids of the masked tokens, -100 elsewhere
     boxes: Tensor | None = None  # (B, 4) crops in patches (PEM), or (B, N, 4): N candidates, see `most_certain`
     pseudo_labels: Tensor | None = None  # (B, M) of the crops; None: the objective asks the prompter
+    verb_labels: Tensor | None = None  # (B, V) of the clips or of the crops, 0 for images; None: as for pseudo_labels
     answers: Tensor | None = None  # (B,) answer indices, -100 = not in the vocabulary
     uniforms: Tensor | None = None  # (B, 2) in [0, 1): they sample the hard negatives; None: sampled in the objective
     max_masked: int = 0  # upper bound of the masked tokens per text; 0: not known

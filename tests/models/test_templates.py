@@ -19,6 +19,9 @@ ARTICLES = ("a", "the", "one")
 
 def test_the_words_of_templates_are_lower_case_without_the_placeholder():
     assert Templates(video=("Ein Film: {}!",), image=("{} (2x Foto)",)).words() == {"ein", "film", "x", "foto"}
+    templates = Templates(verb=("Etwas, das {}.",))
+    assert templates.words("verb") == {"etwas", "das"}
+    assert templates.words() == Templates().words()
 
 
 def test_the_placeholder_is_replaced_literally():
@@ -27,8 +30,9 @@ def test_the_placeholder_is_replaced_literally():
 
 @pytest.mark.parametrize("wrong", ["A dog.", "{} and {}", ""])
 def test_a_template_needs_exactly_one_placeholder(wrong):
-    with pytest.raises(ValidationError, match="replaced by the entity"):
-        Templates(video=(wrong,))
+    for kind in ("video", "image", "verb"):
+        with pytest.raises(ValidationError, match="replaced by the entity"):
+            Templates.model_validate({kind: (wrong,)})
 
 
 def test_a_kind_without_templates_is_refused():

@@ -94,6 +94,10 @@ def test_a_change_is_applied(change, is_applied):
         ("train_prompter.phases.0.epochs=2", "give either steps or epochs"),
         ('templates.video=["A film."]', "templates.video: 'A film.' must contain {}"),
         ('cache_prompts.templates.video=["{}"]', "cache_prompts.templates: set it once, in [templates]"),
+        ('templates.verb=["it moves"]', "templates.verb: 'it moves' must contain {}"),
+        ("build_vocabulary.verbs=1", "build_vocabulary: verbs = 1: a label needs a choice of at least 2; 0: no verbs"),
+        ("pretrain.weights.pvm=1", "pretrain.weights.pvm needs verbs; set build_vocabulary.verbs to their number"),
+        ("pretrain.verb_region=box", "pretrain.verb_region: Input should be 'clip' or 'tube'"),
         ("templates=nowhere.toml", "nowhere.toml: not readable as TOML"),
         ("templates=3", "templates"),
         ("pretrain=3", "--set pretrain=3: pretrain must be a table (it is 3)"),
@@ -216,7 +220,7 @@ def test_a_tilde_is_expanded_to_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_templates_come_from_a_table_or_a_file(tmp_path):
-    mine = {"video": ("A film of a {}.",), "image": load_config(TINY).templates.image}
+    mine = load_config(TINY).templates.model_dump() | {"video": ("A film of a {}.",)}
     (tmp_path / "mine.toml").write_text('video = ["A film of a {}."]')
     (tmp_path / "file.toml").write_text(f'templates = "mine.toml"\n{Path(TINY).read_text()}')
     (tmp_path / "table.toml").write_text(f'{Path(TINY).read_text()}\n[templates]\nvideo = ["A film of a {{}}."]')

@@ -19,19 +19,19 @@ from alpro.models.templates import Templates, fill
 from alpro.models.word_pieces import WordPieces, load_tokenizer, train_tokenizer
 from alpro.shards.reader import read_index
 from alpro.stages import build_vocabulary
-from alpro.stages.build_vocabulary import Config, Noun, exclusion_reason, merge_forms, select_entities
+from alpro.stages.build_vocabulary import Candidate, Config, exclusion_reason, merge_forms, select_words
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue star", "a fish swims in the sea"] * 2
 
 
-def nouns(**counts: int) -> list[Noun]:
+def nouns(**counts: int) -> list[Candidate]:
     """Nouns that occur only as nouns, with their counts."""
     return merge_forms(Counter({(name, name): count for name, count in counts.items()}))
 
 
 def test_entities_are_the_most_frequent_with_ties_in_alphabetical_order():
-    chosen, left_out = select_entities(nouns(tree=5, ball=7, star=5, box=5, moon=2), Config(entities=3))
+    chosen, left_out = select_words(nouns(tree=5, ball=7, star=5, box=5, moon=2), Config(entities=3))
     assert chosen == [("ball", 7), ("box", 5), ("star", 5)]
     assert left_out == [("tree", 5, "below the 3 most frequent"), ("moon", 2, "below the 3 most frequent")]
 
@@ -40,7 +40,7 @@ def test_left_out_nouns_have_a_reason():
     words = nouns(video=90, x2=80, animal=70, ball=60, box=50, s=40, counterrevolution=30, photos=20, fish=2, rarity=1)
     words += merge_forms(Counter({("talks", "talks"): 39, ("talks", ""): 61}))
     config = Config(entities=2, exclude=("animal",), max_letters=16)
-    chosen, left_out = select_entities(words, config)
+    chosen, left_out = select_words(words, config)
     assert chosen == [("ball", 60), ("box", 50)]
     assert left_out == [
         ("video", 90, "a word of the prompt templates"),
@@ -59,7 +59,7 @@ def test_words_for_the_image_are_not_entities():
     """The most frequent nouns of real captions, of MSR-VTT and WebVid, with these among them."""
     picture = ["background", "clip", "corner", "frame", "left", "right", "scene", "scenes", "shot", "start", "view"]
     things = ["man", "kitchen", "camera", "screen", "street", "square", "hand"]
-    chosen, left_out = select_entities(nouns(**dict.fromkeys([*picture, *things], 9)), Config(entities=len(things)))
+    chosen, left_out = select_words(nouns(**dict.fromkeys([*picture, *things], 9)), Config(entities=len(things)))
     assert sorted(name for name, _ in chosen) == sorted(things)
     assert sorted(name for name, _, _ in left_out) == picture
     assert {reason for _, _, reason in left_out} == {"excluded by the configuration"}
@@ -74,7 +74,7 @@ def test_a_word_is_an_entity_if_it_is_a_noun_often_enough(share, chosen):
 
 def test_words_of_other_templates_are_left_out_instead():
     templates = Templates(video=("Ein Film: {}.",), image=("Ein Foto: {}.",))
-    chosen, left_out = select_entities(nouns(film=4, video=3, foto=2, ball=2), Config(entities=2, templates=templates))
+    chosen, left_out = select_words(nouns(film=4, video=3, foto=2, ball=2), Config(entities=2, templates=templates))
     assert chosen == [("video", 3), ("ball", 2)]
     assert [(noun, reason) for noun, _, reason in left_out] == [
         ("film", "a word of the prompt templates"),
@@ -82,20 +82,67 @@ def test_words_of_other_templates_are_left_out_instead():
     ]
 
 
+def test_verbs_have_exclusions_and_templates_of_their_own():
+    words = nouns(has=90, moves=80, filmed=70, video=60, sees=50, grows=40, x2=30, spins=20, rests=1)
+    words += merge_forms(Counter({("left", "left"): 9, ("left", ""): 91}))
+    templates = Templates(verb=("Somebody filmed how it {}.",))
+    chosen, left_out = select_words(words, Config(verbs=3, templates=templates), "verb")
+    assert chosen == [("moves", 80), ("video", 60), ("grows", 40)]
+    assert left_out == [
+        ("has", 90, "excluded by the configuration"),
+        ("filmed", 70, "a word of the prompt templates"),
+        ("sees", 50, "excluded by the configuration"),
+        ("x2", 30, "not of letters alone"),
+        ("spins", 20, "below the 3 most frequent"),
+        ("rests", 1, "fewer than 2 times"),
+        ("left", 9, "a verb in less than 40% of its occurrences"),
+    ]
+    with pytest.raises(InputError, match=r"verbs = 9, but the captions have 4 verbs that qualify; add --set"):
+        select_words(words, Config(verbs=9, templates=templates), "verb")
+
+
+def test_verbs_are_tables_of_their_own_and_change_no_entity(corpus_of, tmp_path, resources):
+    captions = ["a dog runs", "a cat runs", "a dog sleeps", "the cat sleeps", "a dog is running"]
+    corpora = {"pets": corpus_of(tmp_path / "pets", [{"id": "a", "captions": captions}])}
+    outcomes = {}
+    for verbs in (0, 2):
+        out = tmp_path / str(verbs)
+        out.mkdir()
+        outcomes[verbs] = build_vocabulary.run(
+            Config(entities=2, verbs=verbs, word_pieces=100), corpora, out, resources
+        )
+    with_verbs = {path.name for path in (tmp_path / "2").iterdir()}
+    assert with_verbs - {path.name for path in (tmp_path / "0").iterdir()} == {
+        "verbs.parquet",
+        "left_out_verbs.parquet",
+    }
+    assert pq.read_table(tmp_path / "2" / "verbs.parquet").to_pylist() == [
+        {"verb": "runs", "count": 2},
+        {"verb": "sleeps", "count": 2},
+    ]
+    assert pq.read_table(tmp_path / "2" / "left_out_verbs.parquet").to_pylist() == [
+        {"verb": "running", "count": 1, "reason": "fewer than 2 times"}
+    ]
+    for name in ("entities.parquet", "left_out.parquet"):
+        assert pq.read_table(tmp_path / "0" / name) == pq.read_table(tmp_path / "2" / name)
+    assert outcomes[2].counts.items() - outcomes[0].counts.items() >= {("verbs", 2)}
+    assert "verbs" not in outcomes[0].counts
+
+
 def test_letters_of_any_language_are_accepted():
-    chosen, _ = select_entities(nouns(**{"hügel": 3, "улица": 2, "3d": 9}), Config(entities=2))
+    chosen, _ = select_words(nouns(**{"hügel": 3, "улица": 2, "3d": 9}), Config(entities=2))
     assert chosen == [("hügel", 3), ("улица", 2)]
 
 
 def test_too_few_nouns_raise_an_error_with_their_number():
     with pytest.raises(InputError, match=r"entities = 4, but the captions have 2 nouns that qualify; add --set "):
-        select_entities(nouns(ball=3, box=2, star=1), Config(entities=4))
+        select_words(nouns(ball=3, box=2, star=1), Config(entities=4))
 
 
 def test_forms_are_merged_by_noun():
     words = Counter({("dogs", "dog"): 2, ("dog", "dog"): 3, ("dog", ""): 1, ("run", ""): 9})
     words |= Counter({("glasses", "glasses"): 4, ("glasses", "glass"): 1, ("glasses", ""): 2})
-    assert merge_forms(words) == [Noun("dog", 5, 6), Noun("glasses", 4, 6), Noun("glass", 1, 1)]
+    assert merge_forms(words) == [Candidate("dog", 5, 6), Candidate("glasses", 4, 6), Candidate("glass", 1, 1)]
 
 
 WORDS = st.dictionaries(
@@ -112,7 +159,7 @@ def test_counts_add_up(words):
     assert sum(noun.occurrences for noun in nouns) == sum(count for (form, _), count in words.items() if form in forms)
     qualified = [noun for noun in nouns if not exclusion_reason(noun, Config(), Config().templates.words())]
     if len(qualified) >= 2:
-        chosen, left_out = select_entities(nouns, Config(entities=2))
+        chosen, left_out = select_words(nouns, Config(entities=2))
         assert sorted((name, count) for name, count, *_ in [*chosen, *left_out]) == sorted(
             (noun.name, noun.count) for noun in nouns
         )

@@ -38,11 +38,11 @@ def step(objective: Objective, batch: Batch, config) -> tuple[dict[str, float], 
     return run.mean.read(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
 
 
-EXACT = ["prompter", "matching in pools of 2", "pretrain in pools of 2"]
+EXACT = ["prompter", "matching in pools of 2", "pretrain in pools of 2", "pretrain with verbs in pools of 2"]
 
 
 def objective_of(name: str) -> Objective:
-    objective = objectives()[name.replace("pretrain in pools of 2", "pretrain")].train()
+    objective = objectives()[name.removesuffix(" in pools of 2") if name.startswith("pretrain") else name].train()
     if name.startswith("pretrain"):
         objective.negative_pool_size = 2
     return objective

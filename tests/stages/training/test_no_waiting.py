@@ -94,6 +94,7 @@ OBJECTIVES = {
     "pretrain without vtc": {"vtc": 0.0},
     "pretrain without pem": {"pem": 0.0},
     "pretrain without mlm": {"mlm": 0.0},
+    "pretrain with verbs": {"pvm": 1.0},
     "qa": {},
 }
 

@@ -71,7 +71,7 @@ def test_a_loss_that_is_off_trains_no_head(off, pretraining, batches):
         assert all((p.grad is None) == (name == off) for p in head.parameters()), name
 
 
-@pytest.mark.parametrize("weights", [{}, {"pem": 0.0}, {"mlm": 0.0}, {"vtm": 0.0}, {"vtc": 0.0}], ids=str)
+@pytest.mark.parametrize("weights", [{}, {"pem": 0.0}, {"mlm": 0.0}, {"vtm": 0.0}, {"vtc": 0.0}, {"pvm": 1.0}], ids=str)
 def test_the_loss_is_the_same_if_every_position_is_fused(pretraining, batches, monkeypatch, weights):
     """And so are the gradients: no loss reads what the last layer leaves out."""
 

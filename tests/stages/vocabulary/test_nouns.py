@@ -11,7 +11,7 @@ from alpro.errors import InputError
 from alpro.stages.build_vocabulary import merge_forms
 from alpro.stages.execution.interface import Resources
 from alpro.stages.vocabulary import nouns
-from alpro.stages.vocabulary.nouns import count_nouns, load_tagger, tag_unit
+from alpro.stages.vocabulary.nouns import count_words, load_tagger, tag_unit
 
 
 def tagged_nouns(*captions: str, lemma: bool = False) -> Counter[str]:
@@ -59,7 +59,7 @@ def test_capitals_and_full_stops_have_little_effect():
 
 def test_word_counts_are_weighted_by_captions_and_part_of_speech(resources):
     captions = Counter({"a dog is sleeping": 3, "a small dog and a cat": 1})
-    words = count_nouns(captions, "embedded", False, resources)
+    words = count_words(captions, "embedded", False, resources)
     assert words == {
         ("a", ""): 5,
         ("dog", "dog"): 4,
@@ -69,6 +69,14 @@ def test_word_counts_are_weighted_by_captions_and_part_of_speech(resources):
         ("and", ""): 1,
         ("cat", "cat"): 1,
     }
+
+
+def test_verbs_are_counted_in_their_forms_and_without_auxiliaries(resources):
+    captions = Counter({"a man is playing guitar": 2, "a dog runs": 1, "the play has ended": 1})
+    words = count_words(captions, "embedded", False, resources, "verb")
+    assert {word: count for (_, word), count in words.items() if word} == {"playing": 2, "runs": 1, "ended": 1}
+    assert words["dog", ""] == words["play", ""] == 1
+    assert words.total() == count_words(captions, "embedded", False, resources).total()
 
 
 PLURALS = [
@@ -99,15 +107,15 @@ def captions_of(number: int) -> Counter[str]:
 
 def test_counts_do_not_depend_on_the_units(resources, monkeypatch):
     captions = captions_of(400)
-    whole = count_nouns(captions, "embedded", False, resources)
+    whole = count_words(captions, "embedded", False, resources)
     assert whole.total() == sum(len(text.split()) * count for text, count in captions.items())
     for unit, batch in ((40, 1), (7, 3), (64, 64), (300, 256), (4096, 1000)):
         monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", unit)
         monkeypatch.setattr(nouns, "CAPTIONS_PER_BATCH", batch)
-        assert count_nouns(captions, "embedded", False, resources) == whole, (unit, batch)
+        assert count_words(captions, "embedded", False, resources) == whole, (unit, batch)
     shuffled = list(captions.items())
     random.Random(4).shuffle(shuffled)
-    assert count_nouns(Counter(dict(shuffled)), "embedded", False, resources) == whole
+    assert count_words(Counter(dict(shuffled)), "embedded", False, resources) == whole
 
 
 @pytest.mark.long
@@ -115,16 +123,16 @@ def test_counts_do_not_depend_on_the_number_of_processes(monkeypatch):
     captions = captions_of(400)
     monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", 40)
     one, two, three = (
-        count_nouns(captions, "embedded", True, Resources(workers=workers, device="cpu")) for workers in (1, 2, 3)
+        count_words(captions, "embedded", True, Resources(workers=workers, device="cpu")) for workers in (1, 2, 3)
     )
     assert one == two == three
 
 
 def test_many_units_go_to_a_pool(inline_pool, monkeypatch):
     captions = captions_of(40)
-    whole = count_nouns(captions, "embedded", False, Resources(workers=1, device="cpu"))
+    whole = count_words(captions, "embedded", False, Resources(workers=1, device="cpu"))
     monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", 4)
-    assert count_nouns(captions, "embedded", False, Resources(workers=2, device="cpu")) == whole
+    assert count_words(captions, "embedded", False, Resources(workers=2, device="cpu")) == whole
 
 
 def test_a_tagger_is_loaded_once_a_process():
