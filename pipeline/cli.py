@@ -111,6 +111,14 @@ def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     ui_parser.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
     for command in (compare_parser, inspect_parser, ui_parser):
         add_workspace(command, "folder of the artifacts")
+    add_up_options(
+        commands.add_parser(
+            "up",
+            help="start Prefect, MLflow and workers on this machine, until Ctrl-C",
+            description="Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1, "
+            "deploys every flow, and prints the addresses. Ctrl-C stops all of it.",
+        )
+    )
 
 
 def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -208,6 +216,15 @@ def add_tracking_uri(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tracking-uri", default="", metavar="URI", help="an MLflow server (default: a file in the workspace)"
     )
+
+
+def add_up_options(up_parser: argparse.ArgumentParser) -> None:
+    up_parser.add_argument("--check", action="store_true", help="only check whether everything could start")
+    for name, number in (("prefect", 4200), ("mlflow", 5000)):
+        up_parser.add_argument(
+            f"--{name}-port", type=port, default=number, metavar="PORT", help=f"port to listen on (default {number})"
+        )
+    add_workspace(up_parser, "folder of artifacts, reports, databases and logs")
 
 
 def add_compare_options(compare_parser: argparse.ArgumentParser) -> None:

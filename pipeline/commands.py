@@ -5,7 +5,6 @@ import atexit
 import gc
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import Step, Store
+from alpro.pipeline.checks import check_port, check_tracking_uri
 from alpro.pipeline.console import print_artifact, print_artifacts, print_lineage, print_unneeded
 from alpro.shards.storage import absolute
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
@@ -23,7 +23,7 @@ from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED,
 def execute(arguments: argparse.Namespace) -> int:
     """Runs a command; returns its exit status. Errors that are not bugs are one line on standard error."""
     try:
-        COMMANDS.get(arguments.command, run_pipeline)(arguments)
+        return COMMANDS.get(arguments.command, run_pipeline)(arguments) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT_ERROR
@@ -33,7 +33,6 @@ def execute(arguments: argparse.Namespace) -> int:
     except Interrupted as error:
         print(f"{error}; run the same command again to continue", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
 
 
 def run_pipeline(arguments: argparse.Namespace) -> None:
@@ -64,6 +63,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
 
 def prepare_run(arguments: argparse.Namespace) -> Path:
     """Creates the workspace and sets Prefect's environment. Call before Prefect is imported."""
+    check_tracking_uri(arguments.tracking_uri)
     workspace = arguments.workspace.resolve()
     if arguments.profile:
         arguments.changes.append("resources.profile=true")
@@ -263,19 +263,20 @@ def run_import(arguments: argparse.Namespace) -> None:
         print(f"  {remark}")
 
 
+def run_up(arguments: argparse.Namespace) -> int:
+    """`alpro up`."""
+    from alpro.pipeline.up import print_checks, up
+
+    start = print_checks if arguments.check else up
+    return start(arguments.workspace.resolve(), arguments.prefect_port, arguments.mlflow_port)
+
+
 def serve_mlflow(arguments: argparse.Namespace) -> None:
     """`alpro ui`: MLflow's server, reachable from this machine only, until Ctrl-C."""
     database = arguments.workspace.resolve() / "mlflow.db"
     if not database.is_file():
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", arguments.port))
-        except OSError as error:
-            raise InputError(
-                f"port {arguments.port} is in use or not allowed ({error.strerror}); choose another with --port"
-            ) from error
+    check_port("--port", arguments.port)
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C stops it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
@@ -283,7 +284,7 @@ def serve_mlflow(arguments: argparse.Namespace) -> None:
     os.execve(sys.executable, command, environment)
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {  # all others are stages
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {  # all others are stages
     "run": run_pipeline,
     "study": run_study,
     "artifacts ls": list_artifacts,
@@ -295,4 +296,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {  # all others are 
     "inspect": inspect_corpora,
     "import-checkpoint": run_import,
     "ui": serve_mlflow,
+    "up": run_up,
 }

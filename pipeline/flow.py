@@ -8,12 +8,13 @@ from typing import Any
 
 from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
-from alpro.credentials import clean_values
+from alpro.credentials import clean_values, without_credentials
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
+from alpro.pipeline.checks import check_tracking_uri
 from alpro.pipeline.config import PipelineConfig, load_config
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.record import end_dead_runs, git_commit, run_tags, status_after
@@ -189,6 +190,16 @@ def open_tracker(uri: str, root: Path, experiment: str) -> Tracker:
     return Tracker.open(uri or f"sqlite:///{root / 'mlflow.db'}", root / "mlflow", experiment)
 
 
+def check_workspace(workspace: str) -> None:
+    """Raises InputError for a relative workspace in a run of a deployment: it would be in a folder of the worker's, and
+    each run would begin with an empty one."""
+    if deployment.id and not Path(workspace).is_absolute():
+        raise InputError(
+            f"workspace = {workspace!r} is not an absolute path; pass one, such as -p workspace=/shared/alpro, or set "
+            "ALPRO_WORKSPACE for prefect deploy"
+        )
+
+
 def flow_run_name() -> str:
     """The name of a flow run on Prefect's pages: the stage, the configuration, and what was changed."""
     flow, parameters = flow_run.flow_name, flow_run.parameters
@@ -199,7 +210,7 @@ def flow_run_name() -> str:
         return place.title
     config, data, changes = parameters["config"], parameters["data"], parameters["changes"]
     parts = (flow if flow != "alpro" else "", Path(config).stem, data, " ".join(changes))
-    return " · ".join(part for part in parts if part)
+    return without_credentials(" · ".join(part for part in parts if part))  # the flow refuses them, once it has a name
 
 
 def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: list[Step]) -> str:
@@ -245,6 +256,8 @@ def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
             stages_by_deployment: Run each stage as its own deployment, in that deployment's work pool.
             handover: Set by a pipeline that runs its stages as deployments; replaces config, data and changes.
         """
+        check_workspace(workspace)
+        check_tracking_uri(tracking_uri)
         if handover:
             return run_handed(Handover.model_validate(handover), workspace, tracking_uri)
         whole = stage == "alpro"

@@ -1,13 +1,21 @@
-"""Prefect's temporary server, for the duration of one command. It runs until the flow has ended, also after Ctrl-C."""
+"""Prefect's server on this machine: `python -m alpro.pipeline.server PORT`, until its standard input ends.
+
+The server of `alpro up`, and the temporary one of a command without PREFECT_API_URL.
+"""
 
 import os
 import signal
 import subprocess
 import sys
 import threading
+from urllib.parse import urlsplit
 
-from prefect.server.api.server import SubprocessASGIServer
+from prefect.server.api.server import SubprocessASGIServer, create_app
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
+LOCAL = ["127.0.0.1", "localhost"]
 EXIT_SECONDS = 60.0  # time to finish a migration of the database and shut down once the command has ended
 
 
@@ -22,12 +30,31 @@ class TemporaryServer(SubprocessASGIServer):
     def _run_uvicorn_command(self) -> subprocess.Popen:
         # The server's standard input ends with this process, however that happens.
         ephemeral = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        ephemeral["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = f"http://127.0.0.1:{self.port}"
         return subprocess.Popen(
             [sys.executable, "-m", "alpro.pipeline.server", str(self.port)],
             stdin=subprocess.PIPE,
             start_new_session=True,
             env=os.environ | ephemeral,
         )
+
+
+class LocalApp:
+    """Prefect's server for clients and browsers of this machine. Whoever may deploy may run commands, so pages of other
+    sites are refused: by the Host header, where the site's name is made to resolve to 127.0.0.1, and by the Origin
+    header, since not every request of a page needs CORS."""
+
+    def __init__(self) -> None:
+        self.app = TrustedHostMiddleware(create_app(), allowed_hosts=LOCAL)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope.get("headers", ()))
+        if origin := headers.get(b"origin", b"").decode("latin-1"):
+            page, server = urlsplit(origin), urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}")
+            if page.hostname not in LOCAL or page.port != server.port:
+                await PlainTextResponse("a page of another site", status_code=403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 def end_with_command() -> None:
@@ -43,7 +70,7 @@ if __name__ == "__main__":
 
     threading.Thread(target=end_with_command, daemon=True).start()
     uvicorn.run(
-        "prefect.server.api.server:create_app",
+        "alpro.pipeline.server:LocalApp",
         factory=True,
         host="127.0.0.1",
         port=int(sys.argv[1]),

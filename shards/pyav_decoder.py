@@ -34,12 +34,20 @@ class _SeekFailed(Exception):
     """Seeking to a key frame failed: the video is decoded from its first frame instead."""
 
 
-def decode_with_pyav(request: Request) -> Clip:
-    """Decodes a clip with PyAV. Raises DecodeError with the reason, and InputError if PyAV is not installed."""
+def pyav_version() -> str:
+    """The version of PyAV. Raises InputError if it is not installed, or if its libraries cannot be loaded."""
     try:
         import av
     except ImportError as error:
         raise InputError(f"no PyAV ({error}): pip install 'alpro-pipeline[video]'") from error
+    return av.__version__
+
+
+def decode_with_pyav(request: Request) -> Clip:
+    """Decodes a clip with PyAV. Raises DecodeError with the reason, and InputError if PyAV is not installed."""
+    pyav_version()
+    import av
+
     try:
         with memory_limit(request.limits):
             try:

@@ -1,0 +1,231 @@
+"""What `alpro up` needs of this machine: ports, workspace, databases, disk space, video decoders, package versions.
+
+Nothing is written. Messages contain no password."""
+
+import asyncio
+import os
+import shutil
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from packaging.requirements import Requirement
+
+from alpro.credentials import has_credentials, without_credentials
+from alpro.errors import InputError
+
+PREFECT_DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+MLFLOW_DATABASE = "MLFLOW_BACKEND_STORE_URI"
+MIN_FREE_BYTES = 5 << 30  # the sample's artifacts, checkpoints and databases need 2 GB
+DATABASE_SECONDS = 20.0
+
+
+def problems(workspace: Path, ports: dict[str, int]) -> list[str]:
+    """What keeps `alpro up` from working, one line each. Prints nothing, creates nothing."""
+    return [problem for _, problem in check(workspace, ports) if problem]
+
+
+def check(workspace: Path, ports: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Checks one thing after the other. Yields what was checked, and what is wrong with it and what to do, or "".
+
+    Args:
+        workspace: absolute; it need not exist.
+        ports: the port of each server, by its option on the command line.
+    """
+    checks: list[tuple[str, Callable[[], object]]] = [
+        *((f"port {port}", lambda name=name, port=port: check_port(name, port)) for name, port in ports.items()),
+        ("ports", lambda: check_different(ports)),
+        (f"workspace {workspace}", lambda: check_writable(workspace)),
+        ("other alpro up", lambda: check_alone(workspace)),
+        (f"disk of {workspace}", lambda: check_disk(workspace)),
+        ("Prefect's database", lambda: check_prefect_database(workspace)),
+        ("MLflow's database", lambda: check_mlflow_database(workspace)),
+        ("databases", check_databases_differ),
+        ("PyAV", check_pyav),
+        ("ffmpeg", check_ffmpeg),
+        ("packages", check_packages),
+    ]
+    for name, function in checks:
+        try:
+            function()
+        except InputError as error:
+            yield name, str(error)
+        else:
+            yield name, ""
+
+
+def check_port(option: str, port: int) -> None:
+    """Raises InputError if a server could not listen on a port of 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} is in use or not allowed ({error.strerror}); choose another with {option}"
+            ) from error
+
+
+def check_different(ports: dict[str, int]) -> None:
+    if len(set(ports.values())) < len(ports):
+        raise InputError(f"{' and '.join(ports)} are the same port; choose another for one of them")
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def check_writable(workspace: Path) -> None:
+    """Raises InputError if the workspace, or a part of it that exists, is not a folder that can be written to."""
+    for place in (workspace, workspace / "prefect", workspace / "mlflow", workspace / "artifacts", workspace / "up"):
+        found = existing(place)
+        if not found.is_dir():
+            raise InputError(f"{found} is not a folder; remove it, or choose another folder with --workspace")
+        if not os.access(found, os.W_OK | os.X_OK):
+            raise InputError(f"{found} is not writable; change its permissions, or choose another with --workspace")
+
+
+def lock(workspace: Path) -> FileLock:
+    """The lock that `alpro up` holds in its workspace: two of them would run each other's deployments."""
+    return FileLock(workspace / "up" / "lock", blocking=False)
+
+
+def check_alone(workspace: Path) -> None:
+    if not (workspace / "up" / "lock").exists():
+        return
+    try:
+        with lock(workspace):
+            pass
+    except Timeout:
+        raise InputError(f"alpro up already runs in {workspace}; stop it, or choose another with --workspace") from None
+
+
+def check_disk(workspace: Path) -> None:
+    free = shutil.disk_usage(existing(workspace)).free
+    if free < MIN_FREE_BYTES:
+        raise InputError(
+            f"{workspace}: {free / 1e9:.1f} GB are free, {MIN_FREE_BYTES / 1e9:.1f} GB are needed; free some, or "
+            "choose another disk with --workspace"
+        )
+
+
+def check_prefect_database(workspace: Path) -> None:
+    url = os.environ.get(PREFECT_DATABASE, "")
+    if not url:
+        home = Path(os.environ.get("PREFECT_HOME", workspace / "prefect"))
+        return check_sqlite(home / "prefect.db")
+    if not url.startswith(("postgresql+asyncpg://", "sqlite+aiosqlite://")):
+        raise InputError(f"{PREFECT_DATABASE}: does not start with postgresql+asyncpg:// or sqlite+aiosqlite://")
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    async def connect() -> None:
+        engine = create_async_engine(url)
+        try:
+            async with asyncio.timeout(DATABASE_SECONDS), engine.connect():
+                pass
+        finally:
+            await engine.dispose()
+
+    check_connection(PREFECT_DATABASE, lambda: asyncio.run(connect()))
+
+
+def check_mlflow_database(workspace: Path) -> None:
+    url = os.environ.get(MLFLOW_DATABASE, "")
+    if not url:
+        return check_sqlite(workspace / "mlflow.db")
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    seconds = {"connect_timeout": int(DATABASE_SECONDS)} if url.startswith("postgresql") else {}
+
+    def connect() -> None:
+        create_engine(url, poolclass=NullPool, connect_args=seconds).connect().close()
+
+    check_connection(MLFLOW_DATABASE, connect)
+
+
+def check_connection(setting: str, connect: Callable[[], None]) -> None:
+    """Raises InputError if a database cannot be connected to. Its message has no password."""
+    try:
+        connect()
+    except ModuleNotFoundError as error:
+        raise InputError(f"{setting}: no {error.name}; pip install 'alpro-pipeline[postgres]'") from error
+    except Exception as error:  # of SQLAlchemy and of each driver
+        lines = str(getattr(error, "orig", None) or error).splitlines() or ["no answer"]
+        reason = without_credentials(lines[0])
+        raise InputError(f"{setting}: cannot connect ({reason}); start the database, or correct the URL") from error
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Raises InputError if the address of an MLflow store contains a password: Prefect stores the parameters of runs,
+    and messages name the store."""
+    if has_credentials(uri):
+        raise InputError(
+            f"tracking_uri = {uri}: contains a user name or a password; leave them out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for PostgreSQL"
+        )
+
+
+def check_sqlite(file: Path) -> None:
+    """Raises InputError if an SQLite file exists and cannot be written, because of its permissions or its content."""
+    if not file.exists():
+        return
+    try:
+        connection = sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=DATABASE_SECONDS)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise InputError(
+            f"{file}: not usable ({error}); repair it, move it away, or use another --workspace"
+        ) from error
+
+
+def check_databases_differ() -> None:
+    """Raises InputError if both servers would use one database: both have a table `alembic_version`."""
+    addresses = {
+        os.environ.get(name, "").partition("://")[2].rpartition("@")[2] for name in (PREFECT_DATABASE, MLFLOW_DATABASE)
+    }
+    if len(addresses) == 1 and addresses != {""}:
+        raise InputError(f"{PREFECT_DATABASE} and {MLFLOW_DATABASE} are the same database; create one for each")
+
+
+def check_pyav() -> None:
+    from alpro.shards.pyav_decoder import pyav_version
+
+    pyav_version()
+
+
+def check_ffmpeg() -> None:
+    from alpro.shards.ffmpeg_binary import ffmpeg_version
+
+    ffmpeg_version()
+
+
+def check_packages() -> None:
+    """Raises InputError for the first package of the extra `all` that is missing or has another version."""
+    for requirement in required_packages("alpro-pipeline", "all"):
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            raise InputError(f"{requirement} is not installed; pip install 'alpro-pipeline[all]'") from None
+        if not requirement.specifier.contains(version, prereleases=True):
+            raise InputError(f"{requirement.name} is {version}, needed is {requirement}; pip install '{requirement}'")
+
+
+def required_packages(package: str, extra: str) -> Iterator[Requirement]:
+    """The packages that an installed package needs with one of its extras, which may name others of its extras."""
+    for requirement in map(Requirement, metadata.requires(package) or []):
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        if requirement.name == package:
+            for other in requirement.extras:
+                yield from required_packages(package, other)
+        elif extra == "all" or requirement.marker:
+            yield requirement

@@ -1,0 +1,212 @@
+"""docs/deploying.md as a script: the commands of its blocks on real servers and workers; PostgreSQL; passwords."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.started import ROOT, TINY, Up, call, wait_for
+
+PAGE = (ROOT / "docs" / "deploying.md").read_text()
+LASTING = (
+    "prefect server start",
+    "mlflow server",
+    "worker start",
+)  # a block that ends with one is a terminal that stays
+SECRET = "hush-of-postgres"
+
+
+def blocks(heading: str) -> list[str]:
+    """The code blocks of a section of the page."""
+    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+
+
+def test_the_section_has_a_block_for_each_terminal():
+    lasting = [block for block in blocks("Several machines") if any(program in block for program in LASTING)]
+    assert len(lasting) == 4
+    (once,) = (block for block in blocks("Several machines") if block not in lasting)
+    assert "deploy --all" in once
+
+
+class Terminals:
+    """Runs blocks of the page with bash, in the project's folder."""
+
+    def __init__(self, folder: Path, ports: dict[str, int], stack: ExitStack):
+        # All that differs from the page: the names of the machine, of its ports, and of its folders.
+        self.names = {
+            "server.example.com": "127.0.0.1",
+            "0.0.0.0": "127.0.0.1",
+            ":4200": f":{ports['prefect']}",
+            "--port 4200": f"--port {ports['prefect']}",
+            ":5000": f":{ports['mlflow']}",
+            "--port 5000": f"--port {ports['mlflow']}",
+            "/shared/alpro": str(folder / "shared"),
+            "/var/lib/alpro": str(folder / "lib"),
+        }
+        self.folder, self.stack = folder, stack
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment |= {"PREFECT_HOME": str(folder / "home"), "PATH": path, "OMP_NUM_THREADS": "1"}
+
+    def script(self, block: str) -> str:
+        names = "|".join(map(re.escape, self.names))
+        return "set -e\n" + re.sub(names, lambda match: self.names[match[0]], block)
+
+    def run(self, block: str) -> str:
+        command = ["bash", "-c", self.script(block)]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def stay(self, block: str) -> subprocess.Popen:
+        """Starts a block in a session of its own. It ends with the context."""
+        log = self.stack.enter_context(open(self.folder / f"{len(list(self.folder.glob('*.log')))}.log", "w"))
+        process = subprocess.Popen(
+            ["bash", "-c", self.script(block)],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        self.stack.callback(end, process)
+        return process
+
+
+def end(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:  # a worker without its server does not end by SIGTERM
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.long
+def test_the_commands_for_several_machines_work_as_they_stand(tmp_path, free_port):
+    ports = {"prefect": free_port(), "mlflow": free_port()}
+    for folder in ("shared", "lib"):
+        (tmp_path / folder).mkdir()
+    with ExitStack() as stack:
+        terminals = Terminals(tmp_path, ports, stack)
+        prefect, mlflow = f"http://127.0.0.1:{ports['prefect']}/api", f"http://127.0.0.1:{ports['mlflow']}"
+        running = []
+        for block in blocks("Several machines"):
+            if not any(program in block for program in LASTING):
+                wait_for(lambda: call(prefect, "GET", "/health"), 1200)
+                terminals.run(block)
+            else:
+                running.append(terminals.stay(block))
+        run = "prefect deployment run decode-videos/decode-videos --watch"
+        address = "export PREFECT_API_URL=http://server.example.com:4200/api\n"
+        assert "Completed" in terminals.run(f"{address}{run} -p config={TINY}")
+        assert len(list((tmp_path / "shared" / "artifacts" / "decode_videos").glob("*/artifact.json"))) == 2
+        assert call(mlflow, "GET", "/api/2.0/mlflow/experiments/get-by-name?experiment_name=tiny")
+        # Deployed or started from any folder, a relative workspace is refused.
+        failed = subprocess.run(
+            ["bash", "-c", terminals.script(f"{address}{run} -p config={TINY} -p workspace=mine")],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=terminals.environment,
+        )
+        assert "Failed" in failed.stdout
+        assert not list(tmp_path.rglob("mine"))
+        assert all(process.poll() is None for process in running)
+
+
+def program(name: str) -> str | None:
+    """A program of PostgreSQL's server. Debian does not put them in PATH."""
+    places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
+    return next((str(path / name) for path in places if (path / name).is_file()), None) or shutil.which(name)
+
+
+@contextmanager
+def postgres(folder: Path, port: int) -> Iterator[str]:
+    """A PostgreSQL server with the databases `prefect` and `mlflow`; yields `user:password@host:port`."""
+    if not (program("initdb") and program("postgres")):
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
+    user: dict = {}
+    if os.getuid() == 0:  # it refuses to run as root
+        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        folder = Path(subprocess.check_output(["mktemp", "-d"], text=True, **user).strip())
+    subprocess.run(["tee", folder / "pw"], input=SECRET, text=True, check=True, stdout=subprocess.DEVNULL, **user)
+    options = ["-D", folder / "data", "-U", "alpro", "-E", "UTF8", "--auth=scram-sha-256", f"--pwfile={folder / 'pw'}"]
+    subprocess.run([program("initdb"), *options], check=True, stdout=subprocess.DEVNULL, cwd=folder, **user)
+    server = [program("postgres"), "-D", folder / "data", "-p", str(port), "-k", folder]
+    process = subprocess.Popen([*server, "-c", "listen_addresses=127.0.0.1"], cwd=folder, **user)
+    try:
+        wait_for(lambda: create_databases(port), 300)
+        yield f"alpro:{SECRET}@127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGINT)  # a fast shutdown
+        process.wait(120)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def create_databases(port: int) -> bool:
+    import psycopg
+
+    try:
+        with psycopg.connect(
+            host="127.0.0.1", port=port, user="alpro", password=SECRET, dbname="postgres", autocommit=True
+        ) as connection:
+            for name in ("prefect", "mlflow"):
+                connection.execute(f"create database {name}")
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def leaks(folder: Path) -> list[str]:
+    """The files that contain the secret."""
+    return [str(path) for path in folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+
+
+def stored(address: str, database: str) -> str:
+    """All rows of all tables of a database."""
+    import psycopg
+
+    with psycopg.connect(f"postgresql://{address}/{database}") as connection:
+        tables = connection.execute("select tablename from pg_tables where schemaname = 'public'").fetchall()
+        assert len(tables) > 10
+        return "\n".join(str(connection.execute(f'select * from "{name}"').fetchall()) for (name,) in tables)
+
+
+@pytest.mark.long
+def test_up_on_postgresql_and_its_password_is_nowhere(tmp_path, free_port):
+    with postgres(tmp_path, free_port()) as address:
+        settings = {
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{address}/prefect",
+            "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg://{address}/mlflow",
+        }
+        with Up(tmp_path / "w", free_port(), free_port(), settings) as machine:
+            done = machine.deploy("decode-videos/decode-videos", config=TINY)
+            assert done["state"]["name"] == "Completed", done["state"]["message"]
+            refused = machine.deploy(
+                "decode-videos/decode-videos",
+                config=TINY,
+                changes=[f"resources.artifacts='s3://key:{SECRET}@bucket/x'"],
+                tracking_uri="",
+            )
+            assert "this URL contains a user name" in refused["state"]["message"]
+            assert SECRET not in refused["name"] + refused["state"]["message"]
+            lines = {b" ".join(path.read_bytes().split(b"\0")) for path in Path("/proc").glob("[0-9]*/cmdline")}
+            assert not any(SECRET.encode() in line for line in lines)
+            pages = f"{call(machine.prefect, 'GET', '/admin/settings')}"
+            assert SECRET not in pages
+        assert leaks(tmp_path) == []
+        assert not (tmp_path / "w" / "mlflow.db").exists()
+        assert not (tmp_path / "w" / "prefect" / "prefect.db").exists()
+        mlflow, prefect = stored(address, "mlflow"), stored(address, "prefect")
+        assert "decode_videos" in mlflow
+        assert "decode-videos" in prefect
+        assert SECRET not in mlflow
