@@ -141,7 +141,7 @@ def test_prefect_accepts_the_commands():
     """Prefect parses each command, and the work pools and deployments in it are those of prefect.yaml."""
     from prefect.cli._app import _app
 
-    deployments = yaml.safe_load((ROOT / "pipeline" / "prefect.yaml").read_text())["deployments"]
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     pools, names = set(), set()
     for page, words in commands("prefect"):
         arguments = [word for word in words if word != "--no-prompt"]  # of the program, not of a command

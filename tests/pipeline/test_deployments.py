@@ -29,7 +29,7 @@ TINY = str(ROOT / "tests" / "tiny.toml")
 
 
 def test_every_flow_has_a_deployment_in_its_pool():
-    deployments = yaml.safe_load((ROOT / "pipeline" / "prefect.yaml").read_text())["deployments"]
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert sorted(d["name"] for d in deployments) == sorted(["alpro", *(stage.replace("_", "-") for stage in STAGES)])
     for deployment in deployments:
         module, _, name = deployment["entrypoint"].partition(":")
@@ -40,7 +40,7 @@ def test_every_flow_has_a_deployment_in_its_pool():
 
 def test_the_pipelines_deployment_runs_its_stages_in_their_pools():
     """The pipeline itself runs in `cpu`: in `gpu`, limited to one run at a time, its stages would never start."""
-    (whole, *_) = yaml.safe_load((ROOT / "pipeline" / "prefect.yaml").read_text())["deployments"]
+    (whole, *_) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert whole["parameters"].pop("stages_by_deployment") is True
     assert set(whole["parameters"]) == {"workspace", "tracking_uri"}
     assert whole["work_pool"] == {"name": "cpu"}

@@ -51,7 +51,7 @@ def server(tmp_path_factory, free_port):
     for pool in ("cpu", "gpu"):
         prefect("work-pool", "create", pool, "--type", "process", environment=environment)
     prefect("work-pool", "set-concurrency-limit", "gpu", "1", environment=environment)
-    prefect("deploy", "--all", "--prefect-file", "pipeline/prefect.yaml", environment=environment)
+    prefect("deploy", "--all", environment=environment)
     processes += [start("worker", "start", "--pool", pool, "--type", "process") for pool in ("cpu", "gpu")]
     yield environment
     for process in reversed(processes):  # a worker without its server does not end by SIGTERM
