@@ -77,7 +77,15 @@ def test_two_nodes_of_two_ranks_are_as_one_process(tmp_path, torchrun):
     quarters = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(4)]
     whole = losses_and_gradients(0, 1)
     names = {name.split("/")[0] for name in whole}
-    assert names == {"prompter", "matching", "matching in pools of 2", "matching in pools of 4", "pretrain", "pretrain with verbs", "qa"}
+    assert names == {
+        "prompter",
+        "matching",
+        "matching in pools of 2",
+        "matching in pools of 4",
+        "pretrain",
+        "pretrain with verbs",
+        "qa",
+    }
     for name, value in whole.items():
         # The gradients are those of all ranks; the losses are means, of each rank its own.
         actual = torch.stack([quarter[name] for quarter in quarters])
