@@ -100,7 +100,11 @@ def test_an_example_applies_without_the_others(example, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, tmp_path / name)
+    before = {
+        name: (ROOT / name).read_bytes() if (ROOT / name).exists() else None for name in changed(diffs()[example])
+    }
     apply(diffs()[example], tmp_path)
+    assert [name for name, text in before.items() if (tmp_path / name).read_bytes() == text] == []
 
 
 def test_the_examples_pass_lint(contributed):
