@@ -21,9 +21,19 @@ def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., 
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
         remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-        with Progress(*columns, *remaining, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total, note="")
-            yield lambda n=1, note="": bar.update(task, advance=n, **({"note": note} if note else {}))
+        bar = Progress(*columns, *remaining, console=Console(stderr=True), transient=True)
+        task = bar.add_task(what, total=total, note="")
+        began = time.monotonic()
+
+        def move(n: int = 1, note: str = "") -> None:
+            if not bar.live.is_started and time.monotonic() - began > QUIET_SECONDS:
+                bar.start()
+            bar.update(task, advance=n, **({"note": note} if note else {}))
+
+        try:
+            yield move
+        finally:
+            bar.stop()
         return
     started = last = time.monotonic()
     done, last_note = 0, ""

@@ -1,5 +1,6 @@
 """Multi-head self-attention on PyTorch's fused kernel, and the MLP: used by both encoders."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ class Attention(nn.Module):
 
     `forward(x, mask, queries)`: x (B, L, D) -> (B, L, D). `mask` (B, 1, 1, L) is boolean, True where a token may be
     attended to; None attends to all tokens. With `queries` (B, Q, D), only these tokens attend -> (B, Q, D).
+    `attend(qkv, mask)` is the part after the first linear, whose output (B, L, 3D) it takes.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
@@ -21,16 +23,38 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
-        width = x.shape[-1]
         if queries is None:
-            q, k, v = self.by_head(self.qkv(x), 3)
-        else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            (q,) = self.by_head(F.linear(queries, weight[:width], bias[:width]), 1)
-            k, v = self.by_head(F.linear(x, weight[width:], bias[width:]), 2)
+            return self.attend(self.qkv(x), mask)
+        width = x.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(queries, weight[:width], bias[:width])
+        if not self.training and queries.shape[1] < width // self.heads:
+            return self.attend_few(q, x, mask)
+        k, v = self.by_head(F.linear(x, weight[width:], bias[width:]), 2)
+        return self.output(*self.by_head(q, 1), k, v, mask)
+
+    def attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.output(*self.by_head(qkv, 3), mask)
+
+    def output(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+    def attend_few(self, q: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The same for projected queries q (B, Q, D), fewer than the size of a head: x is neither projected to keys nor
+        to values. A score is q . W x = (q W) . x, and the mean of the values W x is W of the mean of x. The bias of the
+        keys is the same for all tokens, so that the softmax removes it."""
+        size = x.shape[-1]
+        q = q.unflatten(2, (self.heads, -1))
+        _, key, value = self.qkv.weight.view(3, self.heads, -1, size)
+        scores = torch.einsum("bqhd,hdw->bhqw", q, key).flatten(1, 2) @ x.transpose(1, 2) * q.shape[-1] ** -0.5
+        scores = scores.unflatten(1, (self.heads, -1))
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        mean = (scores.softmax(dim=-1).flatten(1, 2) @ x).unflatten(1, (self.heads, -1))
+        out = torch.einsum("bhqw,hdw->bqhd", mean, value).flatten(2) + self.qkv.bias[2 * size :]
+        return self.proj(out)
 
     def by_head(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, L, parts * D) -> `parts` tensors (B, heads, L, D / heads)."""

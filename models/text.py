@@ -64,7 +64,8 @@ class TextEmbeddings(nn.Module):
 class Layer(nn.Module):
     """A post-norm transformer layer as in BERT: x (B, L, D), mask (B, 1, 1, L) -> (B, L, D).
 
-    With `positions` (B, P), only the tokens at these positions are queries: (B, P, D).
+    With `positions` (B, P), only the tokens at these positions are queries: (B, P, D). `qkv` (B, L, 3D): the projected
+    queries, keys and values of x, where the caller has them.
     """
 
     def __init__(self, config: TextConfig):
@@ -75,9 +76,12 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, positions: Tensor | None = None, qkv: Tensor | None = None
+    ) -> Tensor:
         queries = None if positions is None else x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
-        attended = self.dropout(self.attention(x, mask, queries))
+        attended = self.attention(x, mask, queries) if qkv is None else self.attention.attend(qkv, mask)
+        attended = self.dropout(attended)
         x = self.norm1((x if queries is None else queries) + attended)
         return self.norm2(x + self.dropout(self.mlp(x)))
 
@@ -138,6 +142,25 @@ class MultimodalEncoder(nn.Module):
     ) -> Tensor | tuple[Tensor, ...]:
         video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
         return self.layers(torch.cat([text, video], dim=1), torch.cat([mask, video_mask], dim=1), positions)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """The queries, keys and values (B, L, 3D) of tokens (B, L, D) in the first layer, which depend on no other
+        token: those of a text or a video are the same in all its pairs."""
+        return self.layers[0].attention.qkv(tokens)
+
+    def pairs(self, text: Tensor, of_text: Tensor, video: Tensor, qkv: Tensor, of_video: Tensor) -> Tensor:
+        """The fused [CLS] (P, D) of pairs of texts and videos, as `forward` gives it in evaluation mode.
+
+        text (T, L, D): texts without padding; video (V, N, D); qkv (V, N, 3D): the projected videos; of_text (P,),
+        of_video (P,): indices of texts and videos.
+        """
+        x = torch.cat([text[of_text], video[of_video]], dim=1)
+        *layers, last = self.layers
+        for layer in layers[:1]:
+            x = layer(x, None, qkv=torch.cat([self.project(text)[of_text], qkv[of_video]], dim=1))
+        for layer in layers[1:]:
+            x = layer(x, None)
+        return last(x, None, of_text.new_zeros(len(of_text), 1))[:, 0]
 
 
 class MlmHead(nn.Module):

@@ -8,15 +8,15 @@ from typing import cast
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
+from alpro.progress import progress
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encode import Reorder, encode_texts, encode_videos
 from alpro.stages.evaluation.metrics import Queries
-
-VIDEOS = 64  # number of videos whose tokens are on the device at a time
+from alpro.stages.evaluation.pairs import VIDEOS, score
 
 
 @dataclass
@@ -84,12 +84,21 @@ def answer_logits(
     """
     model = cast(Alpro, encoder.model)
     parts = []
-    for start in range(0, len(questions.numbers), VIDEOS):
-        some = questions.between(start, start + VIDEOS)
-        videos = encode_videos(encoder, some.reader, some.numbers, device, reorder=reorder)
-        place = torch.from_numpy(some.video_of_question).to(device)
-        for first in range(0, len(some.texts), batch):
-            part = slice(first, first + batch)
-            texts = encode_texts(model, tokenizer, some.texts[part], length, device)
-            parts.append(model.answer(texts.tokens, texts.mask, videos.tokens[place[part]]).float().cpu())
+    with progress("answering", len(questions.texts), "questions") as advance:
+        for start in range(0, len(questions.numbers), VIDEOS):
+            some = questions.between(start, start + VIDEOS)
+            videos = encode_videos(encoder, some.reader, some.numbers, device, reorder=reorder)
+            for first in range(0, len(some.texts), batch):
+                texts = encode_texts(model, tokenizer, some.texts[first : first + batch], length, device)
+                places = some.video_of_question[first : first + batch]
+                pairs = np.stack([np.arange(len(places)), places], axis=1)
+                parts.append(score(model, answer_head(model), texts, videos, pairs).cpu())
+                advance(len(places))
     return torch.cat(parts)
+
+
+def answer_head(model: Alpro) -> nn.Module:
+    """The question-answering head. Raises ValueError if the model has none."""
+    if model.qa_head is None:
+        raise ValueError("this model has no question-answering head: fine-tune one, or load a QA model")
+    return model.qa_head

@@ -14,6 +14,7 @@ from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos
 from alpro.stages.evaluation.metrics import CAPTIONS, Queries
+from alpro.stages.evaluation.pairs import score
 from alpro.stages.training.config import Protocol
 
 
@@ -75,23 +76,18 @@ def match_pairs(model: Alpro, texts: Texts, videos: Videos, protocol: Protocol, 
     return match_all(model, texts, videos) if protocol == "all" else match_top_k(model, texts, videos, k)
 
 
-@torch.no_grad()
-def match_all(model: Alpro, texts: Texts, videos: Videos, batch: int = 512) -> np.ndarray:
+def match_all(model: Alpro, texts: Texts, videos: Videos, batch: int = 0) -> np.ndarray:
     """The logit margin (match minus no match) of every pair: (texts, videos).
 
     The margin has the order of the probability, without its rounding near 0 and 1.
     """
-    scores = np.empty((len(texts.tokens), len(videos.tokens)), np.float32)
-    pairs = torch.cartesian_prod(torch.arange(len(texts.tokens)), torch.arange(len(videos.tokens)))
-    for part in pairs.split(batch):
-        scores[part[:, 0].numpy(), part[:, 1].numpy()] = match(model, texts, videos, part).cpu().numpy()
-    return scores
+    shape = len(texts.tokens), len(videos.tokens)
+    return match(model, texts, videos, np.argwhere(np.ones(shape, bool)), batch).view(shape).cpu().numpy()
 
 
-def match(model: Alpro, texts: Texts, videos: Videos, pairs: Tensor) -> Tensor:
+def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 0) -> Tensor:
     """The logit margin (P,) of pairs (P, 2) of text and video indices."""
-    text, video = pairs[:, 0].to(texts.tokens.device), pairs[:, 1].to(videos.tokens.device)
-    logits = model.match(texts.tokens[text], texts.mask[text], videos.tokens[video]).float()
+    logits = score(model, model.vtm_head, texts, videos, pairs, batch)
     return logits[:, 1] - logits[:, 0]
 
 
@@ -107,8 +103,7 @@ def dual_softmax(similarity: np.ndarray, temperature: float) -> np.ndarray:
     return (logits.log_softmax(1) + logits.log_softmax(0)).numpy()
 
 
-@torch.no_grad()
-def match_top_k(model: Alpro, texts: Texts, videos: Videos, k: int, batch: int = 512) -> np.ndarray:
+def match_top_k(model: Alpro, texts: Texts, videos: Videos, k: int, batch: int = 0) -> np.ndarray:
     """Scores (texts, videos): logit margin + similarity for the k most similar videos of each text and texts of each
     video; all other pairs are ranked by similarity below them."""
     similarity = (texts.features @ videos.features.T).cpu()
@@ -116,7 +111,7 @@ def match_top_k(model: Alpro, texts: Texts, videos: Videos, k: int, batch: int =
     chosen.scatter_(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices, True)
     chosen.T.scatter_(1, similarity.T.topk(min(k, similarity.shape[0]), dim=1).indices, True)
     pairs = chosen.nonzero()
-    margins = torch.cat([match(model, texts, videos, part).cpu() for part in pairs.split(batch)])
+    margins = match(model, texts, videos, pairs.numpy(), batch).cpu()
     scores = similarity - similarity.max() + (margins.min() - 10)
     scores[pairs[:, 0], pairs[:, 1]] = margins + similarity[pairs[:, 0], pairs[:, 1]]
     return scores.numpy()

@@ -25,8 +25,9 @@ from alpro.stages.evaluation.controls import (
 from alpro.stages.evaluation.counterfactual import PARTS, swap_words
 from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
+from alpro.stages.evaluation.pairs import score
 from alpro.stages.evaluation.protocol import length_of, protocol_of, score_pairs
-from alpro.stages.evaluation.qa import Questions, answer_logits
+from alpro.stages.evaluation.qa import Questions, answer_head, answer_logits
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery, match
 from alpro.stages.vocabulary.nouns import tag_texts
@@ -141,14 +142,10 @@ def counterfactual(
             add_two_way(results, "counterfactual", f"{part}_{ranker}", label, fits, queries.select(parts == part))
 
 
-@torch.no_grad()
-def pair_scores(
-    model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 512
-) -> dict[str, np.ndarray]:
+def pair_scores(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray) -> dict[str, np.ndarray]:
     """The scores (P,) of pairs (P, 2) of text and video, by each of RANKERS: logit margins and similarities."""
-    chosen = torch.from_numpy(pairs)
-    text, video = chosen.to(texts.features.device).unbind(1)
-    margins = torch.cat([match(model, texts, videos, part) for part in chosen.split(batch)])
+    text, video = torch.from_numpy(pairs).to(texts.features.device).unbind(1)
+    margins = match(model, texts, videos, pairs)
     similarity = (texts.features[text] * videos.features[video]).sum(1)
     return {"vtm": margins.cpu().numpy(), "vtc": similarity.cpu().numpy()}
 
@@ -233,5 +230,6 @@ def answer_without_video(
     parts = []
     for start in range(0, len(questions.texts), batch):
         texts = encode_texts(model, tokenizer, questions.texts[start : start + batch], length, device)
-        parts.append(model.answer(texts.tokens, texts.mask, video.expand(len(texts.tokens), -1, -1)).float().cpu())
+        pairs = np.stack([np.arange(len(texts.tokens)), np.zeros(len(texts.tokens), int)], axis=1)
+        parts.append(score(model, answer_head(model), texts, Videos(video, video[:, 0]), pairs).cpu())
     return torch.cat(parts)

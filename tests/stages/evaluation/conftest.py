@@ -41,6 +41,8 @@ class Reading(Alpro):
 
     def __init__(self, shape: ModelConfig, answers: list[str], words: dict[int, int]):
         super().__init__(shape, answers=len(answers))
+        self.multimodal_encoder, self.vtm_head = Pairing(), Matching()
+        self.qa_head = Answering(len(answers))
         self.words, self.seen = words, list[Tensor]()
         self.lengths = set[int]()
 
@@ -58,12 +60,30 @@ class Reading(Alpro):
         place = torch.tensor([self.words.get(int(word), 3) for word in last])
         return nn.functional.one_hot(place, self.config.text.width).float()[:, None].expand(-1, ids.shape[1], -1)
 
-    def match(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
-        same = (text[:, 0] * video[:, 0]).sum(1)
+
+class Pairing(nn.Module):
+    """Both [CLS] of each pair."""
+
+    def project(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def pairs(self, text: Tensor, of_text: Tensor, video: Tensor, qkv: Tensor, of_video: Tensor) -> Tensor:
+        return torch.stack([text[of_text, 0], qkv[of_video, 0]], dim=1)
+
+
+class Matching(nn.Module):
+    def forward(self, pairs: Tensor) -> Tensor:
+        same = pairs.prod(dim=1).sum(1)
         return torch.stack([torch.zeros_like(same), 4 * same - 6], dim=1)  # margins of -2 and -6
 
-    def answer(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
-        return 3 * video[:, 0, : self.qa_head[-1].out_features]
+
+class Answering(nn.Module):
+    def __init__(self, answers: int):
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return 3 * pairs[:, 1, : self.answers]
 
 
 @pytest.fixture

@@ -78,13 +78,13 @@ def test_the_device_holds_the_tokens_of_few_questions_at_a_time(
     model = Alpro(tiny_model(tokenizer.get_vocab_size()), answers=4)
     objective = QaObjective(model, [0.5] * 3, [0.25] * 3).eval()
     whole = answer_logits(objective, questions, tokenizer, 24, CPU)
-    sizes: dict[str, list[int]] = {"encode_text": [], "encode_video": [], "answer": []}
+    sizes: dict[str, list[int]] = {"encode_text": [], "encode_video": []}
     for name, seen in sizes.items():
         call = getattr(model, name)
         monkeypatch.setattr(model, name, lambda first, *rest, c=call, s=seen: s.append(len(first)) or c(first, *rest))
     monkeypatch.setattr("alpro.stages.evaluation.qa.VIDEOS", 3)
     torch.testing.assert_close(answer_logits(objective, questions, tokenizer, 24, CPU, batch=4), whole)
-    assert sizes == {"encode_text": [4, 4, 1, 4, 4, 1, 3], "encode_video": [3, 3, 1], "answer": [4, 4, 1, 4, 4, 1, 3]}
+    assert sizes == {"encode_text": [4, 4, 1, 4, 4, 1, 3], "encode_video": [3, 3, 1]}
 
 
 def test_questions_of_the_first_videos(corpus):

@@ -53,7 +53,7 @@ def test_all_pairs_are_matched_as_each_pair_is(objective, encoded):
     assert whole.shape == (8, 8)
     for text, video in [(0, 0), (0, 7), (3, 5), (7, 1)]:
         assert whole[text, video] == pytest.approx(margin(objective, texts, videos, text, video), abs=1e-5)
-        assert float(match(objective.model, texts, videos, torch.tensor([[text, video]]))) == pytest.approx(
+        assert float(match(objective.model, texts, videos, np.array([[text, video]]))) == pytest.approx(
             whole[text, video], abs=1e-5
         )
 
@@ -162,14 +162,19 @@ def by_hand(monkeypatch):
         texts, videos = np.array(margins).shape
         scores = torch.tensor(margins)
 
-        def match(text, mask, video):
-            margin = scores[text[:, 0, 0].long(), video[:, 0, 0].long()]
+        def pairs(text, of_text, video, qkv, of_video):
+            return torch.stack([text[of_text, 0, 0], video[of_video, 0, 0]], dim=1).long()
+
+        def head(pairs):
+            margin = scores[pairs[:, 0], pairs[:, 1]]
             return torch.stack([-margin, torch.zeros_like(margin)], dim=1)
 
         numbered = [torch.arange(count).view(-1, 1, 1).float() for count in (texts, videos)]
         features = torch.tensor(similarity)
         return (
-            SimpleNamespace(match=match),
+            SimpleNamespace(
+                multimodal_encoder=SimpleNamespace(project=lambda tokens: tokens, pairs=pairs), vtm_head=head
+            ),
             Texts(numbered[0], torch.ones(texts, 1), features),
             Videos(numbered[1], torch.eye(videos)),
         )

@@ -1,0 +1,72 @@
+"""The fused [CLS] of many pairs of encoded texts and videos, and what a head makes of it.
+
+Each part that two pairs have in common is computed once: encoders before, and here the queries, keys and values of the
+first fusion layer. Pairs of texts of one length form a batch, so that no padding is computed.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alpro.models.alpro import Alpro
+from alpro.progress import progress
+from alpro.stages.evaluation.encode import Texts, Videos
+
+VIDEOS = 64  # number of videos whose queries, keys and values are on the device at a time
+PAIRS = 512  # in a batch on a GPU
+CPU_VALUES = 2**19  # in the activations of a batch on a CPU, about what its cache holds
+
+
+@torch.no_grad()
+def score(
+    model: Alpro, head: Callable[[Tensor], Tensor], texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 0
+) -> Tensor:
+    """The outputs of a head (P, ...), in float32 on the device, for pairs (P, 2) of text and video indices.
+
+    head: of fused [CLS] tokens (B, D). batch: pairs at a time; 0: as suits the device.
+    """
+    device = videos.tokens.device
+    lengths = texts.mask.sum(dim=1).cpu().numpy()
+    scores: Tensor | None = None
+    with progress("matching", len(pairs), "pairs") as advance:
+        for start, part in by_video(pairs):
+            some = slice(start, start + VIDEOS)
+            tokens, qkv = videos.tokens[some], model.multimodal_encoder.project(videos.tokens[some])
+            for chosen in batches(pairs[part, 0], lengths, batch or batch_size(tokens)):
+                rows = part[chosen]
+                few, of_text = np.unique(pairs[rows, 0], return_inverse=True)
+                text = texts.tokens[torch.from_numpy(few).to(device), : int(lengths[few[0]])]
+                of_video = torch.from_numpy(pairs[rows, 1] - start).to(device)
+                of_text = torch.from_numpy(of_text).to(device)
+                output = head(model.multimodal_encoder.pairs(text, of_text, tokens, qkv, of_video)).float()
+                if scores is None:
+                    scores = output.new_empty(len(pairs), *output.shape[1:])
+                scores[torch.from_numpy(rows).to(device)] = output
+                advance(len(rows))
+    assert scores is not None
+    return scores
+
+
+def by_video(pairs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The first of each VIDEOS consecutive videos, and the indices of their pairs (P, 2)."""
+    block = pairs[:, 1] // VIDEOS
+    order = block.argsort(kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
+        yield int(block[part[0]]) * VIDEOS, part
+
+
+def batches(texts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Places of text indices (P,), at most `size` at a time, of texts of one length, and pairs of a text together.
+
+    lengths (T,): number of tokens of each text.
+    """
+    order = np.lexsort((texts, lengths[texts]))
+    for part in np.split(order, np.flatnonzero(np.diff(lengths[texts[order]])) + 1):
+        yield from np.split(part, range(size, len(part), size))
+
+
+def batch_size(tokens: Tensor) -> int:
+    """Number of pairs in a batch for videos (V, N, D)."""
+    return PAIRS if tokens.is_cuda else max(1, CPU_VALUES // tokens[0].numel())

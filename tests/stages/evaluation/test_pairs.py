@@ -1,0 +1,82 @@
+"""Scores of pairs: each equals that of the pair alone, whatever the batches; nothing is computed twice."""
+
+import numpy as np
+import pytest
+import torch
+
+from alpro.models.alpro import Alpro
+from alpro.stages.evaluation.encode import Texts, Videos
+from alpro.stages.evaluation.pairs import batches, by_video, score
+
+LENGTHS = [4, 2, 6, 3, 6, 2, 5]
+
+
+@pytest.fixture(params=[1, 3], ids=["one fusion layer", "three fusion layers"])
+def model(tiny_model, request) -> Alpro:
+    config = tiny_model(50)
+    text = config.text.model_copy(update={"depth": config.text.fusion_layer + request.param})
+    torch.manual_seed(0)
+    return Alpro(config.model_copy(update={"text": text}), answers=3).eval()
+
+
+@pytest.fixture
+def encoded(model) -> tuple[Texts, Videos]:
+    """Seven texts of five lengths and five videos of random tokens."""
+    width = model.config.text.width
+    mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    texts = Texts(torch.randn(len(LENGTHS), max(LENGTHS), width), mask, torch.randn(len(LENGTHS), 8))
+    return texts, Videos(torch.randn(5, 17, width), torch.randn(5, 8))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["vtm_head", "qa_head"])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, head, batch):
+    monkeypatch.setattr("alpro.stages.evaluation.pairs.VIDEOS", 2)
+    texts, videos = encoded
+    pairs = np.random.default_rng(0).permutation(np.argwhere(np.ones((7, 5), bool)))[:30]
+    actual = score(model, getattr(model, head), texts, videos, pairs, batch)
+    alone = model.match if head == "vtm_head" else model.answer
+    expected = [alone(texts.tokens[[t]], texts.mask[[t]], videos.tokens[[v]])[0] for t, v in pairs]
+    torch.testing.assert_close(actual, torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_no_padding_is_fused_and_a_text_is_projected_once_for_all_videos_of_a_batch(model, encoded, monkeypatch):
+    texts, videos = encoded
+    shapes, pairs = [], model.multimodal_encoder.pairs
+
+    def fused(text, of_text, *rest):
+        shapes.append((len(text), text.shape[1], len(of_text)))
+        return pairs(text, of_text, *rest)
+
+    monkeypatch.setattr(model.multimodal_encoder, "pairs", fused)
+    score(model, model.vtm_head, texts, videos, np.argwhere(np.ones((7, 5), bool)), batch=10)
+    assert shapes == [(2, 2, 10), (1, 3, 5), (1, 4, 5), (1, 5, 5), (2, 6, 10)]
+
+
+@torch.no_grad()
+def test_each_video_is_projected_once(model, encoded, monkeypatch):
+    monkeypatch.setattr("alpro.stages.evaluation.pairs.VIDEOS", 2)
+    texts, videos = encoded
+    projected, project = [], model.multimodal_encoder.project
+    monkeypatch.setattr(
+        model.multimodal_encoder, "project", lambda tokens: projected.append(tokens.shape) or project(tokens)
+    )
+    score(model, model.vtm_head, texts, videos, np.argwhere(np.ones((7, 5), bool)))
+    assert [shape[0] for shape in projected if shape[1] == 17] == [2, 2, 1]
+
+
+def test_every_pair_is_in_one_batch_of_texts_of_one_length():
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(2, 9, 40)
+    pairs = np.stack([rng.integers(0, 40, 500), rng.integers(0, 200, 500)], axis=1)
+    seen = []
+    for start, part in by_video(pairs):
+        assert ((pairs[part, 1] >= start) & (pairs[part, 1] < start + 64)).all()
+        for chosen in batches(pairs[part, 0], lengths, 16):
+            rows = part[chosen]
+            assert 0 < len(rows) <= 16
+            assert len(set(lengths[pairs[rows, 0]])) == 1
+            seen += rows.tolist()
+    assert sorted(seen) == list(range(500))
