@@ -28,7 +28,9 @@ def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., 
         def move(n: int = 1, note: str = "") -> None:
             if not bar.live.is_started and time.monotonic() - began > QUIET_SECONDS:
                 bar.start()
-            bar.update(task, advance=n, **({"note": note} if note else {}))
+            if note:
+                bar.update(task, note=note)
+            bar.advance(task, n)
 
         try:
             yield move

@@ -2,11 +2,12 @@
 
     python benchmarks/retrieval_eval.py [--workspace workspace] [--clips 1000] [--json FILE]
 
-First, at full size (random weights, 8 videos, 32 texts), the official method, which encodes every text again for every
-video, is compared with ours, which encodes each text once. Both use the modules of this project and give equal ranks.
-Then, if the workspace has a fine-tuned model of the sample, matching every pair is compared with matching the k most
-similar ones on newly rendered test clips (200 per seed, of seeds not used in training): the time, and the difference in
-queries within R@1, 5 and 10.
+First, at full size (random weights, 8 videos, 32 texts of 8 to 30 word pieces, 14 on average), three methods: the
+official one, which encodes every text again for every video; texts encoded once, with padding; and ours, which computes
+no padding and shares the first fusion layer's projections among pairs. All use the modules of this project and give
+equal ranks. Then, if the workspace has a fine-tuned model of the sample, on newly rendered test clips (200 per seed,
+of seeds not used in training): the same three methods, bfloat16 against float32, and matching every pair against the k
+most similar ones, with the difference in queries within R@1, 5 and 10.
 """
 
 import argparse
@@ -14,14 +15,18 @@ import json
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
+from alpro.models.word_pieces import WordPieces
 from alpro.stages import decode_videos, render_sample
 from alpro.stages.evaluation.encode import Texts, Videos, load_model
 from alpro.stages.evaluation.metrics import retrieval_metrics
@@ -30,6 +35,7 @@ from alpro.stages.execution.interface import Resources
 
 RUNS = 3
 FIRST_SEED = 1000
+CPU = torch.device("cpu")
 CLIPS_PER_SEED = 200
 
 
@@ -43,7 +49,7 @@ def main() -> None:
     figures: dict[str, Any] = {"full size": full_size()}
     trained = sorted(arguments.workspace.glob("artifacts/finetune_retrieval/*/artifact.json"), key=changed)
     if trained:
-        figures["sample"] = top_k(trained[-1].parent, arguments.clips, arguments.k)
+        figures["sample"] = sample(trained[-1].parent, arguments.clips, arguments.k)
     else:
         print(f"\nno fine-tuned model in {arguments.workspace}: run `make run` first for the second half")
     if arguments.json:
@@ -55,94 +61,110 @@ def changed(path: Path) -> float:
 
 
 @torch.inference_mode()
-def full_size(videos: int = 8, texts: int = 32, length: int = 30) -> dict[str, float]:
-    """Pairs per second of both methods: the medians of RUNS runs, which take turns."""
+def full_size(videos: int = 8, texts: int = 32) -> dict[str, float]:
+    """Pairs per second of the three methods at full size, with random weights."""
     torch.manual_seed(0)
     config = ModelConfig()
     model = Alpro(config).eval()
-    ids = torch.randint(1000, config.text.vocab_size, (texts, length))
-    mask = torch.ones_like(ids)
+    lengths = torch.linspace(0, 1, texts).pow(3).mul(22).add(8).long()  # many short captions, few long ones
+    ids = torch.randint(1000, config.text.vocab_size, (texts, int(lengths.max())))
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     tokens = model.encode_video(torch.randn(videos, config.video.frames, 3, 224, 224))
+    return compare_methods("full size", model, ids * mask, mask, tokens)
 
-    def ours() -> np.ndarray:
-        encoded = model.encode_text(ids, mask)
-        return match_all(
-            model, Texts(encoded, mask, model.project_text(encoded)), Videos(tokens, model.project_video(tokens)), 32
-        )
+
+def compare_methods(name: str, model: Alpro, ids: Tensor, mask: Tensor, tokens: Tensor) -> dict[str, float]:
+    """Prints and returns the pairs per second of each method, on texts (N, L) and video tokens (M, V, D): medians of
+    RUNS runs, which take turns. Seconds are processor time, so that other programs matter less."""
+
+    def margins(text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+        logits = model.match(text, mask, video.expand(len(text), -1, -1))
+        return logits[:, 1] - logits[:, 0]
 
     def official() -> np.ndarray:
-        columns = []
-        for video in tokens:
-            text = model.encode_text(ids, mask)
-            logits = model.match(text, mask, video.expand(texts, -1, -1))
-            columns.append(logits[:, 1] - logits[:, 0])
-        return torch.stack(columns, dim=1).numpy()
+        return torch.stack([margins(model.encode_text(ids, mask), mask, video) for video in tokens], dim=1).numpy()
 
-    times: dict[str, list[float]] = {"official": [], "texts once": []}
+    def texts_once() -> np.ndarray:
+        text = model.encode_text(ids, mask)
+        return torch.stack([margins(text, mask, video) for video in tokens], dim=1).numpy()
+
+    def ours() -> np.ndarray:
+        text = model.encode_text(ids, mask)
+        encoded = Texts(text, mask, model.project_text(text))
+        return match_all(model, encoded, Videos(tokens, model.project_video(tokens)))
+
+    methods = {"official": official, "texts once": texts_once, "ours": ours}
+    times: dict[str, list[float]] = {method: [] for method in methods}
     for _ in range(RUNS):
         scores = {}
-        for name, method in (("official", official), ("texts once", ours)):
-            started = time.perf_counter()
-            scores[name] = method()
-            times[name].append(time.perf_counter() - started)
-    first, second = scores.values()
-    assert np.array_equal(first.argsort(axis=1), second.argsort(axis=1)), "the ranks differ"
-    rates = {name: videos * texts / statistics.median(results) for name, results in times.items()}
-    threads = torch.get_num_threads()
-    print(f"full size, {videos} videos x {texts} texts, equal ranks, median of {RUNS} runs, {threads} threads")
-    for name, rate in rates.items():
-        print(f"  {name:14} {rate:7.1f} pairs/s   {rate / rates['official']:5.2f} times the official")
+        for method, run in methods.items():
+            started = time.process_time()
+            scores[method] = run()
+            times[method].append(time.process_time() - started)
+    first, *others = scores.values()
+    assert all(np.array_equal(first.argsort(axis=1), other.argsort(axis=1)) for other in others), "the ranks differ"
+    pairs = len(ids) * len(tokens)
+    rates = {method: pairs / statistics.median(results) for method, results in times.items()}
+    print(f"{name}, {len(tokens)} videos x {len(ids)} texts, equal ranks, median of {RUNS} runs")
+    for method, rate in rates.items():
+        print(f"  {method:14} {rate:7.1f} pairs/s   {rate / rates['official']:5.2f} times the official")
     return rates
 
 
 @torch.inference_mode()
-def top_k(artifact: Path, clips: int, k: int) -> dict[str, float]:
-    """Compares matching every pair and the k most similar, on rendered clips, with the sample's fine-tuned model."""
-    device = torch.device("cpu")
-    folder = load_model(artifact, device)
+def sample(artifact: Path, clips: int, k: int) -> dict[str, Any]:
+    """Compares the methods, bfloat16 with float32, and every pair with the k most similar, on rendered clips."""
+    folder = load_model(artifact, CPU)
     assert isinstance(folder.model, Alpro)
-    parts = []
     with tempfile.TemporaryDirectory() as temporary:
-        for number in range(-(-clips // CLIPS_PER_SEED)):
-            corpus = rendered(Path(temporary) / str(number), FIRST_SEED + number)
-            gallery = Gallery.of(corpus, "test")
-            length = folder.preprocessing.max_text_tokens
-            parts.append(
-                encode_gallery(NormalizedModel.from_folder(folder, device), gallery, folder.tokenizer, length, device)
+        numbers = range(-(-clips // CLIPS_PER_SEED))
+        galleries = [Gallery.of(rendered(Path(temporary) / str(n), FIRST_SEED + n), "test") for n in numbers]
+        texts, videos = encoded(folder, galleries)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = encoded(folder, galleries)
+    ids, mask = WordPieces(folder.tokenizer).batch(galleries[0].texts, folder.preprocessing.max_text_tokens)
+    print()
+    figures: dict[str, Any] = compare_methods("sample", folder.model, ids, mask, videos.tokens[: len(ids)])
+    seconds, results = {}, {}
+    for name in ("every pair", f"best {k}", "bfloat16"):
+        started = time.process_time()
+        if name == "bfloat16":
+            with torch.autocast("cpu", torch.bfloat16):
+                scores = match_all(folder.model, *rounded)
+        else:
+            scores = (match_all if name == "every pair" else partial(match_top_k, k=k))(folder.model, texts, videos)
+        seconds[name] = time.process_time() - started
+        results[name] = retrieval_metrics(scores, np.arange(len(texts.tokens)))
+    ratio = seconds["every pair"] / seconds[f"best {k}"]
+    print(f"\n{len(texts.tokens)} rendered test clips, {artifact.name}: matching {k} is {ratio:.1f} times as fast")
+    for name, metrics in results.items():
+        shown = "  ".join(f"{way} R@{n} {metrics[f'{way}/R{n}']:5.1f}" for way in ("t2v", "v2t") for n in (1, 5, 10))
+        print(f"  {name:10} {seconds[name]:7.1f} s   {shown}")
+    for other in (f"best {k}", "bfloat16"):
+        changes = {
+            f"{way}/R{n}": round(
+                (results[other][f"{way}/R{n}"] - results["every pair"][f"{way}/R{n}"]) * len(texts.tokens) / 100
             )
+            for way in ("t2v", "v2t")
+            for n in (1, 5, 10)
+        }
+        shown = "  ".join(f"{name} {value:+d}" for name, value in changes.items())
+        print(f"  difference of {other} in queries, of {len(texts.tokens)}: {shown}")
+        figures[other] = changes
+    return figures | {"ratio": ratio, "seconds": seconds}
+
+
+def encoded(folder: ModelFolder, galleries: list[Gallery]) -> tuple[Texts, Videos]:
+    """The texts and videos of several galleries as one."""
+    encoder, length = NormalizedModel.from_folder(folder, CPU), folder.preprocessing.max_text_tokens
+    parts = [encode_gallery(encoder, gallery, folder.tokenizer, length, CPU) for gallery in galleries]
     longest = max(texts.tokens.shape[1] for texts, _ in parts)
     texts = Texts(
         torch.cat([zero_padded(t.tokens, longest) for t, _ in parts]),
         torch.cat([zero_padded(t.mask, longest) for t, _ in parts]),
         torch.cat([t.features for t, _ in parts]),
     )
-    videos = Videos(torch.cat([v.tokens for _, v in parts]), torch.cat([v.features for _, v in parts]))
-    targets = np.arange(len(texts.tokens))
-    seconds, results = {}, {}
-    methods = {"every pair": lambda: match_all(folder.model, texts, videos)}
-    methods[f"best {k}"] = lambda: match_top_k(folder.model, texts, videos, k)
-    for name, method in methods.items():
-        started = time.perf_counter()
-        scores = method()
-        seconds[name] = time.perf_counter() - started
-        results[name] = retrieval_metrics(scores, targets)
-    slow, quick = seconds.values()
-    print(f"\n{len(targets)} rendered test clips, {artifact.name}: matching {k} is {slow / quick:.1f} times as fast")
-    for name, metrics in results.items():
-        shown = "  ".join(f"{way} R@{n} {metrics[f'{way}/R{n}']:5.1f}" for way in ("t2v", "v2t") for n in (1, 5, 10))
-        print(f"  {name:10} {seconds[name]:7.1f} s   {shown}")
-    changes = {
-        f"{way}/R{n}": round(
-            (results[f"best {k}"][f"{way}/R{n}"] - results["every pair"][f"{way}/R{n}"]) * len(targets) / 100
-        )
-        for way in ("t2v", "v2t")
-        for n in (1, 5, 10)
-    }
-    print(
-        f"  difference in queries, of {len(targets)}: "
-        + "  ".join(f"{name} {value:+d}" for name, value in changes.items())
-    )
-    return {"ratio": slow / quick, **{f"seconds, {name}": s for name, s in seconds.items()}, **changes}
+    return texts, Videos(torch.cat([v.tokens for _, v in parts]), torch.cat([v.features for _, v in parts]))
 
 
 def zero_padded(tokens: torch.Tensor, length: int) -> torch.Tensor:

@@ -31,10 +31,11 @@ class Attention(nn.Module):
         if not self.training and queries.shape[1] < width // self.heads:
             return self.attend_few(q, x, mask)
         k, v = self.by_head(F.linear(x, weight[width:], bias[width:]), 2)
-        return self.output(*self.by_head(q, 1), k, v, mask)
+        return self.output(self.by_head(q, 1)[0], k, v, mask)
 
     def attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.output(*self.by_head(qkv, 3), mask)
+        q, k, v = self.by_head(qkv, 3)
+        return self.output(q, k, v, mask)
 
     def output(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
@@ -44,17 +45,18 @@ class Attention(nn.Module):
     def attend_few(self, q: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         """The same for projected queries q (B, Q, D), fewer than the size of a head: x is neither projected to keys nor
         to values. A score is q . W x = (q W) . x, and the mean of the values W x is W of the mean of x. The bias of the
-        keys is the same for all tokens, so that the softmax removes it."""
-        size = x.shape[-1]
-        q = q.unflatten(2, (self.heads, -1))
-        _, key, value = self.qkv.weight.view(3, self.heads, -1, size)
-        scores = torch.einsum("bqhd,hdw->bhqw", q, key).flatten(1, 2) @ x.transpose(1, 2) * q.shape[-1] ** -0.5
-        scores = scores.unflatten(1, (self.heads, -1))
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        mean = (scores.softmax(dim=-1).flatten(1, 2) @ x).unflatten(1, (self.heads, -1))
-        out = torch.einsum("bhqw,hdw->bqhd", mean, value).flatten(2) + self.qkv.bias[2 * size :]
-        return self.proj(out)
+        keys is the same for all tokens, so that the softmax removes it. Scores are float32, as in the fused kernel."""
+        size, precision = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            q, x = q.to(precision).unflatten(2, (self.heads, -1)), x.to(precision)
+            _, key, value = self.qkv.weight.to(precision).view(3, self.heads, -1, size)
+            scores = torch.einsum("bqhd,hdw->bhqw", q, key).flatten(1, 2) @ x.transpose(1, 2) * q.shape[-1] ** -0.5
+            scores = scores.unflatten(1, (self.heads, -1))
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            mean = (scores.softmax(dim=-1).flatten(1, 2) @ x).unflatten(1, (self.heads, -1))
+            out = torch.einsum("bhqw,hdw->bqhd", mean, value).flatten(2) + self.qkv.bias[2 * size :].to(precision)
+        return self.proj(out.to(self.proj.weight.dtype))
 
     def by_head(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, L, parts * D) -> `parts` tensors (B, heads, L, D / heads)."""

@@ -146,7 +146,7 @@ class MultimodalEncoder(nn.Module):
     def project(self, tokens: Tensor) -> Tensor:
         """The queries, keys and values (B, L, 3D) of tokens (B, L, D) in the first layer, which depend on no other
         token: those of a text or a video are the same in all its pairs."""
-        return self.layers[0].attention.qkv(tokens)
+        return cast(Layer, self.layers[0]).attention.qkv(tokens)
 
     def pairs(self, text: Tensor, of_text: Tensor, video: Tensor, qkv: Tensor, of_video: Tensor) -> Tensor:
         """The fused [CLS] (P, D) of pairs of texts and videos, as `forward` gives it in evaluation mode.

@@ -15,6 +15,7 @@ from alpro.shards.reader import ShardReader
 from alpro.stages import Stage
 from alpro.stages.evaluation.columns import Value, in_subset
 from alpro.stages.evaluation.controls import ControlsConfig, Name
+from alpro.stages.evaluation.encode import precision
 from alpro.stages.evaluation.metrics import (
     TABLE_VERSION,
     Ranks,
@@ -75,7 +76,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     results = Results.of(config, inputs, out)
     evaluations = {"retrieval": (config.retrieval, retrieval), "qa": (config.qa, question_answering)}
     tasks = [task for model, (corpus, task) in evaluations.items() if corpus and model in inputs]
-    with progress("evaluating", len(tasks), "tasks") as advance:
+    with progress("evaluating", len(tasks), "tasks") as advance, precision(config.mixed_precision, device):
         for task in tasks:
             task(config, inputs, results, device)
             advance()

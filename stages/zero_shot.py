@@ -8,7 +8,7 @@ from pydantic import Field
 
 from alpro.stages import Stage
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.evaluation.encode import load_prompter
+from alpro.stages.evaluation.encode import load_prompter, precision
 from alpro.stages.evaluation.entities import Crop, best_constant, entities_of_crops, entity_accuracy
 from alpro.stages.evaluation.metrics import (
     CROP_ACCURACY,
@@ -53,10 +53,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     """
     device = pick_device(resources)
     results = Results.of(config, inputs, out)
-    if config.retrieval and "pretrained" in inputs:
-        retrieval(config, inputs, results, device)
-    if "prompts" in inputs:
-        entities(config, inputs, results, device)
+    with precision(config.mixed_precision, device):
+        if config.retrieval and "pretrained" in inputs:
+            retrieval(config, inputs, results, device)
+        if "prompts" in inputs:
+            entities(config, inputs, results, device)
     return results.outcome()
 
 

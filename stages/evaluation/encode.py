@@ -1,6 +1,7 @@
 """Encoding of texts and videos, each once, for all evaluations."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def model_folder(folder: Path) -> Path:
     return inside if inside.is_dir() else folder
 
 
+def precision(mixed: bool, device: torch.device) -> AbstractContextManager:
+    """bfloat16 autocast on a GPU if `mixed`. Embeddings, similarities and heads are float32 all the same."""
+    return torch.autocast("cuda", torch.bfloat16) if mixed and device.type == "cuda" else nullcontext()
+
+
+def float32(device: torch.device) -> AbstractContextManager:
+    """No autocast."""
+    return torch.autocast(device.type, enabled=False)
+
+
 @torch.no_grad()
 def encode_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
@@ -72,7 +83,8 @@ def encode_texts(
     for start in range(0, len(ids), batch):
         part = slice(start, start + batch)
         tokens[part] = model.encode_text(ids[part].to(device), mask[part])
-    return Texts(tokens, mask, model.project_text(tokens).float())
+    with float32(device):
+        return Texts(tokens, mask, model.project_text(tokens).float())
 
 
 @torch.no_grad()
@@ -106,9 +118,10 @@ def encode_videos(
         frames = np.stack([uniform_frames(reader, n, config, reorder) for n in numbers[part]])
         encoded = encoder.model.encode_video(encoder.pixels(torch.from_numpy(frames).to(device)))
         if not start:  # filled in place to avoid a second copy
-            tokens = encoded.new_empty(len(numbers), *encoded.shape[1:])
+            tokens = torch.empty(len(numbers), *encoded.shape[1:], device=device)
         tokens[part] = encoded
-    return Videos(tokens, encoder.model.project_video(tokens).float())
+    with float32(device):
+        return Videos(tokens, encoder.model.project_video(tokens).float())
 
 
 def uniform_frames(reader: ShardReader, number: int, config: VideoConfig, reorder: Reorder | None = None) -> np.ndarray:

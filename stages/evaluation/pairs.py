@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alpro.models.alpro import Alpro
 from alpro.progress import progress
-from alpro.stages.evaluation.encode import Texts, Videos
+from alpro.stages.evaluation.encode import Texts, Videos, float32
 
 VIDEOS = 64  # number of videos whose queries, keys and values are on the device at a time
 PAIRS = 512  # in a batch on a GPU
@@ -36,11 +36,12 @@ def score(
             tokens, qkv = videos.tokens[some], model.multimodal_encoder.project(videos.tokens[some])
             for chosen in batches(pairs[part, 0], lengths, batch or batch_size(tokens)):
                 rows = part[chosen]
-                few, of_text = np.unique(pairs[rows, 0], return_inverse=True)
+                few, place = np.unique(pairs[rows, 0], return_inverse=True)
                 text = texts.tokens[torch.from_numpy(few).to(device), : int(lengths[few[0]])]
-                of_video = torch.from_numpy(pairs[rows, 1] - start).to(device)
-                of_text = torch.from_numpy(of_text).to(device)
-                output = head(model.multimodal_encoder.pairs(text, of_text, tokens, qkv, of_video)).float()
+                of_text, of_video = (torch.from_numpy(a).to(device) for a in (place, pairs[rows, 1] - start))
+                fused = model.multimodal_encoder.pairs(text, of_text, tokens, qkv, of_video)
+                with float32(device):
+                    output = head(fused.float())
                 if scores is None:
                     scores = output.new_empty(len(pairs), *output.shape[1:])
                 scores[torch.from_numpy(rows).to(device)] = output

@@ -50,6 +50,9 @@ class EvaluationConfig(StageConfig):
         description="exclude items that share a caption or near-duplicate frames with a training item of their corpus "
         "(listed in its overlap.parquet)",
     )
+    mixed_precision: bool = Field(
+        True, description="bfloat16 autocast of the encoders on GPUs; embeddings and heads are float32"
+    )
     entity_crops: int = Field(
         0,
         ge=0,

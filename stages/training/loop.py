@@ -331,9 +331,9 @@ class _Run:
         return f"{loss}{values['train/samples_per_second']:.3g} samples/s, waiting for data {waited:.0%}"
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
-        """Validates in float32, as evaluation does, and saves the weights if they are the best so far."""
+        """Validates in the precision of training, and saves the weights if they are the best so far."""
         self.objective.eval()
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), self.autocast(), torch.compiler.set_stance("force_eager"):
             values = validate()
         self.objective.train()
         self.file.write(self.state.step, values)

@@ -163,10 +163,10 @@ def by_hand(monkeypatch):
         scores = torch.tensor(margins)
 
         def pairs(text, of_text, video, qkv, of_video):
-            return torch.stack([text[of_text, 0, 0], video[of_video, 0, 0]], dim=1).long()
+            return torch.stack([text[of_text, 0, 0], video[of_video, 0, 0]], dim=1)
 
         def head(pairs):
-            margin = scores[pairs[:, 0], pairs[:, 1]]
+            margin = scores[pairs.long().unbind(1)]
             return torch.stack([-margin, torch.zeros_like(margin)], dim=1)
 
         numbered = [torch.arange(count).view(-1, 1, 1).float() for count in (texts, videos)]
