@@ -47,7 +47,7 @@ class Attention(nn.Module):
         to values. A score is q . W x = (q W) . x, and the mean of the values W x is W of the mean of x. The bias of the
         keys is the same for all tokens, so that the softmax removes it. Scores are float32, as in the fused kernel."""
         size, precision = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
             q, x = q.to(precision).unflatten(2, (self.heads, -1)), x.to(precision)
             _, key, value = self.qkv.weight.to(precision).view(3, self.heads, -1, size)
             scores = torch.einsum("bqhd,hdw->bhqw", q, key).flatten(1, 2) @ x.transpose(1, 2) * q.shape[-1] ** -0.5

@@ -32,7 +32,9 @@ class WordPieces:
 
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
         """Token ids of each text, at most `length`; the last is always [SEP]."""
-        rows = [np.array(encoded.ids[:length], np.int64) for encoded in self.tokenizer.encode_batch(texts)]
+        # A batch of one wakes the library's threads: 0.16 ms instead of 0.09.
+        encoded = [self.tokenizer.encode(texts[0])] if len(texts) == 1 else self.tokenizer.encode_batch(texts)
+        rows = [np.array(one.ids[:length], np.int64) for one in encoded]
         for row in rows:
             row[-1] = self.sep_id
         return rows

@@ -1,5 +1,6 @@
 """Samples are read as they were written, by split and kind, and corrupt ones raise errors."""
 
+import io
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -11,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from alpro.errors import InputError
 from alpro.shards import reader
 from alpro.shards.decode import Clip
-from alpro.shards.reader import ShardReader, Unreadable, read_index
+from alpro.shards.reader import ShardReader, Unreadable, decode_jpeg, read_index
 from alpro.shards.schema import Question, Row
 from alpro.shards.storage import join
 from alpro.shards.writer import ShardWriter, index_shard
@@ -302,7 +304,7 @@ def test_the_frames_of_a_small_corpus_are_decoded_once(corpus_of, tmp_path, monk
     reader = ShardReader(corpus_of(tmp_path / "a", [{"id": "v0"}, {"id": "v1"}]))
     first = [reader[n].frames([3]) for n in (0, 1)]
     decoded = []
-    monkeypatch.setattr("alpro.shards.reader.Image.open", lambda *_, **__: decoded.append(1) or 1 / 0)
+    monkeypatch.setattr("alpro.shards.reader.decode_jpeg", lambda *_, **__: decoded.append(1) or 1 / 0)
     if kept:
         assert all(np.array_equal(reader[n].frames([3, 3]), np.repeat(first[n], 2, axis=0)) for n in (0, 1))
         assert not np.array_equal(first[0], first[1])
@@ -310,3 +312,18 @@ def test_the_frames_of_a_small_corpus_are_decoded_once(corpus_of, tmp_path, monk
         with pytest.raises(Unreadable):
             reader[0].frames([3])
     assert bool(decoded) == (not kept)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{"quality": 95}, {"quality": 40, "subsampling": 2}, {"progressive": True}], ids=str
+)
+def test_jpegs_have_the_pixels_that_pillow_reads(mode, options):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((61, 45), Image.Resampling.BICUBIC).convert(mode).save(file, "JPEG", **options)
+    expected = np.asarray(Image.open(file).convert("RGB"))
+    assert np.array_equal(decode_jpeg(file.getvalue()), expected)
+    for size in (len(file.getvalue()) // 2, 3):
+        with pytest.raises(Exception, match=r"(?i)truncated|identify"):
+            decode_jpeg(file.getvalue()[:size])
