@@ -17,12 +17,12 @@ from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.files import atomic_write, checksum, digest, read_json, write_json
 from alpro.progress import progress
-from alpro.shards.annotations import scan_source
+from alpro.shards.annotations import ANNOTATION_FILES, scan_source
 from alpro.shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
 from alpro.shards.ffmpeg_binary import ffmpeg_version
 from alpro.shards.identity import identities
 from alpro.shards.plan import DecodeUnit, Plan
-from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject, Row
+from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages import Stage
@@ -112,7 +112,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
     parts = open_parts(out, resources)
-    annotations = {split: inputs[split] for split in SPLITS if split in inputs}
+    annotations = {name: inputs[name] for name in ANNOTATION_FILES if name in inputs}
     records = scan_source(source, annotations, inputs.get("root"), config.group_pattern)
     selected = (r for r in records if config.kinds == "all" or isinstance(r, Reject) or r.kind == config.kinds)
     with Plan.create(parts, selected, config.validation, config.test, config.seed, config.samples_per_shard) as plan:
