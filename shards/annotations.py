@@ -19,6 +19,7 @@ from typing import Any
 from alpro.errors import InputError
 from alpro.shards.adapters import MSRVTT, NAMES, Entry, form_of, read_annotations, read_entry, split_name
 from alpro.shards.database import database
+from alpro.shards.downloads import is_downloads, scan_downloads
 from alpro.shards.manifest import Groups, Ids, scan_manifest
 from alpro.shards.schema import IMAGE_EXTENSIONS, SPLITS, VIDEO_EXTENSIONS, Question, Reject, Row
 from alpro.shards.storage import Location, resolve
@@ -32,10 +33,13 @@ RECORD_EXTENSIONS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 def scan_source(
     data: Location, annotations: Mapping[str, Path] | None = None, root: Path | None = None, group_pattern: str = ""
 ) -> Iterator[Row | Reject]:
-    """Yields the rows of the annotation files (by split) if there are any, otherwise of the manifest, the folder, or
-    the file in the form of a known data set, whose videos lie beside it or below."""
+    """Yields the rows of the annotation files (by split) if there are any, otherwise of the manifest, the folder, the
+    shards of video2dataset or img2dataset in it, or the file in the form of a known data set, whose videos lie beside
+    it or below."""
     if annotations:
         return scan_annotations(Path(data), annotations, root, group_pattern)
+    if is_downloads(data):
+        return scan_downloads(data, group_pattern)
     if isinstance(data, Path) and (file := annotation_file(data)):
         return scan_annotations(file.parent, {"": file}, root, group_pattern)
     return scan_manifest(table_of(data) or data, group_pattern)
