@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
 def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands that read or import artifacts and run no stage."""
     add_store_commands(commands)
+    add_data_commands(commands)
     add_model_commands(commands)
     compare_parser = commands.add_parser(
         "compare",
@@ -91,13 +92,6 @@ def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.Argumen
         "permutation test, by test video.",
     )
     add_compare_options(compare_parser)
-    inspect_parser = commands.add_parser(
-        "inspect",
-        help="describe decoded corpora: counts, lengths, captions, overlap of test and training",
-        description="Prints counts, lengths, captions, repeated captions, and how many test videos also occur in "
-        "training.",
-    )
-    add_inspect_options(inspect_parser)
     add_import_options(
         commands.add_parser(
             "import-checkpoint",
@@ -109,7 +103,7 @@ def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     )
     ui_parser = commands.add_parser("ui", help="open the MLflow pages on this machine")
     ui_parser.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
-    for command in (compare_parser, inspect_parser, ui_parser):
+    for command in (compare_parser, ui_parser):
         add_workspace(command, "folder of the artifacts")
     add_up_options(
         commands.add_parser(
@@ -143,6 +137,31 @@ def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         if name == "gc":
             parser.add_argument("--yes", action="store_true", help="remove them")
             add_tracking_uri(parser)
+
+
+def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`alpro data ...`: the commands about data, before and after decoding."""
+    text = "check data before a run, describe decoded corpora"
+    group = commands.add_parser("data", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    actions = group.add_subparsers(metavar="COMMAND", required=True)
+    check_parser = actions.add_parser(
+        "check",
+        help="what is there, what is missing, the splits, and an estimate of time and disk space",
+        description="Reads every row of a manifest, folder or set of shards, decodes a few items, and prints what is "
+        "there, what is missing, the splits, and an estimate of time and disk space. The exit status is 1 if a run "
+        "would fail.",
+    )
+    check_parser.set_defaults(command="data check")
+    add_check_options(check_parser)
+    inspect_parser = actions.add_parser(
+        "inspect",
+        help="describe decoded corpora: counts, lengths, captions, overlap of test and training",
+        description="Prints counts, lengths, captions, repeated captions, and how many test videos also occur in "
+        "training.",
+    )
+    inspect_parser.set_defaults(command="data inspect")
+    add_inspect_options(inspect_parser)
+    add_workspace(inspect_parser, "folder of the artifacts")
 
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -234,6 +253,28 @@ def add_compare_options(compare_parser: argparse.ArgumentParser) -> None:
             metavar=name.upper(),
             help="its fingerprint, the first characters, or the name of a pipeline's run in MLflow",
         )
+
+
+def add_check_options(check_parser: argparse.ArgumentParser) -> None:
+    check_parser.add_argument("data", metavar="FOLDER_OR_MANIFEST", help="your videos, as for `alpro run --data`")
+    check_parser.add_argument(
+        "--config",
+        default="own_videos",
+        metavar="NAME_OR_FILE",
+        help="the configuration whose decoding settings are used (default: own_videos)",
+    )
+    check_parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="KEY=VALUE",
+        help="change one value, such as corpora.data.frames=16; repeatable",
+    )
+    check_parser.add_argument(
+        "--samples", type=int, default=20, metavar="N", help="number of items to decode (default: 20)"
+    )
+    check_parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_inspect_options(inspect_parser: argparse.ArgumentParser) -> None:

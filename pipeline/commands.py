@@ -41,6 +41,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     from alpro.pipeline import flow
     from alpro.pipeline.config import skips_questions
     from alpro.pipeline.console import print_results
+    from alpro.pipeline.data_commands import check_test_items
     from alpro.pipeline.steps import check_files
 
     config, data, changes = arguments.config, arguments.data, arguments.changes
@@ -51,6 +52,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         print_plan(*plan[1:])
         return
     check_files(*plan[1:])
+    check_test_items(*plan)
     use_temporary_server()
     chosen = getattr(flow, arguments.stage or "alpro")
     token = flow.HANDED.set(plan)
@@ -221,8 +223,15 @@ def find_artifact(store: Store, prefix: str) -> tuple[Path, dict[str, Any]]:
     return matches[0]
 
 
+def run_data_check(arguments: argparse.Namespace) -> int:
+    """`alpro data check`."""
+    from alpro.pipeline.data_commands import check
+
+    return check(arguments)
+
+
 def inspect_corpora(arguments: argparse.Namespace) -> None:
-    """`alpro inspect`."""
+    """`alpro data inspect`."""
     from alpro.pipeline.console import print_inspection
     from alpro.shards.inspect_corpus import inspect, save
 
@@ -293,7 +302,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {  # all other
     "artifacts gc": collect_garbage,
     "model register": register_model,
     "compare": compare_artifacts,
-    "inspect": inspect_corpora,
+    "data check": run_data_check,
+    "data inspect": inspect_corpora,
     "import-checkpoint": run_import,
     "ui": serve_mlflow,
     "up": run_up,

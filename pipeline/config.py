@@ -13,7 +13,7 @@ from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config_errors import one_line
-from alpro.shards.manifest import scan_manifest
+from alpro.shards.annotations import scan_source
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
 from alpro.stages import INPUTS, STAGES, TRAININGS
@@ -32,7 +32,7 @@ from alpro.stages.training.config import TrainingConfig
 CONFIGS = Path(__file__).parent / "configs"
 
 
-Split = Literal["train", "validation", "test"]
+AnnotationFile = Literal["train", "validation", "test", "texts"]
 
 
 class Corpus(DecodeVideos):
@@ -49,8 +49,10 @@ class Corpus(DecodeVideos):
         description="existing shards instead of videos: a folder or URL with *.tar files, relative like `data`. They "
         "are used unchanged; of the other keys, only `kinds` and `max_reject_share` apply",
     )
-    annotations: dict[Split, str] = Field(
-        {}, description="official annotation files of the videos in `data`, by split: `train`, `validation`, `test`"
+    annotations: dict[AnnotationFile, str] = Field(
+        {},
+        description="annotation files of the videos in `data`, by split: `train`, `validation`, `test`; and `texts`, "
+        "the file with the texts if the others only list videos",
     )
     root: str = Field(
         "",
@@ -352,7 +354,7 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
 def asks_questions(data: Location) -> bool:
     """Whether the data has a question. A folder of videos with texts has no questions."""
     try:
-        return any(isinstance(row, Row) and row.questions for row in scan_manifest(data))
+        return any(isinstance(row, Row) and row.questions for row in scan_source(data))
     except InputError:
         return True  # the plan reports it
 

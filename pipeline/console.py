@@ -78,7 +78,7 @@ def longest(texts: Iterable[str]) -> int:
 
 
 def print_inspection(report: dict[str, Any]) -> None:
-    """Prints the report of `alpro inspect` as tables."""
+    """Prints the report of `alpro data inspect` as tables."""
 
     def show(title: str, rows: list[list[Any]], *heads: str) -> None:
         table = Table(heads[0], title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

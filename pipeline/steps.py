@@ -12,7 +12,7 @@ from alpro.models.folder import read_task
 from alpro.pipeline.artifacts.digests import Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.artifacts.store import Step, Store, flatten
 from alpro.pipeline.config import FILES, FILES_OR_NAMES, Corpus
-from alpro.shards.schema import SPLITS
+from alpro.shards.annotations import ANNOTATION_FILES
 from alpro.shards.storage import Location, located
 from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.decode_videos import decoder_files
@@ -111,7 +111,7 @@ def index_step(step: Step, digests: Digests) -> Step:
 
 def decode_step(step: Step, digests: Digests, store: Store | None) -> Step:
     data, root = step.paths["data"], step.paths.get("root")
-    annotations = {split: Path(file) for split, file in step.paths.items() if split in SPLITS}
+    annotations = {name: Path(file) for name, file in step.paths.items() if name in ANNOTATION_FILES}
     root = Path(root) if root else None
     contents, problem = None, InputError(f"{data}: its media files are not on this machine")
     try:

@@ -1,48 +1,79 @@
-"""Reads the official annotation files of the data sets into rows: one row per video and split, with all its texts.
+"""Reads the annotation files of data sets into rows: one row per video and split, with all its texts.
 
-    MSRVTT, DiDeMo, MSVD retrieval   {"caption", "clip_name"}; a list of captions is one paragraph (DiDeMo)
-    MSRVTT-QA, MSVD-QA               {"question", "answer", "video_id", "answer_type"}
-    WebVid                           a table with videoid, name (the caption) and optionally page_dir
-    CC3M                             a list of {"image", "caption"}; a list of captions is several captions
-
-The columns of a file determine its format. Each name is looked up in the folder of videos, with or without an
-extension; a name without a folder is also looked up in subfolders. Absolute paths, and paths that start in a parent
-folder, are relative to `root`.
+`adapters.py` lists the forms. Each name is looked up in the folder of videos, with or without an extension; a name
+without a folder is also looked up in subfolders. Absolute paths, and paths that start in a parent folder, are relative
+to `root`. WebVid's videos are fetched from their `contentUrl` if the folder has no media.
 """
 
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from alpro.errors import InputError
+from alpro.shards.adapters import MSRVTT, NAMES, Entry, form_of, read_annotations, read_entry, split_name
 from alpro.shards.database import database
-from alpro.shards.manifest import Groups, Ids, question_type, scan_manifest
-from alpro.shards.records import plain, read_records
-from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Question, Reject, Row
-from alpro.shards.storage import Location
+from alpro.shards.downloads import is_downloads, scan_downloads
+from alpro.shards.manifest import Groups, Ids, scan_manifest
+from alpro.shards.schema import IMAGE_EXTENSIONS, SPLITS, VIDEO_EXTENSIONS, Question, Reject, Row
+from alpro.shards.storage import Location, resolve
+from alpro.shards.storage import suffix as extension_of
 
-NAME_COLUMNS = (
-    "clip_name",
-    "video_id",
-    "videoid",
-    "gif_name",
-    "image",
-    "video",
-)  # columns that contain the name of a video or image
-TEXT_COLUMNS = ("caption", "sentence", "name")  # columns that contain captions
+TEXTS = "texts"  # the file that has the texts of files that only list videos
+ANNOTATION_FILES = (*SPLITS, TEXTS)
+RECORD_EXTENSIONS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 
 
 def scan_source(
     data: Location, annotations: Mapping[str, Path] | None = None, root: Path | None = None, group_pattern: str = ""
 ) -> Iterator[Row | Reject]:
-    """Yields the rows of the annotation files (by split) if there are any, otherwise of the manifest or folder."""
+    """Yields the rows of the annotation files (by split) if there are any, otherwise of the manifest, the folder, the
+    shards of video2dataset or img2dataset in it, or the file in the form of a known data set, whose videos lie beside
+    it or below."""
     if annotations:
         return scan_annotations(Path(data), annotations, root, group_pattern)
-    return scan_manifest(data, group_pattern)
+    if is_downloads(data):
+        return scan_downloads(data, group_pattern)
+    if isinstance(data, Path) and (file := annotation_file(data)):
+        return scan_annotations(file.parent, {"": file}, root, group_pattern)
+    return scan_manifest(table_of(data) or data, group_pattern)
+
+
+def annotation_file(data: Path) -> Path | None:
+    """The file `data`, or the only table of that folder, if it is in the form of a known data set. None otherwise: a
+    manifest names its files in `path`."""
+    file = table_of(data)
+    if file is None or not file.is_file():
+        return None
+    try:
+        first = next((record for _, record in read_annotations(file) if isinstance(record, dict)), None)
+    except InputError:
+        return None  # the caller reads it again and reports it
+    form = form_of(first) if first and "path" not in first else None
+    return None if form in (None, NAMES) else file
+
+
+def table_of(data: Location) -> Path | None:
+    """A file itself; for a folder without texts beside its videos, the only table in it, or None."""
+    if not isinstance(data, Path) or not data.is_dir():
+        return data if isinstance(data, Path) else None
+    tables = [p for p in sorted(data.iterdir()) if p.name.removesuffix(".gz").endswith(RECORD_EXTENSIONS)]
+    tables = [p for p in tables if p.is_file() and not is_download(p)]
+    if len(tables) != 1 or any(path.with_suffix(".txt").is_file() for path in walk_media(data)):
+        return None
+    return tables[0]
+
+
+def is_download(file: Path) -> bool:
+    """Whether a file lies beside a shard, or a folder, that video2dataset or img2dataset has written."""
+    stem = file.with_name(file.name.partition(".")[0].removesuffix("_stats"))
+    return stem.is_dir() or stem.with_suffix(".tar").is_file()
 
 
 def scan_annotations(
@@ -50,10 +81,11 @@ def scan_annotations(
 ) -> Iterator[Row | Reject]:
     """Yields a row per video and split, in the order of the files, and a reject for each invalid line.
 
-    files: an annotation file for each split. root: the folder that the names in the files are relative to, here or on
-    the machine where the files were written; default: `videos`. group_pattern: as in `scan_manifest`, applied to a
-    video's name. A missing video is also a row, so that it becomes a reject and is counted. Annotations are kept in a
-    temporary file, the names of the media files in memory.
+    files: an annotation file for each split; with the key "", of all splits, as its records name them; with the key
+    "texts", the texts of the videos that the others only list. root: the folder that the names in the files are
+    relative to, here or on the machine where the files were written; default: `videos`. group_pattern: as in
+    `scan_manifest`, applied to a video's name. A missing video is also a row, so that it becomes a reject and is
+    counted. Annotations are kept in a temporary file, the names of the media files in memory.
 
     Raises InputError if a file or the folder is missing or has an unknown format, and if most names in a file are
     absolute paths outside the folder.
@@ -63,38 +95,80 @@ def scan_annotations(
         raise InputError(f"{videos}: no such folder of videos")
     with database() as db:
         annotations, ids, names = Annotations(db), Ids(videos, db), NameResolver(videos, root)
-        for split, file in files.items():
-            if not file.is_file():
-                raise InputError(f"{file}: no such annotation file ({split})")
-            for where, record in read_records(file):
-                problem = record if isinstance(record, str) else add_record(record, split, annotations, names, file)
-                if problem:
-                    yield Reject(id=f"{file.name} {where}", path="", reason="bad row", detail=problem)
-            names.check(file)
+        for split, file in sorted(files.items(), key=lambda item: item[0] != TEXTS):
+            yield from read_file(file, split, annotations, names, lists=TEXTS in files and split != TEXTS)
         media, groups = MediaFiles(videos), Groups(group_pattern)
         empty = True
-        for split, name, only_split, captions, questions in annotations:
+        for video in annotations:
             empty = False
-            row_id = name if only_split else f"{split}/{name}"
+            row_id = video.name if video.only_split else f"{video.split}/{video.name}"
             try:
-                path = media.find(name)
+                path = media.locate(video, names)
                 str(path).encode()  # a folder name may not be valid UTF-8
-            except ValueError as error:
+            except (ValueError, InputError) as error:
                 yield Reject(id=row_id, path="", reason="bad row", detail=str(error))
                 continue
-            ids.add(row_id, f"{name} ({split})")
+            ids.add(row_id, f"{video.name} ({video.split})")
             yield Row(
                 id=row_id,
                 path=path,
-                kind="image" if path.suffix.lower() in IMAGE_EXTENSIONS else "video",
-                captions=tuple(captions),
-                questions=tuple(Question(**question) for question in questions),
-                split=split,
-                group=groups.of(name),
+                kind="image" if extension_of(path) in IMAGE_EXTENSIONS else "video",
+                captions=tuple(video.captions),
+                questions=tuple(Question(**question) for question in video.questions),
+                split=video.split,
+                group=groups.of(video.name),
             )
         groups.check(videos)
     if empty:
         raise InputError(f"{', '.join(str(f) for f in files.values())}: no annotations")
+
+
+def read_file(
+    file: Path, split: str, annotations: "Annotations", names: "NameResolver", lists: bool
+) -> Iterator[Reject]:
+    """Adds the records of a file to the annotations, and yields a reject for each invalid one."""
+    if not file.is_file():
+        raise InputError(f"{file}: no such annotation file ({split})")
+    others: set[str] = set()  # splits of the file's own that are not read
+    taken = False
+    for where, record in read_annotations(file):
+        try:
+            if isinstance(record, str):
+                raise ValueError(record)
+            form, entry = read_entry(record, file, lists)
+            announce(file, form.name, split)
+            own = split if split else split_name(entry.split)
+            if form is MSRVTT and split in SPLITS and (named := split_name(entry.split)) not in ("", split):
+                others.add(named)
+                continue
+            taken = True
+            if problem := annotations.add(own, entry, names):
+                raise ValueError(problem)
+        except ValueError as error:
+            yield Reject(id=f"{file.name} {where}", path="", reason="bad row", detail=str(error))
+    if others and not taken:
+        raise InputError(f"{file}: no video of the split {split}; its videos are of {' and '.join(sorted(others))}")
+    names.check(file)
+
+
+@lru_cache(maxsize=64)
+def announce(file: Path, form: str, split: str) -> None:
+    """Prints, once, which form the records of a file have that is in the place of a manifest."""
+    if not split:
+        print(f"{file}: read as {form}; its videos are looked up in {file.parent}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Video:
+    """The annotations of a video in a split."""
+
+    split: str
+    name: str
+    other_names: list[str]
+    url: str
+    only_split: bool
+    captions: list[str]
+    questions: list[dict[str, str]]
 
 
 class Annotations:
@@ -102,24 +176,46 @@ class Annotations:
 
     def __init__(self, db: sqlite3.Connection):
         self.db = db
-        self.db.execute("create table videos (n integer primary key, name, split, unique (name, split))")
+        self.db.execute("create table videos (n integer primary key, name, split, about, unique (name, split))")
         self.db.execute("create table texts (video, kind, text)")
 
-    def add(self, split: str, name: str, kind: str, texts: Iterable[Any]) -> None:
-        """Adds captions or questions of a video. Without texts, only the video itself is added."""
-        self.db.execute("insert or ignore into videos (name, split) values (?, ?)", (name, split))
+    def add(self, split: str, entry: Entry, names: "NameResolver") -> str:
+        """Adds what a record says of a video. Returns why it has no text, or an empty string; the video itself is added
+        anyway. Raises ValueError if its name is not a name in the folder of videos."""
+        try:
+            name = names.relative(entry.name)
+        except ValueError as error:
+            raise ValueError(f"name {entry.name!r} {error}") from None
+        about = json.dumps([entry.other_names, entry.url])
+        self.db.execute("insert or ignore into videos (name, split, about) values (?, ?, ?)", (name, split, about))
         (video,) = self.db.execute("select n from videos where name = ? and split = ?", (name, split)).fetchone()
-        self.db.executemany("insert into texts values (?, ?, ?)", ((video, kind, json.dumps(text)) for text in texts))
+        texts = ((video, entry.kind, json.dumps(text)) for text in entry.texts)
+        self.db.executemany("insert into texts values (?, ?, ?)", texts)
+        return entry.problem
 
-    def __iter__(self) -> Iterator[tuple[Any, str, bool, list[str], list[dict[str, str]]]]:
-        """Yields the videos in insertion order: split, name, whether it is the only split, captions, questions."""
+    def __iter__(self) -> Iterator[Video]:
+        """Yields the videos in insertion order. Sentences become one caption, a paragraph. A video without texts of its
+        own has those of the file of texts."""
         self.db.execute("create index of_video on texts (video)")
-        for video, name, split in self.db.execute("select n, name, split from videos order by n"):
-            (splits,) = self.db.execute("select count(*) from videos where name = ?", (name,)).fetchone()
-            texts: dict[str, list[Any]] = {"caption": [], "question": []}
-            for kind, text in self.db.execute("select kind, text from texts where video = ? order by rowid", (video,)):
-                texts[kind].append(json.loads(text))
-            yield split, name, splits == 1, texts["caption"], texts["question"]
+        videos = self.db.execute("select n, name, split, about from videos where split != ? order by n", (TEXTS,))
+        count = "select count(*) from videos where name = ? and split != ?"
+        for video, name, split, about in videos:
+            (splits,) = self.db.execute(count, (name, TEXTS)).fetchone()
+            texts = self.texts(video)
+            if not any(texts.values()):
+                listed = self.db.execute("select n from videos where name = ? and split = ?", (name, TEXTS)).fetchone()
+                texts = self.texts(listed[0]) if listed else texts
+            paragraph = [" ".join(texts["sentence"])] if texts["sentence"] else []
+            other_names, url = json.loads(about)
+            captions = texts["caption"] + paragraph
+            yield Video(split, name, other_names, url, splits == 1, captions, texts["question"])
+
+    def texts(self, video: int) -> dict[str, list[Any]]:
+        """The texts of a video by their kind."""
+        texts: dict[str, list[Any]] = {"caption": [], "question": [], "sentence": []}
+        for kind, text in self.db.execute("select kind, text from texts where video = ? order by rowid", (video,)):
+            texts[kind].append(json.loads(text))
+        return texts
 
 
 class NameResolver:
@@ -162,40 +258,6 @@ def _real_folder(folder: Path) -> Path:
     return Path(os.path.realpath(folder))
 
 
-def add_record(record: dict[str, Any], split: str, annotations: Annotations, names: NameResolver, file: Path) -> str:
-    """Adds a record to the annotations of its video. Returns why it is invalid, or an empty string."""
-    key = next((key for key in NAME_COLUMNS if key in record), None)
-    text = next((key for key in TEXT_COLUMNS if key in record), None)
-    is_question = "question" in record and "answer" in record
-    if key is None or not (text or is_question):
-        raise InputError(
-            f"{file}: unknown annotation format with columns {', '.join(sorted(record))}; supported are caption with "
-            "clip_name, question and answer with video_id, name with videoid, caption with image"
-        )
-    try:
-        record = plain(record, (*NAME_COLUMNS, *TEXT_COLUMNS, "question", "answer"))
-    except ValueError as error:
-        return str(error)
-    name = "" if record[key] is None else str(record[key])
-    try:
-        name = names.relative(name)
-    except ValueError as error:
-        return f"{key} {name!r} {error}"
-    if is_question:
-        question, answer = (" ".join(str(record[column] or "").split()) for column in ("question", "answer"))
-        complete = question and answer
-        kind = question_type(str(record.get("answer_type") or question.split()[0])) if complete else ""
-        annotations.add(
-            split, name, "question", [{"question": question, "answer": answer, "type": kind}] if complete else []
-        )
-        return "" if complete else "empty question or answer"
-    value = record[text] if text else None
-    texts = value if isinstance(value, list) else [value]
-    clean = [" ".join(str(item).split()) for item in texts if item and str(item).strip()]
-    annotations.add(split, name, "caption", clean if key == "image" or not clean else [" ".join(clean)])
-    return "" if clean else "no caption"
-
-
 class MediaFiles:
     """The media files of a folder, looked up by the names in annotation files."""
 
@@ -204,6 +266,17 @@ class MediaFiles:
         self.by_stem: dict[str, list[Path]] = {}
         for path in sorted(walk_media(folder)):
             self.by_stem.setdefault(path.stem, []).append(path)
+
+    def locate(self, video: Video, names: NameResolver) -> Location:
+        """The file of a video, by its name or another of its names; its URL if the folder has no media. Raises
+        ValueError as `find`, and InputError if the URL is not on a network."""
+        if not self.by_stem and video.url:
+            return resolve(self.folder, video.url)
+        for name in (video.name, *video.other_names):
+            with suppress(ValueError):  # ambiguous: another of its names may not be
+                if is_file(path := self.find(names.relative(name))):
+                    return path
+        return self.find(video.name)
 
     def find(self, name: str) -> Path:
         """The file that a name refers to; if there is none, the path where it is expected.

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from alpro.credentials import clean_values, without_credentials
 from alpro.errors import InputError
+from alpro.shards.adapters import hint, question_type, split_name
 from alpro.shards.database import database
 from alpro.shards.records import plain, read_records
 from alpro.shards.schema import (
     IMAGE_EXTENSIONS,
     MAX_SECONDS,
-    SPLITS,
     VIDEO_EXTENSIONS,
     Reject,
     Row,
@@ -26,8 +26,6 @@ from alpro.shards.schema import (
 from alpro.shards.storage import Location, exists, is_url, parent, resolve, suffix
 
 COLUMNS = {"id", "path", "kind", "caption", "captions", "questions", "start", "end", "split", "group"}
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
-SPLIT_NAMES |= {"validation": "validation", "test": "test", "testing": "test", "": ""}
 
 
 def read_manifest(source: Location) -> tuple[list[Row], list[Reject]]:
@@ -79,7 +77,7 @@ def scan_manifest(source: Location, group_pattern: str = "") -> Iterator[Row | R
         raise InputError(f"{source}: no video or image in this folder" if folder else f"{source}: no rows")
     groups.check(source)
     if columns and "path" not in columns:
-        raise InputError(f"{source}: no column 'path' (it has {', '.join(sorted(columns))})")
+        raise InputError(f"{source}: no column 'path' (it has {', '.join(sorted(columns))}){hint(columns)}")
     if columns and not columns & {"caption", "captions", "questions"}:
         raise InputError(
             f"{source}: no column 'captions', 'caption' or 'questions' (it has {', '.join(sorted(columns))})"
@@ -165,9 +163,6 @@ def _row(where: str, record: dict[str, Any], root: Location, groups: Groups) -> 
         if start is not None and end is not None and start >= end:
             raise ValueError(f"start {start} is not before end {end}")
         window = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else format(end, 'g')}"
-        split = str(record.get("split", "")).strip().lower()
-        if split not in SPLIT_NAMES:
-            raise ValueError(f"unknown split {split!r}; use {', '.join(SPLITS)}")
         return Row(
             id=names["id"] or _without_suffix(file) + window,
             path=path,
@@ -176,7 +171,7 @@ def _row(where: str, record: dict[str, Any], root: Location, groups: Groups) -> 
             questions=tuple(_questions(record.get("questions", []))),
             start=start,
             end=end,
-            split=SPLIT_NAMES[split],
+            split=split_name(record.get("split", "")),
             group=names["group"] or groups.of(_file_key(path, root)),
             meta=clean_values({k: value for k, value in record.items() if k not in COLUMNS}, keep_query=True),
         )
@@ -201,16 +196,6 @@ def _file_key(path: Location, root: Location) -> str:
     if isinstance(path, str):
         return without_credentials(path)
     return os.path.relpath(path, root) if isinstance(root, Path) else str(path)
-
-
-def question_type(text: str) -> str:
-    """Normalises a question type for the name of a metric: [a-z0-9_-]+.
-
-    >>> [question_type(text) for text in ("What's", "(what", "Yes/No", "?")]
-    ['what', 'what', 'yes_no', 'other']
-    """
-    word = re.sub(r"(?<=\w)['’]\w*", "", text.lower())
-    return re.sub(r"[^a-z0-9_-]+", "_", word).strip("_") or "other"
 
 
 def _kind(value: Any, path: Location) -> Any:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from alpro.shards.database import database
+from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import KINDS, SPLITS, Reject, Row
 
 MIN_PREFIX_LENGTH = 4  # characters; shorter prefixes, as in `a1` and `a2`, do not indicate the source
@@ -114,6 +115,15 @@ class Plan:
     def count(self, table: str) -> int:
         """The number of rows, rejects or units."""
         return self.db.execute(f"select count(*) from {table}").fetchone()[0]
+
+    def evenly_spaced(self, count: int) -> list[Row]:
+        """At most `count` rows, evenly spaced in the order of the records."""
+        total = self.count("rows")
+        rows = []
+        for number in segment_starts(total, min(count, total)):
+            (row,) = self.db.execute("select row from rows order by n limit 1 offset ?", (number,)).fetchone()
+            rows.append(Row.model_validate_json(row))
+        return rows
 
     def similar_names(self) -> SimilarNames | None:
         """Files that may be clips of the same videos, judging by their names. None if the manifest has splits or

@@ -82,7 +82,7 @@ class Row(BaseModel):
             return self.path.name
         links = without_credentials(self.path).split("::")
         link = next(link for link in links if "://" in link)  # the link of a chain that has the path
-        if link.lower().startswith("http"):
+        if link.lower().startswith(("http", "member")):
             link = unquote(link)
         return PurePosixPath(link).name
 

@@ -7,7 +7,7 @@ import re
 import tarfile
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from alpro.errors import InputError
 from alpro.files import temporary_name
 from alpro.shards.decode import Clip
-from alpro.shards.schema import INDEX, MAX_JSON_BYTES, Row, SampleMetadata
+from alpro.shards.schema import INDEX, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Row, SampleMetadata
 from alpro.shards.storage import Location, open_binary
 
 MEMBER = re.compile(r"(?:\./)*(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
@@ -139,7 +139,9 @@ class _Members:
 def _add_member(samples: dict[str, _Members], member: tarfile.TarInfo, tar: tarfile.TarFile, shard: Location) -> None:
     match = MEMBER.fullmatch(member.name)
     if not match or not member.isreg() or member.issparse():
-        raise InputError(f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg")
+        raw = PurePosixPath(member.name).suffix.lower() in {*VIDEO_EXTENSIONS, ".jpg", ".txt"}
+        hint = "; for shards of video2dataset or img2dataset, set `data` instead of `shards`" if raw else ""
+        raise InputError(f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg{hint}")
     sample = samples.setdefault(match["key"], _Members())
     place = member.offset_data, member.size
     number = int(match["frame"]) if match["frame"] else None

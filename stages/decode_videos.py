@@ -17,12 +17,13 @@ from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.files import atomic_write, checksum, digest, read_json, write_json
 from alpro.progress import progress
-from alpro.shards.annotations import scan_source
+from alpro.shards.annotations import ANNOTATION_FILES, scan_source
 from alpro.shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
 from alpro.shards.ffmpeg_binary import ffmpeg_version
 from alpro.shards.identity import identities
+from alpro.shards.members import member_of, unpacked
 from alpro.shards.plan import DecodeUnit, Plan
-from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject, Row
+from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages import Stage
@@ -104,15 +105,16 @@ UNIT_SETTINGS = {"frames", "size", "quality", "decoder", "timeout", "max_bytes",
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `data`, a manifest or a folder of videos, the latter with optional annotation files by split, and the
-    `root` that their names are relative to; or `sample`, the rendered sample, with Config.manifest in it.
+    """inputs: `data`, a manifest, a folder of shards of video2dataset, or a folder of videos, the latter with optional
+    annotation files by split, and the `root` that their names are relative to; or `sample`, the rendered sample, with
+    Config.manifest in it.
 
     Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/corpora/reuse.py), statistics.json,
     overlap.parquet and pictures/samples.png. Memory does not grow with the number of items.
     """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
     parts = open_parts(out, resources)
-    annotations = {split: inputs[split] for split in SPLITS if split in inputs}
+    annotations = {name: inputs[name] for name in ANNOTATION_FILES if name in inputs}
     records = scan_source(source, annotations, inputs.get("root"), config.group_pattern)
     selected = (r for r in records if config.kinds == "all" or isinstance(r, Reject) or r.kind == config.kinds)
     with Plan.create(parts, selected, config.validation, config.test, config.seed, config.samples_per_shard) as plan:
@@ -312,14 +314,21 @@ def decode(row: Row, path: Path, config: Config) -> Clip:
 
 @contextmanager
 def fetched(location: Location, max_bytes: int, folder: Path) -> Iterator[Path]:
-    """Yields the local path, or a temporary copy of a URL. Raises DecodeError if the file cannot be fetched."""
+    """Yields the local path, or a temporary copy of a URL or of a member of a tar. Raises DecodeError if the file
+    cannot be fetched."""
     with ExitStack() as stack:
+        member = member_of(location)
         try:
-            path = stack.enter_context(local_copy(location, max_bytes, folder, FETCH_SECONDS))
+            if member:
+                path = stack.enter_context(unpacked(member, max_bytes, folder))
+            else:
+                path = stack.enter_context(local_copy(location, max_bytes, folder, FETCH_SECONDS))
         except FileNotFoundError:
             raise DecodeError("missing") from None
         except TooLarge as error:
             raise DecodeError("too large", str(error)) from None
+        except EOFError as error:
+            raise DecodeError("unreadable", str(error)) from None
         except OSError as error:
             if error.errno is not None:  # local, such as a full disk
                 raise

@@ -17,6 +17,7 @@ from alpro.files import checksum, digest
 from alpro.progress import progress
 from alpro.shards.annotations import scan_source
 from alpro.shards.identity import identities
+from alpro.shards.members import is_local, local_shard, member_of
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, parent
 from alpro.stages.index_shards import list_shards
@@ -119,30 +120,41 @@ def digest_data(
     with progress("reading files", None, "rows") as advance:
         while batch := list(islice(records, BATCH)):
             files = {record.path for record in batch if isinstance(record, Row)}
-            contents = content_digests({file for file in files if ask or isinstance(file, Path)}, digests)
+            contents = content_digests({file for file in files if ask or is_local(file)}, digests)
             has_media |= any(content not in ("missing", "not fetched") for content in contents.values())
             for record in batch:
                 value: dict[str, Any] = {"row": record.model_dump(mode="json")}
                 if isinstance(record, Row):
-                    value["row"]["path"] = (
-                        str(record.path.relative_to(folder))
-                        if isinstance(record.path, Path)
-                        else without_credentials(record.path, keep_query=True)  # a new signature is not a new file
-                    )
+                    value["row"]["path"] = path_in(folder, record.path)
                     value["content"] = contents.get(record.path, "")
                 everything.update(digest(value).encode())
-                if isinstance(record, Row) and isinstance(record.path, str):
+                if isinstance(record, Row) and not is_local(record.path):
                     value["content"] = ""
                 here.update(digest(value).encode())
             advance(len(batch))
     return DataDigest(everything.hexdigest(), here.hexdigest(), has_media)
 
 
+def path_in(folder: Location, path: Location) -> str:
+    """The path of a file, or of the shard that it is in, relative to the folder of the data; a URL without credentials
+    and signature, because a new signature is not a new file."""
+    if isinstance(path, Path):
+        return str(path.relative_to(Path(folder)))
+    member, shard = member_of(path), local_shard(path)
+    if member and shard:
+        return f"{shard.relative_to(Path(folder))}/{member.name} {member.offset}+{member.size}"
+    return without_credentials(path, keep_query=True)
+
+
 def content_digests(files: set[Location], digests: Digests) -> dict[Location, str]:
-    """The digest of each local file and the identity of each remote file."""
-    local = sorted(file for file in files if isinstance(file, Path))
-    remote = sorted(file for file in files if isinstance(file, str))
-    return dict(zip([*local, *remote], [*digests.of(local), *identities(remote)], strict=True))
+    """The digest of each local file, or of the local shard that it is in, and the identity of each remote file."""
+    local = {file: file if isinstance(file, Path) else local_shard(file) for file in files if is_local(file)}
+    paths = sorted({path for path in local.values() if path})
+    contents = dict(zip(paths, digests.of(paths), strict=True))
+    remote = sorted(file for file in files if isinstance(file, str) and file not in local)
+    return {file: contents[path] for file, path in local.items() if path} | dict(
+        zip(remote, identities(remote), strict=True)
+    )
 
 
 def digest_shards(folder: Location, digests: Digests) -> str:

@@ -176,7 +176,7 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch, capsys):
     arguments = cli.parser().parse_args(command.split())
     paths = (arguments.file, arguments.out, arguments.words, Path(arguments.tokenizer))
     assert paths == tuple(tmp_path / name for name in ("a.pt", "out", "words.json", "bert"))
-    assert cli.parser().parse_args(["inspect", "x", "--out=~/o"]).out == tmp_path / "o"
+    assert cli.parser().parse_args(["data", "inspect", "x", "--out=~/o"]).out == tmp_path / "o"
 
 
 def test_data_in_the_home_folder(tmp_path, monkeypatch, capsys):
@@ -344,3 +344,27 @@ def test_without_a_command_the_help_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["alpro"])
     cli.main()
     assert capsys.readouterr().out == cli.parser().format_help()
+
+
+def test_data_check_prints_problems_or_json(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    manifest(tmp_path, {"path": "a.mp4", "caption": "x"})
+    status, out, _ = call(monkeypatch, capsys, "data", "check", tmp_path / "manifest.jsonl")
+    assert status == 1
+    assert "1 items (1 videos)" in out
+    assert "a: empty" in out
+    assert "problem: no test split" in out
+    status, out, _ = call(monkeypatch, capsys, "data", "check", tmp_path / "manifest.jsonl", "--json")
+    assert (status, json.loads(out)["decoded"]["rejected"]) == (1, {"empty": 1})
+    status, _, err = call(monkeypatch, capsys, "data", "check", tmp_path / "none.jsonl")
+    assert (status, err.startswith("error: ")) == (2, True)
+
+
+def test_a_run_without_a_test_split_ends_before_decoding(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    manifest(tmp_path, {"path": "a.mp4", "caption": "x", "split": "train"})
+    arguments = ["--config", "own_videos", "--data", tmp_path / "manifest.jsonl", "--workspace", tmp_path / "w"]
+    status, _, err = call(monkeypatch, capsys, "run", *arguments)
+    assert status == 2
+    assert "error: data: no test item has captions: the rows name the splits train (1); assign some" in err
+    assert not (tmp_path / "w" / "artifacts" / "decode_videos").exists()

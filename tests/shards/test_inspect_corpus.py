@@ -1,4 +1,4 @@
-"""`alpro inspect`: the description of decoded corpora."""
+"""`alpro data inspect`: the description of decoded corpora."""
 
 import json
 import tracemalloc
@@ -158,7 +158,7 @@ def test_the_data_and_the_frames_are_written(clips, tmp_path):
 
 
 def test_the_command_prints_a_table(clips, capsys):
-    assert execute(parser().parse_args(["inspect", str(clips)])) == 0
+    assert execute(parser().parse_args(["data", "inspect", str(clips)])) == 0
     output = capsys.readouterr().out
     assert "also in training" in output
     assert "words of a caption" in output

@@ -1,0 +1,203 @@
+"""Checks a manifest, folder or set of shards before it is decoded: what is there, what is missing, and what it costs.
+
+All rows are read, no media except those of a few items, which are decoded.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alpro.shards.adapters import form_of, read_annotations
+from alpro.shards.annotations import annotation_file, scan_source, table_of
+from alpro.shards.decode import DecodeError
+from alpro.shards.downloads import is_downloads
+from alpro.shards.plan import Plan
+from alpro.shards.schema import Reject, Row
+from alpro.shards.storage import Location
+from alpro.shards.writer import encode_jpeg
+from alpro.stages.decode_videos import Config, decode, fetched
+
+MAX_NAMED = 3  # items that are named as examples
+
+
+def check_data(
+    data: Location,
+    config: Config,
+    annotations: Mapping[str, Path] | None = None,
+    root: Path | None = None,
+    samples: int = 20,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Describes a source of items, decoding `samples` of them, evenly spaced.
+
+    workers: processes that would decode (0: one per core), for the estimate. Raises InputError if the source cannot be
+    read at all.
+    """
+    with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
+        folder = Path(name)
+        files = Files()
+        records = files.count(selected(scan_source(data, annotations, root, config.group_pattern), config))
+        with Plan.create(
+            folder, records, config.validation, config.test, config.seed, config.samples_per_shard
+        ) as plan:
+            items = plan.count("rows") + plan.count("rejects")
+            report = {
+                "data": str(data),
+                "form": "annotation files" if annotations else form_of_source(data),
+                "items": items,
+                "kinds": dict(files.kinds),
+                "bad_rows": count_reasons(plan.rejects()),
+                "without_text": files.without_text,
+                "missing": files.missing,
+                "missing_examples": files.examples,
+                "remote": files.remote,
+                "splits": plan.texts_by_split(),
+                "split_source": "generated" if plan.generated_splits else "named" if files.named_splits else "none",
+                "decoded": decode_some(plan.evenly_spaced(samples), config, folder),
+            }
+    report["estimate"] = estimate(report, workers or os.cpu_count() or 1)
+    report["problems"] = list(problems(report, config))
+    return report
+
+
+def selected(records: Iterable[Row | Reject], config: Config) -> Iterator[Row | Reject]:
+    """The records of the kinds that are decoded, and the rejects."""
+    return (r for r in records if config.kinds == "all" or isinstance(r, Reject) or r.kind == config.kinds)
+
+
+class Files:
+    """Counts rows and their files, without reading the files."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.without_text = self.missing = self.remote = 0
+        self.examples: list[str] = []
+        self.named_splits = False
+
+    def count(self, records: Iterable[Row | Reject]) -> Iterator[Row | Reject]:
+        for record in records:
+            if isinstance(record, Row):
+                self.add(record)
+            yield record
+
+    def add(self, row: Row) -> None:
+        self.kinds[row.kind] += 1
+        self.without_text += not row.captions and not row.questions
+        self.named_splits |= bool(row.split)
+        if not isinstance(row.path, Path):
+            self.remote += row.path.startswith("member://") is False
+        elif not row.path.is_file():
+            self.missing += 1
+            if len(self.examples) < MAX_NAMED:
+                self.examples.append(str(row.path))
+
+
+def form_of_source(data: Location) -> str:
+    """What a source is: shards of another tool, an annotation file in the form of a data set, a manifest, a folder."""
+    if is_downloads(data):
+        return "shards of video2dataset or img2dataset"
+    if isinstance(data, Path) and (file := annotation_file(data)):
+        first = next(record for _, record in read_annotations(file) if isinstance(record, dict))
+        form = form_of(first)
+        return f"{file.name}: {form.name if form else ''}"
+    table = table_of(data)
+    if isinstance(data, Path) and data.is_dir() and table is None:
+        return "a folder of videos with texts"
+    return f"a manifest, {Path(table or data).name}"
+
+
+def count_reasons(rejects: Iterable[Reject]) -> dict[str, Any]:
+    """The rejects of a plan: their number, their number by reason, and the details of a few."""
+    reasons: Counter[str] = Counter()
+    examples: list[str] = []
+    for reject in rejects:
+        reasons[reject.reason] += 1
+        if len(examples) < MAX_NAMED:
+            examples.append(f"{reject.id}: {reject.detail}")
+    return {"count": reasons.total(), "reasons": dict(reasons), "examples": examples}
+
+
+def decode_some(rows: Iterable[Row], config: Config, folder: Path) -> dict[str, Any]:
+    """Decodes items in this process. Returns their number, the rejects by reason, and the seconds, and bytes in a
+    shard, of all of them."""
+    count, size, rejected, examples = 0, 0, Counter[str](), list[str]()
+    start = time.perf_counter()
+    for row in rows:
+        count += 1
+        try:
+            with fetched(row.path, config.max_bytes, folder) as path:
+                clip = decode(row, path, config)
+        except DecodeError as error:
+            rejected[error.reason] += 1
+            if len(examples) < MAX_NAMED:
+                examples.append(f"{row.id}: {error}")
+            continue
+        size += sum(len(encode_jpeg(frame, config.quality)) + 1024 for frame in clip.frames)  # 1024: a tar header
+    seconds = time.perf_counter() - start
+    return {"items": count, "rejected": dict(rejected), "examples": examples, "seconds": seconds, "bytes": size}
+
+
+def estimate(report: dict[str, Any], workers: int) -> dict[str, Any]:
+    """The time and the disk space of decoding all items, from those that were decoded."""
+    decoded, items = report["decoded"], report["items"] - report["bad_rows"]["count"]
+    share = items / max(1, decoded["items"])
+    free = shutil.disk_usage(Path.cwd()).free
+    seconds = decoded["seconds"] * share / workers
+    return {"workers": workers, "seconds": seconds, "bytes": round(decoded["bytes"] * share), "free_bytes": free}
+
+
+def problems(report: dict[str, Any], config: Config) -> Iterator[str]:
+    """What would end a run, or make it useless, one line each."""
+    items, rejected = report["items"], report["bad_rows"]["count"]
+    lost = rejected + report["missing"] + report["without_text"]
+    if lost > config.max_reject_share * items:
+        yield (
+            f"{lost} of {items} items have no file, no text or an invalid row, more than max_reject_share = "
+            f"{config.max_reject_share:g} allows"
+        )
+    decoded = report["decoded"]
+    bad = sum(count for reason, count in decoded["rejected"].items() if reason != "missing")
+    if bad > config.max_reject_share * max(1, decoded["items"]):
+        yield f"{bad} of {decoded['items']} items cannot be decoded"
+    if not any(texts["items"] for texts in report["splits"].values()):
+        yield "no captions and no questions"
+    elif not report["splits"]["train"]["items"]:
+        yield "no item of the split train has a text"
+    if not report["splits"]["test"]["items"]:
+        yield f"no test split: {why_no_split('test', report['splits'], config, report['split_source'])}"
+    if report["estimate"]["bytes"] > report["estimate"]["free_bytes"]:
+        yield "the shards need more disk space than is free"
+
+
+def why_no_split(split: str, splits: Mapping[str, Mapping[str, int]], config: Config, source: str) -> str:
+    """Why no item is in a split."""
+    if source == "named":
+        named = ", ".join(f"{name} ({texts['items']})" for name, texts in splits.items() if texts["items"])
+        return f"the rows name the splits {named}" if named else "no row with a text names one"
+    if not getattr(config, split):
+        return f"no row names one, and its share `{split}` is 0"
+    return "no row names one, and too few different files (or groups) have a text to make one"
+
+
+def items_of_split(
+    data: Location,
+    config: Config,
+    split: str,
+    annotations: Mapping[str, Path] | None = None,
+    root: Path | None = None,
+) -> tuple[dict[str, int], str]:
+    """The items, captions and questions that a split of a source will have, and why it has none, or an empty string."""
+    with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
+        files = Files()
+        kept = selected(scan_source(data, annotations, root, config.group_pattern), config)
+        with Plan.create(
+            Path(name), files.count(kept), config.validation, config.test, config.seed, config.samples_per_shard
+        ) as plan:
+            splits = plan.texts_by_split()
+    source = "named" if files.named_splits else "generated"
+    return splits[split], "" if splits[split]["items"] else why_no_split(split, splits, config, source)

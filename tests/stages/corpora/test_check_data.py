@@ -1,0 +1,85 @@
+"""Checking data before it is decoded."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from alpro.stages.corpora.check_data import check_data, items_of_split
+from alpro.stages.decode_videos import Config
+from tests.stages.conftest import write_manifest
+
+CONFIG = Config(frames=4, size=32)
+
+
+def rows(count: int, **more) -> list[dict]:
+    return [{"id": f"item{n}x", "captions": ["a cat", "a dog"], **more} for n in range(count)]
+
+
+def test_a_manifest_is_described_with_what_is_missing(tmp_path):
+    manifest = write_manifest(tmp_path / "data", rows(30))
+    lines = [{"path": "gone.png", "caption": "x"}, {"path": "item1x.png", "id": "silent"}, {"caption": "no path"}]
+    with manifest.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    report = check_data(manifest, CONFIG, workers=2)
+    assert (report["form"], report["items"], report["kinds"]) == ("a manifest, items.jsonl", 33, {"image": 32})
+    assert (report["missing"], report["without_text"], report["bad_rows"]["count"]) == (1, 1, 1)
+    assert report["missing_examples"] == [str(manifest.parent / "gone.png")]
+    assert sum(split["items"] for split in report["splits"].values()) == 31
+    assert report["split_source"] == "generated"
+    assert all(split["items"] for split in report["splits"].values())
+    assert report["decoded"]["items"] == 20
+    assert report["estimate"]["bytes"] > 0
+    assert report["estimate"]["seconds"] > 0
+    assert report["problems"] == []
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_the_estimate_is_that_of_all_items(tmp_path):
+    manifest = write_manifest(tmp_path / "data", rows(40))
+    half = check_data(manifest, CONFIG, samples=20, workers=4)
+    assert half["estimate"]["bytes"] == 2 * half["decoded"]["bytes"]
+    assert half["estimate"]["seconds"] == pytest.approx(half["decoded"]["seconds"] * 2 / 4)
+
+
+@pytest.mark.parametrize(
+    ("items", "config", "why"),
+    [
+        (rows(3, split="train"), CONFIG, "the rows name the splits train (3)"),
+        (rows(2), CONFIG, "too few different files"),
+        (rows(30, group="one"), CONFIG, "too few different files (or groups)"),
+        (rows(30), CONFIG.model_copy(update={"test": 0.0}), "its share `test` is 0"),
+    ],
+)
+def test_a_missing_test_split_is_a_problem_with_its_reason(items, config, why, tmp_path):
+    manifest = write_manifest(tmp_path / "data", [dict(item) for item in items])
+    (problem,) = [p for p in check_data(manifest, config, samples=1)["problems"] if "test split" in p]
+    assert why in problem
+    counts, reason = items_of_split(manifest, config, "test")
+    assert counts == {"items": 0, "captions": 0, "questions": 0}
+    assert why in reason
+
+
+def test_broken_files_are_a_problem(tmp_path):
+    manifest = write_manifest(tmp_path / "data", rows(10))
+    for number in range(5):
+        (manifest.parent / f"item{number}x.png").write_bytes(b"no picture")
+    report = check_data(manifest, CONFIG)
+    assert report["decoded"]["rejected"] == {"unreadable": 5}
+    assert report["problems"] == ["5 of 10 items cannot be decoded"]
+    for number in range(5):
+        (manifest.parent / f"item{number}x.png").unlink()
+    (problem,) = check_data(manifest, CONFIG)["problems"]
+    assert problem.startswith("5 of 10 items have no file, no text or an invalid row")
+
+
+def test_a_folder_and_a_file_of_a_data_set_are_named(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(5):
+        Image.new("RGB", (20, 10)).save(folder / f"video{number}.png")
+        (folder / f"video{number}.txt").write_text("a cat\n")
+    assert check_data(folder, CONFIG, samples=2)["form"] == "a folder of videos with texts"
+    table = "video_id,sentence\n" + "".join(f"video{n}.png,a dog\n" for n in range(5))
+    (folder / "table.csv").write_text(table)
+    assert check_data(folder / "table.csv", CONFIG, samples=2)["form"] == "table.csv: captions"
