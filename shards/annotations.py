@@ -45,6 +45,11 @@ def scan_source(
     return scan_manifest(table_of(data) or data, group_pattern)
 
 
+def is_manifest(data: Location) -> bool:
+    """Whether `data` is a local manifest: its rows name their files, whatever else is in the folder."""
+    return isinstance(data, Path) and data.is_file() and not is_downloads(data) and annotation_file(data) is None
+
+
 def annotation_file(data: Path) -> Path | None:
     """The file `data`, or the only table of that folder, if it is in the form of a known data set. None otherwise: a
     manifest names its files in `path`."""

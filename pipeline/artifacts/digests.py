@@ -3,9 +3,9 @@
 import hashlib
 import os
 import sqlite3
-import stat
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
-from alpro.files import checksum, digest
+from alpro.files import checksum, digest, file_state
+from alpro.pipeline.artifacts.remembered import Note, Remembered
 from alpro.progress import progress
-from alpro.shards.annotations import scan_source
+from alpro.shards.annotations import is_manifest, scan_source
 from alpro.shards.identity import identities
 from alpro.shards.members import is_local, local_shard, member_of
 from alpro.shards.schema import Row
@@ -24,6 +25,8 @@ from alpro.stages.index_shards import list_shards
 
 SECONDS_BETWEEN_COMMITS = 2.0
 BATCH = 1024  # rows of a manifest in memory
+THREADS = 8  # that read files
+MISSING = "missing"
 
 
 class Digests:
@@ -51,37 +54,32 @@ class Digests:
     def of(self, files: list[Path]) -> list[str]:
         """The digest of each file; "missing" if it does not exist or cannot be read.
 
-        No transaction is open while a file is read, so that other pipelines do not wait. New digests are committed
-        every few seconds, so an interrupted run keeps them.
+        Files that are not cached are read by several threads. No transaction is open while a file is read, so that
+        other pipelines do not wait. New digests are committed every few seconds, so an interrupted run keeps them.
         """
-        digests: list[str] = []
+        states = {file: file_state(file) for file in files}
+        digests = {file: MISSING for file, state in states.items() if state is None}
         fresh: list[tuple[str, int, int, str]] = []
+        pool = ThreadPoolExecutor(THREADS)
         with closing(self._open()) as db:
+            for file, state in states.items():
+                cached = db.execute("select size, changed, digest from digests where path = ?", (str(file),)).fetchone()
+                if state and cached and cached[:2] == state:
+                    digests[file] = cached[2]
+            unknown = [file for file in states if file not in digests]
             committed = time.monotonic()
             try:
-                for file in files:
-                    digests.append(self._of(db, file, fresh))
+                for file, value in zip(unknown, pool.map(readable_checksum, unknown), strict=True):
+                    digests[file] = value
+                    if value != MISSING:
+                        fresh.append((str(file), *(states[file] or (0, 0)), value))
                     if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS:
                         self._commit(db, fresh)
                         committed = time.monotonic()
             finally:
+                pool.shutdown(cancel_futures=True)
                 self._commit(db, fresh)
-        return digests
-
-    def _of(self, db: sqlite3.Connection, file: Path, fresh: list[tuple[str, int, int, str]]) -> str:
-        """The digest of a file, added to `fresh` if it is not cached."""
-        try:
-            status = file.stat()
-            if not stat.S_ISREG(status.st_mode):
-                return "missing"
-            cached = db.execute("select size, changed, digest from digests where path = ?", (str(file),)).fetchone()
-            if cached and cached[:2] == (status.st_size, status.st_mtime_ns):
-                return cached[2]
-            value = checksum(file)
-        except OSError:
-            return "missing"
-        fresh.append((str(file), status.st_size, status.st_mtime_ns, value))
-        return value
+        return [digests[file] for file in files]
 
     def _commit(self, db: sqlite3.Connection, fresh: list[tuple[str, int, int, str]]) -> None:
         try:
@@ -90,6 +88,14 @@ class Digests:
         except sqlite3.OperationalError as error:  # in use, not writable
             raise InputError(f"{self.path}: {error}") from error
         fresh.clear()
+
+
+def readable_checksum(file: Path) -> str:
+    """The SHA-256 of a file; "missing" if it cannot be read."""
+    try:
+        return checksum(file)
+    except OSError:
+        return MISSING
 
 
 class DataDigest(NamedTuple):
@@ -110,16 +116,38 @@ def digest_data(
     """The digest of a manifest, a folder, or a folder with annotation files, including the contents of all media files.
 
     Remote files are not read: their store's identity (size, ETag, ...) represents their contents. With `ask=False`,
-    stores are not queried and only `here` is valid.
+    stores are not queried and only `here` is valid. The digest of a manifest whose files are all here is remembered.
     """
     if isinstance(source, Path):
         source = Path(os.path.normpath(source.absolute()))
+    if annotations or not is_manifest(source):
+        return digest_rows(source, digests, annotations, root, ask, lambda path: None)
+    known = Remembered(digests.path.with_name("manifests"), Path(source), {"root": str(root), "ask": ask})
+    if value := known.recall():
+        return DataDigest(**value)
+    with known.noting() as note:
+        contents = digest_rows(source, digests, annotations, root, ask, note)
+    known.remember(contents._asdict())
+    return contents
+
+
+def digest_rows(
+    source: Location,
+    digests: Digests,
+    annotations: Mapping[str, Path] | None,
+    root: Path | None,
+    ask: bool,
+    note: Note,
+) -> DataDigest:
+    """As `digest_data`, from the rows and the files themselves. note: called with each file, before it is read."""
     folder = source if isinstance(source, Path) and source.is_dir() else parent(source)
     everything, here, has_media = hashlib.sha256(), hashlib.sha256(), False
     records = scan_source(source, annotations, root)
     with progress("reading files", None, "rows") as advance:
         while batch := list(islice(records, BATCH)):
             files = {record.path for record in batch if isinstance(record, Row)}
+            for file in files:
+                note(file if isinstance(file, Path) else None)
             contents = content_digests({file for file in files if ask or is_local(file)}, digests)
             has_media |= any(content not in ("missing", "not fetched") for content in contents.values())
             for record in batch:
@@ -127,10 +155,11 @@ def digest_data(
                 if isinstance(record, Row):
                     value["row"]["path"] = path_in(folder, record.path)
                     value["content"] = contents.get(record.path, "")
-                everything.update(digest(value).encode())
+                whole = digest(value).encode()
+                everything.update(whole)
                 if isinstance(record, Row) and not is_local(record.path):
-                    value["content"] = ""
-                here.update(digest(value).encode())
+                    whole = digest(value | {"content": ""}).encode()
+                here.update(whole)
             advance(len(batch))
     return DataDigest(everything.hexdigest(), here.hexdigest(), has_media)
 

@@ -54,7 +54,7 @@ def test_another_pipeline_can_write_while_files_are_read(tmp_path, digests, monk
     monkeypatch.setattr(files, "SECONDS_BETWEEN_COMMITS", 0)
 
     def write_meanwhile(path):
-        with sqlite3.connect(digests.path, timeout=0) as other:
+        with sqlite3.connect(digests.path, timeout=5) as other:  # a commit is short
             other.execute("insert or replace into digests values (?, 1, 1, 'x')", (f"other {path}",))
         other.close()
         return checksum(path)
