@@ -31,9 +31,12 @@ trap 'scancel --signal=TERM "$SLURM_JOB_ID"; wait "$step"; ended=$?' TERM
 wait "$step"
 status=${ended:-$?}
 
-# torchrun exits with a status of its own; the stage writes why it ended beside its work file.
+# torchrun exits with a status of its own; the stage writes why it ended beside its work file. A job that was cancelled
+# is no longer running.
 if [ "$status" -ne 0 ] && grep -qs '"interrupted"' "$(dirname "$work")/result.json"; then
-  echo "interrupted; the job is queued again and resumes" >&2
-  scontrol requeue "$SLURM_JOB_ID"
+  if [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then
+    echo "interrupted; the job is queued again and resumes" >&2
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
 fi
 exit "$status"

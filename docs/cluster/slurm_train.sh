@@ -27,10 +27,11 @@ trap 'scancel --signal=TERM "$SLURM_JOB_ID"; wait "$step"; ended=$?' TERM
 wait "$step"
 status=${ended:-$?}
 
-case $status in
-  75 | 143) # interrupted with a checkpoint; ended by SIGTERM
+# 75: interrupted with a checkpoint; 143: ended by SIGTERM. A job that was cancelled is no longer running.
+if [ "$status" -eq 75 ] || [ "$status" -eq 143 ]; then
+  if [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then
     echo "interrupted; the job is queued again and resumes" >&2
     scontrol requeue "$SLURM_JOB_ID"
-    ;;
-esac
+  fi
+fi
 exit "$status"

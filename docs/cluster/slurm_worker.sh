@@ -28,7 +28,8 @@ trap 'scancel --signal=TERM "$SLURM_JOB_ID"; wait "$step"; ended=$?' TERM
 wait "$step"
 status=${ended:-$?}
 
-if [ -n "$ended" ]; then
+# A job that was cancelled is no longer running.
+if [ -n "$ended" ] && [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"
