@@ -117,13 +117,14 @@ def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.Argumen
 
 def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`alpro artifacts ...`: the commands about the artifacts of a workspace."""
-    text = "list the artifacts of a workspace, show where one comes from, remove what no run needs"
+    text = "list the artifacts of a workspace, show where one comes from, verify them, remove what no run needs"
     group = commands.add_parser("artifacts", help=text, description=f"{text[0].upper()}{text[1:]}.")
     actions = group.add_subparsers(metavar="COMMAND", required=True)
     descriptions = {
         "ls": "list the artifacts, their inputs and their users",
         "show": "show one artifact: configuration, inputs, counts, metrics",
         "lineage": "show everything that an artifact was built from, and the command that builds it again",
+        "verify": "read every file of artifacts, and print which are damaged, missing or extra",
         "gc": "list the artifacts that no run in MLflow needs, and with --yes remove them",
     }
     for name, text in descriptions.items():
@@ -132,6 +133,13 @@ def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         if name in ("show", "lineage"):
             parser.add_argument(
                 "fingerprint", help="its fingerprint as `alpro artifacts ls` prints it, or the first characters"
+            )
+        if name == "verify":
+            parser.add_argument(
+                "fingerprints",
+                nargs="*",
+                metavar="FINGERPRINT",
+                help="as `lineage` takes them (default: all artifacts)",
             )
         add_workspace(parser, "folder of the artifacts")
         if name == "gc":

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
@@ -15,7 +16,7 @@ from typing import Any
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.checks import check_port, check_tracking_uri
-from alpro.pipeline.console import print_artifact, print_artifacts, print_lineage, print_unneeded
+from alpro.pipeline.listings import print_artifact, print_artifacts, print_lineage, print_problems, print_unneeded
 from alpro.shards.storage import absolute
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
 
@@ -174,18 +175,35 @@ def show_lineage(arguments: argparse.Namespace) -> None:
     print_lineage(lineage(store, find_artifact(store, arguments.fingerprint)[1]))
 
 
+def verify_artifacts(arguments: argparse.Namespace) -> int:
+    """`alpro artifacts verify`. Returns 1 if a file of an artifact is damaged, missing or extra."""
+    from alpro.pipeline.artifacts.contents import unreadable_records, verify
+
+    store = Store(arguments.workspace / "artifacts")
+    artifacts = [find_artifact(store, prefix) for prefix in arguments.fingerprints] or list(store.all())
+    unreadable = [] if arguments.fingerprints else unreadable_records(store.root)
+    return 1 if print_problems(artifacts, chain(unreadable, verify(artifacts))) else 0
+
+
 def collect_garbage(arguments: argparse.Namespace) -> None:
     """`alpro artifacts gc`. Deleting a run in MLflow is how a person says that it is no longer needed."""
     from alpro.pipeline.artifacts.upkeep import remove, unneeded
+    from alpro.pipeline.reporting.running import running
     from alpro.pipeline.reporting.tracking import logged_fingerprints
 
     database = arguments.workspace.resolve() / "mlflow.db"
     if not arguments.tracking_uri and not database.is_file():
         raise InputError(f"{database} does not exist; name the MLflow server of the runs with --tracking-uri")
     store = Store(arguments.workspace / "artifacts")
-    kept, known = logged_fingerprints(arguments.tracking_uri or f"sqlite:///{database}")
+    uri = arguments.tracking_uri or f"sqlite:///{database}"
+    kept, known = logged_fingerprints(uri)
     items = unneeded(store, kept, known)
-    if arguments.yes:
+    if arguments.yes and items:
+        if active := running(uri):
+            raise InputError(
+                f"{active[0]} is running, and may need any artifact; run this command when it is done. A run whose "
+                "machine is gone can be deleted in MLflow"
+            )
         remove(store, items)
     print_unneeded(items, arguments.yes)
 
@@ -299,6 +317,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {  # all other
     "artifacts ls": list_artifacts,
     "artifacts show": show_artifact,
     "artifacts lineage": show_lineage,
+    "artifacts verify": verify_artifacts,
     "artifacts gc": collect_garbage,
     "model register": register_model,
     "compare": compare_artifacts,

@@ -1,6 +1,5 @@
-"""Prints results and artifacts as tables."""
+"""Prints results and corpora as tables."""
 
-import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,11 +7,9 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from alpro.pipeline.artifacts.store import Store, read_record
-from alpro.pipeline.artifacts.upkeep import Unneeded
+from alpro.pipeline.artifacts.store import read_record
 from alpro.pipeline.reporting.result_tables import Table as ResultTable
 from alpro.pipeline.reporting.result_tables import results, tables
 
@@ -123,108 +120,5 @@ def with_share(count: int, of: int) -> str:
     return f"{count:,} of {of:,} ({count / of:.1%})" if of else "-"
 
 
-def print_artifacts(store: Store) -> None:
-    """Prints every artifact: stage, creation time, size, inputs, and the artifacts that use it."""
-    artifacts = list(store.all())
-    if not artifacts:
-        console.print(f"no artifacts in {store.root}; `alpro run` creates them", markup=False)
-        return
-    users: dict[str, list[str]] = {}
-    for _, record in artifacts:
-        for source in record["inputs"].values():
-            users.setdefault(source["fingerprint"], []).append(record["fingerprint"][:8])
-    table = Table("fingerprint", "artifact", "created (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("took", "size"):
-        table.add_column(heading, justify="right")
-    for heading in ("from", "used by"):
-        table.add_column(heading, overflow="fold")
-    for folder, record in artifacts:
-        inputs = dict.fromkeys(i["fingerprint"][:8] for i in record["inputs"].values())
-        used = dict.fromkeys(users.get(record["fingerprint"], []))
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        run = record["run"]
-        cells = (
-            run["at"][:16].replace("T", " "),
-            f"{run['seconds']:.0f} s",
-            megabytes(size),
-            " ".join(inputs),
-            " ".join(used),
-        )
-        table.add_row(record["fingerprint"][:16], record["name"], *cells)
-    console.print(table)
-
-
-def print_artifact(store: Store, folder: Path, record: dict[str, Any]) -> None:
-    """Prints the record of an artifact and the artifacts that use it."""
-    console.print(f"[bold]{record['name']}[/bold]  {escape(str(folder))}")
-    console.print(f"fingerprint {record['fingerprint']}")
-    run = record["run"]
-    console.print(
-        f"built {run['at']} in {run['seconds']:g} s, commit {run.get('commit')}, MLflow run {run.get('mlflow_run')}"
-    )
-    for title in ("inputs", "files", "counts", "metrics", "config", "versions"):
-        values = record[title]
-        if not values:
-            continue
-        console.print(f"\n[bold]{title}[/bold]")
-        for key, value in values.items():
-            if title == "inputs":
-                value = f"{value['stage']} {value['fingerprint'][:16]}"
-            text = f"  {key}: {value:g}" if isinstance(value, float) else f"  {key}: {value}"
-            console.print(text, highlight=False, markup=False)
-    used = [m for _, m in store.all() if any(i["fingerprint"] == record["fingerprint"] for i in m["inputs"].values())]
-    console.print("\n[bold]used by[/bold]")
-    for other in used:
-        console.print(f"  {other['name']} {other['fingerprint'][:16]}")
-    if not used:
-        console.print("  nothing")
-
-
-def print_lineage(artifacts: list[tuple[Path, dict[str, Any]]]) -> None:
-    """Prints the artifacts that one was built from, inputs first, their files, versions, and the command that builds
-    the last one."""
-    table = Table(
-        "fingerprint", "artifact", "created (UTC)", "commit", "seed", "from", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    for _, record in artifacts:
-        run, seed = record["run"], record["config"].get("seed", "")
-        inputs = " ".join(dict.fromkeys(i["fingerprint"][:8] for i in record["inputs"].values()))
-        created = run["at"][:16].replace("T", " ")
-        table.add_row(record["fingerprint"][:16], record["name"], created, run.get("commit") or "", str(seed), inputs)
-    console.print(table)
-    for _, record in artifacts:
-        for name, sha256 in record["files"].items():
-            print_line(f"{record['name']} reads {record['paths'].get(name, name)}, SHA-256 {sha256}")
-    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in record["versions"].items()) for _, record in artifacts)
-    for text in versions:
-        print_line(f"built with {text}")
-    _, last = artifacts[-1]
-    if arguments := last["run"].get("arguments"):
-        stage = last["stage"].replace("_", "-")
-        words = ["alpro", stage, "--config", arguments["config"]]
-        words += ["--data", arguments["data"]] if arguments["data"] else []
-        words += [word for change in arguments["changes"] for word in ("--set", change)]
-        print_line(f"\nTo build it again, at commit {last['run'].get('commit')}:\n  {shlex.join(words)}")
-
-
-def print_unneeded(items: list[Unneeded], removed: bool) -> None:
-    """Prints what `alpro artifacts gc` removes, and how much that frees."""
-    if not items:
-        print_line("nothing to remove: runs in MLflow need all artifacts; delete runs there first")
-        return
-    table = Table("fingerprint", "artifact", "created (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("frees", justify="right")
-    for item in items:
-        created = item.record["run"]["at"][:16].replace("T", " ") if item.record else ""
-        table.add_row(item.folder.name, item.name, created, megabytes(item.size))
-    console.print(table)
-    total = f"{len(items)} folders, {megabytes(sum(item.size for item in items))}"
-    print_line(f"removed {total}" if removed else f"{total} could be removed; add --yes to remove them")
-
-
 def print_line(text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"

@@ -14,6 +14,7 @@ from alpro.credentials import clean_values, without_credentials
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
+from alpro.pipeline.artifacts.upkeep import current_folder
 from alpro.pipeline.checks import check_tracking_uri
 from alpro.pipeline.config import PipelineConfig, load_config
 from alpro.pipeline.handover import Handover
@@ -118,7 +119,8 @@ def run(
     tags = {**run_tags(commit), **place.tags}
     parent = tracker.start(place.title, settings.model_dump(mode="json"), tags, place.parent)
     arguments = {"config": config, "data": data, "changes": changes or []}
-    session = Session(store, tracker, parent, settings.resources, commit, settings.name, clean_values(arguments))
+    recorded = clean_values({**arguments, "folder": current_folder()})
+    session = Session(store, tracker, parent, settings.resources, commit, settings.name, recorded)
     passed = {**arguments, "workspace": str(root)}
     try:
         run_steps(session, steps, {**passed, "tracking_uri": tracking_uri} if stages_by_deployment else None)

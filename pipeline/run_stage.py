@@ -98,8 +98,8 @@ def finish(work: dict, outcome: Outcome, seconds: float) -> bool:
     inputs = {name: source["fingerprint"] for name, source in artifact["inputs"].items()}
     if fingerprint(work["stage"], config, inputs, artifact["files"]) != artifact["fingerprint"]:
         return False
+    (out / "result.json").unlink(missing_ok=True)  # first: the record lists the files of the artifact
     write_record(out, artifact, outcome, {"seconds": round(seconds, 1), "by": "alpro.pipeline.run_stage"})
-    (out / "result.json").unlink(missing_ok=True)
     return True
 
 

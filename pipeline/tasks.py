@@ -43,7 +43,7 @@ class Session:
     resources: Resources
     commit: str
     experiment: str
-    arguments: dict[str, Any]  # config, data and changes, as in the records of the artifacts
+    arguments: dict[str, Any]  # config, data, changes and folder, as in the records of the artifacts
     results: list[StageResult] = field(default_factory=list)
 
     @property

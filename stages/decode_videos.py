@@ -352,9 +352,10 @@ def delete_rejected_units(plan: Plan, out: Path) -> None:
 def merge(plan: Plan, out: Path) -> Outcome:
     """Merges the parts of all units into the index, the rejects, the units and the statistics.
 
-    Checks that the counts add up.
+    Checks that the counts add up. The outcome has the checksums of the shards, which are hashed when they are written.
     """
     linked, training, everything = 0, np.zeros(9), np.zeros(9)
+    sha256: dict[str, str] = {}
     invalid = (pa.Table.from_pylist([reject.model_dump()], schema=REJECTS) for reject in plan.rejects())
 
     def units() -> Iterator[pa.Table]:
@@ -364,6 +365,7 @@ def merge(plan: Plan, out: Path) -> Outcome:
             everything[:] += record["sums"]
             training[:] += np.array(record["sums"]) * name.startswith("train")
             linked += 0 if record.pop("decoded") else record["samples"]
+            sha256.update({f"{name}.tar": record["sha256"]} if record["sha256"] else {})
             yield pa.Table.from_pylist([record], schema=UNITS)
 
     corpus = merge_parts(plan.unit_names, out, invalid)
@@ -371,4 +373,4 @@ def merge(plan: Plan, out: Path) -> Outcome:
     counts = corpus.all() | {"linked": linked}
     assert counts["items"] == plan.count("rows") + plan.count("rejects")
     write_statistics(out, corpus, training.reshape(3, 3), everything.reshape(3, 3), plan.texts_by_split())
-    return Outcome(counts)
+    return Outcome(counts, sha256=sha256)

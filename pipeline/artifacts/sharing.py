@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from alpro.errors import InputError
-from alpro.files import checksum
+from alpro.files import checksum, read_json
+from alpro.pipeline.artifacts.contents import RECORD, check_sums, files_of
 from alpro.shards.storage import (
     MAX_CONCURRENT_REQUESTS,
     Location,
@@ -33,7 +34,6 @@ from alpro.shards.storage import (
 )
 
 FILE_LIST = "contents.json"
-LOCAL_FILES = {"work.json"}  # contains folders of the machine that created the artifact
 
 
 class SharedFiles(BaseModel):
@@ -57,21 +57,21 @@ def shared_records(place: Location) -> Iterator[dict[str, Any]]:
     for folder in folders:
         with suppress(FileNotFoundError, ValueError):  # incomplete, or corrupt
             file_list = SharedFiles.model_validate_json(read_bytes(join(folder, FILE_LIST)))
-            yield json.loads(read_bytes(join(folder, f"{file_list.folder}/artifact.json")))
+            yield json.loads(read_bytes(join(folder, f"{file_list.folder}/{RECORD}")))
 
 
-def send(folder: Path, place: Location, exclude: Container[str] = ()) -> None:
-    """Uploads an artifact's folder, except the folders in `exclude`, unless it is already at the place. Raises OSError;
-    an incomplete upload is ignored."""
+def send(folder: Path, place: Location) -> None:
+    """Uploads an artifact's folder, except unfinished work, unless it is already at the place. Raises OSError, and
+    InputError if a file differs from the record; an incomplete upload is ignored."""
     if is_shared(place):
         return
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LOCAL_FILES)
-    files = [path for path in paths if path.relative_to(folder).parts[0] not in exclude]
+    files, record = {**files_of(folder), RECORD: folder / RECORD}, read_json(folder / RECORD)
     upload = uuid.uuid4().hex[:12]
 
-    def send_one(path: Path) -> tuple[str, str]:
-        name, sha256 = path.relative_to(folder).as_posix(), checksum(path)
-        send_file(path, join(place, f"{upload}/{name}"))
+    def send_one(name: str) -> tuple[str, str]:
+        sha256 = checksum(files[name])
+        check_sums(record, {name: sha256}, folder)
+        send_file(files[name], join(place, f"{upload}/{name}"))
         return name, sha256
 
     with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
@@ -107,6 +107,7 @@ def fetch(place: Location, folder: Path, temporary: Path) -> bool:
         list(threads.map(fetch_one, file_list.files))
     for stale in download.rglob(".*.part"):  # of a killed process
         stale.unlink()
+    check_sums(read_json(download / RECORD), file_list.files, place)
     shutil.rmtree(folder, ignore_errors=True)  # unfinished work
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.replace(download, folder)

@@ -24,13 +24,13 @@ from filelock import FileLock
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.files import digest, read_json, write_json
+from alpro.pipeline.artifacts.contents import RECORD, UNFINISHED, describe_contents
 from alpro.pipeline.artifacts.sharing import fetch, is_shared, send, shared_records
 from alpro.shards.ffmpeg_binary import ffmpeg_version
 from alpro.shards.storage import DISK_FULL, Location, absolute, join, located
 from alpro.stages.execution.interface import CHANGED, Outcome, StageConfig
 
 RECORD_VERSION = 2
-UNFINISHED = ("checkpoints", "parts")  # only read by a resumed run; deleted from a finished artifact
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Store:
         place = self.place(step)
         if place is not None:
             try:
-                send(self.folder(step), place, exclude=UNFINISHED)
+                send(self.folder(step), place)
             except (OSError, InputError) as error:
                 return f"upload to {self.shared} failed, the next run retries it: {error}"
         return ""
@@ -222,15 +222,16 @@ def write_record(
     folder: Path, description: dict[str, Any], outcome: Outcome, run_info: dict[str, Any]
 ) -> dict[str, Any]:
     """Writes the record that completes an artifact, and deletes files that only a resumed run needs. Returns the
-    record."""
+    record. It has the sizes and SHA-256 of all files, of which only those are read that the stage has not hashed."""
     record = {
         **description,
         "counts": outcome.counts,
         "metrics": outcome.metrics,
+        "contents": describe_contents(folder, outcome.sha256),
         "versions": versions(),
         "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), **run_info},
     }
-    write_json(folder / "artifact.json", record)
+    write_json(folder / RECORD, record)
     for name in UNFINISHED:
         shutil.rmtree(folder / name, ignore_errors=True)
     for stale in folder.rglob(".*.part"):  # of killed processes
@@ -240,7 +241,7 @@ def write_record(
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of an artifact folder; None if there is no readable record, and so no artifact."""
-    path = folder / "artifact.json"
+    path = folder / RECORD
     if not path.is_file():
         return None
     try:
@@ -267,6 +268,7 @@ def versions() -> dict[str, str]:
         "av",
         "spacy",
         "numpy",
+        "pillow",
         "pyarrow",
     ):
         try:

@@ -1,7 +1,8 @@
 """Where an artifact comes from, and which artifacts no run needs."""
 
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from alpro.errors import InputError
+from alpro.pipeline.artifacts.contents import RECORD
 from alpro.pipeline.artifacts.store import Store
 
 Artifact = tuple[Path, dict[str, Any]]  # its folder and its record
+
+
+def current_folder() -> str:
+    """The folder to which the paths of a command are relative, for its repetition: relative to the checkout that this
+    code is in, so that it holds for a clone of it too; absolute outside of the checkout."""
+    checkout, folder = Path(__file__).parents[2], Path.cwd()
+    inside = (checkout / ".git").exists() and folder.is_relative_to(checkout)
+    return folder.relative_to(checkout).as_posix() if inside else str(folder)
 
 
 def lineage(store: Store, record: dict[str, Any]) -> list[Artifact]:
@@ -85,10 +95,7 @@ def freed_sizes(folders: list[Path]) -> list[int]:
     sizes = []
     for folder in folders:
         size = 0
-        for path in folder.rglob("*"):
-            if path.is_symlink() or not path.is_file():
-                continue
-            status = path.stat()
+        for status in regular_files(folder):
             file = status.st_dev, status.st_ino
             links[file] = links.get(file, 0) + 1
             if links[file] == status.st_nlink:
@@ -97,15 +104,44 @@ def freed_sizes(folders: list[Path]) -> list[int]:
     return sizes
 
 
+def sizes_once(folders: list[Path]) -> list[int]:
+    """The bytes of each folder. A file with several hard links counts in the first folder that has one."""
+    counted: set[tuple[int, int]] = set()
+    sizes = []
+    for folder in folders:
+        size = 0
+        for status in regular_files(folder):
+            if (status.st_dev, status.st_ino) not in counted:
+                counted.add((status.st_dev, status.st_ino))
+                size += status.st_size
+        sizes.append(size)
+    return sizes
+
+
+def regular_files(folder: Path) -> Iterator[os.stat_result]:
+    """The status of each file in a folder; links to files elsewhere occupy nothing."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink() and path.is_file():
+            yield path.stat()
+
+
 def remove(store: Store, items: list[Unneeded]) -> None:
-    """Removes folders of the store. Raises InputError, before anything is removed, if a stage is being built: it reads
-    artifacts that only its own record, which is written last, will name."""
+    """Removes folders of the store. Raises InputError if a stage is being built, before anything is removed: it reads
+    artifacts that only its own record, which is written last, will name. If one starts in the meantime, the rest
+    stays."""
+    for item in items:
+        check_locks(store)
+        with FileLock(item.folder.with_suffix(".lock")):  # a run that needs it now waits, and builds it again
+            if item.folder.is_dir():
+                (item.folder / RECORD).unlink(missing_ok=True)  # first, so that no incomplete artifact remains
+                shutil.rmtree(item.folder)
+
+
+def check_locks(store: Store) -> None:
+    """Raises InputError if a process holds the lock of an artifact."""
     for path in store.root.glob("*/*.lock"):
         if is_locked(path):
             raise InputError(f"{path.parent.name}/{path.stem} is being built; run this command when it is done")
-    for item in items:
-        (item.folder / "artifact.json").unlink(missing_ok=True)  # first, so that no incomplete artifact remains
-        shutil.rmtree(item.folder)
 
 
 def is_locked(path: Path) -> bool:

@@ -91,10 +91,14 @@ class Resources(StageConfig):
 
 @dataclass
 class Outcome:
-    """The result of a stage: counts of items that it read and dropped, and its final metrics."""
+    """The result of a stage: counts of items that it read and dropped, and its final metrics.
+
+    sha256: checksums that the stage knows, by the names of the files in its folder; these files are not read again.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 def require(folder: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Results and artifacts as the command line prints them."""
+"""Results as the command line prints them."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from alpro.files import write_json
 from alpro.pipeline import cli, commands, console
-from alpro.pipeline.artifacts.store import RECORD_VERSION, Store
+from alpro.pipeline.artifacts.store import RECORD_VERSION
 from alpro.pipeline.reporting.result_tables import Table as ResultTable
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
@@ -43,81 +43,6 @@ def artifact(root: Path, stage: str, name: str, mark: str, day: int, inputs: dic
     }
     write_json(folder / "artifact.json", record)
     return folder
-
-
-@pytest.fixture
-def store(tmp_path) -> Store:
-    """A decoded corpus that two stages read, one of which a third stage reads."""
-    root = tmp_path / "artifacts"
-    artifact(root, "decode_videos", "decode_videos clips", "a", 1, {})
-    artifact(root, "build_vocabulary", "build_vocabulary", "b", 2, {"clips": "a"})
-    artifact(root, "train_prompter", "train_prompter", "c", 3, {"vocabulary": "b", "clips": "a", "stills": "a"})
-    return Store(root)
-
-
-def test_artifacts_are_listed_with_their_inputs_and_their_users(store, capsys):
-    console.print_artifacts(store)
-    rows = {row[1].strip(): [cell.strip() for cell in row] for row in cells(capsys.readouterr().out) if len(row) > 4}
-    a, b, c = ("a" * 8, "b" * 8, "c" * 8)
-    assert rows["artifact"] == ["fingerprint", "artifact", "created (UTC)", "took", "size", "from", "used by"]
-    listed = {name: [row[0], *row[2:]] for name, row in rows.items() if name != "artifact"}
-    assert listed == {
-        "decode_videos clips": ["a" * 16, "2026-11-01 10:21", "10 s", "0.1 MB", f"{b} {c}"],
-        "build_vocabulary": ["b" * 16, "2026-11-02 10:22", "20 s", "0.2 MB", a, c],
-        "train_prompter": ["c" * 16, "2026-11-03 10:23", "30 s", "0.3 MB", f"{b} {a}"],
-    }
-
-
-def test_listed_fingerprints_are_folder_names(store, capsys):
-    console.print_artifacts(store)
-    printed = capsys.readouterr().out
-    assert all(folder.name in printed for folder, _ in store.all())
-
-
-def test_an_artifact_is_shown_with_its_record_and_its_users(tmp_path, capsys):
-    root = tmp_path / "artifacts[1]"
-    folder = artifact(
-        root,
-        "pretrain",
-        "pretrain",
-        "a",
-        1,
-        {"clips": "b"},
-        counts={"steps": 600},
-        metrics={"validation/vtc/t2v/R1": 12.3456789},
-        config={"lr": 0.0015, "phases": [{"corpora": ["clips"]}]},
-    )
-    artifact(root, "evaluate", "evaluate", "c", 2, {"model": "a"})
-    store = Store(root)
-    (shown,) = [pair for pair in store.all() if pair[0] == folder]
-    console.print_artifact(store, *shown)
-    assert capsys.readouterr().out.splitlines() == [
-        f"pretrain  {folder}",
-        f"fingerprint {'a' * 64}",
-        "built 2026-11-01T10:21:00+00:00 in 10 s, commit abc, MLflow run r1",
-        "",
-        "inputs",
-        f"  clips: clips {'b' * 16}",
-        "",
-        "counts",
-        "  steps: 600",
-        "",
-        "metrics",
-        "  validation/vtc/t2v/R1: 12.3457",
-        "",
-        "config",
-        "  lr: 0.0015",
-        "  phases: [{'corpora': ['clips']}]",
-        "",
-        "used by",
-        f"  evaluate {'c' * 16}",
-    ]
-
-
-def test_an_unused_artifact_is_used_by_nothing(store, capsys):
-    (*_, last) = store.all()
-    console.print_artifact(store, *last)
-    assert capsys.readouterr().out.splitlines()[-2:] == ["used by", "  nothing"]
 
 
 def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):

@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 
 from alpro.errors import InputError
+from alpro.pipeline.artifacts.contents import verify
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store, read_record
 from alpro.pipeline.commands import print_plan
@@ -60,6 +61,13 @@ def test_nothing_unfinished_is_left(first):
         assert not (Path(folder) / "checkpoints").exists()
         assert not (Path(folder) / "parts").exists()
         assert not [p for p in Path(folder).rglob("*") if p.name.endswith(".part")]
+
+
+def test_every_file_of_every_stage_is_recorded_with_its_checksum(first, workspace):
+    artifacts = [(Path(folder), read_record(Path(folder))) for folder in first.values()]
+    assert list(verify(artifacts)) == []
+    shards = [name for _, record in artifacts for name in record["contents"] if name.endswith(".tar")]
+    assert len(shards) == 4
 
 
 def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):

@@ -1,5 +1,6 @@
 """Shared artifacts: uploads and downloads are complete or ignored, also after failures."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -153,6 +154,29 @@ def test_a_corrupt_shared_artifact_raises_an_error(machine, place):
         there.fetch(STEP)
     shared_artifacts.write_bytes(contents, b"{")
     with pytest.raises(InputError, match=r"contents.json: corrupt; delete it"):
+        there.fetch(STEP)
+    assert there.find(STEP) is None
+
+
+def test_a_file_that_was_damaged_here_is_not_uploaded(machine):
+    here, there = machine("a"), machine("b")
+    make(here)
+    (here.folder(STEP) / "weights.bin").write_bytes(b"damaged")
+    assert "weights.bin differs from the artifact's record" in here.share(STEP)
+    assert there.fetch(STEP) is None
+
+
+def test_a_file_that_was_damaged_before_its_upload_is_not_fetched(machine):
+    """The list of files of the upload agrees with the file, the artifact's record does not."""
+    here, there = machine("a"), machine("b")
+    make(here)
+    here.share(STEP)
+    contents = join(here.place(STEP), "contents.json")
+    file_list = json.loads(read_bytes(contents))
+    shared_artifacts.write_bytes(join(here.place(STEP), f"{file_list['folder']}/weights.bin"), b"damaged")
+    file_list["files"]["weights.bin"] = hashlib.sha256(b"damaged").hexdigest()
+    shared_artifacts.write_bytes(contents, json.dumps(file_list).encode())
+    with pytest.raises(InputError, match=r"weights.bin differs from the artifact's record"):
         there.fetch(STEP)
     assert there.find(STEP) is None
 

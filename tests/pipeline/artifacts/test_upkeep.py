@@ -1,15 +1,18 @@
 """Where an artifact comes from, and which artifacts no run in MLflow needs."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from alpro.errors import InputError
-from alpro.files import digest, write_json
+from alpro.files import digest, read_json, write_json
+from alpro.pipeline.artifacts import upkeep
 from alpro.pipeline.artifacts.store import RECORD_VERSION, Store
 from alpro.pipeline.artifacts.upkeep import lineage, remove, required_by, unneeded
+from alpro.pipeline.reporting.running import running
 from alpro.pipeline.reporting.tracking import logged_fingerprints
 from tests.pipeline.test_cli import call
 
@@ -27,7 +30,13 @@ def artifact(root: Path, name: str, *inputs: str, content: bytes = b"12345") -> 
     arguments = {"config": "sample", "data": "", "changes": ["pretrain.lr=1e-4", "name='my own'"]}
     record = {"version": RECORD_VERSION, "stage": name, "name": name, "fingerprint": mark(name)}
     record |= {"inputs": {source: {"stage": source, "fingerprint": mark(source)} for source in inputs}}
-    record |= {"config": {"seed": 7}, "files": {}, "paths": {}, "versions": {"torch": "9.9"}}
+    record |= {
+        "config": {"seed": 7},
+        "files": {},
+        "paths": {},
+        "versions": {"torch": "9.9"},
+        "counts": {"rows_read": 3},
+    }
     record |= {"run": {"at": at, "seconds": 1.0, "commit": "abc123", "arguments": arguments}}
     write_json(folder / "artifact.json", record)
     return folder
@@ -156,4 +165,55 @@ def test_the_lineage_is_printed_with_the_command_that_builds_the_artifact(store,
     assert [line.split()[1] for line in out.splitlines() if "2026-01-01" in line] == ["a", "b", "c", "d"]
     assert "built with torch 9.9" in out
     expected = "alpro d --config sample --set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
-    assert f"To build it again, at commit abc123:\n  {expected}" in out
+    assert f"To build it again, at commit abc123:\n  {expected}\n" in out
+
+
+def test_the_lineage_shows_rows_entities_files_and_the_folder_of_the_command(store, tmp_path, monkeypatch, capsys):
+    folder = store.root / "d" / mark("d")[:16]
+    (folder / "index.parquet").touch()
+    (folder / "entities.parquet").touch()
+    record = read_json(folder / "artifact.json")
+    record["run"] |= {"commit": "abc123+", "arguments": {**record["run"]["arguments"], "folder": "/home/me"}}
+    write_json(folder / "artifact.json", record | {"files": {"data": "12ab"}, "paths": {"data": "/videos/m.jsonl"}})
+    _, out, _ = call(monkeypatch, capsys, "artifacts", "lineage", mark("d")[:6], "--workspace", tmp_path)
+    text = " ".join(out.split())
+    assert "from b, c reads /videos/m.jsonl, SHA-256 12ab rows read 3" in text
+    assert f"{folder}: index.parquet (rows), entities.parquet (entities)" in text
+    assert "at commit abc123, in the folder /home/me: alpro d" in text
+    assert text.endswith("The checkout had changes that are not in this commit.")
+
+
+def test_the_folder_of_a_command_is_relative_to_the_checkout(monkeypatch, tmp_path):
+    root = Path(upkeep.__file__).parents[2]
+    for folder, name in ((root, "."), (root / "docs", "docs"), (tmp_path, str(tmp_path))):
+        monkeypatch.chdir(folder)
+        assert upkeep.current_folder() == name
+
+
+def test_nothing_is_removed_while_a_run_is_active(store, tmp_path, monkeypatch, capsys):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("sample")
+    here = {"host": socket.gethostname(), "pid": str(os.getppid())}
+
+    def run(**tags: str) -> str:
+        return client.create_run(experiment, tags=tags, run_name="mine").info.run_id
+
+    client.delete_run(run(fingerprint=mark("e")))
+    run()  # not of this project
+    run(host=here["host"], pid="999999999")  # dead
+    assert running(uri) == []
+    active = run(**here)
+    client.delete_run(active)  # its process goes on
+    assert running(uri) == [f"mine on {here['host']}"]
+    status, _, err = call(monkeypatch, capsys, "artifacts", "gc", "--workspace", tmp_path, "--yes")
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"mine on {here['host']} is running" in err
+    assert "e" in names(store.all())
+    client.restore_run(active)
+    client.set_terminated(active)
+    elsewhere = run(host="elsewhere", pid="1")
+    assert running(uri) == ["mine on elsewhere"]
+    client.delete_run(elsewhere)
+    status, _, _ = call(monkeypatch, capsys, "artifacts", "gc", "--workspace", tmp_path, "--yes")
+    assert (status, "e" in names(store.all())) == (0, False)

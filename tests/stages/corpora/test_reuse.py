@@ -60,6 +60,7 @@ def test_only_shards_with_new_or_changed_rows_are_decoded(rows, linked, tmp_path
     _, old = decode_images(WALLS, tmp_path, resources)
     before = contents(old)
     outcome, new = decode_images(rows, tmp_path, resources)
+    assert outcome.sha256 == {path.name: checksum(path) for path in new.glob("*.tar")}
     assert linked <= outcome.counts["linked"] <= (24 if len(rows) > 24 or rows == WALLS else 23)
     assert sorted(ShardReader(new).column("id").to_pylist()) == sorted(row["id"] for row in rows)
     assert sum(len(ids) for sha, ids in shards(new).items() if sha in shards(old)) == outcome.counts["linked"]

@@ -1,0 +1,135 @@
+"""The files of an artifact: their sizes and SHA-256, recorded when it is built, and compared with the files later."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from alpro.errors import InputError
+from alpro.files import checksum, digest, read_json
+from alpro.progress import progress
+
+RECORD = "artifact.json"
+LOCAL_FILES = {"work.json"}  # contains folders of the machine that created the artifact
+UNFINISHED = ("checkpoints", "parts")  # only read by a resumed run; deleted from a finished artifact
+THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL
+
+Contents = dict[str, dict[str, Any]]  # size in bytes and sha256, by the file's name relative to the folder
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that is not as recorded, or an artifact (with an empty file) whose record cannot be compared."""
+
+    kind: Literal["damaged", "missing", "extra", "unknown"]
+    folder: Path
+    name: str  # of the artifact
+    file: str
+    detail: str = ""
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files of an artifact by their names relative to its folder: without its record, unfinished work, temporary
+    files of killed processes, and files that only this machine can use."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        temporary = path.name.startswith(".") and path.suffix == ".part"
+        ours = path.name in LOCAL_FILES or parts == (RECORD,) or parts[0] in UNFINISHED
+        if not temporary and not ours and path.is_file():
+            found["/".join(parts)] = path
+    return found
+
+
+def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
+    """Sizes and SHA-256 of an artifact's files. known: the SHA-256 of files that need not be read again."""
+    files = files_of(folder)
+    unread = [name for name in files if name not in known]
+    with ThreadPoolExecutor(THREADS) as threads:
+        values = {**known, **dict(zip(unread, threads.map(lambda name: checksum(files[name]), unread), strict=True))}
+    return {name: {"size": path.stat().st_size, "sha256": values[name]} for name, path in files.items()}
+
+
+def check_sums(record: Mapping[str, Any], sums: Mapping[str, str], folder: object) -> None:
+    """Raises InputError if the SHA-256 of a file differs from the record. Records of earlier versions have none."""
+    for name, sha256 in sums.items():
+        recorded = record.get("contents", {}).get(name)
+        if recorded and recorded["sha256"] != sha256:
+            raise InputError(f"{folder}: {name} differs from the artifact's record; delete {folder} to rebuild it")
+
+
+def verify(artifacts: Iterable[tuple[Path, dict[str, Any]]]) -> Iterator[Problem]:
+    """Compares the files of artifacts with their records. A file with several hard links is read once.
+
+    Artifacts whose files are as recorded yield nothing.
+    """
+    jobs: list[tuple[Path, str, str, Path, dict[str, Any]]] = []
+    for folder, record in artifacts:
+        name = record["name"]
+        if not has_its_fingerprint(folder, record):
+            yield Problem("damaged", folder, name, RECORD, "does not match its fingerprint")
+        if "contents" not in record:
+            yield Problem("unknown", folder, name, "", "built by an earlier version, which recorded no checksums")
+            continue
+        files = files_of(folder)
+        for missing in sorted(record["contents"].keys() - files.keys()):
+            yield Problem("missing", folder, name, missing)
+        for extra in sorted(files.keys() - record["contents"].keys()):
+            yield Problem("extra", folder, name, extra)
+        common = files.keys() & record["contents"].keys()
+        jobs += [(folder, name, file, files[file], record["contents"][file]) for file in sorted(common)]
+    sums = Checksums()
+    with progress("verifying", len(jobs), "files") as advance, ThreadPoolExecutor(THREADS) as threads:
+        details = threads.map(lambda job: difference(job[3], job[4], sums), jobs)
+        for (folder, name, file, _, _), detail in zip(jobs, details, strict=True):
+            advance(1)
+            if detail:
+                yield Problem("damaged", folder, name, file, detail)
+
+
+def unreadable_records(root: Path) -> list[Problem]:
+    """The artifacts in a store whose records are not JSON objects, so that they count as unfinished."""
+    problems = []
+    for path in sorted(root.glob(f"*/*/{RECORD}")):
+        try:
+            readable = isinstance(read_json(path), dict)
+        except (OSError, ValueError):
+            readable = False
+        if not readable:
+            problems.append(Problem("damaged", path.parent, path.parent.parent.name, RECORD, "cannot be read"))
+    return problems
+
+
+def difference(path: Path, recorded: Mapping[str, Any], sums: "Checksums") -> str:
+    """How a file differs from its record; empty if it does not."""
+    try:
+        status = path.stat()
+        if status.st_size != recorded["size"]:
+            return f"{status.st_size} bytes instead of {recorded['size']}"
+        same = sums.of(path, status) == recorded["sha256"]
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "" if same else "its SHA-256 differs from the record"
+
+
+class Checksums:
+    """SHA-256 of files. The links to one file have one."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, int], str] = {}
+
+    def of(self, path: Path, status: os.stat_result) -> str:
+        key = status.st_dev, status.st_ino
+        if key not in self.known:  # two threads may read the same file at once; that costs time only
+            self.known[key] = checksum(path)
+        return self.known[key]
+
+
+def has_its_fingerprint(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a record's fingerprint is that of its stage, configuration, inputs and files, and its folder's name."""
+    inputs = {name: source["fingerprint"] for name, source in record["inputs"].items()}
+    named = {"stage": record["stage"], "version": record["stage_version"], "config": record["config"]}
+    value = digest({**named, "inputs": inputs, "files": record["files"]})
+    return value == record["fingerprint"] and folder.name == value[:16]

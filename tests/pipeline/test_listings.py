@@ -1,0 +1,133 @@
+"""Artifacts as the command line prints them."""
+
+import os
+
+import pytest
+from rich.console import Console
+
+from alpro.pipeline import console, listings
+from alpro.pipeline.artifacts.contents import Problem
+from alpro.pipeline.artifacts.store import Store
+from tests.pipeline.test_console import artifact
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """A decoded corpus that two stages read, one of which a third stage reads."""
+    root = tmp_path / "artifacts"
+    artifact(root, "decode_videos", "decode_videos clips", "a", 1, {})
+    artifact(root, "build_vocabulary", "build_vocabulary", "b", 2, {"clips": "a"})
+    artifact(root, "train_prompter", "train_prompter", "c", 3, {"vocabulary": "b", "clips": "a", "stills": "a"})
+    return Store(root)
+
+
+def test_artifacts_are_listed_with_their_inputs_and_their_users(store, capsys):
+    listings.print_artifacts(store)
+    a, b, c = ("a" * 16, "b" * 16, "c" * 16)
+    assert capsys.readouterr().out.splitlines() == [
+        "fingerprint       artifact             created (UTC)     took    size",
+        f"{a}  decode_videos clips  2026-11-01 10:21  10 s  0.1 MB",
+        "    used by build_vocabulary, train_prompter",
+        f"{b}  build_vocabulary     2026-11-02 10:22  20 s  0.2 MB",
+        "    from decode_videos clips",
+        "    used by train_prompter",
+        f"{c}  train_prompter       2026-11-03 10:23  30 s  0.3 MB",
+        "    from build_vocabulary, decode_videos clips",
+        "3 artifacts, 0.6 MB",
+    ]
+
+
+def test_names_that_several_artifacts_have_are_printed_with_their_fingerprints(store, capsys):
+    artifact(store.root, "train_prompter", "train_prompter", "d", 4, {"clips": "a", "gone": "e"})
+    listings.print_artifacts(store)
+    printed = capsys.readouterr().out
+    assert f"used by build_vocabulary, train_prompter {'c' * 8} {'d' * 8}\n" in printed
+    assert f"from decode_videos clips, gone {'e' * 8} (not here)\n" in printed
+
+
+def test_artifacts_fit_into_80_columns(store, capsys, monkeypatch):
+    monkeypatch.setattr(listings, "console", Console(width=80))
+    monkeypatch.setattr(console, "console", Console(width=80, soft_wrap=True))
+    inputs = {f"{number}": mark for number, mark in enumerate("abc")}
+    for mark in "012345":
+        artifact(store.root, "finetune_retrieval", "finetune_retrieval", mark, 4, inputs)
+    listings.print_artifacts(store)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 20
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_file_with_several_links_is_counted_for_its_oldest_artifact(store, capsys):
+    a, b, _ = (folder for folder, _ in store.all())
+    os.link(a / "data", b / "shard.tar")
+    os.link(a / "data", a / "twice")
+    listings.print_artifacts(store)
+    out = capsys.readouterr().out
+    assert [line.split()[-2] for line in out.splitlines() if line[0] in "abc"] == ["0.1", "0.2", "0.3"]
+    assert out.endswith("3 artifacts, 0.6 MB\n")
+
+
+def test_an_artifact_is_shown_with_its_record_and_its_users(tmp_path, capsys):
+    root = tmp_path / "artifacts[1]"
+    folder = artifact(
+        root,
+        "pretrain",
+        "pretrain",
+        "a",
+        1,
+        {"clips": "b"},
+        counts={"steps": 600},
+        metrics={"validation/vtc/t2v/R1": 12.3456789},
+        config={"lr": 0.0015, "phases": [{"corpora": ["clips"]}]},
+    )
+    artifact(root, "evaluate", "evaluate", "c", 2, {"model": "a"})
+    store = Store(root)
+    (shown,) = [pair for pair in store.all() if pair[0] == folder]
+    listings.print_artifact(store, *shown)
+    assert capsys.readouterr().out.splitlines() == [
+        f"pretrain  {folder}",
+        f"fingerprint {'a' * 64}",
+        "built 2026-11-01T10:21:00+00:00 in 10 s, commit abc, MLflow run r1",
+        "",
+        "inputs",
+        f"  clips: clips {'b' * 16}",
+        "",
+        "counts",
+        "  steps: 600",
+        "",
+        "metrics",
+        "  validation/vtc/t2v/R1: 12.3457",
+        "",
+        "config",
+        "  lr: 0.0015",
+        "  phases: [{'corpora': ['clips']}]",
+        "",
+        "used by",
+        f"  evaluate {'c' * 16}",
+    ]
+
+
+def test_an_unused_artifact_is_used_by_nothing(store, capsys):
+    (*_, last) = store.all()
+    listings.print_artifact(store, *last)
+    assert capsys.readouterr().out.splitlines()[-2:] == ["used by", "  nothing"]
+
+
+def test_problems_are_one_line_each(tmp_path, capsys):
+    folder = artifact(tmp_path, "pretrain", "pretrain", "a", 1, {}, contents={"model": {"size": 2_000_000}})
+    problems = [
+        Problem("damaged", folder, "pretrain", "model/w", "5 bytes instead of 6"),
+        Problem("extra", folder, "pretrain", "note.txt"),
+        Problem("unknown", folder, "other", "", "no checksums"),
+    ]
+    record = {"contents": {"model": {"size": 2_000_000}}}
+    assert listings.print_problems([(folder, record), (folder, {})], iter(problems)) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        f"damaged  pretrain {'a' * 16}  model/w: 5 bytes instead of 6",
+        f"extra    pretrain {'a' * 16}  note.txt",
+        f"unknown  other {'a' * 16}  no checksums",
+        "1 artifacts, 1 files, 2.0 MB: 1 damaged, 1 extra; 1 without checksums",
+        "delete the folder of an artifact, and the next run that needs it builds it again",
+    ]
+    assert listings.print_problems([(folder, record)], []) == 0
+    assert capsys.readouterr().out == "1 artifacts, 1 files, 2.0 MB: as recorded\n"
