@@ -24,6 +24,7 @@ from filelock import FileLock
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.files import digest, read_json, write_json
+from alpro.pipeline.artifacts.hardware import hardware
 from alpro.pipeline.artifacts.sharing import fetch, is_shared, send, shared_records
 from alpro.shards.ffmpeg_binary import ffmpeg_version
 from alpro.shards.storage import DISK_FULL, Location, absolute, join, located
@@ -228,7 +229,7 @@ def write_record(
         "counts": outcome.counts,
         "metrics": outcome.metrics,
         "versions": versions(),
-        "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), **run_info},
+        "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware(), **run_info},
     }
     write_json(folder / "artifact.json", record)
     for name in UNFINISHED:
