@@ -38,6 +38,7 @@ def write_report(path: Path, run: RunSummary, artifacts: list[Listed]) -> Path:
 
     artifacts: of the steps that ran or were cached, in order; all steps unless the run failed.
     """
+    run = run.without_credentials()
     rows = results(artifacts)
     scores = [(table, published_lines(table, rows, artifacts)) for table in tables(rows)]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,16 +43,23 @@ class RunSummary:
     config: dict[str, Any] = field(default_factory=dict)
     steps: list[StepSummary] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "RunSummary":
+        """A summary from values of JSON."""
+        return cls(**values | {"steps": [StepSummary(**step) for step in values["steps"]]})
+
+    def without_credentials(self) -> "RunSummary":
+        """The summary without the credentials of URLs."""
+        return self.of(clean_values(asdict(self)))
+
     def save(self, path: Path) -> None:
-        """Writes the summary without credentials."""
-        write_json(path, clean_values(asdict(self)))
+        write_json(path, asdict(self))
 
 
 def load(path: Path) -> RunSummary | None:
     """A summary that `save` wrote; None if the file is something else."""
     try:
-        values = read_json(path)
-        return RunSummary(**values | {"steps": [StepSummary(**step) for step in values["steps"]]})
+        return RunSummary.of(read_json(path))
     except (ValueError, TypeError, KeyError):
         return None
 
