@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 OUT = Path(__file__).parent / "pictures"
 WIDE, PHONE = {"width": 1100, "height": 1240}, {"width": 390, "height": 844}
 MAX_BYTES = 200_000
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
 @contextmanager
 def browser() -> Iterator[Browser]:
     """A headless Chromium: that of the system if there is one, else playwright's own."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=program, chromium_sandbox=os.getuid() != 0)
         try:
