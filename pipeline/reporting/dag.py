@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from alpro.pipeline.reporting.run_summary import StepSummary
 
-WIDTH, HEIGHT, GAP, ROW = 168, 44, 18, 72  # of a box, between boxes, from row to row, in pixels
-MAX_LETTERS = 24
+WIDTH, HEIGHT, GAP, ROW = 184, 44, 16, 72  # of a box, between boxes, from row to row, in pixels
+MAX_LETTERS = 27  # that fit into a box
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Drawing:
     height: float
     boxes: list[Box]
     paths: list[str]
+    box_width: float = WIDTH
+    box_height: float = HEIGHT
 
 
 def drawing(steps: list[StepSummary]) -> Drawing:
@@ -71,10 +73,9 @@ def line(source: Box, target: Box) -> str:
 
 
 def state_text(step: StepSummary) -> str:
-    """The state of a step and its time."""
-    if step.state == "built" and step.seconds is not None:
-        return duration(step.seconds)
-    return step.state
+    """The state of a step, and the time that its artifact took."""
+    time = duration(step.seconds) if step.seconds is not None else ""
+    return time if step.state == "built" else ", ".join(filter(None, (step.state, time)))
 
 
 def shortened(text: str) -> str:

@@ -34,8 +34,8 @@ def test_steps_are_drawn_below_their_inputs():
     drawn = drawing(steps)
     texts = {box.step.name.split()[-1]: (box.title, box.text) for box in drawn.boxes}
     assert texts == {
-        "clips": ("decode_videos", "clips · cached"),
-        "a_corpus_with_a_long_name": ("decode_videos", "a_corpus_with_a_long_na…"),
+        "clips": ("decode_videos", "clips · cached, 100.0 s"),
+        "a_corpus_with_a_long_name": ("decode_videos", "a_corpus_with_a_long_name …"),
         "pretrain": ("pretrain", "61 min 40 s"),
         "evaluate": ("evaluate", "failed"),
     }
@@ -45,7 +45,7 @@ def test_steps_are_drawn_below_their_inputs():
     assert len(drawn.paths) == 2  # that from the clips to the evaluation follows from the others
     for path, (source, target) in zip(drawn.paths, [(clips, pretrain), (pretrain, evaluate)], strict=True):
         x1, y1, *_, x2, y2 = (float(number) for number in re.findall(r"[\d.]+", path))
-        assert (x1 - source.x, x2 - target.x) == (84, 84)
+        assert (x1 - source.x, x2 - target.x) == (92, 92)
         assert (y1 - source.y, y2 - target.y) == (44, 0)
     assert drawing([]).boxes == []
 

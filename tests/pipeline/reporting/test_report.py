@@ -175,7 +175,7 @@ def test_a_run_that_failed_says_why_and_shows_how_far_it_came(artifacts_of_a_run
     assert '<p class="state failed"><b>Failed</b>: finetune_qa: no questions in &lt;clips&gt;</p>' in page
     boxes = re.findall(r'<g class="(\w+)".*?>([^<]*)</text><text[^>]*>([^<]*)</text></g>', page)
     assert boxes == [
-        ("cached", "decode_videos", "clips · cached"),
+        ("cached", "decode_videos", "clips · cached, 16 min 40 s"),
         ("built", "pretrain", "20.2 s"),
         ("failed", "finetune_qa", "failed"),
         ("unfinished", "evaluate", "unfinished"),
