@@ -86,10 +86,11 @@ def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     add_model_commands(commands)
     compare_parser = commands.add_parser(
         "compare",
-        help="compare two evaluations score by score: difference, interval, p value",
-        description="Prints for each score that two artifacts of evaluate (or of zero_shot) have over the same queries "
-        "both values, the difference B - A, its 95 % paired bootstrap interval, and the p value of a paired "
-        "permutation test, by test video.",
+        help="compare evaluations: what differs, and score by score difference, interval, p value",
+        description="Prints what differs between artifacts of evaluate (or of zero_shot) in configuration, data, code "
+        "and versions, and for each score that they have over the same queries the values, the difference of each to "
+        "the first, its 95 % paired bootstrap interval, and the p value of a paired permutation test, by test video. "
+        "Writes the same as a page.",
     )
     add_compare_options(compare_parser)
     add_import_options(
@@ -255,12 +256,16 @@ def add_up_options(up_parser: argparse.ArgumentParser) -> None:
 
 
 def add_compare_options(compare_parser: argparse.ArgumentParser) -> None:
-    for name in ("a", "b"):
-        compare_parser.add_argument(
-            name,
-            metavar=name.upper(),
-            help="its fingerprint, the first characters, or the name of a pipeline's run in MLflow",
-        )
+    compare_parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="two or more: the fingerprint of each, its first characters, or the name of a pipeline's run in MLflow",
+    )
+    compare_parser.add_argument(
+        "--out", type=user_path, metavar="FILE", help="the page (default: WORKSPACE/reports/compare-RUN-RUN.html)"
+    )
+    compare_parser.add_argument("--json", action="store_true", help="print everything as JSON instead of tables")
 
 
 def add_check_options(check_parser: argparse.ArgumentParser) -> None:

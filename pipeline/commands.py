@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import gc
+import json
 import os
 import signal
 import sys
@@ -222,14 +223,23 @@ def register_model(arguments: argparse.Namespace) -> None:
 
 def compare_artifacts(arguments: argparse.Namespace) -> None:
     """`alpro compare`."""
-    from alpro.pipeline.console import print_result_table
-    from alpro.pipeline.reporting.result_tables import comparison_table
-    from alpro.stages.evaluation.comparison import compare
+    from alpro.pipeline.console import print_result_table, print_text_table
+    from alpro.pipeline.reporting.compared_runs import compared_runs
 
+    if len(arguments.runs) < 2:
+        raise InputError("compare needs two evaluations or more")
     store = Store(arguments.workspace / "artifacts")
     # The name of a run ends with the fingerprint of its last artifact.
-    a, b = (find_artifact(store, name.split(" · ")[-1])[0] for name in (arguments.a, arguments.b))
-    print_result_table(comparison_table(a.name[:8], b.name[:8], compare(a, b)))
+    artifacts = [find_artifact(store, name.split(" · ")[-1]) for name in arguments.runs]
+    compared = compared_runs(store, artifacts)
+    if arguments.json:
+        print(json.dumps(compared.json(), indent=1, ensure_ascii=False))
+    else:
+        if (differences := compared.differences_table()).lines:
+            print_text_table(differences)
+        print_result_table(compared.scores_table(intervals=len(artifacts) > 2))
+    page = arguments.out or arguments.workspace / "reports" / f"compare-{'-'.join(compared.names)}.html"
+    print(f"page: {compared.write(page)}", file=sys.stderr)
 
 
 def find_artifact(store: Store, prefix: str) -> tuple[Path, dict[str, Any]]:

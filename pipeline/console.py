@@ -55,6 +55,16 @@ def print_result_table(results: ResultTable) -> None:
         console.print(f"{results.note}\n")
 
 
+def print_text_table(texts: ResultTable) -> None:
+    """A table whose columns are all texts, which may be wrapped."""
+    table = Table(title=texts.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in texts.heads:
+        table.add_column(head, overflow="fold")
+    for line in texts.lines:
+        table.add_row(*map(escape, line))
+    console.print(table)
+
+
 def columns_that_fit(results: ResultTable, width: int) -> list[list[int]]:
     """The numbers of the columns of scores, in groups that fit into a width beside the first two columns. The texts of
     the first column and the heads may be wrapped at spaces, scores may not."""

@@ -1,8 +1,9 @@
 """The pipeline as Prefect flows: `plan` is the DAG, `alpro` runs all of it, and each stage has a flow."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from alpro.pipeline.handover import Handover
 from alpro.pipeline.record import end_dead_runs, git_commit, run_tags, status_after
 from alpro.pipeline.reporting.report import write_report
 from alpro.pipeline.reporting.result_tables import results_markdown
+from alpro.pipeline.reporting.run_summary import RunSummary
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.schedule import run_steps
 from alpro.pipeline.steps import check_files, decoding, model_task, needed, with_files
-from alpro.pipeline.tasks import Session, fetch_input
+from alpro.pipeline.summarize import now, summarize
+from alpro.pipeline.tasks import Session, announce, fetch_input
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import StageConfig
@@ -122,12 +125,13 @@ def run(
     recorded = clean_values({**arguments, "folder": current_folder()})
     session = Session(store, tracker, parent, settings.resources, commit, settings.name, recorded)
     passed = {**arguments, "workspace": str(root)}
+    done = partial(finish, session, parent, settings, root, steps, partial(summarize, place.title, stage, now()))
     try:
         run_steps(session, steps, {**passed, "tracking_uri": tracking_uri} if stages_by_deployment else None)
     except BaseException as error:
-        finish(session, parent, settings, root, status_after(error))
+        done(error)
         raise
-    finish(session, parent, settings, root, "FINISHED")
+    done()
     return session.folders
 
 
@@ -220,18 +224,30 @@ def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: 
     return " · ".join(part for part in (config.name, stage, " ".join(changes or []), steps[-1].fingerprint[:6]) if part)
 
 
-def finish(session: Session, parent: Run, config: PipelineConfig, root: Path, status: str) -> None:
-    """Writes the report, shows the results in Prefect and MLflow, and ends the pipeline's run."""
+def finish(
+    session: Session,
+    parent: Run,
+    config: PipelineConfig,
+    root: Path,
+    steps: list[Step],
+    summary: Callable[..., RunSummary],
+    error: BaseException | None = None,
+) -> None:
+    """Writes the report, shows the results in Prefect and MLflow, and ends the pipeline's run. error: what ended it."""
     results = [(result.step.name, result.folder, result.record, result.cached) for result in session.results]
-    mark = session.results[-1].step.fingerprint[:6] if results else parent.id[:6]
     try:
-        report = write_report(root / "reports" / f"{config.name}-{mark}.html", config.name, results)
+        path = root / "reports" / f"{config.name}-{steps[-1].fingerprint[:6]}.html"
+        report = write_report(path, summary(session, config, steps, error), results)
         session.tracker.file(parent, report)
         session.tracker.text(parent, config.model_dump_json(indent=1), "config.json")
         if tables := results_markdown(results):
             create_markdown_artifact(tables, key="results", description=f"{config.name}: results")
+    except Exception as problem:
+        if error is None:
+            raise
+        announce(f"no report of the run that failed: {problem}")  # must not hide why it failed
     finally:
-        session.tracker.end(parent, status)
+        session.tracker.end(parent, status_after(error) if error else "FINISHED")
         session.tracker.close()
 
 

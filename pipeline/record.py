@@ -14,7 +14,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
 from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.reporting.report import metric_curves
+from alpro.pipeline.reporting.figures import metric_curves
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.run_stage import alive
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, declaration

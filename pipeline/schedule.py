@@ -106,6 +106,7 @@ class Schedule:
         if state.is_completed():
             return
         error = cast(BaseException, state.result(raise_on_failure=False))
+        self.session.failures[step.name] = error
         if not isinstance(error, Exception) or isinstance(error, Interrupted):
             raise error
         self.failures[step.name] = error

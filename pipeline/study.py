@@ -22,7 +22,7 @@ from alpro.pipeline.artifacts.store import Step, read_record
 from alpro.pipeline.config import load_config
 from alpro.pipeline.console import console, print_result_table
 from alpro.pipeline.record import end_dead_runs, git_commit, run_tags, status_after
-from alpro.pipeline.reporting.report import difference_figure, study_figure
+from alpro.pipeline.reporting.figures import difference_figure, study_figure
 from alpro.pipeline.reporting.result_tables import Table, markdown, results
 from alpro.pipeline.reporting.study_table import score_rows, study_table
 from alpro.pipeline.reporting.tracking import Run, Tracker

@@ -45,6 +45,7 @@ class Session:
     experiment: str
     arguments: dict[str, Any]  # config, data, changes and folder, as in the records of the artifacts
     results: list[StageResult] = field(default_factory=list)
+    failures: dict[str, BaseException] = field(default_factory=dict)  # of steps that failed or were interrupted
 
     @property
     def folders(self) -> dict[str, str]:

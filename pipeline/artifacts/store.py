@@ -25,6 +25,7 @@ from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.files import digest, read_json, write_json
 from alpro.pipeline.artifacts.contents import RECORD, UNFINISHED, describe_contents
+from alpro.pipeline.artifacts.hardware import hardware
 from alpro.pipeline.artifacts.sharing import fetch, is_shared, send, shared_records
 from alpro.shards.ffmpeg_binary import ffmpeg_version
 from alpro.shards.storage import DISK_FULL, Location, absolute, join, located
@@ -229,7 +230,7 @@ def write_record(
         "metrics": outcome.metrics,
         "contents": describe_contents(folder, outcome.sha256),
         "versions": versions(),
-        "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), **run_info},
+        "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware(), **run_info},
     }
     write_json(folder / RECORD, record)
     for name in UNFINISHED:

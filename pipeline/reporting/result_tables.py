@@ -1,7 +1,7 @@
 """The results of a pipeline as tables, for the terminal, the report and Prefect's page."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 from alpro.files import read_json
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.comparison import Comparison
+from alpro.stages.evaluation.statistics import Difference
 
 Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, record, cached
 FEW_ITEMS = 100
@@ -140,26 +141,62 @@ def shown_score(row: dict[str, Any]) -> str:
     return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
-def comparison_table(a: str, b: str, compared: Comparison) -> Table:
-    """A line for each score of two evaluations, named a and b, with the difference, its interval and its p value."""
+def comparison_table(
+    names: Sequence[str], compared: Sequence[Comparison], rows: Sequence[Mapping[str, dict[str, Any]]] = ()
+) -> Table:
+    """A line for each score of evaluations: the values, and the difference of each to the first with its interval and
+    its p value.
+
+    compared: of the first evaluation and each of the others. rows: the rows of results.json of every evaluation by
+    name; if they are passed, values have their own intervals.
+    """
+    shared: dict[str, dict[str, Any]] = {}
+    by_run = [{row["name"]: (row, difference) for row, difference in one.scores} for one in compared]
+    for scores in by_run:
+        shared |= {name: row for name, (row, _) in scores.items() if name not in shared}
     lines = []
-    for row, difference in compared.scores:
-        values = (shown(value, row["unit"]) for value in (difference.a, difference.b))
-        change = signed(difference.difference)
-        if difference.low is not None and difference.high is not None:
-            change += f" [{signed(difference.low)}, {signed(difference.high)}]"
+    for name, row in shared.items():
+        cells = [cell_of(row, next(scores[name][1].a for scores in by_run if name in scores), rows[:1])]
+        for number, scores in enumerate(by_run, 1):
+            if name in scores:
+                _, difference = scores[name]
+                value = cell_of(row, difference.b, rows[number : number + 1])
+                cells += [value, change_of(difference), f"{difference.p:.4f}"]
+            else:
+                cells += [""] * 3
         metric = f"{row['direction']} {row['metric']}".strip() + ("" if row["higher_is_better"] else " ↓")
-        lines.append([row["what"], metric, *values, change, f"{difference.p:.4f}", str(row["items"])])
-    heads = ["", "", a, b, "difference", "p", "items"]
+        lines.append([row["what"], metric, *cells, str(row["items"])])
+    first, *others = names
+    changes = [[name, "difference" if len(others) == 1 else f"{name} - {first}", "p"] for name in others]
+    heads = ["", "", first, *(head for some in changes for head in some), "items"]
+    return Table("Comparison", heads, lines, comparison_note(others, compared))
+
+
+def cell_of(row: dict[str, Any], value: float, own: Sequence[Mapping[str, dict[str, Any]]]) -> str:
+    """The value of a score, with its interval if the evaluation's `own` rows are passed."""
+    return shown_score(own[0][row["name"]]) if own else shown(value, row["unit"])
+
+
+def change_of(difference: Difference) -> str:
+    """A difference with its interval, if it has one."""
+    if difference.low is None or difference.high is None:
+        return signed(difference.difference)
+    return f"{signed(difference.difference)} [{signed(difference.low)}, {signed(difference.high)}]"
+
+
+def comparison_note(others: Sequence[str], compared: Sequence[Comparison]) -> str:
+    """What a reader of differences has to know, and which scores are left out."""
     note = (
         "All items are shared. In brackets: 95 % interval of the difference, paired bootstrap over test videos. p: "
         "permutation test by video, two-sided, not corrected for the number of scores."
     )
-    for name, (of_a, of_b, shared) in compared.other_queries.items():
-        note += f"\nLeft out, other queries: {name} ({of_a} and {of_b} queries, {shared} shared)."
-    if compared.single:
-        note += f"\nOnly one of them has {compared.single} other scores."
-    return Table("Comparison", heads, lines, note)
+    for name, one in zip(others, compared, strict=True):
+        mark = "" if len(others) == 1 else f"{name}: "
+        for score, (of_a, of_b, queries) in one.other_queries.items():
+            note += f"\n{mark}Left out, other queries: {score} ({of_a} and {of_b} queries, {queries} shared)."
+        if one.single:
+            note += f"\n{mark}Only one of them has {one.single} other scores."
+    return note
 
 
 def signed(difference: float) -> str:

@@ -1,5 +1,6 @@
 """Results as the command line prints them."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -90,22 +91,75 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
     ]
 
 
-def test_two_evaluations_are_compared_by_the_first_characters_or_the_name_of_a_run(tmp_path, capsys):
+@pytest.fixture
+def evaluations(tmp_path) -> Path:
+    """A workspace with evaluations of 12 questions: a has 3 right answers, b all, c 6; c was built with another seed,
+    whose value has HTML in it."""
     metric = Metric("acc", "all questions", "qa")
     asked = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
-    for mark, right in (("a", 3), ("b", 12)):
-        folder = artifact(tmp_path / "artifacts", "evaluate", "evaluate", mark, 1, {})
+    for mark, right in (("a", 3), ("b", 12), ("c", 6)):
+        more = {"stage_version": 1, "config": {"seed": "<1>" if mark == "c" else 0}}
+        folder = artifact(tmp_path / "artifacts", "evaluate", "evaluate", mark, 1, {}, **more)
         results = Results("test", folder)
         results.add(Score(metric, (np.arange(12) < right) * 100.0, 50.0, asked), "question answering", "qa")
         results.outcome()
-    command = ["compare", "aa", "sample · seed=1 · bbbbbb", "--workspace", str(tmp_path)]
-    assert commands.execute(cli.parser().parse_args(command)) == 0
+    return tmp_path
+
+
+def compare(workspace: Path, *arguments: str) -> int:
+    return commands.execute(cli.parser().parse_args(["compare", *arguments, "--workspace", str(workspace)]))
+
+
+def test_two_evaluations_are_compared_by_the_first_characters_or_the_name_of_a_run(evaluations, capsys):
+    assert compare(evaluations, "aa", "sample · seed=1 · bbbbbb") == 0
     printed = [row for row in ([c.strip() for c in row if c.strip()] for row in cells(capsys.readouterr().out)) if row]
     assert printed[:2] == [["Comparison"], ["a" * 8, "b" * 8, "difference", "p", "items"]]
     (*texts, a, b, difference, p, items) = printed[3]
     assert (texts, a, b, items) == (["question answering", "all questions"], "25.0 %", "100.0 %", "12")
     assert re.fullmatch(r"\+75\.0 \[\+50\.0, \+100\.0\]", difference)
     assert float(p) == pytest.approx(2 / 2**9, abs=0.004)  # nine videos differ
+
+
+def test_several_evaluations_are_compared_with_what_differs_and_intervals(evaluations, capsys):
+    assert compare(evaluations, "aa", "bb", "cc") == 0
+    printed = capsys.readouterr()
+    rows = [row for row in ([c.strip() for c in row if c.strip()] for row in cells(printed.out)) if row]
+    a, b, c = ("a" * 8, "b" * 8, "c" * 8)
+    assert rows[0] == ["What differs"]
+    assert ["configuration", "evaluate.seed", "0", "0", "<1>"] in rows
+    assert [a, b, f"{b} - {a}", "p", c, f"{c} - {a}"] in rows
+    assert ["p", "items"] in rows  # continued below
+    line, rest = (row for row in rows if row[0] == "question answering")
+    assert re.fullmatch(r"25\.0 \[\d+\.\d, \d+\.\d\]", line[2])
+    assert (line[3], rest[-1]) == ("100.0 %", "12")
+    page = evaluations / "reports" / f"compare-{a}-{b}-{c}.html"
+    assert printed.err == f"page: {page}\n"
+    text = page.read_text()
+    assert "<td>evaluate.seed</td><td>0</td><td>0</td><td>&lt;1&gt;</td>" in text
+    assert line[2] in text
+
+
+def test_a_comparison_as_json_and_a_page_elsewhere(evaluations, tmp_path, capsys):
+    assert compare(evaluations, "aa", "cc", "--json", "--out", str(tmp_path / "new" / "page.html")) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [run["fingerprint"] for run in values["runs"]] == ["a" * 64, "c" * 64]
+    assert values["differences"] == [{"kind": "configuration", "name": "evaluate.seed", "values": ["0", "<1>"]}]
+    (((score),),) = values["scores"]
+    assert (score["name"], score["a"], score["b"], score["items"]) == ("qa/acc", 25, 50, 12)
+    assert (tmp_path / "new" / "page.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["aa"], "compare needs two evaluations or more"),
+        (["aa", "ff"], "ff: no artifact starts with this"),
+        (["aa", "bb", "--out", "/proc/none/page.html"], "/proc/none/page.html: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_compared_or_written_is_an_error_on_a_line(arguments, message, evaluations, capsys):
+    assert compare(evaluations, *arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize(("width", "tables"), [(140, 1), (80, 2), (60, 3)])

@@ -22,6 +22,7 @@ from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import alpro, plan
 from alpro.pipeline.flow import build_vocabulary as vocabulary_flow
 from alpro.pipeline.flow import pretrain as pretrain_flow
+from alpro.pipeline.reporting.run_summary import RunSummary, summaries
 from alpro.pipeline.tasks import interrupted
 from alpro.stages import EVALUATIONS
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed
@@ -53,7 +54,10 @@ def test_every_stage_leaves_its_artifact(first, workspace):
     assert pq.read_table(Path(first["evaluate"]) / "retrieval_t2v.parquet").num_rows == 8
     report = (workspace / "reports" / f"tiny-{Path(first['evaluate']).name[:6]}.html").read_text()
     assert "zero-shot retrieval" in report
-    assert report.count("data:image/png;base64,") >= 6
+    pictures = [picture for folder in first.values() for picture in Path(folder).glob("pictures/*.png")]
+    assert report.count("data:image/png;base64,") == len(pictures) > 2
+    assert report.count("data:image/svg+xml;base64,") >= 12  # of four trainings
+    assert len(re.findall(r'<g class="(built|cached)"', report)) == len(STAGES)
 
 
 def test_nothing_unfinished_is_left(first):
@@ -218,11 +222,26 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace, capsys):
     assert printed("render_sample.seed=7")["decode_videos stills"] == ("to run", "input sample")
 
 
+def report_of(workspace: Path, key: str, value: object) -> tuple[str, RunSummary]:
+    """The report and the summary of the run with an argument of this value."""
+    found = [(path, run) for path, run in summaries(workspace / "reports") if run.arguments[key] == value]
+    ((path, run),) = found
+    return path.with_suffix(".html").read_text(), run
+
+
 def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace):
     with pytest.raises(Exception, match="9999"):
         alpro(TINY, changes=["build_vocabulary.entities=9999"], workspace=str(workspace))
     parents, nested = runs(workspace)
     assert parents[0].info.status == "FAILED"
+    report, summary = report_of(workspace, "changes", ["build_vocabulary.entities=9999"])
+    assert re.search(r'class="state failed"><b>Failed</b>: build_vocabulary\.entities = 9999, but', report)
+    assert {step.name: step.state for step in summary.steps if "decode" not in step.name} == {
+        "render_sample": "cached",
+        "build_vocabulary": "failed",
+        **dict.fromkeys(STAGES[STAGES.index("build_vocabulary") + 1 :], "unfinished"),
+    }
+    assert "<td>build_vocabulary.entities</td><td>8</td><td>9999</td>" in report  # the run before
     statuses = {r.info.run_name.split(" · ")[0]: r.info.status for r in nested[parents[0].info.run_id]}
     assert statuses["build_vocabulary"] == "FAILED"
     assert statuses["decode_videos clips"] == "FINISHED"
@@ -238,6 +257,9 @@ def test_a_pipeline_that_is_stopped_ends_its_runs_as_killed(first, workspace, mo
     parents, nested = runs(workspace)
     statuses = {r.info.run_name.split(" · ")[0]: r.info.status for r in nested[parents[0].info.run_id]}
     assert (parents[0].info.status, statuses["evaluate"], statuses["pretrain"]) == ("KILLED", "KILLED", "FINISHED")
+    report, summary = report_of(workspace, "changes", ["evaluate.seed=31"])
+    assert 'class="state stopped"><b>Stopped</b>' in report
+    assert (summary.steps[-1].name, summary.steps[-1].state) == ("evaluate", "unfinished")
 
 
 @pytest.mark.parametrize("task", ["retrieval", "qa"])

@@ -6,6 +6,7 @@ from alpro.files import write_json
 from alpro.pipeline.artifacts.store import RECORD_VERSION
 from alpro.pipeline.console import console, print_results
 from alpro.pipeline.reporting.report import write_report
+from alpro.pipeline.reporting.run_summary import RunSummary
 
 
 def manifest(**counts: int) -> dict:
@@ -24,7 +25,9 @@ def shown(folder: Path, **counts: int) -> tuple[str, str]:
     """The report of a run with one stage with these counts, and the printed text."""
     folder.mkdir()
     write_json(folder / "artifact.json", manifest(**counts))
-    page = write_report(folder / "page.html", "own", [("decode_videos own", folder, manifest(**counts), False)])
+    page = write_report(
+        folder / "page.html", RunSummary("own", "own"), [("decode_videos own", folder, manifest(**counts), False)]
+    )
     with console.capture() as printed:
         print_results({"decode_videos own": folder, "evaluate": folder.parent}, folder)
     return page.read_text(), printed.get()

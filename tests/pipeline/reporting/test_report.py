@@ -1,4 +1,4 @@
-"""report.html: results, stages with their time and counts, pictures, and why items were rejected."""
+"""report.html: what identifies the run, results, stages with time and counts, pictures, why items were rejected."""
 
 import json
 import re
@@ -9,9 +9,13 @@ import pytest
 from PIL import Image
 
 from alpro.files import read_json, write_json
-from alpro.pipeline.reporting.report import metric_curves, write_report
+from alpro.pipeline.reporting.report import write_report
 from alpro.pipeline.reporting.result_tables import Listed
+from alpro.pipeline.reporting.run_summary import RunSummary, StepSummary, load
 from alpro.stages.evaluation.controls import CONTROLS
+
+HARDWARE = {"host": "node-3", "cpu": "EPYC 7763", "cores": 64, "memory": 502.6, "gpus": ["A100", "A100"]}
+MINE = RunSummary("mine · a<b · 123456", "mine")
 
 
 @pytest.fixture
@@ -22,7 +26,8 @@ def artifacts_of_a_run(tmp_path) -> list[Listed]:
         folder = tmp_path / stage
         folder.mkdir()
         manifest = {"stage": stage, "fingerprint": f"{stage}-0123456789", "counts": counts}
-        return stage, folder, manifest | {"run": {"seconds": seconds}}, cached
+        manifest |= {"inputs": {"clips": {}}} if stage == "pretrain" else {}
+        return stage, folder, manifest | {"run": {"seconds": seconds, "hardware": HARDWARE}}, cached
 
     artifacts = [
         artifact("decode_videos", 1000.0, True, samples=190, rejected=10),
@@ -45,7 +50,7 @@ def artifacts_of_a_run(tmp_path) -> list[Listed]:
 
 @pytest.fixture
 def page(artifacts_of_a_run, tmp_path) -> str:
-    return write_report(tmp_path / "reports" / "mine.html", "mine", artifacts_of_a_run).read_text("utf-8")
+    return write_report(tmp_path / "reports" / "mine.html", MINE, artifacts_of_a_run).read_text("utf-8")
 
 
 def cells(page: str, heading: str) -> list[list[str]]:
@@ -62,11 +67,11 @@ def test_work_and_cached_stages_are_counted(page):
 
 def test_each_stage_has_its_time_and_its_counts(page):
     assert cells(page, "Stages") == [
-        ["stage", "fingerprint", "time", "counts"],
-        ["decode_videos", "decode_v", "cached", "samples 190, rejected 10"],
-        ["pretrain", "pretrain", "20.2 s", "steps 600"],
-        ["finetune_qa", "finetune", "cached", "steps 480"],
-        ["evaluate", "evaluate", "4.5 s", ""],
+        ["stage", "fingerprint", "time", "inputs", "counts"],
+        ["decode_videos", "decode_v", "cached", "", "samples 190, rejected 10"],
+        ["pretrain", "pretrain", "20.2 s", "clips", "steps 600"],
+        ["finetune_qa", "finetune", "cached", "", "steps 480"],
+        ["evaluate", "evaluate", "4.5 s", "", ""],
     ]
 
 
@@ -83,7 +88,7 @@ def test_the_controls_are_explained(page, artifacts_of_a_run, tmp_path):
     rows = read_json(tmp_path / "evaluate" / "results.json")
     control = {"name": "qa_text_only/acc", "what": "control: text only", "value": 30.0}
     write_json(tmp_path / "evaluate" / "results.json", [*rows, rows[0] | control])
-    page = write_report(tmp_path / "reports" / "mine.html", "mine", artifacts_of_a_run).read_text("utf-8")
+    page = write_report(tmp_path / "reports" / "mine.html", MINE, artifacts_of_a_run).read_text("utf-8")
     notes = page.partition("<h2>What the controls show</h2>")[2].partition("</ul>")[0]
     assert re.findall(r"<li><b>(.*?)</b>: (.*)</li>", notes) == [
         ("text only", f"{CONTROLS['text_only'].meaning} Here: &lt;all&gt; questions 30.0 % instead of 41.0 %.")
@@ -96,32 +101,99 @@ def test_rejects_have_their_reasons_below_their_stage(page):
     assert "Rejected" not in others
 
 
-def test_pictures_are_in_the_page(page):
-    assert re.findall(r'<img alt="(\w+)" src="data:image/png;base64,\w', page) == ["pretrain", "evaluate"]
-    assert not re.search(r'(src|href)="(?!data:)', page)  # self-contained
+def test_pictures_are_in_the_page_with_captions(page):
+    pictures = re.findall(r'<img alt="([^"]+)" src="data:image/([\w+]+);base64,\w', page)
+    assert [(caption.split(".")[0], kind) for caption, kind in pictures] == [
+        ("pretrain: losses over steps", "svg+xml"),
+        ("Queries with the best and with the worst ranks, and the videos that are first; the right one has a green "
+         "border", "png"),
+    ]  # fmt: skip
+    assert re.findall(r"<figcaption>([^<]+)</figcaption>", page) == [caption for caption, _ in pictures]
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # self-contained
 
 
-def test_curves_have_a_panel_for_each_kind_of_metric():
-    lines = [
-        {"step": 1, "time": 1.0, "train/loss": 2.0, "train/loss_vtc": 1.5, "train/lr": 1e-4},
-        {"step": 2, "time": 2.0, "train/loss": 1.0, "train/loss_vtc": 0.5, "train/lr": 5e-5},
-        {"step": 2, "time": 2.0, "validation/t2v/R1": 20.0, "validation/v2t/R1": 30.0, "validation/t2v/MdR": 4.0},
+def test_a_picture_of_a_step_and_one_without_a_caption_of_its_own(artifacts_of_a_run, tmp_path):
+    for name in ("pseudo_labels-step-000200", "my_own-picture"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "evaluate" / "pictures" / f"{name}.png")
+    page = write_report(tmp_path / "reports" / "mine.html", MINE, artifacts_of_a_run).read_text("utf-8")
+    own, pseudo_labels, _ = re.findall(r"<figcaption>([^<]+)</figcaption>", page)[1:]
+    assert own == "My own picture."
+    assert pseudo_labels.startswith("Step 200: The prompter&#39;s pseudo-labels")
+
+
+def described(page: str) -> dict[str, str]:
+    """What identifies the run, by label."""
+    return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page, re.DOTALL))
+
+
+def test_the_page_says_what_ran_where_and_with_which_values(artifacts_of_a_run, tmp_path):
+    """Texts of the user's are escaped."""
+    changes = ["pretrain.lr=5e-4", "name='<b>mine</b>'"]
+    about = {"config": "my <own>.toml", "data": "/data/a&b", "changes": changes}
+    run = RunSummary(
+        "mine · a<b · 123456",
+        "mine",
+        started="2026-11-21T10:20:30+00:00",
+        seconds=125.0,
+        commit="0123456789ab+",
+        arguments=about,
+    )
+    page = write_report(tmp_path / "reports" / "mine.html", run, artifacts_of_a_run).read_text("utf-8")
+    assert "<title>mine · a&lt;b · 123456</title>" in page
+    assert "<h1>mine · a&lt;b · 123456</h1>" in page
+    assert '<p class="state finished"><b>Finished</b></p>' in page
+    assert described(page) == {
+        "started": "2026-11-21 10:20:30 UTC",
+        "took": "2 min 5 s",
+        "commit": "0123456789ab+",
+        "configuration": "my &lt;own&gt;.toml",
+        "data": "/data/a&amp;b",
+        "changed values": "pretrain.lr=5e-4\nname=&#39;&lt;b&gt;mine&lt;/b&gt;&#39;",
+        "built on": "node-3: EPYC 7763, 64 cores, 502.6 GiB, 2 x A100",
+    }
+
+
+def test_each_machine_has_the_stages_that_it_built(artifacts_of_a_run, tmp_path):
+    artifacts_of_a_run[1][2]["run"]["hardware"] = HARDWARE | {"host": "node-4"}
+    page = write_report(tmp_path / "reports" / "mine.html", MINE, artifacts_of_a_run).read_text("utf-8")
+    machines = [line.split(" ", 1) for line in described(page)["built on"].splitlines()]
+    assert [(host, text.split(" (")[1]) for host, text in machines] == [
+        ("node-3:", "decode_videos, finetune_qa, evaluate)"),
+        ("node-4:", "pretrain)"),
     ]
-    figure = metric_curves(lines, "pretrain")
-    panels = {
-        axes.get_title(): {line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in figure.axes
-    }
-    assert panels == {
-        "pretrain: losses": {"loss": [[1, 2.0], [2, 1.0]], "loss_vtc": [[1, 1.5], [2, 0.5]]},
-        "pretrain: optimisation": {"lr (of 0.0001)": [[1, 1.0], [2, 0.5]]},
-        "pretrain: validation": {"t2v/R1": [[2, 20.0]]},
-    }
-    assert metric_curves([], "pretrain") is None
-    assert metric_curves([{"step": 1, "time": 1.0}], "pretrain") is None
+
+
+def test_a_run_that_failed_says_why_and_shows_how_far_it_came(artifacts_of_a_run, tmp_path):
+    steps = [
+        StepSummary("decode_videos clips", "decode_videos", "d", [], "cached", 1000.0),
+        StepSummary("pretrain", "pretrain", "p", ["decode_videos clips"], "built", 20.25),
+        StepSummary("finetune_qa", "finetune_qa", "q", ["pretrain", "decode_videos clips"], "failed", None),
+        StepSummary("evaluate", "evaluate", "e", ["finetune_qa"], "unfinished", None),
+    ]
+    run = RunSummary("mine", "mine", state="failed", reason="finetune_qa: no questions in <clips>", steps=steps)
+    page = write_report(tmp_path / "mine.html", run, artifacts_of_a_run[:2]).read_text("utf-8")
+    assert '<p class="state failed"><b>Failed</b>: finetune_qa: no questions in &lt;clips&gt;</p>' in page
+    boxes = re.findall(r'<g class="(\w+)".*?>([^<]*)</text><text[^>]*>([^<]*)</text></g>', page)
+    assert boxes == [
+        ("cached", "decode_videos", "clips · cached, 16 min 40 s"),
+        ("built", "pretrain", "20.2 s"),
+        ("failed", "finetune_qa", "failed"),
+        ("unfinished", "evaluate", "unfinished"),
+    ]
+    assert load(tmp_path / "mine.json") == run
+
+
+def test_credentials_are_not_in_the_page_or_beside_it(artifacts_of_a_run, tmp_path):
+    url = "https://me:password@host/a.tar?token=password"
+    config = {"corpora": {"clips": {"data": url}}}
+    run = RunSummary("mine", "mine", state="failed", reason=f"{url}: not found", config=config)
+    page = write_report(tmp_path / "mine.html", run, artifacts_of_a_run).read_text("utf-8")
+    assert "host/a.tar: not found" in page
+    assert "password" not in page + (tmp_path / "mine.json").read_text()
 
 
 def test_a_page_without_results_or_rejects(tmp_path):
     manifest = {"stage": "pretrain", "fingerprint": "0" * 16, "counts": {}, "run": {"seconds": 1.0}}
-    page = write_report(tmp_path / "a.html", "mine", [("pretrain", Path(tmp_path), manifest, False)]).read_text()
+    page = write_report(tmp_path / "a.html", MINE, [("pretrain", Path(tmp_path), manifest, False)]).read_text()
     assert "<p>1 stages, 0 of them cached; 1 s of work in the others.</p>" in page
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["Stages"]

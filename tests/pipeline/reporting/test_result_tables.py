@@ -173,7 +173,7 @@ def test_a_comparison_has_both_values_the_difference_and_its_p_value(rows):
         (by_name["qa//what"], Difference(41.0, 43.5, 2.5, -1.04, 6.0, 0.1344)),
         (by_name["zero_shot/t2v/MdR"], Difference(7.0, 5.0, -2.0, None, None, 1 / 2001)),
     ]
-    table = comparison_table("3f2a9c12", "8b1d02aa", Comparison(scores, {"entities/acc": (20, 18, 15)}, 4))
+    table = comparison_table(["3f2a9c12", "8b1d02aa"], [Comparison(scores, {"entities/acc": (20, 18, 15)}, 4)])
     assert table.heads == ["", "", "3f2a9c12", "8b1d02aa", "difference", "p", "items"]
     assert table.lines == [
         ["question answering", "what", "41.0 %", "43.5 %", "+2.5 [-1.0, +6.0]", "0.1344", "300"],
@@ -183,6 +183,28 @@ def test_a_comparison_has_both_values_the_difference_and_its_p_value(rows):
         "Left out, other queries: entities/acc (20 and 18 queries, 15 shared).",
         "Only one of them has 4 other scores.",
     ]
+
+
+def test_several_evaluations_are_compared_with_the_first(rows):
+    """Each has its value, its difference and its p value; with rows, values have their own intervals."""
+    by_name = {row["name"]: row | {"low": row["value"] - 1, "high": row["value"] + 2} for row in rows}
+    what, how = by_name["qa//what"], by_name["qa//how many"]
+    second = Comparison([(what, Difference(41.0, 43.5, 2.5, -1.0, 6.0, 0.25))], {}, 0)
+    third = Comparison(
+        [(what, Difference(41.0, 40.0, -1.0, None, None, 1)), (how, Difference(9, 8, -1, -2, 0, 0.5))],
+        {"entities/acc": (20, 18, 15)},
+        0,
+    )
+    table = comparison_table(["a1", "b2", "c3"], [second, third])
+    assert table.heads == ["", "", "a1", "b2", "b2 - a1", "p", "c3", "c3 - a1", "p", "items"]
+    assert [line[2:-1] for line in table.lines] == [
+        ["41.0 %", "43.5 %", "+2.5 [-1.0, +6.0]", "0.2500", "40.0 %", "-1.0", "1.0000"],
+        ["9.0 %", "", "", "", "8.0 %", "-1.0 [-2.0, +0.0]", "0.5000"],
+    ]
+    assert table.note.splitlines()[1:] == ["c3: Left out, other queries: entities/acc (20 and 18 queries, 15 shared)."]
+    own = [by_name, by_name, {"qa//what": what | {"value": 40.0, "low": 39.0, "high": 42.0}, "qa//how many": how}]
+    (line, _) = comparison_table(["a1", "b2", "c3"], [second, third], own).lines
+    assert [line[2], line[3], line[6]] == ["21.2 [20.2, 23.2]", "21.2 [20.2, 23.2]", "40.0 [39.0, 42.0]"]
 
 
 def test_results_are_those_of_every_evaluation(rows, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpro.pipeline.reporting.report import difference_figure, study_figure
+from alpro.pipeline.reporting.figures import difference_figure, study_figure
 from alpro.pipeline.reporting.study_table import interval, label, score_rows, study_table
 
 # Two-sided 95 % quantiles of Student's distribution, from a printed table, by the number of values.

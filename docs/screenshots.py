@@ -1,0 +1,86 @@
+"""The pictures of pages in the documentation: `python docs/screenshots.py --workspace W --prefect URL --mlflow URL`.
+
+Reads the newest report and the newest comparison of a workspace (`alpro run`, then `alpro compare`), and, if their
+addresses are passed, the pages of Prefect and MLflow that `alpro up` serves. Needs playwright, and Chromium: that of
+the system, or `playwright install chromium`.
+"""
+
+import argparse
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+OUT = Path(__file__).parent / "pictures"
+WIDE, PHONE = {"width": 1100, "height": 1240}, {"width": 390, "height": 844}
+MAX_BYTES = 200_000
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workspace", type=Path, default=Path("workspace"))
+    parser.add_argument("--prefect", default="", metavar="URL", help="address of a Prefect server with runs")
+    parser.add_argument("--mlflow", default="", metavar="URL", help="address of an MLflow server with runs")
+    arguments = parser.parse_args()
+    pages = sorted((arguments.workspace.resolve() / "reports").glob("*.html"), key=lambda path: path.stat().st_mtime)
+    reports = [path.as_uri() for path in pages if not path.name.startswith("compare-")]
+    comparisons = [path.as_uri() for path in pages if path.name.startswith("compare-")]
+    with browser() as chromium:
+        for url in reports[-1:]:
+            shoot(chromium, url, "report", WIDE)
+            shoot(chromium, url, "report-dark", WIDE, dark=True, heading="pretrain")
+            shoot(chromium, url, "report-phone", PHONE)
+        for url in comparisons[-1:]:
+            shoot(chromium, url, "compare", WIDE)
+        if arguments.prefect:
+            shoot(chromium, f"{arguments.prefect}/runs", "prefect", WIDE)
+        if arguments.mlflow:
+            shoot(chromium, f"{arguments.mlflow}/#/experiments", "mlflow", WIDE)
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A headless Chromium: that of the system if there is one, else playwright's own."""
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, chromium_sandbox=os.getuid() != 0)
+        try:
+            yield chromium
+        finally:
+            chromium.close()
+
+
+@contextmanager
+def opened(chromium: Browser, url: str, size: Any, dark: bool = False) -> Iterator[Page]:
+    """A page in a window of a size, light or dark, with everything loaded."""
+    page = chromium.new_page(viewport=size, color_scheme="dark" if dark else "light")
+    try:
+        page.goto(url, wait_until="networkidle")
+        yield page
+    finally:
+        page.close()
+
+
+def shoot(chromium: Browser, url: str, name: str, size: Any, dark: bool = False, heading: str = "") -> None:
+    """Writes a picture of the window, scrolled to a heading if one is named, with few colors so that it is small."""
+    with opened(chromium, url, size, dark) as page:
+        if heading:
+            page.get_by_role("heading", name=heading, exact=True).evaluate("heading => heading.scrollIntoView()")
+        image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    path = OUT / f"{name}.png"
+    for colors in (256, 128, 64, 32):
+        image.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size < MAX_BYTES:
+            break
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The figures of a pipeline and of a study: curves of training, scores with their intervals."""
+
+import io
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from alpro.stages.evaluation.metrics import is_rank
+
+# The panels of the curves, by patterns of metrics: a new loss or accuracy needs no change here.
+GROUPS = {
+    "losses": ("train/loss", "train/loss_*"),
+    "accuracies": ("train/*_recall", "train/*_accuracy", "train/*_kept"),
+    "optimisation": ("train/lr", "train/grad_norm", "train/temperature"),
+    "validation": ("validation/*",),
+}
+INK = "svg { color: #1b1b1f } @media (prefers-color-scheme: dark) { svg { color: #e4e4ea } }"
+Lines = list[dict[str, Any]]  # of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is drawn beside curves: the chance levels of metrics by name, and the last steps of all phases but the
+    last."""
+
+    chance: dict[str, float] = field(default_factory=dict)
+    borders: list[int] = field(default_factory=list)
+
+
+def panels_of(lines: Lines) -> dict[str, list[str]]:
+    """The metrics of each panel; empty if the lines have none."""
+    return {name: keys for name, patterns in GROUPS.items() if (keys := _keys(lines, patterns))}
+
+
+def metric_curves(lines: Lines, title: str) -> Figure | None:
+    """Curves of a metrics file, a panel for each kind of metric; None where it has none."""
+    panels = panels_of(lines)
+    if not panels:
+        return None
+    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
+    for axes, (name, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        draw_panel(axes, name, keys, lines, Marks())
+        axes.set_title(f"{title}: {name}", fontsize=9)
+    return figure
+
+
+def panel_pictures(lines: Lines, marks: Marks) -> dict[str, str]:
+    """Each panel of a metrics file as an SVG file whose axes and texts are dark or light, as the reader's pages."""
+    pictures = {}
+    for name, keys in panels_of(lines).items():
+        figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+        draw_panel(figure.subplots(), name, keys, lines, marks)
+        buffer = io.StringIO()
+        with rc_context({"svg.fonttype": "none"}):
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        svg = buffer.getvalue().replace("#000000", "currentColor")
+        pictures[name] = svg.replace("<text ", '<text fill="currentColor" ').replace("</style>", f"{INK}</style>")
+    return pictures
+
+
+def draw_panel(axes: Axes, name: str, keys: list[str], lines: Lines, marks: Marks) -> None:
+    """Draws the curves of metrics over the steps; dotted lines are chance levels, dashed ones the borders of phases."""
+    for key in keys:
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        scaled = 1.0
+        if name == "optimisation" and max(abs(v) for _, v in points) > 0:
+            scaled = max(abs(v) for _, v in points)
+        (curve,) = axes.plot(
+            [s for s, _ in points],
+            [v / scaled for _, v in points],
+            label=key.split("/", 1)[1] + (f" (of {scaled:.2g})" if name == "optimisation" else ""),
+            marker="." if len(points) < 12 else "",
+            linewidth=1.3,
+        )
+        if key in marks.chance:
+            axes.axhline(marks.chance[key], color=curve.get_color(), linestyle=":", linewidth=1)
+    for step in marks.borders:
+        axes.axvline(step, color="gray", linestyle="--", linewidth=0.8)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=6.5, frameon=False)
+    axes.grid(alpha=0.25)
+
+
+def _keys(lines: Lines, patterns: tuple[str, ...]) -> list[str]:
+    """The metrics that match, in the order of the patterns, then of the lines."""
+    keys = dict.fromkeys(key for line in lines for key in line)
+    # Ranks and the other direction would hide the rest.
+    seen = [key for key in keys if not is_rank(key) and "v2t" not in key.split("/")]
+    return list(dict.fromkeys(key for pattern in patterns for key in seen if fnmatchcase(key, pattern)))
+
+
+def study_figure(rows: list[dict[str, Any]]) -> Figure:
+    """A panel for each score of a study: the mean of each variant with its interval, a dot for each seed, and chance
+    as a dotted line. rows: of `score_rows`."""
+    scores = dict.fromkeys(row["score"] for row in rows)
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    columns = min(3, len(scores))
+    lines = -(-len(scores) // columns)
+    figure = Figure(figsize=(4.2 * columns, lines * (0.7 + 0.32 * len(names))), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes, score in zip(panels, scores, strict=False):
+        of_score = [row for row in rows if row["score"] == score]
+        for row in of_score:
+            place = -names.index(row["variant"])  # the first variant on top
+            axes.plot(row["values"], [place] * len(row["values"]), ".", color="C0", alpha=0.45)
+            axes.errorbar(row["mean"], place, xerr=row["interval"] or 0, fmt="|", color="black", capsize=3)
+        if of_score[0]["chance"] is not None:
+            axes.axvline(of_score[0]["chance"], color="gray", linestyle=":", linewidth=1)
+        axes.set_title(score, fontsize=9)
+        axes.set_yticks([-place for place in range(len(names))], names, fontsize=8)
+        axes.set_ylim(0.6 - len(names), 0.6)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.grid(alpha=0.25, axis="x")
+    for axes in panels[len(scores) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def difference_figure(rows: list[dict[str, Any]], scores: list[str], against: str) -> Figure | None:
+    """A panel for each of `scores`: the differences of the variants to their bases, against the bases' score `against`,
+    such as what PEM gains against the accuracy of its teacher. A dot for each seed, a cross with its interval for each
+    mean. None if there is no such pair. rows: of `score_rows`."""
+    by_seed = {(r["variant"], r["score"]): dict(zip(r["seeds"], r["values"], strict=True)) for r in rows}
+    panels: dict[str, list[tuple[dict[str, Any], list[tuple[float, float]]]]] = {}
+    for row in rows:
+        at, base = by_seed.get((row["base"], against), {}), by_seed.get((row["base"], row["score"]), {})
+        values = by_seed[row["variant"], row["score"]]
+        pairs = [(at[seed], value - base[seed]) for seed, value in values.items() if seed in at and seed in base]
+        if pairs and row["score"] in scores and row["score"] != against:
+            panels.setdefault(row["score"], []).append((row, pairs))
+    if not panels:
+        return None
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    for axes, (score, variants) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for row, pairs in variants:
+            xs, ys = zip(*pairs, strict=True)
+            (dots,) = axes.plot(xs, ys, ".", alpha=0.5, label=row["variant"])
+            center, half = sum(xs) / len(xs), row["difference_interval"] or 0
+            axes.errorbar(center, row["difference"], half, fmt="x", color=dots.get_color(), capsize=3)
+        axes.axhline(0, color="gray", linestyle=":", linewidth=1)
+        axes.set_title(f"{score}: difference to the base", fontsize=9)
+        axes.set_xlabel(f"{against} of the base", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=7)
+    return figure

@@ -1,0 +1,85 @@
+"""The summary of a pipeline's run: what its report is about, and what later runs are compared with.
+
+It is written beside the report, as REPORT.json.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alpro.credentials import clean_values
+from alpro.files import read_json, write_json
+
+FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
+STATES = {"FINISHED": FINISHED, "FAILED": FAILED, "KILLED": STOPPED}  # of MLflow
+
+
+@dataclass(frozen=True)
+class StepSummary:
+    """A step of a run. state: built, cached, failed, unfinished, or unused if no step that ran needed it."""
+
+    name: str
+    stage: str
+    fingerprint: str
+    inputs: list[str]  # names of steps
+    state: str
+    seconds: float | None  # that its artifact took, whether in this run or before
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run of a pipeline, or of one stage and its inputs."""
+
+    title: str
+    name: str  # of the configuration
+    stage: str = ""  # empty: the whole pipeline
+    state: str = FINISHED
+    reason: str = ""  # why it failed or was stopped, in a line
+    started: str = ""  # UTC
+    seconds: float = 0.0
+    commit: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)  # config, data and changes
+    config: dict[str, Any] = field(default_factory=dict)
+    steps: list[StepSummary] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "RunSummary":
+        """A summary from values of JSON."""
+        return cls(**values | {"steps": [StepSummary(**step) for step in values["steps"]]})
+
+    def without_credentials(self) -> "RunSummary":
+        """The summary without the credentials of URLs."""
+        return self.of(clean_values(asdict(self)))
+
+    def save(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+
+def load(path: Path) -> RunSummary | None:
+    """A summary that `save` wrote; None if the file is something else."""
+    try:
+        return RunSummary.of(read_json(path))
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def summaries(folder: Path) -> Iterator[tuple[Path, RunSummary]]:
+    """The summaries in a folder of reports, newest first."""
+    loaded = [(path, summary) for path in folder.glob("*.json") if (summary := load(path))]
+    yield from sorted(loaded, key=lambda pair: pair[1].started, reverse=True)
+
+
+def run_before(path: Path, run: RunSummary) -> RunSummary | None:
+    """The last finished run before this one of the same configuration and stage, except one with the same result,
+    whose summary is at the same `path`."""
+    for other, summary in summaries(path.parent):
+        same = (summary.name, summary.stage, summary.state) == (run.name, run.stage, FINISHED)
+        if same and other != path and summary.started < run.started:
+            return summary
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an error as a line; the kind of the error if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
