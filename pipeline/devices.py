@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from alpro.errors import InputError
+from alpro.pipeline.artifacts.store import acquired
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.stop import STOP
 
@@ -90,10 +91,8 @@ def _take(files: list[Path], count: int) -> list[Path]:
         free: dict[Path, FileLock] = {}
         for file in files:
             lock = FileLock(file, mode=0o666, thread_local=False)
-            if file not in _held and len(free) < count:
-                with suppress(Timeout):
-                    lock.acquire(blocking=False)
-                    free[file] = lock
+            if file not in _held and len(free) < count and acquired(lock):
+                free[file] = lock
         shared = sorted((file for file in files if file in _held), key=lambda file: _held[file].stages)
         taken = [*free, *shared][:count]
         if len(taken) < count:

@@ -36,7 +36,7 @@ def ended_if_cancelled() -> Iterator[None]:
     if not deployment.id or threading.current_thread() is not threading.main_thread():
         yield
         return
-    Console.on_broken_pipe = drop_output  # type: ignore[method-assign]  # rich would raise SystemExit from a log line
+    Console.on_broken_pipe = drop_output  # type: ignore  # rich would raise SystemExit from a log line
     watch = Watch(UUID(flow_run.id), get_run_logger())
     thread = threading.Thread(target=copy_context().run, args=(watch.run, os.getppid), daemon=True)
     try:
