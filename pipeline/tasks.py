@@ -174,7 +174,7 @@ def build_by_deployment(session: Session, step: Step, parameters: dict[str, Any]
 def wait_for_run(run: FlowRun) -> State:
     """Waits for the end of a deployment's run and returns its state. Cancels the run if the pipeline stops. If the
     server does not answer, the run continues, and so does the waiting. Raises StageFailed if the run is deleted."""
-    state, unreachable = run.state, False
+    state, unreachable = None, False
     with get_client(sync_client=True) as client:
         while True:
             try:
