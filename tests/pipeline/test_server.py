@@ -39,6 +39,7 @@ def server(tmp_path_factory, free_port):
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "OMP_NUM_THREADS": "1",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     environment.pop("PREFECT_LOGGING_LEVEL", None)
     log = open(home / "log.txt", "w")
@@ -181,11 +182,11 @@ def training_processes(folder: Path) -> list[int]:
     return found
 
 
-def start_long_training(environment, workspace: Path, *more: str) -> dict:
+def start_long_training(environment, workspace: Path, *more: str, flow: str = "train-prompter", **others) -> dict:
     """Starts a run that trains until it is stopped, and waits until it trains."""
-    identity = call(environment, "GET", "/deployments/name/train-prompter/train-prompter")["id"]
+    identity = call(environment, "GET", f"/deployments/name/{flow}/{flow}")["id"]
     changes = ["train_prompter.phases.0.steps=100000", *more]
-    parameters = {"config": TINY, "workspace": str(workspace), "changes": changes}
+    parameters = {"config": TINY, "workspace": str(workspace), "changes": changes, **others}
     run = call(environment, "POST", f"/deployments/{identity}/create_flow_run", {"parameters": parameters})
     wait_for(lambda: list((workspace / "artifacts" / "train_prompter").glob("*/metrics.jsonl")), 400)
     return run
@@ -222,7 +223,7 @@ def workers(environment, pool: str) -> list[psutil.Process]:
 
 
 def test_a_run_whose_worker_was_killed_goes_on_and_can_be_cancelled(server, tmp_path):
-    """The last test: afterwards the pool has no worker."""
+    """Afterwards the pool `gpu` has no worker."""
     run = start_long_training(server, tmp_path)
     (metrics,) = (tmp_path / "artifacts" / "train_prompter").glob("*/metrics.jsonl")
     (worker,) = workers(server, "gpu")
@@ -235,3 +236,18 @@ def test_a_run_whose_worker_was_killed_goes_on_and_can_be_cancelled(server, tmp_
     call(server, "POST", f"/flow_runs/{run['id']}/set_state", crashed)
     wait_for(lambda: call(server, "GET", f"/flow_runs/{run['id']}")["state"]["type"] == "RUNNING", 60)
     cancel(server, run, tmp_path)
+
+
+def test_a_run_whose_machine_is_gone_is_marked_as_crashed(server, tmp_path):
+    """Afterwards the pool `cpu` has no worker."""
+    command = [sys.executable, "-m", "alpro.pipeline.automations", "--silence", "60"]
+    subprocess.run(command, env=server, check=True)
+    run = start_long_training(server, tmp_path, flow="alpro", stages_by_deployment=False)
+    (worker,) = workers(server, "cpu")
+    for process in (worker, *worker.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert call(server, "GET", f"/flow_runs/{run['id']}")["state"]["type"] == "RUNNING"
+    state = wait_for(lambda: finished(server, run["id"]), 240)["state"]
+    assert (state["type"], state["message"][:19]) == ("CRASHED", "no heartbeat for 60")
+    wait_for(lambda: not training_processes(tmp_path), 60)
