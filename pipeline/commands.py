@@ -16,7 +16,7 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.checks import check_port, check_tracking_uri
+from alpro.pipeline.checks import check_port, check_sqlite, check_tracking_uri
 from alpro.pipeline.listings import print_artifact, print_artifacts, print_lineage, print_problems, print_unneeded
 from alpro.shards.storage import absolute
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
@@ -149,9 +149,10 @@ def prepare_prefect(home: Path) -> None:
 
 def use_temporary_server() -> None:
     """If Prefect has no server, it uses our temporary one, which Ctrl-C does not end. It starts with the flow."""
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
     if not PREFECT_API_URL.value():
+        check_sqlite(PREFECT_HOME.value() / "prefect.db")
         from alpro.pipeline.server import TemporaryServer
 
         TemporaryServer()

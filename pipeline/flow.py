@@ -28,6 +28,7 @@ from alpro.pipeline.schedule import run_steps
 from alpro.pipeline.steps import check_files, decoding, model_task, needed, with_files
 from alpro.pipeline.summarize import now, summarize
 from alpro.pipeline.tasks import Session, announce, fetch_input
+from alpro.pipeline.watch import ended_if_cancelled
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import StageConfig
@@ -276,11 +277,12 @@ def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
         """
         check_workspace(workspace)
         check_tracking_uri(tracking_uri)
-        if handover:
-            return run_handed(Handover.model_validate(handover), workspace, tracking_uri)
-        whole = stage == "alpro"
-        by_deployment = stages_by_deployment and whole
-        return run("" if whole else stage, config, data, changes, workspace, tracking_uri, by_deployment)
+        with ended_if_cancelled():
+            if handover:
+                return run_handed(Handover.model_validate(handover), workspace, tracking_uri)
+            whole = stage == "alpro"
+            by_deployment = stages_by_deployment and whole
+            return run("" if whole else stage, config, data, changes, workspace, tracking_uri, by_deployment)
 
     body.__name__ = body.__qualname__ = stage
     return Flow(body, name=stage.replace("_", "-"), flow_run_name=flow_run_name, persist_result=False)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.artifacts.store import Step, Store
+from alpro.pipeline.devices import VISIBLE, lock_folder, reserved, visible_devices
 from alpro.pipeline.units import on_dask
 from alpro.shards.storage import Location, absolute
 from alpro.stages import TRAININGS, WITH_MODEL
@@ -34,7 +35,8 @@ def work(
     """Runs a step's stage with the output folder `out`; returns its counts and metrics.
 
     Stages with a model run in a process group of their own, which is ended with this call: on success, on any
-    exception here, on cancellation. `say` receives their output line by line if there is no terminal.
+    exception here, on cancellation. They use free GPUs, which no other run of this machine uses at the same time.
+    `say` receives their output line by line if there is no terminal.
     """
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
     inputs |= step.paths
@@ -53,10 +55,16 @@ def work(
     write_json(file, described)
     (out / "result.json").unlink(missing_ok=True)
     arguments = command(step.stage, file, resources)
+    announce = say or partial(print, file=sys.stderr, flush=True)
     if resources.nodes > 1 and step.stage in TRAININGS:
         by_hand = " ".join(["python", *arguments[1:-1], str(file.resolve())])
-        (say or partial(print, file=sys.stderr, flush=True))(f"{step.name}: start on each other node: {by_hand}")
-    status = run_group(arguments, lock_file, say)
+        announce(f"{step.name}: start on each other node: {by_hand}")
+    count = resources.processes if step.stage in TRAININGS else 1
+    locks = () if lock_file is None else (lock_file,)
+    waiting = partial(_announce_for, announce, step.name)
+    with reserved(visible_devices(resources), count, waiting, lock_folder()) as (devices, more_locks):
+        settings = {VISIBLE: ",".join(devices)} if devices else {}
+        status = run_group(arguments, (*locks, *more_locks), say, settings)
     result = read_json(out / "result.json") if (out / "result.json").exists() else {}
     if status == 0:
         (out / "result.json").unlink()
@@ -82,11 +90,20 @@ def command(stage: str, file: Path, resources: Resources) -> list[str]:
     return [*torchrun, *meeting, f"--rdzv-id={file.parent.name}", *stage_run]
 
 
-def run_group(arguments: list[str], lock_file: int | None, say: Callable[[str], None] | None) -> int:
+def _announce_for(announce: Callable[[str], None], name: str, text: str) -> None:
+    announce(f"{name}: {text}")
+
+
+def run_group(
+    arguments: list[str],
+    locks: Sequence[int],
+    say: Callable[[str], None] | None,
+    settings: Mapping[str, str] | None = None,
+) -> int:
     """Runs a command as a process group of its own; returns its exit status, always with the whole group gone.
 
-    The open lock of the artifact's folder is handed on, so that it stays held as long as any of the group lives,
-    even where this process is killed outright.
+    The open locks, of the artifact's folder and of the GPUs, are passed on, so that they stay held as long as any of
+    the group lives, even if this process is killed. `settings` are added to the environment.
     """
     stop, piped = STOP.get(), say is not None
     stop.check()
@@ -95,11 +112,11 @@ def run_group(arguments: list[str], lock_file: int | None, say: Callable[[str], 
     process = subprocess.Popen(
         arguments,
         start_new_session=True,
-        env={"GOMP_SPINCOUNT": "1000", **os.environ, "ALPRO_PARENT": str(os.getpid())},
+        env={"GOMP_SPINCOUNT": "1000", **os.environ, **(settings or {}), "ALPRO_PARENT": str(os.getpid())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if piped else None,
         stderr=subprocess.STDOUT if piped else None,
-        pass_fds=() if lock_file is None else (lock_file,),
+        pass_fds=tuple(locks),
         text=True,
         errors="replace",
     )
@@ -137,6 +154,9 @@ def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
 
 
 def _read_lines(process: subprocess.Popen, say: Callable[[str], None]) -> None:
+    """Reads to the end, whatever `say` raises: the stage would block in `write` once the pipe is full. If the worker
+    that prints Prefect's log has ended, rich raises SystemExit."""
     assert process.stdout is not None
     for line in process.stdout:
-        say(line.rstrip())
+        with suppress(BaseException):
+            say(line.rstrip())

@@ -12,7 +12,7 @@ from prefect.utilities.annotations import quote
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.launch import GRACE_SECONDS
 from alpro.pipeline.steps import required
-from alpro.pipeline.tasks import Session, announce, make, make_by_deployment
+from alpro.pipeline.tasks import Session, announce, make, make_by_deployment, make_data
 from alpro.stages import EVALUATIONS, WITH_MODEL, declaration
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.execution.interface import Interrupted
@@ -91,9 +91,11 @@ class Schedule:
         if declaration(step.stage).kind != "data":
             check_test_split(store, [other for other in self.steps if other.name not in self.failures], self.checked)
         exists = store.find(step) or store.is_shared(step)
-        task: Task[..., Any] = make if exists or self.by_deployment is None else make_by_deployment
-        more = () if task is make else (quote(self.by_deployment),)
         inputs = [self.futures[other.name] for other in step.inputs.values() if other.name in self.futures]
+        task: Task[..., Any] = make if step.stage in WITH_MODEL else make_data
+        more: tuple[Any, ...] = ()
+        if self.by_deployment is not None and not exists:
+            task, more = make_by_deployment, (quote(self.by_deployment),)
         future = cast(
             PrefectConcurrentFuture, task.submit(step.name, quote(self.session), quote(step), *more, wait_for=inputs)
         )

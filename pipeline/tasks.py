@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from httpx import HTTPError
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from prefect.states import Cancelled, Cancelling, Completed, State
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Cancelling, Completed, Failed, State
 
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import Step, Store
@@ -27,10 +29,12 @@ from alpro.pipeline.record import (
     stage_run,
 )
 from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.shards.storage import DISK_FULL
 from alpro.stages.execution.interface import Interrupted, Resources, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
+RETRY_SECONDS = [5.0, 20.0]  # before a data stage runs again after a failure of a disk or a network
 
 
 @dataclass
@@ -54,21 +58,54 @@ class Session:
 
 
 def interrupted(task: Any, run: Any, state: State) -> bool:
-    """Whether a failed stage left a checkpoint to continue from, and so is retried."""
-    error = getattr(state.data, "result", state.data)
+    """Whether a stage left a checkpoint to continue from, and so runs again at once."""
+    error = error_of(state)
     return isinstance(error, Interrupted) and not isinstance(error, Stopped)
+
+
+def transient(task: Any, run: Any, state: State) -> bool:
+    """Whether a stage that reads and writes files may succeed if it runs again soon: a network or its disk failed."""
+    error = error_of(state)
+    lasting = isinstance(error, FileNotFoundError | FileExistsError | PermissionError | NotADirectoryError)
+    return isinstance(error, OSError) and not lasting and error.errno not in DISK_FULL
+
+
+def error_of(state: State) -> Any:
+    return getattr(state.data, "result", state.data)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=3, retry_condition_fn=interrupted, task_run_name="{title}")
 def make(title: str, session: Session, step: Step) -> State | None:
-    """Finds a step's artifact or builds it, and appends it to the session. If it exists, the state is Cached.
+    """Finds a step's artifact or builds it, and appends it to the session.
 
-    Prefect receives the session and the step in quotes and no result: it searches every object that it sees for the
-    results of other tasks, and would draw arrows from all earlier stages.
+    The state is Completed, or Cached if the artifact exists; Interrupted if the stage left a checkpoint, from which
+    the next run continues; Failed with one line for an error that is not a bug. Prefect receives the session and the
+    step in quotes and no result: it searches every object that it sees for the results of other tasks, and would draw
+    arrows from all earlier stages.
     """
+    try:
+        return find_or_build(session, step)
+    except (InputError, StageFailed, Interrupted, OSError) as error:
+        return failed(error)
+
+
+# For stages that run in this process.
+make_data = make.with_options(retries=2, retry_delay_seconds=RETRY_SECONDS, retry_condition_fn=transient)
+
+
+def failed(error: Exception) -> State:
+    """The state of a task whose stage ended with an error that is not a bug. Its message is one line."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Interrupted):
+        return Failed(name="Interrupted", message=f"{line}; the next run continues", data=error)
+    return Failed(message=line, data=error)
+
+
+def find_or_build(session: Session, step: Step) -> State | None:
+    """Finds a step's artifact, here or in the shared place, or builds it. Returns a state of its own if it exists."""
     store, tracker = session.store, session.tracker
     folder, tags = store.folder(step), run_tags(session.commit, step)
-    with store.lock(step) as lock:
+    with store.lock(step, announce) as lock:
         record = store.find(step)
         if record is None and (record := store.fetch(step)):
             announce(f"{step.name}: fetched from {store.shared}")
@@ -104,8 +141,17 @@ def share(store: Store, step: Step) -> None:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
-def make_by_deployment(title: str, session: Session, step: Step, parameters: dict[str, Any]) -> None:
-    """Runs a stage by its own deployment, in that deployment's work pool, and waits for the artifact."""
+def make_by_deployment(title: str, session: Session, step: Step, parameters: dict[str, Any]) -> State | None:
+    """Runs a stage by its own deployment, in that deployment's work pool, and waits for the artifact. The states are
+    those of `make`."""
+    try:
+        build_by_deployment(session, step, parameters)
+    except (InputError, StageFailed, Interrupted) as error:
+        return failed(error)
+    return None
+
+
+def build_by_deployment(session: Session, step: Step, parameters: dict[str, Any]) -> None:
     flow = step.stage.replace("_", "-")
     parent = session.parent.id if session.parent else ""
     handover = Handover.of(step, session.experiment, parent, session.resources, session.arguments)
@@ -127,10 +173,19 @@ def make_by_deployment(title: str, session: Session, step: Step, parameters: dic
 
 
 def wait_for_run(run: FlowRun) -> State:
-    """Waits for the end of a deployment's run and returns its state. Cancels the run if the pipeline stops."""
+    """Waits for the end of a deployment's run and returns its state. Cancels the run if the pipeline stops. If the
+    server does not answer, the run continues, and so does the waiting. Raises StageFailed if the run is deleted."""
+    state, unreachable = None, False
     with get_client(sync_client=True) as client:
         while True:
-            state = client.read_flow_run(run.id).state
+            try:
+                state, unreachable = client.read_flow_run(run.id).state, False
+            except ObjectNotFound:
+                raise StageFailed(f"run {run.name} was deleted") from None
+            except HTTPError as error:
+                if not unreachable:
+                    announce(f"Prefect's server does not answer ({type(error).__name__}); {run.name} continues")
+                unreachable = True
             if state and state.is_final():
                 return state
             try:
@@ -143,7 +198,7 @@ def wait_for_run(run: FlowRun) -> State:
 
 def find_or_fetch(store: Store, step: Step) -> dict[str, Any] | None:
     """The record of a step's artifact, here or fetched from the shared place; None if it is in neither."""
-    with store.lock(step):
+    with store.lock(step, announce):
         return store.find(step) or store.fetch(step)
 
 

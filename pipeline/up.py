@@ -2,17 +2,15 @@
 
 Each program runs in a session of its own, with a log file in WORKSPACE/up. Both servers listen on 127.0.0.1 only. A
 worker starts each run in one more session, and a run starts training in another: at the end, the runs have time to
-write their checkpoints, then every process below this one is ended.
+write their checkpoints, then every process below this one is ended. If this process is killed, a guard does that.
 """
 
 import ctypes
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,19 +18,18 @@ from pathlib import Path
 from threading import Event
 from types import FrameType
 from typing import Any
+from uuid import uuid4
 
 import psutil
 
 from alpro.pipeline.checks import MLFLOW_DATABASE, PREFECT_DATABASE, check, lock, problems
-from alpro.pipeline.launch import GRACE_SECONDS
+from alpro.pipeline.guard import EXIT_SECONDS, MARK, RUN_SECONDS
+from alpro.pipeline.loopback import answers, request
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 POOLS = ("cpu", "gpu")
 START_SECONDS = 600.0  # the first start creates both databases
-RUN_SECONDS = GRACE_SECONDS + 20  # for a run to write its checkpoint and report its end
-EXIT_SECONDS = 15.0  # for a worker without runs, and for a server
 POLL_SECONDS = 0.25
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is not behind a proxy
 DEVICES = "import torch; print(torch.cuda.device_count())"
 
 
@@ -105,7 +102,11 @@ class Machine:
     mlflow_port: int
     servers: list[Program] = field(default_factory=list)
     workers: list[Program] = field(default_factory=list)
+    guards: list[Program] = field(default_factory=list)
     seen: set[psutil.Process] = field(default_factory=set)  # every process below this one, so far
+    mark: str = field(default_factory=lambda: uuid4().hex)  # in the environment of every process below this one
+    # Prefect's server ends with its standard input. This process and the guard have the other end.
+    pipe: tuple[int, int] = field(default_factory=os.pipe)
     stopping: Event = field(default_factory=Event)
     impatient: Event = field(default_factory=Event)  # a second signal
 
@@ -126,6 +127,7 @@ class Machine:
         (self.workspace / "prefect").mkdir(exist_ok=True)
         print("starting Prefect and MLflow", flush=True)
         module = [sys.executable, "-m"]
+        self.guards.append(self.run("guard", [*module, "alpro.pipeline.guard", self.mark], {}))
         prefect = [*module, "alpro.pipeline.server", str(self.prefect_port)]
         store = ["--host", "127.0.0.1", "--port", str(self.mlflow_port), "--workers", "1"]
         store += ["--no-serve-artifacts", "--default-artifact-root", (self.workspace / "mlflow").as_uri()]
@@ -139,6 +141,7 @@ class Machine:
         settings = self.client_settings()
         pools = ["alpro.pipeline.pools", *(f"{pool}={limit}" for pool, limit in (("cpu", 0), ("gpu", max(count, 1))))]
         self.finish("pools", [*module, *pools], settings)
+        self.finish("automations", [*module, "alpro.pipeline.automations"], settings)
         for pool in POOLS:
             command = [*module, "prefect", "worker", "start", "--pool", pool, "--type", "process"]
             self.workers.append(self.run(f"worker-{pool}", command, settings))
@@ -196,15 +199,17 @@ class Machine:
     def run(self, name: str, command: list[str], settings: dict[str, str]) -> Program:
         """Starts a program in a session of its own, with its output in a log file."""
         path = self.workspace / "up" / f"{name}.log"
+        inputs = {"guard": subprocess.PIPE, "prefect": self.pipe[0]}  # the others have none
         with open(path, "wb") as log:
             process = subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE if name == "prefect" else subprocess.DEVNULL,  # the server ends with its input
+                stdin=inputs.get(name, subprocess.DEVNULL),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=path.parent,
-                env=environment() | settings,
+                env=environment() | settings | {MARK: self.mark},
                 start_new_session=True,
+                pass_fds=self.pipe[1:] if name == "guard" else (),
             )
         return Program(name, path, process)
 
@@ -227,8 +232,8 @@ class Machine:
                 raise Ended(f"not everything started within {START_SECONDS:.0f} s; logs are in {self.workspace / 'up'}")
 
     def check(self) -> None:
-        """Raises Ended if a server or a worker is not running."""
-        for program in (*self.servers, *self.workers):
+        """Raises Ended if a server, a worker or the guard is not running."""
+        for program in (*self.servers, *self.workers, *self.guards):
             program.check()
 
     def wait(self) -> None:
@@ -241,7 +246,7 @@ class Machine:
         self.stopping.set()
         if self.workers:
             self.end_runs()
-        for programs in (self.workers, self.servers):  # a worker without its server does not end
+        for programs in (self.workers, self.servers, self.guards):  # a worker without its server does not end
             self.remember()
             for program in programs:
                 program.process.terminate()
@@ -295,26 +300,6 @@ def environment() -> dict[str, str]:
     for name in ("NO_PROXY", "no_proxy"):
         values[name] = ",".join(filter(None, (values.get(name), "127.0.0.1", "localhost")))
     return values | {"DO_NOT_TRACK": "1"}
-
-
-def answers(url: str) -> bool:
-    """Whether a server of this machine answers a request."""
-    try:
-        with OPENER.open(url, timeout=10) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
-
-def request(url: str, method: str, body: dict[str, Any] | None = None) -> Any:
-    """The answer of Prefect's server to a request; None if there is none, as when it has ended."""
-    data = None if body is None else json.dumps(body).encode()
-    wanted = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    try:
-        with OPENER.open(wanted, timeout=10) as answer:
-            return json.loads(answer.read() or "null")
-    except OSError:
-        return None
 
 
 def children(pid: int, recursive: bool) -> list[psutil.Process]:

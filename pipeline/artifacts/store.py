@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
@@ -30,8 +30,10 @@ from alpro.pipeline.artifacts.sharing import fetch, is_shared, send, shared_reco
 from alpro.shards.ffmpeg_binary import ffmpeg_version
 from alpro.shards.storage import DISK_FULL, Location, absolute, join, located
 from alpro.stages.execution.interface import CHANGED, Outcome, StageConfig
+from alpro.stages.execution.stop import STOP
 
 RECORD_VERSION = 2
+LOCK_SECONDS = 0.2  # between two looks at a lock
 
 
 @dataclass(frozen=True)
@@ -184,14 +186,18 @@ class Store:
         yield from sorted(complete, key=lambda pair: pair[1]["run"]["at"])
 
     @contextmanager
-    def lock(self, step: Step) -> Iterator[FileLock]:
-        """Locks a step's folder for writing. Of two runs with the same fingerprint, the second waits and reads the
-        artifact of the first. Raises InputError if the store's folder is not writable."""
+    def lock(self, step: Step, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:
+        """Locks a step's folder for writing. Of two runs with the same fingerprint, the second announces that it waits,
+        and reads the artifact of the first. Raises InputError if the store's folder is not writable, and Stopped."""
         folder = self.folder(step)
         lock = FileLock(folder.with_suffix(".lock"))
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            while not acquired(lock):
+                if announce:
+                    announce(f"{step.name}: waits for another run that makes it")
+                announce = None
+                STOP.get().wait(LOCK_SECONDS)
         except OSError as error:
             raise InputError(f"{folder.parent}: {error.strerror}") from error
         try:
@@ -217,6 +223,15 @@ class Store:
             raise InputError(f"{step.name}: its input files changed during the run ({where}); run again")
         (folder / CHANGED).unlink(missing_ok=True)
         return write_record(folder, step.description, outcome, {"seconds": round(time.time() - started, 1), **run_info})
+
+
+def acquired(lock: FileLock) -> bool:
+    """Acquires a lock if it is free."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
 
 
 def write_record(

@@ -25,9 +25,9 @@ def group(monkeypatch) -> dict[str, Any]:
     """Records commands instead of starting processes. "result" is what they write, "status" their exit status."""
     seen: dict[str, Any] = {"status": 0, "result": {"counts": {"items": 3}, "metrics": {"score": 0.5}}}
 
-    def run_group(arguments, lock_file, say):
+    def run_group(arguments, locks, say, settings):
         file = Path(arguments[-1])
-        seen.update(arguments=arguments, lock_file=lock_file, work=read_json(file))
+        seen.update(arguments=arguments, locks=locks, settings=settings, work=read_json(file))
         if seen["result"] is not None:
             write_json(file.with_name("result.json"), seen["result"])
         return seen["status"]
@@ -41,7 +41,7 @@ def test_resources_reach_the_process_of_a_stage(group, tmp_path):
     work(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5)
     assert Resources.model_validate(group["work"]["resources"]) == resources
     assert group["work"]["config"] == PRETRAIN.config.model_dump(mode="json")
-    assert (group["work"]["out"], group["lock_file"]) == (str(tmp_path), 5)
+    assert (group["work"]["out"], group["locks"], group["settings"]) == (str(tmp_path), (5,), {})
 
 
 def test_resources_of_a_pipeline_reach_the_process_of_a_stage(group, first, workspace):
@@ -53,7 +53,7 @@ def test_resources_of_a_pipeline_reach_the_process_of_a_stage(group, first, work
         evaluate_flow(TINY, changes=changes, workspace=str(workspace))
     received = Resources.model_validate(group["work"]["resources"])
     assert (received.workers, received.device, received.profile, received.processes) == (3, "cpu", True, 1)
-    assert group["lock_file"] is not None  # held as long as the process lives
+    assert len(group["locks"]) == 1  # held as long as the process lives
 
 
 def test_resources_reach_a_stage_that_runs_in_this_process(group, tmp_path, monkeypatch):
@@ -132,5 +132,23 @@ def test_an_earlier_result_is_not_used(group, tmp_path):
 def test_a_process_knows_who_started_it_and_its_output_is_read():
     lines: list[str] = []
     program = "import os, sys; print(os.environ['ALPRO_PARENT']); print('to stderr', file=sys.stderr); sys.exit(3)"
-    assert launch.run_group([sys.executable, "-c", program], None, lines.append) == 3
+    assert launch.run_group([sys.executable, "-c", program], (), lines.append) == 3
     assert sorted(lines) == sorted([str(os.getpid()), "to stderr"])
+
+
+def test_output_is_read_to_its_end_whatever_the_log_raises():
+    def raise_as_rich_does(line: str) -> None:
+        raise SystemExit(1)
+
+    program = "for _ in range(40_000): print('more than the pipe and its reader hold')"
+    assert launch.run_group([sys.executable, "-c", program], (), raise_as_rich_does) == 0
+
+
+def test_a_stage_gets_free_devices_and_their_locks(group, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "visible_devices", lambda resources: ["0", "GPU-1", "2"])
+    monkeypatch.setattr(launch, "lock_folder", lambda: tmp_path / "locks")
+    work(PRETRAIN, tmp_path, Store(tmp_path), Resources(processes=2), lock_file=5)
+    assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0,GPU-1"}
+    assert len(group["locks"]) == 3
+    work(EVALUATE, tmp_path, Store(tmp_path), Resources(processes=2))  # it is no training
+    assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0"}

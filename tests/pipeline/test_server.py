@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.long
@@ -36,6 +39,7 @@ def server(tmp_path_factory, free_port):
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "OMP_NUM_THREADS": "1",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     environment.pop("PREFECT_LOGGING_LEVEL", None)
     log = open(home / "log.txt", "w")
@@ -55,6 +59,8 @@ def server(tmp_path_factory, free_port):
     processes += [start("worker", "start", "--pool", pool, "--type", "process") for pool in ("cpu", "gpu")]
     yield environment
     for process in reversed(processes):  # a worker without its server does not end by SIGTERM
+        if process.poll() is not None:  # killed by a test
+            continue
         os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(20)
@@ -176,16 +182,72 @@ def training_processes(folder: Path) -> list[int]:
     return found
 
 
-def test_cancelling_ends_the_whole_process_group_and_leaves_a_checkpoint(server, tmp_path):
-    identity = call(server, "GET", "/deployments/name/train-prompter/train-prompter")["id"]
-    changes = ["train_prompter.phases.0.steps=100000", "resources.processes=2"]
-    parameters = {"config": TINY, "workspace": str(tmp_path), "changes": changes}
-    run = call(server, "POST", f"/deployments/{identity}/create_flow_run", {"parameters": parameters})
-    wait_for(lambda: list((tmp_path / "artifacts" / "train_prompter").glob("*/metrics.jsonl")), 180)
-    assert len(training_processes(tmp_path)) >= 3  # torchrun and two ranks
-    call(server, "POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
-    assert wait_for(lambda: finished(server, run["id"]), 120)["state"]["type"] == "CANCELLED"
-    wait_for(lambda: not training_processes(tmp_path), 60)
-    (folder,) = (tmp_path / "artifacts" / "train_prompter").glob("*/")
+def start_long_training(environment, workspace: Path, *more: str, flow: str = "train-prompter", **others) -> dict:
+    """Starts a run that trains until it is stopped, and waits until it trains."""
+    identity = call(environment, "GET", f"/deployments/name/{flow}/{flow}")["id"]
+    changes = ["train_prompter.phases.0.steps=100000", *more]
+    parameters = {"config": TINY, "workspace": str(workspace), "changes": changes, **others}
+    run = call(environment, "POST", f"/deployments/{identity}/create_flow_run", {"parameters": parameters})
+    wait_for(lambda: list((workspace / "artifacts" / "train_prompter").glob("*/metrics.jsonl")), 400)
+    return run
+
+
+def cancel(environment, run: dict, workspace: Path) -> None:
+    """Cancels a training run. It is then shown as cancelled, and left a checkpoint and no process."""
+    call(environment, "POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+    assert wait_for(lambda: finished(environment, run["id"]), 120)["state"]["type"] == "CANCELLED"
+    wait_for(lambda: not training_processes(workspace), 60)
+    (folder,) = (workspace / "artifacts" / "train_prompter").glob("*/")
     assert not (folder / "artifact.json").exists()
     assert list((folder / "checkpoints").glob("step-*"))
+    with closing(sqlite3.connect(workspace / "mlflow.db")) as database:
+        ended = database.execute("select status from runs where status != 'FINISHED'").fetchall()
+    assert ended == [("KILLED",), ("KILLED",)]  # the pipeline and the stage
+
+
+def test_cancelling_ends_the_whole_process_group_and_leaves_a_checkpoint(server, tmp_path):
+    run = start_long_training(server, tmp_path, "resources.processes=2")
+    assert len(training_processes(tmp_path)) >= 3  # torchrun and two ranks
+    cancel(server, run, tmp_path)
+    wait_for(lambda: task_states(server, run)["train_prompter"] == "Interrupted", 60)
+
+
+def workers(environment, pool: str) -> list[psutil.Process]:
+    """The worker of a pool."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if {"worker", pool} <= set(process.cmdline()):
+                found += [process] * (process.environ().get("PREFECT_API_URL") == environment["PREFECT_API_URL"])
+    return found
+
+
+def test_a_run_whose_worker_was_killed_goes_on_and_can_be_cancelled(server, tmp_path):
+    """Afterwards the pool `gpu` has no worker."""
+    run = start_long_training(server, tmp_path)
+    (metrics,) = (tmp_path / "artifacts" / "train_prompter").glob("*/metrics.jsonl")
+    (worker,) = workers(server, "gpu")
+    worker.kill()
+    lines = len(metrics.read_text().splitlines())
+    wait_for(lambda: len(metrics.read_text().splitlines()) > lines + 20, 120)
+    assert call(server, "GET", f"/flow_runs/{run['id']}")["state"]["type"] == "RUNNING"
+    # As by the automation for runs without heartbeats after an outage of the network.
+    crashed = {"state": {"type": "CRASHED"}, "force": True}
+    call(server, "POST", f"/flow_runs/{run['id']}/set_state", crashed)
+    wait_for(lambda: call(server, "GET", f"/flow_runs/{run['id']}")["state"]["type"] == "RUNNING", 60)
+    cancel(server, run, tmp_path)
+
+
+def test_a_run_whose_machine_is_gone_is_marked_as_crashed(server, tmp_path):
+    """Afterwards the pool `cpu` has no worker."""
+    command = [sys.executable, "-m", "alpro.pipeline.automations", "--silence", "60"]
+    subprocess.run(command, env=server, check=True)
+    run = start_long_training(server, tmp_path, flow="alpro", stages_by_deployment=False)
+    (worker,) = workers(server, "cpu")
+    for process in (worker, *worker.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert call(server, "GET", f"/flow_runs/{run['id']}")["state"]["type"] == "RUNNING"
+    state = wait_for(lambda: finished(server, run["id"]), 240)["state"]
+    assert (state["type"], state["message"][:19]) == ("CRASHED", "no heartbeat for 60")
+    wait_for(lambda: not training_processes(tmp_path), 60)

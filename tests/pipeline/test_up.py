@@ -22,6 +22,7 @@ from alpro.pipeline import checks, flow, pools
 from alpro.pipeline.checks import MLFLOW_DATABASE, PREFECT_DATABASE, check
 from alpro.pipeline.cli import parser
 from alpro.pipeline.commands import execute
+from alpro.pipeline.guard import runs_still
 from tests.pipeline.started import ROOT, TINY, Up, call, wait_for
 
 Usage = namedtuple("Usage", "total used free")
@@ -179,6 +180,8 @@ def test_up_runs_a_pipeline_and_leaves_no_process(tmp_path, free_port):
         assert status_of(flows, **{"Content-Type": "application/json", "Origin": "http://evil.example"}) == 403
         assert status_of(flows, **{"Content-Type": "", "Origin": "http://evil.example"}) == 403
         assert call(machine.prefect, "POST", "/work_pools/filter", {})[1]["concurrency_limit"] == 1
+        (automation,) = call(machine.prefect, "POST", "/automations/filter", {})
+        assert automation["name"] == "alpro: runs without heartbeats"
         again = subprocess.run(machine.command, capture_output=True, text=True, cwd=ROOT)
         assert (again.returncode, again.stdout) == (1, "")
         assert f"error: alpro up already runs in {tmp_path / 'w'}" in again.stderr
@@ -220,3 +223,23 @@ def test_if_a_program_dies_it_is_named_and_the_others_stop(tmp_path, free_port):
         assert machine.process.wait(300) == 1
         assert "error: worker-gpu ended with status -9" in machine.output()
         assert [process for process in processes if process.is_running()] == []
+
+
+@pytest.mark.long
+def test_if_it_is_killed_nothing_is_left(tmp_path, free_port):
+    with Up(tmp_path / "w", free_port(), free_port()) as machine:
+        run = machine.start(
+            "train-prompter/train-prompter", config=TINY, changes=["train_prompter.phases.0.steps=100000"]
+        )
+        trained = tmp_path / "w" / "artifacts" / "train_prompter"
+        wait_for(lambda: list(trained.glob("*/metrics.jsonl")), 600, machine.check)
+        processes = psutil.Process(machine.process.pid).children(recursive=True)
+        assert len(processes) >= 7  # with the guard
+        machine.process.kill()
+        wait_for(lambda: not any(map(runs_still, processes)), 300)
+        assert list(trained.glob("*/checkpoints/step-*"))
+    with sqlite3.connect(tmp_path / "w" / "prefect" / "prefect.db") as database:
+        ((state,),) = database.execute("select state_name from flow_run where id = ?", (run,)).fetchall()
+    assert state == "Crashed"  # it reported that itself: the servers are the last to end
+    with sqlite3.connect(tmp_path / "w" / "mlflow.db") as database:
+        assert database.execute("select count(*) from runs where status = 'RUNNING'").fetchone() == (0,)

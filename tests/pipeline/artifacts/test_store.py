@@ -16,7 +16,8 @@ from alpro.errors import InputError
 from alpro.files import digest, read_json, write_json
 from alpro.pipeline.artifacts.store import Step, Store, read_record
 from alpro.stages import STAGES, decode_videos, render_sample
-from alpro.stages.execution.interface import Outcome, Resources, require
+from alpro.stages.execution.interface import Outcome, Resources, Stopped, require
+from alpro.stages.execution.stop import STOP, Stop
 
 ROOT = Path(__file__).parents[2]
 
@@ -184,6 +185,33 @@ def test_two_processes_build_a_step_once(tmp_path):
     assert printed == ["built", "reused"]
     step = Step("render_sample", "sample", render_sample.Config())
     assert (Store(tmp_path).folder(step) / "makers").read_text() == "x"
+
+
+def test_a_run_announces_once_that_it_waits_for_another(tmp_path, monkeypatch):
+    store, step = Store(tmp_path), sample_step()
+    lines: list[str] = []
+    with store.lock(step, pytest.fail) as held:
+        times = iter([None, None, held.release])
+
+        def wait(self: Stop, seconds: float) -> None:
+            if release := next(times):
+                release()
+
+        monkeypatch.setattr(Stop, "wait", wait)
+        with store.lock(step, lines.append):
+            assert lines == [f"{step.name}: waits for another run that makes it"]
+
+
+def test_a_stopped_run_does_not_wait_for_another(tmp_path):
+    stop = Stop()
+    token = STOP.set(stop)
+    try:
+        with Store(tmp_path).lock(sample_step()):
+            stop.request()
+            with pytest.raises(Stopped), Store(tmp_path).lock(sample_step()):
+                pass
+    finally:
+        STOP.reset(token)
 
 
 def test_an_unwritable_store_raises_an_input_error(tmp_path):

@@ -1,0 +1,71 @@
+"""Automations for runs without heartbeats and for failures, as Prefect's server has them."""
+
+from datetime import timedelta
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import get_client
+from prefect.events.schemas.events import RelatedResource, Resource
+
+from alpro.pipeline import automations
+from alpro.pipeline.automations import crash_silent_runs, install, main
+
+
+@pytest.fixture
+def server(prefect):
+    """Prefect's server, without automations of earlier tests."""
+    with get_client(sync_client=True) as client:
+        for one in client.read_automations():
+            client.delete_automation(one.id)
+        yield client
+
+
+def test_the_command_may_be_repeated(server, capsys):
+    assert main([]) == 0
+    assert main(["--silence", "30"]) == 0
+    (installed,) = server.read_automations()
+    assert installed.trigger.within == timedelta(seconds=30)
+    assert [action.type for action in installed.actions] == ["change-flow-run-state"]
+    assert capsys.readouterr().out == "automation: alpro: runs without heartbeats\n" * 2
+
+
+def test_failures_are_sent_to_a_block(server, capsys):
+    assert main(["--notify", "webhook/nobody"]) == 2
+    assert capsys.readouterr().err == "error: no block webhook/nobody; create it on Prefect's page Blocks\n"
+    assert server.read_automations() == []
+    Webhook(url="https://example.com/hook").save("alerts")
+    assert main(["--notify", "webhook/alerts"]) == 0
+    installed = {one.name: one for one in server.read_automations()}
+    (action,) = installed["alpro: failed runs"].actions
+    assert action.type == "call-webhook"
+    assert "flow_run.state.message" in action.payload
+
+
+@pytest.mark.parametrize(("flow", "covered"), [("alpro", True), ("train-prompter", True), ("somebody-elses", False)])
+def test_only_runs_of_this_project_are_meant(flow, covered):
+    run = Resource({"prefect.resource.id": f"prefect.flow-run.{uuid4()}"})
+    of = RelatedResource(
+        {"prefect.resource.id": "prefect.flow.1", "prefect.resource.role": "flow", "prefect.resource.name": flow}
+    )
+    trigger = crash_silent_runs(600).trigger
+    assert trigger.match.includes([run])
+    assert trigger.match_related.includes([of]) == covered
+
+
+def test_a_notification_block_receives_a_subject():
+    client = SimpleNamespace(read_block_document_by_name=lambda name, kind: SimpleNamespace(id=uuid4()))
+    (action,) = automations.notify_of_failures(client, "slack-webhook/alerts").actions
+    assert action.type == "send-notification"
+
+
+def test_an_existing_automation_is_updated():
+    calls = []
+    existing = SimpleNamespace(id=uuid4())
+    client = SimpleNamespace(
+        read_automations_by_name=lambda name: [existing],
+        update_automation=lambda identity, automation: calls.append((identity, automation.name)),
+    )
+    install(client, crash_silent_runs(600))
+    assert calls == [(existing.id, "alpro: runs without heartbeats")]

@@ -1,0 +1,115 @@
+"""Runs at the same time use different GPUs; this machine needs none."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alpro.errors import InputError
+from alpro.pipeline import devices
+from alpro.pipeline.devices import reserved, visible_devices
+from alpro.stages.execution.interface import Resources, Stopped
+from alpro.stages.execution.stop import STOP, Stop
+
+# Another process of this machine: it reserves a device of two, prints it, and keeps it until its input ends.
+OTHER = """import sys
+from pathlib import Path
+from alpro.pipeline.devices import reserved
+with reserved(["0", "1"], 1, print, Path(sys.argv[1])) as (names, _):
+    print(*names, flush=True)
+    sys.stdin.read()
+"""
+
+
+def other(folder: Path) -> tuple[subprocess.Popen, str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    return process, process.stdout.readline().strip()
+
+
+def test_runs_take_different_devices_and_then_wait(tmp_path, monkeypatch):
+    first, name = other(tmp_path)
+    assert name == "0"
+    lines: list[str] = []
+    with reserved(["0", "1"], 1, lines.append, tmp_path) as (names, locks):
+        assert (names, len(locks), lines) == (["1"], 1, [])
+
+    def wait(self: Stop, seconds: float) -> None:  # the other run ends in the meantime
+        first.communicate()
+
+    monkeypatch.setattr(Stop, "wait", wait)
+    with reserved(["0", "1"], 2, lines.append, tmp_path) as (names, _):
+        assert names == ["0", "1"]
+    assert lines == ["waits for 2 free GPUs of 2; other runs use them"]
+
+
+def test_a_stopped_run_does_not_wait(tmp_path):
+    first, _ = other(tmp_path)
+    stop = Stop()
+    token = STOP.set(stop)
+    try:
+        with pytest.raises(Stopped), reserved(["0"], 1, lambda line: stop.request(), tmp_path):
+            pass
+    finally:
+        STOP.reset(token)
+        first.communicate()
+    with reserved(["0"], 1, pytest.fail, tmp_path) as (names, _):
+        assert names == ["0"]
+
+
+def test_a_process_that_inherits_the_locks_keeps_the_devices(tmp_path):
+    """A training process whose pipeline is killed."""
+    program = OTHER.replace("sys.stdin.read()", "subprocess.Popen(['cat'], pass_fds=_); os._exit(9)")
+    command = [sys.executable, "-c", "import os, subprocess\n" + program, str(tmp_path)]
+    killed = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert killed.stdout.readline() == "0\n"
+    assert killed.wait() == 9
+    with reserved(["0", "1"], 1, pytest.fail, tmp_path) as (names, _):
+        assert names == ["1"]
+    killed.stdin.close()  # cat ends
+    assert killed.stdout.read() == ""
+    with reserved(["0", "1"], 1, pytest.fail, tmp_path) as (names, _):
+        assert names == ["0"]
+
+
+def test_stages_of_one_process_share_what_is_not_enough(tmp_path):
+    def take(*names: str):
+        return reserved(list(names), 1, pytest.fail, tmp_path)
+
+    with take("0", "1") as (first, _):
+        with take("0", "1") as (second, _), take("0", "1") as (third, locks):
+            assert (first, second, third) == (["0"], ["1"], ["0"])
+            assert len(locks) == 1
+        process, name = other(tmp_path)
+        assert name == "1"  # "0" is still in use here
+        process.communicate()
+    assert devices._held == {}
+
+
+def test_without_devices_nothing_is_reserved(tmp_path):
+    with reserved([], 4, pytest.fail, tmp_path / "locks") as taken:
+        assert taken == ([], ())
+    assert not (tmp_path / "locks").exists()
+    assert visible_devices(Resources(device="cpu")) == []
+
+
+def test_too_few_devices_and_an_unusable_folder(tmp_path):
+    with (
+        pytest.raises(InputError, match="the number of visible GPUs is 1"),
+        reserved(["0"], 2, print, tmp_path),
+    ):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="the locks of the GPUs"), reserved(["0"], 1, print, tmp_path / "file" / "x"):
+        pass
+
+
+@pytest.mark.parametrize(("visible", "names"), [(None, ["0", "1"]), ("", ["0", "1"]), ("3, GPU-ab", ["3", "GPU-ab"])])
+def test_devices_are_named_as_cuda_names_them(visible, names, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    if visible is not None:
+        monkeypatch.setenv(devices.VISIBLE, visible)
+    assert visible_devices(Resources()) == names

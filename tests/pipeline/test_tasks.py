@@ -1,0 +1,140 @@
+"""A stage as a task of Prefect: its states, their messages, and what runs again."""
+
+import errno
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Completed, Failed, Running
+from prefect.utilities.annotations import quote
+
+from alpro.errors import InputError
+from alpro.pipeline import tasks
+from alpro.pipeline.artifacts.store import Step
+from alpro.pipeline.tasks import failed, interrupted, make, make_data, transient, wait_for_run
+from alpro.stages import pretrain, render_sample
+from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
+from alpro.stages.execution.stop import STOP, Stop
+
+DATA = Step("render_sample", "render_sample", render_sample.Config())
+TRAINING = Step("pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}]))
+
+
+@pytest.fixture
+def run(prefect, monkeypatch):
+    """run(task, step, *results): the final state of a task whose stage has these results one after the other, and the
+    number of times that it ran."""
+
+    def execute(task, step: Step, *results):
+        remaining, states = list(results), []
+
+        def find_or_build(session, step):
+            result = remaining.pop(0)
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        @flow(persist_result=False)
+        def pipeline() -> None:
+            future = task.submit(step.name, quote(None), quote(step))
+            future.wait()
+            states.append(future.state)
+
+        monkeypatch.setattr(tasks, "find_or_build", find_or_build)
+        pipeline()
+        return states[0], len(results) - len(remaining)
+
+    return execute
+
+
+def test_finished_and_cached_stages(run):
+    state, times = run(make, TRAINING, None)
+    assert (state.name, times) == ("Completed", 1)
+    state, times = run(make_data, DATA, Completed(name="Cached", message="/w/artifacts/x"))
+    assert (state.name, state.message, times) == ("Cached", "/w/artifacts/x", 1)
+
+
+def test_an_interrupted_training_continues(run):
+    state, times = run(make, TRAINING, Interrupted("pretrain received SIGTERM"), None)
+    assert (state.name, times) == ("Completed", 2)
+    state, times = run(make, TRAINING, *[Interrupted("pretrain received SIGTERM")] * 4)
+    assert (state.type.value, state.name, times) == ("FAILED", "Interrupted", 4)
+    assert state.message == "pretrain received SIGTERM; the next run continues"
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("a: no\ncaptions"), StageFailed("a: no captions"), Stopped("a: no captions")]
+)
+@pytest.mark.parametrize(("task", "step"), [(make, TRAINING), (make_data, DATA)])
+def test_what_fails_for_good_is_one_line(run, task, step, error):
+    state, times = run(task, step, error)
+    assert times == 1
+    assert state.type.value == "FAILED"
+    assert state.message.startswith("a: no captions")
+    assert state.name == ("Interrupted" if isinstance(error, Stopped) else "Failed")
+
+
+def test_a_data_stage_survives_a_lost_network(run, monkeypatch):
+    monkeypatch.setattr(make_data, "retry_delay_seconds", 0)
+    state, times = run(make_data, DATA, OSError(errno.EIO, "Input/output error"), OSError("lost"), None)
+    assert (state.name, times) == ("Completed", 3)
+    state, times = run(make_data, DATA, *[OSError("https://host/a.mp4: reset by peer")] * 3)
+    assert (state.name, state.message, times) == ("Failed", "https://host/a.mp4: reset by peer", 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (Interrupted("x"), interrupted),
+        (Stopped("x"), None),
+        (InputError("x"), None),
+        (StageFailed("x"), None),
+        (ValueError("x"), None),
+        (OSError("the store does not answer"), transient),
+        (ConnectionResetError("x"), transient),
+        (TimeoutError("x"), transient),
+        (OSError(errno.ESTALE, "Stale file handle"), transient),
+        (OSError(errno.ENOSPC, "No space left on device"), None),
+        (FileNotFoundError("x"), None),
+        (PermissionError("x"), None),
+    ],
+)
+def test_which_errors_run_again(error, again):
+    state = failed(error)
+    assert {condition for condition in (interrupted, transient) if condition(None, None, state)} == {again} - {None}
+
+
+def test_waiting_for_a_deployment_outlives_its_server(monkeypatch):
+    """A pipeline's stage runs elsewhere; Prefect's server restarts meanwhile."""
+    run = SimpleNamespace(id="r", name="pretrain · 0a1b", state=Running())
+    answers = iter([Running(), httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), Completed()])
+
+    class Client:
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda self, *_: None  # noqa: E731
+
+        def read_flow_run(self, run_id):
+            answer = next(answers, ObjectNotFound(Exception()))
+            if isinstance(answer, Exception):
+                raise answer
+            return SimpleNamespace(state=answer)
+
+    lines: list[str] = []
+    monkeypatch.setattr(tasks, "get_client", lambda sync_client: Client())
+    monkeypatch.setattr(tasks, "announce", lines.append)
+    monkeypatch.setattr(tasks, "POLL_SECONDS", 0)
+    token = STOP.set(Stop())
+    try:
+        assert wait_for_run(run).is_completed()
+        assert lines == ["Prefect's server does not answer (ConnectError); pretrain · 0a1b continues"]
+        with pytest.raises(StageFailed, match="was deleted"):
+            wait_for_run(run)
+    finally:
+        STOP.reset(token)
+
+
+def test_a_message_is_never_empty():
+    assert failed(OSError()).message == "OSError"
+    assert isinstance(failed(InputError("x")), type(Failed()))
