@@ -217,12 +217,18 @@ def add_run_options(command: argparse.ArgumentParser, config: str = "sample") ->
         "--data", default="", metavar="FOLDER_OR_MANIFEST", help="your videos, in place of the configuration's corpora"
     )
     command.add_argument(
+        "--pretrained",
+        default="",
+        metavar="MODEL_FOLDER",
+        help="start from this model, in place of the configuration's prompter and pre-training",
+    )
+    command.add_argument(
         "--set",
         action="append",
         default=[],
         dest="changes",
         metavar="STAGE.KEY=VALUE",
-        help="change one value, such as pretrain.lr=1e-4; repeatable",
+        help="change one value, such as pretrain.lr=1e-4, or leave out a stage: finetune_qa=false; repeatable",
     )
     add_workspace(command, "folder of artifacts, reports and the MLflow store")
     command.add_argument(
