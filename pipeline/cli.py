@@ -2,11 +2,13 @@
 `--help` and usage errors are immediate."""
 
 import argparse
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from alpro.stages import STAGES, declaration
 
@@ -183,6 +185,16 @@ def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     add_tracking_uri(register_parser)
 
 
+class Pretrained(argparse.Action):
+    """Adds the changes of `--pretrained MODEL_FOLDER` to those of `--set`."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        changes = [f"pretrained={json.dumps(values)}", "train_prompter=false", "pretrain=false"]
+        namespace.changes = [*changes, *(namespace.changes or [])]
+
+
 def port(text: str) -> int:
     """The number of a port."""
     if not text.isdigit() or not 0 < int(text) < 65536:
@@ -218,7 +230,9 @@ def add_run_options(command: argparse.ArgumentParser, config: str = "sample") ->
     )
     command.add_argument(
         "--pretrained",
-        default="",
+        action=Pretrained,
+        default=[],
+        dest="changes",
         metavar="MODEL_FOLDER",
         help="start from this model, in place of the configuration's prompter and pre-training",
     )

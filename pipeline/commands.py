@@ -3,7 +3,6 @@
 import argparse
 import atexit
 import gc
-import json
 import os
 import signal
 import sys
@@ -68,9 +67,6 @@ def prepare_run(arguments: argparse.Namespace) -> Path:
     """Creates the workspace and sets Prefect's environment. Call before Prefect is imported."""
     check_tracking_uri(arguments.tracking_uri)
     workspace = arguments.workspace.resolve()
-    if arguments.pretrained:
-        without = ["train_prompter=false", "pretrain=false"]
-        arguments.changes[:0] = [f"pretrained={json.dumps(arguments.pretrained)}", *without]
     if arguments.profile:
         arguments.changes.append("resources.profile=true")
     create_workspace(workspace, check_writable=not arguments.dry_run)

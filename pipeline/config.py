@@ -13,7 +13,7 @@ from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config_errors import one_line
-from alpro.pipeline.config_values import without_stages
+from alpro.pipeline.config_values import with_sizes, without_stages
 from alpro.shards.annotations import scan_source
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
@@ -218,6 +218,7 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
     values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
     if isinstance(values.get("templates"), str):
         values["templates"] = read_toml(Path(values["templates"]))
+    values = with_sizes(values)
     for key, stage in SHARED:
         if key in dict_of(values.get(stage)):
             raise InputError(f"{name_of(files)}: {stage}.{key}: set it once, in [{key}]")
