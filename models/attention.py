@@ -64,12 +64,17 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU (exact), linear: (..., D) -> (..., D)."""
+    """Linear, GELU, linear: (..., D) -> (..., D).
 
-    def __init__(self, width: int, hidden: int):
+    activation: gelu is the exact one; quick_gelu is x * sigmoid(1.702 x), that of OpenAI's CLIP.
+    """
+
+    def __init__(self, width: int, hidden: int, activation: str = "gelu"):
         super().__init__()
+        self.quick = activation == "quick_gelu"
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        y = self.fc1(x)
+        return self.fc2(y * F.sigmoid(1.702 * y) if self.quick else F.gelu(y))

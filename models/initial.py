@@ -1,5 +1,6 @@
 """Initialization from pre-trained weights: a timm ViT and a BERT (paper, section 4.1)."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ def load_vit(model: DualEncoder, name: str) -> None:
 
     Temporal attention and its norm start as copies of the spatial ones and temporal_fc at zero, so that the encoder
     starts as that ViT applied to each frame (TimeSformer). The position embedding is resized to the image size
-    (bicubic); the time embedding starts at zero. Raises ValueError with a one-line message if the weights are not
-    available or do not match, or if the ViT has other components (layer scale, register tokens, query norms).
+    (bicubic); the time embedding starts at zero. `plain_vit` says what of other ViTs is converted. Raises ValueError
+    with a one-line message if the weights are not available or do not match, or if the ViT has other components
+    (register tokens, query norms, rotary positions).
     """
-    vit = read_checkpoint(Path(name)) if Path(name).suffix in WEIGHT_FILES else timm_weights(name)
-    vit = {key.replace("patch_embed.proj.", "patch_embed."): value for key, value in vit.items()}
+    vit = plain_vit(read_checkpoint(Path(name)) if Path(name).suffix in WEIGHT_FILES else timm_weights(name))
     encoder = model.video_encoder
     own = encoder.state_dict()
     plain = {key for key in own if "temporal_" not in key and key != "time_embed"}
-    ignored = ("head.", "fc_norm.")  # the classifier of the ViT
+    ignored = ("head.", "fc_norm.", "attn_pool.")  # the classifier of the ViT
     if more := sorted(key for key in vit.keys() - plain if not key.startswith(ignored)):
         others = f" and {len(more) - 1} others" if len(more) > 1 else ""
         raise ValueError(f"vit = {name!r} is not a plain ViT of {len(encoder.blocks)} blocks: it has {more[0]}{others}")
@@ -40,6 +41,30 @@ def load_vit(model: DualEncoder, name: str) -> None:
             weights[key] = torch.zeros_like(own[key])
     check_match(f"vit = {name!r}", weights, own)
     encoder.load_state_dict(weights)
+
+
+def plain_vit(vit: StateDict) -> StateDict:
+    """The weights of a timm ViT as those of a plain one with the same tokens.
+
+    DINOv2: layer scales are multiplied into the layers before them. CLIP: the patches have no bias, so it is zero.
+    EVA: the norm of the averaged patches is the norm. SigLIP: it has no [CLS], whose token and position start at zero.
+    """
+    vit = {key.replace("patch_embed.proj.", "patch_embed."): value for key, value in vit.items()}
+    vit = {re.sub("^norm_pre", "pre_norm", key): value for key, value in vit.items()}
+    for key in [key for key in vit if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)]:
+        block, scale = key.split(".ls")
+        layer = f"{block}.{'attn.proj' if scale.startswith('1') else 'mlp.fc2'}"
+        gamma = vit.pop(key)
+        vit[f"{layer}.weight"] = vit[f"{layer}.weight"] * gamma[:, None]
+        vit[f"{layer}.bias"] = vit[f"{layer}.bias"] * gamma
+    if "patch_embed.weight" in vit and "pre_norm.weight" in vit:
+        vit.setdefault("patch_embed.bias", torch.zeros(len(vit["patch_embed.weight"])))
+    if "norm.weight" not in vit and "fc_norm.weight" in vit:
+        vit |= {f"norm.{kind}": vit[f"fc_norm.{kind}"] for kind in ("weight", "bias")}
+    if "cls_token" not in vit and "attn_pool.latent" in vit and "pos_embed" in vit:
+        vit["cls_token"] = torch.zeros_like(vit["pos_embed"][:, :1])
+        vit["pos_embed"] = torch.cat([vit["cls_token"], vit["pos_embed"]], dim=1)
+    return vit
 
 
 def timm_weights(name: str) -> StateDict:

@@ -27,6 +27,10 @@ class VideoConfig(BaseModel):
     depth: int = Field(12, ge=1, description="number of blocks")
     heads: int = Field(12, ge=1, description="number of attention heads")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden size of the MLP, as a multiple of width")
+    pre_norm: bool = Field(False, description="layer norm before the first block, as in the ViT of a CLIP")
+    activation: Literal["gelu", "quick_gelu"] = Field(
+        "gelu", description="activation of the MLPs; quick_gelu: that of OpenAI's CLIP"
+    )
     drop_path: float = Field(
         0.1, ge=0, lt=1, description="stochastic depth rate of the last block; it rises linearly from 0 in the first"
     )
@@ -77,7 +81,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, int(width * config.mlp_ratio))
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), config.activation)
 
     def forward(self, x: Tensor, frames: int, keep: Tensor | None = None, cls_only: bool = False) -> Tensor:
         """x (B, 1 + T * N, D): [CLS] and patches of T `frames` -> the same shape, or [CLS] (B, 1, D) with `cls_only`.
@@ -124,6 +128,7 @@ class TimeSformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
         self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
+        self.pre_norm = nn.LayerNorm(config.width, eps=1e-5) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         rates = torch.linspace(0, config.drop_path, config.depth)
         self.register_buffer("keep_rates", 1 - rates, persistent=False)
@@ -144,7 +149,7 @@ class TimeSformer(nn.Module):
         x = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B * T, N, D)
         patches = x.view(b, t, *x.shape[1:]) + self.pos_embed[:, None, 1:] + self.time_embed[:, :t, None]
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
-        x = torch.cat([cls, patches.flatten(1, 2)], dim=1)
+        x = self.pre_norm(torch.cat([cls, patches.flatten(1, 2)], dim=1))
         keep, last = self.sample_drop_path(b), len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
             args = (x, t, None if keep is None else keep[number], cls_only and number == last)

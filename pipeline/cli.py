@@ -2,11 +2,13 @@
 `--help` and usage errors are immediate."""
 
 import argparse
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from alpro.stages import STAGES, declaration
 
@@ -192,6 +194,16 @@ def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     add_tracking_uri(register_parser)
 
 
+class Pretrained(argparse.Action):
+    """Adds the changes of `--pretrained MODEL_FOLDER` to those of `--set`."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        changes = [f"pretrained={json.dumps(values)}", "train_prompter=false", "pretrain=false"]
+        namespace.changes = [*changes, *(namespace.changes or [])]
+
+
 def port(text: str) -> int:
     """The number of a port."""
     if not text.isdigit() or not 0 < int(text) < 65536:
@@ -226,12 +238,20 @@ def add_run_options(command: argparse.ArgumentParser, config: str = "sample") ->
         "--data", default="", metavar="FOLDER_OR_MANIFEST", help="your videos, in place of the configuration's corpora"
     )
     command.add_argument(
+        "--pretrained",
+        action=Pretrained,
+        default=[],
+        dest="changes",
+        metavar="MODEL_FOLDER",
+        help="start from this model, in place of the configuration's prompter and pre-training",
+    )
+    command.add_argument(
         "--set",
         action="append",
         default=[],
         dest="changes",
         metavar="STAGE.KEY=VALUE",
-        help="change one value, such as pretrain.lr=1e-4; repeatable",
+        help="change one value, such as pretrain.lr=1e-4, or leave out a stage: finetune_qa=false; repeatable",
     )
     add_workspace(command, "folder of artifacts, reports and the MLflow store")
     command.add_argument(

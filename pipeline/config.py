@@ -13,6 +13,7 @@ from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config_errors import one_line
+from alpro.pipeline.config_values import with_sizes, without_stages
 from alpro.shards.annotations import scan_source
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
@@ -203,12 +204,13 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
     files = find_configs(source)
     for path in files:
         part = read_toml(path)
-        check_tables(part, path)
-        values = merged(values, resolve_data(part, path.parent))
+        check_tables(without_stages(part), path)
+        values = without_stages(merged(values, resolve_data(part, path.parent)))
     if data:
         values = with_data(values, data)
     for change in changes or []:
         apply_change(values, change)
+        values = without_stages(values)
         check_tables(values, f"--set {change}")
     if data and not asks_questions(absolute(data)):  # question answering is then skipped
         values.pop("finetune_qa", None)
@@ -216,6 +218,7 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
     values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
     if isinstance(values.get("templates"), str):
         values["templates"] = read_toml(Path(values["templates"]))
+    values = with_sizes(values)
     for key, stage in SHARED:
         if key in dict_of(values.get(stage)):
             raise InputError(f"{name_of(files)}: {stage}.{key}: set it once, in [{key}]")

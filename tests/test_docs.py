@@ -93,7 +93,7 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
     parsed = parser().parse_args([argument for argument in arguments if argument != "..."])
     if parsed.command == "run" or parsed.command.replace("-", "_") in STAGES:
         config = parsed.config if parsed.config in shipped() else "own_videos"  # instead of the user's file
-        data = str(tmp_path) if config == "own_videos" else ""
+        data = str(tmp_path) if config in ("own_videos", "from_weights") else ""
         assert load_config(config, data, parsed.changes).name == config
     if parsed.command == "study" and parsed.file != "FILE":
         study, data = load_study(parsed.file), str(tmp_path) if parsed.data else ""

@@ -213,10 +213,11 @@ class EncoderConfig(TrainingConfig):
         json_schema_extra=FILE_OR_NAME,
     )
 
-    normalization: Literal["clip", "corpus"] = Field(
+    normalization: Literal["clip", "corpus", "imagenet", "half"] = Field(
         "clip",
-        description="mean and std of the pixels: those of CLIP, as in the paper, or those of the corpora; pre-training "
-        "with a trained prompter uses the prompter's",
+        description="mean and std of the pixels: those of CLIP, as in the paper, of the corpora, of ImageNet (DINOv2), "
+        "or 0.5 (SigLIP); if it is not set, that of the ViT named in `vit`; pre-training with a trained prompter uses "
+        "the prompter's",
     )
 
     def load_initial(self, model: DualEncoder) -> None:

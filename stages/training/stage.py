@@ -21,6 +21,12 @@ from alpro.stages.training.objective import Objective
 
 Inputs = dict[str, Path]
 
+# Mean and std of each channel of pixels in [0, 1].
+CONSTANTS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
 
 @dataclass
 class Training:
@@ -102,9 +108,12 @@ def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def measure_preprocessing(config: EncoderConfig, inputs: Inputs) -> Preprocessing:
-    """The frame normalization: CLIP's constants, or the statistics of the corpora, averaged. Raises InputError."""
+    """The frame normalization: constants, or the statistics of the corpora, averaged. Raises InputError."""
     if config.normalization == "clip":
         return Preprocessing(max_text_tokens=config.max_text_tokens)
+    if config.normalization in CONSTANTS:
+        mean, std = CONSTANTS[config.normalization]
+        return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)
     corpora = [read_json(require(inputs[name], "statistics.json")) for name in sorted(config.corpora)]
     mean, std = (
         np.mean([statistics[key] for statistics in corpora], axis=0).round(5).tolist() for key in ("mean", "std")

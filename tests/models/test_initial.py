@@ -5,7 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.encoder_names import normalization_of, text_sizes, video_sizes
+from alpro.models.folder import Preprocessing
 from alpro.models.initial import load_bert, load_vit
+from alpro.stages.training.stage import CONSTANTS
 
 VIDEO = {"image_size": 32, "patch_size": 8, "frames": 3, "width": 64, "depth": 2, "heads": 2, "drop_path": 0.0}
 TEXT = {"vocab_size": 40, "width": 64, "depth": 4, "fusion_layer": 2, "heads": 2, "max_length": 16, "dropout": 0.0}
@@ -109,9 +112,9 @@ def load(model: Alpro, state: dict[str, torch.Tensor], path) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "blocks.0.ls1.gamma",
+        "blocks.0.ls3.gamma",
         "blocks.1.attn.q_norm.weight",
-        "norm_pre.weight",
+        "norm_post.weight",
         "reg_token",
         "head_dist.weight",
         "time_embed",
@@ -150,3 +153,95 @@ def test_unavailable_weights_are_a_one_line_error_with_instructions(model, monke
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="add timm's tag"):
         load_vit(model, "vit_base_patch16_224")
+
+
+def timm_vit(name: str, **more):
+    """A small random ViT of timm with the components of a name."""
+    import timm
+
+    torch.manual_seed(1)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+    vit = timm.create_model(name, **sizes, **more)
+    for parameter in vit.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return vit.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("vit_base_patch14_dinov2", {}),
+        ("vit_base_patch16_clip_224", {}),
+        ("vit_base_patch16_clip_quickgelu_224", {}),
+        ("vit_base_patch16_224", {}),
+    ],
+)
+def test_vits_of_other_families_start_exactly(name, more, tmp_path):
+    vit = timm_vit(name, **more)
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    own = {key: value for key, value in video_sizes(name).items() if key in ("pre_norm", "activation")}
+    model = Alpro(ModelConfig.model_validate({"video": VIDEO | own, "text": TEXT, "embed_dim": 16})).eval()
+    load_vit(model, str(tmp_path / "vit.safetensors"))
+    frames = torch.randn(2, 3, 3, 32, 32)
+    with torch.no_grad():
+        tokens = model.encode_video(frames[:, :1].expand(-1, 3, -1, -1, -1))
+        expected = vit.forward_features(frames[:, 0])
+    torch.testing.assert_close(tokens, expected, atol=2e-4, rtol=1e-3)
+
+
+def test_a_siglip_starts_with_a_new_cls_token(tmp_path):
+    vit = timm_vit("vit_base_patch16_siglip_224")
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    model = Alpro(ModelConfig.model_validate({"video": VIDEO, "text": TEXT, "embed_dim": 16})).eval()
+    load_vit(model, str(tmp_path / "vit.safetensors"))
+    encoder = model.video_encoder
+    assert not encoder.cls_token.any()
+    assert not encoder.pos_embed[:, 0].any()
+    assert torch.equal(encoder.pos_embed[:, 1:], vit.pos_embed)
+    assert torch.equal(encoder.blocks[1].attn.qkv.weight, vit.blocks[1].attn.qkv.weight)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch14_reg4_dinov2", "eva02_base_patch16_clip_224"])
+def test_vits_with_registers_or_rotary_positions_are_refused(name, model, tmp_path):
+    save_file(timm_vit(name).state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match="is not a plain ViT of 2 blocks: it has"):
+        load_vit(model, str(tmp_path / "vit.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_base_patch16_224.orig_in21k_ft_in1k",
+        "vit_small_patch16_224.dino",
+        "vit_base_patch14_dinov2.lvd142m",
+        "vit_base_patch16_clip_224.laion2b",
+        "vit_base_patch16_clip_quickgelu_224.openai",
+        "vit_large_patch14_clip_224.openai",
+        "vit_base_patch16_siglip_224.webli",
+        "eva_large_patch14_196.in22k_ft_in22k_in1k",
+        "vit_base_patch16_224.mae",
+    ],
+)
+def test_sizes_and_normalization_are_those_of_timm(name):
+    import timm
+
+    with torch.device("meta"):
+        vit = timm.create_model(name.partition(".")[0])
+    sizes = video_sizes(name)
+    assert (sizes["width"], sizes["depth"]) == (vit.embed_dim, len(vit.blocks))
+    assert (sizes["heads"], sizes["patch_size"]) == (vit.blocks[0].attn.num_heads, vit.patch_embed.patch_size[0])
+    keys = vit.state_dict().keys()
+    assert sizes.get("pre_norm", False) == ("norm_pre.weight" in keys)
+    assert (sizes.get("activation", "gelu") == "quick_gelu") == (type(vit.blocks[0].mlp.act).__name__ == "QuickGELU")
+    cfg = timm.models.get_pretrained_cfg(name)
+    constants = CONSTANTS | {"clip": (Preprocessing().mean, Preprocessing().std)}
+    if name != "vit_base_patch16_224.orig_in21k_ft_in1k":  # the paper's, with CLIP's constants
+        assert constants[normalization_of(name)] == (cfg.mean, cfg.std)
+
+
+def test_the_sizes_of_a_bert_are_those_of_its_folder(bert, tmp_path):
+    _, folder = bert
+    expected = {"width": 64, "depth": 4, "heads": 2, "mlp_ratio": 4.0, "max_length": 16}
+    assert text_sizes(str(folder)) == expected
+    assert text_sizes("google-bert/bert-base-uncased")["width"] == 768
+    assert text_sizes(str(tmp_path)) == text_sizes("no/such-bert") == {}

@@ -1,5 +1,6 @@
 """Configuration: shipped files are valid, changes reach their keys, errors are one line."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from alpro.errors import InputError
+from alpro.models.alpro import ModelConfig
 from alpro.pipeline.config import CONFIGS, load_config, shipped
 from docs.write_configuration import document
 
@@ -295,3 +297,25 @@ def test_data_and_shards_may_be_paths_and_urls(tmp_path, value, expected):
 def test_keys_of_decoding_do_not_apply_to_shards(tmp_path, corpus, message):
     with pytest.raises(InputError, match=message):
         load_config(str(config_of(tmp_path, shards="'a'", **corpus)))
+
+
+def test_sizes_follow_from_the_names_of_the_encoders(tmp_path):
+    """They replace those of the configuration, which could not be loaded."""
+    (tmp_path / "bert").mkdir()
+    sizes = {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "intermediate_size": 768}
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(sizes | {"max_position_embeddings": 128}))
+    stages = ("train_prompter", "pretrain")
+    changes = [f"{stage}.vit=vit_small_patch14_dinov2.lvd142m" for stage in stages]
+    changes += [f"{stage}.bert={tmp_path / 'bert'}" for stage in stages]
+    config = load_config("webvid_cc3m", str(tmp_path), changes)
+    video, text = config.model.video, config.model.text
+    assert (video.width, video.depth, video.heads, video.patch_size, video.image_size) == (384, 12, 6, 14, 224)
+    assert (text.width, text.depth, text.fusion_layer, text.heads) == (384, 8, 4, 6)
+    assert (text.mlp_ratio, text.max_length) == (2.0, 128)
+    assert config.pretrain.normalization == "imagenet"
+    assert config.build_vocabulary.tokenizer == "bert-base-uncased"  # that of the file
+    config = load_config("webvid_cc3m", str(tmp_path), [*changes, "pretrain.normalization=corpus"])
+    assert config.pretrain.normalization == "corpus"
+    plain = load_config("webvid_cc3m", str(tmp_path))
+    assert plain.model == ModelConfig()
+    assert plain.pretrain.normalization == "clip"

@@ -1,0 +1,75 @@
+"""The sizes of pre-trained encoders, from the names of timm's ViTs and from the configuration of a BERT in a folder.
+
+Nothing is downloaded, and neither timm nor transformers is imported.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+# Width, depth and heads by the word in timm's names.
+VIT_SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+# The words in a name that say how its pixels were normalized; the paper's ViT is used with CLIP's constants.
+NORMALIZATIONS = {"clip": "clip", "eva": "clip", "siglip": "half", "dinov2": "imagenet", "dino": "imagenet"}
+NORMALIZATIONS |= {"mae": "imagenet"}
+VIT_NAME = re.compile(r"(?:vit|eva)_(?P<size>tiny|small|base|large)_patch(?P<patch>\d+)(?P<rest>[\w.]*)")
+# Width, depth, heads and positions of BERTs on the hub.
+BERTS = {
+    "bert-base-uncased": (768, 12, 12, 512),
+    "bert-base-cased": (768, 12, 12, 512),
+    "bert-base-multilingual-cased": (768, 12, 12, 512),
+    "bert-large-uncased": (1024, 24, 16, 512),
+    "bert-large-cased": (1024, 24, 16, 512),
+    "microsoft/MiniLM-L12-H384-uncased": (384, 12, 12, 512),
+}
+
+
+def video_sizes(vit: str) -> dict[str, Any]:
+    """The keys of `[model.video]` that timm's name of a ViT determines; empty for a file or an unknown name.
+
+    >>> video_sizes("vit_base_patch14_dinov2.lvd142m")
+    {'width': 768, 'depth': 12, 'heads': 12, 'mlp_ratio': 4.0, 'patch_size': 14, 'stem': 'patch'}
+    >>> video_sizes("vit_small_patch16_224.dino")["width"], video_sizes("vit_base_patch32_clip_224.openai")["pre_norm"]
+    (384, True)
+    """
+    match = VIT_NAME.fullmatch(vit)
+    if match is None:
+        return {}
+    width, depth, heads = VIT_SIZES[match["size"]]
+    sizes: dict[str, Any] = {"width": width, "depth": depth, "heads": heads, "mlp_ratio": 4.0}
+    sizes |= {"patch_size": int(match["patch"]), "stem": "patch"}
+    words = words_of(match["rest"])
+    more = {"pre_norm": True} if "clip" in words else {}
+    return sizes | more | ({"activation": "quick_gelu"} if "quickgelu" in words else {})
+
+
+def normalization_of(vit: str) -> str:
+    """The `normalization` of a ViT by timm's name, or an empty string."""
+    match = VIT_NAME.fullmatch(vit)
+    names = [name for word in words_of(vit) if (name := NORMALIZATIONS.get(word))] if match else []
+    return names[0] if names else ""
+
+
+def words_of(name: str) -> list[str]:
+    return re.split(r"[_.]", name)
+
+
+def text_sizes(bert: str) -> dict[str, Any]:
+    """The keys of `[model.text]` that a BERT determines: one of BERTS, or a folder with its config.json; else empty."""
+    known = BERTS.get(bert.removeprefix("google-bert/"))
+    if known:
+        width, depth, heads, length = known
+        return {"width": width, "depth": depth, "heads": heads, "mlp_ratio": 4.0, "max_length": length}
+    try:
+        config = json.loads((Path(bert) / "config.json").read_text())
+        width = config["hidden_size"]
+        return {
+            "width": width,
+            "depth": config["num_hidden_layers"],
+            "heads": config["num_attention_heads"],
+            "mlp_ratio": config["intermediate_size"] / width,
+            "max_length": config["max_position_embeddings"],
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # loading the weights reports what is wrong

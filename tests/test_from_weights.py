@@ -1,0 +1,115 @@
+"""From other people's weights to scores on own videos, without editing a file: the recipes of docs/reproduce.md."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from alpro.errors import InputError
+from alpro.files import read_json
+from alpro.models.alpro import Alpro
+from alpro.models.folder import ModelFolder
+from alpro.models.official import to_official
+from alpro.pipeline import commands
+from alpro.pipeline.cli import parser
+from alpro.pipeline.commands import prepare_run
+from alpro.pipeline.config import load_config
+from tests.test_paper_configurations import make
+
+SIZES = ["corpora.data.size=32", "corpora.data.frames=4", "evaluate.min_decoded_share=0.5"]
+SHORT = ["finetune_retrieval.frames=3", "finetune_retrieval.batch_size=4", "finetune_retrieval.negative_pool_size=2"]
+SHORT += ["finetune_retrieval.phases=[{corpora=['data'], steps=2}]", "finetune_retrieval.validation.times=1"]
+SHORT += ["finetune_qa.frames=3", "finetune_qa.batch_size=4", "finetune_qa.phases=[{corpora=['data'], steps=2}]"]
+SHORT += ["finetune_qa.validation.times=1"]
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory, tiny_model, vocabulary) -> Path:
+    """Small random checkpoints in the form of the official code, with their tokenizer and answers."""
+    folder = tmp_path_factory.mktemp("official")
+    tokenizer = vocabulary / "tokenizer.json"
+    config = tiny_model(len(json.loads(tokenizer.read_text())["model"]["vocab"]))
+    one = {"heads": 1}  # as an import takes it for a width below 64
+    video, text = config.video.model_copy(update=one), config.text.model_copy(update=one)
+    config = config.model_copy(update={"video": video, "text": text})
+    torch.manual_seed(0)
+    torch.save(
+        {"model": to_official(Alpro(config, entities=4).state_dict(), config)}, folder / "alpro_pretrained_ckpt.pt"
+    )
+    torch.save(to_official(Alpro(config).state_dict(), config), folder / "msrvtt_ret.pt")
+    torch.save(to_official(Alpro(config, answers=3).state_dict(), config, "text_encoder."), folder / "msrvtt_qa.pt")
+    (folder / "unigrams.txt").write_text("circle 90\nsquare 70\ntriangle 50\nstar 20\n")
+    (folder / "train_ans2label.json").write_text(json.dumps({"circle": 0, "square": 1, "left": 2}))
+    for file in folder.glob("*.pt"):
+        task = {"msrvtt_ret": "retrieval", "msrvtt_qa": "qa"}.get(file.stem, "pretrain")
+        words = {"pretrain": "--words unigrams.txt", "qa": "--words train_ans2label.json"}.get(task, "")
+        words = words.replace("--words ", f"--words {folder}/")
+        line = f"import-checkpoint {file} {folder / task} --task {task} --tokenizer {tokenizer} {words}"
+        assert commands.execute(parser().parse_args(shlex.split(line))) == 0
+    return folder
+
+
+@pytest.fixture
+def planned(sample, tmp_path, monkeypatch):
+    """planned(config, model folder, *options): the configuration of `alpro run ... --pretrained`."""
+    monkeypatch.setattr(commands, "prepare_prefect", lambda home: None)
+
+    def load(config: str, model: Path, *options: str):
+        data = sample / "clips.jsonl"
+        sets = [part for change in (*SIZES, *options) for part in ("--set", change)]
+        line = [
+            "run",
+            "--config",
+            config,
+            "--data",
+            str(data),
+            "--pretrained",
+            str(model),
+            "--workspace",
+            str(tmp_path / "w"),
+        ]
+        arguments = parser().parse_args([*line, *sets])
+        prepare_run(arguments)
+        return load_config(arguments.config, arguments.data, arguments.changes)
+
+    return load
+
+
+def scores(folder: Path) -> set[str]:
+    return {name.partition("/")[2] for name in read_json(folder / "results.json")["metrics"]}
+
+
+def test_imported_labels_have_their_names(official):
+    assert ModelFolder.from_pretrained(official / "pretrain").entities == ["circle", "square", "triangle", "star"]
+    assert ModelFolder.from_pretrained(official / "qa").answers == ["circle", "square", "left"]
+
+
+def test_a_pretrained_checkpoint_searches_own_videos_and_is_fine_tuned(official, planned, tmp_path, inline_pool):
+    folders = make(planned("from_weights", official / "pretrain", *SHORT), tmp_path / "run")
+    assert folders.keys() == {"decode_videos data", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
+    for name in ("zero_shot", "evaluate"):
+        assert (folders[name] / "results.json").is_file()
+    assert ModelFolder.from_pretrained(folders["finetune_retrieval"] / "model").task == "retrieval"
+
+
+def test_a_fine_tuned_checkpoint_is_scored_as_it_is(official, planned, tmp_path, inline_pool):
+    without = ("finetune_retrieval=false", "finetune_qa=false")
+    for task in ("retrieval", "qa"):
+        folders = make(planned("from_weights", official / task, *without), tmp_path / "run")
+        assert folders.keys() == {"decode_videos data", "evaluate"}
+        assert (folders["evaluate"] / "results.json").is_file()
+
+
+def test_pretrained_replaces_the_first_stages_of_any_configuration(official, planned):
+    config = planned("own_videos", official / "pretrain")
+    assert (config.pretrained, config.train_prompter, config.pretrain) == (str(official / "pretrain"), None, None)
+    assert config.finetune_retrieval is not None
+    with pytest.raises(InputError, match="not both"):
+        planned("own_videos", official / "pretrain", "cache_prompts.prompter=a/clip")
+
+
+def test_only_optional_stages_can_be_left_out(tmp_path):
+    with pytest.raises(InputError, match="evaluate must be a table"):
+        load_config("own_videos", str(tmp_path), ["evaluate=false"])
