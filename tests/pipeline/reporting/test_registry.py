@@ -63,7 +63,7 @@ def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sampl
     texts = ["a red ball moves left", "where does it go?"]
     model = Model.from_pretrained(folder, device="cpu")
     if stage == "finetune_qa":
-        pairs = [model.answer(video, text, top_k=1)[0] for video, text in zip(videos, texts, strict=True)]
+        pairs = [model.ask(video, text, top_k=1)[0] for video, text in zip(videos, texts, strict=True)]
         expected = {"answer": [word for word, _ in pairs], "probability": [p for _, p in pairs]}
     else:
         expected = {"similarity": (model.embed_videos(videos) * model.embed_texts(texts)).sum(1).tolist()}
