@@ -76,6 +76,20 @@ def built_by(client: MlflowClient, record: dict[str, Any]) -> Run | None:
         return None
 
 
+def registered_folder(uri: str, name: str) -> Path:
+    """The model folder of models:/NAME@ALIAS or models:/NAME/VERSION, downloaded if the store is on another machine.
+
+    Raises InputError if the store does not have it.
+    """
+    try:
+        mlflow.set_tracking_uri(uri)
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=name))
+        data = mlflow.models.Model.load(folder).flavors["python_function"]["data"]
+    except Exception as error:
+        raise InputError(f"{name}: not in the MLflow store {uri}: {str(error).splitlines()[0]}") from error
+    return folder / data
+
+
 class ServedModel:
     """What `mlflow.pyfunc.load_model` returns the predictions of."""
 

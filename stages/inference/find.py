@@ -26,22 +26,33 @@ def find_model(name: str | Path, workspace: Path) -> Path:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (model_folder(folder) / "config.json").is_file() and not (folder / "prompts.safetensors").is_file():
+        if not has_model(folder):
             raise InputError(f"{folder}: not a model folder: it has no config.json")
         return folder
-    short = str(name)[:16]  # an artifact's folder has the first 16 characters of its fingerprint
+    found = find_artifact(str(name), workspace)
+    if not has_model(found):
+        raise InputError(f"{name}: the artifact of {found.parent.name} has no model")
+    return found
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a folder has a model, or the prompts of one."""
+    return (model_folder(folder) / "config.json").is_file() or (folder / "prompts.safetensors").is_file()
+
+
+def find_artifact(name: str, workspace: Path) -> Path:
+    """The one artifact whose fingerprint starts with `name`. Raises InputError if there is none, or more than one."""
+    short = name[:16]  # an artifact's folder has the first 16 characters of its fingerprint
     found = [
         path
         for path, record in (artifacts(workspace, f"*/{short}*") if short.isalnum() else ())
-        if str(record.get("fingerprint", "")).startswith(str(name))
+        if str(record.get("fingerprint", "")).startswith(name)
     ]
     if len(found) != 1:
         what = "no artifact starts" if not found else f"{len(found)} artifacts start"
         raise InputError(
             f"{name}: no such folder, and {what} with it in {workspace / 'artifacts'}; `alpro artifacts ls` lists them"
         )
-    if not (found[0] / "model").is_dir() and not (found[0] / "prompts.safetensors").is_file():
-        raise InputError(f"{name}: the artifact of {found[0].parent.name} has no model")
     return found[0]
 
 

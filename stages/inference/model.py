@@ -152,12 +152,13 @@ class Model:
         if not clips:
             return Videos(torch.empty(0, 1, config.video.width), torch.empty(0, self.embed_dim))
         pixels = torch.cat([self.encoder.pixels(torch.from_numpy(clip)[None].to(self.device)) for clip in clips])
-        with self._precision():
+        with self.precision():
             tokens = self.folder.model.encode_video(pixels, cls_only)
         tokens = tokens.float()
         return Videos(tokens, self.folder.model.project_video(tokens).float())
 
-    def _precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context of matrix products in `dtype`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def stream(self, files: Iterable[S], batch_size: int = BATCH) -> Iterator[Embedded]:
@@ -213,7 +214,7 @@ class Model:
         model, files, encoded = self._alpro("match"), several(files), self.texts(texts)
         out = torch.full((len(encoded.features), len(files)), torch.nan)
         for start, batch in self._numbered(files, batch_size):
-            with self._precision():
+            with self.precision():
                 scores = match_all(model, encoded, batch.videos)
             out[:, [start + i for i in batch.decoded]] = torch.from_numpy(scores).sigmoid()
         return out
@@ -257,7 +258,7 @@ class Model:
         if not isinstance(self.folder.model, Alpro):
             return [{"similarity": value} for value in (videos.features * self.embed_texts(texts)).sum(1).tolist()]
         encoded, own = self.texts(texts), torch.arange(len(texts))[:, None].expand(-1, 2)
-        with self._precision():
+        with self.precision():
             margins = match(self.folder.model, encoded, videos, own)
         columns = (videos.features * encoded.features).sum(1).tolist(), margins.sigmoid().tolist()
         return [dict(zip(self.pair_columns, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -278,7 +279,7 @@ class Model:
 
     def _answers(self, videos: Videos, questions: Texts) -> Tensor:
         """The probabilities (N, answers) of the answers to a question about each video."""
-        with self._precision():
+        with self.precision():
             logits = self._alpro("answer").answer(questions.tokens, questions.mask, videos.tokens)
         return logits.float().softmax(1)
 
@@ -298,7 +299,7 @@ class Model:
         boxes = torch.tensor([[top, left, height, width]], device=self.device)
         kind = "image" if is_image(file) and "image" in self.prompts else "video"
         pixels = self.encoder.pixels(self.frames(file))
-        with self._precision():
+        with self.precision():
             labels = self.folder.model.pseudo_labels(pixels, boxes, self.prompts[kind], self.encoder.black)
         return self._best(labels[0], self.folder.entities, top_k)
 

@@ -9,41 +9,14 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.files import write_json
-from alpro.models.alpro import Alpro, Prompter
-from alpro.models.folder import ModelFolder
 from alpro.shards.decode import DecodeError
 from alpro.shards.reader import ShardReader
-from alpro.stages import cache_prompts
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery
 from alpro.stages.inference.clips import load_frames
 from alpro.stages.inference.find import find_prompter
 from alpro.stages.inference.model import Model
 
 TEXTS = ["a red ball moves left", "something slides up"]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, tiny_model, vocabulary, tokenizer, resources):
-    """Model folders by task, and the prompts of the prompter."""
-    config, root = tiny_model(tokenizer.get_vocab_size()), tmp_path_factory.mktemp("folders")
-    torch.manual_seed(0)
-    folders = {
-        "prompter": ModelFolder("prompter", Prompter(config), tokenizer),
-        "retrieval": ModelFolder("retrieval", Alpro(config), tokenizer),
-        "qa": ModelFolder("qa", Alpro(config, answers=3), tokenizer, answers=["ball", "box", "left"]),
-    }
-    for name, folder in folders.items():
-        folder.save_pretrained(root / name / "model")  # as in an artifact
-    prompts = root / "prompts"
-    prompts.mkdir()
-    inputs = {"prompter": root / "prompter", "vocabulary": vocabulary}
-    cache_prompts.run(cache_prompts.Config(), inputs, prompts, resources)
-    return {name: root / name for name in (*folders, "prompts")}
-
-
-@pytest.fixture(scope="module")
-def videos(sample):
-    return sorted((sample / "videos").glob("test-*.mp4"))[:3]
 
 
 def test_embeddings_are_those_of_the_evaluation(folders, videos, clips, tokenizer):
