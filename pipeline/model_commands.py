@@ -170,6 +170,22 @@ def name_entities(arguments: argparse.Namespace) -> None:
     print_ranked(arguments, {"box": list(arguments.box)}, "entities", entities)
 
 
+def export_model(arguments: argparse.Namespace) -> None:
+    """`alpro model export`."""
+    from alpro import Model
+    from alpro.pipeline.model_card import model_card
+    from alpro.stages.inference.export import export
+    from alpro.stages.inference.find import find_prompter
+
+    folder = model_path(arguments, arguments.model).resolve()
+    if arguments.folder.exists():  # before the model is loaded
+        raise InputError(f"{arguments.folder}: exists already; choose another folder")
+    inside, prompts = find_prompter(folder)
+    model = Model.from_pretrained(inside, prompts, device="cpu")
+    export(model, arguments.folder, model_card(inside, model.folder, arguments.folder.name, arguments.license))
+    print(f"{arguments.folder}: a {model.folder.task} model for transformers; README.md is its model card")
+
+
 def unreadable(error: Any) -> str:
     """The line of a file that cannot be decoded: the file, the reason, the decoder's message."""
     file, _, detail = error.detail.partition(": ")
@@ -194,4 +210,5 @@ MODEL_COMMANDS = {
     "model search": search_index,
     "model ask": ask,
     "model entities": name_entities,
+    "model export": export_model,
 }

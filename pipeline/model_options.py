@@ -16,6 +16,7 @@ def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     add_search(actions)
     add_ask(actions)
     add_entities(actions)
+    add_export(actions)
     add_register(actions)
 
 
@@ -96,6 +97,22 @@ def add_entities(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument("-k", type=positive, default=5, metavar="N", help="number of entities (default: 5)")
     add_shared(parser)
+
+
+def add_export(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = add_action(
+        actions,
+        "export",
+        "write a folder that Hugging Face transformers loads without this package",
+        "Its code is beside the weights: AutoModel and AutoProcessor load it with trust_remote_code=True.",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "folder", type=user_path, metavar="FOLDER", help="the folder to write, which must not exist yet"
+    )
+    parser.add_argument("--license", default="", metavar="NAME", help="licence of the weights, for the model card")
+    add_workspace(parser, "folder of the artifacts that MODEL may name")
+    add_tracking_uri(parser)
 
 
 def add_register(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -47,7 +47,8 @@ def alpro_model(monkeypatch, capsys, workspace):
     """alpro_model(command, ...): calls `alpro model ...` in the workspace; its status, output and errors."""
 
     def run(command, *arguments):
-        return call(monkeypatch, capsys, "model", command, *arguments, "--workspace", workspace, "--device", "cpu")
+        device = [] if command == "export" else ["--device", "cpu"]
+        return call(monkeypatch, capsys, "model", command, *arguments, "--workspace", workspace, *device)
 
     return run
 
@@ -117,6 +118,69 @@ def test_entities_of_a_region_are_named(alpro_model, videos, workspace):
     printed = json.loads(out)
     assert printed["box"] == [0.5, 0, 0.25, 1]
     assert printed["entities"] == [{"text": word, "probability": pytest.approx(p)} for word, p in expected]
+
+
+def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, workspace, tmp_path):
+    """Its scores are those of its own evaluation, with intervals; that of the other model in it is left out."""
+    scores = [
+        {"name": "retrieval/t2v/R1", "what": "fine-tuned retrieval", "metric": "R@1", "direction": "t2v"}
+        | {"value": 51.5, "low": 44.25, "high": 58.0, "unit": "%", "chance": 0.5, "items": 1200},
+        {"name": "qa/acc", "what": "question answering", "metric": "all", "direction": "", "value": 99.0}
+        | {"low": None, "high": None, "unit": "%", "chance": 1.0, "items": 7},
+    ]
+    retrieval, qa = digest("finetune_retrieval"), digest("finetune_qa")
+    records = {
+        "decode_videos": {"name": "decode_videos films", "counts": {"samples": 1300, "train": 1000, "captions": 2600}},
+        "finetune_retrieval": {
+            "inputs": {"films": {"stage": "decode_videos", "fingerprint": digest("decode_videos")}},
+            "config": {"lr": 1e-4, "batch_size": 64},
+            "counts": {"steps": 500},
+            "versions": {"torch": "2.13.0"},
+            "run": {"at": "2026-01-02T00:00:00", "commit": "abc"},
+        },
+        "evaluate": {
+            "inputs": {
+                "retrieval": {"stage": "finetune_retrieval", "fingerprint": retrieval},
+                "qa": {"stage": "finetune_qa", "fingerprint": qa},
+            },
+            "config": {"split": "test"},
+        },
+    }
+    own = tmp_path / "workspace"
+    for stage, record in records.items():
+        folder = own / "artifacts" / stage / digest(stage)[:16]
+        folder.mkdir(parents=True)
+        common = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(stage), "inputs": {}}
+        common |= {"config": {}, "counts": {}, "versions": {}, "run": {"at": "2026-01-01T00:00:00"}}
+        write_json(folder / "artifact.json", common | record)
+    source = workspace / "artifacts" / "finetune_retrieval" / retrieval[:16] / "model"
+    folder = own / "artifacts" / "finetune_retrieval" / retrieval[:16]
+    shutil.copytree(source, folder / "model")
+    write_json(own / "artifacts" / "evaluate" / digest("evaluate")[:16] / "results.json", scores)
+
+    status, out, err = alpro_model("export", folder, tmp_path / "out", "--license", "cc-by-4.0")
+    assert (status, err) == (0, "")
+    assert out == f"{tmp_path / 'out'}: a retrieval model for transformers; README.md is its model card\n"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: cc-by-4.0\n" in card
+    assert f"| finetune_retrieval | {retrieval[:16]} | 500 | 64 | 0.0001 |" in card
+    assert "| films | 1,300 | 1,000 | 0 | 0 | 2,600 | 0 | 0 |" in card
+    assert "| fine-tuned retrieval | t2v R@1 | 51.5 % | 44.2 to 58.0 | 0.5 | 1,200 |" in card
+    assert "question answering" not in card
+    assert "Built 2026-01-02, commit abc, with torch 2.13.0." in card
+    for heading in ("Training", "Data", "Evaluation", "Limits", "Licence"):
+        assert f"\n## {heading}\n" in card
+
+
+def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, workspace, tmp_path):
+    source = next((workspace / "artifacts" / "finetune_qa").glob("*/model"))
+    status, _, err = alpro_model("export", source, tmp_path / "out")
+    assert (status, err) == (0, "")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "no evaluation of this model is known" in card
+    assert "Answers come from a closed list of 2:" in card
+    status, _, err = alpro_model("export", source, tmp_path / "out")
+    assert (status, err) == (2, f"error: {tmp_path / 'out'}: exists already; choose another folder\n")
 
 
 def test_mistakes_are_one_line(alpro_model, videos, workspace, tmp_path):
