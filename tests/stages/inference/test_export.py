@@ -24,53 +24,53 @@ sys.modules["torchvision"] = None  # not needed; that of a CUDA build fails besi
 import numpy as np, torch
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
-folder, task, inputs, outputs = sys.argv[1:]
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-assert not model.training
-given = np.load(inputs)
+root = sys.argv[1]
+given = np.load(f"{root}/in.npz")
 videos, texts = list(given["videos"]), given["texts"].tolist()
-batch = processor(videos=videos, text=texts)
-assert AutoTokenizer.from_pretrained(folder)(texts[0])["input_ids"] == processor(text=texts[0])["input_ids"][0].tolist()
-with torch.inference_mode():
-    out = model(**batch)
-    results = {"videos": out.video_embeds, "texts": out.text_embeds, "similarity": out.similarity}
-    if task == "prompter":
-        results["entities"] = model.entities(batch["pixel_values"])
-        results["region"] = model.entities(batch["pixel_values"], torch.tensor([[2, 2, 2, 2]]).expand(3, -1))
-    else:
-        results["match"] = model.match(**batch)
-    if task == "qa":
-        results["answers"] = model.answer(**batch)
-np.savez(outputs, **{name: value.numpy() for name, value in results.items()})
-model.train()
-model(**batch).similarity.sum().backward()  # stochastic depth and dropout are there, too
-for block in model.model.video_encoder.blocks:
-    assert block.attn.qkv.weight.grad.isfinite().all()
-assert model.model.video_encoder.keep_rates[0] == 1
-model.save_pretrained(folder + "-again")
+for task in ("retrieval", "qa", "prompter"):
+    folder = f"{root}/{task}"
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert not model.training
+    batch, one = processor(videos=videos, text=texts), processor(text=texts[0])["input_ids"][0].tolist()
+    assert AutoTokenizer.from_pretrained(folder)(texts[0])["input_ids"] == one
+    with torch.inference_mode():
+        out = model(**batch)
+        results = {"videos": out.video_embeds, "texts": out.text_embeds, "similarity": out.similarity}
+        if task == "prompter":
+            results["entities"] = model.entities(batch["pixel_values"])
+            results["region"] = model.entities(batch["pixel_values"], torch.tensor([[2, 2, 2, 2]]).expand(3, -1))
+        else:
+            results["match"] = model.match(**batch)
+        if task == "qa":
+            results["answers"] = model.answer(**batch)
+    np.savez(f"{folder}.npz", **{name: value.numpy() for name, value in results.items()})
+    model.train()
+    model(**batch).similarity.sum().backward()  # stochastic depth and dropout are there, too
+    for block in model.model.video_encoder.blocks:
+        assert block.attn.qkv.weight.grad.isfinite().all()
+    assert model.model.video_encoder.keep_rates[0] == 1
+    model.save_pretrained(folder + "-again")
 """
 
 
-@pytest.fixture
-def exported(folders, videos, tmp_path):
-    """exported(task, *prompts): the model, and what another process computes with its export."""
-
-    def run(task, *prompts):
-        model = Model.from_pretrained(folders[task], *prompts, device="cpu")
-        export(model, tmp_path / "out", "# A model\n")
-        frames = np.stack([load_frames(video, model.folder.model.config.video) for video in videos])
-        np.savez(tmp_path / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))
-        (tmp_path / "elsewhere").mkdir()
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-        command = [sys.executable, "-c", LOAD, tmp_path / "out", task, tmp_path / "in.npz", tmp_path / "out.npz"]
-        done = subprocess.run(
-            list(map(str, command)), cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return model, np.load(tmp_path / "out.npz")
-
-    return run
+@pytest.fixture(scope="module")
+def exported(folders, videos, tmp_path_factory):
+    """The models by task, and a folder with their exports and what another process computes with them (TASK.npz)."""
+    root, models = tmp_path_factory.mktemp("exported"), {}
+    for task in ("retrieval", "qa", "prompter"):
+        prompts = [folders["prompts"]] if task == "prompter" else []
+        models[task] = Model.from_pretrained(folders[task], *prompts, device="cpu")
+        export(models[task], root / task, "# A model\n")
+    frames = np.stack([load_frames(video, models["qa"].folder.model.config.video) for video in videos])
+    np.savez(root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))
+    elsewhere = root / "elsewhere"
+    elsewhere.mkdir()
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "home")}
+    command = [sys.executable, "-c", LOAD, str(root)]
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return models, root
 
 
 def close(actual, expected):
@@ -78,24 +78,27 @@ def close(actual, expected):
 
 
 def test_a_retrieval_model_computes_the_same_without_this_package(exported, videos):
-    model, results = exported("retrieval")
+    models, root = exported
+    model, results = models["retrieval"], np.load(root / "retrieval.npz")
     close(results["videos"], model.embed_videos(videos))
     close(results["texts"], model.embed_texts(TEXTS))
     close(results["similarity"], model.similarity(videos, TEXTS))
     close(results["match"], model.match(videos, TEXTS))
 
 
-def test_a_qa_model_computes_the_same_without_this_package(exported, videos, tmp_path):
-    model, results = exported("qa")
-    answers = json.loads((tmp_path / "out" / "config.json").read_text())["answers"]
+def test_a_qa_model_computes_the_same_without_this_package(exported, videos):
+    models, root = exported
+    model, results = models["qa"], np.load(root / "qa.npz")
+    answers = json.loads((root / "qa" / "config.json").read_text())["answers"]
     for row, video, text in zip(results["answers"], videos, TEXTS, strict=True):
         expected = dict(model.ask(video, text, top_k=9))
         close(row, [expected[answer] for answer in answers])
 
 
-def test_a_prompter_names_the_same_entities_without_this_package(exported, folders, videos, tmp_path):
-    model, results = exported("prompter", folders["prompts"])
-    names = json.loads((tmp_path / "out" / "config.json").read_text())["entities"]
+def test_a_prompter_names_the_same_entities_without_this_package(exported, videos):
+    models, root = exported
+    model, results = models["prompter"], np.load(root / "prompter.npz")
+    names = json.loads((root / "prompter" / "config.json").read_text())["entities"]
     for key, box in (("entities", (0, 0, 1, 1)), ("region", (0.5, 0.5, 0.5, 0.5))):
         for row, video in zip(results[key], videos, strict=True):
             expected = dict(model.entities(video, box, top_k=99))
