@@ -1,13 +1,13 @@
-"""Frame normalization: uint8 frames to the inputs of the video encoder, in training, evaluation and inference alike."""
+"""A model with its frame normalization, in training, evaluation and inference alike."""
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpro.models.alpro import DualEncoder
 from alpro.models.folder import ModelFolder
+from alpro.models.pixels import normalize_frames
 
 
 class NormalizedModel(nn.Module):
@@ -35,19 +35,3 @@ class NormalizedModel(nn.Module):
     def pixels(self, frames: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W) uint8, resized to the encoder's size (B, T, 3, S, S) and normalized."""
         return normalize_frames(frames, self.model.config.video.image_size, self.mean, self.std)
-
-
-def normalize_frames(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Frames (B, T, 3, H, W) uint8 -> (B, T, 3, size, size): resized if needed, scaled to [0, 1] and normalized.
-
-    mean, std (3, 1, 1): per channel, of pixels in [0, 1].
-    """
-    pixels = resize(frames.flatten(0, 1).float() / 255, size)
-    return ((pixels - mean) / std).view(*frames.shape[:2], 3, size, size)
-
-
-def resize(pixels: Tensor, size: int) -> Tensor:
-    """Images (N, 3, H, W) -> (N, 3, size, size), if they are not of this size."""
-    if pixels.shape[-2:] == (size, size):
-        return pixels
-    return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)

@@ -6,10 +6,11 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from alpro.pipeline.model_options import add_model_commands
+from alpro.pipeline.options import add_tracking_uri, add_workspace, port, user_path
 from alpro.stages import STAGES, declaration
 
 MODEL_TASKS = ("pretrain", "retrieval", "qa", "prompter")
@@ -175,25 +176,6 @@ def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     add_workspace(inspect_parser, "folder of the artifacts")
 
 
-def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`alpro model ...`: the commands about trained models."""
-    group = commands.add_parser("model", help="register a trained model in MLflow", description="About trained models.")
-    actions = group.add_subparsers(metavar="COMMAND", required=True)
-    register_parser = actions.add_parser(
-        "register",
-        help="add a model to MLflow's registry, for mlflow.pyfunc.load_model",
-        description="Copies the model of an artifact to MLflow's registry as a new version of NAME.",
-    )
-    register_parser.set_defaults(command="model register")
-    register_parser.add_argument(
-        "fingerprint", help="of an artifact with a model, as `alpro artifacts ls` prints it, or the first characters"
-    )
-    register_parser.add_argument("--name", required=True, help="name of the registered model")
-    register_parser.add_argument("--alias", default="", help="an alias for this version, such as champion")
-    add_workspace(register_parser, "folder of the artifacts")
-    add_tracking_uri(register_parser)
-
-
 class Pretrained(argparse.Action):
     """Adds the changes of `--pretrained MODEL_FOLDER` to those of `--set`."""
 
@@ -202,24 +184,6 @@ class Pretrained(argparse.Action):
     ) -> None:
         changes = [f"pretrained={json.dumps(values)}", "train_prompter=false", "pretrain=false"]
         namespace.changes = [*changes, *(namespace.changes or [])]
-
-
-def port(text: str) -> int:
-    """The number of a port."""
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a valid port (1 to 65535)")
-    return int(text)
-
-
-def user_path(text: str) -> Path:
-    """A path from the command line. `~` is the home folder, also if the shell does not expand it (--out=~/x)."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
-
-
-def add_workspace(command: argparse.ArgumentParser, text: str) -> None:
-    command.add_argument(
-        "--workspace", type=user_path, default="workspace", metavar="FOLDER", help=f"{text} (default: workspace)"
-    )
 
 
 def add_run_options(command: argparse.ArgumentParser, config: str = "sample") -> None:
@@ -258,12 +222,6 @@ def add_run_options(command: argparse.ArgumentParser, config: str = "sample") ->
         "--profile", action="store_true", help="write a trace of a few steps of each training stage, for Perfetto"
     )
     add_tracking_uri(command)
-
-
-def add_tracking_uri(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--tracking-uri", default="", metavar="URI", help="an MLflow server (default: a file in the workspace)"
-    )
 
 
 def add_up_options(up_parser: argparse.ArgumentParser) -> None:

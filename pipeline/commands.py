@@ -18,6 +18,7 @@ from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.checks import check_port, check_sqlite, check_tracking_uri
 from alpro.pipeline.listings import print_artifact, print_artifacts, print_lineage, print_problems, print_unneeded
+from alpro.pipeline.model_commands import MODEL_COMMANDS
 from alpro.shards.storage import absolute
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
 
@@ -331,6 +332,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {  # all other
     "artifacts verify": verify_artifacts,
     "artifacts gc": collect_garbage,
     "model register": register_model,
+    **MODEL_COMMANDS,
     "compare": compare_artifacts,
     "data check": run_data_check,
     "data inspect": inspect_corpora,

@@ -34,7 +34,7 @@ def read_manifest(source: Location) -> tuple[list[Row], list[Reject]]:
     return [r for r in records if isinstance(r, Row)], [r for r in records if isinstance(r, Reject)]
 
 
-def scan_manifest(source: Location, group_pattern: str = "") -> Iterator[Row | Reject]:
+def scan_manifest(source: Location, group_pattern: str = "", require_texts: bool = True) -> Iterator[Row | Reject]:
     """Yields the rows of a manifest or of a folder of videos, and a reject for each invalid row, in order.
 
     A file (a path or a URL) has the columns `path` (relative to it) and `caption` or `captions` or `questions`;
@@ -43,6 +43,7 @@ def scan_manifest(source: Location, group_pattern: str = "") -> Iterator[Row | R
     only their ids are kept, in a temporary file.
 
     group_pattern: a regular expression that takes the group of rows without one from the file's path, see `Groups`.
+    require_texts: whether a column of texts is required.
 
     Raises InputError if the whole manifest is unusable: it is missing or unreadable, lacks a required column, repeats
     an id or has a path outside its folder. Also if the pattern matches no path.
@@ -78,7 +79,7 @@ def scan_manifest(source: Location, group_pattern: str = "") -> Iterator[Row | R
     groups.check(source)
     if columns and "path" not in columns:
         raise InputError(f"{source}: no column 'path' (it has {', '.join(sorted(columns))}){hint(columns)}")
-    if columns and not columns & {"caption", "captions", "questions"}:
+    if require_texts and columns and not columns & {"caption", "captions", "questions"}:
         raise InputError(
             f"{source}: no column 'captions', 'caption' or 'questions' (it has {', '.join(sorted(columns))})"
         )

@@ -165,3 +165,11 @@ def test_differences_against_a_table():
     assert figures == {
         "x": {"a": [2.0, 4.0, 0.0], "b": [2.0, 3.0, 0.5], "largest": 0.5, "mean": 0.25, "step": 3, "first": 2}
     }
+
+
+def test_the_search_finds_what_a_sort_does(tmp_path):
+    out = tmp_path / "figures.json"
+    command = [sys.executable, FILE.with_name("search.py"), "--clips", "3000", "--queries", "2", "--json", out]
+    done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(json.loads(out.read_text())["milliseconds"]) == {"read and sort", "mapped"}

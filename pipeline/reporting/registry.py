@@ -20,7 +20,6 @@ from mlflow.types.schema import ColSpec, Schema
 
 from alpro import Model
 from alpro.errors import InputError
-from alpro.models.alpro import Alpro
 from alpro.pipeline.reporting.tracking import Tracker
 
 EXPERIMENT = "models"  # for models whose run is in another store
@@ -37,10 +36,7 @@ def register(uri: str, files: Path, folder: Path, record: dict[str, Any], name: 
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record['name']} {record['fingerprint'][:16]} has no model")
     model = Model.from_pretrained(folder, device="cpu")
-    outputs: list[Any] = [ColSpec("string", "answer"), ColSpec("double", "probability")] if model.folder.answers else []
-    if not outputs:
-        outputs = [ColSpec("double", "similarity")]
-        outputs += [ColSpec("double", "match")] if isinstance(model.folder.model, Alpro) else []
+    outputs: list[Any] = [ColSpec("string" if name == "answer" else "double", name) for name in model.pair_columns]
     try:
         client = MlflowClient(uri)
         mlflow.set_tracking_uri(uri)
@@ -80,6 +76,20 @@ def built_by(client: MlflowClient, record: dict[str, Any]) -> Run | None:
         return None
 
 
+def registered_folder(uri: str, name: str) -> Path:
+    """The model folder of models:/NAME@ALIAS or models:/NAME/VERSION, downloaded if the store is on another machine.
+
+    Raises InputError if the store does not have it.
+    """
+    try:
+        mlflow.set_tracking_uri(uri)
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=name))
+        data = mlflow.models.Model.load(folder).flavors["python_function"]["data"]
+    except Exception as error:
+        raise InputError(f"{name}: not in the MLflow store {uri}: {str(error).splitlines()[0]}") from error
+    return folder / data
+
+
 class ServedModel:
     """What `mlflow.pyfunc.load_model` returns the predictions of."""
 
@@ -89,19 +99,10 @@ class ServedModel:
     def predict(self, inputs: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """inputs: columns `video` (a file) and `text` (a caption, or a question). A row for each row of the inputs: for
         questions `answer` and `probability`; otherwise `similarity` of the embeddings (-1 to 1), and `match`, the
-        probability that they belong together, except for a prompter."""
-        pairs = list(zip(inputs["video"], inputs["text"], strict=True))
-        if self.model.folder.answers:
-            answers = [self.model.answer(video, text, top_k=1)[0] for video, text in pairs]
-            return pd.DataFrame(answers, columns=["answer", "probability"])
-        rows = []
-        for video, text in pairs:
-            similarity = self.model.embed_videos([video])[0] @ self.model.embed_texts([text])[0]
-            row = {"similarity": float(similarity)}
-            if isinstance(self.model.folder.model, Alpro):
-                row["match"] = float(self.model.match([video], [text]))
-            rows.append(row)
-        return pd.DataFrame(rows)
+        probability that they belong together, except for a prompter. The row of a file that cannot be decoded is
+        empty, and a warning names it."""
+        pairs = zip(inputs["video"], inputs["text"], strict=True)
+        return pd.DataFrame(list(self.model.pairs(pairs)), columns=list(self.model.pair_columns))
 
 
 def _load_pyfunc(path: str) -> ServedModel:

@@ -17,7 +17,7 @@ from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import VideoConfig
 from alpro.models.word_pieces import WordPieces
-from alpro.shards.reader import ShardReader
+from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.sampling import segment_starts
 from alpro.shards.transforms import squash
 
@@ -125,12 +125,16 @@ def encode_videos(
 
 
 def uniform_frames(reader: ShardReader, number: int, config: VideoConfig, reorder: Reorder | None = None) -> np.ndarray:
+    """The frames of a sample of a corpus: (T, 3, H, W) uint8, see `sample_frames`."""
+    return sample_frames(reader[number], config, reorder)
+
+
+def sample_frames(sample: Sample, config: VideoConfig, reorder: Reorder | None = None) -> np.ndarray:
     """The first frame of each of `config.frames` equal segments of a sample: (T, 3, H, W) uint8.
 
     Images, which are stored with their aspect ratio, are resized to the encoder's size; video frames are stored at one
     size.
     """
-    sample = reader[number]
     chosen = segment_starts(len(sample), config.frames)
     frames = sample.frames(reorder(chosen) if reorder else chosen)
     if sample.about["kind"] == "image":

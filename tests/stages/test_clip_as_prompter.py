@@ -14,7 +14,7 @@ from alpro.models.folder import ModelFolder
 from alpro.models.templates import Templates
 from alpro.stages import cache_prompts, pretrain, zero_shot
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.evaluation.inference import Model
+from alpro.stages.inference.model import Model
 from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.flops import StepFlops
 from alpro.stages.training.metrics import read_metrics

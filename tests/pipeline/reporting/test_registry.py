@@ -10,10 +10,12 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from alpro import Model
+from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
 from alpro.pipeline.artifacts.store import RECORD_VERSION
+from alpro.pipeline.reporting.registry import registered_folder
 from alpro.pipeline.reporting.tracking import Tracker
 from tests.pipeline.test_cli import call
 
@@ -63,7 +65,7 @@ def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sampl
     texts = ["a red ball moves left", "where does it go?"]
     model = Model.from_pretrained(folder, device="cpu")
     if stage == "finetune_qa":
-        pairs = [model.answer(video, text, top_k=1)[0] for video, text in zip(videos, texts, strict=True)]
+        pairs = [model.ask(video, text, top_k=1)[0] for video, text in zip(videos, texts, strict=True)]
         expected = {"answer": [word for word, _ in pairs], "probability": [p for _, p in pairs]}
     else:
         expected = {"similarity": (model.embed_videos(videos) * model.embed_texts(texts)).sum(1).tolist()}
@@ -90,6 +92,9 @@ def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sampl
     version = MlflowClient(uri).get_model_version_by_alias("shapes", "champion")
     assert (str(version.version), version.tags["fingerprint"]) == ("2", digest(stage))
     assert not list(workspace.rglob("*.pkl"))
+    assert Model.load(registered_folder(uri, "models:/shapes@champion"), device="cpu").pair_columns == tuple(expected)
+    with pytest.raises(InputError, match="models:/shapes/9: not in the MLflow store"):
+        registered_folder(uri, "models:/shapes/9")
     (run,) = MlflowClient(uri).search_runs([str(n) for n in range(3)])  # no run of its own
     assert run.info.status == "FINISHED"
     assert (version.run_id == run.info.run_id) == (stage == "finetune_qa")

@@ -1,0 +1,1 @@
+"""A trained model for its users: embed, match, ask, name entities, search, export."""

@@ -1,0 +1,95 @@
+"""Exports a model as a folder for `transformers`, which needs `trust_remote_code=True` and not this package."""
+
+import importlib
+import re
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from alpro.errors import InputError
+from alpro.models.alpro import Alpro, Prompter
+from alpro.stages.inference.hub import configuration_alpro, modeling_alpro, processing_alpro
+from alpro.stages.inference.model import Model
+
+OWN_IMPORT = re.compile(r"^from (alpro\.[\w.]+) import", re.MULTILINE)
+SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+
+
+def export(model: Model, folder: Path, card: str) -> None:
+    """Writes config, weights, tokenizer, processor, code and README.md (`card`) to a new folder.
+
+    Raises InputError if the folder exists, or for a CLIP or SigLIP, whose folder transformers loads as it is.
+    """
+    kept, video = model.folder, model.folder.model.config.video
+    if not (isinstance(kept.model, Alpro) or type(kept.model) is Prompter):
+        raise InputError("a CLIP or SigLIP is not exported: transformers loads the folder model/ of its artifact")
+    if folder.exists():
+        raise InputError(f"{folder}: exists already; choose another folder")
+    logging.disable_progress_bar()
+    exported = modeling_alpro.AlproModel(configuration(model))
+    exported.model.load_state_dict(kept.model.state_dict())
+    for kind in ("video", "image"):
+        if kind in model.prompts:
+            getattr(exported, f"{kind}_prompts").copy_(model.prompts[kind])
+    building = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        exported.eval().save_pretrained(building)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=kept.tokenizer,
+            model_max_length=kept.preprocessing.max_text_tokens,
+            **{f"{name}_token": token for name, token in SPECIAL.items()},
+        )
+        processor = processing_alpro.AlproProcessor(
+            tokenizer, video.image_size, video.frames, **kept.preprocessing.model_dump()
+        )
+        processor.save_pretrained(building)
+        for name, source in code().items():
+            (building / f"{name}.py").write_text(source, "utf-8")
+        (building / "README.md").write_text(card, "utf-8")
+        building.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def configuration(model: Model) -> configuration_alpro.AlproConfig:
+    """The configuration of the exported model; `auto_map` names its classes."""
+    kept = model.folder
+    classes = {
+        "AutoConfig": "configuration_alpro.AlproConfig",
+        "AutoModel": "modeling_alpro.AlproModel",
+        "AutoProcessor": "processing_alpro.AlproProcessor",
+    }
+    prompted = isinstance(kept.model, Alpro) or bool(model.prompts)
+    return configuration_alpro.AlproConfig(
+        task=kept.task,
+        sizes=kept.model.config.model_dump(mode="json"),
+        **kept.preprocessing.model_dump(mode="json"),
+        entities=kept.entities if prompted else [],
+        answers=kept.answers,
+        verbs=kept.verbs,
+        auto_map=classes,
+        architectures=["AlproModel"],
+    )
+
+
+def code() -> dict[str, str]:
+    """The source of each exported module by name: the classes, and the modules of this package that they import, with
+    imports relative to the folder."""
+    sources: dict[str, str] = {}
+    left: list[ModuleType] = [configuration_alpro, modeling_alpro, processing_alpro]
+    while left:
+        module = left.pop()
+        name = module.__name__.rpartition(".")[2]
+        if name in sources:
+            continue
+        assert module.__file__ is not None
+        source = Path(module.__file__).read_text("utf-8")
+        left += [importlib.import_module(other) for other in OWN_IMPORT.findall(source)]
+        sources[name] = OWN_IMPORT.sub(lambda match: f"from .{match[1].rpartition('.')[2]} import", source)
+    return sources

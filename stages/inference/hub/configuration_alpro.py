@@ -1,0 +1,30 @@
+"""The configuration of an exported model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PretrainedConfig
+
+
+class AlproConfig(PretrainedConfig):
+    """task: prompter, pretrain, retrieval or qa. sizes: those of the encoders (`ModelConfig`). mean, std: per channel,
+    of pixels in [0, 1]. entities, answers, verbs: the labels of the heads and of the prompts, in order."""
+
+    model_type = "alpro"
+
+    def __init__(
+        self,
+        task: str = "retrieval",
+        sizes: dict[str, Any] | None = None,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        max_text_tokens: int = 30,
+        entities: Sequence[str] = (),
+        answers: Sequence[str] = (),
+        verbs: Sequence[str] = (),
+        **others: Any,
+    ):
+        self.task, self.sizes, self.max_text_tokens = task, sizes or {}, max_text_tokens
+        self.mean, self.std = list(mean), list(std)
+        self.entities, self.answers, self.verbs = list(entities), list(answers), list(verbs)
+        super().__init__(**others)

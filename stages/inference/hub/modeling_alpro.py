@@ -1,0 +1,113 @@
+"""ALPRO (Align and Prompt, arXiv 2112.09583) as a model of `transformers`."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
+from alpro.models.timesformer import TimeSformer
+from alpro.stages.inference.hub.configuration_alpro import AlproConfig
+
+
+@dataclass
+class AlproOutput(ModelOutput):
+    """video_embeds (V, E) and text_embeds (N, E), of length 1; similarity (N, V): their dot products."""
+
+    video_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    similarity: Tensor | None = None
+
+
+class AlproModel(PreTrainedModel):
+    """Videos are `pixel_values` (V, T, 3, S, S) of `AlproProcessor`, texts `input_ids` and `attention_mask` (N, L)."""
+
+    config_class = AlproConfig
+    base_model_prefix = "alpro"
+    main_input_name = "pixel_values"
+    video_prompts: Tensor
+    image_prompts: Tensor
+
+    def __init__(self, config: AlproConfig):
+        super().__init__(config)
+        sizes = ModelConfig.model_validate(config.sizes)
+        self.model: DualEncoder
+        if config.task == "prompter":
+            self.model = Prompter(sizes)
+            shape = len(config.entities), sizes.embed_dim
+            self.register_buffer("video_prompts", torch.zeros(shape))
+            self.register_buffer("image_prompts", torch.zeros(shape))
+        else:
+            self.model = Alpro(sizes, len(config.entities), len(config.answers), len(config.verbs))
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """The modules initialize themselves; this restores what is not in the weights after loading."""
+        if isinstance(module, TimeSformer):
+            rates = torch.linspace(0, module.config.drop_path, module.config.depth)
+            with torch.no_grad():
+                module.keep_rates.copy_(1 - rates)
+
+    def get_video_features(self, pixel_values: Tensor) -> Tensor:
+        """Embeddings (V, E) of length 1."""
+        return self.model.project_video(self.model.encode_video(pixel_values, cls_only=True))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embeddings (N, E) of length 1."""
+        return self.model.project_text(self.model.encode_text(input_ids, attention_mask))
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **unused: object,
+    ) -> AlproOutput:
+        """The embeddings of what there is, and the similarity of every text and video if there are both."""
+        video = None if pixel_values is None else self.get_video_features(pixel_values)
+        text = None
+        if input_ids is not None:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            text = self.get_text_features(input_ids, mask)
+        similarity = None if video is None or text is None else text @ video.T
+        return AlproOutput(video_embeds=video, text_embeds=text, similarity=similarity)
+
+    def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Probabilities (N, V) that text and video belong together. Raises ValueError for a prompter."""
+        model = self._alpro()
+        video, text = model.encode_video(pixel_values), model.encode_text(input_ids, attention_mask)
+        rows = [
+            model.match(text, attention_mask, one[None].expand(len(text), -1, -1)).softmax(dim=-1)[:, 1]
+            for one in video
+        ]
+        return torch.stack(rows, dim=1)
+
+    def answer(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Probabilities (N, answers) of `config.answers` for the question about each of N videos. Raises ValueError if
+        the model does not answer questions."""
+        video = self._alpro().encode_video(pixel_values)
+        text = self.model.encode_text(input_ids, attention_mask)
+        return self._alpro().answer(text, attention_mask, video).softmax(dim=-1)
+
+    def entities(self, pixel_values: Tensor, boxes: Tensor | None = None, image: bool = False) -> Tensor:
+        """Probabilities (V, entities) of `config.entities` in a region of each video.
+
+        Raises ValueError if this is not a prompter with the prompts of entities.
+
+        boxes (V, 4): top, left, height, width in patches; None: the whole frame. image: use the prompts of images.
+        """
+        if not isinstance(self.model, Prompter) or not self.config.entities:
+            raise ValueError("this model names no entities: it is not a prompter with prompts")
+        if boxes is None:
+            grid = self.model.config.video.grid
+            boxes = torch.tensor([[0, 0, grid, grid]], device=pixel_values.device).expand(len(pixel_values), -1)
+        mean, std = (torch.tensor(v, device=boxes.device).view(3, 1, 1) for v in (self.config.mean, self.config.std))
+        prompts = self.image_prompts if image else self.video_prompts
+        return self.model.pseudo_labels(pixel_values, boxes, prompts, -mean / std)
+
+    def _alpro(self) -> Alpro:
+        if not isinstance(self.model, Alpro):
+            raise ValueError("a prompter has no multimodal encoder: it only embeds, and names entities")
+        return self.model

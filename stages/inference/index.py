@@ -1,0 +1,258 @@
+"""An index of embedded videos: a folder that `alpro model index` fills and `alpro model search` reads.
+
+index.json names the model and the parts. A part is a matrix of embeddings (.npy), its items (an Arrow file: row i
+describes embedding i) and its rejects (Parquet). A part is added when index.json is replaced, so an interrupted run
+keeps every finished part, and a search can run at the same time. All files are mapped to memory, not read.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from alpro.errors import InputError
+from alpro.files import write_json
+from alpro.shards.reader import Sample, sample_from_row
+from alpro.shards.schema import REJECTS, TRANSIENT_REASONS, Reason, Reject, Row
+from alpro.shards.storage import located
+from alpro.stages.inference.find import find_model, model_digest
+from alpro.stages.inference.model import Model
+
+PART_CLIPS = 1024  # clips after which a part is added
+PART_SECONDS = 60.0  # or the time since the last one
+MAX_PARTS = 32  # more are merged at the end of a run
+
+ITEMS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", pa.string()),  # of the file, or of the shard
+        ("kind", pa.string()),
+        ("start", pa.float64()),  # seconds; null: the whole file
+        ("end", pa.float64()),
+        ("identity", pa.string()),  # size and time of the file, or its ETag: a change embeds it again
+        ("frame_offsets", pa.list_(pa.int64())),  # of a sample in a shard
+        ("frame_sizes", pa.list_(pa.int64())),
+    ]
+)
+REJECTED = pa.schema([*ITEMS, *(REJECTS.field(name) for name in ("reason", "detail"))])
+Item = dict[str, Any]  # a row of ITEMS
+
+
+class Part(BaseModel):
+    """The files of a part are <name>.npy, <name>.arrow and <name>.rejects.parquet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    clips: int
+    rejects: int
+
+
+class About(BaseModel):
+    """index.json: the model (its folder, its digest, the length of its embeddings) and the parts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    model: str
+    digest: str
+    embed_dim: int
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index on disk. Embeddings of part p are in `embeddings[p]` (N, E), mapped to memory; items in `items[p]`."""
+
+    folder: Path
+    about: About
+    embeddings: list[np.ndarray] = field(default_factory=list)
+    items: list[pa.Table] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Index":
+        """Maps an index to memory. Raises InputError if there is none, or if it is corrupt."""
+        file = folder / "index.json"
+        if not file.is_file():
+            raise InputError(f"{folder}: no index.json; `alpro model index MODEL VIDEOS {folder}` creates an index")
+        try:
+            about = About.model_validate_json(file.read_text())
+            embeddings = [np.load(folder / f"{part.name}.npy", mmap_mode="r") for part in about.parts if part.clips]
+            items = [
+                pa.ipc.open_file(pa.memory_map(str(folder / f"{part.name}.arrow"))).read_all()
+                for part in about.parts
+                if part.clips
+            ]
+        except (OSError, ValueError, ValidationError, pa.ArrowException) as error:
+            raise InputError(f"{folder}: this index cannot be read: {str(error).splitlines()[0]}") from error
+        index = cls(folder, about, embeddings, items)
+        for matrix, table in zip(embeddings, items, strict=True):
+            if matrix.shape != (table.num_rows, about.embed_dim):
+                raise InputError(f"{folder}: this index is corrupt: delete it, and create it again")
+        return index
+
+    def load_model(self, name: str = "", workspace: Path = Path("workspace"), **options: Any) -> Model:
+        """The model of this index, from where it was, or from `name` if it has moved; options as of `Model.load`.
+
+        Raises InputError if it is gone, or if it is another model.
+        """
+        if not name and not Path(self.about.model).is_dir():
+            raise InputError(f"{self.folder}: its model {self.about.model} is gone; name a copy of it with --model")
+        folder = find_model(name or self.about.model, workspace)
+        check_digest(self.folder, self.about, folder, model_digest(folder))
+        return Model.from_pretrained(folder, **options)
+
+    def __len__(self) -> int:
+        return sum(part.clips for part in self.about.parts)
+
+    def rejects(self) -> pa.Table:
+        """The rows of REJECTED of all parts."""
+        return pa.concat_tables([REJECTED.empty_table(), *(read_rejects(self.folder, p) for p in self.about.parts)])
+
+    def item(self, number: int) -> Item:
+        """The item of clip number 0..N-1."""
+        for table in self.items:
+            if number < table.num_rows:
+                return table.slice(number, 1).to_pylist()[0]
+            number -= table.num_rows
+        raise IndexError(number)
+
+
+def source_of(item: Item) -> Row | Sample:
+    """What decodes an item."""
+    location = located(item["path"])
+    if item["frame_offsets"] is not None:
+        return sample_from_row(item, location)
+    return Row(id=item["id"], path=location, kind=item["kind"], start=item["start"], end=item["end"])
+
+
+def key_of(item: Item) -> str:
+    """What an item is: a file, a window of it, or a sample of a shard, whatever the file contains now."""
+    window = item["id"] if item["frame_offsets"] is not None else f"{item['start']}-{item['end']}"
+    return f"{item['path']}\n{window}"
+
+
+class IndexWriter:
+    """Adds items to an index, part by part."""
+
+    def __init__(self, folder: Path, about: About):
+        self.folder, self.about = folder, about
+        self.known: dict[str, str] = {}  # identity by key
+        index = Index.open(folder) if (folder / "index.json").is_file() else None
+        for table in [*index.items, index.rejects()] if index else []:
+            self._remember(table)
+        self.embeddings, self.items, self.rejects = list[np.ndarray](), list[Item](), list[Item]()
+        self.bad_rows = list[Reject]()  # of the manifest of this run
+        self.last = time.monotonic()
+
+    def _remember(self, table: pa.Table) -> None:
+        reasons = table["reason"].to_pylist() if "reason" in table.column_names else [""] * table.num_rows
+        for row, reason in zip(
+            table.select(["id", "path", "start", "end", "identity", "frame_offsets"]).to_pylist(), reasons, strict=True
+        ):
+            if reason not in TRANSIENT_REASONS:
+                self.known[key_of(row)] = row["identity"]
+
+    def state(self, item: Item) -> str:
+        """Whether an item is new, changed, or known."""
+        identity = self.known.get(key_of(item))
+        return "new" if identity is None else "known" if identity == item["identity"] else "changed"
+
+    def add(self, item: Item, embedding: np.ndarray) -> None:
+        self.items.append(item)
+        self.embeddings.append(embedding)
+        self._after(item)
+
+    def reject(self, item: Item, reason: Reason, detail: str) -> None:
+        rejected = Reject(id=item["id"], path=item["path"], reason=reason, detail=detail)
+        self.rejects.append(item | {"reason": reason, "detail": rejected.detail})
+        self._after(item)
+
+    def _after(self, item: Item) -> None:
+        self.known[key_of(item)] = item["identity"]
+        if len(self.items) + len(self.rejects) >= PART_CLIPS or time.monotonic() - self.last > PART_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Writes a part, and adds it to the index."""
+        part = Part(name=uuid4().hex[:12], clips=len(self.items), rejects=len(self.rejects))
+        if self.items:
+            np.save(self.folder / f"{part.name}.npy", np.stack(self.embeddings).astype(np.float32))
+            write_items(self.folder / f"{part.name}.arrow", [pa.Table.from_pylist(self.items, ITEMS)])
+        if self.rejects:
+            rejects = pa.Table.from_pylist(self.rejects, REJECTED)
+            pq.write_table(rejects, self.folder / f"{part.name}.rejects.parquet")
+        if self.items or self.rejects:
+            self.about = self.about.model_copy(update={"parts": (*self.about.parts, part)})
+        write_json(self.folder / "index.json", self.about.model_dump())
+        self.embeddings, self.items, self.rejects = [], [], []
+        self.last = time.monotonic()
+
+    def finish(self, replaced: bool) -> None:
+        """Adds the last part, merges the parts if there are many or if some items are replaced, writes rejects.parquet
+        for people, and deletes files of interrupted runs."""
+        self.commit()
+        if replaced or len(self.about.parts) > MAX_PARTS:
+            self.about = self.about.model_copy(update={"parts": (merge(Index.open(self.folder)),)})
+            write_json(self.folder / "index.json", self.about.model_dump())
+        rejects = [*Index.open(self.folder).rejects().select(REJECTS.names).to_pylist(), *map(dict, self.bad_rows)]
+        pq.write_table(pa.Table.from_pylist(rejects, REJECTS), self.folder / "rejects.parquet")
+        names = {"rejects", *(part.name for part in self.about.parts)}
+        for file in self.folder.iterdir():
+            if file.suffix in (".npy", ".arrow", ".parquet") and file.name.partition(".")[0] not in names:
+                file.unlink()
+
+
+def merge(index: Index) -> Part:
+    """Writes one part with the last row of each item, in order. Memory does not grow with the embeddings."""
+    kept = [part for part in index.about.parts if part.clips]
+    tables = {(part.name, "items"): table for part, table in zip(kept, index.items, strict=True)}
+    tables |= {(part.name, "rejects"): read_rejects(index.folder, part) for part in index.about.parts}
+    last: dict[str, tuple[str, str]] = {}  # the newest table that has an item
+    for part in index.about.parts:
+        for place in ((part.name, "items"), (part.name, "rejects")):
+            last |= dict.fromkeys(map(key_of, tables[place].to_pylist()), place) if place in tables else {}
+    rows = {
+        place: pa.array([i for i, row in enumerate(table.to_pylist()) if last[key_of(row)] == place], pa.int64())
+        for place, table in tables.items()
+    }
+    chosen = {place: table.take(rows[place]) for place, table in tables.items()}
+    items = [chosen[part.name, "items"] for part in kept]
+    rejects = pa.concat_tables([chosen[part.name, "rejects"] for part in index.about.parts])
+    merged = Part(name=uuid4().hex[:12], clips=sum(table.num_rows for table in items), rejects=rejects.num_rows)
+    if merged.clips:
+        shape = merged.clips, index.about.embed_dim
+        out, at = np.lib.format.open_memmap(index.folder / f"{merged.name}.npy", "w+", np.float32, shape), 0
+        for part, matrix in zip(kept, index.embeddings, strict=True):
+            numbers = rows[part.name, "items"].to_numpy()
+            out[at : at + len(numbers)] = matrix[numbers]
+            at += len(numbers)
+        out.flush()
+        write_items(index.folder / f"{merged.name}.arrow", items)
+    pq.write_table(rejects, index.folder / f"{merged.name}.rejects.parquet")
+    return merged
+
+
+def read_rejects(folder: Path, part: Part) -> pa.Table:
+    return pq.read_table(folder / f"{part.name}.rejects.parquet") if part.rejects else REJECTED.empty_table()
+
+
+def write_items(file: Path, tables: list[pa.Table]) -> None:
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, ITEMS) as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+def check_digest(index: Path, about: About, model: Path | str, digest: str) -> None:
+    """Raises InputError if a model is not that of an index: their embeddings cannot be compared."""
+    if about.digest != digest:
+        raise InputError(
+            f"{index}: this index is of another model, {about.model} ({about.digest[:8]}), not of {model} "
+            f"({digest[:8]}); choose another folder for the index"
+        )

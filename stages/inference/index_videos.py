@@ -1,0 +1,161 @@
+"""Embeds the videos of a folder, a manifest or a decoded corpus into an index: those that it does not have."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from alpro.credentials import has_credentials
+from alpro.errors import InputError
+from alpro.shards.identity import identities
+from alpro.shards.manifest import scan_manifest
+from alpro.shards.reader import Sample, index_batches
+from alpro.shards.schema import Reject, Row
+from alpro.shards.storage import Location, absolute, exists, join, located
+from alpro.stages.inference.index import ITEMS, About, Index, IndexWriter, Item, check_digest, source_of
+from alpro.stages.inference.model import BATCH, Model
+
+CHUNK = 2048  # sources whose files are looked up together
+
+
+def scan_videos(source: Location) -> Iterator[Item | Reject]:
+    """The items of a folder, a manifest (with or without texts) or a decoded corpus, without `identity`, in order.
+
+    Raises InputError if there is no such thing, or nothing in it.
+    """
+    source, empty = absolute(source), dict.fromkeys(ITEMS.names)
+    if exists(join(source, "index.parquet")) if isinstance(source, str) else (source / "index.parquet").is_file():
+        for batch in index_batches(source, ["id", "kind", "shard", "frame_offsets", "frame_sizes"]):
+            for row in batch.to_pylist():
+                yield empty | row_of_shard(row, source)
+        return
+    for row in scan_manifest(source, require_texts=False):
+        if isinstance(row, Reject):
+            yield row
+        elif has_credentials(str(row.path)):
+            detail = "its URL contains credentials, which an index does not store"
+            yield Reject(id=row.id, path=str(row.path), reason="bad row", detail=detail)
+        else:
+            yield empty | row.model_dump(include={"id", "kind", "start", "end"}) | {"path": str(row.path)}
+
+
+def row_of_shard(row: dict[str, Any], corpus: Location) -> Item:
+    return {name: row[name] for name in ("id", "kind", "frame_offsets", "frame_sizes")} | {
+        "path": str(join(corpus, row["shard"]))
+    }
+
+
+@dataclass
+class Counts:
+    """What a run did with the items: embedded, rejected, and skipped, because an earlier run did so. `replaced` of them
+    had changed since."""
+
+    embedded: int = 0
+    rejected: int = 0
+    skipped: int = 0
+    replaced: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def reject(self, reason: str) -> None:
+        self.rejected += 1
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+def update_index(
+    folder: Path,
+    model: Model,
+    about: About,
+    sources: Iterable[Item | Reject],
+    report: Callable[[str], None] = lambda line: None,
+) -> Counts:
+    """Embeds the items that the index in `folder` does not have, or whose files changed, and adds them to it.
+
+    sources: a list has a progress with its length. about: the model, for a new index. report: called with a line for
+    each rejected file. Raises InputError if the index is of another model, if it is in use, or if the folder has
+    other files or cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}") from error
+    if not (folder / "index.json").is_file() and any(file.name != ".lock" for file in folder.iterdir()):
+        raise InputError(f"{folder}: not empty, and not an index; choose another folder")
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{folder}: another process is adding to this index") from None
+    try:
+        return _update(folder, model, about, sources, report)
+    finally:
+        lock.release()
+
+
+def _update(
+    folder: Path,
+    model: Model,
+    about: About,
+    sources: Iterable[Item | Reject],
+    report: Callable[[str], None],
+) -> Counts:
+    if (folder / "index.json").is_file():
+        existing = Index.open(folder).about
+        check_digest(folder, existing, about.model, about.digest)
+        about = existing.model_copy(update={"model": about.model})  # the same model may have moved
+    writer, counts, total = IndexWriter(folder, about), Counts(), None
+    items: Iterable[Item | Reject] = with_identities(sources)
+    if isinstance(sources, list):
+        items = list(items)
+        total = sum(not isinstance(item, Reject) and writer.state(item) != "known" for item in items)
+    pending: list[Item] = []  # those that are decoded: `encode` returns results in order
+
+    def wanted() -> Iterator[Row | Sample]:
+        for item in items:
+            if isinstance(item, Reject):
+                counts.reject(item.reason)
+                writer.bad_rows.append(item)
+                report(f"{item.id}: {item.reason}: {item.detail}".removesuffix(": "))
+                continue
+            state = writer.state(item)
+            if state == "known":
+                counts.skipped += 1
+                continue
+            counts.replaced += state == "changed"
+            pending.append(item)
+            yield source_of(item)
+
+    for batch in model.encode(wanted(), BATCH, cls_only=True, total=total):
+        features = dict(zip(batch.decoded, batch.videos.features.cpu().numpy(), strict=True))
+        own, pending[:] = pending[: len(batch.sources)], pending[len(batch.sources) :]
+        for i, item in enumerate(own):
+            if i in features:
+                counts.embedded += 1
+                writer.add(item, features[i])
+            else:
+                error = batch.errors[i]
+                counts.reject(error.reason)
+                report(f"{item['path']}: {error}")
+                writer.reject(item, error.reason, error.detail)
+    writer.finish(counts.replaced > 0)
+    return counts
+
+
+def with_identities(sources: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
+    """The items with the identity of their files, looked up with concurrent requests."""
+    remaining = iter(sources)
+    shards: dict[str, str] = {}
+    while chunk := list(islice(remaining, CHUNK)):
+        files = dict.fromkeys(i["path"] for i in chunk if not isinstance(i, Reject) and i["frame_offsets"] is None)
+        samples = {i["path"] for i in chunk if not isinstance(i, Reject) and i["frame_offsets"] is not None}
+        files |= dict.fromkeys(samples - shards.keys())
+        known = dict(zip(files, identities(map(located, files)), strict=True))
+        shards |= {path: known[path] for path in samples if path in known}
+        for item in chunk:
+            yield (
+                item
+                if isinstance(item, Reject)
+                else item | {"identity": known.get(item["path"]) or shards[item["path"]]}
+            )

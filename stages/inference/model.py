@@ -1,0 +1,324 @@
+"""A trained model for its users: embed and compare, match, ask, name the entities of a region (docs/using_models.md).
+
+Videos are encoded a batch at a time and decoded a few ahead, so their number is not limited by memory. A file that
+cannot be decoded is reported with the reason, and the others go on.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alpro.errors import InputError
+from alpro.models.alpro import Alpro, Prompter
+from alpro.models.folder import ModelFolder, load_labels
+from alpro.models.frames import NormalizedModel
+from alpro.progress import progress
+from alpro.shards.decode import DecodeError
+from alpro.shards.pictures import draw_entities, sheet
+from alpro.stages.cache_prompts import read_prompts
+from alpro.stages.evaluation.encode import Texts, Videos, embed_texts, encode_texts, load_prompter
+from alpro.stages.evaluation.retrieval import match, match_all
+from alpro.stages.execution.interface import Resources, require
+from alpro.stages.inference.clips import Source, decode_ahead, file_name, is_image, load_frames
+from alpro.stages.inference.find import find_model, find_prompter
+from alpro.stages.training.distributed import pick_device
+
+PathLike = str | Path
+Box = tuple[float, float, float, float]
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+T = TypeVar("T")
+S = TypeVar("S", bound=Source)
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+BATCH = 16  # videos that are encoded together
+
+
+def several(items: Iterable[T]) -> list[T]:
+    """The items as a list. Raises InputError for a string instead of a list, and for an empty list."""
+    if isinstance(items, str | Path) or not (listed := list(items)):
+        raise InputError(f"expected a list of one or more items, not {items!r}")
+    return listed
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embedding (E,) of a file, or why it has none."""
+
+    file: Any  # as it was given: a path, a URL, a row of a manifest or a sample of a decoded corpus
+    embedding: Tensor | None
+    error: DecodeError | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of sources: the encoded videos of `decoded`, and the errors of the others; both by place in `sources`."""
+
+    sources: list[Any]
+    decoded: list[int]
+    videos: Videos
+    errors: dict[int, DecodeError]
+
+
+class Model:
+    """A model with its preprocessing. Videos and images are files; frames are sampled as in evaluation."""
+
+    def __init__(
+        self, folder: ModelFolder, prompts: dict[str, Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+    ):
+        self.folder, self.prompts, self.device, self.dtype = folder, prompts, device, dtype
+        self.encoder = NormalizedModel.from_folder(folder, device)
+
+    @classmethod
+    def load(
+        cls, name: PathLike, workspace: PathLike = "workspace", device: Device = "auto", dtype: Dtype = "float32"
+    ) -> "Model":
+        """Loads a model folder, or the model of an artifact by its fingerprint or the first characters of it.
+
+        A prompter gets the entities of the workspace that were embedded with it, if there are any. dtype: of the
+        encoders' matrix products, as in training; weights, embeddings and scores are float32. Raises InputError if
+        there is no such model.
+        """
+        folder = find_model(name, Path(workspace))
+        return cls.from_pretrained(*find_prompter(folder), device=device, dtype=dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: PathLike, prompts: PathLike = "", device: Device = "auto", dtype: Dtype = "float32"
+    ) -> "Model":
+        """Loads a model folder, or an artifact that contains one.
+
+        prompts: the artifact of cache_prompts with the entities of a prompter; not needed if the folder itself has
+        prompts.safetensors, as those of `alpro import-checkpoint` do, and the artifact of cache_prompts with a CLIP or
+        SigLIP as the prompter. Raises InputError if a file is missing.
+        """
+        if dtype not in Dtype.__args__:  # type: ignore[attr-defined]
+            raise InputError(f"dtype {dtype!r} is not one of {', '.join(Dtype.__args__)}")  # type: ignore[attr-defined]
+        target, precision = pick_device(Resources(device=device)), getattr(torch, dtype)
+        loaded = load_prompter(Path(folder), target)
+        source = Path(prompts) if prompts else Path(folder)
+        if not prompts and not (source / "prompts.safetensors").is_file():
+            return cls(loaded, {}, target, precision)
+        if not (source / "prompts.safetensors").is_file():
+            raise InputError(
+                f"{source}: no prompts.safetensors in this folder; use the folder of a cache_prompts artifact"
+            )
+        embeddings = {kind: value.to(target) for kind, value in read_prompts(source).items()}
+        loaded.entities = load_labels(require(source, "entities.json"))
+        return cls(loaded, embeddings, target, precision)
+
+    def save_pretrained(self, folder: PathLike) -> None:
+        """Writes the model folder."""
+        self.folder.save_pretrained(Path(folder))
+
+    def frames(self, file: Source) -> Tensor:
+        """The frames of a file (1, T, 3, H, W) uint8. Raises DecodeError if it cannot be decoded."""
+        try:
+            frames = load_frames(file, self.folder.model.config.video)
+        except DecodeError as error:
+            raise DecodeError(error.reason, f"{file_name(file)}: {error.detail}".removesuffix(": ")) from error
+        return torch.from_numpy(frames)[None].to(self.device)
+
+    @torch.inference_mode()
+    def encode(
+        self, files: Iterable[S], batch_size: int = BATCH, cls_only: bool = False, total: int | None = None
+    ) -> Iterator[Batch]:
+        """Encodes a stream of sources batch by batch, with progress after a few seconds. Memory holds one batch.
+
+        cls_only: the tokens of a video are [CLS] alone, which is enough for its features. total: the number of sources,
+        for the progress, if it is known.
+        """
+        decoded = decode_ahead(files, self.folder.model.config.video)
+        with progress("encoding", total, "videos") as advance:
+            while part := list(islice(decoded, batch_size)):
+                frames = {i: clip for i, (_, clip) in enumerate(part) if isinstance(clip, np.ndarray)}
+                errors = {i: error for i, (_, error) in enumerate(part) if isinstance(error, DecodeError)}
+                videos = self._encode(list(frames.values()), cls_only)
+                yield Batch([source for source, _ in part], list(frames), videos, errors)
+                advance(len(part))
+
+    def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
+        """Videos of frames (T, 3, H, W) uint8, of any sizes."""
+        config = self.folder.model.config
+        if not clips:
+            return Videos(torch.empty(0, 1, config.video.width), torch.empty(0, self.embed_dim))
+        pixels = torch.cat([self.encoder.pixels(torch.from_numpy(clip)[None].to(self.device)) for clip in clips])
+        with self.precision():
+            tokens = self.folder.model.encode_video(pixels, cls_only)
+        tokens = tokens.float()
+        return Videos(tokens, self.folder.model.project_video(tokens).float())
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context of matrix products in `dtype`."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def stream(self, files: Iterable[S], batch_size: int = BATCH) -> Iterator[Embedded]:
+        """Embeds a stream of files, such as `Path("videos").rglob("*.mp4")`: one `Embedded` for each, in order."""
+        for batch in self.encode(files, batch_size, cls_only=True):
+            features = dict(zip(batch.decoded, batch.videos.features, strict=True))
+            for i, source in enumerate(batch.sources):
+                yield Embedded(source, features.get(i), batch.errors.get(i))
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Texts:
+        """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E)."""
+        texts, length = several(texts), self.folder.preprocessing.max_text_tokens
+        return encode_texts(self.folder.model, self.folder.tokenizer, texts, length, self.device)
+
+    def embed_videos(self, files: Iterable[Source], batch_size: int = BATCH) -> Tensor:
+        """L2-normalized embeddings (N, E); their dot product with text embeddings is the VTC similarity.
+
+        The row of a file that cannot be decoded is NaN, and a warning names it.
+        """
+        files = several(files)
+        out = torch.full((len(files), self.embed_dim), torch.nan, device=self.device)
+        for start, batch in self._numbered(files, batch_size, cls_only=True):
+            out[[start + i for i in batch.decoded]] = batch.videos.features
+        return out
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """L2-normalized embeddings (N, E)."""
+        folder, length = self.folder, self.folder.preprocessing.max_text_tokens
+        return embed_texts(folder.model, folder.tokenizer, several(texts), length, self.device)
+
+    @cached_property
+    def embed_dim(self) -> int:
+        """E, the length of an embedding."""
+        return self.embed_texts([""]).shape[1]  # that of a CLIP is in no configuration of ours
+
+    def _numbered(self, files: list[Any], batch_size: int, cls_only: bool = False) -> Iterator[tuple[int, Batch]]:
+        """The batches of a list, each with the place of its first file. Warns of files that cannot be decoded."""
+        start = 0
+        for batch in self.encode(files, batch_size, cls_only, len(files)):
+            for i, error in batch.errors.items():
+                warnings.warn(f"{file_name(batch.sources[i])}: {error}", stacklevel=3)
+            yield start, batch
+            start += len(batch.sources)
+
+    def similarity(self, files: Iterable[Source], texts: Sequence[str], batch_size: int = BATCH) -> Tensor:
+        """VTC similarity (texts, videos), -1 to 1. NaN for a file that cannot be decoded."""
+        return self.embed_texts(texts) @ self.embed_videos(files, batch_size).T
+
+    @torch.inference_mode()
+    def match(self, files: Iterable[Source], texts: Sequence[str], batch_size: int = BATCH) -> Tensor:
+        """VTM probabilities that text and video match: (texts, videos). NaN for a file that cannot be decoded."""
+        model, files, encoded = self._alpro("match"), several(files), self.texts(texts)
+        out = torch.full((len(encoded.features), len(files)), torch.nan)
+        for start, batch in self._numbered(files, batch_size):
+            with self.precision():
+                scores = match_all(model, encoded, batch.videos)
+            out[:, [start + i for i in batch.decoded]] = torch.from_numpy(scores).sigmoid()
+        return out
+
+    @torch.inference_mode()
+    def pairs(self, pairs: Iterable[tuple[Source, str]], batch_size: int = BATCH) -> Iterator[dict[str, Any]]:
+        """For a stream of a video and its text each: `answer` and `probability` to a question if the model answers
+        questions, else `similarity` and, except for a prompter, `match`. None if the file cannot be decoded."""
+        texts: list[str] = []
+
+        def files() -> Iterator[Source]:
+            for file, text in pairs:
+                texts.append(text)
+                yield file
+
+        for batch in self.encode(files(), batch_size):
+            own, texts[:] = texts[: len(batch.sources)], texts[len(batch.sources) :]
+            results = self._score_pairs(batch.videos, [own[i] for i in batch.decoded])
+            by_place = dict(zip(batch.decoded, results, strict=True))
+            for i, source in enumerate(batch.sources):
+                if i in batch.errors:
+                    warnings.warn(f"{file_name(source)}: {batch.errors[i]}", stacklevel=2)
+                yield by_place.get(i) or dict.fromkeys(self.pair_columns)
+
+    @property
+    def pair_columns(self) -> tuple[str, ...]:
+        """The names of the results of `pairs`."""
+        if self.folder.answers:
+            return "answer", "probability"
+        return ("similarity", "match") if isinstance(self.folder.model, Alpro) else ("similarity",)
+
+    def _score_pairs(self, videos: Videos, texts: list[str]) -> list[dict[str, Any]]:
+        if not texts:
+            return []
+        if self.folder.answers:
+            probabilities = self._answers(videos, self.texts(texts))
+            return [
+                dict(zip(self.pair_columns, self._best(p, self.folder.answers, 1)[0], strict=True))
+                for p in probabilities
+            ]
+        if not isinstance(self.folder.model, Alpro):
+            return [{"similarity": value} for value in (videos.features * self.embed_texts(texts)).sum(1).tolist()]
+        encoded, own = self.texts(texts), np.arange(len(texts))[:, None].repeat(2, axis=1)
+        with self.precision():
+            margins = match(self.folder.model, encoded, videos, own)
+        columns = (videos.features * encoded.features).sum(1).tolist(), margins.sigmoid().tolist()
+        return [dict(zip(self.pair_columns, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    @torch.inference_mode()
+    def ask(self, file: Source, question: str, top_k: int = 3) -> list[tuple[str, float]]:
+        """The `top_k` most likely answers of the model's closed list with their probabilities, in descending order.
+
+        Raises DecodeError if the file cannot be decoded.
+        """
+        self._require_answers()
+        videos = self._encode(list(self.frames(file).cpu().numpy()))
+        return self._best(self._answers(videos, self.texts([question]))[0], self.folder.answers, top_k)
+
+    def _require_answers(self) -> None:
+        if not self.folder.answers:
+            raise InputError(f"this {self.folder.task} model does not answer questions; load a model of finetune_qa")
+
+    def _answers(self, videos: Videos, questions: Texts) -> Tensor:
+        """The probabilities (N, answers) of the answers to a question about each video."""
+        with self.precision():
+            logits = self._alpro("answer").answer(questions.tokens, questions.mask, videos.tokens)
+        return logits.float().softmax(1)
+
+    @torch.inference_mode()
+    def entities(self, file: Source, box: Box = WHOLE, top_k: int = 3) -> list[tuple[str, float]]:
+        """The `top_k` most likely entities of a region (top, left, height, width, as fractions of the frame)."""
+        if not (isinstance(self.folder.model, Prompter) and self.prompts):
+            raise InputError(
+                f"this {self.folder.task} model names no entities: they need a prompter with its prompts, "
+                "Model.from_pretrained(PROMPTER, PROMPTS)"
+            )
+        if not all(0 <= v <= 1 for v in box):
+            raise InputError(f"box {box}: top, left, height and width are fractions of the frame, 0 to 1")
+        grid = self.folder.model.config.video.grid
+        top, left = (min(grid - 1, round(v * grid)) for v in box[:2])
+        height, width = (max(1, min(grid - at, round(v * grid))) for at, v in zip((top, left), box[2:], strict=True))
+        boxes = torch.tensor([[top, left, height, width]], device=self.device)
+        kind = "image" if is_image(file) and "image" in self.prompts else "video"
+        pixels = self.encoder.pixels(self.frames(file))
+        with self.precision():
+            labels = self.folder.model.pseudo_labels(pixels, boxes, self.prompts[kind], self.encoder.black)
+        return self._best(labels[0], self.folder.entities, top_k)
+
+    def draw_entities(self, file: Source, boxes: Sequence[Box] = (WHOLE,)) -> Image.Image:
+        """Draws the entities of regions on the middle frame, as in Figure 3 of the paper."""
+        frames = self.frames(file)[0]
+        middle = frames[len(frames) // 2].permute(1, 2, 0).cpu().numpy()
+        name = Path(file_name(file)).name
+        drawn = [draw_entities(middle, box, self.entities(file, box), name) for box in boxes]
+        return sheet(drawn, columns=len(drawn))
+
+    def _alpro(self, what: str) -> Alpro:
+        if not isinstance(self.folder.model, Alpro):
+            raise InputError(
+                f"a prompter has no multimodal encoder to {what} with; load a pre-trained or fine-tuned model"
+            )
+        return self.folder.model
+
+    @staticmethod
+    def _best(probabilities: Tensor, words: list[str], top_k: int) -> list[tuple[str, float]]:
+        best = probabilities.topk(min(top_k, len(words)))
+        return [(words[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

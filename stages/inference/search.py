@@ -1,0 +1,110 @@
+"""Searches an index: all clips are ranked by similarity (VTC), and the best of them again by matching (VTM)."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from alpro.models.alpro import Alpro
+from alpro.shards.identity import identities
+from alpro.shards.storage import located
+from alpro.stages.evaluation.encode import Texts
+from alpro.stages.evaluation.retrieval import match
+from alpro.stages.inference.index import Index, Item, source_of
+from alpro.stages.inference.model import Model
+
+CHUNK = 1 << 16  # embeddings that are compared at a time
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A clip of an index with its scores: the similarity of the embeddings (-1 to 1), and the probability that text and
+    clip match, None if it was not matched; `note` says why a clip that should be matched could not be."""
+
+    item: Item
+    similarity: float
+    match: float | None = None
+    note: str = ""
+
+
+@dataclass
+class Found:
+    """The hits of a search, best first, and the seconds that its parts took."""
+
+    hits: list[Hit]
+    clips: int
+    matched: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def most_similar(matrices: list[np.ndarray], query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers (k,) of the rows of the matrices (N, E), counted through all of them, that are most similar to the
+    query (E,), and their similarity (k,), in descending order; of equal ones the first. Plain products: exact."""
+    best, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    first = 0
+    for matrix in matrices:
+        for start in range(0, len(matrix), CHUNK):
+            part = matrix[start : start + CHUNK] @ query
+            rows = np.arange(len(part)) if len(part) <= k else np.sort(np.argpartition(-part, k - 1)[:k])
+            best, scores = np.append(best, rows + first + start), np.append(scores, part[rows])
+        first += len(matrix)
+    order = np.lexsort((best, -scores))[:k]
+    return best[order], scores[order]
+
+
+@torch.inference_mode()
+def search(index: Index, model: Model, text: str, k: int = 10, rerank: int = 20) -> Found:
+    """The best `k` clips for a text. The `rerank` most similar ones are decoded and ordered by the sum of the logit
+    margin of the matching head and the similarity, as in the evaluation with `protocol = "top_k"`; a prompter has no
+    such head, and 0 matches none. Of the clips, only the files of those that are matched are opened."""
+    clock = [time.perf_counter()]
+    alpro = model.folder.model if isinstance(model.folder.model, Alpro) else None
+    encoded = model.texts([text]) if alpro else None
+    features = encoded.features if encoded else model.embed_texts([text])
+    clock.append(time.perf_counter())
+    matched = rerank if alpro else 0
+    rows, scores = most_similar(index.embeddings, features[0].cpu().numpy(), max(k, matched))
+    hits = [Hit(index.item(row), score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+    clock.append(time.perf_counter())
+    if matched and hits:
+        assert encoded is not None
+        hits = [*match_hits(model, hits[:matched], encoded), *hits[matched:]]
+    clock.append(time.perf_counter())
+    seconds = dict(zip(("text", "similarity", "matching"), np.diff(clock).tolist(), strict=True))
+    return Found(hits[:k], len(index), sum(hit.match is not None for hit in hits), seconds)
+
+
+def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
+    """The hits ordered by margin + similarity; those that cannot be decoded, or have changed, follow by similarity."""
+    alpro = model.folder.model
+    assert isinstance(alpro, Alpro)
+    current = list(identities(located(hit.item["path"]) for hit in hits))
+    same = [hit for hit, identity in zip(hits, current, strict=True) if identity == hit.item["identity"]]
+    left = [
+        Hit(hit.item, hit.similarity, note=identity if identity in ("missing", "not fetched") else "changed since")
+        for hit, identity in zip(hits, current, strict=True)
+        if identity != hit.item["identity"]
+    ]
+    ranked: list[tuple[float, Hit]] = []
+    start = 0
+    for batch in model.encode([source_of(hit.item) for hit in same], total=len(same)):
+        pairs = np.array([[0, i] for i in range(len(batch.decoded))])
+        with model.precision():
+            margins = match(alpro, text, batch.videos, pairs).cpu() if batch.decoded else torch.empty(0)
+        for i, margin in zip(batch.decoded, margins, strict=True):
+            hit = same[start + i]
+            ranked.append((float(margin) + hit.similarity, Hit(hit.item, hit.similarity, float(margin.sigmoid()))))
+        left += [Hit(same[start + i].item, same[start + i].similarity, note=str(e)) for i, e in batch.errors.items()]
+        start += len(batch.sources)
+    ranked.sort(key=lambda pair: -pair[0])
+    return [*(hit for _, hit in ranked), *sorted(left, key=lambda hit: -hit.similarity)]
+
+
+def hit_path(item: Item) -> str:
+    """The file of an item, and which part of it or which sample in it."""
+    if item["frame_offsets"] is not None:
+        return f"{item['path']}: {item['id']}"
+    if item["start"] is None and item["end"] is None:
+        return str(item["path"])
+    return f"{item['path']} {item['start'] or 0:g}-{'' if item['end'] is None else format(item['end'], 'g')} s"

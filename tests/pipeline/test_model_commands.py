@@ -1,0 +1,223 @@
+"""The commands that use a trained model."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from alpro import Model
+from alpro.files import digest, write_json
+from alpro.models.alpro import Alpro, Prompter
+from alpro.models.folder import ModelFolder
+from alpro.pipeline.artifacts.store import RECORD_VERSION
+from alpro.stages import cache_prompts
+from tests.pipeline.test_cli import call
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, tiny_model, tokenizer, vocabulary, resources):
+    """A workspace with a model of each kind, and the prompts of the prompter."""
+    config, root = tiny_model(tokenizer.get_vocab_size()), tmp_path_factory.mktemp("workspace")
+    torch.manual_seed(0)
+    models = {
+        "train_prompter": ModelFolder("prompter", Prompter(config), tokenizer),
+        "finetune_retrieval": ModelFolder("retrieval", Alpro(config), tokenizer),
+        "finetune_qa": ModelFolder("qa", Alpro(config, answers=2), tokenizer, answers=["ball", "box"]),
+        "cache_prompts": None,
+    }
+    for stage, model in models.items():
+        folder = root / "artifacts" / stage / digest(stage)[:16]
+        folder.mkdir(parents=True)
+        inputs = {}
+        if model:
+            model.save_pretrained(folder / "model")
+        else:
+            prompter = root / "artifacts" / "train_prompter" / digest("train_prompter")[:16]
+            sources = {"prompter": prompter, "vocabulary": vocabulary}
+            cache_prompts.run(cache_prompts.Config(), sources, folder, resources)
+            inputs = {"prompter": {"stage": "train_prompter", "fingerprint": digest("train_prompter")}}
+        record = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(stage)}
+        write_json(folder / "artifact.json", {**record, "inputs": inputs, "run": {"at": "2026-01-01T00:00:00"}})
+    return root
+
+
+@pytest.fixture
+def alpro_model(monkeypatch, capsys, workspace):
+    """alpro_model(command, ...): calls `alpro model ...` in the workspace; its status, output and errors."""
+
+    def run(command, *arguments):
+        device = [] if command == "export" else ["--device", "cpu"]
+        return call(monkeypatch, capsys, "model", command, *arguments, "--workspace", workspace, *device)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def videos(sample):
+    return sorted((sample / "videos").glob("test-*.mp4"))[:3]
+
+
+RETRIEVAL, QA, PROMPTER = (digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter"))
+
+
+def test_videos_are_indexed_once_and_searched(alpro_model, videos, workspace, tmp_path):
+    folder, index = tmp_path / "videos", tmp_path / "index"
+    folder.mkdir()
+    for video in videos:
+        shutil.copy(video, folder)
+    (folder / "bad.mp4").write_text("no video")
+    status, out, err = alpro_model("index", RETRIEVAL, folder, index)
+    assert (status, err) == (0, f"rejected: {folder / 'bad.mp4'}: unreadable: moov atom not found\n")
+    assert out.splitlines() == [
+        f"{index}: 3 clips",
+        "  3 embedded, 0 unchanged since an earlier run",
+        f"  1 rejected (1 unreadable): {index / 'rejects.parquet'}",
+    ]
+    status, out, err = alpro_model("index", RETRIEVAL, folder, index, "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out) == {
+        "clips": 3,
+        "embedded": 0,
+        "rejected": 0,
+        "skipped": 4,
+        "replaced": 0,
+        "reasons": {},
+    }
+
+    text = "a red ball moves left"
+    status, out, err = alpro_model("search", index, text, "-k", 2, "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert (found["clips"], found["matched"], len(found["hits"])) == (3, 3, 2)
+    assert found["seconds"].keys() == {"index", "model", "text", "similarity", "matching"}
+    model = Model.load(RETRIEVAL, workspace, device="cpu")
+    for hit in found["hits"]:
+        assert hit["similarity"] == pytest.approx(model.similarity([hit["path"]], [text]).item(), abs=1e-5)
+        assert hit["match"] == pytest.approx(model.match([hit["path"]], [text]).item(), abs=1e-5)
+    _, out, _ = alpro_model("search", index, text)
+    assert out.splitlines()[0].split() == ["rank", "similarity", "match", "video"]
+    assert found["hits"][0]["path"] in out.splitlines()[1]
+    assert out.splitlines()[-1].startswith("3 clips by similarity, 3 by matching: index ")
+
+
+def test_a_question_is_answered_from_the_list(alpro_model, videos, workspace):
+    status, out, err = alpro_model("ask", QA, videos[0], "what moves?", "--json")
+    assert (status, err) == (0, "")
+    expected = Model.load(QA, workspace, device="cpu").ask(videos[0], "what moves?")
+    assert json.loads(out)["answers"] == [{"text": a, "probability": pytest.approx(p)} for a, p in expected]
+    _, out, _ = alpro_model("ask", QA, videos[0], "what moves?", "-k", 1)
+    assert out == f"{expected[0][0]}  {expected[0][1]:.3f}\n"
+
+
+def test_entities_of_a_region_are_named(alpro_model, videos, workspace):
+    status, out, err = alpro_model("entities", PROMPTER, videos[0], "--box", "0.5,0,0.25,1", "--json")
+    assert (status, err) == (0, "")
+    model = Model.load(PROMPTER, workspace, device="cpu")
+    expected = model.entities(videos[0], (0, 0.5, 1, 0.25), top_k=5)  # top, left, height, width
+    printed = json.loads(out)
+    assert printed["box"] == [0.5, 0, 0.25, 1]
+    assert printed["entities"] == [{"text": word, "probability": pytest.approx(p)} for word, p in expected]
+
+
+def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, workspace, tmp_path):
+    """Its scores are those of its own evaluation, with intervals; that of the other model in it is left out."""
+    scores = [
+        {"name": "retrieval/t2v/R1", "what": "fine-tuned retrieval", "metric": "R@1", "direction": "t2v"}
+        | {"value": 51.5, "low": 44.25, "high": 58.0, "unit": "%", "chance": 0.5, "items": 1200},
+        {"name": "qa/acc", "what": "question answering", "metric": "all", "direction": "", "value": 99.0}
+        | {"low": None, "high": None, "unit": "%", "chance": 1.0, "items": 7},
+    ]
+    retrieval, qa = digest("finetune_retrieval"), digest("finetune_qa")
+    records = {
+        "decode_videos": {"name": "decode_videos films", "counts": {"samples": 1300, "train": 1000, "captions": 2600}},
+        "finetune_retrieval": {
+            "inputs": {"films": {"stage": "decode_videos", "fingerprint": digest("decode_videos")}},
+            "config": {"lr": 1e-4, "batch_size": 64},
+            "counts": {"steps": 500},
+            "versions": {"torch": "2.13.0"},
+            "run": {"at": "2026-01-02T00:00:00", "commit": "abc"},
+        },
+        "evaluate": {
+            "inputs": {
+                "retrieval": {"stage": "finetune_retrieval", "fingerprint": retrieval},
+                "qa": {"stage": "finetune_qa", "fingerprint": qa},
+            },
+            "config": {"split": "test"},
+        },
+    }
+    own = tmp_path / "workspace"
+    for stage, record in records.items():
+        folder = own / "artifacts" / stage / digest(stage)[:16]
+        folder.mkdir(parents=True)
+        common = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(stage), "inputs": {}}
+        common |= {"config": {}, "counts": {}, "versions": {}, "run": {"at": "2026-01-01T00:00:00"}}
+        write_json(folder / "artifact.json", common | record)
+    source = workspace / "artifacts" / "finetune_retrieval" / retrieval[:16] / "model"
+    folder = own / "artifacts" / "finetune_retrieval" / retrieval[:16]
+    shutil.copytree(source, folder / "model")
+    write_json(own / "artifacts" / "evaluate" / digest("evaluate")[:16] / "results.json", scores)
+
+    status, out, err = alpro_model("export", folder, tmp_path / "out", "--license", "cc-by-4.0")
+    assert (status, err) == (0, "")
+    assert out == f"{tmp_path / 'out'}: a retrieval model for transformers; README.md is its model card\n"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: cc-by-4.0\n" in card
+    assert f"| finetune_retrieval | {retrieval[:16]} | 500 | 64 | 0.0001 |" in card
+    assert "| films | 1,300 | 1,000 | 0 | 0 | 2,600 | 0 | 0 |" in card
+    assert "| fine-tuned retrieval | t2v R@1 | 51.5 % | 44.2 to 58.0 | 0.5 | 1,200 |" in card
+    assert "question answering" not in card
+    assert "Built 2026-01-02, commit abc, with torch 2.13.0." in card
+    for heading in ("Training", "Data", "Evaluation", "Limits", "Licence"):
+        assert f"\n## {heading}\n" in card
+
+
+def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, workspace, tmp_path):
+    source = next((workspace / "artifacts" / "finetune_qa").glob("*/model"))
+    status, _, err = alpro_model("export", source, tmp_path / "out")
+    assert (status, err) == (0, "")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "no evaluation of this model is known" in card
+    assert "Answers come from a closed list of 2:" in card
+    status, _, err = alpro_model("export", source, tmp_path / "out")
+    assert (status, err) == (2, f"error: {tmp_path / 'out'}: exists already; choose another folder\n")
+
+
+def test_mistakes_are_one_line(alpro_model, videos, workspace, tmp_path):
+    text, empty = tmp_path / "notes.txt", tmp_path / "empty"
+    text.write_text("no video")
+    empty.mkdir()
+    write_json(empty / "index.json", {"model": "x", "digest": "y", "embed_dim": 16})
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.mp4").write_text("no video")
+    for arguments, message in {
+        ("ask", "0000", videos[0], "what?"): "0000: no such folder, and no artifact starts with it",
+        ("ask", tmp_path, videos[0], "what?"): "not a model folder",
+        ("ask", RETRIEVAL, videos[0], "what?"): "this retrieval model does not answer questions; load a model of",
+        ("ask", QA, videos[0], " "): "the question is empty",
+        ("ask", QA, text, "what?"): f"{text}: unreadable: ",
+        ("ask", QA, tmp_path / "none.mp4", "what?"): "none.mp4: missing",
+        ("entities", RETRIEVAL, videos[0]): "this retrieval model names no entities, and no prompter",
+        ("entities", PROMPTER, text): f"{text}: unreadable: ",
+        ("search", tmp_path / "none", "a"): "no index.json; `alpro model index MODEL VIDEOS",
+        ("search", empty, "a"): "the index is empty; `alpro model index` adds videos to it",
+        ("search", empty, ""): "the text is empty",
+        ("index", RETRIEVAL, tmp_path / "none", tmp_path / "i"): "no such file or folder",
+        ("index", RETRIEVAL, tmp_path / "nothing", tmp_path / "i"): "no video or image in this folder",
+        ("index", RETRIEVAL, tmp_path / "bad", tmp_path / "j"): "none of the videos could be decoded",
+        ("index", "models:/none@best", tmp_path / "bad", tmp_path / "k"): "models:/none@best: no MLflow store",
+    }.items():
+        status, _, err = alpro_model(*arguments)
+        lines = [line for line in err.splitlines() if not line.startswith("rejected: ")]
+        assert status == 2, arguments
+        assert len(lines) == 1, err
+        assert lines[0].startswith("error: ")
+        assert message in lines[0]
+
+
+@pytest.mark.parametrize("box", ["0,0,1", "a,b,c,d", "0,0,0,1", "0.5,0,0.6,1", "0,0,100,100"])
+def test_a_box_is_a_region_of_the_frame(alpro_model, videos, box):
+    status, _, err = alpro_model("entities", PROMPTER, videos[0], "--box", box)
+    assert status == 2
+    assert "argument --box" in err

@@ -1,0 +1,123 @@
+"""An exported model in a process that cannot import this package."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from alpro.errors import InputError
+from alpro.stages.inference.clips import load_frames
+from alpro.stages.inference.export import code, export
+from alpro.stages.inference.model import Model
+
+TEXTS = ["A red ball moves left.", "something slides up", "a " * 60]
+
+LOAD = """
+import sys
+sys.modules["alpro"] = None  # what imports it fails
+sys.modules["torchvision"] = None  # not needed; that of a CUDA build fails beside a CPU build of torch
+
+import numpy as np, torch
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
+
+root = sys.argv[1]
+given = np.load(f"{root}/in.npz")
+videos, texts = list(given["videos"]), given["texts"].tolist()
+for task in ("retrieval", "qa", "prompter"):
+    folder = f"{root}/{task}"
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert not model.training
+    batch, one = processor(videos=videos, text=texts), processor(text=texts[0])["input_ids"][0].tolist()
+    assert AutoTokenizer.from_pretrained(folder)(texts[0])["input_ids"] == one
+    with torch.inference_mode():
+        out = model(**batch)
+        results = {"videos": out.video_embeds, "texts": out.text_embeds, "similarity": out.similarity}
+        if task == "prompter":
+            results["entities"] = model.entities(batch["pixel_values"])
+            results["region"] = model.entities(batch["pixel_values"], torch.tensor([[2, 2, 2, 2]]).expand(3, -1))
+        else:
+            results["match"] = model.match(**batch)
+        if task == "qa":
+            results["answers"] = model.answer(**batch)
+    np.savez(f"{folder}.npz", **{name: value.numpy() for name, value in results.items()})
+    model.train()
+    model(**batch).similarity.sum().backward()  # stochastic depth and dropout are there, too
+    for block in model.model.video_encoder.blocks:
+        assert block.attn.qkv.weight.grad.isfinite().all()
+    assert model.model.video_encoder.keep_rates[0] == 1
+    model.save_pretrained(folder + "-again")
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(folders, videos, tmp_path_factory):
+    """The models by task, and a folder with their exports and what another process computes with them (TASK.npz)."""
+    root, models = tmp_path_factory.mktemp("exported"), {}
+    for task in ("retrieval", "qa", "prompter"):
+        prompts = [folders["prompts"]] if task == "prompter" else []
+        models[task] = Model.from_pretrained(folders[task], *prompts, device="cpu")
+        export(models[task], root / task, "# A model\n")
+    frames = np.stack([load_frames(video, models["qa"].folder.model.config.video) for video in videos])
+    np.savez(root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))
+    elsewhere = root / "elsewhere"
+    elsewhere.mkdir()
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "home")}
+    command = [sys.executable, "-c", LOAD, str(root)]
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return models, root
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, np.asarray(expected), atol=1e-5, rtol=0)
+
+
+def test_a_retrieval_model_computes_the_same_without_this_package(exported, videos):
+    models, root = exported
+    model, results = models["retrieval"], np.load(root / "retrieval.npz")
+    close(results["videos"], model.embed_videos(videos))
+    close(results["texts"], model.embed_texts(TEXTS))
+    close(results["similarity"], model.similarity(videos, TEXTS))
+    close(results["match"], model.match(videos, TEXTS))
+
+
+def test_a_qa_model_computes_the_same_without_this_package(exported, videos):
+    models, root = exported
+    model, results = models["qa"], np.load(root / "qa.npz")
+    answers = json.loads((root / "qa" / "config.json").read_text())["answers"]
+    for row, video, text in zip(results["answers"], videos, TEXTS, strict=True):
+        expected = dict(model.ask(video, text, top_k=9))
+        close(row, [expected[answer] for answer in answers])
+
+
+def test_a_prompter_names_the_same_entities_without_this_package(exported, videos):
+    models, root = exported
+    model, results = models["prompter"], np.load(root / "prompter.npz")
+    names = json.loads((root / "prompter" / "config.json").read_text())["entities"]
+    for key, box in (("entities", (0, 0, 1, 1)), ("region", (0.5, 0.5, 0.5, 0.5))):
+        for row, video in zip(results[key], videos, strict=True):
+            expected = dict(model.entities(video, box, top_k=99))
+            close(row, [expected[name] for name in names])
+
+
+def test_the_code_is_that_of_this_package_with_relative_imports():
+    sources = code()
+    assert sources.keys() >= {"modeling_alpro", "configuration_alpro", "processing_alpro", "alpro", "timesformer"}
+    for source in sources.values():
+        assert "import alpro" not in source
+        assert "from alpro" not in source
+
+
+def test_an_existing_folder_and_a_clip_are_refused(folders, clip_folders, tmp_path):
+    model = Model.from_pretrained(folders["retrieval"], device="cpu")
+    with pytest.raises(InputError, match="exists already"):
+        export(model, tmp_path, "")
+    clip = Model.from_pretrained(clip_folders["clip"], device="cpu")
+    with pytest.raises(InputError, match="a CLIP or SigLIP is not exported"):
+        export(clip, tmp_path / "out", "")
+    assert torch.is_tensor(clip.embed_texts(["a"]))

@@ -1,0 +1,244 @@
+"""A trained model in a few lines of Python."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alpro.errors import InputError
+from alpro.files import write_json
+from alpro.shards.decode import DecodeError
+from alpro.shards.reader import ShardReader
+from alpro.stages.evaluation.retrieval import Gallery, encode_gallery
+from alpro.stages.inference.clips import load_frames
+from alpro.stages.inference.find import find_prompter
+from alpro.stages.inference.model import Model
+
+TEXTS = ["a red ball moves left", "something slides up"]
+
+
+def test_embeddings_are_those_of_the_evaluation(folders, videos, clips, tokenizer):
+    model = Model.from_pretrained(folders["retrieval"], device="cpu")
+    actual = model.embed_videos(videos)
+    assert actual.shape == (3, 16)
+    torch.testing.assert_close(actual.norm(dim=1), torch.ones(3))
+    gallery = Gallery.of(clips, "test")
+    texts, evaluated = encode_gallery(model.encoder, gallery, tokenizer, 30, torch.device("cpu"))
+    places = [gallery.ids.index(path.stem) for path in videos]
+    # Shards hold JPEGs of another size, so that pixels differ a little.
+    assert (actual * evaluated.features[places]).sum(dim=1).min() > 0.95
+    torch.testing.assert_close(model.embed_texts(gallery.texts[:2]), texts.features[:2], atol=1e-4, rtol=0)
+
+
+def test_matching_gives_a_probability_for_every_pair(folders, videos):
+    model = Model.from_pretrained(folders["retrieval"], device="cpu")
+    both = model.match(videos, TEXTS)
+    assert both.shape == (2, 3)
+    assert ((both > 0) & (both < 1)).all()
+    torch.testing.assert_close(model.match(videos[1:2], TEXTS), both[:, 1:2], atol=1e-5, rtol=1e-4)
+
+
+def test_answers_are_the_best_first(folders, videos):
+    model = Model.from_pretrained(folders["qa"], device="cpu")
+    answers = model.ask(videos[0], "where does it go?", top_k=9)
+    assert {word for word, _ in answers} == {"ball", "box", "left"}
+    assert [p for _, p in answers] == sorted((p for _, p in answers), reverse=True)
+    assert sum(p for _, p in answers) == pytest.approx(1, abs=1e-5)
+
+
+def test_entities_of_a_region_are_those_of_the_prompter(folders, videos, tmp_path):
+    model = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
+    whole = model.entities(videos[0], top_k=99)
+    assert len(whole) == 8
+    assert sum(p for _, p in whole) == pytest.approx(1, abs=1e-5)
+    assert dict(model.entities(videos[0], (0.5, 0.5, 0.5, 0.5), top_k=99)) != dict(whole)
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(tmp_path / "still.png")
+    assert len(model.entities(tmp_path / "still.png")) == 3
+    picture = model.draw_entities(videos[0], [(0, 0, 1, 1), (0, 0, 0.5, 0.5)])
+    assert picture.width > 2 * 176
+
+
+def test_a_region_is_top_left_height_and_width(folders, videos, monkeypatch):
+    model, seen = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu"), []
+    whole = model.folder.model.pseudo_labels
+
+    def watched(frames, boxes, *rest):
+        seen.append(boxes.tolist())
+        return whole(frames, boxes, *rest)
+
+    monkeypatch.setattr(model.folder.model, "pseudo_labels", watched)
+    model.entities(videos[0], (0.75, 0, 0.25, 0.5))  # of 4 x 4 patches
+    model.entities(videos[0], (0.25, 0.5, 0.75, 0.25))
+    assert seen == [[[3, 0, 1, 2]], [[1, 2, 3, 1]]]
+
+
+def test_a_folder_is_saved_and_read_again(folders, videos, tmp_path):
+    model = Model.from_pretrained(folders["qa"], device="cpu")
+    model.save_pretrained(tmp_path / "copy")
+    again = Model.from_pretrained(tmp_path / "copy", device="cpu")
+    assert again.ask(videos[0], "what?") == model.ask(videos[0], "what?")
+
+
+def test_what_a_model_cannot_do_is_one_line(folders, videos, tmp_path):
+    prompter = Model.from_pretrained(folders["prompter"], device="cpu")
+    with pytest.raises(InputError, match="a prompter with its prompts"):
+        prompter.entities(videos[0])
+    with pytest.raises(InputError, match="no multimodal encoder"):
+        prompter.match(videos[:1], TEXTS)
+    with pytest.raises(InputError, match="does not answer questions"):
+        Model.from_pretrained(folders["retrieval"], device="cpu").ask(videos[0], "what?")
+    with pytest.raises(InputError, match="not a model folder"):
+        Model.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"no prompts\.safetensors in this folder"):
+        Model.from_pretrained(folders["prompter"], tmp_path / "nowhere", device="cpu")
+
+
+def test_wrong_arguments_are_reported(folders, videos, tmp_path):
+    model = Model.from_pretrained(folders["retrieval"], device="cpu")
+    for call, argument in ((model.embed_texts, "a dog"), (model.embed_videos, str(videos[0])), (model.embed_texts, [])):
+        with pytest.raises(InputError, match="expected a list of one or more"):
+            call(argument)
+    with pytest.raises(DecodeError, match=r"missing: .*none\.mp4"):
+        model.frames(tmp_path / "none.mp4")
+    with pytest.raises(InputError, match="dtype 'float8' is not one of float32, bfloat16, float16"):
+        Model.from_pretrained(folders["retrieval"], device="cpu", dtype="float8")
+    prompter = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
+    with pytest.raises(InputError, match="fractions of the frame"):
+        prompter.entities(videos[0], (0, 0, 50, 50))
+    with pytest.raises(InputError, match="folder of a cache_prompts artifact"):
+        Model.from_pretrained(folders["prompter"], folders["qa"], device="cpu")
+
+
+@pytest.fixture
+def mixed(videos, tmp_path):
+    """Files of which the second and the last cannot be decoded."""
+    (tmp_path / "notes.mp4").write_text("no video")
+    return [videos[0], tmp_path / "notes.mp4", str(videos[1]), videos[2], tmp_path / "none.mp4"]
+
+
+def test_a_bad_file_is_reported_and_the_others_are_scored(folders, videos, mixed):
+    model = Model.from_pretrained(folders["retrieval"], device="cpu")
+    for call in (model.match, model.similarity):
+        with pytest.warns(UserWarning, match="missing|unreadable") as warned:
+            scores = call(mixed, TEXTS, batch_size=2)
+        messages = sorted(str(one.message) for one in warned)
+        assert [message.rpartition("/")[2].split(":")[:2] for message in messages] == [
+            ["none.mp4", " missing"],
+            ["notes.mp4", " unreadable"],
+        ]
+        torch.testing.assert_close(scores[:, [0, 2, 3]], call(videos, TEXTS), atol=1e-5, rtol=1e-4)
+        assert scores[:, [1, 4]].isnan().all()
+    with pytest.warns(UserWarning, match="missing"):
+        assert model.embed_videos(mixed[4:]).isnan().all()  # a batch without any video
+
+
+def test_a_stream_has_a_result_for_every_file_in_order(folders, videos, mixed):
+    model = Model.from_pretrained(folders["prompter"], device="cpu")
+    results = list(model.stream((file for file in mixed), batch_size=2))
+    assert [result.file for result in results] == mixed
+    reasons = [result.error.reason if result.error else "" for result in results]
+    assert reasons == ["", "unreadable", "", "", "missing"]
+    embeddings = torch.stack([result.embedding for result in results if result.embedding is not None])
+    torch.testing.assert_close(embeddings, model.embed_videos(videos))
+
+
+def test_a_stream_is_read_and_decoded_only_a_little_ahead(folders, videos, monkeypatch):
+    """500 videos do not fill memory: clips that are decoded and not yet encoded are those of some batches."""
+    model, read, decoded, waiting = Model.from_pretrained(folders["prompter"], device="cpu"), [], [], []
+    monkeypatch.setattr("alpro.stages.inference.clips.os.cpu_count", lambda: 2)
+    frames = load_frames(videos[0], model.folder.model.config.video)
+    monkeypatch.setattr("alpro.stages.inference.clips.load_frames", lambda *_: decoded.append(1) or frames)
+
+    def files():
+        for number in range(500):
+            read.append(number)
+            yield videos[0]
+
+    for number, _ in enumerate(model.stream(files(), batch_size=4), 1):
+        waiting.append((len(read) - number, len(decoded) - number))
+    assert len(read) == len(decoded) == 500
+    assert max(ahead for ahead, _ in waiting) <= 4 + 2 * 2
+    assert max(clips for _, clips in waiting) <= 4 + 2 * 2
+    stream = model.stream(files(), batch_size=4)
+    next(stream)
+    stream.close()  # leaves no thread waiting
+
+
+def test_pairs_are_scored_as_one_by_one(folders, videos, mixed):
+    model = Model.from_pretrained(folders["retrieval"], device="cpu")
+    texts = [TEXTS[i % 2] for i in range(5)]
+    with pytest.warns(UserWarning, match="missing"):
+        rows = list(model.pairs(zip(mixed, texts, strict=True), batch_size=3))
+    assert [row["match"] is None for row in rows] == [False, True, False, False, True]
+    for file, text, row in zip(mixed, texts, rows, strict=True):
+        if row["match"] is not None:
+            assert row["match"] == pytest.approx(model.match([file], [text]).item(), abs=1e-5)
+            assert row["similarity"] == pytest.approx(model.similarity([file], [text]).item(), abs=1e-5)
+    qa = Model.from_pretrained(folders["qa"], device="cpu")
+    (first,) = qa.pairs([(videos[0], "where?")])
+    assert (first["answer"], pytest.approx(first["probability"], abs=1e-6)) == qa.ask(videos[0], "where?")[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precision_changes_scores_a_little(folders, videos, dtype):
+    whole = Model.from_pretrained(folders["retrieval"], device="cpu")
+    half = Model.from_pretrained(folders["retrieval"], device="cpu", dtype=dtype)
+    assert half.embed_videos(videos).dtype == torch.float32
+    for expected, actual in (
+        (whole.similarity(videos, TEXTS), half.similarity(videos, TEXTS)),
+        (whole.match(videos, TEXTS), half.match(videos, TEXTS)),
+    ):
+        assert 0 < (expected - actual).abs().max() < 0.05
+    prompter = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu", dtype=dtype)
+    assert len(prompter.entities(videos[0])) == 3
+
+
+def test_a_sample_of_a_decoded_corpus_is_a_source(folders, clips, tokenizer):
+    model, reader = Model.from_pretrained(folders["retrieval"], device="cpu"), ShardReader(clips, "test")
+    gallery = Gallery.of(clips, "test")
+    _, evaluated = encode_gallery(model.encoder, gallery, tokenizer, 30, torch.device("cpu"))
+    actual = model.embed_videos([reader[number] for number in gallery.numbers])
+    torch.testing.assert_close(actual, evaluated.features, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def workspace(folders, tmp_path):
+    """A workspace with a prompter and its prompts, and a QA model that was trained with them."""
+    records = {
+        "train_prompter": ("prompter", "a" * 64, {}),
+        "cache_prompts": ("prompts", "b" * 64, {"prompter": ("train_prompter", "a" * 64)}),
+        "pretrain": ("retrieval", "c" * 64, {"prompts": ("cache_prompts", "b" * 64)}),
+        "finetune_qa": ("qa", "cd" * 32, {"model": ("pretrain", "c" * 64)}),
+    }
+    for stage, (source, fingerprint, inputs) in records.items():
+        folder = tmp_path / "artifacts" / stage / fingerprint[:16]
+        shutil.copytree(folders[source], folder)
+        named = {name: {"stage": of, "fingerprint": other} for name, (of, other) in inputs.items()}
+        write_json(folder / "artifact.json", {"stage": stage, "fingerprint": fingerprint, "inputs": named})
+    return tmp_path
+
+
+def test_a_model_is_found_by_its_fingerprint(workspace, videos):
+    qa = Model.load("cdcd", workspace, device="cpu")
+    assert len(qa.ask(videos[0], "where?")) == 3
+    for name in ("aaaa", "b" * 64, workspace / "artifacts" / "train_prompter" / ("a" * 16)):
+        assert len(Model.load(name, workspace, device="cpu").entities(videos[0])) == 3
+    for name, message in {
+        "c": "2 artifacts start with it",
+        "f": "no such folder, and no artifact starts with it",
+        "../x": "no such folder",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            Model.load(name, workspace, device="cpu")
+    (workspace / "empty").mkdir()
+    with pytest.raises(InputError, match="not a model folder"):
+        Model.load(workspace / "empty", device="cpu")
+
+
+def test_the_prompter_of_a_trained_model_is_found(workspace):
+    artifacts = workspace / "artifacts"
+    prompter = artifacts / "train_prompter" / ("a" * 16), artifacts / "cache_prompts" / ("b" * 16)
+    assert find_prompter(artifacts / "finetune_qa" / ("cd" * 8), follow=True) == prompter
+    assert find_prompter(artifacts / "finetune_qa" / ("cd" * 8)) == (artifacts / "finetune_qa" / ("cd" * 8), "")
