@@ -30,6 +30,8 @@ def score(
     device = videos.tokens.device
     lengths = texts.mask.sum(dim=1).cpu().numpy()
     scores: Tensor | None = None
+    if not len(pairs):
+        return head(texts.tokens.new_empty(0, texts.tokens.shape[-1])).float()
     with progress("matching", len(pairs), "pairs") as advance:
         for start, part in by_video(pairs):
             some = slice(start, start + VIDEOS)
