@@ -267,8 +267,8 @@ def run_up(arguments: argparse.Namespace) -> int:
     """`alpro up`."""
     from alpro.pipeline.up import print_checks, up
 
-    start = print_checks if arguments.check else up
-    return start(arguments.workspace.resolve(), arguments.prefect_port, arguments.mlflow_port)
+    machine = arguments.workspace.resolve(), arguments.prefect_port, arguments.mlflow_port
+    return print_checks(*machine) if arguments.check else up(*machine, arguments.data)
 
 
 def serve_mlflow(arguments: argparse.Namespace) -> None:

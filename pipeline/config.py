@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -190,12 +191,17 @@ def keys_of(path: JsonDict) -> list[tuple[str, str]]:
 FILES, FILES_OR_NAMES = keys_of(FILE), keys_of(FILE_OR_NAME)
 
 
-def load_config(source: str, data: str = "", changes: list[str] | None = None) -> PipelineConfig:
+def load_config(
+    source: str,
+    data: str = "",
+    changes: list[str] | None = None,
+    check_values: Callable[[dict[str, Any]], None] = lambda values: None,
+) -> PipelineConfig:
     """Loads a TOML file, or a shipped configuration by name, with `--set` changes such as "pretrain.lr=1e-4".
 
     source: also several joined by "+": each completes the ones before it, and overrides their values.
-    data: a manifest or folder that replaces all corpora. Raises InputError with a one-line message if anything is
-    invalid.
+    data: a manifest or folder that replaces all corpora. check_values: called with all values, before a file that they
+    name is read. Raises InputError with a one-line message if anything is invalid.
     """
     values: dict[str, Any] = {}
     files = find_configs(source)
@@ -212,6 +218,7 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
         values.pop("finetune_qa", None)
         dict_of(values.get("evaluate")).update(qa="")
     values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
+    check_values(values)
     if isinstance(values.get("templates"), str):
         values["templates"] = read_toml(Path(values["templates"]))
     for key, stage in SHARED:

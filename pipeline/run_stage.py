@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -21,9 +22,12 @@ from filelock import FileLock, Timeout
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.artifacts.store import fingerprint, write_record
+from alpro.progress import LISTENER, Count
 from alpro.shards.storage import located
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
 
+PROGRESS = "progress.json"  # beside the result; it is removed with the end of the process
+PROGRESS_SECONDS = 2.0
 ORPHAN_SECONDS = 30.0  # time for a process to stop by itself after its parent has ended
 # Errors of gloo and NCCL if the other process has ended.
 LOST_RANK = re.compile(r"(closed|reset) by peer|broken pipe|timed out waiting|remote process|aborted", re.IGNORECASE)
@@ -56,6 +60,7 @@ def main(arguments: list[str]) -> int:
             return EXIT_INPUT_ERROR
     if main_rank:
         file.with_name("result.json").unlink(missing_ok=True)
+        LISTENER.set(ProgressFile(out / PROGRESS))
     try:
         outcome = run(work)
     except InputError as error:
@@ -80,12 +85,37 @@ def main(arguments: list[str]) -> int:
             raise
         write_first_result(file.with_name("result.json"), {"interrupted": True})  # torchrun has its own exit status
         return EXIT_INTERRUPTED
+    finally:
+        if main_rank:
+            (out / PROGRESS).unlink(missing_ok=True)
     if main_rank:
         write_json(file.with_name("result.json"), {"counts": outcome.counts, "metrics": outcome.metrics})
     if standalone:
         done = finish(work, outcome, time.time() - started)
         print(f"done: {out}{'' if done else ', without an artifact record: `config` or `out` was changed'}")
     return 0
+
+
+class ProgressFile:
+    """Writes how many units are done, which a pipeline shows on its page, at most once in PROGRESS_SECONDS."""
+
+    def __init__(self, path: Path):
+        self.path, self.last = path, 0.0
+
+    def __call__(self, count: Count) -> None:
+        if time.monotonic() - self.last < PROGRESS_SECONDS:
+            return
+        self.last = time.monotonic()
+        with suppress(OSError):  # a full disk does not stop training
+            self.path.write_text(json.dumps(count._asdict()))
+
+
+def read_progress(folder: Path) -> Count | None:
+    """How many units are done of the stage that writes into a folder; None if that is not known."""
+    try:
+        return Count(**read_json(folder / PROGRESS))
+    except (OSError, ValueError):
+        return None
 
 
 def finish(work: dict, outcome: Outcome, seconds: float) -> bool:

@@ -25,6 +25,7 @@ import psutil
 
 from alpro.pipeline.checks import MLFLOW_DATABASE, PREFECT_DATABASE, check, lock, problems
 from alpro.pipeline.launch import GRACE_SECONDS
+from alpro.shards.storage import absolute, split
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 POOLS = ("cpu", "gpu")
@@ -57,17 +58,18 @@ class Program:
             raise Ended(f"{self.name} ended with status {status}{last}; its log is {self.log}")
 
 
-def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
+def up(workspace: Path, prefect_port: int, mlflow_port: int, data: list[str] | None = None) -> int:
     """Runs everything until SIGINT, SIGTERM or SIGHUP. Returns the exit status.
 
     Args:
         workspace: absolute. Artifacts, reports, both databases (unless the environment names others) and logs.
+        data: folders and URLs that runs may read besides the workspace.
     """
     if wrong := problems(workspace, {"--prefect-port": prefect_port, "--mlflow-port": mlflow_port}):
         print(*(f"error: {problem}" for problem in wrong), sep="\n", file=sys.stderr)
         return 1
     (workspace / "up").mkdir(parents=True, exist_ok=True)
-    machine = Machine(workspace, prefect_port, mlflow_port)
+    machine = Machine(workspace, prefect_port, mlflow_port, data or [])
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # Programs that are started from here on have the default handlers, also if this one was started with `&`.
     before = {number: signal.signal(number, machine.request_stop) for number in handled}
@@ -103,6 +105,7 @@ class Machine:
     workspace: Path
     prefect_port: int
     mlflow_port: int
+    data: list[str] = field(default_factory=list)  # folders and URLs that runs may read
     servers: list[Program] = field(default_factory=list)
     workers: list[Program] = field(default_factory=list)
     seen: set[psutil.Process] = field(default_factory=set)  # every process below this one, so far
@@ -141,10 +144,9 @@ class Machine:
         self.finish("pools", [*module, *pools], settings)
         for pool in POOLS:
             command = [*module, "prefect", "worker", "start", "--pool", pool, "--type", "process"]
-            self.workers.append(self.run(f"worker-{pool}", command, settings))
+            self.workers.append(self.run(f"worker-{pool}", command, settings | self.limits()))
         deploy = [*module, "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
-        named = {"ALPRO_WORKSPACE": str(self.workspace), "ALPRO_TRACKING_URI": self.mlflow_url}
-        self.finish("deploy", deploy, settings | named)
+        self.finish("deploy", deploy, settings)
         self.print_addresses(count)
 
     def print_addresses(self, devices: int) -> None:
@@ -154,6 +156,7 @@ class Machine:
             f"Prefect    {self.prefect_url}\n"
             f"MLflow     {self.mlflow_url}\n"
             f"workspace  {self.workspace}\n"
+            f"data       {', '.join(split(self.limits()['ALPRO_DATA']) or [str(self.workspace / 'data')])}\n"
             f"workers    cpu, gpu ({slots}; {where})\n"
             f"logs       {self.workspace / 'up'}\n"
             "Start a run on Prefect's page, or in another terminal:\n"
@@ -171,6 +174,16 @@ class Machine:
             "PREFECT_API_URL": f"{self.prefect_url}/api",
             "PREFECT_HOME": home,
             "PREFECT_WORKER_QUERY_SECONDS": query,
+        }
+
+    def limits(self) -> dict[str, str]:
+        """For workers: what runs may read and write (access.py)."""
+        data = [str(absolute(place)) for place in self.data]
+        data += split(os.environ.get("ALPRO_DATA", ""))
+        return {
+            "ALPRO_WORKSPACE": str(self.workspace),
+            "ALPRO_TRACKING_URI": self.mlflow_url,
+            "ALPRO_DATA": ",".join(data),
         }
 
     def prefect_settings(self) -> dict[str, str]:

@@ -35,6 +35,7 @@ from mlflow.tracking import MlflowClient
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import flatten
+from alpro.pipeline.reporting.system_metrics import SystemMetrics
 from alpro.stages.training.metrics import read_metrics
 
 for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like
@@ -55,6 +56,8 @@ TABLES = (
     "retrieval_t2v.parquet",
 )
 TABLE_ROWS = 500
+SEPARATOR = " · "  # of the parts of a run's name
+NUMBER = re.compile(rf"(?:^|(?<={SEPARATOR}))run \d+{SEPARATOR}")
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens the page on runs, not on traces of chats
 
 
@@ -96,12 +99,12 @@ class Tracker:
         return cls(client, identity, uri)
 
     def start(self, name: str, params: dict[str, Any], tags: dict[str, str], parent: Run | None = None) -> Run:
-        """Starts a run, nested in `parent` if there is one."""
+        """Starts a run, nested in `parent` if there is one. A name that a run of the experiment has gets a number."""
         run, now = Run(), milliseconds()
 
         def create() -> None:
             nested = {"mlflow.parentRunId": parent.id} if parent else {}
-            shown = without_credentials(name)
+            shown = self.numbered(without_credentials(name))
             created = self.client.create_run(self.experiment, start_time=now, run_name=shown, tags=tags | nested)
             run.id = created.info.run_id
 
@@ -111,6 +114,55 @@ class Tracker:
         for start in range(0, len(flat), 100):
             self._send(partial(self._log_batch, run, params=flat[start : start + 100]))
         return run
+
+    def numbered(self, name: str) -> str:
+        """The name of a run, with its number if the experiment has others of this name. The last part stays the last:
+        it is the fingerprint.
+
+        "sample · 3f2a9c" becomes "sample · run 2 · 3f2a9c".
+        """
+        *first, last = name.split(SEPARATOR)
+        # A filter cannot escape quotes; _ is any character.
+        pattern = re.sub(r"['\"\\\\]", "_", last)
+        runs = self.client.search_runs(
+            [self.experiment], f"attributes.run_name LIKE '%{pattern}'", ViewType.ACTIVE_ONLY
+        )
+        count = 1 + sum(re.sub(NUMBER, "", run.info.run_name or "") == name for run in runs)
+        return name if count == 1 else SEPARATOR.join([*first, f"run {count}", last])
+
+    def address(self, run: Run) -> str:
+        """The address of a run's page; empty if the store is a file, or does not answer."""
+        if not self.uri.startswith("http") or not run.id:
+            return ""
+        return f"{self.uri.rstrip('/')}/#/experiments/{self.experiment}/runs/{run.id}"
+
+    def find(self, fingerprint: str, run_id: str) -> str:
+        """The run that built an artifact: `run_id` if the store has it, else a finished run of the experiment with the
+        fingerprint; empty if there is none."""
+        try:
+            return self.client.get_run(run_id).info.run_id if run_id else ""
+        except MlflowException as error:
+            if is_outage(error):
+                raise
+        query = f"attributes.status = 'FINISHED' and tags.fingerprint = '{fingerprint}'"
+        found = self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
+        return found[0].info.run_id if found else ""
+
+    def later(self, call: Callable[[], object]) -> None:
+        """Makes a call that asks MLflow and logs by the answer, now or when MLflow answers again."""
+        self._send(call)
+
+    def tags(self, run: Run, tags: dict[str, str]) -> None:
+        for key, value in tags.items():
+            self._send(partial(self._set_tag, run, key, without_credentials(value)))
+
+    def _set_tag(self, run: Run, key: str, value: str) -> None:
+        self.client.set_tag(run.id, key, value)
+
+    def table(self, run: Run, rows: list[dict[str, Any]], name: str) -> None:
+        """Logs rows as a table, which MLflow shows among the artifacts."""
+        columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else {})}
+        self._send(partial(self._log_table, run, columns, name))
 
     def end(self, run: Run, status: str = "FINISHED") -> None:
         """Ends a run: FINISHED, FAILED or KILLED."""
@@ -142,9 +194,9 @@ class Tracker:
         self.client.log_batch(run.id, metrics=metrics, params=params)
 
     @contextmanager
-    def follow(self, run: Run, file: Path) -> Iterator[None]:
+    def follow(self, run: Run, file: Path, system: SystemMetrics | None = None) -> Iterator[None]:
         """Logs the lines of a metrics.jsonl as they are written, from a thread, and the last ones at the end; so too
-        the pictures of single steps that appear beside it."""
+        the pictures of single steps that appear beside it, and the samples of `system`."""
         done = threading.Event()
         last = -1
         shown = set(file.parent.glob(PICTURES_OF_STEPS))
@@ -167,6 +219,8 @@ class Tracker:
             while not done.wait(FOLLOW_SECONDS):
                 self.flush()
                 read()
+                seconds, metrics = system.sample() if system else (0, {})
+                self.metrics(run, metrics, seconds)
 
         thread = threading.Thread(target=loop, daemon=True)
         thread.start()
