@@ -31,8 +31,6 @@ from alpro.stages.train_prompter import Config as TrainPrompter
 from alpro.stages.training.config import TrainingConfig
 
 CONFIGS = Path(__file__).parent / "configs"
-
-
 Split = Literal["train", "validation", "test"]
 
 

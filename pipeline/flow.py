@@ -128,7 +128,8 @@ def run(stage: str, request: Request) -> dict[str, str]:
     tracker = open_tracker(request.tracking_uri, root, settings.name)
     end_dead_runs(tracker, {})
     place = PLACE.get() or Place(title(settings, stage, request.changes, steps))
-    name_run(place.title)
+    labels = [settings.name, f"result {steps[-1].fingerprint[:8]}"]
+    name_run(place.title, labels)
     tags = about_run({**run_tags(commit), **place.tags})
     parent = tracker.start(place.title, settings.model_dump(mode="json"), tags, place.parent)
     link_to_mlflow(tracker, parent, "mlflow")
@@ -136,7 +137,7 @@ def run(stage: str, request: Request) -> dict[str, str]:
     session = Session(store, tracker, parent, settings.resources, commit, settings.name, arguments)
     passed = None if request.passed is None else {**request.arguments, **request.passed}
     try:
-        with prefect.tags(settings.name, f"result {steps[-1].fingerprint[:8]}"):
+        with prefect.tags(*labels):
             run_steps(session, steps, passed)
     except BaseException as error:
         finish(session, parent, settings, root, status_after(error))

@@ -71,7 +71,8 @@ def _fields(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[s
         kept = {key: value for key, value in field.items() if key not in ("default", "$ref", "path", "required")}
         kept["title"], kept["position"] = name, len(fields)
         if field.get("type") in KINDS:
-            fields[name] = kept
+            # A switch has no empty state: it would show false where the configuration has true.
+            fields[name] = kept | ({"enum": [True, False]} if field["type"] == "boolean" else {})
         elif field.get("type") == "object" and field.get("properties"):
             inner = _fields(field, definitions)
             if inner["properties"]:

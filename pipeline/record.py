@@ -173,10 +173,11 @@ def numbers(result: StageResult) -> dict[str, float]:
 
 
 def parent_numbers(result: StageResult) -> dict[str, float]:
-    """A stage's metrics under names of their own in the pipeline's run; an evaluation's as they are."""
-    prefix = "" if result.step.stage in EVALUATIONS else f"{result.step.stage}/"
+    """A stage's metrics in the pipeline's run: those of an evaluation as they are, others under the stage's name.
+    MLflow sorts charts by name, so the names of the latter sort after test/."""
+    prefix = "" if result.step.stage in EVALUATIONS else f"training/{result.step.stage}/"
     metrics = {f"{prefix}{name}": value for name, value in result.record["metrics"].items()}
-    return metrics | {f"seconds/{result.step.name.replace(' ', '_')}": result.record["run"]["seconds"]}
+    return metrics | {f"wall_seconds/{result.step.name.replace(' ', '_')}": result.record["run"]["seconds"]}
 
 
 def run_tags(commit: str, step: Step | None = None) -> dict[str, str]:

@@ -154,7 +154,7 @@ class Machine:
         slots = f"{max(devices, 1)} slot{'s' if devices > 1 else ''}"
         print(
             f"Prefect    {self.prefect_url}\n"
-            f"MLflow     {self.mlflow_url}\n"
+            f"MLflow     {self.mlflow_url}/#/experiments?workflowType=machine_learning\n"
             f"workspace  {self.workspace}\n"
             f"data       {', '.join(split(self.limits()['ALPRO_DATA']) or [str(self.workspace / 'data')])}\n"
             f"workers    cpu, gpu ({slots}; {where})\n"

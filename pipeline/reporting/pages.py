@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -26,13 +26,14 @@ from alpro.progress import Count
 PROGRESS_SECONDS = 3.0  # between updates
 
 
-def name_run(name: str) -> None:
+def name_run(name: str, tags: list[str]) -> None:
     """Gives the current flow run the name that contains its fingerprint, which is known once its files are read."""
     context = FlowRunContext.get()
-    if context and context.flow_run and context.flow_run.name != name:
+    if context and context.flow_run:
+        run = context.flow_run
         with get_client(sync_client=True) as client:
-            client.update_flow_run(context.flow_run.id, name=name)
-        context.flow_run.name = name
+            client.update_flow_run(run.id, name=name, tags=sorted({*run.tags, *tags}))
+        run.name = name
 
 
 def prefect_address() -> str:
@@ -49,9 +50,9 @@ def prefect_address() -> str:
 def link_to_mlflow(tracker: Tracker, run: Run, key: str, report: Path | None = None) -> None:
     """A link on Prefect's page to a run in MLflow, or to the report that the run has. Without an MLflow server, the
     link to the report is that of its file, and there is none to the run."""
-    address = tracker.address(run)
+    address = tracker.address(run, report.name if report else "")
     if report:
-        link = f"{address}/artifacts/{report.name}" if address else report.as_uri()
+        link = address or report.as_uri()
         create_link_artifact(link, link_text=report.name, key=key, description=f"Report: {report}")
     elif address:
         create_link_artifact(address, link_text="MLflow run", key=key, description=f"MLflow run {run.id}")
@@ -107,7 +108,7 @@ def show_progress(name: str, read: Callable[[], Count | None]) -> Iterator[None]
         last, percent = count, round(100 * min(count.done / count.total, 1), 1)
         about = f"{name}: {count.done} of {count.total} {count.unit}"
         if bar is None:
-            bar = create_progress_artifact(percent, key=f"{artifact_key(name)}-progress", description=about)
+            bar = cast(UUID, create_progress_artifact(percent, f"{artifact_key(name)}-progress", about))
         else:
             update_progress_artifact(bar, percent, about)
 

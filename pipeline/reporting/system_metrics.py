@@ -27,7 +27,7 @@ class SystemMetrics:
         if now - self.last < SYSTEM_SECONDS:
             return 0, {}
         self.last = now
-        metrics = {}
+        metrics: dict[str, float] = {}
         for monitor in self.monitors:
             monitor.collect_metrics()
             metrics |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}

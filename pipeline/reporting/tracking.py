@@ -58,7 +58,8 @@ TABLES = (
 TABLE_ROWS = 500
 SEPARATOR = " · "  # of the parts of a run's name
 NUMBER = re.compile(rf"(?:^|(?<={SEPARATOR}))run \d+{SEPARATOR}")
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens the page on runs, not on traces of chats
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+MODEL_TRAINING = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
 
 
 @dataclass
@@ -130,11 +131,12 @@ class Tracker:
         count = 1 + sum(re.sub(NUMBER, "", run.info.run_name or "") == name for run in runs)
         return name if count == 1 else SEPARATOR.join([*first, f"run {count}", last])
 
-    def address(self, run: Run) -> str:
-        """The address of a run's page; empty if the store is a file, or does not answer."""
+    def address(self, run: Run, artifact: str = "") -> str:
+        """The address of a run's page, or of one of its files; empty if the store is a file, or does not answer."""
         if not self.uri.startswith("http") or not run.id:
             return ""
-        return f"{self.uri.rstrip('/')}/#/experiments/{self.experiment}/runs/{run.id}"
+        path = f"experiments/{self.experiment}/runs/{run.id}" + (f"/artifacts/{artifact}" if artifact else "")
+        return f"{self.uri.rstrip('/')}/#/{path}?{MODEL_TRAINING}"
 
     def find(self, fingerprint: str, run_id: str) -> str:
         """The run that built an artifact: `run_id` if the store has it, else a finished run of the experiment with the
@@ -366,28 +368,3 @@ def read_table(path: Path) -> Any:
         if frame[column].map(lambda v: hasattr(v, "__len__") and not isinstance(v, str)).any():
             frame[column] = frame[column].map(lambda v: ", ".join(map(str, v)))
     return frame
-
-
-def logged_fingerprints(uri: str) -> tuple[set[str], set[str]]:
-    """The fingerprints of the stages that were logged to an MLflow store: those of runs that exist, and of all runs,
-    also deleted ones. A run whose parent was deleted counts as deleted. Raises InputError."""
-    try:
-        client = MlflowClient(uri)
-        experiments = [found.experiment_id for found in client.search_experiments(ViewType.ALL)]
-        runs: list[Any] = []
-        token = None
-        while experiments:
-            page = client.search_runs(experiments, "", ViewType.ALL, max_results=1000, page_token=token)
-            runs += page
-            if not (token := page.token):
-                break
-    except Exception as error:
-        raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
-    parents = {run.info.run_id: run.data.tags.get("mlflow.parentRunId", "") for run in runs}
-    active = {run.info.run_id for run in runs if run.info.lifecycle_stage == "active"}
-
-    def exists(run: str) -> bool:
-        return run in active and (not parents[run] or exists(parents[run]))
-
-    logged = {run.info.run_id: run.data.tags["fingerprint"] for run in runs if "fingerprint" in run.data.tags}
-    return {fingerprint for run, fingerprint in logged.items() if exists(run)}, set(logged.values())

@@ -10,7 +10,7 @@ from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.pipeline.artifacts.store import RECORD_VERSION, Store
 from alpro.pipeline.artifacts.upkeep import lineage, remove, required_by, unneeded
-from alpro.pipeline.reporting.tracking import logged_fingerprints
+from alpro.pipeline.reporting.stored_runs import logged_fingerprints
 from tests.pipeline.test_cli import call
 
 
