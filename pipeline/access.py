@@ -142,6 +142,11 @@ def leads_elsewhere(text: str) -> bool:
 
 def current_limits() -> Limits | None:
     """The limits of the run that calls this; None for a run of the command line or of a Python program."""
+    return Limits.of(os.environ) if deployed() else None
+
+
+def deployed() -> bool:
+    """Whether a worker started this process for a run of a deployment."""
     from prefect.runtime import deployment
 
-    return Limits.of(os.environ) if deployment.id else None
+    return deployment.id is not None

@@ -215,8 +215,8 @@ def flow_run_name() -> str:
     what was changed."""
     flow, parameters = flow_run.flow_name, flow_run.parameters
     if is_handed(parameters):
-        step = parameters["handover"]["steps"][-1]
-        return f"{step['name']} · {step['fingerprint'][:8]}"
+        step = (parameters["handover"].get("steps") or [{}])[-1]  # it is validated later
+        return f"{step.get('name')} · {str(step.get('fingerprint'))[:8]}"
     stage = "" if flow == "alpro" else flow.replace("-", "_")
     if place := PLACE.get():
         return place.title

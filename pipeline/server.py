@@ -15,6 +15,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from alpro.pipeline.browser_requests import NoCommands
+
 LOCAL = ["127.0.0.1", "localhost"]
 EXIT_SECONDS = 60.0  # time to finish a migration of the database and shut down once the command has ended
 
@@ -45,7 +47,7 @@ class LocalApp:
     header, since not every request of a page needs CORS."""
 
     def __init__(self) -> None:
-        self.app = TrustedHostMiddleware(create_app(), allowed_hosts=LOCAL)
+        self.app = TrustedHostMiddleware(NoCommands(create_app()), allowed_hosts=LOCAL)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope.get("headers", ()))
