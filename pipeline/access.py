@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.pipeline.config import shipped
 from alpro.pipeline.form import leaves
-from alpro.shards.storage import Location, absolute, is_url, located, split
+from alpro.shards.storage import Location, absolute, is_url, located, refuse_credentials, split
 
 CONNECTIONS = ("resources.dask", "resources.rendezvous")  # objects of the other side are unpickled
 
@@ -83,7 +84,7 @@ class Limits:
             if path.suffix == ".toml" and path.is_relative_to(folder) and path.is_file():
                 return str(path)
         raise InputError(
-            f"config = {name}: neither a shipped configuration ({', '.join(shipped())}) nor a .toml file in "
+            f"config = {without_credentials(name)}: neither a shipped configuration ({', '.join(shipped())}) nor a .toml file in "
             f"{listed(self.configs)}"
         )
 
@@ -102,12 +103,15 @@ class Limits:
         for key, value in leaves(values, where):
             if key in CONNECTIONS and value:
                 if value.rpartition("/")[2] not in self.hosts:
-                    raise InputError(f"{key} = {value}: not one of the addresses in ALPRO_HOSTS of this worker")
+                    raise InputError(
+                        f"{key} = {without_credentials(value)}: not one of the addresses in ALPRO_HOSTS of this worker"
+                    )
             elif isinstance(value, str) and leads_elsewhere(value):
                 self.check_place(key, value)
 
     def check_place(self, key: str, value: str) -> str:
         """Raises InputError if a path or a URL is outside the folders. Returns it, with links resolved."""
+        refuse_credentials(key, located(value))
         if not self.contains(value):
             raise InputError(
                 f"{key} = {value}: not in {listed(self.data)}; name other folders in ALPRO_DATA where the worker is "

@@ -99,6 +99,21 @@ def test_data_is_in_the_workspace_or_in_a_named_folder(limits, place):
             limits.check_data(data)
 
 
+def test_a_password_is_refused_and_not_repeated(limits):
+    url = f"s3://key:{SECRET}@bucket/clips"
+    for refused in (
+        lambda: limits.check_data(url),
+        lambda: limits.check_config(url),
+        lambda: limits.check_values({"resources": {"artifacts": url}}),
+        lambda: limits.check_values({"resources": {"dask": url}}),
+    ):
+        with pytest.raises(InputError) as error:
+            refused()
+        assert SECRET not in str(error.value)
+    with pytest.raises(InputError, match="this URL contains a user name"):
+        limits.check_data(url)
+
+
 def test_the_workspace_and_the_store_are_those_of_the_worker(limits, place):
     assert limits.check_workspace("") == str(place / "w")
     assert limits.check_workspace(f"{place}/w/second") == f"{place}/w/second"

@@ -135,9 +135,10 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
     assert sum(name.startswith("test/") for name in parent.data.metrics) > 10
     assert parent.data.tags["cached"] == ", ".join(STAGES)
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    table = client.load_table(parent.info.experiment_id, "tables/stages.json", [parent.info.run_id])
-    assert list(table["stage"]) == STAGES
-    assert list(table["run"]) == [cached[name].info.run_id for name in STAGES]
+    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "tables/stages.json")).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["stage"] for row in rows] == STAGES
+    assert [row["run"] for row in rows] == [cached[name].info.run_id for name in STAGES]
 
 
 def test_runs_of_the_same_pipeline_have_different_names(first, workspace):
