@@ -21,9 +21,10 @@ from typing import Any
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
+from alpro.pipeline.checks import split
 from alpro.pipeline.config import shipped
 from alpro.pipeline.form import leaves
-from alpro.shards.storage import Location, absolute, is_url, located, refuse_credentials, split
+from alpro.shards.storage import Location, absolute, is_url, located, refuse_credentials
 
 CONNECTIONS = ("resources.dask", "resources.rendezvous")  # objects of the other side are unpickled
 
@@ -84,8 +85,8 @@ class Limits:
             if path.suffix == ".toml" and path.is_relative_to(folder) and path.is_file():
                 return str(path)
         raise InputError(
-            f"config = {without_credentials(name)}: neither a shipped configuration ({', '.join(shipped())}) nor a .toml file in "
-            f"{listed(self.configs)}"
+            f"config = {without_credentials(name)}: neither a shipped configuration ({', '.join(shipped())}) nor a .toml "
+            f"file in {listed(self.configs)}"
         )
 
     def check_data(self, text: str) -> str:

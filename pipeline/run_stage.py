@@ -13,7 +13,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -60,7 +61,6 @@ def main(arguments: list[str]) -> int:
             return EXIT_INPUT_ERROR
     if main_rank:
         file.with_name("result.json").unlink(missing_ok=True)
-        LISTENER.set(ProgressFile(out / PROGRESS))
     try:
         outcome = run(work)
     except InputError as error:
@@ -85,9 +85,6 @@ def main(arguments: list[str]) -> int:
             raise
         write_first_result(file.with_name("result.json"), {"interrupted": True})  # torchrun has its own exit status
         return EXIT_INTERRUPTED
-    finally:
-        if main_rank:
-            (out / PROGRESS).unlink(missing_ok=True)
     if main_rank:
         write_json(file.with_name("result.json"), {"counts": outcome.counts, "metrics": outcome.metrics})
     if standalone:
@@ -96,18 +93,26 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-class ProgressFile:
-    """Writes how many units are done, which a pipeline shows on its page, at most once in PROGRESS_SECONDS."""
+@contextmanager
+def write_progress(folder: Path) -> Iterator[None]:
+    """Writes to a file how many units are done while the body runs, at most once in PROGRESS_SECONDS. A pipeline shows
+    it on its page."""
+    path, last = folder / PROGRESS, 0.0
 
-    def __init__(self, path: Path):
-        self.path, self.last = path, 0.0
-
-    def __call__(self, count: Count) -> None:
-        if time.monotonic() - self.last < PROGRESS_SECONDS:
+    def write(count: Count) -> None:
+        nonlocal last
+        if time.monotonic() - last < PROGRESS_SECONDS:
             return
-        self.last = time.monotonic()
+        last = time.monotonic()
         with suppress(OSError):  # a full disk does not stop training
-            self.path.write_text(json.dumps(count._asdict()))
+            path.write_text(json.dumps(count._asdict()))
+
+    token = LISTENER.set(write)
+    try:
+        yield
+    finally:
+        LISTENER.reset(token)
+        path.unlink(missing_ok=True)
 
 
 def read_progress(folder: Path) -> Count | None:
@@ -155,7 +160,9 @@ def run(work: dict) -> Outcome:
         import torch
 
         torch.set_num_threads(int(threads))
-    return module.run(config, inputs, Path(work["out"]), resources)
+    out = Path(work["out"])
+    with write_progress(out) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
+        return module.run(config, inputs, out, resources)
 
 
 def watch_parent(parent: int) -> None:

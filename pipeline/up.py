@@ -23,9 +23,9 @@ from typing import Any
 
 import psutil
 
-from alpro.pipeline.checks import MLFLOW_DATABASE, PREFECT_DATABASE, check, lock, problems
+from alpro.pipeline.checks import MLFLOW_DATABASE, PREFECT_DATABASE, check, lock, problems, split
 from alpro.pipeline.launch import GRACE_SECONDS
-from alpro.shards.storage import absolute, split
+from alpro.shards.storage import absolute
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 POOLS = ("cpu", "gpu")

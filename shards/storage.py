@@ -79,15 +79,6 @@ def absolute(text: Location, base: Path | None = None) -> Location:
     return ((base or Path()) / os.path.expanduser(location)).resolve()  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
 
 
-def split(text: str) -> list[str]:
-    """The locations in a list with commas, as in the environment.
-
-    >>> split("/data, s3://bucket/a,")
-    ['/data', 's3://bucket/a']
-    """
-    return [entry.strip() for entry in text.split(",") if entry.strip()]
-
-
 def join(folder: Location, name: str) -> Location:
     """The location of a file in a folder. A name that is a URL or an absolute path is returned as it is.
 
