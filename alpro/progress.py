@@ -1,10 +1,26 @@
-"""Progress bars on a terminal, and a plain line every few seconds elsewhere. Short tasks show nothing."""
+"""Progress bars on a terminal, and a plain line every few seconds elsewhere. Short tasks show nothing.
+
+A caller who shows progress elsewhere, such as on a page, sets LISTENER.
+"""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
 
+
+class Count(NamedTuple):
+    """How many units of a task are done. total: None if unknown."""
+
+    done: int
+    total: int | None
+    unit: str
+
+
+# Called after each unit, in the thread that runs the task.
+LISTENER: ContextVar[Callable[[Count], None] | None] = ContextVar("LISTENER", default=None)
 QUIET_SECONDS = 2.0  # shorter tasks show nothing
 LINE_SECONDS = 15.0  # between plain lines
 
@@ -15,6 +31,24 @@ def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., 
 
     `total` is None if it is unknown.
     """
+    listener, counted = LISTENER.get(), 0
+    with shown(what, total, unit) as advance_shown:
+        if listener is None:
+            yield advance_shown
+            return
+
+        def advance(n: int = 1, note: str = "") -> None:
+            nonlocal counted
+            counted += n
+            listener(Count(counted, total, unit))
+            advance_shown(n, note)
+
+        yield advance
+
+
+@contextmanager
+def shown(what: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    """The bar, or the lines."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -57,6 +57,15 @@ def check(workspace: Path, ports: dict[str, int]) -> Iterator[tuple[str, str]]:
             yield name, ""
 
 
+def split(text: str) -> list[str]:
+    """The entries of a list with commas, as in the environment.
+
+    >>> split("/data, s3://bucket/a,")
+    ['/data', 's3://bucket/a']
+    """
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
 def check_port(option: str, port: int) -> None:
     """Raises InputError if a server could not listen on a port of 127.0.0.1."""
     with socket.socket() as probe:

@@ -231,6 +231,13 @@ def add_up_options(up_parser: argparse.ArgumentParser) -> None:
             f"--{name}-port", type=port, default=number, metavar="PORT", help=f"port to listen on (default {number})"
         )
     add_workspace(up_parser, "folder of artifacts, reports, databases and logs")
+    up_parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a folder, or URL, of videos and other files that runs may read besides the workspace; repeatable",
+    )
 
 
 def add_compare_options(compare_parser: argparse.ArgumentParser) -> None:

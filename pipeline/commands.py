@@ -192,7 +192,7 @@ def collect_garbage(arguments: argparse.Namespace) -> None:
     """`alpro artifacts gc`. Deleting a run in MLflow is how a person says that it is no longer needed."""
     from alpro.pipeline.artifacts.upkeep import remove, unneeded
     from alpro.pipeline.reporting.running import running
-    from alpro.pipeline.reporting.tracking import logged_fingerprints
+    from alpro.pipeline.reporting.stored_runs import logged_fingerprints
 
     database = arguments.workspace.resolve() / "mlflow.db"
     if not arguments.tracking_uri and not database.is_file():
@@ -306,18 +306,21 @@ def run_up(arguments: argparse.Namespace) -> int:
     """`alpro up`."""
     from alpro.pipeline.up import print_checks, up
 
-    start = print_checks if arguments.check else up
-    return start(arguments.workspace.resolve(), arguments.prefect_port, arguments.mlflow_port)
+    machine = arguments.workspace.resolve(), arguments.prefect_port, arguments.mlflow_port
+    return print_checks(*machine) if arguments.check else up(*machine, arguments.data)
 
 
 def serve_mlflow(arguments: argparse.Namespace) -> None:
     """`alpro ui`: MLflow's server, reachable from this machine only, until Ctrl-C."""
+    from alpro.pipeline.reporting.stored_runs import start_page
+
     database = arguments.workspace.resolve() / "mlflow.db"
     if not database.is_file():
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
     check_port("--port", arguments.port)
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C stops it)", flush=True)
+    page = start_page(f"sqlite:///{database}")
+    print(f"MLflow at http://127.0.0.1:{arguments.port}{page} (Ctrl-C stops it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
     command += ["--host", "127.0.0.1", "--port", str(arguments.port), "--workers", "1"]
     os.execve(sys.executable, command, environment)

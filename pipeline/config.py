@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,7 @@ from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config_errors import one_line
-from alpro.pipeline.config_values import with_sizes, without_stages
+from alpro.pipeline.config_values import apply_change, with_sizes, without_stages
 from alpro.shards.annotations import scan_source
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
@@ -31,8 +32,6 @@ from alpro.stages.train_prompter import Config as TrainPrompter
 from alpro.stages.training.config import TrainingConfig
 
 CONFIGS = Path(__file__).parent / "configs"
-
-
 AnnotationFile = Literal["train", "validation", "test", "texts"]
 
 
@@ -193,12 +192,17 @@ def keys_of(path: JsonDict) -> list[tuple[str, str]]:
 FILES, FILES_OR_NAMES = keys_of(FILE), keys_of(FILE_OR_NAME)
 
 
-def load_config(source: str, data: str = "", changes: list[str] | None = None) -> PipelineConfig:
+def load_config(
+    source: str,
+    data: str = "",
+    changes: list[str] | None = None,
+    check_values: Callable[[dict[str, Any]], None] = lambda values: None,
+) -> PipelineConfig:
     """Loads a TOML file, or a shipped configuration by name, with `--set` changes such as "pretrain.lr=1e-4".
 
     source: also several joined by "+": each completes the ones before it, and overrides their values.
-    data: a manifest or folder that replaces all corpora. Raises InputError with a one-line message if anything is
-    invalid.
+    data: a manifest or folder that replaces all corpora. check_values: called with all values, before a file that they
+    name is read. Raises InputError with a one-line message if anything is invalid.
     """
     values: dict[str, Any] = {}
     files = find_configs(source)
@@ -216,6 +220,7 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
         values.pop("finetune_qa", None)
         dict_of(values.get("evaluate")).update(qa="")
     values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
+    check_values(values)
     if isinstance(values.get("templates"), str):
         values["templates"] = read_toml(Path(values["templates"]))
     values = with_sizes(values)
@@ -365,35 +370,3 @@ def asks_questions(data: Location) -> bool:
 def skips_questions(source: str, config: PipelineConfig) -> bool:
     """Whether question answering is in the configuration file and was removed, because the data has no questions."""
     return config.finetune_qa is None and any("finetune_qa" in read_toml(path) for path in find_configs(source))
-
-
-def apply_change(values: dict[str, Any], change: str) -> None:
-    """Applies "a.b=value" to nested values; the value is parsed as TOML, or else is plain text."""
-    key, equals, text = change.partition("=")
-    if not equals or not key.strip():
-        raise InputError(f"--set {change}: write it as stage.key=value, such as pretrain.lr=1e-4")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    at: Any = values
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        if isinstance(at, list):
-            at = at[_entry(at, parent, change)]
-        elif isinstance(at, dict):
-            at = at.setdefault(parent, {})
-        else:
-            raise InputError(f"--set {change}: {parent!r} is not in a table or list")
-    if isinstance(at, list):
-        at[_entry(at, last, change)] = value
-    elif isinstance(at, dict):
-        at[last] = value
-    else:
-        raise InputError(f"--set {change}: {last!r} is not in a table or list")
-
-
-def _entry(entries: list[Any], number: str, change: str) -> int:
-    if not number.isdigit() or int(number) >= len(entries):
-        raise InputError(f"--set {change}: {number!r} is not an index from 0 to {len(entries) - 1}")
-    return int(number)

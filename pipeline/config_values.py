@@ -1,7 +1,9 @@
 """Changes of a configuration's values before they are validated: stages are left out, and sizes follow from names."""
 
+import tomllib
 from typing import Any
 
+from alpro.errors import InputError
 from alpro.models.encoder_names import normalization_of, text_sizes, video_sizes
 
 OPTIONAL_STAGES = ("render_sample", "train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
@@ -34,3 +36,35 @@ def with_sizes(values: dict[str, Any]) -> dict[str, Any]:
             model["text"] = {"fusion_layer": max(1, sizes["depth"] // 2), **model.get("text", {}), **sizes}
             values.setdefault("build_vocabulary", {}).setdefault("tokenizer", bert)
     return {**values, "model": model} if model else values
+
+
+def apply_change(values: dict[str, Any], change: str) -> None:
+    """Applies "a.b=value" to nested values; the value is parsed as TOML, or else is plain text."""
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {change}: write it as stage.key=value, such as pretrain.lr=1e-4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    at: Any = values
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        if isinstance(at, list):
+            at = at[_entry(at, parent, change)]
+        elif isinstance(at, dict):
+            at = at.setdefault(parent, {})
+        else:
+            raise InputError(f"--set {change}: {parent!r} is not in a table or list")
+    if isinstance(at, list):
+        at[_entry(at, last, change)] = value
+    elif isinstance(at, dict):
+        at[last] = value
+    else:
+        raise InputError(f"--set {change}: {last!r} is not in a table or list")
+
+
+def _entry(entries: list[Any], number: str, change: str) -> int:
+    if not number.isdigit() or int(number) >= len(entries):
+        raise InputError(f"--set {change}: {number!r} is not an index from 0 to {len(entries) - 1}")
+    return int(number)

@@ -2,26 +2,28 @@
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import prefect
 from prefect import Flow
-from prefect.artifacts import create_markdown_artifact
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 
 from alpro.credentials import clean_values, without_credentials
 from alpro.errors import InputError
+from alpro.pipeline.access import Limits, current_limits
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.artifacts.upkeep import current_folder
 from alpro.pipeline.checks import check_tracking_uri
 from alpro.pipeline.config import PipelineConfig, load_config
+from alpro.pipeline.form import Changes, ConfigName, Internal, InternalObject, changes_of, leaves, values_type
 from alpro.pipeline.handover import Handover
-from alpro.pipeline.record import end_dead_runs, git_commit, run_tags, status_after
+from alpro.pipeline.record import end_dead_runs, git_commit, log_stages, run_tags, status_after
+from alpro.pipeline.reporting.prefect_pages import about_run, link_to_mlflow, name_run, show_results
 from alpro.pipeline.reporting.report import write_report
-from alpro.pipeline.reporting.result_tables import results_markdown
 from alpro.pipeline.reporting.run_summary import RunSummary
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.schedule import run_steps
@@ -103,32 +105,46 @@ def zero_shot_config(config: PipelineConfig) -> ZeroShot:
     return ZeroShot.model_validate(values)
 
 
-def run(
-    stage: str,
-    config: str,
-    data: str = "",
-    changes: list[str] | None = None,
-    workspace: str = "workspace",
-    tracking_uri: str = "",
-    stages_by_deployment: bool = False,
-) -> dict[str, str]:
+@dataclass(frozen=True)
+class Request:
+    """What a run was started with, checked. `passed` has the parameters of its stages' deployments besides these, None
+    if it runs them itself."""
+
+    config: str
+    data: str
+    changes: list[str]
+    workspace: Path
+    tracking_uri: str
+    limits: Limits | None = None
+    passed: dict[str, Any] | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"config": self.config, "data": self.data, "changes": self.changes}
+
+
+def run(stage: str, request: Request) -> dict[str, str]:
     """Runs a pipeline, or one stage and its missing inputs. Returns the folder of each artifact."""
-    root = Path(absolute(workspace))
-    settings, steps, store = HANDED.get() or planned(stage, config, data, changes, root)
+    root = request.workspace
+    plan = HANDED.get() or planned(stage, request.config, request.data, request.changes, root, request.limits)
+    settings, steps, store = plan
     check_files(steps, store)
     commit = git_commit()
-    tracker = open_tracker(tracking_uri, root, settings.name)
+    tracker = open_tracker(request.tracking_uri, root, settings.name)
     end_dead_runs(tracker, {})
-    place = PLACE.get() or Place(title(settings, stage, changes, steps))
-    tags = {**run_tags(commit), **place.tags}
+    place = PLACE.get() or Place(title(settings, stage, request.changes, steps))
+    labels = [settings.name, f"result {steps[-1].fingerprint[:8]}"]
+    name_run(place.title, labels)
+    tags = about_run({**run_tags(commit), **place.tags})
     parent = tracker.start(place.title, settings.model_dump(mode="json"), tags, place.parent)
-    arguments = {"config": config, "data": data, "changes": changes or []}
-    recorded = clean_values({**arguments, "folder": current_folder()})
+    link_to_mlflow(tracker, parent, "mlflow")
+    recorded = clean_values({**request.arguments, "folder": current_folder()})
     session = Session(store, tracker, parent, settings.resources, commit, settings.name, recorded)
-    passed = {**arguments, "workspace": str(root)}
+    passed = None if request.passed is None else {**request.arguments, **request.passed}
     done = partial(finish, session, parent, settings, root, steps, partial(summarize, place.title, stage, now()))
     try:
-        run_steps(session, steps, {**passed, "tracking_uri": tracking_uri} if stages_by_deployment else None)
+        with prefect.tags(*labels):
+            run_steps(session, steps, passed)
     except BaseException as error:
         done(error)
         raise
@@ -153,12 +169,14 @@ class Place:
 PLACE: ContextVar[Place | None] = ContextVar("PLACE", default=None)
 
 
-def planned(stage: str, config: str, data: str, changes: list[str] | None, root: Path) -> Planned:
+def planned(
+    stage: str, config: str, data: str, changes: list[str] | None, root: Path, limits: Limits | None = None
+) -> Planned:
     """The configuration, the steps of one stage or, for "", of the whole pipeline, and the store in a workspace.
 
     Raises InputError for anything wrong with them, or if `resources.artifacts` cannot be reached.
     """
-    settings = load_config(config, data, changes)
+    settings = load_config(config, data, changes, limits.check_values) if limits else load_config(config, data, changes)
     root.mkdir(parents=True, exist_ok=True)
     store = Store(root / "artifacts", settings.resources.artifacts)
     steps = plan(settings, Digests(root / "digests.sqlite"), store)
@@ -167,10 +185,11 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
     return settings, steps, store
 
 
-def run_handed(handover: Handover, workspace: str, tracking_uri: str) -> dict[str, str]:
+def run_handed(handover: Handover, root: Path, tracking_uri: str, limits: Limits | None) -> dict[str, str]:
     """Runs one stage for a pipeline that runs its stages as deployments. That pipeline logs the stage again if this
     machine has an MLflow store of its own. The artifacts of the inputs must be here, or in `resources.artifacts`."""
-    root = Path(absolute(workspace))
+    if limits:
+        limits.check_values(handover.model_dump(mode="json", exclude={"arguments"}))
     root.mkdir(parents=True, exist_ok=True)
     handed = handover.step()
     step = with_files(handed, Digests(root / "digests.sqlite"))
@@ -197,27 +216,30 @@ def open_tracker(uri: str, root: Path, experiment: str) -> Tracker:
     return Tracker.open(uri or f"sqlite:///{root / 'mlflow.db'}", root / "mlflow", experiment)
 
 
-def check_workspace(workspace: str) -> None:
-    """Raises InputError for a relative workspace in a run of a deployment: it would be in a folder of the worker's, and
-    each run would begin with an empty one."""
-    if deployment.id and not Path(workspace).is_absolute():
-        raise InputError(
-            f"workspace = {workspace!r} is not an absolute path; pass one, such as -p workspace=/shared/alpro, or set "
-            "ALPRO_WORKSPACE for prefect deploy"
-        )
-
-
 def flow_run_name() -> str:
-    """The name of a flow run on Prefect's pages: the stage, the configuration, and what was changed."""
+    """The name of a flow run on Prefect's pages, until its configuration is read: the configuration, the stage, and
+    what was changed."""
     flow, parameters = flow_run.flow_name, flow_run.parameters
-    if parameters.get("handover"):
-        step = parameters["handover"]["steps"][-1]
-        return f"{step['name']} · {step['fingerprint'][:8]}"
+    if is_handed(parameters):
+        step = (parameters["handover"].get("steps") or [{}])[-1]  # it is validated later
+        return f"{step.get('name')} · {str(step.get('fingerprint'))[:8]}"
+    stage = "" if flow == "alpro" else flow.replace("-", "_")
     if place := PLACE.get():
         return place.title
-    config, data, changes = parameters["config"], parameters["data"], parameters["changes"]
-    parts = (flow if flow != "alpro" else "", Path(config).stem, data, " ".join(changes))
+    config, data, changes = parameters["config"], parameters["data"], list(parameters["changes"])
+    changes += [f"{key}={value}" for key, value in leaves(parameters.get("values", {}))]
+    name = "+".join(Path(part).stem for part in config.split("+"))
+    parts = (name, stage, data, " ".join(changes))
     return without_credentials(" · ".join(part for part in parts if part))  # the flow refuses them, once it has a name
+
+
+def is_handed(parameters: Mapping[str, Any]) -> bool:
+    """Whether a pipeline started the run of a stage. A run that a person copied from such a run and changed is a run of
+    its own."""
+    if not parameters.get("handover") or parameters.get("values"):
+        return False
+    arguments = parameters["handover"].get("arguments", {})
+    return all(parameters[key] == arguments.get(key) for key in arguments)
 
 
 def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: list[Step]) -> str:
@@ -241,8 +263,9 @@ def finish(
         report = write_report(path, summary(session, config, steps, error), results)
         session.tracker.file(parent, report)
         session.tracker.text(parent, config.model_dump_json(indent=1), "config.json")
-        if tables := results_markdown(results):
-            create_markdown_artifact(tables, key="results", description=f"{config.name}: results")
+        log_stages(session.tracker, parent, session.results)
+        link_to_mlflow(session.tracker, parent, "report", report)
+        show_results(config.name, results)
     except Exception as problem:
         if error is None:
             raise
@@ -252,42 +275,92 @@ def finish(
         session.tracker.close()
 
 
+def request_of(
+    config: str, data: str, changes: list[str], workspace: str, tracking_uri: str, by_deployment: bool = False
+) -> Request:
+    """The parameters of a flow, checked. Those of a run that a page started are inside the limits of its worker."""
+    check_tracking_uri(tracking_uri)
+    passed = {"workspace": str(absolute(workspace)) if workspace else "", "tracking_uri": tracking_uri}
+    limits = current_limits()
+    if limits:
+        config, data = limits.check_config(config), limits.check_data(data)
+        workspace, tracking_uri = limits.check_workspace(workspace), limits.check_tracking_uri(tracking_uri)
+    root = Path(absolute(workspace or "workspace"))
+    return Request(config, data, changes, root, tracking_uri, limits, passed if by_deployment else None)
+
+
+def whole(
+    config: ConfigName = "sample",
+    data: str = "",
+    changes: Changes = [],  # noqa: B006 (Prefect shows the default in its form)
+    workspace: Internal = "",
+    tracking_uri: Internal = "",
+    stages_by_deployment: bool = False,
+) -> dict[str, str]:
+    """Runs the pipeline: every stage that has no cached result.
+
+    Args:
+        config: A configuration that ships, or a TOML file in the folder `configs` of the workspace. Several are joined
+            by +; later ones complete and override the earlier.
+        data: A manifest or a folder of your videos, which replaces every corpus. Empty: the configuration's.
+        changes: Values to change, each as stage.key=value, such as pretrain.lr=1e-4.
+        workspace: The folder of artifacts, reports and the MLflow store; default: workspace, or the worker's.
+        tracking_uri: An MLflow server. Empty: an SQLite file in the workspace, or the worker's.
+        stages_by_deployment: Run each stage as its own deployment, in that deployment's work pool.
+    """
+    with ended_if_cancelled():
+        return run("", request_of(config, data, changes, workspace, tracking_uri, stages_by_deployment))
+
+
 def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
-    """A Prefect flow of one stage, or of the whole pipeline for "alpro"."""
+    """A Prefect flow of one stage."""
+    values_of_stage = values_type(stage)
 
     def body(
-        config: str = "sample",
+        config: ConfigName = "sample",
         data: str = "",
-        changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
-        workspace: str = "workspace",
-        tracking_uri: str = "",
-        stages_by_deployment: bool = False,
-        handover: dict[str, Any] = {},  # noqa: B006
+        changes: Changes = [],  # noqa: B006
+        workspace: Internal = "",
+        tracking_uri: Internal = "",
+        values: values_of_stage = {},  # type: ignore[valid-type]  # noqa: B006
+        handover: InternalObject = {},  # noqa: B006
     ) -> dict[str, str]:
         """Runs the stage. Missing inputs are built first.
 
         Args:
-            config: A configuration that ships (sample, own_videos, ...) or the path of a TOML file.
+            config: A configuration that ships, or a TOML file in the folder `configs` of the workspace. Several are
+                joined by +; later ones complete and override the earlier.
             data: A manifest or a folder of your videos, which replaces every corpus. Empty: the configuration's.
-            changes: Values to change, each as stage.key=value, such as pretrain.lr=1e-4.
-            workspace: The folder of artifacts, reports and the MLflow store. Workers must share it.
-            tracking_uri: An MLflow server. Empty: an SQLite file in the workspace.
-            stages_by_deployment: Run each stage as its own deployment, in that deployment's work pool.
-            handover: Set by a pipeline that runs its stages as deployments; replaces config, data and changes.
+            changes: Values to change, also of other stages, each as stage.key=value, such as pretrain.lr=1e-4.
+            workspace: The folder of artifacts, reports and the MLflow store; default: workspace, or the worker's.
+            tracking_uri: An MLflow server. Empty: an SQLite file in the workspace, or the worker's.
+            values: Values of this stage to change. An empty field keeps the value of the configuration.
+            handover: Set by a pipeline that runs its stages as deployments.
         """
-        check_workspace(workspace)
-        check_tracking_uri(tracking_uri)
         with ended_if_cancelled():
-            if handover:
-                return run_handed(Handover.model_validate(handover), workspace, tracking_uri)
-            whole = stage == "alpro"
-            by_deployment = stages_by_deployment and whole
-            return run("" if whole else stage, config, data, changes, workspace, tracking_uri, by_deployment)
+            about = {"config": config, "data": data, "changes": changes, "values": values, "handover": handover}
+            if is_handed(about):
+                limits = current_limits()
+                check_tracking_uri(tracking_uri)
+                if limits:
+                    workspace, tracking_uri = limits.check_workspace(workspace), limits.check_tracking_uri(tracking_uri)
+                root = Path(absolute(workspace or "workspace"))
+                return run_handed(Handover.model_validate(handover), root, tracking_uri, limits)
+            request = request_of(config, data, changes, workspace, tracking_uri)
+            if values:
+                check = request.limits.check_values if request.limits else lambda _: None
+                corpora = load_config(request.config, request.data, changes, check).corpora
+                request = replace(request, changes=[*changes, *changes_of(stage, values, list(corpora))])
+            return run(stage, request)
 
+    return flow_of(body, stage)
+
+
+def flow_of(body: Callable[..., dict[str, str]], stage: str) -> Flow[..., dict[str, str]]:
     body.__name__ = body.__qualname__ = stage
     return Flow(body, name=stage.replace("_", "-"), flow_run_name=flow_run_name, persist_result=False)
 
 
-alpro = stage_flow("alpro")
+alpro = flow_of(whole, "alpro")
 for _stage in STAGES:  # alpro.pipeline.flow:pretrain, and so on
     globals()[_stage] = stage_flow(_stage)

@@ -6,15 +6,16 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.reporting.figures import metric_curves
+from alpro.pipeline.reporting.prefect_pages import show_metrics
+from alpro.pipeline.reporting.system_metrics import SystemMetrics
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.run_stage import alive
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, declaration
@@ -30,6 +31,7 @@ class StageResult:
     folder: Path
     record: dict[str, Any]
     cached: bool
+    mlflow_run: Run = field(default_factory=Run)  # that of the machine that built it, if this MLflow store has it
 
 
 @contextmanager
@@ -40,9 +42,10 @@ def stage_run(tracker: Tracker, step: Step, folder: Path, parent: Run | None, ta
     same stage at the same time in another workspace, or on another machine.
     """
     end_dead_runs(tracker, {"fingerprint": step.fingerprint}, own=True)
-    run = tracker.start(f"{step.name} · {step.fingerprint[:8]}", params(step), tags, parent)
+    run = tracker.start(step_title(step), params(step), tags, parent)
     try:
-        with tracker.follow(run, folder / "metrics.jsonl"):
+        system = SystemMetrics() if declaration(step.stage).kind == "training" else None
+        with tracker.follow(run, folder / "metrics.jsonl", system):
             yield run
     except BaseException as error:
         tracker.end(run, status_after(error))
@@ -58,6 +61,7 @@ def status_after(error: BaseException) -> str:
 
 def log_result(tracker: Tracker, result: StageResult, run: Run, parent: Run | None) -> None:
     """Logs an artifact's final metrics, pictures, tables and curves to its run, its metrics to the pipeline's."""
+    result.mlflow_run = run
     lines = read_metrics(result.folder / "metrics.jsonl")
     tracker.metrics(run, numbers(result), last_step(lines))
     tracker.artifact_folder(run, result.folder)
@@ -66,42 +70,73 @@ def log_result(tracker: Tracker, result: StageResult, run: Run, parent: Run | No
     if (curves := metric_curves(lines, result.step.name)) is not None:
         tracker.figure(run, curves, "pictures/curves.png")
     if parent:
-        tracker.metrics(parent, parent_numbers(result))
-        log_built_corpus(tracker, parent, result)
+        log_to_parent(tracker, parent, result)
     tracker.end(run)
-    rows = [{"metric": name, "value": round(value, 4)} for name, value in result.record["metrics"].items()]
-    if rows:
-        key = result.step.name.replace(" ", "-").replace("_", "-").lower()
-        create_table_artifact(rows, key=key, description=f"{result.step.name}: {result.folder}")
+    show_metrics(result.step.name, result.folder, result.record["metrics"])
 
 
 def log_remote_result(tracker: Tracker, result: StageResult, parent: Run | None, tags: dict[str, str]) -> None:
     """Logs everything of an artifact that a machine with an MLflow store of its own has built."""
-    run = tracker.start(f"{result.step.name} · {result.step.fingerprint[:8]}", params(result.step), tags, parent)
+    run = tracker.start(step_title(result.step), params(result.step), tags, parent)
     tracker.lines(run, read_metrics(result.folder / "metrics.jsonl"))
     log_result(tracker, result, run, parent)
 
 
 def log_cached(tracker: Tracker, result: StageResult, parent: Run | None, tags: dict[str, str], store: Store) -> None:
-    """Logs a run that repeats the metrics of the run that built the artifact, and links to it."""
-    built = result.record["run"]
-    note = f"Cached: built {built['at']} by MLflow run {built.get('mlflow_run')}"
-    more = {"cached": "true", "built_by_run": built.get("mlflow_run", ""), "mlflow.note.content": note}
-    run = tracker.start(
-        f"{result.step.name} · {result.step.fingerprint[:8]} · cached", params(result.step), tags | more, parent
-    )
-    log_corpora(tracker, run, store, result.step)
-    lines = read_metrics(result.folder / "metrics.jsonl")
-    tracker.lines(run, lines)
-    tracker.metrics(run, numbers(result), last_step(lines))
+    """Logs the metrics of a cached stage to the pipeline's run. The stage has a run already, that of the pipeline that
+    built it; one is added only if this MLflow store has none, because the artifact is of another machine."""
+
+    def log_missing() -> None:
+        built = tracker.find(result.step.fingerprint, result.record["run"].get("mlflow_run", ""))
+        result.mlflow_run = Run(built)
+        if built:
+            return
+        result.mlflow_run = run = tracker.start(step_title(result.step), params(result.step), tags, parent)
+        log_corpora(tracker, run, store, result.step)
+        lines = read_metrics(result.folder / "metrics.jsonl")
+        tracker.lines(run, lines)
+        tracker.metrics(run, numbers(result), last_step(lines))
+        tracker.artifact_folder(run, result.folder)
+        tracker.end(run)
+
+    tracker.later(log_missing)
     if parent:
-        tracker.metrics(parent, parent_numbers(result))
-        log_built_corpus(tracker, parent, result)
-    tracker.end(run)
+        log_to_parent(tracker, parent, result)
+    show_metrics(result.step.name, result.folder, result.record["metrics"])
 
 
-def log_built_corpus(tracker: Tracker, parent: Run, result: StageResult) -> None:
-    """Logs the corpus of a decoding or indexing stage as a data set of the pipeline's run."""
+def log_stages(tracker: Tracker, parent: Run, results: list[StageResult]) -> None:
+    """Logs a table of the stages to the pipeline's run: which were cached, and the run of each. The fingerprints of
+    the cached ones are in a tag, by which `alpro artifacts gc` knows that the run needs them."""
+    cached = [result for result in results if result.cached]
+    tracker.tags(
+        parent,
+        {
+            "cached": ", ".join(result.step.name for result in cached),
+            "cached_fingerprints": " ".join(result.step.fingerprint for result in cached),
+        },
+    )
+
+    def log() -> None:
+        rows = [
+            {
+                "stage": result.step.name,
+                "state": "cached" if result.cached else "built",
+                "fingerprint": result.step.fingerprint[:16],
+                "built at": result.record["run"].get("at", ""),
+                "seconds": result.record["run"]["seconds"],
+                "run": tracker.address(result.mlflow_run) or result.mlflow_run.id,
+            }
+            for result in results
+        ]
+        tracker.table(parent, rows, "tables/stages.json")
+
+    tracker.later(log)
+
+
+def log_to_parent(tracker: Tracker, parent: Run, result: StageResult) -> None:
+    """Logs a stage's metrics to the pipeline's run, and a corpus as one of its data sets."""
+    tracker.metrics(parent, parent_numbers(result))
     if result.step.stage in CORPUS_STAGES:
         name, record = result.step.name.partition(" ")[2], result.record
         tracker.dataset(parent, name, result.folder, record["fingerprint"], record["counts"], "pipeline")
@@ -115,6 +150,11 @@ def log_corpora(tracker: Tracker, run: Run, store: Store, step: Step) -> None:
         if record:
             use = uses.get(declaration(step.stage).kind, "vocabulary")
             tracker.dataset(run, name, store.folder(source), source.fingerprint, record["counts"], use)
+
+
+def step_title(step: Step) -> str:
+    """The name of a step's run: its name, and its fingerprint."""
+    return f"{step.name} · {step.fingerprint[:8]}"
 
 
 def params(step: Step) -> dict[str, Any]:
@@ -133,10 +173,11 @@ def numbers(result: StageResult) -> dict[str, float]:
 
 
 def parent_numbers(result: StageResult) -> dict[str, float]:
-    """A stage's metrics under names of their own in the pipeline's run; an evaluation's as they are."""
-    prefix = "" if result.step.stage in EVALUATIONS else f"{result.step.stage}/"
+    """A stage's metrics in the pipeline's run: those of an evaluation as they are, others under the stage's name.
+    MLflow sorts charts by name, so the names of the latter sort after test/."""
+    prefix = "" if result.step.stage in EVALUATIONS else f"training/{result.step.stage}/"
     metrics = {f"{prefix}{name}": value for name, value in result.record["metrics"].items()}
-    return metrics | {f"seconds/{result.step.name.replace(' ', '_')}": result.record["run"]["seconds"]}
+    return metrics | {f"wall_seconds/{result.step.name.replace(' ', '_')}": result.record["run"]["seconds"]}
 
 
 def run_tags(commit: str, step: Step | None = None) -> dict[str, str]:

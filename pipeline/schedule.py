@@ -11,6 +11,7 @@ from prefect.utilities.annotations import quote
 
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.launch import GRACE_SECONDS
+from alpro.pipeline.record import step_title
 from alpro.pipeline.steps import required
 from alpro.pipeline.tasks import Session, announce, make, make_by_deployment, make_data
 from alpro.stages import EVALUATIONS, WITH_MODEL, declaration
@@ -97,7 +98,8 @@ class Schedule:
         if self.by_deployment is not None and not exists:
             task, more = make_by_deployment, (quote(self.by_deployment),)
         future = cast(
-            PrefectConcurrentFuture, task.submit(step.name, quote(self.session), quote(step), *more, wait_for=inputs)
+            PrefectConcurrentFuture,
+            task.submit(step_title(step), quote(self.session), quote(step), *more, wait_for=inputs),
         )
         self.futures[step.name] = future
         self.running[future.wrapped_future] = step

@@ -2,8 +2,11 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from httpx import HTTPError
@@ -27,8 +30,12 @@ from alpro.pipeline.record import (
     log_result,
     run_tags,
     stage_run,
+    step_title,
 )
+from alpro.pipeline.reporting.prefect_pages import about_run, artifact_key, link_to_mlflow, show_progress
 from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.pipeline.run_stage import read_progress
+from alpro.progress import LISTENER, Count
 from alpro.shards.storage import DISK_FULL
 from alpro.stages.execution.interface import Interrupted, Resources, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
@@ -104,7 +111,7 @@ def failed(error: Exception) -> State:
 def find_or_build(session: Session, step: Step) -> State | None:
     """Finds a step's artifact, here or in the shared place, or builds it. Returns a state of its own if it exists."""
     store, tracker = session.store, session.tracker
-    folder, tags = store.folder(step), run_tags(session.commit, step)
+    folder, tags = store.folder(step), about_run(run_tags(session.commit, step))
     with store.lock(step, announce) as lock:
         record = store.find(step)
         if record is None and (record := store.fetch(step)):
@@ -117,7 +124,11 @@ def find_or_build(session: Session, step: Step) -> State | None:
             announce(f"{step.name}: cached")
             return Completed(name="Cached", message=f"{folder} is of {record['run']['at']}")
         announce(f"{step.name}: started")
-        with stage_run(tracker, step, folder, session.parent, tags) as run:
+        with (
+            stage_run(tracker, step, folder, session.parent, tags) as run,
+            progress_page(step, folder),
+        ):
+            link_to_mlflow(tracker, run, f"{artifact_key(step.name)}-mlflow")
             log_corpora(tracker, run, store, step)
             about = {"commit": session.commit, "mlflow_run": run.id, "prefect_run": tags.get("prefect_run", "")}
             file = lock_number(lock)
@@ -132,6 +143,18 @@ def find_or_build(session: Session, step: Step) -> State | None:
     session.results.append(result)
     announce(f"{step.name}: done in {record['run']['seconds']:.0f} s")
     return None
+
+
+@contextmanager
+def progress_page(step: Step, folder: Path) -> Iterator[None]:
+    """Shows on Prefect's page how far a stage is, whether it runs in this process or in one of its own."""
+    counts: deque[Count] = deque(maxlen=1)
+    token = LISTENER.set(counts.append)
+    try:
+        with show_progress(step.name, lambda: counts[0] if counts else read_progress(folder)):
+            yield
+    finally:
+        LISTENER.reset(token)
 
 
 def share(store: Store, step: Step) -> None:
@@ -156,7 +179,12 @@ def build_by_deployment(session: Session, step: Step, parameters: dict[str, Any]
     parent = session.parent.id if session.parent else ""
     handover = Handover.of(step, session.experiment, parent, session.resources, session.arguments)
     passed = {**parameters, "handover": handover.model_dump(mode="json")}
-    submitted = cast(FlowRun, run_deployment(f"{flow}/{flow}", parameters=passed, timeout=0))
+    submitted = cast(
+        FlowRun,
+        run_deployment(
+            f"{flow}/{flow}", parameters=passed, timeout=0, flow_run_name=step_title(step), tags=[session.experiment]
+        ),
+    )
     state = wait_for_run(submitted)
     if not state.is_completed():
         raise StageFailed(f"deployment {flow}: run {submitted.name} did not complete: {state.message}")

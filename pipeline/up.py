@@ -22,9 +22,10 @@ from uuid import uuid4
 
 import psutil
 
-from alpro.pipeline.checks import MLFLOW_DATABASE, PREFECT_DATABASE, check, lock, problems
+from alpro.pipeline.checks import MLFLOW_DATABASE, PREFECT_DATABASE, check, lock, problems, split
 from alpro.pipeline.guard import EXIT_SECONDS, MARK, RUN_SECONDS
 from alpro.pipeline.loopback import answers, request
+from alpro.shards.storage import absolute
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 POOLS = ("cpu", "gpu")
@@ -54,17 +55,18 @@ class Program:
             raise Ended(f"{self.name} ended with status {status}{last}; its log is {self.log}")
 
 
-def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
+def up(workspace: Path, prefect_port: int, mlflow_port: int, data: list[str] | None = None) -> int:
     """Runs everything until SIGINT, SIGTERM or SIGHUP. Returns the exit status.
 
     Args:
         workspace: absolute. Artifacts, reports, both databases (unless the environment names others) and logs.
+        data: folders and URLs that runs may read besides the workspace.
     """
     if wrong := problems(workspace, {"--prefect-port": prefect_port, "--mlflow-port": mlflow_port}):
         print(*(f"error: {problem}" for problem in wrong), sep="\n", file=sys.stderr)
         return 1
     (workspace / "up").mkdir(parents=True, exist_ok=True)
-    machine = Machine(workspace, prefect_port, mlflow_port)
+    machine = Machine(workspace, prefect_port, mlflow_port, data or [])
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # Programs that are started from here on have the default handlers, also if this one was started with `&`.
     before = {number: signal.signal(number, machine.request_stop) for number in handled}
@@ -100,6 +102,7 @@ class Machine:
     workspace: Path
     prefect_port: int
     mlflow_port: int
+    data: list[str] = field(default_factory=list)  # folders and URLs that runs may read
     servers: list[Program] = field(default_factory=list)
     workers: list[Program] = field(default_factory=list)
     guards: list[Program] = field(default_factory=list)
@@ -144,10 +147,9 @@ class Machine:
         self.finish("automations", [*module, "alpro.pipeline.automations"], settings)
         for pool in POOLS:
             command = [*module, "prefect", "worker", "start", "--pool", pool, "--type", "process"]
-            self.workers.append(self.run(f"worker-{pool}", command, settings))
+            self.workers.append(self.run(f"worker-{pool}", command, settings | self.limits()))
         deploy = [*module, "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
-        named = {"ALPRO_WORKSPACE": str(self.workspace), "ALPRO_TRACKING_URI": self.mlflow_url}
-        self.finish("deploy", deploy, settings | named)
+        self.finish("deploy", deploy, settings)
         self.print_addresses(count)
 
     def print_addresses(self, devices: int) -> None:
@@ -155,8 +157,9 @@ class Machine:
         slots = f"{max(devices, 1)} slot{'s' if devices > 1 else ''}"
         print(
             f"Prefect    {self.prefect_url}\n"
-            f"MLflow     {self.mlflow_url}\n"
+            f"MLflow     {self.mlflow_url}/#/experiments?workflowType=machine_learning\n"
             f"workspace  {self.workspace}\n"
+            f"data       {', '.join(split(self.limits()['ALPRO_DATA']) or [str(self.workspace / 'data')])}\n"
             f"workers    cpu, gpu ({slots}; {where})\n"
             f"logs       {self.workspace / 'up'}\n"
             "Start a run on Prefect's page, or in another terminal:\n"
@@ -174,6 +177,16 @@ class Machine:
             "PREFECT_API_URL": f"{self.prefect_url}/api",
             "PREFECT_HOME": home,
             "PREFECT_WORKER_QUERY_SECONDS": query,
+        }
+
+    def limits(self) -> dict[str, str]:
+        """For workers: what runs may read and write (access.py)."""
+        data = [str(absolute(place)) for place in self.data]
+        data += split(os.environ.get("ALPRO_DATA", ""))
+        return {
+            "ALPRO_WORKSPACE": str(self.workspace),
+            "ALPRO_TRACKING_URI": self.mlflow_url,
+            "ALPRO_DATA": ",".join(data),
         }
 
     def prefect_settings(self) -> dict[str, str]:

@@ -35,6 +35,7 @@ from mlflow.tracking import MlflowClient
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import flatten
+from alpro.pipeline.reporting.system_metrics import SystemMetrics
 from alpro.stages.training.metrics import read_metrics
 
 for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like
@@ -55,7 +56,10 @@ TABLES = (
     "retrieval_t2v.parquet",
 )
 TABLE_ROWS = 500
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens the page on runs, not on traces of chats
+SEPARATOR = " · "  # of the parts of a run's name
+NUMBER = re.compile(rf"(?:^|(?<={SEPARATOR}))run \d+{SEPARATOR}")
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+MODEL_TRAINING = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
 
 
 @dataclass
@@ -96,12 +100,12 @@ class Tracker:
         return cls(client, identity, uri)
 
     def start(self, name: str, params: dict[str, Any], tags: dict[str, str], parent: Run | None = None) -> Run:
-        """Starts a run, nested in `parent` if there is one."""
+        """Starts a run, nested in `parent` if there is one. A name that a run of the experiment has gets a number."""
         run, now = Run(), milliseconds()
 
         def create() -> None:
             nested = {"mlflow.parentRunId": parent.id} if parent else {}
-            shown = without_credentials(name)
+            shown = self.numbered(without_credentials(name))
             created = self.client.create_run(self.experiment, start_time=now, run_name=shown, tags=tags | nested)
             run.id = created.info.run_id
 
@@ -111,6 +115,56 @@ class Tracker:
         for start in range(0, len(flat), 100):
             self._send(partial(self._log_batch, run, params=flat[start : start + 100]))
         return run
+
+    def numbered(self, name: str) -> str:
+        """The name of a run, with its number if the experiment has others of this name. The last part stays the last:
+        it is the fingerprint.
+
+        "sample · 3f2a9c" becomes "sample · run 2 · 3f2a9c".
+        """
+        *first, last = name.split(SEPARATOR)
+        # A filter cannot escape quotes; _ is any character.
+        pattern = re.sub(r"['\"\\\\]", "_", last)
+        runs = self.client.search_runs(
+            [self.experiment], f"attributes.run_name LIKE '%{pattern}'", ViewType.ACTIVE_ONLY
+        )
+        count = 1 + sum(re.sub(NUMBER, "", run.info.run_name or "") == name for run in runs)
+        return name if count == 1 else SEPARATOR.join([*first, f"run {count}", last])
+
+    def address(self, run: Run, artifact: str = "") -> str:
+        """The address of a run's page, or of one of its files; empty if the store is a file, or does not answer."""
+        if not self.uri.startswith("http") or not run.id:
+            return ""
+        path = f"experiments/{self.experiment}/runs/{run.id}" + (f"/artifacts/{artifact}" if artifact else "")
+        return f"{self.uri.rstrip('/')}/#/{path}?{MODEL_TRAINING}"
+
+    def find(self, fingerprint: str, run_id: str) -> str:
+        """The run that built an artifact: `run_id` if the store has it, else a finished run of the experiment with the
+        fingerprint; empty if there is none."""
+        try:
+            return self.client.get_run(run_id).info.run_id if run_id else ""
+        except MlflowException as error:
+            if is_outage(error):
+                raise
+        query = f"attributes.status = 'FINISHED' and tags.fingerprint = '{fingerprint}'"
+        found = self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
+        return found[0].info.run_id if found else ""
+
+    def later(self, call: Callable[[], object]) -> None:
+        """Makes a call that asks MLflow and logs by the answer, now or when MLflow answers again."""
+        self._send(call)
+
+    def tags(self, run: Run, tags: dict[str, str]) -> None:
+        for key, value in tags.items():
+            self._send(partial(self._set_tag, run, key, without_credentials(value)))
+
+    def _set_tag(self, run: Run, key: str, value: str) -> None:
+        self.client.set_tag(run.id, key, value)
+
+    def table(self, run: Run, rows: list[dict[str, Any]], name: str) -> None:
+        """Logs rows as a table, which MLflow shows among the artifacts."""
+        columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else {})}
+        self._send(partial(self._log_table, run, columns, name))
 
     def end(self, run: Run, status: str = "FINISHED") -> None:
         """Ends a run: FINISHED, FAILED or KILLED."""
@@ -142,9 +196,9 @@ class Tracker:
         self.client.log_batch(run.id, metrics=metrics, params=params)
 
     @contextmanager
-    def follow(self, run: Run, file: Path) -> Iterator[None]:
+    def follow(self, run: Run, file: Path, system: SystemMetrics | None = None) -> Iterator[None]:
         """Logs the lines of a metrics.jsonl as they are written, from a thread, and the last ones at the end; so too
-        the pictures of single steps that appear beside it."""
+        the pictures of single steps that appear beside it, and the samples of `system`."""
         done = threading.Event()
         last = -1
         shown = set(file.parent.glob(PICTURES_OF_STEPS))
@@ -167,6 +221,8 @@ class Tracker:
             while not done.wait(FOLLOW_SECONDS):
                 self.flush()
                 read()
+                seconds, metrics = system.sample() if system else (0, {})
+                self.metrics(run, metrics, seconds)
 
         thread = threading.Thread(target=loop, daemon=True)
         thread.start()
@@ -312,28 +368,3 @@ def read_table(path: Path) -> Any:
         if frame[column].map(lambda v: hasattr(v, "__len__") and not isinstance(v, str)).any():
             frame[column] = frame[column].map(lambda v: ", ".join(map(str, v)))
     return frame
-
-
-def logged_fingerprints(uri: str) -> tuple[set[str], set[str]]:
-    """The fingerprints of the stages that were logged to an MLflow store: those of runs that exist, and of all runs,
-    also deleted ones. A run whose parent was deleted counts as deleted. Raises InputError."""
-    try:
-        client = MlflowClient(uri)
-        experiments = [found.experiment_id for found in client.search_experiments(ViewType.ALL)]
-        runs: list[Any] = []
-        token = None
-        while experiments:
-            page = client.search_runs(experiments, "", ViewType.ALL, max_results=1000, page_token=token)
-            runs += page
-            if not (token := page.token):
-                break
-    except Exception as error:
-        raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
-    parents = {run.info.run_id: run.data.tags.get("mlflow.parentRunId", "") for run in runs}
-    active = {run.info.run_id for run in runs if run.info.lifecycle_stage == "active"}
-
-    def exists(run: str) -> bool:
-        return run in active and (not parents[run] or exists(parents[run]))
-
-    logged = {run.info.run_id: run.data.tags["fingerprint"] for run in runs if "fingerprint" in run.data.tags}
-    return {fingerprint for run, fingerprint in logged.items() if exists(run)}, set(logged.values())

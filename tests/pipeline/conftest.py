@@ -7,6 +7,8 @@ os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -46,10 +48,25 @@ def runs(workspace: Path) -> tuple[list, dict[str, list]]:
     return nested.pop(""), nested
 
 
-def newest(workspace: Path) -> dict[str, dict]:
-    """The nested runs of the newest pipeline: whether cached, by the stage's name."""
+def newest(workspace: Path) -> dict[str, Any]:
+    """The runs of the newest pipeline's stages by name: its nested runs, and for cached stages those that built them,
+    tagged here."""
     parents, nested = runs(workspace)
-    return {run.info.run_name.split(" · ")[0]: run for run in nested[parents[0].info.run_id]}
+    parent = parents[0]
+    by_fingerprint = {
+        run.data.tags["fingerprint"]: run for many in nested.values() for run in many if run.info.status == "FINISHED"
+    }
+    found = {run.info.run_name.split(" · ")[0]: run for run in nested.get(parent.info.run_id, [])}
+    for fingerprint in parent.data.tags["cached_fingerprints"].split():
+        run = by_fingerprint[fingerprint]
+        if run not in found.values():
+            tags = {**run.data.tags, "cached": "true"}
+            data = SimpleNamespace(tags=tags, metrics=run.data.metrics, params=run.data.params)
+            run = SimpleNamespace(info=run.info, data=data)
+        else:
+            run.data.tags["cached"] = "true"  # of another machine: logged here
+        found[run.info.run_name.split(" · ")[0]] = run
+    return found
 
 
 def was_cached(run) -> bool:

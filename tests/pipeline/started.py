@@ -54,7 +54,7 @@ class Up:
         self.log = workspace.parent / "up.out"
         left_out = {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_LOGGING_LEVEL", "PREFECT_SERVER_LOGGING_LEVEL"}
         self.environment = {name: value for name, value in os.environ.items() if name not in left_out}
-        self.environment |= settings or {}
+        self.environment |= {"ALPRO_CONFIGS": str(ROOT / "tests")} | dict(settings or {})
 
     def __enter__(self) -> "Up":
         with open(self.log, "w") as log:

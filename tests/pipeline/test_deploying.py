@@ -55,6 +55,7 @@ class Terminals:
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.environment |= {"PREFECT_HOME": str(folder / "home"), "PATH": path, "OMP_NUM_THREADS": "1"}
+        self.environment["ALPRO_CONFIGS"] = str(Path(TINY).parent)
 
     def script(self, block: str) -> str:
         names = "|".join(map(re.escape, self.names))
@@ -110,7 +111,7 @@ def test_the_commands_for_several_machines_work_as_they_stand(tmp_path, free_por
         assert "Completed" in terminals.run(f"{address}{run} -p config={TINY}")
         assert len(list((tmp_path / "shared" / "artifacts" / "decode_videos").glob("*/artifact.json"))) == 2
         assert call(mlflow, "GET", "/api/2.0/mlflow/experiments/get-by-name?experiment_name=tiny")
-        # Deployed or started from any folder, a relative workspace is refused.
+        # The workspace is that of the workers.
         failed = subprocess.run(
             ["bash", "-c", terminals.script(f"{address}{run} -p config={TINY} -p workspace=mine")],
             capture_output=True,
@@ -118,7 +119,8 @@ def test_the_commands_for_several_machines_work_as_they_stand(tmp_path, free_por
             cwd=tmp_path,
             env=terminals.environment,
         )
-        assert "Failed" in failed.stdout
+        assert failed.returncode
+        assert "were specified but not found on the deployment" in failed.stdout + failed.stderr
         assert not list(tmp_path.rglob("mine"))
         assert all(process.poll() is None for process in running)
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from alpro.errors import InputError
-from alpro.pipeline import checks, flow, pools
+from alpro.pipeline import checks, pools
 from alpro.pipeline.checks import MLFLOW_DATABASE, PREFECT_DATABASE, check
 from alpro.pipeline.cli import parser
 from alpro.pipeline.commands import execute
@@ -132,15 +132,6 @@ def test_a_second_one_in_the_workspace_is_refused(found, tmp_path):
     with checks.lock(tmp_path):
         assert found(tmp_path) == [f"alpro up already runs in {tmp_path}; stop it, or choose another with --workspace"]
     assert found(tmp_path) == []
-
-
-def test_a_deployment_refuses_a_relative_workspace(monkeypatch):
-    flow.check_workspace("workspace")  # on the command line it is below the current folder
-    monkeypatch.setattr(flow, "deployment", SimpleNamespace(id="blue-fox"))
-    flow.check_workspace("/shared/alpro")
-    for workspace in ("workspace", "", "{{ $ALPRO_WORKSPACE }}"):
-        with pytest.raises(InputError, match="is not an absolute path"):
-            flow.check_workspace(workspace)
 
 
 def test_a_tracking_uri_with_a_password_is_refused():

@@ -13,7 +13,7 @@ from alpro.pipeline.artifacts import upkeep
 from alpro.pipeline.artifacts.store import RECORD_VERSION, Store
 from alpro.pipeline.artifacts.upkeep import lineage, remove, required_by, unneeded
 from alpro.pipeline.reporting.running import running
-from alpro.pipeline.reporting.tracking import logged_fingerprints
+from alpro.pipeline.reporting.stored_runs import logged_fingerprints
 from tests.pipeline.test_cli import call
 
 

@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import validate_param_and_metric_name
 
 from alpro.errors import InputError
-from alpro.pipeline.reporting import tracking
+from alpro.pipeline.reporting import system_metrics, tracking
 from alpro.pipeline.reporting.tracking import Run, Tracker, flatten, metric_name, read_table
 
 
@@ -55,6 +55,9 @@ class Memory:
 
     def search_runs(self, experiments, query, view):
         self.answer()
+        if query.startswith("attributes.run_name LIKE"):
+            last = query.partition("%")[2].strip("'")
+            return [run for run in self.runs.values() if run.info.run_name.endswith(last)]
         wanted = dict(part.removeprefix("tags.").split(" = ") for part in query.split(" and ")[1:])
         running = [run for run in self.runs.values() if run.status == "RUNNING"]
         return [run for run in running if all(run.data.tags.get(k) == v.strip("'") for k, v in wanted.items())]
@@ -206,6 +209,49 @@ def test_only_stale_runs_with_the_tags_are_killed(tracker, client):
     tracker.kill_stale({"host": "a"}, lambda tags: True)
     tracker.kill_stale({"host": "b"}, lambda tags: tags["pid"] == "1")
     assert [client.runs[run.id].status for run in runs] == ["FINISHED", "KILLED", "KILLED", "RUNNING"]
+
+
+def test_a_name_that_a_run_has_gets_a_number(tracker, client):
+    names = ("sample · 3f2a9c", "sample · 3f2a9c", "alone", "sample · lr=1 · 3f2a9c", "sample · 3f2a9c", "alone")
+    shown = [client.runs[tracker.start(name, {}, {}).id].info.run_name for name in names]
+    assert shown == [
+        "sample · 3f2a9c",
+        "sample · run 2 · 3f2a9c",
+        "alone",
+        "sample · lr=1 · 3f2a9c",
+        "sample · run 3 · 3f2a9c",
+        "run 2 · alone",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uri", "address"),
+    [
+        ("sqlite:///mlflow.db", ""),
+        ("http://host:5000/", "http://host:5000/#/experiments/7/runs/r1?workflowType=machine_learning"),
+    ],
+)
+def test_a_run_has_a_page_on_a_server(uri, address, client):
+    assert Tracker(client, "7", uri).address(Run("r1")) == address
+    assert Tracker(client, "7", uri).address(Run()) == ""
+
+
+def test_quotes_in_a_name_do_not_break_the_query(tmp_path):
+    tracker = Tracker.open(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, "x")
+    names = ["x · name='a' · b=\"c\\d\"", "it's", "it_s"]
+    for name in [*names, *names]:
+        tracker.start(name, {}, {})
+    shown = {run.info.run_name for run in tracker.client.search_runs([tracker.experiment])}
+    assert shown == {*names, "x · name='a' · run 2 · b=\"c\\d\"", "run 2 · it's", "run 2 · it_s"}
+
+
+def test_the_machine_is_sampled_while_a_stage_trains(tracker, client, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(system_metrics, "SYSTEM_SECONDS", 0)
+    with tracker.follow(Run("run-1"), tmp_path / "metrics.jsonl", system_metrics.SystemMetrics()):
+        assert client.logged.acquire(timeout=60)
+    names = {name for name, _, _ in client.metrics}
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= names
+    assert all(name.startswith("system/") for name in names)
 
 
 @pytest.mark.parametrize(

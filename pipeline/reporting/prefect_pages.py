@@ -1,0 +1,136 @@
+"""What Prefect's pages show of a run: its name, links to MLflow, tables, and how far a stage is."""
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+
+from alpro.pipeline.reporting.result_tables import Listed, results, shown, shown_score
+from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.progress import Count
+
+PROGRESS_SECONDS = 3.0  # between updates
+
+
+def name_run(name: str, tags: list[str]) -> None:
+    """Gives the current flow run the name that contains its fingerprint, which is known once its files are read."""
+    context = FlowRunContext.get()
+    if context and context.flow_run:
+        run = context.flow_run
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(run.id, name=name, tags=sorted({*run.tags, *tags}))
+        run.name = name
+
+
+def prefect_address() -> str:
+    """The address of the current run on Prefect's page; empty if there is no server that stays."""
+    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    server = PREFECT_UI_URL.value() or (PREFECT_API_URL.value() or "").removesuffix("/api")
+    if not server:
+        return ""
+    if task:
+        return f"{server}/runs/task-run/{task.task_run.id}"
+    return f"{server}/runs/flow-run/{flow.flow_run.id}" if flow and flow.flow_run else ""
+
+
+def link_to_mlflow(tracker: Tracker, run: Run, key: str, report: Path | None = None) -> None:
+    """A link on Prefect's page to a run in MLflow, or to the report that the run has. Without an MLflow server, the
+    link to the report is that of its file, and there is none to the run."""
+    address = tracker.address(run, report.name if report else "")
+    if report:
+        link = address or report.as_uri()
+        create_link_artifact(link, link_text=report.name, key=key, description=f"Report: {report}")
+    elif address:
+        create_link_artifact(address, link_text="MLflow run", key=key, description=f"MLflow run {run.id}")
+
+
+def show_results(name: str, artifacts: list[Listed]) -> None:
+    """A table of every score with its interval and its chance level."""
+    rows = [
+        {
+            "what": row["what"],
+            "metric": f"{row['direction']} {row['metric']}".strip(),
+            "score": shown_score(row),
+            "chance": shown(row["chance"], row["unit"]),
+            "items": row["items"],
+        }
+        for row in results(artifacts)
+    ]
+    if rows:
+        about = f"{name}: results; in brackets: 95 % bootstrap interval over test videos"
+        create_table_artifact(rows, key="results", description=about)
+
+
+def show_metrics(name: str, folder: Path, metrics: dict[str, float]) -> None:
+    """A table of the metrics of a stage, which ran or was cached."""
+    rows = [{"metric": metric, "value": round(value, 4)} for metric, value in metrics.items()]
+    if rows:
+        create_table_artifact(rows, key=artifact_key(name), description=f"{name}: {folder}")
+
+
+def artifact_key(name: str) -> str:
+    """
+    >>> artifact_key("decode_videos My_clips")
+    'decode-videos-my-clips'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@contextmanager
+def show_progress(name: str, read: Callable[[], Count | None]) -> Iterator[None]:
+    """A progress bar on Prefect's page while the body runs. `read` returns the units that are done, if it knows.
+
+    A server that does not answer does not stop the stage.
+    """
+    end = threading.Event()
+    bar: UUID | None = None
+    last: Count | None = None
+
+    def update() -> None:
+        nonlocal bar, last
+        count = read()
+        if count is None or count == last or not count.total:
+            return
+        last, percent = count, round(100 * min(count.done / count.total, 1), 1)
+        about = f"{name}: {count.done} of {count.total} {count.unit}"
+        if bar is None:
+            bar = cast(UUID, create_progress_artifact(percent, f"{artifact_key(name)}-progress", about))
+        else:
+            update_progress_artifact(bar, percent, about)
+
+    def loop() -> None:
+        try:
+            while not end.wait(PROGRESS_SECONDS):
+                update()
+            if bar is not None:  # a stage that was too short for a bar gets none
+                update()
+        except Exception as error:
+            print(f"warning: {name}: progress is not shown: {str(error).splitlines()[0]}", flush=True)
+
+    thread = threading.Thread(target=copy_context().run, args=(loop,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join(PROGRESS_SECONDS)
+
+
+def about_run(tags: dict[str, str]) -> dict[str, Any]:
+    """The tag that MLflow shows as the description of a run: a link to Prefect's page."""
+    address = prefect_address()
+    return {"mlflow.note.content": f"[Prefect run]({address})"} | tags if address else tags
