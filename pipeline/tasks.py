@@ -41,6 +41,7 @@ from alpro.stages.execution.interface import Interrupted, Resources, StageFailed
 from alpro.stages.execution.stop import STOP
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
+CRASHED_LOOKS = 7  # at a crashed run: one that was marked so by mistake marks itself as running within 10 s
 RETRY_SECONDS = [5.0, 20.0]  # before a data stage runs again after a failure of a disk or a network
 
 
@@ -203,7 +204,7 @@ def build_by_deployment(session: Session, step: Step, parameters: dict[str, Any]
 def wait_for_run(run: FlowRun) -> State:
     """Waits for the end of a deployment's run and returns its state. Cancels the run if the pipeline stops. If the
     server does not answer, the run continues, and so does the waiting. Raises StageFailed if the run is deleted."""
-    state, unreachable = None, False
+    state, unreachable, times_crashed = None, False, 0
     with get_client(sync_client=True) as client:
         while True:
             try:
@@ -214,7 +215,8 @@ def wait_for_run(run: FlowRun) -> State:
                 if not unreachable:
                     announce(f"Prefect's server does not answer ({type(error).__name__}); {run.name} continues")
                 unreachable = True
-            if state and state.is_final():
+            times_crashed += bool(state and state.is_crashed())
+            if state and state.is_final() and (not state.is_crashed() or times_crashed > CRASHED_LOOKS):
                 return state
             try:
                 STOP.get().wait(POLL_SECONDS)

@@ -7,13 +7,13 @@ import httpx
 import pytest
 from prefect import flow
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Completed, Failed, Running
+from prefect.states import Completed, Crashed, Failed, Running
 from prefect.utilities.annotations import quote
 
 from alpro.errors import InputError
 from alpro.pipeline import tasks
 from alpro.pipeline.artifacts.store import Step
-from alpro.pipeline.tasks import failed, interrupted, make, make_data, transient, wait_for_run
+from alpro.pipeline.tasks import CRASHED_LOOKS, failed, interrupted, make, make_data, transient, wait_for_run
 from alpro.stages import pretrain, render_sample
 from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop
@@ -109,7 +109,8 @@ def test_which_errors_run_again(error, again):
 def test_waiting_for_a_deployment_outlives_its_server(monkeypatch):
     """A pipeline's stage runs elsewhere; Prefect's server restarts meanwhile."""
     run = SimpleNamespace(id="r", name="pretrain · 0a1b", state=Running())
-    answers = iter([Running(), httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), Completed()])
+    outage = [httpx.ConnectError("refused"), httpx.ReadTimeout("slow")]
+    answers = iter([Running(), *outage, Crashed(), Running(), Completed(), *[Crashed()] * (CRASHED_LOOKS + 1)])
 
     class Client:
         __enter__ = lambda self: self  # noqa: E731
@@ -129,6 +130,7 @@ def test_waiting_for_a_deployment_outlives_its_server(monkeypatch):
     try:
         assert wait_for_run(run).is_completed()
         assert lines == ["Prefect's server does not answer (ConnectError); pretrain · 0a1b continues"]
+        assert wait_for_run(run).is_crashed()
         with pytest.raises(StageFailed, match="was deleted"):
             wait_for_run(run)
     finally:
