@@ -7,18 +7,21 @@ the system, or `playwright install chromium`.
 
 import argparse
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 OUT = Path(__file__).parent / "pictures"
 WIDE, PHONE = {"width": 1100, "height": 1240}, {"width": 390, "height": 844}
+SERVER = {"width": 1300, "height": 900}
 MAX_BYTES = 200_000
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -35,14 +38,16 @@ def main() -> None:
     with browser() as chromium:
         for url in reports[-1:]:
             shoot(chromium, url, "report", WIDE)
-            shoot(chromium, url, "report-dark", WIDE, dark=True, heading="pretrain")
+            shoot(chromium, url, "report-dark", WIDE, dark=True, heading="train_prompter")
+            shoot(chromium, url, "report-before", WIDE, heading="The run before")
             shoot(chromium, url, "report-phone", PHONE)
         for url in comparisons[-1:]:
             shoot(chromium, url, "compare", WIDE)
         if arguments.prefect:
-            shoot(chromium, f"{arguments.prefect}/runs", "prefect", WIDE)
+            shoot(chromium, f"{arguments.prefect}/runs", "prefect", SERVER, until="Task runs")
         if arguments.mlflow:
-            shoot(chromium, f"{arguments.mlflow}/#/experiments", "mlflow", WIDE)
+            url = f"{arguments.mlflow}/#/experiments/{newest_experiment(arguments.mlflow)}/runs"
+            shoot(chromium, url, "mlflow", SERVER, until="Run Name", close="Close")
 
 
 @contextmanager
@@ -58,19 +63,36 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(chromium: Browser, url: str, size: Any, dark: bool = False) -> Iterator[Page]:
-    """A page in a window of a size, light or dark, with everything loaded."""
+def opened(chromium: Browser, url: str, size: Any, dark: bool = False, until: str = "") -> Iterator[Page]:
+    """A page in a window of a size, light or dark, with everything loaded, or when it has a text: the pages of servers
+    ask for news all the time."""
     page = chromium.new_page(viewport=size, color_scheme="dark" if dark else "light")
     try:
-        page.goto(url, wait_until="networkidle")
+        page.goto(url, wait_until="load" if until else "networkidle")
+        if until:
+            page.get_by_text(until).last.wait_for(timeout=120_000)
         yield page
     finally:
         page.close()
 
 
-def shoot(chromium: Browser, url: str, name: str, size: Any, dark: bool = False, heading: str = "") -> None:
-    """Writes a picture of the window, scrolled to a heading if one is named, with few colors so that it is small."""
-    with opened(chromium, url, size, dark) as page:
+def shoot(
+    chromium: Browser,
+    url: str,
+    name: str,
+    size: Any,
+    dark: bool = False,
+    heading: str = "",
+    until: str = "",
+    close: str = "",
+) -> None:
+    """Writes a picture of the window, with few colors so that it is small.
+
+    heading: to scroll to; until: a text that the page must have; close: the name of a button to click before.
+    """
+    with opened(chromium, url, size, dark, until) as page:
+        if close and page.get_by_role("button", name=close).count():
+            page.get_by_role("button", name=close).first.click()
         if heading:
             page.get_by_role("heading", name=heading, exact=True).evaluate("heading => heading.scrollIntoView()")
         image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
@@ -80,6 +102,13 @@ def shoot(chromium: Browser, url: str, name: str, size: Any, dark: bool = False,
         if path.stat().st_size < MAX_BYTES:
             break
     print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def newest_experiment(server: str) -> str:
+    """The id of the experiment that was created last on an MLflow server."""
+    with urlopen(f"{server}/api/2.0/mlflow/experiments/search?max_results=100") as answer:
+        experiments = json.load(answer)["experiments"]
+    return max(experiments, key=lambda experiment: experiment["creation_time"])["experiment_id"]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A run compared with the finished run before it: which values changed, and which scores."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alpro.errors import InputError
@@ -17,7 +17,8 @@ LEVEL = 0.05  # of p, for a score to be listed as changed
 
 @dataclass(frozen=True)
 class Before:
-    """The run before: what differs, the scores that changed, all scores, and why scores are not compared."""
+    """The run before: what differs, for each evaluation the scores that changed and all scores, and why scores are not
+    compared."""
 
     run: RunSummary
     differences: Table
@@ -51,9 +52,9 @@ def compared_with_before(path: Path, run: RunSummary, artifacts: list[Listed]) -
         except InputError as error:
             before.notes.append(f"{name}: {error}")
             continue
-        before.all.append(comparison_table(HEADS, [compared]))
+        before.all.append(replace(comparison_table(HEADS, [compared]), title=name))
         if kept := [pair for pair in compared.scores if pair[1].p < LEVEL]:
-            before.changed.append(comparison_table(HEADS, [Comparison(kept, {}, 0)]))
+            before.changed.append(replace(comparison_table(HEADS, [Comparison(kept, {}, 0)]), title=name))
         else:
             before.notes.append(f"{name}: no score differs with p < {LEVEL}.")
     return before

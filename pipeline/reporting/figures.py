@@ -52,8 +52,9 @@ def panel_pictures(lines: Lines, marks: Marks) -> dict[str, str]:
     """Each panel of a metrics file as an SVG file whose axes and texts are dark or light, as the reader's pages."""
     pictures = {}
     for name, keys in panels_of(lines).items():
-        figure = Figure(figsize=(4.2, 3.2), layout="constrained")
-        draw_panel(figure.subplots(), name, keys, lines, marks)
+        figure = Figure(figsize=(4.2, 3.2))
+        # A fixed place: measuring texts for the layout would take as long as all the rest.
+        draw_panel(figure.add_axes((0.11, 0.13, 0.87, 0.85)), name, keys, lines, marks)
         buffer = io.StringIO()
         with rc_context({"svg.fonttype": "none"}):
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -87,7 +87,7 @@ def test_a_run_is_compared_with_the_run_before(evaluated, tmp_path):
     ((line,),) = (table.lines for table in before.changed)
     assert line[:4] == ["question answering", "all questions", "8.3 %", "100.0 %"]
     assert line[4].startswith("+91.7 [+")
-    assert [len(table.lines) for table in before.all] == [2]
+    assert [(table.title, len(table.lines)) for table in before.all] == [("evaluate", 2)]
     assert before.notes == []
 
 
