@@ -28,12 +28,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tiny_world
+from checkout import link
 from matplotlib.figure import Figure
 
 from alpro.stages import pretrain
@@ -123,19 +123,6 @@ def side(letter: str, code: str, changes: dict[str, Any], stop: int, folder: Pat
     return Side(
         f"{name} stopped after {stop}" if stop else name, path, link(path, folder / letter / "links"), changes, stop
     )
-
-
-def link(code: Path, links: Path) -> Path:
-    """Makes a folder whose `alpro` has links to the packages of a checkout, as its pyproject.toml maps them."""
-    mapped = tomllib.loads((code / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
-    (links / "alpro").mkdir(parents=True)
-    for package, folder in mapped.items():
-        if package == "alpro":
-            for file in (code / folder).glob("*.py"):
-                (links / "alpro" / file.name).symlink_to(file)
-        else:
-            links.joinpath(*package.split(".")).symlink_to(code / folder)
-    return links
 
 
 # Training, in processes that import the code of a side

@@ -189,16 +189,21 @@ def autocast(variant: Variant, settings: Settings) -> AbstractContextManager:
     return torch.autocast(settings.device, torch.bfloat16, enabled=variant.dtype == "bfloat16")
 
 
-def losses(variant: Variant, settings: Settings) -> dict[str, Any]:
-    """The four losses, the norm of the gradient and the drawn negatives, without dropout and stochastic depth."""
-    prepared, drawn = bench(variant, settings), list[list[int]]()
-    for part in prepared.module.modules():
+def disable_dropout(module: nn.Module) -> None:
+    """Disables dropout and stochastic depth in training mode."""
+    for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
         elif isinstance(part, Attention):
             part.dropout = 0.0
         elif isinstance(part, TimeSformer):
             part.keep_rates.fill_(1.0)
+
+
+def losses(variant: Variant, settings: Settings) -> dict[str, Any]:
+    """The four losses, the norm of the gradient and the drawn negatives, without dropout and stochastic depth."""
+    prepared, drawn = bench(variant, settings), list[list[int]]()
+    disable_dropout(prepared.module)
     with without_optimization(variant):
         sample = objective_module.hard_negatives
 

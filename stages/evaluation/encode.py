@@ -72,6 +72,12 @@ def float32(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False)
 
 
+def similarities(texts: Tensor, videos: Tensor) -> Tensor:
+    """Dot products (N, M) of features (N, E) and (M, E), in float32 also under autocast."""
+    with float32(texts.device):
+        return texts @ videos.T
+
+
 @torch.no_grad()
 def encode_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256

@@ -14,7 +14,7 @@ from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.encode import encode_videos, uniform_frames
+from alpro.stages.evaluation.encode import encode_videos, similarities, uniform_frames
 from alpro.stages.evaluation.metrics import CAPTIONS
 from alpro.stages.training.masking import random_box
 
@@ -56,7 +56,7 @@ def entity_accuracy(
         return None
     numbers = list(truths)
     videos = encode_videos(NormalizedModel.from_folder(prompter, device), reader, numbers, device)
-    best = (videos.features @ prompts["video"].to(device).T).argmax(1).tolist()
+    best = similarities(videos.features, prompts["video"].to(device)).argmax(1).tolist()
     named = [entities[i] for i in best]
     right = [name in truths[n] for n, name in zip(numbers, named, strict=True)]
     constant = best_constant(list(truths.values()), entities)

@@ -17,7 +17,7 @@ from alpro.files import write_json
 from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
-from alpro.stages.evaluation.encode import Texts, Videos
+from alpro.stages.evaluation.encode import Texts, Videos, similarities
 from alpro.stages.evaluation.metrics import DIRECTIONS, Metric, Ranks, Score, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items, excluded, protocol_of, score_pairs
 from alpro.stages.evaluation.retrieval import Gallery, dual_softmax
@@ -134,7 +134,7 @@ def add_rankers(
     scores, texts, videos = score_pairs(folder, gallery, config, device)
     protocol = protocol_of(config, folder)
     ranks = add_retrieval(results, f"{what} retrieval", name, scores, gallery, protocol=protocol)
-    similarity = (texts.features @ videos.features.T).cpu().numpy()
+    similarity = similarities(texts.features, videos.features).cpu().numpy()
     protocol = protocol_of(config, folder, by_similarity=True)
     add_retrieval(results, f"{what} by similarity", f"{name}_vtc", similarity, gallery, protocol=protocol)
     dual = dual_softmax(similarity, folder.model.clamped_temperature().item())

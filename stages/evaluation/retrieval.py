@@ -12,7 +12,7 @@ from torch import Tensor
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos
+from alpro.stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos, similarities
 from alpro.stages.evaluation.metrics import CAPTIONS, Queries
 from alpro.stages.evaluation.pairs import score
 from alpro.stages.training.config import Protocol
@@ -106,7 +106,7 @@ def dual_softmax(similarity: np.ndarray, temperature: float) -> np.ndarray:
 def match_top_k(model: Alpro, texts: Texts, videos: Videos, k: int, batch: int = 0) -> np.ndarray:
     """Scores (texts, videos): logit margin + similarity for the k most similar videos of each text and texts of each
     video; all other pairs are ranked by similarity below them."""
-    similarity = (texts.features @ videos.features.T).cpu()
+    similarity = similarities(texts.features, videos.features).cpu()
     chosen = torch.zeros_like(similarity, dtype=torch.bool)
     chosen.scatter_(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices, True)
     chosen.T.scatter_(1, similarity.T.topk(min(k, similarity.shape[0]), dim=1).indices, True)

@@ -23,7 +23,7 @@ from alpro.stages.evaluation.controls import (
     words_only,
 )
 from alpro.stages.evaluation.counterfactual import PARTS, swap_words
-from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos
+from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos, similarities
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.pairs import score
 from alpro.stages.evaluation.protocol import length_of, protocol_of, score_pairs
@@ -78,7 +78,7 @@ def best_single_frame(
     best: tuple[np.ndarray, np.ndarray] | None = None
     for place in range(folder.model.config.video.frames):
         scores, texts, videos = score_pairs(folder, gallery, config, device, still(place))
-        similarity = (texts.features @ videos.features.T).cpu().numpy()
+        similarity = similarities(texts.features, videos.features).cpu().numpy()
         best = (np.maximum(best[0], scores), np.maximum(best[1], similarity)) if best else (scores, similarity)
     assert best is not None
     return best

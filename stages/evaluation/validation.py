@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
-from alpro.stages.evaluation.encode import uniform_frames
+from alpro.stages.evaluation.encode import similarities, uniform_frames
 from alpro.stages.evaluation.metrics import accuracy_by_type, mean_recall, retrieval_metrics
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
@@ -31,7 +31,8 @@ def validate_contrast(
 
     def metrics(gallery: Gallery) -> dict[str, float]:
         texts, videos = encode_gallery(encoder, gallery, tokenizer, config.max_text_tokens, encoder.mean.device)
-        values = retrieval_metrics((texts.features @ videos.features.T).cpu().numpy(), gallery.video_of_text)
+        similarity = similarities(texts.features, videos.features).cpu().numpy()
+        values = retrieval_metrics(similarity, gallery.video_of_text)
         return {f"validation/vtc/{name}": value for name, value in values.items()}
 
     return lambda: averaged(galleries, metrics)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alpro.models.alpro import Alpro
-from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos
+from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos, similarities
 from alpro.stages.evaluation.metrics import retrieval_metrics, retrieval_ranks
 from alpro.stages.evaluation.retrieval import (
     Gallery,
@@ -239,3 +239,16 @@ def test_a_dual_softmax_finds_what_a_hub_hides():
         similarity = np.array([[0.9, 0.1], [0.6, 0.5]]) + shift
         assert retrieval_ranks(similarity, np.arange(2))["t2v"].expected.tolist() == [1, 2]
         assert retrieval_ranks(dual_softmax(similarity, 0.07), np.arange(2))["t2v"].expected.tolist() == [1, 1]
+
+
+@torch.no_grad()
+def test_the_most_similar_pairs_are_chosen_and_scored_in_float32_under_autocast(objective, encoded):
+    """Evaluation and validation on a GPU are under bfloat16 autocast."""
+    texts, videos = encoded
+    expected = match_top_k(objective.model, texts, videos, 2)
+    similarity = texts.features @ videos.features.T
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(similarities(texts.features, videos.features), similarity)
+        actual = match_top_k(objective.model, texts, videos, 2)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=0.05)

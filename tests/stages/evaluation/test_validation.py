@@ -144,6 +144,24 @@ def test_contrast_is_validated_by_similarity_on_one_caption_a_video(several, tok
     assert actual == pytest.approx({f"validation/vtc/{name}": value for name, value in expected.items()})
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("protocol", ["vtc", "all", "top_k"])
+def test_validation_under_autocast_as_on_a_gpu(protocol, several, tokenizer, tiny_model):
+    """Similarities and margins are float32, which numpy has; bfloat16 it does not have."""
+    if protocol == "vtc":
+        objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD).eval()
+        validate = validate_contrast(objective, several, tokenizer, config(TrainPrompter, ("several",)))
+    else:
+        objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD).eval()
+        few = config(Retrieval, ("several",), protocol=protocol, k=2)
+        validate, _ = validate_retrieval(objective, several, tokenizer, few)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = validate()
+    recalls = [value for name, value in actual.items() if name.endswith("R1")]
+    assert len(recalls) == 2
+    assert all(0 <= value <= 100 for value in recalls)
+
+
 def test_question_answering_is_validated_by_the_accuracy_of_the_best_answer(tiny_model, tokenizer, clips):
     """A head that always gives one answer is right as often as that is the answer."""
     model = Alpro(tiny_model(tokenizer.get_vocab_size()), answers=3)

@@ -196,6 +196,7 @@ def test_a_wait_in_the_backward_pass_is_detected():
         loss.backward()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["prompter", "retrieval", "pretrain", "qa"])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="requires a GPU: PyTorch warns about synchronizations")
 def test_a_step_on_a_gpu_does_not_synchronize(name, small_objective, small_batch, training):

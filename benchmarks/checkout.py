@@ -1,0 +1,18 @@
+"""The package `alpro` of a checkout without an installation."""
+
+import tomllib
+from pathlib import Path
+
+
+def link(code: Path, links: Path) -> Path:
+    """Makes a folder for PYTHONPATH, whose `alpro` has links to the packages of a checkout, as its pyproject.toml maps
+    them; returns the folder."""
+    mapped = tomllib.loads((code / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
+    (links / "alpro").mkdir(parents=True)
+    for package, folder in mapped.items():
+        if package == "alpro":
+            for file in (code / folder).glob("*.py"):
+                (links / "alpro" / file.name).symlink_to(file)
+        else:
+            links.joinpath(*package.split(".")).symlink_to(code / folder)
+    return links
