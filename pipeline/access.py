@@ -85,8 +85,8 @@ class Limits:
             if path.suffix == ".toml" and path.is_relative_to(folder) and path.is_file():
                 return str(path)
         raise InputError(
-            f"config = {without_credentials(name)}: neither a shipped configuration ({', '.join(shipped())}) nor a .toml "
-            f"file in {listed(self.configs)}"
+            f"config = {without_credentials(name)}: neither a shipped configuration ({', '.join(shipped())}) nor a "
+            f".toml file in {listed(self.configs)}"
         )
 
     def check_data(self, text: str) -> str:
