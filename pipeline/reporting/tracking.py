@@ -57,7 +57,7 @@ TABLES = (
 )
 TABLE_ROWS = 500
 SEPARATOR = " · "  # of the parts of a run's name
-NUMBER = re.compile(rf"(?:^|(?<={SEPARATOR}))run \d+{SEPARATOR}")
+NUMBER = re.compile(rf"{SEPARATOR}run \d+(?={SEPARATOR}|$)")
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 MODEL_TRAINING = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
 
@@ -117,19 +117,15 @@ class Tracker:
         return run
 
     def numbered(self, name: str) -> str:
-        """The name of a run, with its number if the experiment has others of this name. The last part stays the last:
-        it is the fingerprint.
-
-        "sample · 3f2a9c" becomes "sample · run 2 · 3f2a9c".
-        """
+        """The name of a run, with its number if the experiment has others of this name. A fingerprint stays the last
+        part: "sample · 3f2a9c" becomes "sample · run 2 · 3f2a9c"."""
         *first, last = name.split(SEPARATOR)
-        # A filter cannot escape quotes; _ is any character.
-        pattern = re.sub(r"['\"\\\\]", "_", last)
-        runs = self.client.search_runs(
-            [self.experiment], f"attributes.run_name LIKE '%{pattern}'", ViewType.ACTIVE_ONLY
-        )
+        pattern = re.sub(r"['\"\\]", "_", last)  # a filter cannot escape quotes; _ is any character
+        query = f"attributes.run_name LIKE '%{pattern}%'"
+        runs = self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
         count = 1 + sum(re.sub(NUMBER, "", run.info.run_name or "") == name for run in runs)
-        return name if count == 1 else SEPARATOR.join([*first, f"run {count}", last])
+        number = [f"run {count}"] if count > 1 else []
+        return SEPARATOR.join([*first, *number, last] if first else [last, *number])
 
     def address(self, run: Run, artifact: str = "") -> str:
         """The address of a run's page, or of one of its files; empty if the store is a file, or does not answer."""

@@ -56,8 +56,8 @@ class Memory:
     def search_runs(self, experiments, query, view):
         self.answer()
         if query.startswith("attributes.run_name LIKE"):
-            last = query.partition("%")[2].strip("'")
-            return [run for run in self.runs.values() if run.info.run_name.endswith(last)]
+            last = query.partition("%")[2].strip("%'")
+            return [run for run in self.runs.values() if last in run.info.run_name]
         wanted = dict(part.removeprefix("tags.").split(" = ") for part in query.split(" and ")[1:])
         running = [run for run in self.runs.values() if run.status == "RUNNING"]
         return [run for run in running if all(run.data.tags.get(k) == v.strip("'") for k, v in wanted.items())]
@@ -220,7 +220,7 @@ def test_a_name_that_a_run_has_gets_a_number(tracker, client):
         "alone",
         "sample · lr=1 · 3f2a9c",
         "sample · run 3 · 3f2a9c",
-        "run 2 · alone",
+        "alone · run 2",
     ]
 
 
@@ -242,7 +242,7 @@ def test_quotes_in_a_name_do_not_break_the_query(tmp_path):
     for name in [*names, *names]:
         tracker.start(name, {}, {})
     shown = {run.info.run_name for run in tracker.client.search_runs([tracker.experiment])}
-    assert shown == {*names, "x · name='a' · run 2 · b=\"c\\d\"", "run 2 · it's", "run 2 · it_s"}
+    assert shown == {*names, "x · name='a' · run 2 · b=\"c\\d\"", "it's · run 2", "it_s · run 2"}
 
 
 def test_the_machine_is_sampled_while_a_stage_trains(tracker, client, tmp_path, quick, monkeypatch):
