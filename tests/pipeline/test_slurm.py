@@ -111,7 +111,11 @@ def slurm(tmp_path_factory) -> Iterator[Slurm]:
             lambda: "idle" in subprocess.run(["sinfo"], env=cluster.environment, capture_output=True, text=True).stdout,
             120,
         )
-        yield cluster
+        try:
+            yield cluster
+        finally:  # jobs do not end with slurmd
+            cluster.run("scancel", "--user=root")
+            wait_for(lambda: not cluster.run("squeue", "--noheader"), 300)
 
 
 def training(workspace: Path, steps: int) -> list[str]:
