@@ -238,8 +238,8 @@ def is_handed(parameters: Mapping[str, Any]) -> bool:
     its own."""
     if not parameters.get("handover") or parameters.get("values"):
         return False
-    arguments = parameters["handover"].get("arguments", {})
-    return all(parameters[key] == arguments.get(key) for key in arguments)
+    arguments = parameters["handover"].get("arguments", {})  # and the folder of the pipeline's command
+    return all(parameters[key] == arguments[key] for key in arguments.keys() & {"config", "data", "changes"})
 
 
 def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: list[Step]) -> str:

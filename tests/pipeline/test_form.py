@@ -87,7 +87,7 @@ def test_values_become_changes_of_the_tables_of_the_configuration():
 
 def test_a_copied_run_of_a_pipeline_that_a_person_changed_is_a_run_of_its_own():
     sent = {"config": "sample", "data": "", "changes": ["pretrain.lr=1e-4"]}
-    handed = {**sent, "values": {}, "handover": {"steps": [], "arguments": sent}}
+    handed = {**sent, "values": {}, "handover": {"steps": [], "arguments": {**sent, "folder": "."}}}
     assert flow.is_handed(handed)
     assert not flow.is_handed({**sent, "values": {}, "handover": {}})
     assert not flow.is_handed({**handed, "changes": []})
