@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.pipeline.postgresql import SECRET, leaks, postgres, program, stored
 from tests.pipeline.started import TINY, Up, call, finished, wait_for
-from tests.pipeline.test_deploying import postgres, program
 
 LONG = ["train_prompter.phases.0.steps=3000", "train_prompter.log_every=20"]
 LOAD = """
@@ -99,23 +99,27 @@ def left(processes: list[psutil.Process]) -> list[psutil.Process]:
 @pytest.mark.long
 def test_a_day(tmp_path, free_port):
     day, ports = Day(tmp_path), (free_port(), free_port())
-    if program("initdb"):
-        with postgres(tmp_path, free_port()) as address:
-            play(
-                day,
-                ports,
-                {
-                    "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{address}/prefect",
-                    "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg://{address}/mlflow",
-                },
-            )
-    else:
+    if not (program("initdb") and program("postgres")):
         play(day, ports, {})
+        return
+    with postgres(tmp_path, free_port()) as address:
+        settings = {
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{address}/prefect",
+            "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg://{address}/mlflow",
+        }
+        play(day, ports, settings)
+        assert leaks(tmp_path) == []
+        assert not list(day.workspace.rglob("*.db"))
+        for database, content in (("mlflow", "decode_videos"), ("prefect", "decode-videos")):
+            rows = stored(address, database)
+            assert content in rows
+            assert database == "prefect" or SECRET not in rows
 
 
 def play(day: Day, ports: tuple[int, int], settings: dict[str, str]) -> None:
     with started(day, ports, settings) as machine:
         run_change_and_rerun(day, machine)
+        send_a_password(machine)
         cancel(day, machine)
         kill_a_worker(day, machine)
     with started(day, ports, settings) as machine:
@@ -142,6 +146,17 @@ def run_change_and_rerun(day: Day, machine: Up) -> None:
     assert {name.partition(" ")[0] for name in ran} == {"finetune_retrieval", "evaluate"}
 
     assert set(completed(machine, "evaluate/evaluate").values()) == {"Cached"}
+
+
+def send_a_password(machine: Up) -> None:
+    """A URL with a password is refused, and shown nowhere. No process has the database's on its command line."""
+    url = f"s3://key:{SECRET}@bucket/x"
+    refused = machine.deploy("decode-videos/decode-videos", config="day.toml", changes=[f"resources.artifacts={url!r}"])
+    assert "this URL contains a user name" in refused["state"]["message"]
+    assert SECRET not in refused["name"] + refused["state"]["message"]
+    lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert not any(SECRET in line for line in lines)
+    assert SECRET not in f"{call(machine.prefect, 'GET', '/admin/settings')}"
 
 
 def cancel(day: Day, machine: Up) -> None:

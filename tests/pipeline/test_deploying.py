@@ -1,18 +1,16 @@
-"""docs/deploying.md as a script: the commands of its blocks on real servers and workers; PostgreSQL; passwords."""
+"""docs/deploying.md as a script: the commands of its blocks on real servers and workers."""
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.started import ROOT, TINY, Up, call, wait_for
+from tests.pipeline.started import ROOT, TINY, call, wait_for
 
 PAGE = (ROOT / "docs" / "deploying.md").read_text()
 LASTING = (
@@ -20,7 +18,6 @@ LASTING = (
     "mlflow server",
     "worker start",
 )  # a block that ends with one is a terminal that stays
-SECRET = "hush-of-postgres"
 
 
 def blocks(heading: str) -> list[str]:
@@ -123,92 +120,3 @@ def test_the_commands_for_several_machines_work_as_they_stand(tmp_path, free_por
         assert "were specified but not found on the deployment" in failed.stdout + failed.stderr
         assert not list(tmp_path.rglob("mine"))
         assert all(process.poll() is None for process in running)
-
-
-def program(name: str) -> str | None:
-    """A program of PostgreSQL's server. Debian does not put them in PATH."""
-    places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
-    return next((str(path / name) for path in places if (path / name).is_file()), None) or shutil.which(name)
-
-
-@contextmanager
-def postgres(folder: Path, port: int) -> Iterator[str]:
-    """A PostgreSQL server with the databases `prefect` and `mlflow`; yields `user:password@host:port`."""
-    if not (program("initdb") and program("postgres")):
-        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
-    user: dict = {}
-    if os.getuid() == 0:  # it refuses to run as root
-        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
-        folder = Path(subprocess.check_output(["mktemp", "-d"], text=True, **user).strip())
-    subprocess.run(["tee", folder / "pw"], input=SECRET, text=True, check=True, stdout=subprocess.DEVNULL, **user)
-    options = ["-D", folder / "data", "-U", "alpro", "-E", "UTF8", "--auth=scram-sha-256", f"--pwfile={folder / 'pw'}"]
-    subprocess.run([program("initdb"), *options], check=True, stdout=subprocess.DEVNULL, cwd=folder, **user)
-    server = [program("postgres"), "-D", folder / "data", "-p", str(port), "-k", folder]
-    process = subprocess.Popen([*server, "-c", "listen_addresses=127.0.0.1"], cwd=folder, **user)
-    try:
-        wait_for(lambda: create_databases(port), 300)
-        yield f"alpro:{SECRET}@127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGINT)  # a fast shutdown
-        process.wait(120)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def create_databases(port: int) -> bool:
-    import psycopg
-
-    try:
-        with psycopg.connect(
-            host="127.0.0.1", port=port, user="alpro", password=SECRET, dbname="postgres", autocommit=True
-        ) as connection:
-            for name in ("prefect", "mlflow"):
-                connection.execute(f"create database {name}")
-    except psycopg.OperationalError:
-        return False
-    return True
-
-
-def leaks(folder: Path) -> list[str]:
-    """The files that contain the secret."""
-    return [str(path) for path in folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
-
-
-def stored(address: str, database: str) -> str:
-    """All rows of all tables of a database."""
-    import psycopg
-
-    with psycopg.connect(f"postgresql://{address}/{database}") as connection:
-        tables = connection.execute("select tablename from pg_tables where schemaname = 'public'").fetchall()
-        assert len(tables) > 10
-        return "\n".join(str(connection.execute(f'select * from "{name}"').fetchall()) for (name,) in tables)
-
-
-@pytest.mark.long
-def test_up_on_postgresql_and_its_password_is_nowhere(tmp_path, free_port):
-    with postgres(tmp_path, free_port()) as address:
-        settings = {
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{address}/prefect",
-            "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg://{address}/mlflow",
-        }
-        with Up(tmp_path / "w", free_port(), free_port(), settings) as machine:
-            done = machine.deploy("decode-videos/decode-videos", config=TINY)
-            assert done["state"]["name"] == "Completed", done["state"]["message"]
-            refused = machine.deploy(
-                "decode-videos/decode-videos",
-                config=TINY,
-                changes=[f"resources.artifacts='s3://key:{SECRET}@bucket/x'"],
-                tracking_uri="",
-            )
-            assert "this URL contains a user name" in refused["state"]["message"]
-            assert SECRET not in refused["name"] + refused["state"]["message"]
-            lines = {b" ".join(path.read_bytes().split(b"\0")) for path in Path("/proc").glob("[0-9]*/cmdline")}
-            assert not any(SECRET.encode() in line for line in lines)
-            pages = f"{call(machine.prefect, 'GET', '/admin/settings')}"
-            assert SECRET not in pages
-        assert leaks(tmp_path) == []
-        assert not (tmp_path / "w" / "mlflow.db").exists()
-        assert not (tmp_path / "w" / "prefect" / "prefect.db").exists()
-        mlflow, prefect = stored(address, "mlflow"), stored(address, "prefect")
-        assert "decode_videos" in mlflow
-        assert "decode-videos" in prefect
-        assert SECRET not in mlflow

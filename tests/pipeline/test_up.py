@@ -1,6 +1,5 @@
 """`alpro up`: what it checks, and its servers and workers as processes."""
 
-import json
 import os
 import signal
 import socket
@@ -164,7 +163,7 @@ def status_of(url: str, method: str = "POST", **headers: str) -> int:
 
 
 @pytest.mark.long
-def test_up_runs_a_pipeline_and_leaves_no_process(tmp_path, free_port):
+def test_up_refuses_other_sites_and_leaves_no_process(tmp_path, free_port):
     with Up(tmp_path / "w", free_port(), free_port()) as machine:
         flows = f"{machine.prefect}/flows/"
         assert status_of(flows, **{"Content-Type": "application/json", "Host": "evil.example"}) == 400
@@ -177,20 +176,12 @@ def test_up_runs_a_pipeline_and_leaves_no_process(tmp_path, free_port):
         assert (again.returncode, again.stdout) == (1, "")
         assert f"error: alpro up already runs in {tmp_path / 'w'}" in again.stderr
 
-        # A pipeline whose stages each need a slot of their pool.
-        done = machine.deploy("alpro/alpro", config=TINY)
-        assert done["state"]["name"] == "Completed", done["state"]["message"]
-        (evaluated,) = (tmp_path / "w" / "artifacts" / "evaluate").glob("*/artifact.json")
-        run = json.loads(evaluated.read_text())["run"]["mlflow_run"]
-        answer = call(machine.mlflow, "GET", f"/api/2.0/mlflow/runs/get?run_id={run}")
-        assert answer["run"]["info"]["status"] == "FINISHED"
-
         # Ctrl-C while a model trains.
         long = machine.start(
             "train-prompter/train-prompter", config=TINY, changes=["train_prompter.phases.0.steps=100000"]
         )
         trained = tmp_path / "w" / "artifacts" / "train_prompter"
-        wait_for(lambda: len(list(trained.glob("*/metrics.jsonl"))) == 2, 600, machine.check)
+        wait_for(lambda: list(trained.glob("*/metrics.jsonl")), 600, machine.check)
         processes = psutil.Process(machine.process.pid).children(recursive=True)
         assert len(processes) >= 6
         machine.process.send_signal(signal.SIGINT)
@@ -203,17 +194,6 @@ def test_up_runs_a_pipeline_and_leaves_no_process(tmp_path, free_port):
     assert state == "Crashed"
     with sqlite3.connect(tmp_path / "w" / "mlflow.db") as database:
         assert database.execute("select count(*) from runs where status = 'RUNNING'").fetchone() == (0,)
-
-
-@pytest.mark.long
-def test_if_a_program_dies_it_is_named_and_the_others_stop(tmp_path, free_port):
-    with Up(tmp_path / "w", free_port(), free_port()) as machine:
-        processes = psutil.Process(machine.process.pid).children(recursive=True)
-        (worker,) = (process for process in processes if {"worker", "gpu"} <= set(process.cmdline()))
-        worker.kill()
-        assert machine.process.wait(300) == 1
-        assert "error: worker-gpu ended with status -9" in machine.output()
-        assert [process for process in processes if process.is_running()] == []
 
 
 @pytest.mark.long
