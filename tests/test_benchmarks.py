@@ -4,6 +4,7 @@ losses runs the code and the configuration of each side; the trials of the GPU t
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -329,6 +330,11 @@ def test_the_trials_run_on_a_cpu_with_few_packages_and_without_an_installation(t
     assert done.returncode == 0, done.stdout + done.stderr + (out / "gpu.log").read_text()
     absent = [sys.executable, "-c", "import importlib.util as u; print(u.find_spec('alpro'), u.find_spec('mlflow'))"]
     assert subprocess.check_output(absent, cwd=tmp_path, env=env, text=True) == "None None\n"
+    links = loaded(FILE.with_name("checkout.py")).link(ROOT, tmp_path / "links")
+    program = f"import sys; sys.path.append({str(FILE.parent)!r}); import gpu_trials as g; print(*g.run_marked_tests())"
+    env |= {"PYTHONPATH": f"{links}:{tmp_path}"}
+    marked = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+    assert re.search(r"\b[4-9] (passed|skipped), \d+ deselected", marked.stdout), marked.stdout
     trials = {trial["name"]: trial for trial in json.loads((out / "gpu.json").read_text())["trials"]}
     skipped = {"sync", "tests"}
     assert {name for name, trial in trials.items() if trial["status"] == "skipped"} == skipped
