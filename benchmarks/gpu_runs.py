@@ -216,7 +216,8 @@ def loader(context: Context) -> None:
     data = partial(training_data, context, captions, size)
     with patch.object(shard_reader, "MAX_CACHED_BYTES", 0):  # every frame is decoded, as in a large corpus
         in_memory = data(steps // 2)
-        in_memory.loader = partial(repeated, in_memory[0], steps // 2)  # type: ignore[method-assign]
+        batch = in_memory[0].pin_memory() if context.cuda else in_memory[0]
+        in_memory.loader = partial(repeated, batch, steps // 2)  # type: ignore[method-assign]
         resident = trained(context, in_memory, resources, "resident")["train/samples_per_second"]
         context.report(f"eager steps of {size} on one batch in memory: {resident:.4g} samples/s", resident=resident)
         for augmentation in ("none", "official"):

@@ -1,15 +1,17 @@
 """The benchmark of the training step runs at a small size and reports variants that do not agree; the comparison of
-losses runs the code and the configuration of each side."""
+losses runs the code and the configuration of each side; the trials of the GPU trip run on a CPU."""
 
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.test_docs import commands
@@ -173,3 +175,181 @@ def test_the_search_finds_what_a_sort_does(tmp_path):
     done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(json.loads(out.read_text())["milliseconds"]) == {"read and sort", "mapped"}
+
+
+# The GPU trip
+
+GPU = FILE.with_name("gpu.py")
+SITE = """
+import sys
+
+class Present:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {names} else self.finder.find_spec(name, path, target)
+
+# What an editable installation of this project adds is removed too.
+sys.meta_path[:] = [Present(finder) for finder in sys.meta_path if "__editable__" not in finder.__module__]
+"""
+NOT_CARRIED = ["prefect", "mlflow", "spacy", "psutil", "av", "pandas", "matplotlib", "scipy", "transformers", "jinja2"]
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return loaded(GPU)
+
+
+@pytest.fixture(scope="module")
+def gpu_trials():
+    return loaded(FILE.with_name("gpu_trials.py"))
+
+
+def test_every_trial_has_its_function(gpu, gpu_trials):
+    assert [trial.name for trial in gpu.TRIALS] == list(gpu_trials.TRIALS)
+    limits = [trial.limit for trial in gpu.TRIALS[1:]]  # the machine comes first
+    assert limits == sorted(limits)
+
+
+def test_trials_share_the_minutes_and_are_skipped_when_none_are_left(gpu):
+    trials = [gpu.Trial(name, f"trial {name}", 60) for name in "abcd"]
+    now, durations, limits, saved = 0.0, {"a": 50, "b": 35, "c": 0, "d": 0}, {}, []
+
+    def start(trial, seconds):
+        nonlocal now
+        now += durations[trial.name]
+        limits[trial.name] = seconds
+        return gpu.Result(trial.name, trial.title, "passed", summary=["fine"])
+
+    results = gpu.run_trials(trials, 100, start, lambda rows: saved.append([row.status for row in rows]), lambda: now)
+    assert limits == {"a": 60, "b": 50}
+    assert [(result.status, result.seconds) for result in results] == [
+        ("passed", 50),
+        ("passed", 35),
+        ("skipped", 0),
+        ("skipped", 0),
+    ]
+    assert results[2].summary == ["no time: 15 s left, at least 20 s are required"]
+    assert saved[0] == ["not run"] * 4
+    assert saved[1] == ["passed", "not run", "not run", "not run"]
+    assert len(saved) == 5
+
+
+@pytest.mark.parametrize(
+    ("written", "exit_status", "status", "summary"),
+    [
+        ({"status": "passed", "summary": ["fine"]}, 0, "passed", ["fine"]),
+        ({"status": "skipped", "summary": ["requires a GPU"]}, 0, "skipped", ["requires a GPU"]),
+        ({"status": "failed", "summary": ["wrong"]}, 1, "failed", ["wrong"]),
+        ({"status": "running", "summary": ["half"]}, None, "time limit", ["half", "killed at the time limit"]),
+        ({"status": "running", "summary": ["half"]}, -9, "failed", ["half", "exit status -9", "last line"]),
+        ({"status": "passed", "summary": ["fine"]}, 134, "failed", ["fine", "exit status 134", "last line"]),
+        (None, 1, "failed", ["exit status 1", "last line"]),
+        (None, 0, "failed", ["exit status 0", "last line"]),
+    ],
+)
+def test_the_result_of_a_trial(gpu, tmp_path, written, exit_status, status, summary):
+    (tmp_path / "log").write_text("first line\nlast line\n")
+    if written:
+        (tmp_path / "result.json").write_text(json.dumps(written))
+    result = gpu.result_of(gpu.TRIALS[0], exit_status, tmp_path / "result.json", tmp_path / "log")
+    assert (result.name, result.status, result.summary) == ("machine", status, summary)
+
+
+def test_a_process_of_a_trial_ends_or_is_killed_with_its_children(gpu, tmp_path, wait_for_end):
+    log = tmp_path / "log"
+    assert gpu.run_process([sys.executable, "-c", "print('output'); raise SystemExit(3)"], 600, log, os.environ) == 3
+    assert log.read_text().endswith("output\n")
+    assert gpu.run_process(["sleep", "600"], 0, log, os.environ) is None
+    command = ["sh", "-c", "sleep 600 & echo $!; wait"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
+    child = int(process.stdout.readline())
+    gpu.kill_group(process)
+    wait_for_end(child)
+
+
+def test_the_table_and_the_file_of_the_trials(gpu, tmp_path):
+    results = [
+        gpu.Result("a", "first", "passed", 12.3, ["one | two", "three"], {"ratio": 2.0}),
+        gpu.Result("b", "second"),
+    ]
+    gpu.write(tmp_path, 9, results)
+    assert (tmp_path / "gpu.md").read_text().splitlines()[2:] == [
+        r"| first | passed | 12 | one \| two<br>three |",
+        "| second | not run | 0 |  |",
+    ]
+    trials = json.loads((tmp_path / "gpu.json").read_text())["trials"]
+    assert [(trial["name"], trial["status"], trial["figures"]) for trial in trials] == [
+        ("a", "passed", {"ratio": 2.0}),
+        ("b", "not run", {}),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
+
+
+def test_a_trial_is_passed_skipped_or_failed(gpu_trials, tmp_path, monkeypatch):
+    def passed(context):
+        context.report("half", figure=1)
+        assert json.loads((tmp_path / "result.json").read_text())["status"] == "running"
+
+    def failed(context):
+        context.report("half")
+        raise gpu_trials.Failed("the losses differ")
+
+    def broken(context):
+        raise ValueError("a message\nof two lines")
+
+    trials = {"passed": passed, "skipped": gpu_trials.no_synchronization, "failed": failed, "broken": broken}
+    monkeypatch.setattr(gpu_trials, "TRIALS", trials)
+    actual = {}
+    for name in trials:
+        status = gpu_trials.run(name, tmp_path, 60, "cpu")
+        result = json.loads((tmp_path / "result.json").read_text())
+        actual[name] = status, result["status"], result["summary"]
+    assert actual == {
+        "passed": (0, "passed", ["half"]),
+        "skipped": (0, "skipped", ["requires a GPU"]),
+        "failed": (1, "failed", ["half", "the losses differ"]),
+        "broken": (1, "failed", ["ValueError: a message"]),
+    }
+
+
+def test_ranks_and_losses_are_compared(gpu_trials):
+    expected = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    assert gpu_trials.ranks_agree(expected * 2, expected) == {"correlation": pytest.approx(1), "first": 1}
+    other = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    assert gpu_trials.ranks_agree(other, expected) == {"correlation": pytest.approx(0), "first": 0.5}
+    difference = gpu_trials.gpu_runs.difference
+    assert difference({"a": [1.0, 2.0], "b": [0.0, 4.0]}, {"a": [1.0, 2.5], "b": [0.1, 4.0]}) == pytest.approx(0.25)
+    assert difference({"a": [1.0, 2.0]}, {"a": [1.0]}) == float("inf")
+    assert difference({"a": [1.0]}, {"b": [1.0]}) == float("inf")
+
+
+@pytest.mark.long
+def test_the_trials_run_on_a_cpu_with_few_packages_and_without_an_installation(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SITE.format(names=set(NOT_CARRIED)))
+    out = tmp_path / "out"
+    command = [sys.executable, GPU, "--device", "cpu", "--minutes", "60", "--out", out]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([*map(str, command)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr + (out / "gpu.log").read_text()
+    absent = [sys.executable, "-c", "import importlib.util as u; print(u.find_spec('alpro'), u.find_spec('mlflow'))"]
+    assert subprocess.check_output(absent, cwd=tmp_path, env=env, text=True) == "None None\n"
+    links = loaded(FILE.with_name("checkout.py")).link(ROOT, tmp_path / "links")
+    program = f"import sys; sys.path.append({str(FILE.parent)!r}); import gpu_trials as g; print(*g.run_marked_tests())"
+    env |= {"PYTHONPATH": f"{links}:{tmp_path}"}
+    marked = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+    assert re.search(r"\b[4-9] (passed|skipped), \d+ deselected", marked.stdout), marked.stdout
+    trials = {trial["name"]: trial for trial in json.loads((out / "gpu.json").read_text())["trials"]}
+    skipped = {"sync", "tests"}
+    assert {name for name, trial in trials.items() if trial["status"] == "skipped"} == skipped
+    assert {trial["status"] for name, trial in trials.items() if name not in skipped} == {"passed"}
+    assert trials["resume"]["figures"]["difference"] == 0
+    assert trials["step"]["figures"]["agree"]
+    assert trials["objectives"]["figures"]["eager"].keys() == {"prompter", "pretrain", "retrieval", "qa"}
+    assert "compiled: skipped, requires a GPU" in trials["objectives"]["summary"]
+    assert "links/alpro" not in (out / "gpu.log").read_text()  # no traceback
+    assert (out / "gpu.md").read_text().strip() in done.stdout

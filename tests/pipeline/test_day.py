@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from alpro.stages import STAGES
 from tests.pipeline.postgresql import SECRET, leaks, postgres, program, stored
 from tests.pipeline.started import TINY, Up, call, finished, wait_for
 
@@ -69,9 +70,10 @@ def started(day: Day, ports: tuple[int, int], settings: dict[str, str]) -> Itera
 
 
 def states(machine: Up, run: dict) -> dict[str, str]:
-    """The names of a run's stages and of their states on Prefect's page."""
+    """The names of a run's stages and of their states on Prefect's page, which also lists the runs of deployments."""
     tasks = call(machine.prefect, "POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-    return {task["name"].rpartition(" · ")[0] or task["name"]: task["state"]["name"] for task in tasks}
+    names = {task["name"].rpartition(" · ")[0] or task["name"]: task["state"]["name"] for task in tasks}
+    return {name: state for name, state in names.items() if name.partition(" ")[0] in STAGES}
 
 
 def completed(machine: Up, name: str, **parameters: Any) -> dict[str, str]:
