@@ -153,8 +153,8 @@ def test_a_run_lives_if_its_process_is_its_own(monkeypatch):
         assert pools.is_dead(run) is dead
 
 
-def status_of(url: str, method: str = "POST", **headers: str) -> int:
-    request = urllib.request.Request(url, b'{"name": "evil"}', headers, method=method)
+def status_of(url: str, method: str = "POST", body: bytes = b'{"name": "evil"}', **headers: str) -> int:
+    request = urllib.request.Request(url, body, headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status
@@ -181,6 +181,27 @@ def test_up_runs_a_pipeline_and_leaves_no_process(tmp_path, free_port):
         run = json.loads(evaluated.read_text())["run"]["mlflow_run"]
         answer = call(machine.mlflow, "GET", f"/api/2.0/mlflow/runs/get?run_id={run}")
         assert answer["run"]["info"]["status"] == "FINISHED"
+        # Its page names what ran, and links to MLflow; each stage's run has a name from the start.
+        mark = evaluated.parent.name
+        assert (done["name"], done["tags"]) == (f"tiny · {mark[:6]}", [f"result {mark[:8]}", "tiny"])
+        stages = call(machine.prefect, "POST", "/flow_runs/filter", {"flows": {"name": {"any_": ["evaluate"]}}})
+        assert [stage["name"] for stage in stages] == [f"evaluate · {mark[:8]}"]
+        shown = call(machine.prefect, "POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [done["id"]]}}})
+        links = {artifact["key"]: str(artifact["data"]) for artifact in shown}
+        assert all(f"{machine.mlflow}/#/experiments/" in links[key] for key in ("mlflow", "report"))
+        assert "chance" in links["results"]
+        (note,) = (tag["value"] for tag in answer["run"]["data"]["tags"] if tag["key"] == "mlflow.note.content")
+        assert "/runs/task-run/" in note
+
+        # What a page cannot send: files outside the workspace, values out of bounds, commands.
+        refused = machine.deploy("render-sample/render-sample", config="/etc/passwd")
+        assert "config = /etc/passwd: neither a shipped configuration" in refused["state"]["message"]
+        form = call(machine.prefect, "GET", "/deployments/name/pretrain/pretrain")
+        start = f"/deployments/{form['id']}/create_flow_run"
+        assert call(machine.prefect, "POST", start, {"parameters": {"values": {"lr": -1}}}) is None
+        page = {"Content-Type": "application/json", "Origin": machine.prefect.removesuffix("/api")}
+        command = b'{"job_variables": {"command": "touch /tmp/x"}}'
+        assert status_of(machine.prefect + start, body=command, **page) == 403
 
         # Ctrl-C while a model trains.
         long = machine.start(
