@@ -137,17 +137,36 @@ def play(day: Day, ports: tuple[int, int], settings: dict[str, str]) -> None:
 
 
 def run_change_and_rerun(day: Day, machine: Up) -> None:
-    first = completed(machine, "alpro/alpro")
+    done = machine.deploy("alpro/alpro", config="day.toml")
+    assert done["state"]["name"] == "Completed", done["state"]["message"]
+    first = states(machine, done)
     assert len(first) == 11
     assert set(first.values()) == {"Completed"}
-    shown = {artifact["key"] for artifact in call(machine.prefect, "POST", "/artifacts/filter", {"limit": 200})}
-    assert {"results", "report", "mlflow"} <= shown
+    look_at_pages(day, machine, done)
 
     changed = completed(machine, "alpro/alpro", changes=["finetune_retrieval.lr=3e-4"])
     ran = {name for name, state in changed.items() if state != "Cached"}
     assert {name.partition(" ")[0] for name in ran} == {"finetune_retrieval", "evaluate"}
 
     assert set(completed(machine, "evaluate/evaluate").values()) == {"Cached"}
+
+
+def look_at_pages(day: Day, machine: Up, done: dict) -> None:
+    """Prefect's page names what ran and links to MLflow, and MLflow links back."""
+    (evaluated,) = day.artifacts("evaluate")
+    mark = evaluated.name
+    assert (done["name"], done["tags"]) == (f"tiny · {mark[:6]}", [f"result {mark[:8]}", "tiny"])
+    stages = call(machine.prefect, "POST", "/flow_runs/filter", {"flows": {"name": {"any_": ["evaluate"]}}})
+    assert [stage["name"] for stage in stages] == [f"evaluate · {mark[:8]}"]
+    shown = call(machine.prefect, "POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [done["id"]]}}})
+    links = {artifact["key"]: str(artifact["data"]) for artifact in shown}
+    assert all(f"{machine.mlflow}/#/experiments/" in links[key] for key in ("mlflow", "report"))
+    assert "chance" in links["results"]
+    run = json.loads((evaluated / "artifact.json").read_text())["run"]["mlflow_run"]
+    logged = call(machine.mlflow, "GET", f"/api/2.0/mlflow/runs/get?run_id={run}")["run"]
+    assert logged["info"]["status"] == "FINISHED"
+    (note,) = (tag["value"] for tag in logged["data"]["tags"] if tag["key"] == "mlflow.note.content")
+    assert "/runs/task-run/" in note
 
 
 def send_a_password(machine: Up) -> None:

@@ -153,8 +153,8 @@ def test_a_run_lives_if_its_process_is_its_own(monkeypatch):
         assert pools.is_dead(run) is dead
 
 
-def status_of(url: str, method: str = "POST", **headers: str) -> int:
-    request = urllib.request.Request(url, b'{"name": "evil"}', headers, method=method)
+def status_of(url: str, method: str = "POST", body: bytes = b'{"name": "evil"}', **headers: str) -> int:
+    request = urllib.request.Request(url, body, headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status
@@ -175,6 +175,16 @@ def test_up_refuses_other_sites_and_leaves_no_process(tmp_path, free_port):
         again = subprocess.run(machine.command, capture_output=True, text=True, cwd=ROOT)
         assert (again.returncode, again.stdout) == (1, "")
         assert f"error: alpro up already runs in {tmp_path / 'w'}" in again.stderr
+
+        # What a page cannot send: files outside the workspace, values out of bounds, commands.
+        refused = machine.deploy("render-sample/render-sample", config="/etc/passwd")
+        assert "config = /etc/passwd: neither a shipped configuration" in refused["state"]["message"]
+        form = call(machine.prefect, "GET", "/deployments/name/pretrain/pretrain")
+        start = f"/deployments/{form['id']}/create_flow_run"
+        assert call(machine.prefect, "POST", start, {"parameters": {"values": {"lr": -1}}}) is None
+        page = {"Content-Type": "application/json", "Origin": machine.prefect.removesuffix("/api")}
+        command = b'{"job_variables": {"command": "touch /tmp/x"}}'
+        assert status_of(machine.prefect + start, body=command, **page) == 403
 
         # Ctrl-C while a model trains.
         long = machine.start(
