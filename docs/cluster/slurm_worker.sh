@@ -1,9 +1,10 @@
 #!/bin/bash
 # A Prefect worker as a Slurm job: it takes runs from a work pool as long as the job lasts. If the job is preempted or
 # reaches its time limit, its runs write checkpoints and are scheduled again, and the job is queued again. Submit it in
-# an activated environment, with the address of Prefect's server:
-#   PREFECT_API_URL=http://server.example.com:4200/api sbatch docs/cluster/slurm_worker.sh gpu
-#   PREFECT_API_URL=http://server.example.com:4200/api sbatch --gpus=0 docs/cluster/slurm_worker.sh cpu --limit 4
+# an activated environment, with the address of Prefect's server and the workspace of its runs:
+#   export PREFECT_API_URL=http://server.example.com:4200/api ALPRO_WORKSPACE=/shared/alpro
+#   sbatch docs/cluster/slurm_worker.sh gpu
+#   sbatch --gpus=0 docs/cluster/slurm_worker.sh cpu --limit 4
 #SBATCH --job-name=alpro-worker
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -15,8 +16,8 @@
 #SBATCH --open-mode=append
 set -u
 
-if [ $# -eq 0 ] || [ -z "${PREFECT_API_URL:-}" ]; then
-  echo "usage: PREFECT_API_URL=http://HOST:4200/api sbatch $0 POOL [--limit RUNS]" >&2
+if [ $# -eq 0 ] || [ -z "${PREFECT_API_URL:-}" ] || [ -z "${ALPRO_WORKSPACE:-}" ]; then
+  echo "usage: PREFECT_API_URL=http://HOST:4200/api ALPRO_WORKSPACE=/FOLDER sbatch $0 POOL [--limit RUNS]" >&2
   exit 2
 fi
 srun python -m alpro.pipeline.worker "$@" &

@@ -111,7 +111,7 @@ def test_every_variable_is_read():
         assert name in prefect or hasattr(mlflow.environment_variables, name) or name in sources, name
     scripts = "".join(path.read_text() for path in SCRIPTS)
     used = {name for name in re.findall(r"\$\{?([A-Z][A-Z_]+)", scripts) if not name.startswith("SLURM_")}
-    assert used == {"PREFECT_API_URL"}
+    assert used == {"PREFECT_API_URL", "ALPRO_WORKSPACE"}
 
 
 def test_secrets_are_referred_to_and_never_contained():
