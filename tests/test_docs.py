@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +16,7 @@ from alpro.shards.schema import Reason
 from alpro.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
@@ -65,7 +66,7 @@ def shell_lines(text: str) -> list[str]:
 
 def commands(program: str) -> list[tuple[str, list[str]]]:
     """The calls of a program on all pages and in the headers of configurations: page and arguments."""
-    sources = {page.name: page.read_text() for page in PAGES}
+    sources = {page.name: page.read_text() for page in PAGES if page.name != "CHANGELOG.md"}  # it names commands
     for path in sorted(CONFIGS.rglob("*.toml")):
         header = path.read_text().partition("\nname = ")[0].partition("\nconfig = ")[0]
         sources[path.name] = "```\n" + re.sub(r"^#\s*", "", header, flags=re.MULTILINE) + "\n```\n"
@@ -120,6 +121,55 @@ def test_the_keys_and_the_example_of_a_study_are_valid(tmp_path):
     assert (study.name, len(study.variants)) == ("mine", 3)
     for variant in study.variants:
         assert load_config(study.config, str(tmp_path), [*study.changes, *variant.changes]).pretrain.lr == 5e-4
+
+
+def toml_snippets() -> list[tuple[str, str]]:
+    """The TOML on all pages: page and text. A table of TOML in a block without a language is an error."""
+    blocks = [
+        (page.name, language, text)
+        for page in PAGES
+        for language, text in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+    assert [page for page, language, text in blocks if not language and re.match(r"\[+[a-z_.]+\]+$", text, re.M)] == []
+    return [(page, text) for page, language, text in blocks if language == "toml"]
+
+
+@pytest.mark.parametrize(("page", "text"), toml_snippets())
+def test_toml_on_the_pages_is_a_configuration_or_a_study(page, text, tmp_path):
+    """Each snippet is valid as a study, or as tables of a configuration that starts from a model."""
+    (tmp_path / "snippet.toml").write_text(text)
+    values = tomllib.loads(text)
+    if "variants" in values:
+        assert load_study(str(tmp_path / "snippet.toml")).variants
+        return
+    (tmp_path / "base.toml").write_text('name = "base"\npretrained = "model"\n')
+    changes = [
+        f"corpora.{name}.data={tmp_path}"
+        for name, corpus in values.get("corpora", {"data": {}}).items()
+        if not {"data", "shards"} & corpus.keys()
+    ]
+    config = load_config(f"{tmp_path / 'base.toml'}+{tmp_path / 'snippet.toml'}", changes=changes)
+    assert config.name == "base"
+    for name, corpus in values.get("corpora", {}).items():
+        assert corpus.keys() <= config.corpora[name].model_fields_set
+
+
+def test_the_versions_of_torch_are_those_of_the_lock_file():
+    named = re.findall(r"\b(torch(?:vision)?==[\d.]+)", (ROOT / "README.md").read_text())
+    locked = (ROOT / "requirements.lock").read_text().splitlines()
+    assert len(named) == 2
+    assert set(named) <= set(locked)
+
+
+def test_the_citation_has_the_version_of_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["version"], citation["title"], citation["license"]) == (
+        project["version"],
+        project["name"],
+        project["license"],
+    )
+    assert f"\n## {citation['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_single_changes_on_the_pages_are_keys_of_a_configuration():
@@ -182,8 +232,6 @@ def test_documented_python_programs_exist():
 
 
 def test_documented_extras_exist():
-    import tomllib
-
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = {
         extra

@@ -65,11 +65,10 @@ def test_the_readmes_python_example(first, sample, tmp_path, monkeypatch, capsys
     (example,) = blocks("README.md", "## A trained model in Python")
     for name, video in zip("ab", sorted((sample / "videos").glob("test-*.mp4")), strict=False):
         shutil.copy(video, tmp_path / f"{name}.mp4")
-    stages = re.findall(r"\{artifacts\}/(\w+)/<\.\.\.>", example)
-    assert len(stages) == 4
-    for stage in stages:
-        example = example.replace(f"{stage}/<...>", f"{stage}/{Path(first[stage]).name}")
-    example = example.replace('"workspace/artifacts"', repr(str(Path(first["pretrain"]).parents[1])))
+    models = {"3f2a": "finetune_retrieval", "9c1b": "finetune_qa", "77d0": "cache_prompts"}
+    assert re.findall(r"Model\.load\(\"(\w+)\"\)", example) == [*models]
+    for fingerprint, stage in models.items():
+        example = example.replace(f'"{fingerprint}"', repr(first[stage]))
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= 4
