@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,13 @@ def run_process(run: str) -> psutil.Process:
 
 
 def left(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    """The processes that still run."""
+    running = []
+    for process in processes:
+        with suppress(psutil.Error):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                running.append(process)
+    return running
 
 
 @pytest.mark.long
@@ -203,7 +209,7 @@ def kill_a_worker(day: Day, machine: Up) -> None:
     machine.start("train-prompter/train-prompter", config="day.toml", changes=LONG)
     wait_for(lambda: day.steps(folder)[-1] > before, 600, machine.check)
     processes = psutil.Process(machine.process.pid).children(recursive=True)
-    (worker,) = (process for process in processes if {"worker", "gpu"} <= set(process.cmdline()))
+    (worker,) = (process for process in left(processes) if {"worker", "gpu"} <= set(process.cmdline()))
     worker.kill()
     assert machine.process.wait(300) == 1
     assert "error: worker-gpu ended with status -9" in machine.output()
