@@ -18,6 +18,8 @@ TABLE = "| key | default | description |\n| --- | --- | --- |"
 HEAD = """# Configuration
 
 A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration: {names}.
+`alpro config list` lists the shipped ones, `alpro config show NAME` prints one with all its values, and
+`alpro config init FILE` writes a copy to edit.
 Several are joined by `+`, and each completes the ones before it and overrides their values:
 `webvid_cc3m+msrvtt_retrieval` pre-trains and fine-tunes.
 

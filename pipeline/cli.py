@@ -47,6 +47,19 @@ def main() -> None:
     sys.exit(status)
 
 
+class Version(argparse.Action):
+    """Prints the version and exits. Reading it takes time that other commands need not spend."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"alpro-pipeline {version('alpro-pipeline')}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line. `command` is the name of the command, or None."""
     top = argparse.ArgumentParser(
@@ -55,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Results of stages are cached: a second run executes only missing stages and those that a change "
         "affects.",
     )
+    top.add_argument("--version", action=Version, help="print the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     run_parser = commands.add_parser(
         "run", help="run the whole pipeline", description="Runs the pipeline: every stage that has no cached result."
@@ -63,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     run_parser.set_defaults(stage="")
     study_parser = commands.add_parser(
         "study",
-        help="run variants of a configuration with several seeds, and compare their scores",
+        help="run variants of a configuration with several seeds",
         description="Runs every variant of a study with every seed, and prints the mean of each score, its interval "
         "over the seeds, and the difference to the first variant. Results of stages are shared and cached.",
     )
@@ -86,10 +100,11 @@ def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     """The commands that read or import artifacts and run no stage."""
     add_store_commands(commands)
     add_data_commands(commands)
+    add_config_commands(commands)
     add_model_commands(commands)
     compare_parser = commands.add_parser(
         "compare",
-        help="compare evaluations: what differs, and score by score difference, interval, p value",
+        help="compare evaluations score by score",
         description="Prints what differs between artifacts of evaluate (or of zero_shot) in configuration, data, code "
         "and versions, and for each score that they have over the same queries the values, the difference of each to "
         "the first, its 95 % paired bootstrap interval, and the p value of a paired permutation test, by test video. "
@@ -99,7 +114,7 @@ def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     add_import_options(
         commands.add_parser(
             "import-checkpoint",
-            help="convert an official ALPRO checkpoint (.pt) to a model folder",
+            help="convert an official ALPRO checkpoint",
             description="Reads only the tensors of a checkpoint of the official code and writes a model folder, which "
             "`pretrained` in a configuration takes. The prompter of a pre-training checkpoint is written to "
             "OUT/prompter.",
@@ -112,7 +127,7 @@ def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     add_up_options(
         commands.add_parser(
             "up",
-            help="start Prefect, MLflow and workers on this machine, until Ctrl-C",
+            help="start Prefect, MLflow and workers here",
             description="Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1, "
             "deploys every flow, and prints the addresses. Ctrl-C stops all of it.",
         )
@@ -121,7 +136,7 @@ def add_artifact_commands(commands: "argparse._SubParsersAction[argparse.Argumen
 
 def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`alpro artifacts ...`: the commands about the artifacts of a workspace."""
-    text = "list the artifacts of a workspace, show where one comes from, verify them, remove what no run needs"
+    text = "list, show, verify and remove artifacts"
     group = commands.add_parser("artifacts", help=text, description=f"{text[0].upper()}{text[1:]}.")
     actions = group.add_subparsers(metavar="COMMAND", required=True)
     descriptions = {
@@ -176,6 +191,29 @@ def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     add_workspace(inspect_parser, "folder of the artifacts")
 
 
+def add_config_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`alpro config ...`: the commands about configurations."""
+    text = "list, show and copy configurations"
+    group = commands.add_parser("config", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    actions = group.add_subparsers(metavar="COMMAND", required=True)
+    descriptions = {
+        "list": "list the shipped configurations",
+        "show": "print a configuration with all its values, as TOML",
+        "init": "write a copy of a shipped configuration to edit",
+    }
+    parsers = {}
+    for name, text in descriptions.items():
+        parsers[name] = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        parsers[name].set_defaults(command=f"config {name}")
+    show, init = parsers["show"], parsers["init"]
+    show.add_argument("config", metavar="NAME_OR_FILE", help="as for `alpro run --config`")
+    add_source_options(show)
+    init.add_argument("file", type=user_path, metavar="FILE", help="the file to write, NAME.toml")
+    init.add_argument(
+        "--from", dest="source", default="own_videos", metavar="NAME", help="the configuration (default: own_videos)"
+    )
+
+
 class Pretrained(argparse.Action):
     """Adds the changes of `--pretrained MODEL_FOLDER` to those of `--set`."""
 
@@ -198,6 +236,16 @@ def add_run_options(command: argparse.ArgumentParser, config: str = "sample") ->
         help="a shipped configuration, or a TOML file; several joined by +, of which later ones complete and override "
         f"the earlier (default: {config or 'of the study'})",
     )
+    add_source_options(command)
+    add_workspace(command, "folder of artifacts, reports and the MLflow store")
+    command.add_argument(
+        "--profile", action="store_true", help="write a trace of a few steps of each training stage, for Perfetto"
+    )
+    add_tracking_uri(command)
+
+
+def add_source_options(command: argparse.ArgumentParser) -> None:
+    """The options that change a configuration."""
     command.add_argument(
         "--data", default="", metavar="FOLDER_OR_MANIFEST", help="your videos, in place of the configuration's corpora"
     )
@@ -217,11 +265,6 @@ def add_run_options(command: argparse.ArgumentParser, config: str = "sample") ->
         metavar="STAGE.KEY=VALUE",
         help="change one value, such as pretrain.lr=1e-4, or leave out a stage: finetune_qa=false; repeatable",
     )
-    add_workspace(command, "folder of artifacts, reports and the MLflow store")
-    command.add_argument(
-        "--profile", action="store_true", help="write a trace of a few steps of each training stage, for Perfetto"
-    )
-    add_tracking_uri(command)
 
 
 def add_up_options(up_parser: argparse.ArgumentParser) -> None:

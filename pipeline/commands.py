@@ -56,6 +56,8 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         return
     check_files(*plan[1:])
     check_test_items(*plan)
+    if arguments.stage:
+        print(f"configuration: {config}{f', with --data {data}' if data else ''}", file=sys.stderr)
     use_temporary_server()
     chosen = getattr(flow, arguments.stage or "alpro")
     token = flow.HANDED.set(plan)
@@ -276,6 +278,18 @@ def inspect_corpora(arguments: argparse.Namespace) -> None:
         print(*save(report, folders, arguments.out), sep=", ")
 
 
+def run_config_command(arguments: argparse.Namespace) -> None:
+    """`alpro config ...`."""
+    from alpro.pipeline import config_commands
+
+    name = arguments.command.removeprefix("config ")
+    {
+        "list": config_commands.list_configs,
+        "show": config_commands.show_config,
+        "init": config_commands.init_config,
+    }[name](arguments)
+
+
 def run_import(arguments: argparse.Namespace) -> None:
     """`alpro import-checkpoint`."""
     from alpro.models.import_checkpoint import import_checkpoint
@@ -338,6 +352,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {  # all other
     **MODEL_COMMANDS,
     "compare": compare_artifacts,
     "data check": run_data_check,
+    "config list": run_config_command,
+    "config show": run_config_command,
+    "config init": run_config_command,
     "data inspect": inspect_corpora,
     "import-checkpoint": run_import,
     "ui": serve_mlflow,

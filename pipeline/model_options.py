@@ -9,7 +9,7 @@ MODEL = "a model folder, the fingerprint of an artifact or its first characters,
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`alpro model ...`: the commands about trained models."""
-    text = "search videos with a trained model, ask it, export it, register it"
+    text = "search videos, ask questions, export and register a model"
     group = commands.add_parser("model", help=text, description=f"{text[0].upper()}{text[1:]}.")
     actions = group.add_subparsers(metavar="COMMAND", required=True)
     add_index(actions)

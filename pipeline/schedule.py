@@ -49,6 +49,7 @@ class Schedule:
     def __init__(self, session: Session, steps: list[Step], by_deployment: dict[str, Any] | None):
         self.session, self.steps, self.by_deployment = session, steps, by_deployment
         self.waiting = required(steps, session.store)
+        self.total = len(self.waiting)
         self.running: dict[Future, Step] = {}
         self.futures: dict[str, PrefectConcurrentFuture] = {}  # of all steps that were started, for Prefect's arrows
         self.failures: dict[str, Exception] = {}
@@ -89,6 +90,7 @@ class Schedule:
 
     def start(self, step: Step) -> None:
         store = self.session.store
+        self.session.progress[step.name] = f"stage {len(self.futures) + 1} of {self.total}, "
         if declaration(step.stage).kind != "data":
             check_test_split(store, [other for other in self.steps if other.name not in self.failures], self.checked)
         exists = store.find(step) or store.is_shared(step)

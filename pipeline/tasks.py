@@ -58,6 +58,7 @@ class Session:
     arguments: dict[str, Any]  # config, data, changes and folder, as in the records of the artifacts
     results: list[StageResult] = field(default_factory=list)
     failures: dict[str, BaseException] = field(default_factory=dict)  # of steps that failed or were interrupted
+    progress: dict[str, str] = field(default_factory=dict)  # "stage 5 of 11, " by the names of the steps
 
     @property
     def folders(self) -> dict[str, str]:
@@ -124,7 +125,7 @@ def find_or_build(session: Session, step: Step) -> State | None:
             session.results.append(result)
             announce(f"{step.name}: cached")
             return Completed(name="Cached", message=f"{folder} is of {record['run']['at']}")
-        announce(f"{step.name}: started")
+        announce(f"{session.progress.get(step.name, '')}{step.name}: started")
         with (
             stage_run(tracker, step, folder, session.parent, tags) as run,
             progress_page(step, folder),

@@ -263,13 +263,14 @@ def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     *progress, error = done.stderr.splitlines()
     assert [re.sub(r"done in \d+ s", "done", line) for line in progress] == [
-        "render_sample: started",
+        f"configuration: {TINY}",
+        "stage 1 of 4, render_sample: started",
         "render_sample: done",
-        "decode_videos clips: started",
+        "stage 2 of 4, decode_videos clips: started",
         "decode_videos clips: done",
-        "decode_videos stills: started",
+        "stage 3 of 4, decode_videos stills: started",
         "decode_videos stills: done",
-        "build_vocabulary: started",
+        "stage 4 of 4, build_vocabulary: started",
     ]
     assert error.startswith("error: build_vocabulary.entities = 9999")
 
