@@ -273,5 +273,6 @@ def remove(day: Day, machine: Up) -> None:
     assert second.exists()
     alpro(*command, "--yes")
     assert (first.exists(), second.exists()) == (True, False)
-    assert "12 artifacts" in (told := alpro("artifacts", "verify", "--workspace", day.workspace))
-    assert "as recorded" in told
+    verified = alpro("artifacts", "verify", "--workspace", day.workspace)
+    assert "12 artifacts" in verified
+    assert "as recorded" in verified
