@@ -16,7 +16,7 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pe
 
 from alpro.pipeline import worker
 from alpro.pipeline.up import DEPLOYMENTS
-from tests.pipeline.started import TINY, call, finished, wait_for
+from tests.pipeline.started import ROOT, TINY, call, finished, wait_for
 
 CHANGE = 'pretrain.phases=[{corpora=["clips","stills"],weights=[1,1],steps=400}]'
 RUN = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('ready', flush=True)"
@@ -93,6 +93,7 @@ def test_a_run_continues_on_another_worker_from_its_checkpoint(tmp_path, free_po
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     environment |= {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": address}
     environment |= {"PREFECT_WORKER_QUERY_SECONDS": "1", "ALPRO_WORKSPACE": str(tmp_path / "workspace")}
+    environment |= {"ALPRO_CONFIGS": str(ROOT / "tests")}
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
 
     with ExitStack() as stack:
