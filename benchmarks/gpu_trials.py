@@ -268,7 +268,7 @@ def step(context: Context) -> None:
 
 @torch.inference_mode()
 def evaluation(context: Context) -> None:
-    """All pairs and the top k in bfloat16, against every pair by itself in float32, with random weights."""
+    """All pairs and the top k in bfloat16, against each pair alone in float32, with random weights."""
     count, few_texts, few_videos, k = (1000, 200, 64, 128) if context.cuda else (24, 24, 12, 4)
     shape = MODELS[context.size]
     if context.cuda:
@@ -303,7 +303,7 @@ def evaluation(context: Context) -> None:
     expected, seconds = timed(pairwise, exact_texts, exact_videos)
     slow = (seconds / few.size * count + slow_encoding / few_videos) * count
     ratio = slow / (encoding + whole)
-    line = f"float32, every pair by itself, scaled from {len(part.tokens)} x {few_videos} pairs: {slow:.3g} s; "
+    line = f"float32, each pair alone, scaled from {len(part.tokens)} x {few_videos} pairs: {slow:.3g} s; "
     context.report(f"{line}bfloat16 is {ratio:.1f} times as fast (aim on a GPU: {AIMS['evaluation']:g})", ratio=ratio)
     agreement = ranks_agree(few, expected)
     line = f"ranks of {few_videos} videos for {len(part.tokens)} texts against float32: mean correlation "
@@ -345,7 +345,7 @@ def pictures(config: VideoConfig, seed: int, device: torch.device) -> Tensor:
 
 
 def pairwise(model: Alpro, texts: Texts, videos: Videos) -> np.ndarray:
-    """The margin of every pair (texts, videos), each computed by itself with the padding of its text."""
+    """The margin of every pair (texts, videos), each computed alone, with the padding of its text."""
     margins = []
     for video in videos.tokens:
         logits = model.match(texts.tokens, texts.mask, video.expand(len(texts.tokens), -1, -1))

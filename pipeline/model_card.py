@@ -133,7 +133,7 @@ def evaluation(store: Store, record: dict[str, Any]) -> str:
     if not rows:
         return NOT_EVALUATED
     head = "| evaluated | metric | value | 95 % interval | chance | items |\n| --- | --- | --- | --- | --- | --- |"
-    intervals = "Intervals are over the items' videos (bootstrap); there is none where all queries agree."
+    intervals = "Intervals are over the items' videos (bootstrap). A score on which all queries agree has no interval."
     return "\n".join([f"On the {split} split. {intervals}", "", head, *rows])
 
 

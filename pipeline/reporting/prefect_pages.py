@@ -49,7 +49,7 @@ def prefect_address() -> str:
 
 def link_to_mlflow(tracker: Tracker, run: Run, key: str, report: Path | None = None) -> None:
     """A link on Prefect's page to a run in MLflow, or to the report that the run has. Without an MLflow server, the
-    link to the report is that of its file, and there is none to the run."""
+    link to the report is that of its file, and there is no link to the run."""
     address = tracker.address(run, report.name if report else "")
     if report:
         link = address or report.as_uri()

@@ -1,4 +1,4 @@
-"""A day with the pipeline, as docs/deploying.md and docs/comparing.md tell it: up, run, change a value, rerun, cancel;
+"""A day with the pipeline, as docs/deploying.md and docs/comparing.md describe it: up, run, change a value, rerun, cancel;
 a worker and a run are killed and work continues; compare, register, load, another machine, remove, down. On real
 servers and workers, with PostgreSQL where it is installed."""
 
@@ -231,8 +231,8 @@ def kill_a_run_and_continue(day: Day, machine: Up) -> None:
 
 def compare(day: Day) -> None:
     one, other = day.artifacts("evaluate")
-    told = alpro("compare", one.name[:8], other.name[:8], "--workspace", day.workspace)
-    assert "finetune_retrieval.lr" in told
+    printed = alpro("compare", one.name[:8], other.name[:8], "--workspace", day.workspace)
+    assert "finetune_retrieval.lr" in printed
     assert list((day.workspace / "reports").glob("compare-*.html"))
 
 
@@ -253,9 +253,9 @@ def register_and_load(day: Day, machine: Up) -> None:
 def use_on_another_machine(day: Day) -> None:
     """Its workspace is empty; the artifacts come from the shared folder."""
     there = day.shared.parent / "there" / "w"
-    told = alpro("run", "--config", day.config, "--workspace", there)
-    assert "fetched from" in told
-    assert ": started" not in told
+    printed = alpro("run", "--config", day.config, "--workspace", there)
+    assert "fetched from" in printed
+    assert ": started" not in printed
     first, _ = day.artifacts("evaluate")
     assert [path.name for path in (there / "artifacts" / "evaluate").iterdir() if path.is_dir()] == [first.name]
 

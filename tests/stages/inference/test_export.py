@@ -73,17 +73,17 @@ def exported(folders, videos, tmp_path_factory):
     return models, root
 
 
-def close(actual, expected):
+def assert_close(actual, expected):
     np.testing.assert_allclose(actual, np.asarray(expected), atol=1e-5, rtol=0)
 
 
 def test_a_retrieval_model_computes_the_same_without_this_package(exported, videos):
     models, root = exported
     model, results = models["retrieval"], np.load(root / "retrieval.npz")
-    close(results["videos"], model.embed_videos(videos))
-    close(results["texts"], model.embed_texts(TEXTS))
-    close(results["similarity"], model.similarity(videos, TEXTS))
-    close(results["match"], model.match(videos, TEXTS))
+    assert_close(results["videos"], model.embed_videos(videos))
+    assert_close(results["texts"], model.embed_texts(TEXTS))
+    assert_close(results["similarity"], model.similarity(videos, TEXTS))
+    assert_close(results["match"], model.match(videos, TEXTS))
 
 
 def test_a_qa_model_computes_the_same_without_this_package(exported, videos):
@@ -92,7 +92,7 @@ def test_a_qa_model_computes_the_same_without_this_package(exported, videos):
     answers = json.loads((root / "qa" / "config.json").read_text())["answers"]
     for row, video, text in zip(results["answers"], videos, TEXTS, strict=True):
         expected = dict(model.ask(video, text, top_k=9))
-        close(row, [expected[answer] for answer in answers])
+        assert_close(row, [expected[answer] for answer in answers])
 
 
 def test_a_prompter_names_the_same_entities_without_this_package(exported, videos):
@@ -102,7 +102,7 @@ def test_a_prompter_names_the_same_entities_without_this_package(exported, video
     for key, box in (("entities", (0, 0, 1, 1)), ("region", (0.5, 0.5, 0.5, 0.5))):
         for row, video in zip(results[key], videos, strict=True):
             expected = dict(model.entities(video, box, top_k=99))
-            close(row, [expected[name] for name in names])
+            assert_close(row, [expected[name] for name in names])
 
 
 def test_the_code_is_that_of_this_package_with_relative_imports():
