@@ -1,5 +1,5 @@
-"""A day with the pipeline, as docs/deploying.md and docs/comparing.md describe it: up, run, change a value, rerun, cancel;
-a worker and a run are killed and work continues; compare, register, load, another machine, remove, down. On real
+"""A day with the pipeline, as docs/deploying.md and docs/comparing.md describe it: up, run, change a value, rerun,
+cancel; a worker and a run are killed and work continues; compare, register, load, another machine, remove, down. On real
 servers and workers, with PostgreSQL where it is installed."""
 
 import json
