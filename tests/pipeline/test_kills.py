@@ -136,7 +136,7 @@ def test_concurrent_runs_build_an_artifact_once(start, tmp_path):
     first, second = start(tmp_path, *LONG), start(tmp_path, *LONG)
     output = [process.communicate(timeout=600)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), output
-    started = [line for text in output for line in text.splitlines() if line.startswith("train_prompter: started")]
+    started = [line for text in output for line in text.splitlines() if line.endswith("train_prompter: started")]
     assert len(started) == 1
     folder, _ = prompter(tmp_path)
     assert read_record(folder) is not None
