@@ -16,9 +16,10 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.checks import check_port, check_sqlite, check_tracking_uri
+from alpro.pipeline.checks import check_port, check_tracking_uri
 from alpro.pipeline.listings import print_artifact, print_artifacts, print_lineage, print_problems, print_unneeded
 from alpro.pipeline.model_commands import MODEL_COMMANDS
+from alpro.pipeline.temporary_server import start_temporary_server, uses_server
 from alpro.shards.storage import absolute
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
 
@@ -41,31 +42,43 @@ def execute(arguments: argparse.Namespace) -> int:
 def run_pipeline(arguments: argparse.Namespace) -> None:
     """`alpro run` and `alpro STAGE`."""
     workspace = prepare_run(arguments)
-    from alpro.pipeline import flow
+    from alpro.pipeline import planning
     from alpro.pipeline.config import skips_questions
     from alpro.pipeline.console import print_results
     from alpro.pipeline.data_commands import check_test_items
     from alpro.pipeline.steps import check_files
 
-    config, data, changes = arguments.config, arguments.data, arguments.changes
-    plan = flow.planned(arguments.stage, config, data, changes, workspace)  # reports errors before anything starts
-    if data and not arguments.stage and skips_questions(config, plan[0]):
+    stage, config, data, changes = arguments.stage, arguments.config, arguments.data, arguments.changes
+    plan = planning.planned(stage, config, data, changes, workspace)  # reports errors before anything starts
+    _, steps, store = plan
+    if data and not stage and skips_questions(config, plan[0]):
         print(f"no questions in {data}: question answering is skipped", file=sys.stderr)
     if arguments.dry_run:
-        print_plan(*plan[1:])
+        print_plan(steps, store)
         return
-    check_files(*plan[1:])
+    check_files(steps, store)
     check_test_items(*plan)
-    if arguments.stage:
+    if stage:
         print(f"configuration: {config}{f', with --data {data}' if data else ''}", file=sys.stderr)
-    use_temporary_server()
-    chosen = getattr(flow, arguments.stage or "alpro")
-    token = flow.HANDED.set(plan)
+    report = planning.report_file(workspace, plan[0], steps)
+    about = {"config": config, "data": data, "changes": changes}
+    if planning.is_up_to_date(plan, report, stage, about) and not (arguments.tracking_uri or uses_server()):
+        for step in steps:
+            print(f"{step.name}: cached", file=sys.stderr)
+        print("nothing has changed since the last run; no run was started", file=sys.stderr)
+        print_results({step.name: store.folder(step) for step in steps}, workspace, report)
+        return
+    server = start_temporary_server()
+    from alpro.pipeline import flow  # imports Prefect and MLflow; meanwhile the server starts
+
+    if server:
+        server.wait()
+    token = planning.HANDED.set(plan)
     try:
-        folders = chosen(config, data, changes, str(workspace), arguments.tracking_uri)
+        folders = getattr(flow, stage or "alpro")(config, data, changes, str(workspace), arguments.tracking_uri)
     finally:
-        flow.HANDED.reset(token)
-    print_results({name: Path(folder) for name, folder in folders.items()}, workspace)
+        planning.HANDED.reset(token)
+    print_results({name: Path(folder) for name, folder in folders.items()}, workspace, report)
 
 
 def prepare_run(arguments: argparse.Namespace) -> Path:
@@ -84,6 +97,7 @@ def prepare_run(arguments: argparse.Namespace) -> Path:
 def run_study(arguments: argparse.Namespace) -> None:
     """`alpro study`."""
     workspace = prepare_run(arguments)
+    server = None if arguments.dry_run else start_temporary_server()
     from alpro.pipeline import study
     from alpro.pipeline.study_config import load_study
 
@@ -94,7 +108,8 @@ def run_study(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         study.print_study_plan(members)
         return
-    use_temporary_server()
+    if server:
+        server.wait()
     # Between two flows, and after Prefect has ended one.
     before = signal.signal(signal.SIGTERM, stop_study)
     try:
@@ -140,25 +155,14 @@ def create_workspace(folder: Path, check_writable: bool) -> None:
 
 
 def prepare_prefect(home: Path) -> None:
-    """Sets Prefect's environment for a command. Without PREFECT_API_URL Prefect starts a server for the duration of
-    the command, with its files in `home`. Call before Prefect is imported: it reads its environment then."""
+    """Sets Prefect's environment for a command. Without PREFECT_API_URL the command has a temporary server, with its
+    files in `home`. Call before Prefect is imported: it reads its environment then."""
     os.environ["ALPRO_COMMAND_LINE"] = "1"
     # `execute` reports errors; Prefect's log would repeat them and every line of progress.
     for name in ("LOGGING_LEVEL", "LOGGING_INTERNAL_LEVEL", "SERVER_LOGGING_LEVEL"):
         os.environ.setdefault(f"PREFECT_{name}", "CRITICAL")
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(home))
-
-
-def use_temporary_server() -> None:
-    """If Prefect has no server, it uses our temporary one, which Ctrl-C does not end. It starts with the flow."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME
-
-    if not PREFECT_API_URL.value():
-        check_sqlite(PREFECT_HOME.value() / "prefect.db")
-        from alpro.pipeline.server import TemporaryServer
-
-        TemporaryServer()
 
 
 def list_artifacts(arguments: argparse.Namespace) -> None:

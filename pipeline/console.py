@@ -17,7 +17,7 @@ from alpro.pipeline.reporting.result_tables import results, tables
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 
 
-def print_results(folders: dict[str, Path], workspace: Path) -> None:
+def print_results(folders: dict[str, Path], workspace: Path, report: Path) -> None:
     """Prints the result tables, if there are any, and where the report, pictures and artifacts are."""
     listed = [(name, folder, record, False) for name, folder in folders.items() if (record := read_record(folder))]
     result_tables = tables(results(listed))
@@ -32,7 +32,6 @@ def print_results(folders: dict[str, Path], workspace: Path) -> None:
         for key, count in record["counts"].items():
             if key.endswith("_in_training"):
                 console.print(f"{name}: {count} {key.replace('_', ' ')}")
-    report = max((workspace / "reports").glob("*.html"), key=lambda p: p.stat().st_mtime, default=None)
     where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
     console.print(f"report: {report}", markup=False)
     console.print(f"curves, pictures and comparison: alpro ui{where}", markup=False)

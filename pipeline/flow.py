@@ -1,4 +1,4 @@
-"""The pipeline as Prefect flows: `plan` is the DAG, `alpro` runs all of it, and each stage has a flow."""
+"""The pipeline as Prefect flows: `alpro` runs all of it, and each stage has a flow."""
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -21,88 +21,19 @@ from alpro.pipeline.checks import check_tracking_uri
 from alpro.pipeline.config import PipelineConfig, load_config
 from alpro.pipeline.form import Changes, ConfigName, Internal, InternalObject, changes_of, leaves, values_type
 from alpro.pipeline.handover import Handover
+from alpro.pipeline.planning import HANDED, planned, report_file
 from alpro.pipeline.record import end_dead_runs, git_commit, log_stages, run_tags, status_after
 from alpro.pipeline.reporting.prefect_pages import about_run, link_to_mlflow, name_run, show_results
 from alpro.pipeline.reporting.report import write_report
 from alpro.pipeline.reporting.run_summary import RunSummary
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.schedule import run_steps
-from alpro.pipeline.steps import check_files, decoding, model_task, needed, with_files
+from alpro.pipeline.steps import check_files, with_files
 from alpro.pipeline.summarize import now, summarize
 from alpro.pipeline.tasks import Session, announce, fetch_input
 from alpro.pipeline.watch import ended_if_cancelled
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
-from alpro.stages.execution.interface import StageConfig
-from alpro.stages.zero_shot import Config as ZeroShot
-
-
-def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -> list[Step]:
-    """The DAG, in an order in which it can run. Where videos are not on this machine, `store` has their digests."""
-    steps: list[Step] = []
-
-    def add(
-        stage: str,
-        config: StageConfig,
-        inputs: Mapping[str, Step | None],
-        model: tuple[str, Step | None, Path | None] = ("", None, None),
-    ) -> Step:
-        """model: the name of one more input, and its source: a step of this pipeline, or a model folder."""
-        name, source, folder = model
-        present = {key: step for key, step in {name: source, **inputs}.items() if step is not None}
-        step = Step(stage, stage, config, present, paths={name: folder} if folder else {})
-        steps.append(with_files(step, digests))
-        return steps[-1]
-
-    sample = add("render_sample", config.render_sample, {}) if config.render_sample else None
-    corpora: dict[str, Step] = {}
-    for name, corpus in config.corpora.items():
-        corpora[name] = decoding(name, corpus, sample, digests, store)
-        steps.append(corpora[name])
-    phases = {
-        stage: {name: corpora[name] for name in training.corpora} for stage, training in config.trainings().items()
-    }
-
-    retrieval = qa = pretrained = None
-    teacher: dict[str, Step] = {}
-    folder = Path(config.pretrained) if config.pretrained else None
-    if config.pretrain:
-        vocabulary = add("build_vocabulary", config.build_vocabulary, phases["pretrain"])
-        teacher = {"vocabulary": vocabulary}
-        if config.pretrain.needs_prompter:
-            if config.train_prompter and not config.cache_prompts.prompter:
-                training = {**teacher, **phases["train_prompter"]}
-                teacher["prompter"] = add("train_prompter", config.train_prompter, training)
-            teacher["prompts"] = add("cache_prompts", config.cache_prompts, teacher)
-        pretrained = add("pretrain", config.pretrain, {**teacher, **phases["pretrain"]})
-    name = model_task(folder) if folder else "pretrained"
-    model = ("model", pretrained, folder)
-    before = zero_shot_config(config)
-    prompts = teacher if "prompts" in teacher else {}
-    if before.corpora and (prompts or (before.retrieval and name == "pretrained")):
-        tested = {corpus: corpora[corpus] for corpus in before.corpora}
-        add("zero_shot", before, {**prompts, **tested}, (name, pretrained, folder))
-    if config.finetune_retrieval:
-        retrieval = add("finetune_retrieval", config.finetune_retrieval, phases["finetune_retrieval"], model)
-    if config.finetune_qa:
-        qa = add("finetune_qa", config.finetune_qa, phases["finetune_qa"], model)
-
-    models = {"retrieval": retrieval, "qa": qa}
-    # A pretrained model that is fine-tuned for a task is evaluated on it, unless this pipeline fine-tunes it again.
-    finished = folder if name in models and models[name] is None else None
-    if config.evaluate.corpora and (finished or any(models.values())):
-        tested = {corpus: corpora[corpus] for corpus in config.evaluate.corpora}
-        add("evaluate", config.evaluate, {**models, **tested}, (name, None, finished))
-    return steps
-
-
-def zero_shot_config(config: PipelineConfig) -> ZeroShot:
-    """The part of `[evaluate]` that the stage `zero_shot` reads, and PEM's threshold. The corpus of questions only
-    matters to it, for the prompter's entities, where there is no retrieval."""
-    values = config.evaluate.model_dump(include=set(ZeroShot.model_fields))
-    values |= {"qa": ""} if config.evaluate.retrieval else {}
-    values |= {"threshold": config.pretrain.threshold} if config.pretrain else {}
-    return ZeroShot.model_validate(values)
 
 
 @dataclass(frozen=True)
@@ -152,11 +83,6 @@ def run(stage: str, request: Request) -> dict[str, str]:
     return session.folders
 
 
-Planned = tuple[PipelineConfig, list[Step], Store]
-# The plan that the command line has made already; reading a large manifest again takes time.
-HANDED: ContextVar[Planned | None] = ContextVar("HANDED", default=None)
-
-
 @dataclass(frozen=True)
 class Place:
     """How a run appears in MLflow and Prefect. A study gives its runs names, tags, and the run of their variant."""
@@ -167,22 +93,6 @@ class Place:
 
 
 PLACE: ContextVar[Place | None] = ContextVar("PLACE", default=None)
-
-
-def planned(
-    stage: str, config: str, data: str, changes: list[str] | None, root: Path, limits: Limits | None = None
-) -> Planned:
-    """The configuration, the steps of one stage or, for "", of the whole pipeline, and the store in a workspace.
-
-    Raises InputError for anything wrong with them, or if `resources.artifacts` cannot be reached.
-    """
-    settings = load_config(config, data, changes, limits.check_values) if limits else load_config(config, data, changes)
-    root.mkdir(parents=True, exist_ok=True)
-    store = Store(root / "artifacts", settings.resources.artifacts)
-    steps = plan(settings, Digests(root / "digests.sqlite"), store)
-    steps = needed(steps, stage) if stage else steps
-    store.is_shared(steps[0])
-    return settings, steps, store
 
 
 def run_handed(handover: Handover, root: Path, tracking_uri: str, limits: Limits | None) -> dict[str, str]:
@@ -259,8 +169,7 @@ def finish(
     """Writes the report, shows the results in Prefect and MLflow, and ends the pipeline's run. error: what ended it."""
     results = [(result.step.name, result.folder, result.record, result.cached) for result in session.results]
     try:
-        path = root / "reports" / f"{config.name}-{steps[-1].fingerprint[:6]}.html"
-        report = write_report(path, summary(session, config, steps, error), results)
+        report = write_report(report_file(root, config, steps), summary(session, config, steps, error), results)
         session.tracker.file(parent, report)
         session.tracker.text(parent, config.model_dump_json(indent=1), "config.json")
         log_stages(session.tracker, parent, session.results)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, digest, write_json
-from alpro.pipeline import flow
+from alpro.pipeline import flow, planning
 from alpro.pipeline.artifacts.store import Step, read_record
 from alpro.pipeline.config import load_config
 from alpro.pipeline.console import console, print_result_table
@@ -38,7 +38,7 @@ class Member:
     variant: str
     seed: int
     changes: list[str]
-    plan: flow.Planned
+    plan: planning.Planned
 
     @property
     def title(self) -> str:
@@ -72,7 +72,7 @@ def members_of(source: Source) -> list[Member]:
             changes = [*study.changes, *source.changes, *variant.changes, f'name="{study.name}"']
             try:
                 changes += study.seed_changes(load_config(source.config, source.data, changes), seed)
-                plan = flow.planned(study.until, source.config, source.data, changes, source.root)
+                plan = planning.planned(study.until, source.config, source.data, changes, source.root)
             except InputError as error:
                 raise InputError(f"variant {variant.name!r}: {error}") from error
             members.append(Member(variant.name, seed, changes, plan))
@@ -105,7 +105,7 @@ def outcome(source: Source, member: Member, parent: Run) -> list[dict[str, Any]]
     """Runs one member as `alpro run` would. Returns its rows of results.json, or the error that it failed with."""
     tags = {"study": source.study.name, "variant": member.variant, "seed": str(member.seed)}
     place = flow.PLACE.set(flow.Place(member.title, tags, parent))
-    plan = flow.HANDED.set(member.plan)
+    plan = planning.HANDED.set(member.plan)
     try:
         chosen = getattr(flow, source.study.until or "alpro")
         folders = chosen(source.config, source.data, member.changes, str(source.root), source.tracking_uri)
@@ -115,7 +115,7 @@ def outcome(source: Source, member: Member, parent: Run) -> list[dict[str, Any]]
         say(f"{member.title}: failed: {error}")
         return error
     finally:
-        flow.HANDED.reset(plan)
+        planning.HANDED.reset(plan)
         flow.PLACE.reset(place)
     listed = [(name, Path(folder), read_record(Path(folder)) or {}, False) for name, folder in folders.items()]
     return results(listed)

@@ -20,7 +20,7 @@ from alpro.models.official import to_official
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.config import CONFIGS, load_config, shipped
-from alpro.pipeline.flow import plan
+from alpro.pipeline.planning import plan
 from alpro.pipeline.schedule import check_test_split
 from alpro.stages import finetune_qa, finetune_retrieval
 from alpro.stages.execution.interface import Resources

@@ -14,7 +14,7 @@ import torch
 import alpro
 import alpro.stages
 from alpro.models.templates import Templates
-from alpro.pipeline import flow
+from alpro.pipeline import flow, planning
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.config import load_config
 from alpro.pipeline.reporting.result_tables import tables
@@ -135,9 +135,9 @@ def test_the_stage_is_a_step_of_a_plan_with_its_table(tmp_path):
     text = Path(TINY).read_text()
     (tmp_path / "with.toml").write_text(f"{text}\n[count_words]\n")
     digests = Digests(tmp_path / "digests.sqlite")
-    steps = {step.name: step for step in flow.plan(load_config(str(tmp_path / "with.toml")), digests)}
+    steps = {step.name: step for step in planning.plan(load_config(str(tmp_path / "with.toml")), digests)}
     assert steps["count_words"].config.limit == 1000
     inputs = {name: step.name for name, step in steps["count_words"].inputs.items()}
     assert inputs == {"clips": "decode_videos clips", "stills": "decode_videos stills"}
-    without = {step.name: step.fingerprint for step in flow.plan(load_config(TINY), digests)}
+    without = {step.name: step.fingerprint for step in planning.plan(load_config(TINY), digests)}
     assert without == {name: step.fingerprint for name, step in steps.items() if name != "count_words"}

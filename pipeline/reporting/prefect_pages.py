@@ -1,5 +1,6 @@
 """What Prefect's pages show of a run: its name, links to MLflow, tables, and how far a stage is."""
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
 from alpro.pipeline.reporting.result_tables import Listed, results, shown, shown_score
 from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.pipeline.temporary_server import TEMPORARY
 from alpro.progress import Count
 
 PROGRESS_SECONDS = 3.0  # between updates
@@ -40,7 +42,7 @@ def prefect_address() -> str:
     """The address of the current run on Prefect's page; empty if there is no server that stays."""
     flow, task = FlowRunContext.get(), TaskRunContext.get()
     server = PREFECT_UI_URL.value() or (PREFECT_API_URL.value() or "").removesuffix("/api")
-    if not server:
+    if not server or server == os.environ.get(TEMPORARY):
         return ""
     if task:
         return f"{server}/runs/task-run/{task.task_run.id}"

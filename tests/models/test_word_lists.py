@@ -13,7 +13,7 @@ from alpro.models.word_lists import read_word_list
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.config import load_config
-from alpro.pipeline.flow import plan
+from alpro.pipeline.planning import plan
 from alpro.pipeline.steps import check_files
 from alpro.stages import build_vocabulary, finetune_qa
 

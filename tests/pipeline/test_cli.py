@@ -26,6 +26,7 @@ def call(monkeypatch, capsys, *arguments):
     """Calls the command line; returns its exit status, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
     monkeypatch.setattr(os, "environ", os.environ.copy())  # a command sets variables for its own process
+    monkeypatch.setattr("alpro.pipeline.commands.start_temporary_server", lambda: None)  # flows here do not need it
     with pytest.raises(SystemExit) as left:
         cli.main()
     printed = capsys.readouterr()

@@ -1,7 +1,6 @@
 """Results as the command line prints them."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -71,11 +70,7 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
     ]
     folder = artifact(tmp_path / "artifacts", "evaluate", "evaluate", "a", 1, {})
     write_json(folder / "results.json", rows)
-    (tmp_path / "reports").mkdir()
-    for name, time in (("old", 100), ("new", 200)):
-        (tmp_path / "reports" / f"{name}.html").touch()
-        os.utime(tmp_path / "reports" / f"{name}.html", (time, time))
-    console.print_results({"evaluate": folder}, tmp_path)
+    console.print_results({"evaluate": folder}, tmp_path, tmp_path / "reports" / "new.html")
     printed = [row for row in ([c.strip() for c in row if c.strip()] for row in cells(capsys.readouterr().out)) if row]
     assert printed[0] == ["Retrieval"]
     assert printed[1] == ["R@1", "R@5", "R@10", "MdR ↓", "items", "protocol"]
@@ -186,13 +181,13 @@ def test_without_results_the_last_stage_is_printed(tmp_path, capsys, monkeypatch
     last = artifact(
         tmp_path / "artifacts", "pretrain", "pretrain", "b", 2, {}, counts={"steps": 600}, metrics={"loss": 0.123456789}
     )
-    console.print_results({"decode_videos clips": first, "pretrain": last}, tmp_path)
+    console.print_results({"decode_videos clips": first, "pretrain": last}, tmp_path, tmp_path / "reports" / "run.html")
     assert capsys.readouterr().out.splitlines()[:3] == [f"pretrain: {last}", "  steps: 600", "  loss: 0.123457"]
 
 
 def test_in_the_default_workspace_the_commands_are_short(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    console.print_results({}, tmp_path / "workspace")
+    console.print_results({}, tmp_path / "workspace", tmp_path / "run.html")
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last == ["curves, pictures and comparison: alpro ui", "artifacts: alpro artifacts ls"]
 

@@ -12,7 +12,7 @@ from alpro.errors import InputError
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import Corpus, load_config
-from alpro.pipeline.flow import plan
+from alpro.pipeline.planning import plan
 from alpro.pipeline.steps import check_files, decoding, needed
 from alpro.shards.reader import ShardReader
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, declaration

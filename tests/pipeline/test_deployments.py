@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from prefect.states import Completed, Failed, Running, Scheduled, State
 
 from alpro.errors import InputError
-from alpro.pipeline import flow, tasks
+from alpro.pipeline import flow, planning, tasks
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, read_record
 from alpro.pipeline.config import load_config
@@ -119,7 +119,7 @@ def test_a_stage_on_a_machine_with_a_workspace_and_a_store_of_its_own(first, wor
     folders = flow.alpro(TINY, changes=changes, workspace=str(workspace), stages_by_deployment=True)
     assert Path(folders["evaluate"]).is_relative_to(workspace)
     there = {path.parent.name for path in elsewhere.glob("artifacts/*/*/artifact.json")}
-    steps = flow.plan(load_config(TINY, changes=changes), Digests(tmp_path / "digests.sqlite"))
+    steps = planning.plan(load_config(TINY, changes=changes), Digests(tmp_path / "digests.sqlite"))
     inputs = {step.name for step in steps[-1].inputs.values()}
     assert there == {Path(folders[name]).name for name in inputs | {"evaluate"}}
     (child,) = stage_runs(elsewhere, "evaluate")
@@ -183,7 +183,7 @@ def walls(tmp_path) -> Callable[[], dict[str, Step]]:
 
     def steps() -> dict[str, Step]:
         config = load_config(TINY, manifest, changes)
-        return {step.name: step for step in flow.plan(config, Digests(tmp_path / "digests.sqlite"))}
+        return {step.name: step for step in planning.plan(config, Digests(tmp_path / "digests.sqlite"))}
 
     return steps
 
@@ -234,7 +234,7 @@ def test_another_version_of_the_project_is_refused(change, walls, tmp_path):
 
 def test_a_handover_is_complete(tmp_path):
     """Every step of a pipeline arrives with its fingerprint, and its inputs once each."""
-    for step in flow.plan(load_config(TINY), Digests(tmp_path / "digests.sqlite")):
+    for step in planning.plan(load_config(TINY), Digests(tmp_path / "digests.sqlite")):
         handover = Handover.model_validate(handed(step, tmp_path))
         assert handover.step().fingerprint == step.fingerprint
         names = [entry.name for entry in handover.steps]

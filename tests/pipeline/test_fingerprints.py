@@ -13,7 +13,7 @@ from alpro.pipeline.artifacts import store as artifacts
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Store, read_record
 from alpro.pipeline.config import Corpus, load_config
-from alpro.pipeline.flow import decoding, plan
+from alpro.pipeline.planning import decoding, plan
 from alpro.stages import decode_videos
 from tests.stages.conftest import write_manifest
 

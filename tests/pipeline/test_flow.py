@@ -14,14 +14,16 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 
 from alpro.errors import InputError
+from alpro.pipeline import planning
 from alpro.pipeline.artifacts.contents import verify
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store, read_record
 from alpro.pipeline.commands import print_plan
 from alpro.pipeline.config import load_config
-from alpro.pipeline.flow import alpro, plan
+from alpro.pipeline.flow import alpro
 from alpro.pipeline.flow import build_vocabulary as vocabulary_flow
 from alpro.pipeline.flow import pretrain as pretrain_flow
+from alpro.pipeline.planning import plan
 from alpro.pipeline.reporting.run_summary import RunSummary, summaries
 from alpro.pipeline.tasks import interrupted
 from alpro.stages import EVALUATIONS
@@ -124,6 +126,26 @@ def test_mlflow_lists_the_corpora_the_models_and_where_a_run_comes_from(first, w
     for run in (pipeline, *stages.values()):
         assert run.data.tags["mlflow.source.name"] == "alpro"
         assert run.data.tags["mlflow.user"]
+
+
+def test_a_run_of_the_same_command_is_up_to_date(first, workspace):
+    """The command line then starts no run. Whatever the arguments may change, a run finds out."""
+    alpro(TINY, workspace=str(workspace))
+
+    def is_up_to_date(stage: str = "", *changes: str) -> bool:
+        plan = planning.planned(stage, TINY, "", list(changes), workspace)
+        report = planning.report_file(workspace, plan[0], plan[1])
+        return planning.is_up_to_date(plan, report, stage, {"config": TINY, "data": "", "changes": list(changes)})
+
+    assert is_up_to_date()
+    assert not is_up_to_date("pretrain")
+    assert not is_up_to_date("", "resources.workers=1")
+    assert not is_up_to_date("", "resources.artifacts=file:///nowhere")
+    record = Path(first["pretrain"]) / "artifact.json"
+    record.rename(record.with_suffix(".moved"))
+    assert not is_up_to_date()
+    record.with_suffix(".moved").rename(record)
+    assert is_up_to_date()
 
 
 def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):

@@ -16,7 +16,7 @@ import pytest
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store, read_record
 from alpro.pipeline.config import load_config
-from alpro.pipeline.flow import plan
+from alpro.pipeline.planning import plan
 from alpro.stages.training.metrics import read_metrics
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")

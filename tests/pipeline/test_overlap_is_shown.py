@@ -29,7 +29,7 @@ def shown(folder: Path, **counts: int) -> tuple[str, str]:
         folder / "page.html", RunSummary("own", "own"), [("decode_videos own", folder, manifest(**counts), False)]
     )
     with console.capture() as printed:
-        print_results({"decode_videos own": folder, "evaluate": folder.parent}, folder)
+        print_results({"decode_videos own": folder, "evaluate": folder.parent}, folder, page)
     return page.read_text(), printed.get()
 
 

@@ -15,7 +15,8 @@ from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.cli import parser
 from alpro.pipeline.commands import print_plan, run_pipeline
 from alpro.pipeline.config import load_config
-from alpro.pipeline.flow import alpro, plan, planned
+from alpro.pipeline.flow import alpro
+from alpro.pipeline.planning import plan, planned
 from alpro.pipeline.steps import check_files
 from alpro.stages.execution.interface import Outcome, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline import flow
+from alpro.pipeline import flow, planning
 from alpro.pipeline import study as studies
 from alpro.pipeline.artifacts.store import RECORD_VERSION, Step
 from alpro.pipeline.config import load_config
@@ -112,7 +112,7 @@ def test_a_study_goes_on_after_a_stop_and_after_a_failure(tmp_path, monkeypatch,
     def zero_shot(config: str, data: str, changes: list[str], workspace: str, tracking_uri: str) -> dict[str, str]:
         if isinstance(end := next(ends), BaseException):
             raise end
-        settings, _, _ = flow.HANDED.get()
+        settings, _, _ = planning.HANDED.get()
         folder = tmp_path / f"{settings.pretrain.lr}"
         folder.mkdir(exist_ok=True)
         write_json(folder / "artifact.json", {"version": RECORD_VERSION, "stage": "zero_shot"})

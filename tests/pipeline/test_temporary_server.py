@@ -1,72 +1,101 @@
 """The server that a command starts for itself: on a busy machine it fails with one line, and leaves no process."""
 
+import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from alpro.errors import InputError
-from alpro.pipeline import server
-from alpro.pipeline.server import MAX_STARTS, TemporaryServer
+from alpro.pipeline import temporary_server
+from alpro.pipeline.temporary_server import STARTUP_SECONDS, TEMPORARY, TemporaryServer
 
-SLEEPS, ENDS = "import sys; sys.stdin.read()", "import sys; sys.exit(3)"
+# Programs in the place of the server. They inherit the socket that listens.
+ANSWERS = """
+import socket, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Health(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/api/health" else 404)
+        self.end_headers()
+    log_message = lambda *_: None
+server = HTTPServer(("127.0.0.1", 0), Health, bind_and_activate=False)
+server.socket = socket.socket(fileno=int(sys.argv[1]))
+server.serve_forever()
+"""
+IS_SILENT, ENDS = "import sys; sys.stdin.read()", "import sys; sys.exit(3)"
 
 
 @pytest.fixture
-def start(monkeypatch):
-    """start(answer, *programs): starts the server as these programs, one after the other; `answer` is whether one
-    answers. Returns the processes, and the server or its error."""
-    monkeypatch.setattr(TemporaryServer, "_instances", {})
-    monkeypatch.setattr(server, "POLL_SECONDS", 0)
+def start(monkeypatch, tmp_path):
+    """start(program): the server of a command, as this program."""
+    monkeypatch.setattr(os, "environ", {**os.environ, "PREFECT_HOME": str(tmp_path)})
+    started = []
 
-    def run(answer, *programs: str):
-        processes: list[subprocess.Popen] = []
+    def run(program: str) -> TemporaryServer:
+        def start_program(self, listening: socket.socket, port: int) -> subprocess.Popen:
+            number = listening.fileno()
+            command = [sys.executable, "-c", program, str(number)]
+            return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number])
 
-        def start_program(self):
-            processes.append(subprocess.Popen([sys.executable, "-c", programs[len(processes)]], stdin=subprocess.PIPE))
-            return processes[-1]
+        monkeypatch.setattr(TemporaryServer, "_start", start_program)
+        started.append(TemporaryServer())
+        return started[-1]
 
-        monkeypatch.setattr(TemporaryServer, "_run_uvicorn_command", start_program)
-        monkeypatch.setattr(server, "answers", lambda url: answer(processes))
-        one = TemporaryServer()
-        try:
-            one.start(timeout=1)
-            one.start(timeout=1)  # it runs already
-        except InputError as error:
-            return processes, error
-        return processes, one
-
-    return run
+    yield run
+    for server in started:
+        server.stop()
 
 
-def test_a_server_that_answers_is_started_once(start):
-    processes, one = start(lambda processes: True, SLEEPS)
-    assert one.running
-    assert len(processes) == 1
-    one.stop()
-    assert processes[0].poll() is not None
+def test_a_server_is_awaited_and_ended(start):
+    server = start(ANSWERS)
+    assert os.environ["PREFECT_API_URL"] == f"{os.environ[TEMPORARY]}/api"
+    server.wait()
+    assert server.process.poll() is None
+    server.stop()
+    assert server.process.poll() is not None
+    assert not {"PREFECT_API_URL", TEMPORARY} & os.environ.keys()
 
 
-def test_a_server_that_does_not_answer_is_ended(start):
-    (process,), error = start(lambda processes: False, SLEEPS)
-    assert "did not answer within 1 s: this machine is busy" in str(error)
-    assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS" in str(error)
-    assert process.poll() is not None
+def test_a_server_that_does_not_answer_is_ended(start, monkeypatch):
+    monkeypatch.setattr(temporary_server, "answers", lambda url: False)
+    os.environ[STARTUP_SECONDS] = "0"
+    server = start(IS_SILENT)
+    with pytest.raises(InputError, match="did not answer within 0 s: this machine is busy") as caught:
+        server.wait()
+    assert STARTUP_SECONDS in str(caught.value)
+    assert server.process.poll() is not None
 
 
-def test_a_server_that_ends_is_started_again_on_another_port(start):
-    """Another program has taken the port."""
-    processes, one = start(lambda processes: bool(processes[1:]), ENDS, SLEEPS)
-    assert (one.running, len(processes)) == (True, 2)
-    one.stop()
+def test_a_server_that_ends_is_one_line(start):
+    server = start(ENDS)
+    with pytest.raises(InputError) as caught:
+        server.wait()
+    assert str(caught.value).startswith("Prefect's server ended with status 3; PREFECT_SERVER_LOGGING_LEVEL=ERROR")
+    assert "\n" not in str(caught.value)
 
 
-def test_a_server_that_always_ends_is_one_line(start):
-    def ended(processes) -> bool:
-        processes[-1].wait()
-        return False
+@pytest.mark.parametrize("file", ["home/profiles.toml", "prefect.toml", ".env", "pyproject.toml"])
+def test_a_server_in_any_of_prefects_settings_is_used(file, tmp_path, monkeypatch):
+    """A new process, since Prefect reads its settings once."""
+    address = "http://server.example.com:4200/api"
+    content = {
+        "home/profiles.toml": f'active = "team"\n[profiles.team]\nPREFECT_API_URL = "{address}"\n',
+        "prefect.toml": f'[api]\nurl = "{address}"\n',
+        ".env": f"PREFECT_API_URL={address}\n",
+        "pyproject.toml": f'[tool.prefect.api]\nurl = "{address}"\n',
+    }[file]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    environment["PREFECT_HOME"] = str(tmp_path / "home")
 
-    processes, error = start(ended, *[ENDS] * MAX_STARTS)
-    assert str(error).startswith("Prefect's server ended with status 3; PREFECT_SERVER_LOGGING_LEVEL=ERROR shows why")
-    assert "\n" not in str(error)
-    assert len(processes) == MAX_STARTS
+    def asked() -> str:
+        code = "import sys; from alpro.pipeline.temporary_server import uses_server\n"
+        code += "print(uses_server(), 'prefect' in sys.modules)"
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
+
+    assert asked() == "False False\n"  # without importing Prefect
+    (tmp_path / file).write_text(content)
+    assert asked() == "True True\n"
