@@ -35,6 +35,14 @@ settings.load_profile("busy machine")
 os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`, one process has all tests that share Prefect's server and a run of the whole pipeline,
+    which take long to start."""
+    for item in items:
+        if "prefect" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("prefect"))
+
+
 class InlineExecutor(Executor):
     """Runs everything in this process: it is fast, and patches of a test apply."""
 
