@@ -16,11 +16,12 @@ from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.devices import VISIBLE, lock_folder, reserved, visible_devices
 from alpro.pipeline.units import on_dask
 from alpro.shards.storage import Location, absolute
-from alpro.stages import TRAININGS, WITH_MODEL
+from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
 from alpro.stages.execution import workers
 from alpro.stages.execution.interface import EXIT_INTERRUPTED, Interrupted, Outcome, Resources, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
 
+SEVERAL = (*TRAININGS, *EVALUATIONS)  # stages that can use several processes
 GRACE_SECONDS = 45.0  # time to write a checkpoint before processes are killed; torchrun gives its ranks 30
 
 
@@ -59,7 +60,7 @@ def work(
     if resources.nodes > 1 and step.stage in TRAININGS:
         by_hand = " ".join(["python", *arguments[1:-1], str(file.resolve())])
         announce(f"{step.name}: start on each other node: {by_hand}")
-    count = resources.processes if step.stage in TRAININGS else 1
+    count = resources.processes if step.stage in SEVERAL else 1
     locks = () if lock_file is None else (lock_file,)
     waiting = partial(_announce_for, announce, step.name)
     with reserved(visible_devices(resources), count, waiting, lock_folder()) as (devices, more_locks):
@@ -81,10 +82,11 @@ def work(
 def command(stage: str, file: Path, resources: Resources) -> list[str]:
     """The command line of a stage's process or processes."""
     stage_run = ["-m", "alpro.pipeline.run_stage", str(file)]
-    if resources.processes * resources.nodes == 1 or stage not in TRAININGS:
+    nodes = resources.nodes if stage in TRAININGS else 1
+    if resources.processes * nodes == 1 or stage not in SEVERAL:
         return [sys.executable, *stage_run]
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={resources.processes}"]
-    if resources.nodes == 1:
+    if nodes == 1:
         return [*torchrun, "--standalone", *stage_run]
     meeting = [f"--nnodes={resources.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={resources.rendezvous}"]
     return [*torchrun, *meeting, f"--rdzv-id={file.parent.name}", *stage_run]

@@ -15,7 +15,6 @@ from alpro.shards.reader import ShardReader
 from alpro.stages import Stage
 from alpro.stages.evaluation.columns import Value, in_subset
 from alpro.stages.evaluation.controls import ControlsConfig, Name
-from alpro.stages.evaluation.encode import precision
 from alpro.stages.evaluation.metrics import (
     TABLE_VERSION,
     Ranks,
@@ -27,11 +26,10 @@ from alpro.stages.evaluation.metrics import (
 )
 from alpro.stages.evaluation.protocol import excluded, length_of, load_for_evaluation, protocol_of
 from alpro.stages.evaluation.qa import Questions, answer_logits
-from alpro.stages.evaluation.results import Results, add_rankers
+from alpro.stages.evaluation.results import Results, add_rankers, evaluating
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.evaluation.shortcuts import Answers, answers_under_controls, retrieval_controls
 from alpro.stages.execution.interface import Outcome, Resources
-from alpro.stages.training.distributed import pick_device
 from alpro.stages.vocabulary.nouns import load_tagger
 
 VERSION = f"7 {TABLE_VERSION}"
@@ -70,17 +68,16 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
     Writes results.json and per-query tables.
     """
-    device = pick_device(resources)
     if "counterfactual" in config.controls:
         load_tagger("embedded", True)  # raises InputError without spaCy, before the work
-    results = Results.of(config, inputs, out)
     evaluations = {"retrieval": (config.retrieval, retrieval), "qa": (config.qa, question_answering)}
     tasks = [task for model, (corpus, task) in evaluations.items() if corpus and model in inputs]
-    with progress("evaluating", len(tasks), "tasks") as advance, precision(config.mixed_precision, device):
-        for task in tasks:
-            task(config, inputs, results, device)
-            advance()
-    return results.outcome()
+    with evaluating(config, inputs, out, resources) as (results, device):
+        with progress("evaluating", len(tasks), "tasks") as advance:
+            for task in tasks:
+                task(config, inputs, results, device)
+                advance()
+        return results.outcome()
 
 
 def retrieval(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from alpro.stages import Stage
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.evaluation.encode import load_prompter, precision
+from alpro.stages.evaluation.encode import load_prompter
 from alpro.stages.evaluation.entities import Crop, best_constant, entities_of_crops, entity_accuracy
 from alpro.stages.evaluation.metrics import (
     CROP_ACCURACY,
@@ -20,10 +20,9 @@ from alpro.stages.evaluation.metrics import (
     Score,
 )
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load_for_evaluation
-from alpro.stages.evaluation.results import Results, add_rankers
+from alpro.stages.evaluation.results import Results, add_rankers, evaluating
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.execution.interface import Outcome, Resources
-from alpro.stages.training.distributed import pick_device
 
 VERSION = f"3 {TABLE_VERSION}"
 STAGE = Stage(
@@ -51,14 +50,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
     Writes results.json and per-query tables.
     """
-    device = pick_device(resources)
-    results = Results.of(config, inputs, out)
-    with precision(config.mixed_precision, device):
+    with evaluating(config, inputs, out, resources) as (results, device):
         if config.retrieval and "pretrained" in inputs:
             retrieval(config, inputs, results, device)
         if "prompts" in inputs:
             entities(config, inputs, results, device)
-    return results.outcome()
+        return results.outcome()
 
 
 def retrieval(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from alpro.models.word_pieces import WordPieces
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.sampling import segment_starts
 from alpro.shards.transforms import squash
+from alpro.stages.training.distributed import is_own, merge
 
 Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame indices
 
@@ -115,17 +116,21 @@ def encode_videos(
 ) -> Videos:
     """Encodes samples: uniformly sampled frames, resized to the encoder's size without a crop.
 
-    reorder: permutation of the frames of a clip, for the controls.
+    reorder: permutation of the frames of a clip, for the controls. In several processes, each encodes a part, and all
+    have the result.
     """
     config = encoder.model.config.video
-    tokens = torch.empty(0, 1, config.width, device=device)
-    for start in range(0, len(numbers), batch):
+    tokens = torch.zeros(len(numbers), 1, config.width, device=device)
+    own = [start for i, start in enumerate(range(0, len(numbers), batch)) if is_own(i)]
+    for start in own or range(0, len(numbers), len(numbers) or 1):  # without a part of its own: for the shape
         part = slice(start, start + batch)
         frames = np.stack([uniform_frames(reader, n, config, reorder) for n in numbers[part]])
         encoded = encoder.model.encode_video(encoder.pixels(torch.from_numpy(frames).to(device)))
-        if not start:  # filled in place to avoid a second copy
-            tokens = torch.empty(len(numbers), *encoded.shape[1:], device=device)
-        tokens[part] = encoded
+        if encoded.shape[1:] != tokens.shape[1:]:  # filled in place to avoid a second copy
+            tokens = torch.zeros(len(numbers), *encoded.shape[1:], device=device)
+        if own:
+            tokens[part] = encoded
+    merge(tokens)
     with float32(device):
         return Videos(tokens, encoder.model.project_video(tokens).float())
 

@@ -5,6 +5,7 @@ first fusion layer. Pairs of texts of one length form a batch, so that no paddin
 """
 
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from alpro.models.alpro import Alpro
 from alpro.progress import progress
 from alpro.stages.evaluation.encode import Texts, Videos, float32
+from alpro.stages.training.distributed import is_own, merge
 
 VIDEOS = 64  # number of videos whose queries, keys and values are on the device at a time
 PAIRS = 512  # in a batch on a GPU
@@ -25,18 +27,23 @@ def score(
 ) -> Tensor:
     """The outputs of a head (P, ...), in float32 on the device, for pairs (P, 2) of text and video indices.
 
-    head: of fused [CLS] tokens (B, D). batch: pairs at a time; 0: as suits the device.
+    head: of fused [CLS] tokens (B, D). batch: pairs at a time; 0: as suits the device. In several processes, each
+    scores a part of the batches, and all have the result.
     """
     device = videos.tokens.device
     lengths = texts.mask.sum(dim=1).cpu().numpy()
     scores: Tensor | None = None
     if not len(pairs):
         return head(texts.tokens.new_empty(0, texts.tokens.shape[-1])).float()
+    number = count()
     with progress("matching", len(pairs), "pairs") as advance:
         for start, part in by_video(pairs):
             some = slice(start, start + VIDEOS)
             tokens, qkv = videos.tokens[some], model.multimodal_encoder.project(videos.tokens[some])
             for chosen in batches(pairs[part, 0], lengths, batch or batch_size(tokens)):
+                advance(len(chosen))
+                if not (own := is_own(next(number))) and scores is not None:
+                    continue
                 rows = part[chosen]
                 few, place = np.unique(pairs[rows, 0], return_inverse=True)
                 text = texts.tokens[torch.from_numpy(few).to(device), : int(lengths[few[0]])]
@@ -45,11 +52,11 @@ def score(
                 with float32(device):
                     output = head(fused.float())
                 if scores is None:
-                    scores = output.new_empty(len(pairs), *output.shape[1:])
-                scores[torch.from_numpy(rows).to(device)] = output
-                advance(len(rows))
+                    scores = output.new_zeros(len(pairs), *output.shape[1:])
+                if own:
+                    scores[torch.from_numpy(rows).to(device)] = output
     assert scores is not None
-    return scores
+    return merge(scores)
 
 
 def by_video(pairs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -4,8 +4,11 @@ A score of any evaluation gets its interval, and its part in `alpro compare`, fr
 the queries and not their mean.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,12 +20,13 @@ from alpro.files import write_json
 from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
-from alpro.stages.evaluation.encode import Texts, Videos, similarities
+from alpro.stages.evaluation.encode import Texts, Videos, precision, similarities
 from alpro.stages.evaluation.metrics import DIRECTIONS, Metric, Ranks, Score, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items, excluded, protocol_of, score_pairs
 from alpro.stages.evaluation.retrieval import Gallery, dual_softmax
 from alpro.stages.evaluation.statistics import bootstrap_interval
-from alpro.stages.execution.interface import Outcome
+from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.training.distributed import init_distributed
 
 
 @dataclass
@@ -117,6 +121,20 @@ class Results:
         if self.queries:
             pq.write_table(pa.concat_tables(self.queries).unify_dictionaries(), self.out / SCORES)
         return Outcome({row["name"]: row["items"] for row in self.rows}, self.metrics)
+
+
+@contextmanager
+def evaluating(
+    config: EvaluationConfig, inputs: dict[str, Path], out: Path, resources: Resources
+) -> Iterator[tuple[Results, torch.device]]:
+    """The results of an evaluation and this process's device, in the precision of the configuration. Several processes
+    share the encoding of videos and the scoring of pairs; all have all results, and the first one writes them."""
+    with (
+        init_distributed(resources) as world,
+        precision(config.mixed_precision, world.device),
+        nullcontext(str(out)) if world.main else TemporaryDirectory() as folder,
+    ):
+        yield Results.of(config, inputs, Path(folder)), world.device
 
 
 def add_rankers(

@@ -45,7 +45,12 @@ class Resources(StageConfig):
     compiled layers, a GPU."""
 
     workers: int = Field(0, ge=0, description="processes that decode and load data; 0 means one per core")
-    processes: int = Field(1, ge=1, description="training processes on this machine; more than one starts torchrun")
+    processes: int = Field(
+        1,
+        ge=1,
+        description="processes on this machine that train together, or share an evaluation; more than one starts "
+        "torchrun",
+    )
     max_stages: int = Field(
         1, ge=1, description="stages that run at the same time on this machine; with deployments, work pools decide"
     )

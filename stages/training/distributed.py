@@ -1,4 +1,4 @@
-"""Distributed training: the process group, and collectives that are no-ops in a single process."""
+"""Training and evaluation in several processes: the process group, and collectives that are no-ops in a single one."""
 
 import os
 from collections.abc import Iterator
@@ -109,3 +109,17 @@ def all_reduce_sum(local: Tensor) -> Tensor:
     if dist.is_initialized() and not summed.is_meta:
         dist.all_reduce(summed)
     return summed
+
+
+def is_own(batch: int) -> bool:
+    """Whether this rank computes a batch, of those that all ranks count alike: every rank takes its turn. `merge` then
+    gives all ranks the results of all."""
+    return not dist.is_initialized() or batch % dist.get_world_size() == dist.get_rank()
+
+
+def merge(results: Tensor) -> Tensor:
+    """Results of the batches that are `is_own`, zero elsewhere: the same tensor, complete. Each batch is computed by
+    one rank, so the values do not depend on the number of ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(results)
+    return results

@@ -12,11 +12,12 @@ from alpro.files import read_json, write_json
 from alpro.pipeline import launch
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.launch import command, work
-from alpro.stages import STAGES, evaluate, pretrain, render_sample
+from alpro.stages import STAGES, cache_prompts, evaluate, pretrain, render_sample
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed
 from tests.pipeline.conftest import TINY
 
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
+CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
 PRETRAIN = Step("pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}]))
 
 
@@ -72,12 +73,13 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_trainings_alone_start_under_torchrun(stage):
-    training = stage in ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
+def test_trainings_and_evaluations_start_under_torchrun(stage):
+    trainings = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
+    several = (*trainings, "zero_shot", "evaluate")
     file = Path("work.json")
     assert command(stage, file, Resources()) == ALONE
     many = command(stage, file, Resources(processes=4))
-    assert many == ([*TORCHRUN, "--nproc-per-node=4", "--standalone", *ALONE[1:]] if training else ALONE)
+    assert many == ([*TORCHRUN, "--nproc-per-node=4", "--standalone", *ALONE[1:]] if stage in several else ALONE)
 
 
 def test_several_nodes_meet_at_the_rendezvous():
@@ -87,6 +89,12 @@ def test_several_nodes_meet_at_the_rendezvous():
     expected = [*TORCHRUN, *meeting, "--rdzv-id=0123", "-m", "alpro.pipeline.run_stage", str(file)]
     assert command("pretrain", file, resources) == expected
     assert command("pretrain", file, Resources(nodes=2, rendezvous="host:29500"))[3] == "--nproc-per-node=1"
+
+
+def test_an_evaluation_stays_on_one_machine():
+    resources = Resources(processes=2, nodes=2, rendezvous="host:29500")
+    assert "--standalone" in command("evaluate", Path("work.json"), resources)
+    assert command("evaluate", Path("work.json"), Resources(nodes=2, rendezvous="host:29500")) == ALONE
 
 
 def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
@@ -150,5 +158,5 @@ def test_a_stage_gets_free_devices_and_their_locks(group, tmp_path, monkeypatch)
     work(PRETRAIN, tmp_path, Store(tmp_path), Resources(processes=2), lock_file=5)
     assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0,GPU-1"}
     assert len(group["locks"]) == 3
-    work(EVALUATE, tmp_path, Store(tmp_path), Resources(processes=2))  # it is no training
+    work(CACHE, tmp_path, Store(tmp_path), Resources(processes=2))  # it is neither training nor evaluation
     assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0"}

@@ -15,6 +15,7 @@ from alpro.pipeline.reporting.result_tables import tables
 from alpro.stages import evaluate, zero_shot
 from alpro.stages.evaluate import add_contrasts, add_subsets
 from alpro.stages.evaluation import metrics
+from alpro.stages.evaluation import results as evaluation_results
 from alpro.stages.evaluation.entities import EntityScore
 from alpro.stages.evaluation.metrics import recall_at, retrieval_metrics
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
@@ -213,7 +214,7 @@ def test_evaluation_under_autocast_as_on_a_gpu(
     controls = {"controls": ("reversed", "single_frame")} if module is evaluate else {}
     config = {"retrieval": "clips", "protocol": protocol, "k": 2, **controls}
     expected = evaluated(module, clips_of_brightness, tmp_path / "float32", (model,), **config)
-    monkeypatch.setattr(module, "precision", lambda *_: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(evaluation_results, "precision", lambda *_: torch.autocast("cpu", torch.bfloat16))
     actual = evaluated(module, clips_of_brightness, tmp_path / "bfloat16", (model,), **config)
     assert {name: row["value"] for name, row in actual.items()} == {
         name: row["value"] for name, row in expected.items()

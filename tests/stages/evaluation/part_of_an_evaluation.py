@@ -1,0 +1,22 @@
+"""One of the processes that share an evaluation: python part_of_an_evaluation.py WORK.json"""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from alpro.stages.execution.interface import Resources
+
+
+def evaluate(work: Path) -> None:
+    """Runs each evaluation of a file; writes the metrics that this rank has."""
+    for stage, values in json.loads(work.read_text()).items():
+        module, out = import_module(f"alpro.stages.{stage}"), work.parent / stage
+        out.mkdir(exist_ok=True)
+        inputs = {name: Path(path) for name, path in values["inputs"].items()}
+        outcome = module.run(module.Config(**values["config"]), inputs, out, Resources(device="cpu", workers=1))
+        print(json.dumps([stage, outcome.metrics]), flush=True)
+
+
+if __name__ == "__main__":
+    evaluate(Path(sys.argv[1]))

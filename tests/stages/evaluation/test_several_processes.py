@@ -1,0 +1,59 @@
+"""Processes that share an evaluation: its results are those of one process, to the last bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from alpro.models.alpro import Alpro, Prompter
+from alpro.models.folder import ModelFolder
+from alpro.stages import cache_prompts
+from tests.stages.evaluation.part_of_an_evaluation import evaluate
+
+PROGRAM = Path(__file__).with_name("part_of_an_evaluation.py")
+CONTROLS = ["reversed", "shuffled", "single_frame"]
+
+
+@pytest.fixture
+def work(tmp_path, tiny_model, tokenizer, vocabulary, clips, resources) -> dict:
+    """Both evaluation stages on a small corpus, with all kinds of models."""
+    config = tiny_model(tokenizer.get_vocab_size())
+    torch.manual_seed(0)
+    models = {
+        "prompter": ModelFolder("prompter", Prompter(config), tokenizer),
+        "pretrained": ModelFolder("pretrain", Alpro(config), tokenizer),
+        "retrieval": ModelFolder("retrieval", Alpro(config), tokenizer),
+        "qa": ModelFolder("qa", Alpro(config, answers=3), tokenizer, answers=["ball", "box", "left"]),
+    }
+    for name, folder in models.items():
+        folder.save_pretrained(tmp_path / name / "model")
+    inputs = {name: str(tmp_path / name) for name in models} | {"clips": str(clips), "vocabulary": str(vocabulary)}
+    (tmp_path / "prompts").mkdir()
+    prompter = {"prompter": tmp_path / "prompter", "vocabulary": vocabulary}
+    cache_prompts.run(cache_prompts.Config(), prompter, tmp_path / "prompts", resources)
+    inputs["prompts"] = str(tmp_path / "prompts")
+    common = {"retrieval": "clips", "qa": "clips"}
+    before = ("pretrained", "prompter", "prompts", "vocabulary", "clips")
+    return {
+        "evaluate": {
+            "config": common | {"controls": CONTROLS},
+            "inputs": {name: inputs[name] for name in ("retrieval", "qa", "clips")},
+        },
+        "zero_shot": {"config": common, "inputs": {name: inputs[name] for name in before}},
+    }
+
+
+def test_two_processes_have_the_results_of_one(work, two_ranks, tmp_path):
+    files = {}
+    for name in ("alone", "shared"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "work.json").write_text(json.dumps(work))
+        if name == "alone":
+            evaluate(tmp_path / name / "work.json")
+        else:
+            assert two_ranks(PROGRAM, tmp_path / name / "work.json") == [0, 0]
+        written = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+        files[name] = {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in written}
+    assert files["alone"].keys() >= {"evaluate/results.json", "evaluate/qa.parquet", "zero_shot/results.json"}
+    assert files["shared"] == files["alone"]
