@@ -46,8 +46,9 @@ def main() -> None:
         if arguments.prefect:
             shoot(chromium, f"{arguments.prefect}/runs", "prefect", SERVER, until="Task runs")
         if arguments.mlflow:
-            url = f"{arguments.mlflow}/#/experiments/{newest_experiment(arguments.mlflow)}/runs"
-            shoot(chromium, url, "mlflow", SERVER, until="Run Name", close="Close")
+            experiment = f"{arguments.mlflow}/#/experiments/{newest_experiment(arguments.mlflow)}"
+            url = f"{experiment}/runs?workflowType=machine_learning"
+            shoot(chromium, url, "mlflow", SERVER, until=" ago", close="Close")
 
 
 @contextmanager
