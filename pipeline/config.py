@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.config import JsonDict
 
 from alpro.errors import InputError
+from alpro.log import log
 from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
@@ -207,6 +208,7 @@ def load_config(
     values: dict[str, Any] = {}
     files = find_configs(source)
     for path in files:
+        log.debug(f"configuration {path}")
         part = read_toml(path)
         check_tables(without_stages(part), path)
         values = without_stages(merged(values, resolve_data(part, path.parent)))

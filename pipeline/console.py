@@ -1,5 +1,6 @@
 """Prints results and corpora as tables."""
 
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,9 +18,18 @@ from alpro.pipeline.reporting.result_tables import results, tables
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 
 
-def print_results(folders: dict[str, Path], workspace: Path) -> None:
+def print_results(folders: dict[str, Path], workspace: Path, as_json: bool = False) -> None:
     """Prints the result tables, if there are any, and where the report, pictures and artifacts are."""
     listed = [(name, folder, record, False) for name, folder in folders.items() if (record := read_record(folder))]
+    report = max((workspace / "reports").glob("*.html"), key=lambda p: p.stat().st_mtime, default=None)
+    if as_json:
+        artifacts = {
+            name: {"folder": str(folder)} | {key: record[key] for key in ("fingerprint", "counts", "metrics")}
+            for name, folder, record, _ in listed
+        }
+        values = {"results": results(listed), "artifacts": artifacts, "report": str(report) if report else None}
+        print(json.dumps(values, indent=1, ensure_ascii=False))
+        return
     result_tables = tables(results(listed))
     for table in result_tables:
         print_result_table(table)
@@ -32,7 +42,6 @@ def print_results(folders: dict[str, Path], workspace: Path) -> None:
         for key, count in record["counts"].items():
             if key.endswith("_in_training"):
                 console.print(f"{name}: {count} {key.replace('_', ' ')}")
-    report = max((workspace / "reports").glob("*.html"), key=lambda p: p.stat().st_mtime, default=None)
     where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
     console.print(f"report: {report}", markup=False)
     console.print(f"curves, pictures and comparison: alpro ui{where}", markup=False)
