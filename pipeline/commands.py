@@ -49,7 +49,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
 
     config, data, changes = arguments.config, arguments.data, arguments.changes
     plan = flow.planned(arguments.stage, config, data, changes, workspace)  # reports errors before anything starts
-    if data and not arguments.stage and skips_questions(config, plan[0]):
+    if data and not arguments.stage and skips_questions(config, changes, plan[0]):
         log.warning(f"no questions in {data}: question answering is skipped")
     if arguments.dry_run:
         rows = plan_rows(*plan[1:])

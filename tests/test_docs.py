@@ -74,7 +74,7 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
     for name, text in sources.items():
         for line in shell_lines(text):
             line = re.sub(r"^(\w+=\S+ )+", "", line)  # variables that are set for the command
-            line = re.sub(r"^source <\((.+)\)$", r"\1", line)
+            line = re.sub(r'^eval "\$\((.+)\)"$', r"\1", line)
             if line.startswith(f"{program} "):  # a program without arguments is only mentioned
                 calls.append((name, shlex.split(line)[1:]))
     return calls

@@ -92,12 +92,8 @@ def fit(
     if state.step and world.main:
         log.info(f"continuing from step {state.step} of {len(data)}")
     trace = profiler_trace(out / "trace.json.gz") if resources.profile and world.main else nullcontext(lambda: None)
-    name = out.parent.name.replace("_", " ")
-    with (
-        catch_stop_signals() as stopping,
-        progress(name, len(data), "steps", state.step) as advance,
-        trace as trace_step,
-    ):
+    steps = progress(out.parent.name.replace("_", " "), len(data), "steps", state.step)
+    with catch_stop_signals() as stopping, steps as advance, trace as trace_step:
 
         def step_end(step: int, message: str) -> None:
             trace_step()

@@ -201,7 +201,7 @@ def test_verbose_prints_paths_and_quiet_no_configuration(tmp_path, monkeypatch, 
     finally:
         log.setLevel(level)
     assert f"workspace {tmp_path}, MLflow {tmp_path}/mlflow.db\n" in errors["-v"]
-    assert f"configuration {TINY}\n" in errors["-v"]
+    assert f"reading {TINY}\n" in errors["-v"]
     assert errors["-q"] == ""
 
 
@@ -264,6 +264,8 @@ def test_data_in_the_home_folder(tmp_path, monkeypatch, capsys):
     assert (status, err) == (0, "no questions in ~/manifest.jsonl: question answering is skipped\n")
     assert out.startswith("to run     decode_videos data ")
     assert (tmp_path / "w" / "digests.sqlite").is_file()
+    # The reason is another one if a change leaves it out.
+    assert call(monkeypatch, capsys, "run", *arguments, "--set", "finetune_qa=false")[2] == ""
 
 
 @pytest.mark.parametrize(
