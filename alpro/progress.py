@@ -3,12 +3,15 @@
 A caller who shows progress elsewhere, such as on a page, sets LISTENER.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
+
+from alpro.log import log
 
 
 class Count(NamedTuple):
@@ -23,16 +26,20 @@ class Count(NamedTuple):
 LISTENER: ContextVar[Callable[[Count], None] | None] = ContextVar("LISTENER", default=None)
 QUIET_SECONDS = 2.0  # shorter tasks show nothing
 LINE_SECONDS = 15.0  # between plain lines
+SPEED_SECONDS = 600.0  # of which a bar computes the time left: a step may take minutes
 
 
 @contextmanager
-def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
-    """Yields `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total` units, and the note.
+def progress(what: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Yields `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total` units, the time left, and
+    the note.
 
-    `total` is None if it is unknown.
+    `total` is None if it is unknown. `done` units were done by an earlier run.
     """
-    listener, counted = LISTENER.get(), 0
-    with shown(what, total, unit) as advance_shown:
+    listener, counted = LISTENER.get(), done
+    if listener and done:
+        listener(Count(done, total, unit))
+    with shown(what, total, unit, done) as advance_shown:
         if listener is None:
             yield advance_shown
             return
@@ -46,33 +53,48 @@ def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., 
         yield advance
 
 
+def shown(what: str, total: int | None, unit: str, done: int) -> AbstractContextManager[Callable[..., None]]:
+    """The bar, the lines, or nothing."""
+    if not log.isEnabledFor(logging.INFO):
+        return nothing()
+    return bar(what, total, unit, done) if sys.stderr.isatty() else lines(what, total, unit, done)
+
+
 @contextmanager
-def shown(what: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
-    """The bar, or the lines."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def nothing() -> Iterator[Callable[..., None]]:
+    yield lambda n=1, note="": None
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-        remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-        bar = Progress(*columns, *remaining, console=Console(stderr=True), transient=True)
-        task = bar.add_task(what, total=total, note="")
-        began = time.monotonic()
 
-        def move(n: int = 1, note: str = "") -> None:
-            if not bar.live.is_started and time.monotonic() - began > QUIET_SECONDS:
-                bar.start()
-            if note:
-                bar.update(task, note=note)
-            bar.advance(task, n)
+@contextmanager
+def bar(what: str, total: int | None, unit: str, done: int) -> Iterator[Callable[..., None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        try:
-            yield move
-        finally:
-            bar.stop()
-        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    shown_bar = Progress(
+        *columns, *remaining, console=Console(stderr=True), transient=True, speed_estimate_period=SPEED_SECONDS
+    )
+    task = shown_bar.add_task(what, total=total, completed=done, note="")
+    began = time.monotonic()
+
+    def advance(n: int = 1, note: str = "") -> None:
+        if not shown_bar.live.is_started and time.monotonic() - began > QUIET_SECONDS:
+            shown_bar.start()
+        if note:
+            shown_bar.update(task, note=note)
+        shown_bar.advance(task, n)
+
+    try:
+        yield advance
+    finally:
+        shown_bar.stop()
+
+
+@contextmanager
+def lines(what: str, total: int | None, unit: str, done: int) -> Iterator[Callable[..., None]]:
     started = last = time.monotonic()
-    done, last_note = 0, ""
+    before, last_note = done, ""
 
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal done, last, last_note
@@ -80,8 +102,23 @@ def shown(what: str, total: int | None, unit: str) -> Iterator[Callable[..., Non
         now = time.monotonic()
         if now - started > QUIET_SECONDS and now - last > LINE_SECONDS:
             last = now
-            count = f"{done} of {total}" if total is not None else f"{done}"
-            suffix = f", {last_note}" if last_note else ""
-            print(f"{what}: {count} {unit}, {now - started:.0f} s{suffix}", file=sys.stderr, flush=True)
+            parts = [f"{done} of {total} {unit}" if total is not None else f"{done} {unit}"]
+            parts.append(f"{now - started:.0f} s")
+            if total is not None and done > before:
+                left = (now - started) * (total - done) / (done - before)
+                parts.append(f"{rough_duration(left)} left")
+            log.info(f"{what}: {', '.join(parts + ([last_note] if last_note else []))}")
 
     yield advance
+
+
+def rough_duration(seconds: float) -> str:
+    """A duration in the largest unit of which it has at least two.
+
+    >>> [rough_duration(seconds) for seconds in (0.2, 100, 400, 10_000, 1_000_000)]
+    ['1 s', '100 s', '7 minutes', '3 hours', '12 days']
+    """
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{max(1, round(seconds))} s"

@@ -1,4 +1,4 @@
-"""Converts the authors' released checkpoints (.pt) to model folders: `alpro import-checkpoint`."""
+"""Converts the authors' released checkpoints (.pt) to model folders: `alpro model import`."""
 
 import shutil
 from dataclasses import dataclass, field

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder
+from alpro.models.encoder_names import check_type
 from alpro.models.folder import resize_embedding
 from alpro.models.official import WEIGHT_FILES, StateDict, first_line, from_official, read_checkpoint
 
@@ -93,7 +95,7 @@ def load_bert(model: DualEncoder, name: str) -> None:
     prediction head into the MLM head.
 
     name: a hub name or a folder with config.json and weights. Raises ValueError with a one-line message if the weights
-    are not available or do not match.
+    are not available or do not match, and InputError if the model is not a BERT.
     """
     weights, _, _ = from_official(bert_weights(name), model.config)
     own = model.state_dict()
@@ -109,9 +111,10 @@ def bert_weights(name: str) -> StateDict:
         from transformers import AutoConfig, BertForMaskedLM
 
         config: Any = AutoConfig.from_pretrained(name)
-        if config.model_type != "bert":
-            raise ValueError(f"it is a {config.model_type}, not a bert")
+        check_type(name, config.model_type)
         bert = BertForMaskedLM.from_pretrained(name)
+    except InputError:
+        raise
     except Exception as error:
         raise ValueError(
             f"bert = {name!r}: no such folder, and not available from the cache or the hub ({type(error).__name__}: "

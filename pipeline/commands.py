@@ -1,31 +1,31 @@
-"""The commands of `alpro`: run a pipeline or one stage, inspect artifacts, import weights, open MLflow."""
+"""The commands of `alpro`: run a pipeline, a study or one stage, open MLflow; and the table of all commands."""
 
 import argparse
 import atexit
 import gc
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
-from typing import Any
 
+from alpro.credentials import without_credentials
 from alpro.errors import InputError
+from alpro.log import log, set_level
+from alpro.pipeline.artifact_commands import ARTIFACT_COMMANDS, print_json
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.checks import check_port, check_tracking_uri
-from alpro.pipeline.listings import print_artifact, print_artifacts, print_lineage, print_problems, print_unneeded
 from alpro.pipeline.model_commands import MODEL_COMMANDS
 from alpro.pipeline.temporary_server import start_temporary_server, uses_server
-from alpro.shards.storage import absolute
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Runs a command; returns its exit status. Errors that are not bugs are one line on standard error."""
+    if level := getattr(arguments, "log_level", ""):
+        set_level(level)
     try:
         return COMMANDS.get(arguments.command, run_pipeline)(arguments) or 0
     except InputError as error:
@@ -51,22 +51,23 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     stage, config, data, changes = arguments.stage, arguments.config, arguments.data, arguments.changes
     plan = planning.planned(stage, config, data, changes, workspace)  # reports errors before anything starts
     _, steps, store = plan
-    if data and not stage and skips_questions(config, plan[0]):
-        print(f"no questions in {data}: question answering is skipped", file=sys.stderr)
+    if data and not stage and skips_questions(config, changes, plan[0]):
+        log.warning(f"no questions in {data}: question answering is skipped")
     if arguments.dry_run:
-        print_plan(steps, store)
+        rows = plan_rows(steps, store)
+        print_json(rows) if arguments.json else print_plan(rows)
         return
     check_files(steps, store)
     check_test_items(*plan)
     if stage:
-        print(f"configuration: {config}{f', with --data {data}' if data else ''}", file=sys.stderr)
+        log.info(f"configuration: {config}{f', with --data {data}' if data else ''}")
     report = planning.report_file(workspace, plan[0], steps)
     about = {"config": config, "data": data, "changes": changes}
     if planning.is_up_to_date(plan, report, stage, about) and not (arguments.tracking_uri or uses_server()):
         for step in steps:
-            print(f"{step.name}: cached", file=sys.stderr)
-        print("nothing has changed since the last run; no run was started", file=sys.stderr)
-        print_results({step.name: store.folder(step) for step in steps}, workspace, report)
+            log.info(f"{step.name}: cached")
+        log.info("nothing has changed since the last run; no run was started")
+        print_results({step.name: store.folder(step) for step in steps}, workspace, report, arguments.json)
         return
     server = start_temporary_server()
     from alpro.pipeline import flow  # imports Prefect and MLflow; meanwhile the server starts
@@ -78,7 +79,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         folders = getattr(flow, stage or "alpro")(config, data, changes, str(workspace), arguments.tracking_uri)
     finally:
         planning.HANDED.reset(token)
-    print_results({name: Path(folder) for name, folder in folders.items()}, workspace, report)
+    print_results({name: Path(folder) for name, folder in folders.items()}, workspace, report, arguments.json)
 
 
 def prepare_run(arguments: argparse.Namespace) -> Path:
@@ -89,6 +90,8 @@ def prepare_run(arguments: argparse.Namespace) -> Path:
         arguments.changes.append("resources.profile=true")
     create_workspace(workspace, check_writable=not arguments.dry_run)
     prepare_prefect(workspace / "prefect")
+    tracking_uri = without_credentials(arguments.tracking_uri) or workspace / "mlflow.db"
+    log.debug(f"workspace {workspace}, MLflow {tracking_uri}")
     # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
     atexit.register(gc.freeze)
     return workspace
@@ -106,14 +109,14 @@ def run_study(arguments: argparse.Namespace) -> None:
     source = study.Source(loaded, config, arguments.data, arguments.changes, workspace, arguments.tracking_uri)
     members = study.members_of(source)
     if arguments.dry_run:
-        study.print_study_plan(members)
+        study.print_study_plan(members, arguments.json)
         return
     if server:
         server.wait()
     # Between two flows, and after Prefect has ended one.
     before = signal.signal(signal.SIGTERM, stop_study)
     try:
-        study.run_study(source, members)
+        study.run_study(source, members, arguments.json)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -122,11 +125,12 @@ def stop_study(number: int, frame: FrameType | None) -> None:
     raise Stopped("the study was stopped")
 
 
-def print_plan(steps: list[Step], store: Store) -> None:
-    """Prints for each step whether its artifact exists, and if not, why it has to be built."""
+def plan_rows(steps: list[Step], store: Store) -> list[dict[str, str]]:
+    """For each step, whether its artifact exists, and if not, why it has to be built."""
     from alpro.pipeline.steps import reason, required
 
     wanted = required(steps, store)
+    rows = []
     for step in steps:
         why = ""
         if store.find(step):
@@ -139,8 +143,14 @@ def print_plan(steps: list[Step], store: Store) -> None:
             state, why = "to run", reason(step, store)
         else:
             state = "not needed"
-        fingerprint = "" if step.blocked else step.fingerprint[:16]  # unknown without the files
-        print(f"{state:10} {step.name:24} {fingerprint:16}  {why}".rstrip())
+        fingerprint = "" if step.blocked else step.fingerprint  # unknown without the files
+        rows.append({"state": state, "name": step.name, "fingerprint": fingerprint, "reason": why})
+    return rows
+
+
+def print_plan(rows: list[dict[str, str]]) -> None:
+    for row in rows:
+        print(f"{row['state']:10} {row['name']:24} {row['fingerprint'][:16]:16}  {row['reason']}".rstrip())
 
 
 def create_workspace(folder: Path, check_writable: bool) -> None:
@@ -165,121 +175,12 @@ def prepare_prefect(home: Path) -> None:
         os.environ.setdefault("PREFECT_HOME", str(home))
 
 
-def list_artifacts(arguments: argparse.Namespace) -> None:
-    """`alpro artifacts ls`."""
-    print_artifacts(Store(arguments.workspace / "artifacts"))
+def run_data_command(arguments: argparse.Namespace) -> int | None:
+    """`alpro data ...`."""
+    from alpro.pipeline import data_commands
 
-
-def show_artifact(arguments: argparse.Namespace) -> None:
-    """`alpro artifacts show`."""
-    store = Store(arguments.workspace / "artifacts")
-    print_artifact(store, *find_artifact(store, arguments.fingerprint))
-
-
-def show_lineage(arguments: argparse.Namespace) -> None:
-    """`alpro artifacts lineage`."""
-    from alpro.pipeline.artifacts.upkeep import lineage
-
-    store = Store(arguments.workspace / "artifacts")
-    print_lineage(lineage(store, find_artifact(store, arguments.fingerprint)[1]))
-
-
-def verify_artifacts(arguments: argparse.Namespace) -> int:
-    """`alpro artifacts verify`. Returns 1 if a file of an artifact is damaged, missing or extra."""
-    from alpro.pipeline.artifacts.contents import unreadable_records, verify
-
-    store = Store(arguments.workspace / "artifacts")
-    artifacts = [find_artifact(store, prefix) for prefix in arguments.fingerprints] or list(store.all())
-    unreadable = [] if arguments.fingerprints else unreadable_records(store.root)
-    return 1 if print_problems(artifacts, chain(unreadable, verify(artifacts))) else 0
-
-
-def collect_garbage(arguments: argparse.Namespace) -> None:
-    """`alpro artifacts gc`. Deleting a run in MLflow is how a person says that it is no longer needed."""
-    from alpro.pipeline.artifacts.upkeep import remove, unneeded
-    from alpro.pipeline.reporting.running import running
-    from alpro.pipeline.reporting.stored_runs import logged_fingerprints
-
-    database = arguments.workspace.resolve() / "mlflow.db"
-    if not arguments.tracking_uri and not database.is_file():
-        raise InputError(f"{database} does not exist; name the MLflow server of the runs with --tracking-uri")
-    store = Store(arguments.workspace / "artifacts")
-    uri = arguments.tracking_uri or f"sqlite:///{database}"
-    kept, known = logged_fingerprints(uri)
-    items = unneeded(store, kept, known)
-    if arguments.yes and items:
-        if active := running(uri):
-            raise InputError(
-                f"{active[0]} is running, and may need any artifact; run this command when it is done. A run whose "
-                "machine is gone can be deleted in MLflow"
-            )
-        remove(store, items)
-    print_unneeded(items, arguments.yes)
-
-
-def register_model(arguments: argparse.Namespace) -> None:
-    """`alpro model register`."""
-    from alpro.pipeline.reporting.registry import register
-
-    workspace = arguments.workspace.resolve()
-    uri = arguments.tracking_uri or f"sqlite:///{workspace / 'mlflow.db'}"
-    artifact = find_artifact(Store(workspace / "artifacts"), arguments.fingerprint)
-    version = register(uri, workspace / "mlflow", *artifact, arguments.name, arguments.alias)
-    loaded = f"models:/{arguments.name}{'@' + arguments.alias if arguments.alias else '/' + version}"
-    print(f"{arguments.name}, version {version}; load it with mlflow.pyfunc.load_model({loaded!r})")
-
-
-def compare_artifacts(arguments: argparse.Namespace) -> None:
-    """`alpro compare`."""
-    from alpro.pipeline.console import print_result_table, print_text_table
-    from alpro.pipeline.reporting.compared_runs import compared_runs
-
-    if len(arguments.runs) < 2:
-        raise InputError("compare needs two evaluations or more")
-    store = Store(arguments.workspace / "artifacts")
-    # The name of a run ends with the fingerprint of its last artifact.
-    artifacts = [find_artifact(store, name.split(" · ")[-1]) for name in arguments.runs]
-    compared = compared_runs(store, artifacts)
-    if arguments.json:
-        print(json.dumps(compared.json(), indent=1, ensure_ascii=False))
-    else:
-        if (differences := compared.differences_table()).lines:
-            print_text_table(differences)
-        print_result_table(compared.scores_table(intervals=len(artifacts) > 2))
-    page = arguments.out or arguments.workspace / "reports" / f"compare-{'-'.join(compared.names)}.html"
-    print(f"page: {compared.write(page)}", file=sys.stderr)
-
-
-def find_artifact(store: Store, prefix: str) -> tuple[Path, dict[str, Any]]:
-    """The one artifact whose fingerprint starts with `prefix`."""
-    matches = [(folder, record) for folder, record in store.all() if record["fingerprint"].startswith(prefix)]
-    if len(matches) != 1:
-        what = "no artifact starts" if not matches else f"{len(matches)} artifacts start"
-        raise InputError(f"{prefix}: {what} with this in {store.root}; `alpro artifacts ls` lists them")
-    return matches[0]
-
-
-def run_data_check(arguments: argparse.Namespace) -> int:
-    """`alpro data check`."""
-    from alpro.pipeline.data_commands import check
-
-    return check(arguments)
-
-
-def inspect_corpora(arguments: argparse.Namespace) -> None:
-    """`alpro data inspect`."""
-    from alpro.pipeline.console import print_inspection
-    from alpro.shards.inspect_corpus import inspect, save
-
-    store = Store(arguments.workspace / "artifacts")
-    folders = [
-        place if isinstance(place, str) or place.is_dir() else find_artifact(store, name)[0]
-        for name, place in ((name, absolute(name)) for name in arguments.corpora)
-    ]
-    report = inspect(folders, arguments.max_samples)
-    print_inspection(report)
-    if arguments.out:
-        print(*save(report, folders, arguments.out), sep=", ")
+    name = arguments.command.removeprefix("data ")
+    return {"check": data_commands.check, "inspect": data_commands.inspect_corpora}[name](arguments)
 
 
 def run_config_command(arguments: argparse.Namespace) -> None:
@@ -292,32 +193,6 @@ def run_config_command(arguments: argparse.Namespace) -> None:
         "show": config_commands.show_config,
         "init": config_commands.init_config,
     }[name](arguments)
-
-
-def run_import(arguments: argparse.Namespace) -> None:
-    """`alpro import-checkpoint`."""
-    from alpro.models.import_checkpoint import import_checkpoint
-
-    imported = import_checkpoint(
-        arguments.file,
-        arguments.out,
-        arguments.task,
-        arguments.tokenizer,
-        arguments.words,
-        max_text_tokens=arguments.max_text_tokens,
-    )
-    video, text = imported.config.video, imported.config.text
-    print(f"{arguments.out}: {imported.read} tensors read")
-    print(
-        f"  video {video.image_size} x {video.image_size}, patch {video.patch_size}, {video.frames} frames, "
-        f"{video.depth} blocks; text {text.fusion_layer} + {text.depth - text.fusion_layer} layers; width {video.width}"
-    )
-    for what, keys in (("not used by the model", imported.unused), ("unknown", imported.unknown)):
-        if keys:
-            print(f"  {what}: {len(keys)} tensors")
-            print("".join(f"    {key}\n" for key in sorted(keys)), end="")
-    for remark in imported.remarks:
-        print(f"  {remark}")
 
 
 def run_up(arguments: argparse.Namespace) -> int:
@@ -347,20 +222,13 @@ def serve_mlflow(arguments: argparse.Namespace) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {  # all others are stages
     "run": run_pipeline,
     "study": run_study,
-    "artifacts ls": list_artifacts,
-    "artifacts show": show_artifact,
-    "artifacts lineage": show_lineage,
-    "artifacts verify": verify_artifacts,
-    "artifacts gc": collect_garbage,
-    "model register": register_model,
+    **ARTIFACT_COMMANDS,
     **MODEL_COMMANDS,
-    "compare": compare_artifacts,
-    "data check": run_data_check,
+    "data check": run_data_command,
+    "data inspect": run_data_command,
     "config list": run_config_command,
     "config show": run_config_command,
     "config init": run_config_command,
-    "data inspect": inspect_corpora,
-    "import-checkpoint": run_import,
     "ui": serve_mlflow,
     "up": run_up,
 }

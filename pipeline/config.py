@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.config import JsonDict
 
 from alpro.errors import InputError
+from alpro.log import log
 from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
@@ -207,6 +208,7 @@ def load_config(
     values: dict[str, Any] = {}
     files = find_configs(source)
     for path in files:
+        log.debug(f"reading {path}")
         part = read_toml(path)
         check_tables(without_stages(part), path)
         values = without_stages(merged(values, resolve_data(part, path.parent)))
@@ -367,6 +369,12 @@ def asks_questions(data: Location) -> bool:
         return True  # the plan reports it
 
 
-def skips_questions(source: str, config: PipelineConfig) -> bool:
-    """Whether question answering is in the configuration file and was removed, because the data has no questions."""
-    return config.finetune_qa is None and any("finetune_qa" in read_toml(path) for path in find_configs(source))
+def skips_questions(source: str, changes: list[str], config: PipelineConfig) -> bool:
+    """Whether question answering is in the configuration file, no change leaves it out, and it was removed, because the
+    data has no questions."""
+    if config.finetune_qa or not any("finetune_qa" in read_toml(path) for path in find_configs(source)):
+        return False
+    values: dict[str, Any] = {"finetune_qa": {}}
+    for change in changes:
+        apply_change(values, change)
+    return "finetune_qa" in without_stages(values)

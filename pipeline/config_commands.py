@@ -3,18 +3,36 @@
 import argparse
 import json
 import re
+import textwrap
 from typing import Any
 
 from alpro.errors import InputError
 from alpro.pipeline.config import CONFIGS, SHARED, PipelineConfig, load_config, shipped
+from alpro.pipeline.console import console
 
 
 def list_configs(arguments: argparse.Namespace) -> None:
-    """`alpro config list`."""
-    width = max(map(len, shipped()))
-    for name in shipped():
-        comment = (CONFIGS / f"{name}.toml").read_text("utf-8").partition("\n")[0].removeprefix("#").strip()
-        print(f"{name:{width}}  {comment}")
+    """`alpro config list`. JSON: the descriptions by name."""
+    described = {name: description((CONFIGS / f"{name}.toml").read_text("utf-8")) for name in shipped()}
+    if arguments.json:
+        print(json.dumps(described, indent=1))
+        return
+    width = max(map(len, described)) + 2
+    for name, text in described.items():
+        print(
+            textwrap.fill(
+                text,
+                console.width,
+                break_on_hyphens=False,
+                initial_indent=f"{name:{width}}",
+                subsequent_indent=" " * width,
+            )
+        )
+
+
+def description(text: str) -> str:
+    """The first line of a configuration file, which is a comment."""
+    return text.partition("\n")[0].removeprefix("#").strip()
 
 
 def show_config(arguments: argparse.Namespace) -> None:

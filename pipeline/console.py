@@ -1,5 +1,6 @@
 """Prints results and corpora as tables."""
 
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,9 +18,17 @@ from alpro.pipeline.reporting.result_tables import results, tables
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 
 
-def print_results(folders: dict[str, Path], workspace: Path, report: Path) -> None:
+def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_json: bool = False) -> None:
     """Prints the result tables, if there are any, and where the report, pictures and artifacts are."""
     listed = [(name, folder, record, False) for name, folder in folders.items() if (record := read_record(folder))]
+    if as_json:
+        artifacts = {
+            name: {"folder": str(folder)} | {key: record[key] for key in ("fingerprint", "counts", "metrics")}
+            for name, folder, record, _ in listed
+        }
+        values = {"results": results(listed), "artifacts": artifacts, "report": str(report)}
+        print(json.dumps(values, indent=1, ensure_ascii=False))
+        return
     result_tables = tables(results(listed))
     for table in result_tables:
         print_result_table(table)

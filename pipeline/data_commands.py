@@ -1,16 +1,18 @@
-"""`alpro data check`, and the check before a run that the corpora of an evaluation have items to evaluate."""
+"""`alpro data ...`, and the check before a run that the corpora of an evaluation have items to evaluate."""
 
 import argparse
-import json
+import sys
 from pathlib import Path
 from typing import Any, cast
 
 from alpro.errors import InputError
+from alpro.pipeline.artifact_commands import find_artifact, print_json, store_of
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import Corpus, PipelineConfig, load_config
-from alpro.pipeline.console import console
+from alpro.pipeline.console import console, print_inspection
 from alpro.pipeline.steps import required
-from alpro.shards.storage import located
+from alpro.progress import rough_duration
+from alpro.shards.storage import absolute, located
 from alpro.stages import EVALUATIONS
 from alpro.stages.corpora.check_data import check_data, items_of_split
 from alpro.stages.decode_videos import Config as DecodeConfig
@@ -25,10 +27,29 @@ def check(arguments: argparse.Namespace) -> int:
     config, paths = decoding_of(corpus)
     report = check_data(located(corpus.data), config, *paths, samples=arguments.samples)
     if arguments.json:
-        print(json.dumps(report, indent=1))
+        print_json(report)
     else:
         print_check(report)
     return 1 if report["problems"] else 0
+
+
+def inspect_corpora(arguments: argparse.Namespace) -> None:
+    """`alpro data inspect`."""
+    from alpro.shards.inspect_corpus import inspect, save
+
+    store = store_of(arguments)
+    folders = [
+        place if isinstance(place, str) or place.is_dir() else find_artifact(store, name)[0]
+        for name, place in ((name, absolute(name)) for name in arguments.corpora)
+    ]
+    report = inspect(folders, arguments.max_samples)
+    if arguments.json:
+        print_json(report)
+    else:
+        print_inspection(report)
+    if arguments.out:
+        files = save(report, folders, arguments.out)
+        print(*files, sep=", ", file=sys.stderr if arguments.json else sys.stdout)
 
 
 def decoding_of(corpus: Corpus) -> tuple[DecodeConfig, tuple[dict[str, Path], Path | None]]:
@@ -66,23 +87,11 @@ def print_check(report: dict[str, Any]) -> None:
         show(f"    {example}")
     if decoded["items"] > rejected:
         show(
-            f"all of them: about {duration(cost['seconds'])} with {cost['workers']} workers, and "
+            f"all of them: about {rough_duration(cost['seconds'])} with {cost['workers']} workers, and "
             f"{cost['bytes'] / 1e9:.2g} GB ({cost['free_bytes'] / 1e9:.0f} GB are free)"
         )
     for problem in report["problems"]:
         show(f"problem: {problem}")
-
-
-def duration(seconds: float) -> str:
-    """A duration in the largest unit of which it has at least two.
-
-    >>> [duration(seconds) for seconds in (0.2, 100, 400, 10_000, 1_000_000)]
-    ['1 s', '100 s', '7 minutes', '3 hours', '12 days']
-    """
-    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{max(1, round(seconds))} s"
 
 
 def check_test_items(settings: PipelineConfig, steps: list[Step], store: Store) -> None:

@@ -1,6 +1,7 @@
 """Runs a stage in this process, in a separate process, or in many processes with torchrun, and ends them."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
+from alpro.log import TIMES, log
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.devices import VISIBLE, lock_folder, reserved, visible_devices
 from alpro.pipeline.units import on_dask
@@ -56,7 +58,7 @@ def work(
     write_json(file, described)
     (out / "result.json").unlink(missing_ok=True)
     arguments = command(step.stage, file, resources)
-    announce = say or partial(print, file=sys.stderr, flush=True)
+    announce = say or log.info
     if resources.nodes > 1 and step.stage in TRAININGS:
         by_hand = " ".join(["python", *arguments[1:-1], str(file.resolve())])
         announce(f"{step.name}: start on each other node: {by_hand}")
@@ -65,6 +67,7 @@ def work(
     waiting = partial(_announce_for, announce, step.name)
     with reserved(visible_devices(resources), count, waiting, lock_folder()) as (devices, more_locks):
         settings = {VISIBLE: ",".join(devices)} if devices else {}
+        log.debug(f"{step.name}: {shlex.join([*(f'{name}={value}' for name, value in settings.items()), *arguments])}")
         status = run_group(arguments, (*locks, *more_locks), say, settings)
     result = read_json(out / "result.json") if (out / "result.json").exists() else {}
     if status == 0:
@@ -109,12 +112,13 @@ def run_group(
     """
     stop, piped = STOP.get(), say is not None
     stop.check()
+    more = {**(settings or {}), **({TIMES: "0"} if piped else {})}  # Prefect's log adds times
     # Threads that wait for each other give way sooner: beside another busy process on the same two cores training is
     # 1.7 times as fast as with OpenMP's default, and on an idle machine no slower.
     process = subprocess.Popen(
         arguments,
         start_new_session=True,
-        env={"GOMP_SPINCOUNT": "1000", **os.environ, **(settings or {}), "ALPRO_PARENT": str(os.getpid())},
+        env={"GOMP_SPINCOUNT": "1000", **os.environ, **more, "ALPRO_PARENT": str(os.getpid())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if piped else None,
         stderr=subprocess.STDOUT if piped else None,

@@ -38,10 +38,7 @@ def print_artifacts(store: Store) -> None:
         console.print(f"no artifacts in {store.root}; `alpro run` creates them", markup=False)
         return
     records = {record["fingerprint"]: record for _, record in artifacts}
-    users: dict[str, list[Record]] = {}
-    for record in records.values():
-        for fingerprint in dict.fromkeys(source["fingerprint"] for source in record["inputs"].values()):
-            users.setdefault(fingerprint, []).append(record)
+    users = users_of(records.values())
     repeated = repeated_names(records.values())
     sizes = sizes_once([folder for folder, _ in artifacts])
     rows, notes = [], []
@@ -56,9 +53,9 @@ def print_artifacts(store: Store) -> None:
 def print_artifact(store: Store, folder: Path, record: Record) -> None:
     """Prints the record of an artifact and the artifacts that use it."""
     console.print(f"[bold]{record['name']}[/bold]  {escape(str(folder))}")
-    console.print(f"fingerprint {record['fingerprint']}")
+    print_line(f"fingerprint {record['fingerprint']}")
     run = record["run"]
-    console.print(
+    print_line(
         f"built {run['at']} in {run['seconds']:g} s, commit {run.get('commit')}, MLflow run {run.get('mlflow_run')}"
     )
     for heading in ("inputs", "files", "counts", "metrics", "config", "versions"):
@@ -71,12 +68,12 @@ def print_artifact(store: Store, folder: Path, record: Record) -> None:
                 value = f"{value['stage']} {value['fingerprint'][:16]}"
             text = f"  {key}: {value:g}" if isinstance(value, float) else f"  {key}: {value}"
             console.print(text, highlight=False, markup=False)
-    used = [m for _, m in store.all() if any(i["fingerprint"] == record["fingerprint"] for i in m["inputs"].values())]
+    used = users_of(other for _, other in store.all()).get(record["fingerprint"], [])
     console.print("\n[bold]used by[/bold]")
     for other in used:
-        console.print(f"  {other['name']} {other['fingerprint'][:16]}")
+        print_line(f"  {other['name']} {other['fingerprint'][:16]}")
     if not used:
-        console.print("  nothing")
+        print_line("  nothing")
 
 
 def print_lineage(artifacts: list[Artifact]) -> None:
@@ -104,18 +101,24 @@ def print_lineage(artifacts: list[Artifact]) -> None:
 def print_command(record: Record) -> None:
     """Prints the command that builds an artifact, and where to run it."""
     run = record["run"]
-    if not (arguments := run.get("arguments")):
+    if not (words := command_of(record)):
         return
-    words = ["alpro", record["stage"].replace("_", "-"), "--config", arguments["config"]]
-    words += ["--data", arguments["data"]] if arguments["data"] else []
-    words += [word for change in arguments["changes"] for word in ("--set", change)]
-    commit = run.get("commit") or "unknown"
+    arguments, commit = run["arguments"], run.get("commit") or "unknown"
     folder = arguments.get("folder", "")
     place = f", in the folder {folder}" if folder not in ("", ".") else ""
     print_line(f"\nTo build it again, at commit {commit.removesuffix('+')}{place}:")
     print_line(f"  {shlex.join(words)}")
     if commit.endswith("+"):
         print_line("The checkout had changes that are not in this commit.")
+
+
+def command_of(record: Record) -> list[str]:
+    """The command that builds an artifact; empty if its record has none."""
+    if not (arguments := record["run"].get("arguments")):
+        return []
+    words = ["alpro", record["stage"].replace("_", "-"), "--config", arguments["config"]]
+    words += ["--data", arguments["data"]] if arguments["data"] else []
+    return words + [word for change in arguments["changes"] for word in ("--set", change)]
 
 
 def print_unneeded(items: list[Unneeded], removed: bool) -> None:
@@ -170,6 +173,15 @@ def print_rows(
         for note in notes[number - 1] if notes and number else ():
             for line in wrapper.wrap(note):
                 print_line(line)
+
+
+def users_of(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records that have each fingerprint among their inputs."""
+    users: dict[str, list[Record]] = {}
+    for record in records:
+        for fingerprint in dict.fromkeys(source["fingerprint"] for source in record["inputs"].values()):
+            users.setdefault(fingerprint, []).append(record)
+    return users
 
 
 def title(record: Record) -> tuple[str, str, str]:

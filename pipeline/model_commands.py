@@ -170,6 +170,32 @@ def name_entities(arguments: argparse.Namespace) -> None:
     print_ranked(arguments, {"box": list(arguments.box)}, "entities", entities)
 
 
+def import_model(arguments: argparse.Namespace) -> None:
+    """`alpro model import`."""
+    from alpro.models.import_checkpoint import import_checkpoint
+
+    imported = import_checkpoint(
+        arguments.file,
+        arguments.out,
+        arguments.task,
+        arguments.tokenizer,
+        arguments.words,
+        max_text_tokens=arguments.max_text_tokens,
+    )
+    video, text = imported.config.video, imported.config.text
+    print(f"{arguments.out}: {imported.read} tensors read")
+    print(
+        f"  video {video.image_size} x {video.image_size}, patch {video.patch_size}, {video.frames} frames, "
+        f"{video.depth} blocks; text {text.fusion_layer} + {text.depth - text.fusion_layer} layers; width {video.width}"
+    )
+    for what, keys in (("not used by the model", imported.unused), ("unknown", imported.unknown)):
+        if keys:
+            print(f"  {what}: {len(keys)} tensors")
+            print("".join(f"    {key}\n" for key in sorted(keys)), end="")
+    for remark in imported.remarks:
+        print(f"  {remark}")
+
+
 def export_model(arguments: argparse.Namespace) -> None:
     """`alpro model export`."""
     from alpro import Model
@@ -210,5 +236,6 @@ MODEL_COMMANDS = {
     "model search": search_index,
     "model ask": ask,
     "model entities": name_entities,
+    "model import": import_model,
     "model export": export_model,
 }

@@ -1,35 +1,37 @@
 """The options of `alpro model ...`. The commands are in `model_commands.py`, which is only imported to run one."""
 
 import argparse
+import os
+from typing import Any
 
-from alpro.pipeline.options import add_tracking_uri, add_workspace, user_path
+from alpro.pipeline.options import (
+    add_action,
+    add_group,
+    add_json,
+    add_tracking_uri,
+    add_workspace,
+    natural,
+    positive,
+    user_path,
+)
 
 MODEL = "a model folder, the fingerprint of an artifact or its first characters, or models:/NAME@ALIAS of the registry"
+TASKS = ("pretrain", "retrieval", "qa", "prompter")  # of official checkpoints
 
 
-def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_model_commands(commands: Any) -> None:
     """`alpro model ...`: the commands about trained models."""
-    text = "search videos, ask questions, export and register a model"
-    group = commands.add_parser("model", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    actions = group.add_subparsers(metavar="COMMAND", required=True)
+    actions = add_group(commands, "model", "search videos, ask questions, import, export and register models")
     add_index(actions)
     add_search(actions)
     add_ask(actions)
     add_entities(actions)
+    add_import(actions)
     add_export(actions)
     add_register(actions)
 
 
-def add_action(
-    actions: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, more: str = ""
-) -> argparse.ArgumentParser:
-    """The parser of `alpro model NAME`."""
-    parser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".rstrip())
-    parser.set_defaults(command=f"model {name}")
-    return parser
-
-
-def add_index(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_index(actions: Any) -> None:
     parser = add_action(
         actions,
         "index",
@@ -44,7 +46,7 @@ def add_index(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     add_shared(parser)
 
 
-def add_search(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_search(actions: Any) -> None:
     parser = add_action(
         actions,
         "search",
@@ -65,29 +67,26 @@ def add_search(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add_shared(parser)
 
 
-def add_ask(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_ask(actions: Any) -> None:
     parser = add_action(
         actions,
         "ask",
         "answer a question about a video, from the model's list of answers",
         "The answers are those of the training questions that the model was fine-tuned with; it gives no others.",
     )
-    parser.add_argument("model", metavar="MODEL", help=f"a model of finetune_qa: {MODEL}")
-    parser.add_argument("video", metavar="VIDEO", help="a video or an image: a file or a URL")
-    parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument("-k", type=positive, default=3, metavar="N", help="number of answers (default: 3)")
+    add_model_and_video(parser, "a model of finetune_qa", "answers", 3)
+    parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     add_shared(parser)
 
 
-def add_entities(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_entities(actions: Any) -> None:
     parser = add_action(
         actions,
         "entities",
         "name the entities in a video, or in a region of it, with the prompter",
         "The names are those of the vocabulary; there are no others.",
     )
-    parser.add_argument("model", metavar="MODEL", help=f"a prompter, or a model that was trained with one: {MODEL}")
-    parser.add_argument("video", metavar="VIDEO", help="a video or an image: a file or a URL")
+    add_model_and_video(parser, "a prompter, or a model that was trained with one", "entities", 5)
     parser.add_argument(
         "--box",
         type=box,
@@ -95,11 +94,54 @@ def add_entities(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="X,Y,W,H",
         help="left, top, width and height of a region as fractions of the frame, 0 to 1 (default: 0,0,1,1)",
     )
-    parser.add_argument("-k", type=positive, default=5, metavar="N", help="number of entities (default: 5)")
     add_shared(parser)
 
 
-def add_export(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_model_and_video(parser: argparse.ArgumentParser, what: str, results: str, number: int) -> None:
+    """The arguments of the commands about one video. what: the models that the command takes."""
+    parser.add_argument("model", metavar="MODEL", help=f"{what}: {MODEL}")
+    parser.add_argument("video", metavar="VIDEO", help="a video or an image: a file or a URL")
+    parser.add_argument(
+        "-k", type=positive, default=number, metavar="N", help=f"number of {results} (default: {number})"
+    )
+
+
+def add_import(actions: Any) -> None:
+    parser = add_action(
+        actions,
+        "import",
+        "convert a checkpoint of the official ALPRO to a model folder",
+        description="Reads only the tensors of a checkpoint of the official code and writes a model folder, which "
+        "--pretrained and `pretrained` in a configuration take. The prompter of a pre-training checkpoint is written "
+        "to OUT/prompter.",
+    )
+    parser.add_argument("file", type=user_path, metavar="FILE", help="the checkpoint")
+    parser.add_argument("out", type=user_path, metavar="OUT", help="the folder to write, which must not exist yet")
+    parser.add_argument("--task", required=True, choices=TASKS, help="what the checkpoint was trained for")
+    parser.add_argument(
+        "--tokenizer",
+        type=os.path.expanduser,
+        default="bert-base-uncased",
+        metavar="NAME_OR_FOLDER",
+        help="its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt (default: bert-base-uncased)",
+    )
+    parser.add_argument(
+        "--words",
+        type=user_path,
+        metavar="FILE",
+        help="names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON "
+        "object of word to number (ans2label.json), or lines; without it they are numbered",
+    )
+    parser.add_argument(
+        "--max-text-tokens",
+        type=int,
+        metavar="N",
+        help="maximum word pieces of a text, as in its training (default: 30 for pretrain and prompter, 40 for "
+        "retrieval and qa; the official DiDeMo model has 50)",
+    )
+
+
+def add_export(actions: Any) -> None:
     parser = add_action(
         actions,
         "export",
@@ -115,13 +157,13 @@ def add_export(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add_tracking_uri(parser)
 
 
-def add_register(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = actions.add_parser(
+def add_register(actions: Any) -> None:
+    parser = add_action(
+        actions,
         "register",
-        help="add a model to MLflow's registry, for mlflow.pyfunc.load_model",
+        "add a model to MLflow's registry, for mlflow.pyfunc.load_model",
         description="Copies the model of an artifact to MLflow's registry as a new version of NAME.",
     )
-    parser.set_defaults(command="model register")
     parser.add_argument(
         "fingerprint", help="of an artifact with a model, as `alpro artifacts ls` prints it, or the first characters"
     )
@@ -133,7 +175,7 @@ def add_register(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
     """The options of every command that runs a model."""
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    add_json(parser)
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one"
     )
@@ -142,18 +184,6 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     add_workspace(parser, "folder of the artifacts that MODEL may name")
     add_tracking_uri(parser)
-
-
-def natural(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 1 or more")
-    return int(text)
 
 
 def box(text: str) -> tuple[float, float, float, float]:

@@ -1,6 +1,5 @@
 """Steps of a pipeline: the digests of the user's files that a step reads, which steps have to run, and why."""
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, cast
 
 from alpro.errors import InputError
 from alpro.files import digest
+from alpro.log import log
 from alpro.models.folder import read_task
 from alpro.pipeline.artifacts.digests import Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.artifacts.store import Step, Store, flatten
@@ -119,7 +119,7 @@ def decode_step(step: Step, digests: Digests, store: Store | None) -> Step:
     except InputError as error:
         problem = error
     if store and not (contents and contents.has_media) and (record := recorded(step, store)):
-        print(f"{step.name}: {problem}; using its artifact of {record['run']['at']}", file=sys.stderr)
+        log.info(f"{step.name}: {problem}; using its artifact of {record['run']['at']}")
         return replace(step, files=record["files"])
     if contents is None:
         raise problem

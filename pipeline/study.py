@@ -5,7 +5,7 @@ share is built once, because an artifact is found by its fingerprint; so a study
 run again. The seeds are the outer loop: after the first, all variants can be compared.
 """
 
-import sys
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, digest, write_json
+from alpro.log import log
 from alpro.pipeline import flow, planning
 from alpro.pipeline.artifacts.store import Step, read_record
 from alpro.pipeline.config import load_config
@@ -60,10 +61,6 @@ class Source:
 Outcomes = dict[Member, list[dict[str, Any]] | Exception]  # rows of results.json, or why the run failed
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def members_of(source: Source) -> list[Member]:
     """The plans of all runs, seeds first. Raises InputError, which names the variant, if one of them is invalid."""
     members, study = [], source.study
@@ -79,7 +76,7 @@ def members_of(source: Source) -> list[Member]:
     return members
 
 
-def run_study(source: Source, members: list[Member]) -> None:
+def run_study(source: Source, members: list[Member], as_json: bool = False) -> None:
     """Runs all members; prints, writes and logs the table of their scores. One that fails does not stop the others.
 
     Raises InputError before the first one if files are missing, and StageFailed at the end if any failed.
@@ -91,9 +88,9 @@ def run_study(source: Source, members: list[Member]) -> None:
     try:
         with variant_runs(tracker, members, outcomes) as runs:
             for member in members:
-                say(f"{member.title} ({len(outcomes) + 1} of {len(members)})")
+                log.info(f"{member.title} ({len(outcomes) + 1} of {len(members)})")
                 outcomes[member] = outcome(source, member, runs[member.variant])
-            report(source, outcomes, folder_of(source, members), tracker, runs)
+            report(source, outcomes, folder_of(source, members), tracker, runs, as_json)
     finally:
         tracker.close()
     failed = [member.title for member, rows in outcomes.items() if isinstance(rows, Exception)]
@@ -112,7 +109,7 @@ def outcome(source: Source, member: Member, parent: Run) -> list[dict[str, Any]]
     except Exception as error:
         if status_after(error) == "KILLED":
             raise
-        say(f"{member.title}: failed: {error}")
+        log.warning(f"{member.title}: failed: {error}")
         return error
     finally:
         planning.HANDED.reset(plan)
@@ -149,8 +146,10 @@ def folder_of(source: Source, members: list[Member]) -> Path:
     return source.root / "reports" / f"{source.study.name}-{mark}"
 
 
-def report(source: Source, outcomes: Outcomes, folder: Path, tracker: Tracker, runs: dict[str, Run]) -> None:
-    """Prints the table of the scores, writes it as Markdown, JSON, Parquet and a plot, and logs it to MLflow."""
+def report(
+    source: Source, outcomes: Outcomes, folder: Path, tracker: Tracker, runs: dict[str, Run], as_json: bool = False
+) -> None:
+    """Prints the scores as a table or JSON, writes them in four formats, and logs these files to MLflow."""
     study = source.study
     scores: dict[str, dict[int, list[dict[str, Any]]]] = {variant.name: {} for variant in study.variants}
     for member, rows in outcomes.items():
@@ -159,19 +158,23 @@ def report(source: Source, outcomes: Outcomes, folder: Path, tracker: Tracker, r
     failed = {member.title: str(rows) for member, rows in outcomes.items() if isinstance(rows, Exception)}
     rows = score_rows(scores, study.bases())
     if not rows:
-        say("no scores: no run finished an evaluation")
+        log.warning("no scores: no run finished an evaluation")
         return
     selected = [row for row in rows if study.selects(row["score"])] or rows
     base = study.variants[0].name
     table = study_table(study.name, selected, base)
-    print_result_table(table)
+    if not as_json:
+        print_result_table(table)
     folder.mkdir(parents=True, exist_ok=True)
     write_files(folder, source, table, rows, selected, failed)
     for variant, run in runs.items():
         tracker.metrics(run, numbers([row for row in rows if row["variant"] == variant]))
         for file in sorted(folder.iterdir()):
             tracker.file(run, file, "study")
-    console.print(f"report: {folder}", markup=False)
+    if as_json:
+        print((folder / "study.json").read_text("utf-8"))
+    else:
+        console.print(f"report: {folder}", markup=False)
 
 
 def write_files(
@@ -241,9 +244,12 @@ def expected_seconds(step: Step, records: list[dict[str, Any]]) -> float | None:
     return closest["run"]["seconds"] if closest else None
 
 
-def print_study_plan(members: list[Member]) -> None:
+def print_study_plan(members: list[Member], as_json: bool = False) -> None:
     """Prints how many stages have to run, and for how long by the earlier runs in this workspace."""
     work = work_left(members)
+    if as_json:  # the seconds of each stage run to do; null without an earlier run
+        print(json.dumps({name: vars(of_name) for name, of_name in work.items()}, indent=1))
+        return
     for name, of_name in work.items():
         hours = hours_of(of_name.seconds)
         print(f"{name:24} {len(of_name.seconds):4} to run {of_name.cached:4} cached  {hours}".rstrip())

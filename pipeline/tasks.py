@@ -1,7 +1,6 @@
 """One stage as a Prefect task: look for the artifact, build it under a lock if it is missing, log to MLflow."""
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling, Completed, Failed, State
 
 from alpro.errors import InputError
+from alpro.log import log
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.launch import work
@@ -112,9 +112,10 @@ def failed(error: Exception) -> State:
 
 def find_or_build(session: Session, step: Step) -> State | None:
     """Finds a step's artifact, here or in the shared place, or builds it. Returns a state of its own if it exists."""
-    store, tracker = session.store, session.tracker
+    store, tracker, number = session.store, session.tracker, session.progress.get(step.name, "")
     folder, tags = store.folder(step), about_run(run_tags(session.commit, step))
     with store.lock(step, announce) as lock:
+        log.debug(f"{step.name}: {folder}")
         record = store.find(step)
         if record is None and (record := store.fetch(step)):
             announce(f"{step.name}: fetched from {store.shared}")
@@ -123,9 +124,9 @@ def find_or_build(session: Session, step: Step) -> State | None:
             result = StageResult(step, folder, record, cached=True)
             log_cached(tracker, result, session.parent, tags, store)
             session.results.append(result)
-            announce(f"{step.name}: cached")
+            announce(f"{number}{step.name}: cached")
             return Completed(name="Cached", message=f"{folder} is of {record['run']['at']}")
-        announce(f"{session.progress.get(step.name, '')}{step.name}: started")
+        announce(f"{number}{step.name}: started")
         with (
             stage_run(tracker, step, folder, session.parent, tags) as run,
             progress_page(step, folder),
@@ -255,7 +256,7 @@ def at_terminal() -> bool:
 def announce(text: str) -> None:
     """Prints progress to standard error for the command line, or logs it to Prefect."""
     if at_terminal():
-        print(text, file=sys.stderr, flush=True)
+        log.info(text)
     else:
         get_run_logger().info(text)
 

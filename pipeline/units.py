@@ -1,6 +1,5 @@
 """Units of a stage (shards to decode, captions to tag) as task runs of Prefect, on a Dask cluster."""
 
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +13,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from alpro.errors import InputError
+from alpro.log import log
 
 CONNECT_SECONDS = 10
 
@@ -48,7 +48,7 @@ def on_dask(address: str) -> Iterator[Executor]:
         except OSError as error:
             raise InputError(f"resources.dask = {address}: no Dask scheduler answers there ({error})") from error
         if not runner.client.nthreads():
-            print(f"{address} has no workers yet: units wait for one", file=sys.stderr, flush=True)
+            log.info(f"{address} has no workers yet: units wait for one")
         yield _Tasks(runner)
 
 

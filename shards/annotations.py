@@ -8,7 +8,6 @@ to `root`. WebVid's videos are fetched from their `contentUrl` if the folder has
 import json
 import os
 import sqlite3
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alpro.errors import InputError
+from alpro.log import log
 from alpro.shards.adapters import MSRVTT, NAMES, Entry, form_of, read_annotations, read_entry, split_name
 from alpro.shards.database import database
 from alpro.shards.downloads import is_downloads, scan_downloads
@@ -160,7 +160,7 @@ def read_file(
 def announce(file: Path, form: str, split: str) -> None:
     """Prints, once, which form the records of a file have that is in the place of a manifest."""
     if not split:
-        print(f"{file}: read as {form}; its videos are looked up in {file.parent}", file=sys.stderr, flush=True)
+        log.info(f"{file}: read as {form}; its videos are looked up in {file.parent}")
 
 
 @dataclass(frozen=True)

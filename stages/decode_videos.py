@@ -1,7 +1,6 @@
 """Decodes the items of a manifest into WebDataset shards. Every item ends in either a shard or rejects.parquet."""
 
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -16,6 +15,7 @@ from pydantic import Field, field_validator
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.files import atomic_write, checksum, digest, read_json, write_json
+from alpro.log import log
 from alpro.progress import progress
 from alpro.shards.annotations import ANNOTATION_FILES, scan_source
 from alpro.shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
@@ -154,12 +154,10 @@ def hint_at_groups(plan: Plan) -> None:
     if similar := plan.similar_names():
         last = similar.prefix[-1]
         pattern = "(.+?)" + ("" if last.isalnum() else re.escape(last)) + r"\d+\.[^.]+$"
-        print(
+        log.info(
             f"hint: the names of {similar.items} files differ only in a number, such as "
             f"{' and '.join(similar.examples)}; if they are clips of one video, group_pattern = '{pattern}' keeps them "
-            "in one split",
-            file=sys.stderr,
-            flush=True,
+            "in one split"
         )
 
 

@@ -46,7 +46,7 @@ def official(tmp_path_factory, tiny_model, vocabulary) -> Path:
         task = {"msrvtt_ret": "retrieval", "msrvtt_qa": "qa"}.get(file.stem, "pretrain")
         words = {"pretrain": "--words unigrams.txt", "qa": "--words train_ans2label.json"}.get(task, "")
         words = words.replace("--words ", f"--words {folder}/")
-        line = f"import-checkpoint {file} {folder / task} --task {task} --tokenizer {tokenizer} {words}"
+        line = f"model import {file} {folder / task} --task {task} --tokenizer {tokenizer} {words}"
         assert commands.execute(parser().parse_args(shlex.split(line))) == 0
     return folder
 

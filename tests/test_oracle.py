@@ -151,7 +151,7 @@ def inputs(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def imported(task: Task, arrays: Arrays, weights: dict[str, Tensor] | None = None) -> ModelFolder:
-    """The model folder of `alpro import-checkpoint`."""
+    """The model folder of `alpro model import`."""
     folder, about = build(weights or official_weights(task, arrays), task, tokenizer(), None, None)
     assert about.unknown == []
     assert about.config == ModelConfig(video=VideoConfig(frames=int(arrays["num_frames"])))

@@ -8,7 +8,6 @@ fingerprint resumes.
 
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from filelock import FileLock, Timeout
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.files import digest, read_json, write_json
+from alpro.log import log
 from alpro.pipeline.artifacts.contents import RECORD, UNFINISHED, describe_contents
 from alpro.pipeline.artifacts.hardware import hardware
 from alpro.pipeline.artifacts.sharing import fetch, is_shared, send, shared_records
@@ -265,7 +265,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        print(f"{path} is corrupt: its artifact is rebuilt", file=sys.stderr)
+        log.warning(f"{path} is corrupt: its artifact is rebuilt")
         return None
     if record.get("version") != RECORD_VERSION:  # of an earlier version of this project
         return None

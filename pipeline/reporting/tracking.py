@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import sys
 import threading
 import time
 from collections import deque
@@ -34,6 +33,7 @@ from mlflow.tracking import MlflowClient
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
+from alpro.log import log
 from alpro.pipeline.artifacts.store import flatten
 from alpro.pipeline.reporting.system_metrics import SystemMetrics
 from alpro.stages.training.metrics import read_metrics
@@ -306,30 +306,26 @@ class Tracker:
                     if is_outage(error):
                         self._warn_once(reason)
                         return False
-                    print(f"warning: MLflow store {self.uri}: an entry is not logged: {reason}", file=sys.stderr)
+                    log.warning(f"warning: MLflow store {self.uri}: an entry is not logged: {reason}")
                 self.pending.popleft()
             if self.interrupted:
-                print(f"MLflow store {self.uri} answers again; the missed entries are logged", file=sys.stderr)
+                log.info(f"MLflow store {self.uri} answers again; the missed entries are logged")
             self.interrupted = False
             return True
 
     def _warn_once(self, reason: str) -> None:
         if not self.interrupted:
-            print(
-                f"warning: MLflow store {self.uri} does not answer ({reason}); entries are kept and logged later",
-                file=sys.stderr,
-                flush=True,
+            log.warning(
+                f"warning: MLflow store {self.uri} does not answer ({reason}); entries are kept and logged later"
             )
         self.interrupted = True
 
     def close(self) -> None:
         """Makes the pending calls; prints a warning if MLflow still does not answer."""
         if not self.flush():
-            print(
+            log.warning(
                 f"warning: MLflow store {self.uri} does not answer; {len(self.pending)} entries are not logged. The "
-                "artifacts are complete: run the same command again later to log their metrics",
-                file=sys.stderr,
-                flush=True,
+                "artifacts are complete: run the same command again later to log their metrics"
             )
 
 

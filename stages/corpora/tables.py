@@ -1,6 +1,5 @@
 """Writes the tables of a corpus from their parts, its statistics, the overlap of its splits, and a picture."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alpro.files import atomic_write, read_json, write_json
+from alpro.log import log
 from alpro.shards.inspect_corpus import overlap
 from alpro.shards.pictures import sample_strips, sheet
 from alpro.shards.reader import ShardReader
@@ -112,11 +112,9 @@ def write_overlap(out: Path, max_samples: int) -> dict[str, int]:
         shared = {name: count for name in ("captions", "frames") if (count := numbers[name])}
         counts |= {f"{split}_{name}_in_training": count for name, count in shared.items()}
         if shared:
-            print(
+            log.warning(
                 f"{split}: {numbers['captions']} of {numbers['items']} items share a caption with a training item, and "
-                f"{numbers['frames']} of {numbers['compared']} look like one; see {out / 'overlap.parquet'}",
-                file=sys.stderr,
-                flush=True,
+                f"{numbers['frames']} of {numbers['compared']} look like one; see {out / 'overlap.parquet'}"
             )
     return counts
 

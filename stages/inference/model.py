@@ -98,7 +98,7 @@ class Model:
         """Loads a model folder, or an artifact that contains one.
 
         prompts: the artifact of cache_prompts with the entities of a prompter; not needed if the folder itself has
-        prompts.safetensors, as those of `alpro import-checkpoint` do, and the artifact of cache_prompts with a CLIP or
+        prompts.safetensors, as those of `alpro model import` do, and the artifact of cache_prompts with a CLIP or
         SigLIP as the prompter. Raises InputError if a file is missing.
         """
         if dtype not in Dtype.__args__:  # type: ignore[attr-defined]

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alpro.files import checksum
+from alpro.log import log
 
 KEEP = 2
 
@@ -49,6 +49,7 @@ class Checkpoints:
         target = self.folder / f"step-{step:08d}"
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
+        log.debug(f"checkpoint {target}")
         for old in self.all()[KEEP:]:
             shutil.rmtree(old)
         # Best weights are kept as long as a checkpoint refers to them.
@@ -71,10 +72,11 @@ class Checkpoints:
         """
         for folder in self.all():
             if corrupt := corrupt_files(folder):
-                print(f"{folder}: corrupt ({corrupt}); using the previous checkpoint", file=sys.stderr, flush=True)
+                log.warning(f"{folder}: corrupt ({corrupt}); using the previous checkpoint")
                 if rank == 0:
                     shutil.rmtree(folder, ignore_errors=True)
                 continue
+            log.debug(f"restoring {folder}")
             unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False).unexpected_keys
             assert not unexpected, unexpected
             tensors = load_file(folder / "optimizer.safetensors")

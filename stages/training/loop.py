@@ -1,7 +1,6 @@
 """The training loop of all stages; they differ in objective, data and validation."""
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, checksum
+from alpro.log import log
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
 from alpro.progress import progress
@@ -90,11 +90,10 @@ def fit(
     if world.main and config.augmentation != "none" and not state.step:
         data.draw_augmentation(out / "pictures" / "augmentation.png")
     if state.step and world.main:
-        print(f"continuing from step {state.step} of {len(data)}", file=sys.stderr, flush=True)
+        log.info(f"continuing from step {state.step} of {len(data)}")
     trace = profiler_trace(out / "trace.json.gz") if resources.profile and world.main else nullcontext(lambda: None)
-    name = out.parent.name.replace("_", " ")
-    with catch_stop_signals() as stopping, progress(name, len(data), "steps") as advance, trace as trace_step:
-        advance(state.step)
+    steps = progress(out.parent.name.replace("_", " "), len(data), "steps", state.step)
+    with catch_stop_signals() as stopping, steps as advance, trace as trace_step:
 
         def step_end(step: int, message: str) -> None:
             trace_step()
@@ -109,7 +108,7 @@ def fit(
             if "DataLoader worker (pid" not in str(error):
                 raise
             # The error may interrupt a step: only the last checkpoint is consistent.
-            print(f"{str(error).splitlines()[0]} Continue from the last checkpoint.", file=sys.stderr, flush=True)
+            log.warning(f"{str(error).splitlines()[0]} Continue from the last checkpoint.")
             raise SystemExit(EXIT_INTERRUPTED) from error
     if select and state.best_step and world.main:  # rank 0 saves the model
         load_best(objective, out, state)
@@ -168,7 +167,7 @@ def profiler_trace(path: Path) -> Iterator[Callable[[], None]]:
 
     def write(trace: profile) -> None:
         trace.export_chrome_trace(str(path))
-        print(f"trace of steps 6 to 8: {path} (open it on ui.perfetto.dev)", file=sys.stderr, flush=True)
+        log.info(f"trace of steps 6 to 8: {path} (open it on ui.perfetto.dev)")
 
     with profile(activities=activities, schedule=steps, on_trace_ready=write) as profiler:
         yield profiler.step
@@ -241,7 +240,7 @@ class _Run:
     def log_unreadable(self, batch: Batch) -> None:
         """Logs unreadable examples, up to MAX_LOGGED."""
         for line in batch.unreadable[: max(0, MAX_LOGGED - self.state.unreadable - len(self.unreadable))]:
-            print(f"step {self.state.step}: {line}; replaced by another example", file=sys.stderr, flush=True)
+            log.warning(f"step {self.state.step}: {line}; replaced by another example")
         self.unreadable += batch.unreadable
 
     def count_unreadable(self) -> None:
@@ -258,7 +257,7 @@ class _Run:
 
     def exit_interrupted(self) -> None:
         if self.world.main:
-            print(f"stopped after step {self.state.step}", file=sys.stderr, flush=True)
+            log.info(f"stopped after step {self.state.step}")
         raise SystemExit(EXIT_INTERRUPTED)
 
     def step(self, batch: Batch) -> float:
@@ -361,11 +360,9 @@ class _Run:
                 self.checkpoints.save(self.state.step, self.objective, self.optimizer, asdict(self.state), rng)
             except OSError as error:
                 last = next((int(path.name.split("-")[1]) for path in self.checkpoints.all()), 0)
-                print(
+                log.warning(
                     f"no checkpoint written after step {self.state.step}: {error.strerror or error}; "
-                    f"a restart resumes from step {last}",
-                    file=sys.stderr,
-                    flush=True,
+                    f"a restart resumes from step {last}"
                 )
 
 

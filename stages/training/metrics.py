@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from alpro.errors import InputError
 from alpro.files import atomic_write
+from alpro.log import log
 from alpro.stages.training.distributed import all_reduce_sum, gather_objects
 
 
@@ -31,7 +31,7 @@ class MetricsFile:
             with open(self.path, "a") as file:
                 file.write(line)
         except OSError as error:  # for example a full disk, which may have space again later
-            print(f"{self.path}: step {step} not written: {error.strerror}", file=sys.stderr, flush=True)
+            log.warning(f"{self.path}: step {step} not written: {error.strerror}")
 
     def cut(self, step: int) -> None:
         """Removes the lines after `step`: a run resumed from a checkpoint writes them again."""

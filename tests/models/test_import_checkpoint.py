@@ -130,7 +130,7 @@ def test_the_length_of_texts_is_the_tasks_by_default(task, usual, official, toke
     torch.save(official(task)[1], tmp_path / "a.pt")
     for name, options, expected in (("usual", [], usual), ("given", ["--max-text-tokens", "50"], 50)):
         out = tmp_path / "imported" / name
-        command = ["import-checkpoint", str(tmp_path / "a.pt"), str(out), "--task", task, *options]
+        command = ["model", "import", str(tmp_path / "a.pt"), str(out), "--task", task, *options]
         arguments = parser().parse_args([*command, "--tokenizer", tokenizer])
         assert execute(arguments) == 0
         assert ModelFolder.from_pretrained(out).preprocessing.max_text_tokens == expected

@@ -1,9 +1,12 @@
 """Starting from the weights of a ViT and a BERT."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.encoder_names import normalization_of, text_sizes, video_sizes
 from alpro.models.folder import Preprocessing
@@ -245,3 +248,18 @@ def test_the_sizes_of_a_bert_are_those_of_its_folder(bert, tmp_path):
     assert text_sizes(str(folder)) == expected
     assert text_sizes("google-bert/bert-base-uncased")["width"] == 768
     assert text_sizes(str(tmp_path)) == text_sizes("no/such-bert") == {}
+
+
+def test_another_model_of_transformers_is_refused_in_one_line(model, tmp_path):
+    """A RoBERTa has other special tokens, and its positions start at 2."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    sizes = {"vocab_size": 30, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+    RobertaForMaskedLM(RobertaConfig(**sizes, intermediate_size=256, max_position_embeddings=18)).save_pretrained(
+        tmp_path
+    )
+    message = re.escape(f"bert = {str(tmp_path)!r}: this is a roberta; only models of the type bert are supported")
+    with pytest.raises(InputError, match=message):  # before anything is decoded
+        text_sizes(str(tmp_path))
+    with pytest.raises(InputError, match=message):
+        load_bert(model, str(tmp_path))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from alpro.errors import InputError
+from alpro.log import log
 from alpro.pipeline import cli
 from alpro.stages import STAGES, declaration
 from alpro.stages.execution.interface import Interrupted, StageFailed
@@ -139,6 +140,81 @@ def test_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
     assert all(line.startswith("to run") for line in out.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretran"], "alpro has no command pretran; did you mean pretrain? (alpro --help)"),
+        (["model", "serch"], "alpro model has no command serch; did you mean search? (alpro model --help)"),
+        (["import-checkpoint"], "alpro has no command import-checkpoint (alpro --help)"),
+        (["run", "--confg", "sample"], "unknown option --confg; did you mean --config? (alpro run --help)"),
+        (["run", "--confg=sample"], "unknown option --confg; did you mean --config? (alpro run --help)"),
+        (["artifacts", "gc", "--zzz"], "unknown option --zzz (alpro artifacts gc --help)"),
+        (["run", "sample"], "unknown argument sample (alpro run --help)"),
+        (["model", "ask", "m"], "the following arguments are required: VIDEO, QUESTION (alpro model ask --help)"),
+        (["data"], "the following arguments are required: COMMAND (alpro data --help)"),
+        (["run", "-q", "-v"], "argument -v/--verbose: not allowed with argument -q/--quiet (alpro run --help)"),
+        (["ui", "--port"], "argument --port: expected one argument (alpro ui --help)"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_the_nearest_name(arguments, message, monkeypatch, capsys):
+    assert call(monkeypatch, capsys, *arguments) == (2, "", f"error: {message}\n")
+
+
+def helps(parser) -> list:
+    """A parser and the parsers of all its commands."""
+    groups = [action for action in parser._actions if hasattr(action, "add_parser")]
+    return [parser, *(one for group in groups for command in group.choices.values() for one in helps(command))]
+
+
+def test_every_help_fits_a_screen(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    parsers = helps(cli.parser())
+    assert len(parsers) > 30
+    lines = {parser.prog: parser.format_help().splitlines() for parser in parsers}
+    assert {name for name, text in lines.items() if len(text) > 40} == set()
+    groups = ("alpro artifacts", "alpro data", "alpro config", "alpro model")
+    assert all(len(lines[name]) <= 24 for name in groups)
+    assert max(len(line) for text in lines.values() for line in text) <= 80
+
+
+def test_every_command_that_prints_a_table_has_json():
+    """The others print one line, or text of another format: TOML, a script, addresses."""
+    plain = {f"alpro {name}" for name in ("config show", "config init", "model import", "model export", "ui", "up")}
+    plain |= {"alpro model register"}
+    for parser in helps(cli.parser()):
+        if parser.prog.count(" ") and not any(hasattr(action, "add_parser") for action in parser._actions):
+            assert ("--json" in parser._option_string_actions) == (parser.prog not in plain), parser.prog
+
+
+def test_every_command_that_runs_stages_is_quiet_or_verbose():
+    running = {"alpro run", "alpro study", *(f"alpro {stage.replace('_', '-')}" for stage in STAGES)}
+    verbose = {parser.prog for parser in helps(cli.parser()) if "--verbose" in parser._option_string_actions}
+    assert verbose == {parser.prog for parser in helps(cli.parser()) if "-q" in parser._option_string_actions}
+    assert verbose == running
+
+
+def test_verbose_prints_paths_and_quiet_no_configuration(tmp_path, monkeypatch, capsys):
+    level = log.level
+    monkeypatch.setattr("alpro.pipeline.flow.pretrain", lambda *arguments: {})
+    command = ["pretrain", "--config", TINY, "--workspace", tmp_path]
+    try:
+        errors = {option: call(monkeypatch, capsys, *command, option)[2] for option in ("-v", "-q")}
+    finally:
+        log.setLevel(level)
+    assert f"workspace {tmp_path}, MLflow {tmp_path}/mlflow.db\n" in errors["-v"]
+    assert f"reading {TINY}\n" in errors["-v"]
+    assert errors["-q"] == ""
+
+
+def test_a_dry_run_as_json(tmp_path, monkeypatch, capsys):
+    status, out, _ = call(monkeypatch, capsys, "pretrain", "--dry-run", "--json", "--workspace", tmp_path)
+    rows = json.loads(out)
+    assert status == 0
+    assert [row["name"] for row in rows][-2:] == ["cache_prompts", "pretrain"]
+    found = {(row["state"], row["reason"], len(row["fingerprint"])) for row in rows}
+    assert found == {("to run", "no artifact yet", 64)}
+
+
 def test_help_names_every_command(monkeypatch, capsys):
     status, out, _ = call(monkeypatch, capsys, "--help")
     assert status == 0
@@ -173,7 +249,7 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     _, out, _ = call(monkeypatch, capsys, "artifacts", "ls", "--workspace=~/w")
     assert f"no artifacts in {tmp_path}/w/artifacts" in out
-    command = "import-checkpoint ~/a.pt ~/out --task pretrain --tokenizer ~/bert --words ~/words.json"
+    command = "model import ~/a.pt ~/out --task pretrain --tokenizer ~/bert --words ~/words.json"
     arguments = cli.parser().parse_args(command.split())
     paths = (arguments.file, arguments.out, arguments.words, Path(arguments.tokenizer))
     assert paths == tuple(tmp_path / name for name in ("a.pt", "out", "words.json", "bert"))
@@ -189,6 +265,8 @@ def test_data_in_the_home_folder(tmp_path, monkeypatch, capsys):
     assert (status, err) == (0, "no questions in ~/manifest.jsonl: question answering is skipped\n")
     assert out.startswith("to run     decode_videos data ")
     assert (tmp_path / "w" / "digests.sqlite").is_file()
+    # The reason is another one if a change leaves it out.
+    assert call(monkeypatch, capsys, "run", *arguments, "--set", "finetune_qa=false")[2] == ""
 
 
 @pytest.mark.parametrize(
@@ -299,7 +377,10 @@ def run_python(program: str, **environment: str) -> str:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("alpro.pipeline.cli", ("prefect", "torch", "mlflow", "pydantic", "pyarrow", "fsspec", "rich", "numpy")),
+        (
+            "alpro.pipeline.cli",
+            ("prefect", "torch", "mlflow", "pydantic", "pyarrow", "fsspec", "rich", "numpy", "shtab"),
+        ),
         ("alpro.pipeline.commands", ("prefect", "torch", "mlflow", "transformers", "matplotlib", "pandas")),
     ],
 )

@@ -1,12 +1,14 @@
 """`alpro config ...` and `alpro --version`."""
 
+import json
 import sys
 import tomllib
 from importlib.metadata import version
 
 import pytest
+from rich.console import Console
 
-from alpro.pipeline import cli
+from alpro.pipeline import cli, config_commands
 from alpro.pipeline.config import CONFIGS, load_config, shipped
 from alpro.pipeline.config_commands import to_toml, values_of
 
@@ -60,10 +62,19 @@ def test_the_models_sizes_are_written_once():
 def test_the_shipped_configurations_are_listed_with_their_first_comment(monkeypatch, capsys):
     status, out, _ = call(monkeypatch, capsys, "config", "list")
     assert status == 0
-    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
-    assert list(lines) == shipped()
-    for name, comment in lines.items():
+    first = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert first == shipped()
+    described = json.loads(call(monkeypatch, capsys, "config", "list", "--json")[1])
+    assert list(described) == shipped()
+    for name, comment in described.items():
         assert (CONFIGS / f"{name}.toml").read_text().startswith(f"# {comment}\n")
+    assert out.split() == [word for name, comment in described.items() for word in (name, *comment.split())]
+
+
+def test_the_list_of_configurations_fits_into_80_columns(monkeypatch, capsys):
+    monkeypatch.setattr(config_commands, "console", Console(width=80))
+    _, out, _ = call(monkeypatch, capsys, "config", "list")
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("source", shipped())

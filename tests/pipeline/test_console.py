@@ -86,6 +86,17 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
     ]
 
 
+def test_results_as_json(tmp_path, capsys):
+    more = {"counts": {"items": 40}, "metrics": {"test/t2v/R1": 1.5}}
+    folder = artifact(tmp_path / "artifacts", "evaluate", "evaluate", "a", 1, {}, **more)
+    rows = [{"name": "retrieval/t2v/R@1", "value": 1.5, "items": 40}]
+    write_json(folder / "results.json", rows)
+    console.print_results({"evaluate": folder}, tmp_path, tmp_path / "new.html", as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    shown = {"folder": str(folder), "fingerprint": "a" * 64, **more}
+    assert printed == {"results": rows, "artifacts": {"evaluate": shown}, "report": None}
+
+
 @pytest.fixture
 def evaluations(tmp_path) -> Path:
     """A workspace with evaluations of 12 questions: a has 3 right answers, b all, c 6; c was built with another seed,

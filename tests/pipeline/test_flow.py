@@ -18,7 +18,7 @@ from alpro.pipeline import planning
 from alpro.pipeline.artifacts.contents import verify
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store, read_record
-from alpro.pipeline.commands import print_plan
+from alpro.pipeline.commands import plan_rows, print_plan
 from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import alpro
 from alpro.pipeline.flow import build_vocabulary as vocabulary_flow
@@ -252,7 +252,7 @@ def test_prefect_knows_the_inputs_of_every_task_and_nothing_else(first, workspac
 def test_a_dry_run_says_what_would_run_and_why(first, workspace, capsys):
     def printed(change: str) -> dict[str, tuple[str, str]]:
         steps = plan(load_config(TINY, changes=[change]), Digests(workspace / "digests.sqlite"))
-        print_plan(steps, Store(workspace / "artifacts"))
+        print_plan(plan_rows(steps, Store(workspace / "artifacts")))
         lines = capsys.readouterr().out.splitlines()
         return {line[11:35].strip(): (line[:10].strip(), line[54:]) for line in lines}
 

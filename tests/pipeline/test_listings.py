@@ -1,11 +1,13 @@
 """Artifacts as the command line prints them."""
 
+import json
 import os
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from alpro.pipeline import console, listings
+from alpro.pipeline import cli, commands, console, listings
 from alpro.pipeline.artifacts.contents import Problem
 from alpro.pipeline.artifacts.store import Store
 from tests.pipeline.test_console import artifact
@@ -111,6 +113,50 @@ def test_an_unused_artifact_is_used_by_nothing(store, capsys):
     (*_, last) = store.all()
     listings.print_artifact(store, *last)
     assert capsys.readouterr().out.splitlines()[-2:] == ["used by", "  nothing"]
+
+
+def as_json(capsys, store, *words: str) -> Any:
+    """What `alpro artifacts ... --json` prints."""
+    arguments = ["artifacts", *words, "--json", "--workspace", str(store.root.parent)]
+    status = commands.execute(cli.parser().parse_args(arguments))
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_artifacts_as_json(store, capsys):
+    a, b, c = ("a" * 64, "b" * 64, "c" * 64)
+    _, rows = as_json(capsys, store, "ls")
+    assert [(row["fingerprint"], row["used_by"]) for row in rows] == [(a, [b, c]), (b, [c]), (c, [])]
+    assert {key: rows[1][key] for key in ("name", "stage", "created", "seconds", "inputs")} == {
+        "name": "build_vocabulary",
+        "stage": "build_vocabulary",
+        "created": "2026-11-02T10:22:00+00:00",
+        "seconds": 20,
+        "inputs": {"clips": a},
+    }
+    folder = store.root / "build_vocabulary" / b[:16]
+    assert (rows[1]["folder"], rows[1]["bytes"] // 1000) == (str(folder), 200)
+    _, shown = as_json(capsys, store, "show", "bb")
+    assert (shown["folder"], shown["used_by"], shown["run"]["commit"]) == (str(folder), [c], "abc")
+
+
+def test_lineage_as_json(store, capsys):
+    run = {"at": "2026-11-05T10:00:00+00:00", "seconds": 1, "commit": "abc"}
+    run["arguments"] = {"config": "my own.toml", "data": "", "changes": ["pretrain.lr=1"]}
+    artifact(store.root, "pretrain", "pretrain", "d", 4, {"clips": "a"}, run=run)
+    _, lineage = as_json(capsys, store, "lineage", "dd")
+    assert [record["name"] for record in lineage["artifacts"]] == ["decode_videos clips", "pretrain"]
+    assert lineage["command"] == "alpro pretrain --config 'my own.toml' --set pretrain.lr=1"
+    assert as_json(capsys, store, "lineage", "aa")[1]["command"] is None
+
+
+def test_problems_as_json(store, capsys):
+    folder = artifact(store.root, "pretrain", "pretrain", "d", 4, {}, stage_version=1)
+    status, problems = as_json(capsys, store, "verify", "dd")
+    assert status == 1
+    assert [(one["kind"], one["name"], one["folder"]) for one in problems] == [
+        ("damaged", "pretrain", str(folder)),
+        ("unknown", "pretrain", str(folder)),
+    ]
 
 
 def test_problems_are_one_line_each(tmp_path, capsys):

@@ -13,7 +13,7 @@ from alpro.errors import InputError
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.cli import parser
-from alpro.pipeline.commands import print_plan, run_pipeline
+from alpro.pipeline.commands import plan_rows, print_plan, run_pipeline
 from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import alpro
 from alpro.pipeline.planning import plan, planned
@@ -146,7 +146,7 @@ def test_on_a_machine_without_the_videos_recorded_digests_suffice(
 def test_a_dry_run_shows_what_is_blocked_and_a_run_fails_at_once(tmp_path, capsys):
     config, data = "own_videos", str(tmp_path / "none")
     _, steps, store = planned("", config, data, [], tmp_path)
-    print_plan(steps, store)
+    print_plan(plan_rows(steps, store))
     lines = {line[11:35].strip(): (line[:10].strip(), line[54:]) for line in capsys.readouterr().out.splitlines()}
     assert {state for state, _ in lines.values()} == {"blocked"}
     assert f"{data}: no such file or folder" in lines["decode_videos data"][1]

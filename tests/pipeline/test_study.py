@@ -19,7 +19,16 @@ from alpro.pipeline import flow, planning
 from alpro.pipeline import study as studies
 from alpro.pipeline.artifacts.store import RECORD_VERSION, Step
 from alpro.pipeline.config import load_config
-from alpro.pipeline.study import Member, Source, expected_seconds, hours_of, members_of, run_study, work_left
+from alpro.pipeline.study import (
+    Member,
+    Source,
+    expected_seconds,
+    hours_of,
+    members_of,
+    print_study_plan,
+    run_study,
+    work_left,
+)
 from alpro.pipeline.study_config import Study, load_study, shipped_studies
 from alpro.stages.execution.interface import Outcome, StageFailed
 from tests.pipeline.conftest import TINY
@@ -74,6 +83,9 @@ def test_shared_stages_are_built_once_and_the_table_is_that_of_the_results(built
     members = members_of(source)
     assert [member.title for member in members] == [f"{name} · seed {seed}" for seed in (5, 6) for name in NAMES]
     planned = {name: len(work.seconds) for name, work in work_left(members).items()}
+    print_study_plan(members, as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {name: {"cached": 0, "seconds": [None] * count} for name, count in planned.items()}
     run_study(source, members)
     assert len({step.fingerprint for step in built}) == len(built)
     assert Counter(step.name for step in built) == planned

@@ -164,6 +164,12 @@ def test_the_command_prints_a_table(clips, capsys):
     assert "words of a caption" in output
 
 
+def test_the_command_prints_json(clips, tmp_path, capsys):
+    arguments = ["data", "inspect", str(clips), "--json", "--out", str(tmp_path)]
+    assert execute(parser().parse_args(arguments)) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "inspect.json").read_text())
+
+
 def test_a_missing_corpus_raises_an_input_error(tmp_path):
     with pytest.raises(InputError, match="this is not a decoded corpus"):
         inspect([tmp_path])
