@@ -94,7 +94,7 @@ def test_results_as_json(tmp_path, capsys):
     console.print_results({"evaluate": folder}, tmp_path, tmp_path / "new.html", as_json=True)
     printed = json.loads(capsys.readouterr().out)
     shown = {"folder": str(folder), "fingerprint": "a" * 64, **more}
-    assert printed == {"results": rows, "artifacts": {"evaluate": shown}, "report": None}
+    assert printed == {"results": rows, "artifacts": {"evaluate": shown}, "report": str(tmp_path / "new.html")}
 
 
 @pytest.fixture
