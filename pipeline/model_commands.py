@@ -205,10 +205,18 @@ def print_ranked(
         print(f"{word:{width}}  {probability:.3f}")
 
 
+def demo(arguments: argparse.Namespace) -> None:
+    """`alpro model demo`."""
+    from alpro.pipeline.demo.command import serve
+
+    serve(arguments)
+
+
 MODEL_COMMANDS = {
     "model index": index_videos,
     "model search": search_index,
     "model ask": ask,
     "model entities": name_entities,
+    "model demo": demo,
     "model export": export_model,
 }

@@ -2,7 +2,7 @@
 
 import argparse
 
-from alpro.pipeline.options import add_tracking_uri, add_workspace, user_path
+from alpro.pipeline.options import add_tracking_uri, add_workspace, port, user_path
 
 MODEL = "a model folder, the fingerprint of an artifact or its first characters, or models:/NAME@ALIAS of the registry"
 
@@ -16,6 +16,7 @@ def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     add_search(actions)
     add_ask(actions)
     add_entities(actions)
+    add_demo(actions)
     add_export(actions)
     add_register(actions)
 
@@ -99,6 +100,32 @@ def add_entities(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add_shared(parser)
 
 
+def add_demo(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = add_action(
+        actions,
+        "demo",
+        "open a page to search videos, ask questions and name entities",
+        "What the page offers follows from the models. Only this machine reaches it, unless --host says otherwise.",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--index", type=user_path, metavar="INDEX", help="an index of MODEL (`alpro model index`), to search"
+    )
+    parser.add_argument("--ask", default="", metavar="MODEL", help="a model of finetune_qa, if MODEL is another")
+    parser.add_argument("--entities", default="", metavar="MODEL", help="a prompter, if MODEL was trained without one")
+    parser.add_argument(
+        "--rerank", type=natural, default=20, metavar="N", help="number of clips ranked by matching (default: 20)"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)"
+    )
+    parser.add_argument("--port", type=port, default=7860, help="port to listen on (default 7860)")
+    parser.add_argument(
+        "--max-upload", type=positive, default=200, metavar="MIB", help="largest upload in MiB (default: 200)"
+    )
+    add_model_use(parser)
+
+
 def add_export(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = add_action(
         actions,
@@ -132,8 +159,13 @@ def add_register(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that runs a model."""
+    """The options of every command that runs a model and prints its results."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    add_model_use(parser)
+
+
+def add_model_use(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that runs a model."""
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one"
     )
