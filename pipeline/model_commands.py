@@ -35,6 +35,7 @@ def model_path(arguments: argparse.Namespace, name: str) -> Path:
 def index_videos(arguments: argparse.Namespace) -> None:
     """`alpro model index`."""
     from alpro import Model
+    from alpro.stages.inference.approximate import build, library
     from alpro.stages.inference.find import find_artifact, model_digest
     from alpro.stages.inference.index import About, Index, check_digest
     from alpro.stages.inference.index_videos import scan_videos, update_index
@@ -42,6 +43,8 @@ def index_videos(arguments: argparse.Namespace) -> None:
     videos = absolute(arguments.videos)
     if isinstance(videos, Path) and not videos.exists() and arguments.videos.isalnum():
         videos = find_artifact(arguments.videos, arguments.workspace)  # a corpus of the workspace
+    if arguments.approximate:
+        library()  # before the videos are embedded
     folder = model_path(arguments, arguments.model).resolve()
     digest = model_digest(folder)
     if (arguments.index / "index.json").is_file():  # before the model is loaded
@@ -59,6 +62,8 @@ def index_videos(arguments: argparse.Namespace) -> None:
             print(f"rejected: {line}", file=sys.stderr)
 
     counts = update_index(arguments.index, model, about, sources, report)
+    if arguments.approximate and len(index := Index.open(arguments.index)):
+        build(index)
     if reported > MAX_REPORTED:
         print(f"rejected: {reported - MAX_REPORTED} more", file=sys.stderr)
     print_counts(arguments, counts)
@@ -99,7 +104,7 @@ def search_index(arguments: argparse.Namespace) -> None:
     name = str(model_path(arguments, arguments.model)) if arguments.model else ""
     model = index.load_model(name, device=arguments.device, dtype=arguments.dtype)
     loaded = perf_counter()
-    found = search(index, model, arguments.text, arguments.k, arguments.rerank)
+    found = search(index, model, arguments.text, arguments.k, arguments.rerank, arguments.approximate)
     found.seconds = {"index": opened - started, "model": loaded - opened, **found.seconds}
     print_found(arguments, found)
 

@@ -47,8 +47,10 @@ def serve(arguments: argparse.Namespace) -> None:
         app = application(Demo(models, media, rerank=arguments.rerank), arguments.host, uploads, arguments.max_upload)
         if arguments.host not in LOCAL:
             print("warning: everyone who reaches this address can use the page, without a password", file=sys.stderr)
-        options = {"log_level": "warning", "timeout_graceful_shutdown": 2, "ws": "none"}
-        Server(uvicorn.Config(app, arguments.host, arguments.port, **options)).run()
+        options = uvicorn.Config(
+            app, arguments.host, arguments.port, log_level="warning", timeout_graceful_shutdown=2, ws="none"
+        )
+        Server(options).run()
 
 
 def prepare_gradio(uploads: Path) -> None:

@@ -11,6 +11,7 @@ from alpro.shards.identity import identities
 from alpro.shards.storage import located
 from alpro.stages.evaluation.encode import Texts
 from alpro.stages.evaluation.retrieval import match
+from alpro.stages.inference.approximate import most_similar as nearest_cells
 from alpro.stages.inference.index import Index, Item, source_of
 from alpro.stages.inference.model import Model
 
@@ -55,17 +56,19 @@ def most_similar(matrices: list[np.ndarray], query: np.ndarray, k: int) -> tuple
 
 
 @torch.inference_mode()
-def search(index: Index, model: Model, text: str, k: int = 10, rerank: int = 20) -> Found:
+def search(index: Index, model: Model, text: str, k: int = 10, rerank: int = 20, approximate: bool = False) -> Found:
     """The best `k` clips for a text. The `rerank` most similar ones are decoded and ordered by the sum of the logit
     margin of the matching head and the similarity, as in the evaluation with `protocol = "top_k"`; a prompter has no
-    such head, and 0 matches none. Of the clips, only the files of those that are matched are opened."""
+    such head, and 0 matches none. Of the clips, only the files of those that are matched are opened. approximate: with
+    the index of FAISS, which may miss some of the most similar clips (approximate.py)."""
     clock = [time.perf_counter()]
     alpro = model.folder.model if isinstance(model.folder.model, Alpro) else None
     encoded = model.texts([text]) if alpro else None
     features = encoded.features if encoded else model.embed_texts([text])
     clock.append(time.perf_counter())
     matched = rerank if alpro else 0
-    rows, scores = most_similar(index.embeddings, features[0].cpu().numpy(), max(k, matched))
+    query, count = features[0].cpu().numpy(), max(k, matched)
+    rows, scores = nearest_cells(index, query, count) if approximate else most_similar(index.embeddings, query, count)
     hits = [Hit(index.item(row), row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
     clock.append(time.perf_counter())
     if matched and hits:

@@ -76,6 +76,22 @@ def test_videos_are_indexed_once_and_searched(alpro_model, videos, workspace, tm
     assert out.splitlines()[-1].startswith("3 clips by similarity, 3 by matching: index ")
 
 
+def test_a_small_index_has_the_same_hits_with_the_approximate_index(alpro_model, videos, tmp_path):
+    pytest.importorskip("faiss")
+    index = tmp_path / "index"
+    assert alpro_model("index", RETRIEVAL, videos[0].parent, index, "--approximate")[0] == 0
+    assert len(list(index.glob("*.faiss"))) == 1
+    found = [
+        json.loads(alpro_model("search", index, "a ball", "--json", *extra)[1]) for extra in ([], ["--approximate"])
+    ]
+    assert found[0]["hits"] == found[1]["hits"]
+    assert alpro_model("index", RETRIEVAL, videos[0].parent, tmp_path / "plain")[0] == 0
+    status, _, err = alpro_model("search", tmp_path / "plain", "a ball", "--approximate")
+    assert status == 2
+    assert "no approximate index of its current clips; `alpro model index MODEL VIDEOS" in err
+    assert err.count("\n") == 1
+
+
 def test_a_question_is_answered_from_the_list(alpro_model, videos, workspace):
     status, out, err = alpro_model("ask", QA, videos[0], "what moves?", "--json")
     assert (status, err) == (0, "")
