@@ -27,7 +27,7 @@ from alpro.pipeline.reporting.report import write_report
 from alpro.pipeline.reporting.run_summary import RunSummary
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.schedule import run_steps
-from alpro.pipeline.steps import check_files, decoding, model_task, needed, with_files
+from alpro.pipeline.steps import check_files, check_text_lengths, decoding, model_task, needed, with_files
 from alpro.pipeline.summarize import now, summarize
 from alpro.pipeline.tasks import Session, announce, fetch_input
 from alpro.pipeline.watch import ended_if_cancelled
@@ -181,6 +181,8 @@ def planned(
     store = Store(root / "artifacts", settings.resources.artifacts)
     steps = plan(settings, Digests(root / "digests.sqlite"), store)
     steps = needed(steps, stage) if stage else steps
+    if settings.pretrained:
+        check_text_lengths(steps, Path(settings.pretrained))
     store.is_shared(steps[0])
     return settings, steps, store
 
