@@ -89,13 +89,13 @@ def print_counts(arguments: argparse.Namespace, counts: "Counts") -> None:
 
 def search_index(arguments: argparse.Namespace) -> None:
     """`alpro model search`."""
+    if not arguments.text.strip():
+        raise InputError("the text is empty; write what the videos should show")
     from time import perf_counter
 
     from alpro.stages.inference.index import Index
     from alpro.stages.inference.search import search
 
-    if not arguments.text.strip():
-        raise InputError("the text is empty; write what the videos should show")
     started = perf_counter()
     index = Index.open(arguments.index)
     if not len(index):
@@ -143,10 +143,10 @@ def load(arguments: argparse.Namespace, folder: Path, prompts: Path | str = "") 
 
 def ask(arguments: argparse.Namespace) -> None:
     """`alpro model ask`."""
-    from alpro.shards.decode import DecodeError
-
     if not arguments.question.strip():
         raise InputError("the question is empty")
+    from alpro.shards.decode import DecodeError
+
     model = load(arguments, model_path(arguments, arguments.model))
     try:
         answers = model.ask(arguments.video, arguments.question, arguments.k)
