@@ -1,8 +1,9 @@
 """The pictures of pages in the documentation: `python docs/screenshots.py --workspace W --prefect URL --mlflow URL`.
 
 Reads the newest report and the newest comparison of a workspace (`alpro run`, then `alpro compare`), and, if their
-addresses are passed, the pages of Prefect and MLflow that `alpro up` serves. Needs playwright, and Chromium: that of
-the system, or `playwright install chromium`.
+addresses are passed, the pages of Prefect and MLflow that `alpro up` serves, and with `--demo URL` the page of `alpro
+model demo` (docs/using_models.md has the command). Needs playwright, and Chromium: that of the system, or `playwright
+install chromium`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 OUT = Path(__file__).parent / "pictures"
 WIDE, PHONE = {"width": 1100, "height": 1240}, {"width": 390, "height": 844}
 SERVER = {"width": 1300, "height": 900}
+DEMO = {"width": 1100, "height": 900}
 MAX_BYTES = 200_000
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path("workspace"))
     parser.add_argument("--prefect", default="", metavar="URL", help="address of a Prefect server with runs")
     parser.add_argument("--mlflow", default="", metavar="URL", help="address of an MLflow server with runs")
+    parser.add_argument("--demo", default="", metavar="URL", help="address of `alpro model demo` on the sample")
     arguments = parser.parse_args()
     pages = sorted((arguments.workspace.resolve() / "reports").glob("*.html"), key=lambda path: path.stat().st_mtime)
     reports = [path.as_uri() for path in pages if not path.name.startswith("compare-")]
@@ -49,6 +52,8 @@ def main() -> None:
             experiment = f"{arguments.mlflow}/#/experiments/{newest_experiment(arguments.mlflow)}"
             url = f"{experiment}/runs?workflowType=machine_learning"
             shoot(chromium, url, "mlflow", SERVER, until=" ago", close="Close")
+        if arguments.demo:
+            shoot_demo(chromium, arguments.demo)
 
 
 @contextmanager
@@ -87,7 +92,7 @@ def shoot(
     until: str = "",
     close: str = "",
 ) -> None:
-    """Writes a picture of the window, with few colors so that it is small.
+    """Opens a page and writes a picture of the window.
 
     heading: to scroll to; until: a text that the page must have; close: the name of a button to click before.
     """
@@ -96,13 +101,42 @@ def shoot(
             page.get_by_role("button", name=close).first.click()
         if heading:
             page.get_by_role("heading", name=heading, exact=True).evaluate("heading => heading.scrollIntoView()")
-        image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        save(page, name)
+
+
+def save(page: Page, name: str) -> None:
+    """Writes a picture of the window, with few colors so that it is small."""
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     path = OUT / f"{name}.png"
     for colors in (256, 128, 64, 32):
         image.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size < MAX_BYTES:
             break
     print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def shoot_demo(chromium: Browser, url: str) -> None:
+    """A search, and its first result with a question and a box."""
+    plays = "() => [...document.querySelectorAll('.card video')].slice(0, 4).every(video => video.currentTime > 0.4)"
+    with opened(chromium, url, DEMO, until="What the videos should show") as page:
+        page.get_by_label("What the videos should show").fill("a red ball gets smaller beside an orange flower")
+        page.get_by_role("button", name="Search").click()
+        page.locator(".card").first.wait_for()
+        page.wait_for_function(plays)
+        save(page, "demo-search")
+        page.locator(".card button").first.click()
+        page.get_by_label("Question").fill("which colour is the ball?")
+        page.get_by_role("button", name="Ask").click()
+        page.locator("#answers .confidence-set").first.wait_for()
+        area = page.locator("#frame img").bounding_box()
+        assert area
+        page.mouse.move(area["x"] + 0.5 * area["width"], area["y"] + 0.3 * area["height"])  # around the flower
+        page.mouse.down()
+        page.mouse.move(area["x"] + 0.92 * area["width"], area["y"] + 0.75 * area["height"], steps=4)
+        page.mouse.up()
+        page.locator("#entities .confidence-set").first.wait_for()
+        page.mouse.move(0, 0)
+        save(page, "demo-video")
 
 
 def newest_experiment(server: str) -> str:

@@ -3,6 +3,7 @@
 Nothing is written. Messages contain no password."""
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
@@ -66,13 +67,17 @@ def split(text: str) -> list[str]:
     return [entry.strip() for entry in text.split(",") if entry.strip()]
 
 
-def check_port(option: str, port: int) -> None:
-    """Raises InputError if a server could not listen on a port of 127.0.0.1."""
-    with socket.socket() as probe:
+def check_port(option: str, port: int, host: str = "127.0.0.1") -> None:
+    """Raises InputError if a server could not listen on a port of an address."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
+        except socket.gaierror as error:
+            raise InputError(f"--host {host}: not an address of this machine ({error.strerror})") from error
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise InputError(f"--host {host}: not an address of this machine ({error.strerror})") from error
             raise InputError(
                 f"port {port} is in use or not allowed ({error.strerror}); choose another with {option}"
             ) from error

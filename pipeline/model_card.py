@@ -32,7 +32,8 @@ inputs = processor(videos=[frames], text=[TEXT])
 USE
 ```
 
-The code in this folder needs torch, transformers, numpy and pydantic. Read it before you trust it."""
+`pip install torch transformers numpy pydantic av` installs what this needs. Read the code in this folder before you
+trust it."""
 
 CALLS = {
     "prompter": "print(model(**inputs).similarity)  # (texts, videos)",

@@ -35,6 +35,7 @@ def model_path(arguments: argparse.Namespace, name: str) -> Path:
 def index_videos(arguments: argparse.Namespace) -> None:
     """`alpro model index`."""
     from alpro import Model
+    from alpro.stages.inference.approximate import build, library
     from alpro.stages.inference.find import find_artifact, model_digest
     from alpro.stages.inference.index import About, Index, check_digest
     from alpro.stages.inference.index_videos import scan_videos, update_index
@@ -42,6 +43,8 @@ def index_videos(arguments: argparse.Namespace) -> None:
     videos = absolute(arguments.videos)
     if isinstance(videos, Path) and not videos.exists() and arguments.videos.isalnum():
         videos = find_artifact(arguments.videos, arguments.workspace)  # a corpus of the workspace
+    if arguments.approximate:
+        library()  # before the videos are embedded
     folder = model_path(arguments, arguments.model).resolve()
     digest = model_digest(folder)
     if (arguments.index / "index.json").is_file():  # before the model is loaded
@@ -59,6 +62,8 @@ def index_videos(arguments: argparse.Namespace) -> None:
             print(f"rejected: {line}", file=sys.stderr)
 
     counts = update_index(arguments.index, model, about, sources, report)
+    if arguments.approximate and len(index := Index.open(arguments.index)):
+        build(index)
     if reported > MAX_REPORTED:
         print(f"rejected: {reported - MAX_REPORTED} more", file=sys.stderr)
     print_counts(arguments, counts)
@@ -84,13 +89,13 @@ def print_counts(arguments: argparse.Namespace, counts: "Counts") -> None:
 
 def search_index(arguments: argparse.Namespace) -> None:
     """`alpro model search`."""
+    if not arguments.text.strip():
+        raise InputError("the text is empty; write what the videos should show")
     from time import perf_counter
 
     from alpro.stages.inference.index import Index
     from alpro.stages.inference.search import search
 
-    if not arguments.text.strip():
-        raise InputError("the text is empty; write what the videos should show")
     started = perf_counter()
     index = Index.open(arguments.index)
     if not len(index):
@@ -99,7 +104,7 @@ def search_index(arguments: argparse.Namespace) -> None:
     name = str(model_path(arguments, arguments.model)) if arguments.model else ""
     model = index.load_model(name, device=arguments.device, dtype=arguments.dtype)
     loaded = perf_counter()
-    found = search(index, model, arguments.text, arguments.k, arguments.rerank)
+    found = search(index, model, arguments.text, arguments.k, arguments.rerank, arguments.approximate)
     found.seconds = {"index": opened - started, "model": loaded - opened, **found.seconds}
     print_found(arguments, found)
 
@@ -138,10 +143,10 @@ def load(arguments: argparse.Namespace, folder: Path, prompts: Path | str = "") 
 
 def ask(arguments: argparse.Namespace) -> None:
     """`alpro model ask`."""
-    from alpro.shards.decode import DecodeError
-
     if not arguments.question.strip():
         raise InputError("the question is empty")
+    from alpro.shards.decode import DecodeError
+
     model = load(arguments, model_path(arguments, arguments.model))
     try:
         answers = model.ask(arguments.video, arguments.question, arguments.k)
@@ -231,11 +236,19 @@ def print_ranked(
         print(f"{word:{width}}  {probability:.3f}")
 
 
+def demo(arguments: argparse.Namespace) -> None:
+    """`alpro model demo`."""
+    from alpro.pipeline.demo.command import serve
+
+    serve(arguments)
+
+
 MODEL_COMMANDS = {
     "model index": index_videos,
     "model search": search_index,
     "model ask": ask,
     "model entities": name_entities,
     "model import": import_model,
+    "model demo": demo,
     "model export": export_model,
 }

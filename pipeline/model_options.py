@@ -11,6 +11,7 @@ from alpro.pipeline.options import (
     add_tracking_uri,
     add_workspace,
     natural,
+    port,
     positive,
     user_path,
 )
@@ -26,6 +27,7 @@ def add_model_commands(commands: Any) -> None:
     add_search(actions)
     add_ask(actions)
     add_entities(actions)
+    add_demo(actions)
     add_import(actions)
     add_export(actions)
     add_register(actions)
@@ -43,6 +45,9 @@ def add_index(actions: Any) -> None:
         "videos", metavar="VIDEOS", help="a folder of videos and images, a manifest, or a decoded corpus"
     )
     parser.add_argument("index", type=user_path, metavar="INDEX", help="the folder of the index")
+    parser.add_argument(
+        "--approximate", action="store_true", help="also build an approximate index, for millions of clips (FAISS)"
+    )
     add_shared(parser)
 
 
@@ -64,6 +69,11 @@ def add_search(actions: Any) -> None:
         help="number of clips that are ranked by matching (default: 20; 0: none)",
     )
     parser.add_argument("--model", default="", metavar="MODEL", help="the index's model, if it has moved")
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="rank with the approximate index, which may miss clips (default: compare with every clip)",
+    )
     add_shared(parser)
 
 
@@ -104,6 +114,32 @@ def add_model_and_video(parser: argparse.ArgumentParser, what: str, results: str
     parser.add_argument(
         "-k", type=positive, default=number, metavar="N", help=f"number of {results} (default: {number})"
     )
+
+
+def add_demo(actions: Any) -> None:
+    parser = add_action(
+        actions,
+        "demo",
+        "open a page to search videos, ask questions and name entities",
+        "What the page offers follows from the models. Only this machine reaches it, unless --host says otherwise.",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--index", type=user_path, metavar="INDEX", help="an index of MODEL (`alpro model index`), to search"
+    )
+    parser.add_argument("--ask", default="", metavar="MODEL", help="a model of finetune_qa, if MODEL is another")
+    parser.add_argument("--entities", default="", metavar="MODEL", help="a prompter, if MODEL was trained without one")
+    parser.add_argument(
+        "--rerank", type=natural, default=20, metavar="N", help="number of clips ranked by matching (default: 20)"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)"
+    )
+    parser.add_argument("--port", type=port, default=7860, help="port to listen on (default 7860)")
+    parser.add_argument(
+        "--max-upload", type=positive, default=200, metavar="MIB", help="largest upload in MiB (default: 200)"
+    )
+    add_model_use(parser)
 
 
 def add_import(actions: Any) -> None:
@@ -174,8 +210,13 @@ def add_register(actions: Any) -> None:
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that runs a model."""
+    """The options of every command that runs a model and prints its results."""
     add_json(parser)
+    add_model_use(parser)
+
+
+def add_model_use(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that runs a model."""
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one"
     )

@@ -10,7 +10,7 @@ from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import PipelineConfig, load_config
 from alpro.pipeline.reporting.run_summary import FINISHED, load
-from alpro.pipeline.steps import decoding, model_task, needed, with_files
+from alpro.pipeline.steps import check_text_lengths, decoding, model_task, needed, with_files
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.zero_shot import Config as ZeroShot
 
@@ -31,6 +31,8 @@ def planned(
     store = Store(root / "artifacts", settings.resources.artifacts)
     steps = plan(settings, Digests(root / "digests.sqlite"), store)
     steps = needed(steps, stage) if stage else steps
+    if settings.pretrained:
+        check_text_lengths(steps, Path(settings.pretrained))
     store.is_shared(steps[0])
     return settings, steps, store
 

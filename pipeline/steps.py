@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from alpro.errors import InputError
-from alpro.files import digest
+from alpro.files import digest, read_json
 from alpro.log import log
 from alpro.models.folder import read_task
+from alpro.models.word_pieces import padded
 from alpro.pipeline.artifacts.digests import Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.artifacts.store import Step, Store, flatten
 from alpro.pipeline.config import FILES, FILES_OR_NAMES, Corpus
@@ -74,6 +75,18 @@ def model_task(folder: Path) -> str:
     if task == "prompter":
         raise InputError(f"pretrained: {folder} is a prompter; give a model of pre-training or fine-tuning")
     return "pretrained" if task == "pretrain" else task
+
+
+def check_text_lengths(steps: list[Step], folder: Path) -> None:
+    """Raises InputError if a step's texts are longer than the text encoder of `pretrained` takes."""
+    limit = read_json(folder / "config.json").get("model", {}).get("text", {}).get("max_length")
+    tables = {"zero_shot": "evaluate"}
+    lengths = {tables.get(step.stage, step.stage): getattr(step.config, "max_text_tokens", 0) for step in steps}
+    if limit is not None and (long := {table: n for table, n in lengths.items() if padded(n) > limit}):
+        raise InputError(
+            f"{folder}: its text encoder takes {limit} tokens; "
+            + " ".join(f"--set {table}.max_text_tokens={limit // 8 * 8}" for table in long)
+        )
 
 
 def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests, store: Store | None = None) -> Step:

@@ -2,13 +2,14 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from alpro.errors import InputError
-from alpro.files import read_json
+from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
 from alpro.models.official import to_official
@@ -113,3 +114,24 @@ def test_pretrained_replaces_the_first_stages_of_any_configuration(official, pla
 def test_only_optional_stages_can_be_left_out(tmp_path):
     with pytest.raises(InputError, match="evaluate must be a table"):
         load_config("own_videos", str(tmp_path), ["evaluate=false"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "tables"), [("", ["evaluate", "finetune_retrieval", "finetune_qa"]), ("zero_shot", ["evaluate"])]
+)
+def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_runs(
+    stage, tables, official, sample, tmp_path
+):
+    from alpro.pipeline import flow
+
+    model = shutil.copytree(official / "pretrain", tmp_path / "model")
+    values = read_json(model / "config.json")
+    values["model"]["text"]["max_length"] = 36
+    write_json(model / "config.json", values)
+    changes = [f"pretrained={json.dumps(str(model))}", "train_prompter=false", "pretrain=false"]
+    with pytest.raises(InputError) as error:
+        flow.planned(stage, "from_weights", str(sample / "clips.jsonl"), changes, tmp_path / "workspace")
+    changed = [f"{table}.max_text_tokens=32" for table in tables]
+    expected = " ".join(f"--set {change}" for change in changed)
+    assert str(error.value) == f"{model}: its text encoder takes 36 tokens; {expected}"
+    flow.planned(stage, "from_weights", str(sample / "clips.jsonl"), [*changes, *changed], tmp_path / "workspace")

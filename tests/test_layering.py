@@ -24,6 +24,8 @@ ONLY_IN = {  # packages that one room or file may import
     "ffmpeg": "shards/ffmpeg_binary.py",
     "imageio_ffmpeg": "shards/ffmpeg_binary.py",
     "fsspec": "shards/storage.py",
+    "faiss": "stages/inference/approximate.py",
+    "gradio": "pipeline/demo/",
 }
 
 

@@ -1,7 +1,7 @@
 """Searches an index: all clips are ranked by similarity (VTC), and the best of them again by matching (VTM)."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from alpro.shards.identity import identities
 from alpro.shards.storage import located
 from alpro.stages.evaluation.encode import Texts
 from alpro.stages.evaluation.retrieval import match
+from alpro.stages.inference.approximate import most_similar as nearest_cells
 from alpro.stages.inference.index import Index, Item, source_of
 from alpro.stages.inference.model import Model
 
@@ -19,10 +20,11 @@ CHUNK = 1 << 16  # embeddings that are compared at a time
 
 @dataclass(frozen=True)
 class Hit:
-    """A clip of an index with its scores: the similarity of the embeddings (-1 to 1), and the probability that text and
-    clip match, None if it was not matched; `note` says why a clip that should be matched could not be."""
+    """A clip of an index, its number there, and its scores: the similarity of the embeddings (-1 to 1), and the
+    probability that text and clip match, None if it was not matched. `note` says why a clip could not be matched."""
 
     item: Item
+    number: int
     similarity: float
     match: float | None = None
     note: str = ""
@@ -54,18 +56,20 @@ def most_similar(matrices: list[np.ndarray], query: np.ndarray, k: int) -> tuple
 
 
 @torch.inference_mode()
-def search(index: Index, model: Model, text: str, k: int = 10, rerank: int = 20) -> Found:
+def search(index: Index, model: Model, text: str, k: int = 10, rerank: int = 20, approximate: bool = False) -> Found:
     """The best `k` clips for a text. The `rerank` most similar ones are decoded and ordered by the sum of the logit
     margin of the matching head and the similarity, as in the evaluation with `protocol = "top_k"`; a prompter has no
-    such head, and 0 matches none. Of the clips, only the files of those that are matched are opened."""
+    such head, and 0 matches none. Of the clips, only the files of those that are matched are opened. approximate: with
+    the index of FAISS, which may miss some of the most similar clips (approximate.py)."""
     clock = [time.perf_counter()]
     alpro = model.folder.model if isinstance(model.folder.model, Alpro) else None
     encoded = model.texts([text]) if alpro else None
     features = encoded.features if encoded else model.embed_texts([text])
     clock.append(time.perf_counter())
     matched = rerank if alpro else 0
-    rows, scores = most_similar(index.embeddings, features[0].cpu().numpy(), max(k, matched))
-    hits = [Hit(index.item(row), score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+    query, count = features[0].cpu().numpy(), max(k, matched)
+    rows, scores = nearest_cells(index, query, count) if approximate else most_similar(index.embeddings, query, count)
+    hits = [Hit(index.item(row), row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
     clock.append(time.perf_counter())
     if matched and hits:
         assert encoded is not None
@@ -82,7 +86,7 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
     current = list(identities(located(hit.item["path"]) for hit in hits))
     same = [hit for hit, identity in zip(hits, current, strict=True) if identity == hit.item["identity"]]
     left = [
-        Hit(hit.item, hit.similarity, note=identity if identity in ("missing", "not fetched") else "changed since")
+        replace(hit, note=identity if identity in ("missing", "not fetched") else "changed since")
         for hit, identity in zip(hits, current, strict=True)
         if identity != hit.item["identity"]
     ]
@@ -94,8 +98,8 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
             margins = match(alpro, text, batch.videos, pairs).cpu() if batch.decoded else torch.empty(0)
         for i, margin in zip(batch.decoded, margins, strict=True):
             hit = same[start + i]
-            ranked.append((float(margin) + hit.similarity, Hit(hit.item, hit.similarity, float(margin.sigmoid()))))
-        left += [Hit(same[start + i].item, same[start + i].similarity, note=str(e)) for i, e in batch.errors.items()]
+            ranked.append((float(margin) + hit.similarity, replace(hit, match=float(margin.sigmoid()))))
+        left += [replace(same[start + i], note=str(e)) for i, e in batch.errors.items()]
         start += len(batch.sources)
     ranked.sort(key=lambda pair: -pair[0])
     return [*(hit for _, hit in ranked), *sorted(left, key=lambda hit: -hit.similarity)]

@@ -29,6 +29,41 @@ def workspace(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_model, tokenizer, vocabulary, resources) -> Path:
+    """A workspace with a random model of each kind, and the prompts of the prompter."""
+    import torch
+
+    from alpro.files import digest, write_json
+    from alpro.models.alpro import Alpro, Prompter
+    from alpro.models.folder import ModelFolder
+    from alpro.pipeline.artifacts.store import RECORD_VERSION
+    from alpro.stages import cache_prompts
+
+    config, root = tiny_model(tokenizer.get_vocab_size()), tmp_path_factory.mktemp("trained")
+    torch.manual_seed(0)
+    models = {
+        "train_prompter": ModelFolder("prompter", Prompter(config), tokenizer),
+        "finetune_retrieval": ModelFolder("retrieval", Alpro(config), tokenizer),
+        "finetune_qa": ModelFolder("qa", Alpro(config, answers=2), tokenizer, answers=["ball", "box"]),
+        "cache_prompts": None,
+    }
+    for stage, model in models.items():
+        folder = root / "artifacts" / stage / digest(stage)[:16]
+        folder.mkdir(parents=True)
+        inputs = {}
+        if model:
+            model.save_pretrained(folder / "model")
+        else:
+            prompter = root / "artifacts" / "train_prompter" / digest("train_prompter")[:16]
+            sources = {"prompter": prompter, "vocabulary": vocabulary}
+            cache_prompts.run(cache_prompts.Config(), sources, folder, resources)
+            inputs = {"prompter": {"stage": "train_prompter", "fingerprint": digest("train_prompter")}}
+        record = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(stage)}
+        write_json(folder / "artifact.json", {**record, "inputs": inputs, "run": {"at": "2026-01-01T00:00:00"}})
+    return root
+
+
+@pytest.fixture(scope="session")
 def first(workspace, prefect) -> dict[str, str]:
     """The artifacts of a first run of the tiny pipeline, by stage."""
     from alpro.pipeline.flow import alpro

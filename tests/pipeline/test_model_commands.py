@@ -4,42 +4,17 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from alpro import Model
 from alpro.files import digest, write_json
-from alpro.models.alpro import Alpro, Prompter
-from alpro.models.folder import ModelFolder
 from alpro.pipeline.artifacts.store import RECORD_VERSION
-from alpro.stages import cache_prompts
 from tests.pipeline.test_cli import call
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory, tiny_model, tokenizer, vocabulary, resources):
+def workspace(trained):
     """A workspace with a model of each kind, and the prompts of the prompter."""
-    config, root = tiny_model(tokenizer.get_vocab_size()), tmp_path_factory.mktemp("workspace")
-    torch.manual_seed(0)
-    models = {
-        "train_prompter": ModelFolder("prompter", Prompter(config), tokenizer),
-        "finetune_retrieval": ModelFolder("retrieval", Alpro(config), tokenizer),
-        "finetune_qa": ModelFolder("qa", Alpro(config, answers=2), tokenizer, answers=["ball", "box"]),
-        "cache_prompts": None,
-    }
-    for stage, model in models.items():
-        folder = root / "artifacts" / stage / digest(stage)[:16]
-        folder.mkdir(parents=True)
-        inputs = {}
-        if model:
-            model.save_pretrained(folder / "model")
-        else:
-            prompter = root / "artifacts" / "train_prompter" / digest("train_prompter")[:16]
-            sources = {"prompter": prompter, "vocabulary": vocabulary}
-            cache_prompts.run(cache_prompts.Config(), sources, folder, resources)
-            inputs = {"prompter": {"stage": "train_prompter", "fingerprint": digest("train_prompter")}}
-        record = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(stage)}
-        write_json(folder / "artifact.json", {**record, "inputs": inputs, "run": {"at": "2026-01-01T00:00:00"}})
-    return root
+    return trained
 
 
 @pytest.fixture
@@ -99,6 +74,22 @@ def test_videos_are_indexed_once_and_searched(alpro_model, videos, workspace, tm
     assert out.splitlines()[0].split() == ["rank", "similarity", "match", "video"]
     assert found["hits"][0]["path"] in out.splitlines()[1]
     assert out.splitlines()[-1].startswith("3 clips by similarity, 3 by matching: index ")
+
+
+def test_a_small_index_has_the_same_hits_with_the_approximate_index(alpro_model, videos, tmp_path):
+    pytest.importorskip("faiss")
+    index = tmp_path / "index"
+    assert alpro_model("index", RETRIEVAL, videos[0].parent, index, "--approximate")[0] == 0
+    assert len(list(index.glob("*.faiss"))) == 1
+    found = [
+        json.loads(alpro_model("search", index, "a ball", "--json", *extra)[1]) for extra in ([], ["--approximate"])
+    ]
+    assert found[0]["hits"] == found[1]["hits"]
+    assert alpro_model("index", RETRIEVAL, videos[0].parent, tmp_path / "plain")[0] == 0
+    status, _, err = alpro_model("search", tmp_path / "plain", "a ball", "--approximate")
+    assert status == 2
+    assert "no approximate index of its current clips; `alpro model index MODEL VIDEOS" in err
+    assert err.count("\n") == 1
 
 
 def test_a_question_is_answered_from_the_list(alpro_model, videos, workspace):
