@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import Step, Store
@@ -20,7 +20,11 @@ from alpro.pipeline.checks import check_port, check_sqlite, check_tracking_uri
 from alpro.pipeline.listings import print_artifact, print_artifacts, print_lineage, print_problems, print_unneeded
 from alpro.pipeline.model_commands import MODEL_COMMANDS
 from alpro.shards.storage import absolute
+from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
+
+if TYPE_CHECKING:
+    from alpro.pipeline.config import PipelineConfig
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -53,6 +57,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         print(f"no questions in {data}: question answering is skipped", file=sys.stderr)
     if arguments.dry_run:
         print_plan(*plan[1:])
+        print_memory_plan(*plan, workspace / "memory.json")
         return
     check_files(*plan[1:])
     check_test_items(*plan)
@@ -126,6 +131,17 @@ def print_plan(steps: list[Step], store: Store) -> None:
             state = "not needed"
         fingerprint = "" if step.blocked else step.fingerprint[:16]  # unknown without the files
         print(f"{state:10} {step.name:24} {fingerprint:16}  {why}".rstrip())
+
+
+def print_memory_plan(settings: "PipelineConfig", steps: list[Step], store: Store, remembered: Path) -> None:
+    """Prints the memory of the training stages that have to run. remembered: a file with earlier plans."""
+    from alpro.pipeline.steps import required
+
+    trainings = [step for step in required(steps, store) if step.stage in TRAININGS]
+    if trainings := [step for step in trainings if not (store.find(step) or store.is_shared(step))]:
+        from alpro.pipeline.memory_plan import print_memory
+
+        print_memory(trainings, settings.resources, remembered)
 
 
 def create_workspace(folder: Path, check_writable: bool) -> None:
