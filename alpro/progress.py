@@ -82,6 +82,8 @@ def shown(what: str, total: int | None, unit: str) -> Iterator[Callable[..., Non
             last = now
             count = f"{done} of {total}" if total is not None else f"{done}"
             suffix = f", {last_note}" if last_note else ""
+            if total is not None and 0 < done < total:
+                suffix = f", about {(now - started) * (total - done) / done:.0f} s left{suffix}"
             print(f"{what}: {count} {unit}, {now - started:.0f} s{suffix}", file=sys.stderr, flush=True)
 
     yield advance

@@ -72,17 +72,18 @@ def case_of(step: Step, resources: Resources) -> Case | None:
     from alpro.stages.training.distributed import pick_device
 
     config: Any = step.config
+    inputs: dict[str, Any] = {name: source.config for name, source in step.inputs.items()}
     task, teacher, labels, teacher_bytes = TASKS[step.stage], None, dict[str, int](), 0
     if task in ("prompter", "pretrain"):
-        vocabulary = step.inputs["vocabulary"].config
+        vocabulary = inputs["vocabulary"]
         labels = {"entities": vocabulary.entities, "verbs": vocabulary.verbs} if task == "pretrain" else {}
         shape = with_words(config.model.model_dump(), vocabulary)
         if task == "pretrain" and not any(config.weights.model_dump().values()):
             return None
-        if task == "pretrain" and "prompter" in step.inputs:
-            teacher = with_words(step.inputs["prompter"].config.model.model_dump(), vocabulary)
+        if task == "pretrain" and "prompter" in inputs:
+            teacher = with_words(inputs["prompter"].model.model_dump(), vocabulary)
         elif task == "pretrain" and config.needs_prompter:
-            teacher_bytes = weight_bytes(Path(step.inputs["prompts"].config.prompter))
+            teacher_bytes = weight_bytes(Path(inputs["prompts"].prompter))
     else:
         known = start_of(step)
         if known is None:
@@ -147,14 +148,14 @@ def step_memories(case: Case) -> "list[StepMemory]":
 
     config, shape, labels = case.config, ModelConfig.model_validate(case.shape), case.labels
     teacher = ModelConfig.model_validate(case.teacher) if case.teacher else None
-    settings: dict[str, Any] = {"negative_pool_size": config.get("negative_pool_size", 0)}
+    settings: dict[str, Any] = {**labels, "negative_pool_size": config.get("negative_pool_size", 0)}
     examples: dict[str, Any] = {"answers": case.task == "qa"}
     if case.task == "pretrain":
         weights = LossWeights.model_validate(config["weights"])
         settings |= {"weights": weights, "verb_region": config["verb_region"], "teacher": teacher}
         examples |= {"mlm_probability": config["mlm_probability"], "crops": config["crops"] if teacher else 1}
         examples |= {"pseudo_labels": labels["entities"], "verb_labels": labels["verbs"]} if not teacher else {}
-    build = partial(untrained_objective, case.task, shape, **labels, **settings)
+    build = partial(untrained_objective, case.task, shape, **settings)
     memory = StepMemories(build, torch.device(case.device), config["mixed_precision"])
     parts = config["accumulation_steps"]
     batch = partial(batch_without_data, case.batch * parts, shape, config["max_text_tokens"], **examples)

@@ -142,7 +142,9 @@ class StepMemories:
         with self.mode:
             with torch.device(self.device):
                 examples = batch()
-            examples.map(lambda tensor: live.add(tensor) or tensor)
+            for value in vars(examples).values():
+                if isinstance(value, Tensor):
+                    live.add(value)
             with live, torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 self.run(examples, accumulation_steps, live)
         self.objective.zero_grad(set_to_none=True)
