@@ -34,14 +34,14 @@ def main() -> None:
     parser.add_argument("--plan", nargs=2, metavar=("FORM", "CACHE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.plan:
-        plan(arguments.plan[0], arguments.folder, Path(arguments.plan[1]))
+        plan(arguments.plan[0], arguments.folder, arguments.rows, Path(arguments.plan[1]))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary) / "data"
         write_files(folder, arguments.rows)
         print(f"{arguments.rows:,} rows; load {os.getloadavg()[0]:.1f}", flush=True)
         print(f"{'':10}{'':26}{'seconds':>9}{'processor':>11}{'peak MiB':>10}{'times faster':>14}", flush=True)
-        figures = {form: measure(form, folder, Path(temporary) / form) for form in arguments.form}
+        figures = {form: measure(form, folder, arguments.rows, Path(temporary) / form) for form in arguments.form}
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": arguments.rows, **figures}, indent=1))
 
@@ -76,16 +76,16 @@ def caption(number: int) -> str:
     return f"clip {number}: bright clouds drift slowly over other clouds on a windy day"
 
 
-def measure(form: str, folder: Path, cache: Path) -> dict[str, dict[str, Any]]:
+def measure(form: str, folder: Path, rows: int, cache: Path) -> dict[str, dict[str, Any]]:
     """Prints and returns the figures of each plan of a corpus."""
     cache.mkdir()
-    rows = max(int(file.stem) for file in (folder / "videos").glob("*.jsonl"))
     changed = folder / "videos" / path_of(rows // 2)
     figures: dict[str, dict[str, Any]] = {}
     for name in (BASELINE, "nothing changed", "one file changed"):
         if name == "one file changed":
             os.utime(changed)
-        command = [sys.executable, __file__, "--folder", str(folder), "--plan", form, str(cache)]
+        command = [sys.executable, __file__, "--folder", str(folder), "--rows", str(rows)]
+        command += ["--plan", form, str(cache)]
         figures[name] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         values = figures[name]
         ratio = figures[BASELINE]["seconds"] / values["seconds"]
@@ -98,11 +98,10 @@ def measure(form: str, folder: Path, cache: Path) -> dict[str, dict[str, Any]]:
     return figures
 
 
-def plan(form: str, folder: Path, cache: Path) -> None:
+def plan(form: str, folder: Path, rows: int, cache: Path) -> None:
     """Plans a corpus in this process, and prints the figures. Memory is above that of the process before."""
     from alpro.pipeline.artifacts.digests import Digests, digest_data
 
-    rows = max(int(file.stem) for file in (folder / "videos").glob("*.jsonl"))
     before, started, busy = peak_mib(), time.perf_counter(), time.process_time()
     digests = Digests(cache / "digests.sqlite")
     if form == "manifest":

@@ -328,7 +328,7 @@ class MediaFiles:
             same_name = [path for path in other_extension if path.name == exact.name]
             candidates += [same_name, with_extension, other_extension]
         for paths in candidates:
-            if match := self._select(paths, exact.suffix.lower()):
+            if paths and (match := self._select(paths, exact.suffix.lower())):
                 return match
         return exact if has_extension else exact.with_name(f"{exact.name}.mp4")
 
