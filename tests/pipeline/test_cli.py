@@ -133,9 +133,11 @@ def test_a_port_in_use_is_an_error(tmp_path, monkeypatch, capsys):
 def test_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
     status, out, _ = call(monkeypatch, capsys, "pretrain", "--dry-run", "--workspace", tmp_path)
     assert status == 0
-    assert [line.split()[2] for line in out.splitlines()][-2:] == ["cache_prompts", "pretrain"]
+    stages, memory = out.split("\n\n", 1)
+    assert [line.split()[2] for line in stages.splitlines()][-2:] == ["cache_prompts", "pretrain"]
+    assert [line.split()[0] for line in memory.splitlines() if " 32 " in line] == ["train_prompter", "pretrain"]
     assert "evaluate" not in out
-    assert all(line.startswith("to run") for line in out.splitlines())
+    assert all(line.startswith("to run") for line in stages.splitlines())
 
 
 def test_help_names_every_command(monkeypatch, capsys):
