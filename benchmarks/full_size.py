@@ -17,23 +17,18 @@ import time
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from alpro.models.alpro import Alpro, ModelConfig, Prompter
-from alpro.models.folder import Preprocessing
+from alpro.models.alpro import ModelConfig
 from alpro.models.text import Layers
 from alpro.models.timesformer import TimeSformer
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.examples import Batch
-from alpro.stages.training.objective import (
-    MatchingObjective,
-    Objective,
-    PrompterObjective,
-    QaObjective,
-)
+from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from alpro.stages.training.untrained import untrained_objective
 
 ENTITIES, ANSWERS = 1000, 1500
 SHAPES = {"prompter": (4, 30), "pretrain": (4, 30), "retrieval": (8, 40), "qa": (16, 40)}  # frames, words
@@ -99,15 +94,14 @@ def build(task: str) -> Objective:
     """The task's objective around a full-size model."""
     shape = ModelConfig()
     shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": SHAPES[task][0]})})
-    norm = [list(Preprocessing().mean), list(Preprocessing().std)]
-    if task == "prompter":
-        return PrompterObjective(Prompter(shape), *norm)
-    if task == "retrieval":
-        return MatchingObjective(Alpro(shape), *norm)
-    if task == "qa":
-        return QaObjective(Alpro(shape, answers=ANSWERS), *norm)
-    prompts = {kind: torch.randn(ENTITIES, shape.embed_dim) for kind in ("video", "image")}
-    return PretrainObjective(Alpro(shape, entities=ENTITIES), *norm, Prompter(shape), prompts, LossWeights(), 0.0)
+    return untrained_objective(task, shape, **labels_of(task, shape))
+
+
+def labels_of(task: str, shape: ModelConfig) -> dict[str, Any]:
+    """What `untrained_objective` needs for a task besides the sizes of the model."""
+    if task == "pretrain":
+        return {"entities": ENTITIES, "teacher": shape}
+    return {"answers": ANSWERS} if task == "qa" else {}
 
 
 def batch_of(task: str, size: int = 2) -> Batch:

@@ -20,16 +20,16 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import tiny_world
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+from full_size import labels_of
 from gpu_context import Context, Failed
 from timed_step import MODELS
 
-from alpro.models.alpro import Alpro, ModelConfig, Prompter
-from alpro.models.folder import Preprocessing
+from alpro.models.alpro import ModelConfig
 from alpro.models.word_pieces import train_tokenizer
 from alpro.shards import reader as shard_reader
 from alpro.shards.decode import Clip
@@ -41,10 +41,9 @@ from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.distributed import World
 from alpro.stages.training.examples import Batch, TrainingDataset
 from alpro.stages.training.metrics import MetricsFile, read_metrics
-from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective, QaObjective
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from alpro.stages.training.objective import Objective
+from alpro.stages.training.untrained import untrained_objective
 
-ENTITIES, ANSWERS = 1000, 1500
 STEPS, KILLED_AFTER, RANK_STEPS = 12, 7, 4
 MAX_DIFFERENCE = 1e-3  # of losses, relative
 MAX_WAITING = 0.02  # an aim
@@ -54,18 +53,8 @@ WORDS = ("red", "cloud", "drifts", "slowly", "over", "two", "green", "hills", "o
 def objective_of(task: str, shape: ModelConfig, device: torch.device) -> Objective:
     """The objective of a task with random weights on a device, the same each time."""
     torch.manual_seed(0)
-    norm = [list(Preprocessing().mean), list(Preprocessing().std)]
     with torch.device(device):
-        if task == "prompter":
-            return PrompterObjective(Prompter(shape), *norm)
-        if task == "retrieval":
-            return MatchingObjective(Alpro(shape), *norm)
-        if task == "qa":
-            return QaObjective(Alpro(shape, answers=ANSWERS), *norm)
-        prompts = F.normalize(torch.randn(ENTITIES, shape.embed_dim), dim=1)
-        values = Alpro(shape, entities=ENTITIES), *norm, Prompter(shape), {"video": prompts, "image": prompts}
-        # Threshold 0: otherwise rounding would decide which pseudo-labels are kept.
-        return PretrainObjective(*values, LossWeights(), 0.0)
+        return untrained_objective(task, shape, **labels_of(task, shape))
 
 
 # Runs of a stage, in processes
@@ -263,20 +252,23 @@ def trained(context: Context, data: TrainingDataset, resources: Resources, name:
     return {name: statistics.median(line[name] for line in lines) for name in lines[0]}
 
 
-def write_clips(folder: Path, clips: int, frames: int, size: int) -> list[str]:
+def write_clips(folder: Path, clips: int, frames: int, size: int, shards: int = 1) -> list[str]:
     """Writes a corpus of clips with moving textures, whose spectrum is that of photographs; returns the captions."""
     folder.mkdir()
     side, captions = 2 * size, []
     spectrum = (np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)) + 1e-3) ** -1.6
-    with ShardWriter(folder / "all.tar", 90) as writer:
-        for number, rng in enumerate(map(np.random.default_rng, range(clips))):
-            texture = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, side, side))) * spectrum, (side, side))
-            texture = np.moveaxis(120 + 45 * texture / texture.std(), 0, 2)
-            texture = np.clip(texture + rng.normal(0, 4, texture.shape), 0, 255).astype(np.uint8)
-            views = [texture[n * size // frames :][:size, n * size // frames :][:, :size] for n in range(frames)]
-            captions.append(" ".join(rng.choice(WORDS, 28)))
-            about = {"id": str(number), "path": "none", "kind": "video", "split": "train", "group": str(number)}
-            row = Row.model_validate(about | {"captions": [captions[-1]]})
-            writer.write(row, Clip(np.stack(views), 10.0, size, size))
-    pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
+    files = [folder / f"{number:02}.tar" for number in range(shards)]
+    for shard, file in enumerate(files):
+        with ShardWriter(file, 90) as writer:
+            for number in range(shard, clips, shards):
+                rng = np.random.default_rng(number)
+                texture = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, side, side))) * spectrum, (side, side))
+                texture = np.moveaxis(120 + 45 * texture / texture.std(), 0, 2)
+                texture = np.clip(texture + rng.normal(0, 4, texture.shape), 0, 255).astype(np.uint8)
+                views = [texture[n * size // frames :][:size, n * size // frames :][:, :size] for n in range(frames)]
+                captions.append(" ".join(rng.choice(WORDS, 28)))
+                about = {"id": str(number), "path": "none", "kind": "video", "split": "train", "group": str(number)}
+                row = Row.model_validate(about | {"captions": [captions[-1]]})
+                writer.write(row, Clip(np.stack(views), 10.0, size, size))
+    pq.write_table(pa.concat_tables(index_shard(file) for file in files), folder / "index.parquet")
     return captions

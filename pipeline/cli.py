@@ -160,7 +160,9 @@ class Pretrained(argparse.Action):
 def add_run_options(command: argparse.ArgumentParser, config: str = "sample") -> None:
     """config: the default of --config; empty: what the study says."""
     command.add_argument(
-        "--dry-run", action="store_true", help="only print which stages would run and which are cached"
+        "--dry-run",
+        action="store_true",
+        help="only print which stages would run, which are cached, and the memory that training needs",
     )
     command.add_argument(
         "--config",

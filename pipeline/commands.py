@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
@@ -19,7 +20,11 @@ from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.checks import check_port, check_tracking_uri
 from alpro.pipeline.model_commands import MODEL_COMMANDS
 from alpro.pipeline.temporary_server import start_temporary_server, uses_server
+from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
+
+if TYPE_CHECKING:
+    from alpro.pipeline.config import PipelineConfig
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -54,8 +59,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     if data and not stage and skips_questions(config, changes, plan[0]):
         log.warning(f"no questions in {data}: question answering is skipped")
     if arguments.dry_run:
-        rows = plan_rows(steps, store)
-        print_json(rows) if arguments.json else print_plan(rows)
+        show_plan(*plan, workspace, arguments.json)
         return
     check_files(steps, store)
     check_test_items(*plan)
@@ -146,6 +150,25 @@ def plan_rows(steps: list[Step], store: Store) -> list[dict[str, str]]:
         fingerprint = "" if step.blocked else step.fingerprint  # unknown without the files
         rows.append({"state": state, "name": step.name, "fingerprint": fingerprint, "reason": why})
     return rows
+
+
+def show_plan(settings: "PipelineConfig", steps: list[Step], store: Store, workspace: Path, as_json: bool) -> None:
+    """Prints what a run would do, and the memory of the training stages that it would run."""
+    from alpro.pipeline.steps import required
+
+    rows, plans = plan_rows(steps, store), []
+    trainings = [step for step in required(steps, store) if step.stage in TRAININGS]
+    if trainings := [step for step in trainings if not (store.find(step) or store.is_shared(step))]:
+        from alpro.pipeline.memory_plan import memory_plans, print_memory
+
+        plans = memory_plans(trainings, settings.resources, workspace / "memory.json")
+    if as_json:
+        memory = {plan.stage: plan.values() for plan in plans}
+        print_json([row | ({"memory": memory[row["name"]]} if row["name"] in memory else {}) for row in rows])
+        return
+    print_plan(rows)
+    if plans:
+        print_memory(plans, settings.resources)
 
 
 def print_plan(rows: list[dict[str, str]]) -> None:

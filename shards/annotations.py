@@ -8,7 +8,7 @@ to `root`. WebVid's videos are fetched from their `contentUrl` if the folder has
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,27 +27,42 @@ from alpro.shards.storage import suffix as extension_of
 
 TEXTS = "texts"  # the file that has the texts of files that only list videos
 ANNOTATION_FILES = (*SPLITS, TEXTS)
+MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 RECORD_EXTENSIONS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
+
+# Called with each folder and file that rows depend on, besides their own files; with None for what cannot be checked.
+Note = Callable[[Path | None], None]
+
+
+def ignore(path: Path | None) -> None:
+    """Notes nothing."""
 
 
 def scan_source(
-    data: Location, annotations: Mapping[str, Path] | None = None, root: Path | None = None, group_pattern: str = ""
+    data: Location,
+    annotations: Mapping[str, Path] | None = None,
+    root: Path | None = None,
+    group_pattern: str = "",
+    note: Note = ignore,
 ) -> Iterator[Row | Reject]:
     """Yields the rows of the annotation files (by split) if there are any, otherwise of the manifest, the folder, the
     shards of video2dataset or img2dataset in it, or the file in the form of a known data set, whose videos lie beside
-    it or below."""
+    it or below. note: called with what the rows depend on, for sources that `can_be_noted`."""
     if annotations:
-        return scan_annotations(Path(data), annotations, root, group_pattern)
+        return scan_annotations(Path(data), annotations, root, group_pattern, note)
     if is_downloads(data):
         return scan_downloads(data, group_pattern)
     if isinstance(data, Path) and (file := annotation_file(data)):
-        return scan_annotations(file.parent, {"": file}, root, group_pattern)
+        return scan_annotations(file.parent, {"": file}, root, group_pattern, note)
     return scan_manifest(table_of(data) or data, group_pattern)
 
 
-def is_manifest(data: Location) -> bool:
-    """Whether `data` is a local manifest: its rows name their files, whatever else is in the folder."""
-    return isinstance(data, Path) and data.is_file() and not is_downloads(data) and annotation_file(data) is None
+def can_be_noted(data: Location, annotations: Mapping[str, Path] | None) -> bool:
+    """Whether a source is a local manifest, whose rows name their files, or has annotation files. Not a folder whose
+    texts lie beside the videos."""
+    if not isinstance(data, Path) or is_downloads(data):
+        return False
+    return bool(annotations) or data.is_file()
 
 
 def annotation_file(data: Path) -> Path | None:
@@ -70,7 +85,7 @@ def table_of(data: Location) -> Path | None:
         return data if isinstance(data, Path) else None
     tables = [p for p in sorted(data.iterdir()) if p.name.removesuffix(".gz").endswith(RECORD_EXTENSIONS)]
     tables = [p for p in tables if p.is_file() and not is_download(p)]
-    if len(tables) != 1 or any(path.with_suffix(".txt").is_file() for path in walk_media(data)):
+    if len(tables) != 1 or any(Path(path).with_suffix(".txt").is_file() for path in walk_media(data)):
         return None
     return tables[0]
 
@@ -82,7 +97,11 @@ def is_download(file: Path) -> bool:
 
 
 def scan_annotations(
-    videos: Path, files: Mapping[str, Path], root: Path | None = None, group_pattern: str = ""
+    videos: Path,
+    files: Mapping[str, Path],
+    root: Path | None = None,
+    group_pattern: str = "",
+    note: Note = ignore,
 ) -> Iterator[Row | Reject]:
     """Yields a row per video and split, in the order of the files, and a reject for each invalid line.
 
@@ -99,10 +118,11 @@ def scan_annotations(
     if not videos.is_dir():
         raise InputError(f"{videos}: no such folder of videos")
     with database() as db:
-        annotations, ids, names = Annotations(db), Ids(videos, db), NameResolver(videos, root)
+        annotations, ids, names = Annotations(db), Ids(videos, db), NameResolver(videos, root, note)
         for split, file in sorted(files.items(), key=lambda item: item[0] != TEXTS):
+            note(file)
             yield from read_file(file, split, annotations, names, lists=TEXTS in files and split != TEXTS)
-        media, groups = MediaFiles(videos), Groups(group_pattern)
+        media, groups = MediaFiles(videos, note), Groups(group_pattern)
         empty = True
         for video in annotations:
             empty = False
@@ -226,8 +246,8 @@ class Annotations:
 class NameResolver:
     """Resolves names in annotation files to paths in the folder of videos, and counts absolute paths outside it."""
 
-    def __init__(self, videos: Path, root: Path | None):
-        self.videos = videos
+    def __init__(self, videos: Path, root: Path | None, note: Note = ignore):
+        self.videos, self.note = videos, note
         self.root = Path(os.path.normpath(root.absolute())) if root else videos
         self.total, self.outside, self.example = 0, 0, ""
 
@@ -236,8 +256,12 @@ class NameResolver:
         if "\0" in name or not Path(name).name:
             raise ValueError("names no file in the folder of videos")
         self.total += 1
+        if self.root == self.videos and not name.startswith(("/", "..")) and os.path.normpath(name) == name:
+            return name  # the usual case, in a tenth of the time
         path = Path(os.path.normpath(self.root / name))
         for candidate in (path, _real_folder(path.parent) / path.name):
+            if candidate is not path:
+                self.note(None)  # depends on links
             for folder in (self.videos, self.root):
                 if candidate.is_relative_to(folder) and candidate != folder:
                     return str(candidate.relative_to(folder))
@@ -266,11 +290,14 @@ def _real_folder(folder: Path) -> Path:
 class MediaFiles:
     """The media files of a folder, looked up by the names in annotation files."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, note: Note = ignore):
         self.folder = folder
-        self.by_stem: dict[str, list[Path]] = {}
-        for path in sorted(walk_media(folder)):
-            self.by_stem.setdefault(path.stem, []).append(path)
+        self.by_stem: dict[str, str | list[str]] = {}  # paths; a million lists of Path objects would take a gigabyte
+        for path in walk_media(folder, note):
+            stem = media_stem(path.rpartition("/")[2])
+            before = self.by_stem.setdefault(stem, path)
+            if before is not path:
+                self.by_stem[stem] = [*([before] if isinstance(before, str) else before), path]
 
     def locate(self, video: Video, names: NameResolver) -> Location:
         """The file of a video, by its name or another of its names; its URL if the folder has no media. Raises
@@ -294,16 +321,21 @@ class MediaFiles:
         if is_file(exact):
             return exact
         has_extension = exact.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
-        with_extension = self.by_stem.get(exact.name, [])
+        with_extension = self.with_stem(exact.name)
         candidates = [[path for path in with_extension if path.parent == exact.parent]]
         if exact.parent == self.folder:
-            other_extension = self.by_stem.get(exact.stem, []) if has_extension else []
+            other_extension = self.with_stem(exact.stem) if has_extension else []
             same_name = [path for path in other_extension if path.name == exact.name]
             candidates += [same_name, with_extension, other_extension]
         for paths in candidates:
-            if match := self._select(paths, exact.suffix.lower()):
+            if paths and (match := self._select(paths, exact.suffix.lower())):
                 return match
         return exact if has_extension else exact.with_name(f"{exact.name}.mp4")
+
+    def with_stem(self, stem: str) -> list[Path]:
+        """The media files with this name before the extension, sorted."""
+        paths = self.by_stem.get(stem, [])
+        return [Path(paths)] if isinstance(paths, str) else sorted(map(Path, paths))
 
     def _select(self, paths: list[Path], extension: str) -> Path | None:
         """The first video, otherwise the first image, that a name with this extension matches."""
@@ -324,9 +356,23 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def walk_media(folder: Path) -> Iterator[Path]:
-    for root, _, names in os.walk(folder):
+def walk_media(folder: Path, note: Note = ignore) -> Iterator[str]:
+    """The paths of the media files in a folder and below. note: called with each folder, or with None for a link to a
+    folder, whose files are not walked."""
+    for root, folders, names in os.walk(folder):
+        note(Path(root))
+        if any(os.path.islink(os.path.join(root, name)) for name in folders):  # noqa: PTH118, PTH114
+            note(None)
         for name in names:
-            path = Path(root, name)
-            if path.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
-                yield path
+            if name[len(media_stem(name)) :].lower() in MEDIA_EXTENSIONS:
+                yield f"{root}/{name}" if root != "/" else f"/{name}"
+
+
+def media_stem(name: str) -> str:
+    """A file name without its extension, as pathlib's `stem`.
+
+    >>> [media_stem(name) for name in ("a.mp4", "a.b.mp4", ".mp4", "a.", "a")]
+    ['a', 'a.b', '.mp4', 'a.', 'a']
+    """
+    dot = name.rfind(".")
+    return name[:dot] if 0 < dot < len(name) - 1 else name

@@ -196,7 +196,10 @@ def _file_key(path: Location, root: Location) -> str:
     """A key that is equal for all rows of a file, however they spell its path."""
     if isinstance(path, str):
         return without_credentials(path)
-    return os.path.relpath(path, root) if isinstance(root, Path) else str(path)
+    text, folder = str(path), f"{root}/"
+    if isinstance(root, Path) and not text.startswith(folder):
+        return os.path.relpath(path, root)
+    return text.removeprefix(folder) if isinstance(root, Path) else text
 
 
 def _kind(value: Any, path: Location) -> Any:

@@ -131,8 +131,8 @@ def resolve(root: Location, path: str) -> Location:
 
 
 def _below_path(root: Path, name: str) -> Path:
-    path = Path(os.path.normpath(root / name))
-    return path if path.is_relative_to(os.path.normpath(root)) else _refuse(root, name)
+    path, folder = os.path.normpath(os.path.join(root, name)), os.path.normpath(root)  # noqa: PTH118 (much faster)
+    return Path(path) if path == folder or path.startswith(folder.rstrip("/") + "/") else _refuse(root, name)
 
 
 def _below_url(root: str, path: str) -> Location:

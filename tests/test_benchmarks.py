@@ -356,3 +356,14 @@ def test_the_trials_run_on_a_cpu_with_few_packages_and_without_an_installation(t
     assert "compiled: skipped, requires a GPU" in trials["objectives"]["summary"]
     assert "links/alpro" not in (out / "gpu.log").read_text()  # no traceback
     assert (out / "gpu.md").read_text().strip() in done.stdout
+
+
+def test_planning_prints_ratios_against_everything_again(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "planning.py", "--rows", "30", "--json", tmp_path / "plan.json"]
+    printed = subprocess.run([*command, "--folder", tmp_path / "data"], capture_output=True, text=True, check=True)
+    figures = json.loads((tmp_path / "plan.json").read_text())
+    assert figures["rows"] == 30
+    for form in ("manifest", "webvid"):
+        assert list(figures[form]) == ["everything again", "nothing changed", "one file changed"]
+        assert len({plan["digest"] for plan in figures[form].values()}) == 1
+    assert printed.stdout.count("everything again") == 2

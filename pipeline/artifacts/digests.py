@@ -4,9 +4,11 @@ import hashlib
 import os
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state
 from alpro.pipeline.artifacts.remembered import Note, Remembered
 from alpro.progress import progress
-from alpro.shards.annotations import is_manifest, scan_source
+from alpro.shards.annotations import can_be_noted, scan_source
 from alpro.shards.identity import identities
 from alpro.shards.members import is_local, local_shard, member_of
 from alpro.shards.schema import Row
@@ -24,8 +26,10 @@ from alpro.shards.storage import Location, parent
 from alpro.stages.index_shards import list_shards
 
 SECONDS_BETWEEN_COMMITS = 2.0
-BATCH = 1024  # rows of a manifest in memory
+BATCH = 4096  # rows of a manifest in memory
 THREADS = 8  # that read files
+GROUP_FILES, GROUP_BYTES = 64, 1 << 22  # at most, that a thread reads at a time; a larger file is read alone
+QUERIED = 512  # rows of the cache that are read at a time
 MISSING = "missing"
 
 
@@ -57,29 +61,45 @@ class Digests:
         Files that are not cached are read by several threads. No transaction is open while a file is read, so that
         other pipelines do not wait. New digests are committed every few seconds, so an interrupted run keeps them.
         """
-        states = {file: file_state(file) for file in files}
-        digests = {file: MISSING for file, state in states.items() if state is None}
-        fresh: list[tuple[str, int, int, str]] = []
+        stated = {file: file_state(file) for file in files}
+        digests = {file: MISSING for file, state in stated.items() if state is None}
+        states = {file: state for file, state in stated.items() if state}
+        done: deque[tuple[Path, str]] = deque()  # from the threads
+
+        def read(group: list[Path]) -> None:
+            for file in group:
+                done.append((file, readable_checksum(file)))
+
+        def commit(db: sqlite3.Connection) -> None:
+            taken = [done.popleft() for _ in range(len(done))]
+            digests.update(taken)
+            self._commit(db, [(str(file), *states[file], value) for file, value in taken if value != MISSING])
+
         pool = ThreadPoolExecutor(THREADS)
         with closing(self._open()) as db:
-            for file, state in states.items():
-                cached = db.execute("select size, changed, digest from digests where path = ?", (str(file),)).fetchone()
-                if state and cached and cached[:2] == state:
-                    digests[file] = cached[2]
-            unknown = [file for file in states if file not in digests]
+            digests |= self._cached(db, states)
+            unknown = grouped({file: state[0] for file, state in states.items() if file not in digests})
             committed = time.monotonic()
             try:
-                for file, value in zip(unknown, pool.map(readable_checksum, unknown), strict=True):
-                    digests[file] = value
-                    if value != MISSING:
-                        fresh.append((str(file), *(states[file] or (0, 0)), value))
+                for _ in pool.map(read, unknown):
                     if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS:
-                        self._commit(db, fresh)
+                        commit(db)
                         committed = time.monotonic()
             finally:
                 pool.shutdown(cancel_futures=True)
-                self._commit(db, fresh)
+                commit(db)
         return [digests[file] for file in files]
+
+    def _cached(self, db: sqlite3.Connection, states: Mapping[Path, tuple[int, int]]) -> dict[Path, str]:
+        """The cached digests of files that have the same state."""
+        cached: dict[Path, str] = {}
+        for start in range(0, len(files := {str(file): file for file in states}), QUERIED):
+            names = list(files)[start : start + QUERIED]
+            query = f"select * from digests where path in ({','.join('?' * len(names))})"
+            for name, *state, value in db.execute(query, names):
+                if tuple(state) == states[files[name]]:
+                    cached[files[name]] = value
+        return cached
 
     def _commit(self, db: sqlite3.Connection, fresh: list[tuple[str, int, int, str]]) -> None:
         try:
@@ -87,7 +107,18 @@ class Digests:
                 db.executemany("insert or replace into digests values (?, ?, ?, ?)", fresh)
         except sqlite3.OperationalError as error:  # in use, not writable
             raise InputError(f"{self.path}: {error}") from error
-        fresh.clear()
+
+
+def grouped(sizes: Mapping[Path, int]) -> list[list[Path]]:
+    """Groups files for the threads: many small ones, for which a task each would take longer than reading them."""
+    groups, room = list[list[Path]](), -1
+    for file, size in sizes.items():
+        if room < size or len(groups[-1]) == GROUP_FILES:
+            groups.append([])
+            room = GROUP_BYTES
+        groups[-1].append(file)
+        room -= size
+    return groups
 
 
 def readable_checksum(file: Path) -> str:
@@ -116,13 +147,16 @@ def digest_data(
     """The digest of a manifest, a folder, or a folder with annotation files, including the contents of all media files.
 
     Remote files are not read: their store's identity (size, ETag, ...) represents their contents. With `ask=False`,
-    stores are not queried and only `here` is valid. The digest of a manifest whose files are all here is remembered.
+    stores are not queried and only `here` is valid. The digest of a manifest or of annotation files is remembered if
+    all of their files are here.
     """
     if isinstance(source, Path):
         source = Path(os.path.normpath(source.absolute()))
-    if annotations or not is_manifest(source):
+    if not can_be_noted(source, annotations):
         return digest_rows(source, digests, annotations, root, ask, lambda path: None)
-    known = Remembered(digests.path.with_name("manifests"), Path(source), {"root": str(root), "ask": ask})
+    files = {split: os.path.normpath(file.absolute()) for split, file in (annotations or {}).items()}
+    about = {"annotations": files, "root": str(root), "ask": ask}
+    known = Remembered(digests.path.with_name("manifests"), Path(source), about)
     if value := known.recall():
         return DataDigest(**value)
     with known.noting() as note:
@@ -142,8 +176,8 @@ def digest_rows(
     """As `digest_data`, from the rows and the files themselves. note: called with each file, before it is read."""
     folder = source if isinstance(source, Path) and source.is_dir() else parent(source)
     everything, here, has_media = hashlib.sha256(), hashlib.sha256(), False
-    records = scan_source(source, annotations, root)
-    with progress("reading files", None, "rows") as advance:
+    records = scan_source(source, annotations, root, note=note)
+    with progress("reading files", row_count(source, annotations), "rows") as advance:
         while batch := list(islice(records, BATCH)):
             files = {record.path for record in batch if isinstance(record, Row)}
             for file in files:
@@ -164,11 +198,28 @@ def digest_rows(
     return DataDigest(everything.hexdigest(), here.hexdigest(), has_media)
 
 
+def row_count(source: Location, annotations: Mapping[str, Path] | None) -> int | None:
+    """About the number of rows: the lines of tables of text. None if it is not known without parsing."""
+    tables = list(annotations.values()) if annotations else [source]
+    lines = 0
+    for table in tables:
+        if not isinstance(table, Path) or table.suffix not in (".jsonl", ".ndjson", ".csv", ".tsv"):
+            return None
+        try:
+            with open(table, "rb", buffering=0) as file:
+                lines += sum(chunk.count(b"\n") for chunk in iter(partial(file.read, 1 << 20), b""))
+        except OSError:
+            return None  # reading the rows reports it
+        lines -= table.suffix in (".csv", ".tsv")
+    return lines
+
+
 def path_in(folder: Location, path: Location) -> str:
     """The path of a file, or of the shard that it is in, relative to the folder of the data; a URL without credentials
     and signature, because a new signature is not a new file."""
     if isinstance(path, Path):
-        return str(path.relative_to(Path(folder)))
+        inside = str(path).removeprefix(f"{folder}/")
+        return inside if inside != str(path) else str(path.relative_to(Path(folder)))
     member, shard = member_of(path), local_shard(path)
     if member and shard:
         return f"{shard.relative_to(Path(folder))}/{member.name} {member.offset}+{member.size}"

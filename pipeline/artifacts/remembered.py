@@ -1,7 +1,9 @@
-"""Remembers the digest of a manifest with the states of its files: while no size and no modification time has changed,
-neither the manifest is parsed nor a file read. This takes 10 microseconds a file; parsing a row takes 20 times that."""
+"""Remembers the digest of a manifest, or of annotation files, with the states of its files, and of the folders in which
+files were looked up: while no size and no modification time has changed, neither the manifest is parsed nor a file
+read. This takes 3 microseconds a file; parsing a row takes 30 times that (docs/performance.md)."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -11,30 +13,42 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.files import digest, file_state, read_json, temporary_name, write_json
+from alpro.files import digest, read_json, temporary_name, write_json
 from alpro.progress import progress
 
 STATES = pa.schema([("path", pa.string()), ("size", pa.int64()), ("changed", pa.int64())])
 ROWS = 65_536  # states in memory
 ABSENT = (-1, -1)
+FOLDER = -2  # in place of the size; its time changes if a name in it is added or removed
 # The code that a digest depends on; its files are part of the key.
 CODE = {
-    "alpro.shards": ("manifest.py", "records.py", "schema.py", "storage.py", "annotations.py"),
+    "alpro.shards": ("manifest.py", "records.py", "schema.py", "storage.py", "annotations.py", "adapters.py"),
     "alpro.pipeline.artifacts": ("digests.py", "remembered.py"),
 }
 
 
 class Note(Protocol):
-    """Notes a file as it was when its digest was made, or that the digest must not be remembered."""
+    """Notes a file or folder as it was when the digest was made, or that the digest must not be remembered."""
 
     def __call__(self, path: Path | None) -> None: ...
+
+
+def state_of(path: str | Path) -> tuple[int, int]:
+    """The size and the modification time (ns) of a file, the latter of a folder; ABSENT if there is neither."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ABSENT
+    if stat.S_ISDIR(status.st_mode):
+        return FOLDER, status.st_mtime_ns
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else ABSENT
 
 
 class Remembered:
     """The files of one manifest: FOLDER/<key>.parquet has their states, <key>.json the digest."""
 
     def __init__(self, folder: Path, manifest: Path, about: dict[str, Any]):
-        """about: whatever else the digest depends on."""
+        """manifest: or the folder of the videos. about: whatever else the digest depends on."""
         code = [files(package).joinpath(name).read_text() for package, names in CODE.items() for name in names]
         key = digest({"manifest": str(manifest), "code": code, **about})[:24]
         self.manifest, self.states, self.value = manifest, folder / f"{key}.parquet", folder / f"{key}.json"
@@ -51,7 +65,7 @@ class Remembered:
             for batch in table.iter_batches(ROWS):
                 paths, sizes, times = (column.to_pylist() for column in batch.columns)
                 for path, *state in zip(paths, sizes, times, strict=True):
-                    if (file_state(path) or ABSENT) != tuple(state):
+                    if state_of(path) != tuple(state):
                         return None
                 advance(len(batch))
         return value["digest"]
@@ -69,7 +83,7 @@ class Remembered:
                 def note(path: Path | None) -> None:
                     self.complete &= path is not None
                     if path is not None:
-                        rows.append((str(path), *(file_state(path) or ABSENT)))
+                        rows.append((str(path), *state_of(path)))
                         self.noted += 1
                     if len(rows) >= ROWS:
                         flush()

@@ -25,7 +25,9 @@ def manifest(tmp_path) -> Path:
 def parsed(monkeypatch) -> list[Path]:
     """The manifests that were parsed."""
     seen, scan = [], module.scan_source
-    monkeypatch.setattr(module, "scan_source", lambda source, *rest: seen.append(source) or scan(source, *rest))
+    monkeypatch.setattr(
+        module, "scan_source", lambda source, *rest, **more: seen.append(source) or scan(source, *rest, **more)
+    )
     return seen
 
 
@@ -101,3 +103,81 @@ def test_files_are_read_by_threads_and_in_order(tmp_path):
     assert first == digests.of(files) == digests.of(files[::-1])[::-1]
     assert [value == "missing" for value in first] == [n % 7 == 0 for n in range(50)]
     assert len(set(first)) == 6
+
+
+@pytest.fixture
+def annotated(tmp_path) -> Path:
+    """A folder of videos, with WebVid's table beside it."""
+    for name in ("page/1", "page/2", "other/3"):
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / f"{name}.mp4").write_text(name)
+    rows = ["videoid,contentUrl,duration,page_dir,name"]
+    rows += [f"{n},https://example.org/{n}.mp4,PT10S,{page},clip {n}" for n, page in ((1, "page"), (3, ""), (4, ""))]
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    return tmp_path / "videos"
+
+
+def annotated_digest(videos: Path, **options):
+    return digest_of(videos, annotations={"train": videos.parent / "table.csv"}, **options)
+
+
+def test_unchanged_annotation_files_are_parsed_once(annotated, parsed):
+    first = annotated_digest(annotated)
+    assert [annotated_digest(annotated) for _ in range(2)] == [first, first]
+    assert len(parsed) == 1
+    other = annotated.parent / "other.csv"
+    other.write_text((annotated.parent / "table.csv").read_text().replace("clip 1", "clip one"))
+    assert digest_of(annotated, annotations={"train": other}) != first
+    assert len(parsed) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (lambda videos: (videos / "page/1.mp4").write_text("another film"), True),
+        (lambda videos: (videos / "page/1.mp4").unlink(), True),
+        (lambda videos: (videos / "other/4.webm").write_text("found by its name"), True),
+        (lambda videos: (videos / "page/3.mp4").write_text("the name is ambiguous now"), True),
+        (lambda videos: [(videos / "new").mkdir(), (videos / "new/4.mp4").write_text("here")], True),
+        (lambda videos: (videos / "page/9.mp4").write_text("no row names it"), False),
+        (lambda videos: (videos.parent / "table.csv").write_text("videoid,page_dir,name\n1,page,another"), True),
+    ],
+    ids=["a file", "less", "more", "ambiguous", "a new folder", "another file", "the table"],
+)
+def test_any_change_of_annotated_videos_is_seen(annotated, parsed, change, differs):
+    first = annotated_digest(annotated)
+    os.utime(annotated / "page", ns=(1, 1))  # the change may be within a tick of the file system's clock
+    second = annotated_digest(annotated)
+    assert (second, len(parsed)) == (first, 2)
+    change(annotated)
+    third = annotated_digest(annotated)
+    assert (third != first) == differs
+    assert len(parsed) == 3
+    assert annotated_digest(annotated) == third
+    assert len(parsed) == 3
+
+
+def test_videos_in_a_linked_folder_are_not_remembered(annotated, parsed):
+    """What such a folder has may change without a change of the folders that were walked."""
+    (annotated / "link").symlink_to(annotated / "other")
+    assert annotated_digest(annotated) == annotated_digest(annotated)
+    assert len(parsed) == 2
+
+
+def test_names_that_lead_through_a_link_are_not_remembered(annotated, parsed):
+    (annotated.parent / "mount").symlink_to(annotated)
+    table = annotated.parent / "list.jsonl"
+    table.write_text(json.dumps({"clip_name": f"{annotated.parent}/mount/page/1.mp4", "caption": "a clip"}))
+    first, second = (digest_of(annotated, annotations={"train": table}) for _ in range(2))
+    assert first == second
+    assert first.has_media
+    assert len(parsed) == 2
+
+
+def test_a_folder_with_texts_beside_its_videos_is_not_remembered(tmp_path, parsed):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_text("a")
+    (tmp_path / "videos" / "a.txt").write_text("a clip")
+    first, second = (digest_of(tmp_path / "videos") for _ in range(2))
+    assert first == second
+    assert len(parsed) == 2
