@@ -9,8 +9,8 @@ import pytest
 from alpro.pipeline import memory_plan
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.config import load_config
-from alpro.pipeline.flow import plan
 from alpro.pipeline.memory_plan import GIB, Plan, case_of, memory_plans, plan_lines, ram_bytes
+from alpro.pipeline.planning import plan
 from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.memory import StepMemory
