@@ -136,7 +136,9 @@ def drop_pages(folder: Path) -> None:
 
 
 class Ranges(SimpleHTTPRequestHandler):
-    """Files of a folder, whole or a range of their bytes, with a connection for each request."""
+    """Files of a folder, whole or a range of their bytes."""
+
+    protocol_version = "HTTP/1.1"  # connections are kept
 
     def do_GET(self) -> None:
         path, wanted = Path(self.translate_path(self.path)), self.headers.get("Range", "")

@@ -30,6 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from alpro.credentials import has_credentials, without_credentials
 from alpro.errors import InputError
 from alpro.files import atomic_write
+from alpro.shards import forks  # noqa: F401
 
 Location = Path | str
 Answer = TypeVar("Answer")

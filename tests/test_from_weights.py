@@ -122,16 +122,17 @@ def test_only_optional_stages_can_be_left_out(tmp_path):
 def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_runs(
     stage, tables, official, sample, tmp_path
 ):
-    from alpro.pipeline import flow
 
     model = shutil.copytree(official / "pretrain", tmp_path / "model")
     values = read_json(model / "config.json")
     values["model"]["text"]["max_length"] = 36
     write_json(model / "config.json", values)
+    from alpro.pipeline import planning
+
     changes = [f"pretrained={json.dumps(str(model))}", "train_prompter=false", "pretrain=false"]
     with pytest.raises(InputError) as error:
-        flow.planned(stage, "from_weights", str(sample / "clips.jsonl"), changes, tmp_path / "workspace")
+        planning.planned(stage, "from_weights", str(sample / "clips.jsonl"), changes, tmp_path / "workspace")
     changed = [f"{table}.max_text_tokens=32" for table in tables]
     expected = " ".join(f"--set {change}" for change in changed)
     assert str(error.value) == f"{model}: its text encoder takes 36 tokens; {expected}"
-    flow.planned(stage, "from_weights", str(sample / "clips.jsonl"), [*changes, *changed], tmp_path / "workspace")
+    planning.planned(stage, "from_weights", str(sample / "clips.jsonl"), [*changes, *changed], tmp_path / "workspace")
