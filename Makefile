@@ -28,10 +28,10 @@ run: $(STAMP) ## render the sample, run the whole pipeline, print results agains
 	@$(BIN)/alpro run --config sample
 
 test: $(STAMP) ## the tests, at most ten minutes on two cores
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not long"
+	$(BIN)/python -m pytest -q -n 2 -m "not long"
 
 test-long: $(STAMP) ## long trials: real servers, kills, full sizes
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m long
+	$(BIN)/python -m pytest -q -n 2 -m long
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

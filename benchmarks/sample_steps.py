@@ -29,7 +29,6 @@ from checkout import link
 ROOT = Path(__file__).resolve().parents[1]
 STAGE = "train_prompter"
 FIRST = 20  # steps that are not counted
-BATCHES = 8  # of the step alone, which takes them in turn
 
 
 def main() -> None:
@@ -104,10 +103,9 @@ def train(config: dict[str, Any], inputs: dict[str, str], out: str, alone: bool,
     load, step, times = examples.TrainingDataset.__getitem__, loop._Run.step, []
     loaded: dict[int, examples.Batch] = {}
 
-    def repeated(self: Any, number: int) -> examples.Batch:
-        if number >= BATCHES:
-            return loaded[number % BATCHES]
-        loaded[number] = load(self, number)
+    def loaded_before(self: Any, number: int) -> examples.Batch:
+        if not loaded:
+            loaded.update({step: load(self, step) for step in range(len(self))})
         return loaded[number]
 
     def timed(self: Any, batch: examples.Batch) -> float:
@@ -118,7 +116,7 @@ def train(config: dict[str, Any], inputs: dict[str, str], out: str, alone: bool,
     folder.mkdir(parents=True)
     with (
         patch.object(loop._Run, "step", timed),
-        patch.object(examples.TrainingDataset, "__getitem__", repeated if alone else load),
+        patch.object(examples.TrainingDataset, "__getitem__", loaded_before if alone else load),
     ):
         resources = Resources(device="cpu", checkpoint_interval=3600)
         train_prompter.run(parsed, {name: Path(path) for name, path in inputs.items()}, folder, resources)

@@ -36,12 +36,34 @@ settings.load_profile("busy machine")
 os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`, one process has all tests that share Prefect's server and a run of the whole pipeline,
-    which take long to start."""
-    for item in items:
-        if "prefect" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("prefect"))
+# These share Prefect's server and a run of the whole pipeline, which take a minute to start.
+WITH_PREFECT = {
+    f"tests/pipeline/{name}.py"
+    for name in (
+        "reporting/test_in_browser",
+        "reporting/test_prefect_pages",
+        "test_access",
+        "test_dask",
+        "test_deployments",
+        "test_flow",
+        "test_launch",
+        "test_pages",
+        "test_schedule",
+        "test_tasks",
+    )
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One of the processes of `-n` has all tests of WITH_PREFECT; the others are distributed one by one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class PrefectInOneProcess(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "prefect" if nodeid.split("::")[0] in WITH_PREFECT else nodeid
+
+    return PrefectInOneProcess(config, log)
 
 
 class InlineExecutor(Executor):

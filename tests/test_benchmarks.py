@@ -39,7 +39,11 @@ def train_step():
     ("options", "names"),
     [
         ([], ["five passes, float32 (a)", "five passes, bfloat16 (b)", "ours, float32"]),
-        (["--tricks", "fusion", "AdamW"], ["ours, float32", "without merged fusion pass", "without fused AdamW"]),
+        pytest.param(
+            ["--tricks", "fusion", "AdamW"],
+            ["ours, float32", "without merged fusion pass", "without fused AdamW"],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_small_steps_agree_and_are_timed(tmp_path, options, names):

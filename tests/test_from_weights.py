@@ -13,7 +13,7 @@ from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
 from alpro.models.official import to_official
-from alpro.pipeline import commands
+from alpro.pipeline import commands, planning
 from alpro.pipeline.cli import parser
 from alpro.pipeline.commands import prepare_run
 from alpro.pipeline.config import load_config
@@ -122,13 +122,10 @@ def test_only_optional_stages_can_be_left_out(tmp_path):
 def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_runs(
     stage, tables, official, sample, tmp_path
 ):
-
     model = shutil.copytree(official / "pretrain", tmp_path / "model")
     values = read_json(model / "config.json")
     values["model"]["text"]["max_length"] = 36
     write_json(model / "config.json", values)
-    from alpro.pipeline import planning
-
     changes = [f"pretrained={json.dumps(str(model))}", "train_prompter=false", "pretrain=false"]
     with pytest.raises(InputError) as error:
         planning.planned(stage, "from_weights", str(sample / "clips.jsonl"), changes, tmp_path / "workspace")

@@ -23,7 +23,7 @@ ONLY_IN = {  # packages that one room or file may import
     "av": ("shards/pyav_decoder.py", "stages/render_sample.py"),
     "ffmpeg": "shards/ffmpeg_binary.py",
     "imageio_ffmpeg": "shards/ffmpeg_binary.py",
-    "fsspec": "shards/storage.py",
+    "fsspec": ("shards/storage.py", "shards/forks.py"),
     "faiss": "stages/inference/approximate.py",
     "gradio": "pipeline/demo/",
 }

@@ -71,6 +71,7 @@ def test_a_silent_rank_ends_the_job_within_the_limit(tmp_path, torchrun):
     assert "another rank is gone" in message
 
 
+@pytest.mark.long
 def test_two_nodes_of_two_ranks_are_as_one_process(tmp_path, torchrun):
     """Losses and gradients of every objective, with labels and negatives over the global batch."""
     assert [status for status, _ in torchrun(HERE / "part_of_a_batch.py", tmp_path, nodes=2)] == [0, 0]
