@@ -22,6 +22,7 @@ from alpro.shards.storage import Location
 from alpro.shards.writer import encode_jpeg
 from alpro.stages.decode_videos import Config, decode, fetched
 
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MAX_NAMED = 3  # items that are named as examples
 
 
@@ -165,13 +166,20 @@ def problems(report: dict[str, Any], config: Config) -> Iterator[str]:
     if bad > config.max_reject_share * max(1, decoded["items"]):
         yield f"{bad} of {decoded['items']} items cannot be decoded"
     if not any(texts["items"] for texts in report["splits"].values()):
-        yield "no captions and no questions"
+        tables = tables_in(Path(report["data"]))
+        yield f"no captions and no questions{f'; the texts may be in {tables}: pass that file' if tables else ''}"
     elif not report["splits"]["train"]["items"]:
         yield "no item of the split train has a text"
     if not report["splits"]["test"]["items"]:
         yield f"no test split: {why_no_split('test', report['splits'], config, report['split_source'])}"
     if report["estimate"]["bytes"] > report["estimate"]["free_bytes"]:
         yield "the shards need more disk space than is free"
+
+
+def tables_in(folder: Path) -> str:
+    """The names of the files of a folder that may list its videos."""
+    found = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in TABLES) if folder.is_dir() else []
+    return ", ".join(found[:MAX_NAMED])
 
 
 def why_no_split(split: str, splits: Mapping[str, Mapping[str, int]], config: Config, source: str) -> str:

@@ -83,3 +83,12 @@ def test_a_folder_and_a_file_of_a_data_set_are_named(tmp_path):
     table = "video_id,sentence\n" + "".join(f"video{n}.png,a dog\n" for n in range(5))
     (folder / "table.csv").write_text(table)
     assert check_data(folder / "table.csv", CONFIG, samples=2)["form"] == "table.csv: captions"
+
+
+def test_a_table_beside_videos_without_texts_is_named(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (20, 10)).save(tmp_path / f"video{number}.png")
+    assert "no captions and no questions" in check_data(tmp_path, CONFIG, samples=2)["problems"]
+    (tmp_path / "texts.jsonl").write_text('{"path": "video0.png", "caption": "a cat"}\n')
+    expected = "no captions and no questions; the texts may be in texts.jsonl: pass that file"
+    assert expected in check_data(tmp_path, CONFIG, samples=2)["problems"]
