@@ -85,10 +85,12 @@ def test_a_folder_and_a_file_of_a_data_set_are_named(tmp_path):
     assert check_data(folder / "table.csv", CONFIG, samples=2)["form"] == "table.csv: captions"
 
 
-def test_a_table_beside_videos_without_texts_is_named(tmp_path):
+def test_tables_beside_videos_without_texts_are_named(tmp_path):
+    """A single one is the manifest."""
     for number in range(3):
         Image.new("RGB", (20, 10)).save(tmp_path / f"video{number}.png")
     assert "no captions and no questions" in check_data(tmp_path, CONFIG, samples=2)["problems"]
-    (tmp_path / "texts.jsonl").write_text('{"path": "video0.png", "caption": "a cat"}\n')
-    expected = "no captions and no questions; the texts may be in texts.jsonl: pass that file"
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"path": "video0.png", "caption": "a cat"}\n')
+    expected = "no captions and no questions; the texts may be in a.jsonl, b.jsonl: pass that file"
     assert expected in check_data(tmp_path, CONFIG, samples=2)["problems"]
