@@ -15,6 +15,7 @@ from alpro.pipeline.loopback import answers
 TEMPORARY = "ALPRO_TEMPORARY_SERVER"  # environment variable: the address of the server, for the command's processes
 STARTUP_SECONDS = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 POLL_SECONDS = 0.1
+MAX_STARTS = 3
 EXIT_SECONDS = 5.0
 
 
@@ -50,19 +51,23 @@ class TemporaryServer:
     """
 
     def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
-            port = listening.getsockname()[1]
-            self.address = f"http://127.0.0.1:{port}"
-            self.process = self._start(listening, port)
+        self.port = 0
+        self.process = self._start()
+        self.address = f"http://127.0.0.1:{self.port}"
         atexit.register(self.stop)
         # Prefect reads its environment when it is imported, and so do the processes of stages.
         os.environ |= {"PREFECT_API_URL": f"{self.address}/api", TEMPORARY: self.address}
 
-    def _start(self, listening: socket.socket, port: int) -> subprocess.Popen:
+    def _start(self) -> subprocess.Popen:
+        with socket.create_server(("127.0.0.1", self.port), backlog=128) as listening:
+            self.port = listening.getsockname()[1]
+            return self._program(listening)
+
+    def _program(self, listening: socket.socket) -> subprocess.Popen:
         ephemeral = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-        ephemeral["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = self.address
+        ephemeral["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = f"http://127.0.0.1:{self.port}"
         return subprocess.Popen(
-            [sys.executable, "-m", "alpro.pipeline.server", str(port), str(listening.fileno())],
+            [sys.executable, "-m", "alpro.pipeline.server", str(self.port), str(listening.fileno())],
             stdin=subprocess.PIPE,  # ends with this process, however that happens, and then the server ends
             pass_fds=[listening.fileno()],
             start_new_session=True,
@@ -70,11 +75,16 @@ class TemporaryServer:
         )
 
     def wait(self) -> None:
-        """Waits until the server answers. Raises InputError if it has ended or does not answer in time."""
-        seconds = float(os.environ[STARTUP_SECONDS])
+        """Waits until the server answers. Raises InputError if it ends or does not answer in time.
+
+        One that ends is started again: if two commands create the database at the same time, one of them fails.
+        """
+        seconds, starts = float(os.environ[STARTUP_SECONDS]), 1
         end = time.monotonic() + seconds
         while not answers(f"{self.address}/api/health"):
-            if (status := self.process.poll()) is not None:
+            if (status := self.process.poll()) is not None and starts < MAX_STARTS:
+                self.process, starts = self._start(), starts + 1
+            elif status is not None:
                 raise InputError(
                     f"Prefect's server ended with status {status}; PREFECT_SERVER_LOGGING_LEVEL=ERROR shows why; "
                     f"its database is in {prefect_home()}"

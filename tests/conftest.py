@@ -54,14 +54,20 @@ WITH_PREFECT = {
 }
 
 
+# The tests of each share servers, some of which later tests of the file end.
+WITH_SERVERS = {"tests/pipeline/test_server.py", "tests/pipeline/test_slurm.py"}
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One of the processes of `-n` has all tests of WITH_PREFECT; the others are distributed one by one."""
+    """One of the processes of `-n` has all tests of WITH_PREFECT, one those of each file of WITH_SERVERS; the others are
+    distributed one by one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class PrefectInOneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "prefect" if nodeid.split("::")[0] in WITH_PREFECT else nodeid
+            file = nodeid.split("::")[0]
+            return "prefect" if file in WITH_PREFECT else file if file in WITH_SERVERS else nodeid
 
     return PrefectInOneProcess(config, log)
 

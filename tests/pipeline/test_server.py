@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from contextlib import closing, suppress
 from pathlib import Path
@@ -74,13 +75,18 @@ def server(tmp_path_factory, free_port):
 
 
 def call(environment: dict[str, str], method: str, path: str, body: dict | None = None):
-    """One request to Prefect's API; None where nothing answers."""
+    """One request to Prefect's API; None where nothing answers. Like Prefect's own clients, it asks again where the
+    server is busy: SQLite cannot always wait for another transaction."""
     request = urllib.request.Request(environment["PREFECT_API_URL"] + path, method=method)
     request.add_header("Content-Type", "application/json")
     data = None if body is None else json.dumps(body).encode()
     try:
         with urllib.request.urlopen(request, data, timeout=60) as answer:
             return json.loads(answer.read() or "null")
+    except urllib.error.HTTPError as error:
+        if error.code == 503:
+            return call(environment, method, path, body)
+        raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()[:500]}") from error
     except OSError:
         return None
 

@@ -29,17 +29,19 @@ IS_SILENT, ENDS = "import sys; sys.stdin.read()", "import sys; sys.exit(3)"
 
 @pytest.fixture
 def start(monkeypatch, tmp_path):
-    """start(program): the server of a command, as this program."""
+    """start(*programs): the server of a command, as these programs, one after the other; the last one repeats."""
     monkeypatch.setattr(os, "environ", {**os.environ, "PREFECT_HOME": str(tmp_path)})
     started = []
 
-    def run(program: str) -> TemporaryServer:
-        def start_program(self, listening: socket.socket, port: int) -> subprocess.Popen:
-            number = listening.fileno()
+    def run(*programs: str) -> TemporaryServer:
+        left = list(programs)
+
+        def start_program(self, listening: socket.socket) -> subprocess.Popen:
+            number, program = listening.fileno(), left.pop(0) if len(left) > 1 else left[0]
             command = [sys.executable, "-c", program, str(number)]
             return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number])
 
-        monkeypatch.setattr(TemporaryServer, "_start", start_program)
+        monkeypatch.setattr(TemporaryServer, "_program", start_program)
         started.append(TemporaryServer())
         return started[-1]
 
@@ -68,7 +70,16 @@ def test_a_server_that_does_not_answer_is_ended(start, monkeypatch):
     assert server.process.poll() is not None
 
 
-def test_a_server_that_ends_is_one_line(start):
+def test_a_server_that_ends_is_started_again_at_the_same_address(start):
+    """Another command has created the database in the meantime."""
+    server = start(ENDS, ANSWERS)
+    address = os.environ["PREFECT_API_URL"]
+    server.wait()
+    assert os.environ["PREFECT_API_URL"] == address
+    assert server.process.poll() is None
+
+
+def test_a_server_that_always_ends_is_one_line(start):
     server = start(ENDS)
     with pytest.raises(InputError) as caught:
         server.wait()
