@@ -85,6 +85,7 @@ def call(environment: dict[str, str], method: str, path: str, body: dict | None 
             return json.loads(answer.read() or "null")
     except urllib.error.HTTPError as error:
         if error.code == 503:
+            time.sleep(0.5)
             return call(environment, method, path, body)
         raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()[:500]}") from error
     except OSError:
