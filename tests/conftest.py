@@ -60,8 +60,8 @@ WITH_SERVERS = {"tests/pipeline/test_server.py", "tests/pipeline/test_slurm.py"}
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One of the processes of `-n` has all tests of WITH_PREFECT, and one those of each file of WITH_SERVERS. The others
-    are distributed one by one."""
+    """One of the processes of `-n` has all tests of WITH_PREFECT, and one has those of each file of WITH_SERVERS. The
+    others are distributed one by one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class PrefectInOneProcess(LoadScopeScheduling):
