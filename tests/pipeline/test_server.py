@@ -74,7 +74,7 @@ def server(tmp_path_factory, free_port):
     log.close()
 
 
-def call(environment: dict[str, str], method: str, path: str, body: dict | None = None):
+def call(environment: dict[str, str], method: str, path: str, body: dict | None = None, tries: int = 20):
     """One request to Prefect's API; None where nothing answers. Like Prefect's own clients, it asks again where the
     server is busy: SQLite cannot always wait for another transaction."""
     request = urllib.request.Request(environment["PREFECT_API_URL"] + path, method=method)
@@ -84,9 +84,9 @@ def call(environment: dict[str, str], method: str, path: str, body: dict | None 
         with urllib.request.urlopen(request, data, timeout=60) as answer:
             return json.loads(answer.read() or "null")
     except urllib.error.HTTPError as error:
-        if error.code == 503:
+        if error.code >= 500 and tries:
             time.sleep(0.5)
-            return call(environment, method, path, body)
+            return call(environment, method, path, body, tries - 1)
         raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()[:500]}") from error
     except OSError:
         return None
