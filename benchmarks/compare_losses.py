@@ -20,27 +20,24 @@ the stages' present interface, `run(config, inputs, out, resources)`, and the ke
 """
 
 import argparse
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tiny_world
-from checkout import link
+from checkout import ROOT, export, link
 from matplotlib.figure import Figure
 
 from alpro.stages import pretrain
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.metrics import MetricsFile
 
-ROOT = Path(__file__).resolve().parents[1]
 Curves = dict[str, list[float]]
 
 
@@ -111,11 +108,7 @@ def side(letter: str, code: str, changes: dict[str, Any], stop: int, folder: Pat
     """Exports a commit, unless `code` is a folder, and links its packages."""
     path, name = Path(code).resolve(), code
     if not path.is_dir():
-        path = folder / letter / "code"
-        path.mkdir(parents=True)
-        packed = subprocess.run(["git", "archive", "--format=tar", code], cwd=ROOT, stdout=subprocess.PIPE, check=True)
-        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
-            tar.extractall(path, filter="data")
+        path = export(code, folder / letter / "code")
         command = ["git", "rev-parse", "--short", code]
         short = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         name = f"{code} ({short.stdout.strip()})"

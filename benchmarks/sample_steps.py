@@ -11,12 +11,10 @@ The workspace has the sample's corpora and vocabulary; what is missing there is 
 """
 
 import argparse
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -24,9 +22,8 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-from checkout import link
+from checkout import ROOT, export, link
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGE = "train_prompter"
 FIRST = 20  # steps that are not counted
 
@@ -46,7 +43,7 @@ def main() -> None:
         described = prepare(options.workspace or folder / "workspace", options.steps)
         sides = {"step alone": (ROOT, True), "run": (ROOT, False)}
         if options.against:
-            sides |= {options.against: (exported(options.against, folder / "code"), False)}
+            sides |= {options.against: (export(options.against, folder / "code"), False)}
         links = {name: link(code, folder / f"links{i}") for i, (name, (code, _)) in enumerate(sides.items())}
         figures: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
         for turn in range(options.turns):
@@ -72,14 +69,6 @@ def prepare(workspace: Path, steps: int) -> dict[str, Any]:
     needed = {"vocabulary", *phase.corpora}
     inputs = {name: str(store.folder(step)) for name, step in own.inputs.items() if name in needed}
     return {"config": config.model_dump(mode="json", exclude_defaults=True), "inputs": inputs}
-
-
-def exported(commit: str, folder: Path) -> Path:
-    """The code of a commit."""
-    packed = subprocess.run(["git", "archive", "--format=tar", commit], cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
-        tar.extractall(folder, filter="data")
-    return folder
 
 
 def start(work: dict[str, Any], file: Path, links: Path) -> dict[str, float]:

@@ -79,10 +79,8 @@ class Media:
             return self.frame(key)
         if isinstance(source, Sample):
             return self._convert(key, ".webp", lambda out: save_animation(frames_of(source, self.video), out))
-        start, end = (source.start, source.end) if isinstance(source, Row) else (None, None)
-        return self._convert(
-            key, ".webm", lambda out: with_file(source, lambda path: write_webm(path, out, start, end))
-        )
+        part = window(source)
+        return self._convert(key, ".webm", lambda out: with_file(source, lambda path: write_webm(path, out, *part)))
 
     def frame(self, key: str) -> Path:
         """The middle frame of a clip as .jpg. Raises Unknown, and DecodeError if the file cannot be decoded."""
@@ -119,21 +117,20 @@ class Media:
 
     def fragment(self, key: str) -> str:
         """The part of a file that a clip is, as the end of an address."""
-        source = self.source(key)
-        if not isinstance(source, Row) or (source.start is None and source.end is None):
+        start, end = window(self.source(key))
+        if (start, end) == (None, None):
             return ""
-        return f"#t={source.start or 0:g}{'' if source.end is None else f',{source.end:g}'}"
+        return f"#t={start or 0:g}{'' if end is None else f',{end:g}'}"
 
     def name(self, key: str) -> str:
         """What the page calls a clip: the name of its file, and which part of it or which sample in it."""
         source = self.source(key)
         if isinstance(source, Sample):
             return str(source.about["id"])
-        name = file_name(source).rpartition("/")[2]
-        if isinstance(source, Row) and (source.start is not None or source.end is not None):
-            end = "" if source.end is None else f"{source.end:g}"
-            return f"{name} {source.start or 0:g}-{end} s"
-        return name
+        name, (start, end) = file_name(source).rpartition("/")[2], window(source)
+        if (start, end) == (None, None):
+            return name
+        return f"{name} {start or 0:g}-{'' if end is None else f'{end:g}'} s"
 
 
 def window(source: Source) -> tuple[float | None, float | None]:
@@ -150,7 +147,8 @@ def local_path(source: Source) -> Path | None:
 
 
 def with_file(source: Any, use: Any) -> None:
-    """Calls a function with the local file of a source. Raises DecodeError if there is none."""
+    """Calls a function with the local file of a source. Raises DecodeError if the file is missing or cannot be
+    fetched."""
     place = absolute(source.path if isinstance(source, Row) else source)
     try:
         with local_copy(place, MAX_FETCHED_BYTES, seconds=FETCH_SECONDS) as path:
