@@ -25,6 +25,7 @@ from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED,
 
 if TYPE_CHECKING:
     from alpro.pipeline.config import PipelineConfig
+    from alpro.pipeline.planning import Planned
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -67,23 +68,37 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         log.info(f"configuration: {config}{f', with --data {data}' if data else ''}")
     report = planning.report_file(workspace, plan[0], steps)
     about = {"config": config, "data": data, "changes": changes}
-    if planning.is_up_to_date(plan, report, stage, about) and not (arguments.tracking_uri or uses_server()):
-        for step in steps:
-            log.info(f"{step.name}: cached")
+    cached = planning.cached_steps(plan) if not uses_server() else []  # a server shows every run
+    for step in cached:
+        log.info(f"{step.name}: cached")
+    if cached and not arguments.tracking_uri and planning.is_up_to_date(plan, report, stage, about):
         log.info("nothing has changed since the last run; no run was started")
-        print_results({step.name: store.folder(step) for step in steps}, workspace, report, arguments.json)
-        return
+        folders = {step.name: str(store.folder(step)) for step in cached}
+    elif cached:
+        from alpro.pipeline.cached_run import run_cached
+        from alpro.pipeline.session import Request
+
+        request = Request(stage, config, data, changes, workspace, arguments.tracking_uri)
+        folders = run_cached(request, plan, cached)
+    else:
+        folders = run_flow(arguments, plan)
+    print_results({name: Path(folder) for name, folder in folders.items()}, workspace, report, arguments.json)
+
+
+def run_flow(arguments: argparse.Namespace, plan: "Planned") -> dict[str, str]:
+    """Runs a plan as a Prefect flow. Returns the folder of each artifact."""
     server = start_temporary_server()
-    from alpro.pipeline import flow  # imports Prefect and MLflow; meanwhile the server starts
+    from alpro.pipeline import flow, planning  # imports Prefect and MLflow; meanwhile the server starts
 
     if server:
         server.wait()
     token = planning.HANDED.set(plan)
     try:
-        folders = getattr(flow, stage or "alpro")(config, data, changes, str(workspace), arguments.tracking_uri)
+        chosen = getattr(flow, arguments.stage or "alpro")
+        values = arguments.config, arguments.data, arguments.changes, str(arguments.workspace.resolve())
+        return chosen(*values, arguments.tracking_uri)
     finally:
         planning.HANDED.reset(token)
-    print_results({name: Path(folder) for name, folder in folders.items()}, workspace, report, arguments.json)
 
 
 def prepare_run(arguments: argparse.Namespace) -> Path:

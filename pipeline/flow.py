@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,88 +10,52 @@ import prefect
 from prefect import Flow
 from prefect.runtime import flow_run
 
-from alpro.credentials import clean_values, without_credentials
+from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.pipeline.access import Limits, current_limits
 from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.artifacts.upkeep import current_folder
+from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.checks import check_tracking_uri
-from alpro.pipeline.config import PipelineConfig, load_config
+from alpro.pipeline.config import load_config
 from alpro.pipeline.form import Changes, ConfigName, Internal, InternalObject, changes_of, leaves, values_type
 from alpro.pipeline.handover import Handover
-from alpro.pipeline.planning import HANDED, planned, report_file
-from alpro.pipeline.record import end_dead_runs, git_commit, log_stages, run_tags, status_after
+from alpro.pipeline.planning import HANDED, Planned, planned
+from alpro.pipeline.record import git_commit, status_after
 from alpro.pipeline.reporting.prefect_pages import about_run, link_to_mlflow, name_run, show_results
-from alpro.pipeline.reporting.report import write_report
-from alpro.pipeline.reporting.run_summary import RunSummary
-from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.pipeline.reporting.tracking import Run
 from alpro.pipeline.schedule import run_steps
+from alpro.pipeline.session import Place, Request, Session, open_tracker, place_of, start_session
 from alpro.pipeline.steps import check_files, with_files
-from alpro.pipeline.summarize import now, summarize
-from alpro.pipeline.tasks import Session, announce, fetch_input
+from alpro.pipeline.summarize import listed, report_run
+from alpro.pipeline.tasks import announce, fetch_input
 from alpro.pipeline.watch import ended_if_cancelled
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
 
-
-@dataclass(frozen=True)
-class Request:
-    """What a run was started with, checked. `passed` has the parameters of its stages' deployments besides these, None
-    if it runs them itself."""
-
-    config: str
-    data: str
-    changes: list[str]
-    workspace: Path
-    tracking_uri: str
-    limits: Limits | None = None
-    passed: dict[str, Any] | None = None
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"config": self.config, "data": self.data, "changes": self.changes}
+# A study sets it for each of its runs.
+PLACE: ContextVar[Place | None] = ContextVar("PLACE", default=None)
 
 
-def run(stage: str, request: Request) -> dict[str, str]:
+def run(request: Request) -> dict[str, str]:
     """Runs a pipeline, or one stage and its missing inputs. Returns the folder of each artifact."""
-    root = request.workspace
+    root, stage = request.workspace, request.stage
     plan = HANDED.get() or planned(stage, request.config, request.data, request.changes, root, request.limits)
     settings, steps, store = plan
     check_files(steps, store)
-    commit = git_commit()
-    tracker = open_tracker(request.tracking_uri, root, settings.name)
-    end_dead_runs(tracker, {})
-    place = PLACE.get() or Place(title(settings, stage, request.changes, steps))
+    place = PLACE.get() or place_of(request, plan)
     labels = [settings.name, f"result {steps[-1].fingerprint[:8]}"]
     name_run(place.title, labels)
-    tags = about_run({**run_tags(commit), **place.tags})
-    parent = tracker.start(place.title, settings.model_dump(mode="json"), tags, place.parent)
-    link_to_mlflow(tracker, parent, "mlflow")
-    recorded = clean_values({**request.arguments, "folder": current_folder()})
-    session = Session(store, tracker, parent, settings.resources, commit, settings.name, recorded)
+    session = start_session(request, plan, place, about_run)
+    link_to_mlflow(session.tracker, session.run, "mlflow")
     passed = None if request.passed is None else {**request.arguments, **request.passed}
-    done = partial(finish, session, parent, settings, root, steps, partial(summarize, place.title, stage, now()))
     try:
         with prefect.tags(*labels):
             run_steps(session, steps, passed)
     except BaseException as error:
-        done(error)
+        finish(session, plan, root, error)
         raise
-    done()
+    finish(session, plan, root)
     return session.folders
-
-
-@dataclass(frozen=True)
-class Place:
-    """How a run appears in MLflow and Prefect. A study gives its runs names, tags, and the run of their variant."""
-
-    title: str
-    tags: Mapping[str, str] = field(default_factory=dict)
-    parent: Run | None = None
-
-
-PLACE: ContextVar[Place | None] = ContextVar("PLACE", default=None)
 
 
 def run_handed(handover: Handover, root: Path, tracking_uri: str, limits: Limits | None) -> dict[str, str]:
@@ -121,11 +84,6 @@ def run_handed(handover: Handover, root: Path, tracking_uri: str, limits: Limits
         tracker.close()
 
 
-def open_tracker(uri: str, root: Path, experiment: str) -> Tracker:
-    """The MLflow store of a run: the server, or a file in the workspace."""
-    return Tracker.open(uri or f"sqlite:///{root / 'mlflow.db'}", root / "mlflow", experiment)
-
-
 def flow_run_name() -> str:
     """The name of a flow run on Prefect's pages, until its configuration is read: the configuration, the stage, and
     what was changed."""
@@ -152,40 +110,29 @@ def is_handed(parameters: Mapping[str, Any]) -> bool:
     return all(parameters[key] == arguments[key] for key in arguments.keys() & {"config", "data", "changes"})
 
 
-def title(config: PipelineConfig, stage: str, changes: list[str] | None, steps: list[Step]) -> str:
-    """A name that distinguishes runs: the configuration, the stage, the changes, and the last step's fingerprint."""
-    return " · ".join(part for part in (config.name, stage, " ".join(changes or []), steps[-1].fingerprint[:6]) if part)
-
-
-def finish(
-    session: Session,
-    parent: Run,
-    config: PipelineConfig,
-    root: Path,
-    steps: list[Step],
-    summary: Callable[..., RunSummary],
-    error: BaseException | None = None,
-) -> None:
+def finish(session: Session, plan: Planned, root: Path, error: BaseException | None = None) -> None:
     """Writes the report, shows the results in Prefect and MLflow, and ends the pipeline's run. error: what ended it."""
-    results = [(result.step.name, result.folder, result.record, result.cached) for result in session.results]
     try:
-        report = write_report(report_file(root, config, steps), summary(session, config, steps, error), results)
-        session.tracker.file(parent, report)
-        session.tracker.text(parent, config.model_dump_json(indent=1), "config.json")
-        log_stages(session.tracker, parent, session.results)
-        link_to_mlflow(session.tracker, parent, "report", report)
-        show_results(config.name, results)
+        report = report_run(session, plan, root, error)
+        link_to_mlflow(session.tracker, session.run, "report", report)
+        show_results(session.experiment, listed(session))
     except Exception as problem:
         if error is None:
             raise
         announce(f"no report of the run that failed: {problem}")  # must not hide why it failed
     finally:
-        session.tracker.end(parent, status_after(error) if error else "FINISHED")
+        session.tracker.end(session.run, status_after(error) if error else "FINISHED")
         session.tracker.close()
 
 
 def request_of(
-    config: str, data: str, changes: list[str], workspace: str, tracking_uri: str, by_deployment: bool = False
+    stage: str,
+    config: str,
+    data: str,
+    changes: list[str],
+    workspace: str,
+    tracking_uri: str,
+    by_deployment: bool = False,
 ) -> Request:
     """The parameters of a flow, checked. Those of a run that a page started are inside the limits of its worker."""
     check_tracking_uri(tracking_uri)
@@ -195,7 +142,7 @@ def request_of(
         config, data = limits.check_config(config), limits.check_data(data)
         workspace, tracking_uri = limits.check_workspace(workspace), limits.check_tracking_uri(tracking_uri)
     root = Path(absolute(workspace or "workspace"))
-    return Request(config, data, changes, root, tracking_uri, limits, passed if by_deployment else None)
+    return Request(stage, config, data, changes, root, tracking_uri, limits, passed if by_deployment else None)
 
 
 def whole(
@@ -218,7 +165,7 @@ def whole(
         stages_by_deployment: Run each stage as its own deployment, in that deployment's work pool.
     """
     with ended_if_cancelled():
-        return run("", request_of(config, data, changes, workspace, tracking_uri, stages_by_deployment))
+        return run(request_of("", config, data, changes, workspace, tracking_uri, stages_by_deployment))
 
 
 def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
@@ -255,12 +202,12 @@ def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
                     workspace, tracking_uri = limits.check_workspace(workspace), limits.check_tracking_uri(tracking_uri)
                 root = Path(absolute(workspace or "workspace"))
                 return run_handed(Handover.model_validate(handover), root, tracking_uri, limits)
-            request = request_of(config, data, changes, workspace, tracking_uri)
+            request = request_of(stage, config, data, changes, workspace, tracking_uri)
             if values:
                 check = request.limits.check_values if request.limits else lambda _: None
                 corpora = load_config(request.config, request.data, changes, check).corpora
                 request = replace(request, changes=[*changes, *changes_of(stage, values, list(corpora))])
-            return run(stage, request)
+            return run(request)
 
     return flow_of(body, stage)
 

@@ -10,7 +10,7 @@ from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import PipelineConfig, load_config
 from alpro.pipeline.reporting.run_summary import FINISHED, load
-from alpro.pipeline.steps import check_text_lengths, decoding, model_task, needed, with_files
+from alpro.pipeline.steps import check_text_lengths, decoding, model_task, needed, required, with_files
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.zero_shot import Config as ZeroShot
 
@@ -57,6 +57,15 @@ def is_up_to_date(plan: Planned, report: Path, stage: str, arguments: dict[str, 
         and {step.fingerprint for step in before.steps} == {step.fingerprint for step in steps}
         and all(store.find(step) for step in steps)
     )
+
+
+def cached_steps(plan: Planned) -> list[Step]:
+    """The steps of a run that finds every artifact in the workspace; empty if a stage has to run or to be fetched."""
+    config, steps, store = plan
+    if config.resources.artifacts:
+        return []
+    wanted = required(steps, store)
+    return wanted if all(store.find(step) for step in wanted) else []
 
 
 def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -> list[Step]:

@@ -1,4 +1,4 @@
-"""Runs of MLflow and tables of Prefect for a stage that ran or was cached."""
+"""Runs of MLflow for a stage that ran or was cached."""
 
 import getpass
 import os
@@ -10,11 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect.context import FlowRunContext, TaskRunContext
-
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.reporting.figures import metric_curves
-from alpro.pipeline.reporting.prefect_pages import show_metrics
 from alpro.pipeline.reporting.system_metrics import SystemMetrics
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.run_stage import alive
@@ -72,7 +69,6 @@ def log_result(tracker: Tracker, result: StageResult, run: Run, parent: Run | No
     if parent:
         log_to_parent(tracker, parent, result)
     tracker.end(run)
-    show_metrics(result.step.name, result.folder, result.record["metrics"])
 
 
 def log_remote_result(tracker: Tracker, result: StageResult, parent: Run | None, tags: dict[str, str]) -> None:
@@ -102,7 +98,6 @@ def log_cached(tracker: Tracker, result: StageResult, parent: Run | None, tags: 
     tracker.later(log_missing)
     if parent:
         log_to_parent(tracker, parent, result)
-    show_metrics(result.step.name, result.folder, result.record["metrics"])
 
 
 def log_stages(tracker: Tracker, parent: Run, results: list[StageResult]) -> None:
@@ -181,16 +176,11 @@ def parent_numbers(result: StageResult) -> dict[str, float]:
 
 
 def run_tags(commit: str, step: Step | None = None) -> dict[str, str]:
-    """Where a run comes from: commit, Prefect's runs, machine and process; for a stage its fingerprint."""
-    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    """Where a run comes from: commit, machine, process and user; for a stage its fingerprint."""
     tags = {"commit": commit, "host": socket.gethostname(), "pid": str(os.getpid())}
     # MLflow's own columns
     tags |= {"mlflow.user": user(), "mlflow.source.type": "LOCAL", "mlflow.source.name": "alpro"}
     tags |= {"mlflow.source.git.commit": commit.removesuffix("+")} if commit != "unknown" else {}
-    if flow and flow.flow_run:
-        tags["prefect_flow_run"] = str(flow.flow_run.id)
-    if task:
-        tags["prefect_run"] = str(task.task_run.id)
     return tags | ({"stage": step.stage, "fingerprint": step.fingerprint} if step else {})
 
 

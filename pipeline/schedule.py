@@ -12,8 +12,9 @@ from prefect.utilities.annotations import quote
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.launch import GRACE_SECONDS
 from alpro.pipeline.record import step_title
+from alpro.pipeline.session import Session
 from alpro.pipeline.steps import required
-from alpro.pipeline.tasks import Session, announce, make, make_by_deployment, make_data
+from alpro.pipeline.tasks import announce, make, make_by_deployment, make_data
 from alpro.stages import EVALUATIONS, WITH_MODEL, declaration
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.execution.interface import Interrupted

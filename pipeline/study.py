@@ -27,6 +27,7 @@ from alpro.pipeline.reporting.figures import difference_figure, study_figure
 from alpro.pipeline.reporting.result_tables import Table, markdown, results
 from alpro.pipeline.reporting.study_table import score_rows, study_table
 from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.pipeline.session import Place, open_tracker
 from alpro.pipeline.steps import check_files, differences, required
 from alpro.pipeline.study_config import Study
 from alpro.stages.execution.interface import StageFailed
@@ -84,7 +85,7 @@ def run_study(source: Source, members: list[Member], as_json: bool = False) -> N
     for member in members:
         check_files(*member.plan[1:])
     outcomes: Outcomes = {}
-    tracker = flow.open_tracker(source.tracking_uri, source.root, source.study.name)
+    tracker = open_tracker(source.tracking_uri, source.root, source.study.name)
     try:
         with variant_runs(tracker, members, outcomes) as runs:
             for member in members:
@@ -101,7 +102,7 @@ def run_study(source: Source, members: list[Member], as_json: bool = False) -> N
 def outcome(source: Source, member: Member, parent: Run) -> list[dict[str, Any]] | Exception:
     """Runs one member as `alpro run` would. Returns its rows of results.json, or the error that it failed with."""
     tags = {"study": source.study.name, "variant": member.variant, "seed": str(member.seed)}
-    place = flow.PLACE.set(flow.Place(member.title, tags, parent))
+    place = flow.PLACE.set(Place(member.title, tags, parent))
     plan = planning.HANDED.set(member.plan)
     try:
         chosen = getattr(flow, source.study.until or "alpro")

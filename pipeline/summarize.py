@@ -1,38 +1,47 @@
-"""The summary of a run that has ended, for its report."""
+"""The report of a run that has ended."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 from alpro.pipeline.artifacts.store import Step
-from alpro.pipeline.config import PipelineConfig
-from alpro.pipeline.record import status_after
+from alpro.pipeline.planning import Planned, report_file
+from alpro.pipeline.record import log_stages, status_after
+from alpro.pipeline.reporting.report import write_report
+from alpro.pipeline.reporting.result_tables import Listed
 from alpro.pipeline.reporting.run_summary import FINISHED, STATES, RunSummary, StepSummary, first_line
-from alpro.pipeline.tasks import Session
+from alpro.pipeline.session import Session
 from alpro.stages.execution.interface import Interrupted
 
 
-def now() -> datetime:
-    return datetime.now(UTC)
+def report_run(session: Session, plan: Planned, root: Path, error: BaseException | None = None) -> Path:
+    """Writes the report of a run into a workspace and logs it to the run of the pipeline in MLflow. error: what ended
+    the run, if it did not finish."""
+    config, steps, _ = plan
+    report = write_report(report_file(root, config, steps), summarize(session, plan, error), listed(session))
+    if session.parent:
+        session.tracker.file(session.parent, report)
+        session.tracker.text(session.parent, config.model_dump_json(indent=1), "config.json")
+        log_stages(session.tracker, session.parent, session.results)
+    return report
 
 
-def summarize(
-    title: str,
-    stage: str,
-    started: datetime,
-    session: Session,
-    config: PipelineConfig,
-    steps: list[Step],
-    error: BaseException | None,
-) -> RunSummary:
-    """What a run has done. stage: empty for the whole pipeline; error: what ended the run, if it did not finish."""
+def listed(session: Session) -> list[Listed]:
+    """The artifacts of a session, as tables of results take them."""
+    return [(result.step.name, result.folder, result.record, result.cached) for result in session.results]
+
+
+def summarize(session: Session, plan: Planned, error: BaseException | None) -> RunSummary:
+    """What a run has done."""
+    config, steps, _ = plan
     state = STATES[status_after(error)] if error else FINISHED
     return RunSummary(
-        title=title,
+        title=session.title,
         name=config.name,
-        stage=stage,
+        stage=session.stage,
         state=state,
         reason=reason(session, error) if error else "",
-        started=started.isoformat(timespec="seconds"),
-        seconds=round((now() - started).total_seconds(), 1),
+        started=session.started.isoformat(timespec="seconds"),
+        seconds=round((datetime.now(UTC) - session.started).total_seconds(), 1),
         commit=session.commit,
         arguments=session.arguments,
         config=config.model_dump(mode="json"),

@@ -4,7 +4,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,38 +31,18 @@ from alpro.pipeline.record import (
     stage_run,
     step_title,
 )
-from alpro.pipeline.reporting.prefect_pages import about_run, artifact_key, link_to_mlflow, show_progress
-from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.pipeline.reporting.prefect_pages import about_run, artifact_key, link_to_mlflow, show_metrics, show_progress
+from alpro.pipeline.reporting.run_summary import first_line
 from alpro.pipeline.run_stage import read_progress
+from alpro.pipeline.session import Session
 from alpro.progress import LISTENER, Count
 from alpro.shards.storage import DISK_FULL
-from alpro.stages.execution.interface import Interrupted, Resources, StageFailed, Stopped
+from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 CRASHED_LOOKS = 7  # at a crashed run: one that was marked so by mistake marks itself as running within 10 s
 RETRY_SECONDS = [5.0, 20.0]  # before a data stage runs again after a failure of a disk or a network
-
-
-@dataclass
-class Session:
-    """One running pipeline: its artifacts, its MLflow runs, its resources."""
-
-    store: Store
-    tracker: Tracker
-    parent: Run | None  # MLflow run of the pipeline; None if it is in a store of another machine
-    resources: Resources
-    commit: str
-    experiment: str
-    arguments: dict[str, Any]  # config, data, changes and folder, as in the records of the artifacts
-    results: list[StageResult] = field(default_factory=list)
-    failures: dict[str, BaseException] = field(default_factory=dict)  # of steps that failed or were interrupted
-    progress: dict[str, str] = field(default_factory=dict)  # "stage 5 of 11, " by the names of the steps
-
-    @property
-    def folders(self) -> dict[str, str]:
-        """The folder of each artifact, by the names of the steps."""
-        return {result.step.name: str(result.folder) for result in self.results}
 
 
 def interrupted(task: Any, run: Any, state: State) -> bool:
@@ -123,7 +102,7 @@ def find_or_build(session: Session, step: Step) -> State | None:
             share(store, step)
             result = StageResult(step, folder, record, cached=True)
             log_cached(tracker, result, session.parent, tags, store)
-            session.results.append(result)
+            append(session, result)
             announce(f"{number}{step.name}: cached")
             return Completed(name="Cached", message=f"{folder} is of {record['run']['at']}")
         announce(f"{number}{step.name}: started")
@@ -142,8 +121,8 @@ def find_or_build(session: Session, step: Step) -> State | None:
             )
             result = StageResult(step, folder, record, cached=False)
             log_result(tracker, result, run, session.parent)
+        append(session, result)
         share(store, step)
-    session.results.append(result)
     announce(f"{step.name}: done in {record['run']['seconds']:.0f} s")
     return None
 
@@ -177,6 +156,16 @@ def make_by_deployment(title: str, session: Session, step: Step, parameters: dic
     return None
 
 
+def append(session: Session, result: StageResult) -> None:
+    """Appends a result to the session, and shows its metrics on Prefect's page. A page that cannot be written to does
+    not fail a finished stage."""
+    session.results.append(result)
+    try:
+        show_metrics(result.step.name, result.folder, result.record["metrics"])
+    except Exception as error:  # of Prefect's client
+        announce(f"{result.step.name}: Prefect's page has no table of its metrics: {first_line(error)}")
+
+
 def build_by_deployment(session: Session, step: Step, parameters: dict[str, Any]) -> None:
     flow = step.stage.replace("_", "-")
     parent = session.parent.id if session.parent else ""
@@ -199,8 +188,8 @@ def build_by_deployment(session: Session, step: Step, parameters: dict[str, Any]
         )
     result = StageResult(step, session.store.folder(step), record, cached=False)
     if not session.tracker.has_run(record["run"].get("mlflow_run", "")):
-        log_remote_result(session.tracker, result, session.parent, run_tags(session.commit, step))
-    session.results.append(result)
+        log_remote_result(session.tracker, result, session.parent, about_run(run_tags(session.commit, step)))
+    append(session, result)
 
 
 def wait_for_run(run: FlowRun) -> State:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -132,7 +132,13 @@ def show_progress(name: str, read: Callable[[], Count | None]) -> Iterator[None]
         thread.join(PROGRESS_SECONDS)
 
 
-def about_run(tags: dict[str, str]) -> dict[str, Any]:
-    """The tag that MLflow shows as the description of a run: a link to Prefect's page."""
+def about_run(tags: dict[str, str]) -> dict[str, str]:
+    """Completes the tags of an MLflow run: Prefect's runs, and a link to Prefect's page, which MLflow shows as the
+    description."""
+    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    if flow and flow.flow_run:
+        tags = tags | {"prefect_flow_run": str(flow.flow_run.id)}
+    if task:
+        tags = tags | {"prefect_run": str(task.task_run.id)}
     address = prefect_address()
     return {"mlflow.note.content": f"[Prefect run]({address})"} | tags if address else tags

@@ -1,8 +1,11 @@
 """The DAG end to end at its smallest size: artifacts, cache, MLflow. One pipeline is run and then looked at."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -146,6 +149,35 @@ def test_a_run_of_the_same_command_is_up_to_date(first, workspace):
     assert not is_up_to_date()
     record.with_suffix(".moved").rename(record)
     assert is_up_to_date()
+
+
+def test_a_run_that_finds_every_artifact_is_logged_without_prefect(first, workspace, tmp_path):
+    """It logs to MLflow and writes its report as a flow does, and neither imports Prefect nor starts its server."""
+    by_flow, by_command = tmp_path / "flow", tmp_path / "command"
+    for root in (by_flow, by_command):
+        shutil.copytree(workspace / "artifacts", root / "artifacts")
+    alpro(TINY, workspace=str(by_flow))
+    program = (
+        "import sys\nfrom alpro.pipeline.cli import main\ntry: main()\nfinally: assert 'prefect' not in sys.modules"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    subprocess.run(
+        [sys.executable, "-c", program, "run", "--config", TINY, "--workspace", str(by_command)],
+        env=environment,
+        check=True,
+    )
+    assert not list((by_command / "prefect").iterdir())
+    (expected,), stages = runs(by_flow)
+    (run,), stages_of_run = runs(by_command)
+    assert (run.info.status, run.info.run_name) == (expected.info.status, expected.info.run_name)
+    assert (run.data.metrics, run.data.params) == (expected.data.metrics, expected.data.params)
+    kept = ("cached", "cached_fingerprints", "commit", "host", "mlflow.user")
+    assert [run.data.tags[key] for key in kept] == [expected.data.tags[key] for key in kept]
+    names = [sorted(stage.info.run_name for stage in nested) for nested in (*stages.values(), *stages_of_run.values())]
+    assert names[0] == names[1]
+    reports = [next(summaries(root / "reports"))[1] for root in (by_flow, by_command)]
+    assert reports[0].steps == reports[1].steps
+    assert reports[0].config == reports[1].config
 
 
 def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
