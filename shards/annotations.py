@@ -17,6 +17,7 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.log import log
+from alpro.progress import progress
 from alpro.shards.adapters import MSRVTT, NAMES, Entry, form_of, read_annotations, read_entry, split_name
 from alpro.shards.database import database
 from alpro.shards.downloads import is_downloads, scan_downloads
@@ -121,7 +122,8 @@ def scan_annotations(
         annotations, ids, names = Annotations(db), Ids(videos, db), NameResolver(videos, root, note)
         for split, file in sorted(files.items(), key=lambda item: item[0] != TEXTS):
             note(file)
-            yield from read_file(file, split, annotations, names, lists=TEXTS in files and split != TEXTS)
+            with progress(f"reading {file.name}", None, "records") as advance:
+                yield from read_file(file, split, annotations, names, TEXTS in files and split != TEXTS, advance)
         media, groups = MediaFiles(videos, note), Groups(group_pattern)
         empty = True
         for video in annotations:
@@ -149,14 +151,16 @@ def scan_annotations(
 
 
 def read_file(
-    file: Path, split: str, annotations: "Annotations", names: "NameResolver", lists: bool
+    file: Path, split: str, annotations: "Annotations", names: "NameResolver", lists: bool, advance: Callable[[], None]
 ) -> Iterator[Reject]:
-    """Adds the records of a file to the annotations, and yields a reject for each invalid one."""
+    """Adds the records of a file to the annotations, calls `advance` for each, and yields a reject for each invalid
+    one."""
     if not file.is_file():
         raise InputError(f"{file}: no such annotation file ({split})")
     others: set[str] = set()  # splits of the file's own that are not read
     taken = False
     for where, record in read_annotations(file):
+        advance()
         try:
             if isinstance(record, str):
                 raise ValueError(record)
@@ -293,11 +297,13 @@ class MediaFiles:
     def __init__(self, folder: Path, note: Note = ignore):
         self.folder = folder
         self.by_stem: dict[str, str | list[str]] = {}  # paths; a million lists of Path objects would take a gigabyte
-        for path in walk_media(folder, note):
-            stem = media_stem(path.rpartition("/")[2])
-            before = self.by_stem.setdefault(stem, path)
-            if before is not path:
-                self.by_stem[stem] = [*([before] if isinstance(before, str) else before), path]
+        with progress("listing media", None, "files") as advance:
+            for path in walk_media(folder, note):
+                advance()
+                stem = media_stem(path.rpartition("/")[2])
+                before = self.by_stem.setdefault(stem, path)
+                if before is not path:
+                    self.by_stem[stem] = [*([before] if isinstance(before, str) else before), path]
 
     def locate(self, video: Video, names: NameResolver) -> Location:
         """The file of a video, by its name or another of its names; its URL if the folder has no media. Raises

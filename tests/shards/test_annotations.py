@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from alpro.errors import InputError
+from alpro.progress import LISTENER, Count
 from alpro.shards.annotations import MediaFiles, scan_annotations
 from alpro.shards.schema import Reject, Row
 
@@ -90,6 +91,21 @@ def test_a_webvid_table_and_a_cc3m_list(tmp_path, videos):
     assert [(row.kind, row.captions, row.path.is_file()) for row in rows] == [
         ("image", ("a cat", "an animal"), True),
         ("image", ("x",), False),
+    ]
+
+
+def test_progress_counts_records_and_media_files_before_the_first_row(tmp_path, videos):
+    counts = []
+    file = lines(tmp_path / "a.jsonl", *({"caption": "a dog", "clip_name": f"video{n}"} for n in range(30)))
+    token = LISTENER.set(counts.append)
+    try:
+        next(iter(scan_annotations(videos, {"train": file})))
+    finally:
+        LISTENER.reset(token)
+    media = len(list(videos.iterdir()))
+    assert counts == [
+        *(Count(n, None, "records") for n in range(1, 31)),
+        *(Count(n, None, "files") for n in range(1, media + 1)),
     ]
 
 
