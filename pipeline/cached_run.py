@@ -4,8 +4,8 @@ takes longer to start than everything else takes."""
 from alpro.pipeline.artifacts.store import Step
 from alpro.pipeline.planning import Planned
 from alpro.pipeline.record import StageResult, log_cached, run_tags
+from alpro.pipeline.run_report import report_run
 from alpro.pipeline.session import Request, place_of, start_session
-from alpro.pipeline.summarize import report_run
 
 
 def run_cached(request: Request, plan: Planned, steps: list[Step]) -> dict[str, str]:

@@ -23,10 +23,10 @@ from alpro.pipeline.planning import HANDED, Planned, planned
 from alpro.pipeline.record import git_commit, status_after
 from alpro.pipeline.reporting.prefect_pages import about_run, link_to_mlflow, name_run, show_results
 from alpro.pipeline.reporting.tracking import Run
+from alpro.pipeline.run_report import listed, report_run
 from alpro.pipeline.schedule import run_steps
 from alpro.pipeline.session import Place, Request, Session, open_tracker, place_of, start_session
 from alpro.pipeline.steps import check_files, with_files
-from alpro.pipeline.summarize import listed, report_run
 from alpro.pipeline.tasks import announce, fetch_input
 from alpro.pipeline.watch import ended_if_cancelled
 from alpro.shards.storage import absolute
