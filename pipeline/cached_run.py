@@ -3,7 +3,7 @@ takes longer to start than everything else takes."""
 
 from alpro.pipeline.artifacts.store import Step
 from alpro.pipeline.planning import Planned
-from alpro.pipeline.record import StageResult, log_cached, run_tags
+from alpro.pipeline.record import StageResult, log_cached, run_tags, status_after
 from alpro.pipeline.run_report import report_run
 from alpro.pipeline.session import Request, place_of, start_session
 
@@ -11,7 +11,7 @@ from alpro.pipeline.session import Request, place_of, start_session
 def run_cached(request: Request, plan: Planned, steps: list[Step]) -> dict[str, str]:
     """Logs a run whose steps are all cached, and writes its report. Returns the folder of each artifact."""
     session = start_session(request, plan, place_of(request, plan), dict)
-    status = "FAILED"
+    status = "FINISHED"
     try:
         for step in steps:
             if (record := session.store.find(step)) is None:
@@ -20,7 +20,9 @@ def run_cached(request: Request, plan: Planned, steps: list[Step]) -> dict[str, 
             log_cached(session.tracker, result, session.parent, run_tags(session.commit, step), session.store)
             session.results.append(result)
         report_run(session, plan, request.workspace)
-        status = "FINISHED"
+    except BaseException as error:
+        status = status_after(error)
+        raise
     finally:
         session.tracker.end(session.run, status)
         session.tracker.close()
