@@ -163,6 +163,10 @@ class ShardReader:
             column = read_index(self.folder, [name])[name].take(self.table["row"]).combine_chunks()
         return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
 
+    def frame_count(self, number: int) -> int:
+        """The number of frames of sample 0..N-1, without reading it."""
+        return int(self._first[number + 1] - self._first[number])
+
     def __getitem__(self, number: int) -> Sample:
         """Sample number 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or replaced."""
         shard, name = self._shards[self._shard[number]], self._ids[number].as_py()

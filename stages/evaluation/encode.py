@@ -117,14 +117,19 @@ def encode_videos(
     """Encodes samples: uniformly sampled frames, resized to the encoder's size without a crop.
 
     reorder: permutation of the frames of a clip, for the controls. In several processes, each encodes a part, and all
-    have the result.
+    have the result. Each calls `reorder` for every clip in order, so that a random permutation does not depend on the
+    number of processes.
     """
     config = encoder.model.config.video
+    chosen = [segment_starts(reader.frame_count(n), config.frames) for n in numbers]
+    if reorder:
+        chosen = [reorder(frames) for frames in chosen]
     tokens = torch.zeros(len(numbers), 1, config.width, device=device)
     own = [start for i, start in enumerate(range(0, len(numbers), batch)) if is_own(i)]
     for start in own or range(0, len(numbers), len(numbers) or 1):  # without a part of its own: for the shape
         part = slice(start, start + batch)
-        frames = np.stack([uniform_frames(reader, n, config, reorder) for n in numbers[part]])
+        samples = zip(numbers[part], chosen[part], strict=True)
+        frames = np.stack([sample_frames(reader[number], config, some) for number, some in samples])
         encoded = encoder.model.encode_video(encoder.pixels(torch.from_numpy(frames).to(device)))
         if encoded.shape[1:] != tokens.shape[1:]:  # filled in place to avoid a second copy
             tokens = torch.zeros(len(numbers), *encoded.shape[1:], device=device)
@@ -135,19 +140,18 @@ def encode_videos(
         return Videos(tokens, encoder.model.project_video(tokens).float())
 
 
-def uniform_frames(reader: ShardReader, number: int, config: VideoConfig, reorder: Reorder | None = None) -> np.ndarray:
+def uniform_frames(reader: ShardReader, number: int, config: VideoConfig) -> np.ndarray:
     """The frames of a sample of a corpus: (T, 3, H, W) uint8, see `sample_frames`."""
-    return sample_frames(reader[number], config, reorder)
+    return sample_frames(reader[number], config)
 
 
-def sample_frames(sample: Sample, config: VideoConfig, reorder: Reorder | None = None) -> np.ndarray:
-    """The first frame of each of `config.frames` equal segments of a sample: (T, 3, H, W) uint8.
+def sample_frames(sample: Sample, config: VideoConfig, chosen: list[int] | None = None) -> np.ndarray:
+    """The chosen frames of a sample: (T, 3, H, W) uint8; by default, the first of each of `config.frames` segments.
 
     Images, which are stored with their aspect ratio, are resized to the encoder's size; video frames are stored at one
     size.
     """
-    chosen = segment_starts(len(sample), config.frames)
-    frames = sample.frames(reorder(chosen) if reorder else chosen)
+    frames = sample.frames(segment_starts(len(sample), config.frames) if chosen is None else chosen)
     if sample.about["kind"] == "image":
         frames = squash(frames, config.image_size)
     return frames.transpose(0, 3, 1, 2)

@@ -8,7 +8,11 @@ import torch
 
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
+from alpro.models.frames import NormalizedModel
+from alpro.shards.reader import ShardReader
 from alpro.stages import cache_prompts
+from alpro.stages.evaluation import encode
+from alpro.stages.evaluation.controls import Shuffle
 from tests.stages.evaluation.part_of_an_evaluation import evaluate
 
 PROGRAM = Path(__file__).with_name("part_of_an_evaluation.py")
@@ -57,3 +61,20 @@ def test_two_processes_have_the_results_of_one(work, two_ranks, tmp_path):
         files[name] = {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in written}
     assert files["alone"].keys() >= {"evaluate/results.json", "evaluate/qa.parquet", "zero_shot/results.json"}
     assert files["shared"] == files["alone"]
+
+
+@torch.no_grad()
+def test_shuffled_frames_do_not_depend_on_the_number_of_processes(tiny_model, clips, monkeypatch):
+    """Each process encodes some batches of clips. The order of a clip's frames is that of one process."""
+    model = Prompter(tiny_model(50))
+    encoder, reader = NormalizedModel(model, (0.5,) * 3, (0.5,) * 3).eval(), ShardReader(clips)
+    monkeypatch.setattr(encode, "merge", lambda tokens: tokens)
+
+    def tokens(rank: int, ranks: int) -> torch.Tensor:
+        monkeypatch.setattr(encode, "is_own", lambda batch: batch % ranks == rank)
+        numbers = list(range(7))
+        return encode.encode_videos(encoder, reader, numbers, torch.device("cpu"), batch=2, reorder=Shuffle(0)).tokens
+
+    alone = tokens(0, 1)
+    assert len(alone.unique(dim=0)) == 7
+    assert torch.equal(tokens(0, 3) + tokens(1, 3) + tokens(2, 3), alone)
