@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 
-def checksum(path: Path) -> str:
+def checksum(path: Path | str) -> str:
     """SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

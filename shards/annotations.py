@@ -310,9 +310,10 @@ class MediaFiles:
         ValueError as `find`, and InputError if the URL is not on a network."""
         if not self.by_stem and video.url:
             return resolve(self.folder, video.url)
-        for name in (video.name, *video.other_names):
+        for place, name in enumerate((video.name, *video.other_names)):
             with suppress(ValueError):  # ambiguous: another of its names may not be
-                if is_file(path := self.find(names.relative(name))):
+                path, exists = self._find(names.relative(name) if place else name)
+                if exists or is_file(path):
                     return path
         return self.find(video.name)
 
@@ -323,10 +324,17 @@ class MediaFiles:
         without a folder also matches files in subfolders. A name with a video extension never matches an image, nor
         the reverse; a name without an extension prefers the video. Raises ValueError if it matches several files.
         """
+        return self._find(name)[0]
+
+    def _find(self, name: str) -> tuple[Path, bool]:
+        """As `find`, and whether the path is known to be a file."""
         exact = self.folder / name
         if is_file(exact):
-            return exact
-        has_extension = exact.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+            return exact, True
+        has_extension = exact.suffix.lower() in MEDIA_EXTENSIONS
+        only = self.by_stem.get(exact.name)
+        if not has_extension and isinstance(only, str) and only.rpartition("/")[0] == str(exact.parent):
+            return Path(only), False  # the usual case, in a fifth of the time
         with_extension = self.with_stem(exact.name)
         candidates = [[path for path in with_extension if path.parent == exact.parent]]
         if exact.parent == self.folder:
@@ -335,8 +343,8 @@ class MediaFiles:
             candidates += [same_name, with_extension, other_extension]
         for paths in candidates:
             if paths and (match := self._select(paths, exact.suffix.lower())):
-                return match
-        return exact if has_extension else exact.with_name(f"{exact.name}.mp4")
+                return match, False
+        return exact if has_extension else exact.with_name(f"{exact.name}.mp4"), False
 
     def with_stem(self, stem: str) -> list[Path]:
         """The media files with this name before the extension, sorted."""

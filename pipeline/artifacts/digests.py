@@ -5,7 +5,7 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -55,25 +55,26 @@ class Digests:
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60)
 
-    def of(self, files: list[Path]) -> list[str]:
+    def of(self, paths: Sequence[Path | str]) -> list[str]:
         """The digest of each file; "missing" if it does not exist or cannot be read.
 
         Files that are not cached are read by several threads. No transaction is open while a file is read, so that
         other pipelines do not wait. New digests are committed every few seconds, so an interrupted run keeps them.
         """
+        files = list(map(str, paths))  # compared and looked up in a fraction of the time of Path objects
         stated = {file: file_state(file) for file in files}
         digests = {file: MISSING for file, state in stated.items() if state is None}
         states = {file: state for file, state in stated.items() if state}
-        done: deque[tuple[Path, str]] = deque()  # from the threads
+        done: deque[tuple[str, str]] = deque()  # from the threads
 
-        def read(group: list[Path]) -> None:
+        def read(group: list[str]) -> None:
             for file in group:
                 done.append((file, readable_checksum(file)))
 
         def commit(db: sqlite3.Connection) -> None:
             taken = [done.popleft() for _ in range(len(done))]
             digests.update(taken)
-            self._commit(db, [(str(file), *states[file], value) for file, value in taken if value != MISSING])
+            self._commit(db, [(file, *states[file], value) for file, value in taken if value != MISSING])
 
         pool = ThreadPoolExecutor(THREADS)
         with closing(self._open()) as db:
@@ -90,15 +91,15 @@ class Digests:
                 commit(db)
         return [digests[file] for file in files]
 
-    def _cached(self, db: sqlite3.Connection, states: Mapping[Path, tuple[int, int]]) -> dict[Path, str]:
+    def _cached(self, db: sqlite3.Connection, states: Mapping[str, tuple[int, int]]) -> dict[str, str]:
         """The cached digests of files that have the same state."""
-        cached: dict[Path, str] = {}
-        for start in range(0, len(files := {str(file): file for file in states}), QUERIED):
-            names = list(files)[start : start + QUERIED]
+        cached: dict[str, str] = {}
+        for start in range(0, len(files := list(states)), QUERIED):
+            names = files[start : start + QUERIED]
             query = f"select * from digests where path in ({','.join('?' * len(names))})"
             for name, *state, value in db.execute(query, names):
-                if tuple(state) == states[files[name]]:
-                    cached[files[name]] = value
+                if tuple(state) == states[name]:
+                    cached[name] = value
         return cached
 
     def _commit(self, db: sqlite3.Connection, fresh: list[tuple[str, int, int, str]]) -> None:
@@ -109,9 +110,9 @@ class Digests:
             raise InputError(f"{self.path}: {error}") from error
 
 
-def grouped(sizes: Mapping[Path, int]) -> list[list[Path]]:
+def grouped(sizes: Mapping[str, int]) -> list[list[str]]:
     """Groups files for the threads: many small ones, for which a task each would take longer than reading them."""
-    groups, room = list[list[Path]](), -1
+    groups, room = list[list[str]](), -1
     for file, size in sizes.items():
         if room < size or len(groups[-1]) == GROUP_FILES:
             groups.append([])
@@ -121,7 +122,7 @@ def grouped(sizes: Mapping[Path, int]) -> list[list[Path]]:
     return groups
 
 
-def readable_checksum(file: Path) -> str:
+def readable_checksum(file: str) -> str:
     """The SHA-256 of a file; "missing" if it cannot be read."""
     try:
         return checksum(file)
@@ -228,13 +229,11 @@ def path_in(folder: Location, path: Location) -> str:
 
 def content_digests(files: set[Location], digests: Digests) -> dict[Location, str]:
     """The digest of each local file, or of the local shard that it is in, and the identity of each remote file."""
-    local = {file: file if isinstance(file, Path) else local_shard(file) for file in files if is_local(file)}
-    paths = sorted({path for path in local.values() if path})
+    local = {file: str(file if isinstance(file, Path) else local_shard(file)) for file in files if is_local(file)}
+    paths = sorted(set(local.values()))
     contents = dict(zip(paths, digests.of(paths), strict=True))
     remote = sorted(file for file in files if isinstance(file, str) and file not in local)
-    return {file: contents[path] for file, path in local.items() if path} | dict(
-        zip(remote, identities(remote), strict=True)
-    )
+    return {file: contents[path] for file, path in local.items()} | dict(zip(remote, identities(remote), strict=True))
 
 
 def digest_shards(folder: Location, digests: Digests) -> str:

@@ -38,7 +38,7 @@ def test_digests_are_sha256_of_contents_or_missing(tmp_path, digests):
 def test_an_unchanged_file_is_read_once_and_a_changed_one_again(tmp_path, digests, monkeypatch):
     read = []
     checksum = files.checksum
-    monkeypatch.setattr(files, "checksum", lambda path: (read.append(path.name), checksum(path))[1])
+    monkeypatch.setattr(files, "checksum", lambda path: (read.append(Path(path).name), checksum(path))[1])
     file = tmp_path / "a"
     file.write_bytes(b"abc")
     first = digests.of([file])
@@ -70,10 +70,10 @@ def test_an_interrupted_run_keeps_its_digests(tmp_path, digests, monkeypatch):
     read = []
 
     def checksum(path):
-        read.append(path.name)
+        read.append(Path(path).name)
         if read == ["a", "b"]:
             raise KeyboardInterrupt
-        return path.name
+        return Path(path).name
 
     monkeypatch.setattr(files, "checksum", checksum)
     for name in "ab":
