@@ -6,7 +6,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
@@ -79,7 +80,8 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         from alpro.pipeline.session import Request
 
         request = Request(stage, config, data, changes, workspace, arguments.tracking_uri)
-        folders = run_cached(request, plan, cached)
+        with stopped_by_sigterm("the run was stopped"):
+            folders = run_cached(request, plan, cached)
     else:
         folders = run_flow(arguments, plan)
     print_results({name: Path(folder) for name, folder in folders.items()}, workspace, report, arguments.json)
@@ -132,16 +134,22 @@ def run_study(arguments: argparse.Namespace) -> None:
         return
     if server:
         server.wait()
-    # Between two flows, and after Prefect has ended one.
-    before = signal.signal(signal.SIGTERM, stop_study)
-    try:
+    with stopped_by_sigterm("the study was stopped"):  # between two flows, and after Prefect has ended one
         study.run_study(source, members, arguments.json)
+
+
+@contextmanager
+def stopped_by_sigterm(message: str) -> Iterator[None]:
+    """Raises Stopped if this process receives SIGTERM while the body runs."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(message)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def stop_study(number: int, frame: FrameType | None) -> None:
-    raise Stopped("the study was stopped")
 
 
 def plan_rows(steps: list[Step], store: Store) -> list[dict[str, str]]:

@@ -116,8 +116,9 @@ def finish(session: Session, plan: Planned, root: Path, error: BaseException | N
         report = report_run(session, plan, root, error)
         link_to_mlflow(session.tracker, session.run, "report", report)
         show_results(session.experiment, listed(session))
-    except Exception as problem:
-        if error is None:
+    except BaseException as problem:
+        if error is None or not isinstance(problem, Exception):
+            error = error or problem
             raise
         announce(f"no report of the run that failed: {problem}")  # must not hide why it failed
     finally:

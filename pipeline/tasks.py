@@ -189,7 +189,9 @@ def build_by_deployment(session: Session, step: Step, parameters: dict[str, Any]
     result = StageResult(step, session.store.folder(step), record, cached=False)
     if not session.tracker.has_run(record["run"].get("mlflow_run", "")):
         log_remote_result(session.tracker, result, session.parent, about_run(run_tags(session.commit, step)))
-    append(session, result)
+        append(session, result)
+    else:  # the deployment has shown the metrics on its page
+        session.results.append(result)
 
 
 def wait_for_run(run: FlowRun) -> State:

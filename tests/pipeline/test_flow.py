@@ -21,6 +21,7 @@ from alpro.pipeline import planning
 from alpro.pipeline.artifacts.contents import verify
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store, read_record
+from alpro.pipeline.cached_run import run_cached
 from alpro.pipeline.commands import plan_rows, print_plan
 from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import alpro
@@ -28,6 +29,7 @@ from alpro.pipeline.flow import build_vocabulary as vocabulary_flow
 from alpro.pipeline.flow import pretrain as pretrain_flow
 from alpro.pipeline.planning import plan
 from alpro.pipeline.reporting.run_summary import RunSummary, summaries
+from alpro.pipeline.session import Request
 from alpro.pipeline.tasks import interrupted
 from alpro.stages import EVALUATIONS
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed
@@ -175,9 +177,22 @@ def test_a_run_that_finds_every_artifact_is_logged_without_prefect(first, worksp
     assert [run.data.tags[key] for key in kept] == [expected.data.tags[key] for key in kept]
     names = [sorted(stage.info.run_name for stage in nested) for nested in (*stages.values(), *stages_of_run.values())]
     assert names[0] == names[1]
-    reports = [next(summaries(root / "reports"))[1] for root in (by_flow, by_command)]
+    reports = [next(summaries(root / "reports"))[1] for root in (by_flow, by_command)]  # newest first
     assert reports[0].steps == reports[1].steps
     assert reports[0].config == reports[1].config
+
+
+def test_an_artifact_that_is_removed_while_a_run_is_logged_ends_it(first, workspace, tmp_path):
+    shutil.copytree(workspace / "artifacts", tmp_path / "artifacts")
+    plan = planning.planned("", TINY, "", [], tmp_path)
+    steps = planning.cached_steps(plan)
+    shutil.rmtree(tmp_path / "artifacts" / "pretrain")
+    assert steps != planning.cached_steps(plan)  # an input of cached stages is not built again
+    with pytest.raises(InputError, match="pretrain: its artifact was removed meanwhile"):
+        run_cached(Request("", TINY, "", [], tmp_path, ""), plan, steps)
+    (run,), _ = runs(tmp_path)
+    assert run.info.status == "FAILED"
+    assert planning.cached_steps(planning.planned("", TINY, "", ["resources.artifacts=file:///a"], tmp_path)) == []
 
 
 def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):

@@ -56,6 +56,20 @@ def test_finished_and_cached_stages(run):
     assert (state.name, state.message, times) == ("Cached", "/w/artifacts/x", 1)
 
 
+def test_a_page_without_its_table_does_not_fail_a_finished_stage(monkeypatch):
+    def show_metrics(*arguments):
+        raise httpx.ConnectError("All connection attempts failed")
+
+    said = []
+    monkeypatch.setattr(tasks, "show_metrics", show_metrics)
+    monkeypatch.setattr(tasks, "announce", said.append)
+    session = SimpleNamespace(results=[])
+    result = SimpleNamespace(step=DATA, folder=None, record={"metrics": {}})
+    tasks.append(session, result)
+    assert session.results == [result]
+    assert said == ["render_sample: Prefect's page has no table of its metrics: All connection attempts failed"]
+
+
 def test_an_interrupted_training_continues(run):
     state, times = run(make, TRAINING, Interrupted("pretrain received SIGTERM"), None)
     assert (state.name, times) == ("Completed", 2)

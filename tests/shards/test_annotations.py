@@ -216,6 +216,15 @@ def test_absolute_names_below_the_folder_or_the_root_are_resolved(tmp_path, vide
         assert [row.id.partition(".")[0] for row in rows] == ["image1", "0001/77", "video1"]
 
 
+def test_a_root_in_the_folder_of_videos_is_resolved_once(tmp_path, videos):
+    """A file at the path of the folder twice is another video."""
+    file = lines(tmp_path / "a.jsonl", {"caption": "x", "clip_name": "77.mp4"})
+    (videos / "0001" / "0001").mkdir()
+    (videos / "0001" / "0001" / "77.mp4").write_bytes(b"")
+    rows, _ = scan(videos, {"train": file}, root=videos / "0001")
+    assert [row.path for row in rows] == [videos / "0001" / "77.mp4"]
+
+
 def test_a_file_named_in_several_ways_is_one_row(tmp_path, videos):
     train = lines(tmp_path / "a.jsonl", *({"caption": n, "image": n} for n in ("image1.jpg", "/cc3m/image1.jpg")))
     test = lines(tmp_path / "b.jsonl", {"caption": "z", "image": f"{videos}/image1.jpg"})
