@@ -80,7 +80,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         from alpro.pipeline.session import Request
 
         request = Request(stage, config, data, changes, workspace, arguments.tracking_uri)
-        with stopped_by_sigterm("the run was stopped"):
+        with handling_sigterm(signal.default_int_handler):  # ends as by Ctrl-C, and so does the run in MLflow
             folders = run_cached(request, plan, cached)
     else:
         folders = run_flow(arguments, plan)
@@ -134,18 +134,18 @@ def run_study(arguments: argparse.Namespace) -> None:
         return
     if server:
         server.wait()
-    with stopped_by_sigterm("the study was stopped"):  # between two flows, and after Prefect has ended one
+    with handling_sigterm(stop_study):  # between two flows, and after Prefect has ended one
         study.run_study(source, members, arguments.json)
 
 
+def stop_study(number: int, frame: FrameType | None) -> None:
+    raise Stopped("the study was stopped")
+
+
 @contextmanager
-def stopped_by_sigterm(message: str) -> Iterator[None]:
-    """Raises Stopped if this process receives SIGTERM while the body runs."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(message)
-
-    before = signal.signal(signal.SIGTERM, stop)
+def handling_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Calls `handler` if this process receives SIGTERM while the body runs."""
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
