@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from alpro.errors import InputError
-from alpro.pipeline.checks import check_sqlite
+from alpro.log import log
+from alpro.pipeline.checks import PREFECT_DATABASE, check_sqlite
 from alpro.pipeline.loopback import answers
 
 TEMPORARY = "ALPRO_TEMPORARY_SERVER"  # environment variable: the address of the server, for the command's processes
@@ -113,5 +114,7 @@ def start_temporary_server() -> TemporaryServer | None:
     """The server of this command; None if Prefect has one. Raises InputError if its database cannot be used."""
     if uses_server():
         return None
-    check_sqlite(prefect_home() / "prefect.db")
+    check_sqlite(database := prefect_home() / "prefect.db")
+    if not database.exists() and PREFECT_DATABASE not in os.environ:
+        log.info(f"creating Prefect's database in {database.parent}, once: about 10 s")
     return TemporaryServer()

@@ -35,14 +35,14 @@ def train_step():
     return loaded(FILE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "names"),
     [
         ([], ["five passes, float32 (a)", "five passes, bfloat16 (b)", "ours, float32"]),
-        pytest.param(
+        (
             ["--tricks", "fusion", "AdamW"],
             ["ours, float32", "without merged fusion pass", "without fused AdamW"],
-            marks=pytest.mark.long,
         ),
     ],
 )

@@ -113,6 +113,7 @@ def test_the_examples_pass_lint(contributed):
     run_in(contributed, "-m", "ruff", "format", "--no-cache", "--check", *files)
 
 
+@pytest.mark.long
 def test_the_examples_work_and_keep_the_rules_of_the_project(contributed, tmp_path):
     for program in set(re.findall(r"`\.venv/bin/python (docs/\S+\.py)`", PAGE)):
         run_in(contributed, program)

@@ -332,6 +332,7 @@ def test_an_unexpected_exception_is_raised(tmp_path, monkeypatch, capsys):
         cli.main()
 
 
+@pytest.mark.long
 def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
     command = ["build-vocabulary", "--config", TINY, "--set", "build_vocabulary.entities=9999"]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT")}
@@ -346,6 +347,7 @@ def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
     *progress, error = done.stderr.splitlines()
     assert [re.sub(r"done in \d+ s", "done", line) for line in progress] == [
         f"configuration: {TINY}",
+        f"creating Prefect's database in {tmp_path / 'new' / 'prefect'}, once: about 10 s",
         "stage 1 of 4, render_sample: started",
         "render_sample: done",
         "stage 2 of 4, decode_videos clips: started",

@@ -9,7 +9,7 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.pipeline import temporary_server
-from alpro.pipeline.temporary_server import STARTUP_SECONDS, TEMPORARY, TemporaryServer
+from alpro.pipeline.temporary_server import STARTUP_SECONDS, TEMPORARY, TemporaryServer, start_temporary_server
 
 # Programs in the place of the server. They inherit the socket that listens.
 ANSWERS = """
@@ -110,3 +110,17 @@ def test_a_server_in_any_of_prefects_settings_is_used(file, tmp_path, monkeypatc
     assert asked() == "False False\n"  # without importing Prefect
     (tmp_path / file).write_text(content)
     assert asked() == "True True\n"
+
+
+@pytest.mark.parametrize(("setting", "said"), [("", True), ("PREFECT_SERVER_DATABASE_CONNECTION_URL", False)])
+def test_the_wait_for_a_new_database_is_explained(setting, said, tmp_path, monkeypatch, capsys):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    elsewhere = {setting: "sqlite+aiosqlite:///elsewhere.db"} if setting else {}
+    monkeypatch.setattr(os, "environ", {**environment, "PREFECT_HOME": str(tmp_path), **elsewhere})
+    monkeypatch.setattr(temporary_server, "TemporaryServer", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    start_temporary_server()
+    assert ("creating Prefect's database" in capsys.readouterr().err) is said
+    (tmp_path / "prefect.db").touch()
+    start_temporary_server()
+    assert capsys.readouterr().err == ""
