@@ -16,7 +16,10 @@ from alpro.pipeline.options import (
     user_path,
 )
 
-MODEL = "a model folder, the fingerprint of an artifact or its first characters, or models:/NAME@ALIAS of the registry"
+MODEL = (
+    "a model folder, the stage of an artifact (the newest is taken), its fingerprint or its first characters, or "
+    "models:/NAME@ALIAS of the registry"
+)
 TASKS = ("pretrain", "retrieval", "qa", "prompter")  # of official checkpoints
 
 

@@ -1,4 +1,4 @@
-"""Finds the model that a person names: a folder, or an artifact of a workspace by its fingerprint."""
+"""Finds the model that a person names: a folder, or an artifact of a workspace by its fingerprint or its stage."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.files import read_json
+from alpro.log import log
+from alpro.stages import STAGES
 from alpro.stages.evaluation.encode import model_folder
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -20,7 +22,8 @@ def artifacts(workspace: Path, pattern: str) -> Iterator[tuple[Path, dict[str, A
 
 
 def find_model(name: str | Path, workspace: Path) -> Path:
-    """The folder of a model: `name` itself, or the one artifact with a model whose fingerprint starts with it.
+    """The folder of a model: `name` itself, the newest artifact of the stage of that name, or the one artifact with a
+    model whose fingerprint starts with it.
 
     Raises InputError if there is none, or more than one.
     """
@@ -29,7 +32,8 @@ def find_model(name: str | Path, workspace: Path) -> Path:
         if not has_model(folder):
             raise InputError(f"{folder}: not a model folder: it has no config.json")
         return folder
-    found = find_artifact(str(name), workspace)
+    stage = str(name).replace("-", "_")
+    found = newest_artifact(stage, workspace) if stage in STAGES else find_artifact(str(name), workspace)
     if not has_model(found):
         raise InputError(f"{name}: the artifact of {found.parent.name} has no model")
     return found
@@ -38,6 +42,18 @@ def find_model(name: str | Path, workspace: Path) -> Path:
 def has_model(folder: Path) -> bool:
     """Whether a folder has a model, or the prompts of one."""
     return (model_folder(folder) / "config.json").is_file() or (folder / "prompts.safetensors").is_file()
+
+
+def newest_artifact(stage: str, workspace: Path) -> Path:
+    """The newest artifact of a stage. Raises InputError if there is none."""
+    found = [folder for folder, _ in artifacts(workspace, f"{stage}/*")]
+    if not found:
+        raise InputError(
+            f"{stage}: no artifact of this stage in {workspace / 'artifacts'}; `alpro artifacts ls` lists all"
+        )
+    if len(found) > 1:
+        log.info(f"{stage}: {found[0].name}, the newest of its {len(found)} artifacts")
+    return found[0]
 
 
 def find_artifact(name: str, workspace: Path) -> Path:

@@ -82,7 +82,8 @@ class Model:
     def load(
         cls, name: PathLike, workspace: PathLike = "workspace", device: Device = "auto", dtype: Dtype = "float32"
     ) -> "Model":
-        """Loads a model folder, or the model of an artifact by its fingerprint or the first characters of it.
+        """Loads a model folder, or the model of an artifact by its fingerprint or the first characters of it, or that
+        of the newest artifact of a stage by its name.
 
         A prompter gets the entities of the workspace that were embedded with it, if there are any. dtype: of the
         encoders' matrix products, as in training; weights, embeddings and scores are float32. Raises InputError if

@@ -1,5 +1,6 @@
 """A trained model in a few lines of Python."""
 
+import os
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ from alpro.shards.decode import DecodeError
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery
 from alpro.stages.inference.clips import load_frames
-from alpro.stages.inference.find import find_prompter
+from alpro.stages.inference.find import find_model, find_prompter
 from alpro.stages.inference.model import Model
 
 TEXTS = ["a red ball moves left", "something slides up"]
@@ -235,6 +236,21 @@ def test_a_model_is_found_by_its_fingerprint(workspace, videos):
     (workspace / "empty").mkdir()
     with pytest.raises(InputError, match="not a model folder"):
         Model.load(workspace / "empty", device="cpu")
+
+
+def test_a_stage_stands_for_its_newest_artifact(workspace, capsys):
+    old = workspace / "artifacts" / "finetune_qa" / ("cd" * 8)
+    new = shutil.copytree(old, old.with_name("ef" * 8))
+    times = {old: 1_000_000, new: 2_000_000}
+    for folder, at in times.items():
+        os.utime(folder / "artifact.json", (at, at))
+    assert [find_model(name, workspace) for name in ("finetune_qa", "finetune-qa")] == [new, new]
+    assert capsys.readouterr().err == f"finetune_qa: {new.name}, the newest of its 2 artifacts\n" * 2
+    os.utime(old / "artifact.json", (3_000_000, 3_000_000))
+    assert find_model("finetune_qa", workspace) == old
+    assert find_model("pretrain", workspace).parent.name == "pretrain"
+    with pytest.raises(InputError, match=r"^evaluate: no artifact of this stage in .*/artifacts; `alpro artifacts ls`"):
+        find_model("evaluate", workspace)
 
 
 def test_the_prompter_of_a_trained_model_is_found(workspace):
