@@ -91,8 +91,11 @@ def run_flow(arguments: argparse.Namespace, plan: "Planned") -> dict[str, str]:
     """Runs a plan as a Prefect flow. Returns the folder of each artifact."""
     server = start_temporary_server()
     from alpro.pipeline import flow, planning  # imports Prefect and MLflow; meanwhile the server starts
+    from alpro.pipeline.session import open_tracker
 
     if server:
+        # The database of a new MLflow store is created while the server creates its own.
+        open_tracker(arguments.tracking_uri, arguments.workspace.resolve(), plan[0].name)
         server.wait()
     token = planning.HANDED.set(plan)
     try:
