@@ -4,6 +4,7 @@ import argparse
 import atexit
 import gc
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -21,8 +22,11 @@ from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.checks import check_port, check_tracking_uri
 from alpro.pipeline.model_commands import MODEL_COMMANDS
 from alpro.pipeline.temporary_server import start_temporary_server, uses_server
+from alpro.shards.storage import DISK_FULL
 from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
+
+EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
 
 if TYPE_CHECKING:
     from alpro.pipeline.config import PipelineConfig
@@ -34,7 +38,9 @@ def execute(arguments: argparse.Namespace) -> int:
     if level := getattr(arguments, "log_level", ""):
         set_level(level)
     try:
-        return COMMANDS.get(arguments.command, run_pipeline)(arguments) or 0
+        status = COMMANDS.get(arguments.command, run_pipeline)(arguments) or 0
+        sys.stdout.flush()
+        return status
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT_ERROR
@@ -44,6 +50,24 @@ def execute(arguments: argparse.Namespace) -> int:
     except Interrupted as error:
         print(f"{error}; run the same command again to continue", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not stdout_is_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush the rest at exit, and fail
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        file = f"{error.filename}: " if error.filename else ""
+        print(f"error: {file}{error.strerror}; free some disk space and run again to resume", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+
+
+def stdout_is_closed() -> bool:
+    """Whether what reads the output has ended, such as `head`."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def run_pipeline(arguments: argparse.Namespace) -> None:
@@ -62,6 +86,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         log.warning(f"no questions in {data}: question answering is skipped")
     if arguments.dry_run:
         show_plan(*plan, workspace, arguments.json)
+        check_files(steps, store)  # the exit status is that of the run
         return
     check_files(steps, store)
     check_test_items(*plan)

@@ -4,7 +4,7 @@ import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
@@ -186,11 +186,17 @@ def keys_of(path: JsonDict) -> list[tuple[str, str]]:
         (stage, key)
         for stage, config in STAGE_CONFIGS.items()
         for key, field in config.model_fields.items()
-        if field.json_schema_extra == path
+        if isinstance(extra := field.json_schema_extra, dict) and extra.get("path") == path["path"]
     ]
 
 
 FILES, FILES_OR_NAMES = keys_of(FILE), keys_of(FILE_OR_NAME)
+
+
+def is_word(stage: str, key: str, value: str) -> bool:
+    """Whether the value of a key is a word that is never a path, also where a file has its name."""
+    extra = STAGE_CONFIGS[stage].model_fields[key].json_schema_extra
+    return isinstance(extra, dict) and value in cast(list[str], extra.get("words", []))
 
 
 def load_config(
@@ -333,7 +339,9 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
             values[stage][key] = str(absolute(file, base))
     for stage, key in FILES_OR_NAMES:
         name = values.get(stage, {}).get(key)
-        if isinstance(name, str) and name and isinstance(path := absolute(name, base), Path) and path.exists():
+        if not isinstance(name, str) or not name or is_word(stage, key, name):
+            continue
+        if isinstance(path := absolute(name, base), Path) and path.exists():
             values[stage][key] = str(path)
     return values
 

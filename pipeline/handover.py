@@ -28,6 +28,7 @@ class HandedStep(BaseModel):
     inputs: dict[str, str]
     files: dict[str, str]
     paths: dict[str, str]
+    source: str = ""
     fingerprint: str
 
 
@@ -52,6 +53,7 @@ class Handover(BaseModel):
                 inputs={name: other.fingerprint for name, other in one.inputs.items()},
                 files=dict(one.files),
                 paths={name: str(absolute(path)) for name, path in one.paths.items()},
+                source=one.source,
                 fingerprint=one.fingerprint,
             )
             for one in with_inputs(step)
@@ -68,7 +70,7 @@ class Handover(BaseModel):
                 if one.stage not in STAGES:
                     raise ValueError("unknown stage")
                 config = import_module(f"alpro.stages.{one.stage}").Config.model_validate(one.config)
-                step = Step(one.stage, one.name, config, inputs, one.files, paths)
+                step = Step(one.stage, one.name, config, inputs, one.files, paths, source=one.source)
                 if step.fingerprint != one.fingerprint:
                     raise ValueError("other fingerprint")
             except (ImportError, ValueError) as error:

@@ -1,6 +1,6 @@
 """Steps of a pipeline: the digests of the user's files that a step reads, which steps have to run, and why."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
 from alpro.pipeline.artifacts.digests import Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.artifacts.store import Step, Store, flatten
-from alpro.pipeline.config import FILES, FILES_OR_NAMES, Corpus
+from alpro.pipeline.config import FILES, FILES_OR_NAMES, Corpus, is_word
 from alpro.shards.annotations import ANNOTATION_FILES
 from alpro.shards.storage import Location, located
 from alpro.stages.decode_videos import Config as DecodeConfig
@@ -48,10 +48,11 @@ def read_files(step: Step, digests: Digests, store: Store | None) -> Step:
         return decode_step(step, digests, store) if step.paths else step
     files = {name: digest_model(Path(folder), digests) for name, folder in step.paths.items()}
     for stage, key in (*FILES, *FILES_OR_NAMES):
-        path = Path(value) if stage == step.stage and (value := getattr(step.config, key)) else None
-        if path and path.exists():
+        if stage != step.stage or not (value := getattr(step.config, key)) or is_word(stage, key, value):
+            continue
+        if (path := Path(value)).exists():
             files[key] = digest_files(path, digests)
-        elif path and (stage, key) in FILES:
+        elif (stage, key) in FILES:
             raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
     return replace(step, files=files)
 
@@ -104,16 +105,20 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests, s
     paths: dict[str, Location] = {"data": located(corpus.data)}
     paths.update({split: Path(file) for split, file in corpus.annotations.items()})
     paths.update({"root": Path(corpus.root)} if corpus.root else {})
-    source = source_digest(located(corpus.data), corpus.annotations.values(), digests)
+    source = source_digest(located(corpus.data), corpus.annotations, digests)
     step = Step("decode_videos", f"decode_videos {name}", config, paths=paths, source=source)
     return with_files(step, digests, store)
 
 
-def source_digest(data: Location, annotations: Iterable[str], digests: Digests) -> str:
-    """SHA-256 of the annotation files or the manifest; empty if they are not on this machine, or for a folder."""
-    files: list[Location] = [Path(file) for file in annotations] or [data]
+def source_digest(data: Location, annotations: Mapping[Any, str], digests: Digests) -> str:
+    """SHA-256 of the annotation files, each with its split, or of the manifest; empty if they are not on this machine,
+    or for a folder."""
+    files: list[Location] = [Path(file) for file in annotations.values()] or [data]
     local = [file for file in files if isinstance(file, Path) and file.is_file()]
-    return digest(digests.of(local)) if len(local) == len(files) else ""
+    if len(local) != len(files):
+        return ""
+    contents = digests.of(local)
+    return digest(dict(zip(annotations, contents, strict=True)) if annotations else contents)
 
 
 def index_step(step: Step, digests: Digests) -> Step:

@@ -101,9 +101,11 @@ def read_entry(record: Record, file: Path, lists: bool = False) -> tuple[Form, E
 
 def hint(columns: set[str]) -> str:
     """A hint for unknown columns: the form that has most of them, and what it needs; or an empty string."""
+    if len(columns) == 1 and (found := [mark for mark in ";|" if mark in next(iter(columns))]):
+        return f" (columns of a .csv are separated by commas, not by {found[0]!r})"
     shared = {form: len(form.columns & columns) for form in FORMS if len(form.columns) > 1}
     best = max(shared, key=lambda form: shared[form] / len(form.columns))
-    if not shared[best]:
+    if 2 * shared[best] < len(best.columns):
         return ""
     missing = " and ".join(sorted(best.columns - columns))
     return f" (this looks like {best.name} without the column {missing})" if missing else f" (this is {best.name})"
@@ -216,13 +218,23 @@ def _read_question(record: Record, form: Form) -> Entry:
 
 
 def _read_table(record: Record, form: Form) -> Entry:
-    """A caption of a video; a list is one paragraph (DiDeMo), but several captions of an image, or of `captions`."""
+    """Captions of a video. In ALPRO's own files, which have `clip_name`, a list is one paragraph (DiDeMo)."""
     column = next(key for key in TEXT_COLUMNS if key in record)
     captions = _clean(record[column])
-    several = column == "captions" or next(key for key in NAME_COLUMNS if key in record) == "image"
+    several = column == "captions" or "clip_name" not in record
     problem = "" if captions else "no caption"
     captions = captions if several or not captions else (" ".join(captions),)
     return Entry(_name(record), captions, split=str(record.get("split") or ""), problem=problem)
+
+
+def unused(record: Record, form: Form) -> str:
+    """A note on the columns that are not used, of a table that is not of a known data set; empty if there are none."""
+    if not isinstance(form, _Table):
+        return ""
+    name, text = (next(key for key in keys if key in record) for keys in (NAME_COLUMNS, TEXT_COLUMNS))
+    others = [key for key in record if key not in (name, text, "split")]
+    shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    return f" without its columns {shown}, which only a manifest with `path` may have" if others else ""
 
 
 def _read_name(record: Record, form: Form) -> Entry:

@@ -18,7 +18,7 @@ from typing import Any
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.progress import progress
-from alpro.shards.adapters import MSRVTT, NAMES, Entry, form_of, read_annotations, read_entry, split_name
+from alpro.shards.adapters import MSRVTT, NAMES, Entry, form_of, read_annotations, read_entry, split_name, unused
 from alpro.shards.database import database
 from alpro.shards.downloads import is_downloads, scan_downloads
 from alpro.shards.manifest import Groups, Ids, scan_manifest
@@ -165,7 +165,8 @@ def read_file(
             if isinstance(record, str):
                 raise ValueError(record)
             form, entry = read_entry(record, file, lists)
-            announce(file, form.name, split)
+            if not taken:
+                announce(file, form.name + unused(record, form), split)
             own = split if split else split_name(entry.split)
             if form is MSRVTT and split in SPLITS and (named := split_name(entry.split)) not in ("", split):
                 others.add(named)

@@ -25,6 +25,7 @@ from alpro.shards.schema import (
 )
 from alpro.shards.storage import Location, exists, is_url, parent, resolve, suffix
 
+MAX_COLUMNS = 20  # that an error lists
 COLUMNS = {"id", "path", "kind", "caption", "captions", "questions", "start", "end", "split", "group"}
 
 
@@ -78,7 +79,9 @@ def scan_manifest(source: Location, group_pattern: str = "", require_texts: bool
         raise InputError(f"{source}: no video or image in this folder" if folder else f"{source}: no rows")
     groups.check(source)
     if columns and "path" not in columns:
-        raise InputError(f"{source}: no column 'path' (it has {', '.join(sorted(columns))}){hint(columns)}")
+        shown = ", ".join(sorted(columns)[:MAX_COLUMNS]) + (", ..." if len(columns) > MAX_COLUMNS else "")
+        advice = hint(columns) or "; name the column of the files path, or video, and that of the texts caption"
+        raise InputError(f"{source}: no column 'path' (it has {shown}){advice}")
     if require_texts and columns and not columns & {"caption", "captions", "questions"}:
         raise InputError(
             f"{source}: no column 'captions', 'caption' or 'questions' (it has {', '.join(sorted(columns))})"
@@ -125,7 +128,8 @@ class Ids:
         except sqlite3.IntegrityError:
             (other,) = self.db.execute("select place from ids where id = ?", (name,)).fetchone()
             raise InputError(
-                f"{self.source}: {where}: id {name!r} is also used in {other}; ids must be unique"
+                f"{self.source}: {where}: id {name!r} is also used in {other}; ids must be unique (put the captions "
+                "of one file into one row, or name it in a column `video`)"
             ) from None
 
 
@@ -135,7 +139,7 @@ def _folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     shared = Counter(path.with_suffix("") for path in media)
     for path in media:
         text = path.with_suffix(".txt")
-        captions = text.read_text("utf-8", errors="replace").splitlines() if text.is_file() else []
+        captions = text.read_text("utf-8-sig", errors="replace").splitlines() if text.is_file() else []
         name = path.relative_to(folder)
         unique = shared[path.with_suffix("")] == 1  # False for a video and an image of the same name
         yield str(path), {"id": str(name.with_suffix("") if unique else name), "path": str(name), "captions": captions}

@@ -229,8 +229,12 @@ class _Remote(io.RawIOBase):
         return self.file.seekable()
 
     def readinto(self, buffer: Any) -> int:
-        with store_errors(self.location):
-            data = self.file.read(len(buffer))
+        start, size = self.file.tell(), len(buffer)
+        if getattr(self.file, "cache", None) is None:  # a stream, of a server without ranges, cannot go back
+            with store_errors(self.location):
+                data = self.file.read(size)
+        else:
+            data = call_store(self.location, lambda *_: (self.file.seek(start), self.file.read(size))[1])
         buffer[: len(data)] = data
         return len(data)
 
@@ -250,9 +254,8 @@ def open_binary(location: Location, **options: Any) -> BinaryIO:
     """Opens a file for reading. A URL is fetched block by block (`options` as in fsspec's open)."""
     if isinstance(location, Path):
         return open(location, "rb")
-    with store_errors(location):
-        system, name = filesystem(location)
-        return cast(BinaryIO, _Remote(system.open(name, "rb", **options), location))
+    file = call_store(location, lambda system, name: system.open(name, "rb", **options))
+    return cast(BinaryIO, _Remote(file, location))
 
 
 def call_store(location: Location, function: Callable[[fsspec.AbstractFileSystem, str], Answer]) -> Answer:

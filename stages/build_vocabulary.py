@@ -16,7 +16,7 @@ from alpro.models.word_lists import read_word_list
 from alpro.models.word_pieces import load_tokenizer, train_tokenizer
 from alpro.shards.reader import index_batches
 from alpro.stages import Stage
-from alpro.stages.execution.interface import FILE, FILE_OR_NAME, Outcome, Resources, StageConfig
+from alpro.stages.execution.interface import FILE, Outcome, Resources, StageConfig, file_or_word
 from alpro.stages.vocabulary.nouns import Part, Words, count_words
 
 VERSION = 3
@@ -60,7 +60,7 @@ class Config(StageConfig):
     tagger: str = Field(
         "embedded",
         description="a spaCy pipeline: embedded (included), or the name of an installed one, such as en_core_web_sm",
-        json_schema_extra=FILE_OR_NAME,
+        json_schema_extra=file_or_word("embedded"),
     )
     lemma: bool = Field(
         False, description="count `dogs` as `dog`, with the spaCy pipeline's lemmatizer; verbs stay as in the captions"
@@ -88,7 +88,7 @@ class Config(StageConfig):
     tokenizer: str = Field(
         "train",
         description="train: a new tokenizer from these captions; or a tokenizer.json, or a BERT's folder or hub name",
-        json_schema_extra=FILE_OR_NAME,
+        json_schema_extra=file_or_word("train"),
     )
     word_pieces: int = Field(8000, ge=50, description="maximum number of word pieces of a trained tokenizer")
 

@@ -27,7 +27,7 @@ from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages import Stage
-from alpro.stages.corpora.reuse import UNITS, WrittenShard, index_earlier_units, reuse_unit
+from alpro.stages.corpora.reuse import REJECTED, UNITS, WrittenShard, index_earlier_units, reuse_unit
 from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap, write_tables
 from alpro.stages.corpora.units import (
     merge_parts,
@@ -126,11 +126,13 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             done = partial(is_finished, config=config, out=out)
             process = partial(process_unit, config=config, out=out)
             run_unfinished(plan.units(), done, process, resources, advance, lambda unit: len(unit.rows))
+        (out / REJECTED).unlink(missing_ok=True)
         outcome = merge(plan, out)
         outcome.counts |= write_overlap(out, COMPARED)
         draw_samples(out)
         if error := too_many_rejects(source, outcome, config.max_reject_share, out):
             delete_rejected_units(plan, out)
+            (out / REJECTED).touch()
             raise error
     return outcome
 
@@ -339,11 +341,12 @@ def fetched(location: Location, max_bytes: int, folder: Path) -> Iterator[Path]:
 
 
 def delete_rejected_units(plan: Plan, out: Path) -> None:
-    """Deletes all units with rejects, so that a rerun decodes them again after the cause is fixed."""
+    """Forgets that units with rejects are finished, so that a rerun decodes them again after the cause is fixed. Their
+    shards stay: a run that accepts more rejects reuses them."""
     for name in plan.unit_names():
         paths = [part_path(name, kind, out) for kind in ("rejects.parquet", "index.parquet", "json")]
         if pq.read_metadata(paths[0]).num_rows:
-            for path in (*paths, out / f"{name}.tar"):  # the rejects first: they mark the unit as finished
+            for path in paths:  # the rejects first: they mark the unit as finished
                 path.unlink(missing_ok=True)
 
 

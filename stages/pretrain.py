@@ -18,7 +18,7 @@ from alpro.stages.cache_prompts import read_entities, read_prompts, read_verbs
 from alpro.stages.evaluation.encode import load_model, load_prompter
 from alpro.stages.evaluation.entities import true_entities
 from alpro.stages.evaluation.validation import validate_contrast
-from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, require
+from alpro.stages.execution.interface import Outcome, Resources, file_or_word, require
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective, VerbRegion
@@ -41,7 +41,7 @@ class Config(EncoderConfig, MatchingConfig):
         "scratch",
         description="initial weights on top of vit and bert: prompter (both encoders), the path of an ALPRO model "
         "folder, or scratch (none)",
-        json_schema_extra=FILE_OR_NAME,
+        json_schema_extra=file_or_word("scratch", "prompter"),
     )
     pictures_every: int = Field(0, ge=0, description="steps between pictures of pseudo-labels; 0: only at the end")
     mlm_probability: float = Field(0.15, ge=0, le=1, description="fraction of the tokens that MLM masks")

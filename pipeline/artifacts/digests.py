@@ -1,5 +1,6 @@
 """Digests of input files, cached so that an unchanged file is read only once."""
 
+import errno
 import hashlib
 import os
 import sqlite3
@@ -30,11 +31,13 @@ BATCH = 4096  # rows of a manifest in memory
 THREADS = 8  # that read files
 GROUP_FILES, GROUP_BYTES = 64, 1 << 22  # at most, that a thread reads at a time; a larger file is read alone
 QUERIED = 512  # rows of the cache that are read at a time
-MISSING = "missing"
+MISSING, NOT_FETCHED = "missing", "not fetched"
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+REMOTE = -1  # in the column `size`: the digest is the identity of a file at a URL
 
 
 class Digests:
-    """SHA-256 of files, cached in an SQLite file by path, size and modification time."""
+    """SHA-256 of files, cached in an SQLite file by path, size and modification time; identities of files at URLs."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -56,14 +59,15 @@ class Digests:
         return sqlite3.connect(self.path, timeout=60)
 
     def of(self, paths: Sequence[Path | str]) -> list[str]:
-        """The digest of each file; "missing" if it does not exist or cannot be read.
+        """The digest of each file; "missing" if it does not exist or must not be read. Raises InputError if reading
+        fails otherwise: what a disk or a network says once must not decide a fingerprint.
 
         Files that are not cached are read by several threads. No transaction is open while a file is read, so that
         other pipelines do not wait. New digests are committed every few seconds, so an interrupted run keeps them.
         """
         files = list(map(str, paths))  # compared and looked up in a fraction of the time of Path objects
         stated = {file: file_state(file) for file in files}
-        digests = {file: MISSING for file, state in stated.items() if state is None}
+        digests = {file: missing(file) for file, state in stated.items() if state is None}
         states = {file: state for file, state in stated.items() if state}
         done: deque[tuple[str, str]] = deque()  # from the threads
 
@@ -90,6 +94,17 @@ class Digests:
                 pool.shutdown(cancel_futures=True)
                 commit(db)
         return [digests[file] for file in files]
+
+    def identities(self, locations: Sequence[str]) -> list[str]:
+        """The identity of each file at a URL. If its store does not respond, that of the last time, so that a server
+        that is down for a moment does not change a fingerprint; "not fetched" if there is none."""
+        files = [without_credentials(location, keep_query=True) for location in locations]
+        found = dict(zip(files, identities(locations), strict=True))
+        with closing(self._open()) as db:
+            self._commit(db, [(file, REMOTE, 0, value) for file, value in found.items() if value != NOT_FETCHED])
+            unknown = {file: (REMOTE, 0) for file, value in found.items() if value == NOT_FETCHED}
+            found |= self._cached(db, unknown)
+        return [found[file] for file in files]
 
     def _cached(self, db: sqlite3.Connection, states: Mapping[str, tuple[int, int]]) -> dict[str, str]:
         """The cached digests of files that have the same state."""
@@ -123,11 +138,26 @@ def grouped(sizes: Mapping[str, int]) -> list[list[str]]:
 
 
 def readable_checksum(file: str) -> str:
-    """The SHA-256 of a file; "missing" if it cannot be read."""
+    """The SHA-256 of a file; "missing" if it must not be read. Raises InputError if reading fails otherwise."""
     try:
         return checksum(file)
-    except OSError:
+    except OSError as error:
+        return absent(file, error)
+
+
+def missing(file: str) -> str:
+    """As `readable_checksum`, of what is no file."""
+    try:
+        os.stat(file)
+    except OSError as error:
+        return absent(file, error)
+    return MISSING
+
+
+def absent(file: str, error: OSError) -> str:
+    if error.errno in ABSENT:
         return MISSING
+    raise InputError(f"{file}: cannot be read: {error.strerror}; run again, or remove it") from error
 
 
 class DataDigest(NamedTuple):
@@ -184,7 +214,7 @@ def digest_rows(
             for file in files:
                 note(file if isinstance(file, Path) else None)
             contents = content_digests({file for file in files if ask or is_local(file)}, digests)
-            has_media |= any(content not in ("missing", "not fetched") for content in contents.values())
+            has_media |= any(content not in (MISSING, NOT_FETCHED) for content in contents.values())
             for record in batch:
                 value: dict[str, Any] = {"row": record.model_dump(mode="json")}
                 if isinstance(record, Row):
@@ -233,7 +263,9 @@ def content_digests(files: set[Location], digests: Digests) -> dict[Location, st
     paths = sorted(set(local.values()))
     contents = dict(zip(paths, digests.of(paths), strict=True))
     remote = sorted(file for file in files if isinstance(file, str) and file not in local)
-    return {file: contents[path] for file, path in local.items()} | dict(zip(remote, identities(remote), strict=True))
+    return {file: contents[path] for file, path in local.items()} | dict(
+        zip(remote, digests.identities(remote), strict=True)
+    )
 
 
 def digest_shards(folder: Location, digests: Digests) -> str:
@@ -241,7 +273,7 @@ def digest_shards(folder: Location, digests: Digests) -> str:
     shards at a URL are represented by their identity in the store (size, and ETag, digest or time)."""
     shards = list_shards(folder)
     local = [shard for shard in shards if isinstance(shard, Path)]
-    contents = digests.of(local) if local else list(identities(shards))
+    contents = digests.of(local) if local else digests.identities([str(shard) for shard in shards])
     return digest(dict(zip(map(str, shards), contents, strict=True)))
 
 

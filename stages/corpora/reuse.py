@@ -20,6 +20,9 @@ from alpro.shards.database import database
 from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS
 from alpro.stages.execution.interface import CHANGED
 
+REJECTED = "too_many_rejects"  # file of a corpus with more rejects than its configuration allows
+FINISHED = ("artifact.json", CHANGED, REJECTED)
+
 # One row per unit in an artifact's units.parquet. A unit has no shard if all of its rows are rejected.
 UNITS = pa.schema(
     [
@@ -47,11 +50,11 @@ class WrittenShard:
 
 def index_earlier_units(out: Path) -> None:
     """Writes a database of the units of the corpora beside `out`, for lookups by workers. It includes finished corpora
-    without an artifact record because an input file changed during the run."""
+    without an artifact record: an input file changed during the run, or too many items were rejected."""
     with database(out / "parts" / "earlier.sqlite") as db:
         db.execute("create table earlier (key, folder, name)")
         db.execute("create index by_key on earlier (key)")
-        for marker in sorted(chain(out.parent.glob("*/artifact.json"), out.parent.glob(f"*/{CHANGED}"))):
+        for marker in sorted(chain.from_iterable(out.parent.glob(f"*/{name}") for name in FINISHED)):
             table = marker.with_name("units.parquet")
             if marker.parent == out or not table.is_file():
                 continue

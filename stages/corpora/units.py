@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from alpro.errors import InputError
 from alpro.files import write_json
+from alpro.log import log
 from alpro.shards.schema import INDEX, REJECTS
 from alpro.shards.storage import Location
 from alpro.stages.corpora.tables import CorpusCounts, pixel_statistics, write_tables
@@ -89,12 +90,16 @@ def write_statistics(
 
 
 def too_many_rejects(source: Location, outcome: Outcome, max_reject_share: float, out: Path) -> InputError | None:
-    """The error to raise if the share of rejected items is above the limit."""
+    """The error to raise if the share of rejected items is above the limit. Rejects below it are logged."""
     rejected, total = outcome.counts["rejected"], outcome.counts["items"]
-    if rejected <= max_reject_share * total:
+    if not rejected:
         return None
     reasons = Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
+    shown, place = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()), out / "rejects.parquet"
+    if rejected <= max_reject_share * total:
+        log.info(f"{rejected} of {total} items are rejected ({shown}): {place}")
+        return None
     return InputError(
         f"{source}: {rejected} of {total} items are rejected, more than max_reject_share = {max_reject_share:g} allows "
-        f"({', '.join(f'{n} {reason}' for reason, n in reasons.most_common())}); see {out / 'rejects.parquet'}"
+        f"({shown}); see {place}"
     )

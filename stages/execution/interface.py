@@ -33,6 +33,11 @@ FILE: JsonDict = {"path": "file"}
 FILE_OR_NAME: JsonDict = {"path": "file or name"}
 
 
+def file_or_word(*words: str) -> JsonDict:
+    """As FILE_OR_NAME, for a key whose value may also be one of `words`, which are never paths."""
+    return {**FILE_OR_NAME, "words": [*words]}
+
+
 class StageConfig(BaseModel):
     """Base of every stage's configuration: frozen, unknown keys are errors."""
 

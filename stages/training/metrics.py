@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,13 @@ class MetricsFile:
         if not self.active:
             return
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n"
+        size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "a") as file:
                 file.write(line)
         except OSError as error:  # for example a full disk, which may have space again later
+            with suppress(OSError):  # of the part of a line that was written, the next line would be a continuation
+                os.truncate(self.path, size)
             log.warning(f"{self.path}: step {step} not written: {error.strerror}")
 
     def cut(self, step: int) -> None:

@@ -1,5 +1,6 @@
 """The command line: errors of the user, and commands that only print."""
 
+import errno
 import json
 import os
 import re
@@ -32,6 +33,9 @@ def call(monkeypatch, capsys, *arguments):
         cli.main()
     printed = capsys.readouterr()
     return left.value.code, printed.out, printed.err
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shards/a.tar")
 
 
 def manifest(folder, *rows):
@@ -130,6 +134,24 @@ def test_a_port_in_use_is_an_error(tmp_path, monkeypatch, capsys):
     assert status == 2
     assert f"port {port} is in use" in err
     assert "--port" in err
+
+
+def test_a_dry_run_fails_as_the_run_would(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.csv").write_text("clip_file,words\n1,2\n")
+    arguments = ["run", "--config", "own_videos", "--data", tmp_path / "a.csv", "--workspace", tmp_path / "w"]
+    status, out, err = call(monkeypatch, capsys, *arguments, "--dry-run")
+    assert status == 2
+    assert out.startswith("blocked")
+    assert err.splitlines()[-1].startswith(f"error: {tmp_path / 'a.csv'}: no column 'path'")
+
+
+def test_output_that_nothing_reads_is_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "alpro.pipeline.cli", "config", "list"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
@@ -278,6 +300,7 @@ def test_data_in_the_home_folder(tmp_path, monkeypatch, capsys):
         ({}, 0, ""),
         (StageFailed("pretrain ended with status 1"), 1, "error: pretrain ended with status 1\n"),
         (InputError("no nouns"), 2, "error: no nouns\n"),
+        (FULL, 2, "error: shards/a.tar: No space left on device; free some disk space and run again to resume\n"),
         (Interrupted("pretrain stopped"), 75, "pretrain stopped; run the same command again to continue\n"),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
     ],

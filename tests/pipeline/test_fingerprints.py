@@ -11,10 +11,12 @@ from PIL import Image
 
 from alpro.pipeline.artifacts import store as artifacts
 from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Store, read_record
+from alpro.pipeline.artifacts.store import Step, Store, read_record
 from alpro.pipeline.config import Corpus, load_config
+from alpro.pipeline.handover import Handover
 from alpro.pipeline.planning import decoding, plan
 from alpro.stages import decode_videos
+from alpro.stages.execution.interface import Resources
 from tests.stages.conftest import write_manifest
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
@@ -135,3 +137,27 @@ def test_the_record_of_an_artifact_has_the_versions_of_both_decoders(tmp_path, f
     versions = read_record(store.folder(step))["versions"]
     assert versions["ffmpeg"] == "9.0.2-x"
     assert versions["av"]
+
+
+def test_a_word_is_no_path_where_a_folder_has_its_name(fingerprints, tmp_path, monkeypatch):
+    words = ["train", "embedded", "scratch", "prompter"]
+    changes = ["pretrain.start=prompter"]
+    before = fingerprints(), fingerprints(*changes)
+    monkeypatch.chdir(tmp_path)
+    for word in words:
+        (tmp_path / word).mkdir()
+        (tmp_path / word / "config.json").write_text("{}")
+    assert (fingerprints(), fingerprints(*changes)) == before
+
+
+def test_videos_that_are_elsewhere_are_those_of_the_same_split(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"clip_name": "x", "caption": "y"}')
+    digests = Digests(tmp_path / "digests.sqlite")
+
+    def step(**annotations: str) -> Step:
+        return decoding("c", Corpus(data=str(tmp_path), annotations=annotations), None, digests)
+
+    train = step(train=str(tmp_path / "a.jsonl"))
+    assert train.source != step(test=str(tmp_path / "a.jsonl")).source
+    handed = Handover.of(train, "", "", Resources(), {}).step()
+    assert handed.source == train.source

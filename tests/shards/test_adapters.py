@@ -171,6 +171,30 @@ def test_unknown_columns_get_a_hint(videos, tmp_path):
         rows_of(videos, {"train": tmp_path / "c.csv"})
 
 
+@pytest.mark.parametrize(
+    ("table", "advice"),
+    [
+        ("clip_file,words\n1,2\n", "; name the column of the files path, or video, and that of the texts caption"),
+        ("path;caption\n1;2\n", " (columns of a .csv are separated by commas, not by ';')"),
+        (",".join(f"c{n:02}" for n in range(90)) + "\n" + "1," * 89 + "1\n", ", c19, ...); name the column"),
+    ],
+    ids=["other names", "another delimiter", "many columns"],
+)
+def test_unknown_columns_get_advice(table, advice, tmp_path):
+    (tmp_path / "a.csv").write_text(table)
+    with pytest.raises(InputError) as caught:
+        rows_of(tmp_path / "a.csv")
+    assert advice in str(caught.value)
+
+
+def test_captions_of_a_list_stay_apart_and_columns_that_are_not_used_are_named(videos, capsys):
+    record = {"video": "video0", "caption": ["a dog", "a cat"], "questions": [], "camera": 3}
+    (videos / "a.json").write_text(json.dumps([record]))
+    (row,) = rows_of(videos / "a.json").values()
+    assert row.captions == ("a dog", "a cat")
+    assert "read as captions without its columns questions, camera, which only a manifest" in capsys.readouterr().err
+
+
 def test_an_unknown_split_is_a_reject(videos):
     (videos / "a.csv").write_text("video,caption,split\nvideo0,a,train\nvideo1,b,holdout\n")
     _, reject = sorted(scan_source(videos / "a.csv"), key=lambda record: isinstance(record, Reject))

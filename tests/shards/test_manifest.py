@@ -84,7 +84,7 @@ def test_a_folder_of_videos_and_images_with_texts(tmp_path: Path):
     (tmp_path / "folder.mp4").mkdir()
     for name in ("b.MP4", "deep/a.webm", "deep/still.PNG", "notes.md"):
         (tmp_path / name).write_bytes(b"")
-    (tmp_path / "b.txt").write_text("one dog\n\n  two   dogs \none dog\n")
+    (tmp_path / "b.txt").write_text("one dog\n\n  two   dogs \none dog\n", "utf-8-sig")
     (tmp_path / "deep" / "still.txt").write_bytes("ein H\xfcndchen\n".encode("latin-1"))
     rows, rejects = read_manifest(tmp_path)
     assert rejects == []

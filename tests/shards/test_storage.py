@@ -27,6 +27,7 @@ from alpro.shards.storage import (
     resolve,
     suffix,
 )
+from tests.conftest import RangeServer
 
 CONTENT = bytes(range(256)) * 40
 
@@ -129,6 +130,25 @@ def test_an_unresponsive_server_is_not_a_missing_file(free_port, monkeypatch):
             read(place)
         assert not isinstance(error.value, FileNotFoundError)
         assert "\n" not in str(error.value)
+
+
+def test_a_failed_request_of_an_open_file_is_retried(tmp_path, served, monkeypatch):
+    (tmp_path / "data.bin").write_bytes(CONTENT)
+    url, _ = served()
+    monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", (0, 0))
+    file = open_binary(f"{url}/data.bin", block_size=16)
+    assert file.read(8) == CONTENT[:8]
+    send_head, failed = RangeServer.send_head, []
+
+    def flaky(self):
+        if len(failed) < 2:
+            failed.append(self.path)
+            return self.send_error(503)
+        return send_head(self)
+
+    monkeypatch.setattr(RangeServer, "send_head", flaky)
+    assert file.read() == CONTENT[8:]
+    assert len(failed) == 2
 
 
 def test_failed_requests_are_retried_unless_missing_or_forbidden(memory, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Digests of the user's data."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from alpro.errors import InputError
 from alpro.pipeline.artifacts import digests as files
 from alpro.pipeline.artifacts.digests import Digests, digest_data
 
@@ -141,3 +143,32 @@ def test_a_corrupt_cache_is_rebuilt(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
     (sha256,) = Digests(tmp_path / "digests.sqlite").of([tmp_path / "a"])
     assert len(sha256) == 64
+
+
+def test_a_file_that_cannot_be_read_now_is_an_error_and_not_missing(tmp_path, digests, monkeypatch):
+    (tmp_path / "a").write_bytes(b"abc")
+
+    def fail_with(number: int) -> None:
+        def fail(path):
+            raise OSError(number, os.strerror(number), str(path))
+
+        monkeypatch.setattr(files, "checksum", fail)
+
+    fail_with(errno.EIO)
+    with pytest.raises(InputError, match="a: cannot be read: Input/output error; run again, or remove it"):
+        digests.of([tmp_path / "a"])
+    fail_with(errno.EACCES)
+    assert digests.of([tmp_path / "a"]) == ["missing"]
+    monkeypatch.undo()
+    assert digests.of([tmp_path / "a"]) == [hashlib.sha256(b"abc").hexdigest()]
+
+
+def test_a_store_that_does_not_respond_changes_no_identity(digests, monkeypatch):
+    answers = {"http://host/a": "1 etag x", "http://host/b": "not fetched", "http://host/c": "missing"}
+    monkeypatch.setattr(files, "identities", lambda places: map(answers.get, places))
+    places = list(answers)
+    assert digests.identities(places) == ["1 etag x", "not fetched", "missing"]
+    answers |= dict.fromkeys(places, "not fetched")
+    assert digests.identities(places) == ["1 etag x", "not fetched", "missing"]
+    answers |= {"http://host/a": "2 etag y", "http://host/b": "3 etag z"}
+    assert digests.identities(places) == ["2 etag y", "3 etag z", "missing"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from alpro.errors import InputError
 from alpro.files import checksum
 from alpro.shards.decode import DecodeError
 from alpro.shards.reader import ShardReader
@@ -134,6 +135,15 @@ def test_rejects_are_reused_with_their_shard(tmp_path, resources, inline_pool):
     second, new = decode_images(rows, tmp_path, resources)
     assert (first.counts["rejected"], second.counts["rejected"], second.counts["linked"]) == (1, 1, 24)
     assert (old / "rejects.parquet").read_bytes() == (new / "rejects.parquet").read_bytes()
+
+
+def test_nothing_is_decoded_again_if_more_rejects_are_accepted(tmp_path, resources, inline_pool, capsys):
+    rows = [*WALLS, *({"id": f"silent {n}", "split": "train"} for n in range(6))]
+    with pytest.raises(InputError, match=r"6 of 30 items are rejected, more than max_reject_share = 0.1 allows"):
+        decode_images(rows, tmp_path, resources, max_reject_share=0.1)
+    outcome, _ = decode_images(rows, tmp_path, resources, max_reject_share=0.3)
+    assert (outcome.counts["rejected"], outcome.counts["linked"]) == (6, 24)
+    assert "6 of 30 items are rejected (6 no text): " in capsys.readouterr().err
 
 
 def test_transient_rejects_are_retried(tmp_path, resources, inline_pool, monkeypatch):

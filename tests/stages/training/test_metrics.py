@@ -1,11 +1,13 @@
 """Means of what steps measure, and what becomes of steps that are not finite."""
 
 import json
+import resource
 
 import pytest
 import torch
 
 from alpro.errors import InputError
+from alpro.stages.training import metrics
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped, read_metrics
 
 CPU = torch.device("cpu")
@@ -34,6 +36,20 @@ def test_a_mean_leaves_out_steps_that_were_skipped(bad):
     add(mean, [bad, 1.0], counted=False)
     add(mean, [2.0, 30.0])
     assert mean.read() == {"a": 1.5, "b": 20.0}
+
+
+def test_a_line_that_a_full_disk_cut_off_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.log, "warning", lambda line: None)  # it would go to a file
+    file = MetricsFile(tmp_path)
+    file.write(1, {"loss": 1.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.path.stat().st_size + 10, limits[1]))
+    try:
+        file.write(2, {"loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    file.write(3, {"loss": 3.0})
+    assert [line["step"] for line in read_metrics(file.path)] == [1, 3]
 
 
 def test_a_mean_of_no_step_has_no_value():
