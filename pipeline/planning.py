@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from alpro.log import log
 from alpro.pipeline.access import Limits
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import PipelineConfig, load_config
 from alpro.pipeline.reporting.run_summary import FINISHED, load
 from alpro.pipeline.steps import check_text_lengths, decoding, model_task, needed, required, with_files
+from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.zero_shot import Config as ZeroShot
 
@@ -33,8 +35,21 @@ def planned(
     steps = needed(steps, stage) if stage else steps
     if settings.pretrained:
         check_text_lengths(steps, Path(settings.pretrained))
+    warn_of_repeated_frames(steps)
     store.is_shared(steps[0])
     return settings, steps, store
+
+
+def warn_of_repeated_frames(steps: list[Step]) -> None:
+    """Warns of stages that use more frames of a clip than its corpus stores: some are then used twice."""
+    for step in steps:
+        config: Any = step.config
+        model = getattr(config, "model", None)
+        used = getattr(config, "frames", 0) or (model.video.frames if model else 0)
+        corpora = {name: other.config for name, other in step.inputs.items() if other.stage == "decode_videos"}
+        for name, corpus in corpora.items():
+            if used > (stored := cast(DecodeConfig, corpus).frames):
+                log.warning(f"{step.name} uses {used} frames of a clip, and {name} stores {stored}: some are repeated")
 
 
 def report_file(root: Path, config: PipelineConfig, steps: list[Step]) -> Path:

@@ -145,6 +145,13 @@ def test_a_dry_run_fails_as_the_run_would(tmp_path, monkeypatch, capsys):
     assert err.splitlines()[-1].startswith(f"error: {tmp_path / 'a.csv'}: no column 'path'")
 
 
+def test_more_frames_than_are_stored_are_a_warning(tmp_path, monkeypatch, capsys):
+    arguments = ["evaluate", "--config", TINY, "--dry-run", "--workspace", tmp_path]
+    assert call(monkeypatch, capsys, *arguments)[2] == ""
+    _, _, err = call(monkeypatch, capsys, *arguments, "--set", "evaluate.frames=9")
+    assert err == "evaluate uses 9 frames of a clip, and clips stores 4: some are repeated\n"
+
+
 def test_output_that_nothing_reads_is_no_traceback():
     read, write = os.pipe()
     os.close(read)
