@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests" / "tiny.toml")
@@ -80,9 +81,12 @@ class Up:
         assert self.process.poll() is None, self.output()
 
     def start(self, name: str, **parameters: Any) -> str:
-        """Starts a run of a deployment; returns its id."""
-        identity = call(self.prefect, "GET", f"/deployments/name/{name}")["id"]
-        return call(self.prefect, "POST", f"/deployments/{identity}/create_flow_run", {"parameters": parameters})["id"]
+        """Starts a run of a deployment; returns its id. On a busy machine a request may have no answer: it is repeated,
+        and Prefect starts one run for one key."""
+        body = {"parameters": parameters, "idempotency_key": uuid4().hex}
+        known = wait_for(lambda: call(self.prefect, "GET", f"/deployments/name/{name}"), 300, self.check)
+        path = f"/deployments/{known['id']}/create_flow_run"
+        return wait_for(lambda: call(self.prefect, "POST", path, body), 300, self.check)["id"]
 
     def deploy(self, name: str, **parameters: Any) -> dict:
         """Runs a deployment to its end; returns its run."""

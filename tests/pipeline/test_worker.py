@@ -117,9 +117,11 @@ def test_a_run_continues_on_another_worker_from_its_checkpoint(tmp_path, free_po
             subprocess.run([*prefect, *command], env=environment, check=True, cwd=tmp_path)
         deploy = [*prefect, "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
         subprocess.run(deploy, env=environment, check=True, cwd=tmp_path)
-        identity = call(address, "GET", "/deployments/name/pretrain/pretrain")["id"]
+        known = wait_for(lambda: call(address, "GET", "/deployments/name/pretrain/pretrain"), 300)
         parameters = {"config": TINY, "changes": [CHANGE, "resources.checkpoint_interval=1"]}
-        run = call(address, "POST", f"/deployments/{identity}/create_flow_run", {"parameters": parameters})["id"]
+        body = {"parameters": parameters, "idempotency_key": "the only run"}  # a busy server may not answer at first
+        path = f"/deployments/{known['id']}/create_flow_run"
+        run = wait_for(lambda: call(address, "POST", path, body), 300)["id"]
 
         first = start("first", sys.executable, "-m", "alpro.pipeline.worker", "gpu")
         checkpoints = tmp_path / "workspace" / "artifacts" / "pretrain"
