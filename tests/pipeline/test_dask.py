@@ -58,6 +58,7 @@ def note_all(address: str, folder: Path) -> list[tuple[int, int]]:
     return note_in_a_task(address, folder, threading.RLock())
 
 
+@pytest.mark.long
 def test_units_are_task_runs_and_one_that_kills_its_worker_is_done_again(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "open_cluster", on_dask)
 
