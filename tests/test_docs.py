@@ -240,7 +240,7 @@ def test_documented_extras_exist():
     named = {
         extra
         for page in PAGES
-        for list_ in re.findall(r"alpro-pipeline\[([\w,]+)\]", page.read_text())
+        for list_ in re.findall(r"'\.\[([\w,]+)\]'", page.read_text())
         for extra in list_.split(",")
     }
     assert {"all", "dask"} <= named <= set(known)
