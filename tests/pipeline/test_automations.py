@@ -1,5 +1,6 @@
-"""Automations for runs without heartbeats and for failures, as Prefect's server has them."""
+"""Automations for runs without heartbeats and for failures, and schedules, as Prefect's server has them."""
 
+import asyncio
 from datetime import timedelta
 from types import SimpleNamespace
 from uuid import uuid4
@@ -7,7 +8,11 @@ from uuid import uuid4
 import pytest
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.events import RelatedResource, Resource
+from prefect.server.services.scheduler import schedule_deployments
 
 from alpro.pipeline import automations
 from alpro.pipeline.automations import crash_silent_runs, install, main
@@ -69,3 +74,16 @@ def test_an_existing_automation_is_updated():
     )
     install(client, crash_silent_runs(600))
     assert calls == [(existing.id, "alpro: runs without heartbeats")]
+
+
+def test_a_schedule_starts_runs(server):
+    """SQLAlchemy 2.1 breaks Prefect's scheduler: it logs an error each minute, and no run ever starts."""
+    schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), parameters={"config": "nightly.toml"})
+    flow = server.create_flow_from_name("alpro")
+    deployment = server.create_deployment(flow, "nightly", schedules=[schedule])
+    asyncio.run(schedule_deployments())
+    wanted = FlowRunFilter.model_validate({"deployment_id": {"any_": [deployment]}})
+    runs = server.read_flow_runs(flow_run_filter=wanted)
+    server.delete_deployment(deployment)
+    assert runs
+    assert {run.parameters["config"] for run in runs} == {"nightly.toml"}
