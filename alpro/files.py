@@ -1,5 +1,11 @@
-"""Local files: checksums, JSON and atomic writes."""
+"""Local files: checksums, JSON, and writes that survive a killed process and a power failure.
 
+A system writes files to its disk later than a program does, in any order: after a power failure a file can be empty
+that another one, written later, promises. So what is final is written under another name, synced and renamed, and the
+folder is synced (`publish`). What marks work as finished is published last.
+"""
+
+import errno
 import hashlib
 import json
 import os
@@ -31,14 +37,52 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex[:12]}.part")
 
 
+def sync(path: Path | str) -> None:
+    """Waits until the contents of a file, or the names in a folder, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that syncs no folders
+            raise
+    finally:
+        os.close(number)
+
+
+def sync_tree(path: Path) -> None:
+    """Syncs a file, or all files in a folder before the folder itself. Links to elsewhere are not followed."""
+    if path.is_dir():
+        for inside in path.iterdir():
+            if not inside.is_symlink():
+                sync_tree(inside)
+    sync(path)
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder and its parents so that they are there after a power failure."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Renames a file or a folder to its final name. After a power failure it is complete, or there is what was before
+    it."""
+    sync_tree(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write to, and renames it to `path` at the end of the block. After an exception the
+    """Yields a temporary path to write to, which is published as `path` at the end of the block. After an exception the
     temporary file is deleted and `path` is unchanged, so a reader never sees a partial file."""
     temporary = temporary_name(path)
     try:
         yield temporary
-        os.replace(temporary, path)
+        publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from alpro.pipeline.artifacts.store import read_record
+from alpro.artifact import read_record
 from alpro.pipeline.reporting.result_tables import Table as ResultTable
 from alpro.pipeline.reporting.result_tables import results, tables
 

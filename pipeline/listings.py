@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from alpro.pipeline.artifacts.contents import RECORD, Problem
+from alpro.artifact import RECORD
+from alpro.pipeline.artifacts.contents import Problem
 from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.artifacts.upkeep import Artifact, Unneeded, sizes_once
 from alpro.pipeline.console import console, print_line

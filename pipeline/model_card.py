@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.models.folder import ModelFolder
-from alpro.pipeline.artifacts.store import Store, read_record
+from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.artifacts.upkeep import Artifact, lineage
 from alpro.stages import CORPUS_STAGES, EVALUATIONS
 

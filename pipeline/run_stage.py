@@ -20,8 +20,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.files import read_json, write_json
+from alpro.files import make_folder, read_json, write_json
 from alpro.pipeline.artifacts.store import fingerprint, write_record
 from alpro.progress import LISTENER, Count
 from alpro.shards.storage import located
@@ -45,10 +46,10 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"error: {file}: not a readable work file: {error}", file=sys.stderr)
         return EXIT_INPUT_ERROR
-    if (out / "artifact.json").exists():
+    if read_record(out) is not None:
         print(f"error: {out} is finished; to run it again, change `out` in a copy of {file.name}", file=sys.stderr)
         return EXIT_INPUT_ERROR
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     watch_parent(int(os.environ.get("ALPRO_PARENT", 0)))
     main_rank = int(os.environ.get("RANK", 0)) == 0
     standalone = main_rank and "ALPRO_PARENT" not in os.environ

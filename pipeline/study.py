@@ -15,11 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import atomic_write, digest, write_json
 from alpro.log import log
 from alpro.pipeline import flow, planning
-from alpro.pipeline.artifacts.store import Step, read_record
+from alpro.pipeline.artifacts.store import Step
 from alpro.pipeline.config import load_config
 from alpro.pipeline.console import console, print_result_table
 from alpro.pipeline.record import end_dead_runs, git_commit, run_tags, status_after

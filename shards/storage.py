@@ -29,7 +29,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from alpro.credentials import has_credentials, without_credentials
 from alpro.errors import InputError
-from alpro.files import atomic_write
+from alpro.files import atomic_write, make_folder
 from alpro.shards import forks  # noqa: F401
 
 Location = Path | str
@@ -324,7 +324,7 @@ def _names(folder: Location, kind: Literal["file", "directory"]) -> list[str]:
 def write_bytes(location: Location, data: bytes) -> None:
     """Writes a small file, atomically on the local disk and in object stores."""
     if isinstance(location, Path):
-        location.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(location.parent)
         with atomic_write(location) as temporary:
             temporary.write_bytes(data)
         return
@@ -334,7 +334,7 @@ def write_bytes(location: Location, data: bytes) -> None:
 def send_file(path: Path, location: Location) -> None:
     """Copies a local file to a location."""
     if isinstance(location, Path):
-        location.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(location.parent)
         with atomic_write(location) as temporary:
             shutil.copyfile(path, temporary)
         return
@@ -343,7 +343,7 @@ def send_file(path: Path, location: Location) -> None:
 
 def fetch_file(location: Location, path: Path) -> None:
     """Copies a file to a local path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic_write(path) as temporary:
         call_store(location, lambda system, name: system.get_file(name, str(temporary)))
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from alpro.errors import InputError
-from alpro.files import temporary_name
+from alpro.files import publish, temporary_name
 from alpro.shards.decode import Clip
 from alpro.shards.schema import INDEX, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Row, SampleMetadata
 from alpro.shards.storage import Location, open_binary
@@ -82,7 +82,7 @@ class ShardWriter:
         self.tar.close()
         self.file.close()
         if self.count:
-            os.replace(self.temporary, self.path)
+            publish(self.temporary, self.path)
         else:
             self.temporary.unlink()
 

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
-from alpro.files import atomic_write, checksum, digest, read_json, write_json
+from alpro.files import checksum, digest, read_json
 from alpro.log import log
 from alpro.progress import progress
 from alpro.shards.annotations import ANNOTATION_FILES, scan_source
@@ -30,12 +30,15 @@ from alpro.stages import Stage
 from alpro.stages.corpora.reuse import REJECTED, UNITS, WrittenShard, index_earlier_units, reuse_unit
 from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap, write_tables
 from alpro.stages.corpora.units import (
+    forget_unit,
     merge_parts,
     open_parts,
     part_path,
+    read_unit,
     run_unfinished,
     too_many_rejects,
     write_statistics,
+    write_unit,
 )
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
@@ -165,12 +168,12 @@ def hint_at_groups(plan: Plan) -> None:
 
 def is_finished(unit: DecodeUnit, config: Config, out: Path) -> bool:
     """Whether a unit was finished by an interrupted run, from the same files."""
-    last = part_path(unit.name, "rejects.parquet", out)
-    if not last.is_file():
+    record = read_unit(unit.name, out)
+    if record is None:
         return False
-    if read_json(part_path(unit.name, "json", out))["key"] == unit_key(unit, config):
+    if record.get("key") == unit_key(unit, config):
         return True
-    last.unlink()
+    forget_unit(unit.name, out)
     return False
 
 
@@ -190,11 +193,7 @@ def process_unit(unit: DecodeUnit, config: Config, out: Path) -> None:
         rejected = pa.Table.from_pylist([r.model_dump() for r in rejects], schema=REJECTS)
     else:
         written, index, rejected = reused
-    pq.write_table(index, part_path(unit.name, "index.parquet", out))
-    write_json(part_path(unit.name, "json", out), vars(written) | {"decoded": reused is None})
-    # Written last: this file marks the unit as finished.
-    with atomic_write(part_path(unit.name, "rejects.parquet", out)) as temporary:
-        pq.write_table(rejected, temporary)
+    write_unit(unit.name, out, index, rejected, vars(written) | {"decoded": reused is None})
     part_path(unit.name, "suspects", out).unlink(missing_ok=True)
 
 
@@ -344,10 +343,10 @@ def delete_rejected_units(plan: Plan, out: Path) -> None:
     """Forgets that units with rejects are finished, so that a rerun decodes them again after the cause is fixed. Their
     shards stay: a run that accepts more rejects reuses them."""
     for name in plan.unit_names():
-        paths = [part_path(name, kind, out) for kind in ("rejects.parquet", "index.parquet", "json")]
-        if pq.read_metadata(paths[0]).num_rows:
-            for path in paths:  # the rejects first: they mark the unit as finished
-                path.unlink(missing_ok=True)
+        if pq.read_metadata(part_path(name, "rejects.parquet", out)).num_rows:
+            forget_unit(name, out)
+            for kind in ("rejects.parquet", "index.parquet"):
+                part_path(name, kind, out).unlink(missing_ok=True)
 
 
 def merge(plan: Plan, out: Path) -> Outcome:

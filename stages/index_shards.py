@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from alpro.errors import InputError
-from alpro.files import read_json, write_json
+from alpro.files import read_json
 from alpro.progress import progress
 from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import REJECTS, SPLITS, Reject
@@ -31,9 +31,11 @@ from alpro.stages.corpora.units import (
     merge_parts,
     open_parts,
     part_path,
+    read_unit,
     run_unfinished,
     too_many_rejects,
     write_statistics,
+    write_unit,
 )
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 
@@ -93,7 +95,7 @@ def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resou
 
 def is_finished(unit: ShardUnit, out: Path) -> bool:
     """Whether a unit was finished by an interrupted run."""
-    return part_path(unit.name, "json", out).is_file()
+    return read_unit(unit.name, out) is not None
 
 
 def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
@@ -113,9 +115,7 @@ def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
         raise InputError(f"{unit.shard}: not a readable shard: {error.strerror or error}") from error
     names = pa.array([str(unit.shard)] * good.num_rows, pa.string())
     good = good.set_column(good.column_names.index("shard"), "shard", names)
-    pq.write_table(good, part_path(unit.name, "index.parquet", out))
-    pq.write_table(pa.Table.from_pylist(rejects, schema=REJECTS), part_path(unit.name, "rejects.parquet", out))
-    write_json(part_path(unit.name, "json", out), numbers)  # written last: marks the unit as finished
+    write_unit(unit.name, out, good, pa.Table.from_pylist(rejects, schema=REJECTS), numbers)
 
 
 def check_frames(index: pa.Table, path: Path, shard: Location) -> tuple[pa.Table, list[dict[str, str]], dict[str, Any]]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from alpro.artifact import RECORD
 from alpro.errors import InputError
 from alpro.files import checksum, digest, read_json
 from alpro.progress import progress
 
-RECORD = "artifact.json"
 LOCAL_FILES = {"work.json"}  # contains folders of the machine that created the artifact
 UNFINISHED = ("checkpoints", "parts")  # only read by a resumed run; deleted from a finished artifact
 THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.files import digest, read_json, temporary_name, write_json
+from alpro.files import digest, publish, read_json, temporary_name, write_json
 from alpro.progress import progress
 
 STATES = pa.schema([("path", pa.string()), ("size", pa.int64()), ("changed", pa.int64())])
@@ -96,7 +96,7 @@ class Remembered:
                 note(self.manifest)
                 yield note
                 flush()
-            os.replace(temporary, self.states)
+            publish(temporary, self.states)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -6,7 +6,6 @@ contents.json and renamed to its final folder when it is complete.
 """
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from alpro.artifact import RECORD
 from alpro.errors import InputError
-from alpro.files import checksum, read_json
-from alpro.pipeline.artifacts.contents import RECORD, check_sums, files_of
+from alpro.files import checksum, make_folder, publish, read_json
+from alpro.pipeline.artifacts.contents import check_sums, files_of
 from alpro.shards.storage import (
     MAX_CONCURRENT_REQUESTS,
     Location,
@@ -109,8 +109,8 @@ def fetch(place: Location, folder: Path, temporary: Path) -> bool:
         stale.unlink()
     check_sums(read_json(download / RECORD), file_list.files, place)
     shutil.rmtree(folder, ignore_errors=True)  # unfinished work
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(download, folder)
+    make_folder(folder.parent)
+    publish(download, folder)
     for stale in temporary.glob(f"{folder.name}-*"):
         shutil.rmtree(stale, ignore_errors=True)
     return True

@@ -20,11 +20,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from alpro.artifact import RECORD, RECORD_VERSION, read_record
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
-from alpro.files import digest, read_json, write_json
-from alpro.log import log
-from alpro.pipeline.artifacts.contents import RECORD, UNFINISHED, describe_contents
+from alpro.files import digest, make_folder, sync_tree, write_json
+from alpro.pipeline.artifacts.contents import UNFINISHED, describe_contents
 from alpro.pipeline.artifacts.hardware import hardware
 from alpro.pipeline.artifacts.sharing import fetch, is_shared, send, shared_records
 from alpro.shards.ffmpeg_binary import ffmpeg_version
@@ -32,7 +32,6 @@ from alpro.shards.storage import DISK_FULL, Location, absolute, join, located
 from alpro.stages.execution.interface import CHANGED, Outcome, StageConfig
 from alpro.stages.execution.stop import STOP
 
-RECORD_VERSION = 2
 LOCK_SECONDS = 0.2  # between two looks at a lock
 
 
@@ -212,7 +211,7 @@ class Store:
         if the step's input files change during the run.
         """
         folder = self.folder(step)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         started = time.time()
         outcome = work(step, folder)
         if step.unchanged and not step.unchanged():
@@ -247,28 +246,12 @@ def write_record(
         "versions": versions(),
         "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware(), **run_info},
     }
+    sync_tree(folder)
     write_json(folder / RECORD, record)
     for name in UNFINISHED:
         shutil.rmtree(folder / name, ignore_errors=True)
     for stale in folder.rglob(".*.part"):  # of killed processes
         stale.unlink(missing_ok=True)
-    return record
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of an artifact folder; None if there is no readable record, and so no artifact."""
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    try:
-        record = read_json(path)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        log.warning(f"{path} is corrupt: its artifact is rebuilt")
-        return None
-    if record.get("version") != RECORD_VERSION:  # of an earlier version of this project
-        return None
     return record
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from alpro.artifact import RECORD
 from alpro.errors import InputError
-from alpro.pipeline.artifacts.contents import RECORD
 from alpro.pipeline.artifacts.store import Store
 
 Artifact = tuple[Path, dict[str, Any]]  # its folder and its record

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.pipeline.artifacts.store import read_record
 from alpro.pipeline.reporting.differences import Record, differences, differences_table
 from alpro.pipeline.reporting.result_tables import Listed, Table, comparison_table
 from alpro.pipeline.reporting.run_summary import RunSummary, run_before

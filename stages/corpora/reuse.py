@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.files import checksum, temporary_name
+from alpro.files import checksum, publish, temporary_name
 from alpro.shards.database import database
 from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS
 from alpro.stages.execution.interface import CHANGED
@@ -110,7 +110,7 @@ def _link(old: Path, new: Path, sha256: str) -> bool:
         os.link(old, temporary)
     except OSError:  # links are not supported, or the file has too many
         shutil.copyfile(old, temporary)
-    os.replace(temporary, new)
+    publish(temporary, new)
     # Renaming a link over another link to the same file keeps both.
     temporary.unlink(missing_ok=True)
     return True

@@ -1,11 +1,12 @@
 """Units of work of a corpus, shared by decode_videos and index_shards.
 
-A unit is the work of one shard. Workers write its parts (index, rejects and a record) to `<out>/parts`. A resumed run
-skips finished units. When all units are finished, their parts are merged into the tables of the corpus.
+A unit is the work of one shard. Workers write its parts (index, rejects and a record) to `<out>/parts`, the record
+last: it marks the unit as finished. A resumed run skips finished units. When all units are finished, their parts are
+merged into the tables of the corpus.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alpro.errors import InputError
-from alpro.files import write_json
+from alpro.files import make_folder, read_json, sync, write_json
 from alpro.log import log
 from alpro.shards.schema import INDEX, REJECTS
 from alpro.shards.storage import Location
@@ -32,7 +33,7 @@ def open_parts(out: Path, resources: Resources) -> Path:
     With Dask nothing is deleted: its tasks may still run after their pipeline is killed.
     """
     parts = out / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
+    make_folder(parts)
     if not resources.dask:
         for stale in (*out.rglob(".*.part"), *parts.glob(".fetched.*")):
             stale.unlink(missing_ok=True)
@@ -42,6 +43,36 @@ def open_parts(out: Path, resources: Resources) -> Path:
 def part_path(name: str, kind: str, out: Path) -> Path:
     """The path of a unit's part (`index.parquet`, `rejects.parquet`, `json`) until the stage ends."""
     return out / "parts" / f"{name}.{kind}"
+
+
+def write_unit(name: str, out: Path, index: pa.Table, rejects: pa.Table, record: Mapping[str, Any]) -> None:
+    """Writes the parts of a unit."""
+    for table, kind in ((index, "index.parquet"), (rejects, "rejects.parquet")):
+        pq.write_table(table, part_path(name, kind, out))
+        sync(part_path(name, kind, out))
+    write_json(part_path(name, "json", out), record)
+
+
+def read_unit(name: str, out: Path) -> dict[str, Any] | None:
+    """The record of a unit that an interrupted run finished; None if it is not finished, or if one of its parts cannot
+    be read, of which a line is printed."""
+    path = part_path(name, "json", out)
+    if not path.is_file():
+        return None
+    try:
+        for kind in ("index.parquet", "rejects.parquet"):
+            pq.read_metadata(part_path(name, kind, out))
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        log.warning(f"{out}: {name} is made again: a part of it cannot be read ({str(error).splitlines()[0]})")
+        forget_unit(name, out)
+        return None
+
+
+def forget_unit(name: str, out: Path) -> None:
+    """Removes the mark that a unit is finished."""
+    part_path(name, "json", out).unlink(missing_ok=True)
+    sync(out / "parts")
 
 
 def run_unfinished(

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.files import read_json
 from alpro.log import log
 from alpro.stages import STAGES
 from alpro.stages.evaluation.encode import model_folder
@@ -18,7 +18,8 @@ def artifacts(workspace: Path, pattern: str) -> Iterator[tuple[Path, dict[str, A
     """The complete artifacts `<stage>/<fingerprint>` of a workspace that match, with their records, newest first."""
     files = workspace.glob(f"artifacts/{pattern}/artifact.json")
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
-        yield file.parent, read_json(file)
+        if record := read_record(file.parent):
+            yield file.parent, record
 
 
 def find_model(name: str | Path, workspace: Path) -> Path:
@@ -82,8 +83,8 @@ def find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | str]
         return folder, ""
     if follow and (folder / "prompter" / "config.json").is_file():  # of an imported checkpoint
         return find_prompter(folder / "prompter")
-    record = read_json(folder / "artifact.json") if (folder / "artifact.json").is_file() else {}
-    if not record:
+    record = read_record(folder)
+    if record is None:
         return folder, ""
     stage, workspace = record["stage"], folder.parents[2]
     if stage == "cache_prompts":

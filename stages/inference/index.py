@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alpro.errors import InputError
-from alpro.files import write_json
+from alpro.files import atomic_write, sync, write_json
+from alpro.log import log
 from alpro.shards.reader import Sample, sample_from_row
 from alpro.shards.schema import REJECTS, TRANSIENT_REASONS, Reason, Reject, Row
 from alpro.shards.storage import located
@@ -78,24 +79,15 @@ class Index:
     @classmethod
     def open(cls, folder: Path) -> "Index":
         """Maps an index to memory. Raises InputError if there is none, or if it is corrupt."""
-        file = folder / "index.json"
-        if not file.is_file():
-            raise InputError(f"{folder}: no index.json; `alpro model index MODEL VIDEOS {folder}` creates an index")
+        about = read_about(folder)
         try:
-            about = About.model_validate_json(file.read_text())
-            embeddings = [np.load(folder / f"{part.name}.npy", mmap_mode="r") for part in about.parts if part.clips]
-            items = [
-                pa.ipc.open_file(pa.memory_map(str(folder / f"{part.name}.arrow"))).read_all()
-                for part in about.parts
-                if part.clips
-            ]
-        except (OSError, ValueError, ValidationError, pa.ArrowException) as error:
-            raise InputError(f"{folder}: this index cannot be read: {str(error).splitlines()[0]}") from error
-        index = cls(folder, about, embeddings, items)
-        for matrix, table in zip(embeddings, items, strict=True):
-            if matrix.shape != (table.num_rows, about.embed_dim):
-                raise InputError(f"{folder}: this index is corrupt: delete it, and create it again")
-        return index
+            parts = [read_part(folder, part, about.embed_dim) for part in about.parts if part.clips]
+        except UNREADABLE as error:
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{folder}: {line}; `alpro model index` with the same videos repairs this index"
+            ) from error
+        return cls(folder, about, [matrix for matrix, _ in parts], [table for _, table in parts])
 
     def load_model(self, name: str = "", workspace: Path = Path("workspace"), **options: Any) -> Model:
         """The model of this index, from where it was, or from `name` if it has moved; options as of `Model.load`.
@@ -124,6 +116,47 @@ class Index:
         raise IndexError(number)
 
 
+UNREADABLE = (OSError, ValueError, EOFError, pa.ArrowException)
+
+
+def read_about(folder: Path) -> About:
+    """The index.json of an index. Raises InputError."""
+    file = folder / "index.json"
+    if not file.is_file():
+        raise InputError(f"{folder}: no index.json; `alpro model index MODEL VIDEOS {folder}` creates an index")
+    try:
+        return About.model_validate_json(file.read_text())
+    except (OSError, ValidationError) as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"{file}: cannot be read: {line}; delete {folder}, and create the index again") from error
+
+
+def read_part(folder: Path, part: Part, embed_dim: int) -> tuple[np.ndarray, pa.Table]:
+    """The embeddings (N, E) and the items of a part, mapped to memory. Raises one of UNREADABLE."""
+    matrix = np.load(folder / f"{part.name}.npy", mmap_mode="r")
+    table = pa.ipc.open_file(pa.memory_map(str(folder / f"{part.name}.arrow"))).read_all()
+    if matrix.shape != (part.clips, embed_dim) or table.num_rows != part.clips:
+        raise ValueError(f"{part.name} has {matrix.shape} embeddings of {table.num_rows} items, not {part.clips}")
+    return matrix, table
+
+
+def repair(folder: Path) -> About:
+    """Removes the parts that cannot be read from an index, so that their videos are embedded again."""
+    about, readable = read_about(folder), []
+    for part in about.parts:
+        try:
+            if part.clips:
+                read_part(folder, part, about.embed_dim)
+            read_rejects(folder, part)
+            readable.append(part)
+        except UNREADABLE:
+            log.warning(f"{folder}: part {part.name} cannot be read; its {part.clips} clips are embedded again")
+    if len(readable) < len(about.parts):
+        about = about.model_copy(update={"parts": tuple(readable)})
+        write_json(folder / "index.json", about.model_dump())
+    return about
+
+
 def source_of(item: Item) -> Row | Sample:
     """What decodes an item."""
     location = located(item["path"])
@@ -144,8 +177,10 @@ class IndexWriter:
     def __init__(self, folder: Path, about: About):
         self.folder, self.about = folder, about
         self.known: dict[str, str] = {}  # identity by key
-        index = Index.open(folder) if (folder / "index.json").is_file() else None
-        for table in [*index.items, index.rejects()] if index else []:
+        if not (folder / "index.json").is_file():  # first: it marks the folder as an index
+            write_json(folder / "index.json", about.model_dump())
+        index = Index.open(folder)
+        for table in [*index.items, index.rejects()]:
             self._remember(table)
         self.embeddings, self.items, self.rejects = list[np.ndarray](), list[Item](), list[Item]()
         self.bad_rows = list[Reject]()  # of the manifest of this run
@@ -183,11 +218,11 @@ class IndexWriter:
         """Writes a part, and adds it to the index."""
         part = Part(name=uuid4().hex[:12], clips=len(self.items), rejects=len(self.rejects))
         if self.items:
-            np.save(self.folder / f"{part.name}.npy", np.stack(self.embeddings).astype(np.float32))
+            np.save(matrix := self.folder / f"{part.name}.npy", np.stack(self.embeddings).astype(np.float32))
+            sync(matrix)
             write_items(self.folder / f"{part.name}.arrow", [pa.Table.from_pylist(self.items, ITEMS)])
         if self.rejects:
-            rejects = pa.Table.from_pylist(self.rejects, REJECTED)
-            pq.write_table(rejects, self.folder / f"{part.name}.rejects.parquet")
+            write_rejects(self.folder, part, pa.Table.from_pylist(self.rejects, REJECTED))
         if self.items or self.rejects:
             self.about = self.about.model_copy(update={"parts": (*self.about.parts, part)})
         write_json(self.folder / "index.json", self.about.model_dump())
@@ -202,7 +237,8 @@ class IndexWriter:
             self.about = self.about.model_copy(update={"parts": (merge(Index.open(self.folder)),)})
             write_json(self.folder / "index.json", self.about.model_dump())
         rejects = [*Index.open(self.folder).rejects().select(REJECTS.names).to_pylist(), *map(dict, self.bad_rows)]
-        pq.write_table(pa.Table.from_pylist(rejects, REJECTS), self.folder / "rejects.parquet")
+        with atomic_write(self.folder / "rejects.parquet") as temporary:
+            pq.write_table(pa.Table.from_pylist(rejects, REJECTS), temporary)
         names = {"rejects", *(part.name for part in self.about.parts)}
         for file in self.folder.iterdir():
             if file.suffix in (".npy", ".arrow", ".parquet") and file.name.partition(".")[0] not in names:
@@ -234,9 +270,15 @@ def merge(index: Index) -> Part:
             out[at : at + len(numbers)] = matrix[numbers]
             at += len(numbers)
         out.flush()
+        sync(index.folder / f"{merged.name}.npy")
         write_items(index.folder / f"{merged.name}.arrow", items)
-    pq.write_table(rejects, index.folder / f"{merged.name}.rejects.parquet")
+    write_rejects(index.folder, merged, rejects)
     return merged
+
+
+def write_rejects(folder: Path, part: Part, rejects: pa.Table) -> None:
+    pq.write_table(rejects, file := folder / f"{part.name}.rejects.parquet")
+    sync(file)
 
 
 def read_rejects(folder: Path, part: Part) -> pa.Table:
@@ -247,6 +289,7 @@ def write_items(file: Path, tables: list[pa.Table]) -> None:
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, ITEMS) as writer:
         for table in tables:
             writer.write_table(table)
+    sync(file)
 
 
 def check_digest(index: Path, about: About, model: Path | str, digest: str) -> None:

@@ -1,5 +1,6 @@
 """Embeds the videos of a folder, a manifest or a decoded corpus into an index: those that it does not have."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,14 +11,16 @@ from filelock import FileLock, Timeout
 
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
+from alpro.files import make_folder
 from alpro.shards.identity import identities
 from alpro.shards.manifest import scan_manifest
 from alpro.shards.reader import Sample, index_batches
 from alpro.shards.schema import Reject, Row
 from alpro.shards.storage import Location, absolute, exists, join, located
-from alpro.stages.inference.index import ITEMS, About, Index, IndexWriter, Item, check_digest, source_of
+from alpro.stages.inference.index import ITEMS, About, IndexWriter, Item, check_digest, read_about, repair, source_of
 from alpro.stages.inference.model import BATCH, Model
 
+UNFINISHED = re.compile(r"\.lock|\..*\.part|[0-9a-f]{12}\.(npy|arrow|rejects\.parquet)")  # files of a killed first run
 CHUNK = 2048  # sources whose files are looked up together
 
 
@@ -78,10 +81,10 @@ def update_index(
     other files or cannot be created.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}") from error
-    if not (folder / "index.json").is_file() and any(file.name != ".lock" for file in folder.iterdir()):
+    if not (folder / "index.json").is_file() and not all(UNFINISHED.fullmatch(f.name) for f in folder.iterdir()):
         raise InputError(f"{folder}: not empty, and not an index; choose another folder")
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -102,9 +105,8 @@ def _update(
     report: Callable[[str], None],
 ) -> Counts:
     if (folder / "index.json").is_file():
-        existing = Index.open(folder).about
-        check_digest(folder, existing, about.model, about.digest)
-        about = existing.model_copy(update={"model": about.model})  # the same model may have moved
+        check_digest(folder, read_about(folder), about.model, about.digest)
+        about = repair(folder).model_copy(update={"model": about.model})  # the same model may have moved
     writer, counts, total = IndexWriter(folder, about), Counts(), None
     items: Iterable[Item | Reject] = with_identities(sources)
     if isinstance(sources, list):

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from alpro.files import checksum
+from alpro.files import checksum, make_folder, publish
 from alpro.log import log
 
 KEEP = 2
@@ -32,7 +32,7 @@ class Checkpoints:
 
         rng: the random state of every rank. Raises OSError if it cannot be written; earlier checkpoints are kept.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         temporary = self.folder / f".step-{step:08d}.part"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -48,7 +48,7 @@ class Checkpoints:
             raise
         target = self.folder / f"step-{step:08d}"
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
+        publish(temporary, target)
         log.debug(f"checkpoint {target}")
         for old in self.all()[KEEP:]:
             shutil.rmtree(old)

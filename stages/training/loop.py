@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from alpro.errors import InputError
-from alpro.files import atomic_write, checksum
+from alpro.files import atomic_write, checksum, make_folder
 from alpro.log import log
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
@@ -340,7 +340,7 @@ class _Run:
             self.state.best, self.state.best_step, self.state.best_metrics = values[select], self.state.step, values
             if self.world.main:
                 best = best_weights(self.out, self.state.step)
-                best.parent.mkdir(exist_ok=True)
+                make_folder(best.parent)
                 with atomic_write(best) as temporary:
                     write_tensors(trainable(self.objective), temporary)
                 self.state.best_sum = checksum(best)
@@ -357,6 +357,7 @@ class _Run:
         rng = gather_bytes(random_state(), self.world.device)
         if self.world.main:
             try:
+                self.file.sync()
                 self.checkpoints.save(self.state.step, self.objective, self.optimizer, asdict(self.state), rng)
             except OSError as error:
                 last = next((int(path.name.split("-")[1]) for path in self.checkpoints.all()), 0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alpro.errors import InputError
-from alpro.files import atomic_write
+from alpro.files import atomic_write, sync
 from alpro.log import log
 from alpro.stages.training.distributed import all_reduce_sum, gather_objects
 
@@ -38,6 +38,12 @@ class MetricsFile:
                 os.truncate(self.path, size)
             log.warning(f"{self.path}: step {step} not written: {error.strerror}")
 
+    def sync(self) -> None:
+        """Before a checkpoint: what comes before it is not computed again."""
+        if self.active and self.path.exists():
+            sync(self.path)
+            sync(self.path.parent)
+
     def cut(self, step: int) -> None:
         """Removes the lines after `step`: a run resumed from a checkpoint writes them again."""
         if self.active and self.path.exists():
@@ -47,10 +53,11 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file; empty if there is no such file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """The complete lines of a metrics file, up to one that cannot be read; empty if there is no such file."""
+    lines: list[dict[str, Any]] = []
+    with suppress(FileNotFoundError, ValueError), open(path) as file:
+        lines += (json.loads(line) for line in file if line.endswith("\n"))
+    return lines
 
 
 class Mean:

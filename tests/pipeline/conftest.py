@@ -33,10 +33,10 @@ def trained(tmp_path_factory, tiny_model, tokenizer, vocabulary, resources) -> P
     """A workspace with a random model of each kind, and the prompts of the prompter."""
     import torch
 
+    from alpro.artifact import RECORD_VERSION
     from alpro.files import digest, write_json
     from alpro.models.alpro import Alpro, Prompter
     from alpro.models.folder import ModelFolder
-    from alpro.pipeline.artifacts.store import RECORD_VERSION
     from alpro.stages import cache_prompts
 
     config, root = tiny_model(tokenizer.get_vocab_size()), tmp_path_factory.mktemp("trained")

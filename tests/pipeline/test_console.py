@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from alpro.artifact import RECORD_VERSION
 from alpro.files import write_json
 from alpro.pipeline import cli, commands, console
-from alpro.pipeline.artifacts.store import RECORD_VERSION
 from alpro.pipeline.reporting.result_tables import Table as ResultTable
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results

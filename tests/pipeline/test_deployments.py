@@ -12,10 +12,11 @@ import yaml
 from mlflow.tracking import MlflowClient
 from prefect.states import Completed, Failed, Running, Scheduled, State
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.pipeline import flow, planning, tasks
 from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step, read_record
+from alpro.pipeline.artifacts.store import Step
 from alpro.pipeline.config import load_config
 from alpro.pipeline.handover import Handover
 from alpro.stages import STAGES, WITH_MODEL

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from alpro.artifact import read_record
 from alpro.pipeline.artifacts import store as artifacts
 from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step, Store, read_record
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import Corpus, load_config
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.planning import decoding, plan

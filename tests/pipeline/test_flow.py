@@ -16,11 +16,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.pipeline import planning
 from alpro.pipeline.artifacts.contents import verify
 from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step, Store, read_record
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.cached_run import run_cached
 from alpro.pipeline.commands import plan_rows, print_plan
 from alpro.pipeline.config import load_config

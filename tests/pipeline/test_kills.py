@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from alpro.artifact import read_record
 from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step, Store, read_record
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import load_config
 from alpro.pipeline.planning import plan
 from alpro.stages.training.metrics import read_metrics

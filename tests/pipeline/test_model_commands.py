@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from alpro import Model
+from alpro.artifact import RECORD_VERSION
 from alpro.files import digest, write_json
-from alpro.pipeline.artifacts.store import RECORD_VERSION
 from tests.pipeline.test_cli import call
 
 

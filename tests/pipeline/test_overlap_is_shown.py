@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from alpro.artifact import RECORD_VERSION
 from alpro.files import write_json
-from alpro.pipeline.artifacts.store import RECORD_VERSION
 from alpro.pipeline.console import console, print_results
 from alpro.pipeline.reporting.report import write_report
 from alpro.pipeline.reporting.run_summary import RunSummary

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from alpro.artifact import read_record
 from alpro.files import read_json
 from alpro.pipeline import flow
-from alpro.pipeline.artifacts.store import read_record
 from alpro.stages.evaluation.metrics import RETRIEVAL
 from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import TINY

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from alpro.artifact import RECORD_VERSION
 from alpro.files import read_json, write_json
 from alpro.pipeline import run_stage as stage_run
 from alpro.pipeline.artifacts.store import Step, Store
@@ -173,9 +174,13 @@ def test_a_finished_artifact_is_not_overwritten(work, tmp_path, capsys):
     file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
     out = Path(json.loads(file.read_text())["out"])
     out.mkdir(parents=True, exist_ok=True)
-    (out / "artifact.json").write_text("{}")
+    (out / "artifact.json").write_text(json.dumps({"version": RECORD_VERSION}))
     assert stage_run.main([str(file)]) == 2
     assert "is finished" in capsys.readouterr().err
+    (out / "artifact.json").write_text("")  # after a power failure
+    assert stage_run.main([str(file)]) == 2
+    assert "artifact is rebuilt" in (said := capsys.readouterr().err)
+    assert "nowhere.jsonl" in said
     assert stage_run.main([str(tmp_path / "none.json")]) == 2
     assert "not a readable work file" in capsys.readouterr().err
 

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 
+from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline import flow, planning
 from alpro.pipeline import study as studies
-from alpro.pipeline.artifacts.store import RECORD_VERSION, Step
+from alpro.pipeline.artifacts.store import Step
 from alpro.pipeline.config import load_config
 from alpro.pipeline.study import (
     Member,

@@ -89,11 +89,16 @@ def test_shards_are_identical_for_one_and_two_workers(clips, decode_sample, tmp_
     assert contents(two) == contents(clips)
 
 
+@pytest.mark.parametrize("damage", ["no json", "empty json", "empty index.parquet", "empty rejects.parquet"])
 def test_an_interrupted_run_resumes_with_the_unfinished_unit(
-    clips, sample, tmp_path, resources, inline_pool, monkeypatch
+    clips, sample, tmp_path, resources, inline_pool, monkeypatch, capsys, damage
 ):
+    """Parts are empty if a system writes their names to its disk, but not their contents, before a power failure."""
     out = shutil.copytree(clips, tmp_path / "clips")
-    (out / "parts" / "train-video-00001.rejects.parquet").unlink()
+    kind, part = damage.split()
+    (out / "parts" / f"train-video-00001.{part}").write_bytes(b"")
+    if kind == "no":
+        (out / "parts" / f"train-video-00001.{part}").unlink()
     (out / "train-video-00001.tar").write_bytes(b"half a shard")
     done: list[str] = []
     process_unit = decode_videos.process_unit
@@ -103,6 +108,7 @@ def test_an_interrupted_run_resumes_with_the_unfinished_unit(
     decode_videos.run(CLIPS, {"sample": sample}, out, resources)
     assert done == ["train-video-00001"]
     assert contents(out) == contents(clips)
+    assert ("train-video-00001 is made again" in capsys.readouterr().err) == (kind == "empty")
 
 
 def test_items_with_questions_and_no_captions_are_kept(decode_rows):

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import digest, read_json, write_json
-from alpro.pipeline.artifacts.store import Step, Store, read_record
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import Outcome, Resources, Stopped, require
 from alpro.stages.execution.stop import STOP, Stop

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import digest, read_json, write_json
 from alpro.pipeline.artifacts import upkeep
-from alpro.pipeline.artifacts.store import RECORD_VERSION, Store
+from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.artifacts.upkeep import lineage, remove, required_by, unneeded
 from alpro.pipeline.reporting.running import running
 from alpro.pipeline.reporting.stored_runs import logged_fingerprints

@@ -10,11 +10,11 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from alpro import Model
+from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
-from alpro.pipeline.artifacts.store import RECORD_VERSION
 from alpro.pipeline.reporting.registry import registered_folder
 from alpro.pipeline.reporting.tracking import Tracker
 from tests.pipeline.test_cli import call

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alpro.artifact import RECORD_VERSION
 from alpro.files import write_json
-from alpro.pipeline.artifacts.store import RECORD_VERSION
 from alpro.pipeline.reporting.before import compared_with_before
 from alpro.pipeline.reporting.result_tables import Listed
 from alpro.pipeline.reporting.run_summary import RunSummary, StepSummary, first_line, load, run_before

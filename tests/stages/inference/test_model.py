@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.shards.decode import DecodeError
@@ -217,7 +218,8 @@ def workspace(folders, tmp_path):
         folder = tmp_path / "artifacts" / stage / fingerprint[:16]
         shutil.copytree(folders[source], folder)
         named = {name: {"stage": of, "fingerprint": other} for name, (of, other) in inputs.items()}
-        write_json(folder / "artifact.json", {"stage": stage, "fingerprint": fingerprint, "inputs": named})
+        about = {"version": RECORD_VERSION, "stage": stage, "fingerprint": fingerprint, "inputs": named}
+        write_json(folder / "artifact.json", about)
     return tmp_path
 
 
@@ -251,6 +253,10 @@ def test_a_stage_stands_for_its_newest_artifact(workspace, capsys):
     assert find_model("pretrain", workspace).parent.name == "pretrain"
     with pytest.raises(InputError, match=r"^evaluate: no artifact of this stage in .*/artifacts; `alpro artifacts ls`"):
         find_model("evaluate", workspace)
+    capsys.readouterr()
+    (old / "artifact.json").write_text("")  # after a power failure
+    assert find_model("finetune_qa", workspace) == new
+    assert "artifact.json is corrupt" in capsys.readouterr().err
 
 
 def test_the_prompter_of_a_trained_model_is_found(workspace):

@@ -140,7 +140,7 @@ def test_what_cannot_be_added_to_an_index_is_one_line(update, own_videos, folder
     with FileLock(tmp_path / "index" / ".lock"), pytest.raises(InputError, match="another process is adding"):
         update(own_videos)
     (tmp_path / "index" / "index.json").write_text("{")
-    with pytest.raises(InputError, match="this index cannot be read"):
+    with pytest.raises(InputError, match=r"index.json: cannot be read: .*delete .*create the index again"):
         update(own_videos)
     (tmp_path / "index" / "index.json").unlink()
     with pytest.raises(InputError, match="not empty, and not an index"):
@@ -233,3 +233,24 @@ def test_the_model_of_an_index_is_that_of_its_embeddings(update, own_videos, fol
     about = index.about.model_copy(update={"model": str(tmp_path / "gone")})
     with pytest.raises(InputError, match="is gone; name a copy of it with --model"):
         Index(index.folder, about).load_model(device="cpu")
+
+
+def test_an_index_that_was_killed_in_its_first_commit_is_continued(update, own_videos, tmp_path):
+    (tmp_path / "index").mkdir()
+    for name in ("0123456789ab.npy", "0123456789ab.arrow", ".index.json.0123456789ab.part", ".lock"):
+        (tmp_path / "index" / name).write_bytes(b"")
+    assert update(own_videos)[0].embedded == 3
+    assert not list((tmp_path / "index").glob("0123456789ab*"))
+
+
+@pytest.mark.parametrize("kind", ["npy", "arrow", "rejects.parquet"])
+def test_a_part_that_is_empty_after_a_power_failure_is_embedded_again(update, own_videos, tmp_path, capsys, kind):
+    update(own_videos)
+    (file,) = (tmp_path / "index").glob(f"*[0-9a-f].{kind}")
+    file.write_bytes(b"")
+    if kind != "rejects.parquet":
+        with pytest.raises(InputError, match="repairs"):
+            Index.open(tmp_path / "index")
+    counts, _ = update(own_videos)
+    assert (counts.embedded, counts.rejected, len(Index.open(tmp_path / "index"))) == (3, 1, 3)
+    assert "cannot be read; its 3 clips are embedded again" in capsys.readouterr().err
