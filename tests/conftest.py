@@ -8,6 +8,7 @@ os.environ.setdefault("ALPRO_LOG_TIMES", "0")  # lines of the log are the same a
 import io
 import re
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
@@ -54,22 +56,41 @@ WITH_PREFECT = {
 }
 
 
-# The tests of each share servers, some of which later tests of the file end.
-WITH_SERVERS = {"tests/pipeline/test_server.py", "tests/pipeline/test_slurm.py"}
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One of the processes of `-n` has all tests of WITH_PREFECT, and one has those of each file of WITH_SERVERS. The
-    others are distributed one by one."""
+    """Each process of `-n` runs whole files, so that a fixture of a module is built once. All of WITH_PREFECT count as
+    one file."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class PrefectInOneProcess(LoadScopeScheduling):
+    class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return "prefect" if file in WITH_PREFECT else file if file in WITH_SERVERS else nodeid
+            return "prefect" if file in WITH_PREFECT else file
 
-    return PrefectInOneProcess(config, log)
+    return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """build_once(name, build): a folder that build(folder) fills in the first of the processes of `-n` that needs it.
+
+    Tests do not write into it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def folder(name: str, build: Callable[[Path], object]) -> Path:
+        out = root / f"shared-{name}"
+        with FileLock(f"{out}.lock"):
+            if not out.exists():
+                unfinished = root / f"unfinished-{name}"
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a build that failed
+                unfinished.mkdir()
+                build(unfinished)
+                unfinished.rename(out)
+        return out
+
+    return folder
 
 
 class InlineExecutor(Executor):
@@ -161,16 +182,14 @@ def resources():
 
 
 @pytest.fixture(scope="session")
-def sample(tmp_path_factory, resources) -> Path:
+def sample(build_once, resources) -> Path:
     """A small rendered sample corpus."""
     from alpro.stages import render_sample
 
-    out = tmp_path_factory.mktemp("sample")
     config = render_sample.Config(
         lessons=6, clips=16, stills=12, validation=8, test=8, captions=3, size=48, frames=8, seed=1
     )
-    render_sample.run(config, {}, out, resources)
-    return out
+    return build_once("sample", lambda out: render_sample.run(config, {}, out, resources))
 
 
 @pytest.fixture(scope="session")
@@ -187,18 +206,18 @@ def decode_sample(sample, resources) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def clips(tmp_path_factory, decode_sample) -> Path:
-    return decode_sample(tmp_path_factory.mktemp("clips"), "clips", samples_per_shard=16)
+def clips(build_once, decode_sample) -> Path:
+    return build_once("clips", lambda out: decode_sample(out, "clips", samples_per_shard=16))
 
 
 @pytest.fixture(scope="session")
-def lessons(tmp_path_factory, decode_sample) -> Path:
-    return decode_sample(tmp_path_factory.mktemp("lessons"), "lessons")
+def lessons(build_once, decode_sample) -> Path:
+    return build_once("lessons", lambda out: decode_sample(out, "lessons"))
 
 
 @pytest.fixture(scope="session")
-def stills(tmp_path_factory, decode_sample) -> Path:
-    return decode_sample(tmp_path_factory.mktemp("stills"), "stills")
+def stills(build_once, decode_sample) -> Path:
+    return build_once("stills", lambda out: decode_sample(out, "stills"))
 
 
 @pytest.fixture(scope="session")
@@ -207,13 +226,12 @@ def corpora(clips, lessons, stills) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def vocabulary(tmp_path_factory, corpora, resources) -> Path:
+def vocabulary(build_once, corpora, resources) -> Path:
     """The build_vocabulary artifact of the sample: 8 entities and a tokenizer."""
     from alpro.stages import build_vocabulary
 
-    out = tmp_path_factory.mktemp("vocabulary")
-    build_vocabulary.run(build_vocabulary.Config(entities=8, word_pieces=300), corpora, out, resources)
-    return out
+    config = build_vocabulary.Config(entities=8, word_pieces=300)
+    return build_once("vocabulary", lambda out: build_vocabulary.run(config, corpora, out, resources))
 
 
 @pytest.fixture(scope="session")
