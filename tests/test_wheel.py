@@ -76,6 +76,7 @@ def test_a_wheel_contains_the_package_and_its_data_alone(wheel):
     assert names == expected
 
 
+@pytest.mark.long
 def test_an_installed_wheel_works_beside_folders_of_the_same_names(wheel, tmp_path):
     site, user = tmp_path / "site", tmp_path / "user"
     subprocess.run([*PIP, "install", *OFFLINE, "--target", site, wheel], check=True)

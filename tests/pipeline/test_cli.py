@@ -433,7 +433,7 @@ print(settings.logging.level, settings.home)
 """
 
 
-@pytest.mark.parametrize("module", ["flow", "launch", "record", "tasks", "units"])
+@pytest.mark.parametrize("module", ["flow", "tasks"])
 def test_prefect_is_imported_after_its_environment_is_set(module):
     printed = run_python(f"import alpro.pipeline.{module}{SETTINGS}import os; print(os.environ['DO_NOT_TRACK'])")
     assert printed.splitlines()[0] == "180 False"

@@ -53,6 +53,7 @@ def alpro(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.long
 def test_nothing_that_is_written_or_printed_has_credentials(manifest, tmp_path):
     data, server = manifest
     answered = [line for line in data.read_text().splitlines() if "no answer" not in line]  # a host costs its pauses

@@ -57,7 +57,10 @@ def workspace(tmp_path, tiny_model, tokenizer):
     return tmp_path
 
 
-@pytest.mark.parametrize("stage", ["train_prompter", "finetune_retrieval", "finetune_qa"])
+LONG = [pytest.param(stage, marks=pytest.mark.long) for stage in ("train_prompter", "finetune_qa")]
+
+
+@pytest.mark.parametrize("stage", ["finetune_retrieval", *LONG])
 def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sample, monkeypatch, capsys, tmp_path):
     """Another process loads it by its alias, without pickle, when the artifact is gone."""
     folder = workspace / "artifacts" / stage / digest(stage)[:16]

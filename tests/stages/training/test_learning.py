@@ -206,6 +206,7 @@ def test_each_objective_learns_its_task(stage, data, tmp_path):
     assert failed(learn(data, stage, tmp_path)) == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cut", TERMS)
 def test_without_its_gradient_only_its_own_task_is_not_learned(cut, data, tmp_path):
     metrics = learn(data, "qa" if cut == "qa" else "pretrain", tmp_path, cut)

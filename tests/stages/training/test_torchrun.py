@@ -50,8 +50,8 @@ def work(folder: Path, **resources) -> Path:
     ("how", "output"),
     [
         ("input-error", "error: clips/shard-000001.tar: cut short"),
-        ("error", "ValueError: a rank's own error"),
-        ("killed", "Signal 9 (SIGKILL)"),
+        pytest.param("error", "ValueError: a rank's own error", marks=pytest.mark.long),
+        pytest.param("killed", "Signal 9 (SIGKILL)", marks=pytest.mark.long),
     ],
 )
 def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp_path, torchrun):
@@ -65,6 +65,7 @@ def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp
     assert result.exists() == (how == "input-error")
 
 
+@pytest.mark.long
 def test_a_silent_rank_ends_the_job_within_the_limit(tmp_path, torchrun):
     ((status, message),) = torchrun(HERE / "part_of_a_failure.py", work(tmp_path, rank_timeout=3), "silent")
     assert status not in (0, EXIT_INPUT_ERROR)
