@@ -86,7 +86,7 @@ def describe(reader: ShardReader, videos: list["Video"]) -> dict[str, str]:
     """Prints and returns the machine, the versions and the data."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     processor = re.findall(r"model name\s*: (.*)", info + f"model name: {platform.machine()}")[0]
-    sizes = [size for number in range(len(reader)) for _, size in reader[number].places]
+    sizes = [size for number in range(len(reader)) for _, size, _ in reader[number].places]
     about = {
         "machine": f"{processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
         "versions": ", ".join(map(" ".join, {**versions(), "jpeg": features.version("libjpeg_turbo")}.items())),

@@ -4,16 +4,20 @@ A sample is `<key>.mp4` (or `.jpg`), `<key>.txt` with its caption and `<key>.jso
 further columns. The table `<shard>.parquet` beside a shard also lists the downloads that failed; they become rejects.
 Members are found from the headers of the tar, so no media are read. A key `00000_0003_001` is a clip of `00000_0003`:
 clips of one video are one group.
+
+Of a damaged tar, the samples before the damage are read, and the tar is a reject. So is every further sample that the
+table lists, or, if there is none, `<shard>_stats.json` counts.
 """
 
 import json
 import re
-import tarfile
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from alpro.credentials import clean_values, without_credentials
 from alpro.errors import InputError
@@ -23,13 +27,15 @@ from alpro.shards.manifest import Groups, Ids
 from alpro.shards.members import Member
 from alpro.shards.records import plain, read_records
 from alpro.shards.schema import IMAGE_EXTENSIONS, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Reject, Row
-from alpro.shards.storage import Location, exists, join, listing, open_binary, parent, suffix
+from alpro.shards.storage import Location, exists, join, listing, open_binary, parent, read_bytes, suffix
+from alpro.shards.tar import DamagedTar, TarMember, tar_members
 
 BLOCKS: dict[str, Any] = {"block_size": 1 << 20, "cache_type": "readahead"}  # of requests to a store
 CLIP = re.compile(r"(.+)_\d{3,}")  # the key of a clip that was cut from a sample
 MAX_META_CHARACTERS = 1000  # of a text in further columns; subtitles and metadata of YouTube are longer
 NOT_META = {"key", "status", "error_message", "caption", "split", "clips", "sha256"}
 SUCCESS = ("success", "")
+MAX_LOST = 10_000  # samples of a shard that are counted as lost; the statistics may be damaged, too
 
 
 @dataclass
@@ -40,6 +46,7 @@ class Download:
     caption: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
+    copies: Counter[str] = field(default_factory=Counter)  # the number of members with each extension
 
 
 def is_downloads(data: Location) -> bool:
@@ -47,11 +54,10 @@ def is_downloads(data: Location) -> bool:
     own, not as numbered frames."""
     for shard in tars(data):
         with (
-            suppress(tarfile.TarError, OSError),  # the next shard may be readable
+            suppress(DamagedTar, OSError),  # the next shard may be readable
             open_binary(shard, **BLOCKS) as file,
-            tarfile.open(fileobj=file, mode="r:") as tar,
         ):
-            for member, _ in zip(tar, range(16), strict=False):
+            for member in islice(tar_members(file), 16):
                 name = PurePosixPath(member.name)
                 if name.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
                     return name.name.count(".") == 1  # <key>.<nn>.jpg is a frame
@@ -87,55 +93,69 @@ def scan_downloads(folder: Location, group_pattern: str = "") -> Iterator[Row | 
                 if isinstance(row, Row):
                     ids.add(row.id, str(shard))
                 yield row
-            yield from failed(shard, found.keys())
+                yield from [row] * (max(sample.copies.values()) - 1)  # a reject for each of them
+            yield from lost(shard, found.keys())
     groups.check(folder)
 
 
 def samples(shard: Location) -> tuple[dict[str, Download], str]:
-    """The samples of a tar by their keys, up to where it is corrupt, and in which way, or an empty string. Raises
+    """The samples of a tar by their keys, up to where it is damaged, and in which way, or an empty string. Raises
     InputError if its store does not respond."""
     found: dict[str, Download] = {}
+    last, problem = "", ""
     try:
-        with open_binary(shard, **BLOCKS) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            add_members(tar, shard, found)
-    except tarfile.TarError as error:
-        return found, f"corrupt or truncated: {error}"
+        with open_binary(shard, **BLOCKS) as file:
+            for member in tar_members(file):
+                last = add_member(found, member, file, shard) or last
+    except DamagedTar as error:
+        problem = str(error)
     except OSError as error:
         raise InputError(f"{shard}: not a readable shard: {error}") from error
-    return found, ""
+    if last and may_lack_members(found[last], found.values(), bool(problem)):
+        found[last].problem = f"its last members are lost: {problem or 'the shard ends inside this sample'}"
+    return found, problem
 
 
-def add_members(tar: tarfile.TarFile, shard: Location, found: dict[str, Download]) -> None:
-    """Adds the members of a tar to its samples."""
-    for member in tar:
-        path = PurePosixPath(member.name)
-        key, _, extension = path.name.partition(".")
-        if not member.isreg() or member.issparse() or not key:
-            continue
-        sample = found.setdefault(str(path.with_name(key)), Download())
-        extension = f".{extension.lower()}"
-        if extension in (".json", ".txt"):
-            read_text(tar, member, extension, sample)
-        elif extension in VIDEO_EXTENSIONS or (extension in IMAGE_EXTENSIONS and sample.media is None):
-            sample.media = Member(shard, member.name, member.offset_data, member.size)
+def may_lack_members(last: Download, all_samples: Collection[Download], damaged: bool) -> bool:
+    """Whether the last sample of a tar may have had further members: others have, or there are no others to tell. Of a
+    tar that ends as it should, only the JSON counts, which every sample has or none: zeros at its end may be a hole."""
+    if damaged:
+        return len(all_samples) == 1 or any(last.copies.keys() < other.copies.keys() for other in all_samples)
+    return ".json" not in last.copies and any(".json" in other.copies for other in all_samples)
 
 
-def read_text(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sample: Download) -> None:
+def add_member(found: dict[str, Download], member: TarMember, file: BinaryIO, shard: Location) -> str:
+    """Adds a member of a tar to its sample. Returns the key, or an empty string for other files."""
+    path = PurePosixPath(member.name)
+    key, _, extension = path.name.partition(".")
+    if not member.is_file or not key:
+        return ""
+    key, extension = str(path.with_name(key)), f".{extension.lower()}"
+    sample = found.setdefault(key, Download())
+    sample.copies[extension] += 1
+    if sample.copies[extension] > 1:
+        sample.problem = f"{member.name} is in the shard {sample.copies[extension]} times; keys must be unique"
+    elif extension in (".json", ".txt"):
+        read_text(member, file, extension, sample)
+    elif extension in VIDEO_EXTENSIONS or (extension in IMAGE_EXTENSIONS and sample.media is None):
+        sample.media = Member(shard, member.name, member.offset, member.size)
+    return key
+
+
+def read_text(member: TarMember, file: BinaryIO, extension: str, sample: Download) -> None:
     """Reads the caption or the metadata of a sample."""
     if member.size > MAX_JSON_BYTES:
         sample.problem = f"{member.name} has {member.size} bytes, the limit is {MAX_JSON_BYTES}"
         return
-    file = tar.extractfile(member)
-    assert file is not None
-    data = file.read()
-    if len(data) != member.size:
-        raise tarfile.ReadError("unexpected end of data")
-    if extension == ".txt":
-        sample.caption = data.decode("utf-8", "replace")
-        return
+    data = member.read(file)
     try:
+        if extension == ".txt":
+            sample.caption = data.decode()
+            return
         about = json.loads(data)
         sample.about = plain(about, ("caption",)) if isinstance(about, dict) else {}
+    except UnicodeDecodeError as error:
+        sample.problem = f"{member.name}: not UTF-8: {error.reason} at byte {error.start}"
     except (ValueError, RecursionError) as error:
         sample.problem = f"{member.name}: not JSON: {getattr(error, 'msg', error)}"
 
@@ -173,20 +193,39 @@ def is_meta(key: str, value: Any) -> bool:
     return key not in NOT_META and (short or isinstance(value, int | float | bool))
 
 
-def failed(shard: Location, keys: Collection[str]) -> Iterator[Reject]:
-    """The downloads of a shard that failed, from the table beside it, if there is one."""
+def lost(shard: Location, keys: Collection[str]) -> Iterator[Reject]:
+    """The downloads of a shard that failed, and those that succeeded and that it lacks, from the table beside it, or
+    from the statistics if there is no table."""
     table = join(parent(shard), f"{stem(shard)}.parquet")
     if not exists(table):
+        missing = successes(shard) - len({match[1] if (match := CLIP.fullmatch(key)) else key for key in keys})
+        for number in range(min(missing, MAX_LOST)):
+            detail = f"a sample that {stem(shard)}_stats.json counts is not in the shard"
+            yield Reject(id=f"{stem(shard)}.tar lost {number}", path=str(shard), reason="unreadable", detail=detail)
         return
     for where, record in read_records(table):
         if isinstance(record, str):
             yield Reject(id=f"{stem(shard)}.parquet {where}", path="", reason="bad row", detail=record)
             continue
         status, key = str(record.get("status") or ""), str(record.get("key"))
-        if status not in SUCCESS and key not in keys:
+        if key in keys:
+            continue
+        url = without_credentials(str(record.get("url") or ""), keep_query=True)
+        if status in SUCCESS:
+            detail = f"a sample that {stem(shard)}.parquet lists is not in {stem(shard)}.tar"
+            yield Reject(id=key, path=url, reason="unreadable", detail=detail)
+        else:
             detail = ": ".join(text for text in (status, str(record.get("error_message") or "")) if text)
-            url = without_credentials(str(record.get("url") or ""), keep_query=True)
             yield Reject(id=key, path=url, reason="not fetched", detail=detail)
+
+
+def successes(shard: Location) -> int:
+    """The number of downloads of a shard that succeeded, from the statistics beside it; 0 if there are none."""
+    statistics = join(parent(shard), f"{stem(shard)}_stats.json")
+    try:
+        return int(json.loads(read_bytes(statistics))["successes"]) if exists(statistics) else 0
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return 0
 
 
 def stem(shard: Location) -> str:

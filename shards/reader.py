@@ -8,6 +8,7 @@ with os.pread, which has no shared position.
 import io
 import json
 import os
+import zlib
 from array import array
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,9 @@ from alpro.errors import InputError
 from alpro.shards.schema import INDEX
 from alpro.shards.storage import Location, join, open_binary, read_range
 
-OFFSET_COLUMNS = ("json_offset", "json_size", "frame_offsets", "frame_sizes")
+JSON_PLACES = ("json_offset", "json_size", "json_crc32")
+FRAME_PLACES = ("frame_offsets", "frame_sizes", "frame_crc32s")
+UNKNOWN = -1  # in place of a CRC-32, for an index of an earlier version
 KEPT_COLUMNS = ["id", "split", "kind", "group", "shard"]  # columns of the index that a reader keeps in memory
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 MAX_GAP_BYTES = (
@@ -39,6 +42,9 @@ MAX_CACHED_BYTES = 2**28  # of decoded frames that a reader keeps, if all frames
 
 class Unreadable(InputError):
     """A sample that is missing from its shard or corrupt. The message names the shard, the sample and the reason."""
+
+
+Place = tuple[int, int, int]  # the offset, size (bytes) and CRC-32 of a member
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Sample:
 
     about: dict[str, Any]
     shard: Location
-    places: list[tuple[int, int]]  # offset and size of each frame's JPEG
+    places: list[Place]  # of each frame's JPEG
     fetched: ByteRange | None = None  # the bytes of all frames, if fetched in one request
     cache: FrameCache | None = None
     first: int = 0  # position of its first frame in the corpus, for the cache
@@ -121,7 +127,7 @@ class ShardReader:
     """The samples of a decoded corpus (a folder with index.parquet and shards), filtered, by number 0..N-1.
 
     The folder, and the shards in the index, may be paths or URLs. Memory holds only the position of each sample: some
-    tens of bytes, and 16 per frame. Texts and frames stay in the shards.
+    tens of bytes, and 24 per frame. Texts and frames stay in the shards.
     """
 
     def __init__(
@@ -137,17 +143,17 @@ class ShardReader:
         tables = [pa.schema([*map(INDEX.field, KEPT_COLUMNS), ("row", pa.int64())]).empty_table()]
         places, frames, lengths = array("q"), array("q"), array("q", [0])
         for table in _selected(folder, values, exclude):
-            places.frombytes(_pairs(table["json_offset"], table["json_size"]))
-            offsets, sizes = (table[name].combine_chunks() for name in ("frame_offsets", "frame_sizes"))
-            frames.frombytes(_pairs(offsets.flatten(), sizes.flatten()))
-            lengths.frombytes(offsets.value_lengths().cast("int64").to_numpy().tobytes())
-            tables.append(table.drop_columns(list(OFFSET_COLUMNS)))
+            places.frombytes(_stacked([table[name].combine_chunks() for name in JSON_PLACES]))
+            columns = [table[name].combine_chunks() for name in FRAME_PLACES]
+            frames.frombytes(_stacked([column.flatten() for column in columns]))
+            lengths.frombytes(columns[0].value_lengths().cast("int64").to_numpy().tobytes())
+            tables.append(table.drop_columns([*JSON_PLACES, *FRAME_PLACES]))
         self.table = pa.concat_tables(tables).combine_chunks()
         self._ids = self.column("id")
         shards = self.column("shard").dictionary_encode()
         self._shards = [join(folder, name) for name in shards.dictionary.to_pylist()]
         self._shard = shards.indices.to_numpy(zero_copy_only=False)
-        self._json, self._frames = (np.frombuffer(pairs, np.int64).reshape(-1, 2) for pairs in (places, frames))
+        self._json, self._frames = (np.frombuffer(rows, np.int64).reshape(-1, 3) for rows in (places, frames))
         self._first = np.cumsum(np.frombuffer(lengths, np.int64))
         self._cache = FrameCache(len(self._frames))
         self.table = self.table.drop_columns(["shard"])  # tables above
@@ -170,12 +176,12 @@ class ShardReader:
     def __getitem__(self, number: int) -> Sample:
         """Sample number 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or replaced."""
         shard, name = self._shards[self._shard[number]], self._ids[number].as_py()
-        offset, size = self._json[number].tolist()
+        place: Place = tuple(self._json[number].tolist())
         first = int(self._first[number])
         frames = self._frames[first : self._first[number + 1]].tolist()
         try:
-            fetched = None if isinstance(shard, Path) else _fetch(shard, [(offset, size), *frames])
-            about = json.loads(_read(shard, offset, size, fetched))
+            fetched = None if isinstance(shard, Path) else _fetch(shard, [place, *frames])
+            about = json.loads(_read(shard, *place, fetched))
             if about["id"] != name:
                 raise ValueError(f"the shard has {about['id']} in its place: the index belongs to another shard")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -185,10 +191,12 @@ class ShardReader:
 
 def _selected(folder: Location, values: dict[str, str], exclude: Collection[str]) -> Iterator[pa.Table]:
     """The index in batches, with row numbers: the rows that have these values and no excluded id."""
-    first, columns, excluded = 0, [*KEPT_COLUMNS, *OFFSET_COLUMNS], pa.array(sorted(exclude), pa.string())
+    columns = [*KEPT_COLUMNS, *JSON_PLACES, *FRAME_PLACES]
+    first, excluded = 0, pa.array(sorted(exclude), pa.string())
     for batch in index_batches(folder, columns):
+        table = with_crc32(pa.Table.from_batches([batch]))
         # Other tools write the same values with other types.
-        table = pa.Table.from_batches([batch]).select(columns).cast(pa.schema([INDEX.field(name) for name in columns]))
+        table = table.select(columns).cast(pa.schema([INDEX.field(name) for name in columns]))
         table = table.append_column("row", pa.array(np.arange(first, first + table.num_rows)))
         first += table.num_rows
         for column, value in values.items():
@@ -198,13 +206,23 @@ def _selected(folder: Location, values: dict[str, str], exclude: Collection[str]
         yield table
 
 
-def _pairs(offsets: pa.Array, sizes: pa.Array) -> bytes:
-    return np.stack([offsets.to_numpy(), sizes.to_numpy()], axis=1).tobytes()
+def with_crc32(index: pa.Table) -> pa.Table:
+    """The index, with UNKNOWN for the CRC-32 of each member if it has none."""
+    if "frame_crc32s" in index.column_names:
+        return index
+    index = index.append_column("json_crc32", pa.array([UNKNOWN] * index.num_rows, pa.int64()))
+    sums = [[UNKNOWN] * len(sizes) for sizes in index["frame_sizes"].to_pylist()]
+    return index.append_column("frame_crc32s", pa.array(sums, pa.list_(pa.int64())))
+
+
+def _stacked(columns: list[pa.Array]) -> bytes:
+    return np.stack([column.to_numpy() for column in columns], axis=1).tobytes()
 
 
 def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:
     """The sample of an index row, with the row as its metadata."""
-    return Sample(row, shard, list(zip(row["frame_offsets"], row["frame_sizes"], strict=True)))
+    sums = row.get("frame_crc32s") or [UNKNOWN] * len(row["frame_sizes"])
+    return Sample(row, shard, list(zip(row["frame_offsets"], row["frame_sizes"], sums, strict=True)))
 
 
 def read_index(folder: Location, columns: list[str] | None = None) -> pa.Table:
@@ -234,7 +252,8 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _read(shard: Location, offset: int, size: int, fetched: ByteRange | None = None) -> bytes:
+def _read(shard: Location, offset: int, size: int, crc32: int, fetched: ByteRange | None = None) -> bytes:
+    """The bytes of a member. Raises OSError if they are not those that were indexed."""
     if fetched:
         data = fetched.cut(offset, size)
     elif isinstance(shard, Path):
@@ -244,13 +263,15 @@ def _read(shard: Location, offset: int, size: int, fetched: ByteRange | None = N
         data = read_range(shard, offset, size)
     if len(data) != size:
         raise OSError(f"the shard is truncated: it ends at byte {offset + len(data)}, {offset + size} expected")
+    if crc32 not in (UNKNOWN, zlib.crc32(data)):
+        raise OSError(f"damaged: {size} bytes at byte {offset} of the shard have changed since it was indexed")
     return data
 
 
-def _fetch(shard: str, places: list[tuple[int, int]]) -> ByteRange | None:
+def _fetch(shard: str, places: list[Place]) -> ByteRange | None:
     """All members of a sample in one request; None if they lie too far apart, as in shards of other tools."""
-    start, end = min(o for o, _ in places), max(o + size for o, size in places)
-    if end - start > 2 * sum(size for _, size in places) + MAX_GAP_BYTES:
+    start, end = min(o for o, _, _ in places), max(o + size for o, size, _ in places)
+    if end - start > 2 * sum(size for _, size, _ in places) + MAX_GAP_BYTES:
         return None
     return ByteRange(start, read_range(shard, start, end - start))
 

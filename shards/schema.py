@@ -145,7 +145,7 @@ class Reject(BaseModel):
 
 REJECTS = pa.schema([(name, pa.string()) for name in ("id", "path", "reason", "detail")])
 
-# One row per sample: its metadata, its shard, and the offsets and sizes of its members in bytes.
+# One row per sample: its metadata, its shard, and the offsets, sizes (bytes) and CRC-32 of its members.
 INDEX = pa.schema(
     [
         ("id", pa.string()),
@@ -162,7 +162,9 @@ INDEX = pa.schema(
         ("key", pa.string()),
         ("json_offset", pa.int64()),
         ("json_size", pa.int64()),
+        ("json_crc32", pa.int64()),
         ("frame_offsets", pa.list_(pa.int64())),
         ("frame_sizes", pa.list_(pa.int64())),
+        ("frame_crc32s", pa.list_(pa.int64())),
     ]
 )

@@ -2,13 +2,11 @@
 
 import hashlib
 import io
-import os
 import re
-import tarfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +18,9 @@ from alpro.files import publish, temporary_name
 from alpro.shards.decode import Clip
 from alpro.shards.schema import INDEX, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Row, SampleMetadata
 from alpro.shards.storage import Location, open_binary
+from alpro.shards.tar import DamagedTar, TarMember, tar_members
 
 MEMBER = re.compile(r"(?:\./)*(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
-BLOCK_BYTES = 1 << 20  # bytes of a range request
 
 
 class ShardWriter:
@@ -39,7 +37,7 @@ class ShardWriter:
         self.temporary = temporary_name(path)
         self.file = open(self.temporary, "wb")
         # Owner and time are constant, so that the same samples give the same bytes.
-        self.tar = webdataset.TarWriter(self.file, user="alpro", group="alpro", mtime=0.0)
+        self.tar = webdataset.TarWriter(self.file, user="alpro", group="alpro", mtime=0)
         self.count = 0
 
     def write(self, row: Row, clip: Clip) -> None:
@@ -104,23 +102,19 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
 
 
 def index_shard(shard: Location) -> pa.Table:
-    """The index rows of a shard of this format, by path or URL.
+    """The index rows of a shard of this format, by path or URL, with the CRC-32 of each member.
 
     Only regular files named `<key>.json` and `<key>.<nn>.jpg` are accepted. Raises InputError for anything else, such
-    as a pickle, for a truncated tar and for duplicate members. A shard at a URL is fetched in blocks of 1 MiB, and
-    larger members are skipped. The column `shard` has the URL, or the name of a local file.
+    as a pickle, for a damaged tar and for duplicate members. The column `shard` has the URL, or the name of a local
+    file.
     """
     samples: dict[str, _Members] = {}
     try:
-        with open_binary(shard, block_size=BLOCK_BYTES, cache_type="readahead") as file:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    if not (member.isdir() and member.name == "."):  # as written by `tar -c .`
-                        _add_member(samples, member, tar, shard)
-            file.seek(-2 * tarfile.BLOCKSIZE, os.SEEK_END)
-            if file.read(2 * tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.TarError("truncated")
-    except (tarfile.TarError, OSError) as error:
+        with open_binary(shard) as file:
+            for member in tar_members(file):
+                if not (member.is_folder and member.name == "."):  # as written by `tar -c .`
+                    _add_member(samples, member, file, shard)
+    except (DamagedTar, OSError) as error:
         raise InputError(f"{shard}: not a readable shard: {error}") from error
     name = shard.name if isinstance(shard, Path) else shard
     rows = [_index_row(shard, key, sample) | {"shard": name} for key, sample in samples.items()]
@@ -129,32 +123,30 @@ def index_shard(shard: Location) -> pa.Table:
 
 @dataclass
 class _Members:
-    """The members of one sample: its JSON, and the offset and size of each member in bytes."""
+    """The members of one sample: its JSON, and the offset, size and CRC-32 of each member."""
 
     about: bytes = b""
-    json: tuple[int, int] = (0, 0)
-    frames: dict[int, tuple[int, int]] = field(default_factory=dict)
+    json: tuple[int, int, int] = (0, 0, 0)
+    frames: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
-def _add_member(samples: dict[str, _Members], member: tarfile.TarInfo, tar: tarfile.TarFile, shard: Location) -> None:
+def _add_member(samples: dict[str, _Members], member: TarMember, file: BinaryIO, shard: Location) -> None:
     match = MEMBER.fullmatch(member.name)
-    if not match or not member.isreg() or member.issparse():
+    if not match or not member.is_file:
         raw = PurePosixPath(member.name).suffix.lower() in {*VIDEO_EXTENSIONS, ".jpg", ".txt"}
         hint = "; for shards of video2dataset or img2dataset, set `data` instead of `shards`" if raw else ""
         raise InputError(f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg{hint}")
     sample = samples.setdefault(match["key"], _Members())
-    place = member.offset_data, member.size
     number = int(match["frame"]) if match["frame"] else None
     if sample.about if number is None else number in sample.frames:
         raise InputError(f"{shard}: duplicate member {member.name!r}; keys must be unique")
-    if number is not None:
-        sample.frames[number] = place
-        return
-    if member.size > MAX_JSON_BYTES:
+    if number is None and member.size > MAX_JSON_BYTES:
         raise InputError(f"{shard}: member {member.name!r} has {member.size} bytes, the limit is {MAX_JSON_BYTES}")
-    file = tar.extractfile(member)
-    assert file is not None
-    sample.about, sample.json = file.read(), place
+    place = member.offset, member.size, member.crc32(file)
+    if number is None:
+        sample.about, sample.json = member.read(file), place
+    else:
+        sample.frames[number] = place
 
 
 def _index_row(path: Location, key: str, sample: _Members) -> dict[str, Any]:
@@ -167,6 +159,7 @@ def _index_row(path: Location, key: str, sample: _Members) -> dict[str, Any]:
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{path}: sample {key}: {where}: {first['msg']}") from error
     frames = [sample.frames[number] for number in sorted(sample.frames)]
-    places = {"key": key, "json_offset": sample.json[0], "json_size": sample.json[1]}
-    offsets = {"frame_offsets": [o for o, _ in frames], "frame_sizes": [s for _, s in frames]}
-    return about.model_dump(exclude={"version", "meta"}) | places | offsets
+    names = ("offset", "size", "crc32")
+    places: dict[str, Any] = {f"json_{name}": value for name, value in zip(names, sample.json, strict=True)}
+    places |= {f"frame_{name}s": list(values) for name, values in zip(names, zip(*frames, strict=True), strict=True)}
+    return about.model_dump(exclude={"version", "meta"}) | {"key": key} | places

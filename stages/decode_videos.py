@@ -43,7 +43,7 @@ from alpro.stages.corpora.units import (
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
-VERSION = 7
+VERSION = 8
 STAGE = Stage(help="decode videos and images to shards of frames", kind="data", inputs={"sample": "render_sample"})
 FETCH_SECONDS = 1800.0  # time limit of fetching a file
 

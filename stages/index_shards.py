@@ -1,15 +1,16 @@
 """Indexes existing WebDataset shards as a corpus. The shards are not copied.
 
 The output is that of decode_videos, but the index column `shard` has full paths or URLs. A shard is one unit of work. A
-shard that is truncated or has members that are not samples stops the stage: without it, hundreds of samples would be
-missing. A sample whose frames cannot be read is a reject. One frame of each sample is decoded for validation, its size,
-and the mean and standard deviation of the pixels. For this, a shard at a URL is copied to a temporary file: one request
-instead of about twenty per sample.
+shard that is damaged or has members that are not samples stops the stage: without it, hundreds of samples would be
+missing. A sample whose frames cannot be read is a reject; so is a sample that is lost or has changed since the
+index.parquet beside the shards was written, if there is one. One frame of each sample is decoded for validation, its
+size, and the mean and standard deviation of the pixels. For this, a shard at a URL is copied to a temporary file: one
+request instead of about twenty per sample.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -22,8 +23,8 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.progress import progress
 from alpro.shards.reader import Unreadable, sample_from_row
-from alpro.shards.schema import REJECTS, SPLITS, Reject
-from alpro.shards.storage import DISK_FULL, Location, listing, local_copy, refuse_credentials
+from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
+from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, open_binary, parent, refuse_credentials
 from alpro.shards.writer import index_shard
 from alpro.stages import Stage
 from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap
@@ -39,7 +40,7 @@ from alpro.stages.corpora.units import (
 )
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 
-VERSION = 3
+VERSION = 4
 STAGE = Stage(help="index existing shards, which stay where they are", kind="data")
 COUNT_NAMES = ("items", "captions", "questions")
 
@@ -103,12 +104,12 @@ def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
     try:
         with local_copy(unit.shard, folder=out / "parts") as path:
             try:
-                index = index_shard(path)
+                index, known = index_shard(path), index_beside(unit.shard)
             except InputError as error:  # names the temporary copy
                 raise InputError(str(error).replace(str(path), str(unit.shard), 1)) from error
             if config.kinds != "all":
-                index = index.filter(pc.equal(index["kind"], config.kinds))
-            good, rejects, numbers = check_frames(index, path, unit.shard)
+                index, known = (table.filter(pc.equal(table["kind"], config.kinds)) for table in (index, known))
+            good, rejects, numbers = check_frames(index, known, path, unit.shard)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
@@ -118,21 +119,45 @@ def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
     write_unit(unit.name, out, good, pa.Table.from_pylist(rejects, schema=REJECTS), numbers)
 
 
-def check_frames(index: pa.Table, path: Path, shard: Location) -> tuple[pa.Table, list[dict[str, str]], dict[str, Any]]:
+def index_beside(shard: Location) -> pa.Table:
+    """The rows of a shard in the index.parquet beside it; none without one. Raises InputError if it cannot be read."""
+    place, name = join(parent(shard), "index.parquet"), PurePosixPath(str(shard)).name
+    try:
+        with open_binary(place) as file:
+            if not set(INDEX.names) <= set(pq.read_schema(file).names):  # of an earlier version, or something else
+                return INDEX.empty_table()
+            return pq.read_table(file, filters=[("shard", "==", name)], schema=INDEX)
+    except FileNotFoundError:
+        return INDEX.empty_table()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{place}: cannot be read: {error}; remove it to index the shards without it") from error
+
+
+def check_frames(
+    index: pa.Table, known: pa.Table, path: Path, shard: Location
+) -> tuple[pa.Table, list[dict[str, str]], dict[str, Any]]:
     """Returns the samples whose middle frame can be read, the others as rejects, and numbers.
 
-    The numbers are the pixel sums (3, 3) of the training frames and of all frames, the frame sizes of the videos, and
-    the numbers of items, captions and questions of each split in the shard, including corrupt samples.
+    known: the rows of an earlier index; what it has and the shard has not, or with other sums, is a reject. The numbers
+    are the pixel sums (3, 3) of the training frames and of all frames, the frame sizes of the videos, and the numbers
+    of items, captions and questions of each split in the shard, including corrupt samples.
     """
     keep, rejects, training, everything = [], [], np.zeros((3, 3)), np.zeros((3, 3))
     sizes: set[str] = set()
     expected = {split: dict.fromkeys(COUNT_NAMES, 0) for split in SPLITS}
-    for number, row in enumerate(index.to_pylist()):
+    read = {row["key"]: (number, row) for number, row in enumerate(index.to_pylist())}
+    earlier = {row["key"]: row for row in known.to_pylist()}
+    for key in dict.fromkeys([*read, *earlier]):
+        number, found = read.get(key, (-1, None))
+        row = earlier.get(key, found)
+        assert row is not None
         expected[row["split"]]["items"] += 1
         for name in COUNT_NAMES[1:]:
             expected[row["split"]][name] += len(row[name])
-        sample = sample_from_row(row, path)
         try:
+            if found is None or any(found[name] != row[name] for name in ("json_crc32", "frame_crc32s")):
+                raise Unreadable(f"{row['id']}, {'changed' if found else 'lost'} since index.parquet was written")
+            sample = sample_from_row(found, path)
             (frame,) = sample.frames([len(sample) // 2])
         except Unreadable as error:
             detail = str(error).rpartition(f"{row['id']}, ")[2]

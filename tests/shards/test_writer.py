@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -310,12 +309,3 @@ def test_a_remote_pickle_link_or_truncated_tar_raises_an_error(archive, samples,
         index_shard(at_url(path))
     with pytest.raises(InputError, match=r"none.tar: not a readable shard: .*No such file"):
         index_shard(f"{memory}/none.tar")
-
-
-def test_large_members_of_a_remote_shard_are_skipped(archive, served: Callable, monkeypatch):
-    monkeypatch.setattr("alpro.shards.writer.BLOCK_BYTES", 4096)
-    path = archive({"0.json": JSON, "0.0.jpg": bytes(500_000), "0.1.jpg": bytes(500_000)})
-    url, server = served(path.parent)
-    assert index_shard(f"{url}/{path.name}").num_rows == 1
-    ranges = [re.fullmatch(r"bytes=(\d+)-(\d+)", asked).groups() for _, _, asked in server.asked if asked]
-    assert sum(int(last) - int(first) for first, last in ranges) < 50_000

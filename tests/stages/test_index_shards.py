@@ -246,3 +246,19 @@ def test_a_folder_without_shards_raises_an_error(tmp_path, index, memory):
             index(place)
     with pytest.raises(InputError, match="no such folder of shards"):
         index(tmp_path / "none")
+
+
+def test_what_the_index_beside_the_shards_lists_is_a_sample_or_a_reject(shards, index, clips):
+    shutil.copy(clips / "index.parquet", shards)
+    row = read_index(clips).to_pylist()[0]
+    content = bytearray((shards / row["shard"]).read_bytes())
+    content[row["frame_offsets"][0] + 300] ^= 1  # not the frame that is decoded for validation
+    (shards / row["shard"]).write_bytes(content)
+    artifact, outcome = index(shards)
+    (reject,) = pq.read_table(artifact / "rejects.parquet").to_pylist()
+    assert (reject["id"], reject["detail"]) == (row["id"], "changed since index.parquet was written")
+    assert outcome.counts["items"] == len(ShardReader(clips))
+    assert row["id"] not in read_index(artifact)["id"].to_pylist()
+    (shards / "index.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"index\.parquet: cannot be read: .*; remove it to index"):
+        index(shards, out="again")
