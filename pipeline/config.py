@@ -2,7 +2,6 @@
 
 import os
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -199,17 +198,12 @@ def is_word(stage: str, key: str, value: str) -> bool:
     return isinstance(extra, dict) and value in cast(list[str], extra.get("words", []))
 
 
-def load_config(
-    source: str,
-    data: str = "",
-    changes: list[str] | None = None,
-    check_values: Callable[[dict[str, Any]], None] = lambda values: None,
-) -> PipelineConfig:
+def load_config(source: str, data: str = "", changes: list[str] | None = None) -> PipelineConfig:
     """Loads a TOML file, or a shipped configuration by name, with `--set` changes such as "pretrain.lr=1e-4".
 
     source: also several joined by "+": each completes the ones before it, and overrides their values.
-    data: a manifest or folder that replaces all corpora. check_values: called with all values, before a file that they
-    name is read. Raises InputError with a one-line message if anything is invalid.
+    data: a manifest or folder that replaces all corpora. Raises InputError with a one-line message if anything is
+    invalid.
     """
     values: dict[str, Any] = {}
     files = find_configs(source)
@@ -228,7 +222,6 @@ def load_config(
         values.pop("finetune_qa", None)
         dict_of(values.get("evaluate")).update(qa="")
     values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
-    check_values(values)
     if isinstance(values.get("templates"), str):
         values["templates"] = read_toml(Path(values["templates"]))
     values = with_sizes(values)

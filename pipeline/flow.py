@@ -1,23 +1,21 @@
 """The pipeline as Prefect flows: `alpro` runs all of it, and each stage has a flow."""
 
+import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import prefect
 from prefect import Flow
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
+from pydantic.json_schema import SkipJsonSchema
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
-from alpro.pipeline.access import Limits, current_limits
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Store
-from alpro.pipeline.checks import check_tracking_uri
-from alpro.pipeline.config import load_config
-from alpro.pipeline.form import Changes, ConfigName, Internal, InternalObject, changes_of, leaves, values_type
+from alpro.pipeline.checks import check_tracking_uri, split
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.planning import HANDED, Planned, planned
 from alpro.pipeline.record import git_commit, status_after
@@ -32,6 +30,11 @@ from alpro.pipeline.watch import ended_if_cancelled
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
 
+# Parameters that no person gives are not in the form on Prefect's page. A switch would have no empty state there: it
+# would pass false for a field that nobody touched.
+Internal = Annotated[str, SkipJsonSchema()]
+InternalSwitch = Annotated[bool, SkipJsonSchema()]
+InternalObject = Annotated[dict[str, Any], SkipJsonSchema()]
 # A study sets it for each of its runs.
 PLACE: ContextVar[Place | None] = ContextVar("PLACE", default=None)
 
@@ -39,7 +42,7 @@ PLACE: ContextVar[Place | None] = ContextVar("PLACE", default=None)
 def run(request: Request) -> dict[str, str]:
     """Runs a pipeline, or one stage and its missing inputs. Returns the folder of each artifact."""
     root, stage = request.workspace, request.stage
-    plan = HANDED.get() or planned(stage, request.config, request.data, request.changes, root, request.limits)
+    plan = HANDED.get() or planned(stage, request.config, request.data, request.changes, root)
     settings, steps, store = plan
     check_files(steps, store)
     place = PLACE.get() or place_of(request, plan)
@@ -58,11 +61,9 @@ def run(request: Request) -> dict[str, str]:
     return session.folders
 
 
-def run_handed(handover: Handover, root: Path, tracking_uri: str, limits: Limits | None) -> dict[str, str]:
+def run_handed(handover: Handover, root: Path, tracking_uri: str) -> dict[str, str]:
     """Runs one stage for a pipeline that runs its stages as deployments. That pipeline logs the stage again if this
     machine has an MLflow store of its own. The artifacts of the inputs must be here, or in `resources.artifacts`."""
-    if limits:
-        limits.check_values(handover.model_dump(mode="json", exclude={"arguments"}))
     root.mkdir(parents=True, exist_ok=True)
     handed = handover.step()
     step = with_files(handed, Digests(root / "digests.sqlite"))
@@ -95,7 +96,6 @@ def flow_run_name() -> str:
     if place := PLACE.get():
         return place.title
     config, data, changes = parameters["config"], parameters["data"], list(parameters["changes"])
-    changes += [f"{key}={value}" for key, value in leaves(parameters.get("values", {}))]
     name = "+".join(Path(part).stem for part in config.split("+"))
     parts = (name, stage, data, " ".join(changes))
     return without_credentials(" · ".join(part for part in parts if part))  # the flow refuses them, once it has a name
@@ -104,7 +104,7 @@ def flow_run_name() -> str:
 def is_handed(parameters: Mapping[str, Any]) -> bool:
     """Whether a pipeline started the run of a stage. A run that a person copied from such a run and changed is a run of
     its own."""
-    if not parameters.get("handover") or parameters.get("values"):
+    if not parameters.get("handover"):
         return False
     arguments = parameters["handover"].get("arguments", {})  # and the folder of the pipeline's command
     return all(parameters[key] == arguments[key] for key in arguments.keys() & {"config", "data", "changes"})
@@ -135,24 +135,54 @@ def request_of(
     tracking_uri: str,
     by_deployment: bool = False,
 ) -> Request:
-    """The parameters of a flow, checked. Those of a run that a page started are inside the limits of its worker."""
+    """The parameters of a flow, checked. A run of a deployment is in the workspace of its worker."""
     check_tracking_uri(tracking_uri)
     passed = {"workspace": str(absolute(workspace)) if workspace else "", "tracking_uri": tracking_uri}
-    limits = current_limits()
-    if limits:
-        config, data = limits.check_config(config), limits.check_data(data)
-        workspace, tracking_uri = limits.check_workspace(workspace), limits.check_tracking_uri(tracking_uri)
-    root = Path(absolute(workspace or "workspace"))
-    return Request(stage, config, data, changes, root, tracking_uri, limits, passed if by_deployment else None)
+    root, tracking_uri = places(workspace, tracking_uri)
+    return Request(stage, found_config(config), data, changes, root, tracking_uri, passed if by_deployment else None)
+
+
+def places(workspace: str, tracking_uri: str) -> tuple[Path, str]:
+    """The workspace and the MLflow store of a run, of a deployment's by default those of its worker.
+
+    A deployment's run has a process of its own in a temporary folder of Prefect: it moves to its workspace, so that
+    relative paths are relative to that. Raises InputError if the worker names no workspace.
+    """
+    if deployment.id is None:
+        return Path(absolute(workspace or "workspace")), tracking_uri
+    named = os.environ.get("ALPRO_WORKSPACE", "")
+    if not workspace and not Path(named).is_absolute():
+        raise InputError(
+            f"ALPRO_WORKSPACE = {named!r} of this worker is not an absolute path; start the worker with "
+            "ALPRO_WORKSPACE=/shared/alpro, say"
+        )
+    root = Path(workspace or named).resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    os.chdir(root)
+    return root, tracking_uri or os.environ.get("ALPRO_TRACKING_URI", "")
+
+
+def found_config(source: str) -> str:
+    """A configuration with the files that are in the folder `configs` of the workspace, or in those that ALPRO_CONFIGS
+    of the worker names, by their paths. Others are shipped ones, and paths."""
+    if deployment.id is None:
+        return source
+    folders = [Path(folder) for folder in split(os.environ.get("ALPRO_CONFIGS", "")) or ["configs"]]
+
+    def found(name: str) -> str:
+        files = (folder / name for folder in folders)
+        return next((str(absolute(file)) for file in files if file.is_file()), name)
+
+    return "+".join(found(part.strip()) for part in source.split("+"))
 
 
 def whole(
-    config: ConfigName = "sample",
+    config: str = "sample",
     data: str = "",
-    changes: Changes = [],  # noqa: B006 (Prefect shows the default in its form)
+    changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
     workspace: Internal = "",
     tracking_uri: Internal = "",
-    stages_by_deployment: bool = False,
+    stages_by_deployment: InternalSwitch = False,
 ) -> dict[str, str]:
     """Runs the pipeline: every stage that has no cached result.
 
@@ -171,15 +201,13 @@ def whole(
 
 def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
     """A Prefect flow of one stage."""
-    values_of_stage = values_type(stage)
 
     def body(
-        config: ConfigName = "sample",
+        config: str = "sample",
         data: str = "",
-        changes: Changes = [],  # noqa: B006
+        changes: list[str] = [],  # noqa: B006
         workspace: Internal = "",
         tracking_uri: Internal = "",
-        values: values_of_stage = {},  # type: ignore[valid-type]  # noqa: B006
         handover: InternalObject = {},  # noqa: B006
     ) -> dict[str, str]:
         """Runs the stage. Missing inputs are built first.
@@ -191,24 +219,13 @@ def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
             changes: Values to change, also of other stages, each as stage.key=value, such as pretrain.lr=1e-4.
             workspace: The folder of artifacts, reports and the MLflow store; default: workspace, or the worker's.
             tracking_uri: An MLflow server. Empty: an SQLite file in the workspace, or the worker's.
-            values: Values of this stage to change. An empty field keeps the value of the configuration.
             handover: Set by a pipeline that runs its stages as deployments.
         """
         with ended_if_cancelled():
-            about = {"config": config, "data": data, "changes": changes, "values": values, "handover": handover}
-            if is_handed(about):
-                limits = current_limits()
+            if is_handed({"config": config, "data": data, "changes": changes, "handover": handover}):
                 check_tracking_uri(tracking_uri)
-                if limits:
-                    workspace, tracking_uri = limits.check_workspace(workspace), limits.check_tracking_uri(tracking_uri)
-                root = Path(absolute(workspace or "workspace"))
-                return run_handed(Handover.model_validate(handover), root, tracking_uri, limits)
-            request = request_of(stage, config, data, changes, workspace, tracking_uri)
-            if values:
-                check = request.limits.check_values if request.limits else lambda _: None
-                corpora = load_config(request.config, request.data, changes, check).corpora
-                request = replace(request, changes=[*changes, *changes_of(stage, values, list(corpora))])
-            return run(request)
+                return run_handed(Handover.model_validate(handover), *places(workspace, tracking_uri))
+            return run(request_of(stage, config, data, changes, workspace, tracking_uri))
 
     return flow_of(body, stage)
 

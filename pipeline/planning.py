@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from alpro.log import log
-from alpro.pipeline.access import Limits
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import PipelineConfig, load_config
@@ -21,14 +20,12 @@ Planned = tuple[PipelineConfig, list[Step], Store]
 HANDED: ContextVar[Planned | None] = ContextVar("HANDED", default=None)
 
 
-def planned(
-    stage: str, config: str, data: str, changes: list[str] | None, root: Path, limits: Limits | None = None
-) -> Planned:
+def planned(stage: str, config: str, data: str, changes: list[str] | None, root: Path) -> Planned:
     """The configuration, the steps of one stage or, for "", of the whole pipeline, and the store in a workspace.
 
     Raises InputError for anything wrong with them, or if `resources.artifacts` cannot be reached.
     """
-    settings = load_config(config, data, changes, limits.check_values) if limits else load_config(config, data, changes)
+    settings = load_config(config, data, changes)
     root.mkdir(parents=True, exist_ok=True)
     store = Store(root / "artifacts", settings.resources.artifacts)
     steps = plan(settings, Digests(root / "digests.sqlite"), store)

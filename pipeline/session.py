@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from alpro.credentials import clean_values
-from alpro.pipeline.access import Limits
 from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.artifacts.upkeep import current_folder
 from alpro.pipeline.planning import Planned
@@ -28,7 +27,6 @@ class Request:
     changes: list[str]
     workspace: Path
     tracking_uri: str
-    limits: Limits | None = None
     passed: dict[str, Any] | None = None
 
     @property

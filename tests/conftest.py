@@ -44,7 +44,6 @@ WITH_PREFECT = {
     for name in (
         "reporting/test_in_browser",
         "reporting/test_prefect_pages",
-        "test_access",
         "test_dask",
         "test_deployments",
         "test_flow",

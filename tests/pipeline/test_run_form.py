@@ -1,0 +1,60 @@
+"""The form of a deployment on Prefect's page: a field that nobody touched changes nothing."""
+
+import shutil
+
+import pytest
+from prefect.client.schemas.objects import FlowRun  # noqa: F401 (Prefect's models first)
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import is_valid_schema, validate
+
+from alpro.pipeline import flow
+from alpro.stages import STAGES
+from docs.screenshots import PROGRAMS
+from tests.pipeline.started import Up, call
+
+FLOWS = {stage: getattr(flow, stage) for stage in ("alpro", *STAGES)}
+
+
+@pytest.mark.parametrize("stage", FLOWS)
+def test_the_form_has_described_fields_whose_defaults_change_nothing(stage):
+    """No switch, which the page would send as false, and nothing that only pipelines pass."""
+    schema = parameter_schema(FLOWS[stage]).model_dump()
+    is_valid_schema(schema)
+    shown = schema["properties"]
+    assert {name: (field["type"], field["default"]) for name, field in shown.items()} == {
+        "config": ("string", "sample"),
+        "data": ("string", ""),
+        "changes": ("array", []),
+    }
+    assert shown["changes"]["items"] == {"type": "string"}
+    assert all(field["description"] for field in shown.values())
+    assert not validate({"config": "sample+mine.toml", "data": "", "changes": ["pretrain.lr=1e-4"]}, schema)
+    assert validate({"changes": "pretrain.lr=1e-4"}, schema)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not any(map(shutil.which, PROGRAMS)), reason="no Chromium")
+def test_an_untouched_form_sends_the_defaults(tmp_path, free_port):
+    """On the page that every link of Prefect's command line leads to."""
+    pytest.importorskip("playwright")
+    from docs.screenshots import browser
+
+    with Up(tmp_path / "w", free_port(), free_port()) as machine, browser() as chromium:
+        deployed = call(machine.prefect, "GET", "/deployments/name/pretrain/pretrain")["id"]
+        page = chromium.new_page()
+        page.goto(f"{machine.prefect.removesuffix('/api')}/deployments/deployment/{deployed}/run")
+        button = page.get_by_role("button", name="Submit")
+        try:
+            button.wait_for(timeout=90_000)
+        finally:
+            page.screenshot(path="/tmp/pf/form.png", full_page=True)
+        with page.expect_response(lambda response: "create_flow_run" in response.url) as sent:
+            button.click()
+        assert sent.value.ok, sent.value.text()
+        assert (
+            sent.value.request.post_data_json["parameters"].items()
+            <= {"config": "sample", "data": "", "changes": []}.items()
+        )
+        call(
+            machine.prefect, "POST", f"/flow_runs/{sent.value.json()['id']}/set_state", {"state": {"type": "CANCELLED"}}
+        )
