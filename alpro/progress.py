@@ -1,60 +1,24 @@
-"""Progress bars on a terminal, and a plain line every few seconds elsewhere. Short tasks show nothing.
-
-A caller who shows progress elsewhere, such as on a page, sets LISTENER.
-"""
+"""Progress bars on a terminal, and a plain line every few seconds elsewhere. Short tasks show nothing."""
 
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
-from typing import NamedTuple
 
 from alpro.log import log
 
-
-class Count(NamedTuple):
-    """How many units of a task are done. total: None if unknown."""
-
-    done: int
-    total: int | None
-    unit: str
-
-
-# Called after each unit, in the thread that runs the task.
-LISTENER: ContextVar[Callable[[Count], None] | None] = ContextVar("LISTENER", default=None)
 QUIET_SECONDS = 2.0  # shorter tasks show nothing
 LINE_SECONDS = 15.0  # between plain lines
 SPEED_SECONDS = 600.0  # of which a bar computes the time left: a step may take minutes
 
 
-@contextmanager
-def progress(what: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Yields `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total` units, the time left, and
-    the note.
+def progress(what: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Callable[..., None]]:
+    """A context of `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total` units, the time
+    left, and the note.
 
     `total` is None if it is unknown. `done` units were done by an earlier run.
     """
-    listener, counted = LISTENER.get(), done
-    if listener and done:
-        listener(Count(done, total, unit))
-    with shown(what, total, unit, done) as advance_shown:
-        if listener is None:
-            yield advance_shown
-            return
-
-        def advance(n: int = 1, note: str = "") -> None:
-            nonlocal counted
-            counted += n
-            listener(Count(counted, total, unit))
-            advance_shown(n, note)
-
-        yield advance
-
-
-def shown(what: str, total: int | None, unit: str, done: int) -> AbstractContextManager[Callable[..., None]]:
-    """The bar, the lines, or nothing."""
     if not log.isEnabledFor(logging.INFO):
         return nothing()
     return bar(what, total, unit, done) if sys.stderr.isatty() else lines(what, total, unit, done)

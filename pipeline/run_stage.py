@@ -13,8 +13,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -24,12 +22,9 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import make_folder, read_json, write_json
 from alpro.pipeline.artifacts.store import fingerprint, write_record
-from alpro.progress import LISTENER, Count
 from alpro.shards.storage import located
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
 
-PROGRESS = "progress.json"  # beside the result; it is removed with the end of the process
-PROGRESS_SECONDS = 2.0
 ORPHAN_SECONDS = 30.0  # time for a process to stop by itself after its parent has ended
 # Errors of gloo and NCCL if the other process has ended.
 LOST_RANK = re.compile(r"(closed|reset) by peer|broken pipe|timed out waiting|remote process|aborted", re.IGNORECASE)
@@ -94,36 +89,6 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-@contextmanager
-def write_progress(folder: Path) -> Iterator[None]:
-    """Writes to a file how many units are done while the body runs, at most once in PROGRESS_SECONDS. A pipeline shows
-    it on its page."""
-    path, last = folder / PROGRESS, 0.0
-
-    def write(count: Count) -> None:
-        nonlocal last
-        if time.monotonic() - last < PROGRESS_SECONDS:
-            return
-        last = time.monotonic()
-        with suppress(OSError):  # a full disk does not stop training
-            path.write_text(json.dumps(count._asdict()))
-
-    token = LISTENER.set(write)
-    try:
-        yield
-    finally:
-        LISTENER.reset(token)
-        path.unlink(missing_ok=True)
-
-
-def read_progress(folder: Path) -> Count | None:
-    """How many units are done of the stage that writes into a folder; None if that is not known."""
-    try:
-        return Count(**read_json(folder / PROGRESS))
-    except (OSError, ValueError):
-        return None
-
-
 def finish(work: dict, outcome: Outcome, seconds: float) -> bool:
     """Writes the artifact record of a stage that a user runs. Returns False if the work file was edited, so that its
     fingerprint does not belong to this result."""
@@ -161,9 +126,7 @@ def run(work: dict) -> Outcome:
         import torch
 
         torch.set_num_threads(int(threads))
-    out = Path(work["out"])
-    with write_progress(out) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
-        return module.run(config, inputs, out, resources)
+    return module.run(config, inputs, Path(work["out"]), resources)
 
 
 def watch_parent(parent: int) -> None:

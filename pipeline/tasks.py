@@ -1,10 +1,7 @@
 """One stage as a Prefect task: look for the artifact, build it under a lock if it is missing, log to MLflow."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, cast
 
 from httpx import HTTPError
@@ -31,11 +28,9 @@ from alpro.pipeline.record import (
     stage_run,
     step_title,
 )
-from alpro.pipeline.reporting.prefect_pages import about_run, artifact_key, link_to_mlflow, show_metrics, show_progress
+from alpro.pipeline.reporting.prefect_pages import about_run, artifact_key, link_to_mlflow, show_metrics
 from alpro.pipeline.reporting.run_summary import first_line
-from alpro.pipeline.run_stage import read_progress
 from alpro.pipeline.session import Session
-from alpro.progress import LISTENER, Count
 from alpro.shards.storage import DISK_FULL
 from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
@@ -106,10 +101,7 @@ def find_or_build(session: Session, step: Step) -> State | None:
             announce(f"{number}{step.name}: cached")
             return Completed(name="Cached", message=f"{folder} is of {record['run']['at']}")
         announce(f"{number}{step.name}: started")
-        with (
-            stage_run(tracker, step, folder, session.parent, tags) as run,
-            progress_page(step, folder),
-        ):
+        with stage_run(tracker, step, folder, session.parent, tags) as run:
             link_to_mlflow(tracker, run, f"{artifact_key(step.name)}-mlflow")
             log_corpora(tracker, run, store, step)
             about = {"commit": session.commit, "mlflow_run": run.id, "prefect_run": tags.get("prefect_run", "")}
@@ -125,18 +117,6 @@ def find_or_build(session: Session, step: Step) -> State | None:
         share(store, step)
     announce(f"{step.name}: done in {record['run']['seconds']:.0f} s")
     return None
-
-
-@contextmanager
-def progress_page(step: Step, folder: Path) -> Iterator[None]:
-    """Shows on Prefect's page how far a stage is, whether it runs in this process or in one of its own."""
-    counts: deque[Count] = deque(maxlen=1)
-    token = LISTENER.set(counts.append)
-    try:
-        with show_progress(step.name, lambda: counts[0] if counts else read_progress(folder)):
-            yield
-    finally:
-        LISTENER.reset(token)
 
 
 def share(store: Store, step: Step) -> None:

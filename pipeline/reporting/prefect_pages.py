@@ -1,21 +1,10 @@
-"""What Prefect's pages show of a run: its name, links to MLflow, tables, and how far a stage is."""
+"""What Prefect's pages show of a run: its name, links to MLflow, and tables."""
 
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import copy_context
 from pathlib import Path
-from typing import cast
-from uuid import UUID
 
-from prefect.artifacts import (
-    create_link_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
@@ -23,9 +12,6 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from alpro.pipeline.reporting.result_tables import Listed, results, shown, shown_score
 from alpro.pipeline.reporting.tracking import Run, Tracker
 from alpro.pipeline.temporary_server import TEMPORARY
-from alpro.progress import Count
-
-PROGRESS_SECONDS = 3.0  # between updates
 
 
 def name_run(name: str, tags: list[str]) -> None:
@@ -90,46 +76,6 @@ def artifact_key(name: str) -> str:
     'decode-videos-my-clips'
     """
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-@contextmanager
-def show_progress(name: str, read: Callable[[], Count | None]) -> Iterator[None]:
-    """A progress bar on Prefect's page while the body runs. `read` returns the units that are done, if it knows.
-
-    A server that does not answer does not stop the stage.
-    """
-    end = threading.Event()
-    bar: UUID | None = None
-    last: Count | None = None
-
-    def update() -> None:
-        nonlocal bar, last
-        count = read()
-        if count is None or count == last or not count.total:
-            return
-        last, percent = count, round(100 * min(count.done / count.total, 1), 1)
-        about = f"{name}: {count.done} of {count.total} {count.unit}"
-        if bar is None:
-            bar = cast(UUID, create_progress_artifact(percent, f"{artifact_key(name)}-progress", about))
-        else:
-            update_progress_artifact(bar, percent, about)
-
-    def loop() -> None:
-        try:
-            while not end.wait(PROGRESS_SECONDS):
-                update()
-            if bar is not None:  # a stage that was too short for a bar gets none
-                update()
-        except Exception as error:
-            print(f"warning: {name}: progress is not shown: {str(error).splitlines()[0]}", flush=True)
-
-    thread = threading.Thread(target=copy_context().run, args=(loop,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join(PROGRESS_SECONDS)
 
 
 def about_run(tags: dict[str, str]) -> dict[str, str]:

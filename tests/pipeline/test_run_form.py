@@ -44,10 +44,7 @@ def test_an_untouched_form_sends_the_defaults(tmp_path, free_port):
         page = chromium.new_page()
         page.goto(f"{machine.prefect.removesuffix('/api')}/deployments/deployment/{deployed}/run")
         button = page.get_by_role("button", name="Submit")
-        try:
-            button.wait_for(timeout=90_000)
-        finally:
-            page.screenshot(path="/tmp/pf/form.png", full_page=True)
+        button.wait_for(timeout=90_000)
         with page.expect_response(lambda response: "create_flow_run" in response.url) as sent:
             button.click()
         assert sent.value.ok, sent.value.text()
