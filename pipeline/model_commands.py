@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
+from alpro.inputs import check_text
 from alpro.shards.storage import absolute
 
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ def print_counts(arguments: argparse.Namespace, counts: "Counts") -> None:
 
 def search_index(arguments: argparse.Namespace) -> None:
     """`alpro model search`."""
-    if not arguments.text.strip():
-        raise InputError("the text is empty; write what the videos should show")
+    require_text(arguments.text)
     from time import perf_counter
 
     from alpro.stages.inference.index import Index
@@ -131,6 +131,14 @@ def print_found(arguments: argparse.Namespace, found: "Found") -> None:
     print(f"{found.clips:,} clips by similarity, {found.matched} by matching: {times}")
 
 
+def require_text(text: str, what: str = "text") -> None:
+    """Refuses an empty text before a model is loaded."""
+    try:
+        check_text(text, what)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def format_seconds(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
@@ -143,8 +151,7 @@ def load(arguments: argparse.Namespace, folder: Path, prompts: Path | str = "") 
 
 def ask(arguments: argparse.Namespace) -> None:
     """`alpro model ask`."""
-    if not arguments.question.strip():
-        raise InputError("the question is empty")
+    require_text(arguments.question, "question")
     from alpro.shards.decode import DecodeError
 
     model = load(arguments, model_path(arguments, arguments.model))
@@ -167,9 +174,8 @@ def name_entities(arguments: argparse.Namespace) -> None:
             f"{folder}: this {model.folder.task} model names no entities, and no prompter with embedded entities was "
             "found for it; name a train_prompter or cache_prompts artifact"
         )
-    left, top, width, height = arguments.box
     try:
-        entities = model.entities(arguments.video, (top, left, height, width), arguments.k)
+        entities = model.entities(arguments.video, arguments.box, arguments.k)
     except DecodeError as error:
         raise InputError(unreadable(error)) from error
     print_ranked(arguments, {"box": list(arguments.box)}, "entities", entities)

@@ -4,6 +4,7 @@ import argparse
 import os
 from typing import Any
 
+from alpro.inputs import WHOLE, Box, parse_box
 from alpro.pipeline.options import (
     add_action,
     add_group,
@@ -103,7 +104,7 @@ def add_entities(actions: Any) -> None:
     parser.add_argument(
         "--box",
         type=box,
-        default=(0.0, 0.0, 1.0, 1.0),
+        default=WHOLE,
         metavar="X,Y,W,H",
         help="left, top, width and height of a region as fractions of the frame, 0 to 1 (default: 0,0,1,1)",
     )
@@ -230,13 +231,9 @@ def add_model_use(parser: argparse.ArgumentParser) -> None:
     add_tracking_uri(parser)
 
 
-def box(text: str) -> tuple[float, float, float, float]:
-    """X,Y,W,H as fractions of the frame."""
+def box(text: str) -> Box:
+    """The region of X,Y,W,H."""
     try:
-        left, top, width, height = (float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers X,Y,W,H") from None
-    inside = 0 <= left < 1 and 0 <= top < 1 and 0 < width <= 1 and 0 < height <= 1
-    if not inside or left + width > 1 + 1e-6 or top + height > 1 + 1e-6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a region of the frame: fractions from 0 to 1")
-    return left, top, width, height
+        return parse_box(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

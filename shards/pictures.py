@@ -84,11 +84,11 @@ def draw_entities(
 ) -> Image.Image:
     """A crop with its entities, as in Figure 3: the frame outside the prompter's crop is darkened.
 
-    frame (H, W, 3) uint8; box (top, left, height, width) as fractions of the frame; entities with probabilities, best
+    frame (H, W, 3) uint8; box (left, top, width, height) as fractions of the frame; entities with probabilities, best
     first; kept: whether the pseudo-label passed the threshold (None: not applicable); shown: the entities of the whole
     clip, which are drawn in green and the others in red (None: not known).
     """
-    top, left, height, width = box
+    left, top, width, height = box
     pixels = np.asarray(tile(frame)).astype(np.float32)
     inside = np.zeros(pixels.shape[:2], bool)
     edges = [round(TILE * v) for v in (top, left, top + height, left + width)]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from alpro.errors import InputError
+from alpro.inputs import WHOLE, parse_box
 from alpro.pipeline.demo.media import CLIPS, Media, Unknown
 from alpro.shards.decode import DecodeError
 from alpro.stages.inference.index import Index
-from alpro.stages.inference.model import WHOLE, Box, Model
+from alpro.stages.inference.model import Model
 from alpro.stages.inference.search import Found, search
 
 MAX_TEXT = 500  # characters of a text or a question
@@ -79,7 +80,8 @@ class Demo:
         """Entities of a region with probabilities, best first. Raises Mistake."""
         assert self.models.entities
         with self.lock, mistakes():
-            return dict(self.models.entities.entities(self.media.source(chosen(key)), parse_box(box), top_k))
+            region = parse_box(box) if box.strip() else WHOLE
+            return dict(self.models.entities.entities(self.media.source(chosen(key)), region, top_k))
 
 
 @contextmanager
@@ -92,7 +94,7 @@ def mistakes() -> Iterator[None]:
         raise Mistake(f"This file cannot be decoded: {error.reason}{f' ({detail})' if detail else ''}.") from error
     except Unknown:
         raise Mistake("This clip is no longer available: choose or upload it again.") from None
-    except InputError as error:
+    except (InputError, ValueError) as error:
         raise Mistake(f"{error}") from error
 
 
@@ -109,16 +111,3 @@ def chosen(key: str) -> str:
     if not key:
         raise Mistake("Upload a video, or choose a clip of the search results.")
     return key
-
-
-def parse_box(text: str) -> Box:
-    """Top, left, height and width of `left, top, width, height`; the whole frame if it is empty. Raises Mistake."""
-    if not text.strip():
-        return WHOLE
-    try:
-        left, top, width, height = (float(part) for part in text.split(","))
-    except ValueError:
-        left = top = width = height = -1.0
-    if not (0 <= left < 1 and 0 <= top < 1 and 0 < width <= 1.001 - left and 0 < height <= 1.001 - top):
-        raise Mistake("A region is left, top, width and height as fractions of the frame, such as 0.5, 0, 0.5, 1.")
-    return top, left, min(height, 1.0), min(width, 1.0)

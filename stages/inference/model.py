@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from alpro.errors import InputError
+from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, load_labels
 from alpro.models.frames import NormalizedModel
@@ -34,20 +35,28 @@ from alpro.stages.inference.find import find_model, find_prompter
 from alpro.stages.training.distributed import pick_device
 
 PathLike = str | Path
-Box = tuple[float, float, float, float]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
 S = TypeVar("S", bound=Source)
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 BATCH = 16  # videos that are encoded together
 
 
 def several(items: Iterable[T]) -> list[T]:
-    """The items as a list. Raises InputError for a string instead of a list, and for an empty list."""
-    if isinstance(items, str | Path) or not (listed := list(items)):
+    """The items as a list. Raises InputError for a string or None instead of a list, and for an empty list."""
+    if isinstance(items, str | Path) or not isinstance(items, Iterable) or not (listed := list(items)):
         raise InputError(f"expected a list of one or more items, not {items!r}")
     return listed
+
+
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list. Raises InputError for a string or None instead of a list, an empty list, and an empty text
+    or what is no str."""
+    listed = several(texts)
+    try:
+        return [check_text(text) for text in listed]
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -172,8 +181,8 @@ class Model:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Texts:
         """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E)."""
-        texts, length = several(texts), self.folder.preprocessing.max_text_tokens
-        return encode_texts(self.folder.model, self.folder.tokenizer, texts, length, self.device)
+        folder, length = self.folder, self.folder.preprocessing.max_text_tokens
+        return encode_texts(folder.model, folder.tokenizer, checked_texts(texts), length, self.device)
 
     def embed_videos(self, files: Iterable[Source], batch_size: int = BATCH) -> Tensor:
         """L2-normalized embeddings (N, E); their dot product with text embeddings is the VTC similarity.
@@ -189,12 +198,12 @@ class Model:
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """L2-normalized embeddings (N, E)."""
         folder, length = self.folder, self.folder.preprocessing.max_text_tokens
-        return embed_texts(folder.model, folder.tokenizer, several(texts), length, self.device)
+        return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length, self.device)
 
     @cached_property
     def embed_dim(self) -> int:
         """E, the length of an embedding."""
-        return self.embed_texts([""]).shape[1]  # that of a CLIP is in no configuration of ours
+        return self.embed_texts(["a"]).shape[1]  # that of a CLIP is in no configuration of ours
 
     def _numbered(self, files: list[Any], batch_size: int, cls_only: bool = False) -> Iterator[tuple[int, Batch]]:
         """The batches of a list, each with the place of its first file. Warns of files that cannot be decoded."""
@@ -286,18 +295,16 @@ class Model:
 
     @torch.inference_mode()
     def entities(self, file: Source, box: Box = WHOLE, top_k: int = 3) -> list[tuple[str, float]]:
-        """The `top_k` most likely entities of a region (top, left, height, width, as fractions of the frame)."""
+        """The `top_k` most likely entities of a region: left, top, width, height, as fractions of the frame."""
         if not (isinstance(self.folder.model, Prompter) and self.prompts):
             raise InputError(
                 f"this {self.folder.task} model names no entities: they need a prompter with its prompts, "
                 "Model.from_pretrained(PROMPTER, PROMPTS)"
             )
-        if not all(0 <= v <= 1 for v in box):
-            raise InputError(f"box {box}: top, left, height and width are fractions of the frame, 0 to 1")
-        grid = self.folder.model.config.video.grid
-        top, left = (min(grid - 1, round(v * grid)) for v in box[:2])
-        height, width = (max(1, min(grid - at, round(v * grid))) for at, v in zip((top, left), box[2:], strict=True))
-        boxes = torch.tensor([[top, left, height, width]], device=self.device)
+        try:
+            boxes = torch.tensor([patches_of(box, self.folder.model.config.video.grid)], device=self.device)
+        except ValueError as error:
+            raise InputError(str(error)) from error
         kind = "image" if is_image(file) and "image" in self.prompts else "video"
         pixels = self.encoder.pixels(self.frames(file))
         with self.precision():
@@ -305,7 +312,7 @@ class Model:
         return self._best(labels[0], self.folder.entities, top_k)
 
     def draw_entities(self, file: Source, boxes: Sequence[Box] = (WHOLE,)) -> Image.Image:
-        """Draws the entities of regions on the middle frame, as in Figure 3 of the paper."""
+        """Draws the entities of regions, as `entities` takes them, on the middle frame (Figure 3 of the paper)."""
         frames = self.frames(file)[0]
         middle = frames[len(frames) // 2].permute(1, 2, 0).cpu().numpy()
         name = Path(file_name(file)).name

@@ -38,8 +38,8 @@ def test_the_crop_is_bright_and_the_rest_is_dark():
 
 
 def test_a_crop_that_is_wider_than_tall_stays_where_it_is():
-    """Below the middle on the left: (top, left, height, width)."""
-    pixels = np.asarray(draw_entities(WHITE, (0.6, 0.1, 0.2, 0.7), [], "", None))
+    """Below the middle on the left: (left, top, width, height)."""
+    pixels = np.asarray(draw_entities(WHITE, (0.1, 0.6, 0.7, 0.2), [], "", None))
     bright = {
         (y, x)
         for y in range(5, 100, 10)

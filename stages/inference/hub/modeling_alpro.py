@@ -1,5 +1,6 @@
 """ALPRO (Align and Prompt, arXiv 2112.09583) as a model of `transformers`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from alpro.inputs import WHOLE, patches_of
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.timesformer import TimeSformer
 from alpro.stages.inference.hub.configuration_alpro import AlproConfig
@@ -91,21 +93,25 @@ class AlproModel(PreTrainedModel):
         text = self.model.encode_text(input_ids, attention_mask)
         return self._alpro().answer(text, attention_mask, video).softmax(dim=-1)
 
-    def entities(self, pixel_values: Tensor, boxes: Tensor | None = None, image: bool = False) -> Tensor:
+    def entities(
+        self, pixel_values: Tensor, boxes: Sequence[Sequence[float]] | Tensor | None = None, image: bool = False
+    ) -> Tensor:
         """Probabilities (V, entities) of `config.entities` in a region of each video.
 
-        Raises ValueError if this is not a prompter with the prompts of entities.
-
-        boxes (V, 4): top, left, height, width in patches; None: the whole frame. image: use the prompts of images.
+        boxes (V, 4): left, top, width, height as fractions of the frame; None: the whole frame. image: use the prompts
+        of images. Raises ValueError for a region that is not inside the frame, and if this is not a prompter with the
+        prompts of entities.
         """
         if not isinstance(self.model, Prompter) or not self.config.entities:
             raise ValueError("this model names no entities: it is not a prompter with prompts")
         if boxes is None:
-            grid = self.model.config.video.grid
-            boxes = torch.tensor([[0, 0, grid, grid]], device=pixel_values.device).expand(len(pixel_values), -1)
-        mean, std = (torch.tensor(v, device=boxes.device).view(3, 1, 1) for v in (self.config.mean, self.config.std))
+            boxes = [WHOLE] * len(pixel_values)
+        regions = boxes.tolist() if isinstance(boxes, Tensor) else boxes
+        device, grid = pixel_values.device, self.model.config.video.grid
+        patches = torch.tensor([patches_of(region, grid) for region in regions], device=device)
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.config.mean, self.config.std))
         prompts = self.image_prompts if image else self.video_prompts
-        return self.model.pseudo_labels(pixel_values, boxes, prompts, -mean / std)
+        return self.model.pseudo_labels(pixel_values, patches, prompts, -mean / std)
 
     def _alpro(self) -> Alpro:
         if not isinstance(self.model, Alpro):

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import cached_file
 
+from alpro.inputs import check_text
 from alpro.models.pixels import normalize_frames
 from alpro.shards.sampling import segment_starts
 
@@ -22,7 +23,7 @@ class AlproProcessor(ProcessorMixin):
     """A call with `videos` and `text` returns `pixel_values` (V, T, 3, S, S), `input_ids` and `attention_mask` (N, L).
 
     A video is a list or an array of its frames (F, H, W, 3) uint8, all of them or any number: the first of each of T
-    equal segments is used, and resized to S x S. An image is a video of one frame.
+    equal segments is used, and resized to S x S. An image is a video of one frame. Raises ValueError for an empty text.
     """
 
     attributes = ["tokenizer"]
@@ -67,7 +68,7 @@ class AlproProcessor(ProcessorMixin):
         if videos is not None:
             data["pixel_values"] = torch.cat([self._pixels(np.asarray(video)) for video in videos])
         if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
+            texts = [check_text(one) for one in ([text] if isinstance(text, str) else text)]
             encoded = self.tokenizer(
                 texts, padding="longest", truncation=True, max_length=self.max_text_tokens, return_tensors="pt"
             )

@@ -33,13 +33,24 @@ for task in ("retrieval", "qa", "prompter"):
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     assert not model.training
     batch, one = processor(videos=videos, text=texts), processor(text=texts[0])["input_ids"][0].tolist()
-    assert AutoTokenizer.from_pretrained(folder)(texts[0])["input_ids"] == one
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer(texts[0])["input_ids"] == one
+    assert len(tokenizer(texts[2], truncation=True)["input_ids"]) == processor.max_text_tokens == 30
     with torch.inference_mode():
         out = model(**batch)
         results = {"videos": out.video_embeds, "texts": out.text_embeds, "similarity": out.similarity}
         if task == "prompter":
             results["entities"] = model.entities(batch["pixel_values"])
-            results["region"] = model.entities(batch["pixel_values"], torch.tensor([[2, 2, 2, 2]]).expand(3, -1))
+            results["region"] = model.entities(batch["pixel_values"], torch.tensor([[0.5, 0, 0.25, 1]]).expand(3, -1))
+            results["image"] = model.entities(batch["pixel_values"], image=True)
+            over = [(0.5, 0, 0.6, 1)] * 3
+            for wrong in (lambda: model.entities(batch["pixel_values"], over), lambda: processor(text="")):
+                try:
+                    wrong()
+                except ValueError as error:
+                    assert "is not a region of the frame" in str(error) or "the text is empty" in str(error), error
+                else:
+                    raise AssertionError("accepted")
         else:
             results["match"] = model.match(**batch)
         if task == "qa":
@@ -99,10 +110,17 @@ def test_a_prompter_names_the_same_entities_without_this_package(exported, video
     models, root = exported
     model, results = models["prompter"], np.load(root / "prompter.npz")
     names = json.loads((root / "prompter" / "config.json").read_text())["entities"]
-    for key, box in (("entities", (0, 0, 1, 1)), ("region", (0.5, 0.5, 0.5, 0.5))):
+    for key, box in (("entities", (0, 0, 1, 1)), ("region", (0.5, 0, 0.25, 1))):
         for row, video in zip(results[key], videos, strict=True):
             expected = dict(model.entities(video, box, top_k=99))
             assert_close(row, [expected[name] for name in names])
+    for row, video in zip(results["image"], videos, strict=True):
+        pixels = model.encoder.pixels(model.frames(video))
+        boxes = torch.tensor([[0, 0, 4, 4]])
+        assert_close(
+            row, model.folder.model.pseudo_labels(pixels, boxes, model.prompts["image"], model.encoder.black)[0]
+        )
+    assert not np.allclose(results["image"], results["entities"], atol=1e-5)
 
 
 def test_the_code_is_that_of_this_package_with_relative_imports():

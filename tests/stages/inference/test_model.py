@@ -62,7 +62,7 @@ def test_entities_of_a_region_are_those_of_the_prompter(folders, videos, tmp_pat
     assert picture.width > 2 * 176
 
 
-def test_a_region_is_top_left_height_and_width(folders, videos, monkeypatch):
+def test_a_region_is_left_top_width_and_height(folders, videos, monkeypatch):
     model, seen = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu"), []
     whole = model.folder.model.pseudo_labels
 
@@ -71,8 +71,8 @@ def test_a_region_is_top_left_height_and_width(folders, videos, monkeypatch):
         return whole(frames, boxes, *rest)
 
     monkeypatch.setattr(model.folder.model, "pseudo_labels", watched)
-    model.entities(videos[0], (0.75, 0, 0.25, 0.5))  # of 4 x 4 patches
-    model.entities(videos[0], (0.25, 0.5, 0.75, 0.25))
+    model.entities(videos[0], (0, 0.75, 0.5, 0.25))  # of 4 x 4 patches: top, left, height, width
+    model.draw_entities(videos[0], [(0.5, 0.25, 0.25, 0.75)])
     assert seen == [[[3, 0, 1, 2]], [[1, 2, 3, 1]]]
 
 
@@ -99,16 +99,33 @@ def test_what_a_model_cannot_do_is_one_line(folders, videos, tmp_path):
 
 def test_wrong_arguments_are_reported(folders, videos, tmp_path):
     model = Model.from_pretrained(folders["retrieval"], device="cpu")
-    for call, argument in ((model.embed_texts, "a dog"), (model.embed_videos, str(videos[0])), (model.embed_texts, [])):
-        with pytest.raises(InputError, match="expected a list of one or more"):
-            call(argument)
+    for call in (model.embed_texts, model.embed_videos, lambda texts: model.similarity(videos, texts)):
+        for argument in ("a dog", [], None):
+            with pytest.raises(InputError, match="expected a list of one or more"):
+                call(argument)
+    qa = Model.from_pretrained(folders["qa"], device="cpu")
+    for text, message in {
+        "": "the text is empty",
+        " \n": "the text is empty",
+        None: "a text is a str, not None",
+    }.items():
+        for call in (
+            lambda text: model.embed_texts(["a dog", text]),
+            lambda text: model.similarity(videos, [text]),
+            lambda text: model.match(videos, [text]),
+            lambda text: list(model.pairs([(videos[0], text)])),
+            lambda text: qa.ask(videos[0], text),
+        ):
+            with pytest.raises(InputError, match=message):
+                call(text)
     with pytest.raises(DecodeError, match=r"missing: .*none\.mp4"):
         model.frames(tmp_path / "none.mp4")
     with pytest.raises(InputError, match="dtype 'float8' is not one of float32, bfloat16, float16"):
         Model.from_pretrained(folders["retrieval"], device="cpu", dtype="float8")
     prompter = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
-    with pytest.raises(InputError, match="fractions of the frame"):
-        prompter.entities(videos[0], (0, 0, 50, 50))
+    for box in ((0, 0, 50, 50), (0.5, 0.5, 1, 1), (0.5, 0.5), None):
+        with pytest.raises(InputError, match="is not a region of the frame: it takes left, top, width and height"):
+            prompter.entities(videos[0], box)
     with pytest.raises(InputError, match="folder of a cache_prompts artifact"):
         Model.from_pretrained(folders["prompter"], folders["qa"], device="cpu")
 

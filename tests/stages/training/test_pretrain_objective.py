@@ -174,7 +174,8 @@ def test_the_picture_shows_the_chosen_crops(pretraining, clips, training, tokeni
     objective, drawn = pretraining(), []
 
     def record(frame, box, named, *more):
-        drawn.append((box, named[0][1]))
+        left, top, width, height = box
+        drawn.append(((top, left, height, width), named[0][1]))
         return draw_entities(frame, box, named, *more)
 
     monkeypatch.setattr("alpro.stages.pretrain.draw_entities", record)

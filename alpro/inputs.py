@@ -1,0 +1,51 @@
+"""The checks of regions and texts that the command line, Python, the demo and exported models share.
+
+A region is (left, top, width, height) as fractions of the frame, in every interface. The module imports nothing of
+this package: an exported model has a copy of it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+NO_REGION = "is not a region of the frame: it takes left, top, width and height as fractions, such as 0.5, 0, 0.5, 1"
+ROUNDING = 1e-3  # by which left + width, or top + height, may exceed 1
+
+
+def check_box(box: Sequence[float]) -> Box:
+    """A region inside the frame. Raises ValueError for anything else."""
+    try:
+        left, top, width, height = (float(number) for number in box)
+    except (TypeError, ValueError):
+        left = top = width = height = -1.0
+    ends = left + width, top + height
+    if not (left >= 0 and top >= 0 and width > 0 and height > 0 and max(ends) <= 1 + ROUNDING):  # false for NaN, too
+        raise ValueError(f"{box} {NO_REGION}")
+    return left, top, width, height
+
+
+def parse_box(text: str) -> Box:
+    """The region of `left,top,width,height`. Raises ValueError."""
+    try:
+        return check_box([float(part) for part in text.split(",")])
+    except ValueError:
+        raise ValueError(f"{text} {NO_REGION}") from None
+
+
+def patches_of(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
+    """The patches of a region: top, left, height, width in a grid of `grid` x `grid`, at least one. Raises ValueError
+    if the region is not inside the frame."""
+    left, top, width, height = check_box(box)
+    row, column = (min(grid - 1, round(at * grid)) for at in (top, left))
+    rows, columns = (max(1, round(length * grid)) for length in (height, width))
+    return row, column, min(grid - row, rows), min(grid - column, columns)
+
+
+def check_text(text: Any, what: str = "text") -> str:
+    """A text that says something. Raises ValueError if it is empty, or not a str."""
+    if not isinstance(text, str):
+        raise ValueError(f"a {what} is a str, not {text!r}")
+    if not text.strip():
+        raise ValueError(f"the {what} is empty")
+    return text
