@@ -85,10 +85,10 @@ class Prompter(DualEncoder):
     """The frozen teacher of prompting entity modelling (paper, section 3.2.2)."""
 
     def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor) -> Tensor:
-        """Probabilities (B, M) of the entities, or verbs, in a crop (equation 4).
+        """Probabilities (B, M) of the entities in a crop (equation 4).
 
         frames (B, T, 3, S, S), normalized; boxes (B, 4) in patches (top, left, height, width): the crop stays in
-        place in every frame and the rest is black; prompts (M, E): one embedding per entity or verb; black (3, 1, 1): a
+        place in every frame and the rest is black; prompts (M, E): one embedding per entity; black (3, 1, 1): a
         black pixel after normalization.
         """
         with torch.inference_mode():
@@ -112,12 +112,12 @@ class Alpro(DualEncoder):
     """The video-language model (paper, section 3.1).
 
     entities: outputs of the PEM head, which comes with an MLM head; 0: neither. answers: outputs of the
-    question-answering head; verbs: outputs of the head of verbs (PVM, beyond the paper); 0: no such head.
+    question-answering head; 0: no such head.
     """
 
-    def __init__(self, config: ModelConfig, entities: int = 0, answers: int = 0, verbs: int = 0):
+    def __init__(self, config: ModelConfig, entities: int = 0, answers: int = 0):
         super().__init__(config)
-        self.entities, self.answers, self.verbs = entities, answers, verbs
+        self.entities, self.answers = entities, answers
         width = config.text.width
         self.multimodal_encoder = MultimodalEncoder(config.text)
         self.vtm_head = nn.Linear(width, 2)
@@ -125,10 +125,6 @@ class Alpro(DualEncoder):
         self.pem_head = classifier(width, entities) if entities else None
         self.qa_head = classifier(width, answers) if answers else None
         initialize(self, config.init)
-        # After the others, whose initial weights are those of a model without it.
-        self.pvm_head = classifier(width, verbs) if verbs else None
-        if self.pvm_head is not None:
-            initialize(self.pvm_head, config.init)
 
     def fuse(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """text (B, L, D), mask (B, L), video (B, V, D) -> fused tokens (B, L + V, D), text first."""
@@ -167,11 +163,6 @@ class Alpro(DualEncoder):
         assert self.pem_head is not None
         return self.pem_head(mean_inside(fused_patches, inside))
 
-    def pvm_logits(self, fused_patches: Tensor, inside: Tensor) -> Tensor:
-        """Fused patch tokens (B, P, D), averaged where `inside` (B, P) is True -> verb logits (B, V)."""
-        assert self.pvm_head is not None
-        return self.pvm_head(mean_inside(fused_patches, inside))
-
 
 def mean_inside(tokens: Tensor, inside: Tensor) -> Tensor:
     """The mean (B, D) of the tokens (B, P, D) where `inside` (B, P) is True."""
@@ -180,7 +171,7 @@ def mean_inside(tokens: Tensor, inside: Tensor) -> Tensor:
 
 
 def classifier(width: int, outputs: int) -> nn.Sequential:
-    """Linear to twice the width, ReLU, linear to `outputs`: the PEM and question-answering heads, and that of verbs."""
+    """Linear to twice the width, ReLU, linear to `outputs`: the PEM and question-answering heads."""
     return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, outputs))
 
 

@@ -46,7 +46,6 @@ class ModelFolder:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     entities: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
-    verbs: list[str] = field(default_factory=list)
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the folder. model.safetensors holds the model's state dict."""
@@ -55,7 +54,7 @@ class ModelFolder:
         (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
         save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, folder / "model.safetensors")
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        for name, labels in (("entities", self.entities), ("answers", self.answers), ("verbs", self.verbs)):
+        for name, labels in (("entities", self.entities), ("answers", self.answers)):
             if labels:
                 (folder / f"{name}.json").write_text(json.dumps(labels, ensure_ascii=False, indent=0) + "\n")
 
@@ -75,7 +74,7 @@ class ModelFolder:
             weights = load_file(folder / "model.safetensors")
         except SafetensorError as error:
             raise ValueError(f"{folder}/model.safetensors: not readable: {error}") from error
-        labels = [load_labels(folder / f"{name}.json") for name in ("entities", "answers", "verbs")]
+        labels = [load_labels(folder / f"{name}.json") for name in ("entities", "answers")]
         model: DualEncoder
         if config.task == "prompter":
             model = Prompter(config.model)
@@ -99,7 +98,7 @@ def read_task(folder: Path) -> str:
 
 
 def load_labels(path: Path) -> list[str]:
-    """The labels (entities, answers or verbs) in a JSON file of a model folder; empty if there is no such file."""
+    """The labels (entities or answers) in a JSON file of a model folder; empty if there is no such file."""
     if not path.is_file():
         return []
     try:
@@ -147,8 +146,7 @@ def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
     heads = {
         k
         for k in weights
-        if k.startswith(("pem_head", "pvm_head", "qa_head", "mlm_head"))
-        and (k not in own or own[k].shape != weights[k].shape)
+        if k.startswith(("pem_head", "qa_head", "mlm_head")) and (k not in own or own[k].shape != weights[k].shape)
     }
     shared = {k: v for k, v in weights.items() if k in own and k not in heads}
     wrong = [

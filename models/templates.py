@@ -1,9 +1,8 @@
-"""Prompt templates for entities (paper, section 3.2.2), one set for videos and one for images, and for verbs."""
+"""Prompt templates for entities (paper, section 3.2.2), one set for videos and one for images."""
 
 import re
 import tomllib
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -11,7 +10,7 @@ OFFICIAL = tomllib.loads(Path(__file__).with_name("templates.toml").read_text("u
 
 
 class Templates(BaseModel):
-    """Prompt templates for entities by kind of sample, by default those of the official code, and for verbs.
+    """Prompt templates for entities by kind of sample, by default those of the official code.
     `templates = "FILE"` at the top of a configuration reads them from a file such as `models/templates.toml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,19 +22,13 @@ class Templates(BaseModel):
         tuple(OFFICIAL["image"]), min_length=1, description="templates for images; {} is replaced by the entity"
     )
 
-    verb: tuple[str, ...] = Field(
-        tuple(OFFICIAL["verb"]),
-        min_length=1,
-        description="templates for `build_vocabulary.verbs`, of videos; {} is replaced by the verb as in the captions",
-    )
-
-    @field_validator("video", "image", "verb")
+    @field_validator("video", "image")
     @classmethod
     def _one_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
             if template.count("{}") != 1:
                 raise ValueError(
-                    f"{template!r} must contain {{}}, which is replaced by the entity or verb, exactly once, not "
+                    f"{template!r} must contain {{}}, which is replaced by the entity, exactly once, not "
                     f"{template.count('{}')} times"
                 )
         return templates
@@ -45,12 +38,11 @@ class Templates(BaseModel):
         """The templates for entities by kind of sample."""
         return {"video": self.video, "image": self.image}
 
-    def words(self, part: Literal["noun", "verb"] = "noun") -> set[str]:
-        """All words of the templates for entities, which are nouns, or for verbs, in lower case."""
-        templates = self.video + self.image if part == "noun" else self.verb
-        return set(re.findall(r"[^\W\d_]+", " ".join(templates).lower()))
+    def words(self) -> set[str]:
+        """All words of the templates, in lower case."""
+        return set(re.findall(r"[^\W\d_]+", " ".join(self.video + self.image).lower()))
 
 
 def fill(template: str, word: str) -> str:
-    """The template with {} replaced by an entity or a verb."""
+    """The template with {} replaced by an entity."""
     return template.replace("{}", word)

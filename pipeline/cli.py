@@ -162,7 +162,7 @@ def add_run_options(command: argparse.ArgumentParser, config: str = "sample") ->
     command.add_argument(
         "--dry-run",
         action="store_true",
-        help="only print which stages would run, which are cached, and the memory that training needs",
+        help="only print which stages would run, and which are cached",
     )
     command.add_argument(
         "--config",

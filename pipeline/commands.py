@@ -23,13 +23,11 @@ from alpro.pipeline.checks import check_port, check_tracking_uri
 from alpro.pipeline.model_commands import MODEL_COMMANDS
 from alpro.pipeline.temporary_server import start_temporary_server, uses_server
 from alpro.shards.storage import DISK_FULL
-from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
 
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
 
 if TYPE_CHECKING:
-    from alpro.pipeline.config import PipelineConfig
     from alpro.pipeline.planning import Planned
 
 
@@ -85,7 +83,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     if data and not stage and skips_questions(config, changes, plan[0]):
         log.warning(f"no questions in {data}: question answering is skipped")
     if arguments.dry_run:
-        show_plan(*plan, workspace, arguments.json)
+        show_plan(steps, store, arguments.json)
         check_files(steps, store)  # the exit status is that of the run
         return
     check_files(steps, store)
@@ -203,23 +201,13 @@ def plan_rows(steps: list[Step], store: Store) -> list[dict[str, str]]:
     return rows
 
 
-def show_plan(settings: "PipelineConfig", steps: list[Step], store: Store, workspace: Path, as_json: bool) -> None:
-    """Prints what a run would do, and the memory of the training stages that it would run."""
-    from alpro.pipeline.steps import required
-
-    rows, plans = plan_rows(steps, store), []
-    trainings = [step for step in required(steps, store) if step.stage in TRAININGS]
-    if trainings := [step for step in trainings if not (store.find(step) or store.is_shared(step))]:
-        from alpro.pipeline.memory_plan import memory_plans, print_memory
-
-        plans = memory_plans(trainings, settings.resources, workspace / "memory.json")
+def show_plan(steps: list[Step], store: Store, as_json: bool) -> None:
+    """Prints what a run would do."""
+    rows = plan_rows(steps, store)
     if as_json:
-        memory = {plan.stage: plan.values() for plan in plans}
-        print_json([row | ({"memory": memory[row["name"]]} if row["name"] in memory else {}) for row in rows])
+        print_json(rows)
         return
     print_plan(rows)
-    if plans:
-        print_memory(plans, settings.resources)
 
 
 def print_plan(rows: list[dict[str, str]]) -> None:

@@ -105,14 +105,6 @@ class PipelineConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _has_verbs(self) -> "PipelineConfig":
-        if self.pretrain and self.pretrain.weights.pvm and not self.build_vocabulary.verbs:
-            raise ValueError(
-                "pretrain.weights.pvm needs verbs; set build_vocabulary.verbs to their number, such as 100"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _texts_fit(self) -> "PipelineConfig":
         for stage, training in self.trainings().items():
             if not self.pretrained and padded(training.max_text_tokens) > self.model.text.max_length:

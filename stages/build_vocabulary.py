@@ -1,5 +1,4 @@
-"""Selects the M most frequent nouns of the captions as entities, and trains a tokenizer. Beyond the paper, also selects
-the most frequent verbs."""
+"""Selects the M most frequent nouns of the captions as entities, and trains a tokenizer."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from alpro.errors import InputError
 from alpro.models.templates import Templates, fill
@@ -17,7 +16,7 @@ from alpro.models.word_pieces import load_tokenizer, train_tokenizer
 from alpro.shards.reader import index_batches
 from alpro.stages import Stage
 from alpro.stages.execution.interface import FILE, Outcome, Resources, StageConfig, file_or_word
-from alpro.stages.vocabulary.nouns import Part, Words, count_words
+from alpro.stages.vocabulary.nouns import Words, count_words
 
 VERSION = 3
 STAGE = Stage(help="take entities and word pieces from the captions", kind="text", corpora=True)
@@ -31,18 +30,11 @@ NON_OBJECTS = (
     "lapse motion picture pictures scene scenes segment segments sequence sequences shot shots view views "
     "item items object objects other others stuff thing things time times"
 )
-# Verbs that do not name an action: auxiliaries, also where a tagger takes them for verbs, and verbs that say that
-# something is in the clip.
-NON_ACTIONS = (
-    "am are be been being is was were has have having had do does doing did can could may might must shall should will "
-    "would contain contains containing feature features featured featuring include includes including "
-    "see seeing seen sees show showing shown shows"
-)
 LEFT_OUT = {"count": pa.int64(), "reason": pa.string()}
 
 
 class Config(StageConfig):
-    """Selection of entities, and of verbs, and the tokenizer."""
+    """Selection of entities, and the tokenizer."""
 
     entities: int = Field(1000, ge=2, description="number of entities: the most frequent nouns (M in the paper)")
     entities_file: str = Field(
@@ -51,39 +43,23 @@ class Config(StageConfig):
         "`entities` words are used. JSON, or one word per line, optionally followed by its count",
         json_schema_extra=FILE,
     )
-    verbs: int = Field(
-        0,
-        ge=0,
-        description="number of verbs: the most frequent ones of the captions, for `pretrain.weights.pvm`; not in the "
-        "paper. 0: none",
-    )
     tagger: str = Field(
         "embedded",
         description="a spaCy pipeline: embedded (included), or the name of an installed one, such as en_core_web_sm",
         json_schema_extra=file_or_word("embedded"),
     )
-    lemma: bool = Field(
-        False, description="count `dogs` as `dog`, with the spaCy pipeline's lemmatizer; verbs stay as in the captions"
-    )
+    lemma: bool = Field(False, description="count `dogs` as `dog`, with the spaCy pipeline's lemmatizer")
     exclude: tuple[str, ...] = Field(
         tuple(NON_OBJECTS.split()),
         description="nouns that are never entities; default: amounts, kinds, places in the image, the image and its "
         "parts, words for anything. The words of the templates are always left out",
     )
-    exclude_verbs: tuple[str, ...] = Field(
-        tuple(NON_ACTIONS.split()),
-        description="words that are never verbs of the vocabulary; default: auxiliaries, and verbs that only say that "
-        "something is in the clip. The words of the verbs' templates are always left out",
-    )
-    min_letters: int = Field(2, ge=1, description="minimum number of letters of an entity or verb")
-    max_letters: int = Field(30, ge=1, description="maximum number of letters of an entity or verb")
+    min_letters: int = Field(2, ge=1, description="minimum number of letters of an entity")
+    max_letters: int = Field(30, ge=1, description="maximum number of letters of an entity")
     min_noun_share: float = Field(
-        0.4,
-        ge=0,
-        le=1,
-        description="minimum fraction of a word's occurrences that are nouns; of a verb's, that are verbs",
+        0.4, ge=0, le=1, description="minimum fraction of a word's occurrences that are nouns"
     )
-    min_count: int = Field(2, ge=1, description="minimum number of occurrences of an entity or verb")
+    min_count: int = Field(2, ge=1, description="minimum number of occurrences of an entity")
     templates: Templates = Templates()
     tokenizer: str = Field(
         "train",
@@ -92,16 +68,10 @@ class Config(StageConfig):
     )
     word_pieces: int = Field(8000, ge=50, description="maximum number of word pieces of a trained tokenizer")
 
-    @model_validator(mode="after")
-    def _several_verbs(self) -> "Config":
-        if self.verbs == 1:
-            raise ValueError("verbs = 1: a label needs a choice of at least 2; 0: no verbs")
-        return self
-
 
 @dataclass(frozen=True)
 class Candidate:
-    """A noun or verb of the captions: its count as such, and the occurrences of its forms as any part of speech."""
+    """A noun of the captions: its count as such, and the occurrences of its forms as any part of speech."""
 
     name: str
     count: int
@@ -109,8 +79,7 @@ class Candidate:
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: decoded corpora. Writes entities.parquet, left_out.parquet, rejects.parquet, tokenizer.json; with verbs,
-    also verbs.parquet and left_out_verbs.parquet."""
+    """inputs: decoded corpora. Writes entities.parquet, left_out.parquet, rejects.parquet and tokenizer.json."""
     captions, without = read_captions(inputs)
     if not captions:
         raise InputError("the training split has no captions, so there are no nouns; check the splits of the corpora")
@@ -121,12 +90,6 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         nouns = merge_forms(count_words(captions, config.tagger, config.lemma, resources))
         entities, left_out = select_words(nouns, config)
     templates = config.templates.video + config.templates.image
-    if config.verbs:
-        candidates = merge_forms(count_words(captions, config.tagger, False, resources, "verb"))
-        verbs, other_verbs = select_words(candidates, config, "verb")
-        write(out / "verbs.parquet", {"verb": pa.string(), "count": pa.int64()}, verbs)
-        write(out / "left_out_verbs.parquet", {"verb": pa.string(), **LEFT_OUT}, other_verbs)
-        templates += config.templates.verb
     if config.tokenizer == "train":
         prompts = Counter(fill(template, "") for template in templates)
         tokenizer = train_tokenizer(captions + read_questions(inputs) + prompts, config.word_pieces)
@@ -139,7 +102,6 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     write(out / "rejects.parquet", {"id": pa.string(), "path": pa.string(), "reason": pa.string()}, rejected)
     counts = {"captions": captions.total(), "distinct_captions": len(captions), "nouns": len(nouns)}
     counts |= {"entities": len(entities), "left_out": len(left_out), "word_pieces": tokenizer.get_vocab_size()}
-    counts |= {"verbs": config.verbs} if config.verbs else {}
     return Outcome(counts | {"samples_without_caption": len(without)})
 
 
@@ -176,7 +138,7 @@ def read_questions(inputs: dict[str, Path]) -> Counter[str]:
 
 
 def merge_forms(words: Words) -> list[Candidate]:
-    """Merges counted word forms into nouns or verbs, the most frequent first, ties in alphabetical order.
+    """Merges counted word forms into nouns, the most frequent first, ties in alphabetical order.
 
     A form's occurrences as another part of speech count towards its most frequent word (itself or its lemma).
     """
@@ -211,34 +173,33 @@ def first_entities(config: Config) -> tuple[Chosen, LeftOut]:
     return [(word, None) for word in words[: config.entities]], rest
 
 
-def select_words(words: list[Candidate], config: Config, part: Part = "noun") -> tuple[Chosen, LeftOut]:
-    """The most frequent nouns (M entities) or verbs with their counts, and the others with the reason.
+def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOut]:
+    """The most frequent nouns (M entities) with their counts, and the others with the reason.
 
     Both are in the order of `words`. Raises InputError if there are fewer than the configuration asks for.
     """
-    key, number = ("entities", config.entities) if part == "noun" else ("verbs", config.verbs)
-    prompts = config.templates.words(part)
+    prompts = config.templates.words()
     prompts |= {f"{word}s" for word in prompts}
     chosen: Chosen = []
     left_out: LeftOut = []
     for word in words:
-        reason = exclusion_reason(word, config, prompts, part)
-        if not reason and len(chosen) == number:
-            reason = f"below the {number} most frequent"
+        reason = exclusion_reason(word, config, prompts)
+        if not reason and len(chosen) == config.entities:
+            reason = f"below the {config.entities} most frequent"
         if reason:
             left_out.append((word.name, word.count, reason))
         else:
             chosen.append((word.name, word.count))
-    if len(chosen) < number:
+    if len(chosen) < config.entities:
         raise InputError(
-            f"build_vocabulary.{key} = {number}, but the captions have {len(chosen)} {part}s that qualify; "
-            f"add --set build_vocabulary.{key}={len(chosen)}, or lower min_count"
+            f"build_vocabulary.entities = {config.entities}, but the captions have {len(chosen)} nouns that qualify; "
+            f"add --set build_vocabulary.entities={len(chosen)}, or lower min_count"
         )
     return chosen, left_out
 
 
-def exclusion_reason(word: Candidate, config: Config, prompts: set[str], part: Part = "noun") -> str:
-    """Why a noun or verb cannot be in the vocabulary; empty if it can. `prompts` are the words of the templates."""
+def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
+    """Why a noun cannot be in the vocabulary; empty if it can. `prompts` are the words of the templates."""
     if not word.name.isalpha():
         return "not of letters alone"
     if len(word.name) < config.min_letters:
@@ -247,10 +208,10 @@ def exclusion_reason(word: Candidate, config: Config, prompts: set[str], part: P
         return f"more than {config.max_letters} letters"
     if word.name in prompts:
         return "a word of the prompt templates"
-    if word.name in (config.exclude if part == "noun" else config.exclude_verbs):
+    if word.name in config.exclude:
         return "excluded by the configuration"
     if word.count < config.min_noun_share * word.occurrences:
-        return f"a {part} in less than {config.min_noun_share:.0%} of its occurrences"
+        return f"a noun in less than {config.min_noun_share:.0%} of its occurrences"
     if word.count < config.min_count:
         return f"fewer than {config.min_count} times"
     return ""

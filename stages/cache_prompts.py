@@ -1,5 +1,4 @@
-"""Embeds the prompts of every entity: 12 video and 12 image templates, averaged (paper, section 3.2.2). Verbs, if the
-vocabulary has any, have templates of their own."""
+"""Embeds the prompts of every entity: 12 video and 12 image templates, averaged (paper, section 3.2.2)."""
 
 from pathlib import Path
 
@@ -32,7 +31,7 @@ MAX_PROMPT_TOKENS = 64
 
 
 class Config(StageConfig):
-    """Prompts of the entities and verbs; their templates are set in `[templates]`."""
+    """Prompts of the entities; their templates are set in `[templates]`."""
 
     templates: Templates = Templates()
     prompter: str = Field(
@@ -46,9 +45,8 @@ class Config(StageConfig):
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
     """inputs: `vocabulary`, and `prompter` unless it is configured.
 
-    Writes prompts.safetensors with `video` and `image`, each (M, E), and `verb` (V, E) if the vocabulary has verbs;
-    entities.json; and prompts.parquet with the disagreement of the prompts of each entity and the nearest other entity.
-    A configured prompter is copied to model/:
+    Writes prompts.safetensors with `video` and `image`, each (M, E); entities.json; and prompts.parquet with the
+    disagreement of the prompts of each entity and the nearest other entity. A configured prompter is copied to model/:
     the later stages then use these weights, whatever becomes of the folder or the hub.
     """
     device = pick_device(resources)
@@ -63,15 +61,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         for kind, templates in config.templates.kinds.items()
     }
     table, metrics = compare(prompts, entities)
-    counts = {"entities": len(entities)}
-    if verbs := read_verbs(inputs["vocabulary"]):
-        prompts["verb"] = embed(prompter.model, prompter.tokenizer, verbs, config.templates.verb, device)
-        metrics |= {"prompts/verb/disagreement": disagreement(prompts["verb"]).mean().item()}
-        counts |= {"verbs": len(verbs)}
     save_file({kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors")
     write_json(out / "entities.json", entities)
     pq.write_table(table, out / "prompts.parquet")
-    return Outcome(counts, metrics)
+    return Outcome({"entities": len(entities)}, metrics)
 
 
 def embed(
@@ -112,12 +105,6 @@ def read_entities(vocabulary: Path) -> list[str]:
     return pq.read_table(require(vocabulary, "entities.parquet"))["entity"].to_pylist()
 
 
-def read_verbs(vocabulary: Path) -> list[str]:
-    """The verbs of a build_vocabulary artifact, in order; empty if it has none."""
-    path = vocabulary / "verbs.parquet"
-    return pq.read_table(path)["verb"].to_pylist() if path.exists() else []
-
-
 def read_prompts(folder: Path) -> dict[str, Tensor]:
-    """The prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E), and `verb` (V, E) if any."""
+    """The prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E)."""
     return load_file(require(folder, "prompts.safetensors"))

@@ -1,4 +1,4 @@
-"""Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4); PVM is an option."""
+"""Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4)."""
 
 from pathlib import Path
 from typing import cast
@@ -14,14 +14,14 @@ from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages import Stage
-from alpro.stages.cache_prompts import read_entities, read_prompts, read_verbs
+from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.evaluation.encode import load_model, load_prompter
 from alpro.stages.evaluation.entities import true_entities
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import Outcome, Resources, file_or_word, require
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.examples import TrainingDataset
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective, VerbRegion
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 4
@@ -49,21 +49,6 @@ class Config(EncoderConfig, MatchingConfig):
         0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
     )
 
-    crops: int = Field(
-        1,
-        ge=1,
-        description="candidates for the crop of an example, of which the prompter's most certain one is taken; each "
-        "costs a pass of the prompter. 1: the paper's random crop",
-    )
-    verb_threshold: float = Field(
-        0.2, ge=0, le=1, description="the same for verbs: minimum probability of the most likely one in PVM"
-    )
-    verb_region: VerbRegion = Field(
-        "clip",
-        description="where PVM labels and predicts verbs. clip: the whole clip; tube: the crop of PEM, which stays in "
-        "place through all frames. Either costs a pass of the prompter",
-    )
-
     @model_validator(mode="after")
     def _has_contrast(self) -> "Config":
         if self.contrasts_whole_batch and not self.weights.vtc:
@@ -73,7 +58,7 @@ class Config(EncoderConfig, MatchingConfig):
     @property
     def needs_prompter(self) -> bool:
         """Whether a prompter is required, for pseudo-labels or initial weights."""
-        return self.weights.pem > 0 or self.weights.pvm > 0 or self.start == "prompter"
+        return self.weights.pem > 0 or self.start == "prompter"
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -83,14 +68,13 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     Writes model/ and pictures/.
     """
     entities = read_entities(inputs["vocabulary"])
-    verbs = read_verbs(inputs["vocabulary"]) if config.weights.pvm else []
 
     def build(device: torch.device) -> Training:
         prompter, tokenizer, preprocessing = load_teacher(config, inputs, device)
         prompts: dict[str, Tensor] = {}
         if prompter:
             prompts = {kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()}
-        model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities), verbs=len(verbs)).to(device)
+        model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         config.load_initial(model)
         if prompter and config.start == "prompter":
             start_from(model, prompter)
@@ -105,8 +89,6 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             config.weights,
             config.threshold,
             config.negative_pool_size,
-            config.verb_threshold,
-            config.verb_region,
         )
 
         def draw(data: TrainingDataset, step: int) -> None:
@@ -116,12 +98,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
                 draw_pseudo_labels(objective, data, entities, out / "pictures", step - 1, f"-step-{step:06d}")
 
         return Training(
-            ModelFolder("pretrain", model, tokenizer, preprocessing, entities, verbs=verbs),
+            ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
             "sample",
             objective,
             lambda: (validate_contrast(objective, inputs, tokenizer, config), ""),
             mlm_probability=config.mlm_probability,
-            crops=config.crops,
             enabled=bool(objective.losses),
             draw=draw if config.weights.pem else None,
         )
@@ -185,5 +166,5 @@ def draw_pseudo_labels(
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(
         folder / f"pseudo_labels{suffix}.png"
-    ) as temporary:  # tracking uploads files as soon as they appear world
+    ) as temporary:  # tracking uploads files as soon as they appear
         sheet(rows, columns=min(6, len(rows))).save(temporary, format="png")

@@ -48,7 +48,6 @@ PICTURES_OF_STEPS = "pictures/*-step-*.png"
 TABLES = (
     "results.json",
     "entities.parquet",
-    "verbs.parquet",
     "left_out.parquet",
     "prompts.parquet",
     "rejects.parquet",

@@ -72,7 +72,6 @@ def configuration(model: Model) -> configuration_alpro.AlproConfig:
         **kept.preprocessing.model_dump(mode="json"),
         entities=kept.entities if prompted else [],
         answers=kept.answers,
-        verbs=kept.verbs,
         auto_map=classes,
         architectures=["AlproModel"],
     )

@@ -44,9 +44,8 @@ class Batch:
     mask: Tensor  # (B, L) 1 = token, 0 = padding
     masked: Tensor | None = None  # (B, L) token ids after masking (MLM)
     labels: Tensor | None = None  # (B, L) ids of the masked tokens, -100 elsewhere
-    boxes: Tensor | None = None  # (B, 4) crops in patches (PEM), or (B, N, 4): N candidates, see `most_certain`
+    boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
     pseudo_labels: Tensor | None = None  # (B, M) of the crops; None: the objective asks the prompter
-    verb_labels: Tensor | None = None  # (B, V) of the clips or of the crops, 0 for images; None: as for pseudo_labels
     answers: Tensor | None = None  # (B,) answer indices, -100 = not in the vocabulary
     uniforms: Tensor | None = None  # (B, 2) in [0, 1): they sample the hard negatives; None: sampled in the objective
     max_masked: int = 0  # upper bound of the masked tokens per text; 0: not known
@@ -139,9 +138,8 @@ class TrainingDataset(Dataset[Batch]):
     """The batches of a training run: item n is this rank's part of step n, a pure function of seed, step and rank.
 
     corpora: folders of decoded corpora by name. frames, image_size, grid: shape of the video encoder's input, grid in
-    patches. mlm_probability: unless None, batches have masked tokens and crops. answers: index of each answer. crops:
-    number of candidates for the crop of an example. Raises InputError if a phase has no examples or the batch size is
-    not divisible.
+    patches. mlm_probability: unless None, batches have masked tokens and crops. answers: index of each answer.
+    Raises InputError if a phase has no examples or the batch size is not divisible.
     """
 
     def __init__(
@@ -157,10 +155,8 @@ class TrainingDataset(Dataset[Batch]):
         answers: dict[str, int] | None = None,
         rank: int = 0,
         ranks: int = 1,
-        crops: int = 1,
     ):
         self.config, self.words, self.unit, self.answers = config, WordPieces(tokenizer), unit, answers
-        self.crops = crops
         self.frames, self.image_size, self.grid, self.mlm_probability = frames, image_size, grid, mlm_probability
         self.rank, self.ranks = rank, ranks
         self.one_length = ranks > 1  # all texts are padded to max_text_tokens: ranks need equal shapes
@@ -286,8 +282,6 @@ class TrainingDataset(Dataset[Batch]):
             item["masked"], item["labels"] = masked
             item["box"] = random_box(self.grid, rng)
         item["uniforms"] = rng.random(2)
-        if self.mlm_probability is not None and self.crops > 1:  # drawn last: nothing else depends on their number
-            item["box"] = [item["box"], *(random_box(self.grid, rng) for _ in range(self.crops - 1))]
         return item
 
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:

@@ -327,7 +327,8 @@ class _Run:
         clock.start_window()
         self.file.write(self.state.step, values)
         loss = f"loss {values['train/loss']:.3f}, " if "train/loss" in values else "no finite step, "
-        return f"{loss}{values['train/samples_per_second']:.3g} samples/s, waiting for data {waited:.0%}"
+        speed = f"{values['train/samples_per_second']:.3g} samples/s, waiting for data {waited:.0%}"
+        return f"{loss}{speed}, {values['train/memory_gib']:.3g} GiB at most"
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
         """Validates in the precision of training, and saves the weights if they are the best so far."""

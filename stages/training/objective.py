@@ -22,7 +22,6 @@ TRAINED_BY = {
     "vtm": {"multimodal_encoder", "vtm_head"},
     "mlm": {"multimodal_encoder", "mlm_head"},
     "pem": {"multimodal_encoder", "pem_head"},
-    "pvm": {"multimodal_encoder", "pvm_head"},
     "qa": {"multimodal_encoder", "qa_head"},
 }
 

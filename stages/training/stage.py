@@ -34,8 +34,7 @@ class Training:
 
     folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. unit: what an
     example is (see `Source`). validation: returns the validation function, if any, and the metric for model selection
-    (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and crops. crops:
-    number of candidates for the crop of an example.
+    (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and crops.
     enabled: False skips the training steps and validates the initial weights. draw: called by rank 0 with the data set
     after every step, and with step 0 after training.
     """
@@ -45,7 +44,6 @@ class Training:
     objective: Objective
     validation: Callable[[], tuple[Validate | None, str]]
     mlm_probability: float | None = None
-    crops: int = 1
     enabled: bool = True
     draw: Callable[[TrainingDataset, int], None] | None = None
 
@@ -82,7 +80,6 @@ def train(
             answers={answer: index for index, answer in enumerate(folder.answers)},
             rank=world.rank,
             ranks=world.size,
-            crops=training.crops,
         )
         validate, select = training.validation()
         draw = training.draw

@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.folder import Preprocessing
 from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective, QaObjective
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective, VerbRegion
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
 TASKS = ("prompter", "pretrain", "retrieval", "qa")
 PAPER_WEIGHTS = LossWeights()
@@ -18,15 +18,13 @@ def untrained_objective(
     *,
     entities: int = 0,
     answers: int = 0,
-    verbs: int = 0,
     weights: LossWeights = PAPER_WEIGHTS,
-    verb_region: VerbRegion = "clip",
     teacher: ModelConfig | None = None,
     negative_pool_size: int = 0,
 ) -> Objective:
     """The objective of a task of `TASKS`, on torch's default device.
 
-    entities, answers, verbs: outputs of the heads. teacher: the prompter of pre-training; None: pre-training without
+    entities, answers: outputs of the heads. teacher: the prompter of pre-training; None: pre-training without
     one, whose batches have pseudo-labels. Every pseudo-label is kept (the threshold is 0).
     """
     norm = Preprocessing().mean, Preprocessing().std
@@ -40,16 +38,14 @@ def untrained_objective(
         raise ValueError(f"{task!r} is not one of {', '.join(TASKS)}")
     prompts = {}
     if teacher:
-        counts = {"video": entities, "image": entities} | ({"verb": verbs} if verbs else {})
-        prompts = {kind: normalize(torch.randn(count, teacher.embed_dim), dim=1) for kind, count in counts.items()}
+        kinds = "video", "image"
+        prompts = {kind: normalize(torch.randn(entities, teacher.embed_dim), dim=1) for kind in kinds}
     return PretrainObjective(
-        Alpro(shape, entities, verbs=verbs),
+        Alpro(shape, entities),
         *norm,
         Prompter(teacher) if teacher else None,
         prompts,
         weights,
         0.0,
         negative_pool_size,
-        0.0,
-        verb_region,
     )

@@ -1,5 +1,4 @@
-"""Counts the words of captions and their occurrences as nouns or verbs, with a spaCy part-of-speech tagger on all
-cores.
+"""Counts the words of captions and their occurrences as nouns, with a spaCy part-of-speech tagger on all cores.
 
 Equal captions are tagged once. Units and batches have fixed sizes, independent of the number of workers, so that all
 matrix products have the same shapes and the counts do not depend on the number of processes.
@@ -11,15 +10,14 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from alpro.errors import InputError
 from alpro.progress import progress
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
 
-Part = Literal["noun", "verb"]
-# (form, word): the lower-cased form, and the noun or verb that it is, empty for another part of speech.
+# (form, word): the lower-cased form, and the noun that it is, empty for another part of speech.
 Words = Counter[tuple[str, str]]
 CaptionUnit = tuple[list[str], list[int]]  # texts and their counts
 
@@ -47,10 +45,10 @@ LEMMATIZERS = {"lemmatizer", "trainable_lemmatizer"}
 _tagging = threading.Lock()  # a Dask worker may have threads; a pipeline's vocabulary is not thread-safe
 
 
-def count_words(captions: Counter[str], tagger: str, lemma: bool, resources: Resources, part: Part = "noun") -> Words:
-    """Counts each word in captions (which have counts themselves), and the noun or the verb that it is."""
+def count_words(captions: Counter[str], tagger: str, lemma: bool, resources: Resources) -> Words:
+    """Counts each word in captions (which have counts themselves), and the noun that it is."""
     units = split_captions(captions, CAPTIONS_PER_UNIT)
-    tag = partial(tag_unit, tagger=tagger, lemma=lemma, part=part)
+    tag = partial(tag_unit, tagger=tagger, lemma=lemma)
     few = len(captions) <= MAX_LOCAL_UNITS * CAPTIONS_PER_UNIT or resources.worker_count == 1
     local = few and not resources.dask
     total: Words = Counter()
@@ -68,20 +66,19 @@ def split_captions(captions: Counter[str], size: int) -> Iterator[CaptionUnit]:
         yield [text for text, _ in items], [count for _, count in items]
 
 
-def tag_unit(unit: CaptionUnit, tagger: str, lemma: bool = False, part: Part = "noun") -> Words:
+def tag_unit(unit: CaptionUnit, tagger: str, lemma: bool = False) -> Words:
     """Counts the words of a unit's texts, weighted by the counts of the texts."""
     nlp = load_tagger(tagger, lemma)
-    from spacy.symbols import LEMMA, LOWER, NOUN, POS, VERB
+    from spacy.symbols import LEMMA, LOWER, NOUN, POS
     from threadpoolctl import threadpool_limits
 
     counts: Counter[tuple[int, int]] = Counter()
     keys = [LOWER, POS, LEMMA if lemma else LOWER]
-    counted = {"noun": NOUN, "verb": VERB}[part]
     # One thread: the other cores process other units.
     with _tagging, threadpool_limits(1, "blas"):
         for doc, weight in zip(nlp.pipe(unit[0], batch_size=CAPTIONS_PER_BATCH), unit[1], strict=True):
             for form, tag, word in doc.to_array(keys).tolist():
-                counts[form, word if tag == counted else 0] += weight
+                counts[form, word if tag == NOUN else 0] += weight
         strings, words = nlp.vocab.strings, Words()
         for (form, word), count in counts.items():
             words[strings[form], strings[word].lower()] += count

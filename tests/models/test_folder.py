@@ -200,19 +200,6 @@ def test_a_head_of_another_size_is_not_copied(tiny: ModelConfig):
     assert torch.equal(model.pem_head[0].weight, other.pem_head[0].weight)
 
 
-def test_the_head_of_verbs_is_saved_with_its_labels_and_left_out_elsewhere(tiny: ModelConfig, tokenizer, tmp_path):
-    model = Alpro(tiny, entities=3, verbs=2)
-    ModelFolder("pretrain", model, tokenizer, entities=ENTITIES, verbs=["moves", "grows"]).save_pretrained(tmp_path)
-    loaded = ModelFolder.from_pretrained(tmp_path)
-    assert (loaded.entities, loaded.answers, loaded.verbs) == (ENTITIES, [], ["moves", "grows"])
-    assert all(torch.equal(value, loaded.model.state_dict()[key]) for key, value in model.state_dict().items())
-    tuned, rest = start_from(Alpro(tiny, answers=2), loaded.model)
-    assert tuned.pvm_head is None
-    assert {key.split(".")[0] for key in rest} == {"qa_head"}
-    _, rest = start_from(Alpro(tiny, entities=3, verbs=4), loaded.model)
-    assert rest == ["pvm_head.2.bias", "pvm_head.2.weight"]
-
-
 def test_starting_from_other_sizes_is_refused(tiny: ModelConfig):
     wide = tiny.model_copy(update={"embed_dim": 12})
     with pytest.raises(ValueError, match=r"text_proj.bias is \(12,\), not \(8,\)"):

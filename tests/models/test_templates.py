@@ -19,9 +19,6 @@ ARTICLES = ("a", "the", "one")
 
 def test_the_words_of_templates_are_lower_case_without_the_placeholder():
     assert Templates(video=("Ein Film: {}!",), image=("{} (2x Foto)",)).words() == {"ein", "film", "x", "foto"}
-    templates = Templates(verb=("Etwas, das {}.",))
-    assert templates.words("verb") == {"etwas", "das"}
-    assert templates.words() == Templates().words()
 
 
 def test_the_placeholder_is_replaced_literally():
@@ -30,7 +27,7 @@ def test_the_placeholder_is_replaced_literally():
 
 @pytest.mark.parametrize("wrong", ["A dog.", "{} and {}", ""])
 def test_a_template_needs_exactly_one_placeholder(wrong):
-    for kind in ("video", "image", "verb"):
+    for kind in ("video", "image"):
         with pytest.raises(ValidationError, match="replaced by the entity"):
             Templates.model_validate({kind: (wrong,)})
 

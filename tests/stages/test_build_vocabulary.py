@@ -82,53 +82,6 @@ def test_words_of_other_templates_are_left_out_instead():
     ]
 
 
-def test_verbs_have_exclusions_and_templates_of_their_own():
-    words = nouns(has=90, moves=80, filmed=70, video=60, sees=50, grows=40, x2=30, spins=20, rests=1)
-    words += merge_forms(Counter({("left", "left"): 9, ("left", ""): 91}))
-    templates = Templates(verb=("Somebody filmed how it {}.",))
-    chosen, left_out = select_words(words, Config(verbs=3, templates=templates), "verb")
-    assert chosen == [("moves", 80), ("video", 60), ("grows", 40)]
-    assert left_out == [
-        ("has", 90, "excluded by the configuration"),
-        ("filmed", 70, "a word of the prompt templates"),
-        ("sees", 50, "excluded by the configuration"),
-        ("x2", 30, "not of letters alone"),
-        ("spins", 20, "below the 3 most frequent"),
-        ("rests", 1, "fewer than 2 times"),
-        ("left", 9, "a verb in less than 40% of its occurrences"),
-    ]
-    with pytest.raises(InputError, match=r"verbs = 9, but the captions have 4 verbs that qualify; add --set"):
-        select_words(words, Config(verbs=9, templates=templates), "verb")
-
-
-def test_verbs_are_tables_of_their_own_and_change_no_entity(corpus_of, tmp_path, resources):
-    captions = ["a dog runs", "a cat runs", "a dog sleeps", "the cat sleeps", "a dog is running"]
-    corpora = {"pets": corpus_of(tmp_path / "pets", [{"id": "a", "captions": captions}])}
-    outcomes = {}
-    for verbs in (0, 2):
-        out = tmp_path / str(verbs)
-        out.mkdir()
-        outcomes[verbs] = build_vocabulary.run(
-            Config(entities=2, verbs=verbs, word_pieces=100), corpora, out, resources
-        )
-    with_verbs = {path.name for path in (tmp_path / "2").iterdir()}
-    assert with_verbs - {path.name for path in (tmp_path / "0").iterdir()} == {
-        "verbs.parquet",
-        "left_out_verbs.parquet",
-    }
-    assert pq.read_table(tmp_path / "2" / "verbs.parquet").to_pylist() == [
-        {"verb": "runs", "count": 2},
-        {"verb": "sleeps", "count": 2},
-    ]
-    assert pq.read_table(tmp_path / "2" / "left_out_verbs.parquet").to_pylist() == [
-        {"verb": "running", "count": 1, "reason": "fewer than 2 times"}
-    ]
-    for name in ("entities.parquet", "left_out.parquet"):
-        assert pq.read_table(tmp_path / "0" / name) == pq.read_table(tmp_path / "2" / name)
-    assert outcomes[2].counts.items() - outcomes[0].counts.items() >= {("verbs", 2)}
-    assert "verbs" not in outcomes[0].counts
-
-
 def test_letters_of_any_language_are_accepted():
     chosen, _ = select_words(nouns(**{"hügel": 3, "улица": 2, "3d": 9}), Config(entities=2))
     assert chosen == [("hügel", 3), ("улица", 2)]

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 class AlproConfig(PretrainedConfig):
     """task: prompter, pretrain, retrieval or qa. sizes: those of the encoders (`ModelConfig`). mean, std: per channel,
-    of pixels in [0, 1]. entities, answers, verbs: the labels of the heads and of the prompts, in order."""
+    of pixels in [0, 1]. entities, answers: the labels of the heads and of the prompts, in order."""
 
     model_type = "alpro"
 
@@ -21,10 +21,9 @@ class AlproConfig(PretrainedConfig):
         max_text_tokens: int = 30,
         entities: Sequence[str] = (),
         answers: Sequence[str] = (),
-        verbs: Sequence[str] = (),
         **others: Any,
     ):
         self.task, self.sizes, self.max_text_tokens = task, sizes or {}, max_text_tokens
         self.mean, self.std = list(mean), list(std)
-        self.entities, self.answers, self.verbs = list(entities), list(answers), list(verbs)
+        self.entities, self.answers = list(entities), list(answers)
         super().__init__(**others)

@@ -42,7 +42,7 @@ class AlproModel(PreTrainedModel):
             self.register_buffer("video_prompts", torch.zeros(shape))
             self.register_buffer("image_prompts", torch.zeros(shape))
         else:
-            self.model = Alpro(sizes, len(config.entities), len(config.answers), len(config.verbs))
+            self.model = Alpro(sizes, len(config.entities), len(config.answers))
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:

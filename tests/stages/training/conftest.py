@@ -25,9 +25,9 @@ from alpro.stages.training.objective import (
     PrompterObjective,
     QaObjective,
 )
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective, VerbRegion
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
-SIZE, LENGTH, WORDS, ENTITIES, ANSWERS, VERBS = 4, 8, 40, 6, 5, 3
+SIZE, LENGTH, WORDS, ENTITIES, ANSWERS = 4, 8, 40, 6, 5
 MEAN, STD = [0.5] * 3, [0.25] * 3
 
 
@@ -74,10 +74,8 @@ def small_objective() -> Callable[..., Objective]:
         if name == "qa":
             return QaObjective(Alpro(shape, answers=ANSWERS), MEAN, STD)
         prompts = {kind: torch.randn(ENTITIES, 8) for kind in ("video", "image")}
-        verbs = VERBS if weights.get("pvm") else 0
-        model, teacher = Alpro(shape, ENTITIES, verbs=verbs), Prompter(shape)
-        prompts |= {"verb": torch.randn(VERBS, 8)} if verbs else {}
-        return PretrainObjective(model, MEAN, STD, teacher, prompts, LossWeights(**weights), 0.0, pool, 0.0)
+        model, teacher = Alpro(shape, ENTITIES), Prompter(shape)
+        return PretrainObjective(model, MEAN, STD, teacher, prompts, LossWeights(**weights), 0.0, pool)
 
     return make
 
@@ -95,19 +93,17 @@ def batches(clips, stills, training, tokenizer) -> dict[str, Batch]:
 
 @pytest.fixture(scope="module")
 def pretraining(tiny_model, tokenizer) -> Callable[..., PretrainObjective]:
-    """pretraining(threshold=..., verb_region=..., **weights): a pre-training objective on a tiny model, the same each
-    time; with a head for verbs if their loss is on."""
+    """pretraining(threshold=..., **weights): a pre-training objective on a tiny model, the same each time."""
 
-    def make(threshold: float = 0.0, verb_region: VerbRegion = "clip", **weights: float) -> PretrainObjective:
+    def make(threshold: float = 0.0, **weights: float) -> PretrainObjective:
         torch.manual_seed(0)
-        shape, verbs = tiny_model(tokenizer.get_vocab_size()), 5 if weights.get("pvm") else 0
-        prompter, prompts = Prompter(shape), {}
-        for kind, words in {"video": 8, "image": 8, "verb": verbs}.items():
-            prompts |= {kind: F.normalize(torch.randn(words, 16), dim=1)} if words else {}
+        shape = tiny_model(tokenizer.get_vocab_size())
+        prompter = Prompter(shape)
+        prompts = {kind: F.normalize(torch.randn(8, 16), dim=1) for kind in ("video", "image")}
         torch.manual_seed(0)
-        model = Alpro(shape, entities=8, verbs=verbs)
-        values = MEAN, STD, prompter, prompts, LossWeights(**weights), threshold
-        return PretrainObjective(model, *values, verb_threshold=threshold, verb_region=verb_region)
+        return PretrainObjective(
+            Alpro(shape, entities=8), MEAN, STD, prompter, prompts, LossWeights(**weights), threshold
+        )
 
     return make
 
@@ -150,13 +146,11 @@ def corpus(corpus_of, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def steps_of(tokenizer, training):
-    """steps_of(corpora, steps, unit=..., rank=..., ranks=..., crops=..., **config): the batches of a training run."""
+    """steps_of(corpora, steps, unit=..., rank=..., ranks=..., **config): the batches of a training run."""
 
-    def make(
-        corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=None, crops=1, **config
-    ) -> TrainingDataset:
+    def make(corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=None, **config) -> TrainingDataset:
         config = training(tuple(corpora), steps, **config)
-        return TrainingDataset(config, corpora, tokenizer, unit, 4, 8, 4, mlm, answers, rank, ranks, crops)
+        return TrainingDataset(config, corpora, tokenizer, unit, 4, 8, 4, mlm, answers, rank, ranks)
 
     return make
 

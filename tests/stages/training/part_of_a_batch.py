@@ -23,7 +23,7 @@ from alpro.stages.training.objective import (
 )
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
-SIZE, WORDS, ENTITIES, ANSWERS, VERBS = 8, 40, 6, 5, 3
+SIZE, WORDS, ENTITIES, ANSWERS = 8, 40, 6, 5
 VIDEO = {"image_size": 16, "patch_size": 4, "frames": 2, "width": 16, "depth": 1, "heads": 2, "drop_path": 0.0}
 TEXT = {"vocab_size": WORDS, "width": 16, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 16, "dropout": 0.0}
 WEIGHTS = LossWeights(vtm=1.5, mlm=0.5, pem=2.0)
@@ -55,7 +55,6 @@ def objectives() -> dict[str, Objective]:
     config = ModelConfig.model_validate({"video": VIDEO, "text": TEXT, "embed_dim": 8, "init": "scratch"})
     torch.manual_seed(0)
     prompts = {kind: torch.randn(ENTITIES, 8) for kind in ("video", "image")}
-    verbs = {"verb": torch.randn(VERBS, 8, generator=torch.Generator().manual_seed(1))}
     mean_std = [0.5] * 3, [0.25] * 3
     teacher = Prompter(config)
     return {
@@ -65,9 +64,6 @@ def objectives() -> dict[str, Objective]:
         "matching in pools of 4": MatchingObjective(Alpro(config), *mean_std, 4),
         "pretrain": PretrainObjective(Alpro(config, ENTITIES), *mean_std, teacher, prompts, WEIGHTS, 0.9),
         "qa": QaObjective(Alpro(config, answers=ANSWERS), *mean_std),
-        "pretrain with verbs": PretrainObjective(
-            Alpro(config, ENTITIES, verbs=VERBS), *mean_std, teacher, prompts | verbs, LossWeights(pvm=2.0), 0.9, 0, 0.9
-        ),
     }
 
 

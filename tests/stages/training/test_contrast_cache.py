@@ -38,7 +38,7 @@ def step(objective: Objective, batch: Batch, config) -> tuple[dict[str, float], 
     return run.mean.read(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
 
 
-EXACT = ["prompter", "matching in pools of 2", "pretrain in pools of 2", "pretrain with verbs in pools of 2"]
+EXACT = ["prompter", "matching in pools of 2", "pretrain in pools of 2"]
 
 
 def objective_of(name: str) -> Objective:

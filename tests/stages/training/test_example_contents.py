@@ -113,19 +113,6 @@ def test_a_masking_probability_of_0_masks_nothing_and_keeps_the_crops(clips, ste
     assert batch.boxes.shape == (8, 4)
 
 
-def test_more_candidates_for_a_crop_change_nothing_else(clips, steps_of):
-    """The first candidate is the crop of a run without candidates."""
-    one, several = (steps_of({"clips": clips}, mlm=0.3, crops=crops)[0] for crops in (1, 3))
-    assert several.boxes.shape == (8, 3, 4)
-    assert torch.equal(several.boxes[:, 0], one.boxes)
-    assert not torch.equal(several.boxes[:, 1], one.boxes)
-    assert not torch.equal(several.boxes[:, 1], several.boxes[:, 2])
-    for name in ("video", "frames", "text", "mask", "masked", "labels", "uniforms"):
-        assert torch.equal(getattr(several, name), getattr(one, name)), name
-    parts = several.split(2)
-    assert torch.equal(torch.cat([part.boxes for part in parts]), several.boxes)
-
-
 def test_texts_are_truncated_and_end_with_sep(clips, steps_of, tokenizer):
     batch = steps_of({"clips": clips}, max_text_tokens=6)[0]
     assert batch.text.shape == (8, 8)  # 6, rounded up so that shapes are few

@@ -1,7 +1,5 @@
 """The objective of pre-training: its losses, their weights, and the frozen prompter."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -13,9 +11,9 @@ from alpro.shards.pictures import draw_entities
 from alpro.stages.pretrain import draw_pseudo_labels
 from alpro.stages.training.examples import TrainingDataset
 from alpro.stages.training.masking import random_box
-from alpro.stages.training.pretrain_objective import LossWeights, box_patches, masked_positions, most_certain
+from alpro.stages.training.pretrain_objective import LossWeights, box_patches, masked_positions
 
-ALL = tuple(name for name, weight in LossWeights() if weight)
+ALL = tuple(LossWeights.model_fields)
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])
@@ -71,7 +69,7 @@ def test_a_loss_that_is_off_trains_no_head(off, pretraining, batches):
         assert all((p.grad is None) == (name == off) for p in head.parameters()), name
 
 
-@pytest.mark.parametrize("weights", [{}, {"pem": 0.0}, {"mlm": 0.0}, {"vtm": 0.0}, {"vtc": 0.0}, {"pvm": 1.0}], ids=str)
+@pytest.mark.parametrize("weights", [{}, {"pem": 0.0}, {"mlm": 0.0}, {"vtm": 0.0}, {"vtc": 0.0}], ids=str)
 def test_the_loss_is_the_same_if_every_position_is_fused(pretraining, batches, monkeypatch, weights):
     """And so are the gradients: no loss reads what the last layer leaves out."""
 
@@ -134,43 +132,7 @@ def test_the_selected_patches_have_room_for_every_random_box(grid):
     assert torch.equal(inside.sum(1), boxes[:, 2] * boxes[:, 3])
 
 
-def test_the_most_certain_candidate_is_chosen_by_hand():
-    """The first sample: 0.6 against 0.5 and 0.4. The second: 0.5, 0.9 and 0.8, of another entity."""
-    probabilities = torch.tensor(
-        [[[0.6, 0.3, 0.1], [0.5, 0.5, 0.0], [0.3, 0.4, 0.3]], [[0.2, 0.5, 0.3], [0.1, 0.0, 0.9], [0.8, 0.1, 0.1]]]
-    )
-    boxes = torch.arange(2 * 3 * 4).view(2, 3, 4)
-    chosen, labels = most_certain(boxes, probabilities)
-    assert chosen.tolist() == [[0, 1, 2, 3], [16, 17, 18, 19]]
-    torch.testing.assert_close(labels, torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.0, 0.9]]))
-
-
-CANDIDATES = torch.tensor([[[0, 0, 2, 3], [1, 1, 3, 2]], [[2, 0, 2, 4], [0, 2, 4, 2]]]).repeat(4, 1, 1)
-
-
-def test_pem_uses_the_most_certain_of_the_candidates(pretraining, batches):
-    """The loss and the gradients are those of a batch that has only the chosen crops."""
-    objective = pretraining(vtc=0.0, vtm=0.0, mlm=0.0)
-    batch = replace(batches["video"], boxes=CANDIDATES)
-    frames = objective.pixels(batch.frames)
-    chosen = objective.labeled(batch, frames)
-    each = [objective.labeled(replace(batch, boxes=boxes), frames).pseudo_labels for boxes in CANDIDATES.unbind(1)]
-    second = each[1].amax(1) > each[0].amax(1)
-    assert 0 < second.sum() < 8
-    assert torch.equal(chosen.boxes, CANDIDATES[torch.arange(8), second.long()])
-    assert torch.equal(chosen.pseudo_labels, torch.where(second[:, None], each[1], each[0]))
-    loss, metrics = objective(batch)
-    loss.backward()
-    gradient = objective.model.pem_head[0].weight.grad.clone()
-    objective.zero_grad()
-    expected, more = objective(replace(batch, boxes=chosen.boxes))
-    expected.backward()
-    assert torch.equal(loss, expected)
-    assert torch.equal(gradient, objective.model.pem_head[0].weight.grad)
-    assert metrics == more
-
-
-def test_the_picture_shows_the_chosen_crops(pretraining, clips, training, tokenizer, tmp_path, monkeypatch):
+def test_the_picture_shows_the_crops(pretraining, clips, training, tokenizer, tmp_path, monkeypatch):
     objective, drawn = pretraining(), []
 
     def record(frame, box, named, *more):
@@ -180,18 +142,12 @@ def test_the_picture_shows_the_chosen_crops(pretraining, clips, training, tokeni
 
     monkeypatch.setattr("alpro.stages.pretrain.draw_entities", record)
     config = training(("clips",), 1)
-    data = TrainingDataset(config, {"clips": clips}, tokenizer, "sample", 4, 32, 4, 0.3, crops=3)
+    data = TrainingDataset(config, {"clips": clips}, tokenizer, "sample", 4, 32, 4, 0.3)
     draw_pseudo_labels(objective, data, [str(n) for n in range(8)], tmp_path, 0)
     chosen = objective.labeled(data[0], objective.pixels(data[0].frames))
     assert [[int(4 * side) for side in box] for box, _ in drawn] == chosen.boxes.tolist()
     assert [value for _, value in drawn] == pytest.approx(chosen.pseudo_labels.amax(1).tolist())
     assert (tmp_path / "pseudo_labels.png").exists()
-
-
-def test_one_candidate_is_the_crop(pretraining, batches):
-    objective, batch = pretraining(), batches["video"]
-    candidate = replace(batch, boxes=batch.boxes[:, None])
-    assert torch.equal(objective(candidate)[0], objective(batch)[0])
 
 
 def test_no_pseudo_label_kept_is_no_loss_and_no_nan(pretraining, batches):

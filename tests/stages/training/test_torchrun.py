@@ -85,7 +85,6 @@ def test_two_nodes_of_two_ranks_are_as_one_process(tmp_path, torchrun):
         "matching in pools of 2",
         "matching in pools of 4",
         "pretrain",
-        "pretrain with verbs",
         "qa",
     }
     for name, value in whole.items():
