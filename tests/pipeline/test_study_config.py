@@ -87,7 +87,7 @@ def test_an_invalid_study_is_a_one_line_error(text, message, tmp_path):
 
 
 def test_an_unknown_study_lists_the_shipped_ones():
-    with pytest.raises(InputError, match="table1: neither a file nor a shipped study; those are entities,"):
+    with pytest.raises(InputError, match="table1: neither a file nor a shipped study; those are entities_full,"):
         load_study("table1")
 
 
