@@ -13,7 +13,7 @@ from alpro.pipeline.console import console, print_inspection
 from alpro.pipeline.steps import required
 from alpro.progress import rough_duration
 from alpro.shards.storage import absolute, located
-from alpro.stages import EVALUATIONS
+from alpro.stages import EVALUATIONS, TRAININGS
 from alpro.stages.corpora.check_data import check_data, items_of_split
 from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig
@@ -21,11 +21,14 @@ from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig
 
 def check(arguments: argparse.Namespace) -> int:
     """`alpro data check`. Exit status 1 if something would end a run."""
-    corpus = load_config(arguments.config, arguments.data, arguments.changes).corpora["data"]
+    settings = load_config(arguments.config, arguments.data, arguments.changes)
+    corpus = settings.corpora["data"]
     if corpus.shards:
         raise InputError("corpora.data.shards are not decoded; `alpro data inspect` describes decoded corpora")
     config, paths = decoding_of(corpus)
-    report = check_data(located(corpus.data), config, *paths, samples=arguments.samples)
+    stages = ((stage, getattr(settings, stage, None)) for stage in TRAININGS)
+    lengths = {stage: values.max_text_tokens for stage, values in stages if values and "data" in values.corpora}
+    report = check_data(located(corpus.data), config, *paths, samples=arguments.samples, max_text_tokens=lengths)
     if arguments.json:
         print_json(report)
     else:
@@ -80,6 +83,20 @@ def print_check(report: dict[str, Any]) -> None:
     ):
         if count:
             show(f"  {count:,} {what}{''.join(f'{chr(10)}    {example}' for example in examples)}")
+    for split, shared in report["also_in_training"].items():
+        if shared["captions"]:
+            show(
+                f"  {shared['captions']} of {shared['items']} {split} items have a caption that a training item has too"
+            )
+    cut: dict[str, list[str]] = {}
+    for stage, texts in report["long_texts"].items():
+        if texts["cut"]:
+            what = f"at least {texts['cut']:,} of {texts['texts']:,} {texts['of']}"
+            cut.setdefault(f"max_text_tokens = {texts['max_text_tokens']} cuts {what}", []).append(stage)
+    for line, stages in cut.items():
+        show(f"  {line} ({', '.join(stages)})")
+    if report["group_hint"]:
+        show(f"hint: {report['group_hint']}")
     decoded, cost = report["decoded"], report["estimate"]
     rejected = sum(decoded["rejected"].values())
     show(f"decoded {decoded['items']} items in {decoded['seconds']:.1f} s, {rejected} rejected")

@@ -125,6 +125,11 @@ class Plan:
             rows.append(Row.model_validate_json(row))
         return rows
 
+    def splits(self) -> Iterator[str]:
+        """The split of each row, in the order of the records."""
+        for (split,) in self.db.execute("select split from rows order by n"):
+            yield split
+
     def similar_names(self) -> SimilarNames | None:
         """Files that may be clips of the same videos, judging by their names. None if the manifest has splits or
         groups, or if no names are similar."""
@@ -133,8 +138,11 @@ class Plan:
         named = "select prefix, count(distinct source) files from rows where prefix != '' group by prefix"
         # A prefix that at least half of all files share is the name of the data set, not of a video.
         selected = f"select * from ({named}) where files > 1 and 2 * files < (select count(distinct source) from rows)"
-        (items,) = self.db.execute(f"select sum(files) from ({selected})").fetchone()
-        if not items:
+        items, groups, largest = self.db.execute(
+            f"select coalesce(sum(files), 0), count(*), coalesce(max(files), 0) from ({selected})"
+        ).fetchone()
+        # Many groups of few clips are videos; a few groups of many files are collections.
+        if not items or groups < largest:
             return None
         (prefix,) = self.db.execute(f"select prefix from ({selected}) order by length(prefix) desc, prefix").fetchone()
         rows = self.db.execute("select min(n), row from rows where prefix = ? group by source order by 1", (prefix,))

@@ -122,8 +122,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     selected = (r for r in records if config.kinds == "all" or isinstance(r, Reject) or r.kind == config.kinds)
     with Plan.create(parts, selected, config.validation, config.test, config.seed, config.samples_per_shard) as plan:
         check_texts(source, plan)
-        if not config.group_pattern:
-            hint_at_groups(plan)
+        if not config.group_pattern and (hint := group_hint(plan)):
+            log.info(f"hint: {hint}")
         index_earlier_units(out)
         with progress("decoding", plan.count("rows"), "items") as advance:
             done = partial(is_finished, config=config, out=out)
@@ -154,16 +154,17 @@ def check_texts(source: Location, plan: Plan) -> None:
         raise InputError(f"{source}: no captions and no questions; {hint}")
 
 
-def hint_at_groups(plan: Plan) -> None:
-    """Prints a hint if splits are generated and file names look like clips of a few videos."""
-    if similar := plan.similar_names():
-        last = similar.prefix[-1]
-        pattern = "(.+?)" + ("" if last.isalnum() else re.escape(last)) + r"\d+\.[^.]+$"
-        log.info(
-            f"hint: the names of {similar.items} files differ only in a number, such as "
-            f"{' and '.join(similar.examples)}; if they are clips of one video, group_pattern = '{pattern}' keeps them "
-            "in one split"
-        )
+def group_hint(plan: Plan) -> str:
+    """A hint if splits are generated and file names look like clips of the same videos; otherwise an empty string."""
+    similar = plan.similar_names()
+    if similar is None:
+        return ""
+    last = similar.prefix[-1]
+    pattern = "(.+?)" + ("" if last.isalnum() else re.escape(last)) + r"\d+\.[^.]+$"
+    return (
+        f"the names of {similar.items} files differ only in a number, such as {' and '.join(similar.examples)}; if "
+        f"they are clips of one video, group_pattern = '{pattern}' keeps them in one split"
+    )
 
 
 def is_finished(unit: DecodeUnit, config: Config, out: Path) -> bool:

@@ -32,7 +32,7 @@ from alpro.stages.evaluation.shortcuts import Answers, answers_under_controls, r
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.vocabulary.nouns import load_tagger
 
-VERSION = f"7 {TABLE_VERSION}"
+VERSION = f"8 {TABLE_VERSION}"
 STAGE = Stage(
     help="evaluate the fine-tuned models on the test split",
     kind="evaluation",

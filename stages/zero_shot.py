@@ -24,7 +24,7 @@ from alpro.stages.evaluation.results import Results, add_rankers, evaluating
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.execution.interface import Outcome, Resources
 
-VERSION = f"3 {TABLE_VERSION}"
+VERSION = f"4 {TABLE_VERSION}"
 STAGE = Stage(
     help="evaluate the pre-trained model and the prompter on the test split",
     kind="evaluation",

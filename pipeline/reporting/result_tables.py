@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,15 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     by_table: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_table.setdefault(row["table"], []).append(row)
+    overlap = [overlap_note(row) for table in OVERLAPS for row in by_table.pop(table, ())]
     names = dict.fromkeys([*LAYOUTS, *by_table])
-    return [LAYOUTS.get(name, scores_table)(by_table[name]) for name in names if name in by_table]
+    shown = {name: LAYOUTS.get(name, scores_table)(by_table[name]) for name in names if name in by_table}
+    return [with_notes(table, [] if name == "decoded" else overlap) for name, table in shown.items()]
+
+
+def with_notes(table: Table, notes: list[str]) -> Table:
+    """The table with more lines in its note."""
+    return replace(table, note="\n".join(filter(None, [table.note, *notes])))
 
 
 def retrieval_table(rows: list[dict[str, Any]]) -> Table:
@@ -105,8 +112,19 @@ LAYOUTS: dict[str, Callable[[list[dict[str, Any]]], Table]] = {
     "qa": answers_table,
     "entities": scores_table,
     "decoded": partial(shares_table, "Items that could be decoded"),
-    "left_out": partial(shares_table, "Items left out: also in training"),
 }
+# Rows that are a note below every table: test items that share a caption or frames with a training item.
+OVERLAPS = {
+    "left_out": "are left out, because a training item has the same caption or frames (evaluate.exclude_overlap = "
+    "false keeps them)",
+    "also_in_training": "have the caption or the frames of a training item (evaluate.exclude_overlap = true leaves "
+    "them out)",
+}
+
+
+def overlap_note(row: dict[str, Any]) -> str:
+    """How many test items are also in training, and whether the scores are without them."""
+    return f"{row['metric']} {row['what']} {OVERLAPS[row['table']]}."
 
 
 def note_of(rows: list[dict[str, Any]], items: int) -> str:

@@ -4,11 +4,13 @@ All rows are read, no media except those of a few items, which are decoded.
 """
 
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from alpro.shards.annotations import annotation_file, scan_source, table_of
 from alpro.shards.decode import DecodeError
 from alpro.shards.downloads import is_downloads
 from alpro.shards.plan import Plan
-from alpro.shards.schema import Reject, Row
+from alpro.shards.schema import SPLITS, Reject, Row
 from alpro.shards.storage import Location
 from alpro.shards.writer import encode_jpeg
-from alpro.stages.decode_videos import Config, decode, fetched
+from alpro.stages.decode_videos import Config, decode, fetched, group_hint
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MAX_NAMED = 3  # items that are named as examples
@@ -33,11 +35,12 @@ def check_data(
     root: Path | None = None,
     samples: int = 20,
     workers: int = 0,
+    max_text_tokens: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Describes a source of items, decoding `samples` of them, evenly spaced.
 
-    workers: processes that would decode (0: one per core), for the estimate. Raises InputError if the source cannot be
-    read at all.
+    workers: processes that would decode (0: one per core), for the estimate. max_text_tokens: by the stages that train
+    on the items. Raises InputError if the source cannot be read at all.
     """
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
         folder = Path(name)
@@ -58,6 +61,9 @@ def check_data(
                 "missing_examples": files.examples,
                 "remote": files.remote,
                 "splits": plan.texts_by_split(),
+                "also_in_training": files.also_in_training(plan.splits()),
+                "group_hint": "" if config.group_pattern else group_hint(plan),
+                "long_texts": files.long_texts(max_text_tokens or {}),
                 "split_source": "generated" if plan.generated_splits else "named" if files.named_splits else "none",
                 "decoded": decode_some(plan.evenly_spaced(samples), config, folder),
             }
@@ -79,6 +85,10 @@ class Files:
         self.without_text = self.missing = self.remote = 0
         self.examples: list[str] = []
         self.named_splits = False
+        self.captions: list[int] = []  # the hash of each caption
+        self.captions_of_row: list[int] = []
+        # The number of texts by length, in words and punctuation marks.
+        self.lengths: dict[str, Counter[int]] = {"captions": Counter(), "questions": Counter()}
 
     def count(self, records: Iterable[Row | Reject]) -> Iterator[Row | Reject]:
         for record in records:
@@ -90,12 +100,44 @@ class Files:
         self.kinds[row.kind] += 1
         self.without_text += not row.captions and not row.questions
         self.named_splits |= bool(row.split)
+        self.captions += map(hash, row.captions)
+        self.captions_of_row.append(len(row.captions))
+        for name, texts in (("captions", row.captions), ("questions", [q.question for q in row.questions])):
+            self.lengths[name].update(len(re.findall(r"\w+|[^\w\s]", text)) for text in texts)
         if not isinstance(row.path, Path):
             self.remote += row.path.startswith("member://") is False
         elif not row.path.is_file():
             self.missing += 1
             if len(self.examples) < MAX_NAMED:
                 self.examples.append(str(row.path))
+
+    def also_in_training(self, splits: Iterable[str]) -> dict[str, dict[str, int]]:
+        """By split, the number of items with a caption, and of those with a caption that a training item has too.
+
+        splits: of each row, in order.
+        """
+        counts = {split: {"items": 0, "captions": 0} for split in SPLITS[1:]}
+        ends = list(accumulate(self.captions_of_row))
+        rows = [
+            (split, self.captions[end - count : end])
+            for split, count, end in zip(splits, self.captions_of_row, ends, strict=True)
+        ]
+        known = {caption for split, captions in rows if split == SPLITS[0] for caption in captions}
+        for split, captions in rows:
+            if split in counts and captions:
+                counts[split]["items"] += 1
+                counts[split]["captions"] += not known.isdisjoint(captions)
+        return counts
+
+    def long_texts(self, max_text_tokens: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+        """For each stage the kind of its texts, their number, its `max_text_tokens`, and how many this cuts at least: a
+        tokenizer makes one or more tokens of a word, and adds [CLS] and [SEP]."""
+        report = {}
+        for stage, limit in max_text_tokens.items():
+            kind = "questions" if stage == "finetune_qa" else "captions"
+            cut = sum(texts for words, texts in self.lengths[kind].items() if words + 2 > limit)
+            report[stage] = {"of": kind, "texts": self.lengths[kind].total(), "max_text_tokens": limit, "cut": cut}
+        return report
 
 
 def form_of_source(data: Location) -> str:

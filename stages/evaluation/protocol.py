@@ -46,9 +46,10 @@ class EvaluationConfig(StageConfig):
     )
     max_text_tokens: int = Field(0, ge=0, description="maximum length of a text in tokens; 0: as in training")
     exclude_overlap: bool = Field(
-        False,
+        True,
         description="exclude items that share a caption or near-duplicate frames with a training item of their corpus "
-        "(listed in its overlap.parquet)",
+        "(listed in its overlap.parquet); false: evaluate every item, as published protocols do. The results count "
+        "these items in either case",
     )
     mixed_precision: bool = Field(
         True, description="bfloat16 autocast of the encoders on GPUs; embeddings and heads are float32"
@@ -69,12 +70,15 @@ class EvaluationConfig(StageConfig):
         """Raises InputError if the corpus for retrieval lacks a column of the manifest that the evaluation reads."""
 
 
+def also_in_training(folder: Path, split: str) -> set[str]:
+    """The ids of the items of a split that share a caption or near-duplicate frames with a training item."""
+    table = pq.read_table(require(folder, "overlap.parquet"), filters=[("split", "==", split)])
+    return set(table["id"].to_pylist())
+
+
 def excluded(config: EvaluationConfig, folder: Path) -> set[str]:
     """The ids of the items that `exclude_overlap` removes from a corpus."""
-    if not config.exclude_overlap:
-        return set()
-    table = pq.read_table(require(folder, "overlap.parquet"), filters=[("split", "==", config.split)])
-    return set(table["id"].to_pylist())
+    return also_in_training(folder, config.split) if config.exclude_overlap else set()
 
 
 def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple[str, int, int]]:
@@ -89,10 +93,12 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
         if evaluated != name:
             continue
         if not any(ShardReader(folder, config.split, exclude=excluded(config, folder)).column(column).to_pylist()):
-            condition = " that is not also in training" if config.exclude_overlap else ""
+            shared = len(excluded(config, folder))
+            condition = " that is not also in training" if shared else ""
+            keep = f", set evaluate.exclude_overlap = false to keep the {shared} that are" if shared else ""
             raise InputError(
                 f"{name}: no {config.split} item{condition} has {column}; assign some in the column split, raise "
-                f"corpora.{name}.{config.split}, or set evaluate.{TASKS[column]} to an empty string"
+                f"corpora.{name}.{config.split}{keep}, or set evaluate.{TASKS[column]} to an empty string"
             )
         decoded, annotated = read_json(folder / "statistics.json")["splits"][config.split][column]
         if decoded < config.min_decoded_share * annotated:

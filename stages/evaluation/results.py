@@ -22,7 +22,7 @@ from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
 from alpro.stages.evaluation.encode import Texts, Videos, precision, similarities
 from alpro.stages.evaluation.metrics import DIRECTIONS, Metric, Ranks, Score, retrieval_ranks, retrieval_scores
-from alpro.stages.evaluation.protocol import EvaluationConfig, check_items, excluded, protocol_of, score_pairs
+from alpro.stages.evaluation.protocol import EvaluationConfig, also_in_training, check_items, protocol_of, score_pairs
 from alpro.stages.evaluation.retrieval import Gallery, dual_softmax
 from alpro.stages.evaluation.statistics import bootstrap_interval
 from alpro.stages.execution.interface import Outcome, Resources
@@ -46,7 +46,7 @@ class Results:
 
     @classmethod
     def of(cls, config: EvaluationConfig, inputs: dict[str, Path], out: Path) -> "Results":
-        """Creates results; the first rows report items that could not be decoded or are excluded, if any.
+        """Creates results; the first rows report items that could not be decoded or are also in training, if any.
 
         Raises InputError as `check_items` does.
         """
@@ -55,9 +55,10 @@ class Results:
             for column, decoded, annotated in check_items(config, name, inputs[name]):
                 if decoded < annotated:
                     results.add_share("decoded", name, f"{column} of {name}", f"decoded/{name}", decoded, annotated)
-            if removed := len(excluded(config, inputs[name])):
+            if shared := len(also_in_training(inputs[name], config.split)):
                 items = len(ShardReader(inputs[name], config.split))
-                results.add_share("left_out", name, f"items of {name}", "left_out", removed, items)
+                table = "left_out" if config.exclude_overlap else "also_in_training"
+                results.add_share(table, name, f"items of {name}", table, shared, items)
         return results
 
     def add(self, score: Score, what: str, name: str, direction: str = "", protocol: str = "") -> None:

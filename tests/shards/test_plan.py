@@ -80,18 +80,23 @@ def files(*names: str, **more) -> list[Row]:
     return [Row(id=name, path=Path(name), kind="video", **{"group": name, **more}) for name in names]
 
 
-CLIPS = ["star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "star_CD_12.mp4", "one.mp4", "two.mp4"]
+CLIPS = [
+    *("star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "star_CD_12.mp4", "star_EF_1.mp4"),
+    *("star_EF_2.mp4", "one.mp4", "two.mp4"),
+]
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (files(*CLIPS), SimilarNames(5, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
-        (files(*(f"tv/{name}" for name in CLIPS)), SimilarNames(5, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
+        (files(*CLIPS), SimilarNames(7, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
+        (files(*(f"tv/{name}" for name in CLIPS)), SimilarNames(7, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
         (files(*CLIPS, split="train"), None),  # the rows have splits
         ([row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")], None),  # the rows have groups
         (files(*(f"video{n}.mp4" for n in range(9))), None),  # that is the name of the data set
         (files("a1.mp4", "a2.mp4", "b1.mp4", "b2.mp4", "c.mp4"), None),
+        # Five files of one name beside three small groups: rather a collection of videos than the clips of one.
+        (files(*CLIPS, *(f"auto_{n}.mp4" for n in range(5))), None),
         (files("one.mp4", "two.mp4", "three.mp4"), None),
         (files(*CLIPS[:1], *CLIPS[2:3], "other.mp4"), None),
         ([], None),

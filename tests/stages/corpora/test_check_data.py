@@ -94,3 +94,31 @@ def test_tables_beside_videos_without_texts_are_named(tmp_path):
         (tmp_path / name).write_text('{"path": "video0.png", "caption": "a cat"}\n')
     expected = "no captions and no questions; the texts may be in a.jsonl, b.jsonl: pass that file"
     assert expected in check_data(tmp_path, CONFIG, samples=2)["problems"]
+
+
+def test_texts_of_training_and_long_texts_are_counted(tmp_path):
+    """Captions of the test split that training has too, and texts that training cuts: with [CLS] and [SEP]."""
+    splits = {"train": ["a cat", "a dog"], "validation": ["a bird"], "test": ["a dog", "an owl, which hoots at night"]}
+    items = [{"id": name, "captions": texts, "split": name} for name, texts in splits.items()]
+    items.append({"id": "silent", "split": "test", "questions": [{"question": "which one is it?", "answer": "x"}]})
+    manifest = write_manifest(tmp_path / "data", items)
+    lengths = {"pretrain": 8, "finetune_retrieval": 9, "finetune_qa": 6}
+    report = check_data(manifest, CONFIG, samples=1, max_text_tokens=lengths)
+    none, one = {"items": 1, "captions": 0}, {"items": 1, "captions": 1}
+    assert report["also_in_training"] == {"validation": none, "test": one}
+    cut = {stage: (values["of"], values["texts"], values["cut"]) for stage, values in report["long_texts"].items()}
+    assert cut == {
+        "pretrain": ("captions", 5, 1),
+        "finetune_retrieval": ("captions", 5, 0),
+        "finetune_qa": ("questions", 1, 1),
+    }
+    assert report["group_hint"] == ""
+
+
+def test_clips_of_the_same_videos_are_hinted_at_unless_they_have_a_group(tmp_path):
+    names = [f"star_{video}_{n}" for video in ("AB", "CD", "EF") for n in (1, 2)]
+    manifest = write_manifest(tmp_path / "data", [{"id": name, "captions": ["x"]} for name in names])
+    hint = check_data(manifest, CONFIG, samples=1)["group_hint"]
+    assert hint.startswith("the names of 6 files differ only in a number, such as star_AB_1.png and star_AB_2.png; if")
+    grouped = CONFIG.model_copy(update={"group_pattern": r"(star_\w+)_\d"})
+    assert check_data(manifest, grouped, samples=1)["group_hint"] == ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -25,7 +26,15 @@ def statistics(folder: Path, **counts: tuple[int, int]) -> Path:
     """Writes the numbers of items that a corpus has, and was to have."""
     splits = {split: {name: [0, 0] for name in ("items", "captions", "questions")} for split in ("train", "validation")}
     (folder / "statistics.json").write_text(json.dumps({"splits": splits | {"test": counts}}))
+    also_in_training(folder)
     return folder
+
+
+def also_in_training(folder: Path, **splits: str) -> None:
+    """Writes the items, each with its split, that share a caption with a training item."""
+    rows = [{"id": name, "split": split, "captions": True, "frames": False} for name, split in splits.items()]
+    schema = pa.schema({"id": pa.string(), "split": pa.string(), "captions": pa.bool_(), "frames": pa.bool_()})
+    pq.write_table(pa.Table.from_pylist(rows, schema), folder / "overlap.parquet")
 
 
 # Fake models: the matching head and the answers follow from the pixels, so that what is shown is what is scored.

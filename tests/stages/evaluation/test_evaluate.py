@@ -4,7 +4,6 @@ known."""
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +22,7 @@ from alpro.stages.evaluation.qa import Questions
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.evaluation.statistics import bootstrap_interval
-from tests.stages.evaluation.conftest import RESOURCES, evaluated, rows_of, statistics
+from tests.stages.evaluation.conftest import RESOURCES, also_in_training, evaluated, rows_of, statistics
 
 CPU = torch.device("cpu")
 
@@ -367,33 +366,34 @@ def test_frames_and_texts_have_the_length_that_is_asked_for(module, model, clips
 
 
 @pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
-def test_items_that_training_has_too_can_be_left_out(clips_of_brightness, reading, tmp_path, module, model):
+def test_items_that_training_has_too_are_left_out(clips_of_brightness, reading, tmp_path, module, model):
+    """By default, and the note below every table of scores says how many. With `exclude_overlap = false` they are
+    evaluated, and the note says so."""
     reading("qa")
-    overlap = [{"id": name, "split": split, "captions": True, "frames": False} for name, split in (("down0", "test"),)]
-    overlap += [{"id": "up0", "split": "validation", "captions": False, "frames": True}]
-    pq.write_table(pa.Table.from_pylist(overlap), clips_of_brightness / "overlap.parquet")
+    also_in_training(clips_of_brightness, down0="test", up0="validation")
     models = (model, "qa") if module is evaluate else (model,)
     wanted = {"retrieval": "clips"} | ({"qa": "clips"} if module is evaluate else {})
-    whole = evaluated(module, clips_of_brightness, tmp_path / "whole", models, **wanted)
-    left = evaluated(module, clips_of_brightness, tmp_path / "left", models, **wanted, exclude_overlap=True)
+    left = evaluated(module, clips_of_brightness, tmp_path / "left", models, **wanted)
+    whole = evaluated(module, clips_of_brightness, tmp_path / "whole", models, **wanted, exclude_overlap=False)
     name = "retrieval" if module is evaluate else "zero_shot"
-    assert "left_out/clips" not in whole
     assert (whole[f"{name}/t2v/R1"]["items"], left[f"{name}/t2v/R1"]["items"]) == (4, 3)
     assert (left["left_out/clips"]["metric"], left["left_out/clips"]["value"]) == ("1 of 4", 25)
+    assert (whole["also_in_training/clips"]["metric"], "left_out/clips" in whole) == ("1 of 4", False)
     ids = pq.read_table(tmp_path / "left" / f"{name}_t2v.parquet")["id"].to_pylist()
     assert sorted(ids) == ["down1", "up0", "up1"]
     if module is evaluate:
         assert (whole["qa/acc"]["items"], left["qa/acc"]["items"]) == (4, 3)
-    (table,) = [table for table in tables(list(left.values())) if table.title.startswith("Items left out")]
-    assert table.lines == [["items of clips", "1 of 4", "25.0 %"]]
+    for rows, note in ((left, "1 of 4 items of clips are left out, "), (whole, "1 of 4 items of clips have the capti")):
+        shown = tables(list(rows.values()))
+        assert [table.title for table in shown] == ["Retrieval", "Question answering"][: len(models)]
+        assert all(note in table.note for table in shown)
 
 
 def test_nothing_that_is_left_is_a_mistake(clips_of_brightness, tmp_path):
-    names = ["up0", "up1", "down0", "down1"]
-    overlap = [{"id": name, "split": "test", "captions": True, "frames": True} for name in names]
-    pq.write_table(pa.Table.from_pylist(overlap), clips_of_brightness / "overlap.parquet")
-    config = EvaluationConfig(retrieval="clips", exclude_overlap=True)
-    with pytest.raises(InputError, match="clips: no test item that is not also in training has captions"):
+    also_in_training(clips_of_brightness, up0="test", up1="test", down0="test", down1="test")
+    config = EvaluationConfig(retrieval="clips")
+    message = "clips: no test item that is not also in training has captions; .* = false to keep the 4 that are"
+    with pytest.raises(InputError, match=message):
         check_items(config, "clips", clips_of_brightness)
     (clips_of_brightness / "overlap.parquet").unlink()
     with pytest.raises(InputError, match=r"overlap\.parquet is missing"):
