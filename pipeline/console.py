@@ -38,9 +38,8 @@ def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_js
         for key, value in {**record["counts"], **record["metrics"]}.items():
             console.print(f"  {key}: {value:g}")
     for name, _, record, _ in listed:
-        for key, count in record["counts"].items():
-            if key.endswith("_in_training"):
-                console.print(f"{name}: {count} {key.replace('_', ' ')}")
+        for warning in record.get("warnings", []):
+            print_line(f"warning: {name}: {warning}")
     where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
     console.print(f"report: {report}", markup=False)
     console.print(f"curves, pictures and comparison: alpro ui{where}", markup=False)

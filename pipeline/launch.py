@@ -72,7 +72,7 @@ def work(
     result = read_json(out / "result.json") if (out / "result.json").exists() else {}
     if status == 0:
         (out / "result.json").unlink()
-        return Outcome(result["counts"], result["metrics"])
+        return Outcome(**result)
     if "error" in result:
         raise InputError(result["error"])
     if STOP.get().is_requested():

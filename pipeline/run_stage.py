@@ -82,7 +82,10 @@ def main(arguments: list[str]) -> int:
         write_first_result(file.with_name("result.json"), {"interrupted": True})  # torchrun has its own exit status
         return EXIT_INTERRUPTED
     if main_rank:
-        write_json(file.with_name("result.json"), {"counts": outcome.counts, "metrics": outcome.metrics})
+        write_json(
+            file.with_name("result.json"),
+            {"counts": outcome.counts, "metrics": outcome.metrics, "warnings": outcome.warnings},
+        )
     if standalone:
         done = finish(work, outcome, time.time() - started)
         print(f"done: {out}{'' if done else ', without an artifact record: `config` or `out` was changed'}")

@@ -131,7 +131,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             run_unfinished(plan.units(), done, process, resources, advance, lambda unit: len(unit.rows))
         (out / REJECTED).unlink(missing_ok=True)
         outcome = merge(plan, out)
-        outcome.counts |= write_overlap(out, COMPARED)
+        counts, outcome.warnings = write_overlap(out, COMPARED)
+        outcome.counts |= counts
         draw_samples(out)
         if error := too_many_rejects(source, outcome, config.max_reject_share, out):
             delete_rejected_units(plan, out)

@@ -44,4 +44,6 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
     trained = train(build, config, inputs, out, resources)
     pairs, skipped = sum(len(source) for source in trained.data.sources), trained.data.skipped
-    return Outcome({"steps": trained.steps, "pairs": pairs, "samples_without_caption": skipped}, trained.metrics)
+    return Outcome(
+        {"steps": trained.steps, "pairs": pairs, "samples_without_caption": skipped}, trained.metrics, trained.warnings
+    )

@@ -89,7 +89,8 @@ def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resou
     if error := too_many_rejects(inputs["shards"], outcome, config.max_reject_share, out):
         raise error
     local = all(isinstance(unit.shard, Path) for unit in units)  # at a URL, every sample takes a request
-    outcome.counts |= write_overlap(out, COMPARED if local else 0)
+    counts, outcome.warnings = write_overlap(out, COMPARED if local else 0)
+    outcome.counts |= counts
     draw_samples(out)
     return outcome
 

@@ -109,7 +109,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
     trained = train(build, config, inputs, out, resources)
     counts = {"steps": trained.steps, "samples_without_caption": trained.data.skipped, "entities": len(entities)}
-    return Outcome(counts, trained.metrics)
+    return Outcome(counts, trained.metrics, trained.warnings)
 
 
 def load_teacher(

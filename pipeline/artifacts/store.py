@@ -242,6 +242,7 @@ def write_record(
         **description,
         "counts": outcome.counts,
         "metrics": outcome.metrics,
+        "warnings": outcome.warnings,
         "contents": describe_contents(folder, outcome.sha256),
         "versions": versions(),
         "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware(), **run_info},

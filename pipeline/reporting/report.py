@@ -51,6 +51,7 @@ def write_report(path: Path, run: RunSummary, artifacts: list[Listed]) -> Path:
         scores=scores,
         published=NOTE if any(lines for _, lines in scores) else "",
         notes=control_notes(rows),
+        warnings=[f"{name}: {line}" for name, _, record, _ in artifacts for line in record.get("warnings", [])],
         before=compared_with_before(path.with_suffix(".json"), run, artifacts),
         dag=drawing(run.steps),
         data=data_tables(artifacts),

@@ -13,7 +13,7 @@ from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.statistics import Difference
 
 Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, record, cached
-FEW_ITEMS = 100
+FEW_VIDEOS = 100
 
 
 def results(artifacts: list[Listed]) -> list[dict[str, Any]]:
@@ -54,12 +54,10 @@ def retrieval_table(rows: list[dict[str, Any]]) -> Table:
     columns = {row["metric"]: row["metric"] + ("" if row["higher_is_better"] else " ↓") for row in rows}
     lines: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     chance: dict[str, dict[str, str]] = {}
-    items: dict[str, int] = {}
     for row in rows:
         direction, metric = row["direction"], row["metric"]
         lines.setdefault((row["what"], direction), {})[metric] = row
         chance.setdefault(direction, {}).setdefault(metric, shown(row["chance"], row["unit"]))
-        items[direction] = max(items.get(direction, 0), row["items"])
     out = []
     for (what, direction), cells in lines.items():
         scores = [shown_score(cells[c]) if c in cells else "" for c in columns]
@@ -67,8 +65,7 @@ def retrieval_table(rows: list[dict[str, Any]]) -> Table:
         out.append([what, direction, *scores, str(first["items"]), first["protocol"]])
     out += [["chance", direction, *(cells.get(c, "") for c in columns), "", ""] for direction, cells in chance.items()]
     heads = ["", "", *columns.values(), "items", "protocol"]
-    # Captions of one video are no independent items, so the direction with fewer counts.
-    return Table("Retrieval", heads, out, note_of(rows, min(items.values())))
+    return Table("Retrieval", heads, out, note_of(rows))
 
 
 def answers_table(rows: list[dict[str, Any]]) -> Table:
@@ -81,7 +78,7 @@ def answers_table(rows: list[dict[str, Any]]) -> Table:
         scores = [shown_score(cells[what]) if what in cells else "" for what in whats]
         lines.append([metric, "", *scores, shown(first["chance"], first["unit"]), str(first["items"])])
     heads = [what.removeprefix("control: ") for what in whats]
-    note = note_of(rows, max(row["items"] for row in rows))
+    note = note_of(rows)
     return Table("Question answering", ["", "", *heads, rows[0]["baseline"], "items"], lines, note)
 
 
@@ -97,7 +94,7 @@ def scores_table(rows: list[dict[str, Any]]) -> Table:
         ]
         for row in rows
     ]
-    note = note_of(rows, max(row["items"] for row in rows))
+    note = note_of(rows)
     return Table(rows[0]["table"].capitalize(), ["", "", "score", rows[0]["baseline"], "items"], lines, note)
 
 
@@ -127,22 +124,34 @@ def overlap_note(row: dict[str, Any]) -> str:
     return f"{row['metric']} {row['what']} {OVERLAPS[row['table']]}."
 
 
-def note_of(rows: list[dict[str, Any]], items: int) -> str:
-    """What a reader of scores has to know: what the brackets are, and a warning if there are few items."""
+def note_of(rows: list[dict[str, Any]]) -> str:
+    """What a reader of scores has to know: what the brackets are, and a warning if there are few test videos. Of the
+    directions of retrieval, that with the queries of fewer videos counts; not the rows of subsets."""
     brackets = (
         "In brackets: 95 % bootstrap interval over test videos." if any(r["low"] is not None for r in rows) else ""
     )
-    return " ".join(filter(None, (brackets, small_sample_note(items))))
+    whole: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["items"] > whole.get(row["direction"], {"items": 0})["items"]:
+            whole[row["direction"]] = row
+    fewest = min(whole.values(), key=lambda row: row["independent_videos"])
+    return " ".join(filter(None, (brackets, small_sample_note(fewest["videos"], fewest["independent_videos"]))))
 
 
-def small_sample_note(items: int) -> str:
-    """A warning if there are few test items: how far a score may be off by chance alone, as half the 95 % interval of a
-    share at its widest, 1.96 sqrt(0.5 x 0.5 / n)."""
-    if items >= FEW_ITEMS:
+def small_sample_note(videos: int, independent: float) -> str:
+    """A warning if there are few test videos: how far a score may be off by chance alone, as half the 95 % interval of
+    a share at its widest, 1.96 sqrt(0.5 x 0.5 / n). n is not the number of queries: those of one video are right or
+    wrong together (`independent_videos`)."""
+    if independent >= FEW_VIDEOS:
         return ""
-    points = min(100.0, 98 / math.sqrt(max(items, 1)))
-    plural = "" if items == 1 else "s"
-    return f"Only {items} test item{plural}: differences of less than {points:.0f} points are noise."
+    points = min(100.0, 98 / math.sqrt(independent))
+    plural = "" if videos == 1 else "s"
+    counted = (
+        f", which count as {independent:.0f} because some have most of the queries"
+        if independent < 0.8 * videos
+        else ""
+    )
+    return f"Only {videos} test video{plural}{counted}: differences of less than {points:.0f} points are noise."
 
 
 def shown(value: float | None, unit: str) -> str:

@@ -97,26 +97,28 @@ def pixel_sums(frames: np.ndarray) -> np.ndarray:
     return np.stack([np.full(3, float(len(pixels))), pixels.sum(0), (pixels**2).sum(0)])
 
 
-def write_overlap(out: Path, max_samples: int) -> dict[str, int]:
+def write_overlap(out: Path, max_samples: int) -> tuple[dict[str, int], list[str]]:
     """Writes overlap.parquet, the validation and test items that share a caption or equal-looking frames with a
     training item, and adds their counts to statistics.json.
 
-    The frames of at most `max_samples` samples are compared. Counts above 0 are printed, and returned as counts of the
-    stage.
+    The frames of at most `max_samples` samples are compared. Returns the counts above 0, and a warning for each split
+    that has any.
     """
     table, overlaps = overlap(out, max_samples)
     pq.write_table(table, out / "overlap.parquet")
     write_json(out / "statistics.json", read_json(out / "statistics.json") | {"overlap": overlaps})
     counts: dict[str, int] = {}
+    warnings = []
     for split, numbers in overlaps.items():
         shared = {name: count for name in ("captions", "frames") if (count := numbers[name])}
         counts |= {f"{split}_{name}_in_training": count for name, count in shared.items()}
         if shared:
-            log.warning(
+            warnings.append(
                 f"{split}: {numbers['captions']} of {numbers['items']} items share a caption with a training item, and "
-                f"{numbers['frames']} of {numbers['compared']} look like one; see {out / 'overlap.parquet'}"
+                f"{numbers['frames']} of {numbers['compared']} look like one (overlap.parquet)"
             )
-    return counts
+            log.warning(warnings[-1])
+    return counts, warnings
 
 
 def draw_samples(out: Path, count: int = 8) -> None:

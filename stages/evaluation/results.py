@@ -24,7 +24,7 @@ from alpro.stages.evaluation.encode import Texts, Videos, precision, similaritie
 from alpro.stages.evaluation.metrics import DIRECTIONS, Metric, Ranks, Score, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.protocol import EvaluationConfig, also_in_training, check_items, protocol_of, score_pairs
 from alpro.stages.evaluation.retrieval import Gallery, dual_softmax
-from alpro.stages.evaluation.statistics import bootstrap_interval
+from alpro.stages.evaluation.statistics import bootstrap_interval, independent_videos
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import init_distributed
 
@@ -35,7 +35,8 @@ class Results:
 
     A row has what its readers need to show it: `table` is the table that it is in, `what` was evaluated, `direction`
     (of retrieval), `metric` and `protocol` say how, `unit`, `higher_is_better`, `baseline` and `statistic` are those of
-    the `Metric`, and `low` and `high` are the ends of the 95 % interval (`bootstrap_interval`; None if undefined).
+    the `Metric`, `low` and `high` are the ends of the 95 % interval (`bootstrap_interval`; None if undefined), `items`
+    is the number of queries, `videos` of their videos, and `independent_videos` what these count for.
     """
 
     split: str
@@ -67,7 +68,8 @@ class Results:
         metric, queries = score.metric, score.queries
         interval = bootstrap_interval(score.values, queries.ids, metric.statistic)
         name = "/".join(part for part in (name, direction, metric.key) if part)
-        self._row(metric, name, what, direction, protocol, score.value, score.items, score.chance, interval)
+        row = self._row(metric, name, what, direction, protocol, score.value, score.items, score.chance, interval)
+        row["videos"], row["independent_videos"] = len(set(queries.ids)), independent_videos(queries.ids)
         columns = (pa.array(column, pa.string()).dictionary_encode() for column in (queries.ids, queries.texts))
         names = pa.DictionaryArray.from_arrays(np.zeros(score.items, np.int32), [name])
         values = pa.array(score.values, pa.float64())
@@ -89,7 +91,7 @@ class Results:
         items: int,
         chance: float | None,
         interval: tuple[float, float] | None,
-    ) -> None:
+    ) -> dict[str, Any]:
         low, high = interval or (None, None)
         self.rows.append(
             {
@@ -111,6 +113,7 @@ class Results:
             }
         )
         self.metrics[f"{self.split}/{name}"] = value
+        return self.rows[-1]
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Writes per-query results for people to `name`.parquet. scores.parquet has the values of every score."""

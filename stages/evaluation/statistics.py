@@ -29,6 +29,17 @@ class Difference(NamedTuple):
     p: float
 
 
+def independent_videos(videos: np.ndarray) -> float:
+    """How many videos with one query each say as much as these queries (Q,), by the ids of their videos: fewer than
+    there are videos if some have most of the queries (Kish, 1965).
+
+    >>> independent_videos(np.array(["a", "b", "c"])), independent_videos(np.array(["a", "a", "a", "b", "c", "d"]))
+    (3.0, 3.0)
+    """
+    _, counts = np.unique(videos, return_counts=True)
+    return float(counts.sum() ** 2 / (counts**2).sum())
+
+
 def value_of(values: np.ndarray, statistic: Statistic) -> float:
     """The score of values (Q,) of queries."""
     return float(np.median(values) if statistic == "median" else np.mean(values))

@@ -20,13 +20,14 @@ from alpro.models.word_pieces import WordPieces, pad, padded
 from alpro.shards.augment import augment_image, augment_video, each_operation
 from alpro.shards.pictures import clip_strip, sheet
 from alpro.shards.reader import Sample, ShardReader, Unreadable
-from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order
+from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order, segment_starts
 from alpro.shards.transforms import random_crop, squash
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.masking import mask_words, random_box
 
 Unit = Literal["sample", "caption", "question"]
+MAX_MEASURED = 5000  # texts of a source that are tokenized before training to count those that are cut
 MAX_ATTEMPTS = 20  # consecutive samples to try if one cannot be read
 PREFETCH_BATCHES = 32  # batches in shared memory per training process
 
@@ -171,6 +172,22 @@ class TrainingDataset(Dataset[Batch]):
                 if len(source):
                     self.sources.append(source)
         self._schedule()
+
+    def cut_texts(self) -> Iterator[str]:
+        """A warning for each source with texts of more than `max_text_tokens` tokens, of which the rest is not used."""
+        limit, name = self.config.max_text_tokens, "questions" if self.unit == "question" else "captions"
+        for source in self.sources:
+            # Of a large corpus, evenly spaced samples.
+            rows = source.reader.column(name).take(
+                segment_starts(len(source.reader), min(len(source.reader), MAX_MEASURED))
+            )
+            texts = [one["question"] if self.unit == "question" else one for row in rows.to_pylist() for one in row]
+            lengths = [len(ids) for ids in self.words.ids(texts, limit + 1)]
+            if cut := sum(length > limit for length in lengths):
+                yield (
+                    f"{source.name}: {cut} of {len(texts)} {name} have more than max_text_tokens = {limit} tokens and "
+                    "are cut"
+                )
 
     def _schedule(self) -> None:
         """Assigns a source to every step, and counts the earlier batches of that source."""

@@ -10,13 +10,16 @@ import torch
 from tokenizers import Tokenizer
 
 from alpro.files import read_json
+from alpro.log import log
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.stages.execution.interface import Resources, require
+from alpro.stages.training.chance import losses_at_chance
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
 from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.examples import TrainingDataset, Unit
 from alpro.stages.training.loop import Validate, fit
+from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective
 
 Inputs = dict[str, Path]
@@ -50,12 +53,13 @@ class Training:
 
 @dataclass
 class Trained:
-    """The result of `train`: the model folder, the data set, the number of steps and the final metrics."""
+    """The result of `train`: the model folder, the data set, the number of steps, the final metrics, and warnings."""
 
     folder: ModelFolder
     data: TrainingDataset
     steps: int
     metrics: dict[str, float]
+    warnings: list[str]
 
 
 def train(
@@ -81,6 +85,9 @@ def train(
             rank=world.rank,
             ranks=world.size,
         )
+        warnings = [*data.cut_texts()] if world.main else []
+        for warning in warnings:
+            log.warning(f"warning: {warning}")
         validate, select = training.validation()
         draw = training.draw
         if training.enabled:
@@ -95,7 +102,10 @@ def train(
             folder.save_pretrained(out / "model")
             if draw:
                 draw(data, 0)
-        return Trained(folder, data, len(data) * training.enabled, metrics)
+            for warning in losses_at_chance(read_metrics(out / "metrics.jsonl"), config, len(folder.answers)):
+                log.warning(f"warning: {warning}")
+                warnings.append(warning)
+        return Trained(folder, data, len(data) * training.enabled, metrics, warnings)
 
 
 def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

@@ -62,6 +62,8 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
             "unit": "rank" if metric == "MdR" else "%",
             "higher_is_better": metric != "MdR",
             "items": 40,
+            "videos": 40,
+            "independent_videos": 40.0,
             "chance": next(values) + 0.5,
             "baseline": "chance",
         }
@@ -79,7 +81,7 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
         ["v2t", "9.5 %", "11.5 %", "13.5 %", "15.5", "40", "all pairs, 4 frames"],
         ["chance", "t2v", "2.5 %", "4.5 %", "6.5 %", "8.5"],
         ["v2t", "10.5 %", "12.5 %", "14.5 %", "16.5"],
-        ["Only 40 test items: differences of less than 15 points are noise."],
+        ["Only 40 test videos: differences of less than 15 points are noise."],
         [f"report: {tmp_path}/reports/new.html"],
         [f"curves, pictures and comparison: alpro ui --workspace {tmp_path}"],
         [f"artifacts: alpro artifacts ls --workspace {tmp_path}"],

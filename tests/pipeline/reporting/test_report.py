@@ -44,7 +44,7 @@ def artifacts_of_a_run(tmp_path) -> list[Listed]:
     row = {"name": "qa/acc", "what": "question answering", "metric": "<all> questions", "value": 41.0, "chance": 23.0}
     row |= {"table": "qa", "direction": "", "unit": "%", "higher_is_better": True, "baseline": "most frequent answer"}
     row |= {"low": 28.0, "high": 54.5, "protocol": ""}
-    write_json(tmp_path / "evaluate" / "results.json", [row | {"items": 50}])
+    write_json(tmp_path / "evaluate" / "results.json", [row | {"items": 50, "videos": 50, "independent_videos": 50.0}])
     return artifacts
 
 
@@ -80,7 +80,7 @@ def test_the_results_are_a_table_with_a_warning_about_few_items(page):
         ["", "", "question answering", "most frequent answer", "items"],
         ["&lt;all&gt; questions", "", "41.0 [28.0, 54.5]", "23.0 %", "50"],
     ]
-    assert page.count("videos. Only 50 test items: differences of less than 14 points are noise.</p>") == 1
+    assert page.count("videos. Only 50 test videos: differences of less than 14 points are noise.</p>") == 1
 
 
 def test_the_controls_are_explained(page, artifacts_of_a_run, tmp_path):

@@ -38,6 +38,8 @@ def rows_of(table: str, what: str, key: str, metrics: list[str], numbers: Iterat
             "unit": "rank" if metric == "MdR" else "%",
             "higher_is_better": metric != "MdR",
             "items": items,
+            "videos": items,
+            "independent_videos": float(items),
             "chance": next(numbers) + 0.75 if BASELINES[table] else None,
             "baseline": BASELINES[table],
         }
@@ -130,27 +132,38 @@ def test_a_score_without_chance_level_has_a_dash(rows):
 
 
 @pytest.mark.parametrize(
-    ("items", "note"),
+    ("videos", "independent", "note"),
     [
-        (10, "Only 10 test items: differences of less than 31 points are noise."),
-        (1, "Only 1 test item: differences of less than 98 points are noise."),
-        (99, "Only 99 test items: differences of less than 10 points are noise."),
-        (100, ""),
-        (5000, ""),
+        (10, 10, "Only 10 test videos: differences of less than 31 points are noise."),
+        (10, 8.5, "Only 10 test videos: differences of less than 34 points are noise."),
+        (1, 1, "Only 1 test video: differences of less than 98 points are noise."),
+        (99, 99, "Only 99 test videos: differences of less than 10 points are noise."),
+        (300, 4.0, "Only 300 test videos, which count as 4 because some have most of the queries: differences of less "
+         "than 49 points are noise."),
+        (100, 100, ""),
+        (5000, 700.0, ""),
     ],
-)
-def test_scores_of_few_items_have_a_warning(items, note):
-    """1.96 sqrt(0.5 x 0.5 / n): 30.99, 98 and 9.85 points."""
-    assert small_sample_note(items) == note
+)  # fmt: skip
+def test_scores_of_few_videos_have_a_warning(videos, independent, note):
+    """1.96 sqrt(0.5 x 0.5 / n): 30.99, 33.6, 98, 9.85 and 49 points."""
+    assert small_sample_note(videos, independent) == note
 
 
 def test_the_warning_is_about_the_direction_with_fewer_items(rows):
     """Ten captions each of twenty videos are no two hundred videos; a part of the queries is no reason to warn."""
     assert [table.note for table in tables(rows)] == [""] * 4
     for row in rows:
-        row["items"] //= 10
-    notes = [table.note.partition(" test items")[0] for table in tables(rows)]
+        row |= {name: row[name] // 10 for name in ("items", "videos", "independent_videos")}
+    notes = [table.note.partition(" test videos")[0] for table in tables(rows)]
     assert notes == ["Only 20", "Only 30", "Only 15", ""]
+
+
+def test_the_warning_counts_videos_and_not_their_queries(rows):
+    """54 queries, of which 27 are of one video: a rank of that video moves a recall by 50 points."""
+    row = rows[0] | {"items": 54, "videos": 28, "independent_videos": 54**2 / (27**2 + 27)}
+    (table,) = tables([row])
+    assert "Only 28 test videos, which count as 4 because some" in table.note
+    assert "less than 50 points are noise" in table.note
 
 
 def test_scores_have_their_intervals_and_the_note_says_so(rows):
@@ -163,8 +176,8 @@ def test_scores_have_their_intervals_and_the_note_says_so(rows):
     assert entities.lines[0][2:4] == ["29.2 [28.2, 31.2]", "30.8 %"]
     brackets = "In brackets: 95 % bootstrap interval over test videos."
     assert [table.note for table in (retrieval, answers, entities, shares)] == [brackets] * 3 + [""]
-    rows[5]["items"] = 10
-    assert tables([rows[5]])[0].note == f"{brackets} {small_sample_note(10)}"
+    rows[5] |= {"videos": 10, "independent_videos": 10.0}
+    assert tables([rows[5]])[0].note == f"{brackets} {small_sample_note(10, 10)}"
 
 
 def test_a_comparison_has_both_values_the_difference_and_its_p_value(rows):
@@ -219,7 +232,9 @@ def test_results_are_those_of_every_evaluation(rows, tmp_path):
 
 
 def test_markdown_has_the_lines_and_the_note(rows, tmp_path):
-    answers = [row | {"items": 10} for row in rows if row["name"].startswith("qa/")]
+    answers = [
+        row | {"items": 10, "videos": 10, "independent_videos": 10.0} for row in rows if row["name"].startswith("qa/")
+    ]
     write_json(tmp_path / "results.json", answers)
     assert results_markdown([("evaluate", tmp_path, {"stage": "evaluate"}, False)]).splitlines() == [
         "**Question answering**",
@@ -230,5 +245,5 @@ def test_markdown_has_the_lines_and_the_note(rows, tmp_path):
         "| what |  | 21.2 % | 22.8 % | 10 |",
         "| how many |  | 23.2 % | 24.8 % | 10 |",
         "",
-        "Only 10 test items: differences of less than 31 points are noise.",
+        "Only 10 test videos: differences of less than 31 points are noise.",
     ]

@@ -91,6 +91,8 @@ def test_the_rows_say_what_was_asked_of_how_many(results, gallery_of, tmp_path, 
         "higher_is_better": False,
         "statistic": "median",
         "items": 4,
+        "videos": 4,
+        "independent_videos": 4.0,
         "chance": 2.5,
         "baseline": "chance",
     }

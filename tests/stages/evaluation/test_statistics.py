@@ -11,6 +11,7 @@ from alpro.stages.evaluation.statistics import (
     bootstrap_counts,
     bootstrap_interval,
     exchanges,
+    independent_videos,
     medians,
     paired_difference,
     resampled,
@@ -174,3 +175,12 @@ def test_draws_are_the_same_each_time_and_in_parts(monkeypatch):
     assert np.concatenate(parts).mean() == pytest.approx(0.5, abs=0.02)
     values, video = np.arange(30.0), np.arange(30)
     assert medians(values, video, whole).tolist() == [np.median(np.repeat(values, r)) for r in whole.astype(int)]
+
+
+@pytest.mark.parametrize(
+    ("queries", "videos"),
+    [([1] * 5, 5.0), ([3] * 5, 5.0), ([27] + [1] * 27, 54**2 / (27**2 + 27)), ([40], 1.0)],
+)
+def test_videos_with_most_of_the_queries_count_for_less(queries, videos):
+    ids = np.array([f"v{n}" for n, count in enumerate(queries) for _ in range(count)])
+    assert independent_videos(ids) == pytest.approx(videos)
