@@ -2,7 +2,7 @@
 
 Reads the newest report and the newest comparison of a workspace (`alpro run`, then `alpro compare`), and, if their
 addresses are passed, the pages of Prefect and MLflow that `alpro up` serves, and with `--demo URL` the page of `alpro
-model demo` (docs/using_models.md has the command). Needs playwright, and Chromium: that of the system, or `playwright
+model demo` (docs/search.md has the command). Needs playwright, and Chromium: that of the system, or `playwright
 install chromium`.
 """
 

@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from alpro.pipeline.config import PipelineConfig, shipped
 from alpro.stages.training.config import TrainingConfig
 
-TABLE = "| key | default | description |\n| --- | --- | --- |"
+TABLE = "| key | default | description |\n|---|---|---|"
 HEAD = """# Configuration
 
 A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration: {names}.
@@ -45,6 +45,8 @@ def document() -> str:
     top = [row(name, field) for name, field in PipelineConfig.model_fields.items() if tables[name] is None]
     parts = [*map(wrapped, head.split("\n\n")), "## Top level", table(top)]
     training = [name for name, model in tables.items() if model and issubclass(model, TrainingConfig)]
+    shared = rows_of(TrainingConfig)
+    described = {meaning(line) for line in shared}
     for name, model in tables.items():
         if model is None:
             continue
@@ -54,9 +56,10 @@ def document() -> str:
         parts += [f"## [{title}]", inspect.cleandoc(model.__doc__ or "")]
         rows = rows_of(model)
         if name in training:
-            parts.append("The keys of [all training stages](#training-stages), and:")
-            shared = rows_of(TrainingConfig)
-            rows = [line for line in rows if line not in shared]
+            parts.append("The keys of [all training stages](#training-stages) with these defaults (described above), and its own:")
+            own = [line for line in rows if line not in shared]
+            rows = [short(line, described) for line in own]
+            described |= set(map(meaning, own))
         if rows:
             parts.append(table(rows))
     return "\n\n".join(parts) + "\n"
@@ -99,6 +102,18 @@ def rows_of(model: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             rows.append(row(f"{prefix}{name}", field))
     return rows
+
+
+def meaning(line: str) -> tuple[str, str]:
+    """The key and the description of a row."""
+    name, _, description = line.split(" | ", 2)
+    return name, description
+
+
+def short(line: str, described: set[tuple[str, str]]) -> str:
+    """The row of a key, without the description if a table above has it."""
+    name, value, _ = line.split(" | ", 2)
+    return f"{name} | {value} | |" if meaning(line) in described else line
 
 
 def row(name: str, field: FieldInfo) -> str:

@@ -182,7 +182,7 @@ def initialize(model: nn.Module, init: str) -> None:
     "bert": normal(0.02), with temporal_fc at zero, so that a TimeSformer with ViT weights starts as that ViT applied
     to each frame. "scratch": lets a small model leave the plateau of the contrastive loss without pre-trained
     weights: fan-in scaling, word embeddings with standard deviation 1 / sqrt(D), and position and time embeddings of
-    the same scale as the patches (docs/sample_diary.md lists the experiments).
+    the same scale as the patches.
     """
     scratch = init == "scratch"
     for module in model.modules():

@@ -56,7 +56,7 @@ def conv_stem(width: int, patch: int) -> nn.Sequential:
     double up to the width D (Xiao et al., Early Convolutions Help Transformers See Better, 2021).
 
     With a linear projection, the outline of a small thing is inside one patch, and a small model trained from random
-    weights hardly learns it (docs/sample_diary.md).
+    weights hardly learns it.
     """
     layers: list[nn.Module] = []
     channels = 3

@@ -108,7 +108,7 @@ def refuse_credentials(name: str, location: Location) -> None:
     if isinstance(location, str) and has_credentials(location):
         raise InputError(
             f"{name}: this URL contains a user name, a password or a signature, which would be written to disk; "
-            "provide it by the environment (docs/your_data.md, Credentials)"
+            "provide it by the environment (docs/security.md, Credentials)"
         )
 
 

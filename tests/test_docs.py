@@ -14,6 +14,7 @@ from alpro.pipeline.config import CONFIGS, load_config, shipped
 from alpro.pipeline.study_config import Study, load_study, shipped_studies
 from alpro.shards.schema import Reason
 from alpro.stages import STAGES
+from docs.write_command_line import document, leaves
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,14 +42,41 @@ def test_linked_headings_exist(page):
     assert missing == []
 
 
-def test_the_readme_lists_every_stage():
-    table = (ROOT / "README.md").read_text().partition("| stage |")[2].partition("\n\n")[0]
+def test_the_documentation_is_short():
+    """A user reads all of it in an afternoon."""
+    words = {page.name: len(page.read_text().split()) for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+    assert words["README.md"] <= 700
+    assert sum(words.values()) <= 20_000
+
+
+def test_every_page_is_in_the_readme_and_every_picture_on_a_page():
+    readme, texts = (ROOT / "README.md").read_text(), "".join(page.read_text() for page in PAGES)
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in readme] == []
+    assert [picture.name for picture in (ROOT / "docs" / "pictures").iterdir() if picture.name not in texts] == []
+
+
+def test_messages_name_existing_pages():
+    """Also docstrings and comments of the code."""
+    folders = ("alpro", "models", "shards", "stages", "pipeline", "benchmarks", "tests", "docs")
+    suffixes = (".py", ".toml", ".sh")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
+    named = {page for path in files for page in re.findall(r"docs/\w+\.md", path.read_text("utf-8"))}
+    assert [page for page in sorted(named) if not (ROOT / page).is_file()] == []
+
+
+def test_the_page_of_the_command_line_is_up_to_date():
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    assert page == document(), "run: python docs/write_command_line.py"
+
+
+def test_the_method_lists_every_stage():
+    table = (ROOT / "docs" / "method.md").read_text().partition("| stage |")[2].partition("\n\n")[0]
     listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     assert sorted(listed) == sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
 
 
 def test_every_reason_of_a_reject_is_documented():
-    page = (ROOT / "docs" / "data.md").read_text()
+    page = (ROOT / "docs" / "formats.md").read_text()
     table = page.partition("| reason |")[2].partition("\n\n")[0]
     assert tuple(re.findall(r"^\| `([a-z ]+)` \| .* \|$", table, re.MULTILINE)) == get_args(Reason)
 
@@ -66,7 +94,8 @@ def shell_lines(text: str) -> list[str]:
 
 def commands(program: str) -> list[tuple[str, list[str]]]:
     """The calls of a program on all pages and in the headers of configurations: page and arguments."""
-    sources = {page.name: page.read_text() for page in PAGES if page.name != "CHANGELOG.md"}  # it names commands
+    named = ("CHANGELOG.md", "command_line.md")  # they name commands, without their arguments
+    sources = {page.name: page.read_text() for page in PAGES if page.name not in named}
     for path in sorted(CONFIGS.rglob("*.toml")):
         header = path.read_text().partition("\nname = ")[0].partition("\nconfig = ")[0]
         sources[path.name] = "```\n" + re.sub(r"^#\s*", "", header, flags=re.MULTILINE) + "\n```\n"
@@ -80,7 +109,9 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
     return calls
 
 
-ALPRO = commands("alpro")
+NAMES = {name for name, _ in leaves(parser(), "")}
+# A command without its arguments is only mentioned.
+ALPRO = [call for call in commands("alpro") if " ".join(call[1]) not in NAMES]
 IDS = [f"{page}: {shlex.join(arguments)}" for page, arguments in ALPRO]
 
 
@@ -98,7 +129,7 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
     parsed = parser().parse_args([argument for argument in arguments if argument != "..."])
     if parsed.command == "run" or parsed.command.replace("-", "_") in STAGES:
         config = parsed.config if parsed.config in shipped() else "own_videos"  # instead of the user's file
-        data = str(tmp_path) if config in ("own_videos", "from_weights") else ""
+        data = str(tmp_path) if parsed.data or config in ("own_videos", "from_weights") else ""
         assert load_config(config, data, parsed.changes).name == config
     if parsed.command == "study" and parsed.file != "FILE":
         study, data = load_study(parsed.file), str(tmp_path) if parsed.data else ""
@@ -110,17 +141,18 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
 def test_every_shipped_study_has_its_command_and_a_row(tmp_path):
     named = {arguments[1] for page, arguments in ALPRO if arguments[0] == "study" and page == f"{arguments[1]}.toml"}
     assert named == set(shipped_studies())
-    table = (ROOT / "docs" / "studies.md").read_text().partition("## The shipped studies")[2].partition("\n\nThe")[0]
+    table = (ROOT / "docs" / "evaluate.md").read_text().partition("| shipped study |")[2].partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", table)) == named
 
 
 def test_the_keys_and_the_example_of_a_study_are_valid(tmp_path):
-    page = (ROOT / "docs" / "studies.md").read_text()
+    page = (ROOT / "docs" / "evaluate.md").read_text()
     keys = [field.alias or name for name, field in Study.model_fields.items()]
     assert sorted(re.findall(r"^\| `(\w+)` \|", page.partition("| key |")[2], re.MULTILINE)[: len(keys)]) == sorted(
         keys
     )
-    (tmp_path / "mine.toml").write_text(re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0])
+    (example,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "mine.toml").write_text(example)
     study = load_study(str(tmp_path / "mine.toml"))
     assert (study.name, len(study.variants)) == ("mine", 3)
     for variant in study.variants:
@@ -181,6 +213,7 @@ def test_single_changes_on_the_pages_are_keys_of_a_configuration():
     changes = {
         change
         for page in PAGES
+        if page.name != "command_line.md"
         for span in re.findall(r"`([^`\n]+)`", page.read_text())
         if span.startswith("--set ")
         for change in re.findall(r"--set (\S+)", span)
@@ -201,7 +234,7 @@ def test_prefect_accepts_the_commands():
         arguments = [word for word in words if word != "--no-prompt"]  # of the program, not of a command
         function, bound, _ = _app.parse_args(arguments, exit_on_error=False, print_error=False)
         words = [word.replace("-", "_") for word in arguments]
-        assert function.__name__ in words[:2], f"{page}: prefect {shlex.join(arguments)}"
+        assert {function.__name__, function.__name__.partition("_")[0]} & set(words[:3]), f"{page}: prefect {shlex.join(arguments)}"
         if "work_pool" in words[0] or words[0] == "worker":
             pools.add((words[0], bound.arguments.get("name") or bound.arguments["work_pool_name"]))
         if words[0] == "deployment" and bound.arguments:

@@ -1,7 +1,7 @@
 #!/bin/bash
 # One training stage on several nodes, through torchrun, without Prefect and MLflow. All nodes see the same folders. It
 # resumes from its checkpoint if the job is preempted or reaches its time limit. WORK.json is the file that a pipeline
-# wrote into the stage's folder (docs/reruns.md, "A stage by hand"). Submit it in an activated environment:
+# wrote into the stage's folder (docs/deploying.md, "A stage by hand"). Submit it in an activated environment:
 #   sbatch --nodes=2 --gpus-per-node=8 docs/cluster/slurm_nodes.sh /shared/alpro/artifacts/pretrain/<...>/work.json
 #SBATCH --job-name=alpro-nodes
 #SBATCH --nodes=2

@@ -94,7 +94,7 @@ def still_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption of a still image, which has no motion: kinds and colours, or only one of the two, or counting.
 
     Kinds and colours are each named alone: a model that tells the images apart by one of them may never begin to learn
-    the other (docs/sample_diary.md).
+    the other.
     """
     style = rng.choice(["full", "kind", "colour", "count"], p=[0.33, 0.35, 0.12, 0.2])
     if style == "count":

@@ -1,4 +1,4 @@
-"""A trained model for its users: embed and compare, match, ask, name the entities of a region (docs/using_models.md).
+"""A trained model for its users: embed and compare, match, ask, name the entities of a region (docs/python.md).
 
 Videos are encoded a batch at a time and decoded a few ahead, so their number is not limited by memory. A file that
 cannot be decoded is reported with the reason, and the others go on.

@@ -44,10 +44,10 @@ def test_the_steps_have_the_inputs_that_their_stages_declare(two_plans):
         }
 
 
-def test_the_diagram_in_the_readme_is_the_dag(two_plans):
+def test_the_diagram_of_the_method_is_the_dag(two_plans):
     dag = {arrow for steps in two_plans for arrow in edges(steps)}
-    readme = (Path(TINY).parents[1] / "README.md").read_text()
-    diagram = readme.partition("```mermaid\n")[2].partition("```")[0]
+    page = (Path(TINY).parents[1] / "docs" / "method.md").read_text()
+    diagram = page.partition("```mermaid\n")[2].partition("```")[0]
     drawn = set()
     for line in diagram.splitlines():
         if "-->" in line:

@@ -1,4 +1,4 @@
-"""A day with the pipeline, as docs/deploying.md and docs/comparing.md describe it.
+"""A day with the pipeline, as docs/deploying.md and docs/evaluate.md describe it.
 
 Up, run, change a value, rerun, cancel; a worker and a run are killed and work continues; compare, register, load,
 another machine, remove, down. On real servers and workers, with PostgreSQL where it is installed.

@@ -42,7 +42,7 @@ def unfinished(first, workspace, tmp_path) -> Path:
 
 @pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.long)], ids=["one process", "four"])
 def test_a_stage_runs_by_hand_as_documented(number, first, unfinished):
-    command = blocks("docs/reruns.md", "## A stage by hand")[0].splitlines()[number]
+    command = blocks("docs/deploying.md", "## A stage by hand")[0].splitlines()[number]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         shlex.split(command), cwd=unfinished, env=os.environ | {"PATH": path}, capture_output=True, text=True
@@ -61,8 +61,8 @@ def test_a_stage_runs_by_hand_as_documented(number, first, unfinished):
     assert read_record(unfinished) == record  # a pipeline uses it unchanged
 
 
-def test_the_readmes_python_example(first, sample, tmp_path, monkeypatch, capsys):
-    (example,) = blocks("README.md", "## A trained model in Python")
+def test_the_python_example(first, sample, tmp_path, monkeypatch, capsys):
+    (example,) = blocks("docs/python.md", "# Python")
     for name, video in zip("ab", sorted((sample / "videos").glob("test-*.mp4")), strict=False):
         shutil.copy(video, tmp_path / f"{name}.mp4")
     assert re.findall(r"Model\.load\(\"(\w+)\"\)", example) == ["finetune_retrieval", "finetune_qa", "train_prompter"]
@@ -71,7 +71,7 @@ def test_the_readmes_python_example(first, sample, tmp_path, monkeypatch, capsys
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(folder)
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, "docs/python.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= 4
 
 
@@ -86,7 +86,7 @@ NOT_IN_EVERY_RUN = {"<split>/decoded/<corpus>", "train/utilisation"}
 
 
 def test_every_metric_has_its_name_on_the_page(first):
-    page = (ROOT / "docs" / "comparing.md").read_text().partition("\n## Names\n")[2]
+    page = (ROOT / "docs" / "metrics.md").read_text().partition("\n## Names\n")[2]
     cells = [row.split(" | ")[0] for row in page.splitlines() if row.startswith("| `")]
     documented = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
     assert len(documented) == len(set(documented)) > 30

@@ -3,7 +3,7 @@
 Each loss has a metric on clips that are not in training. Trained with all losses, every metric passes its bound. With
 the gradient of one loss cut, its metric stays near chance, and the others pass as before.
 
-`python -m tests.stages.training.test_learning` prints the table of docs/convergence.md: metrics over five seeds. The
+`python -m tests.stages.training.test_learning` prints a table of the metrics over five seeds. The
 bounds lie between the lowest with the gradient and the highest without it.
 """
 
