@@ -14,8 +14,8 @@ nothing.
 The project does not have to be installed: the trials import a folder of links to this checkout. They need torch, numpy,
 pyarrow, safetensors, tokenizers, filelock, pydantic, rich, pillow, simplejpeg, fsspec and webdataset; the trial `tests`
 also needs pytest and hypothesis. For a machine without a network, carry them as wheels for its Python and platform
-(`pip download --only-binary=:all: --python-version ... --platform ...`), install them there with `pip install --no-index
---find-links wheels --target site ...`, and set PYTHONPATH=site. Compiled steps also need a C compiler.
+(`pip download --only-binary=:all: --python-version ... --platform ...`), install them there with `pip install
+--no-index --find-links wheels --target site ...`, and set PYTHONPATH=site. Compiled steps also need a C compiler.
 """
 
 import argparse

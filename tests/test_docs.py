@@ -234,7 +234,9 @@ def test_prefect_accepts_the_commands():
         arguments = [word for word in words if word != "--no-prompt"]  # of the program, not of a command
         function, bound, _ = _app.parse_args(arguments, exit_on_error=False, print_error=False)
         words = [word.replace("-", "_") for word in arguments]
-        assert {function.__name__, function.__name__.partition("_")[0]} & set(words[:3]), f"{page}: prefect {shlex.join(arguments)}"
+        assert {function.__name__, function.__name__.partition("_")[0]} & set(words[:3]), (
+            f"{page}: prefect {shlex.join(arguments)}"
+        )
         if "work_pool" in words[0] or words[0] == "worker":
             pools.add((words[0], bound.arguments.get("name") or bound.arguments["work_pool_name"]))
         if words[0] == "deployment" and bound.arguments:

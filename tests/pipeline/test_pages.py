@@ -62,7 +62,7 @@ def test_a_stage_runs_by_hand_as_documented(number, first, unfinished):
 
 
 def test_the_python_example(first, sample, tmp_path, monkeypatch, capsys):
-    (example,) = blocks("docs/python.md", "# Python")
+    (example,) = blocks("docs/python.md", "## A trained model")
     for name, video in zip("ab", sorted((sample / "videos").glob("test-*.mp4")), strict=False):
         shutil.copy(video, tmp_path / f"{name}.mp4")
     assert re.findall(r"Model\.load\(\"(\w+)\"\)", example) == ["finetune_retrieval", "finetune_qa", "train_prompter"]
