@@ -32,8 +32,8 @@ BERTS = {
 def video_sizes(vit: str) -> dict[str, Any]:
     """The keys of `[model.video]` that timm's name of a ViT determines; empty for a file or an unknown name.
 
-    >>> video_sizes("vit_base_patch14_dinov2.lvd142m")
-    {'width': 768, 'depth': 12, 'heads': 12, 'mlp_ratio': 4.0, 'patch_size': 14, 'stem': 'patch'}
+    >>> sorted(video_sizes("vit_base_patch14_dinov2.lvd142m"))
+    ['activation', 'depth', 'heads', 'mlp_ratio', 'patch_size', 'pre_norm', 'stem', 'width']
     >>> video_sizes("vit_small_patch16_224.dino")["width"], video_sizes("vit_base_patch32_clip_224.openai")["pre_norm"]
     (384, True)
     """
@@ -44,8 +44,7 @@ def video_sizes(vit: str) -> dict[str, Any]:
     sizes: dict[str, Any] = {"width": width, "depth": depth, "heads": heads, "mlp_ratio": 4.0}
     sizes |= {"patch_size": int(match["patch"]), "stem": "patch"}
     words = words_of(match["rest"])
-    more = {"pre_norm": True} if "clip" in words else {}
-    return sizes | more | ({"activation": "quick_gelu"} if "quickgelu" in words else {})
+    return sizes | {"pre_norm": "clip" in words, "activation": "quick_gelu" if "quickgelu" in words else "gelu"}
 
 
 def normalization_of(vit: str) -> str:

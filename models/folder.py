@@ -130,6 +130,8 @@ def check_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module, wher
 
 
 M = TypeVar("M", bound=DualEncoder)
+# Settings that change what a model computes, but not the shapes of the weights that two models share.
+SHAPELESS = {"video": ("depth", "heads", "pre_norm", "activation"), "text": ("depth", "fusion_layer", "heads")}
 
 
 def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
@@ -137,8 +139,13 @@ def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
 
     The time embedding is resized to the model's number of frames (nearest neighbour, as in TimeSformer) and the
     position embedding to its image size (bicubic). Heads of another shape are not copied. Raises ValueError if any
-    other shape differs.
+    other shape differs, or a setting that no shape shows.
     """
+    for part, keys in SHAPELESS.items():
+        for key in keys:
+            own_value, other_value = (getattr(getattr(m.config, part), key) for m in (model, other))
+            if own_value != other_value:
+                raise ValueError(f"{part}.{key} is {other_value}, not {own_value}; use the same [model]")
     weights = dict(other.state_dict())
     own = model.state_dict()
     for key in ("video_encoder.time_embed", "video_encoder.pos_embed"):

@@ -14,7 +14,7 @@ from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config_errors import one_line
-from alpro.pipeline.config_values import apply_change, with_sizes, without_stages
+from alpro.pipeline.config_values import apply_change, forget_followed, with_sizes, without_stages
 from alpro.shards.annotations import scan_source
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
@@ -101,6 +101,24 @@ class PipelineConfig(BaseModel):
         if clip and self.pretrain and self.pretrain.start == "prompter":
             raise ValueError(
                 f"pretrain.start: no prompter is trained with cache_prompts.prompter = {clip!r}; set it to scratch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _encoders_agree(self) -> "PipelineConfig":
+        teacher, student = self.train_prompter, self.pretrain
+        if not (teacher and student) or self.cache_prompts.prompter or teacher.model == student.model:
+            return self
+        if student.start == "prompter":
+            raise ValueError(
+                "pretrain.start = prompter copies both encoders, but train_prompter and pretrain name different ones: "
+                "name the same vit and bert in both, or start from scratch"
+            )
+        patches = teacher.model.video.patch_size, student.model.video.patch_size
+        if patches[0] != patches[1]:
+            raise ValueError(
+                f"pretrain.vit has patches of {patches[1]} pixels, train_prompter.vit of {patches[0]}: crops are in "
+                "patches of both; name two of the same patch size"
             )
         return self
 
@@ -203,9 +221,11 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
         log.debug(f"reading {path}")
         part = read_toml(path)
         check_tables(without_stages(part), path)
+        forget_followed(values, part)
         values = without_stages(merged(values, resolve_data(part, path.parent)))
     if data:
         values = with_data(values, data)
+    forget_followed(values, changed(changes or []))
     for change in changes or []:
         apply_change(values, change)
         values = without_stages(values)
@@ -216,12 +236,13 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
     values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
     if isinstance(values.get("templates"), str):
         values["templates"] = read_toml(Path(values["templates"]))
-    values = with_sizes(values)
+    models = with_sizes(values)
     for key, stage in SHARED:
         if key in dict_of(values.get(stage)):
             raise InputError(f"{name_of(files)}: {stage}.{key}: set it once, in [{key}]")
         if isinstance(values.get(stage), dict) or stage in ALWAYS:
-            values.setdefault(stage, {})[key] = values.get(key, {})
+            values.setdefault(stage, {})[key] = models[stage] if key == "model" else values.get(key, {})
+    values |= {"model": models["pretrain"]} if "pretrain" in models else {}
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
@@ -229,6 +250,18 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
         place = message.partition(":")[0]
         causes = (change for change in changes or [] if _overlaps(place, change.partition("=")[0].strip()))
         raise InputError(f"{next((f'--set {change}' for change in causes), name_of(files))}: {message}") from error
+
+
+def changed(changes: list[str]) -> dict[str, Any]:
+    """The values that `--set` changes set, without all others.
+
+    >>> changed(["pretrain.lr=1", "pretrain.phases.0.steps=5"])
+    {'pretrain': {'lr': 1, 'phases': {'0': {'steps': 5}}}}
+    """
+    values: dict[str, Any] = {}
+    for change in changes:
+        apply_change(values, change)
+    return values
 
 
 def _overlaps(place: str, key: str) -> bool:

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from alpro.errors import InputError
 from alpro.files import atomic_write
+from alpro.log import log
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
@@ -79,7 +81,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         if prompter and config.start == "prompter":
             start_from(model, prompter)
         elif config.start != "scratch":
-            start_from(model, load_model(Path(config.start), device).model)
+            copy_start(model, tokenizer, preprocessing, load_model(Path(config.start), device))
         objective = PretrainObjective(
             model,
             preprocessing.mean,
@@ -127,6 +129,21 @@ def load_teacher(
     prompter = cast(ClipPrompter, teacher.model)
     prompter.accept(config.model.video, preprocessing.mean, preprocessing.std)
     return prompter, tokenizer, preprocessing
+
+
+def copy_start(model: Alpro, tokenizer: Tokenizer, preprocessing: Preprocessing, start: ModelFolder) -> None:
+    """Copies the weights of another model. Raises InputError if its word pieces or its encoders differ."""
+    if start.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            "pretrain.start: this model has other word pieces than the vocabulary of this run, so its word embeddings "
+            "would be those of other words; set build_vocabulary.tokenizer to the tokenizer.json in its folder"
+        )
+    if (start.preprocessing.mean, start.preprocessing.std) != (preprocessing.mean, preprocessing.std):
+        log.warning("pretrain.start: this model was trained with another normalization of the pixels")
+    try:
+        start_from(model, start.model)
+    except ValueError as error:
+        raise InputError(f"pretrain.start: {error}") from error
 
 
 @torch.no_grad()

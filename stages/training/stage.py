@@ -8,10 +8,11 @@ from typing import cast
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from alpro.files import read_json
 from alpro.log import log
-from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.alpro import Alpro, DualEncoder, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.stages.execution.interface import Resources, require
 from alpro.stages.training.chance import losses_at_chance
@@ -72,6 +73,9 @@ def train(
         training = build(world.device)
         folder, objective = training.folder, training.objective.to(world.device)
         video = folder.model.config.video
+        if world.main:
+            for line in sizes(folder.model, config.max_text_tokens):
+                log.info(line)
         data = TrainingDataset(
             config,
             inputs,
@@ -106,6 +110,22 @@ def train(
                 log.warning(f"warning: {warning}")
                 warnings.append(warning)
         return Trained(folder, data, len(data) * training.enabled, metrics, warnings)
+
+
+def sizes(model: DualEncoder, max_text_tokens: int) -> list[str]:
+    """Lines with the sizes of a model's encoders: layers, width, inputs, parameters."""
+
+    def millions(*modules: nn.Module | None) -> str:
+        return f"{sum(p.numel() for module in modules if module for p in module.parameters()) / 1e6:.3g} M parameters"
+
+    video, text, fusion = model.config.video, model.config.text, getattr(model, "multimodal_encoder", None)
+    layers = f"{text.fusion_layer} layers" + (f" and {text.depth - text.fusion_layer} that fuse" if fusion else "")
+    return [
+        f"video encoder: {video.depth} blocks of width {video.width}, {video.frames} frames of {video.image_size} x "
+        f"{video.image_size} pixels, {video.frames * video.grid**2 + 1} tokens, {millions(model.video_encoder)}",
+        f"text encoder: {layers}, of width {text.width}, texts of up to {max_text_tokens} tokens, "
+        f"{millions(model.text_encoder, fusion)}; the whole model: {millions(model)}",
+    ]
 
 
 def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

@@ -315,3 +315,51 @@ def test_sizes_follow_from_the_names_of_the_encoders(tmp_path):
     plain = load_config("webvid_cc3m", str(tmp_path))
     assert plain.model == ModelConfig()
     assert plain.pretrain.normalization == "clip"
+
+
+BERT_BASE = [f"{stage}.bert=bert-base-uncased" for stage in ("train_prompter", "pretrain")]
+VIT_BASE = [f"{stage}.vit=vit_base_patch14_dinov2.lvd142m" for stage in ("train_prompter", "pretrain")]
+
+
+def test_what_follows_from_an_encoder_replaces_what_the_file_says_of_its_own(tmp_path):
+    """own_videos has a text encoder of 2 of 4 layers and the normalization of the corpus: neither is BERT's nor the
+    ViT's. What the same file or the command line says beside the name is kept."""
+    encoders = [*BERT_BASE, *VIT_BASE]
+    config = load_config("own_videos", str(tmp_path), encoders)
+    assert (config.model.text.depth, config.model.text.fusion_layer) == (12, 6)
+    assert (config.train_prompter.normalization, config.pretrain.normalization) == ("imagenet", "imagenet")
+    assert config.pretrain.model == config.train_prompter.model == config.model
+    kept = ["model.text.fusion_layer=4", "pretrain.normalization=corpus"]
+    config = load_config("own_videos", str(tmp_path), [*kept, *encoders])
+    assert (config.model.text.depth, config.model.text.fusion_layer) == (12, 4)
+    assert (config.train_prompter.normalization, config.pretrain.normalization) == ("imagenet", "corpus")
+    values = """
+        [model.text]
+        fusion_layer = 5
+        [train_prompter]
+        bert = "bert-base-uncased"
+        vit = "vit_base_patch14_dinov2.lvd142m"
+        normalization = "half"
+    """
+    (tmp_path / "mine.toml").write_text(values)
+    config = load_config(f"own_videos+{tmp_path}/mine.toml", str(tmp_path))
+    assert (config.model.text.fusion_layer, config.train_prompter.normalization) == (5, "half")
+    assert config.pretrain.normalization == "corpus"  # it names no ViT
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_settings_of_one_stages_vit_do_not_reach_the_other(tmp_path, swapped):
+    names = ["vit_base_patch16_clip_quickgelu_224.openai", "vit_base_patch16_224.dino"]
+    names = names[::-1] if swapped else names
+    changes = [f"{stage}.vit={name}" for stage, name in zip(("train_prompter", "pretrain"), names, strict=True)]
+    config = load_config("webvid_cc3m", str(tmp_path), changes)
+    shapes = [config.train_prompter.model.video, config.pretrain.model.video]
+    quick, plain = shapes[::-1] if swapped else shapes
+    assert (quick.activation, quick.pre_norm) == ("quick_gelu", True)
+    assert (plain.activation, plain.pre_norm) == ("gelu", False)
+    assert config.model == config.pretrain.model
+    with pytest.raises(InputError, match=r"pretrain\.start = prompter copies both encoders, but .* different ones"):
+        load_config("webvid_cc3m", str(tmp_path), [*changes, "pretrain.start=prompter"])
+    changes[0] = "train_prompter.vit=vit_base_patch32_clip_224.openai"
+    with pytest.raises(InputError, match=r"pretrain\.vit has patches of 16 pixels, train_prompter\.vit of 32"):
+        load_config("webvid_cc3m", str(tmp_path), changes)
