@@ -191,7 +191,7 @@ class Store:
         folder = self.folder(step)
         lock = FileLock(folder.with_suffix(".lock"))
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(folder.parent)
             while not acquired(lock):
                 if announce:
                     announce(f"{step.name}: waits for another run that makes it")

@@ -1,0 +1,83 @@
+"""After a power failure at any file operation, the same command gives the same bytes as without one."""
+
+import numpy as np
+import pytest
+
+from alpro.artifact import read_record
+from alpro.pipeline.artifacts.contents import verify
+from alpro.pipeline.artifacts.store import Step, Store
+from alpro.stages import decode_videos
+from alpro.stages.decode_videos import Config
+from alpro.stages.inference import index as index_module
+from alpro.stages.inference.index import About, Index
+from alpro.stages.inference.index_videos import update_index
+from tests.power_cut import cut_everywhere
+from tests.stages.conftest import write_manifest
+
+EVERY = [pytest.param(47, id="some"), pytest.param(1, id="all", marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("every", EVERY)
+def test_decoding(tmp_path, inline_pool, resources, monkeypatch, every, record_property):
+    rows = [{"id": f"v{n}", "captions": ["a wall"], "split": "train", "colour": (n, 9, 9)} for n in range(5)]
+    source = write_manifest(tmp_path / "data", [*rows, {"id": "silent"}])
+    step = Step("decode_videos", "decode_videos", Config(size=16, samples_per_shard=3, max_reject_share=1))
+    store = Store(tmp_path / "disk")
+    monkeypatch.setattr("alpro.pipeline.artifacts.store.versions", dict)  # seconds, for all the runs
+
+    def job() -> None:
+        with store.lock(step):
+            if store.find(step) is None:
+                store.make(step, lambda _, out: decode_videos.run(step.config, {"data": source}, out, resources), {})
+
+    def result() -> dict:
+        folder = store.folder(step)
+        record = read_record(folder)
+        assert list(verify([(folder, record)])) == []
+        return record["contents"]
+
+    counts = cut_everywhere(tmp_path / "disk", job, result, monkeypatch, every)
+    record_property("decode", counts)
+    assert counts["operations"] > 50
+
+
+class Batch:
+    """Embeddings of the sources, without decoding them."""
+
+    errors: dict = {}
+
+    def __init__(self, sources):
+        self.sources, self.decoded, self.videos = sources, range(len(sources)), self
+        self.features = self
+
+    def cpu(self):
+        return self
+
+    def numpy(self):
+        return np.array([[len(source.id), ord(source.id[-1])] for source in self.sources], np.float32)
+
+
+class Model:
+    def encode(self, sources, *arguments, **options):
+        return (Batch([source]) for source in sources)
+
+
+@pytest.mark.parametrize("every", EVERY)
+def test_indexing(tmp_path, monkeypatch, every, record_property):
+    monkeypatch.setattr(index_module, "PART_CLIPS", 2)
+    monkeypatch.setattr(index_module, "MAX_PARTS", 2)  # they are merged at the end
+    empty = dict.fromkeys(index_module.ITEMS.names)
+    items = [empty | {"id": f"v{n}", "path": str(tmp_path / f"{n}.mp4"), "kind": "video"} for n in range(7)]
+    folder = tmp_path / "disk" / "index"
+
+    def job() -> None:
+        update_index(folder, Model(), About(model="m", digest="d", embed_dim=2), list(items))
+
+    def result() -> dict:
+        index = Index.open(folder)
+        vectors = np.concatenate(index.embeddings)
+        return {index.item(n)["id"]: vectors[n].tobytes() for n in range(len(index))}
+
+    counts = cut_everywhere(tmp_path / "disk", job, result, monkeypatch, every)
+    record_property("index", counts)
+    assert counts["operations"] > 30
