@@ -1,13 +1,22 @@
-"""An artifact: a folder with a record, artifact.json, which is written last."""
+"""An artifact: a folder with a record, artifact.json, which is written last, and has the checksums of the other files
+and of itself."""
 
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from alpro.files import read_json
+from alpro.errors import InputError
+from alpro.files import checksum, digest, read_json
 from alpro.log import log
 
 RECORD = "artifact.json"
 RECORD_VERSION = 2
+SUM = "sum"  # the digest of the record's other values
+THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL
+
+Record = Mapping[str, Any]
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -25,3 +34,50 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     if record.get("version") != RECORD_VERSION:  # of an earlier version of this project
         return None
     return record
+
+
+def sum_of(record: Record) -> str:
+    return digest({key: value for key, value in record.items() if key != SUM})
+
+
+def check_record(folder: Path, record: Record) -> None:
+    """Raises InputError if a record was changed after it was written. Records of earlier versions have no sum."""
+    if SUM in record and record[SUM] != sum_of(record):
+        raise InputError(f"{folder / RECORD} was changed after it was written; {what_to_do(folder)}")
+
+
+def check_artifact(folder: Path, names: Iterable[str] = ()) -> None:
+    """Compares files of an artifact with its record: those named, or all but the shards, whose samples have checksums
+    of their own. A folder without a record has nothing to compare.
+
+    Raises InputError if one is damaged or missing.
+    """
+    folder = folder.parent if folder.name == "model" and (folder.parent / RECORD).is_file() else folder
+    record = read_record(folder)
+    if record is None:
+        return
+    check_record(folder, record)
+    contents = record.get("contents", {})
+    small = [name for name in (names or contents) if name in contents and not name.endswith(".tar")]
+    with ThreadPoolExecutor(THREADS) as threads:
+        for name, sha256 in zip(small, threads.map(lambda name: readable_checksum(folder / name), small), strict=True):
+            if sha256 != contents[name]["sha256"]:
+                raise InputError(f"{folder / name} is damaged or missing; {what_to_do(folder)}")
+
+
+def readable_checksum(path: Path) -> str:
+    """The SHA-256 of a file; empty if it cannot be read."""
+    try:
+        return checksum(path)
+    except OSError:
+        return ""
+
+
+def what_to_do(folder: Path) -> str:
+    return f"restore it, or delete {folder} to rebuild the artifact"
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an evaluation's results.json. Raises InputError if the file is damaged."""
+    check_artifact(folder, ["results.json"])
+    return read_json(folder / "results.json")

@@ -14,7 +14,7 @@ from pathlib import Path
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.log import TIMES, log
-from alpro.pipeline.artifacts.store import Step, Store
+from alpro.pipeline.artifacts.store import Step, Store, check_inputs
 from alpro.pipeline.devices import VISIBLE, lock_folder, reserved, visible_devices
 from alpro.pipeline.units import on_dask
 from alpro.shards.storage import Location, absolute
@@ -43,6 +43,7 @@ def work(
     """
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
     inputs |= step.paths
+    check_inputs(inputs.values())
     if step.stage not in WITH_MODEL:
         workers.open_cluster = on_dask
         return step.module.run(step.config, inputs, out, resources)

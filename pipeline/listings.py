@@ -148,8 +148,7 @@ def print_problems(artifacts: list[Artifact], problems: Iterable[Problem]) -> in
     size = sum(file["size"] for record in described for file in record["contents"].values())
     failed = counts["damaged"] + counts["missing"] + counts["extra"]
     found = ", ".join(f"{counts[kind]} {kind}" for kind in ("damaged", "missing", "extra") if counts[kind])
-    unknown = f"; {counts['unknown']} without checksums" if counts["unknown"] else ""
-    print_line(f"{len(described)} artifacts, {files} files, {megabytes(size)}: {found or 'as recorded'}{unknown}")
+    print_line(f"{len(described)} artifacts, {files} files, {megabytes(size)}: {found or 'as recorded'}")
     if failed:
         print_line("delete the folder of an artifact, and the next run that needs it builds it again")
     return failed

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from alpro.artifact import read_record
+from alpro.artifact import read_record, read_results
 from alpro.errors import InputError
-from alpro.files import read_json
 from alpro.models.folder import ModelFolder
 from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.artifacts.upkeep import Artifact, lineage
@@ -130,7 +129,7 @@ def evaluation(store: Store, record: dict[str, Any]) -> str:
     for folder, other in store.all():
         used = {source["fingerprint"] for source in other["inputs"].values()}
         if other["stage"] in EVALUATIONS and record["fingerprint"] in used:
-            own = [row for row in read_json(folder / "results.json") if is_score_of(row, record["stage"])]
+            own = [row for row in read_results(folder) if is_score_of(row, record["stage"])]
             rows, split = (list(map(score_row, own)), other["config"]["split"]) if own else (rows, split)
     if not rows:
         return NOT_EVALUATED

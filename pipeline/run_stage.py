@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from filelock import FileLock, Timeout
 from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import make_folder, read_json, write_json
-from alpro.pipeline.artifacts.store import fingerprint, write_record
+from alpro.pipeline.artifacts.store import check_inputs, fingerprint, stopwatch, write_record
 from alpro.shards.storage import located
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
 
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m alpro.pipeline.run_stage WORK.json", file=sys.stderr)
         return EXIT_INPUT_ERROR
-    file, started = Path(arguments[0]), time.time()
+    file = Path(arguments[0])
     try:
         work = read_json(file)
         out = Path(work["out"])
@@ -58,7 +59,10 @@ def main(arguments: list[str]) -> int:
     if main_rank:
         file.with_name("result.json").unlink(missing_ok=True)
     try:
-        outcome = run(work)
+        if standalone:
+            check_inputs(work["inputs"].values())
+        with stopwatch(out) if standalone else nullcontext(float) as seconds:
+            outcome = run(work)
     except InputError as error:
         if write_first_result(file.with_name("result.json"), {"error": str(error)}):
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -87,7 +91,7 @@ def main(arguments: list[str]) -> int:
             {"counts": outcome.counts, "metrics": outcome.metrics, "warnings": outcome.warnings},
         )
     if standalone:
-        done = finish(work, outcome, time.time() - started)
+        done = finish(work, outcome, seconds())
         print(f"done: {out}{'' if done else ', without an artifact record: `config` or `out` was changed'}")
     return 0
 
@@ -103,7 +107,7 @@ def finish(work: dict, outcome: Outcome, seconds: float) -> bool:
     if fingerprint(work["stage"], config, inputs, artifact["files"]) != artifact["fingerprint"]:
         return False
     (out / "result.json").unlink(missing_ok=True)  # first: the record lists the files of the artifact
-    write_record(out, artifact, outcome, {"seconds": round(seconds, 1), "by": "alpro.pipeline.run_stage"})
+    write_record(out, artifact, outcome, {"seconds": seconds, "by": "alpro.pipeline.run_stage"})
     return True
 
 

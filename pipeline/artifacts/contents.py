@@ -7,23 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alpro.artifact import RECORD
+from alpro.artifact import RECORD, SUM, THREADS, sum_of
 from alpro.errors import InputError
-from alpro.files import checksum, digest, read_json
+from alpro.files import checksum, read_json
 from alpro.progress import progress
 
-LOCAL_FILES = {"work.json"}  # contains folders of the machine that created the artifact
+LOCAL_FILES = {"work.json", "sessions.json"}  # of the machine that created the artifact
 UNFINISHED = ("checkpoints", "parts")  # only read by a resumed run; deleted from a finished artifact
-THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL
 
 Contents = dict[str, dict[str, Any]]  # size in bytes and sha256, by the file's name relative to the folder
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file that is not as recorded, or an artifact (with an empty file) whose record cannot be compared."""
+    """A file of an artifact that is not as recorded."""
 
-    kind: Literal["damaged", "missing", "extra", "unknown"]
+    kind: Literal["damaged", "missing", "extra"]
     folder: Path
     name: str  # of the artifact
     file: str
@@ -68,10 +67,13 @@ def verify(artifacts: Iterable[tuple[Path, dict[str, Any]]]) -> Iterator[Problem
     jobs: list[tuple[Path, str, str, Path, dict[str, Any]]] = []
     for folder, record in artifacts:
         name = record["name"]
-        if not has_its_fingerprint(folder, record):
+        if folder.name != record["fingerprint"][:16]:
             yield Problem("damaged", folder, name, RECORD, "does not match its fingerprint")
+        if not record.keys() >= {"contents", SUM}:
+            yield Problem("damaged", folder, name, RECORD, "has no checksums: of an earlier version, or changed")
+        elif record[SUM] != sum_of(record):
+            yield Problem("damaged", folder, name, RECORD, "was changed after it was written")
         if "contents" not in record:
-            yield Problem("unknown", folder, name, "", "built by an earlier version, which recorded no checksums")
             continue
         files = files_of(folder)
         for missing in sorted(record["contents"].keys() - files.keys()):
@@ -125,11 +127,3 @@ class Checksums:
         if key not in self.known:  # two threads may read the same file at once; that costs time only
             self.known[key] = checksum(path)
         return self.known[key]
-
-
-def has_its_fingerprint(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Whether a record's fingerprint is that of its stage, configuration, inputs and files, and its folder's name."""
-    inputs = {name: source["fingerprint"] for name, source in record["inputs"].items()}
-    named = {"stage": record["stage"], "version": record["stage_version"], "config": record["config"]}
-    value = digest({**named, "inputs": inputs, "files": record["files"]})
-    return value == record["fingerprint"] and folder.name == value[:16]

@@ -9,7 +9,7 @@ fingerprint resumes.
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,10 +20,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from alpro.artifact import RECORD, RECORD_VERSION, read_record
+from alpro.artifact import RECORD, RECORD_VERSION, SUM, check_artifact, check_record, read_record, sum_of
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
-from alpro.files import digest, make_folder, sync_tree, write_json
+from alpro.files import digest, make_folder, read_json, sync_tree, write_json
 from alpro.pipeline.artifacts.contents import UNFINISHED, describe_contents
 from alpro.pipeline.artifacts.hardware import hardware
 from alpro.pipeline.artifacts.sharing import fetch, is_shared, send, shared_records
@@ -32,6 +32,7 @@ from alpro.shards.storage import DISK_FULL, Location, absolute, join, located
 from alpro.stages.execution.interface import CHANGED, Outcome, StageConfig
 from alpro.stages.execution.stop import STOP
 
+SESSIONS = "sessions.json"  # the time that unfinished sessions took; of this machine
 LOCK_SECONDS = 0.2  # between two looks at a lock
 
 
@@ -122,8 +123,11 @@ class Store:
         return self.root / step.stage / step.fingerprint[:16]
 
     def find(self, step: Step) -> dict[str, Any] | None:
-        """The record of a step's artifact, None if there is no artifact."""
-        return read_record(self.folder(step))
+        """The record of a step's artifact, None if there is none. Raises InputError if the record was changed."""
+        record = read_record(self.folder(step))
+        if record is not None:
+            check_record(self.folder(step), record)
+        return record
 
     def place(self, step: Step) -> Location | None:
         """The location of a step's artifact in the shared place; None without a shared place."""
@@ -142,8 +146,8 @@ class Store:
         with self._store_errors():
             if place is None or not fetch(place, folder, self.root / ".fetched" / step.stage):
                 return None
-        record = self.find(step)
-        if record is None or record["fingerprint"] != step.fingerprint:
+        record = read_record(folder)
+        if record is None or record["fingerprint"] != step.fingerprint or record.get(SUM) != sum_of(record):
             shutil.rmtree(folder)
             raise InputError(f"{place}: not the artifact of {step.name}; delete it to rebuild the artifact")
         return record
@@ -212,8 +216,8 @@ class Store:
         """
         folder = self.folder(step)
         make_folder(folder)
-        started = time.time()
-        outcome = work(step, folder)
+        with stopwatch(folder) as seconds:
+            outcome = work(step, folder)
         if step.unchanged and not step.unchanged():
             for name in UNFINISHED:  # results from the changed files must not be reused if the files are restored
                 shutil.rmtree(folder / name, ignore_errors=True)
@@ -221,7 +225,40 @@ class Store:
             where = " or ".join(str(path) for path in step.paths.values())
             raise InputError(f"{step.name}: its input files changed during the run ({where}); run again")
         (folder / CHANGED).unlink(missing_ok=True)
-        return write_record(folder, step.description, outcome, {"seconds": round(time.time() - started, 1), **run_info})
+        return write_record(folder, step.description, outcome, {"seconds": seconds(), **run_info})
+
+
+def check_inputs(locations: Iterable[Location | str]) -> None:
+    """Raises InputError if a file of an artifact that a stage is about to read is not as recorded."""
+    for location in locations:
+        if isinstance(folder := located(str(location)), Path):
+            check_artifact(folder)
+
+
+@contextmanager
+def stopwatch(folder: Path) -> Iterator[Callable[[], float]]:
+    """Yields what gives the seconds since the start, and those of earlier sessions that did not finish the artifact. A
+    session that was killed ended when it last wrote a file."""
+    file, started, earlier = folder / SESSIONS, time.time(), 0.0
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        last = read_json(file)
+        earlier = float(last["seconds"])
+        if since := last["running_since"]:  # it was killed
+            wrote = max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=since)
+            earlier += max(0.0, min(wrote, started) - since)
+
+    def note(running_since: float | None) -> None:
+        with suppress(OSError):  # a full disk: the stage itself reports it
+            write_json(file, {"seconds": seconds(), "running_since": running_since})
+
+    def seconds() -> float:
+        return round(earlier + time.time() - started, 1)
+
+    note(started)
+    try:
+        yield seconds
+    finally:
+        note(None)
 
 
 def acquired(lock: FileLock) -> bool:
@@ -248,7 +285,9 @@ def write_record(
         "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware(), **run_info},
     }
     sync_tree(folder)
+    record[SUM] = sum_of(record)
     write_json(folder / RECORD, record)
+    (folder / SESSIONS).unlink(missing_ok=True)
     for name in UNFINISHED:
         shutil.rmtree(folder / name, ignore_errors=True)
     for stale in folder.rglob(".*.part"):  # of killed processes

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alpro.artifact import read_results
 from alpro.errors import InputError
-from alpro.files import read_json
 from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.artifacts.upkeep import Artifact, lineage
 from alpro.pipeline.reporting.differences import Difference, Record, differences, differences_table
@@ -34,7 +34,7 @@ class ComparedRuns:
     @property
     def rows(self) -> list[dict[str, dict[str, Any]]]:
         """The rows of results.json of each evaluation, by name."""
-        return [{row["name"]: row for row in read_json(folder / "results.json")} for folder, _ in self.artifacts]
+        return [{row["name"]: row for row in read_results(folder)} for folder, _ in self.artifacts]
 
     def scores_table(self, intervals: bool) -> Table:
         """A line for each score, with the difference of each evaluation to the first; with or without the intervals of

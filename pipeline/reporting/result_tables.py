@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alpro.files import read_json
+from alpro.artifact import read_results
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.statistics import Difference
@@ -19,7 +19,7 @@ FEW_VIDEOS = 100
 def results(artifacts: list[Listed]) -> list[dict[str, Any]]:
     """The rows of results.json of every evaluation, zero-shot first; none if nothing was evaluated."""
     folders = [folder for _, folder, record, _ in artifacts if record["stage"] in EVALUATIONS]
-    rows = {row["name"]: row for folder in folders for row in read_json(folder / "results.json")}
+    rows = {row["name"]: row for folder in folders for row in read_results(folder)}
     return list(rows.values())
 
 

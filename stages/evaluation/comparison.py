@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alpro.artifact import check_artifact
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.stages.evaluation.statistics import Difference, paired_difference
@@ -62,6 +63,7 @@ def values_of(folder: Path) -> dict[str, Values]:
             f"{folder}: no {SCORES}: only results of evaluate and zero_shot can be compared; rerun them if they are of "
             "an earlier version"
         )
+    check_artifact(folder, (SCORES, "results.json"))
     table = pq.read_table(folder / SCORES)
     scores: dict[str, Values] = {}
     for name in pc.unique(table["score"]).to_pylist():

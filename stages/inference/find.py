@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alpro.artifact import read_record
+from alpro.artifact import check_artifact, read_record
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.stages import STAGES
@@ -32,11 +32,13 @@ def find_model(name: str | Path, workspace: Path) -> Path:
     if folder.is_dir():
         if not has_model(folder):
             raise InputError(f"{folder}: not a model folder: it has no config.json")
+        check_artifact(folder)
         return folder
     stage = str(name).replace("-", "_")
     found = newest_artifact(stage, workspace) if stage in STAGES else find_artifact(str(name), workspace)
     if not has_model(found):
         raise InputError(f"{name}: the artifact of {found.parent.name} has no model")
+    check_artifact(found)
     return found
 
 
@@ -79,10 +81,17 @@ def find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | str]
     An artifact of cache_prompts names its prompter, and that of a prompter is named by the newest cache_prompts of the
     workspace that embedded entities with it. follow: a model that was trained with a prompter also stands for it.
     """
+    found = _find_prompter(folder, follow)
+    for other in {Path(place) for place in found if place} - {folder}:
+        check_artifact(other)
+    return found
+
+
+def _find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | str]:
     if (folder / "prompts.safetensors").is_file() and (model_folder(folder) / "config.json").is_file():
         return folder, ""
     if follow and (folder / "prompter" / "config.json").is_file():  # of an imported checkpoint
-        return find_prompter(folder / "prompter")
+        return _find_prompter(folder / "prompter")
     record = read_record(folder)
     if record is None:
         return folder, ""
@@ -102,7 +111,7 @@ def find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | str]
         return folder, ""
     for source in record["inputs"].values() if follow else ():
         if source["stage"] in ("cache_prompts", "pretrain"):
-            found = find_prompter(workspace / "artifacts" / source["stage"] / source["fingerprint"][:16], follow)
+            found = _find_prompter(workspace / "artifacts" / source["stage"] / source["fingerprint"][:16], follow)
             if found[1] or (found[0] / "prompts.safetensors").is_file():
                 return found
     return folder, ""

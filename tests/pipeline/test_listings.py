@@ -155,7 +155,6 @@ def test_problems_as_json(store, capsys):
     assert status == 1
     assert [(one["kind"], one["name"], one["folder"]) for one in problems] == [
         ("damaged", "pretrain", str(folder)),
-        ("unknown", "pretrain", str(folder)),
     ]
 
 
@@ -164,15 +163,13 @@ def test_problems_are_one_line_each(tmp_path, capsys):
     problems = [
         Problem("damaged", folder, "pretrain", "model/w", "5 bytes instead of 6"),
         Problem("extra", folder, "pretrain", "note.txt"),
-        Problem("unknown", folder, "other", "", "no checksums"),
     ]
     record = {"contents": {"model": {"size": 2_000_000}}}
     assert listings.print_problems([(folder, record), (folder, {})], iter(problems)) == 2
     assert capsys.readouterr().out.splitlines() == [
         f"damaged  pretrain {'a' * 16}  model/w: 5 bytes instead of 6",
         f"extra    pretrain {'a' * 16}  note.txt",
-        f"unknown  other {'a' * 16}  no checksums",
-        "1 artifacts, 1 files, 2.0 MB: 1 damaged, 1 extra; 1 without checksums",
+        "1 artifacts, 1 files, 2.0 MB: 1 damaged, 1 extra",
         "delete the folder of an artifact, and the next run that needs it builds it again",
     ]
     assert listings.print_problems([(folder, record)], []) == 0

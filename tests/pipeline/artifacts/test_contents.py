@@ -10,9 +10,10 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.artifacts import contents as contents_module
 from alpro.pipeline.artifacts.contents import check_sums, describe_contents, unreadable_records, verify
-from alpro.pipeline.artifacts.store import Step, Store
-from alpro.stages import render_sample
-from alpro.stages.execution.interface import Outcome
+from alpro.pipeline.artifacts.store import Step, Store, check_inputs
+from alpro.pipeline.launch import work
+from alpro.stages import decode_videos, render_sample
+from alpro.stages.execution.interface import Outcome, Resources
 from tests.pipeline.test_cli import call
 
 STEP = Step("render_sample", "render_sample", render_sample.Config())
@@ -103,11 +104,37 @@ def test_links_to_one_file_are_read_once_and_all_are_reported(store, monkeypatch
     assert problems(store) == [("damaged", "a.tar")] * 2
 
 
-@pytest.mark.parametrize("change", [{"config": {"seed": 5}}, {"stage_version": -1}, {"files": {"x": "1"}}])
-def test_an_edited_record_does_not_match_its_fingerprint(store, change):
+CHANGES = [{"config": {"seed": 5}}, {"metrics": {"test/recall_1": 99.0}}, {"contents": {}}, {"sum": ""}]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_an_edited_record_is_found_and_not_used(store, change):
     path = build(store) / "artifact.json"
     write_json(path, read_json(path) | change)
-    assert problems(store) == [("damaged", "artifact.json")]
+    assert ("damaged", "artifact.json") in problems(store)
+    with pytest.raises(InputError, match=r"artifact.json was changed after it was written; restore it, or delete /.*"):
+        store.find(STEP)
+
+
+@pytest.mark.parametrize("name", ["model/weights", "empty"])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"weighty")])
+def test_a_damaged_input_is_refused(store, name, damage):
+    folder = build(store)
+    check_inputs([folder, str(folder / "model"), "https://elsewhere/shards", folder.parent])
+    damage(folder / name)
+    for place in (folder, folder / "model"):
+        with pytest.raises(
+            InputError, match=rf"{name} is damaged or missing; restore it, or delete {folder} to rebuild"
+        ):
+            check_inputs([place])
+
+
+def test_a_stage_does_not_start_with_a_damaged_input(store):
+    folder = build(store)
+    (folder / "model" / "weights").write_bytes(b"w")
+    step = Step("decode_videos", "decode_videos", decode_videos.Config(), {"sample": STEP})
+    with pytest.raises(InputError, match="model/weights is damaged"):
+        work(step, store.folder(step), store, Resources())
 
 
 def test_an_unreadable_record_is_found(store):
@@ -119,13 +146,13 @@ def test_an_unreadable_record_is_found(store):
     ]
 
 
-def test_an_artifact_of_an_earlier_version_is_unknown_and_no_failure(store, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("removed", [{"sum"}, {"sum", "contents"}])
+def test_a_record_without_checksums_is_an_error(store, tmp_path, monkeypatch, capsys, removed):
     path = build(store) / "artifact.json"
-    write_json(path, {key: value for key, value in read_json(path).items() if key != "contents"})
-    assert problems(store) == [("unknown", "")]
+    write_json(path, {key: value for key, value in read_json(path).items() if key not in removed})
     status, out, _ = call(monkeypatch, capsys, "artifacts", "verify", "--workspace", tmp_path)
-    assert status == 0
-    assert "recorded no checksums" in out
+    assert status == 1
+    assert "has no checksums" in out
 
 
 def test_the_exit_status_tells_whether_all_is_as_recorded(store, tmp_path, monkeypatch, capsys):

@@ -1,12 +1,15 @@
 """Fingerprints, and the record that makes a folder an artifact."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import digest, read_json, write_json
+from alpro.pipeline.artifacts.contents import verify
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import Outcome, Resources, Stopped, require
@@ -251,3 +255,31 @@ def test_a_corrupt_record_is_reported_and_ignored(content, tmp_path, capsys):
     (tmp_path / "artifact.json").write_text(content)
     assert read_record(tmp_path) is None
     assert "is corrupt" in capsys.readouterr().err
+
+
+def test_the_seconds_of_an_artifact_are_those_of_all_its_sessions(tmp_path, monkeypatch):
+    """The first fails after 5 s, the second is killed 7 s after its start, 3 s after it wrote a file."""
+    store, step, now = Store(tmp_path), sample_step(), [1000.0]
+    monkeypatch.setattr("alpro.pipeline.artifacts.store.time", SimpleNamespace(time=lambda: now[0]))
+
+    def build(seconds: float, error: type[BaseException] | None = None) -> Any:
+        def work(_: Step, out: Path) -> Outcome:
+            now[0] += seconds
+            (out / "a").write_text("")
+            if error:
+                raise error
+            return Outcome()
+
+        return store.make(step, work, {})
+
+    with pytest.raises(InputError):
+        build(5, InputError)
+    sessions = store.folder(step) / "sessions.json"
+    assert read_json(sessions) == {"seconds": 5, "running_since": None}
+    write_json(sessions, {"seconds": 5, "running_since": 2000.0})
+    for file in store.folder(step).iterdir():
+        os.utime(file, (2004.0, 2004.0))
+    now[0] = 3000.0
+    assert build(30)["run"]["seconds"] == 39.0
+    assert not sessions.exists()
+    assert list(verify(store.all())) == []
