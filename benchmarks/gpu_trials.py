@@ -44,7 +44,7 @@ MIN_CORRELATION = 0.98  # of ranks in bfloat16 with those in float32
 AIMS = {
     "a": 4.0,
     "b": 1.5,
-    "utilisation": 0.4,
+    "utilization": 0.4,
     "evaluation": 6.0,
 }  # on an H200: times (a), times (b), share of the bfloat16 peak, times each pair by itself
 
@@ -258,7 +258,7 @@ def step(context: Context) -> None:
     whole = "of the bfloat16 peak" if figures["machine"]["peak"] else "of the measured multiplication"
     context.report(f"batch {figures['settings']['batch']}", **figures)
     for name, row in figures["variants"].items():
-        line = f"{name}: {row['samples_per_second']:.4g} samples/s, {row['utilisation']:.1%} {whole}, "
+        line = f"{name}: {row['samples_per_second']:.4g} samples/s, {row['utilization']:.1%} {whole}, "
         line += f"{row['gigabytes']:.3g} GiB"
         if (name, row) in ours:
             line += f"; {row['samples_per_second'] / a['samples_per_second']:.2f} times (a), "
@@ -266,7 +266,7 @@ def step(context: Context) -> None:
             line += f"{row['hours']:.0f} h, on {PAPER_DEVICES} devices {row['hours'] / PAPER_DEVICES:.0f} h"
         context.report(line)
     if context.cuda:
-        context.report(f"aims: {AIMS['a']:g} times (a), {AIMS['b']:g} times (b), {AIMS['utilisation']:.0%} of the peak")
+        context.report(f"aims: {AIMS['a']:g} times (a), {AIMS['b']:g} times (b), {AIMS['utilization']:.0%} of the peak")
 
 
 # Evaluation

@@ -159,7 +159,7 @@ def rated(variant: Variant, figures: dict[str, Any], settings: Settings, about: 
     return figures | {
         "samples_per_second": speed,
         "tflops": rate / 1e12,
-        "utilisation": rate / (about["peak"] or about["matmul"][variant.dtype]),
+        "utilization": rate / (about["peak"] or about["matmul"][variant.dtype]),
         "hours": PAPER_STEPS * PAPER_BATCH / speed / 3600,
     }
 
@@ -255,7 +255,7 @@ def print_speeds(chosen: list[Variant], figures: dict[str, Any]) -> None:
         ratios = "".join(f"{figures[v.name]['seconds'] / row['seconds']:8.2f}" for v in baselines.values())
         print(
             f"{variant.name:42}{row['samples_per_second']:10.4g}{ratios}{row['seconds'] * 1e3:10.1f}"
-            f"{row['gigabytes']:10.2f}{row['tflops']:9.3g}{row['utilisation']:7.1%}"
+            f"{row['gigabytes']:10.2f}{row['tflops']:9.3g}{row['utilization']:7.1%}"
             f"{row['hours']:10.0f}{row['hours'] / PAPER_DEVICES:10.0f}"
         )
     print(

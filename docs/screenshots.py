@@ -1,28 +1,24 @@
-"""The pictures of pages in the documentation: `python docs/screenshots.py --workspace W --prefect URL --mlflow URL`.
+"""The pictures of pages in the documentation: `python docs/screenshots.py --workspace W [--demo URL]`.
 
-Reads the newest report and the newest comparison of a workspace (`alpro run`, then `alpro compare`), and, if their
-addresses are passed, the pages of Prefect and MLflow that `alpro up` serves, and with `--demo URL` the page of `alpro
-model demo` (docs/search.md has the command). Needs playwright, and Chromium: that of the system, or `playwright
-install chromium`.
+Reads the newest report and the newest comparison of a workspace (`alpro run`, then `alpro compare`), and with `--demo
+URL` the page of `alpro model demo` (docs/search.md has the command). Needs playwright, and Chromium: that of the
+system, or `playwright install chromium`.
 """
 
 import argparse
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 OUT = Path(__file__).parent / "pictures"
-WIDE, PHONE = {"width": 1100, "height": 1240}, {"width": 390, "height": 844}
-SERVER = {"width": 1300, "height": 900}
+WIDE = {"width": 1100, "height": 1240}
 DEMO = {"width": 1100, "height": 900}
 MAX_BYTES = 200_000
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -31,8 +27,6 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path, default=Path("workspace"))
-    parser.add_argument("--prefect", default="", metavar="URL", help="address of a Prefect server with runs")
-    parser.add_argument("--mlflow", default="", metavar="URL", help="address of an MLflow server with runs")
     parser.add_argument("--demo", default="", metavar="URL", help="address of `alpro model demo` on the sample")
     arguments = parser.parse_args()
     pages = sorted((arguments.workspace.resolve() / "reports").glob("*.html"), key=lambda path: path.stat().st_mtime)
@@ -41,17 +35,8 @@ def main() -> None:
     with browser() as chromium:
         for url in reports[-1:]:
             shoot(chromium, url, "report", WIDE)
-            shoot(chromium, url, "report-dark", WIDE, dark=True, heading="train_prompter")
-            shoot(chromium, url, "report-before", WIDE, heading="The run before")
-            shoot(chromium, url, "report-phone", PHONE)
         for url in comparisons[-1:]:
             shoot(chromium, url, "compare", WIDE)
-        if arguments.prefect:
-            shoot(chromium, f"{arguments.prefect}/runs", "prefect", SERVER, until="Task runs")
-        if arguments.mlflow:
-            experiment = f"{arguments.mlflow}/#/experiments/{newest_experiment(arguments.mlflow)}"
-            url = f"{experiment}/runs?workflowType=machine_learning"
-            shoot(chromium, url, "mlflow", SERVER, until=" ago", close="Close")
         if arguments.demo:
             shoot_demo(chromium, arguments.demo)
 
@@ -82,25 +67,9 @@ def opened(chromium: Browser, url: str, size: Any, dark: bool = False, until: st
         page.close()
 
 
-def shoot(
-    chromium: Browser,
-    url: str,
-    name: str,
-    size: Any,
-    dark: bool = False,
-    heading: str = "",
-    until: str = "",
-    close: str = "",
-) -> None:
-    """Opens a page and writes a picture of the window.
-
-    heading: to scroll to; until: a text that the page must have; close: the name of a button to click before.
-    """
-    with opened(chromium, url, size, dark, until) as page:
-        if close and page.get_by_role("button", name=close).count():
-            page.get_by_role("button", name=close).first.click()
-        if heading:
-            page.get_by_role("heading", name=heading, exact=True).evaluate("heading => heading.scrollIntoView()")
+def shoot(chromium: Browser, url: str, name: str, size: Any) -> None:
+    """Opens a page and writes a picture of the window."""
+    with opened(chromium, url, size) as page:
         save(page, name)
 
 
@@ -137,13 +106,6 @@ def shoot_demo(chromium: Browser, url: str) -> None:
         page.locator("#entities .confidence-set").first.wait_for()
         page.mouse.move(0, 0)
         save(page, "demo-video")
-
-
-def newest_experiment(server: str) -> str:
-    """The id of the experiment that was created last on an MLflow server."""
-    with urlopen(f"{server}/api/2.0/mlflow/experiments/search?max_results=100") as answer:
-        experiments = json.load(answer)["experiments"]
-    return max(experiments, key=lambda experiment: experiment["creation_time"])["experiment_id"]
 
 
 if __name__ == "__main__":

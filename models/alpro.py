@@ -82,7 +82,7 @@ class DualEncoder(nn.Module):
 
 
 class Prompter(DualEncoder):
-    """The frozen teacher of prompting entity modelling (paper, section 3.2.2)."""
+    """The frozen teacher of prompting entity modeling (paper, section 3.2.2)."""
 
     def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor) -> Tensor:
         """Probabilities (B, M) of the entities in a crop (equation 4).

@@ -46,7 +46,7 @@ def vtm_loss(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Masked language modelling loss, summed over the masked tokens.
+    """Masked language modeling loss, summed over the masked tokens.
 
     scores (N, vocab), labels (N,), -100 = not masked.
     """
@@ -54,7 +54,7 @@ def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def pem_loss(logits: Tensor, pseudo_labels: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Prompting entity modelling loss (equation 5): soft cross-entropy summed over the kept samples.
+    """Prompting entity modeling loss (equation 5): soft cross-entropy summed over the kept samples.
 
     logits (B, M); pseudo_labels (B, M): the prompter's probabilities. A sample is kept if the probability of its most
     likely entity is at least `threshold`. Returns the loss and kept (B,), boolean.

@@ -42,7 +42,7 @@ CALLS = {
 }
 
 
-def model_card(artifact: Path, model: ModelFolder, name: str, licence: str = "") -> str:
+def model_card(artifact: Path, model: ModelFolder, name: str, license: str = "") -> str:
     """The text of README.md. artifact: of the store, or any model folder, of which less is known."""
     record = read_record(artifact)
     sources, evaluated = list[Artifact](), NOT_EVALUATED
@@ -53,15 +53,15 @@ def model_card(artifact: Path, model: ModelFolder, name: str, licence: str = "")
             sources = lineage(store, record)
         except InputError:  # an input was removed
             sources = [(artifact, record)]
-    parts = [header(model, licence), f"# {name}", description(model), usage(model), "## Training", training(sources)]
+    parts = [header(model, license), f"# {name}", description(model), usage(model), "## Training", training(sources)]
     parts += ["## Data", data(sources), "## Evaluation", evaluated]
-    parts += ["## Limits", limits(model), "## Licence", licence_text(licence)]
+    parts += ["## Limits", limits(model), "## License", license_text(license)]
     return "\n\n".join(parts) + "\n"
 
 
-def header(model: ModelFolder, licence: str) -> str:
+def header(model: ModelFolder, license: str) -> str:
     """The metadata that the hub reads."""
-    lines = ["---", "library_name: transformers", f"license: {licence or 'other'}"]
+    lines = ["---", "library_name: transformers", f"license: {license or 'other'}"]
     lines += [f"pipeline_tag: {HEADS.get(model.task, 'feature-extraction')}", "tags: [alpro, video-text]", "---"]
     return "\n".join(lines)
 
@@ -167,9 +167,9 @@ def limits(model: ModelFolder) -> str:
     return "\n".join(lines)
 
 
-def licence_text(licence: str) -> str:
-    own = f"The weights: {licence}." if licence else "No licence of the weights was stated at export."
+def license_text(license: str) -> str:
+    own = f"The weights: {license}." if license else "No license of the weights was stated at export."
     return (
-        f"{own} The code in this folder is BSD 3-Clause. The licences of the training data, and of weights that the "
+        f"{own} The code in this folder is BSD 3-Clause. The licenses of the training data, and of weights that the "
         "training started from, may restrict the use of the weights."
     )

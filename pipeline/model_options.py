@@ -192,7 +192,7 @@ def add_export(actions: Any) -> None:
     parser.add_argument(
         "folder", type=user_path, metavar="FOLDER", help="the folder to write, which must not exist yet"
     )
-    parser.add_argument("--license", default="", metavar="NAME", help="licence of the weights, for the model card")
+    parser.add_argument("--license", default="", metavar="NAME", help="license of the weights, for the model card")
     add_workspace(parser, "folder of the artifacts that MODEL may name")
     add_tracking_uri(parser)
 

@@ -226,7 +226,7 @@ def _seconds(name: str, value: Any) -> float | None:
 
 
 def _captions(*values: Any) -> Iterable[str]:
-    """The captions of one or more columns, with normalised whitespace, without blank captions and duplicates."""
+    """The captions of one or more columns, with normalized whitespace, without blank captions and duplicates."""
     captions: list[str] = []
     for value in values:
         if isinstance(value, str):

@@ -209,7 +209,7 @@ def render_items(items: list[Item], config: Config, out: Path) -> int:
 def encode_video(frames: np.ndarray, path: Path) -> None:
     """Frames (T, H, W, 3) uint8, of even height and width, to an H.264 MP4, reproducible byte for byte.
 
-    x264's lookahead reads uninitialised memory, which makes it nondeterministic; its vector code and that of FFmpeg's
+    x264's lookahead reads uninitialized memory, which makes it nondeterministic; its vector code and that of FFmpeg's
     colour conversion differ between processors. All three are disabled.
     """
     import av

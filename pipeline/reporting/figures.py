@@ -15,7 +15,7 @@ from alpro.stages.evaluation.metrics import is_rank
 GROUPS = {
     "losses": ("train/loss", "train/loss_*"),
     "accuracies": ("train/*_recall", "train/*_accuracy", "train/*_kept"),
-    "optimisation": ("train/lr", "train/grad_norm", "train/temperature"),
+    "optimization": ("train/lr", "train/grad_norm", "train/temperature"),
     "validation": ("validation/*",),
 }
 INK = "svg { color: #1b1b1f } @media (prefers-color-scheme: dark) { svg { color: #e4e4ea } }"
@@ -68,12 +68,12 @@ def draw_panel(axes: Axes, name: str, keys: list[str], lines: Lines, marks: Mark
     for key in keys:
         points = [(line["step"], line[key]) for line in lines if key in line]
         scaled = 1.0
-        if name == "optimisation" and max(abs(v) for _, v in points) > 0:
+        if name == "optimization" and max(abs(v) for _, v in points) > 0:
             scaled = max(abs(v) for _, v in points)
         (curve,) = axes.plot(
             [s for s, _ in points],
             [v / scaled for _, v in points],
-            label=key.split("/", 1)[1] + (f" (of {scaled:.2g})" if name == "optimisation" else ""),
+            label=key.split("/", 1)[1] + (f" (of {scaled:.2g})" if name == "optimization" else ""),
             marker="." if len(points) < 12 else "",
             linewidth=1.3,
         )

@@ -320,7 +320,7 @@ class _Run:
         values["train/tflops"] = clock.flops / seconds / 1e12
         if self.world.device.type == "cuda":
             if peak_flops := peak(torch.cuda.get_device_name(self.world.device)):
-                values["train/utilisation"] = clock.flops / seconds / peak_flops
+                values["train/utilization"] = clock.flops / seconds / peak_flops
             values["train/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         else:
             values["train/memory_gib"] = memory_gib()

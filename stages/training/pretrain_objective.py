@@ -23,8 +23,8 @@ class LossWeights(StageConfig):
 
     vtc: float = Field(1.0, ge=0, description="video-text contrast")
     vtm: float = Field(1.0, ge=0, description="video-text matching")
-    mlm: float = Field(1.0, ge=0, description="masked language modelling")
-    pem: float = Field(1.0, ge=0, description="prompting entity modelling")
+    mlm: float = Field(1.0, ge=0, description="masked language modeling")
+    pem: float = Field(1.0, ge=0, description="prompting entity modeling")
 
 
 class PretrainObjective(MatchingObjective):

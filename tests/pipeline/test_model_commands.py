@@ -159,7 +159,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, workspace, tm
     assert "| fine-tuned retrieval | t2v R@1 | 51.5 % | 44.2 to 58.0 | 0.5 | 1,200 |" in card
     assert "question answering" not in card
     assert "Built 2026-01-02, commit abc, with torch 2.13.0." in card
-    for heading in ("Training", "Data", "Evaluation", "Limits", "Licence"):
+    for heading in ("Training", "Data", "Evaluation", "Limits", "License"):
         assert f"\n## {heading}\n" in card
 
 

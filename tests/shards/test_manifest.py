@@ -121,7 +121,7 @@ def test_a_kind_defaults_to_that_of_the_extension(write_records):
         assert single_row(write_records(record | {"caption": "x"})).kind == kind
 
 
-def test_captions_are_normalised_and_unique(write_records):
+def test_captions_are_normalized_and_unique(write_records):
     captions = ["  a  dog\truns ", "a dog runs", "", "A dog runs", "\n"]
     assert single_row(write_records({"path": "a.mp4", "captions": captions})).captions == ("a dog runs", "A dog runs")
 
@@ -136,7 +136,7 @@ def test_captions_in_a_table_may_be_a_list(tmp_path: Path):
     assert single_row(tmp_path / "m.csv").captions == ("one dog", "two, dogs")
 
 
-def test_questions_are_normalised_and_typed_by_their_first_word(write_records):
+def test_questions_are_normalized_and_typed_by_their_first_word(write_records):
     questions = [QUESTION, {"question": "How many?", "answer": 2, "type": "number"}]
     first, second = single_row(write_records({"path": "a.mp4", "questions": questions})).questions
     assert (first.question, first.answer, first.type) == ("what runs?", "dog", "what")
@@ -159,7 +159,7 @@ def test_question_types_are_valid_in_metric_names():
         assert question_type(text) == expected
 
 
-def test_question_types_of_the_manifest_are_normalised(write_records):
+def test_question_types_of_the_manifest_are_normalized(write_records):
     questions = [{"question": "What's he doing?", "answer": "x"}, {**QUESTION, "type": "How many?"}]
     row = single_row(write_records({"path": "a.mp4", "questions": questions}))
     assert [question.type for question in row.questions] == ["what", "how_many"]
@@ -167,9 +167,9 @@ def test_question_types_of_the_manifest_are_normalised(write_records):
 
 def test_every_other_column_is_kept(write_records):
     row = single_row(
-        write_records({"path": "a.mp4", "caption": "x", "licence": "CC0", "score": 0.5, "tags": ["a", {"b": None}]})
+        write_records({"path": "a.mp4", "caption": "x", "license": "CC0", "score": 0.5, "tags": ["a", {"b": None}]})
     )
-    assert row.meta == {"licence": "CC0", "score": 0.5, "tags": ["a", {"b": None}]}
+    assert row.meta == {"license": "CC0", "score": 0.5, "tags": ["a", {"b": None}]}
 
 
 def test_every_valid_row_can_be_planned_and_written(write_records):

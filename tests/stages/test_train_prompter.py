@@ -27,7 +27,7 @@ def config(**values: object) -> Config:
     return Config.model_validate({"phases": phases, "max_text_tokens": 17} | values)
 
 
-def test_several_corpora_are_normalised_by_the_mean_of_their_statistics(corpora):
+def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(corpora):
     """Each corpus of the phases once, however often it is in them; another one does not count."""
     measured = measure_preprocessing(config(normalization="corpus"), corpora)
     assert measured.mean == pytest.approx((0.4, 0.41, 0.42))

@@ -23,7 +23,7 @@ def test_curves_have_a_panel_for_each_kind_of_metric():
     }
     assert panels == {
         "pretrain: losses": {"loss": [[1, 2.0], [2, 1.0]], "loss_vtc": [[1, 1.5], [2, 0.5]]},
-        "pretrain: optimisation": {"lr (of 0.0001)": [[1, 1.0], [2, 0.5]]},
+        "pretrain: optimization": {"lr (of 0.0001)": [[1, 1.0], [2, 0.5]]},
         "pretrain: validation": {"t2v/R1": [[2, 20.0]]},
     }
     assert metric_curves([], "pretrain") is None
@@ -33,7 +33,7 @@ def test_curves_have_a_panel_for_each_kind_of_metric():
 def test_pictures_of_panels_have_the_color_of_the_page_and_their_marks():
     plain = panel_pictures(LINES, Marks())
     marked = panel_pictures(LINES, Marks({"validation/t2v/R1": 0.5}, [1]))
-    assert list(plain) == list(marked) == ["losses", "optimisation", "validation"]
+    assert list(plain) == list(marked) == ["losses", "optimization", "validation"]
     for picture in plain.values():
         assert "#000000" not in picture
         assert "prefers-color-scheme: dark" in picture

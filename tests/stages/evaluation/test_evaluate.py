@@ -341,7 +341,7 @@ def test_the_baseline_comes_from_training_and_not_from_the_test(tmp_path, clip_c
 
 
 @pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
-def test_frames_are_normalised_by_the_models_own_mean_and_std(module, model, clips_of_brightness, reading, tmp_path):
+def test_frames_are_normalized_by_the_models_own_mean_and_std(module, model, clips_of_brightness, reading, tmp_path):
     for mean, std in ((0.5, 0.25), (0.25, 0.5)):
         reader = reading(mean=mean, std=std)
         evaluated(module, clips_of_brightness, tmp_path / f"{mean}", (model,), retrieval="clips")

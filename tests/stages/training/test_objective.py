@@ -153,7 +153,7 @@ def test_questions_with_unknown_answers_are_ignored(tiny_model, tokenizer, batch
     assert objective(batch)[0] == 0
 
 
-def test_frames_are_scaled_normalised_and_resized():
+def test_frames_are_scaled_normalized_and_resized():
     frames = torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8)
     frames[:, :, 0], frames[:, :, 1, :2] = 255, 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.5, 0.5, 0.5], [0.5, 0.25, 1.0]))
