@@ -20,7 +20,6 @@ from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import KINDS, SPLITS, Reject, Row
 
 MIN_PREFIX_LENGTH = 4  # characters; shorter prefixes, as in `a1` and `a2`, do not indicate the source
-LAST = b"\xff" * 33  # after every SHA-256
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Plan:
         seed: int = 0,
         max_rows: int = 256,
     ) -> Iterator["Plan"]:
-        """Reads all records. The plan is valid within the context. `validation` and `test` are shares of the groups,
-        used if no row has a split; `max_rows` is the maximum number of rows in a unit."""
+        """Reads all records. The plan is valid within the context. `validation` and `test` are the chances of a group
+        to be in these splits, used if no row has a split; `max_rows` is the maximum number of rows in a unit."""
         path = folder / "plan.sqlite"
         with database(path) as db:
             path.unlink()  # the open file remains usable
@@ -173,7 +172,8 @@ def _row(text: str, split: str) -> Row:
 
 
 def _assign_splits(db: sqlite3.Connection, validation: float, test: float) -> bool:
-    """Fills in every split. If no row has a split, whole groups are assigned in the order of a seeded hash.
+    """Fills in every split. If no row has a split, the seeded hash of its group alone decides, so that no other row
+    moves when rows are added, removed or renamed: a threshold, so that the shares are met only on average.
 
     Rows without a group are grouped by file, so that clips of one video stay together. If some rows have a split, the
     others are for training. Returns whether the splits are generated and there are several.
@@ -181,21 +181,16 @@ def _assign_splits(db: sqlite3.Connection, validation: float, test: float) -> bo
     if db.execute("select exists (select 1 from rows where split != '')").fetchone()[0]:
         db.execute("update rows set split = 'train' where split = ''")
         return False
-    groups = db.execute("select count(distinct source) from rows").fetchone()[0]
-    min_groups = 1 if groups >= 3 else 0  # a share above 0 is at least one group
-    test_groups, validation_groups = (
-        max(min_groups, round(groups * share)) if share else 0 for share in (test, validation)
-    )
-
-    def boundary(number: int) -> bytes:
-        row = db.execute("select distinct source from rows order by source limit 1 offset ?", (number,)).fetchone()
-        return row[0] if row else LAST
-
     db.execute(
         "update rows set split = case when source < ? then 'test' when source < ? then 'validation' else 'train' end",
-        (boundary(test_groups), boundary(test_groups + validation_groups)),
+        (_threshold(test), _threshold(test + validation)),
     )
-    return test_groups + validation_groups > 0
+    return test + validation > 0
+
+
+def _threshold(share: float) -> bytes:
+    """The hash that this share of all hashes is below."""
+    return min(int(share * 2**64), 2**64 - 1).to_bytes(8, "big")
 
 
 def _create_units(db: sqlite3.Connection, max_rows: int) -> None:

@@ -231,7 +231,11 @@ def why_no_split(split: str, splits: Mapping[str, Mapping[str, int]], config: Co
         return f"the rows name the splits {named}" if named else "no row with a text names one"
     if not getattr(config, split):
         return f"no row names one, and its share `{split}` is 0"
-    return "no row names one, and too few different files (or groups) have a text to make one"
+    drawn = sum(texts["items"] for texts in splits.values())
+    return (
+        f"no row names one, and by its own hash none of {drawn} items with a text is drawn with a chance of "
+        f"{split} = {getattr(config, split):g}; name the splits in a column `split`, or change `seed` or `{split}`"
+    )
 
 
 def items_of_split(

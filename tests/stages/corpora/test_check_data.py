@@ -46,8 +46,12 @@ def test_the_estimate_is_that_of_all_items(tmp_path):
     ("items", "config", "why"),
     [
         (rows(3, split="train"), CONFIG, "the rows name the splits train (3)"),
-        (rows(2), CONFIG, "too few different files"),
-        (rows(30, group="one"), CONFIG, "too few different files (or groups)"),
+        (
+            rows(2),
+            CONFIG.model_copy(update={"seed": 1}),
+            "none of 2 items with a text is drawn with a chance of test = 0.1; name the splits",
+        ),
+        (rows(30, group="one"), CONFIG, "by its own hash none of 30 items"),
         (rows(30), CONFIG.model_copy(update={"test": 0.0}), "its share `test` is 0"),
     ],
 )
