@@ -96,6 +96,6 @@ def start_session(
     end_dead_runs(tracker, {})
     about = tags({**run_tags(commit), **place.tags})
     parent = tracker.start(place.title, settings.model_dump(mode="json"), about, place.parent)
-    recorded = clean_values({**request.arguments, "folder": current_folder()})
+    recorded = clean_values({**request.arguments, "folder": current_folder()}, keep_query=True)
     resources, experiment = settings.resources, settings.name
     return Session(store, tracker, parent, resources, commit, experiment, recorded, place.title, request.stage)

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from alpro.credentials import clean_values, without_credentials
+from alpro.credentials import clean_url, clean_values
 from alpro.errors import InputError
 from alpro.shards.adapters import split_name
 from alpro.shards.database import database
@@ -163,7 +163,7 @@ def read_text(member: TarMember, file: BinaryIO, extension: str, sample: Downloa
 def row_of(key: str, sample: Download, shard: Location, groups: Groups) -> Row | Reject:
     """The row of a sample, or a reject with the reason."""
     about = sample.about
-    url = without_credentials(str(about.get("url") or ""), keep_query=True)
+    url = clean_url(str(about.get("url") or ""), keep_query=True)
     status = str(about.get("status") or "")
     if sample.media is None or status not in SUCCESS:
         detail = ": ".join(text for text in (status, str(about.get("error_message") or "")) if text)
@@ -210,7 +210,7 @@ def lost(shard: Location, keys: Collection[str]) -> Iterator[Reject]:
         status, key = str(record.get("status") or ""), str(record.get("key"))
         if key in keys:
             continue
-        url = without_credentials(str(record.get("url") or ""), keep_query=True)
+        url = clean_url(str(record.get("url") or ""), keep_query=True)
         if status in SUCCESS:
             detail = f"a sample that {stem(shard)}.parquet lists is not in {stem(shard)}.tar"
             yield Reject(id=key, path=url, reason="unreadable", detail=detail)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alpro.credentials import clean_values, without_credentials
+from alpro.credentials import clean_url, clean_values
 from alpro.errors import InputError
 from alpro.shards.adapters import hint, question_type, split_name
 from alpro.shards.database import database
@@ -152,13 +152,13 @@ def _row(where: str, record: dict[str, Any], root: Location, groups: Groups) -> 
     except ValueError as error:
         return Reject(id=where, path="", reason="bad row", detail=str(error))
     record = {key: value for key, value in record.items() if value is not None and value != ""}
-    names = {key: without_credentials(str(record.get(key, "")), keep_query=True) for key in ("id", "group")}
+    names = {key: clean_url(str(record.get(key, "")), keep_query=True) for key in ("id", "group")}
     name = names["id"] or where
     file = record.get("path")
     if not isinstance(file, str):
         return Reject(id=name, path="", reason="bad row", detail="no path")
     if "\0" in file:
-        return Reject(id=name, path="", reason="bad row", detail=f"path {file!r} is not a file name")
+        return Reject(id=name, path="", reason="bad row", detail=f"path {clean_url(file)!r} is not a file name")
     try:
         path = resolve(root, file)
     except InputError as error:
@@ -192,14 +192,14 @@ def _without_suffix(path: str) -> str:
     """A path, or a URL without its protocol, without the extension. Raises ValueError if it is not a file name."""
     if not is_url(path):
         return str(Path(path).with_suffix(""))
-    name = without_credentials(path).partition("://")[2]
+    name = clean_url(path).partition("://")[2]
     return name[: len(name) - len(suffix(path))]
 
 
 def _file_key(path: Location, root: Location) -> str:
     """A key that is equal for all rows of a file, however they spell its path."""
     if isinstance(path, str):
-        return without_credentials(path)
+        return clean_url(path)
     text, folder = str(path), f"{root}/"
     if isinstance(root, Path) and not text.startswith(folder):
         return os.path.relpath(path, root)

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from alpro.credentials import without_credentials
+from alpro.credentials import clean_url, without_credentials
 
 SAMPLE_VERSION: Literal[1] = 1
 MAX_JSON_BYTES = 1 << 24  # bytes of a sample's metadata
@@ -80,7 +80,7 @@ class Row(BaseModel):
         """The name of the file without its folder, also for a URL; without the query, which may contain a secret."""
         if isinstance(self.path, Path):
             return self.path.name
-        links = without_credentials(self.path).split("::")
+        links = clean_url(self.path).split("::")
         link = next(link for link in links if "://" in link)  # the link of a chain that has the path
         if link.lower().startswith(("http", "member")):
             link = unquote(link)
@@ -137,9 +137,14 @@ class Reject(BaseModel):
     reason: Reason
     detail: str = ""
 
-    @field_validator("path", "detail")
+    @field_validator("path")
     @classmethod
-    def _without_credentials(cls, value: str) -> str:
+    def _clean_path(cls, value: str) -> str:
+        return clean_url(value)
+
+    @field_validator("detail")
+    @classmethod
+    def _clean_detail(cls, value: str) -> str:
         return without_credentials(value)
 
 

@@ -27,7 +27,7 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from alpro.credentials import has_credentials, without_credentials
+from alpro.credentials import clean_url, has_credentials, without_secrets_of
 from alpro.errors import InputError
 from alpro.files import atomic_write, make_folder
 from alpro.shards import forks  # noqa: F401
@@ -142,7 +142,7 @@ def _below_url(root: str, path: str) -> Location:
 
 
 def _refuse(root: Location, path: str) -> Any:
-    raise InputError(f"path {path!r} is outside the data folder {root}; move the file into it")
+    raise InputError(f"path {clean_url(path)!r} is outside the data folder {root}; move the file into it")
 
 
 def _split(url: str) -> tuple[str, str, str]:
@@ -181,9 +181,10 @@ def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         return url_to_fs(location)
     except ImportError as error:  # fsspec names the package
-        raise InputError(f"{location}: {_line(error)}") from error
+        raise InputError(f"{clean_url(location)}: {without_secrets_of(_line(error), location)}") from error
     except ValueError as error:
-        raise InputError(f"{location}: {_line(error)}; see fsspec's documentation") from error
+        message = without_secrets_of(_line(error), location)
+        raise InputError(f"{clean_url(location)}: {message}; see fsspec's documentation") from error
 
 
 @contextmanager
@@ -202,10 +203,10 @@ def store_errors(location: Location) -> Iterator[None]:
             and not isinstance(cause, OSError)
             and _status(cause) in (None, 404, 410)
         ):
-            raise FileNotFoundError(errno.ENOENT, "No such file", without_credentials(location)) from error
+            raise FileNotFoundError(errno.ENOENT, "No such file", clean_url(location)) from error
         kind = PermissionError if isinstance(error, PermissionError) or _status(error) in (401, 403) else OSError
-        message = f"{location}: {_line(cause if isinstance(error, FileNotFoundError) and cause else error)}"
-        raise kind(without_credentials(message)) from error
+        message = _line(cause if isinstance(error, FileNotFoundError) and cause else error)
+        raise kind(f"{clean_url(location)}: {without_secrets_of(message, location)}") from error
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -283,7 +284,7 @@ def read_range(location: Location, offset: int, size: int) -> bytes:
     """Reads `size` bytes of a file at `offset` in one request; fewer only if the file ends earlier."""
     data = call_store(location, lambda system, name: system.cat_file(name, start=offset, end=offset + size))
     if len(data) > size:
-        url = without_credentials(str(location))
+        url = clean_url(str(location))
         raise OSError(f"{url}: the server does not support range requests; put filecache:: before the URL")
     return data
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from alpro.credentials import without_credentials
+from alpro.credentials import clean_url
 from alpro.errors import InputError
 from alpro.files import checksum, digest, read_json
 from alpro.log import log
@@ -77,10 +77,10 @@ class Config(StageConfig):
         256, ge=1, description="maximum number of items per shard, including rejects; the minimum is half of it"
     )
     validation: float = Field(
-        0.1, ge=0, lt=1, description="fraction of the videos for validation, if the manifest has no splits"
+        0.1, ge=0, lt=1, description="chance of a video to be for validation, if the manifest has no splits"
     )
     test: float = Field(
-        0.1, ge=0, lt=1, description="fraction of the videos for testing, if the manifest has no splits"
+        0.1, ge=0, lt=1, description="chance of a video to be for testing, if the manifest has no splits"
     )
     seed: int = Field(0, ge=0, description="seed of the split")
     group_pattern: str = Field(
@@ -203,7 +203,7 @@ def unit_key(unit: DecodeUnit, config: Config) -> str:
     """The digest of everything that determines a shard: its rows, the identities of their files, and the settings."""
     files = identities(row.path for row in unit.rows)
     rows = [
-        row.model_dump(mode="json") | {"path": without_credentials(str(row.path), keep_query=True), "file": file}
+        row.model_dump(mode="json") | {"path": clean_url(str(row.path), keep_query=True), "file": file}
         for row, file in zip(unit.rows, files, strict=True)
     ]
     return digest(

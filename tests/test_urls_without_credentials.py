@@ -1,13 +1,14 @@
 """Credentials are removed from URLs."""
 
+import json
 import pickle
 
 import pytest
 
-from alpro.credentials import clean_values, has_credentials, without_credentials
+from alpro.credentials import clean_url, clean_values, has_credentials, without_credentials, without_secrets_of
 from alpro.errors import InputError
 from alpro.shards.schema import Reject, Row
-from alpro.shards.storage import refuse_credentials
+from alpro.shards.storage import refuse_credentials, resolve, store_errors
 
 # A URL, its cleaned form as a file address, and its cleaned form as other text.
 URLS = [
@@ -38,11 +39,64 @@ URLS = [
 
 def test_credentials_are_removed_from_a_url():
     for url, address, text in URLS:
-        assert without_credentials(url) == address
-        kept = without_credentials(url, keep_query=True)
-        assert kept == (address if text is None else text)
-        assert without_credentials(kept, keep_query=True) == kept
+        for clean in (clean_url, without_credentials):
+            assert clean(url) == address
+            kept = clean(url, keep_query=True)
+            assert kept == (address if text is None else text)
+            assert clean(kept, keep_query=True) == kept
         assert has_credentials(url) == (kept != url)
+
+
+ODD = [
+    "https://u:pa'HUSH@h/v.mp4",
+    'https://u:pa"HUSH@h/v.mp4',
+    "https://u:pa HUSH@h/v.mp4",
+    "https://u:pa<HUSH@h/v.mp4",
+    r"https://u:pa\HUSH@h/v.mp4",
+    "https://u:pa::HUSH@h/v.mp4",
+    "https://u:pa/HUSH@h/v.mp4",
+    "https://u:p?a#HUSH@h/v.mp4",
+    "https://u:é@HUSH@h/v.mp4",
+    "simplecache::https://u:pa'HUSH@h/v.mp4",
+    "s3://k:a/HUSH@h/v.mp4",
+    "https://h/v.mp4;token=HUSH",
+    "https://h/v.mp4;jsessionid=HUSH?x=1",
+    "https://h/v.mp4?name='q'&sig=HUSH",
+    "https://h/v.mp4?name=a b&sig=HUSH",
+    "https://h/v.mp4?name=<x>&sig=HUSH",
+    "https://h/v.mp4?name=x::y&sig=HUSH",
+    "https://h/v.mp4?%73ig=HUSH",
+]
+
+
+@pytest.mark.parametrize("url", ODD)
+def test_odd_credentials_are_removed_from_a_value_and_from_messages(url, tmp_path):
+    cleaned = f"{'simplecache::' * url.startswith('simple')}{'s3' if url.startswith('s3') else 'https'}://h/v.mp4"
+    assert clean_url(url) == clean_url(url, keep_query=True) == cleaned
+    assert clean_values({"of": [url]}, keep_query=True) == {"of": [cleaned]}
+    assert has_credentials(url)
+    for text in (f"cannot open {url}: not found", f"path {url!r} is outside", json.dumps({"a": url, "b": "c@d"})):
+        assert "HUSH" not in without_credentials(text)
+    assert Reject(id="a", path=url, reason="missing").path == cleaned
+    assert Row(id="a", path=url, kind="video").file_name == "v.mp4"
+    with pytest.raises(InputError) as error:
+        resolve(tmp_path, f"zip://a::{url}")
+    assert "HUSH" not in str(error.value)
+    with pytest.raises(OSError, match=r"h/v\.mp4: 403") as failure, store_errors(url):
+        raise OSError(f'403, reason="no access with {url.partition("://")[2]}", url={url!r}')
+    assert "HUSH" not in str(failure.value)
+
+
+def test_a_message_repeats_no_part_of_the_url_that_it_is_about():
+    url = "https://me:pass%20word@host/a.mp4?t=a%2Fbc1&sig=SeCr3t'x'"
+    text = "Forbidden: me:pass word, ?t=a%2Fbc1&sig=SeCr3t'x', sig=SeCr3t'x', a/bc1 and host/a.mp4"
+    assert without_secrets_of(text, url) == "Forbidden: , , ,  and host/a.mp4"
+
+
+def test_texts_beside_a_url_are_kept():
+    for text in ('{"uri": "http://127.0.0.1:5000", "mail": "a@b"}', "http://host:8080/x failed for a@b", "sig=a#key=b"):
+        assert without_credentials(text) == text
+    assert clean_url("https://host:8080/@me/a.mp4") == "https://host:8080/@me/a.mp4"
 
 
 def test_credentials_are_removed_from_a_sentence():

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alpro.credentials import without_credentials
+from alpro.credentials import clean_url
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state
 from alpro.pipeline.artifacts.remembered import Note, Remembered
@@ -98,7 +98,7 @@ class Digests:
     def identities(self, locations: Sequence[str]) -> list[str]:
         """The identity of each file at a URL. If its store does not respond, that of the last time, so that a server
         that is down for a moment does not change a fingerprint; "not fetched" if there is none."""
-        files = [without_credentials(location, keep_query=True) for location in locations]
+        files = [clean_url(location, keep_query=True) for location in locations]
         found = dict(zip(files, identities(locations), strict=True))
         with closing(self._open()) as db:
             self._commit(db, [(file, REMOTE, 0, value) for file, value in found.items() if value != NOT_FETCHED])
@@ -254,7 +254,7 @@ def path_in(folder: Location, path: Location) -> str:
     member, shard = member_of(path), local_shard(path)
     if member and shard:
         return f"{shard.relative_to(Path(folder))}/{member.name} {member.offset}+{member.size}"
-    return without_credentials(path, keep_query=True)
+    return clean_url(path, keep_query=True)
 
 
 def content_digests(files: set[Location], digests: Digests) -> dict[Location, str]:

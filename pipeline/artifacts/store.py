@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from alpro.artifact import RECORD, RECORD_VERSION, SUM, check_artifact, check_record, read_record, sum_of
-from alpro.credentials import without_credentials
+from alpro.credentials import clean_url
 from alpro.errors import InputError
 from alpro.files import digest, make_folder, read_json, sync_tree, write_json
 from alpro.pipeline.artifacts.contents import UNFINISHED, describe_contents
@@ -81,7 +81,7 @@ class Step:
             "config": self.config.model_dump(mode="json"),
             "inputs": {name: {"stage": s.stage, "fingerprint": s.fingerprint} for name, s in self.inputs.items()},
             "files": dict(self.files),
-            "paths": {name: without_credentials(str(absolute(path))) for name, path in self.paths.items()},
+            "paths": {name: clean_url(str(absolute(path)), keep_query=True) for name, path in self.paths.items()},
             "source": self.source,
         }
 

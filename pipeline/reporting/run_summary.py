@@ -50,7 +50,7 @@ class RunSummary:
 
     def without_credentials(self) -> "RunSummary":
         """The summary without the credentials of URLs."""
-        return self.of(clean_values(asdict(self)))
+        return self.of(clean_values(asdict(self), keep_query=True))
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

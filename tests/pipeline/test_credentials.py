@@ -75,6 +75,11 @@ def test_nothing_that_is_written_or_printed_has_credentials(manifest, tmp_path):
 
 
 def test_nothing_is_on_disk_while_decoding(manifest, tmp_path, resources, inline_pool, monkeypatch, capsys):
+    marks, queries = ("'", " ", "<", "/"), (";token=", "?n='q'&sig=", "?n=a b&key=")
+    odd = [f"http://u:pa{mark}{SECRETS[8]}@127.0.0.1:1/{mark!r}.mp4" for mark in marks]
+    odd += [f"http://127.0.0.1:1/{number}.mp4{query}{SECRETS[8]}" for number, query in enumerate(queries)]
+    with manifest[0].open("a") as file:
+        file.writelines(json.dumps({"path": url, "caption": "x", "id": url, "page": [url]}) + "\n" for url in odd)
     leaked, process_unit = [], decode_videos.process_unit
 
     def watched(unit, **how):
