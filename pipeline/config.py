@@ -15,7 +15,7 @@ from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config_errors import one_line
 from alpro.pipeline.config_values import apply_change, forget_followed, with_sizes, without_stages
-from alpro.shards.annotations import scan_source
+from alpro.shards.annotations import keyed, scan_source
 from alpro.shards.schema import Row
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
 from alpro.stages import INPUTS, STAGES, TRAININGS
@@ -49,16 +49,22 @@ class Corpus(DecodeVideos):
         description="existing shards instead of videos: a folder or URL with *.tar files, relative like `data`. They "
         "are used unchanged; of the other keys, only `kinds` and `max_reject_share` apply",
     )
-    annotations: dict[AnnotationFile, str] = Field(
+    annotations: dict[AnnotationFile, str | tuple[str, ...]] = Field(
         {},
         description="annotation files of the videos in `data`, by split: `train`, `validation`, `test`; and `texts`, "
-        "the file with the texts if the others only list videos",
+        "the file with the texts if the others only list videos. A list of files for a split joins them by video, such "
+        "as the captions and the questions of MSRVTT",
     )
     root: str = Field(
         "",
         description="folder that the names in `annotations` are relative to, if it is not `data`; for absolute paths "
         "of another machine, the folder in them that corresponds to `data`",
     )
+
+    @property
+    def annotation_files(self) -> dict[str, Path]:
+        """The annotation files by split; further files of a split have keys of their own."""
+        return keyed({split: [file] if isinstance(file, str) else file for split, file in self.annotations.items()})
 
 
 class PipelineConfig(BaseModel):
@@ -341,6 +347,8 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
         ]:
             if isinstance(holder.get(key), str) and holder[key]:
                 holder[key] = str(absolute(holder[key], base))
+            elif isinstance(holder.get(key), list):
+                holder[key] = [str(absolute(file, base)) if isinstance(file, str) else file for file in holder[key]]
         if (
             isinstance(corpus.get("root"), str) and corpus["root"]
         ):  # it may be of another machine: links are not resolved

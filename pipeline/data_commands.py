@@ -58,8 +58,7 @@ def inspect_corpora(arguments: argparse.Namespace) -> None:
 def decoding_of(corpus: Corpus) -> tuple[DecodeConfig, tuple[dict[str, Path], Path | None]]:
     """The configuration of the stage that decodes a corpus, and its annotation files with the root of their names."""
     config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations", "root"}))
-    files: dict[str, Path] = {name: Path(file) for name, file in corpus.annotations.items()}
-    return config, (files, Path(corpus.root) if corpus.root else None)
+    return config, (corpus.annotation_files, Path(corpus.root) if corpus.root else None)
 
 
 def print_check(report: dict[str, Any]) -> None:

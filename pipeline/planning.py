@@ -45,6 +45,8 @@ def warn_of_repeated_frames(steps: list[Step]) -> None:
         used = getattr(config, "frames", 0) or (model.video.frames if model else 0)
         corpora = {name: other.config for name, other in step.inputs.items() if other.stage == "decode_videos"}
         for name, corpus in corpora.items():
+            if name != getattr(config, "retrieval", name):
+                continue  # `frames` of an evaluation are those of retrieval
             if used > (stored := cast(DecodeConfig, corpus).frames):
                 log.warning(f"{step.name} uses {used} frames of a clip, and {name} stores {stored}: some are repeated")
 

@@ -13,7 +13,7 @@ from alpro.models.word_pieces import padded
 from alpro.pipeline.artifacts.digests import Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.artifacts.store import Step, Store, flatten
 from alpro.pipeline.config import FILES, FILES_OR_NAMES, Corpus, is_word
-from alpro.shards.annotations import ANNOTATION_FILES
+from alpro.shards.annotations import ANNOTATION_FILES, split_of
 from alpro.shards.storage import Location, located
 from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.decode_videos import decoder_files
@@ -82,11 +82,15 @@ def check_text_lengths(steps: list[Step], folder: Path) -> None:
     """Raises InputError if a step's texts are longer than the text encoder of `pretrained` takes."""
     limit = read_json(folder / "config.json").get("model", {}).get("text", {}).get("max_length")
     tables = {"zero_shot": "evaluate"}
-    lengths = {tables.get(step.stage, step.stage): getattr(step.config, "max_text_tokens", 0) for step in steps}
-    if limit is not None and (long := {table: n for table, n in lengths.items() if padded(n) > limit}):
+    lengths = {
+        f"{tables.get(step.stage, step.stage)}.{key}": getattr(step.config, key, 0)
+        for step in steps
+        for key in ("max_text_tokens", "qa_max_text_tokens")
+    }
+    if limit is not None and (long := [key for key, n in lengths.items() if padded(n) > limit]):
         raise InputError(
             f"{folder}: its text encoder takes {limit} tokens; "
-            + " ".join(f"--set {table}.max_text_tokens={limit // 8 * 8}" for table in long)
+            + " ".join(f"--set {key}={limit // 8 * 8}" for key in long)
         )
 
 
@@ -103,17 +107,17 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests, s
         assert sample is not None
         return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample}, decoder_files(config))
     paths: dict[str, Location] = {"data": located(corpus.data)}
-    paths.update({split: Path(file) for split, file in corpus.annotations.items()})
+    paths.update(corpus.annotation_files)
     paths.update({"root": Path(corpus.root)} if corpus.root else {})
-    source = source_digest(located(corpus.data), corpus.annotations, digests)
+    source = source_digest(located(corpus.data), corpus.annotation_files, digests)
     step = Step("decode_videos", f"decode_videos {name}", config, paths=paths, source=source)
     return with_files(step, digests, store)
 
 
-def source_digest(data: Location, annotations: Mapping[Any, str], digests: Digests) -> str:
+def source_digest(data: Location, annotations: Mapping[str, Path], digests: Digests) -> str:
     """SHA-256 of the annotation files, each with its split, or of the manifest; empty if they are not on this machine,
     or for a folder."""
-    files: list[Location] = [Path(file) for file in annotations.values()] or [data]
+    files: list[Location] = [*annotations.values()] or [data]
     local = [file for file in files if isinstance(file, Path) and file.is_file()]
     if len(local) != len(files):
         return ""
@@ -129,7 +133,7 @@ def index_step(step: Step, digests: Digests) -> Step:
 
 def decode_step(step: Step, digests: Digests, store: Store | None) -> Step:
     data, root = step.paths["data"], step.paths.get("root")
-    annotations = {name: Path(file) for name, file in step.paths.items() if name in ANNOTATION_FILES}
+    annotations = {name: Path(file) for name, file in step.paths.items() if split_of(name) in ANNOTATION_FILES}
     root = Path(root) if root else None
     contents, problem = None, InputError(f"{data}: its media files are not on this machine")
     try:

@@ -8,7 +8,7 @@ to `root`. WebVid's videos are fetched from their `contentUrl` if the folder has
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +28,7 @@ from alpro.shards.storage import suffix as extension_of
 
 TEXTS = "texts"  # the file that has the texts of files that only list videos
 ANNOTATION_FILES = (*SPLITS, TEXTS)
+# Several files of one split are keyed train, train.2, train.3 and so on.
 MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 RECORD_EXTENSIONS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 
@@ -107,7 +108,8 @@ def scan_annotations(
     """Yields a row per video and split, in the order of the files, and a reject for each invalid line.
 
     files: an annotation file for each split; with the key "", of all splits, as its records name them; with the key
-    "texts", the texts of the videos that the others only list. root: the folder that the names in the files are
+    "texts", the texts of the videos that the others only list. Further files of a split, keyed as in `keyed`, add texts
+    to its videos, whose names may lack the extension in one of them. root: the folder that the names in the files are
     relative to, here or on the machine where the files were written; default: `videos`. group_pattern: as in
     `scan_manifest`, applied to a video's name. A missing video is also a row, so that it becomes a reject and is
     counted. Annotations are kept in a temporary file, the names of the media files in memory.
@@ -119,8 +121,10 @@ def scan_annotations(
     if not videos.is_dir():
         raise InputError(f"{videos}: no such folder of videos")
     with database() as db:
-        annotations, ids, names = Annotations(db), Ids(videos, db), NameResolver(videos, root, note)
-        for split, file in sorted(files.items(), key=lambda item: item[0] != TEXTS):
+        several = any(split_of(key) != key for key in files)
+        annotations, ids, names = Annotations(db, several), Ids(videos, db), NameResolver(videos, root, note)
+        for key, file in sorted(files.items(), key=lambda item: item[0] != TEXTS):
+            split = split_of(key)
             note(file)
             with progress(f"reading {file.name}", None, "records") as advance:
                 yield from read_file(file, split, annotations, names, TEXTS in files and split != TEXTS, advance)
@@ -148,6 +152,24 @@ def scan_annotations(
         groups.check(videos)
     if empty:
         raise InputError(f"{', '.join(str(f) for f in files.values())}: no annotations")
+
+
+def keyed(files: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+    """The annotation files, several for a split, each under a key of its own.
+
+    >>> list(keyed({"train": ["a.json", "b.json"], "test": ["c.json"]}))
+    ['train', 'train.2', 'test']
+    """
+    return {
+        split if number == 1 else f"{split}.{number}": Path(file)
+        for split, names in files.items()
+        for number, file in enumerate(names, 1)
+    }
+
+
+def split_of(key: str) -> str:
+    """The split of a key of `keyed`."""
+    return key.partition(".")[0]
 
 
 def read_file(
@@ -202,10 +224,10 @@ class Video:
 
 
 class Annotations:
-    """The captions and questions of each video, in a database."""
+    """The captions and questions of each video, in a database. several: a split may have several files."""
 
-    def __init__(self, db: sqlite3.Connection):
-        self.db = db
+    def __init__(self, db: sqlite3.Connection, several: bool = False):
+        self.db, self.several = db, several
         self.db.execute("create table videos (n integer primary key, name, split, about, unique (name, split))")
         self.db.execute("create table texts (video, kind, text)")
 
@@ -216,12 +238,24 @@ class Annotations:
             name = names.relative(entry.name)
         except ValueError as error:
             raise ValueError(f"name {entry.name!r} {error}") from None
+        name = self.same_video(name, split)
         about = json.dumps([entry.other_names, entry.url])
         self.db.execute("insert or ignore into videos (name, split, about) values (?, ?, ?)", (name, split, about))
         (video,) = self.db.execute("select n from videos where name = ? and split = ?", (name, split)).fetchone()
         texts = ((video, entry.kind, json.dumps(text)) for text in entry.texts)
         self.db.executemany("insert into texts values (?, ?, ?)", texts)
         return entry.problem
+
+    def same_video(self, name: str, split: str) -> str:
+        """The name by which an earlier file of the split has a video: with or without an extension."""
+        if not self.several:
+            return name
+        stem = name.removesuffix(Path(name).suffix) if Path(name).suffix.lower() in MEDIA_EXTENSIONS else name
+        names = (name, stem, *(stem + extension for extension in sorted(MEDIA_EXTENSIONS)))
+        marks = ", ".join("?" * len(names))
+        query = f"select name from videos where split = ? and name in ({marks}) order by name != ? limit 1"
+        known = self.db.execute(query, (split, *names, name)).fetchone()
+        return known[0] if known else name
 
     def __iter__(self) -> Iterator[Video]:
         """Yields the videos in insertion order. Sentences become one caption, a paragraph. A video without texts of its

@@ -17,7 +17,7 @@ from alpro.errors import InputError
 from alpro.files import checksum, digest, read_json
 from alpro.log import log
 from alpro.progress import progress
-from alpro.shards.annotations import ANNOTATION_FILES, scan_source
+from alpro.shards.annotations import ANNOTATION_FILES, scan_source, split_of
 from alpro.shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
 from alpro.shards.ffmpeg_binary import ffmpeg_version
 from alpro.shards.identity import identities
@@ -117,7 +117,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
     parts = open_parts(out, resources)
-    annotations = {name: inputs[name] for name in ANNOTATION_FILES if name in inputs}
+    annotations = {name: path for name, path in inputs.items() if split_of(name) in ANNOTATION_FILES}
     records = scan_source(source, annotations, inputs.get("root"), config.group_pattern)
     selected = (r for r in records if config.kinds == "all" or isinstance(r, Reject) or r.kind == config.kinds)
     with Plan.create(parts, selected, config.validation, config.test, config.seed, config.samples_per_shard) as plan:

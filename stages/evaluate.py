@@ -43,14 +43,16 @@ ANSWER_COLUMNS = ("id", "type", "question", "answer", "predicted", "probability"
 
 
 class Config(ControlsConfig):
-    """Evaluation. The stage `zero_shot` uses the same keys, except `subsets`, `word_controls`, `controls`, `contrasts`
-    and `seed`."""
+    """Evaluation. The stage `zero_shot` uses the same keys, except `subsets`, `word_controls`, `controls`,
+    `contrasts`, `seed` and those of question answering."""
 
     subsets: dict[Name, dict[str, Value]] = Field(
         {},
         description="subsets of the test items by name, for which text-to-video retrieval is also reported: columns of "
         'the manifest and their values, such as `news = { genre = "news" }`',
     )
+    qa_frames: int = Field(0, ge=0, description="`frames` of question answering; 0: as in training")
+    qa_max_text_tokens: int = Field(0, ge=0, description="`max_text_tokens` of questions; 0: as in training")
     contrasts: tuple[tuple[str, str], ...] = Field(
         (), description="pairs of answers for two-way accuracy, such as left and right"
     )
@@ -105,6 +107,7 @@ def add_subsets(
 
 def question_answering(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
     """Accuracy by type with the most frequent training answer as chance level; two-way accuracy; controls."""
+    config = config.model_copy(update={"frames": config.qa_frames, "max_text_tokens": config.qa_max_text_tokens})
     folder = load_for_evaluation(config, inputs["qa"], device)
     corpus = inputs[config.qa]
     questions = Questions.of(corpus, config.split, excluded(config, corpus))

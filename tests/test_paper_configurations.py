@@ -134,9 +134,9 @@ PAPER = {
     ("msrvtt_qa", "finetune_qa"): FINE_TUNING | QA | {"epochs": 10, "max_grad_norm": 5.0, "answers": 1500, "times": 50},
     ("msvd_qa", "finetune_qa"): FINE_TUNING | QA | {"epochs": 15, "max_grad_norm": 20.0, "answers": 2423, "times": 30},
 }
-# The size of stored frames (a crop of 0.875 of 256 is 224) and, of an evaluation, frames and texts.
+# The size of stored frames (a crop of 0.875 of 256 is 224) and, of an evaluation, frames and texts (0: as in training).
 STORED = {"webvid": 256, "cc3m": 256, "msrvtt": 224, "didemo": 224, "msvd": 224}
-EVALUATED = {"msrvtt_retrieval": (8, 40), "didemo_retrieval": (8, 50), "msrvtt_qa": (0, 40), "msvd_qa": (0, 40)}
+EVALUATED = {"msrvtt_retrieval": (8, 40), "didemo_retrieval": (8, 50), "msrvtt_qa": (0, 0), "msvd_qa": (0, 0)}
 
 
 def shipped_config(name: str):
@@ -176,12 +176,30 @@ def test_every_number_is_that_of_the_paper(name, stage):
     expected = EVERYWHERE | PAPER[name, stage]
     assert {key: values[key] for key in expected} == expected
     assert {corpus: config.corpora[corpus].size for corpus in phase.corpora} == {c: STORED[c] for c in phase.corpora}
+    if stage == "finetune_retrieval":
+        assert training.validation.captions == 1  # of 20 captions of a video, 99 million pairs in a run
     if stage.startswith("finetune"):
         assert (config.evaluate.frames, config.evaluate.max_text_tokens) == EVALUATED[name]
         assert (training.validation.videos, config.evaluate.protocol) == (0, "all")
     else:
         assert phase.weights == (1, 1)  # the official code picks either with equal chance
         assert (training.vit, training.bert) == ("vit_base_patch16_224.orig_in21k_ft_in1k", "bert-base-uncased")
+
+
+@pytest.mark.parametrize("retrieval", ["msrvtt_retrieval", "didemo_retrieval"])
+@pytest.mark.parametrize("questions", ["msrvtt_qa", "msvd_qa"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_joined_configurations_evaluate_each_task_as_alone(retrieval, questions, order):
+    names = ["webvid_cc3m", *[retrieval, questions][::order]]
+    corpora = {name.split("_")[0] for name in (retrieval, questions)} | {"webvid", "cc3m"}
+    joined = load_config("+".join(names), changes=[f"corpora.{corpus}.data='x'" for corpus in corpora])
+    evaluation = joined.evaluate
+    assert (evaluation.frames, evaluation.max_text_tokens) == EVALUATED[retrieval]
+    assert (evaluation.qa_frames, evaluation.qa_max_text_tokens) == (0, 0)  # as in training:
+    assert (joined.finetune_qa.frames, joined.finetune_qa.max_text_tokens) == (16, 40)
+    assert (evaluation.retrieval, evaluation.qa) == (retrieval.split("_")[0], questions.split("_")[0])
+    assert joined.finetune_retrieval == shipped_config(retrieval).finetune_retrieval
+    assert joined.finetune_qa == shipped_config(questions).finetune_qa
 
 
 def test_the_model_and_the_losses_are_those_of_the_paper():

@@ -41,10 +41,12 @@ class EvaluationConfig(StageConfig):
     frames: int = Field(
         0,
         ge=0,
-        description="number of frames of a clip; the time embedding is resized; 0: as in training. The prompter always "
-        "uses its own",
+        description="number of frames of a clip in retrieval, zero-shot and fine-tuned; the time embedding is resized; "
+        "0: as in training. The prompter always uses its own",
     )
-    max_text_tokens: int = Field(0, ge=0, description="maximum length of a text in tokens; 0: as in training")
+    max_text_tokens: int = Field(
+        0, ge=0, description="maximum length of a caption in tokens, in retrieval; 0: as in training"
+    )
     exclude_overlap: bool = Field(
         True,
         description="exclude items that share a caption or near-duplicate frames with a training item of their corpus "

@@ -317,6 +317,26 @@ def test_sizes_follow_from_the_names_of_the_encoders(tmp_path):
     assert plain.pretrain.normalization == "clip"
 
 
+def test_a_split_may_have_several_annotation_files(tmp_path):
+    config = load_config(
+        "msrvtt_retrieval+msrvtt_qa",
+        changes=[
+            f"pretrained={tmp_path}",
+            f"corpora.msrvtt.data={tmp_path}",
+            f"corpora.msrvtt.annotations.train=['{tmp_path}/ret.jsonl', '{tmp_path}/qa.jsonl']",
+            f"corpora.msrvtt.annotations.test={tmp_path}/test.jsonl",
+        ],
+    )
+    names = {"train": "ret.jsonl", "train.2": "qa.jsonl", "test": "test.jsonl"}
+    assert config.corpora["msrvtt"].annotation_files == {key: tmp_path / name for key, name in names.items()}
+    assert config.finetune_retrieval
+    assert config.finetune_qa
+    (tmp_path / "own.toml").write_text("[corpora.msrvtt.annotations]\ntrain = ['a.jsonl', 'b/c.jsonl']\n")
+    changes = [f"pretrained={tmp_path}", f"corpora.msrvtt.data={tmp_path}"]
+    config = load_config(f"msrvtt_retrieval+{tmp_path}/own.toml", changes=changes)
+    assert config.corpora["msrvtt"].annotations["train"] == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b/c.jsonl")
+
+
 BERT_BASE = [f"{stage}.bert=bert-base-uncased" for stage in ("train_prompter", "pretrain")]
 VIT_BASE = [f"{stage}.vit=vit_base_patch14_dinov2.lvd142m" for stage in ("train_prompter", "pretrain")]
 

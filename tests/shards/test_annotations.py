@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.annotations import MediaFiles, scan_annotations
+from alpro.shards.annotations import MediaFiles, keyed, scan_annotations
 from alpro.shards.schema import Reject, Row
 
 
@@ -52,6 +52,26 @@ def test_msrvtt_rows_are_grouped_by_video_with_all_captions(tmp_path, videos):
         ("video9", "test", ("a cat",)),
     ]
     assert [row.path.name for row in rows] == ["video1.mp4", "video2.webm", "video9.mp4"]
+
+
+def test_several_files_of_a_split_are_joined_by_video(tmp_path, videos):
+    """The captions and the questions of MSRVTT: a video that both have is one row with both, also where only one of
+    them names its extension; the splits of the two may differ."""
+    captions = lines(tmp_path / "ret.jsonl", *({"caption": f"of {n}", "clip_name": n} for n in ("video1", "video2")))
+    asked = ({"question": "who?", "answer": "a man", "video_id": n} for n in ("video2.webm", "video1.mp4", "video3"))
+    questions = lines(tmp_path / "qa.jsonl", *asked)
+    tested = lines(tmp_path / "test.jsonl", {"question": "what?", "answer": "ball", "video_id": "video1"})
+    files = keyed({"train": [str(captions), str(questions)], "test": [str(tested)]})
+    assert list(files) == ["train", "train.2", "test"]
+    rows, rejects = scan(videos, files)
+    assert rejects == []
+    assert [(row.id, row.split, row.captions, len(row.questions)) for row in rows] == [
+        ("train/video1", "train", ("of video1",), 1),
+        ("video2", "train", ("of video2",), 1),
+        ("video3", "train", (), 1),
+        ("test/video1", "test", (), 1),
+    ]
+    assert [row.path.name for row in rows] == ["video1.mp4", "video2.webm", "video3.mp4", "video1.mp4"]
 
 
 def test_didemo_sentences_form_one_query(tmp_path, videos):

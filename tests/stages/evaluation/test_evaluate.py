@@ -367,6 +367,21 @@ def test_frames_and_texts_have_the_length_that_is_asked_for(module, model, clips
     assert torch.equal(reader.video_encoder.time_embed, before.repeat_interleave(2, dim=1))
 
 
+def test_questions_have_frames_and_lengths_of_their_own(clips_of_brightness, reading, tmp_path):
+    """A joined configuration sets those of retrieval, which would cut the questions' model."""
+    reader = reading("qa", frames=4)
+    wanted = {"qa": "clips", "frames": 2, "max_text_tokens": 3}
+    evaluated(evaluate, clips_of_brightness, tmp_path / "own", ("qa",), **wanted)
+    assert {frames.shape[1] for frames in reader.seen} == {4}
+    length = max(reader.lengths)
+    assert length > 4
+    reader = reading("qa", frames=4)
+    wanted |= {"qa_frames": 8, "qa_max_text_tokens": 4}
+    evaluated(evaluate, clips_of_brightness, tmp_path / "wanted", ("qa",), **wanted)
+    assert {frames.shape[1] for frames in reader.seen} == {8}
+    assert reader.lengths == {4}
+
+
 @pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
 def test_items_that_training_has_too_are_left_out(clips_of_brightness, reading, tmp_path, module, model):
     """By default, and the note below every table of scores says how many. With `exclude_overlap = false` they are
