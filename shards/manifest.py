@@ -133,14 +133,19 @@ class Ids:
             ) from None
 
 
-def _folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _folder(folder: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
     media = sorted(p for p in folder.rglob("*") if p.suffix.lower() in extensions and not p.is_dir())
     shared = Counter(path.with_suffix("") for path in media)
     for path in media:
         text = path.with_suffix(".txt")
-        captions = text.read_text("utf-8-sig", errors="replace").splitlines() if text.is_file() else []
         name = path.relative_to(folder)
+        try:
+            captions = text.read_text("utf-8-sig").splitlines() if text.is_file() else []
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
+            yield str(name), f"{text.name}: not UTF-8: {byte}; save it as UTF-8"
+            continue
         unique = shared[path.with_suffix("")] == 1  # False for a video and an image of the same name
         yield str(path), {"id": str(name.with_suffix("") if unique else name), "path": str(name), "captions": captions}
 

@@ -4,8 +4,8 @@ Reading continues after an invalid record: the reason is yielded instead, with t
 invalid if the start of the next record is unknown: after an unclosed quote in CSV, or an entry of a JSON list that is
 not JSON.
 
-TSV has no quoting: every line is a record, and a quotation mark is part of the text. CSV is strict: a quoted text ends
-with a quotation mark, and quotation marks inside it are doubled.
+TSV has no quoting: every line is a record, and a quotation mark is part of the text; a text that was quoted around a
+newline is invalid. CSV is strict: a quoted text ends with a quotation mark, and quotation marks inside it are doubled.
 """
 
 import csv
@@ -32,6 +32,7 @@ PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[")  # start of a JSON list, with or without a byte order mark
 FIRST = re.compile(r"\s*\[\s*(\S)")  # up to the first entry
 SEPARATOR = re.compile(r"\s*([,\]])\s*")  # after an entry of a JSON list
+QUOTED = "a text quoted around a newline, which TSV cannot have; save it as CSV"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # written by spreadsheets; not part of the first column's name
 
 
@@ -143,14 +144,26 @@ def _json_list(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
 
 def _tsv(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
     columns: list[str] = []
+    held: tuple[int, list[str]] | None = None  # a line that may end inside a quoted text: the next one shows it
+    is_quoted = False
     for number, line in _lines(file):
         cells = line if isinstance(line, BadRecord) else line.rstrip("\r\n").split("\t")
         if cells == [""]:
             continue
-        if columns:
-            yield f"line {number}", _in_columns(columns, cells)
-        else:
+        if not columns:
             columns = _columns(cells)
+            continue
+        ends = not isinstance(cells, BadRecord) and cells[0].count('"') % 2 == 1
+        is_rest = is_quoted and not isinstance(cells, BadRecord) and (ends or len(cells) < len(columns))
+        if held:
+            yield f"line {held[0]}", QUOTED if is_rest else _in_columns(columns, held[1])
+        starts = not isinstance(cells, BadRecord) and cells[-1].startswith('"') and cells[-1].count('"') % 2 == 1
+        is_quoted = (is_rest and not ends) or (starts and not (is_rest and len(cells) == 1))
+        held = (number, cells) if starts and not is_rest and not isinstance(cells, BadRecord) else None
+        if not held:
+            yield f"line {number}", QUOTED if is_rest else _in_columns(columns, cells)
+    if held:
+        yield f"line {held[0]}", _in_columns(columns, held[1])
 
 
 class _LinesOfCsv:

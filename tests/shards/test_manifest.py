@@ -85,13 +85,13 @@ def test_a_folder_of_videos_and_images_with_texts(tmp_path: Path):
     for name in ("b.MP4", "deep/a.webm", "deep/still.PNG", "notes.md"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "b.txt").write_text("one dog\n\n  two   dogs \none dog\n", "utf-8-sig")
-    (tmp_path / "deep" / "still.txt").write_bytes("ein H\xfcndchen\n".encode("latin-1"))
+    (tmp_path / "deep" / "still.txt").write_text("ein Hündchen\n", "utf-8")
     rows, rejects = read_manifest(tmp_path)
     assert rejects == []
     assert {row.id: (row.kind, row.captions) for row in rows} == {
         "b": ("video", ("one dog", "two dogs")),
         "deep/a": ("video", ()),
-        "deep/still": ("image", ("ein H\ufffdndchen",)),  # invalid UTF-8 is replaced
+        "deep/still": ("image", ("ein Hündchen",)),
     }
     assert {row.path for row in rows} == {tmp_path / "b.MP4", tmp_path / "deep/a.webm", tmp_path / "deep/still.PNG"}
 
@@ -248,3 +248,14 @@ def test_a_pattern_gives_the_group_of_rows_without_one(write_records):
 def test_a_url_signature_is_not_part_of_an_id(write_records):
     row = single_row(write_records({"path": "https://host/clips/a.mp4?X-Amz-Signature=secret", "caption": "x"}))
     assert (row.id, row.group, row.file_name) == ("host/clips/a", "https://host/clips/a.mp4", "a.mp4")
+
+
+def test_a_text_beside_a_video_that_is_not_utf8_is_a_reject(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.mp4").touch()
+    (tmp_path / "a.txt").write_bytes("a Café".encode("latin-1"))
+    (tmp_path / "b.txt").write_bytes("a Café".encode())
+    (row,), (reject,) = read_manifest(tmp_path)
+    assert (row.id, row.captions) == ("b", ("a Café",))
+    assert (reject.id, reject.reason) == ("a.mp4", "bad row")
+    assert "a.txt: not UTF-8: byte 0xe9 at position 6" in reject.detail

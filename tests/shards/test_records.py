@@ -178,3 +178,30 @@ def test_an_unsupported_file_is_named_in_the_error(read, tmp_path: Path):
         with pytest.raises(InputError, match=reason) as error:
             read(name, content)
         assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines", "good"),
+    [
+        # A text over two and three lines, in the last column, in the first, and in the middle.
+        ("path\tcaption", ['a.mp4\t"two', 'lines"', "b.mp4\tone"], [2]),
+        ("path\tcaption", ['a.mp4\t"now', "three", 'lines"', "b.mp4\tone"], [3]),
+        ("caption\tpath", ['"two', 'lines"\ta.mp4', "one\tb.mp4"], [2]),
+        ("path\tcaption\tsplit", ['a.mp4\t"two', 'lines"\ttest', "b.mp4\tone\ttest"], [2]),
+        # Not quoted around a newline: a text may have quotation marks, and start or end with them.
+        (
+            "path\tcaption",
+            ['a.mp4\t"quoted"', 'b.mp4\tthe "word', 'c.mp4\t"a" and "b"', 'd.mp4\tsize 7"'],
+            [0, 1, 2, 3],
+        ),
+        ("path\tcaption", ['a.mp4\t"unclosed', "b.mp4\tone", "c.mp4\ttwo"], [0, 1, 2]),
+        ("caption\tpath", ['"unclosed\ta.mp4', "one\tb.mp4"], [0, 1]),
+    ],
+)
+def test_a_tsv_text_that_is_quoted_around_a_newline_is_invalid(read, columns, lines, good):
+    records = read("m.tsv", "\n".join([columns, *lines]).encode())
+    assert [where for where, _ in records] == [f"line {number + 2}" for number in range(len(lines))]
+    valid = [number for number, (_, record) in enumerate(records) if isinstance(record, dict)]
+    assert valid == good
+    for number in good:
+        assert list(records[number][1].values()) == lines[number].split("\t")
