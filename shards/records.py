@@ -153,12 +153,15 @@ def _tsv(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
         if not columns:
             columns = _columns(cells)
             continue
-        ends = not isinstance(cells, BadRecord) and cells[0].count('"') % 2 == 1
-        is_rest = is_quoted and not isinstance(cells, BadRecord) and (ends or len(cells) < len(columns))
+        first, last, count = (
+            ("", "", len(columns)) if isinstance(cells, BadRecord) else (cells[0], cells[-1], len(cells))
+        )
+        ends = first.count('"') % 2 == 1
+        is_rest = is_quoted and (ends or count < len(columns))
         if held:
             yield f"line {held[0]}", QUOTED if is_rest else _in_columns(columns, held[1])
-        starts = not isinstance(cells, BadRecord) and cells[-1].startswith('"') and cells[-1].count('"') % 2 == 1
-        is_quoted = (is_rest and not ends) or (starts and not (is_rest and len(cells) == 1))
+        starts = last.startswith('"') and last.count('"') % 2 == 1
+        is_quoted = (is_rest and not ends) or (starts and not (is_rest and count == 1))
         held = (number, cells) if starts and not is_rest and not isinstance(cells, BadRecord) else None
         if not held:
             yield f"line {number}", QUOTED if is_rest else _in_columns(columns, cells)

@@ -115,7 +115,7 @@ def test_items_with_questions_and_no_captions_are_kept(decode_rows):
     asked = [{"question": "what is it?", "answer": "a wall"}]
     rows = [{"id": "asked", "questions": asked}, {"id": "captioned", "captions": ["a wall"]}, {"id": "silent"}]
     outcome, out = decode_rows(rows, max_reject_share=0.4)
-    assert set(ShardReader(out).column("id").to_pylist()) == {"asked", "captioned"}  # three groups: each its split
+    assert set(ShardReader(out).column("id").to_pylist()) == {"asked", "captioned"}
     assert (outcome.counts["captions"], outcome.counts["questions"], outcome.counts["rejected"]) == (1, 1, 1)
 
 
