@@ -35,7 +35,7 @@ SHARED = """## Training stages
 
 {stages} share the keys of this table. The section of each stage lists the keys that it adds, and those whose default
 differs."""
-SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
+SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of "}
 
 
 def document() -> str:
@@ -121,10 +121,11 @@ def row(name: str, field: FieldInfo) -> str:
 
 
 def choices(field: FieldInfo) -> str:
-    """The allowed values of a Literal."""
-    if get_origin(field.annotation) is not Literal:
+    """The allowed values of a Literal, if the description does not name them all."""
+    values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    if all(str(value) in (field.description or "") for value in values):
         return ""
-    return f" ({', '.join(f'`{toml(value)}`' for value in get_args(field.annotation))})"
+    return f" ({', '.join(f'`{toml(value)}`' for value in values)})"
 
 
 def default(field: FieldInfo) -> str:
@@ -138,9 +139,9 @@ def default(field: FieldInfo) -> str:
 
 
 def limits(field: FieldInfo) -> str:
-    """The bounds of a number, such as " (≥ 0, < 1)"."""
+    """The bounds of a number, such as " (≥0, <1)"."""
     bounds = [
-        f"{sign} {toml(bound)}"
+        f"{sign}{toml(bound)}"
         for constraint in field.metadata
         for key, sign in SIGNS.items()
         if (bound := getattr(constraint, key, None)) is not None
