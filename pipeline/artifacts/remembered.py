@@ -20,11 +20,13 @@ STATES = pa.schema([("path", pa.string()), ("size", pa.int64()), ("changed", pa.
 ROWS = 65_536  # states in memory
 ABSENT = (-1, -1)
 FOLDER = -2  # in place of the size; its time changes if a name in it is added or removed
-# The code that a digest depends on; its files are part of the key.
-CODE = {
-    "alpro.shards": ("manifest.py", "records.py", "schema.py", "storage.py", "annotations.py", "adapters.py"),
-    "alpro.pipeline.artifacts": ("digests.py", "remembered.py"),
-}
+CODE = ("alpro", "alpro.shards", "alpro.pipeline.artifacts")  # the packages that a digest depends on
+
+
+def source_code() -> dict[str, str]:
+    """The modules of the packages that read manifests and files. A change of any of them may change a digest."""
+    modules = (module for package in CODE for module in files(package).iterdir() if module.name.endswith(".py"))
+    return {str(module): module.read_text() for module in modules}
 
 
 class Note(Protocol):
@@ -49,8 +51,7 @@ class Remembered:
 
     def __init__(self, folder: Path, manifest: Path, about: dict[str, Any]):
         """manifest: or the folder of the videos. about: whatever else the digest depends on."""
-        code = [files(package).joinpath(name).read_text() for package, names in CODE.items() for name in names]
-        key = digest({"manifest": str(manifest), "code": code, **about})[:24]
+        key = digest({"manifest": str(manifest), "code": source_code(), **about})[:24]
         self.manifest, self.states, self.value = manifest, folder / f"{key}.parquet", folder / f"{key}.json"
 
     def recall(self) -> Any:

@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -293,6 +294,17 @@ def test_a_replaced_shard_is_detected(corpus: Path):
     with pytest.raises(Unreadable, match=r"first.tar: a: the shard has z in its place"):
         ShardReader(corpus)[0]  # also by the index of an earlier version
     assert len(ShardReader(corpus)[1].frames()) == 1
+
+
+def test_a_shard_that_is_replaced_after_it_was_read_is_read_again(corpus: Path, clips, rows):
+    """Not from the file that is still open."""
+    before = ShardReader(corpus)[0].frames()
+    with ShardWriter(corpus / "first.tar", quality=95) as writer:
+        writer.write(rows["a"], replace(clips["a"], frames=255 - clips["a"].frames))
+    os.utime(corpus / "first.tar", ns=(1, 1))
+    pq.write_table(index_shard(corpus / "first.tar"), corpus / "index.parquet")
+    after = ShardReader(corpus)[0].frames()
+    assert np.abs(before.astype(int) + after - 255).mean() < 10
 
 
 def test_a_shard_evicted_by_another_thread_is_still_read(corpus: Path, monkeypatch):

@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
+from alpro.shards import identity
+from alpro.shards.decode import DecodeError
 from alpro.shards.identity import file_identity, identities
 from alpro.shards.storage import (
     TooLarge,
+    TooSlow,
     exists,
     is_url,
     join,
@@ -27,6 +30,7 @@ from alpro.shards.storage import (
     resolve,
     suffix,
 )
+from alpro.stages import decode_videos
 from tests.conftest import RangeServer
 
 CONTENT = bytes(range(256)) * 40
@@ -314,3 +318,26 @@ def test_the_extension_of_a_location():
         (Path("A.JPG"), ".jpg"),
     ):
         assert suffix(place) == ending
+
+
+def test_a_copy_stops_at_the_deadline(memory, monkeypatch):
+    fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.mp4", bytes(100))
+    with local_copy(f"{memory}/a.mp4", seconds=60) as copy:
+        assert copy.stat().st_size == 100
+    with pytest.raises(TooSlow), local_copy(f"{memory}/a.mp4", seconds=-1):
+        pass
+    monkeypatch.setattr(decode_videos, "FETCH_SECONDS", -1.0)
+    with (
+        pytest.raises(DecodeError, match="not fetched: fetching takes too long"),
+        decode_videos.fetched(f"{memory}/a.mp4", 1000, Path()),
+    ):
+        pass
+
+
+def test_a_store_that_does_not_respond_has_not_said_that_a_file_is_missing(monkeypatch):
+    def refuse(location):
+        raise FileNotFoundError if "gone" in str(location) else OSError("no answer")
+
+    monkeypatch.setattr(identity, "file_identity", refuse)
+    places = ["https://h/a", "https://h/gone", Path("/folder"), Path("/gone")]
+    assert list(identities(places)) == ["not fetched", "missing", "missing", "missing"]

@@ -111,6 +111,17 @@ def test_an_interrupted_run_resumes_with_the_unfinished_unit(
     assert ("train-video-00001 is made again" in capsys.readouterr().err) == (kind == "empty")
 
 
+def test_a_resumed_run_decodes_a_unit_again_if_one_of_its_files_has_changed(tmp_path, resources, inline_pool):
+    rows = [{"id": name, "captions": ["a wall"], "split": "train"} for name in "ab"]
+    source, out, config = write_manifest(tmp_path / "data", rows), tmp_path / "out", Config(size=16)
+    decode_videos.run(config, {"data": source}, out, resources)
+    before, media = contents(out), next(path for path in source.parent.iterdir() if path.stem.startswith("b"))
+    Image.new("RGB", (40, 30), "red").save(media)
+    decode_videos.run(config, {"data": source}, out, resources)
+    assert contents(out) != before
+    assert ShardReader(out)[1].frames()[0, 0, 0, 0] > 200
+
+
 def test_items_with_questions_and_no_captions_are_kept(decode_rows):
     asked = [{"question": "what is it?", "answer": "a wall"}]
     rows = [{"id": "asked", "questions": asked}, {"id": "captioned", "captions": ["a wall"]}, {"id": "silent"}]

@@ -8,6 +8,7 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.pipeline.artifacts import digests as module
+from alpro.pipeline.artifacts import remembered
 from alpro.pipeline.artifacts.digests import Digests, digest_data
 
 
@@ -181,3 +182,15 @@ def test_a_folder_with_texts_beside_its_videos_is_not_remembered(tmp_path, parse
     first, second = (digest_of(tmp_path / "videos") for _ in range(2))
     assert first == second
     assert len(parsed) == 2
+
+
+def test_other_code_has_digests_of_its_own(manifest, parsed, monkeypatch):
+    first, code = digest_of(manifest), remembered.source_code()
+    assert {"manifest", "records", "downloads", "identity", "credentials", "files", "digests"} <= set(map(stem, code))
+    monkeypatch.setattr(remembered, "source_code", lambda: code | {next(iter(code)): "changed"})
+    assert digest_of(manifest) == first
+    assert len(parsed) == 2
+
+
+def stem(name: str) -> str:
+    return Path(name).stem

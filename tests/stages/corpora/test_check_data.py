@@ -126,3 +126,11 @@ def test_clips_of_the_same_videos_are_hinted_at_unless_they_have_a_group(tmp_pat
     assert hint.startswith("the names of 6 files differ only in a number, such as star_AB_1.png and star_AB_2.png; if")
     grouped = CONFIG.model_copy(update={"group_pattern": r"(star_\w+)_\d"})
     assert check_data(manifest, grouped, samples=1)["group_hint"] == ""
+
+
+def test_items_without_a_text_count_as_lost(tmp_path):
+    items = [dict(row) for row in rows(10)]
+    for item in items[:3]:
+        item["captions"] = []
+    (problem,) = (p for p in check_data(write_manifest(tmp_path / "data", items), CONFIG)["problems"] if "no text" in p)
+    assert problem.startswith("3 of 10 items have no file, no text or an invalid row, more than max_reject_share = 0.2")

@@ -205,3 +205,16 @@ def test_raw_shards_as_existing_shards_get_a_hint(downloads):
 
     with pytest.raises(InputError, match="set `data` instead of `shards`"):
         index_shard(downloads / "00000.tar")
+
+
+def test_a_failed_download_is_a_reject_even_with_media(tmp_path):
+    members = {
+        "0.mp4": b"half",
+        "0.txt": b"a dog",
+        "0.json": json.dumps(about("0", status="failed_to_subsample")).encode(),
+    }
+    members |= {"1.mp4": b"1", "1.json": json.dumps(about("1", caption="a cat")).encode()}
+    write_shard(tmp_path / "00000.tar", members)
+    reject, row = scan_source(tmp_path)
+    assert (reject.id, reject.reason, reject.detail) == ("0", "not fetched", "failed_to_subsample")
+    assert (row.id, row.captions) == ("1", ("a cat",))

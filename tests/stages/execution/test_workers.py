@@ -6,6 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -69,6 +72,27 @@ def test_a_unit_that_always_crashes_raises_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "MAX_DEATHS", 2)
     with pytest.raises(InputError, match="3 worker processes died in succession"):
         list(run_units([0], partial(note, folder=tmp_path, crashing=(0,), times=99), TWO))
+
+
+def test_deaths_are_counted_only_in_succession(monkeypatch):
+    """Each of three units dies once before it ends, so that no two deaths follow one another."""
+    died: set[int] = set()
+
+    class Pool:
+        worker_count = 0.5  # one unit at a time
+
+        def submit(self, function, unit):
+            future = Future()
+            if unit in died:
+                future.set_result(function(unit))
+            else:
+                died.add(unit)
+                future.set_exception(BrokenProcessPool())
+            return future
+
+    monkeypatch.setattr(workers, "MAX_DEATHS", 1)
+    monkeypatch.setattr(workers, "work_pool", lambda resources: nullcontext(Pool()))
+    assert list(run_units([1, 2, 3], lambda unit: 10 * unit, TWO)) == [(1, 10), (2, 20), (3, 30)]
 
 
 def test_exceptions_propagate(tmp_path):
