@@ -15,6 +15,7 @@ from alpro.pipeline.listings import (
     print_artifact,
     print_artifacts,
     print_lineage,
+    print_occupied,
     print_problems,
     print_unneeded,
     users_of,
@@ -110,9 +111,9 @@ def verify_artifacts(arguments: argparse.Namespace) -> int:
 
 def collect_garbage(arguments: argparse.Namespace) -> None:
     """`alpro artifacts gc`. Deleting a run in MLflow is how a person says that it is no longer needed."""
-    from alpro.pipeline.artifacts.upkeep import remove, unneeded
+    from alpro.pipeline.artifacts.upkeep import leftovers, occupied, remove, required_by, unneeded
     from alpro.pipeline.reporting.running import running
-    from alpro.pipeline.reporting.stored_runs import logged_fingerprints
+    from alpro.pipeline.reporting.stored_runs import forget_deleted_runs, logged_fingerprints
 
     database = arguments.workspace.resolve() / "mlflow.db"
     if not arguments.tracking_uri and not database.is_file():
@@ -121,18 +122,25 @@ def collect_garbage(arguments: argparse.Namespace) -> None:
     uri = arguments.tracking_uri or f"sqlite:///{database}"
     kept, known = logged_fingerprints(uri)
     items = unneeded(store, kept, known)
-    if arguments.yes and items:
+    needed = required_by((record for _, record in store.all()), kept)
+    files, before = leftovers(arguments.workspace, known - needed), occupied(arguments.workspace)
+    if arguments.yes:
         if active := running(uri):
             raise InputError(
                 f"{active[0]} is running, and may need any artifact; run this command when it is done. A run whose "
                 "machine is gone can be deleted in MLflow"
             )
-        remove(store, items)
+        remove(store, items, files)
+        if not arguments.tracking_uri:
+            forget_deleted_runs(database)
+    after = occupied(arguments.workspace) if arguments.yes else None
     if not arguments.json:
-        print_unneeded(items, arguments.yes)
+        print_unneeded(items, files, arguments.yes)
+        print_occupied(before, after)
         return
     rows = [{"name": item.name, "folder": str(item.folder), "bytes": item.size} for item in items]
-    print_json({"removed": arguments.yes, "artifacts": rows})
+    sizes = {"before": before, "after": after}
+    print_json({"removed": arguments.yes, "artifacts": rows, "files": [str(file) for file in files], "bytes": sizes})
 
 
 def register_model(arguments: argparse.Namespace) -> None:

@@ -122,18 +122,28 @@ def command_of(record: Record) -> list[str]:
     return words + [word for change in arguments["changes"] for word in ("--set", change)]
 
 
-def print_unneeded(items: list[Unneeded], removed: bool) -> None:
+def print_unneeded(items: list[Unneeded], files: list[Path], removed: bool) -> None:
     """Prints what `alpro artifacts gc` removes, and how much that frees."""
-    if not items:
-        print_line("nothing to remove: runs in MLflow need all artifacts; delete runs there first")
-        return
-    rows = []
-    for item in items:
-        created = item.record["run"]["at"][:16].replace("T", " ") if item.record else ""
-        rows.append((item.folder.name, item.name, created, megabytes(item.size)))
-    print_rows(("fingerprint", "artifact", "created (UTC)", "frees"), rows, right=("frees",))
-    total = f"{len(items)} folders, {megabytes(sum(item.size for item in items))}"
+    if items:
+        rows = []
+        for item in items:
+            created = item.record["run"]["at"][:16].replace("T", " ") if item.record else ""
+            rows.append((item.folder.name, item.name, created, megabytes(item.size)))
+        print_rows(("fingerprint", "artifact", "created (UTC)", "frees"), rows, right=("frees",))
+    else:
+        print_line("runs in MLflow need all artifacts; to remove some, delete runs there first")
+    for file in files:
+        print_line(str(file))
+    total = f"{len(items)} artifacts, {megabytes(sum(item.size for item in items))}, and {len(files)} other files"
     print_line(f"removed {total}" if removed else f"{total} could be removed; add --yes to remove them")
+
+
+def print_occupied(before: dict[str, int], after: dict[str, int] | None) -> None:
+    """Prints what a workspace occupies, before and after files were removed."""
+    for when, sizes in (("before", before), ("after", after)):
+        if sizes is not None:
+            largest = ", ".join(f"{name} {megabytes(size)}" for name, size in list(sizes.items())[:5])
+            print_line(f"the workspace {when}: {megabytes(sum(sizes.values()))} ({largest})")
 
 
 def print_problems(artifacts: list[Artifact], problems: Iterable[Problem]) -> int:

@@ -1,5 +1,6 @@
 """Where an artifact comes from, and which artifacts no run needs."""
 
+import glob
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from alpro.artifact import RECORD
 from alpro.errors import InputError
+from alpro.files import read_json
 from alpro.pipeline.artifacts.store import Store
 
 Artifact = tuple[Path, dict[str, Any]]  # its folder and its record
@@ -120,21 +122,49 @@ def sizes_once(folders: list[Path]) -> list[int]:
 
 def regular_files(folder: Path) -> Iterator[os.stat_result]:
     """The status of each file in a folder; links to files elsewhere occupy nothing."""
-    for path in folder.rglob("*"):
+    for path in (folder, *folder.rglob("*")):
         if not path.is_symlink() and path.is_file():
             yield path.stat()
 
 
-def remove(store: Store, items: list[Unneeded]) -> None:
-    """Removes folders of the store. Raises InputError if a stage is being built, before anything is removed: it reads
-    artifacts that only its own record, which is written last, will name. If one starts in the meantime, the rest
-    stays."""
+def occupied(workspace: Path) -> dict[str, int]:
+    """The bytes of each file and folder of a workspace, largest first. A file with several hard links counts once."""
+    places = sorted(workspace.iterdir())
+    sizes = sizes_once(places)
+    return dict(sorted(((p.name, size) for p, size in zip(places, sizes, strict=True)), key=lambda pair: -pair[1]))
+
+
+def leftovers(workspace: Path, gone: set[str]) -> list[Path]:
+    """Files of a workspace that nothing needs while nothing runs: reports with an artifact of the fingerprints `gone`,
+    interrupted downloads, and temporary files of killed processes."""
+    found = []
+    for summary in sorted((workspace / "reports").glob("*.json")):
+        try:
+            steps = {step["fingerprint"] for step in read_json(summary)["steps"]}
+        except (ValueError, KeyError, TypeError):  # something else
+            continue
+        if steps & gone:
+            found += sorted(workspace.glob(f"reports/{glob.escape(summary.stem)}.*"))
+    found += sorted((workspace / "artifacts" / ".fetched").glob("*/*"))
+    return [*found, *sorted(workspace.rglob(".*.part"))]
+
+
+def remove(store: Store, items: list[Unneeded], files: Iterable[Path] = ()) -> None:
+    """Removes folders of the store, and `leftovers`. Raises InputError if a stage is being built, before anything is
+    removed: it reads artifacts that only its own record, which is written last, will name. If one starts in the
+    meantime, the rest stays."""
     for item in items:
         check_locks(store)
         with FileLock(item.folder.with_suffix(".lock")):  # a run that needs it now waits, and builds it again
             if item.folder.is_dir():
                 (item.folder / RECORD).unlink(missing_ok=True)  # first, so that no incomplete artifact remains
                 shutil.rmtree(item.folder)
+    check_locks(store)
+    for file in files:
+        if file.is_dir():
+            shutil.rmtree(file)
+        else:
+            file.unlink(missing_ok=True)
 
 
 def check_locks(store: Store) -> None:

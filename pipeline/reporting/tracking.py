@@ -29,10 +29,12 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # some seconds; w
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
+from alpro.files import atomic_write
 from alpro.log import log
 from alpro.pipeline.artifacts.store import flatten
 from alpro.pipeline.reporting.system_metrics import SystemMetrics
@@ -87,6 +89,8 @@ class Tracker:
         lock = FileLock(uri.removeprefix("sqlite:///") + ".lock") if local else nullcontext()
         try:
             with lock:
+                if local:
+                    create_store(Path(uri.removeprefix("sqlite:///")), artifacts)
                 client = MlflowClient(uri)
                 existing = client.get_experiment_by_name(experiment)
                 if existing is None:
@@ -326,6 +330,15 @@ class Tracker:
                 f"warning: MLflow store {self.uri} does not answer; {len(self.pending)} entries are not logged. The "
                 "artifacts are complete: run the same command again later to log their metrics"
             )
+
+
+def create_store(path: Path, artifacts: Path) -> None:
+    """Creates an SQLite store if there is none, under another name, which is renamed: a store whose tables are not all
+    there, because its process was killed or the disk is full, can never be opened again."""
+    if path.exists():
+        return
+    with atomic_write(path) as temporary:
+        SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.resolve().as_uri()).engine.dispose()
 
 
 def is_outage(error: Exception) -> bool:

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
 from alpro.artifact import RECORD_VERSION
@@ -141,16 +142,30 @@ def test_a_run_keeps_its_artifacts_until_it_or_its_parent_is_deleted(store, tmp_
     def gc(*more):
         return call(monkeypatch, capsys, "artifacts", "gc", "--workspace", tmp_path, *more)
 
-    assert gc()[1].startswith("nothing to remove")
+    assert gc()[1].startswith("runs in MLflow need all artifacts")
     client.delete_run(first)
     client.delete_run(alone)
     assert logged_fingerprints(uri) == ({mark("b")}, {mark(name) for name in "abcde"})
     status, out, _ = gc()
     assert (status, len(list(store.all()))) == (0, 5)
-    assert "3 folders, 0.0 MB could be removed; add --yes to remove them" in out
+    assert "3 artifacts, 0.0 MB, and 0 other files could be removed; add --yes to remove them" in out
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    for name in "be":  # each with the page of a run that needs the artifact
+        write_json(reports / f"{name}.json", {"steps": [{"fingerprint": mark(name)}]})
+        (reports / f"{name}.html").touch()
+    (tmp_path / "artifacts" / ".fetched" / "b" / "half").mkdir(parents=True)
+    (reports / ".e.html.0123.part").touch()
+    write_json(reports / "compare.json", {})
     status, out, _ = gc("--yes")
     assert (status, names(store.all())) == (0, ["a", "b"])
-    assert "removed 3 folders" in out
+    assert "removed 3 artifacts, 0.0 MB, and 4 other files" in out
+    assert "the workspace before: " in out
+    assert "the workspace after: " in out
+    assert sorted(file.name for file in reports.iterdir()) == ["b.html", "b.json", "compare.json"]
+    assert not (tmp_path / "artifacts" / ".fetched" / "b" / "half").exists()
+    left = MlflowClient(uri).search_runs([experiment], "", ViewType.ALL)
+    assert len(left) == 2, "those of the deleted parent and its children are gone"
 
 
 def test_without_an_mlflow_store_nothing_is_removed(store, tmp_path, monkeypatch, capsys):

@@ -297,6 +297,18 @@ def test_a_table_is_its_first_rows_with_plain_columns(tmp_path):
     assert table.iloc[0].to_dict() == {"text": "t0", "best": "a, b", "rank": 1.5}
 
 
+def test_a_store_whose_creation_is_interrupted_is_created_again_by_the_next_run(tmp_path, monkeypatch):
+    """Some of its tables are there then, and MLflow fails for ever to create the others."""
+
+    def upgrade(engine):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlflow.store.db.utils._upgrade_db", upgrade)
+    with pytest.raises(KeyboardInterrupt):
+        Tracker.open(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
+
+
 def test_a_corrupt_store_is_a_one_line_error(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"garbage" * 500)
     with pytest.raises(InputError, match="not usable") as caught:
