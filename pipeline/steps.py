@@ -61,7 +61,7 @@ def digest_files(path: Path, digests: Digests) -> str:
     """The digest of a file, or of the files in and below a folder: those of a spaCy pipeline lie in folders of their
     own. Hidden files and folders, such as .git, are left out."""
     if not path.is_dir():
-        return digest({path.name: digests.of([path])[0]})
+        return digests.of([path])[0]
     files = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
     shown = {name: file for name, file in files.items() if not any(part.startswith(".") for part in Path(name).parts)}
     return digest(dict(zip(shown, digests.of(list(shown.values())), strict=True)))

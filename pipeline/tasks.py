@@ -93,6 +93,8 @@ def find_or_build(session: Session, step: Step) -> State | None:
         record = store.find(step)
         if record is None and (record := store.fetch(step)):
             announce(f"{step.name}: fetched from {store.shared}")
+        if record is None and (record := store.adopt(step)):
+            announce(f"{step.name}: its inputs are equal byte for byte to those of an earlier artifact")
         if record is not None:
             share(store, step)
             result = StageResult(step, folder, record, cached=True)

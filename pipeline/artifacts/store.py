@@ -6,6 +6,7 @@ artifact.json, is written last. Until then the folder contains unfinished work, 
 fingerprint resumes.
 """
 
+import os
 import platform
 import shutil
 import time
@@ -23,8 +24,8 @@ from filelock import FileLock, Timeout
 from alpro.artifact import RECORD, RECORD_VERSION, SUM, check_artifact, check_record, read_record, sum_of
 from alpro.credentials import clean_url
 from alpro.errors import InputError
-from alpro.files import digest, make_folder, read_json, sync_tree, write_json
-from alpro.pipeline.artifacts.contents import UNFINISHED, describe_contents
+from alpro.files import digest, make_folder, publish, read_json, sync_tree, temporary_name, write_json
+from alpro.pipeline.artifacts.contents import UNFINISHED, describe_contents, files_of
 from alpro.pipeline.artifacts.hardware import hardware
 from alpro.pipeline.artifacts.sharing import fetch, is_shared, send, shared_records
 from alpro.shards.ffmpeg_binary import ffmpeg_version
@@ -33,6 +34,7 @@ from alpro.stages.execution.interface import CHANGED, Outcome, StageConfig
 from alpro.stages.execution.stop import STOP
 
 SESSIONS = "sessions.json"  # the time that unfinished sessions took; of this machine
+NOT_READ = {"units.parquet", "metrics.jsonl"}  # files of an artifact that no other stage reads
 LOCK_SECONDS = 0.2  # between two looks at a lock
 
 
@@ -89,10 +91,17 @@ class Step:
 def fingerprint(stage: str, config: StageConfig, inputs: Mapping[str, str], files: Mapping[str, str]) -> str:
     """SHA-256 of everything that determines a result; inputs and files map names to fingerprints or SHA-256."""
     version = import_module(f"alpro.stages.{stage}").VERSION
-    config_values = config.model_dump(mode="json")
+    config_values = config.determining(files)
     return digest(
         {"stage": stage, "version": version, "config": config_values, "inputs": dict(inputs), "files": dict(files)}
     )
+
+
+def output_of(record: dict[str, Any] | None) -> str:
+    """The digest of the files of an artifact that other stages read; empty if there is no artifact."""
+    contents = (record or {}).get("contents", {})
+    read = {name: file["sha256"] for name, file in contents.items() if name not in NOT_READ and "pictures/" not in name}
+    return digest(read) if read else ""
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -172,6 +181,44 @@ class Store:
             with self._store_errors():
                 shared = list(shared_records(join(self.shared, stage)))
             yield from (record for record in shared if record.get("version") == RECORD_VERSION)
+
+    def adopt(self, step: Step) -> dict[str, Any] | None:
+        """Makes a step's artifact from one of the same stage that differs only in which inputs it had, if their files
+        are equal byte for byte: the files are linked. Returns the record; None if there is no such artifact.
+
+        So if a stage runs again and its output is the same, the stages after it do not run. Call under `lock`.
+        """
+        outputs = {name: output_of(self.find(other)) for name, other in step.inputs.items()}
+        if not outputs or not all(outputs.values()):
+            return None
+        description, decisive = step.description, step.config.determining(step.files)
+        for folder, record in self.all():
+            same = all(record[key] == description[key] for key in ("stage", "stage_version", "files"))
+            config = {key: value for key, value in record["config"].items() if key in decisive}
+            if not same or config != decisive:
+                continue
+            before = {
+                name: output_of(read_record(self.root / source["stage"] / source["fingerprint"][:16]))
+                for name, source in record["inputs"].items()
+            }
+            if before == outputs:
+                check_artifact(folder)
+                return self._link(folder, record | description, self.folder(step))
+        return None
+
+    def _link(self, source: Path, record: dict[str, Any], folder: Path) -> dict[str, Any]:
+        temporary = temporary_name(folder)
+        for name, file in files_of(source).items():
+            make_folder((temporary / name).parent)
+            try:
+                os.link(file, temporary / name)
+            except OSError:  # links are not supported, or the file has too many
+                shutil.copyfile(file, temporary / name)
+        record[SUM] = sum_of(record)
+        write_json(temporary / RECORD, record)
+        shutil.rmtree(folder, ignore_errors=True)  # unfinished work
+        publish(temporary, folder)
+        return record
 
     @contextmanager
     def _store_errors(self) -> Iterator[None]:

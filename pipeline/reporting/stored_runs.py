@@ -27,6 +27,7 @@ def start_page(uri: str) -> str:
 def forget_deleted_runs(database: Path) -> None:
     """Removes the deleted runs of an SQLite store and their files for good, as `mlflow gc` does, and the runs whose
     parents were deleted. Raises InputError."""
+    import mlflow
     from mlflow.cli import gc
 
     uri = f"sqlite:///{database}"
@@ -36,8 +37,11 @@ def forget_deleted_runs(database: Path) -> None:
         for run in runs:
             if run.info.lifecycle_stage == "active" and run.info.run_id not in exists:
                 client.delete_run(run.info.run_id)
-        with redirect_stdout(io.StringIO()):  # a line for each run
-            gc.main(["--backend-store-uri", uri, "--tracking-uri", uri], standalone_mode=False)
+        try:
+            with redirect_stdout(io.StringIO()):  # a line for each run
+                gc.main(["--backend-store-uri", uri, "--tracking-uri", uri], standalone_mode=False)
+        finally:
+            mlflow.set_tracking_uri(None)  # of this process
         with closing(sqlite3.connect(database, timeout=60)) as db:
             db.execute("vacuum")  # otherwise the file stays as large as it was
     except InputError:

@@ -1,9 +1,10 @@
 """What stages share with those who run them: configuration, resources, outcome, errors and exit statuses."""
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
@@ -42,6 +43,14 @@ class StageConfig(BaseModel):
     """Base of every stage's configuration: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def determining(self, files: Collection[str]) -> dict[str, Any]:
+        """The values that a result depends on: all but the paths of `files`, whose contents count."""
+        values = self.model_dump(mode="json")
+        for key, about in type(self).model_fields.items():
+            if key in files and isinstance(about.json_schema_extra, dict) and "path" in about.json_schema_extra:
+                del values[key]
+        return values
 
 
 class Resources(StageConfig):

@@ -69,7 +69,9 @@ def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key,
     before = find(file)
     assert find(file) == before
     write(file, "two")  # of the same length
-    assert changed(before, find(file)) == KEYS[key]
+    assert changed(before, after := find(file)) == KEYS[key]
+    file.rename(moved := tmp_path / "renamed.bin")
+    assert find(moved) == after
     for name in ("weights.bin", "tagger/model"):
         write(folder / name, "one")
     before = find(folder)
@@ -80,6 +82,8 @@ def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key,
         before = after
     write(folder / ".git" / "index", "x")
     assert find(folder) == before
+    folder.rename(moved := tmp_path / "moved")
+    assert find(moved) == before
 
 
 def test_every_file_of_a_given_model_changes_what_is_made_of_it(tmp_path):

@@ -283,3 +283,33 @@ def test_the_seconds_of_an_artifact_are_those_of_all_its_sessions(tmp_path, monk
     assert build(30)["run"]["seconds"] == 39.0
     assert not sessions.exists()
     assert list(verify(store.all())) == []
+
+
+def test_a_stage_does_not_run_again_if_its_inputs_are_the_same_byte_for_byte(tmp_path):
+    """The first stage runs again with another configuration, and its output is the same except for bookkeeping."""
+    store = Store(tmp_path)
+
+    def build(step: Step, text: str) -> None:
+        def work(_: Step, out: Path) -> Outcome:
+            (out / "model").mkdir()
+            (out / "model" / "weights").write_text(text)
+            (out / "units.parquet").write_text(step.fingerprint)
+            return Outcome({"items": 3})
+
+        store.make(step, work, {"commit": "abc"})
+
+    one, same, other = (sample_step(seed=seed) for seed in range(3))
+    for step, text in ((one, "a"), (same, "a"), (other, "b")):
+        build(step, text)
+    assert store.adopt(decode_step(one)) is None
+    build(decode_step(one), "c")
+    wanted = decode_step(same)
+    with store.lock(wanted):
+        record = store.adopt(wanted)
+    assert record == store.find(wanted)
+    assert (record["fingerprint"], record["counts"]) == (wanted.fingerprint, {"items": 3})
+    assert record["inputs"]["sample"]["fingerprint"] == same.fingerprint
+    assert store.folder(wanted).joinpath("model", "weights").read_text() == "c"
+    assert list(verify(store.all())) == []
+    for different in (decode_step(other), decode_step(same, size=64), replace(wanted, files={}), one):
+        assert store.adopt(different) is None
