@@ -41,7 +41,7 @@ def forget_deleted_runs(database: Path) -> None:
             with redirect_stdout(io.StringIO()):  # a line for each run
                 gc.main(["--backend-store-uri", uri, "--tracking-uri", uri], standalone_mode=False)
         finally:
-            mlflow.set_tracking_uri(None)  # of this process
+            mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # gc sets it for this process
         with closing(sqlite3.connect(database, timeout=60)) as db:
             db.execute("vacuum")  # otherwise the file stays as large as it was
     except InputError:
