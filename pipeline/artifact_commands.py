@@ -5,9 +5,9 @@ import json
 import shlex
 import sys
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
+from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.listings import (
@@ -28,15 +28,6 @@ def store_of(arguments: argparse.Namespace) -> Store:
 
 def print_json(values: Any) -> None:
     print(json.dumps(values, indent=1, ensure_ascii=False))
-
-
-def find_artifact(store: Store, prefix: str) -> tuple[Path, dict[str, Any]]:
-    """The one artifact whose fingerprint starts with `prefix`."""
-    matches = [(folder, record) for folder, record in store.all() if record["fingerprint"].startswith(prefix)]
-    if len(matches) != 1:
-        what = "no artifact starts" if not matches else f"{len(matches)} artifacts start"
-        raise InputError(f"{prefix}: {what} with this in {store.root}; `alpro artifacts ls` lists them")
-    return matches[0]
 
 
 def list_artifacts(arguments: argparse.Namespace) -> None:
@@ -71,7 +62,7 @@ def list_artifacts(arguments: argparse.Namespace) -> None:
 def show_artifact(arguments: argparse.Namespace) -> None:
     """`alpro artifacts show`. JSON: the record, with its folder and its users."""
     store = store_of(arguments)
-    folder, record = find_artifact(store, arguments.fingerprint)
+    folder, record = find_artifact(arguments.artifact, arguments.workspace)
     if not arguments.json:
         print_artifact(store, folder, record)
         return
@@ -84,7 +75,7 @@ def show_lineage(arguments: argparse.Namespace) -> None:
     from alpro.pipeline.artifacts.upkeep import lineage
 
     store = store_of(arguments)
-    artifacts = lineage(store, find_artifact(store, arguments.fingerprint)[1])
+    artifacts = lineage(store, find_artifact(arguments.artifact, arguments.workspace)[1])
     if not arguments.json:
         print_lineage(artifacts)
         return
@@ -99,8 +90,8 @@ def verify_artifacts(arguments: argparse.Namespace) -> int:
     from alpro.pipeline.artifacts.contents import unreadable_records, verify
 
     store = store_of(arguments)
-    artifacts = [find_artifact(store, prefix) for prefix in arguments.fingerprints] or list(store.all())
-    unreadable = [] if arguments.fingerprints else unreadable_records(store.root)
+    artifacts = [find_artifact(name, arguments.workspace) for name in arguments.artifacts] or list(store.all())
+    unreadable = [] if arguments.artifacts else unreadable_records(store.root)
     problems = chain(unreadable, verify(artifacts))
     if not arguments.json:
         return 1 if print_problems(artifacts, problems) else 0
@@ -149,7 +140,7 @@ def register_model(arguments: argparse.Namespace) -> None:
 
     workspace = arguments.workspace.resolve()
     uri = arguments.tracking_uri or f"sqlite:///{workspace / 'mlflow.db'}"
-    artifact = find_artifact(Store(workspace / "artifacts"), arguments.fingerprint)
+    artifact = find_artifact(arguments.model, workspace)
     version = register(uri, workspace / "mlflow", *artifact, arguments.name, arguments.alias)
     loaded = f"models:/{arguments.name}{'@' + arguments.alias if arguments.alias else '/' + version}"
     print(f"{arguments.name}, version {version}; load it with mlflow.pyfunc.load_model({loaded!r})")
@@ -164,7 +155,7 @@ def compare_artifacts(arguments: argparse.Namespace) -> None:
         raise InputError("compare needs two evaluations or more")
     store = store_of(arguments)
     # The name of a run ends with the fingerprint of its last artifact.
-    artifacts = [find_artifact(store, name.split(" · ")[-1]) for name in arguments.runs]
+    artifacts = [find_artifact(name.split(" · ")[-1], arguments.workspace) for name in arguments.runs]
     compared = compared_runs(store, artifacts)
     if arguments.json:
         print_json(compared.json())

@@ -6,7 +6,10 @@ from typing import Any
 
 from alpro.pipeline.options import add_action, add_group, add_json, add_tracking_uri, add_workspace, user_path
 
-FINGERPRINT = "its fingerprint as `alpro artifacts ls` prints it, or the first characters"
+ARTIFACT = (
+    "a stage (its newest artifact is taken), a fingerprint as `alpro artifacts ls` prints it or its first characters, "
+    "STAGE@FINGERPRINT, or a folder"
+)
 
 
 def add_artifact_commands(commands: Any) -> None:
@@ -22,9 +25,9 @@ def add_artifact_commands(commands: Any) -> None:
     )
     collect = add_action(actions, "gc", "list the artifacts that no run in MLflow needs, and with --yes remove them")
     for parser in (show, lineage):
-        parser.add_argument("fingerprint", metavar="FINGERPRINT", help=FINGERPRINT)
+        parser.add_argument("artifact", metavar="ARTIFACT", help=ARTIFACT)
     verify.add_argument(
-        "fingerprints", nargs="*", metavar="FINGERPRINT", help="as `lineage` takes them (default: all artifacts)"
+        "artifacts", nargs="*", metavar="ARTIFACT", help="as `lineage` takes them (default: all artifacts)"
     )
     for parser in (listing, show, lineage, verify, collect):
         add_json(parser)
@@ -80,7 +83,7 @@ def add_inspect(actions: Any) -> None:
         "corpora",
         nargs="+",
         metavar="CORPUS",
-        help="a decoded corpus: its fingerprint, as `alpro artifacts ls` prints it, or its folder or URL",
+        help=f"a decoded corpus: {ARTIFACT} or URL",
     )
     parser.add_argument("--out", type=user_path, metavar="FOLDER", help="write inspect.json and sheets of frames there")
     parser.add_argument(
@@ -109,7 +112,7 @@ def add_compare(commands: Any) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="two or more: the fingerprint of each, its first characters, or the name of a pipeline's run in MLflow",
+        help=f"two or more evaluations: {ARTIFACT}, or the name of a pipeline's run in MLflow",
     )
     parser.add_argument(
         "--out", type=user_path, metavar="FILE", help="the page (default: WORKSPACE/reports/compare-RUN-RUN.html)"

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
-from alpro.pipeline.artifact_commands import find_artifact, print_json, store_of
+from alpro.pipeline.artifact_commands import print_json
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import Corpus, PipelineConfig, load_config
 from alpro.pipeline.console import console, print_inspection
@@ -40,9 +41,8 @@ def inspect_corpora(arguments: argparse.Namespace) -> None:
     """`alpro data inspect`."""
     from alpro.shards.inspect_corpus import inspect, save
 
-    store = store_of(arguments)
     folders = [
-        place if isinstance(place, str) or place.is_dir() else find_artifact(store, name)[0]
+        place if isinstance(place, str) or place.is_dir() else find_artifact(name, arguments.workspace)[0]
         for name, place in ((name, absolute(name)) for name in arguments.corpora)
     ]
     report = inspect(folders, arguments.max_samples)

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alpro.artifact_names import find_artifact
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.inputs import check_text
@@ -37,13 +39,13 @@ def index_videos(arguments: argparse.Namespace) -> None:
     """`alpro model index`."""
     from alpro import Model
     from alpro.stages.inference.approximate import build, library
-    from alpro.stages.inference.find import find_artifact, model_digest
+    from alpro.stages.inference.find import model_digest
     from alpro.stages.inference.index import About, Index, check_digest
     from alpro.stages.inference.index_videos import scan_videos, update_index
 
     videos = absolute(arguments.videos)
-    if isinstance(videos, Path) and not videos.exists() and arguments.videos.isalnum():
-        videos = find_artifact(arguments.videos, arguments.workspace)  # a corpus of the workspace
+    if isinstance(videos, Path) and not videos.exists() and re.fullmatch(r"[\w-]+(@\w+)?", arguments.videos):
+        videos, _ = find_artifact(arguments.videos, arguments.workspace)  # a corpus of the workspace
     if arguments.approximate:
         library()  # before the videos are embedded
     folder = model_path(arguments, arguments.model).resolve()

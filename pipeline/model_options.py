@@ -18,8 +18,8 @@ from alpro.pipeline.options import (
 )
 
 MODEL = (
-    "a model folder, the stage of an artifact (the newest is taken), its fingerprint or its first characters, or "
-    "models:/NAME@ALIAS of the registry"
+    "a model folder, a stage (its newest artifact is taken), the fingerprint of an artifact or its first characters, "
+    "STAGE@FINGERPRINT, or models:/NAME@ALIAS of the registry"
 )
 TASKS = ("pretrain", "retrieval", "qa", "prompter")  # of official checkpoints
 
@@ -204,9 +204,7 @@ def add_register(actions: Any) -> None:
         "add a model to MLflow's registry, for mlflow.pyfunc.load_model",
         description="Copies the model of an artifact to MLflow's registry as a new version of NAME.",
     )
-    parser.add_argument(
-        "fingerprint", help="of an artifact with a model, as `alpro artifacts ls` prints it, or the first characters"
-    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL.rpartition(", or models:")[0])
     parser.add_argument("--name", required=True, help="name of the registered model")
     parser.add_argument("--alias", default="", help="an alias for this version, such as champion")
     add_workspace(parser, "folder of the artifacts")

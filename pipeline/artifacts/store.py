@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from alpro.artifact import RECORD, RECORD_VERSION, SUM, check_artifact, check_record, read_record, sum_of
+from alpro.artifact_names import artifacts
 from alpro.credentials import clean_url
 from alpro.errors import InputError
 from alpro.files import digest, make_folder, publish, read_json, sync_tree, temporary_name, write_json
@@ -231,9 +232,7 @@ class Store:
 
     def all(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Every artifact with its record, oldest first."""
-        records = [(folder, read_record(folder)) for folder in self.root.glob("*/*") if folder.is_dir()]
-        complete = [(folder, record) for folder, record in records if record]
-        yield from sorted(complete, key=lambda pair: pair[1]["run"]["at"])
+        yield from artifacts(self.root)
 
     @contextmanager
     def lock(self, step: Step, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:

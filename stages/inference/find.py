@@ -1,30 +1,18 @@
 """Finds the model that a person names: a folder, or an artifact of a workspace by its fingerprint or its stage."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from alpro.artifact import check_artifact, read_record
+from alpro.artifact_names import artifacts, find_artifact
 from alpro.errors import InputError
-from alpro.log import log
-from alpro.stages import STAGES
 from alpro.stages.evaluation.encode import model_folder
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
-def artifacts(workspace: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The complete artifacts `<stage>/<fingerprint>` of a workspace that match, with their records, newest first."""
-    files = workspace.glob(f"artifacts/{pattern}/artifact.json")
-    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
-        if record := read_record(file.parent):
-            yield file.parent, record
-
-
 def find_model(name: str | Path, workspace: Path) -> Path:
-    """The folder of a model: `name` itself, the newest artifact of the stage of that name, or the one artifact with a
-    model whose fingerprint starts with it.
+    """The folder of a model: `name` itself, or that of the artifact that it names, see `find_artifact`.
 
     Raises InputError if there is none, or more than one.
     """
@@ -34,8 +22,7 @@ def find_model(name: str | Path, workspace: Path) -> Path:
             raise InputError(f"{folder}: not a model folder: it has no config.json")
         check_artifact(folder)
         return folder
-    stage = str(name).replace("-", "_")
-    found = newest_artifact(stage, workspace) if stage in STAGES else find_artifact(str(name), workspace)
+    found, _ = find_artifact(name, workspace)
     if not has_model(found):
         raise InputError(f"{name}: the artifact of {found.parent.name} has no model")
     check_artifact(found)
@@ -45,34 +32,6 @@ def find_model(name: str | Path, workspace: Path) -> Path:
 def has_model(folder: Path) -> bool:
     """Whether a folder has a model, or the prompts of one."""
     return (model_folder(folder) / "config.json").is_file() or (folder / "prompts.safetensors").is_file()
-
-
-def newest_artifact(stage: str, workspace: Path) -> Path:
-    """The newest artifact of a stage. Raises InputError if there is none."""
-    found = [folder for folder, _ in artifacts(workspace, f"{stage}/*")]
-    if not found:
-        raise InputError(
-            f"{stage}: no artifact of this stage in {workspace / 'artifacts'}; `alpro artifacts ls` lists all"
-        )
-    if len(found) > 1:
-        log.info(f"{stage}: {found[0].name}, the newest of its {len(found)} artifacts")
-    return found[0]
-
-
-def find_artifact(name: str, workspace: Path) -> Path:
-    """The one artifact whose fingerprint starts with `name`. Raises InputError if there is none, or more than one."""
-    short = name[:16]  # an artifact's folder has the first 16 characters of its fingerprint
-    found = [
-        path
-        for path, record in (artifacts(workspace, f"*/{short}*") if short.isalnum() else ())
-        if str(record.get("fingerprint", "")).startswith(name)
-    ]
-    if len(found) != 1:
-        what = "no artifact starts" if not found else f"{len(found)} artifacts start"
-        raise InputError(
-            f"{name}: no such folder, and {what} with it in {workspace / 'artifacts'}; `alpro artifacts ls` lists them"
-        )
-    return found[0]
 
 
 def find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | str]:
@@ -105,7 +64,7 @@ def _find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | str
             raise InputError(f"{folder}: its prompter {source['fingerprint'][:16]} is not in {workspace}")
         return prompter, folder
     if stage == "train_prompter":
-        for prompts, other in artifacts(workspace, "cache_prompts/*"):
+        for prompts, other in reversed(artifacts(workspace / "artifacts", "cache_prompts/*")):
             if other["inputs"].get("prompter", {}).get("fingerprint") == record["fingerprint"]:
                 return folder, prompts
         return folder, ""

@@ -257,12 +257,12 @@ def test_an_empty_workspace_has_no_artifacts_and_no_mlflow_store(tmp_path, monke
     assert "no artifacts" in out
     status, _, err = call(monkeypatch, capsys, "artifacts", "show", "abc", "--workspace", tmp_path)
     assert status == 2
-    assert "no artifact starts with this" in err
+    assert "no artifact starts with it" in err
     status, _, err = call(
         monkeypatch, capsys, "compare", "sample · pretrain.lr=5e-4 · abc", "def", "--workspace", tmp_path
     )
     assert status == 2
-    assert err.startswith("error: abc: no artifact starts with this")
+    assert err.startswith("error: abc: no such folder, and no artifact starts with it")
     status, _, err = call(monkeypatch, capsys, "ui", "--workspace", tmp_path)
     assert "no MLflow store; `alpro run` creates it" in err
 

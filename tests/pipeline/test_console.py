@@ -161,7 +161,7 @@ def test_a_comparison_as_json_and_a_page_elsewhere(evaluations, tmp_path, capsys
     ("arguments", "message"),
     [
         (["aa"], "compare needs two evaluations or more"),
-        (["aa", "ff"], "ff: no artifact starts with this"),
+        (["aa", "ff"], "ff: no such folder, and no artifact starts with it"),
         (["aa", "bb", "--out", "/proc/none/page.html"], "/proc/none/page.html: No such file or directory"),
     ],
 )
