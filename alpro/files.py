@@ -92,6 +92,22 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+def read_small_json(path: Path, max_bytes: int = 64 << 20) -> Any:
+    """The value of a JSON file of unknown origin. Raises ValueError with a line if it is not a regular file,
+    larger than `max_bytes`, or not JSON."""
+    state = file_state(path)
+    if state is None:
+        raise ValueError(f"{path}: missing, or not a regular file")
+    if state[0] > max_bytes:
+        raise ValueError(f"{path}: {state[0]:,} bytes; at most {max_bytes:,} are read")
+    try:
+        return read_json(path)
+    except RecursionError as error:
+        raise ValueError(f"{path}: not readable as JSON: nested too deeply") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

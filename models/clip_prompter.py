@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from alpro.errors import InputError
+from alpro.files import read_small_json
 from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.folder import ModelFolder, Preprocessing
 from alpro.models.official import first_line
@@ -111,8 +112,8 @@ class ClipFolder(ModelFolder):
 def is_clip(folder: Path) -> bool:
     """Whether a folder has a CLIP or SigLIP of transformers, by its config.json."""
     try:
-        return json.loads((folder / "config.json").read_text())["model_type"] in TYPES
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_small_json(folder / "config.json")["model_type"] in TYPES
+    except (ValueError, KeyError, TypeError):
         return False
 
 

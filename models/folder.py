@@ -2,17 +2,20 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from alpro.files import read_small_json
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
+from alpro.models.word_pieces import read_tokenizer
 
 
 class Preprocessing(BaseModel):
@@ -22,7 +25,7 @@ class Preprocessing(BaseModel):
 
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    max_text_tokens: int = 30
+    max_text_tokens: int = Field(30, ge=2)
 
 
 class FolderConfig(BaseModel):
@@ -61,56 +64,95 @@ class ModelFolder:
     @classmethod
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelFolder":
         """Loads a folder written by `save_pretrained`. Raises ValueError with a one-line message if a file is missing,
-        corrupt or does not match the configuration."""
+        corrupt or does not match the configuration.
+
+        The folder may be of anyone: the sizes of the configuration are compared with the shapes in the header of the
+        weights before memory is taken for either.
+        """
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder}: {name} is missing; this is not a model folder")
         try:
-            config = FolderConfig.model_validate_json((folder / "config.json").read_text())
+            config = FolderConfig.model_validate(read_small_json(folder / "config.json"))
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{folder}/config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        labels = [load_labels(folder / f"{name}.json") for name in ("entities", "answers")]
+
+        def build() -> DualEncoder:
+            return Prompter(config.model) if config.task == "prompter" else Alpro(config.model, *map(len, labels))
+
         try:
+            header = shapes(folder / "model.safetensors")
+            check_sizes(config.model, header, build, folder)
             weights = load_file(folder / "model.safetensors")
         except SafetensorError as error:
             raise ValueError(f"{folder}/model.safetensors: not readable: {error}") from error
-        labels = [load_labels(folder / f"{name}.json") for name in ("entities", "answers")]
-        model: DualEncoder
-        if config.task == "prompter":
-            model = Prompter(config.model)
-        else:
-            model = Alpro(config.model, *map(len, labels))
+        model = build()
         check_weights(weights, model, folder)
         model.load_state_dict(weights)
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the tokenizers library raises nothing narrower
-            raise ValueError(f"{folder}/tokenizer.json: not readable: {error}") from error
+        tokenizer = read_tokenizer(folder / "tokenizer.json")
         return cls(config.task, model.to(device).eval(), tokenizer, config.preprocessing, *labels)
 
 
 def read_task(folder: Path) -> str:
     """The task of the model in a folder. Raises ValueError if it is not a model folder."""
     try:
-        return str(json.loads((folder / "config.json").read_text())["task"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(read_small_json(folder / "config.json")["task"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: no readable config.json; this is not a model folder") from error
 
 
 def load_labels(path: Path) -> list[str]:
     """The labels (entities or answers) in a JSON file of a model folder; empty if there is no such file."""
-    if not path.is_file():
+    if not path.exists():
         return []
-    try:
-        labels = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON: {error}") from error
+    labels = read_small_json(path)
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{path}: not a list of strings")
     return labels
 
 
+def shapes(file: Path) -> dict[str, torch.Tensor]:
+    """The weights of a file as tensors without contents, from its header. Raises SafetensorError, and ValueError if one
+    is not of a floating-point type."""
+    header = {}
+    with safe_open(file, framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118
+            part = weights.get_slice(name)
+            if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                raise ValueError(f"{file}: {name} is {part.get_dtype()}, not of a floating-point type")
+            header[name] = torch.empty(part.get_shape(), device="meta")
+    return header
+
+
+def check_sizes(
+    config: ModelConfig, header: dict[str, torch.Tensor], build: Callable[[], DualEncoder], where: Path
+) -> None:
+    """Raises ValueError if the weights of a file are not those of the model that `build` makes, without its memory."""
+    if (depth := max(config.video.depth, config.text.depth)) > len(header):
+        raise ValueError(f"{where}: config.json has {depth} layers, but model.safetensors only {len(header)} weights")
+    try:
+        with torch.device("meta"):
+            model = build()
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
+        line = str(error).splitlines()[0]
+        raise ValueError(f"{where}/config.json: a model of these sizes cannot be built: {line}") from error
+    check_shapes(header, model, where)
+
+
 def check_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:
+    """Raises ValueError if weights are missing, unexpected, of another shape than the model's, or not finite floats."""
+    check_shapes(weights, model, where)
+    wrong = sorted(key for key, value in weights.items() if not value.is_floating_point() or not value.isfinite().all())
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(
+            f"{where}: weights that are not finite numbers: {wrong[0]}{more}; delete it, or train it again"
+        )
+
+
+def check_shapes(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:
     """Raises ValueError if weights are missing, unexpected or of another shape than the model's."""
     own = model.state_dict()
     wrong = [

@@ -1,8 +1,10 @@
 """Encodes texts as BERT does ([CLS] text [SEP], truncated), and trains and loads tokenizers."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from alpro.errors import InputError
+from alpro.files import read_small_json
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -108,7 +111,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         if file is None:
             return without_padding(Tokenizer.from_pretrained(name))
         if file.suffix == ".json":
-            return without_padding(Tokenizer.from_file(str(file)))
+            return without_padding(read_tokenizer(file))
         return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))))
     except Exception as error:  # the tokenizers library raises nothing narrower
         if file is not None:
@@ -117,6 +120,60 @@ def load_tokenizer(name: str) -> Tokenizer:
             f"tokenizer {name!r}: no such file or folder, and no such model on the hub ({type(error).__name__}); "
             "use a folder with its tokenizer.json or vocab.txt"
         ) from error
+
+
+MAX_TOKENIZER_BYTES = 32 << 20
+MAX_COMPONENT = 10_000  # characters of JSON, without the vocabulary
+MAX_WORD = 1000  # characters: a longer word is [UNK]; pieces of a word are tried from the longest on
+# Components whose time and memory grow with the text alone. A regular expression may need exponential time, and a chain
+# of replacements doubles the text with each.
+COMPONENTS = {
+    "normalizer": {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Strip", "StripAccents", "Sequence"},
+    "pre_tokenizer": {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Punctuation", "Digits", "Sequence"},
+    "model": {"WordPiece", "WordLevel"},
+    "post_processor": {"TemplateProcessing", "BertProcessing", "Sequence"},
+    "decoder": {"WordPiece"},
+}
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, which may be of anyone: its components are checked before it is built.
+
+    Raises ValueError with a one-line message if it is not readable, or has components that a BERT tokenizer has not.
+    """
+    try:
+        check_components(values := read_small_json(file, MAX_TOKENIZER_BYTES))
+    except (AttributeError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{file}: not a tokenizer") from error
+    except ValueError as error:
+        raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
+    try:
+        return Tokenizer.from_str(json.dumps(values))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise ValueError(f"{file}: not readable: {' '.join(str(error).split())[:200]}") from error
+
+
+def check_components(values: Any) -> None:
+    """Raises ValueError, AttributeError or TypeError if the JSON of a tokenizer is not that of a BERT tokenizer."""
+    for name, allowed in COMPONENTS.items():
+        for component in components(values.get(name)):
+            if component.get("type", "WordPiece") not in allowed:
+                raise ValueError(f"its {name} is {component.get('type')}; use a BERT tokenizer (WordPiece)")
+        if name != "model" and (length := len(json.dumps(values.get(name)))) > MAX_COMPONENT:
+            raise ValueError(f"its {name} has {length:,} characters; use a BERT tokenizer (WordPiece)")
+    if (word := values["model"].get("max_input_chars_per_word", 0)) > MAX_WORD:
+        raise ValueError(f"max_input_chars_per_word is {word}; at most {MAX_WORD}")
+    if not all(token["content"] for token in values.get("added_tokens", [])):
+        raise ValueError("an added token is empty")
+
+
+def components(value: Any) -> Iterator[dict[str, Any]]:
+    """A component of a tokenizer, and those in a sequence of them."""
+    if isinstance(value, dict):
+        yield value
+        for key in ("normalizers", "pretokenizers", "processors"):
+            for inner in value.get(key, ()):
+                yield from components(inner)
 
 
 def without_padding(tokenizer: Tokenizer) -> Tokenizer:

@@ -6,11 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
@@ -106,5 +108,15 @@ def read_entities(vocabulary: Path) -> list[str]:
 
 
 def read_prompts(folder: Path) -> dict[str, Tensor]:
-    """The prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E)."""
-    return load_file(require(folder, "prompts.safetensors"))
+    """The prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E). Raises InputError if they
+    are missing, or not readable as such."""
+    file = require(folder, "prompts.safetensors")
+    try:
+        prompts = load_file(file) if file.is_file() else {}
+    except SafetensorError as error:
+        raise InputError(f"{file}: not readable: {error}") from error
+    if "video" not in prompts or not all(
+        value.dim() == 2 and value.is_floating_point() and value.isfinite().all() for value in prompts.values()
+    ):
+        raise InputError(f"{file}: not the prompts of entities, or not finite numbers")
+    return prompts

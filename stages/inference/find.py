@@ -6,6 +6,7 @@ from pathlib import Path
 from alpro.artifact import check_artifact, read_record
 from alpro.artifact_names import artifacts, find_artifact
 from alpro.errors import InputError
+from alpro.files import checksum, file_state
 from alpro.stages.evaluation.encode import model_folder
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -81,11 +82,7 @@ def model_digest(folder: Path) -> str:
     missing."""
     inside, total = model_folder(folder), hashlib.sha256()
     for name in MODEL_FILES:
-        try:
-            with open(inside / name, "rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise InputError(
-                f"{inside}: {name} cannot be read: {error.strerror}; this is not a model folder"
-            ) from error
+        if file_state(inside / name) is None:
+            raise InputError(f"{inside}: {name} is missing, or not a regular file; this is not a model folder")
+        total.update(bytes.fromhex(checksum(inside / name)))
     return total.hexdigest()

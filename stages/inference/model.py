@@ -123,7 +123,13 @@ class Model:
                 f"{source}: no prompts.safetensors in this folder; use the folder of a cache_prompts artifact"
             )
         embeddings = {kind: value.to(target) for kind, value in read_prompts(source).items()}
-        loaded.entities = load_labels(require(source, "entities.json"))
+        try:
+            loaded.entities = load_labels(require(source, "entities.json"))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if len(loaded.entities) != len(embeddings["video"]):
+            names, rows = len(loaded.entities), len(embeddings["video"])
+            raise InputError(f"{source}: entities.json has {names} names, and prompts.safetensors {rows} embeddings")
         return cls(loaded, embeddings, target, precision)
 
     def save_pretrained(self, folder: PathLike) -> None:

@@ -1,6 +1,7 @@
 """Model folders: saving and loading, errors for invalid files, and starting from another model."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from alpro.errors import InputError
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
-from alpro.models.folder import ModelFolder, Preprocessing, start_from
+from alpro.models.clip_prompter import is_clip
+from alpro.models.folder import ModelFolder, Preprocessing, read_task, start_from
+from alpro.models.word_pieces import MAX_TOKENIZER_BYTES, load_tokenizer
 
 ENTITIES, ANSWERS = ["dog", "café", "雪"], ["yes", "no"]
 
@@ -213,3 +217,114 @@ def test_starting_from_other_sizes_is_refused(tiny: ModelConfig):
     with pytest.raises(ValueError, match="weights of another shape") as error:
         start_from(Prompter(tiny), Prompter(broader))
     assert "\n" not in str(error.value)
+
+
+def changed(folder: Path, *keys: str, to: object, file: str = "config.json") -> None:
+    """Sets a value of a JSON file."""
+    values = inner = json.loads((folder / file).read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = to
+    (folder / file).write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("video", "depth"), 10**7, "config.json has 10000000 layers, but model.safetensors only"),
+        (("text", "depth"), 10**9, "config.json has 1000000000 layers"),
+        (("video", "depth"), 3, "missing weights: video_encoder.blocks.2."),
+        (("video", "frames"), 10**12, "time_embed is (1, 4, 16), not (1, 1000000000000, 16)"),
+        (("video", "frames"), 10**30, "cannot be built"),
+        (("video", "image_size"), 8 * 10**15, "cannot be built"),
+        (("video", "mlp_ratio"), 1e300, "cannot be built"),
+        (("text", "vocab_size"), 10**13, "not (10000000000000, 16)"),
+        (("text", "max_length"), 10**13, "not (10000000000000, 16)"),
+        (("embed_dim",), 10**13, "not (10000000000000, 16)"),
+    ],
+)
+def test_sizes_are_compared_with_the_weights_before_memory_is_taken(
+    saved: Path, keys, value, message: str, monkeypatch
+):
+    """Nor is the file of the weights read."""
+    monkeypatch.setattr("alpro.models.folder.load_file", lambda file: pytest.fail("the weights were read"))
+    changed(saved, "model", *keys, to=value)
+    assert message in refused(saved)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(saved: Path, value: float):
+    weights = load_file(saved / "model.safetensors")
+    weights["video_proj.weight"][3, 5] = value
+    save_file(weights, saved / "model.safetensors")
+    assert "weights that are not finite numbers: video_proj.weight; delete it" in refused(saved)
+
+
+def test_weights_of_another_type_are_refused_and_those_of_half_precision_are_not(saved: Path):
+    weights = load_file(saved / "model.safetensors")
+    save_file(weights | {"temperature": torch.tensor(1, dtype=torch.int32)}, saved / "model.safetensors")
+    assert "model.safetensors: temperature is I32, not of a floating-point type" in refused(saved)
+    save_file({key: value.bfloat16() for key, value in weights.items()}, saved / "model.safetensors")
+    loaded = ModelFolder.from_pretrained(saved).model.video_proj.weight
+    assert loaded.dtype == torch.float32
+    torch.testing.assert_close(loaded, weights["video_proj.weight"], atol=1e-3, rtol=1e-2)
+
+
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize("name", ["config.json", "entities.json", "tokenizer.json"])
+def test_nested_json_is_refused(saved: Path, name: str):
+    (saved / name).write_text(NESTED)
+    assert f"{name}: not readable as JSON: nested too deeply" in refused(saved)
+    if name == "config.json":
+        with pytest.raises(ValueError, match=r"no readable config\.json"):
+            read_task(saved)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "entities.json", "tokenizer.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_opened(saved: Path, name: str):
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    assert name in refused(saved)
+    assert not is_clip(saved)
+    if name == "config.json":
+        with pytest.raises(ValueError, match=r"no readable config\.json"):
+            read_task(saved)
+
+
+def test_a_file_that_is_too_large_is_not_read(saved: Path):
+    with open(saved / "tokenizer.json", "ab") as file:
+        file.truncate(MAX_TOKENIZER_BYTES + 1)
+    assert "at most 33,554,432 are read" in refused(saved)
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+LOOP = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+MANY = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}] * 1000
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("normalizer", REPLACE, "its normalizer is Replace"),
+        ("normalizer", {"type": "Sequence", "normalizers": [REPLACE] * 60}, "its normalizer is Replace"),
+        ("normalizer", {"type": "Prepend", "prepend": "a" * 1000}, "its normalizer is Prepend"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 1000}, "its normalizer has 17,"),
+        ("pre_tokenizer", LOOP, "its pre_tokenizer is Split"),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [LOOP]}, "its pre_tokenizer is Split"),
+        ("post_processor", {"type": "TemplateProcessing", "single": MANY}, "its post_processor has"),
+        ("decoder", REPLACE, "its decoder is Replace"),
+        ("model", {"type": "BPE", "vocab": {}, "merges": []}, "its model is BPE"),
+        ("model", {"type": "WordPiece", "vocab": {}, "max_input_chars_per_word": 10**9}, "max_input_chars_per_word is"),
+        ("added_tokens", [{"id": 1, "content": ""}], "an added token is empty"),
+        ("added_tokens", 3, "not a tokenizer"),
+        ("model", None, "not a tokenizer"),
+        ("model", {"type": "WordLevel"}, "not readable"),
+    ],
+)
+def test_a_tokenizer_has_no_component_that_may_loop_or_grow_the_text(saved: Path, key: str, value, message: str):
+    changed(saved, key, to=value, file="tokenizer.json")
+    assert f"tokenizer.json: {message}" in refused(saved)
+    with pytest.raises(InputError, match="tokenizer"):
+        load_tokenizer(str(saved))
