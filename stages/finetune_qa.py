@@ -19,7 +19,7 @@ from alpro.stages.training.config import FineTuningConfig
 from alpro.stages.training.objective import QaObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
-VERSION = 3
+VERSION = 4  # micro-batches share the mean over known answers
 STAGE = Stage(help="fine-tune for question answering", kind="training", inputs={"model": "pretrain"}, corpora=True)
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -293,8 +294,11 @@ class _Run:
 
     def contrasted(self, parts: list[Batch]) -> list[MicroBatch]:
         """The micro-batches of a step, each with the context of its forward pass; see `TrainingConfig.contrast`."""
+        if len(parts) == 1:
+            return [(parts[0], nullcontext)]
         if not self.config.contrasts_whole_batch:
-            return [(part, nullcontext) for part in parts]
+            context = partial(self.objective.averaged_over, self.objective.totals_of(parts))
+            return [(part, context) for part in parts]
         with record_function("contrast"):
             key = (self.config.seed, 41, self.state.step, self.world.rank)
             return contrast_whole_batch(self.objective, parts, self.autocast, key)

@@ -1,7 +1,9 @@
 """Training objectives: a batch in, loss and metrics out (paper, section 3.2). That of pre-training has its own file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
@@ -56,11 +58,13 @@ class Objective(NormalizedModel):
 
     The forward pass reads no value back from the device: a GPU would wait, and `StepFlops` runs it without data.
     losses: names of the losses, keys of `TRAINED_BY`. The metrics have `loss_<name>` of each, detached. whole: set
-    while a micro-batch is computed whose contrast is over the whole batch.
+    while a micro-batch is computed whose contrast is over the whole batch. totals: set while a micro-batch is computed
+    whose losses are averaged over the whole batch, see `totals_of`.
     """
 
     losses: tuple[str, ...]
     whole: WholeBatch | None = None
+    totals: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def unused_parameters(self) -> set[str]:
@@ -96,7 +100,22 @@ class Objective(NormalizedModel):
 
         If contrast is over the whole batch, the mean is over the whole batch too: its count per micro-batch.
         """
-        return all_reduce_sum(count).clamp(min=1) if self.whole is None else self.whole.counts[name]
+        known = self.totals if self.whole is None else self.whole.counts
+        return known[name] if name in known else all_reduce_sum(count).clamp(min=1)
+
+    def totals_of(self, parts: list[Batch]) -> dict[str, Tensor]:
+        """By the name of a loss that is averaged over all micro-batches of a step: its count per micro-batch, over all
+        ranks. Other losses are averaged over each micro-batch."""
+        return {}
+
+    @contextmanager
+    def averaged_over(self, totals: Mapping[str, Tensor]) -> Iterator[None]:
+        """Losses are averaged over `totals` (of `totals_of`)."""
+        self.totals = totals
+        try:
+            yield
+        finally:
+            del self.totals
 
     def contrast(self, batch: Batch, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Metrics]:
         """VTC over the global batch of G pairs from video tokens (B, V, D) and text tokens (B, L, D).
@@ -231,14 +250,23 @@ class QaObjective(Objective):
     model: Alpro
     losses = ("qa",)
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """The known answers."""
+        assert batch.answers is not None
+        return {"qa": (batch.answers != -100).sum()}
+
+    def totals_of(self, parts: list[Batch]) -> dict[str, Tensor]:
+        """The known answers of all micro-batches: the step is that of the batch in one piece."""
+        known = torch.stack([self.counts(part)["qa"] for part in parts]).sum()
+        return {"qa": all_reduce_sum(known).clamp(min=1) / len(parts)}
+
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         assert batch.answers is not None
         video = self.model.encode_video(self.pixels(batch.frames))
         text = self.model.encode_text(batch.text, batch.mask)
         logits = self.model.answer(text, batch.mask, video).float()
-        known = batch.answers != -100
         loss = F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum")
-        count = all_reduce_sum(known.sum()).clamp(min=1)
+        count = self.total("qa", self.counts(batch)["qa"])
         loss = loss * world_size() / count
         accuracy = (logits.argmax(1) == batch.answers).sum() * world_size() / count
         return loss, {"loss_qa": loss.detach(), "qa_accuracy": accuracy.detach()}

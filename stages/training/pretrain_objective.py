@@ -160,14 +160,20 @@ class PretrainObjective(MatchingObjective):
         return loss, {"loss_mlm": loss.detach()}
 
     def entities(self, batch: Batch, patches: Tensor, inside: Tensor) -> tuple[Tensor, Metrics]:
-        """PEM, averaged over the kept samples of all ranks (`total`).
+        """PEM, averaged over the kept samples of all ranks (`total`), with the accuracy against the most likely entity
+        of the pseudo-label and the entropy of the pseudo-labels, below which the loss cannot fall.
 
         patches (B, P, D): fused patch tokens of the positive pairs, averaged where `inside` (B, P) the crop.
         """
         assert batch.pseudo_labels is not None
-        summed, kept = pem_loss(self.model.pem_logits(patches, inside), batch.pseudo_labels, self.threshold)
-        loss = summed * world_size() / self.total("pem", kept.sum())
-        return loss, {"loss_pem": loss.detach(), "pseudo_labels_kept": kept.float().mean()}
+        logits, labels = self.model.pem_logits(patches, inside), batch.pseudo_labels
+        summed, kept = pem_loss(logits, labels, self.threshold)
+        each = world_size() / self.total("pem", kept.sum())
+        loss = summed * each
+        right = (logits.argmax(1) == labels.argmax(1)) & kept
+        entropy = torch.special.entr(labels.float()).sum(1) * kept
+        metrics = {"loss_pem": loss.detach(), "pseudo_labels_kept": kept.float().mean()}
+        return loss, metrics | {"pem_accuracy": right.sum() * each, "pseudo_label_entropy": entropy.sum() * each}
 
 
 def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer
 from tests.stages.training.part_of_a_batch import objectives, whole_batch
 
+CPU = torch.device("cpu")
+
 
 class Steps:
     """A data set of which only the schedule is used."""
@@ -114,6 +116,37 @@ def test_with_dropout_the_gradient_is_that_of_one_graph_with_the_same_random_num
     for gradient, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5)
     assert objective.whole is None
+
+
+@pytest.mark.parametrize("accumulation_steps", [2, 4])
+def test_accumulated_questions_are_as_in_one_piece(accumulation_steps, config):
+    """The micro-batches have 3 and 2 known answers: each counts as much as in one piece."""
+    expected_metrics, expected = step(objective_of("qa"), whole_batch(), config(1, "micro_batch"))
+    metrics, gradients = step(objective_of("qa"), whole_batch(), config(accumulation_steps, "micro_batch"))
+    assert metrics == pytest.approx(expected_metrics, rel=1e-5, abs=1e-5)
+    assert len(gradients) > 20
+    for key, gradient in expected.items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=1e-5, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", ["prompter", "pretrain in pools of 2"])
+def test_every_step_has_its_own_dropout(name, config, monkeypatch):
+    """The key of the random numbers has the seed, the step and the rank."""
+    keys = []
+
+    def record(objective, parts, autocast, key):
+        keys.append(key)
+        return contrast_whole_batch(objective, parts, autocast, key)
+
+    monkeypatch.setattr("alpro.stages.training.loop.contrast_whole_batch", record)
+    objective, values = objective_of(name), config(2).model_copy(update={"seed": 7})
+    optimizer, state = build_optimizer(objective, values), TrainerState()
+    run = _Run(objective, objective, optimizer, Steps(), values, World(3, 4, CPU), None, None, state, Path("nowhere"))
+    run.flops = lambda part: 0.0
+    for number in (0, 1):
+        run.state.step = number
+        run.contrasted(whole_batch().split(2))
+    assert keys == [(7, 41, 0, 3), (7, 41, 1, 3)]
 
 
 def test_random_numbers_are_those_of_the_seed_and_leave_the_generator_alone():

@@ -1,5 +1,7 @@
 """The objective of pre-training: its losses, their weights, and the frozen prompter."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -148,6 +150,19 @@ def test_the_picture_shows_the_crops(pretraining, clips, training, tokenizer, tm
     assert [[int(4 * side) for side in box] for box, _ in drawn] == chosen.boxes.tolist()
     assert [value for _, value in drawn] == pytest.approx(chosen.pseudo_labels.amax(1).tolist())
     assert (tmp_path / "pseudo_labels.png").exists()
+
+
+def test_pem_reports_its_accuracy_and_the_entropy_of_its_labels(pretraining, batches):
+    """Of the kept crops alone: two of four, of which one is right."""
+    objective = pretraining(threshold=0.6)
+    labels = torch.tensor([[0.7, 0.3, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0], [0.3, 0.3, 0.4]])
+    logits = torch.tensor([[5.0, 1.0, 0.0], [9.0, 0.0, 0.0], [3.0, 0.0, 1.0], [0.0, 0.0, 9.0]])
+    objective.model.pem_logits = lambda patches, inside: logits
+    batch = replace(batches["video"], pseudo_labels=labels)
+    _, metrics = objective.entities(batch, torch.zeros(4, 2, 3), torch.ones(4, 2, dtype=torch.bool))
+    assert (metrics["pseudo_labels_kept"], metrics["pem_accuracy"]) == (0.5, 0.5)
+    entropy = -(0.7 * np.log(0.7) + 0.3 * np.log(0.3)) / 2
+    assert metrics["pseudo_label_entropy"].item() == pytest.approx(entropy, abs=1e-6)
 
 
 def test_no_pseudo_label_kept_is_no_loss_and_no_nan(pretraining, batches):
