@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.config import JsonDict
 
 from alpro.errors import InputError
+from alpro.files import file_state
 from alpro.log import log
 from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
@@ -236,7 +238,8 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
         apply_change(values, change)
         values = without_stages(values)
         check_tables(values, f"--set {change}")
-    if data and not asks_questions(absolute(data)):  # question answering is then skipped
+    has_task = values.get("finetune_qa") is not None or dict_of(values.get("evaluate")).get("qa")
+    if data and has_task and not asks_questions(absolute(data)):  # question answering is then skipped
         values.pop("finetune_qa", None)
         dict_of(values.get("evaluate")).update(qa="")
     values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
@@ -396,7 +399,14 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
 
 
 def asks_questions(data: Location) -> bool:
-    """Whether the data has a question. A folder of videos with texts has no questions."""
+    """Whether the data has a question. A folder of videos with texts has no questions. A file that has not changed is
+    read once: members of a study have the same data."""
+    state = file_state(data) if isinstance(data, Path) else None
+    return scan_for_questions(data, state) if state else scan_for_questions.__wrapped__(data)
+
+
+@lru_cache(maxsize=16)
+def scan_for_questions(data: Location, state: tuple[int, int] | None = None) -> bool:
     try:
         return any(isinstance(row, Row) and row.questions for row in scan_source(data))
     except InputError:

@@ -3,7 +3,8 @@ resized crop.
 
 Clips, after their crop: two distinct operations out of ten, both applied, at level 5. Images: a random resized crop, a
 flip, then two operations out of eight with replacement, each applied with probability 0.5, at level 7. Operations have
-a fixed sign. Departure from the official code: samples whose text contains "left" or "right" are never flipped.
+a fixed sign. Departure from the official code: samples whose text names a side or a sense of rotation ("left",
+"rightside", "clockwise") are never flipped.
 """
 
 import re
@@ -17,7 +18,10 @@ from alpro.shards.transforms import random_resized_crop
 Picture = Image.Image
 FILL = (128, 128, 128)
 VIDEO_STRENGTH, IMAGE_STRENGTH = 0.5, 0.7  # levels 5 and 7 of 10
-SIDES = re.compile(r"\b(left|right)(wards?|most|-hand)?\b", re.IGNORECASE)
+SIDES = re.compile(
+    r"\b((left|right)(wards?|most|y|ies|-?hand(ed|er)?|-?sided?|-?sides)?|(counter|anti)?-?clock-?wise)\b",
+    re.IGNORECASE,
+)
 
 
 def augment_video(frames: np.ndarray, text: str, rng: np.random.Generator) -> np.ndarray:

@@ -11,6 +11,7 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
+from alpro.pipeline import config as config_module
 from alpro.pipeline.config import CONFIGS, load_config, shipped
 from docs.write_configuration import document
 
@@ -158,6 +159,20 @@ def test_own_data_replaces_every_corpus(tmp_path):
     assert (config.evaluate.subsets, config.evaluate.word_controls) == ({}, {})  # of columns of the sample's manifest
     changed = load_config("sample", str(tmp_path), ["evaluate.subsets.news.genre=news"])
     assert changed.evaluate.subsets == {"news": {"genre": "news"}}
+
+
+def test_data_is_searched_for_questions_only_if_a_stage_asks_them_and_once(tmp_path, monkeypatch):
+    scanned, scan = [], config_module.scan_source
+    monkeypatch.setattr(config_module, "scan_source", lambda data: scanned.append(data) or scan(data))
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text('{"path": "a.mp4", "caption": "a dog"}\n')
+    load_config("webvid_cc3m", str(manifest))
+    assert scanned == []
+    for lr in (1, 2):  # as the members of a study
+        assert load_config("own_videos", str(manifest), [f"pretrain.lr={lr}"]).finetune_qa is None
+    assert scanned == [manifest]
+    manifest.write_text('{"path": "a.mp4", "questions": [{"question": "what?", "answer": "dog"}]}\n')
+    assert load_config("own_videos", str(manifest)).finetune_qa is not None
 
 
 def test_data_without_questions_skips_question_answering(tmp_path):

@@ -61,7 +61,17 @@ def test_a_side_in_the_text_forbids_the_flip(monkeypatch):
         for text in ("it goes to the left", "the right-hand door", "It moves leftwards."):
             assert flipped(kind, text) == 0
         assert flipped(kind, "a bright leftover light") > 5
-    assert not SIDES.search("brightly leftover")
+    for text in (
+        "Rightside up",
+        "the left-hander",
+        "on the leftmost",
+        "it turns clockwise",
+        "anti-clockwise",
+        "right-side",
+    ):
+        assert SIDES.search(text)
+    for text in ("brightly leftover", "an upright clock", "clockwork", "he writes"):
+        assert not SIDES.search(text)
 
 
 def counting(count: int, applied: list[tuple[int, float]]) -> list:
