@@ -1,61 +1,45 @@
-"""What `alpro up` needs of this machine: ports, workspace, databases, disk space, video decoders, package versions.
-
-Nothing is written. Messages contain no password."""
+"""What keeps `alpro up` from working: ports, another `alpro up`, databases. Nothing is written, and messages contain no
+password."""
 
 import asyncio
 import errno
 import os
-import shutil
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from packaging.requirements import Requirement
 
 from alpro.credentials import has_credentials, without_credentials
 from alpro.errors import InputError
 
 PREFECT_DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 MLFLOW_DATABASE = "MLFLOW_BACKEND_STORE_URI"
-MIN_FREE_BYTES = 5 << 30  # the sample's artifacts, checkpoints and databases need 2 GB
 DATABASE_SECONDS = 20.0
 
 
-def problems(workspace: Path, ports: dict[str, int]) -> list[str]:
-    """What keeps `alpro up` from working, one line each. Prints nothing, creates nothing."""
-    return [problem for _, problem in check(workspace, ports) if problem]
-
-
-def check(workspace: Path, ports: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Checks one thing after the other. Yields what was checked, and what is wrong with it and what to do, or "".
+def problems(workspace: Path, ports: dict[str, int]) -> Iterator[str]:
+    """What keeps `alpro up` from working and what to do, one line each.
 
     Args:
         workspace: absolute; it need not exist.
         ports: the port of each server, by its option on the command line.
     """
-    checks: list[tuple[str, Callable[[], object]]] = [
-        *((f"port {port}", lambda name=name, port=port: check_port(name, port)) for name, port in ports.items()),
-        ("ports", lambda: check_different(ports)),
-        (f"workspace {workspace}", lambda: check_writable(workspace)),
-        ("other alpro up", lambda: check_alone(workspace)),
-        (f"disk of {workspace}", lambda: check_disk(workspace)),
-        ("Prefect's database", lambda: check_prefect_database(workspace)),
-        ("MLflow's database", lambda: check_mlflow_database(workspace)),
-        ("databases", check_databases_differ),
-        ("PyAV", check_pyav),
-        ("ffmpeg", check_ffmpeg),
-        ("packages", check_packages),
+    checks: list[Callable[[], object]] = [partial(check_port, name, port) for name, port in ports.items()]
+    checks += [
+        partial(check_different, ports),
+        partial(check_alone, workspace),
+        partial(check_prefect_database, workspace),
+        partial(check_mlflow_database, workspace),
+        check_databases_differ,
     ]
-    for name, function in checks:
+    for check in checks:
         try:
-            function()
+            check()
         except InputError as error:
-            yield name, str(error)
-        else:
-            yield name, ""
+            yield str(error)
 
 
 def split(text: str) -> list[str]:
@@ -88,21 +72,6 @@ def check_different(ports: dict[str, int]) -> None:
         raise InputError(f"{' and '.join(ports)} are the same port; choose another for one of them")
 
 
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
-
-
-def check_writable(workspace: Path) -> None:
-    """Raises InputError if the workspace, or a part of it that exists, is not a folder that can be written to."""
-    for place in (workspace, workspace / "prefect", workspace / "mlflow", workspace / "artifacts", workspace / "up"):
-        found = existing(place)
-        if not found.is_dir():
-            raise InputError(f"{found} is not a folder; remove it, or choose another folder with --workspace")
-        if not os.access(found, os.W_OK | os.X_OK):
-            raise InputError(f"{found} is not writable; change its permissions, or choose another with --workspace")
-
-
 def lock(workspace: Path) -> FileLock:
     """The lock that `alpro up` holds in its workspace: two of them would run each other's deployments."""
     return FileLock(workspace / "up" / "lock", blocking=False)
@@ -116,15 +85,6 @@ def check_alone(workspace: Path) -> None:
             pass
     except Timeout:
         raise InputError(f"alpro up already runs in {workspace}; stop it, or choose another with --workspace") from None
-
-
-def check_disk(workspace: Path) -> None:
-    free = shutil.disk_usage(existing(workspace)).free
-    if free < MIN_FREE_BYTES:
-        raise InputError(
-            f"{workspace}: {free / 1e9:.1f} GB are free, {MIN_FREE_BYTES / 1e9:.1f} GB are needed; free some, or "
-            "choose another disk with --workspace"
-        )
 
 
 def check_prefect_database(workspace: Path) -> None:
@@ -208,38 +168,3 @@ def check_databases_differ() -> None:
     }
     if len(addresses) == 1 and addresses != {""}:
         raise InputError(f"{PREFECT_DATABASE} and {MLFLOW_DATABASE} are the same database; create one for each")
-
-
-def check_pyav() -> None:
-    from alpro.shards.pyav_decoder import pyav_version
-
-    pyav_version()
-
-
-def check_ffmpeg() -> None:
-    from alpro.shards.ffmpeg_binary import ffmpeg_version
-
-    ffmpeg_version()
-
-
-def check_packages() -> None:
-    """Raises InputError for the first package of the extra `all` that is missing or has another version."""
-    for requirement in required_packages("alpro-pipeline", "all"):
-        try:
-            version = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            raise InputError(f"{requirement} is not installed; pip install 'alpro-pipeline[all]'") from None
-        if not requirement.specifier.contains(version, prereleases=True):
-            raise InputError(f"{requirement.name} is {version}, needed is {requirement}; pip install '{requirement}'")
-
-
-def required_packages(package: str, extra: str) -> Iterator[Requirement]:
-    """The packages that an installed package needs with one of its extras, which may name others of its extras."""
-    for requirement in map(Requirement, metadata.requires(package) or []):
-        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
-            continue
-        if requirement.name == package:
-            for other in requirement.extras:
-                yield from required_packages(package, other)
-        elif extra == "all" or requirement.marker:
-            yield requirement

@@ -213,7 +213,7 @@ def add_up(commands: Any) -> None:
         description="Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1, "
         "deploys every flow, and prints the addresses. Ctrl-C stops all of it.",
     )
-    up_parser.add_argument("--check", action="store_true", help="only check whether everything could start")
+    up_parser.add_argument("--check", action="store_true", help="only check ports and databases")
     for name, number in (("prefect", 4200), ("mlflow", 5000)):
         up_parser.add_argument(
             f"--{name}-port", type=port, default=number, metavar="PORT", help=f"port to listen on (default {number})"

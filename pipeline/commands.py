@@ -19,7 +19,7 @@ from alpro.errors import InputError
 from alpro.log import log, set_level
 from alpro.pipeline.artifact_commands import ARTIFACT_COMMANDS, print_json
 from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.checks import check_port, check_tracking_uri
+from alpro.pipeline.checks import check_port, check_tracking_uri, problems
 from alpro.pipeline.model_commands import MODEL_COMMANDS
 from alpro.pipeline.temporary_server import start_temporary_server, uses_server
 from alpro.shards.storage import DISK_FULL
@@ -259,10 +259,18 @@ def run_config_command(arguments: argparse.Namespace) -> None:
 
 def run_up(arguments: argparse.Namespace) -> int:
     """`alpro up`."""
-    from alpro.pipeline.up import print_checks, up
+    workspace = arguments.workspace.resolve()
+    ports = {"--prefect-port": arguments.prefect_port, "--mlflow-port": arguments.mlflow_port}
+    if wrong := list(problems(workspace, ports)):
+        print(*(f"error: {problem}" for problem in wrong), sep="\n", file=sys.stderr)
+        return 1
+    if arguments.check:
+        print("ok: ports, databases, and no other alpro up")
+        return 0
+    from alpro.pipeline.up import up
 
-    machine = arguments.workspace.resolve(), arguments.prefect_port, arguments.mlflow_port
-    return print_checks(*machine) if arguments.check else up(*machine, arguments.data)
+    create_workspace(workspace, True)
+    return up(workspace, *ports.values(), arguments.data)
 
 
 def serve_mlflow(arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from alpro.errors import InputError
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Store
 from alpro.pipeline.checks import check_tracking_uri, split
+from alpro.pipeline.deployed_run import continued_later
 from alpro.pipeline.handover import Handover
 from alpro.pipeline.planning import HANDED, Planned, planned
 from alpro.pipeline.record import git_commit, status_after
@@ -26,7 +27,6 @@ from alpro.pipeline.schedule import run_steps
 from alpro.pipeline.session import Place, Request, Session, open_tracker, place_of, start_session
 from alpro.pipeline.steps import check_files, with_files
 from alpro.pipeline.tasks import announce, fetch_input
-from alpro.pipeline.watch import ended_if_cancelled
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
 
@@ -195,7 +195,7 @@ def whole(
         tracking_uri: An MLflow server. Empty: an SQLite file in the workspace, or the worker's.
         stages_by_deployment: Run each stage as its own deployment, in that deployment's work pool.
     """
-    with ended_if_cancelled():
+    with continued_later():
         return run(request_of("", config, data, changes, workspace, tracking_uri, stages_by_deployment))
 
 
@@ -221,7 +221,7 @@ def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
             tracking_uri: An MLflow server. Empty: an SQLite file in the workspace, or the worker's.
             handover: Set by a pipeline that runs its stages as deployments.
         """
-        with ended_if_cancelled():
+        with continued_later():
             if is_handed({"config": config, "data": data, "changes": changes, "handover": handover}):
                 check_tracking_uri(tracking_uri)
                 return run_handed(Handover.model_validate(handover), *places(workspace, tracking_uri))

@@ -16,6 +16,7 @@ from alpro.files import read_json, write_json
 from alpro.log import TIMES, log
 from alpro.pipeline.artifacts.store import Step, Store, check_inputs
 from alpro.pipeline.devices import VISIBLE, lock_folder, reserved, visible_devices
+from alpro.pipeline.lifecycle import GRACE_SECONDS
 from alpro.pipeline.units import on_dask
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
@@ -24,7 +25,6 @@ from alpro.stages.execution.interface import EXIT_INTERRUPTED, Interrupted, Outc
 from alpro.stages.execution.stop import STOP
 
 SEVERAL = (*TRAININGS, *EVALUATIONS)  # stages that can use several processes
-GRACE_SECONDS = 45.0  # time to write a checkpoint before processes are killed; torchrun gives its ranks 30
 
 
 def work(
@@ -80,6 +80,11 @@ def work(
         raise Stopped(f"{step.name} was stopped")
     if status == EXIT_INTERRUPTED or "interrupted" in result:  # torchrun exits with a status of its own
         raise Interrupted(f"{step.name} received SIGTERM and left a checkpoint")
+    if status == -signal.SIGKILL:  # torchrun reports it in its output, and ends with 1
+        raise StageFailed(
+            f"{step.name} was killed, probably for memory: fewer resources.workers or a smaller batch need less; "
+            "the same command resumes"
+        )
     raise StageFailed(f"{step.name} ended with status {status}; its output is above, unfinished results are in {out}")
 
 

@@ -34,7 +34,8 @@ def end_dead_runs(client: SyncPrefectClient) -> None:
     held = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)))
     for run in client.read_flow_runs(flow_run_filter=held):
         if is_dead(run):
-            client.set_flow_run_state(run.id, Crashed(message="its process ended without a report"), force=True)
+            message = f"its process ended without a report; prefect flow-run retry {run.id} continues it"
+            client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
 
 def is_dead(run: FlowRun) -> bool:

@@ -9,9 +9,7 @@ import errno
 import json
 import os
 import re
-import signal
 import sys
-import threading
 import time
 from contextlib import nullcontext
 from importlib import import_module
@@ -23,6 +21,7 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import make_folder, read_json, write_json
 from alpro.pipeline.artifacts.store import check_inputs, fingerprint, stopwatch, write_record
+from alpro.pipeline.lifecycle import PARENT_SECONDS, alive, end_after
 from alpro.shards.storage import located
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
 
@@ -146,24 +145,11 @@ def watch_parent(parent: int) -> None:
     if not parent and not ranked:
         return
 
-    def watch() -> None:
+    def ended() -> None:
         while (not parent or alive(parent)) and (not ranked or os.getppid() == first_parent):
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(ORPHAN_SECONDS)
-        os._exit(EXIT_INTERRUPTED)
+            time.sleep(PARENT_SECONDS)
 
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    end_after(ended, ORPHAN_SECONDS, EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

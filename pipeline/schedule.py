@@ -10,7 +10,7 @@ from prefect.states import State
 from prefect.utilities.annotations import quote
 
 from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.launch import GRACE_SECONDS
+from alpro.pipeline.lifecycle import GRACE_SECONDS
 from alpro.pipeline.record import step_title
 from alpro.pipeline.session import Session
 from alpro.pipeline.steps import required

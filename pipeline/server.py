@@ -4,11 +4,8 @@ The server of `alpro up`, and the temporary one of a command without PREFECT_API
 socket that listens on the port already.
 """
 
-import os
-import signal
 import socket
 import sys
-import threading
 from urllib.parse import urlsplit
 
 from prefect.server.api.server import create_app
@@ -17,6 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from alpro.pipeline.browser_requests import NoCommands
+from alpro.pipeline.lifecycle import end_after, input_ended
 
 LOCAL = ["127.0.0.1", "localhost"]
 EXIT_SECONDS = 60.0  # time to finish a migration of the database and shut down once the command has ended
@@ -40,18 +38,10 @@ class LocalApp:
         await self.app(scope, receive, send)
 
 
-def end_with_command() -> None:
-    """Waits for the end of standard input, then ends this process."""
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    threading.Event().wait(EXIT_SECONDS)
-    os._exit(1)
-
-
 if __name__ == "__main__":
     import uvicorn
 
-    threading.Thread(target=end_with_command, daemon=True).start()
+    end_after(input_ended, EXIT_SECONDS)
     config = uvicorn.Config(
         "alpro.pipeline.server:LocalApp",
         factory=True,

@@ -1,13 +1,14 @@
 """One stage as a Prefect task: look for the artifact, build it under a lock if it is missing, log to MLflow."""
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
 from httpx import HTTPError
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -36,7 +37,7 @@ from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
-CRASHED_LOOKS = 7  # at a crashed run: one that was marked so by mistake marks itself as running within 10 s
+CANCEL_TRIES = 10  # if Prefect's server does not answer
 RETRY_SECONDS = [5.0, 20.0]  # before a data stage runs again after a failure of a disk or a network
 
 
@@ -179,7 +180,7 @@ def build_by_deployment(session: Session, step: Step, parameters: dict[str, Any]
 def wait_for_run(run: FlowRun) -> State:
     """Waits for the end of a deployment's run and returns its state. Cancels the run if the pipeline stops. If the
     server does not answer, the run continues, and so does the waiting. Raises StageFailed if the run is deleted."""
-    state, unreachable, times_crashed = None, False, 0
+    state, unreachable = None, False
     with get_client(sync_client=True) as client:
         while True:
             try:
@@ -190,15 +191,28 @@ def wait_for_run(run: FlowRun) -> State:
                 if not unreachable:
                     announce(f"Prefect's server does not answer ({type(error).__name__}); {run.name} continues")
                 unreachable = True
-            times_crashed += bool(state and state.is_crashed())
-            if state and state.is_final() and (not state.is_crashed() or times_crashed > CRASHED_LOOKS):
+            if state and state.is_final():
                 return state
             try:
                 STOP.get().wait(POLL_SECONDS)
             except Stopped:
-                started = state and (state.is_running() or state.is_pending())
-                client.set_flow_run_state(run.id, Cancelling() if started else Cancelled())
+                cancel(client, run)
                 raise
+
+
+def cancel(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Cancels a deployment's run. If the server does not answer for some time, says how to do it by hand."""
+    for _ in range(CANCEL_TRIES):
+        try:
+            state = client.read_flow_run(run.id).state
+            started = state and (state.is_running() or state.is_pending())
+            client.set_flow_run_state(run.id, Cancelling() if started else Cancelled())
+            return
+        except ObjectNotFound:
+            return
+        except HTTPError:
+            time.sleep(POLL_SECONDS)
+    announce(f"Prefect's server does not answer; {run.name} continues: prefect flow-run cancel {run.id} ends it")
 
 
 def find_or_fetch(store: Store, step: Step) -> dict[str, Any] | None:

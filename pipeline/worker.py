@@ -1,94 +1,113 @@
-"""A Prefect worker on a machine that may be taken away: `python -m alpro.pipeline.worker gpu --limit 1`.
+"""A Prefect worker whose runs are never lost: `python -m alpro.pipeline.worker gpu --limit 1`.
 
-Slurm and Kubernetes send SIGTERM before they end a job or a pod. The runs of the worker then write their checkpoints,
-and are scheduled again: another worker of the pool, or this one after its restart, continues them. `prefect worker
-start` alone would kill its runs, and they would have to be started again by hand.
+When it is asked to end (SIGTERM, Ctrl-C, or the end of its standard input with `alpro up`), its runs write their
+checkpoints and are scheduled again: another worker of the pool, or this one after its restart, continues them. If it
+is killed, its runs notice that, and do the same. Prefect's own worker would kill its runs, or leave them without one.
 """
 
+import abc
 import argparse
+import asyncio
 import os
 import signal
-import subprocess
+import stat
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from threading import Event
+from typing import Any
+from uuid import UUID
 
 import psutil
+from prefect.logging.configuration import setup_logging
+from prefect.workers.process import ProcessWorker
 
-from alpro.pipeline.launch import GRACE_SECONDS
-from alpro.pipeline.up import adopt_orphans, children
+from alpro.pipeline.deployed_run import WORKER, schedule_again
+from alpro.pipeline.lifecycle import RUN_SECONDS, WORKER_SECONDS, end_after, input_ended
 
-RUN_SECONDS = GRACE_SECONDS + 20  # for a run to write its checkpoint
-EXIT_SECONDS = 10.0  # for a worker without runs
 POLL_SECONDS = 0.25
-RUN_ID = "PREFECT__FLOW_RUN_ID"  # set by the worker in the environment of a run
+RUN_ID = "PREFECT__FLOW_RUN_ID"  # in the environment of a run
+
+
+class Worker(ProcessWorker, abc.ABC):  # ABC: not registered in the place of Prefect's
+    """Knows which runs it has taken that have not ended. Takes none once it is stopping."""
+
+    stopping = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.taken: set[UUID] = set()
+
+    async def get_and_submit_flow_runs(self) -> list[Any]:
+        if self.stopping:
+            return []
+        runs = await super().get_and_submit_flow_runs()
+        self.taken.update(run.id for run in runs)
+        return runs
+
+    async def run(self, flow_run: Any, *arguments: Any, **options: Any) -> Any:
+        result = await super().run(flow_run, *arguments, **options)
+        if not self.stopping:
+            self.taken.discard(flow_run.id)
+        return result
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status of Prefect's worker, 0 if a signal ended it."""
     parser = argparse.ArgumentParser(
         prog="python -m alpro.pipeline.worker",
-        description="Runs a Prefect worker. On SIGTERM its runs write checkpoints and are scheduled again.",
+        description="Runs a Prefect worker. When it ends, its runs write checkpoints and are scheduled again.",
     )
     parser.add_argument("pool", help="work pool to take runs from")
-    parser.add_argument("--limit", type=int, default=1, help="runs at the same time (default 1)")
+    parser.add_argument("--limit", type=int, default=1, help="runs at the same time, 0 for no limit (default 1)")
     options = parser.parse_args(arguments)
-    stopping = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    adopt_orphans()
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", options.pool]
-    command += ["--type", "process", "--limit", str(options.limit)]
-    worker = subprocess.Popen(command, start_new_session=True)
-    while worker.poll() is None and not stopping.wait(POLL_SECONDS):
-        pass
-    if not stopping.is_set():
-        return worker.returncode
-    runs = end_runs(worker)
-    worker.terminate()
-    wait_for_children(EXIT_SECONDS)
-    schedule_again(runs)
+    os.environ[WORKER] = str(os.getpid())
+    setup_logging()
+    asyncio.run(serve(Worker(work_pool_name=options.pool, limit=options.limit or None)))
     print("stopped", flush=True)
     return 0
 
 
-def end_runs(worker: subprocess.Popen) -> set[str]:
-    """Asks the runs of a worker to end, and waits for their checkpoints. Returns the ids of the flow runs."""
-    asked: dict[psutil.Process, str] = {}
+async def serve(worker: Worker) -> None:
+    """Runs a worker until it is asked to end, then ends its runs."""
+    asked, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    if stat.S_ISFIFO(os.fstat(0).st_mode):  # not a terminal, and not /dev/null as under Slurm
+        end_after(input_ended, WORKER_SECONDS)
+    working, waiting = asyncio.ensure_future(worker.start()), asyncio.ensure_future(asked.wait())
+    await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if working.done():
+        working.result()  # raises why it ended
+    worker.stopping = True
+    await asyncio.to_thread(end_runs)
+    working.cancel()
+    with suppress(asyncio.CancelledError):
+        await working
+    for run_id in worker.taken:  # those that could not do it themselves
+        await asyncio.to_thread(schedule_again, run_id)
+
+
+def end_runs() -> None:
+    """Asks the runs of this process to end, and waits for their checkpoints. Those that do not end are killed."""
+    asked: set[psutil.Process] = set()
     end = time.monotonic() + RUN_SECONDS
-    while (runs := children(worker.pid, recursive=False)) and time.monotonic() < end:
-        for run in set(runs) - asked.keys():  # the worker may have started one more in the meantime
-            with suppress(psutil.Error):
-                asked[run] = run.environ().get(RUN_ID, "")
-                run.terminate()
+    while (left := runs()) and time.monotonic() < end:
+        for process in left - asked:  # the worker may just have started one more
+            process.terminate()
+        asked |= left
         time.sleep(POLL_SECONDS)
-    return set(filter(None, asked.values()))
-
-
-def wait_for_children(seconds: float) -> None:
-    """Waits until no process is left below this one, then kills the rest."""
-    left = children(os.getpid(), recursive=True)
-    _, left = psutil.wait_procs(left, seconds)
     for process in left:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, seconds)
+        process.kill()
 
 
-def schedule_again(run_ids: set[str]) -> None:
-    """Schedules interrupted runs again, except those that are complete, have failed or were cancelled."""
-    from prefect.client.orchestration import get_client
-    from prefect.states import AwaitingRetry, State
-
-    with get_client(sync_client=True) as client:
-        for run_id in run_ids:
-            run = client.read_flow_run(run_id)  # type: ignore[arg-type]
-            if run.state and (run.state.is_running() or run.state.is_pending() or run.state.is_crashed()):
-                state: State = AwaitingRetry(message="its worker was stopped; the run continues from its checkpoint")
-                client.set_flow_run_state(run.id, state, force=True)
-                print(f"{run.name} is scheduled again", flush=True)
+def runs() -> set[psutil.Process]:
+    """The processes of the runs below this one."""
+    found = set()
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):  # it has just ended
+            if RUN_ID in process.environ():
+                found.add(process)
+    return found
 
 
 if __name__ == "__main__":

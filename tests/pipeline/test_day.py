@@ -129,8 +129,10 @@ def test_a_day(tmp_path, free_port):
 def play(day: Day, ports: tuple[int, int], settings: dict[str, str]) -> None:
     with started(day, ports, settings) as machine:
         run_change_and_rerun(day, machine)
+        run_by_a_schedule(day, machine)
         send_a_password(machine)
         cancel(day, machine)
+        assert tracebacks(day) == []
         kill_a_worker(day, machine)
     with started(day, ports, settings) as machine:
         kill_a_run_and_continue(day, machine)
@@ -142,6 +144,15 @@ def play(day: Day, ports: tuple[int, int], settings: dict[str, str]) -> None:
         machine.process.send_signal(signal.SIGINT)
         assert machine.process.wait(300) == 0
         assert left(processes) == []
+
+
+def tracebacks(day: Day) -> list[str]:
+    """What the servers and workers have logged and nobody would read: errors of theirs, such as of the scheduler."""
+    found = []
+    for log in (day.workspace / "up").glob("*.log"):
+        lines = log.read_text(errors="replace").splitlines()
+        found += [f"{log.name}: {line}" for line in lines if "Traceback" in line or "Error:" in line]
+    return found
 
 
 def run_change_and_rerun(day: Day, machine: Up) -> None:
@@ -157,6 +168,22 @@ def run_change_and_rerun(day: Day, machine: Up) -> None:
     assert {name.partition(" ")[0] for name in ran} == {"finetune_retrieval", "evaluate"}
 
     assert set(completed(machine, "evaluate/evaluate").values()) == {"Cached"}
+
+
+def run_by_a_schedule(day: Day, machine: Up) -> None:
+    """As in docs/deploying.md: a schedule with its parameters."""
+    deployment = call(machine.prefect, "GET", "/deployments/name/decode-videos/decode-videos")["id"]
+    schedule = {"schedule": {"cron": "* * * * *"}, "active": True, "parameters": {"config": "day.toml"}}
+    (made,) = call(machine.prefect, "POST", f"/deployments/{deployment}/schedules", [schedule])
+    wanted = {"flow_runs": {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
+
+    def scheduled() -> list[dict]:
+        found = call(machine.prefect, "POST", "/flow_runs/filter", wanted)
+        return [run for run in found or () if run["auto_scheduled"]]
+
+    (run, *_) = wait_for(scheduled, 600, machine.check)
+    assert run["parameters"]["config"] == "day.toml"
+    call(machine.prefect, "DELETE", f"/deployments/{deployment}/schedules/{made['id']}")
 
 
 def look_at_pages(day: Day, machine: Up, done: dict) -> None:
@@ -204,18 +231,20 @@ def experiments(machine: Up) -> list[str]:
 
 
 def kill_a_worker(day: Day, machine: Up) -> None:
-    """`alpro up` says which program ended, and stops the others; the run writes a checkpoint."""
+    """`alpro up` starts it again, and the run continues where it was, without anybody's help."""
     folder = day.training()
     assert folder
     before = day.steps(folder)[-1]
-    machine.start("train-prompter/train-prompter", config="day.toml", changes=LONG)
+    run = machine.start("train-prompter/train-prompter", config="day.toml", changes=LONG)
     wait_for(lambda: day.steps(folder)[-1] > before, 600, machine.check)
     processes = psutil.Process(machine.process.pid).children(recursive=True)
-    (worker,) = (process for process in left(processes) if {"worker", "gpu"} <= set(process.cmdline()))
+    (worker,) = (one for one in left(processes) if {"alpro.pipeline.worker", "gpu"} <= set(one.cmdline()))
     worker.kill()
-    assert machine.process.wait(300) == 1
-    assert "error: worker-gpu ended with status -9" in machine.output()
-    assert left(processes) == []
+    step = day.steps(folder)[-1]
+    wait_for(lambda: day.steps(folder)[-1] > step, 600, machine.check)
+    assert "worker-gpu ended with status -9" in machine.output()
+    call(machine.prefect, "POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    wait_for(lambda: finished(machine.prefect, run), 300, machine.check)
 
 
 def kill_a_run_and_continue(day: Day, machine: Up) -> None:
@@ -227,7 +256,10 @@ def kill_a_run_and_continue(day: Day, machine: Up) -> None:
     run_process(run).kill()
     assert wait_for(lambda: finished(machine.prefect, run), 300, machine.check)["state"]["type"] == "CRASHED"
 
-    assert completed(machine, "train-prompter/train-prompter", changes=LONG)["train_prompter"] == "Completed"
+    command = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
+    subprocess.run(command, env=os.environ | {"PREFECT_API_URL": machine.prefect}, check=True)
+    wait_for(lambda: not finished(machine.prefect, run), 60, machine.check)
+    assert wait_for(lambda: finished(machine.prefect, run), 1800, machine.check)["state"]["type"] == "COMPLETED"
     assert day.steps(folder) == list(range(20, 3001, 20))  # as if it had never stopped
 
 

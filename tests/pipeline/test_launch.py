@@ -114,7 +114,8 @@ def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
         (75, None, Interrupted, "evaluate"),
         (1, {"interrupted": True}, Interrupted, "evaluate"),
         (1, None, StageFailed, "evaluate ended with status 1"),
-        (-9, None, StageFailed, "evaluate ended with status -9"),
+        (-9, None, StageFailed, "evaluate was killed, probably for memory: .*; the same command resumes$"),
+        (-11, None, StageFailed, "evaluate ended with status -11"),
     ],
 )
 def test_the_status_of_the_process_is_the_status_of_the_stage(status, result, error, message, group, tmp_path):
@@ -142,6 +143,20 @@ def test_a_process_knows_who_started_it_and_its_output_is_read():
     program = "import os, sys; print(os.environ['ALPRO_PARENT']); print('to stderr', file=sys.stderr); sys.exit(3)"
     assert launch.run_group([sys.executable, "-c", program], (), lines.append) == 3
     assert sorted(lines) == sorted([str(os.getpid()), "to stderr"])
+
+
+def test_what_a_process_leaves_behind_ends_with_it():
+    reading, writing = os.pipe()
+    child = "import signal; print('ready', flush=True); signal.pause()"
+    program = f"""if True:
+        import subprocess, sys
+        command = [sys.executable, "-c", {child!r}]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[{writing}])
+        child.stdout.readline()"""
+    assert launch.run_group([sys.executable, "-c", program], (writing,), lambda line: None) == 0
+    os.close(writing)
+    assert os.read(reading, 1) == b""  # nobody has it open any more
+    os.close(reading)
 
 
 def test_output_is_read_to_its_end_whatever_the_log_raises():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -49,28 +48,26 @@ def server(tmp_path_factory, free_port):
     log = open(home / "log.txt", "w")
 
     def start(*arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "prefect", *arguments]
         return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=home, env=environment, start_new_session=True
+            [sys.executable, "-m", *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=home,
+            env=environment,
+            start_new_session=True,
         )
 
-    processes = [start("server", "start", "--host", "127.0.0.1", "--port", str(port))]
+    processes = [start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))]
     wait_for(lambda: call(environment, "GET", "/health"), 600)
     for pool in ("cpu", "gpu"):
         prefect("work-pool", "create", pool, "--type", "process", environment=environment)
     prefect("work-pool", "set-concurrency-limit", "gpu", "1", environment=environment)
     prefect("deploy", "--all", environment=environment)
-    processes += [start("worker", "start", "--pool", pool, "--type", "process") for pool in ("cpu", "gpu")]
+    processes += [start("alpro.pipeline.worker", pool, "--limit", "0") for pool in ("cpu", "gpu")]
     yield environment
-    for process in reversed(processes):  # a worker without its server does not end by SIGTERM
-        if process.poll() is not None:  # killed by a test
-            continue
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    for process in reversed(processes):  # the server is the last
+        process.terminate()
+        process.wait(300)
     log.close()
 
 
@@ -223,25 +220,23 @@ def workers(environment, pool: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if {"worker", pool} <= set(process.cmdline()):
+            if {"alpro.pipeline.worker", pool} <= set(process.cmdline()):
                 found += [process] * (process.environ().get("PREFECT_API_URL") == environment["PREFECT_API_URL"])
     return found
 
 
-def test_a_run_whose_worker_was_killed_goes_on_and_can_be_cancelled(server, tmp_path):
+def test_a_run_whose_worker_was_killed_leaves_a_checkpoint_and_waits_for_another(server, tmp_path):
     """Afterwards the pool `gpu` has no worker."""
-    run = start_long_training(server, tmp_path)
+    run = start_long_training(server, tmp_path, "resources.checkpoint_interval=600")
     (metrics,) = (tmp_path / "artifacts" / "train_prompter").glob("*/metrics.jsonl")
     (worker,) = workers(server, "gpu")
+    step = json.loads(metrics.read_text().splitlines()[-1])["step"]
     worker.kill()
-    lines = len(metrics.read_text().splitlines())
-    wait_for(lambda: len(metrics.read_text().splitlines()) > lines + 20, 600)
-    assert call(server, "GET", f"/flow_runs/{run['id']}")["state"]["type"] == "RUNNING"
-    # As by the automation for runs without heartbeats after an outage of the network.
-    crashed = {"state": {"type": "CRASHED"}, "force": True}
-    call(server, "POST", f"/flow_runs/{run['id']}/set_state", crashed)
-    wait_for(lambda: call(server, "GET", f"/flow_runs/{run['id']}")["state"]["type"] == "RUNNING", 300)
-    cancel(server, run, tmp_path)
+    wait_for(lambda: call(server, "GET", f"/flow_runs/{run['id']}")["state"]["name"] == "AwaitingRetry", 300)
+    wait_for(lambda: not training_processes(tmp_path), 300)
+    (checkpoint,) = metrics.parent.glob("checkpoints/step-*")
+    assert int(checkpoint.name.removeprefix("step-")) >= step
+    call(server, "POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}})
 
 
 def test_a_run_whose_machine_is_gone_is_marked_as_crashed(server, tmp_path):

@@ -7,13 +7,13 @@ import httpx
 import pytest
 from prefect import flow
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Completed, Crashed, Failed, Running
+from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Pending, Running, Scheduled
 from prefect.utilities.annotations import quote
 
 from alpro.errors import InputError
 from alpro.pipeline import tasks
 from alpro.pipeline.artifacts.store import Step
-from alpro.pipeline.tasks import CRASHED_LOOKS, failed, interrupted, make, make_data, transient, wait_for_run
+from alpro.pipeline.tasks import failed, interrupted, make, make_data, transient, wait_for_run
 from alpro.stages import pretrain, render_sample
 from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop
@@ -120,35 +120,78 @@ def test_which_errors_run_again(error, again):
     assert {condition for condition in (interrupted, transient) if condition(None, None, state)} == {again} - {None}
 
 
-def test_waiting_for_a_deployment_outlives_its_server(monkeypatch):
-    """A pipeline's stage runs elsewhere; Prefect's server restarts meanwhile."""
-    run = SimpleNamespace(id="r", name="pretrain · 0a1b", state=Running())
+class Client:
+    """Prefect's client: each read of the run has the next answer, which may be an error."""
+
+    def __init__(self, *answers):
+        self.answers, self.states = list(answers), []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def read_flow_run(self, run_id):
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(state=answer)
+
+    def set_flow_run_state(self, run_id, state):
+        self.states.append(state.name)
+
+
+@pytest.fixture
+def waited(monkeypatch):
+    """waited(stop, *answers): the outcome of waiting for a deployment's run, the client, and what was announced."""
+
+    def wait(stop: Stop, *answers):
+        client, lines = Client(*answers), []
+        monkeypatch.setattr(tasks, "get_client", lambda sync_client: client)
+        monkeypatch.setattr(tasks, "announce", lines.append)
+        monkeypatch.setattr(tasks, "POLL_SECONDS", 0)
+        token = STOP.set(stop)
+        try:
+            return wait_for_run(SimpleNamespace(id="r", name="pretrain · 0a1b")), client, lines
+        except (StageFailed, Stopped) as error:
+            return error, client, lines
+        finally:
+            STOP.reset(token)
+
+    return wait
+
+
+def test_waiting_for_a_deployment_outlives_its_server_and_its_worker(waited):
+    """A pipeline's stage runs elsewhere; Prefect's server restarts meanwhile, and then the worker."""
     outage = [httpx.ConnectError("refused"), httpx.ReadTimeout("slow")]
-    answers = iter([Running(), *outage, Crashed(), Running(), Completed(), *[Crashed()] * (CRASHED_LOOKS + 1)])
+    state, _, lines = waited(Stop(), Running(), *outage, Running(), AwaitingRetry(), Running(), Completed())
+    assert state.is_completed()
+    assert lines == ["Prefect's server does not answer (ConnectError); pretrain · 0a1b continues"]
+    assert waited(Stop(), Running(), Crashed())[0].is_crashed()
+    assert "was deleted" in str(waited(Stop(), ObjectNotFound(Exception()))[0])
 
-    class Client:
-        __enter__ = lambda self: self  # noqa: E731
-        __exit__ = lambda self, *_: None  # noqa: E731
 
-        def read_flow_run(self, run_id):
-            answer = next(answers, ObjectNotFound(Exception()))
-            if isinstance(answer, Exception):
-                raise answer
-            return SimpleNamespace(state=answer)
-
-    lines: list[str] = []
-    monkeypatch.setattr(tasks, "get_client", lambda sync_client: Client())
-    monkeypatch.setattr(tasks, "announce", lines.append)
-    monkeypatch.setattr(tasks, "POLL_SECONDS", 0)
-    token = STOP.set(Stop())
-    try:
-        assert wait_for_run(run).is_completed()
-        assert lines == ["Prefect's server does not answer (ConnectError); pretrain · 0a1b continues"]
-        assert wait_for_run(run).is_crashed()
-        with pytest.raises(StageFailed, match="was deleted"):
-            wait_for_run(run)
-    finally:
-        STOP.reset(token)
+@pytest.mark.parametrize(
+    ("answers", "states", "said"),
+    [
+        ([Running()], ["Cancelling"], ""),
+        ([Pending()], ["Cancelling"], ""),
+        ([Scheduled()], ["Cancelled"], ""),
+        ([Running(), httpx.ConnectError("refused"), Running()], ["Cancelling"], ""),
+        ([Running(), ObjectNotFound(Exception())], [], ""),
+        ([httpx.ConnectError("refused")], [], "prefect flow-run cancel r ends it"),
+    ],
+)
+def test_a_pipeline_that_stops_cancels_its_deployments_also_if_the_server_is_down_for_a_while(
+    waited, answers, states, said
+):
+    stop = Stop()
+    stop.request()
+    error, client, lines = waited(stop, *answers)
+    assert isinstance(error, Stopped)
+    assert client.states == states
+    assert said in (lines[-1] if said else "")
 
 
 def test_a_message_is_never_empty():
