@@ -219,13 +219,6 @@ def add_up(commands: Any) -> None:
             f"--{name}-port", type=port, default=number, metavar="PORT", help=f"port to listen on (default {number})"
         )
     add_workspace(up_parser, "folder of artifacts, reports, databases and logs")
-    up_parser.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="a folder, or URL, of videos and other files that runs may read besides the workspace; repeatable",
-    )
 
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ def run_up(arguments: argparse.Namespace) -> int:
     from alpro.pipeline.up import up
 
     create_workspace(workspace, True)
-    return up(workspace, *ports.values(), arguments.data)
+    return up(workspace, *ports.values())
 
 
 def serve_mlflow(arguments: argparse.Namespace) -> None:

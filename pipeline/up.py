@@ -19,10 +19,9 @@ from threading import Event
 from types import FrameType
 from typing import Any
 
-from alpro.pipeline.checks import MLFLOW_DATABASE, PREFECT_DATABASE, lock, split
+from alpro.pipeline.checks import MLFLOW_DATABASE, PREFECT_DATABASE, lock
 from alpro.pipeline.lifecycle import EXIT_SECONDS, WORKER_SECONDS
 from alpro.pipeline.loopback import answers
-from alpro.shards.storage import absolute
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 POOLS = ("cpu", "gpu")  # in the order in which their workers end: a pipeline in `cpu` cancels its stages in `gpu`
@@ -94,15 +93,14 @@ class Program:
         self.process.wait()
 
 
-def up(workspace: Path, prefect_port: int, mlflow_port: int, data: list[str]) -> int:
+def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
     """Runs everything until SIGINT, SIGTERM or SIGHUP. Returns the exit status.
 
     Args:
         workspace: absolute. Artifacts, reports, both databases (unless the environment names others) and logs.
-        data: folders and URLs that runs may read besides the workspace.
     """
     (workspace / "up").mkdir(exist_ok=True)
-    machine = Machine(workspace, prefect_port, mlflow_port, data)
+    machine = Machine(workspace, prefect_port, mlflow_port)
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # Programs that are started from here on have the default handlers, also if this one was started with `&`.
     before = {number: signal.signal(number, machine.request_stop) for number in handled}
@@ -129,7 +127,6 @@ class Machine:
     workspace: Path
     prefect_port: int
     mlflow_port: int
-    data: list[str] = field(default_factory=list)  # folders and URLs that runs may read
     servers: list[Program] = field(default_factory=list)
     workers: list[Program] = field(default_factory=list)
     # The standard input of the servers. This process and the workers have its other end, and so outlive them.
@@ -174,7 +171,7 @@ class Machine:
         self.finish("automations", [*module, "alpro.pipeline.automations"], settings)
         for pool in POOLS:
             command = [*module, "alpro.pipeline.worker", pool, "--limit", "0"]  # the pool has the limit
-            own = settings | self.limits()
+            own = self.worker_settings()
             self.workers.append(
                 self.program(f"worker-{pool}", command, own, self.workers_pipe[0], self.pipe[1:]).start()
             )
@@ -189,7 +186,6 @@ class Machine:
             f"Prefect    {self.prefect_url}\n"
             f"MLflow     {self.mlflow_url}/#/experiments?workflowType=machine_learning\n"
             f"workspace  {self.workspace}\n"
-            f"data       {', '.join(split(self.limits()['ALPRO_DATA']) or [str(self.workspace / 'data')])}\n"
             f"workers    cpu, gpu ({slots}; {where})\n"
             f"logs       {self.workspace / 'up'}\n"
             "Start a run on Prefect's page, or in another terminal:\n"
@@ -209,14 +205,11 @@ class Machine:
             "PREFECT_WORKER_QUERY_SECONDS": query,
         }
 
-    def limits(self) -> dict[str, str]:
-        """For workers: what runs may read and write (access.py)."""
-        data = [str(absolute(place)) for place in self.data]
-        data += split(os.environ.get("ALPRO_DATA", ""))
-        return {
+    def worker_settings(self) -> dict[str, str]:
+        """For workers: where their runs write."""
+        return self.client_settings() | {
             "ALPRO_WORKSPACE": str(self.workspace),
             "ALPRO_TRACKING_URI": self.mlflow_url,
-            "ALPRO_DATA": ",".join(data),
         }
 
     def prefect_settings(self) -> dict[str, str]:

@@ -66,7 +66,6 @@ def alpro(*arguments: Any, **environment: str) -> str:
 @contextmanager
 def started(day: Day, ports: tuple[int, int], settings: dict[str, str]) -> Iterator[Up]:
     machine = Up(day.workspace, *ports, {"ALPRO_CONFIGS": "", **settings})
-    machine.command += ["--data", str(day.shared)]
     with machine:
         yield machine
 

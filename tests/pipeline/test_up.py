@@ -31,7 +31,7 @@ LONG = ["train_prompter.phases.0.steps=100000", "resources.checkpoint_interval=6
 
 @pytest.fixture(autouse=True)
 def no_databases(monkeypatch):
-    for name in (PREFECT_DATABASE, MLFLOW_DATABASE, "PREFECT_HOME", "PREFECT_WORKER_QUERY_SECONDS", "ALPRO_DATA"):
+    for name in (PREFECT_DATABASE, MLFLOW_DATABASE, "PREFECT_HOME", "PREFECT_WORKER_QUERY_SECONDS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -166,7 +166,7 @@ def programs(tmp_path, monkeypatch):
         monkeypatch.setattr(up.Program, "start", record)
         monkeypatch.setattr(up.Machine, "check", lambda self: None)
         monkeypatch.setattr(up, "answers", lambda url: True)
-        machine = up.Machine(tmp_path, 41, 42, [str(tmp_path / "videos")])
+        machine = up.Machine(tmp_path, 41, 42)
         machine.start()
         for number in (*machine.pipe, *machine.workers_pipe):
             os.close(number)
@@ -218,7 +218,6 @@ def test_each_program_has_its_settings_and_no_other(programs, tmp_path):
     workers = {
         "ALPRO_WORKSPACE": str(tmp_path),
         "ALPRO_TRACKING_URI": "http://127.0.0.1:42",
-        "ALPRO_DATA": str(tmp_path / "videos"),
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_WORKER_QUERY_SECONDS": "3",
     }
