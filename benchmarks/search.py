@@ -1,13 +1,12 @@
 """Search of an index: time of a query before re-ranking.
 
-    python benchmarks/search.py [--clips 100000] [--dim 256] [--threads 2] [--queries 20] [--approximate] [--json FILE]
+    python benchmarks/search.py [--clips 100000] [--dim 256] [--threads 2] [--queries 20] [--json FILE]
 
 Writes an index of random embeddings, opens it again for every query as `alpro model search` does (mapped to memory),
 and compares the query with every embedding. The baseline reads the embeddings and sorts all similarities. A search also
 loads the model and encodes the text, and decodes the best clips to match them; these times do not depend on the number
 of clips, and `alpro model search` prints them.
 
-With `--approximate`, also with the index of FAISS. Its recall is the share of the exact search's best 20 that it finds.
 With `--clusters N`, embeddings and queries are around N random centers, as those of a trained model are around topics;
 without, they are random: the hardest case.
 """
@@ -25,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 
 from alpro.files import write_json
-from alpro.stages.inference import approximate
 from alpro.stages.inference.index import ITEMS, About, Index, Part, write_items
 from alpro.stages.inference.search import most_similar
 
@@ -39,7 +37,6 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=256, help="length of an embedding")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--queries", type=int, default=20)
-    parser.add_argument("--approximate", action="store_true", help="also measure the index of FAISS")
     parser.add_argument("--clusters", type=int, default=0, help="centers of the embeddings (default: 0, random ones)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
@@ -51,15 +48,11 @@ def main() -> None:
         write_index(folder, arguments.clips, arguments.dim, centers)
         queries = embeddings(np.random.default_rng(1), arguments.queries, arguments.dim, centers)
         figures = {name: timed(method, folder, queries) for name, method in METHODS.items()}
-        if arguments.approximate:
-            figures["approximate"] = approximate_figures(folder, queries, arguments.threads)
     baseline = figures["read and sort"]["median"]
     print(f"{arguments.clips:,} clips, embeddings of {arguments.dim}, {arguments.threads} threads of {os.cpu_count()}")
     for name, times in figures.items():
         ratio = f"{baseline / times['median']:5.1f} times"
         print(f"  {name:14} {times['median']:7.1f} ms (max {times['max']:.1f})   {ratio}")
-        if "recall" in times:
-            print(f"  {'':14} recall {100 * times['recall']:.1f} %, built in {times['build']:.0f} s")
     if arguments.json:
         arguments.json.write_text(json.dumps({"clips": arguments.clips, "milliseconds": figures}, indent=1))
 
@@ -105,23 +98,6 @@ def read_and_sort(folder: Path, query: np.ndarray) -> list[str]:
     index = Index.open(folder)
     similarity = np.concatenate(index.embeddings) @ query
     return [index.item(row)["id"] for row in np.argsort(-similarity, kind="stable")[:K].tolist()]
-
-
-def approximate_figures(folder: Path, queries: np.ndarray, threads: int) -> dict[str, float]:
-    """Milliseconds of a query with the approximate index, its recall, and the seconds to build it."""
-    approximate.library().omp_set_num_threads(threads)
-    started = time.perf_counter()
-    approximate.build(Index.open(folder))
-    built, times, recalls = time.perf_counter() - started, [], []
-    for query in queries:
-        started = time.perf_counter()
-        index = Index.open(folder)
-        rows, _ = approximate.most_similar(index, query, K)
-        found = {index.item(row)["id"] for row in rows.tolist()}
-        times.append(1000 * (time.perf_counter() - started))
-        recalls.append(len(found & set(mapped(folder, query))) / K)
-    figures = {"median": statistics.median(times), "max": max(times)}
-    return figures | {"recall": statistics.mean(recalls), "build": built}
 
 
 METHODS: dict[str, Callable[[Path, np.ndarray], list[str]]] = {"read and sort": read_and_sort, "mapped": mapped}

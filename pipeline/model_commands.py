@@ -38,7 +38,6 @@ def model_path(arguments: argparse.Namespace, name: str) -> Path:
 def index_videos(arguments: argparse.Namespace) -> None:
     """`alpro model index`."""
     from alpro import Model
-    from alpro.stages.inference.approximate import build, library
     from alpro.stages.inference.find import model_digest
     from alpro.stages.inference.index import About, Index, check_digest
     from alpro.stages.inference.index_videos import scan_videos, update_index
@@ -46,8 +45,6 @@ def index_videos(arguments: argparse.Namespace) -> None:
     videos = absolute(arguments.videos)
     if isinstance(videos, Path) and not videos.exists() and re.fullmatch(r"[\w-]+(@\w+)?", arguments.videos):
         videos, _ = find_artifact(arguments.videos, arguments.workspace)  # a corpus of the workspace
-    if arguments.approximate:
-        library()  # before the videos are embedded
     folder = model_path(arguments, arguments.model).resolve()
     digest = model_digest(folder)
     if (arguments.index / "index.json").is_file():  # before the model is loaded
@@ -65,8 +62,6 @@ def index_videos(arguments: argparse.Namespace) -> None:
             print(f"rejected: {line}", file=sys.stderr)
 
     counts = update_index(arguments.index, model, about, sources, report)
-    if arguments.approximate and len(index := Index.open(arguments.index)):
-        build(index)
     if reported > MAX_REPORTED:
         print(f"rejected: {reported - MAX_REPORTED} more", file=sys.stderr)
     print_counts(arguments, counts)
@@ -106,7 +101,7 @@ def search_index(arguments: argparse.Namespace) -> None:
     name = str(model_path(arguments, arguments.model)) if arguments.model else ""
     model = index.load_model(name, device=arguments.device, dtype=arguments.dtype)
     loaded = perf_counter()
-    found = search(index, model, arguments.text, arguments.k, arguments.rerank, arguments.approximate)
+    found = search(index, model, arguments.text, arguments.k, arguments.rerank)
     found.seconds = {"index": opened - started, "model": loaded - opened, **found.seconds}
     print_found(arguments, found)
 
@@ -121,9 +116,11 @@ def print_found(arguments: argparse.Namespace, found: "Found") -> None:
             | {"similarity": hit.similarity, "match": hit.match, "note": hit.note}
             for rank, hit in enumerate(found.hits, 1)
         ]
-        counts = {"clips": found.clips, "matched": found.matched}
+        counts = {"clips": found.clips, "matched": found.matched, "note": found.note}
         print(json.dumps({"text": arguments.text, **counts, "seconds": found.seconds, "hits": hits}))
         return
+    if found.note:
+        print(f"note: {found.note}", file=sys.stderr)
     print("rank  similarity  match  video")
     for rank, hit in enumerate(found.hits, 1):
         matched = "" if hit.match is None else f"{hit.match:.3f}"
@@ -155,12 +152,15 @@ def ask(arguments: argparse.Namespace) -> None:
     """`alpro model ask`."""
     require_text(arguments.question, "question")
     from alpro.shards.decode import DecodeError
+    from alpro.stages.inference.model import UNKNOWN
 
     model = load(arguments, model_path(arguments, arguments.model))
     try:
         answers = model.ask(arguments.video, arguments.question, arguments.k)
     except DecodeError as error:
         raise InputError(unreadable(error)) from error
+    if not model.knows(arguments.question):
+        print(f"note: {UNKNOWN}", file=sys.stderr)
     print_ranked(arguments, {"question": arguments.question}, "answers", answers)
 
 

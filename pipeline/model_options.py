@@ -49,9 +49,6 @@ def add_index(actions: Any) -> None:
         "videos", metavar="VIDEOS", help="a folder of videos and images, a manifest, or a decoded corpus"
     )
     parser.add_argument("index", type=user_path, metavar="INDEX", help="the folder of the index")
-    parser.add_argument(
-        "--approximate", action="store_true", help="also build an approximate index, for millions of clips (FAISS)"
-    )
     add_shared(parser)
 
 
@@ -73,11 +70,6 @@ def add_search(actions: Any) -> None:
         help="number of clips that are ranked by matching (default: 20; 0: none)",
     )
     parser.add_argument("--model", default="", metavar="MODEL", help="the index's model, if it has moved")
-    parser.add_argument(
-        "--approximate",
-        action="store_true",
-        help="rank with the approximate index, which may miss clips (default: compare with every clip)",
-    )
     add_shared(parser)
 
 

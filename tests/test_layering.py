@@ -24,7 +24,6 @@ ONLY_IN = {  # packages that one room or file may import
     "ffmpeg": "shards/ffmpeg_binary.py",
     "imageio_ffmpeg": "shards/ffmpeg_binary.py",
     "fsspec": ("shards/storage.py", "shards/forks.py"),
-    "faiss": "stages/inference/approximate.py",
     "gradio": "pipeline/demo/",
 }
 

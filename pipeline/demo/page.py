@@ -162,6 +162,8 @@ def script(name: str) -> str:
 
 def summary(found: Found) -> str:
     times = sum(found.seconds.values())
+    if found.note:
+        return f"Note: {found.note}."
     return f"{found.clips:,} clips ranked by similarity, the best {found.matched} by matching, in {times:.1f} s"
 
 

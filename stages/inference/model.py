@@ -4,6 +4,7 @@ Videos are encoded a batch at a time and decoded a few ahead, so their number is
 cannot be decoded is reported with the reason, and the others go on.
 """
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.errors import InputError
@@ -40,6 +42,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
 S = TypeVar("S", bound=Source)
 BATCH = 16  # videos that are encoded together
+UNKNOWN = "the model's vocabulary has no word of this text, so the scores mean nothing"
 
 
 def several(items: Iterable[T]) -> list[T]:
@@ -205,6 +208,15 @@ class Model:
         """L2-normalized embeddings (N, E)."""
         folder, length = self.folder, self.folder.preprocessing.max_text_tokens
         return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length, self.device)
+
+    def knows(self, text: str) -> bool:
+        """Whether the vocabulary has a piece of a text. Scores of other texts, such as those of another script, mean
+        nothing."""
+        tokenizer = self.folder.tokenizer
+        if not isinstance(tokenizer, Tokenizer):  # that of a CLIP, which has all bytes
+            return True
+        pieces = tokenizer.encode(text, add_special_tokens=False).tokens
+        return any(piece != "[UNK]" and re.search(r"\w", piece) for piece in pieces)
 
     @cached_property
     def embed_dim(self) -> int:

@@ -11,9 +11,8 @@ from alpro.shards.identity import identities
 from alpro.shards.storage import located
 from alpro.stages.evaluation.encode import Texts
 from alpro.stages.evaluation.retrieval import match
-from alpro.stages.inference.approximate import most_similar as nearest_cells
 from alpro.stages.inference.index import Index, Item, source_of
-from alpro.stages.inference.model import Model
+from alpro.stages.inference.model import UNKNOWN, Model
 
 CHUNK = 1 << 16  # embeddings that are compared at a time
 
@@ -21,7 +20,8 @@ CHUNK = 1 << 16  # embeddings that are compared at a time
 @dataclass(frozen=True)
 class Hit:
     """A clip of an index, its number there, and its scores: the similarity of the embeddings (-1 to 1), and the
-    probability that text and clip match, None if it was not matched. `note` says why a clip could not be matched."""
+    probability that text and clip match, None if it was not matched. `note`: whether its file is gone, changed or
+    unreadable."""
 
     item: Item
     number: int
@@ -32,12 +32,14 @@ class Hit:
 
 @dataclass
 class Found:
-    """The hits of a search, best first, and the seconds that its parts took."""
+    """The hits of a search, best first, the seconds that its parts took, and a note if the text is none that the model
+    knows."""
 
     hits: list[Hit]
     clips: int
     matched: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 def most_similar(matrices: list[np.ndarray], query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,11 +58,10 @@ def most_similar(matrices: list[np.ndarray], query: np.ndarray, k: int) -> tuple
 
 
 @torch.inference_mode()
-def search(index: Index, model: Model, text: str, k: int = 10, rerank: int = 20, approximate: bool = False) -> Found:
+def search(index: Index, model: Model, text: str, k: int = 10, rerank: int = 20) -> Found:
     """The best `k` clips for a text. The `rerank` most similar ones are decoded and ordered by the sum of the logit
     margin of the matching head and the similarity, as in the evaluation with `protocol = "top_k"`; a prompter has no
-    such head, and 0 matches none. Of the clips, only the files of those that are matched are opened. approximate: with
-    the index of FAISS, which may miss some of the most similar clips (approximate.py)."""
+    such head, and 0 matches none. Of the clips, only the files of those that are matched are opened."""
     clock = [time.perf_counter()]
     alpro = model.folder.model if isinstance(model.folder.model, Alpro) else None
     encoded = model.texts([text]) if alpro else None
@@ -68,28 +69,34 @@ def search(index: Index, model: Model, text: str, k: int = 10, rerank: int = 20,
     clock.append(time.perf_counter())
     matched = rerank if alpro else 0
     query, count = features[0].cpu().numpy(), max(k, matched)
-    rows, scores = nearest_cells(index, query, count) if approximate else most_similar(index.embeddings, query, count)
-    hits = [Hit(index.item(row), row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+    rows, scores = most_similar(index.embeddings, query, count)
+    hits = noted([Hit(index.item(row), row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)])
     clock.append(time.perf_counter())
     if matched and hits:
         assert encoded is not None
         hits = [*match_hits(model, hits[:matched], encoded), *hits[matched:]]
     clock.append(time.perf_counter())
     seconds = dict(zip(("text", "similarity", "matching"), np.diff(clock).tolist(), strict=True))
-    return Found(hits[:k], len(index), sum(hit.match is not None for hit in hits), seconds)
+    note = "" if model.knows(text) else UNKNOWN
+    return Found(hits[:k], len(index), sum(hit.match is not None for hit in hits), seconds, note)
+
+
+def noted(hits: list[Hit]) -> list[Hit]:
+    """The hits, with a note on those whose file is gone or has changed."""
+    current = identities(located(hit.item["path"]) for hit in hits)
+    return [
+        hit
+        if identity == hit.item["identity"]
+        else replace(hit, note=identity if identity in ("missing", "not fetched") else "changed since")
+        for hit, identity in zip(hits, current, strict=True)
+    ]
 
 
 def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
     """The hits ordered by margin + similarity; those that cannot be decoded, or have changed, follow by similarity."""
     alpro = model.folder.model
     assert isinstance(alpro, Alpro)
-    current = list(identities(located(hit.item["path"]) for hit in hits))
-    same = [hit for hit, identity in zip(hits, current, strict=True) if identity == hit.item["identity"]]
-    left = [
-        replace(hit, note=identity if identity in ("missing", "not fetched") else "changed since")
-        for hit, identity in zip(hits, current, strict=True)
-        if identity != hit.item["identity"]
-    ]
+    same, left = [hit for hit in hits if not hit.note], [hit for hit in hits if hit.note]
     ranked: list[tuple[float, Hit]] = []
     start = 0
     for batch in model.encode([source_of(hit.item) for hit in same], total=len(same)):

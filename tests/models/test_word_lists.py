@@ -31,6 +31,11 @@ def test_every_format_gives_the_words_in_order(name, tmp_path):
     assert read_word_list(tmp_path / name, "key") == ["dog", "hot dog", "3"]
 
 
+def test_numbers_are_removed_only_if_every_line_has_one(tmp_path):
+    (tmp_path / "words.txt").write_text("formula 1\ndog\n")
+    assert read_word_list(tmp_path / "words.txt", "key") == ["formula 1", "dog"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -8,6 +8,7 @@ import pytest
 from alpro import Model
 from alpro.artifact import RECORD_VERSION
 from alpro.files import digest, write_json
+from alpro.stages.inference.model import UNKNOWN
 from tests.pipeline.test_cli import call
 
 
@@ -76,20 +77,25 @@ def test_videos_are_indexed_once_and_searched(alpro_model, videos, workspace, tm
     assert out.splitlines()[-1].startswith("3 clips by similarity, 3 by matching: index ")
 
 
-def test_a_small_index_has_the_same_hits_with_the_approximate_index(alpro_model, videos, tmp_path):
-    pytest.importorskip("faiss")
-    index = tmp_path / "index"
-    assert alpro_model("index", RETRIEVAL, videos[0].parent, index, "--approximate")[0] == 0
-    assert len(list(index.glob("*.faiss"))) == 1
-    found = [
-        json.loads(alpro_model("search", index, "a ball", "--json", *extra)[1]) for extra in ([], ["--approximate"])
-    ]
-    assert found[0]["hits"] == found[1]["hits"]
-    assert alpro_model("index", RETRIEVAL, videos[0].parent, tmp_path / "plain")[0] == 0
-    status, _, err = alpro_model("search", tmp_path / "plain", "a ball", "--approximate")
-    assert status == 2
-    assert "no approximate index of its current clips; `alpro model index MODEL VIDEOS" in err
-    assert err.count("\n") == 1
+def test_the_options_of_a_search_reach_it(alpro_model, videos, tmp_path, monkeypatch):
+    """And those of every model: its device and its precision."""
+    calls, real = [], Model.from_pretrained
+    monkeypatch.setattr(Model, "from_pretrained", lambda *a, **options: calls.append(options) or real(*a, **options))
+    index, single = tmp_path / "index", tmp_path / "videos"
+    single.mkdir()
+    for video in videos:
+        shutil.copy(video, single)
+    assert alpro_model("index", RETRIEVAL, single, index, "--dtype", "bfloat16")[0] == 0
+    _, out, _ = alpro_model("search", index, "a ball", "-k", 3, "--rerank", 1, "--dtype", "float16", "--json")
+    assert [hit["match"] is None for hit in json.loads(out)["hits"]] == [False, True, True]
+    alpro_model("ask", QA, videos[0], "what?", "--dtype", "bfloat16")
+    assert calls == [{"device": "cpu", "dtype": dtype} for dtype in ("bfloat16", "float16", "bfloat16")]
+    shutil.rmtree(single)
+    _, out, err = alpro_model("search", index, "\u4f60\u597d", "--rerank", 0)
+    assert out.count("(missing)") == 3
+    assert err == f"note: {UNKNOWN}\n"
+    _, _, err = alpro_model("ask", QA, videos[0], "\u4f60\u597d?")
+    assert err == f"note: {UNKNOWN}\n"
 
 
 def test_a_question_is_answered_from_the_list(alpro_model, videos, workspace):

@@ -62,6 +62,17 @@ def test_entities_of_a_region_are_those_of_the_prompter(folders, videos, tmp_pat
     assert picture.width > 2 * 176
 
 
+def test_an_image_is_named_with_the_prompts_of_images_and_a_video_with_those_of_videos(folders, videos, tmp_path):
+    model = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    for file, kind, other in ((tmp_path / "a.png", "image", "video"), (videos[0], "video", "image")):
+        pixels, whole = model.encoder.pixels(model.frames(file)), torch.tensor([[0, 0, 4, 4]])
+        named = dict(model.entities(file, top_k=99))
+        for prompts, same in ((model.prompts[kind], True), (model.prompts[other], False)):
+            labels = model.folder.model.pseudo_labels(pixels, whole, prompts, model.encoder.black)[0].tolist()
+            assert (labels == pytest.approx([named[name] for name in model.folder.entities], abs=1e-6)) is same
+
+
 def test_a_region_is_left_top_width_and_height(folders, videos, monkeypatch):
     model, seen = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu"), []
     whole = model.folder.model.pseudo_labels

@@ -10,13 +10,15 @@ import pytest
 from filelock import FileLock
 
 from alpro.errors import InputError
+from alpro.shards.decode import DecodeError
 from alpro.shards.decode import decode_video as decode
+from alpro.shards.schema import Row
 from alpro.stages.inference import clips as clips_module
 from alpro.stages.inference import index as index_module
 from alpro.stages.inference.find import model_digest
 from alpro.stages.inference.index import About, Index
 from alpro.stages.inference.index_videos import scan_videos, update_index
-from alpro.stages.inference.model import Model
+from alpro.stages.inference.model import UNKNOWN, Model
 from alpro.stages.inference.search import hit_path, most_similar, search
 
 
@@ -124,6 +126,35 @@ def test_a_manifest_needs_no_captions_and_may_have_windows(update, own_videos, v
     assert pq.read_table(tmp_path / "index" / "rejects.parquet")["reason"].to_pylist() == ["bad row"]
 
 
+def test_the_frames_of_a_window_are_those_between_its_start_and_its_end(videos, model):
+    video = model.folder.model.config.video
+
+    def frames(start, end):
+        return decode(videos[0], video.frames, video.image_size, start, end).frames.transpose(0, 3, 1, 2)
+
+    row = Row(id="a", path=videos[0], kind="video", start=0.25, end=0.5)
+    np.testing.assert_array_equal(clips_module.load_frames(row, video), frames(0.25, 0.5))
+    assert not np.array_equal(frames(0.25, 0.5), frames(0.25, None))
+    assert not np.array_equal(frames(0.25, 0.5), frames(None, 0.5))
+
+
+def test_a_video_that_could_not_be_fetched_is_tried_again_and_one_that_is_none_is_not(
+    update, own_videos, videos, monkeypatch
+):
+    real = clips_module.load_frames
+
+    def down(source, video):
+        if source.path.name == videos[0].name:
+            raise DecodeError("not fetched", "the server is down")
+        return real(source, video)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clips_module, "load_frames", down)
+        assert update(own_videos)[0].reasons == {"not fetched": 1, "unreadable": 1}
+    counts, lines = update(own_videos)
+    assert (counts.embedded, counts.skipped, counts.rejected, lines) == (1, 3, 0, [])
+
+
 def test_samples_of_a_decoded_corpus_are_indexed_and_matched(update, clips, model, tmp_path):
     counts, _ = update(clips)
     assert counts.embedded == len(Index.open(tmp_path / "index")) > 20
@@ -197,12 +228,19 @@ def test_a_clip_that_is_gone_or_changed_is_ranked_last_and_noted(update, own_vid
     update(own_videos)
     (own_videos / videos[0].name).unlink()
     (own_videos / videos[1].name).write_bytes(b"something else")
-    found = search(Index.open(tmp_path / "index"), model, "a red ball")
+    index, notes = Index.open(tmp_path / "index"), {videos[0].stem: "missing", videos[1].stem: "changed since"}
+    found = search(index, model, "a red ball")
     assert found.hits[0].item["id"] == videos[2].stem
-    assert {hit.item["id"]: hit.note for hit in found.hits[1:]} == {
-        videos[0].stem: "missing",
-        videos[1].stem: "changed since",
-    }
+    assert {hit.item["id"]: hit.note for hit in found.hits[1:]} == notes
+    found = search(index, model, "a red ball", rerank=0)
+    assert {hit.item["id"]: hit.note for hit in found.hits} == {**notes, videos[2].stem: ""}
+
+
+def test_a_text_of_which_the_vocabulary_has_nothing_is_noted(update, own_videos, model, tmp_path):
+    update(own_videos)
+    index = Index.open(tmp_path / "index")
+    for text, note in {"a red ball": "", "\u4f60\u597d?": UNKNOWN, "\U0001f600": UNKNOWN, "\u4f60 ball": ""}.items():
+        assert search(index, model, text, rerank=0).note == note
 
 
 def test_a_search_opens_only_the_index_and_the_best_files(update, own_videos, model, tmp_path, monkeypatch):
