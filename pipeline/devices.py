@@ -1,10 +1,12 @@
 """Which GPUs of this machine a stage uses. It locks them, so that runs at the same time use different ones."""
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from threading import Lock
 
@@ -16,7 +18,9 @@ from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.stop import STOP
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+FOLDER = Path("/var/tmp/alpro-devices")  # of the locks, for all users; jobs of a cluster have a /tmp of their own
 POLL_SECONDS = 1.0
+UUIDS = "import torch; print(*(torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())))"
 
 
 @dataclass
@@ -31,27 +35,33 @@ _held: dict[Path, Held] = {}  # by the file of the lock
 _changing = Lock()
 
 
-def visible_devices(resources: Resources) -> list[str]:
-    """The GPUs that stages of this process may use, by the names that CUDA_VISIBLE_DEVICES accepts."""
+def visible_devices(resources: Resources) -> dict[str, str]:
+    """The GPUs that stages of this process may use, by names that CUDA_VISIBLE_DEVICES accepts, with what identifies
+    each on this machine: two jobs may call different GPUs "0", or one GPU by its index and by its UUID."""
     if resources.device == "cpu":
-        return []
+        return {}
     import torch
 
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
-    return named[:count] if named else [str(index) for index in range(count)]
+    names = named[:count] if named else [str(index) for index in range(count)]
+    uuids = device_uuids(os.environ.get(VISIBLE)) if names else []
+    # A part of a GPU (MIG) has a name that is its own; CUDA may report the UUID of the whole GPU.
+    return {name: name if name.startswith("MIG-") else uuid for name, uuid in zip(names, uuids, strict=True)}
 
 
-def lock_folder() -> Path:
-    """The folder of the locks, the same for all users of this machine."""
-    return Path(tempfile.gettempdir()) / "alpro-devices"
+@cache
+def device_uuids(visible: str | None) -> list[str]:
+    """The UUIDs of the visible GPUs, in CUDA's order. CUDA is asked in a process of its own: this one forks."""
+    command = [sys.executable, "-c", UUIDS]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
 
 @contextmanager
 def reserved(
-    devices: list[str], count: int, announce: Callable[[str], None], folder: Path
+    devices: Mapping[str, str], count: int, announce: Callable[[str], None], folder: Path = FOLDER
 ) -> Iterator[tuple[list[str], tuple[int, ...]]]:
-    """Reserves `count` of the devices for the time of the body. Waits until they are free, and announces that.
+    """Reserves `count` of the devices (name: identity) for the time of the body. Waits until they are free.
 
     Yields their names and the open files of their locks. Processes that inherit these keep the devices reserved, even
     if this process is killed. If too few devices are free, stages of one process share them, since `max_model_stages`
@@ -68,7 +78,7 @@ def reserved(
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(PermissionError):  # another user has just created it
                 folder.chmod(0o777)
-        files = [folder / f"{name.replace('/', '_')}.lock" for name in devices]
+        files = [folder / f"{identity.replace('/', '_')}.lock" for identity in devices.values()]
         names = dict(zip(files, devices, strict=True))
         announced = False
         while not (taken := _take(files, count)):

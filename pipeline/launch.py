@@ -15,7 +15,7 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.log import TIMES, log
 from alpro.pipeline.artifacts.store import Step, Store, check_inputs
-from alpro.pipeline.devices import VISIBLE, lock_folder, reserved, visible_devices
+from alpro.pipeline.devices import VISIBLE, reserved, visible_devices
 from alpro.pipeline.lifecycle import GRACE_SECONDS
 from alpro.pipeline.units import on_dask
 from alpro.shards.storage import Location, absolute
@@ -66,7 +66,7 @@ def work(
     count = resources.processes if step.stage in SEVERAL else 1
     locks = () if lock_file is None else (lock_file,)
     waiting = partial(_announce_for, announce, step.name)
-    with reserved(visible_devices(resources), count, waiting, lock_folder()) as (devices, more_locks):
+    with reserved(visible_devices(resources), count, waiting) as (devices, more_locks):
         settings = {VISIBLE: ",".join(devices)} if devices else {}
         log.debug(f"{step.name}: {shlex.join([*(f'{name}={value}' for name, value in settings.items()), *arguments])}")
         status = run_group(arguments, (*locks, *more_locks), say, settings)

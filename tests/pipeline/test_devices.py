@@ -12,11 +12,13 @@ from alpro.pipeline.devices import reserved, visible_devices
 from alpro.stages.execution.interface import Resources, Stopped
 from alpro.stages.execution.stop import STOP, Stop
 
+ONE, TWO = {"0": "a"}, {"0": "a", "1": "b"}  # names, and what identifies each
+
 # Another process of this machine: it reserves a device of two, prints it, and keeps it until its input ends.
 OTHER = """import sys
 from pathlib import Path
 from alpro.pipeline.devices import reserved
-with reserved(["0", "1"], 1, print, Path(sys.argv[1])) as (names, _):
+with reserved({"0": "a", "1": "b"}, 1, print, Path(sys.argv[1])) as (names, _):
     print(*names, flush=True)
     sys.stdin.read()
 """
@@ -33,14 +35,14 @@ def test_runs_take_different_devices_and_then_wait(tmp_path, monkeypatch):
     first, name = other(tmp_path)
     assert name == "0"
     lines: list[str] = []
-    with reserved(["0", "1"], 1, lines.append, tmp_path) as (names, locks):
+    with reserved(TWO, 1, lines.append, tmp_path) as (names, locks):
         assert (names, len(locks), lines) == (["1"], 1, [])
 
     def wait(self: Stop, seconds: float) -> None:  # the other run ends in the meantime
         first.communicate()
 
     monkeypatch.setattr(Stop, "wait", wait)
-    with reserved(["0", "1"], 2, lines.append, tmp_path) as (names, _):
+    with reserved(TWO, 2, lines.append, tmp_path) as (names, _):
         assert names == ["0", "1"]
     assert lines == ["waits for 2 free GPUs of 2; other runs use them"]
 
@@ -50,12 +52,12 @@ def test_a_stopped_run_does_not_wait(tmp_path):
     stop = Stop()
     token = STOP.set(stop)
     try:
-        with pytest.raises(Stopped), reserved(["0"], 1, lambda line: stop.request(), tmp_path):
+        with pytest.raises(Stopped), reserved(ONE, 1, lambda line: stop.request(), tmp_path):
             pass
     finally:
         STOP.reset(token)
         first.communicate()
-    with reserved(["0"], 1, pytest.fail, tmp_path) as (names, _):
+    with reserved(ONE, 1, pytest.fail, tmp_path) as (names, _):
         assert names == ["0"]
 
 
@@ -66,17 +68,17 @@ def test_a_process_that_inherits_the_locks_keeps_the_devices(tmp_path):
     killed = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert killed.stdout.readline() == "0\n"
     assert killed.wait() == 9
-    with reserved(["0", "1"], 1, pytest.fail, tmp_path) as (names, _):
+    with reserved(TWO, 1, pytest.fail, tmp_path) as (names, _):
         assert names == ["1"]
     killed.stdin.close()  # cat ends
     assert killed.stdout.read() == ""
-    with reserved(["0"], 1, print, tmp_path) as (names, _):  # it may close its output first, and then the lock
+    with reserved(ONE, 1, print, tmp_path) as (names, _):  # it may close its output first, and then the lock
         assert names == ["0"]
 
 
 def test_stages_of_one_process_share_what_is_not_enough(tmp_path):
     def take(*names: str):
-        return reserved(list(names), 1, pytest.fail, tmp_path)
+        return reserved({name: TWO[name] for name in names}, 1, pytest.fail, tmp_path)
 
     with take("0", "1") as (first, _):
         with take("0", "1") as (second, _), take("0", "1") as (third, locks):
@@ -89,27 +91,59 @@ def test_stages_of_one_process_share_what_is_not_enough(tmp_path):
 
 
 def test_without_devices_nothing_is_reserved(tmp_path):
-    with reserved([], 4, pytest.fail, tmp_path / "locks") as taken:
+    with reserved({}, 4, pytest.fail, tmp_path / "locks") as taken:
         assert taken == ([], ())
     assert not (tmp_path / "locks").exists()
-    assert visible_devices(Resources(device="cpu")) == []
+    assert visible_devices(Resources(device="cpu")) == {}
 
 
 def test_too_few_devices_and_an_unusable_folder(tmp_path):
     with (
         pytest.raises(InputError, match="the number of visible GPUs is 1"),
-        reserved(["0"], 2, print, tmp_path),
+        reserved(ONE, 2, print, tmp_path),
     ):
         pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="the locks of the GPUs"), reserved(["0"], 1, print, tmp_path / "file" / "x"):
+    with pytest.raises(InputError, match="the locks of the GPUs"), reserved(ONE, 1, print, tmp_path / "file" / "x"):
         pass
 
 
-@pytest.mark.parametrize(("visible", "names"), [(None, ["0", "1"]), ("", ["0", "1"]), ("3, GPU-ab", ["3", "GPU-ab"])])
-def test_devices_are_named_as_cuda_names_them(visible, names, monkeypatch):
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        (None, {"0": "a", "1": "b"}),
+        ("", {"0": "a", "1": "b"}),
+        ("3, GPU-b", {"3": "a", "GPU-b": "b"}),
+        ("MIG-1,MIG-2", {"MIG-1": "MIG-1", "MIG-2": "MIG-2"}),  # two parts of one GPU
+    ],
+)
+def test_devices_have_the_names_of_cuda_and_an_identity(visible, found, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(devices, "device_uuids", lambda visible: ["a", "b"])
     monkeypatch.delenv(devices.VISIBLE, raising=False)
     if visible is not None:
         monkeypatch.setenv(devices.VISIBLE, visible)
-    assert visible_devices(Resources()) == names
+    assert visible_devices(Resources()) == found
+
+
+def test_a_device_is_locked_whatever_a_job_calls_it(tmp_path):
+    """By its index here and by its UUID there: one device. "0" in two jobs of a cluster: two."""
+    first, _ = other(tmp_path)  # has "0", which is a
+    with reserved({"GPU-a": "a", "GPU-b": "b"}, 1, pytest.fail, tmp_path) as (names, _):
+        assert names == ["GPU-b"]
+    with reserved({"0": "c"}, 1, pytest.fail, tmp_path) as (names, _):
+        assert names == ["0"]
+    first.communicate()
+
+
+def test_uuids_are_asked_of_cuda_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(devices, "UUIDS", "print('a', 'b')")
+    devices.device_uuids.cache_clear()
+    assert devices.device_uuids("0,1") == ["a", "b"]
+    devices.device_uuids.cache_clear()
+
+
+def test_the_folder_of_the_locks_is_the_same_in_each_job(monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
+    assert not devices.FOLDER.is_relative_to("/tmp")
+    assert devices.FOLDER.is_absolute()

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline import launch
 from alpro.pipeline.artifacts.store import Step, Store
+from alpro.pipeline.devices import reserved
 from alpro.pipeline.launch import command, work
 from alpro.stages import STAGES, cache_prompts, evaluate, pretrain, render_sample
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed
@@ -168,8 +170,8 @@ def test_output_is_read_to_its_end_whatever_the_log_raises():
 
 
 def test_a_stage_gets_free_devices_and_their_locks(group, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "visible_devices", lambda resources: ["0", "GPU-1", "2"])
-    monkeypatch.setattr(launch, "lock_folder", lambda: tmp_path / "locks")
+    monkeypatch.setattr(launch, "visible_devices", lambda resources: {"0": "a", "GPU-1": "b", "2": "c"})
+    monkeypatch.setattr(launch, "reserved", partial(reserved, folder=tmp_path / "locks"))
     work(PRETRAIN, tmp_path, Store(tmp_path), Resources(processes=2), lock_file=5)
     assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0,GPU-1"}
     assert len(group["locks"]) == 3
