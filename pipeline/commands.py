@@ -5,12 +5,13 @@ import atexit
 import gc
 import os
 import select
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from alpro.pipeline.artifact_commands import ARTIFACT_COMMANDS, print_json
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.checks import check_port, check_tracking_uri, problems
 from alpro.pipeline.model_commands import MODEL_COMMANDS
-from alpro.pipeline.temporary_server import start_temporary_server, uses_server
+from alpro.pipeline.temporary_server import prefect_home, start_temporary_server, uses_server
 from alpro.shards.storage import DISK_FULL
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
 
@@ -59,6 +60,20 @@ def execute(arguments: argparse.Namespace) -> int:
         file = f"{error.filename}: " if error.filename else ""
         print(f"error: {file}{error.strerror}; free some disk space and run again to resume", file=sys.stderr)
         return EXIT_INPUT_ERROR
+    except Exception as error:  # of Prefect's server or a database, which do not say that the disk is full
+        if (full := full_disk(getattr(arguments, "workspace", None))) is None:
+            raise
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"error: the disk of {full} is full ({line}); free some space and run again to resume", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+
+
+def full_disk(workspace: Path | None) -> Path | None:
+    """The folder whose disk has less than a MiB left: the workspace, Prefect's folder, or that of temporary files."""
+    for folder in (workspace, prefect_home(), Path(gettempdir())):
+        if folder is not None and folder.is_dir() and shutil.disk_usage(folder).free < 2**20:
+            return folder
+    return None
 
 
 def stdout_is_closed() -> bool:

@@ -327,8 +327,8 @@ class Tracker:
         """Makes the pending calls; prints a warning if MLflow still does not answer."""
         if not self.flush():
             log.warning(
-                f"warning: MLflow store {self.uri} does not answer; {len(self.pending)} entries are not logged. The "
-                "artifacts are complete: run the same command again later to log their metrics"
+                f"warning: MLflow store {self.uri} does not answer; {len(self.pending)} entries are not logged; "
+                "run the same command again later to log the metrics of what is finished"
             )
 
 
