@@ -157,6 +157,7 @@ def test_the_error_names_the_byte_and_the_reason():
         (content[:513], r"byte 0: 'a.json' of 2 bytes, of a file of 513"),
         (content + content, "byte 2048: a hole of zeros, or the end of a first archive: 18432 bytes follow"),
         (content[:3072] + b"x", "byte 2048: a hole of zeros"),
+        (content + bytes(20_000), "byte 2048: a hole of zeros"),
         (content[:1024] + bytes(512) + content[1024:2048], "byte 1024: a hole of zeros"),
     ]
     for changed, message in cases:
@@ -209,3 +210,44 @@ def test_a_caption_that_is_not_utf8_is_a_reject(tmp_path):
     (tmp_path / "00000.tar").write_bytes(pack(*one))
     (reject,) = scan_downloads(tmp_path)
     assert "0.txt: not UTF-8" in reject.detail
+
+
+def test_only_files_have_data():
+    """A link has none whatever its header says; a sparse file has other bytes than its data."""
+    link = tarfile.TarInfo("link")
+    link.type, link.size = tarfile.SYMTYPE, 700
+    content = link.tobuf() + pack(("a.json", b"{}"), **{"GNU.sparse.major": "1"})
+    members = list(tar_members(io.BytesIO(content)))
+    assert [(member.name, member.size, member.is_file) for member in members] == [
+        ("link", 0, False),
+        ("a.json", 2, False),
+    ]
+
+
+def test_a_name_of_megabytes_is_an_error():
+    content = pack(("x" * (2 << 20), b""), form=tarfile.GNU_FORMAT)
+    with pytest.raises(DamagedTar, match="damaged at byte 0"):
+        list(tar_members(io.BytesIO(content)))
+
+
+def test_statistics_beside_a_shard_count_videos(tmp_path, monkeypatch):
+    """Two clips are of one video. A shard that has all has no rejects; absurd statistics do not fill a disk."""
+    monkeypatch.setattr("alpro.shards.downloads.MAX_LOST", 3)
+    about = b'{"caption": "a dog", "clips": [[0, 1]]}'
+    names = ["00_000", "00_001", "01_000"]
+    (tmp_path / "0.tar").write_bytes(pack(*((f"{n}.{e}", about) for n in names for e in ("mp4", "json"))))
+    for successes, lost in (("2", 0), ("3", 1), ("1000000000000", 3), ('"x"', 0)):
+        (tmp_path / "0_stats.json").write_text(f'{{"successes": {successes}}}')
+        records = list(scan_downloads(tmp_path))
+        assert [record.id for record in records[:3]] == names
+        assert [(record.reason, record.id) for record in records[3:]] == [
+            ("unreadable", f"0.tar lost {number}") for number in range(lost)
+        ]
+
+
+def test_what_is_kept_of_a_sample_of_a_download(tmp_path):
+    """The video rather than a picture of it; short columns; the group of a clip only if the sample says that it is."""
+    about = json.dumps({"caption": "a dog", "note": "x" * 1001, "title": "x" * 1000}).encode()
+    (tmp_path / "0.tar").write_bytes(pack(("00_000.mp4", b"1"), ("00_000.jpg", b"2"), ("00_000.json", about)))
+    (row,) = scan_downloads(tmp_path)
+    assert (row.file_name, row.kind, row.group, list(row.meta)) == ("00_000.mp4", "video", "00_000", ["title"])
