@@ -7,6 +7,7 @@ so it does not exist: what is not listed is not found. Pages of other sites are 
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,11 +19,13 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alpro.pipeline.demo.media import Media, Unknown
+from alpro.files import file_state
+from alpro.pipeline.demo.media import MAX_UPLOADS, Media, Unknown
 from alpro.shards.decode import DecodeError
 
 LOCAL = ("127.0.0.1", "localhost")
 MAX_BODY = 64 << 10  # bytes of a request other than an upload
+MAX_FUNCTIONS = 1000  # that a page may have
 API = "/gradio_api"
 GET = re.compile(
     r"/|/(config|theme\.css|manifest\.json|favicon\.ico|robots\.txt)/?|/(assets|static)(/[\w.-]+)+"
@@ -76,7 +79,7 @@ class Requests:
     def __init__(self, page: ASGIApp, media: Media, host: str, uploads: Path):
         self.page, self.media = page, media_app(media)
         self.hosts = LOCAL if host in LOCAL else None
-        self.uploads = uploads.resolve()
+        self.folder, self.uploads = uploads, uploads.resolve()  # Gradio may name either
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -108,11 +111,34 @@ class Requests:
         if method != "POST" or not POST.fullmatch(path):
             return PlainTextResponse("not found", status_code=404), receive
         if path.startswith(f"{API}/upload"):  # Gradio limits its size
-            return self.page, receive
+            return self.upload, receive
         body = await read(receive)
-        if body is None or not self.is_harmless(body):
+        checked = None if body is None else self.checked(body)
+        if checked is None:
             return PlainTextResponse("refused", status_code=413 if body is None else 400), receive
-        return self.page, replay(body)
+        return self.page, replay(checked)
+
+    async def upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stores an upload. The reply has its path within the folder of uploads; what nobody used is deleted."""
+        start: Message = {}
+        body = b""
+
+        async def without_folder(message: Message) -> None:
+            nonlocal start, body
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            for folder in {self.folder, self.uploads}:
+                body = body.replace(json.dumps(f"{folder}/")[1:-1].encode(), b"")
+            headers = [header for header in start["headers"] if header[0].lower() != b"content-length"]
+            await send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+            await send({"type": "http.response.body", "body": body})
+
+        await self.page(scope, receive, without_folder)
+        await run_in_threadpool(delete_oldest, self.uploads, MAX_UPLOADS)
 
     def is_own(self, headers: dict[str, str]) -> bool:
         """Whether a request is sent to this machine's name, and by this page if by a page."""
@@ -122,16 +148,25 @@ class Requests:
         origin = headers.get("origin")
         return origin is None or urlsplit(origin).netloc == headers.get("host", "")
 
-    def is_harmless(self, body: bytes) -> bool:
-        """Whether a body is JSON in which all files are uploads of this page. Gradio would fetch a URL."""
+    def checked(self, body: bytes) -> bytes | None:
+        """A body for Gradio, with the whole paths of uploads; None if it is not JSON, if a file in it is no upload of
+        this page (Gradio would fetch a URL), or if the number of its function is none that a page has."""
         try:
-            return all(self.is_upload(file) for file in files(json.loads(body or b"null")))
+            value = json.loads(body or b"null")
+            number = value.get("fn_index") if isinstance(value, dict) else None
+            if number is not None and not (type(number) is int and 0 <= number < MAX_FUNCTIONS):
+                return None
+            for file in files(value):
+                path = file.get("path")
+                if not isinstance(path, str) or "://" in path:
+                    return None
+                place = (self.uploads / path).resolve()
+                if not place.is_relative_to(self.uploads):
+                    return None
+                file["path"] = str(place)
+            return json.dumps(value).encode()
         except (ValueError, RecursionError):
-            return False
-
-    def is_upload(self, file: dict[str, Any]) -> bool:
-        path = file.get("path")
-        return isinstance(path, str) and "://" not in path and Path(path).resolve().is_relative_to(self.uploads)
+            return None
 
 
 def files(value: Any) -> Iterator[dict[str, Any]]:
@@ -144,6 +179,15 @@ def files(value: Any) -> Iterator[dict[str, Any]]:
     elif isinstance(value, list):
         for inner in value:
             yield from files(inner)
+
+
+def delete_oldest(folder: Path, kept: int) -> None:
+    """Deletes all files in and below a folder but the newest."""
+    found = [(state[1], file) for file in folder.rglob("*") if (state := file_state(file))]
+    for _, file in sorted(found)[:-kept]:
+        file.unlink(missing_ok=True)
+        with suppress(OSError):  # another file is in it
+            file.parent.rmdir()
 
 
 async def read(receive: Receive) -> bytes | None:

@@ -64,8 +64,8 @@ class Demo:
 
     def upload(self, file: str) -> str:
         """The key of an uploaded video or image. Raises Mistake if it cannot be decoded."""
-        key = self.media.add_upload(Path(file))
         with mistakes():
+            key = self.media.add_upload(Path(file))
             self.models.any().frames(self.media.source(key))
         return key
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -22,6 +23,8 @@ from alpro.pipeline.model_commands import load, model_path
 from alpro.stages.inference.find import find_prompter, model_digest
 from alpro.stages.inference.index import Index, check_digest
 
+MAX_CONNECTIONS = 256  # more get a 503
+IDLE_TICKS = 300  # of a tenth of a second, in which a connection has to send a request
 NO_REQUESTS = {  # of Gradio to other machines; read when it is imported
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
@@ -48,7 +51,13 @@ def serve(arguments: argparse.Namespace) -> None:
         if arguments.host not in LOCAL:
             print("warning: everyone who reaches this address can use the page, without a password", file=sys.stderr)
         options = uvicorn.Config(
-            app, arguments.host, arguments.port, log_level="warning", timeout_graceful_shutdown=2, ws="none"
+            app,
+            arguments.host,
+            arguments.port,
+            log_level="warning",
+            timeout_graceful_shutdown=2,
+            limit_concurrency=MAX_CONNECTIONS,
+            ws="none",
         )
         Server(options).run()
 
@@ -129,11 +138,23 @@ class Server(uvicorn.Server):
     """Prints the address when it answers. Ends with Ctrl-C or SIGTERM after its open requests, and does not raise the
     signal again: that is how the page is stopped, and temporary files are deleted."""
 
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self.idle: dict[Any, int] = {}  # ticks by connection
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
             print(f"the page is at http://{host}:{self.config.port} (Ctrl-C stops it)", flush=True)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Closes connections that have sent no request: uvicorn would keep them."""
+        waiting = {one for one in self.server_state.connections if getattr(one, "cycle", None) is None}
+        self.idle = {one: self.idle.get(one, 0) + 1 for one in waiting}
+        for connection in [one for one, ticks in self.idle.items() if ticks > IDLE_TICKS]:
+            connection.transport.close()
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -53,11 +53,15 @@ class Media:
         raise Unknown(key)
 
     def add_upload(self, file: Path) -> str:
-        """Moves an uploaded file into the folder. Returns its key."""
+        """Moves an uploaded file into the folder. Returns its key. Raises Unknown if it is not there any more."""
         name = token_hex(8)
         place = self.folder / name / f"upload{file.suffix.lower()}"
         place.parent.mkdir()
-        shutil.move(file, place)
+        try:
+            shutil.move(file, place)
+        except FileNotFoundError as error:  # others were uploaded since
+            place.parent.rmdir()
+            raise Unknown(file.name) from error
         with self.lock:
             self.uploads[name] = place
             while len(self.uploads) > MAX_UPLOADS:

@@ -1,11 +1,13 @@
 """The page of `alpro model demo`, without a browser: its answers, its messages, and what its server refuses."""
 
+import asyncio
 import json
 import os
 import shutil
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,7 @@ from tests.pipeline.test_cli import call
 
 pytest.importorskip("gradio")
 
+import uvicorn
 from starlette.testclient import TestClient
 
 from alpro.pipeline.demo import command
@@ -244,11 +247,50 @@ def test_only_uploaded_files_are_read(client, field, path):
     assert send(client, "submit", {"nested": [file]}).status_code == 400
 
 
+@pytest.mark.parametrize("number", [10**20, -1, "0", 1.5, True, [0]])
+def test_a_function_that_no_page_has_is_refused(client, number):
+    body = {"data": [], "fn_index": number, "session_hash": "abc"}
+    assert client.post("/gradio_api/queue/join", json=body).status_code in (400, 404, 422)
+
+
+def test_uploads_that_nobody_uses_are_deleted(client, demo):
+    paths = []
+    for number in range(MAX_UPLOADS + 3):
+        (path,) = client.post("/gradio_api/upload", files={"files": ("a.mp4", b"%d" % number)}).json()
+        paths.append(client.uploads / path)
+        os.utime(paths[-1], ns=(number, number))
+    assert [path.is_file() for path in paths] == [False] * 3 + [True] * MAX_UPLOADS
+    with pytest.raises(Mistake, match="no longer available: choose or upload it again"):
+        demo.upload(str(paths[0]))
+
+
+def test_a_connection_without_a_request_is_closed(monkeypatch):
+    monkeypatch.setattr(command, "IDLE_TICKS", 3)
+    server = command.Server(uvicorn.Config(lambda: None))
+    closed: list[str] = []
+
+    class Connection:
+        def __init__(self, name, cycle):
+            self.cycle, self.transport = cycle, SimpleNamespace(close=lambda: closed.append(name))
+
+    server.server_state.connections = {Connection("idle", None), Connection("busy", 1)}
+    for _ in range(3):
+        asyncio.run(server.on_tick(0))
+    assert closed == []
+    asyncio.run(server.on_tick(0))
+    assert closed == ["idle"]
+
+
 def test_uploads_and_requests_have_a_largest_size(client):
     small = client.post("/gradio_api/upload", files={"files": ("a.mp4", b"x" * 1000)})
     assert small.status_code == 200
     (path,) = small.json()
-    assert (client.uploads / path).is_relative_to(client.uploads)
+    assert str(client.uploads) not in small.text
+    assert (client.uploads / path).read_bytes() == b"x" * 1000
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    assert send(client, "upload", file).status_code == 200
+    for other in (f"../{client.uploads.name}x/a", "..", f"{path}/../../.."):
+        assert send(client, "upload", file | {"path": other}).status_code == 400
     assert client.post("/gradio_api/upload", files={"files": ("a.mp4", b"x" * (3 << 20))}).status_code == 413
     assert send(client, "submit", "a" * (70 << 10)).status_code == 413
     assert client.post("/gradio_api/queue/join", content=b"[" * 50_000, headers=JSON).status_code == 400
