@@ -22,7 +22,7 @@ from alpro.pipeline.artifact_commands import ARTIFACT_COMMANDS, print_json
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.checks import check_port, check_tracking_uri, problems
 from alpro.pipeline.model_commands import MODEL_COMMANDS
-from alpro.pipeline.temporary_server import prefect_home, start_temporary_server, uses_server
+from alpro.pipeline.temporary_server import prefect_home, start_temporary_server
 from alpro.shards.storage import DISK_FULL
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
 
@@ -106,20 +106,10 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     if stage:
         log.info(f"configuration: {config}{f', with --data {data}' if data else ''}")
     report = planning.report_file(workspace, plan[0], steps)
-    about = {"config": config, "data": data, "changes": changes}
-    cached = planning.cached_steps(plan) if not uses_server() else []  # a server shows every run
-    for step in cached:
-        log.info(f"{step.name}: cached")
-    if cached and not arguments.tracking_uri and planning.is_up_to_date(plan, report, stage, about):
-        log.info("nothing has changed since the last run; no run was started")
-        folders = {step.name: str(store.folder(step)) for step in cached}
-    elif cached:
-        from alpro.pipeline.cached_run import run_cached
-        from alpro.pipeline.session import Request
-
-        request = Request(stage, config, data, changes, workspace, arguments.tracking_uri)
-        with handling_sigterm(signal.default_int_handler):  # ends as by Ctrl-C, and so does the run in MLflow
-            folders = run_cached(request, plan, cached)
+    existing = [] if arguments.tracking_uri else planning.finished_steps(plan, report)
+    if existing:
+        log.info("every artifact exists: no run was started")
+        folders = {step.name: str(store.folder(step)) for step in existing}
     else:
         folders = run_flow(arguments, plan)
     print_results({name: Path(folder) for name, folder in folders.items()}, workspace, report, arguments.json)
@@ -128,20 +118,15 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
 def run_flow(arguments: argparse.Namespace, plan: "Planned") -> dict[str, str]:
     """Runs a plan as a Prefect flow. Returns the folder of each artifact."""
     server = start_temporary_server()
-    from alpro.pipeline import flow, planning  # imports Prefect and MLflow; meanwhile the server starts
-    from alpro.pipeline.session import open_tracker
+    from alpro.pipeline import flow  # imports Prefect and MLflow; meanwhile the server starts
+    from alpro.pipeline.session import Request, open_tracker
 
+    root, uri = arguments.workspace.resolve(), arguments.tracking_uri
     if server:
         # The database of a new MLflow store is created while the server creates its own.
-        open_tracker(arguments.tracking_uri, arguments.workspace.resolve(), plan[0].name)
+        open_tracker(uri, root, plan[0].name)
         server.wait()
-    token = planning.HANDED.set(plan)
-    try:
-        chosen = getattr(flow, arguments.stage or "alpro")
-        values = arguments.config, arguments.data, arguments.changes, str(arguments.workspace.resolve())
-        return chosen(*values, arguments.tracking_uri)
-    finally:
-        planning.HANDED.reset(token)
+    return flow.start(Request(arguments.stage, arguments.config, arguments.data, arguments.changes, root, uri), plan)
 
 
 def prepare_run(arguments: argparse.Namespace) -> Path:

@@ -26,7 +26,7 @@ def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_js
             name: {"folder": str(folder)} | {key: record[key] for key in ("fingerprint", "counts", "metrics")}
             for name, folder, record, _ in listed
         }
-        values = {"results": results(listed), "artifacts": artifacts, "report": str(report)}
+        values = {"results": results(listed), "artifacts": artifacts, "report": str(report) if report.is_file() else ""}
         print(json.dumps(values, indent=1, ensure_ascii=False))
         return
     result_tables = tables(results(listed))
@@ -41,7 +41,8 @@ def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_js
         for warning in record.get("warnings", []):
             print_line(f"warning: {name}: {warning}")
     where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
-    console.print(f"report: {report}", markup=False)
+    if report.is_file():  # of this stage, or of a run that had anything to do
+        console.print(f"report: {report}", markup=False)
     console.print(f"curves, pictures and comparison: alpro ui{where}", markup=False)
     console.print(f"artifacts: alpro artifacts ls{where}", markup=False)
 

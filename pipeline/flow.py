@@ -1,8 +1,11 @@
-"""The pipeline as Prefect flows: `alpro` runs all of it, and each stage has a flow."""
+"""The pipeline as Prefect flows: `alpro` runs all of it, each stage has a flow, and `step` runs one step for them.
+
+A flow reads the configuration, makes the plan, and runs the steps that have no artifact. The runs of its deployment do
+so in the work pool `cpu`, where mistakes are found at once, and leave each step to a deployment of `step`: steps with a
+model wait for a slot of the pool `gpu`, in the order in which they were submitted.
+"""
 
 import os
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,100 +17,56 @@ from pydantic.json_schema import SkipJsonSchema
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Store
+from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.checks import check_tracking_uri, split
+from alpro.pipeline.config import PipelineConfig
 from alpro.pipeline.deployed_run import continued_later
-from alpro.pipeline.handover import Handover
-from alpro.pipeline.planning import HANDED, Planned, planned
+from alpro.pipeline.planning import Planned, plan, planned
 from alpro.pipeline.record import git_commit, status_after
 from alpro.pipeline.reporting.prefect_pages import about_run, link_to_mlflow, name_run, show_results
 from alpro.pipeline.reporting.tracking import Run
 from alpro.pipeline.run_report import listed, report_run
 from alpro.pipeline.schedule import run_steps
 from alpro.pipeline.session import Place, Request, Session, open_tracker, place_of, start_session
-from alpro.pipeline.steps import check_files, with_files
-from alpro.pipeline.tasks import announce, fetch_input
+from alpro.pipeline.steps import check_files, needed
+from alpro.pipeline.tasks import announce, at_terminal, fetch_input
 from alpro.shards.storage import absolute
-from alpro.stages import STAGES
 
 # Parameters that no person gives are not in the form on Prefect's page. A switch would have no empty state there: it
 # would pass false for a field that nobody touched.
 Internal = Annotated[str, SkipJsonSchema()]
 InternalSwitch = Annotated[bool, SkipJsonSchema()]
 InternalObject = Annotated[dict[str, Any], SkipJsonSchema()]
-# A study sets it for each of its runs.
-PLACE: ContextVar[Place | None] = ContextVar("PLACE", default=None)
 
 
-def run(request: Request) -> dict[str, str]:
-    """Runs a pipeline, or one stage and its missing inputs. Returns the folder of each artifact."""
-    root, stage = request.workspace, request.stage
-    plan = HANDED.get() or planned(stage, request.config, request.data, request.changes, root)
+def start(request: Request, plan: Planned, place: Place | None = None) -> dict[str, str]:
+    """Runs a plan as a flow of this process. Returns the folder of each artifact."""
+    place = place or place_of(request, plan)
+
+    def pipeline(config: str, data: str, changes: list[str]) -> dict[str, str]:
+        return run(request, plan, place)
+
+    name = request.stage.replace("_", "-") or "alpro"
+    flow = Flow(pipeline, name=name, flow_run_name=lambda: place.title, persist_result=False)
+    return flow(**request.arguments)
+
+
+def run(request: Request, plan: Planned, place: Place) -> dict[str, str]:
+    """Runs a plan in a flow, with its run in MLflow and its report. Returns the folder of each artifact."""
     settings, steps, store = plan
     check_files(steps, store)
-    place = PLACE.get() or place_of(request, plan)
     labels = [settings.name, f"result {steps[-1].fingerprint[:8]}"]
     name_run(place.title, labels)
     session = start_session(request, plan, place, about_run)
     link_to_mlflow(session.tracker, session.run, "mlflow")
-    passed = None if request.passed is None else {**request.arguments, **request.passed}
     try:
         with prefect.tags(*labels):
-            run_steps(session, steps, passed)
+            run_steps(session, steps)
     except BaseException as error:
-        finish(session, plan, root, error)
+        finish(session, plan, request.workspace, error)
         raise
-    finish(session, plan, root)
+    finish(session, plan, request.workspace)
     return session.folders
-
-
-def run_handed(handover: Handover, root: Path, tracking_uri: str) -> dict[str, str]:
-    """Runs one stage for a pipeline that runs its stages as deployments. That pipeline logs the stage again if this
-    machine has an MLflow store of its own. The artifacts of the inputs must be here, or in `resources.artifacts`."""
-    root.mkdir(parents=True, exist_ok=True)
-    handed = handover.step()
-    step = with_files(handed, Digests(root / "digests.sqlite"))
-    if step.missing:
-        raise InputError(step.missing)
-    if step.fingerprint != handed.fingerprint:
-        where = " or ".join(str(path) for path in step.paths.values())
-        raise InputError(f"{step.name}: the files of {where} differ from those of the machine that runs the pipeline")
-    store = Store(root / "artifacts", handover.resources.artifacts)
-    for other in step.inputs.values():
-        fetch_input(store, other)
-    tracker = open_tracker(tracking_uri, root, handover.experiment)
-    parent = Run(handover.parent_run) if tracker.has_run(handover.parent_run) else None
-    session = Session(store, tracker, parent, handover.resources, git_commit(), handover.experiment, handover.arguments)
-    try:
-        run_steps(session, [step])
-        return session.folders
-    finally:
-        tracker.close()
-
-
-def flow_run_name() -> str:
-    """The name of a flow run on Prefect's pages, until its configuration is read: the configuration, the stage, and
-    what was changed."""
-    flow, parameters = flow_run.flow_name, flow_run.parameters
-    if is_handed(parameters):
-        step = (parameters["handover"].get("steps") or [{}])[-1]  # it is validated later
-        return f"{step.get('name')} · {str(step.get('fingerprint'))[:8]}"
-    stage = "" if flow == "alpro" else flow.replace("-", "_")
-    if place := PLACE.get():
-        return place.title
-    config, data, changes = parameters["config"], parameters["data"], list(parameters["changes"])
-    name = "+".join(Path(part).stem for part in config.split("+"))
-    parts = (name, stage, data, " ".join(changes))
-    return without_credentials(" · ".join(part for part in parts if part))  # the flow refuses them, once it has a name
-
-
-def is_handed(parameters: Mapping[str, Any]) -> bool:
-    """Whether a pipeline started the run of a stage. A run that a person copied from such a run and changed is a run of
-    its own."""
-    if not parameters.get("handover"):
-        return False
-    arguments = parameters["handover"].get("arguments", {})  # and the folder of the pipeline's command
-    return all(parameters[key] == arguments[key] for key in arguments.keys() & {"config", "data", "changes"})
 
 
 def finish(session: Session, plan: Planned, root: Path, error: BaseException | None = None) -> None:
@@ -115,6 +74,8 @@ def finish(session: Session, plan: Planned, root: Path, error: BaseException | N
     try:
         report = report_run(session, plan, root, error)
         link_to_mlflow(session.tracker, session.run, "report", report)
+        if not at_terminal():  # the command line prints it below the results
+            announce(f"report: {report}")
         show_results(session.experiment, listed(session))
     except BaseException as problem:
         if error is None or not isinstance(problem, Exception):
@@ -127,13 +88,7 @@ def finish(session: Session, plan: Planned, root: Path, error: BaseException | N
 
 
 def request_of(
-    stage: str,
-    config: str,
-    data: str,
-    changes: list[str],
-    workspace: str,
-    tracking_uri: str,
-    by_deployment: bool = False,
+    stage: str, config: str, data: str, changes: list[str], workspace: str, tracking_uri: str, by_deployment: bool
 ) -> Request:
     """The parameters of a flow, checked. A run of a deployment is in the workspace of its worker."""
     check_tracking_uri(tracking_uri)
@@ -176,41 +131,28 @@ def found_config(source: str) -> str:
     return "+".join(found(part.strip()) for part in source.split("+"))
 
 
-def whole(
-    config: str = "sample",
-    data: str = "",
-    changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
-    workspace: Internal = "",
-    tracking_uri: Internal = "",
-    stages_by_deployment: InternalSwitch = False,
-) -> dict[str, str]:
-    """Runs the pipeline: every stage that has no cached result.
-
-    Args:
-        config: A configuration that ships, or a TOML file in the folder `configs` of the workspace. Several are joined
-            by +; later ones complete and override the earlier.
-        data: A manifest or a folder of your videos, which replaces every corpus. Empty: the configuration's.
-        changes: Values to change, each as stage.key=value, such as pretrain.lr=1e-4.
-        workspace: The folder of artifacts, reports and the MLflow store; default: workspace, or the worker's.
-        tracking_uri: An MLflow server. Empty: an SQLite file in the workspace, or the worker's.
-        stages_by_deployment: Run each stage as its own deployment, in that deployment's work pool.
-    """
-    with continued_later():
-        return run(request_of("", config, data, changes, workspace, tracking_uri, stages_by_deployment))
+def flow_run_name() -> str:
+    """The name of a flow run on Prefect's pages, until its configuration is read: the configuration, the stage, and
+    what was changed."""
+    flow, parameters = flow_run.flow_name, flow_run.parameters
+    name = "+".join(Path(part).stem for part in parameters["config"].split("+"))
+    stage = "" if flow == "alpro" else flow.replace("-", "_")
+    parts = (name, stage, parameters["data"], " ".join(parameters["changes"]))
+    return without_credentials(" · ".join(part for part in parts if part))  # the flow refuses them, once it has a name
 
 
-def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
-    """A Prefect flow of one stage."""
+def flow_of(stage: str) -> Flow[..., dict[str, str]]:
+    """A flow of one stage and its missing inputs, or, for "", of the whole pipeline."""
 
     def body(
         config: str = "sample",
         data: str = "",
-        changes: list[str] = [],  # noqa: B006
+        changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
         workspace: Internal = "",
         tracking_uri: Internal = "",
-        handover: InternalObject = {},  # noqa: B006
+        stages_by_deployment: InternalSwitch = False,
     ) -> dict[str, str]:
-        """Runs the stage. Missing inputs are built first.
+        """Runs every step that has no cached result.
 
         Args:
             config: A configuration that ships, or a TOML file in the folder `configs` of the workspace. Several are
@@ -219,22 +161,82 @@ def stage_flow(stage: str) -> Flow[..., dict[str, str]]:
             changes: Values to change, also of other stages, each as stage.key=value, such as pretrain.lr=1e-4.
             workspace: The folder of artifacts, reports and the MLflow store; default: workspace, or the worker's.
             tracking_uri: An MLflow server. Empty: an SQLite file in the workspace, or the worker's.
-            handover: Set by a pipeline that runs its stages as deployments.
+            stages_by_deployment: Run each step as a run of a deployment of `step`, in a work pool.
         """
         with continued_later():
-            if is_handed({"config": config, "data": data, "changes": changes, "handover": handover}):
-                check_tracking_uri(tracking_uri)
-                return run_handed(Handover.model_validate(handover), *places(workspace, tracking_uri))
-            return run(request_of(stage, config, data, changes, workspace, tracking_uri))
+            request = request_of(stage, config, data, changes, workspace, tracking_uri, stages_by_deployment)
+            plan = planned(stage, request.config, data, changes, request.workspace)
+            return run(request, plan, place_of(request, plan))
 
-    return flow_of(body, stage)
-
-
-def flow_of(body: Callable[..., dict[str, str]], stage: str) -> Flow[..., dict[str, str]]:
-    body.__name__ = body.__qualname__ = stage
-    return Flow(body, name=stage.replace("_", "-"), flow_run_name=flow_run_name, persist_result=False)
+    body.__name__ = body.__qualname__ = stage or "alpro"
+    name = body.__name__.replace("_", "-")
+    return Flow(body, name=name, flow_run_name=flow_run_name, persist_result=False)
 
 
-alpro = flow_of(whole, "alpro")
-for _stage in STAGES:  # alpro.pipeline.flow:pretrain, and so on
-    globals()[_stage] = stage_flow(_stage)
+alpro = flow_of("")
+render_sample = flow_of("render_sample")
+decode_videos = flow_of("decode_videos")
+index_shards = flow_of("index_shards")
+build_vocabulary = flow_of("build_vocabulary")
+train_prompter = flow_of("train_prompter")
+cache_prompts = flow_of("cache_prompts")
+pretrain = flow_of("pretrain")
+zero_shot = flow_of("zero_shot")
+finetune_retrieval = flow_of("finetune_retrieval")
+finetune_qa = flow_of("finetune_qa")
+evaluate = flow_of("evaluate")
+
+
+@prefect.flow(name="step", persist_result=False)
+def step(
+    name: Internal,
+    fingerprint: Internal,
+    settings: InternalObject,
+    arguments: InternalObject,
+    parent_run: Internal = "",
+    workspace: Internal = "",
+    tracking_uri: Internal = "",
+) -> dict[str, str]:
+    """Runs one step of a pipeline, which starts this. The artifacts of its inputs must be here, or in
+    `resources.artifacts`. The pipeline logs the step again if this machine has an MLflow store of its own.
+
+    Args:
+        name: The name of the step in the plan.
+        fingerprint: Its fingerprint on the machine that runs the pipeline.
+        settings: The configuration of the pipeline, complete.
+        arguments: What the pipeline was started with, for the record of the artifact.
+        parent_run: The MLflow run of the pipeline.
+        workspace: The folder of artifacts; default: the worker's.
+        tracking_uri: An MLflow server; default: the worker's.
+    """
+    with continued_later():
+        check_tracking_uri(tracking_uri)
+        root, tracking_uri = places(workspace, tracking_uri)
+        root.mkdir(parents=True, exist_ok=True)
+        config = PipelineConfig.model_validate(settings)
+        store = Store(root / "artifacts", config.resources.artifacts)
+        chosen = step_of(plan(config, Digests(root / "digests.sqlite"), store), name, fingerprint)
+        for other in chosen.inputs.values():
+            fetch_input(store, other)
+        tracker = open_tracker(tracking_uri, root, config.name)
+        parent = Run(parent_run) if tracker.has_run(parent_run) else None
+        session = Session(store, tracker, parent, config.resources, git_commit(), config.name, arguments)
+        try:
+            run_steps(session, [chosen])
+            return session.folders
+        finally:
+            tracker.close()
+
+
+def step_of(steps: list[Step], name: str, fingerprint: str) -> Step:
+    """The step of a plan that another machine made, too. Raises InputError if this one computes another fingerprint,
+    because files that it reads are missing or differ, or because the versions of this project differ."""
+    chosen = next((step for step in steps if step.name == name), None)
+    if chosen and chosen.fingerprint == fingerprint and not chosen.missing:
+        return chosen
+    if chosen and (missing := [step.missing for step in needed(steps, chosen.stage) if step.missing]):
+        raise InputError(f"{name}: {missing[0]}")
+    raise InputError(
+        f"{name}: this machine and the one that runs the pipeline have different files, or different versions of this "
+        "project; `alpro artifacts show` lists the digests of an artifact's files"
+    )

@@ -1,7 +1,6 @@
 """The DAG of a configuration. Imports neither Prefect nor MLflow, so that a plan is quick."""
 
 from collections.abc import Mapping
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +15,6 @@ from alpro.stages.execution.interface import StageConfig
 from alpro.stages.zero_shot import Config as ZeroShot
 
 Planned = tuple[PipelineConfig, list[Step], Store]
-# The plan that the command line has made already; reading a large manifest again takes time.
-HANDED: ContextVar[Planned | None] = ContextVar("HANDED", default=None)
 
 
 def planned(stage: str, config: str, data: str, changes: list[str] | None, root: Path) -> Planned:
@@ -56,30 +53,16 @@ def report_file(root: Path, config: PipelineConfig, steps: list[Step]) -> Path:
     return root / "reports" / f"{config.name}-{steps[-1].fingerprint[:6]}.html"
 
 
-def is_up_to_date(plan: Planned, report: Path, stage: str, arguments: dict[str, Any]) -> bool:
-    """Whether a workspace has everything that a run would leave: all artifacts, and the report of a finished run of
-    the same stage with the same arguments (config, data and changes)."""
+def finished_steps(plan: Planned, report: Path) -> list[Step]:
+    """The steps of a run that has nothing to do: every artifact is in the workspace, which has an MLflow store, and the
+    last run of these steps did not fail or stop. Empty if anything is left to do. report: the file of `report_file`."""
     config, steps, store = plan
-    summary, logged = report.with_suffix(".json"), report.parents[1] / "mlflow.db"
-    if config.resources.artifacts or not all(file.is_file() for file in (report, summary, logged)):
-        return False
-    before = load(summary)
-    if before is None or (before.state, before.stage) != (FINISHED, stage):
-        return False
-    return (
-        {key: before.arguments.get(key) for key in arguments} == arguments
-        and {step.fingerprint for step in before.steps} == {step.fingerprint for step in steps}
-        and all(store.find(step) for step in steps)
-    )
-
-
-def cached_steps(plan: Planned) -> list[Step]:
-    """The steps of a run that finds every artifact in the workspace; empty if a stage has to run or to be fetched."""
-    config, steps, store = plan
-    if config.resources.artifacts:
+    wanted, summary = required(steps, store), report.with_suffix(".json")
+    if config.resources.artifacts or not (report.parents[1] / "mlflow.db").is_file():
         return []
-    wanted = required(steps, store)
-    return wanted if all(store.find(step) for step in wanted) else []
+    if summary.is_file() and (before := load(summary)) and before.state != FINISHED:
+        return []
+    return wanted if all(map(store.find, wanted)) else []
 
 
 def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -> list[Step]:

@@ -21,13 +21,13 @@ from alpro.stages.execution.interface import Interrupted
 from alpro.stages.execution.stop import STOP, Stop
 
 
-def run_steps(session: Session, steps: list[Step], by_deployment: dict[str, Any] | None = None) -> None:
-    """Runs the steps: in this process, or, with the parameters of their flows, by the deployment of each stage.
+def run_steps(session: Session, steps: list[Step]) -> None:
+    """Runs the steps: in this process, or, if the session has parameters for them, by the deployments of `step`.
 
     A step that fails stops the steps that depend on it, and no others; its error is raised at the end. If this thread
     is interrupted, all stages are stopped: they have time to write a checkpoint, then they are killed.
     """
-    schedule, stop = Schedule(session, steps, by_deployment), Stop()
+    schedule, stop = Schedule(session, steps), Stop()
     token = STOP.set(stop)
     try:
         schedule.run()
@@ -47,8 +47,8 @@ def run_steps(session: Session, steps: list[Step], by_deployment: dict[str, Any]
 class Schedule:
     """Which steps wait, run, and have failed."""
 
-    def __init__(self, session: Session, steps: list[Step], by_deployment: dict[str, Any] | None):
-        self.session, self.steps, self.by_deployment = session, steps, by_deployment
+    def __init__(self, session: Session, steps: list[Step]):
+        self.session, self.steps = session, steps
         self.waiting = required(steps, session.store)
         self.total = len(self.waiting)
         self.running: dict[Future, Step] = {}
@@ -82,7 +82,7 @@ class Schedule:
 
     def fits(self, step: Step) -> bool:
         """Whether another step may run on this machine now. Where deployments run, their work pools decide."""
-        if self.by_deployment is not None:
+        if self.session.passed is not None:
             return True
         with_model = sum(other.stage in WITH_MODEL for other in self.running.values())
         if step.stage in WITH_MODEL and with_model >= self.session.resources.max_model_stages:
@@ -97,12 +97,11 @@ class Schedule:
         exists = store.find(step) or store.is_shared(step)
         inputs = [self.futures[other.name] for other in step.inputs.values() if other.name in self.futures]
         task: Task[..., Any] = make if step.stage in WITH_MODEL else make_data
-        more: tuple[Any, ...] = ()
-        if self.by_deployment is not None and not exists:
-            task, more = make_by_deployment, (quote(self.by_deployment),)
+        if self.session.passed is not None and not exists:
+            task = make_by_deployment
         future = cast(
             PrefectConcurrentFuture,
-            task.submit(step_title(step), quote(self.session), quote(step), *more, wait_for=inputs),
+            task.submit(step_title(step), quote(self.session), quote(step), wait_for=inputs),
         )
         self.futures[step.name] = future
         self.running[future.wrapped_future] = step

@@ -1,5 +1,4 @@
-"""One run of a pipeline: its request, its artifacts, its MLflow runs. Does not import Prefect, so that a run that finds
-every artifact starts quickly."""
+"""One run of a pipeline: its request, its artifacts, its MLflow runs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from alpro.stages.execution.interface import Resources
 
 @dataclass(frozen=True)
 class Request:
-    """What a run was started with, checked. `stage` is "" for the whole pipeline. `passed` has the parameters of its
-    stages' deployments besides these, None if it runs them itself."""
+    """What a run was started with, checked. `stage` is "" for the whole pipeline. `passed`: the workspace and the
+    MLflow server that the runs of its steps by deployments get; None if it runs its steps itself."""
 
     stage: str
     config: str
@@ -60,6 +59,7 @@ class Session:
     results: list[StageResult] = field(default_factory=list)
     failures: dict[str, BaseException] = field(default_factory=dict)  # of steps that failed or were interrupted
     progress: dict[str, str] = field(default_factory=dict)  # "stage 5 of 11, " by the names of the steps
+    passed: dict[str, Any] | None = None  # parameters of the deployment `step`; None: steps run in this process
 
     @property
     def run(self) -> Run:
@@ -95,7 +95,18 @@ def start_session(
     tracker = open_tracker(request.tracking_uri, request.workspace, settings.name)
     end_dead_runs(tracker, {})
     about = tags({**run_tags(commit), **place.tags})
-    parent = tracker.start(place.title, settings.model_dump(mode="json"), about, place.parent)
+    configuration = settings.model_dump(mode="json")
+    parent = tracker.start(place.title, configuration, about, place.parent)
     recorded = clean_values({**request.arguments, "folder": current_folder()}, keep_query=True)
-    resources, experiment = settings.resources, settings.name
-    return Session(store, tracker, parent, resources, commit, experiment, recorded, place.title, request.stage)
+    return Session(
+        store,
+        tracker,
+        parent,
+        settings.resources,
+        commit,
+        settings.name,
+        recorded,
+        place.title,
+        request.stage,
+        passed=None if request.passed is None else {**request.passed, "settings": configuration, "arguments": recorded},
+    )

@@ -28,7 +28,7 @@ from alpro.pipeline.reporting.figures import difference_figure, study_figure
 from alpro.pipeline.reporting.result_tables import Table, markdown, results
 from alpro.pipeline.reporting.study_table import score_rows, study_table
 from alpro.pipeline.reporting.tracking import Run, Tracker
-from alpro.pipeline.session import Place, open_tracker
+from alpro.pipeline.session import Place, Request, open_tracker
 from alpro.pipeline.steps import check_files, differences, required
 from alpro.pipeline.study_config import Study
 from alpro.stages.execution.interface import StageFailed
@@ -103,19 +103,14 @@ def run_study(source: Source, members: list[Member], as_json: bool = False) -> N
 def outcome(source: Source, member: Member, parent: Run) -> list[dict[str, Any]] | Exception:
     """Runs one member as `alpro run` would. Returns its rows of results.json, or the error that it failed with."""
     tags = {"study": source.study.name, "variant": member.variant, "seed": str(member.seed)}
-    place = flow.PLACE.set(Place(member.title, tags, parent))
-    plan = planning.HANDED.set(member.plan)
+    request = Request(source.study.until, source.config, source.data, member.changes, source.root, source.tracking_uri)
     try:
-        chosen = getattr(flow, source.study.until or "alpro")
-        folders = chosen(source.config, source.data, member.changes, str(source.root), source.tracking_uri)
+        folders = flow.start(request, member.plan, Place(member.title, tags, parent))
     except Exception as error:
         if status_after(error) == "KILLED":
             raise
         log.warning(f"{member.title}: failed: {error}")
         return error
-    finally:
-        planning.HANDED.reset(plan)
-        flow.PLACE.reset(place)
     listed = [(name, Path(folder), read_record(Path(folder)) or {}, False) for name, folder in folders.items()]
     return results(listed)
 

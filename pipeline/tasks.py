@@ -17,7 +17,6 @@ from prefect.states import Cancelled, Cancelling, Completed, Failed, State
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.handover import Handover
 from alpro.pipeline.launch import work
 from alpro.pipeline.record import (
     StageResult,
@@ -33,6 +32,7 @@ from alpro.pipeline.reporting.prefect_pages import about_run, artifact_key, link
 from alpro.pipeline.reporting.run_summary import first_line
 from alpro.pipeline.session import Session
 from alpro.shards.storage import DISK_FULL
+from alpro.stages import WITH_MODEL
 from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
 
@@ -129,11 +129,11 @@ def share(store: Store, step: Step) -> None:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
-def make_by_deployment(title: str, session: Session, step: Step, parameters: dict[str, Any]) -> State | None:
-    """Runs a stage by its own deployment, in that deployment's work pool, and waits for the artifact. The states are
+def make_by_deployment(title: str, session: Session, step: Step) -> State | None:
+    """Runs a step by a deployment of `step`, in the work pool of its stage, and waits for the artifact. The states are
     those of `make`."""
     try:
-        build_by_deployment(session, step, parameters)
+        build_by_deployment(session, step)
     except (InputError, StageFailed, Interrupted) as error:
         return failed(error)
     return None
@@ -149,24 +149,27 @@ def append(session: Session, result: StageResult) -> None:
         announce(f"{result.step.name}: Prefect's page has no table of its metrics: {first_line(error)}")
 
 
-def build_by_deployment(session: Session, step: Step, parameters: dict[str, Any]) -> None:
-    flow = step.stage.replace("_", "-")
-    parent = session.parent.id if session.parent else ""
-    handover = Handover.of(step, session.experiment, parent, session.resources, session.arguments)
-    passed = {**parameters, "handover": handover.model_dump(mode="json")}
+def build_by_deployment(session: Session, step: Step) -> None:
+    pool, number = "gpu" if step.stage in WITH_MODEL else "cpu", session.progress.get(step.name, "")
+    about = {"name": step.name, "fingerprint": step.fingerprint, "parent_run": session.run.id}
     submitted = cast(
         FlowRun,
         run_deployment(
-            f"{flow}/{flow}", parameters=passed, timeout=0, flow_run_name=step_title(step), tags=[session.experiment]
+            f"step/{pool}",
+            parameters={**(session.passed or {}), **about},
+            timeout=0,
+            flow_run_name=step_title(step),
+            tags=[session.experiment],
         ),
     )
+    announce(f"{number}{step.name}: waits for a worker of the pool {pool} or runs there, as {submitted.name}")
     state = wait_for_run(submitted)
     if not state.is_completed():
-        raise StageFailed(f"deployment {flow}: run {submitted.name} did not complete: {state.message}")
+        raise StageFailed(f"deployment step/{pool}: run {submitted.name} did not complete: {state.message}")
     record = find_or_fetch(session.store, step)
     if record is None:
         raise StageFailed(
-            f"deployment {flow}: run {submitted.name} completed, but {session.store.folder(step)} does not exist; "
+            f"deployment step/{pool}: run {submitted.name} completed, but {session.store.folder(step)} does not exist; "
             "the workers must share the workspace, or resources.artifacts"
         )
     result = StageResult(step, session.store.folder(step), record, cached=False)
@@ -175,6 +178,7 @@ def build_by_deployment(session: Session, step: Step, parameters: dict[str, Any]
         append(session, result)
     else:  # the deployment has shown the metrics on its page
         session.results.append(result)
+    announce(f"{step.name}: done in {record['run']['seconds']:.0f} s")
 
 
 def wait_for_run(run: FlowRun) -> State:

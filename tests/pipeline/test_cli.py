@@ -18,6 +18,7 @@ import pytest
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.pipeline import cli
+from alpro.pipeline.session import Request
 from alpro.stages import STAGES, declaration
 from alpro.stages.execution.interface import Interrupted, StageFailed
 
@@ -225,7 +226,7 @@ def test_every_command_that_runs_stages_is_quiet_or_verbose():
 
 def test_verbose_prints_paths_and_quiet_no_configuration(tmp_path, monkeypatch, capsys):
     level = log.level
-    monkeypatch.setattr("alpro.pipeline.flow.pretrain", lambda *arguments: {})
+    monkeypatch.setattr("alpro.pipeline.flow.start", lambda *arguments: {})
     command = ["pretrain", "--config", TINY, "--workspace", tmp_path]
     try:
         errors = {option: call(monkeypatch, capsys, *command, option)[2] for option in ("-v", "-q")}
@@ -318,7 +319,7 @@ def test_the_exit_status_of_a_run(outcome, status, message, tmp_path, monkeypatc
             raise outcome
         return outcome
 
-    monkeypatch.setattr(flow, "alpro", alpro)
+    monkeypatch.setattr(flow, "start", alpro)
     code, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
     assert (code, err) == (status, message)
 
@@ -331,7 +332,7 @@ def test_an_error_of_a_server_while_the_disk_is_full_is_one_line(free, tmp_path,
     def alpro(*arguments):
         raise RuntimeError("Server error '500 Internal Server Error'\nFor more information ...")
 
-    monkeypatch.setattr(flow, "alpro", alpro)
+    monkeypatch.setattr(flow, "start", alpro)
     monkeypatch.setattr(commands.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     if free:
         with pytest.raises(RuntimeError):
@@ -344,15 +345,17 @@ def test_an_error_of_a_server_while_the_disk_is_full_is_one_line(free, tmp_path,
     )
 
 
-@pytest.mark.parametrize(("command", "flow"), [("run", "alpro"), ("train-prompter", "train_prompter")])
-def test_options_reach_the_flow(command, flow, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("command", "stage"), [("run", ""), ("train-prompter", "train_prompter")])
+def test_options_reach_the_flow(command, stage, tmp_path, monkeypatch, capsys):
     received = []
-    monkeypatch.setattr(f"alpro.pipeline.flow.{flow}", lambda *arguments: received.extend(arguments) or {})
+    monkeypatch.setattr("alpro.pipeline.flow.start", lambda *arguments: received.extend(arguments) or {})
     changes = ["--set", "resources.workers=3", "--set", "pretrain.lr=1e-4"]
     options = ["--config", TINY, *changes, "--profile", "--tracking-uri", "http://host:5000"]
     assert call(monkeypatch, capsys, command, *options, "--workspace", tmp_path)[0] == 0
     expected = ["resources.workers=3", "pretrain.lr=1e-4", "resources.profile=true"]
-    assert received == [TINY, "", expected, str(tmp_path), "http://host:5000"]
+    request, plan = received
+    assert request == Request(stage, TINY, "", expected, tmp_path, "http://host:5000")
+    assert [step.stage for step in plan[1]][-1] == (stage or "evaluate")
 
 
 def test_an_error_after_ctrl_c_is_not_shown(tmp_path, monkeypatch, capsys):
@@ -364,7 +367,7 @@ def test_an_error_after_ctrl_c_is_not_shown(tmp_path, monkeypatch, capsys):
         except KeyboardInterrupt:
             raise ConnectionError("no server") from None
 
-    monkeypatch.setattr("alpro.pipeline.flow.alpro", alpro)
+    monkeypatch.setattr("alpro.pipeline.flow.start", alpro)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
@@ -374,7 +377,7 @@ def test_an_error_after_ctrl_c_is_not_shown(tmp_path, monkeypatch, capsys):
 
 
 def test_an_unexpected_exception_is_raised(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("alpro.pipeline.flow.alpro", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("alpro.pipeline.flow.start", lambda *arguments: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["alpro", "run", "--workspace", str(tmp_path)])
     monkeypatch.setattr(os, "environ", os.environ.copy())
     with pytest.raises(ZeroDivisionError):

@@ -72,6 +72,8 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
     ]
     folder = artifact(tmp_path / "artifacts", "evaluate", "evaluate", "a", 1, {})
     write_json(folder / "results.json", rows)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "new.html").touch()
     console.print_results({"evaluate": folder}, tmp_path, tmp_path / "reports" / "new.html")
     printed = [row for row in ([c.strip() for c in row if c.strip()] for row in cells(capsys.readouterr().out)) if row]
     assert printed[0] == ["Retrieval"]
@@ -93,6 +95,7 @@ def test_results_as_json(tmp_path, capsys):
     folder = artifact(tmp_path / "artifacts", "evaluate", "evaluate", "a", 1, {}, **more)
     rows = [{"name": "retrieval/t2v/R@1", "value": 1.5, "items": 40}]
     write_json(folder / "results.json", rows)
+    (tmp_path / "new.html").touch()
     console.print_results({"evaluate": folder}, tmp_path, tmp_path / "new.html", as_json=True)
     printed = json.loads(capsys.readouterr().out)
     shown = {"folder": str(folder), "fingerprint": "a" * 64, **more}

@@ -1,6 +1,7 @@
-"""Stages run by their deployments, here and on a machine without a common folder; prefect.yaml."""
+"""Steps run by deployments, here and on a machine without a common folder; prefect.yaml."""
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,11 +17,11 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.pipeline import flow, planning, tasks
 from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step
-from alpro.pipeline.config import load_config
-from alpro.pipeline.handover import Handover
-from alpro.stages import STAGES, WITH_MODEL
-from alpro.stages.execution.interface import Resources, StageFailed, Stopped
+from alpro.pipeline.artifacts.store import Step, Store
+from alpro.pipeline.config import PipelineConfig, load_config
+from alpro.pipeline.session import Place, Request, start_session
+from alpro.stages import STAGES
+from alpro.stages.execution.interface import StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop
 from tests.stages.conftest import write_manifest
 
@@ -30,21 +31,19 @@ TINY = str(ROOT / "tests" / "tiny.toml")
 
 
 def test_every_flow_has_a_deployment_in_its_pool():
+    """What a person starts begins in `cpu`, where it waits for nothing: a mistake is found at once. Only steps with a
+    model wait for a slot of `gpu`; a limit of a deployment would let later runs overtake earlier ones."""
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert sorted(d["name"] for d in deployments) == sorted(["alpro", *(stage.replace("_", "-") for stage in STAGES)])
+    names = [*(name.replace("_", "-") for name in ("alpro", *STAGES)), "cpu", "gpu"]
+    assert sorted(deployment["name"] for deployment in deployments) == sorted(names)
     for deployment in deployments:
         module, _, name = deployment["entrypoint"].partition(":")
+        pool = deployment["name"] if name == "step" else "cpu"
         assert module == "alpro.pipeline.flow"
-        assert getattr(flow, name).name == deployment["name"]  # as make_by_deployment names it: flow/deployment
-        assert deployment["work_pool"]["name"] == ("gpu" if name in WITH_MODEL else "cpu")
-
-
-def test_the_pipelines_deployment_runs_its_stages_in_their_pools():
-    """The pipeline itself runs in `cpu`: in `gpu`, limited to one run at a time, its stages would never start."""
-    (whole, *stages) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert whole["parameters"] == {"stages_by_deployment": True}
-    assert whole["work_pool"] == {"name": "cpu"}
-    assert not any("parameters" in stage for stage in stages)  # the places of files are in the workers' environment
+        assert getattr(flow, name).name == ("step" if name == "step" else deployment["name"])
+        assert deployment["work_pool"] == {"name": pool}
+        assert deployment.get("parameters") == (None if name == "step" else {"stages_by_deployment": True})
+        assert "concurrency_limit" not in deployment
 
 
 @pytest.fixture
@@ -60,17 +59,34 @@ def deployments(monkeypatch) -> Callable[..., list[tuple[str, dict[str, Any]]]]:
         ) -> SimpleNamespace:
             assert timeout == 0  # it returns at once, and the state is polled
             runs.append((name, parameters))
-            last = parameters["handover"]["steps"][-1]
-            assert (flow_run_name, tags) == (f"{last['name']} · {last['fingerprint'][:8]}", ["tiny"])
-            stage = name.partition("/")[2].replace("-", "_")
+            assert (flow_run_name, tags) == (f"{parameters['name']} · {parameters['fingerprint'][:8]}", ["tiny"])
             sent = json.loads(json.dumps(parameters)) | changes
-            return SimpleNamespace(name="a-run", state=getattr(flow, stage)(**sent, return_state=True))
+            return SimpleNamespace(name=flow_run_name, state=flow.step(**sent, return_state=True))
 
         monkeypatch.setattr(tasks, "run_deployment", run_deployment)
         monkeypatch.setattr(tasks, "wait_for_run", lambda run: run.state)
         return runs
 
     return install
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"config": "nope.toml"}, "nope.toml: no such configuration file"),
+        ({"changes": ["pretrain.lrr=1"]}, "unknown key; did you mean 'lr'"),
+        ({"data": "https://u:SECRET@host/m.jsonl"}, "this URL contains a user name"),
+        ({"data": "/no/such/folder"}, "/no/such/folder"),
+        ({"tracking_uri": "elsewhere"}, "elsewhere"),
+    ],
+)
+def test_a_mistake_ends_the_run_before_it_waits_for_anything(parameters, message, tmp_path, deployments):
+    runs = deployments()
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        flow.pretrain(**{"config": TINY, "workspace": str(tmp_path), "stages_by_deployment": True, **parameters})
+    assert "SECRET" not in str(error.value)
+    assert runs == []
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def stage_runs(workspace: Path, stage: str) -> list[Any]:
@@ -87,29 +103,56 @@ def newest_pipeline(workspace: Path) -> Any:
     return next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
 
 
-def test_only_missing_stages_run_by_deployment_with_the_pipelines_parameters(first, workspace, deployments):
-    runs = deployments()
+def test_only_missing_steps_run_by_deployment(first, workspace, deployments, monkeypatch):
+    runs, lines = deployments(), []
+    monkeypatch.setattr(tasks, "announce", lines.append)
+    monkeypatch.setattr(flow, "announce", lines.append)
     changes = ["evaluate.seed=11", "resources.device=cpu"]
     folders = flow.alpro(TINY, changes=changes, workspace=str(workspace), stages_by_deployment=True)
     ((name, parameters),) = runs
-    assert name == "evaluate/evaluate"
-    handover = parameters.pop("handover")
-    assert parameters == {
-        "config": TINY,
-        "data": "",
-        "changes": changes,
-        "workspace": str(workspace),
-        "tracking_uri": "",
-    }
-    assert handover["resources"]["device"] == "cpu"
-    assert handover["steps"][-1]["config"]["seed"] == 11
+    assert name == "step/gpu"
+    assert (parameters["name"], parameters["workspace"], parameters["tracking_uri"]) == ("evaluate", str(workspace), "")
+    assert Path(folders["evaluate"]).name == parameters["fingerprint"][:16]
+    assert parameters["settings"] == load_config(TINY, changes=changes).model_dump(mode="json")
+    assert parameters["arguments"] == {"config": TINY, "data": "", "changes": changes, "folder": "."}
     assert list(folders) == list(first)
     parent = newest_pipeline(workspace)
+    assert parameters["parent_run"] == parent.info.run_id
     assert parent.info.status == "FINISHED"
     assert "test/retrieval/t2v/R1" in parent.data.metrics
-    run = stage_runs(workspace, "evaluate")[0]  # logged by the stage, and not again by the pipeline
+    run = stage_runs(workspace, "evaluate")[0]  # logged by the step, and not again by the pipeline
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert read_record(Path(folders["evaluate"]))["run"]["mlflow_run"] == run.info.run_id
+    record = read_record(Path(folders["evaluate"]))["run"]
+    assert (record["mlflow_run"], record["arguments"]) == (run.info.run_id, parameters["arguments"])
+    # The log of the pipeline says what happened to each step, and where the report is.
+    assert "stage 1 of 11, render_sample: cached" in lines
+    title = f"evaluate · {parameters['fingerprint'][:8]}"
+    assert f"stage 11 of 11, evaluate: waits for a worker of the pool gpu or runs there, as {title}" in lines
+    assert any(line.startswith("evaluate: done in ") for line in lines)
+    assert lines[-1] == f"report: {workspace}/reports/tiny-{parameters['fingerprint'][:6]}.html"
+
+
+def test_a_query_of_a_url_arrives_at_the_deployments(tmp_path):
+    """Without it, they would read another manifest. Credentials are refused before."""
+    url, passed = "https://host/m.jsonl?version=2", {"workspace": str(tmp_path), "tracking_uri": ""}
+    request = Request("", TINY, url, ["evaluate.seed=1"], tmp_path, "", passed)
+    config = load_config(TINY)
+    plan = config, [SimpleNamespace(fingerprint="0" * 64)], Store(tmp_path / "artifacts")
+    session = start_session(request, plan, Place("title"), dict)
+    session.tracker.close()
+    assert session.arguments["data"] == url
+    assert session.passed == {
+        **passed,
+        "settings": config.model_dump(mode="json"),
+        "arguments": {"config": TINY, "data": url, "changes": ["evaluate.seed=1"], "folder": "."},
+    }
+
+
+@pytest.mark.parametrize("config", [TINY, "sample"])
+def test_a_configuration_arrives_complete(config):
+    """As JSON, so that the machine of a step needs none of its files."""
+    loaded = load_config(config)
+    assert PipelineConfig.model_validate(json.loads(json.dumps(loaded.model_dump(mode="json")))) == loaded
 
 
 def test_a_stage_on_a_machine_with_a_workspace_and_a_store_of_its_own(first, workspace, deployments, tmp_path):
@@ -135,7 +178,7 @@ def test_a_stage_on_a_machine_with_a_workspace_and_a_store_of_its_own(first, wor
 def test_a_deployment_that_fails_fails_the_pipeline(first, workspace, monkeypatch):
     monkeypatch.setattr(tasks, "run_deployment", lambda *_, **__: SimpleNamespace(name="blue-fox"))
     monkeypatch.setattr(tasks, "wait_for_run", lambda run: Failed(message="no GPU"))
-    with pytest.raises(StageFailed, match="deployment evaluate: run blue-fox did not complete: no GPU"):
+    with pytest.raises(StageFailed, match="deployment step/gpu: run blue-fox did not complete: no GPU"):
         flow.alpro(TINY, changes=["evaluate.seed=13"], workspace=str(workspace), stages_by_deployment=True)
     assert newest_pipeline(workspace).info.status == "FAILED"
 
@@ -189,55 +232,46 @@ def walls(tmp_path) -> Callable[[], dict[str, Step]]:
     return steps
 
 
-def handed(step: Step, tmp_path: Path) -> dict[str, Any]:
-    """The handover of a pipeline on another machine, as JSON values."""
-    resources = Resources(artifacts=f"{tmp_path}/shared", workers=1)
-    return json.loads(Handover.of(step, "tiny", "run-elsewhere", resources, {}).model_dump_json())
+def parameters_of(tmp_path: Path, step: Step, **more: Any) -> dict[str, Any]:
+    """What a pipeline on another machine passes for a step of `walls`, as JSON values."""
+    manifest = str(tmp_path / "data" / "items.jsonl")
+    changes = [f"resources.artifacts='{tmp_path}/shared'", "build_vocabulary.entities=2", "corpora.data.size=16"]
+    settings = load_config(TINY, manifest, [*changes, "resources.workers=1"]).model_dump(mode="json")
+    return {"name": step.name, "fingerprint": step.fingerprint, "settings": settings, "arguments": {}, **more}
 
 
-def test_a_stage_needs_the_artifacts_of_its_corpora_and_not_their_files(walls, tmp_path):
+def test_a_step_needs_the_artifacts_of_its_corpora_and_not_their_files(walls, tmp_path):
     steps = walls()
-    decoded = flow.decode_videos(handover=handed(steps["decode_videos data"], tmp_path), workspace=str(tmp_path / "a"))
+    passed = {name: parameters_of(tmp_path, step) for name, step in steps.items()}
+    decoded = flow.step(**passed["decode_videos data"], workspace=str(tmp_path / "a"))
     assert list(decoded) == ["decode_videos data"]
     (tmp_path / "data").rename(tmp_path / "not on this machine")
-    folders = flow.build_vocabulary(handover=handed(steps["build_vocabulary"], tmp_path), workspace=str(tmp_path / "b"))
+    folders = flow.step(**passed["build_vocabulary"], workspace=str(tmp_path / "b"))
     assert list(folders) == ["build_vocabulary"]
     assert Path(folders["build_vocabulary"]).name == steps["build_vocabulary"].fingerprint[:16]
 
 
-def test_a_stage_without_inputs_names_the_missing_ones(walls, tmp_path):
-    handover = handed(walls()["build_vocabulary"], tmp_path)
+def test_a_step_without_inputs_names_the_missing_ones(walls, tmp_path):
+    passed = parameters_of(tmp_path, walls()["build_vocabulary"])
     with pytest.raises(InputError, match=r"decode_videos data: the pipeline has this artifact, but .* does not exist"):
-        flow.build_vocabulary(handover=handover, workspace=str(tmp_path / "b"))
-
-
-def test_files_that_differ_on_the_stages_machine_are_refused(walls, tmp_path):
-    handover = handed(walls()["decode_videos data"], tmp_path)
-    (tmp_path / "data" / "red wall 3.png").write_bytes(b"another picture")
-    with pytest.raises(InputError, match=r"decode_videos data: the files of .*items.jsonl differ from those of"):
-        flow.decode_videos(handover=handover, workspace=str(tmp_path / "a"))
+        flow.step(**passed, workspace=str(tmp_path / "b"))
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        lambda step: step.update(fingerprint="0" * 64),
-        lambda step: step["config"].update(an_option_of_tomorrow=1),
-        lambda step: step.update(stage="a_stage_of_tomorrow"),
+        ("files", "decode_videos data: this machine and the one that runs the pipeline have different files"),
+        ("missing", r"decode_videos data: .*items.jsonl"),
+        ("version", "a step of tomorrow: this machine .* or different versions of this project"),
     ],
 )
-def test_another_version_of_the_project_is_refused(change, walls, tmp_path):
-    handover = handed(walls()["decode_videos data"], tmp_path)
-    change(handover["steps"][-1])
-    with pytest.raises(InputError, match=r"decode_videos data: .* different versions of this project"):
-        flow.decode_videos(handover=handover, workspace=str(tmp_path / "a"))
-
-
-def test_a_handover_is_complete(tmp_path):
-    """Every step of a pipeline arrives with its fingerprint, and its inputs once each."""
-    for step in planning.plan(load_config(TINY), Digests(tmp_path / "digests.sqlite")):
-        handover = Handover.model_validate(handed(step, tmp_path))
-        assert handover.step().fingerprint == step.fingerprint
-        names = [entry.name for entry in handover.steps]
-        assert len(names) == len(set(names))
-        assert names[-1] == step.name
+def test_a_machine_on_which_the_step_is_another_one_is_refused(change, message, walls, tmp_path):
+    passed = parameters_of(tmp_path, walls()["decode_videos data"])
+    if change == "files":
+        (tmp_path / "data" / "red wall 3.png").write_bytes(b"another picture")
+    elif change == "missing":
+        (tmp_path / "data").rename(tmp_path / "elsewhere")
+    else:
+        passed["name"] = "a step of tomorrow"
+    with pytest.raises(InputError, match=message):
+        flow.step(**passed, workspace=str(tmp_path / "a"))

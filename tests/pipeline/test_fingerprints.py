@@ -14,10 +14,8 @@ from alpro.pipeline.artifacts import store as artifacts
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import Corpus, load_config
-from alpro.pipeline.handover import Handover
 from alpro.pipeline.planning import decoding, plan
 from alpro.stages import decode_videos
-from alpro.stages.execution.interface import Resources
 from tests.stages.conftest import write_manifest
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
@@ -164,5 +162,3 @@ def test_videos_that_are_elsewhere_are_those_of_the_same_split(tmp_path):
 
     train = step(train=str(tmp_path / "a.jsonl"))
     assert train.source != step(test=str(tmp_path / "a.jsonl")).source
-    handed = Handover.of(train, "", "", Resources(), {}).step()
-    assert handed.source == train.source

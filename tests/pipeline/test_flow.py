@@ -1,11 +1,9 @@
 """The DAG end to end at its smallest size: artifacts, cache, MLflow. One pipeline is run and then looked at."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,11 +16,10 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.pipeline import planning
+from alpro.pipeline import cli, commands, planning
 from alpro.pipeline.artifacts.contents import verify
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.cached_run import run_cached
 from alpro.pipeline.commands import plan_rows, print_plan
 from alpro.pipeline.config import load_config
 from alpro.pipeline.flow import alpro
@@ -30,7 +27,6 @@ from alpro.pipeline.flow import build_vocabulary as vocabulary_flow
 from alpro.pipeline.flow import pretrain as pretrain_flow
 from alpro.pipeline.planning import plan
 from alpro.pipeline.reporting.run_summary import RunSummary, summaries
-from alpro.pipeline.session import Request
 from alpro.pipeline.tasks import interrupted
 from alpro.stages import EVALUATIONS
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed
@@ -134,66 +130,51 @@ def test_mlflow_lists_the_corpora_the_models_and_where_a_run_comes_from(first, w
         assert run.data.tags["mlflow.user"]
 
 
-def test_a_run_of_the_same_command_is_up_to_date(first, workspace):
-    """The command line then starts no run. Whatever the arguments may change, a run finds out."""
+def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, tmp_path, monkeypatch, capsys):
+    """Neither Prefect and its server nor a run in MLflow, whatever its arguments: it prints the results."""
+    monkeypatch.setattr(commands, "run_flow", lambda *_: pytest.fail("a flow was started"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    before = len(runs(workspace)[0])
+
+    def printed(*words: str) -> dict:
+        arguments = cli.parser().parse_args([*words, "--config", TINY, "--workspace", str(workspace), "--json"])
+        assert commands.execute(arguments) == 0
+        return json.loads(capsys.readouterr().out)
+
     alpro(TINY, workspace=str(workspace))
-
-    def is_up_to_date(stage: str = "", *changes: str) -> bool:
-        plan = planning.planned(stage, TINY, "", list(changes), workspace)
-        report = planning.report_file(workspace, plan[0], plan[1])
-        return planning.is_up_to_date(plan, report, stage, {"config": TINY, "data": "", "changes": list(changes)})
-
-    assert is_up_to_date()
-    assert not is_up_to_date("pretrain")
-    assert not is_up_to_date("", "resources.workers=1")
-    assert not is_up_to_date("", "resources.artifacts=file:///nowhere")
-    record = Path(first["pretrain"]) / "artifact.json"
-    record.rename(record.with_suffix(".moved"))
-    assert not is_up_to_date()
-    record.with_suffix(".moved").rename(record)
-    assert is_up_to_date()
+    whole = printed("run")
+    assert {name: one["folder"] for name, one in whole["artifacts"].items()} == first
+    assert whole["results"]
+    assert Path(whole["report"]).is_file()
+    assert printed("run", "--set", "resources.workers=1") == whole
+    part = printed("train-prompter")
+    assert list(part["artifacts"]) == STAGES[:5]
+    assert part["report"] == ""  # no run was of this stage
+    assert len(runs(workspace)[0]) == before + 1
 
 
-def test_a_run_that_finds_every_artifact_is_logged_without_prefect(first, workspace, tmp_path):
-    """It logs to MLflow and writes its report as a flow does, and neither imports Prefect nor starts its server."""
-    by_flow, by_command = tmp_path / "flow", tmp_path / "command"
-    for root in (by_flow, by_command):
-        shutil.copytree(workspace / "artifacts", root / "artifacts")
-    alpro(TINY, workspace=str(by_flow))
-    program = (
-        "import sys\nfrom alpro.pipeline.cli import main\ntry: main()\nfinally: assert 'prefect' not in sys.modules"
-    )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    subprocess.run(
-        [sys.executable, "-c", program, "run", "--config", TINY, "--workspace", str(by_command)],
-        env=environment,
-        check=True,
-    )
-    assert not list((by_command / "prefect").iterdir())
-    (expected,), stages = runs(by_flow)
-    (run,), stages_of_run = runs(by_command)
-    assert (run.info.status, run.info.run_name) == (expected.info.status, expected.info.run_name)
-    assert (run.data.metrics, run.data.params) == (expected.data.metrics, expected.data.params)
-    kept = ("cached", "cached_fingerprints", "commit", "host", "mlflow.user")
-    assert [run.data.tags[key] for key in kept] == [expected.data.tags[key] for key in kept]
-    names = [sorted(stage.info.run_name for stage in nested) for nested in (*stages.values(), *stages_of_run.values())]
-    assert names[0] == names[1]
-    reports = [next(summaries(root / "reports"))[1] for root in (by_flow, by_command)]  # newest first
-    assert reports[0].steps == reports[1].steps
-    assert reports[0].config == reports[1].config
-
-
-def test_an_artifact_that_is_removed_while_a_run_is_logged_ends_it(first, workspace, tmp_path):
+def test_which_runs_have_nothing_to_do(first, workspace, tmp_path):
     shutil.copytree(workspace / "artifacts", tmp_path / "artifacts")
-    plan = planning.planned("", TINY, "", [], tmp_path)
-    steps = planning.cached_steps(plan)
+
+    def finished(*changes: str) -> list[str]:
+        plan = planning.planned("", TINY, "", list(changes), tmp_path)
+        return [step.name for step in planning.finished_steps(plan, planning.report_file(tmp_path, *plan[:2]))]
+
+    assert finished() == []  # nothing of it is in MLflow
+    (tmp_path / "mlflow.db").touch()
+    assert finished() == STAGES
+    assert finished("resources.artifacts=file:///a") == []  # they may have to be sent
+    assert finished("evaluate.seed=77") == []
+    report = planning.report_file(tmp_path, *planning.planned("", TINY, "", [], tmp_path)[:2]).with_suffix(".json")
+    summary = next(summaries(workspace / "reports"))[1]
+    report.parent.mkdir()
+    for state, steps in (("stopped", []), ("failed", []), ("finished", STAGES)):
+        replace(summary, state=state).save(report)
+        assert finished() == steps, state
     shutil.rmtree(tmp_path / "artifacts" / "pretrain")
-    assert steps != planning.cached_steps(plan)  # an input of cached stages is not built again
-    with pytest.raises(InputError, match="pretrain: its artifact was removed meanwhile"):
-        run_cached(Request("", TINY, "", [], tmp_path, ""), plan, steps)
-    (run,), _ = runs(tmp_path)
-    assert run.info.status == "FAILED"
-    assert planning.cached_steps(planning.planned("", TINY, "", ["resources.artifacts=file:///a"], tmp_path)) == []
+    assert finished() == [name for name in STAGES if name != "pretrain"]  # nothing that has to run needs it
+    shutil.rmtree(tmp_path / "artifacts" / "evaluate")
+    assert finished() == []
 
 
 def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):

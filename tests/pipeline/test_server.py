@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.long
+from alpro.stages import STAGES
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests" / "tiny.toml")
 
@@ -120,18 +121,9 @@ def test_every_flow_has_a_deployment_with_described_parameters(server):
     found = call(server, "POST", "/deployments/filter", {"limit": 50})
     pools = {d["name"]: d["work_pool_name"] for d in found}
     assert pools == {
-        "alpro": "cpu",
-        "render-sample": "cpu",
-        "decode-videos": "cpu",
-        "index-shards": "cpu",
-        "build-vocabulary": "cpu",
-        "train-prompter": "gpu",
-        "cache-prompts": "gpu",
-        "pretrain": "gpu",
-        "zero-shot": "gpu",
-        "finetune-retrieval": "gpu",
-        "finetune-qa": "gpu",
-        "evaluate": "gpu",
+        **dict.fromkeys((name.replace("_", "-") for name in ("alpro", *STAGES)), "cpu"),
+        "cpu": "cpu",
+        "gpu": "gpu",
     }
     for one in found:
         assert ":" in one["entrypoint"]
@@ -155,16 +147,16 @@ def test_one_stage_then_the_whole_by_deployment(server):
     again = deployment(server, "alpro/alpro", **here)
     assert set(task_states(server, again).values()) == {"Cached"}
 
-    # By default each stage runs by its own deployment, also where `gpu` runs one at a time.
+    # By default each step is a run of the deployment of its pool, also where `gpu` runs one at a time.
     changed = {"config": TINY, "changes": ["finetune_qa.lr=3e-4"]}
     by_stage = deployment(server, "alpro/alpro", **changed)
     assert by_stage["state"]["name"] == "Completed", by_stage["state"]["message"]
     states = task_states(server, by_stage)
     assert {"pretrain": "Cached", "finetune_retrieval": "Cached"}.items() <= states.items()
-    assert states["finetune_qa"] == "Completed"  # a task that waits for the run of the stage's own deployment
-    runs = call(server, "POST", "/flow_runs/filter", {"deployments": {"name": {"any_": ["finetune-qa"]}}})
-    assert [run["state"]["name"] for run in runs] == ["Completed"]
-    assert runs[0]["name"].startswith("finetune_qa · ")
+    assert states["finetune_qa"] == "Completed"  # a task that waits for the run of the step
+    runs = call(server, "POST", "/flow_runs/filter", {"deployments": {"name": {"any_": ["gpu"]}}})
+    states = {run["name"].partition(" · ")[0]: run["state"]["name"] for run in runs}
+    assert states == {"finetune_qa": "Completed", "evaluate": "Completed"}
 
 
 def test_a_mistake_fails_the_run_with_its_one_line(server, tmp_path):

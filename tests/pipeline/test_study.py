@@ -20,6 +20,7 @@ from alpro.pipeline import flow, planning
 from alpro.pipeline import study as studies
 from alpro.pipeline.artifacts.store import Step
 from alpro.pipeline.config import load_config
+from alpro.pipeline.session import Place, Request
 from alpro.pipeline.study import (
     Member,
     Source,
@@ -122,17 +123,18 @@ def test_shared_stages_are_built_once_and_the_table_is_that_of_the_results(built
 def test_a_study_goes_on_after_a_stop_and_after_a_failure(tmp_path, monkeypatch, capsys):
     ends = iter(["done", KeyboardInterrupt(), "done", StageFailed("it broke"), "done"])
 
-    def zero_shot(config: str, data: str, changes: list[str], workspace: str, tracking_uri: str) -> dict[str, str]:
+    def start(request: Request, plan: planning.Planned, place: Place) -> dict[str, str]:
+        assert (request.stage, request.workspace) == ("zero_shot", tmp_path)
         if isinstance(end := next(ends), BaseException):
             raise end
-        settings, _, _ = planning.HANDED.get()
+        settings, _, _ = plan
         folder = tmp_path / f"{settings.pretrain.lr}"
         folder.mkdir(exist_ok=True)
         write_json(folder / "artifact.json", {"version": RECORD_VERSION, "stage": "zero_shot"})
         write_json(folder / "results.json", [row(VALUES[settings.pretrain.lr, settings.pretrain.seed])])
         return {"zero_shot": str(folder)}
 
-    monkeypatch.setattr(flow, "zero_shot", zero_shot)
+    monkeypatch.setattr(flow, "start", start)
     broken = {"name": "broken", "set": ["pretrain.batch_size=7"]}
     source = source_of(tmp_path, [VARIANTS[0], broken, VARIANTS[1]], seeds=[5])
     with pytest.raises(KeyboardInterrupt):

@@ -237,8 +237,12 @@ def test_a_run_continues_on_another_worker_from_its_checkpoint(tmp_path, free_po
             stack.callback(end, process)
             return process
 
+        def step() -> dict:
+            steps = call(address, "POST", "/flow_runs/filter", {"flows": {"name": {"any_": ["step"]}}})
+            return next(one for one in steps if one["name"].startswith("pretrain · "))
+
         def stage() -> str:
-            logs = call(address, "POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}})
+            logs = call(address, "POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [step()["id"]]}}})
             return "\n".join(line["message"] for line in logs or ())
 
         start("server", *prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port))
@@ -256,13 +260,14 @@ def test_a_run_continues_on_another_worker_from_its_checkpoint(tmp_path, free_po
         path = f"/deployments/{known['id']}/create_flow_run"
         run = wait_for(lambda: call(address, "POST", path, body), 300)["id"]
 
+        start("cpu", sys.executable, "-m", "alpro.pipeline.worker", "cpu", "--limit", "5")
         first = start("first", sys.executable, "-m", "alpro.pipeline.worker", "gpu")
         checkpoints = tmp_path / "workspace" / "artifacts" / "pretrain"
         wait_for(lambda: list(checkpoints.glob("*/checkpoints/step-*")), 1200)
         first.send_signal(signal.SIGTERM)
         assert first.wait(120) == 0
         assert not psutil.pid_exists(first.pid)
-        state = call(address, "GET", f"/flow_runs/{run}")["state"]
+        state = step()["state"]
         assert (state["type"], state["name"]) == ("SCHEDULED", "AwaitingRetry")
 
         start("second", sys.executable, "-m", "alpro.pipeline.worker", "gpu")

@@ -27,17 +27,18 @@ def worker(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_run_of_a_deployment_is_in_the_workspace_of_its_worker(worker, tmp_path, monkeypatch):
-    request = flow.request_of("pretrain", "sample + mine.toml", "videos", [], "", "")
+    request = flow.request_of("pretrain", "sample + mine.toml", "videos", [], "", "", True)
     assert (request.workspace, request.tracking_uri) == (worker, "http://127.0.0.1:5000")
     assert request.config == f"sample+{worker}/configs/mine.toml"
+    assert request.passed == {"workspace": "", "tracking_uri": ""}  # each step's worker has its own
     assert Path.cwd() == worker  # relative paths are in it, and the records name it
-    other = flow.request_of("", f"{tmp_path}/a.toml", "", [], str(tmp_path / "own"), "http://mlflow:5000")
+    other = flow.request_of("", f"{tmp_path}/a.toml", "", [], str(tmp_path / "own"), "http://mlflow:5000", True)
     assert (other.workspace, other.tracking_uri) == (tmp_path / "own", "http://mlflow:5000")
     assert other.config == f"{tmp_path}/a.toml"
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "far.toml").touch()
     monkeypatch.setenv("ALPRO_CONFIGS", f"{worker}/configs,{tmp_path}/more")
-    assert flow.request_of("", "far.toml+mine.toml", "", [], "", "").config == (
+    assert flow.request_of("", "far.toml+mine.toml", "", [], "", "", True).config == (
         f"{tmp_path}/more/far.toml+{worker}/configs/mine.toml"
     )
 
@@ -47,7 +48,7 @@ def test_a_worker_needs_a_workspace(workspace, worker, monkeypatch):
     """A relative one would be in a folder of the worker's, and each run would begin with an empty one."""
     monkeypatch.setenv("ALPRO_WORKSPACE", workspace)
     with pytest.raises(InputError, match=r"ALPRO_WORKSPACE = .* is not an absolute path"):
-        flow.request_of("", "sample", "", [], "", "")
+        flow.request_of("", "sample", "", [], "", "", True)
 
 
 def test_a_run_of_the_command_line_is_where_it_was_started(tmp_path, monkeypatch):
@@ -55,7 +56,8 @@ def test_a_run_of_the_command_line_is_where_it_was_started(tmp_path, monkeypatch
     monkeypatch.setenv("ALPRO_WORKSPACE", "/elsewhere")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "mine.toml").touch()
-    request = flow.request_of("", "mine.toml", "", [], "", "")
+    request = flow.request_of("", "mine.toml", "", [], "", "", False)
+    assert request.passed is None
     assert (request.workspace, request.tracking_uri, request.config) == (tmp_path / "workspace", "", "mine.toml")
     assert os.fspath(Path.cwd()) == str(tmp_path)
 
