@@ -13,7 +13,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from alpro.pipeline.browser_requests import NoCommands
 from alpro.pipeline.lifecycle import end_after, input_ended
 
 LOCAL = ["127.0.0.1", "localhost"]
@@ -26,7 +25,7 @@ class LocalApp:
     header, since not every request of a page needs CORS."""
 
     def __init__(self) -> None:
-        self.app = TrustedHostMiddleware(NoCommands(create_app()), allowed_hosts=LOCAL)
+        self.app = TrustedHostMiddleware(create_app(), allowed_hosts=LOCAL)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope.get("headers", ()))
