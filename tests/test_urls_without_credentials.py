@@ -91,6 +91,7 @@ def test_a_message_repeats_no_part_of_the_url_that_it_is_about():
     url = "https://me:pass%20word@host/a.mp4?t=a%2Fbc1&sig=SeCr3t'x'"
     text = "Forbidden: me:pass word, ?t=a%2Fbc1&sig=SeCr3t'x', sig=SeCr3t'x', a/bc1 and host/a.mp4"
     assert without_secrets_of(text, url) == "Forbidden: , , ,  and host/a.mp4"
+    assert without_secrets_of("404: no file 7", "https://host/a.mp4?t=7&u=404") == "404: no file 7"  # too short
 
 
 def test_texts_beside_a_url_are_kept():
