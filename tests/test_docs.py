@@ -237,12 +237,12 @@ def test_prefect_accepts_the_commands():
         assert {function.__name__, function.__name__.partition("_")[0]} & set(words[:3]), (
             f"{page}: prefect {shlex.join(arguments)}"
         )
-        if "work_pool" in words[0] or words[0] == "worker":
-            pools.add((words[0], bound.arguments.get("name") or bound.arguments["work_pool_name"]))
+        if "work_pool" in words[0]:
+            pools.add(bound.arguments["name"])
         if words[0] == "deployment" and bound.arguments:
             names.add(bound.arguments["name"])
     listed = {deployment["work_pool"]["name"] for deployment in deployments}
-    assert pools == {(kind, pool) for kind in ("work_pool", "worker") for pool in listed}
+    assert pools == listed
     assert {"alpro/alpro"} < names <= {f"{d['name']}/{d['name']}" for d in deployments}
 
 
