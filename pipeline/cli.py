@@ -124,7 +124,7 @@ def add_stage_commands(commands: Any) -> None:
         "over the seeds, and the difference to the first variant. Results of stages are shared and cached.",
     )
     study_parser.add_argument("file", metavar="NAME_OR_FILE", help="a shipped study, or a TOML file")
-    add_run_options(study_parser, config="")
+    add_run_options(study_parser, default="of the study")
     for stage in STAGES:
         stage_parser = add_action(
             commands, stage.replace("_", "-"), declaration(stage).help, "Missing inputs are built first."
@@ -157,8 +157,8 @@ class Pretrained(argparse.Action):
         namespace.changes = [*changes, *(namespace.changes or [])]
 
 
-def add_run_options(command: argparse.ArgumentParser, config: str = "sample") -> None:
-    """config: the default of --config; empty: what the study says."""
+def add_run_options(command: argparse.ArgumentParser, default: str = "sample; with --data own_videos") -> None:
+    """default: what --config is if it is not given, in words."""
     command.add_argument(
         "--dry-run",
         action="store_true",
@@ -166,10 +166,10 @@ def add_run_options(command: argparse.ArgumentParser, config: str = "sample") ->
     )
     command.add_argument(
         "--config",
-        default=config,
+        default="",
         metavar="NAME_OR_FILE",
         help="a shipped configuration, or a TOML file; several joined by +, of which later ones complete and override "
-        f"the earlier (default: {config or 'of the study'})",
+        f"the earlier (default: {default})",
     )
     add_source_options(command)
     add_workspace(command, "folder of artifacts, reports and the MLflow store")

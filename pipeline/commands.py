@@ -85,6 +85,10 @@ def stdout_is_closed() -> bool:
 
 def run_pipeline(arguments: argparse.Namespace) -> None:
     """`alpro run` and `alpro STAGE`."""
+    if not arguments.config:
+        arguments.config = "own_videos" if arguments.data else "sample"
+        if arguments.data:
+            log.info("configuration: own_videos, the default with --data; --config chooses a different one")
     workspace = prepare_run(arguments)
     from alpro.pipeline import planning
     from alpro.pipeline.config import skips_questions

@@ -291,7 +291,9 @@ def check_tables(values: dict[str, Any], source: Path | str) -> None:
     tables |= {f"corpora.{name}": corpus for name, corpus in dict_of(tables["corpora"]).items()}
     for stage in STAGE_CONFIGS:
         phases = dict_of(tables[stage]).get("phases", [])
-        tables |= {f"{stage}.phases.{i}": p for i, p in enumerate(phases if isinstance(phases, list) else [phases])}
+        if not isinstance(phases, list):
+            raise InputError(f"{source}: {stage}.phases must be a list of tables; write [[{stage}.phases]]")
+        tables |= {f"{stage}.phases.{i}": phase for i, phase in enumerate(phases)}
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise InputError(f"{source}: {name} must be a table (it is {table!r})")
@@ -304,7 +306,7 @@ def dict_of(value: Any) -> dict[str, Any]:
 def find_config(source: str) -> Path:
     """A TOML file by path, or a shipped one by name."""
     path = Path(os.path.expanduser(source))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
             raise InputError(f"{source}: no such configuration file; the shipped ones are {', '.join(shipped())}")
         return path
@@ -315,7 +317,7 @@ def find_config(source: str) -> Path:
 
 def find_configs(source: str) -> list[Path]:
     """The files of a configuration: one, or several joined by "+"."""
-    return [find_config(part) for part in ([source] if Path(source).exists() else source.split("+"))]
+    return [find_config(part) for part in ([source] if Path(source).is_file() else source.split("+"))]
 
 
 def name_of(files: list[Path]) -> str:
@@ -376,7 +378,8 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
-    """Replaces all corpora by one, `data`. The phases of a stage become one phase of their total length."""
+    """Replaces all corpora by one, `data`. The phases of a stage become one phase of their total length; if some are
+    in steps and others in epochs, each keeps its own. The classes report lengths that are no numbers."""
     first: dict[str, Any] = next(iter(values.get("corpora", {}).values()), {})
     replaced = ("manifest", "data", "shards", "kinds", "annotations", "root")
     settings = {key: value for key, value in first.items() if key not in replaced}
@@ -386,11 +389,13 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
             dict_of(values.get("evaluate")).pop(key, None)
     for stage in TRAININGS:
         phases = values.get(stage, {}).get("phases", [])
+        lengths = [{key: phase[key] for key in ("steps", "epochs") if phase.get(key)} for phase in phases]
+        keys = {key for length in lengths for key in length}
+        if len(keys) == 1 and all(isinstance(n, int | float) for length in lengths for n in length.values()):
+            (key,) = keys
+            lengths = [{key: sum(length.get(key, 0) for length in lengths)}]
         if phases:
-            length = {
-                key: total for key in ("steps", "epochs") if (total := sum(phase.get(key, 0) for phase in phases))
-            }
-            values[stage]["phases"] = [{"corpora": ["data"], **length}]
+            values[stage]["phases"] = [{"corpora": ["data"], **length} for length in lengths]
     evaluate = values.setdefault("evaluate", {})
     for task, stage in (("retrieval", "finetune_retrieval"), ("qa", "finetune_qa")):
         if stage in values or evaluate.get(task):

@@ -17,8 +17,10 @@ from alpro.stages.zero_shot import Config as ZeroShot
 Planned = tuple[PipelineConfig, list[Step], Store]
 
 
-def planned(stage: str, config: str, data: str, changes: list[str] | None, root: Path) -> Planned:
+def planned(stage: str, config: str, data: str, changes: list[str] | None, root: Path, warn: bool = True) -> Planned:
     """The configuration, the steps of one stage or, for "", of the whole pipeline, and the store in a workspace.
+
+    warn: log `repeated_frames`.
 
     Raises InputError for anything wrong with them, or if `resources.artifacts` cannot be reached.
     """
@@ -29,13 +31,15 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
     steps = needed(steps, stage) if stage else steps
     if settings.pretrained:
         check_text_lengths(steps, Path(settings.pretrained))
-    warn_of_repeated_frames(steps)
+    for line in repeated_frames(steps) if warn else ():
+        log.warning(line)
     store.is_shared(steps[0])
     return settings, steps, store
 
 
-def warn_of_repeated_frames(steps: list[Step]) -> None:
-    """Warns of stages that use more frames of a clip than its corpus stores: some are then used twice."""
+def repeated_frames(steps: list[Step]) -> list[str]:
+    """Lines about stages that use more frames of a clip than its corpus stores: some are then used twice."""
+    lines = []
     for step in steps:
         config: Any = step.config
         model = getattr(config, "model", None)
@@ -45,7 +49,8 @@ def warn_of_repeated_frames(steps: list[Step]) -> None:
             if name != getattr(config, "retrieval", name):
                 continue  # `frames` of an evaluation are those of retrieval
             if used > (stored := cast(DecodeConfig, corpus).frames):
-                log.warning(f"{step.name} uses {used} frames of a clip, and {name} stores {stored}: some are repeated")
+                lines.append(f"{step.name} uses {used} frames of a clip, and {name} stores {stored}: some are repeated")
+    return lines
 
 
 def report_file(root: Path, config: PipelineConfig, steps: list[Step]) -> Path:

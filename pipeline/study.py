@@ -71,10 +71,13 @@ def members_of(source: Source) -> list[Member]:
             changes = [*study.changes, *source.changes, *variant.changes, f'name="{study.name}"']
             try:
                 changes += study.seed_changes(load_config(source.config, source.data, changes), seed)
-                plan = planning.planned(study.until, source.config, source.data, changes, source.root)
+                plan = planning.planned(study.until, source.config, source.data, changes, source.root, warn=False)
             except InputError as error:
                 raise InputError(f"variant {variant.name!r}: {error}") from error
             members.append(Member(variant.name, seed, changes, plan))
+    lines = (line for member in members for line in planning.repeated_frames(member.plan[1]))
+    for line in dict.fromkeys(lines):
+        log.warning(line)
     return members
 
 

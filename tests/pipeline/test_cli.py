@@ -154,6 +154,33 @@ def test_more_frames_than_are_stored_are_a_warning(tmp_path, monkeypatch, capsys
     assert err == "evaluate uses 9 frames of a clip, and clips stores 4: some are repeated\n"
 
 
+def test_own_data_without_a_configuration_is_that_of_own_videos(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.csv").write_text("path,captions\na.mp4,a dog\n")
+    arguments = ["run", "--dry-run", "--workspace", tmp_path / "w", "--json"]
+    _, out, err = call(monkeypatch, capsys, *arguments, "--data", tmp_path / "a.csv")
+    assert "configuration: own_videos, the default with --data; --config chooses a different one\n" in err
+    assert not any(row["name"] == "render_sample" for row in json.loads(out))
+    _, out, err = call(monkeypatch, capsys, *arguments)
+    assert json.loads(out)[0]["name"] == "render_sample"
+    assert "own_videos" not in err
+
+
+def test_set_comes_after_pretrained_in_any_order(tmp_path):
+    for options in (["--set", "pretrained=b", "--pretrained", "a"], ["--pretrained", "a", "--set", "pretrained=b"]):
+        changes = cli.parser().parse_args(["run", *options]).changes
+        assert changes == ['pretrained="a"', "train_prompter=false", "pretrain=false", "pretrained=b"]
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], "webvid_cc3m"), (["--config", "sample"], "sample")])
+def test_a_study_has_its_own_configuration_unless_another_is_given(options, expected, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.toml").write_text('config = "webvid_cc3m"\n')
+    seen = []
+    monkeypatch.setattr("alpro.pipeline.study.members_of", lambda source: seen.append(source.config) or [])
+    monkeypatch.setattr("alpro.pipeline.study.print_study_plan", lambda members, as_json: None)
+    call(monkeypatch, capsys, "study", tmp_path / "mine.toml", "--dry-run", "--workspace", tmp_path / "w", *options)
+    assert seen == [expected]
+
+
 def test_output_that_nothing_reads_is_no_traceback():
     read, write = os.pipe()
     os.close(read)

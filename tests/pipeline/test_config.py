@@ -175,6 +175,50 @@ def test_data_is_searched_for_questions_only_if_a_stage_asks_them_and_once(tmp_p
     assert load_config("own_videos", str(manifest)).finetune_qa is not None
 
 
+PHASES = "[[pretrain.phases]]\ncorpora = ['a']\n{}\n[[pretrain.phases]]\ncorpora = ['b']\n{}\n"
+
+
+@pytest.mark.parametrize(
+    ("phases", "expected"),
+    [
+        (PHASES.format("steps = 3", "steps = 4"), [(7, 0)]),
+        (PHASES.format("epochs = 0.5", "epochs = 1"), [(0, 1.5)]),
+        (PHASES.format("steps = 3", "epochs = 2"), [(3, 0), (0, 2)]),
+    ],
+)
+def test_phases_on_own_data_keep_their_length(tmp_path, phases, expected):
+    (tmp_path / "x.toml").write_text(phases)
+    config = load_config(f"own_videos+{tmp_path}/x.toml", str(tmp_path))
+    assert [(phase.steps, phase.epochs) for phase in config.pretrain.phases] == expected
+    assert {phase.corpora for phase in config.pretrain.phases} == {("data",)}
+
+
+@pytest.mark.parametrize("data", ["", "videos"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[pretrain.phases]\nsteps = 5", r"x\.toml: pretrain\.phases must be a list of tables; write \[\[pretrain"),
+        ("[[pretrain.phases]]\ncorpora = ['data']\nsteps = 'five'", r"pretrain\.phases\.0\.steps: Input should be"),
+        ("[[pretrain.phases]]\ncorpora = ['data']\nsteps = [5]", r"pretrain\.phases\.0\.steps: Input should be"),
+    ],
+)
+def test_a_wrong_phase_is_a_one_line_error_with_data_too(tmp_path, text, message, data):
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(f"own_videos+{tmp_path / 'x.toml'}", data, [] if data else ["corpora.data.data=x"])
+
+
+def test_a_folder_does_not_hide_a_shipped_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("sample", "webvid_cc3m+msvd_qa", "elsewhere"):
+        (tmp_path / name).mkdir()
+    assert load_config("sample").name == "sample"
+    changes = [f"corpora.{name}.data=x" for name in ("webvid", "cc3m", "msvd")]
+    assert load_config("webvid_cc3m+msvd_qa", changes=changes).name == "msvd_qa"
+    with pytest.raises(InputError, match="elsewhere: neither a file nor a shipped configuration"):
+        load_config("elsewhere")
+
+
 def test_data_without_questions_skips_question_answering(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
     (tmp_path / "a.txt").write_text("a dog runs")

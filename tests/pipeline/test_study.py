@@ -25,6 +25,7 @@ from alpro.pipeline.study import (
     Member,
     Source,
     expected_seconds,
+    folder_of,
     hours_of,
     members_of,
     print_study_plan,
@@ -178,6 +179,26 @@ def test_an_invalid_variant_is_named(tmp_path):
     source = source_of(tmp_path, [{"name": "a"}, {"name": "b", "set": {"pretrain.lrr": 1}}])
     with pytest.raises(InputError, match=r"variant 'b': --set pretrain.lrr=1: pretrain.lrr: unknown key"):
         members_of(source)
+
+
+def test_repeated_frames_are_one_warning_for_all_members(tmp_path, capsys):
+    source = source_of(
+        tmp_path, [{"name": "a", "set": {"evaluate.frames": 9}}, {"name": "b", "set": {"evaluate.frames": 9}}]
+    )
+    assert len(members_of(source)) > 1
+    assert (
+        capsys.readouterr().err.count("zero_shot uses 9 frames of a clip, and clips stores 4: some are repeated") == 1
+    )
+
+
+def test_the_folder_of_the_report_depends_on_the_configuration(tmp_path):
+    """Of which the last stage of every member has all in its fingerprint."""
+    source = source_of(tmp_path, [{"name": "a"}])
+    changed = Source(source.study, source.config, "", ["pretrain.lr=0.5"], tmp_path)
+    one, other = (folder_of(s, members_of(s)) for s in (source, changed))
+    assert one != other
+    assert one == folder_of(source, members_of(source))
+    assert one.name.startswith(f"{source.study.name}-")
 
 
 def seeds_of(member: Member) -> dict[str, int]:
