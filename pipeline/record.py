@@ -5,19 +5,25 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.reporting.figures import metric_curves
-from alpro.pipeline.reporting.system_metrics import SystemMetrics
-from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.pipeline.reporting.result_tables import HEADLINES
+from alpro.pipeline.reporting.tracking import Logged, Run, Tracker, system_metrics
 from alpro.pipeline.run_stage import alive
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, declaration
 from alpro.stages.execution.interface import Interrupted
 from alpro.stages.training.metrics import read_metrics
+
+# By evaluation and input: the first part of the names of its metrics.
+EVALUATED = {
+    "zero_shot": {"pretrained": ("zero_shot",), "prompter": ("entities", "entity_crops")},
+    "evaluate": {"qa": ("qa",), "retrieval": ("retrieval", "clip_or_reversed", "counterfactual")},
+}
 
 
 @dataclass
@@ -39,10 +45,11 @@ def stage_run(tracker: Tracker, step: Step, folder: Path, parent: Run | None, ta
     same stage at the same time in another workspace, or on another machine.
     """
     end_dead_runs(tracker, {"fingerprint": step.fingerprint}, own=True)
+    resumed = tracker.started_before(step.fingerprint)
     run = tracker.start(step_title(step), params(step), tags, parent)
+    system = system_metrics(tracker, run) if declaration(step.stage).kind == "training" else nullcontext()
     try:
-        system = SystemMetrics() if declaration(step.stage).kind == "training" else None
-        with tracker.follow(run, folder / "metrics.jsonl", system):
+        with system, tracker.follow(run, folder / "metrics.jsonl", resumed):
             yield run
     except BaseException as error:
         tracker.end(run, status_after(error))
@@ -60,10 +67,7 @@ def log_result(tracker: Tracker, result: StageResult, run: Run, parent: Run | No
     """Logs an artifact's final metrics, pictures, tables and curves to its run, its metrics to the pipeline's."""
     result.mlflow_run = run
     lines = read_metrics(result.folder / "metrics.jsonl")
-    tracker.metrics(run, numbers(result), last_step(lines))
-    tracker.artifact_folder(run, result.folder)
-    if (result.folder / "model").is_dir():
-        tracker.model(run, result.step.stage, result.folder / "model", result.step.fingerprint)
+    log_artifact(tracker, result, run, last_step(lines))
     if (curves := metric_curves(lines, result.step.name)) is not None:
         tracker.figure(run, curves, "pictures/curves.png")
     if parent:
@@ -75,27 +79,74 @@ def log_remote_result(tracker: Tracker, result: StageResult, parent: Run | None,
     """Logs everything of an artifact that a machine with an MLflow store of its own has built."""
     run = tracker.start(step_title(result.step), params(result.step), tags, parent)
     tracker.lines(run, read_metrics(result.folder / "metrics.jsonl"))
+    tracker.pictures_of_steps(run, result.folder)
     log_result(tracker, result, run, parent)
+
+
+def log_artifact(tracker: Tracker, result: StageResult, run: Run, step: int) -> None:
+    """Logs the record of an artifact, its pictures, tables and metrics, and its model, or the models that it evaluates.
+
+    Metrics of a model are logged with it and with the corpus that they are of: MLflow's table of models sorts by them.
+    """
+    tracker.artifact_folder(run, result.folder)
+    values = numbers(result)
+    if (result.folder / "model").is_dir() and declaration(result.step.stage).kind == "training":
+        folder, fingerprint, about = result.folder / "model", result.step.fingerprint, params(result.step)
+        name = f"{tracker.name} · {result.step.stage} · {fingerprint[:8]}"
+        model = tracker.model(run, name, folder, fingerprint, about, step)
+        corpora = [source for source in result.step.inputs.values() if source.stage in CORPUS_STAGES]
+        tracker.metrics(run, values, step, logged(model, *corpora[:1]))
+        return
+    evaluations = EVALUATED.get(result.step.stage, {})
+    models = {
+        name: tracker.logged_model(source.fingerprint)
+        for name, source in result.step.inputs.items()
+        if name in evaluations
+    }
+    tracker.evaluated(run, filter(None, models.values()))
+    for name, model in models.items():
+        own = (
+            {key: value for key, value in values.items() if key.partition("/")[2].startswith(evaluations[name])}
+            if model
+            else {}
+        )
+        corpus = result.step.inputs.get(getattr(result.step.config, "qa" if name == "qa" else "retrieval", ""))
+        if own:
+            tracker.metrics(run, own, step, logged(model, *filter(None, [corpus])))
+            tracker.metrics(run, headlines(own), step, logged(model, *filter(None, [corpus])))
+        values = {key: value for key, value in values.items() if key not in own}
+    tracker.metrics(run, values, step)
+
+
+def logged(model: str, *corpora: Step) -> Logged:
+    """What metrics belong to: a model and the first of its corpora."""
+    for corpus in corpora:
+        return Logged(model, corpus.name.partition(" ")[2] or corpus.name, corpus.fingerprint[:16])
+    return Logged(model)
+
+
+def headlines(metrics: dict[str, float]) -> dict[str, float]:
+    """The headline scores of an evaluation under their short names."""
+    by_name = {name.partition("/")[2]: value for name, value in metrics.items()}
+    return {short: by_name[name] for short, name in HEADLINES.items() if name in by_name}
 
 
 def log_cached(tracker: Tracker, result: StageResult, parent: Run | None, tags: dict[str, str], store: Store) -> None:
     """Logs the metrics of a cached stage to the pipeline's run. The stage has a run already, that of the pipeline that
-    built it; one is added only if this MLflow store has none, because the artifact is of another machine."""
+    built it; one is added only if this MLflow store has none with all entries: the artifact is of another machine, or
+    MLflow did not answer."""
 
-    def log_missing() -> None:
-        built = tracker.find(result.step.fingerprint, result.record["run"].get("mlflow_run", ""))
-        result.mlflow_run = Run(built)
-        if built:
-            return
+    built = tracker.find(result.step.fingerprint, result.record["run"].get("mlflow_run", ""))
+    if built == "":
         result.mlflow_run = run = tracker.start(step_title(result.step), params(result.step), tags, parent)
         log_corpora(tracker, run, store, result.step)
         lines = read_metrics(result.folder / "metrics.jsonl")
         tracker.lines(run, lines)
-        tracker.metrics(run, numbers(result), last_step(lines))
-        tracker.artifact_folder(run, result.folder)
+        tracker.pictures_of_steps(run, result.folder)
+        log_artifact(tracker, result, run, last_step(lines))
         tracker.end(run)
-
-    tracker.later(log_missing)
+    elif built:
+        result.mlflow_run = Run(built)
     if parent:
         log_to_parent(tracker, parent, result)
 
@@ -111,22 +162,18 @@ def log_stages(tracker: Tracker, parent: Run, results: list[StageResult]) -> Non
             "cached_fingerprints": " ".join(result.step.fingerprint for result in cached),
         },
     )
-
-    def log() -> None:
-        rows = [
-            {
-                "stage": result.step.name,
-                "state": "cached" if result.cached else "built",
-                "fingerprint": result.step.fingerprint[:16],
-                "built at": result.record["run"].get("at", ""),
-                "seconds": result.record["run"]["seconds"],
-                "run": tracker.address(result.mlflow_run) or result.mlflow_run.id,
-            }
-            for result in results
-        ]
-        tracker.table(parent, rows, "tables/stages.json")
-
-    tracker.later(log)
+    rows = [
+        {
+            "stage": result.step.name,
+            "state": "cached" if result.cached else "built",
+            "fingerprint": result.step.fingerprint[:16],
+            "built at": result.record["run"].get("at", ""),
+            "seconds": result.record["run"]["seconds"],
+            "run": tracker.address(result.mlflow_run) or result.mlflow_run.id,
+        }
+        for result in results
+    ]
+    tracker.table(parent, rows, "tables/stages.json")
 
 
 def log_to_parent(tracker: Tracker, parent: Run, result: StageResult) -> None:
@@ -153,7 +200,8 @@ def step_title(step: Step) -> str:
 
 
 def params(step: Step) -> dict[str, Any]:
-    return {step.stage: step.config.model_dump(mode="json")}
+    """The values of a step's configuration that are not the defaults; artifact.json has all of them."""
+    return {step.stage: step.config.model_dump(mode="json", exclude_defaults=True)}
 
 
 def last_step(lines: list[dict[str, Any]]) -> int:
@@ -168,11 +216,11 @@ def numbers(result: StageResult) -> dict[str, float]:
 
 
 def parent_numbers(result: StageResult) -> dict[str, float]:
-    """A stage's metrics in the pipeline's run: those of an evaluation as they are, others under the stage's name.
-    MLflow sorts charts by name, so the names of the latter sort after test/."""
+    """A stage's metrics in the pipeline's run: those of an evaluation as they are, with the headline scores, others
+    under the stage's name. MLflow sorts charts by name, so the names of the latter sort after test/."""
     prefix = "" if result.step.stage in EVALUATIONS else f"training/{result.step.stage}/"
     metrics = {f"{prefix}{name}": value for name, value in result.record["metrics"].items()}
-    return metrics | {f"wall_seconds/{result.step.name.replace(' ', '_')}": result.record["run"]["seconds"]}
+    return headlines(metrics) | metrics if result.step.stage in EVALUATIONS else metrics
 
 
 def run_tags(commit: str, step: Step | None = None) -> dict[str, str]:

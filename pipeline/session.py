@@ -96,7 +96,8 @@ def start_session(
     end_dead_runs(tracker, {})
     about = tags({**run_tags(commit), **place.tags})
     configuration = settings.model_dump(mode="json")
-    parent = tracker.start(place.title, configuration, about, place.parent)
+    changed = settings.model_dump(mode="json", exclude_defaults=True)
+    parent = tracker.start(place.title, changed, about, place.parent)
     recorded = clean_values({**request.arguments, "folder": current_folder()}, keep_query=True)
     return Session(
         store,

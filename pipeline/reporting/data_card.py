@@ -12,7 +12,7 @@ from alpro.stages import CORPUS_STAGES
 
 MAX_SAMPLES = 200_000  # of a corpus whose lengths are computed: a second or two
 NOTE = "Lengths: median, in brackets 5 to 95 % of the items."
-LARGE = "Lengths are missing for corpora of more than {:,} samples; `alpro inspect FINGERPRINT` computes them."
+LARGE = "Lengths are missing for corpora of more than {:,} samples; `alpro data inspect FINGERPRINT` computes them."
 
 
 def data_tables(artifacts: list[Listed]) -> list[Table]:

@@ -28,7 +28,7 @@ EXAMPLE = {"video": "videos/0001.mp4", "text": "a red ball moves left"}
 
 
 def register(uri: str, files: Path, folder: Path, record: dict[str, Any], name: str, alias: str) -> str:
-    """Registers the model of an artifact, and sets an alias. Returns its version.
+    """Registers the model of an artifact, unless a version has it, and sets an alias. Returns its version.
 
     uri: of the MLflow store; files: where a store that is an SQLite file has its artifacts. The model belongs to the
     run that built the artifact, if the store has it. Raises InputError if MLflow refuses.
@@ -40,31 +40,52 @@ def register(uri: str, files: Path, folder: Path, record: dict[str, Any], name: 
     try:
         client = MlflowClient(uri)
         mlflow.set_tracking_uri(uri)
-        built = built_by(client, record)
-        experiment = built.info.experiment_id if built else Tracker.open(uri, files, EXPERIMENT).experiment
-        # MLflow prints what the command prints, and warns that it has no example to call the model with: there is no
-        # video that every machine has.
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
-            warnings.filterwarnings("ignore", message=".*input example")
-            entry = mlflow.initialize_logged_model(
-                record["stage"], built.info.run_id if built else None, model_type="ALPRO", experiment_id=experiment
-            )
-            logged = mlflow.pyfunc.log_model(
-                model_id=entry.model_id,
-                name=record["stage"],
-                loader_module=__name__,
-                data_path=str(folder / "model"),
-                signature=ModelSignature(INPUTS, Schema(outputs)),
-                pip_requirements=["alpro-pipeline"],
-                registered_model_name=name,
-                metadata={"fingerprint": record["fingerprint"], "example": EXAMPLE},
-            )
-        version = str(logged.registered_model_version)
-        client.set_model_version_tag(name, version, "fingerprint", record["fingerprint"])
+        versions = client.search_model_versions(f"name = '{name}'")
+        version = next((str(v.version) for v in versions if v.tags.get("fingerprint") == record["fingerprint"]), "")
+        version = version or new_version(client, uri, files, folder, record, name, outputs)
         if alias:
             client.set_registered_model_alias(name, alias, version)
     except Exception as error:
         raise InputError(f"MLflow store {uri}: {str(error).splitlines()[0]}") from error
+    return version
+
+
+def new_version(
+    client: MlflowClient,
+    uri: str,
+    files: Path,
+    folder: Path,
+    record: dict[str, Any],
+    name: str,
+    outputs: list[Any],
+) -> str:
+    """Registers a version with a copy of a model. It links the logged model that the training has made, which has the
+    scores, if the store has it."""
+    built = built_by(client, record)
+    tracker = Tracker.open(uri, files, client.get_experiment(built.info.experiment_id).name if built else EXPERIMENT)
+    if not (model := tracker.logged_model(record["fingerprint"])):
+        about = {"fingerprint": record["fingerprint"]}
+        run = built.info.run_id if built else None
+        entry = mlflow.initialize_logged_model(
+            record["stage"], run, tags=about, model_type="ALPRO", experiment_id=tracker.experiment
+        )
+        model = entry.model_id
+    # MLflow prints what the command prints, and warns that it has no example to call the model with: there is no video
+    # that every machine has.
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):
+        warnings.filterwarnings("ignore", message=".*input example")
+        logged = mlflow.pyfunc.log_model(
+            model_id=model,
+            name=record["stage"],
+            loader_module=__name__,
+            data_path=str(folder / "model"),
+            signature=ModelSignature(INPUTS, Schema(outputs)),
+            pip_requirements=["alpro-pipeline"],
+            registered_model_name=name,
+            metadata={"fingerprint": record["fingerprint"], "example": EXAMPLE},
+        )
+    version = str(logged.registered_model_version)
+    client.set_model_version_tag(name, version, "fingerprint", record["fingerprint"])
     return version
 
 

@@ -14,6 +14,14 @@ from alpro.stages.evaluation.statistics import Difference
 
 Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, record, cached
 FEW_VIDEOS = 100
+# The scores that a person looks at first, by the short names under which MLflow has them, with their names in results.
+HEADLINES = {
+    "R1": "retrieval/t2v/R1",
+    "R10": "retrieval/t2v/R10",
+    "R1_zero_shot": "zero_shot/t2v/R1",
+    "QA": "qa/acc",
+    "entities": "entities/acc",
+}
 
 
 def results(artifacts: list[Listed]) -> list[dict[str, Any]]:

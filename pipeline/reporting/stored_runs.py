@@ -10,7 +10,7 @@ from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
 from alpro.errors import InputError
-from alpro.pipeline.reporting.tracking import MODEL_TRAINING
+from alpro.pipeline.reporting.tracking import MODEL_TRAINING, VIEW
 
 
 def start_page(uri: str) -> str:
@@ -20,8 +20,9 @@ def start_page(uri: str) -> str:
         newest = MlflowClient(uri).search_experiments(order_by=["last_update_time DESC"], max_results=1)
     except Exception as error:
         raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
-    place = f"experiments/{newest[0].experiment_id}/runs" if newest else "experiments"
-    return f"/#/{place}?{MODEL_TRAINING}"
+    if not newest:
+        return f"/#/experiments?{MODEL_TRAINING}"
+    return f"/#/experiments/{newest[0].experiment_id}/runs?{MODEL_TRAINING}&viewStateShareKey={VIEW}"
 
 
 def forget_deleted_runs(database: Path) -> None:

@@ -1,12 +1,12 @@
-"""Logging to MLflow: a run for each pipeline, a nested run for each stage. Only this file and
-registry.py import mlflow.
+"""Logging to MLflow: a run for each pipeline, a nested run for each stage, a logged model for each model.
 
 Stages write metrics.jsonl, tables and pictures into their folders and know nothing of MLflow; this follows those files
 while a stage runs and logs the rest when it is done. So one process, the one that drives the pipeline, logs; training
 processes on other machines need no MLflow, and a cached stage's curves come from the same file.
 
-Only opening the store raises an error. After that, calls that fail because MLflow does not answer are kept and made
-later, in their order: an outage of the tracking server costs no finished work.
+Only opening the store raises an error. After that, logging is best effort: what MLflow does not take is left out with
+a warning, and the run is marked as incomplete. The next run of the pipeline logs such a stage again, from the files of
+its artifact.
 """
 
 import json
@@ -15,8 +15,7 @@ import os
 import re
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,20 +23,32 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # some seconds; what fails longer is kept here
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # some seconds
 
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, ViewType
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+    ViewType,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.files import atomic_write
 from alpro.log import log
 from alpro.pipeline.artifacts.store import flatten
-from alpro.pipeline.reporting.system_metrics import SystemMetrics
+from alpro.pipeline.reporting.result_tables import HEADLINES
 from alpro.stages.training.metrics import read_metrics
 
 for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like
@@ -46,6 +57,9 @@ for _name in ("urllib3.connectionpool", "mlflow.store.db.utils"):  # each retry,
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 FOLLOW_SECONDS = 2.0
+RETRY_SECONDS = (
+    30.0  # without calls after one that MLflow did not answer: each may take as long as a connection timeout
+)
 PICTURES_OF_STEPS = "pictures/*-step-*.png"
 TABLES = (
     "results.json",
@@ -60,14 +74,27 @@ TABLE_ROWS = 500
 SEPARATOR = " · "  # of the parts of a run's name
 NUMBER = re.compile(rf"{SEPARATOR}run \d+(?={SEPARATOR}|$)")
 KIND = {"mlflow.experimentKind": "custom_model_development"}
+VIEW = "alpro"  # of the columns of MLflow's table of runs, by its key in addresses
+COLUMNS = [*(f"metrics.`{name}`" for name in HEADLINES), "attributes.`Dataset`", "attributes.`Models`"]
+INCOMPLETE = "incomplete"  # the tag of a run that misses entries
 MODEL_TRAINING = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
 
 
 @dataclass
 class Run:
-    """A run in MLflow. The id is empty until MLflow has created the run."""
+    """A run in MLflow. The id is empty if MLflow did not answer. missed: some of its entries are not logged."""
 
     id: str = ""
+    missed: bool = False
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A model and a corpus that metrics belong to: the id of the model, the name and the digest of the corpus."""
+
+    model: str = ""
+    corpus: str = ""
+    digest: str = ""
 
 
 @dataclass
@@ -77,8 +104,9 @@ class Tracker:
     client: MlflowClient
     experiment: str
     uri: str
-    pending: deque[Callable[[], object]] = field(default_factory=deque)  # calls that MLflow has not answered
-    interrupted: bool = False  # a warning about pending calls was printed
+    name: str = ""  # of the experiment
+    missed: int = 0  # entries that are not logged
+    asks_again: float = 0.0  # the time of `time.monotonic` before which no call is made
     lock: Any = field(default_factory=threading.RLock)
 
     @classmethod
@@ -98,9 +126,12 @@ class Tracker:
                     identity = client.create_experiment(experiment, artifact_location=location, tags=KIND)
                 else:
                     identity = existing.experiment_id
+                key = f"mlflow.sharedViewState.{VIEW}"
+                if existing is None or key not in existing.tags:
+                    client.set_experiment_tag(identity, key, json.dumps({"selectedColumns": COLUMNS}))
         except Exception as error:  # of MLflow, SQLAlchemy, alembic: a corrupt file, a server that is not there
             raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
-        return cls(client, identity, uri)
+        return cls(client, identity, uri, experiment)
 
     def start(self, name: str, params: dict[str, Any], tags: dict[str, str], parent: Run | None = None) -> Run:
         """Starts a run, nested in `parent` if there is one. A name that a run of the experiment has gets a number."""
@@ -112,11 +143,11 @@ class Tracker:
             created = self.client.create_run(self.experiment, start_time=now, run_name=shown, tags=tags | nested)
             run.id = created.info.run_id
 
-        self._send(create)
+        self._send(run, create)
         # MLflow accepts at most a hundred parameters in a call.
         flat = [Param(key, without_credentials(str(value))[:6000]) for key, value in flatten(params).items()]
         for start in range(0, len(flat), 100):
-            self._send(partial(self._log_batch, run, params=flat[start : start + 100]))
+            self._send(run, partial(self._log_batch, run, params=flat[start : start + 100]))
         return run
 
     def numbered(self, name: str) -> str:
@@ -137,46 +168,63 @@ class Tracker:
         path = f"experiments/{self.experiment}/runs/{run.id}" + (f"/artifacts/{artifact}" if artifact else "")
         return f"{self.uri.rstrip('/')}/#/{path}?{MODEL_TRAINING}"
 
-    def find(self, fingerprint: str, run_id: str) -> str:
-        """The run that built an artifact: `run_id` if the store has it, else a finished run of the experiment with the
-        fingerprint; empty if there is none."""
-        try:
-            return self.client.get_run(run_id).info.run_id if run_id else ""
-        except MlflowException as error:
-            if is_outage(error):
-                raise
-        query = f"attributes.status = 'FINISHED' and tags.fingerprint = '{fingerprint}'"
-        found = self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
-        return found[0].info.run_id if found else ""
+    def find(self, fingerprint: str, run_id: str) -> str | None:
+        """The run that built an artifact and has all of its entries: `run_id` if the store has it, else a run of the
+        experiment with the fingerprint. Empty if there is none; None if MLflow does not answer."""
+        found: list[str] = []
 
-    def later(self, call: Callable[[], object]) -> None:
-        """Makes a call that asks MLflow and logs by the answer, now or when MLflow answers again."""
-        self._send(call)
+        def search() -> None:
+            try:
+                runs = [self.client.get_run(run_id)] if run_id else []
+            except MlflowException as error:
+                if is_outage(error):
+                    raise
+                runs = []
+            query = f"attributes.status = 'FINISHED' and tags.fingerprint = '{fingerprint}'"
+            runs += self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
+            complete = (run for run in runs if run.info.status == "FINISHED" and INCOMPLETE not in run.data.tags)
+            found.extend([*(run.info.run_id for run in complete), ""][:1])
+
+        self._send(None, search)
+        return found[0] if found else None
+
+    def started_before(self, fingerprint: str) -> bool:
+        """Whether the experiment has a run that was stopped while it built an artifact, and so its first steps."""
+        found: list[Any] = []
+
+        def search() -> None:
+            query = f"attributes.status != 'FINISHED' and tags.fingerprint = '{fingerprint}'"
+            runs = self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
+            found.extend(run for run in runs if INCOMPLETE not in run.data.tags)
+
+        self._send(None, search)
+        return bool(found)
 
     def tags(self, run: Run, tags: dict[str, str]) -> None:
-        for key, value in tags.items():
-            self._send(partial(self._set_tag, run, key, without_credentials(value)))
-
-    def _set_tag(self, run: Run, key: str, value: str) -> None:
-        self.client.set_tag(run.id, key, value)
+        logged = [RunTag(key, without_credentials(value)) for key, value in tags.items()]
+        self._send(run, lambda: self.client.log_batch(run.id, tags=logged))
 
     def table(self, run: Run, rows: list[dict[str, Any]], name: str) -> None:
         """Logs rows as a table, which MLflow shows among the artifacts."""
         columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else {})}
-        self._send(partial(self._log_table, run, columns, name))
+        self._send(run, lambda: self.client.log_table(run.id, columns, name))
 
     def end(self, run: Run, status: str = "FINISHED") -> None:
         """Ends a run: FINISHED, FAILED or KILLED."""
         now = milliseconds()
-        self._send(lambda: self.client.set_terminated(run.id, status, now))
+        if run.missed:
+            self.tags(run, {INCOMPLETE: "MLflow did not answer; the next run of the pipeline logs this stage again"})
+        self._send(run, lambda: self.client.set_terminated(run.id, status, now))
 
-    def metrics(self, run: Run, values: dict[str, float], step: int = 0) -> None:
-        now = milliseconds()
-        self._send_metrics(run, [Metric(key, value, now, step) for key, value in values.items()])
+    def metrics(self, run: Run, values: dict[str, float], step: int = 0, of: Logged | None = None) -> bool:
+        """Logs values; `of`: the model and the corpus that they belong to. Returns whether MLflow took them."""
+        now, of = milliseconds(), of or Logged()
+        about = of.model or None, of.corpus or None, of.digest or None
+        return self._send_metrics(run, [Metric(key, value, now, step, *about) for key, value in values.items()])
 
-    def lines(self, run: Run, lines: list[dict[str, Any]]) -> None:
-        """Logs lines of a metrics.jsonl."""
-        self._send_metrics(
+    def lines(self, run: Run, lines: list[dict[str, Any]]) -> bool:
+        """Logs lines of a metrics.jsonl. Returns whether MLflow took them."""
+        return self._send_metrics(
             run,
             [
                 Metric(key, value, int(line["time"] * 1000), line["step"])
@@ -186,20 +234,22 @@ class Tracker:
             ],
         )
 
-    def _send_metrics(self, run: Run, metrics: list[Metric]) -> None:
-        metrics = [Metric(metric_name(m.key), m.value, m.timestamp, m.step) for m in metrics]
-        for start in range(0, len(metrics), 1000):
-            self._send(partial(self._log_batch, run, metrics=metrics[start : start + 1000]))
+    def _send_metrics(self, run: Run, metrics: list[Metric]) -> bool:
+        for metric in metrics:
+            metric._key = metric_name(metric.key)
+        parts = [metrics[start : start + 1000] for start in range(0, len(metrics), 1000)]
+        return all(self._send(run, partial(self._log_batch, run, metrics=part)) for part in parts)
 
     def _log_batch(self, run: Run, metrics: Sequence[Metric] = (), params: Sequence[Param] = ()) -> None:
         self.client.log_batch(run.id, metrics=metrics, params=params)
 
     @contextmanager
-    def follow(self, run: Run, file: Path, system: SystemMetrics | None = None) -> Iterator[None]:
+    def follow(self, run: Run, file: Path, resumed: bool = False) -> Iterator[None]:
         """Logs the lines of a metrics.jsonl as they are written, from a thread, and the last ones at the end; so too
-        the pictures of single steps that appear beside it, and the samples of `system`."""
+        the pictures of single steps that appear beside it. resumed: lines that are there already are logged, with the
+        run that wrote them."""
         done = threading.Event()
-        last = -1
+        last = max((line["step"] for line in read_metrics(file)), default=-1) if resumed else -1
         shown = set(file.parent.glob(PICTURES_OF_STEPS))
 
         def read() -> None:
@@ -207,21 +257,16 @@ class Tracker:
             fresh = [line for line in read_metrics(file) if line["step"] > last]
             if fresh:
                 # Several lines may share a step (training, validation): the newest step waits for its last line.
-                self.lines(
-                    run,
-                    ready := fresh if done.is_set() else [line for line in fresh if line["step"] < fresh[-1]["step"]],
-                )
-                last = ready[-1]["step"] if ready else last
+                ready = fresh if done.is_set() else [line for line in fresh if line["step"] < fresh[-1]["step"]]
+                if ready and self.lines(run, ready):  # after an outage, all lines since
+                    last = ready[-1]["step"]
             for picture in sorted(set(file.parent.glob(PICTURES_OF_STEPS)) - shown):
                 shown.add(picture)
-                self.file(run, picture, "pictures")
+                self.picture(run, picture)
 
         def loop() -> None:
             while not done.wait(FOLLOW_SECONDS):
-                self.flush()
                 read()
-                seconds, metrics = system.sample() if system else (0, {})
-                self.metrics(run, metrics, seconds)
 
         thread = threading.Thread(target=loop, daemon=True)
         thread.start()
@@ -235,40 +280,84 @@ class Tracker:
     def artifact_folder(self, run: Run, folder: Path) -> None:
         """Logs what a person looks at of an artifact: its record, pictures, and tables (the first rows of each)."""
         self.file(run, folder / "artifact.json")
-        for picture in sorted((folder / "pictures").glob("*.png")):
+        pictures = set((folder / "pictures").glob("*.png")) - set(folder.glob(PICTURES_OF_STEPS))
+        for picture in sorted(pictures):
             self.file(run, picture, "pictures")
         for name in TABLES:
             if (folder / name).is_file():
-                self._send(partial(self._log_table, run, read_table(folder / name), f"tables/{Path(name).stem}.json"))
+                table, place = read_table(folder / name), f"tables/{Path(name).stem}.json"
+                self._send(run, partial(self._log_table, run, table, place))
 
-    def _log_table(self, run: Run, table: Any, name: str) -> None:
-        self.client.log_table(run.id, table, name)
+    def _log_table(self, run: Run, table: Any, place: str) -> None:
+        self.client.log_table(run.id, table, place)
+
+    def pictures_of_steps(self, run: Run, folder: Path) -> None:
+        """Logs the pictures of single steps of an artifact, which `follow` logs while a stage runs."""
+        for picture in sorted(folder.glob(PICTURES_OF_STEPS)):
+            self.picture(run, picture)
+
+    def picture(self, run: Run, path: Path) -> None:
+        """Logs NAME-step-000200.png as the image NAME of step 200, which MLflow's page shows over the steps."""
+        name, _, step = path.stem.partition("-step-")
+
+        def log_image() -> None:
+            with Image.open(path) as picture:
+                self.client.log_image(run.id, picture.convert("RGB"), key=name, step=int(step))
+
+        self._send(run, log_image)
 
     def file(self, run: Run, path: Path, folder: str | None = None) -> None:
-        self._send(lambda: self.client.log_artifact(run.id, str(path), folder))
+        self._send(run, lambda: self.client.log_artifact(run.id, str(path), folder))
 
-    def model(self, run: Run, name: str, folder: Path, fingerprint: str) -> None:
-        """Logs a model that stays in its folder: MLflow lists it with its run, and has no copy of it."""
+    def model(self, run: Run, name: str, folder: Path, fingerprint: str, params: dict[str, Any], step: int) -> str:
+        """Logs a model that stays in its folder as the output of its run at a step: MLflow lists it, and has no copy
+        of it. Returns its id; empty if MLflow did not answer."""
+        made: list[str] = []
 
         def create() -> None:
             tags = {"mlflow.model.isExternal": "true", "path": str(folder), "fingerprint": fingerprint}
-            logged = self.client.create_logged_model(self.experiment, name, run.id, tags, model_type="ALPRO")
+            flat = {key: without_credentials(str(value))[:500] for key, value in flatten(params).items()}
+            # MLflow's names of models have none of these characters.
+            shown = re.sub(r"[/:.%\"']", "_", name)
+            logged = self.client.create_logged_model(self.experiment, shown, run.id, tags, flat, "ALPRO")
             self.client.finalize_logged_model(logged.model_id, "READY")
+            self.client.log_outputs(run.id, [LoggedModelOutput(logged.model_id, step)])
+            made.append(logged.model_id)
 
-        self._send(create)
+        self._send(run, create)
+        return made[0] if made else ""
+
+    def logged_model(self, fingerprint: str) -> str:
+        """The id of the newest logged model of an artifact; empty if the store has none."""
+        found: list[str] = []
+
+        def search() -> None:
+            query = f"tags.fingerprint = '{fingerprint}'"
+            experiments = [one.experiment_id for one in self.client.search_experiments()]
+            models = self.client.search_logged_models(experiments, query, max_results=1)
+            found.extend(model.model_id for model in models)
+
+        self._send(None, search)
+        return found[0] if found else ""
+
+    def evaluated(self, run: Run, models: Iterable[str]) -> None:
+        """Lists logged models as the inputs of the run that evaluates them."""
+        inputs = [LoggedModelInput(model) for model in dict.fromkeys(models)]
+        if inputs:
+            self._send(run, lambda: self.client.log_inputs(run.id, models=inputs))
 
     def dataset(self, run: Run, name: str, artifact: Path, fingerprint: str, counts: dict[str, int], use: str) -> None:
         """Logs a corpus that a run reads or builds. use: training, evaluation, or another purpose."""
         about = without_credentials(json.dumps({"path": str(artifact)}))
         corpus = Dataset(name, fingerprint[:16], "artifact", about, profile=json.dumps(counts))
         tags = [InputTag("mlflow.data.context", use)]
-        self._send(lambda: self.client.log_inputs(run.id, [DatasetInput(corpus, tags)]))
+        self._send(run, lambda: self.client.log_inputs(run.id, [DatasetInput(corpus, tags)]))
 
     def text(self, run: Run, text: str, name: str) -> None:
-        self._send(lambda: self.client.log_text(run.id, without_credentials(text), name))
+        self._send(run, lambda: self.client.log_text(run.id, without_credentials(text), name))
 
     def figure(self, run: Run, figure: Any, name: str) -> None:
-        self._send(lambda: self.client.log_figure(run.id, figure, name))
+        self._send(run, lambda: self.client.log_figure(run.id, figure, name))
 
     def has_run(self, run_id: str) -> bool:
         """Whether the store has a run, and so is the store of the process that started it."""
@@ -289,46 +378,39 @@ class Tracker:
                 if is_stale(run.data.tags):
                     self.client.set_terminated(run.info.run_id, "KILLED")
 
-        self._send(kill)
+        self._send(None, kill)
 
-    def _send(self, call: Callable[[], object]) -> None:
-        """Makes a call to MLflow. During an outage it is kept, and `flush` makes it later."""
+    def _send(self, run: Run | None, call: Callable[[], object]) -> bool:
+        """Makes a call to MLflow about a run. Returns whether MLflow took it: not if it does not answer, if the run was
+        not created because of that, and if it refuses the call."""
         with self.lock:
-            self.pending.append(call)
-            if len(self.pending) == 1:
-                self.flush()
-
-    def flush(self) -> bool:
-        """Makes the pending calls. Returns False if MLflow does not answer. A call that fails otherwise is dropped."""
-        with self.lock:
-            while self.pending:
-                try:
-                    self.pending[0]()
-                except Exception as error:  # of MLflow, requests, or the client of a store of artifacts
-                    reason = (str(error).splitlines() or [type(error).__name__])[0]
-                    if is_outage(error):
-                        self._warn_once(reason)
-                        return False
+            if time.monotonic() < self.asks_again or (run and run.missed and not run.id):
+                return self._miss(run)
+            try:
+                call()
+            except Exception as error:  # of MLflow, requests, or the client of a store of artifacts
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                if not is_outage(error):
                     log.warning(f"warning: MLflow store {self.uri}: an entry is not logged: {reason}")
-                self.pending.popleft()
-            if self.interrupted:
-                log.info(f"MLflow store {self.uri} answers again; the missed entries are logged")
-            self.interrupted = False
+                    return False
+                if not self.missed:
+                    log.warning(f"warning: MLflow store {self.uri} does not answer ({reason}); entries are left out")
+                self.asks_again = time.monotonic() + RETRY_SECONDS
+                return self._miss(run)
             return True
 
-    def _warn_once(self, reason: str) -> None:
-        if not self.interrupted:
-            log.warning(
-                f"warning: MLflow store {self.uri} does not answer ({reason}); entries are kept and logged later"
-            )
-        self.interrupted = True
+    def _miss(self, run: Run | None) -> bool:
+        self.missed += 1
+        if run:
+            run.missed = True
+        return False
 
     def close(self) -> None:
-        """Makes the pending calls; prints a warning if MLflow still does not answer."""
-        if not self.flush():
+        """Prints a warning if entries are missing."""
+        if self.missed:
             log.warning(
-                f"warning: MLflow store {self.uri} does not answer; {len(self.pending)} entries are not logged; "
-                "run the same command again later to log the metrics of what is finished"
+                f"warning: MLflow store {self.uri} did not answer; {self.missed} entries are not logged; run the same "
+                "command again later to log the metrics of what is finished"
             )
 
 
@@ -339,6 +421,19 @@ def create_store(path: Path, artifacts: Path) -> None:
         return
     with atomic_write(path) as temporary:
         SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.resolve().as_uri()).engine.dispose()
+
+
+@contextmanager
+def system_metrics(tracker: Tracker, run: Run) -> Iterator[None]:
+    """Logs the use of this machine (processor, memory, disk, network, GPUs) while the body runs."""
+    monitor = SystemMetricsMonitor(run.id, tracking_uri=tracker.uri) if run.id else None
+    if monitor:
+        monitor.start()
+    try:
+        yield
+    finally:
+        if monitor:
+            monitor.finish()
 
 
 def is_outage(error: Exception) -> bool:

@@ -25,7 +25,7 @@ def tracker() -> Tracker:
 
 
 def status(tracker: Tracker, run: Run) -> str:
-    return tracker.client.runs[run.id].status
+    return tracker.client.runs[run.id].info.status
 
 
 @pytest.fixture

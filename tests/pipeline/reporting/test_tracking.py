@@ -1,27 +1,19 @@
-"""Logging to MLflow, also during outages, with a recording client and with a real server."""
+"""Logging to MLflow, also during outages, with a recording client."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.request import urlopen
 
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
-from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import validate_param_and_metric_name
 
 from alpro.errors import InputError
-from alpro.pipeline.reporting import system_metrics, tracking
+from alpro.pipeline.reporting import tracking
 from alpro.pipeline.reporting.tracking import Run, Tracker, flatten, metric_name, read_table
 
 
@@ -30,6 +22,7 @@ class Memory:
 
     def __init__(self):
         self.metrics, self.params, self.sizes, self.files = [], {}, [], []
+        self.times: list[int] = []
         self.runs: dict[str, SimpleNamespace] = {}
         self.error: Exception | None = None
         self.failed = threading.Semaphore(0)  # released at each call that fails
@@ -42,8 +35,8 @@ class Memory:
 
     def create_run(self, experiment, start_time, run_name, tags):
         self.answer()
-        info = SimpleNamespace(run_id=f"run-{len(self.runs) + 1}", run_name=run_name)
-        run = SimpleNamespace(info=info, data=SimpleNamespace(tags=tags), status="RUNNING", started=start_time)
+        info = SimpleNamespace(run_id=f"run-{len(self.runs) + 1}", run_name=run_name, status="RUNNING")
+        run = SimpleNamespace(info=info, data=SimpleNamespace(tags=dict(tags)), started=start_time)
         self.runs[info.run_id] = run
         return run
 
@@ -58,20 +51,26 @@ class Memory:
         if query.startswith("attributes.run_name LIKE"):
             last = query.partition("%")[2].strip("%'")
             return [run for run in self.runs.values() if last in run.info.run_name]
-        wanted = dict(part.removeprefix("tags.").split(" = ") for part in query.split(" and ")[1:])
-        running = [run for run in self.runs.values() if run.status == "RUNNING"]
-        return [run for run in running if all(run.data.tags.get(k) == v.strip("'") for k, v in wanted.items())]
+        status, *others = query.split(" and ")
+        _, sign, value = status.split(" ")
+        wanted = dict(part.removeprefix("tags.").split(" = ") for part in others)
+        of_status = [run for run in self.runs.values() if (run.info.status == value.strip("'")) == (sign == "=")]
+        return [run for run in of_status if all(run.data.tags.get(k) == v.strip("'") for k, v in wanted.items())]
 
     def set_terminated(self, run, status, end_time=None):
         self.answer()
-        self.runs[run].status, self.runs[run].ended = status, end_time
+        self.runs[run].info.status, self.runs[run].ended = status, end_time
 
-    def log_batch(self, run, metrics=(), params=()):
+    def log_batch(self, run, metrics=(), params=(), tags=()):
         self.answer()
+        if tags:
+            self.runs[run].data.tags |= {tag.key: tag.value for tag in tags}
+            return
         if any(m.key == "refused" for m in metrics):
             raise MlflowException("refused: not a name", INVALID_PARAMETER_VALUE)
         self.sizes.append(len(metrics) + len(params))
         self.metrics += [(m.key, m.value, m.step) for m in metrics]
+        self.times += [m.timestamp for m in metrics]
         self.params |= {p.key: p.value for p in params}
         self.logged.release()
 
@@ -96,6 +95,7 @@ def tracker(client) -> Tracker:
 @pytest.fixture
 def quick(monkeypatch) -> None:
     monkeypatch.setattr(tracking, "FOLLOW_SECONDS", 0.01)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0)
 
 
 def write(file, step: int, **values: float) -> None:
@@ -127,10 +127,35 @@ def test_the_last_metrics_of_a_failing_stage_are_logged(tracker, client, tmp_pat
     assert client.metrics == [("loss", 9.0, 7)]
 
 
+def test_the_time_of_a_point_is_that_of_its_line_in_milliseconds(tracker, client):
+    tracker.lines(Run("run-1"), [{"step": 1, "time": 1_700_000_000.125, "loss": 3.0}])
+    assert client.times == [1_700_000_000_125]
+    before = time.time()
+    tracker.metrics(Run("run-1"), {"loss": 1.0})
+    assert before * 1000 - 1 <= client.times[1] <= time.time() * 1000
+
+
+def test_a_resumed_stage_logs_only_its_new_steps(tracker, client, tmp_path):
+    """The run that was stopped has the others. A run that MLflow does not have is logged from its first step."""
+    file = tmp_path / "metrics.jsonl"
+    for resumed, expected in ((False, [1, 2, 3]), (True, [4])):
+        write(file, 1 if not resumed else 3, loss=1.0)
+        with tracker.follow(Run("run-1"), file, resumed):
+            for step in (2, 3) if not resumed else (4,):
+                write(file, step, loss=2.0)
+        assert [step for _, _, step in client.metrics] == expected
+        client.metrics.clear()
+    first = tracker.start("pretrain", {}, {"fingerprint": "a"})
+    assert [tracker.started_before(fingerprint) for fingerprint in "ab"] == [True, False]
+    tracker.end(first)
+    assert not tracker.started_before("a")
+
+
 def test_an_outage_while_metrics_are_followed_loses_none(tracker, client, tmp_path, quick, capsys):
     file = tmp_path / "metrics.jsonl"
     client.error = OUTAGE
-    with tracker.follow(Run("run-1"), file):
+    run = Run("run-1")
+    with tracker.follow(run, file):
         write(file, 1, loss=3.0)
         write(file, 2, loss=2.0)
         for _ in range(3):  # the thread goes on trying
@@ -138,51 +163,37 @@ def test_an_outage_while_metrics_are_followed_loses_none(tracker, client, tmp_pa
         write(file, 3, loss=1.0)
         client.error = None
         assert client.logged.acquire(timeout=60)
-    tracker.close()
     assert client.metrics == [("loss", 3.0, 1), ("loss", 2.0, 2), ("loss", 1.0, 3)]
-    warning, back = capsys.readouterr().err.splitlines()
+    (warning,) = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: MLflow store memory does not answer (API request to http://host failed")
-    assert "answers again" in back
 
 
-def test_a_stage_that_starts_and_ends_in_an_outage_is_logged_later(tracker, client, tmp_path):
-    (tmp_path / "artifact.json").write_text("{}")
-    parent = tracker.start("pipeline", {}, {})
+def test_a_stage_with_missing_entries_is_not_found_so_that_the_next_run_logs_it(tracker, client, quick, capsys):
+    """`find` says None while MLflow does not answer: then nothing is known."""
+    whole, partial = (tracker.start("stage", {}, {"fingerprint": name}) for name in "ab")
+    tracker.end(whole)
     client.error = OUTAGE
-    run = tracker.start("stage", {"stage": {"lr": 0.1}}, {"stage": "stage"}, parent)
-    tracker.metrics(run, {"loss": 1.0}, 3)
-    tracker.artifact_folder(run, tmp_path)
-    tracker.end(run)
-    assert (run.id, client.metrics, client.files) == ("", [], [])
-    started = tracking.milliseconds()
+    tracker.metrics(partial, {"loss": 1.0})
+    late = tracker.start("stage", {"stage": {"lr": 0.1}}, {"fingerprint": "c"})
+    assert (late.id, tracker.find("a", "")) == ("", None)
     client.error = None
+    tracker.metrics(late, {"loss": 1.0})
+    for run in (partial, late):
+        tracker.end(run)
+    assert client.metrics == []
+    assert [tracker.find(name, "") for name in "abc"] == [whole.id, "", ""]
+    assert [tracker.find(name, run.id) for name, run in (("a", whole), ("b", partial))] == [whole.id, ""]
     tracker.close()
-    assert client.runs[run.id].data.tags == {"stage": "stage", "mlflow.parentRunId": parent.id}
-    assert client.runs[run.id].status == "FINISHED"
-    assert client.runs[run.id].started <= client.runs[run.id].ended <= started
-    assert (client.params, client.metrics) == ({"stage.lr": "0.1"}, [("loss", 1.0, 3)])
-    assert client.files == [(run.id, "artifact.json", None)]
+    assert "entries are not logged; run the same command again later" in capsys.readouterr().err
 
 
-def test_during_an_outage_only_flush_asks_again(tracker, client):
+def test_during_an_outage_mlflow_is_not_asked_again_and_again(tracker, client):
     """Each attempt may take as long as a connection timeout, and a finished stage has many entries."""
     client.error = OSError("no route to host")
     for number in range(5):
         tracker.metrics(Run("run-1"), {"loss": float(number)})
     assert client.failed.acquire(blocking=False)
     assert not client.failed.acquire(blocking=False)
-    assert not tracker.flush()
-    assert client.failed.acquire(blocking=False)
-
-
-def test_an_outage_at_the_end_is_a_warning(tracker, client, capsys):
-    client.error = OUTAGE
-    tracker.metrics(Run("run-1"), {"loss": 1.0})
-    tracker.end(Run("run-1"))
-    tracker.close()
-    _, last = capsys.readouterr().err.splitlines()
-    assert last.startswith("warning: MLflow store memory does not answer; 2 entries are not logged.")
-    assert "run the same command again later" in last
 
 
 def test_an_entry_that_mlflow_refuses_is_a_warning_and_does_not_block_others(tracker, client, tmp_path, capsys):
@@ -208,7 +219,7 @@ def test_only_stale_runs_with_the_tags_are_killed(tracker, client):
     tracker.end(runs[0])
     tracker.kill_stale({"host": "a"}, lambda tags: True)
     tracker.kill_stale({"host": "b"}, lambda tags: tags["pid"] == "1")
-    assert [client.runs[run.id].status for run in runs] == ["FINISHED", "KILLED", "KILLED", "RUNNING"]
+    assert [client.runs[run.id].info.status for run in runs] == ["FINISHED", "KILLED", "KILLED", "RUNNING"]
 
 
 def test_a_name_that_a_run_has_gets_a_number(tracker, client):
@@ -243,15 +254,6 @@ def test_quotes_in_a_name_do_not_break_the_query(tmp_path):
         tracker.start(name, {}, {})
     shown = {run.info.run_name for run in tracker.client.search_runs([tracker.experiment])}
     assert shown == {*names, "x · name='a' · run 2 · b=\"c\\d\"", "it's · run 2", "it_s · run 2"}
-
-
-def test_the_machine_is_sampled_while_a_stage_trains(tracker, client, tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(system_metrics, "SYSTEM_SECONDS", 0)
-    with tracker.follow(Run("run-1"), tmp_path / "metrics.jsonl", system_metrics.SystemMetrics()):
-        assert client.logged.acquire(timeout=60)
-    names = {name for name, _, _ in client.metrics}
-    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= names
-    assert all(name.startswith("system/") for name in names)
 
 
 @pytest.mark.parametrize(
@@ -314,62 +316,3 @@ def test_a_corrupt_store_is_a_one_line_error(tmp_path):
     with pytest.raises(InputError, match="not usable") as caught:
         Tracker.open(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, "x")
     assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def mlflow_server(tmp_path, free_port) -> Iterator[Callable[[], str]]:
-    """mlflow_server(): a context with a real server of one store at one address, whose URL it yields."""
-    port, environment = free_port(), os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    command += ["--artifacts-destination", f"{tmp_path}/files", "--host", "127.0.0.1", "--port", str(port)]
-
-    @contextmanager
-    def serve():
-        with open(tmp_path / "server.log", "a") as log:
-            process = subprocess.Popen(
-                [*command, "--workers", "1"], stdout=log, stderr=log, env=environment, start_new_session=True
-            )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            while not answers(url):
-                assert process.poll() is None, (tmp_path / "server.log").read_text()
-                time.sleep(0.2)
-            yield url
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    return serve
-
-
-def answers(url: str) -> bool:
-    try:
-        return urlopen(f"{url}/health", timeout=10).status == 200
-    except OSError:
-        return False
-
-
-@pytest.mark.long
-def test_everything_is_logged_after_the_server_restarts(mlflow_server, tmp_path, quick, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    file = tmp_path / "stage" / "metrics.jsonl"
-    file.parent.mkdir()
-    (file.parent / "artifact.json").write_text("{}")
-    with mlflow_server() as url:
-        tracker = Tracker.open(url, tmp_path, "outage")
-        parent = tracker.start("pipeline", {}, {})
-    write(file, 1, loss=3.0)
-    run = tracker.start("stage", {"stage": {"lr": 0.1}}, {}, parent)
-    with tracker.follow(run, file):
-        write(file, 2, loss=2.0)
-    tracker.artifact_folder(run, file.parent)
-    tracker.end(run)
-    assert (run.id, tracker.interrupted) == ("", True)
-    with mlflow_server() as url:
-        tracker.close()
-        client = MlflowClient(url)
-        logged = client.get_run(run.id)
-        assert logged.data.tags["mlflow.parentRunId"] == parent.id
-        assert (logged.info.status, logged.data.params) == ("FINISHED", {"stage.lr": "0.1"})
-        assert [(m.step, m.value) for m in client.get_metric_history(run.id, "loss")] == [(1, 3.0), (2, 2.0)]
-        assert [artifact.path for artifact in client.list_artifacts(run.id)] == ["artifact.json"]

@@ -77,6 +77,12 @@ def test_broken_files_are_a_problem(tmp_path):
     assert problem.startswith("5 of 10 items have no file, no text or an invalid row")
 
 
+def test_items_without_a_text_are_a_problem(tmp_path):
+    items = rows(4) + [{"id": f"silent{n}", "captions": []} for n in range(6)]
+    report = check_data(write_manifest(tmp_path / "data", items), CONFIG, samples=1)
+    assert report["problems"][0].startswith("6 of 10 items have no file, no text or an invalid row")
+
+
 def test_a_folder_and_a_file_of_a_data_set_are_named(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()

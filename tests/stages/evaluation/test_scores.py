@@ -14,6 +14,7 @@ from alpro.stages.evaluation.metrics import (
     accuracy_scores,
     chance_recalls,
     majority_baseline,
+    mean_recall,
     retrieval_metrics,
     retrieval_ranks,
     retrieval_scores,
@@ -201,3 +202,8 @@ def test_the_majority_baseline_says_the_most_frequent_training_answer_of_the_typ
 
 def test_the_majority_baseline_of_nothing_is_never_right():
     assert majority_baseline([], [("what", "ball")]).tolist() == [False]
+
+
+def test_a_model_is_selected_by_the_recalls_of_both_directions():
+    values = {f"t2v/R{k}": 10.0 for k in (1, 5, 10)} | {"v2t/R1": 70.0, "v2t/R5": 80.0, "v2t/R10": 90.0}
+    assert mean_recall(values | {"t2v/MdR": 1000.0, "v2t/MdR": 1000.0}) == 45.0

@@ -2,6 +2,7 @@
 of no clip, and of swapped words."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from alpro.errors import InputError
 from alpro.stages import evaluate
+from alpro.stages.evaluation import shortcuts
 from alpro.stages.evaluation.shortcuts import rows_of, two_way
 from alpro.stages.vocabulary import nouns
 from tests.stages.evaluation.conftest import RESOURCES, evaluated
@@ -71,6 +73,36 @@ def test_a_model_that_does_not_see_the_order_ties(clips_of_brightness, projected
     wanted = {"retrieval": "clips", "controls": ("clip_or_reversed",)}
     rows = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("retrieval",), **wanted)
     assert scores(rows)["clip_or_reversed/vtm"] == scores(rows)["clip_or_reversed/vtc"] == (50, 50, 4)
+
+
+FRAMES = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(video=SimpleNamespace(frames=2))))
+
+
+def test_each_pair_has_the_score_and_the_similarity_of_its_best_frame(monkeypatch):
+    """Two frames, a text, two videos: each frame is the best of another pair, for either score."""
+    seen: list[list[int]] = []
+
+    def score_pairs(folder, gallery, config, device, reorder):
+        seen.append(reorder([10, 20]))
+        first = seen[-1] == [10, 10]
+        scores = np.array([[5.0, -9.0]] if first else [[1.0, -2.0]])
+        features = torch.tensor([[-1.0], [4.0]] if first else [[2.0], [3.0]])
+        return scores, SimpleNamespace(features=torch.ones(1, 1)), SimpleNamespace(features=features)
+
+    monkeypatch.setattr(shortcuts, "score_pairs", score_pairs)
+    scores, similarity = shortcuts.best_single_frame(FRAMES, None, None, None)
+    assert seen == [[10, 10], [20, 20]]
+    assert scores.tolist() == [[5.0, -2.0]]
+    assert similarity.tolist() == [[2.0, 4.0]]
+
+
+def test_the_answer_is_that_of_the_most_certain_frame(monkeypatch):
+    """The first frame has the largest logits and hardly prefers one; the second is certain of the other answer."""
+    logits = {10: torch.tensor([[9.0, 8.5]]), 20: torch.tensor([[0.0, 4.0]])}
+    monkeypatch.setattr(shortcuts, "answer_logits", lambda *_, reorder: logits[reorder([10, 20])[0]])
+    best = shortcuts.answer_from_best_frame(FRAMES, None, None, 8, None)
+    assert best.argmax(1).tolist() == [1]
+    assert best.exp().tolist() == [[pytest.approx(0.6225, abs=1e-4), pytest.approx(0.9820, abs=1e-4)]]
 
 
 def brightest(model, above: float):
