@@ -39,14 +39,19 @@ def file_or_word(*words: str) -> JsonDict:
     return {**FILE_OR_NAME, "words": [*words]}
 
 
+# Keys of stages that say what is logged, drawn or accepted: no sample and no weight depends on them.
+WITHOUT_EFFECT = {"log_every", "pictures_every", "max_reject_share"}
+
+
 class StageConfig(BaseModel):
     """Base of every stage's configuration: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def determining(self, files: Collection[str]) -> dict[str, Any]:
-        """The values that a result depends on: all but the paths of `files`, whose contents count."""
-        values = self.model_dump(mode="json")
+        """The values that a result depends on: all but WITHOUT_EFFECT, and the paths of `files`, whose contents
+        count."""
+        values = {key: value for key, value in self.model_dump(mode="json").items() if key not in WITHOUT_EFFECT}
         for key, about in type(self).model_fields.items():
             if key in files and isinstance(about.json_schema_extra, dict) and "path" in about.json_schema_extra:
                 del values[key]

@@ -1,6 +1,7 @@
 """The configuration that all training stages share: data, schedule and optimizer."""
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -219,6 +220,13 @@ class EncoderConfig(TrainingConfig):
         "or 0.5 (SigLIP); if it is not set, that of the ViT named in `vit`; pre-training with a trained prompter uses "
         "the prompter's",
     )
+
+    def determining(self, files: Collection[str]) -> dict[str, Any]:
+        """As of every stage, without `validation.times`: here the last weights are the result, and validation selects
+        none."""
+        values = super().determining(files)
+        del values["validation"]["times"]
+        return values
 
     def load_initial(self, model: DualEncoder) -> None:
         """Loads the ViT and BERT weights into a model. Raises InputError if they are not available or do not match."""

@@ -162,3 +162,17 @@ def test_videos_that_are_elsewhere_are_those_of_the_same_split(tmp_path):
 
     train = step(train=str(tmp_path / "a.jsonl"))
     assert train.source != step(test=str(tmp_path / "a.jsonl")).source
+
+
+def test_what_is_logged_drawn_or_accepted_changes_no_fingerprint(fingerprints):
+    """`validation.times` does where it selects the weights: in fine-tuning."""
+    before = fingerprints()
+    changes = ["pretrain.log_every=3", "finetune_qa.log_every=3", "pretrain.pictures_every=7"]
+    changes += [
+        "corpora.clips.max_reject_share=0.9",
+        "train_prompter.validation.times=3",
+        "pretrain.validation.times=3",
+    ]
+    assert fingerprints(*changes) == before
+    after = fingerprints("finetune_qa.validation.times=3")
+    assert {stage for stage in before if after[stage] != before[stage]} == {"finetune_qa", "evaluate"}
