@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import Settings
 
 from alpro.errors import InputError
@@ -124,6 +125,35 @@ def test_a_tracking_uri_with_a_password_is_refused():
     with pytest.raises(InputError, match="MLFLOW_TRACKING_PASSWORD") as error:
         checks.check_tracking_uri("http://me:hush@host:5000")
     assert "hush" not in str(error.value)
+
+
+def test_pools_have_their_slots_and_are_not_paused():
+    made, changed = [], []
+
+    def create(pool):
+        if pool.name == "gpu":
+            raise ObjectAlreadyExists(Exception())
+        made.append((pool.name, pool.type, pool.concurrency_limit, bool(pool.base_job_template)))
+
+    def update(name, pool):
+        changed.append((name, pool.concurrency_limit, pool.is_paused))
+
+    pools.create_pools(SimpleNamespace(create_work_pool=create, update_work_pool=update), {"cpu": 0, "gpu": 2})
+    assert made == [("cpu", "process", None, True)]
+    assert changed == [("gpu", 2, False)]
+
+
+def test_runs_without_a_process_are_crashed_with_a_word_on_how_to_go_on(monkeypatch):
+    states = []
+    runs = [SimpleNamespace(id="a"), SimpleNamespace(id="b")]
+    client = SimpleNamespace(
+        read_flow_runs=lambda flow_run_filter: runs,
+        set_flow_run_state=lambda run_id, state, force: states.append((run_id, state.type.value, state.message, force)),
+    )
+    monkeypatch.setattr(pools, "is_dead", lambda run: run.id == "b")
+    pools.end_dead_runs(client)
+    message = "its process ended without a report; prefect flow-run retry b continues it"
+    assert states == [("b", "CRASHED", message, True)]
 
 
 @pytest.mark.parametrize(("pid", "queue", "dead"), [("", "q", True), ("no", "q", True), (None, None, False)])
