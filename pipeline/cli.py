@@ -21,7 +21,7 @@ from alpro.pipeline.options import (
     port,
     user_path,
 )
-from alpro.stages import STAGES, declaration
+from alpro.stages import STAGES
 
 
 def main() -> None:
@@ -127,7 +127,7 @@ def add_stage_commands(commands: Any) -> None:
     add_run_options(study_parser, default="of the study")
     for stage in STAGES:
         stage_parser = add_action(
-            commands, stage.replace("_", "-"), declaration(stage).help, "Missing inputs are built first."
+            commands, stage.replace("_", "-"), STAGES[stage].help, "Missing inputs are built first."
         )
         add_run_options(stage_parser)
         stage_parser.set_defaults(stage=stage)

@@ -1,6 +1,5 @@
 """The DAG of a configuration. Imports neither Prefect nor MLflow, so that a plan is quick."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ from alpro.pipeline.artifacts.store import Step, Store
 from alpro.pipeline.config import PipelineConfig, load_config
 from alpro.pipeline.reporting.run_summary import FINISHED, load
 from alpro.pipeline.steps import check_text_lengths, decoding, model_task, needed, required, with_files
+from alpro.stages import STAGES
 from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.zero_shot import Config as ZeroShot
@@ -71,62 +71,59 @@ def finished_steps(plan: Planned, report: Path) -> list[Step]:
 
 
 def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -> list[Step]:
-    """The DAG, in an order in which it can run. Where videos are not on this machine, `store` has their digests."""
-    steps: list[Step] = []
-
-    def add(
-        stage: str,
-        config: StageConfig,
-        inputs: Mapping[str, Step | None],
-        model: tuple[str, Step | None, Path | None] = ("", None, None),
-    ) -> Step:
-        """model: the name of one more input, and its source: a step of this pipeline, or a model folder."""
-        name, source, folder = model
-        present = {key: step for key, step in {name: source, **inputs}.items() if step is not None}
-        step = Step(stage, stage, config, present, paths={name: folder} if folder else {})
-        steps.append(with_files(step, digests))
-        return steps[-1]
-
-    sample = add("render_sample", config.render_sample, {}) if config.render_sample else None
-    corpora: dict[str, Step] = {}
-    for name, corpus in config.corpora.items():
-        corpora[name] = decoding(name, corpus, sample, digests, store)
-        steps.append(corpora[name])
-    phases = {
-        stage: {name: corpora[name] for name in training.corpora} for stage, training in config.trainings().items()
-    }
-
-    retrieval = qa = pretrained = None
-    teacher: dict[str, Step] = {}
+    """The DAG, in an order in which it can run: a step for each stage of STAGES that the configuration asks for, with
+    the inputs that are declared there. Where videos are not on this machine, `store` has their digests."""
     folder = Path(config.pretrained) if config.pretrained else None
-    if config.pretrain:
-        vocabulary = add("build_vocabulary", config.build_vocabulary, phases["pretrain"])
-        teacher = {"vocabulary": vocabulary}
-        if config.pretrain.needs_prompter:
-            if config.train_prompter and not config.cache_prompts.prompter:
-                training = {**teacher, **phases["train_prompter"]}
-                teacher["prompter"] = add("train_prompter", config.train_prompter, training)
-            teacher["prompts"] = add("cache_prompts", config.cache_prompts, teacher)
-        pretrained = add("pretrain", config.pretrain, {**teacher, **phases["pretrain"]})
-    name = model_task(folder) if folder else "pretrained"
-    model = ("model", pretrained, folder)
-    before = zero_shot_config(config)
-    prompts = teacher if "prompts" in teacher else {}
-    if before.corpora and (prompts or (before.retrieval and name == "pretrained")):
-        tested = {corpus: corpora[corpus] for corpus in before.corpora}
-        add("zero_shot", before, {**prompts, **tested}, (name, pretrained, folder))
-    if config.finetune_retrieval:
-        retrieval = add("finetune_retrieval", config.finetune_retrieval, phases["finetune_retrieval"], model)
-    if config.finetune_qa:
-        qa = add("finetune_qa", config.finetune_qa, phases["finetune_qa"], model)
+    task = model_task(folder) if folder else ""
+    configs = stage_configs(config, task)
+    made: dict[str, Step] = {}  # by stage
+    corpora: dict[str, Step] = {}
+    for stage, declared in STAGES.items():
+        if stage == "decode_videos":
+            for name, corpus in config.corpora.items():
+                corpora[name] = decoding(name, corpus, made.get("render_sample"), digests, store)
+        if (values := configs[stage]) is None:
+            continue
+        inputs = {name: made[source] for name, source in declared.inputs.items() if source in made}
+        if stage == "zero_shot" and "prompts" not in inputs:
+            inputs.pop("vocabulary", None)  # only entities need it
+        if declared.corpora:
+            read = config.pretrain if stage == "build_vocabulary" else values
+            inputs |= {name: corpora[name] for name in getattr(read, "corpora", corpora)}
+        given = {"finetune_retrieval": "model", "finetune_qa": "model", "zero_shot": task}
+        given |= {"evaluate": task} if is_evaluated(config, task) else {}
+        paths = {given[stage]: folder} if folder and stage in given else {}
+        made[stage] = with_files(Step(stage, stage, values, inputs, paths=paths), digests)
+    steps = list(made.values())
+    after = 1 if "render_sample" in made else 0
+    return [*steps[:after], *corpora.values(), *steps[after:]]
 
-    models = {"retrieval": retrieval, "qa": qa}
-    # A pretrained model that is fine-tuned for a task is evaluated on it, unless this pipeline fine-tunes it again.
-    finished = folder if name in models and models[name] is None else None
-    if config.evaluate.corpora and (finished or any(models.values())):
-        tested = {corpus: corpora[corpus] for corpus in config.evaluate.corpora}
-        add("evaluate", config.evaluate, {**models, **tested}, (name, None, finished))
-    return steps
+
+def stage_configs(config: PipelineConfig, task: str) -> dict[str, StageConfig | None]:
+    """The configuration of each stage, None for those that are not part of the pipeline. task: that of the model folder
+    `pretrained`, empty without one."""
+    configs: dict[str, StageConfig | None] = {stage: getattr(config, stage, None) for stage in STAGES}
+    prompts = config.pretrain is not None and config.pretrain.needs_prompter
+    if config.pretrain is None:
+        configs["build_vocabulary"] = None
+    if not prompts:
+        configs |= {"train_prompter": None, "cache_prompts": None}
+    elif config.cache_prompts.prompter:
+        configs["train_prompter"] = None
+    before = zero_shot_config(config)
+    if before.corpora and (prompts or (before.retrieval and task in ("", "pretrained"))):
+        configs["zero_shot"] = before
+    fine_tuned = config.finetune_retrieval or config.finetune_qa
+    if not (config.evaluate.corpora and (fine_tuned or is_evaluated(config, task))):
+        configs["evaluate"] = None
+    return configs
+
+
+def is_evaluated(config: PipelineConfig, task: str) -> bool:
+    """Whether `evaluate` reads the model folder `pretrained`: one that is fine-tuned for a task, unless this pipeline
+    fine-tunes it again."""
+    again = {"retrieval": config.finetune_retrieval, "qa": config.finetune_qa}
+    return task in again and again[task] is None
 
 
 def zero_shot_config(config: PipelineConfig) -> ZeroShot:

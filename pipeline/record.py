@@ -15,7 +15,7 @@ from alpro.pipeline.reporting.figures import metric_curves
 from alpro.pipeline.reporting.result_tables import HEADLINES
 from alpro.pipeline.reporting.tracking import Logged, Run, Tracker, system_metrics
 from alpro.pipeline.run_stage import alive
-from alpro.stages import CORPUS_STAGES, EVALUATIONS, declaration
+from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
 from alpro.stages.execution.interface import Interrupted
 from alpro.stages.training.metrics import read_metrics
 
@@ -47,7 +47,7 @@ def stage_run(tracker: Tracker, step: Step, folder: Path, parent: Run | None, ta
     end_dead_runs(tracker, {"fingerprint": step.fingerprint}, own=True)
     resumed = tracker.started_before(step.fingerprint)
     run = tracker.start(step_title(step), params(step), tags, parent)
-    system = system_metrics(tracker, run) if declaration(step.stage).kind == "training" else nullcontext()
+    system = system_metrics(tracker, run) if STAGES[step.stage].kind == "training" else nullcontext()
     try:
         with system, tracker.follow(run, folder / "metrics.jsonl", resumed):
             yield run
@@ -90,7 +90,7 @@ def log_artifact(tracker: Tracker, result: StageResult, run: Run, step: int) -> 
     """
     tracker.artifact_folder(run, result.folder)
     values = numbers(result)
-    if (result.folder / "model").is_dir() and declaration(result.step.stage).kind == "training":
+    if (result.folder / "model").is_dir() and STAGES[result.step.stage].kind == "training":
         folder, fingerprint, about = result.folder / "model", result.step.fingerprint, params(result.step)
         name = f"{tracker.name} · {result.step.stage} · {fingerprint[:8]}"
         model = tracker.model(run, name, folder, fingerprint, about, step)
@@ -190,7 +190,7 @@ def log_corpora(tracker: Tracker, run: Run, store: Store, step: Step) -> None:
     for name, source in step.inputs.items():
         record = store.find(source) if source.stage in CORPUS_STAGES else None
         if record:
-            use = uses.get(declaration(step.stage).kind, "vocabulary")
+            use = uses.get(STAGES[step.stage].kind, "vocabulary")
             tracker.dataset(run, name, store.folder(source), source.fingerprint, record["counts"], use)
 
 

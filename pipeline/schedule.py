@@ -15,7 +15,7 @@ from alpro.pipeline.record import step_title
 from alpro.pipeline.session import Session
 from alpro.pipeline.steps import required
 from alpro.pipeline.tasks import announce, make, make_by_deployment, make_data
-from alpro.stages import EVALUATIONS, WITH_MODEL, declaration
+from alpro.stages import EVALUATIONS, STAGES, WITH_MODEL
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.execution.interface import Interrupted
 from alpro.stages.execution.stop import STOP, Stop
@@ -92,7 +92,7 @@ class Schedule:
     def start(self, step: Step) -> None:
         store = self.session.store
         self.session.progress[step.name] = f"stage {len(self.futures) + 1} of {self.total}, "
-        if declaration(step.stage).kind != "data":
+        if STAGES[step.stage].kind != "data":
             check_test_split(store, [other for other in self.steps if other.name not in self.failures], self.checked)
         exists = store.find(step) or store.is_shared(step)
         inputs = [self.futures[other.name] for other in step.inputs.values() if other.name in self.futures]

@@ -14,12 +14,10 @@ from alpro.models.templates import Templates, fill
 from alpro.models.word_lists import read_word_list
 from alpro.models.word_pieces import load_tokenizer, train_tokenizer
 from alpro.shards.reader import index_batches
-from alpro.stages import Stage
 from alpro.stages.execution.interface import FILE, Outcome, Resources, StageConfig, file_or_word
 from alpro.stages.vocabulary.nouns import Words, count_words
 
 VERSION = 3
-STAGE = Stage(help="take entities and word pieces from the captions", kind="text", corpora=True)
 # Nouns that do not name an object: amounts and kinds, places in the image, the image and its parts, words for anything.
 NON_OBJECTS = (
     "amount bit bunch couple half lot lots number pair part parts piece pieces series variety "

@@ -18,17 +18,11 @@ from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelFolder
 from alpro.models.templates import Templates, fill
-from alpro.stages import Stage
 from alpro.stages.evaluation.encode import embed_texts, load_model
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
 from alpro.stages.training.distributed import pick_device
 
 VERSION = 4
-STAGE = Stage(
-    help="embed the prompts of every entity",
-    kind="model",
-    inputs={"vocabulary": "build_vocabulary", "prompter": "train_prompter"},
-)
 MAX_PROMPT_TOKENS = 64
 
 

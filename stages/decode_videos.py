@@ -26,7 +26,6 @@ from alpro.shards.plan import DecodeUnit, Plan
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages import Stage
 from alpro.stages.corpora.reuse import REJECTED, UNITS, WrittenShard, index_earlier_units, reuse_unit
 from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap, write_tables
 from alpro.stages.corpora.units import (
@@ -44,7 +43,6 @@ from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
 VERSION = 8
-STAGE = Stage(help="decode videos and images to shards of frames", kind="data", inputs={"sample": "render_sample"})
 FETCH_SECONDS = 1800.0  # time limit of fetching a file
 
 

@@ -12,7 +12,6 @@ from alpro.models.frames import NormalizedModel
 from alpro.progress import progress
 from alpro.shards.pictures import retrieval_picture
 from alpro.shards.reader import ShardReader
-from alpro.stages import Stage
 from alpro.stages.evaluation.columns import Value, in_subset
 from alpro.stages.evaluation.controls import ControlsConfig, Name
 from alpro.stages.evaluation.metrics import (
@@ -33,12 +32,6 @@ from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.vocabulary.nouns import load_tagger
 
 VERSION = f"8 {TABLE_VERSION}"
-STAGE = Stage(
-    help="evaluate the fine-tuned models on the test split",
-    kind="evaluation",
-    inputs={"retrieval": "finetune_retrieval", "qa": "finetune_qa"},
-    corpora=True,
-)
 ANSWER_COLUMNS = ("id", "type", "question", "answer", "predicted", "probability", "right")
 
 

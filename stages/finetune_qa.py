@@ -11,7 +11,6 @@ from alpro.errors import InputError
 from alpro.models.folder import ModelFolder
 from alpro.models.word_lists import read_word_list
 from alpro.shards.reader import read_index
-from alpro.stages import Stage
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_qa
 from alpro.stages.execution.interface import FILE, Outcome, Resources
@@ -20,7 +19,6 @@ from alpro.stages.training.objective import QaObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
 VERSION = 4  # micro-batches share the mean over known answers
-STAGE = Stage(help="fine-tune for question answering", kind="training", inputs={"model": "pretrain"}, corpora=True)
 
 
 class Config(FineTuningConfig):

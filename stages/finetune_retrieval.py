@@ -6,7 +6,6 @@ import torch
 from pydantic import Field
 
 from alpro.models.folder import ModelFolder
-from alpro.stages import Stage
 from alpro.stages.evaluation.encode import load_model
 from alpro.stages.evaluation.validation import validate_retrieval
 from alpro.stages.execution.interface import Outcome, Resources
@@ -15,7 +14,6 @@ from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
 VERSION = 3
-STAGE = Stage(help="fine-tune for text-video retrieval", kind="training", inputs={"model": "pretrain"}, corpora=True)
 
 
 class Config(FineTuningConfig, MatchingConfig):

@@ -26,7 +26,6 @@ from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
 from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, open_binary, parent, refuse_credentials
 from alpro.shards.writer import index_shard
-from alpro.stages import Stage
 from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap
 from alpro.stages.corpora.units import (
     merge_parts,
@@ -41,7 +40,6 @@ from alpro.stages.corpora.units import (
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 
 VERSION = 4
-STAGE = Stage(help="index existing shards, which stay where they are", kind="data")
 COUNT_NAMES = ("items", "captions", "questions")
 
 

@@ -15,7 +15,6 @@ from alpro.models.alpro import Alpro, Prompter
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
-from alpro.stages import Stage
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.evaluation.encode import load_model, load_prompter
 from alpro.stages.evaluation.entities import true_entities
@@ -27,12 +26,6 @@ from alpro.stages.training.pretrain_objective import LossWeights, PretrainObject
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 4
-STAGE = Stage(
-    help="pre-train ALPRO with the frozen prompter",
-    kind="training",
-    inputs={"vocabulary": "build_vocabulary", "prompter": "train_prompter", "prompts": "cache_prompts"},
-    corpora=True,
-)
 
 
 class Config(EncoderConfig, MatchingConfig):

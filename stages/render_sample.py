@@ -25,12 +25,10 @@ from alpro.shards.sample.scene import (
     evaluation_scenes,
     training_scene,
 )
-from alpro.stages import Stage
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import run_units
 
 VERSION = 4
-STAGE = Stage(help="render the sample corpus", kind="data")
 
 
 class Config(StageConfig):

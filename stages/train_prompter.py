@@ -7,7 +7,6 @@ from tokenizers import Tokenizer
 
 from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
-from alpro.stages import Stage
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import Outcome, Resources, require
 from alpro.stages.training.config import EncoderConfig
@@ -15,12 +14,6 @@ from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 3
-STAGE = Stage(
-    help="train the prompter by video-text contrast",
-    kind="training",
-    inputs={"vocabulary": "build_vocabulary"},
-    corpora=True,
-)
 
 
 class Config(EncoderConfig):

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from alpro.stages import Stage
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.evaluation.encode import load_prompter
 from alpro.stages.evaluation.entities import Crop, best_constant, entities_of_crops, entity_accuracy
@@ -25,17 +24,6 @@ from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.execution.interface import Outcome, Resources
 
 VERSION = f"4 {TABLE_VERSION}"
-STAGE = Stage(
-    help="evaluate the pre-trained model and the prompter on the test split",
-    kind="evaluation",
-    inputs={
-        "pretrained": "pretrain",
-        "vocabulary": "build_vocabulary",
-        "prompter": "train_prompter",
-        "prompts": "cache_prompts",
-    },
-    corpora=True,
-)
 
 
 class Config(EvaluationConfig):

@@ -18,7 +18,7 @@ from alpro.pipeline import flow, planning
 from alpro.pipeline.artifacts.digests import Digests
 from alpro.pipeline.config import load_config
 from alpro.pipeline.reporting.result_tables import tables
-from alpro.stages import STAGES, cache_prompts, declaration
+from alpro.stages import STAGES, cache_prompts
 from alpro.stages.evaluation.metrics import Queries, mean_recall, retrieval_metrics, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.results import Results
 from tests.stages.training.test_no_waiting import no_waiting, run_of
@@ -124,7 +124,7 @@ def test_the_weight_is_a_key_of_the_configuration():
 
 def test_the_stage_is_declared_and_is_a_command():
     assert "count_words" in STAGES
-    assert declaration("count_words").corpora
+    assert STAGES["count_words"].corpora
     assert "\n## [count_words]\n" in (ROOT / "docs" / "configuration.md").read_text()
     command = [sys.executable, "-m", "alpro.pipeline.cli", "count-words", "--help"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

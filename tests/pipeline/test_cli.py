@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ from alpro.errors import InputError
 from alpro.log import log
 from alpro.pipeline import cli
 from alpro.pipeline.session import Request
-from alpro.stages import STAGES, declaration
+from alpro.stages import STAGES
 from alpro.stages.execution.interface import Interrupted, StageFailed
 
 ROOT = Path(__file__).parents[2]
@@ -442,11 +441,10 @@ def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
 def test_every_module_of_a_stage_is_a_command_with_its_declared_help(monkeypatch, capsys):
     modules = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
     assert modules == set(STAGES)
-    assert [declaration(stage) for stage in STAGES] == [import_module(f"alpro.stages.{s}").STAGE for s in STAGES]
     _, out, _ = call(monkeypatch, capsys, "--help")
     words = " ".join(out.split())
     for stage in STAGES:
-        assert f"{stage.replace('_', '-')} {declaration(stage).help}" in words
+        assert f"{stage.replace('_', '-')} {STAGES[stage].help}" in words
 
 
 def run_python(program: str, **environment: str) -> str:

@@ -15,7 +15,7 @@ from alpro.pipeline.config import Corpus, load_config
 from alpro.pipeline.planning import plan
 from alpro.pipeline.steps import check_files, decoding, needed
 from alpro.shards.reader import ShardReader
-from alpro.stages import CORPUS_STAGES, EVALUATIONS, declaration
+from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
 from tests.pipeline.conftest import TINY, of_shards
 from tests.stages.conftest import write_manifest
 
@@ -37,7 +37,7 @@ def test_the_steps_have_the_inputs_that_their_stages_declare(two_plans):
     for step in (step for steps in two_plans for step in steps):
         inputs = {name: other.stage for name, other in step.inputs.items()}
         corpora = {name for name, stage in inputs.items() if stage in CORPUS_STAGES}
-        declared = declaration(step.stage)
+        declared = STAGES[step.stage]
         assert declared.corpora == bool(corpora)
         assert {name: stage for name, stage in inputs.items() if name not in corpora} == {
             name: stage for name, stage in declared.inputs.items() if name != "sample" or inputs
