@@ -18,7 +18,6 @@ GROUPS = {
     "optimization": ("train/lr", "train/grad_norm", "train/temperature"),
     "validation": ("validation/*",),
 }
-INK = "svg { color: #1b1b1f } @media (prefers-color-scheme: dark) { svg { color: #e4e4ea } }"
 Lines = list[dict[str, Any]]  # of metrics.jsonl
 
 
@@ -49,7 +48,7 @@ def metric_curves(lines: Lines, title: str) -> Figure | None:
 
 
 def panel_pictures(lines: Lines, marks: Marks) -> dict[str, str]:
-    """Each panel of a metrics file as an SVG file whose axes and texts are dark or light, as the reader's pages."""
+    """Each panel of a metrics file as an SVG file."""
     pictures = {}
     for name, keys in panels_of(lines).items():
         figure = Figure(figsize=(4.2, 3.2))
@@ -58,8 +57,7 @@ def panel_pictures(lines: Lines, marks: Marks) -> dict[str, str]:
         buffer = io.StringIO()
         with rc_context({"svg.fonttype": "none"}):
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        svg = buffer.getvalue().replace("#000000", "currentColor")
-        pictures[name] = svg.replace("<text ", '<text fill="currentColor" ').replace("</style>", f"{INK}</style>")
+        pictures[name] = buffer.getvalue()
     return pictures
 
 

@@ -9,16 +9,13 @@ import pyarrow.parquet as pq
 
 from alpro.files import read_json
 from alpro.pipeline.artifacts.hardware import described
-from alpro.pipeline.reporting.before import compared_with_before
 from alpro.pipeline.reporting.control_notes import control_notes
-from alpro.pipeline.reporting.dag import drawing, duration
 from alpro.pipeline.reporting.data_card import data_tables
 from alpro.pipeline.reporting.figures import panel_pictures
 from alpro.pipeline.reporting.marks import marks_of
 from alpro.pipeline.reporting.pages import Picture, write_page
-from alpro.pipeline.reporting.published import NOTE, published_lines
-from alpro.pipeline.reporting.result_tables import Listed, results, tables
-from alpro.pipeline.reporting.run_summary import RunSummary
+from alpro.pipeline.reporting.result_tables import Listed, headline_scores, results, tables
+from alpro.pipeline.reporting.run_summary import RunSummary, StepSummary
 from alpro.stages import EVALUATIONS
 from alpro.stages.training.metrics import read_metrics
 
@@ -34,13 +31,12 @@ CAPTIONS = {
 
 
 def write_report(path: Path, run: RunSummary, artifacts: list[Listed]) -> Path:
-    """Writes the page of a run, and beside it the summary with which later runs are compared.
+    """Writes the page of a run, and its summary beside it.
 
     artifacts: of the steps that ran or were cached, in order; all steps unless the run failed.
     """
     run = run.without_credentials()
-    rows = results(artifacts)
-    scores = [(table, published_lines(table, rows, artifacts)) for table in tables(rows)]
+    rows, built = results(artifacts), {name for name, *_ in artifacts}
     path.parent.mkdir(parents=True, exist_ok=True)
     run.save(path.with_suffix(".json"))
     return write_page(
@@ -48,14 +44,16 @@ def write_report(path: Path, run: RunSummary, artifacts: list[Listed]) -> Path:
         "report",
         run=run,
         facts=facts(run, artifacts),
-        scores=scores,
-        published=NOTE if any(lines for _, lines in scores) else "",
+        headlines=headline_scores(rows),
+        scores=tables(rows),
         notes=control_notes(rows),
         warnings=[f"{name}: {line}" for name, _, record, _ in artifacts for line in record.get("warnings", [])],
-        before=compared_with_before(path.with_suffix(".json"), run, artifacts),
-        dag=drawing(run.steps),
         data=data_tables(artifacts),
-        stages=[stage_of(*artifact) for artifact in artifacts],
+        stages=[
+            *(stage_of(*artifact) for artifact in artifacts),
+            *(unbuilt(step) for step in run.steps if step.name not in built),
+        ],
+        built=len(artifacts),
         cached=sum(is_cached for *_, is_cached in artifacts),
         worked=sum(record["run"]["seconds"] for _, _, record, cached in artifacts if not cached),
     )
@@ -94,6 +92,29 @@ def stage_of(name: str, folder: Path, record: dict[str, Any], cached: bool) -> d
         "reasons": reasons(folder),
         "prompts": least_agreed(folder),
     }
+
+
+def unbuilt(step: StepSummary) -> dict[str, Any]:
+    """A stage without an artifact as the template shows it."""
+    return {
+        "name": step.name,
+        "fingerprint": step.fingerprint[:8],
+        "time": step.state,
+        "inputs": ", ".join(step.inputs),
+        "counts": {},
+    }
+
+
+def duration(seconds: float) -> str:
+    """A time as people write it.
+
+    >>> [duration(s) for s in (20.24, 125, 7300)]
+    ['20.2 s', '2 min 5 s', '2 h 1 min']
+    """
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def curves(name: str, folder: Path, record: dict[str, Any]) -> Iterator[Picture]:

@@ -127,6 +127,21 @@ OVERLAPS = {
 }
 
 
+def headline_scores(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The scores that a person looks at first: what each is of, its value with its interval, and its chance level."""
+    by_name = {row["name"]: row for row in rows}
+    return [
+        {
+            "what": row["what"],
+            "metric": f"{row['direction']} {row['metric']}".strip(),
+            "score": shown_score(row),
+            "baseline": f"{row['baseline']} {shown(row['chance'], row['unit'])}",
+        }
+        for name in HEADLINES.values()
+        if (row := by_name.get(name))
+    ]
+
+
 def overlap_note(row: dict[str, Any]) -> str:
     """How many test items are also in training, and whether the scores are without them."""
     return f"{row['metric']} {row['what']} {OVERLAPS[row['table']]}."

@@ -1,4 +1,4 @@
-"""The summary of a pipeline's run: what its report is about, and what later runs are compared with.
+"""The summary of a pipeline's run: what its report is about.
 
 It is written beside the report, as REPORT.json.
 """
@@ -68,16 +68,6 @@ def summaries(folder: Path) -> Iterator[tuple[Path, RunSummary]]:
     """The summaries in a folder of reports, newest first."""
     loaded = [(path, summary) for path in folder.glob("*.json") if (summary := load(path))]
     yield from sorted(loaded, key=lambda pair: pair[1].started, reverse=True)
-
-
-def run_before(path: Path, run: RunSummary) -> RunSummary | None:
-    """The last finished run before this one of the same configuration and stage, except one with the same result,
-    whose summary is at the same `path`."""
-    for other, summary in summaries(path.parent):
-        same = (summary.name, summary.stage, summary.state) == (run.name, run.stage, FINISHED)
-        if same and other != path and summary.started < run.started:
-            return summary
-    return None
 
 
 def first_line(error: BaseException) -> str:

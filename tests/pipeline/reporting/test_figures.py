@@ -30,14 +30,12 @@ def test_curves_have_a_panel_for_each_kind_of_metric():
     assert metric_curves([{"step": 1, "time": 1.0}], "pretrain") is None
 
 
-def test_pictures_of_panels_have_the_color_of_the_page_and_their_marks():
+def test_pictures_of_panels_have_texts_and_their_marks():
     plain = panel_pictures(LINES, Marks())
     marked = panel_pictures(LINES, Marks({"validation/t2v/R1": 0.5}, [1]))
     assert list(plain) == list(marked) == ["losses", "optimization", "validation"]
     for picture in plain.values():
-        assert "#000000" not in picture
-        assert "prefers-color-scheme: dark" in picture
-        assert "<text fill" in picture  # texts, not outlines
+        assert "<text " in picture  # texts, not outlines
 
     def dashed(pictures: dict[str, str]) -> list[int]:
         return [len(re.findall("stroke-dasharray", picture)) for picture in pictures.values()]

@@ -1,7 +1,5 @@
-"""Parts of pages: the drawing of the DAG, data cards, published scores, what differs between runs, the machine."""
+"""Parts of pages: data cards, what differs between runs, the machine."""
 
-import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +7,11 @@ import pytest
 
 from alpro.files import write_json
 from alpro.pipeline.artifacts import hardware
-from alpro.pipeline.config import CONFIGS
 from alpro.pipeline.reporting import data_card
-from alpro.pipeline.reporting.dag import drawing, duration
 from alpro.pipeline.reporting.data_card import data_tables
 from alpro.pipeline.reporting.differences import differences
-from alpro.pipeline.reporting.published import PUBLISHED, published_lines
-from alpro.pipeline.reporting.result_tables import Listed, tables
-from alpro.pipeline.reporting.run_summary import StepSummary
-from tests.pipeline.reporting.test_result_tables import RANKS, rows_of
-
-
-def step(name: str, *inputs: str, state: str = "built", seconds: float | None = 1.5) -> StepSummary:
-    return StepSummary(name, name.split()[0], name, list(inputs), state, seconds)
-
-
-def test_steps_are_drawn_below_their_inputs():
-    steps = [
-        step("decode_videos clips", state="cached", seconds=100.0),
-        step("decode_videos a_corpus_with_a_long_name"),
-        step("pretrain", "decode_videos clips", seconds=3700),
-        step("evaluate", "pretrain", "decode_videos clips", state="failed", seconds=None),
-    ]
-    drawn = drawing(steps)
-    texts = {box.step.name.split()[-1]: (box.title, box.text) for box in drawn.boxes}
-    assert texts == {
-        "clips": ("decode_videos", "clips · cached, 100.0 s"),
-        "a_corpus_with_a_long_name": ("decode_videos", "a_corpus_with_a_long_name …"),
-        "pretrain": ("pretrain", "61 min 40 s"),
-        "evaluate": ("evaluate", "failed"),
-    }
-    clips, other, pretrain, evaluate = drawn.boxes
-    assert clips.y == other.y < pretrain.y < evaluate.y
-    assert clips.x < pretrain.x < other.x
-    assert len(drawn.paths) == 2  # that from the clips to the evaluation follows from the others
-    for path, (source, target) in zip(drawn.paths, [(clips, pretrain), (pretrain, evaluate)], strict=True):
-        x1, y1, *_, x2, y2 = (float(number) for number in re.findall(r"[\d.]+", path))
-        assert (x1 - source.x, x2 - target.x) == (92, 92)
-        assert (y1 - source.y, y2 - target.y) == (44, 0)
-    assert drawing([]).boxes == []
+from alpro.pipeline.reporting.report import duration
+from alpro.pipeline.reporting.result_tables import Listed
 
 
 @pytest.mark.parametrize(
@@ -95,58 +59,6 @@ def test_lengths_of_a_large_or_unreadable_corpus_are_left_out(corpora, monkeypat
     monkeypatch.setattr(data_card, "MAX_SAMPLES", 1)
     monkeypatch.setattr(data_card, "inspect", lambda *_: pytest.fail("the corpus is large"))
     assert [table.title for table in data_tables(corpora)] == ["Data"]
-
-
-def evaluation(stage: str, **config: str) -> Listed:
-    return stage, Path(), {"stage": stage, "config": {"split": "test", **config}}, False
-
-
-def published(corpus: str, **config: str) -> dict[str, list[list[str]]]:
-    """The published lines of each table of a run with all evaluations on a corpus."""
-    numbers = iter(range(100))
-    rows = [
-        *rows_of("retrieval", "zero-shot retrieval", "zero_shot", RANKS, numbers, 400, "t2v"),
-        *rows_of("retrieval", "zero-shot retrieval", "zero_shot", RANKS, numbers, 400, "v2t"),
-        *rows_of("retrieval", "fine-tuned retrieval", "retrieval", RANKS, numbers, 400, "t2v"),
-        *rows_of("retrieval", "fine-tuned by similarity", "retrieval_vtc", RANKS, numbers, 400, "t2v"),
-        *rows_of("qa", "question answering", "qa", ["all questions", "what"], numbers, 300),
-    ]
-    artifacts = [
-        evaluation("zero_shot", retrieval=corpus, **config),
-        evaluation("evaluate", retrieval=corpus, qa=corpus, **config),
-    ]
-    return {table.title: published_lines(table, rows, artifacts) for table in tables(rows)}
-
-
-def test_published_scores_are_in_their_columns():
-    ours = "published: zero-shot retrieval (MSRVTT, Table 2)", "t2v", "24.1 %", "44.7 %", "55.4 %", "8.0", "", ""
-    tuned = "published: fine-tuned retrieval (MSRVTT, Table 2)", "t2v", "33.9 %", "60.7 %", "73.2 %", "3.0", "", ""
-    answers = "published: question answering (MSRVTT-QA, Table 4)", "", "42.1 %", "", ""
-    assert published("msrvtt") == {
-        "Retrieval": [list(ours), list(tuned)],
-        "Question answering": [list(answers)],
-    }
-
-
-@pytest.mark.parametrize(("corpus", "config"), [("clips", {}), ("", {}), ("msrvtt", {"split": "validation"})])
-def test_only_the_papers_data_sets_have_published_scores(corpus, config):
-    assert published(corpus, **config) == {"Retrieval": [], "Question answering": []}
-
-
-def test_the_published_scores_are_those_in_the_headers_of_the_configurations():
-    """And their corpora have the names of the shipped configurations."""
-    stated: dict[tuple[str, str], Any] = {}
-    for file in [*CONFIGS.glob("ms*.toml"), *CONFIGS.glob("didemo*.toml")]:
-        text = file.read_text()
-        header, evaluate = text.partition("\nname = ")[0], tomllib.loads(text)["evaluate"]
-        if "retrieval" in evaluate:
-            tuned, before = re.findall(r"([\d.]+), (?:R@5 )?([\d.]+), (?:R@10 )?([\d.]+), (?:MdR )?(\d+)", header)
-            stated["retrieval", evaluate["retrieval"]] = tuned
-            stated["zero_shot", evaluate["retrieval"]] = before
-        else:
-            stated["qa", evaluate["qa"]] = tuple(re.findall(r"Published: accuracy (\d+\.\d)", header))
-    ours = {key: tuple(map(float, scores.values())) for key, (_, scores) in PUBLISHED.items()}
-    assert ours == {key: tuple(map(float, scores)) for key, scores in stated.items()}
 
 
 def record(name: str, fingerprint: str = "f" * 64, **more: Any) -> dict[str, Any]:

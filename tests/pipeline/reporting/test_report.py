@@ -83,6 +83,16 @@ def test_the_results_are_a_table_with_a_warning_about_few_items(page):
     assert page.count("videos. Only 50 test videos: differences of less than 14 points are noise.</p>") == 1
 
 
+def test_the_headline_scores_are_first(page):
+    """Before the tables, with interval and chance level; facts of the run come last."""
+    score = "<li>question answering, &lt;all&gt; questions<b>41.0 [28.0, 54.5]</b>most frequent answer 23.0 %</li>"
+    assert re.findall("<li>.*<b>.*</li>", page) == [score]
+    places = [
+        page.index(part) for part in (score, "Question answering</h2>", "pretrain</h2>", "Stages</h2>", "Run</h2>")
+    ]
+    assert places == sorted(places)
+
+
 def test_the_controls_are_explained(page, artifacts_of_a_run, tmp_path):
     assert "What the controls show" not in page
     rows = read_json(tmp_path / "evaluate" / "results.json")
@@ -165,7 +175,7 @@ def test_each_machine_has_the_stages_that_it_built(artifacts_of_a_run, tmp_path)
 
 def test_a_run_that_failed_says_why_and_shows_how_far_it_came(artifacts_of_a_run, tmp_path):
     steps = [
-        StepSummary("decode_videos clips", "decode_videos", "d", [], "cached", 1000.0),
+        StepSummary("decode_videos", "decode_videos", "d", [], "cached", 1000.0),
         StepSummary("pretrain", "pretrain", "p", ["decode_videos clips"], "built", 20.25),
         StepSummary("finetune_qa", "finetune_qa", "q", ["pretrain", "decode_videos clips"], "failed", None),
         StepSummary("evaluate", "evaluate", "e", ["finetune_qa"], "unfinished", None),
@@ -173,12 +183,11 @@ def test_a_run_that_failed_says_why_and_shows_how_far_it_came(artifacts_of_a_run
     run = RunSummary("mine", "mine", state="failed", reason="finetune_qa: no questions in <clips>", steps=steps)
     page = write_report(tmp_path / "mine.html", run, artifacts_of_a_run[:2]).read_text("utf-8")
     assert '<p class="state failed"><b>Failed</b>: finetune_qa: no questions in &lt;clips&gt;</p>' in page
-    boxes = re.findall(r'<g class="(\w+)".*?>([^<]*)</text><text[^>]*>([^<]*)</text></g>', page)
-    assert boxes == [
-        ("cached", "decode_videos", "clips · cached, 16 min 40 s"),
-        ("built", "pretrain", "20.2 s"),
-        ("failed", "finetune_qa", "failed"),
-        ("unfinished", "evaluate", "unfinished"),
+    assert [row[:4] for row in cells(page, "Stages")[1:]] == [
+        ["decode_videos", "decode_v", "cached", ""],
+        ["pretrain", "pretrain", "20.2 s", "clips"],
+        ["finetune_qa", "q", "failed", "pretrain, decode_videos clips"],
+        ["evaluate", "e", "unfinished", "finetune_qa"],
     ]
     assert load(tmp_path / "mine.json") == run
 
@@ -196,4 +205,4 @@ def test_a_page_without_results_or_rejects(tmp_path):
     manifest = {"stage": "pretrain", "fingerprint": "0" * 16, "counts": {}, "run": {"seconds": 1.0}}
     page = write_report(tmp_path / "a.html", MINE, [("pretrain", Path(tmp_path), manifest, False)]).read_text()
     assert "<p>1 stages, 0 of them cached; 1 s of work in the others.</p>" in page
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Stages"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Stages", "Run"]
