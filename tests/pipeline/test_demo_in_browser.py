@@ -131,12 +131,11 @@ def test_a_result_is_asked_and_a_box_on_it_is_named(page, videos, trained):
     named = scores(page, "entities")
     box = [float(part) for part in page.get_by_label("Region").input_value().split(",")]
     assert box == pytest.approx([0.5, 0.0, 0.5, 1.0], abs=0.02)
-    left, top, width, height = box
     prompter = Model.load(PROMPTER, trained, device="cpu")
-    assert named == [word for word, _ in prompter.entities(videos[0], (top, left, height, width), 5)]
+    assert named == [word for word, _ in prompter.entities(videos[0], tuple(box), 5)]
     page.get_by_label("Region").fill("2, 0, 1, 1")
     page.get_by_role("button", name="Name").click()
-    expect(page.get_by_text("A region is left, top, width and height")).to_be_visible()
+    expect(page.get_by_text("is not a region of the frame: it takes left, top, width and height")).to_be_visible()
 
 
 def test_an_uploaded_video_that_chromium_does_not_play_is_converted(page, videos, trained, tmp_path):
