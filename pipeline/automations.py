@@ -21,19 +21,18 @@ HEARTBEAT = "prefect.flow-run.heartbeat"  # every 180 s, unless PREFECT_FLOWS_HE
 SILENCE = 600  # seconds
 LINE = "{{ flow_run.name }}: {{ flow_run.state.name }}: {{ flow_run.state.message }}"
 RUNS = ResourceSpecification.model_validate({"prefect.resource.id": "prefect.flow-run.*"})
-FLOWS = ResourceSpecification.model_validate(
-    {
-        "prefect.resource.role": "flow",
-        "prefect.resource.name": ["alpro", *(stage.replace("_", "-") for stage in STAGES)],
-    }
-)
+FLOWS = ["alpro", *(stage.replace("_", "-") for stage in STAGES)]
+
+
+def of_flows(names: list[str]) -> ResourceSpecification:
+    return ResourceSpecification.model_validate({"prefect.resource.role": "flow", "prefect.resource.name": names})
 
 
 def crash_silent_runs(seconds: int) -> AutomationCore:
     """Marks a run as crashed that has sent heartbeats and sends none for some time, at least 10 s."""
     trigger = EventTrigger(
         match=RUNS,
-        match_related=FLOWS,
+        match_related=of_flows([*FLOWS, "step"]),
         after={HEARTBEAT},
         expect={"prefect.flow-run.*"},  # any state, too: one that was scheduled again sends no heartbeats
         for_each={"prefect.resource.id"},
@@ -67,7 +66,7 @@ def notify_of_failures(client: SyncPrefectClient, block: str) -> AutomationCore:
         description=f"Reports runs that failed or crashed to {block}.",
         trigger=EventTrigger(
             match=RUNS,
-            match_related=FLOWS,
+            match_related=of_flows(FLOWS),  # a step that fails, fails its pipeline
             expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
             posture=Posture.Reactive,
             threshold=1,

@@ -48,7 +48,9 @@ def test_failures_are_sent_to_a_block(server, capsys):
     assert "flow_run.state.message" in action.payload
 
 
-@pytest.mark.parametrize(("flow", "covered"), [("alpro", True), ("train-prompter", True), ("somebody-elses", False)])
+@pytest.mark.parametrize(
+    ("flow", "covered"), [("alpro", True), ("train-prompter", True), ("step", True), ("somebody-elses", False)]
+)
 def test_only_runs_of_this_project_are_meant(flow, covered):
     run = Resource({"prefect.resource.id": f"prefect.flow-run.{uuid4()}"})
     of = RelatedResource(
