@@ -115,7 +115,8 @@ def load_tokenizer(name: str) -> Tokenizer:
         return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))))
     except Exception as error:  # the tokenizers library raises nothing narrower
         if file is not None:
-            raise InputError(f"tokenizer {file}: not readable: {' '.join(str(error).split())[:200]}") from error
+            reason = " ".join(str(error).split()).removeprefix(f"{file}: ").removeprefix("not readable: ")
+            raise InputError(f"tokenizer {file}: not readable: {reason[:200]}") from error
         raise InputError(
             f"tokenizer {name!r}: no such file or folder, and no such model on the hub ({type(error).__name__}); "
             "use a folder with its tokenizer.json or vocab.txt"

@@ -115,7 +115,7 @@ def log_artifact(tracker: Tracker, result: StageResult, run: Run, step: int) -> 
             tracker.metrics(run, own, step, logged(model, *filter(None, [corpus])))
             tracker.metrics(run, headlines(own), step, logged(model, *filter(None, [corpus])))
         values = {key: value for key, value in values.items() if key not in own}
-    tracker.metrics(run, values, step)
+    tracker.metrics(run, headlines(values) | values if result.step.stage in EVALUATIONS else values, step)
 
 
 def logged(model: str, *corpora: Step) -> Logged:

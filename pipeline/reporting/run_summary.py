@@ -4,11 +4,11 @@ It is written beside the report, as REPORT.json.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from alpro.credentials import clean_values
+from alpro.credentials import clean_values, without_credentials
 from alpro.files import read_json, write_json
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
@@ -50,7 +50,8 @@ class RunSummary:
 
     def without_credentials(self) -> "RunSummary":
         """The summary without the credentials of URLs."""
-        return self.of(clean_values(asdict(self), keep_query=True))
+        cleaned = self.of(clean_values(asdict(self), keep_query=True))
+        return replace(cleaned, reason=without_credentials(self.reason, keep_query=True))
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

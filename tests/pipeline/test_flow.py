@@ -62,7 +62,6 @@ def test_every_stage_leaves_its_artifact(first, workspace):
     pictures = [picture for folder in first.values() for picture in Path(folder).glob("pictures/*.png")]
     assert report.count("data:image/png;base64,") == len(pictures) > 2
     assert report.count("data:image/svg+xml;base64,") >= 12  # of four trainings
-    assert len(re.findall(r'<g class="(built|cached)"', report)) == len(STAGES)
 
 
 def test_nothing_unfinished_is_left(first):
@@ -124,8 +123,10 @@ def test_mlflow_lists_the_corpora_the_models_and_where_a_run_comes_from(first, w
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     models = client.search_logged_models([pipeline.info.experiment_id])
     trained = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
-    assert {m.name: m.source_run_id for m in models} == {name: stages[name].info.run_id for name in trained}
-    assert {m.name: m.tags["path"] for m in models} == {name: f"{first[name]}/model" for name in trained}
+    assert {m.name: m.source_run_id for m in models} == {
+        f"tiny · {name} · {Path(first[name]).name[:8]}": stages[name].info.run_id for name in trained
+    }
+    assert {m.tags["path"] for m in models} == {f"{first[name]}/model" for name in trained}
     for run in (pipeline, *stages.values()):
         assert run.data.tags["mlflow.source.name"] == "alpro"
         assert run.data.tags["mlflow.user"]
@@ -336,7 +337,6 @@ def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace):
         "build_vocabulary": "failed",
         **dict.fromkeys(STAGES[STAGES.index("build_vocabulary") + 1 :], "unfinished"),
     }
-    assert "<td>build_vocabulary.entities</td><td>8</td><td>9999</td>" in report  # the run before
     statuses = {r.info.run_name.split(" · ")[0]: r.info.status for r in nested[parents[0].info.run_id]}
     assert statuses == {"build_vocabulary": "FAILED"}
     assert parents[0].data.tags["cached"] == "render_sample, decode_videos clips, decode_videos stills"

@@ -42,7 +42,7 @@ def work(folder: Path, **resources) -> Path:
     """A work file in a folder."""
     resources = Resources(device="cpu", **resources).model_dump()
     file = folder / "work.json"
-    file.write_text(json.dumps({"out": str(folder / "out"), "resources": resources}))
+    file.write_text(json.dumps({"out": str(folder / "out"), "inputs": {}, "resources": resources}))
     return file
 
 
