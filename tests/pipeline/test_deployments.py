@@ -105,6 +105,7 @@ def newest_pipeline(workspace: Path) -> Any:
 
 def test_only_missing_steps_run_by_deployment(first, workspace, deployments, monkeypatch):
     runs, lines = deployments(), []
+    monkeypatch.delenv("ALPRO_COMMAND_LINE", raising=False)
     monkeypatch.setattr(tasks, "announce", lines.append)
     monkeypatch.setattr(flow, "announce", lines.append)
     changes = ["evaluate.seed=11", "resources.device=cpu"]
