@@ -177,6 +177,13 @@ def training_processes(folder: Path) -> list[int]:
     return found
 
 
+def step_run(environment, workspace: Path) -> dict:
+    """The run of the step that trains, in the pool `gpu`."""
+    found = call(environment, "POST", "/flow_runs/filter", {"deployments": {"name": {"any_": ["gpu"]}}})
+    (run,) = (run for run in found or () if run["parameters"]["workspace"] == str(workspace))
+    return run
+
+
 def start_long_training(environment, workspace: Path, *more: str, flow: str = "train-prompter", **others) -> dict:
     """Starts a run that trains until it is stopped, and waits until it trains."""
     identity = call(environment, "GET", f"/deployments/name/{flow}/{flow}")["id"]
@@ -195,9 +202,14 @@ def cancel(environment, run: dict, workspace: Path) -> None:
     (folder,) = (workspace / "artifacts" / "train_prompter").glob("*/")
     assert not (folder / "artifact.json").exists()
     assert list((folder / "checkpoints").glob("step-*"))
-    with closing(sqlite3.connect(workspace / "mlflow.db")) as database:
-        ended = database.execute("select status from runs where status != 'FINISHED'").fetchall()
-    assert ended == [("KILLED",), ("KILLED",)]  # the pipeline and the stage
+
+    def ended() -> bool:
+        with closing(sqlite3.connect(workspace / "mlflow.db")) as database:
+            states = database.execute("select status from runs where status != 'FINISHED'").fetchall()
+        return states == [("KILLED",), ("KILLED",)]  # the pipeline and the stage
+
+    wait_for(ended, 300)
+    wait_for(lambda: step_run(environment, workspace)["state"]["type"] == "CANCELLED", 300)
 
 
 def test_cancelling_ends_the_whole_process_group_and_leaves_a_checkpoint(server, tmp_path):
@@ -217,18 +229,21 @@ def workers(environment, pool: str) -> list[psutil.Process]:
     return found
 
 
-def test_a_run_whose_worker_was_killed_leaves_a_checkpoint_and_waits_for_another(server, tmp_path):
-    """Afterwards the pool `gpu` has no worker."""
+def test_a_step_whose_worker_was_killed_leaves_a_checkpoint_and_waits_for_another(server, tmp_path):
+    """And the pipeline waits for it. Afterwards the pool `gpu` has no worker."""
     run = start_long_training(server, tmp_path, "resources.checkpoint_interval=600")
     (metrics,) = (tmp_path / "artifacts" / "train_prompter").glob("*/metrics.jsonl")
     (worker,) = workers(server, "gpu")
     step = json.loads(metrics.read_text().splitlines()[-1])["step"]
     worker.kill()
-    wait_for(lambda: call(server, "GET", f"/flow_runs/{run['id']}")["state"]["name"] == "AwaitingRetry", 300)
+    wait_for(lambda: step_run(server, tmp_path)["state"]["name"] == "AwaitingRetry", 300)
     wait_for(lambda: not training_processes(tmp_path), 300)
     (checkpoint,) = metrics.parent.glob("checkpoints/step-*")
     assert int(checkpoint.name.removeprefix("step-")) >= step
-    call(server, "POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}})
+    assert call(server, "GET", f"/flow_runs/{run['id']}")["state"]["name"] == "Running"
+    call(server, "POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+    assert wait_for(lambda: finished(server, run["id"]), 600)["state"]["type"] == "CANCELLED"
+    assert step_run(server, tmp_path)["state"]["type"] == "CANCELLED"  # without a worker that could do it
 
 
 def test_a_run_whose_machine_is_gone_is_marked_as_crashed(server, tmp_path):
