@@ -72,6 +72,7 @@ class Terminals:
             ["bash", "-c", self.script(block)],
             cwd=ROOT,
             env=self.environment,
+            stdin=subprocess.DEVNULL,  # a worker ends with its standard input if that is a pipe
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -233,7 +233,9 @@ def test_a_run_continues_on_another_worker_from_its_checkpoint(tmp_path, free_po
 
         def start(name: str, *command: str) -> subprocess.Popen:
             log = stack.enter_context(open(tmp_path / f"{name}.log", "w"))
-            process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+            # A worker ends with its standard input if that is a pipe: not with that of the tests.
+            how = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            process = subprocess.Popen(command, env=environment, cwd=tmp_path, **how)
             stack.callback(end, process)
             return process
 
