@@ -30,13 +30,14 @@ RUN_ID = "PREFECT__FLOW_RUN_ID"  # in the environment of a run
 
 
 class Worker(ProcessWorker, abc.ABC):  # ABC: not registered in the place of Prefect's
-    """Knows which runs it has taken that have not ended. Takes none once it is stopping."""
+    """Knows which runs it has taken that have not ended. Takes none once it is stopping. Reports a crash once."""
 
     stopping = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.taken: set[UUID] = set()
+        self.ended: set[UUID] = set()
 
     async def get_and_submit_flow_runs(self) -> list[Any]:
         if self.stopping:
@@ -46,10 +47,18 @@ class Worker(ProcessWorker, abc.ABC):  # ABC: not registered in the place of Pre
         return runs
 
     async def run(self, flow_run: Any, *arguments: Any, **options: Any) -> Any:
+        self.ended.discard(flow_run.id)
         result = await super().run(flow_run, *arguments, **options)
+        self.ended.add(flow_run.id)
         if not self.stopping:
             self.taken.discard(flow_run.id)
         return result
+
+    async def _propose_crashed_state(self, flow_run: Any, *arguments: Any, **options: Any) -> None:
+        """Not for a run whose process has ended: `run` has reported it. Prefect would report it again seconds later,
+        when its hooks have run, and end a retry that somebody has started meanwhile."""
+        if flow_run.id not in self.ended:
+            await super()._propose_crashed_state(flow_run, *arguments, **options)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -174,6 +174,28 @@ def test_a_worker_takes_no_run_while_it_ends_and_knows_which_have_not_ended(monk
     assert one.taken == {second.id}  # it may have been ended
 
 
+def test_a_crash_is_reported_once_and_does_not_end_a_retry(monkeypatch):
+    """Prefect's runner reports a process that was killed, and its worker reports it again some seconds later."""
+    killed, not_started, reported = SimpleNamespace(id=uuid4()), SimpleNamespace(id=uuid4()), []
+
+    async def run(self, flow_run):
+        if flow_run is not_started:
+            raise OSError("no memory")
+
+    async def report(self, flow_run, message):
+        reported.append(message)
+
+    monkeypatch.setattr(worker.ProcessWorker, "run", run)
+    monkeypatch.setattr(worker.ProcessWorker, "_propose_crashed_state", report)
+    one = worker.Worker(work_pool_name="gpu", limit=None)
+    asyncio.run(one.run(killed))
+    asyncio.run(one._propose_crashed_state(killed, "exited with -9"))
+    with pytest.raises(OSError, match="no memory"):
+        asyncio.run(one.run(not_started))
+    asyncio.run(one._propose_crashed_state(not_started, "could not be started"))
+    assert reported == ["could not be started"]
+
+
 def test_runs_of_a_worker_that_is_asked_to_end_are_scheduled_again(monkeypatch):
     events, run_id = [], uuid4()
 
