@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from alpro.stages.evaluation.encode import precision
+from alpro.stages.encoding.encode import precision
 
 
 class Skipped(Exception):

@@ -28,7 +28,7 @@ from train_step import PAPER_DEVICES, TOLERANCE, machine
 
 from alpro.models.alpro import Alpro
 from alpro.models.timesformer import VideoConfig
-from alpro.stages.evaluation.encode import Texts, Videos
+from alpro.stages.encoding.encode import Texts, Videos
 from alpro.stages.evaluation.retrieval import match_all, match_top_k
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import Phase, TrainingConfig

@@ -28,7 +28,7 @@ from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.models.word_pieces import WordPieces
 from alpro.stages import decode_videos, render_sample
-from alpro.stages.evaluation.encode import Texts, Videos, load_model
+from alpro.stages.encoding.encode import Texts, Videos, load_model
 from alpro.stages.evaluation.metrics import retrieval_metrics
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_all, match_top_k
 from alpro.stages.execution.interface import Resources

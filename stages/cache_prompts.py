@@ -18,7 +18,7 @@ from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelFolder
 from alpro.models.templates import Templates, fill
-from alpro.stages.evaluation.encode import embed_texts, load_model
+from alpro.stages.encoding.encode import embed_texts, load_model
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
 from alpro.stages.training.distributed import pick_device
 

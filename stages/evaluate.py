@@ -12,8 +12,9 @@ from alpro.models.frames import NormalizedModel
 from alpro.progress import progress
 from alpro.shards.pictures import retrieval_picture
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.columns import Value, in_subset
-from alpro.stages.evaluation.controls import ControlsConfig, Name
+from alpro.stages.evaluation.controls.columns import Value, in_subset
+from alpro.stages.evaluation.controls.settings import ControlsConfig, Name
+from alpro.stages.evaluation.controls.shortcuts import Answers, answers_under_controls, retrieval_controls
 from alpro.stages.evaluation.metrics import (
     TABLE_VERSION,
     Ranks,
@@ -27,7 +28,6 @@ from alpro.stages.evaluation.protocol import excluded, length_of, load_for_evalu
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.results import Results, add_rankers, evaluating
 from alpro.stages.evaluation.retrieval import Gallery
-from alpro.stages.evaluation.shortcuts import Answers, answers_under_controls, retrieval_controls
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.vocabulary.nouns import load_tagger
 

@@ -16,7 +16,7 @@ from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.evaluation.encode import load_model, load_prompter
+from alpro.stages.encoding.encode import load_model, load_prompter
 from alpro.stages.evaluation.entities import true_entities
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import Outcome, Resources, file_or_word, require

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.evaluation.encode import load_prompter
+from alpro.stages.encoding.encode import load_prompter
 from alpro.stages.evaluation.entities import Crop, best_constant, entities_of_crops, entity_accuracy
 from alpro.stages.evaluation.metrics import (
     CROP_ACCURACY,

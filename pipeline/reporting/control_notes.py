@@ -3,7 +3,7 @@
 from typing import Any
 
 from alpro.pipeline.reporting.result_tables import shown
-from alpro.stages.evaluation.controls import CONTROLS, WORDS_KNOWN
+from alpro.stages.evaluation.controls.settings import CONTROLS, WORDS_KNOWN
 
 CROPS_KNOWN = (
     "The prompter names an entity of random crops, as PEM asks it to; the accuracy on the kept crops is that of PEM's "

@@ -14,7 +14,7 @@ from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.encode import encode_videos, similarities, uniform_frames
+from alpro.stages.encoding.encode import encode_videos, similarities, uniform_frames
 from alpro.stages.evaluation.metrics import CAPTIONS
 from alpro.stages.training.masking import random_box
 

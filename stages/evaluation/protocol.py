@@ -14,7 +14,7 @@ from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, set_frames
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.encode import Reorder, Texts, Videos, load_model
+from alpro.stages.encoding.encode import Reorder, Texts, Videos, load_model
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
 from alpro.stages.execution.interface import StageConfig, require
 from alpro.stages.training.config import Protocol

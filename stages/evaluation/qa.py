@@ -14,9 +14,9 @@ from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.progress import progress
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.encode import Reorder, encode_texts, encode_videos
+from alpro.stages.encoding.encode import Reorder, encode_texts, encode_videos
+from alpro.stages.encoding.pairs import VIDEOS, score
 from alpro.stages.evaluation.metrics import Queries
-from alpro.stages.evaluation.pairs import VIDEOS, score
 
 
 @dataclass

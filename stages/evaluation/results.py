@@ -19,8 +19,8 @@ import torch
 from alpro.files import write_json
 from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
+from alpro.stages.encoding.encode import Texts, Videos, precision, similarities
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
-from alpro.stages.evaluation.encode import Texts, Videos, precision, similarities
 from alpro.stages.evaluation.metrics import DIRECTIONS, Metric, Ranks, Score, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.protocol import EvaluationConfig, also_in_training, check_items, protocol_of, score_pairs
 from alpro.stages.evaluation.retrieval import Gallery, dual_softmax

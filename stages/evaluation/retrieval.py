@@ -12,9 +12,9 @@ from torch import Tensor
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.encode import Reorder, Texts, Videos, encode_texts, encode_videos, similarities
+from alpro.stages.encoding.encode import Reorder, Texts, Videos, encode_texts, encode_videos, similarities
+from alpro.stages.encoding.pairs import score
 from alpro.stages.evaluation.metrics import CAPTIONS, Queries
-from alpro.stages.evaluation.pairs import score
 from alpro.stages.training.config import Protocol
 
 

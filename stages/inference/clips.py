@@ -15,7 +15,7 @@ from alpro.shards.decode import DecodeError, decode_image, decode_video
 from alpro.shards.reader import Sample, Unreadable
 from alpro.shards.schema import IMAGE_EXTENSIONS, Row
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, absolute, local_copy, located, suffix
-from alpro.stages.evaluation.encode import sample_frames
+from alpro.stages.encoding.encode import sample_frames
 
 Source = Location | Row | Sample  # a file; a file or a part of it, as in a manifest; a sample of a decoded corpus
 S = TypeVar("S", bound=Source)

@@ -7,7 +7,7 @@ from alpro.artifact import check_artifact, read_record
 from alpro.artifact_names import artifacts, find_artifact
 from alpro.errors import InputError
 from alpro.files import checksum, file_state
-from alpro.stages.evaluation.encode import model_folder
+from alpro.stages.encoding.encode import model_folder
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 

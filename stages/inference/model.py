@@ -29,7 +29,7 @@ from alpro.progress import progress
 from alpro.shards.decode import DecodeError
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.cache_prompts import read_prompts
-from alpro.stages.evaluation.encode import Texts, Videos, embed_texts, encode_texts, load_prompter
+from alpro.stages.encoding.encode import Texts, Videos, embed_texts, encode_texts, load_prompter
 from alpro.stages.evaluation.retrieval import match, match_all
 from alpro.stages.execution.interface import Resources, require
 from alpro.stages.inference.clips import Source, decode_ahead, file_name, is_image, load_frames

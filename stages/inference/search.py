@@ -9,7 +9,7 @@ import torch
 from alpro.models.alpro import Alpro
 from alpro.shards.identity import identities
 from alpro.shards.storage import located
-from alpro.stages.evaluation.encode import Texts
+from alpro.stages.encoding.encode import Texts
 from alpro.stages.evaluation.retrieval import match
 from alpro.stages.inference.index import Index, Item, source_of
 from alpro.stages.inference.model import UNKNOWN, Model

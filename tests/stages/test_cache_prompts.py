@@ -14,7 +14,7 @@ from alpro.models.templates import Templates
 from alpro.pipeline.reporting.report import least_agreed
 from alpro.stages import cache_prompts
 from alpro.stages.cache_prompts import compare, disagreement, read_prompts
-from alpro.stages.evaluation.encode import encode_texts
+from alpro.stages.encoding.encode import encode_texts
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 
 from alpro.pipeline.reporting.control_notes import control_notes
-from alpro.stages.evaluation.controls import CONTROLS, WORDS_KNOWN, ControlName
+from alpro.stages.evaluation.controls.settings import CONTROLS, WORDS_KNOWN, ControlName
 
 
 def row(name: str, what: str, value: float, metric: str = "R@1", table: str = "retrieval") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from alpro.files import read_json, write_json
 from alpro.pipeline.reporting.report import write_report
 from alpro.pipeline.reporting.result_tables import Listed
 from alpro.pipeline.reporting.run_summary import RunSummary, StepSummary, load
-from alpro.stages.evaluation.controls import CONTROLS
+from alpro.stages.evaluation.controls.settings import CONTROLS
 
 HARDWARE = {"host": "node-3", "cpu": "EPYC 7763", "cores": 64, "memory": 502.6, "gpus": ["A100", "A100"]}
 MINE = RunSummary("mine · a<b · 123456", "mine")

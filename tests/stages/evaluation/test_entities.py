@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from alpro.stages.encoding.encode import Videos
 from alpro.stages.evaluation import entities as entities_module
-from alpro.stages.evaluation.encode import Videos
 from alpro.stages.evaluation.entities import Crop, entities_of_crops, entity_accuracy, true_entities
 from alpro.stages.evaluation.results import Results
 from alpro.stages.zero_shot import add_crops

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alpro.models.alpro import Alpro
-from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos, similarities
+from alpro.stages.encoding.encode import Texts, Videos, encode_texts, encode_videos, similarities
 from alpro.stages.evaluation.metrics import retrieval_metrics, retrieval_ranks
 from alpro.stages.evaluation.retrieval import (
     Gallery,

@@ -12,7 +12,10 @@ from torch import Tensor
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
-from alpro.stages.evaluation.controls import (
+from alpro.stages.encoding.encode import Texts, Videos, encode_texts, encode_videos, similarities
+from alpro.stages.encoding.pairs import score
+from alpro.stages.evaluation.controls.counterfactual import PARTS, swap_words
+from alpro.stages.evaluation.controls.settings import (
     CONTROLS,
     WORD_LABEL,
     ControlName,
@@ -22,10 +25,7 @@ from alpro.stages.evaluation.controls import (
     still,
     words_only,
 )
-from alpro.stages.evaluation.counterfactual import PARTS, swap_words
-from alpro.stages.evaluation.encode import Texts, Videos, encode_texts, encode_videos, similarities
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
-from alpro.stages.evaluation.pairs import score
 from alpro.stages.evaluation.protocol import length_of, protocol_of, score_pairs
 from alpro.stages.evaluation.qa import Questions, answer_head, answer_logits
 from alpro.stages.evaluation.results import Results, add_retrieval

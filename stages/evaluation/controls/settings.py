@@ -7,8 +7,8 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from alpro.stages.evaluation.columns import video_words, words_of
-from alpro.stages.evaluation.encode import Reorder
+from alpro.stages.encoding.encode import Reorder
+from alpro.stages.evaluation.controls.columns import video_words, words_of
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
 from alpro.stages.evaluation.retrieval import Gallery
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alpro.models.alpro import Alpro
 from alpro.progress import progress
-from alpro.stages.evaluation.encode import Texts, Videos, float32
+from alpro.stages.encoding.encode import Texts, Videos, float32
 from alpro.stages.training.distributed import is_own, merge
 
 VIDEOS = 64  # number of videos whose queries, keys and values are on the device at a time

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
-from alpro.stages.evaluation.controls import Shuffle, reverse, still, words_only
+from alpro.stages.evaluation.controls.settings import Shuffle, reverse, still, words_only
 from alpro.stages.evaluation.retrieval import Gallery
 
 

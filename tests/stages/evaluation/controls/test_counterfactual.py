@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpro.stages.evaluation.counterfactual import DIRECTION_WORDS, Swap, stem, swap_words, with_word
+from alpro.stages.evaluation.controls.counterfactual import DIRECTION_WORDS, Swap, stem, swap_words, with_word
 from alpro.stages.vocabulary.nouns import Word, tag_texts
 
 PARTS = {"dog": "NOUN", "dogs": "NOUN", "cat": "NOUN", "cats": "NOUN", "video": "NOUN", "arrow": "NOUN"}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from alpro.errors import InputError
 from alpro.stages import evaluate
-from alpro.stages.evaluation import shortcuts
-from alpro.stages.evaluation.shortcuts import rows_of, two_way
+from alpro.stages.evaluation.controls import shortcuts
+from alpro.stages.evaluation.controls.shortcuts import rows_of, two_way
 from alpro.stages.vocabulary import nouns
 from tests.stages.evaluation.conftest import RESOURCES, evaluated
 
@@ -193,7 +193,7 @@ def test_counterfactual_captions_are_listed_and_lose(clips_of_brightness, projec
     """The tagger is told to see verbs; the embedded one is tested in test_counterfactual."""
     projected()
     monkeypatch.setattr(
-        "alpro.stages.evaluation.shortcuts.tag_texts",
+        "alpro.stages.evaluation.controls.shortcuts.tag_texts",
         lambda texts: [[nouns.Word(6, text.split()[1], "VERB", text.split()[1])] for text in texts],
     )
     wanted = {"retrieval": "clips", "controls": ("counterfactual",)}
@@ -225,7 +225,7 @@ def test_counterfactual_captions_are_listed_and_lose(clips_of_brightness, projec
 
 def test_captions_without_a_counterfactual_have_no_row(clips_of_brightness, projected, tmp_path, monkeypatch):
     projected()
-    monkeypatch.setattr("alpro.stages.evaluation.shortcuts.tag_texts", lambda texts: [[] for _ in texts])
+    monkeypatch.setattr("alpro.stages.evaluation.controls.shortcuts.tag_texts", lambda texts: [[] for _ in texts])
     wanted = {"retrieval": "clips", "controls": ("counterfactual",)}
     rows = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("retrieval",), **wanted)
     assert not any(name.startswith("counterfactual") for name in rows)

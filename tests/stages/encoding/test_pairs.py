@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from alpro.models.alpro import Alpro
-from alpro.stages.evaluation.encode import Texts, Videos
-from alpro.stages.evaluation.pairs import batches, by_video, score
+from alpro.stages.encoding.encode import Texts, Videos
+from alpro.stages.encoding.pairs import batches, by_video, score
 
 LENGTHS = [4, 2, 6, 3, 6, 2, 5]
 
@@ -32,7 +32,7 @@ def encoded(model) -> tuple[Texts, Videos]:
 @pytest.mark.parametrize("head", ["vtm_head", "qa_head"])
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, head, batch):
-    monkeypatch.setattr("alpro.stages.evaluation.pairs.VIDEOS", 2)
+    monkeypatch.setattr("alpro.stages.encoding.pairs.VIDEOS", 2)
     texts, videos = encoded
     pairs = np.random.default_rng(0).permutation(np.argwhere(np.ones((7, 5), bool)))[:30]
     actual = score(model, getattr(model, head), texts, videos, pairs, batch)
@@ -57,7 +57,7 @@ def test_no_padding_is_fused_and_a_text_is_projected_once_for_all_videos_of_a_ba
 
 @torch.no_grad()
 def test_each_video_is_projected_once(model, encoded, monkeypatch):
-    monkeypatch.setattr("alpro.stages.evaluation.pairs.VIDEOS", 2)
+    monkeypatch.setattr("alpro.stages.encoding.pairs.VIDEOS", 2)
     texts, videos = encoded
     projected, project = [], model.multimodal_encoder.project
     monkeypatch.setattr(

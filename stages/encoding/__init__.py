@@ -1,0 +1,1 @@
+"""Encoding of texts, videos and pairs of both: for evaluation, the prompts and inference."""
