@@ -32,7 +32,7 @@ from timed_step import MODELS
 from alpro.models.alpro import ModelConfig
 from alpro.models.word_pieces import train_tokenizer
 from alpro.shards import reader as shard_reader
-from alpro.shards.decode import Clip
+from alpro.shards.decoding.decode import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.execution.interface import Resources

@@ -35,9 +35,9 @@ from PIL import features
 from alpro.models.word_pieces import WordPieces, train_tokenizer
 from alpro.pipeline.artifacts.store import versions
 from alpro.shards import reader as shard_reader
-from alpro.shards.decode import ffmpeg_binary
-from alpro.shards.manifest import read_manifest
+from alpro.shards.decoding.decode import ffmpeg_binary
 from alpro.shards.reader import Sample, ShardReader
+from alpro.shards.sources.manifest import read_manifest
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import examples

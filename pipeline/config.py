@@ -17,8 +17,8 @@ from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config_errors import one_line
 from alpro.pipeline.config_values import apply_change, forget_followed, with_sizes, without_stages
-from alpro.shards.annotations import keyed, scan_source
 from alpro.shards.schema import Row
+from alpro.shards.sources.annotations import keyed, scan_source
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
 from alpro.stages import INPUTS, STAGES, TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary

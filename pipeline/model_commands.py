@@ -151,7 +151,7 @@ def load(arguments: argparse.Namespace, folder: Path, prompts: Path | str = "") 
 def ask(arguments: argparse.Namespace) -> None:
     """`alpro model ask`."""
     require_text(arguments.question, "question")
-    from alpro.shards.decode import DecodeError
+    from alpro.shards.decoding.decode import DecodeError
     from alpro.stages.inference.model import UNKNOWN
 
     model = load(arguments, model_path(arguments, arguments.model))
@@ -166,7 +166,7 @@ def ask(arguments: argparse.Namespace) -> None:
 
 def name_entities(arguments: argparse.Namespace) -> None:
     """`alpro model entities`."""
-    from alpro.shards.decode import DecodeError
+    from alpro.shards.decoding.decode import DecodeError
     from alpro.stages.inference.find import find_prompter
 
     folder = model_path(arguments, arguments.model)

@@ -13,7 +13,7 @@ from alpro.models.word_pieces import padded
 from alpro.pipeline.artifacts.digests import Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.artifacts.store import Step, Store, flatten
 from alpro.pipeline.config import FILES, FILES_OR_NAMES, Corpus, is_word
-from alpro.shards.annotations import ANNOTATION_FILES, split_of
+from alpro.shards.sources.annotations import ANNOTATION_FILES, split_of
 from alpro.shards.storage import Location, located
 from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.decode_videos import decoder_files

@@ -17,13 +17,13 @@ from alpro.errors import InputError
 from alpro.files import checksum, digest, read_json
 from alpro.log import log
 from alpro.progress import progress
-from alpro.shards.annotations import ANNOTATION_FILES, scan_source, split_of
-from alpro.shards.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
-from alpro.shards.ffmpeg_binary import ffmpeg_version
-from alpro.shards.identity import identities
-from alpro.shards.members import member_of, unpacked
-from alpro.shards.plan import DecodeUnit, Plan
+from alpro.shards.decoding.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
+from alpro.shards.decoding.ffmpeg_binary import ffmpeg_version
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
+from alpro.shards.sources.annotations import ANNOTATION_FILES, scan_source, split_of
+from alpro.shards.sources.identity import identities
+from alpro.shards.sources.members import member_of, unpacked
+from alpro.shards.sources.plan import DecodeUnit, Plan
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.corpora.reuse import REJECTED, UNITS, WrittenShard, index_earlier_units, reuse_unit

@@ -20,9 +20,9 @@ ONLY_IN = {  # packages that one room or file may import
     "spacy": "stages/vocabulary/nouns.py",
     "matplotlib": "pipeline/reporting/figures.py",
     "jinja2": "pipeline/reporting/pages.py",
-    "av": ("shards/pyav_decoder.py", "stages/render_sample.py"),
-    "ffmpeg": "shards/ffmpeg_binary.py",
-    "imageio_ffmpeg": "shards/ffmpeg_binary.py",
+    "av": ("shards/decoding/pyav_decoder.py", "stages/render_sample.py"),
+    "ffmpeg": "shards/decoding/ffmpeg_binary.py",
+    "imageio_ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "fsspec": ("shards/storage.py", "shards/forks.py"),
     "gradio": "pipeline/demo/",
 }

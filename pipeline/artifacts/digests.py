@@ -19,10 +19,10 @@ from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state
 from alpro.pipeline.artifacts.remembered import Note, Remembered
 from alpro.progress import progress
-from alpro.shards.annotations import can_be_noted, scan_source
-from alpro.shards.identity import identities
-from alpro.shards.members import is_local, local_shard, member_of
 from alpro.shards.schema import Row
+from alpro.shards.sources.annotations import can_be_noted, scan_source
+from alpro.shards.sources.identity import identities
+from alpro.shards.sources.members import is_local, local_shard, member_of
 from alpro.shards.storage import Location, parent
 from alpro.stages.index_shards import list_shards
 

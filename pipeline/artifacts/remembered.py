@@ -20,7 +20,8 @@ STATES = pa.schema([("path", pa.string()), ("size", pa.int64()), ("changed", pa.
 ROWS = 65_536  # states in memory
 ABSENT = (-1, -1)
 FOLDER = -2  # in place of the size; its time changes if a name in it is added or removed
-CODE = ("alpro", "alpro.shards", "alpro.pipeline.artifacts")  # the packages that a digest depends on
+# The packages that a digest depends on.
+CODE = ("alpro", "alpro.shards", "alpro.shards.sources", "alpro.pipeline.artifacts")
 
 
 def source_code() -> dict[str, str]:

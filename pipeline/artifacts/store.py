@@ -29,7 +29,7 @@ from alpro.files import digest, make_folder, publish, read_json, sync_tree, temp
 from alpro.pipeline.artifacts.contents import UNFINISHED, describe_contents, files_of
 from alpro.pipeline.artifacts.hardware import hardware
 from alpro.pipeline.artifacts.sharing import fetch, is_shared, send, shared_records
-from alpro.shards.ffmpeg_binary import ffmpeg_version
+from alpro.shards.decoding.ffmpeg_binary import ffmpeg_version
 from alpro.shards.storage import DISK_FULL, Location, absolute, join, located
 from alpro.stages.execution.interface import CHANGED, Outcome, StageConfig
 from alpro.stages.execution.stop import STOP

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alpro.files import file_state
 from alpro.pipeline.demo.media import MAX_UPLOADS, Media, Unknown
-from alpro.shards.decode import DecodeError
+from alpro.shards.decoding.decode import DecodeError
 
 LOCAL = ("127.0.0.1", "localhost")
 MAX_BODY = 64 << 10  # bytes of a request other than an upload

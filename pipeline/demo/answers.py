@@ -10,7 +10,7 @@ from typing import Any
 from alpro.errors import InputError
 from alpro.inputs import WHOLE, parse_box
 from alpro.pipeline.demo.media import CLIPS, Media, Unknown
-from alpro.shards.decode import DecodeError
+from alpro.shards.decoding.decode import DecodeError
 from alpro.stages.inference.index import Index
 from alpro.stages.inference.model import Model
 from alpro.stages.inference.search import Found, search

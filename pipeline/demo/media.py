@@ -12,8 +12,8 @@ from secrets import token_hex
 from typing import Any
 
 from alpro.models.timesformer import VideoConfig
-from alpro.shards.decode import DecodeError
-from alpro.shards.preview import save_animation, save_frame, write_frame, write_webm
+from alpro.shards.decoding.decode import DecodeError
+from alpro.shards.decoding.preview import save_animation, save_frame, write_frame, write_webm
 from alpro.shards.reader import Sample
 from alpro.shards.schema import Row
 from alpro.shards.storage import absolute, local_copy, suffix

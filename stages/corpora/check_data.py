@@ -14,12 +14,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from alpro.shards.adapters import form_of, read_annotations
-from alpro.shards.annotations import annotation_file, scan_source, table_of
-from alpro.shards.decode import DecodeError
-from alpro.shards.downloads import is_downloads
-from alpro.shards.plan import Plan
+from alpro.shards.decoding.decode import DecodeError
 from alpro.shards.schema import SPLITS, Reject, Row
+from alpro.shards.sources.adapters import form_of, read_annotations
+from alpro.shards.sources.annotations import annotation_file, scan_source, table_of
+from alpro.shards.sources.downloads import is_downloads
+from alpro.shards.sources.plan import Plan
 from alpro.shards.storage import Location
 from alpro.shards.writer import encode_jpeg
 from alpro.stages.decode_videos import Config, decode, fetched, group_hint

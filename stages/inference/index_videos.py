@@ -12,10 +12,10 @@ from filelock import FileLock, Timeout
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.files import make_folder
-from alpro.shards.identity import identities
-from alpro.shards.manifest import scan_manifest
 from alpro.shards.reader import Sample, index_batches
 from alpro.shards.schema import Reject, Row
+from alpro.shards.sources.identity import identities
+from alpro.shards.sources.manifest import scan_manifest
 from alpro.shards.storage import Location, absolute, exists, join, located
 from alpro.stages.inference.index import ITEMS, About, IndexWriter, Item, check_digest, read_about, repair, source_of
 from alpro.stages.inference.model import BATCH, Model

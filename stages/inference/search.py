@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from alpro.models.alpro import Alpro
-from alpro.shards.identity import identities
+from alpro.shards.sources.identity import identities
 from alpro.shards.storage import located
 from alpro.stages.encoding.encode import Texts
 from alpro.stages.evaluation.retrieval import match

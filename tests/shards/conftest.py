@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alpro.shards.decode import Clip
-from alpro.shards.manifest import read_manifest
+from alpro.shards.decoding.decode import Clip
 from alpro.shards.schema import Row
+from alpro.shards.sources.manifest import read_manifest
 
 
 def colour(number: int) -> tuple[int, int, int]:

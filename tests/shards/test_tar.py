@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.downloads import scan_downloads
-from alpro.shards.members import chunks, member_of
 from alpro.shards.reader import ShardReader, Unreadable
 from alpro.shards.schema import Reject, Row
+from alpro.shards.sources.downloads import scan_downloads
+from alpro.shards.sources.members import chunks, member_of
 from alpro.shards.tar import DamagedTar, tar_members
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.index_shards import check_frames
@@ -232,7 +232,7 @@ def test_a_name_of_megabytes_is_an_error():
 
 def test_statistics_beside_a_shard_count_videos(tmp_path, monkeypatch):
     """Two clips are of one video. A shard that has all has no rejects; absurd statistics do not fill a disk."""
-    monkeypatch.setattr("alpro.shards.downloads.MAX_LOST", 3)
+    monkeypatch.setattr("alpro.shards.sources.downloads.MAX_LOST", 3)
     about = b'{"caption": "a dog", "clips": [[0, 1]]}'
     names = ["00_000", "00_001", "01_000"]
     (tmp_path / "0.tar").write_bytes(pack(*((f"{n}.{e}", about) for n in names for e in ("mp4", "json"))))

@@ -13,10 +13,10 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.digests import Digests, digest_data
-from alpro.shards.annotations import scan_source
-from alpro.shards.identity import file_identity
-from alpro.shards.members import Member, member_of
 from alpro.shards.schema import Reject, Row
+from alpro.shards.sources.annotations import scan_source
+from alpro.shards.sources.identity import file_identity
+from alpro.shards.sources.members import Member, member_of
 from alpro.shards.storage import resolve
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config

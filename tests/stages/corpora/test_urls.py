@@ -10,9 +10,9 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.pipeline.artifacts.digests import DataDigest, Digests, digest_data
-from alpro.shards.manifest import scan_manifest
-from alpro.shards.plan import DecodeUnit
 from alpro.shards.schema import Row
+from alpro.shards.sources.manifest import scan_manifest
+from alpro.shards.sources.plan import DecodeUnit
 from alpro.shards.storage import Location
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources

@@ -11,7 +11,7 @@ from alpro.artifact import RECORD_VERSION, read_record
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
 from alpro.files import write_json
-from alpro.shards.decode import DecodeError
+from alpro.shards.decoding.decode import DecodeError
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery
 from alpro.stages.inference.clips import load_frames

@@ -10,8 +10,8 @@ import pytest
 from filelock import FileLock
 
 from alpro.errors import InputError
-from alpro.shards.decode import DecodeError
-from alpro.shards.decode import decode_video as decode
+from alpro.shards.decoding.decode import DecodeError
+from alpro.shards.decoding.decode import decode_video as decode
 from alpro.shards.schema import Row
 from alpro.stages.inference import clips as clips_module
 from alpro.stages.inference import index as index_module

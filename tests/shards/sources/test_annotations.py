@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.annotations import MediaFiles, keyed, scan_annotations
 from alpro.shards.schema import Reject, Row
+from alpro.shards.sources.annotations import MediaFiles, keyed, scan_annotations
 
 
 def scan(videos: Path, files: dict[str, Path], root: Path | None = None) -> tuple[list[Row], list[Reject]]:
@@ -120,7 +120,7 @@ def test_progress_counts_records_and_media_files_before_the_first_row(tmp_path, 
     def progress(what: str, total: int | None, unit: str):
         return nullcontext(lambda n=1, note="": units.extend([unit] * n))
 
-    monkeypatch.setattr("alpro.shards.annotations.progress", progress)
+    monkeypatch.setattr("alpro.shards.sources.annotations.progress", progress)
     file = lines(tmp_path / "a.jsonl", *({"caption": "a dog", "clip_name": f"video{n}"} for n in range(30)))
     next(iter(scan_annotations(videos, {"train": file})))
     assert units == ["records"] * 30 + ["files"] * len(list(videos.iterdir()))

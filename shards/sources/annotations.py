@@ -18,11 +18,20 @@ from typing import Any
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.progress import progress
-from alpro.shards.adapters import MSRVTT, NAMES, Entry, form_of, read_annotations, read_entry, split_name, unused
 from alpro.shards.database import database
-from alpro.shards.downloads import is_downloads, scan_downloads
-from alpro.shards.manifest import Groups, Ids, scan_manifest
 from alpro.shards.schema import IMAGE_EXTENSIONS, SPLITS, VIDEO_EXTENSIONS, Question, Reject, Row
+from alpro.shards.sources.adapters import (
+    MSRVTT,
+    NAMES,
+    Entry,
+    form_of,
+    read_annotations,
+    read_entry,
+    split_name,
+    unused,
+)
+from alpro.shards.sources.downloads import is_downloads, scan_downloads
+from alpro.shards.sources.manifest import Groups, Ids, scan_manifest
 from alpro.shards.storage import Location, resolve
 from alpro.shards.storage import suffix as extension_of
 

@@ -13,9 +13,7 @@ from pydantic import ValidationError
 
 from alpro.credentials import clean_url, clean_values
 from alpro.errors import InputError
-from alpro.shards.adapters import hint, question_type, split_name
 from alpro.shards.database import database
-from alpro.shards.records import plain, read_records
 from alpro.shards.schema import (
     IMAGE_EXTENSIONS,
     MAX_SECONDS,
@@ -23,6 +21,8 @@ from alpro.shards.schema import (
     Reject,
     Row,
 )
+from alpro.shards.sources.adapters import hint, question_type, split_name
+from alpro.shards.sources.records import plain, read_records
 from alpro.shards.storage import Location, exists, is_url, parent, resolve, suffix
 
 MAX_COLUMNS = 20  # that an error lists

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.shards.test_annotations import scan
+from tests.shards.sources.test_annotations import scan
 
-CAPTIONS = Path(os.environ.get("ALPRO_CAPTIONS", Path(__file__).parents[3] / "shared" / "captions"))
+CAPTIONS = Path(os.environ.get("ALPRO_CAPTIONS", Path(__file__).parents[4] / "shared" / "captions"))
 
 pytestmark = [
     pytest.mark.long,

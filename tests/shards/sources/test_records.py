@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards import records
-from alpro.shards.records import read_records
+from alpro.shards.sources import records
+from alpro.shards.sources.records import read_records
 
 GOOD = {"path": "a.mp4", "caption": "x"}
 LINE = json.dumps(GOOD).encode()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alpro.shards import pyav_decoder
-from alpro.shards.decode import Clip, decode_video
+from alpro.shards.decoding import pyav_decoder
+from alpro.shards.decoding.decode import Clip, decode_video
 
 av = pytest.importorskip("av")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from alpro.errors import InputError
-from alpro.shards.records import Record, plain, read_records
+from alpro.shards.sources.records import Record, plain, read_records
 
 # Columns that contain the name of a video or image, and columns that contain captions; the first that a record has.
 NAME_COLUMNS: tuple[str, ...] = ("clip_name", "video_id", "videoid", "videoID", "gif_name", "image", "video")

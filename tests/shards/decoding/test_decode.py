@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.clip import Request
-from alpro.shards.decode import Clip, DecodeError, Limits, decode_image, decode_video, ffmpeg_binary
-from alpro.shards.ffmpeg_binary import _reason as ffmpeg_reason
-from alpro.shards.ffmpeg_binary import ffmpeg_version
+from alpro.shards.decoding.decode import Clip, DecodeError, Limits, decode_image, decode_video, ffmpeg_binary
+from alpro.shards.decoding.ffmpeg_binary import _reason as ffmpeg_reason
+from alpro.shards.decoding.ffmpeg_binary import ffmpeg_version
+from alpro.shards.decoding.request import Request
 
 pytest.importorskip("av")
 pytest.importorskip("ffmpeg")

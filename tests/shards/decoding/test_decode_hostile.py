@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alpro.shards.decode import Clip, DecodeError, decode_image, decode_video, ffmpeg_binary
+from alpro.shards.decoding.decode import Clip, DecodeError, decode_image, decode_video, ffmpeg_binary
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 pytest.importorskip("av")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
-from alpro.shards.manifest import read_manifest, scan_manifest
+from alpro.shards.sources.manifest import read_manifest, scan_manifest
 from tests.shards.conftest import QUESTION, single_row
 
 BAD_RECORDS: list[tuple[dict | str, str]] = [

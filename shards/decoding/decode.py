@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from alpro.shards.clip import Clip, DecodeError, Limits, Request, memory_limit
-from alpro.shards.ffmpeg_binary import decode_with_ffmpeg, ffmpeg_binary
-from alpro.shards.pyav_decoder import decode_with_pyav
+from alpro.shards.decoding.ffmpeg_binary import decode_with_ffmpeg, ffmpeg_binary
+from alpro.shards.decoding.pyav_decoder import decode_with_pyav
+from alpro.shards.decoding.request import Clip, DecodeError, Limits, Request, memory_limit
 
 if TYPE_CHECKING:
     from PIL import Image

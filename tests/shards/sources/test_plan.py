@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpro.shards.manifest import scan_manifest
-from alpro.shards.plan import DecodeUnit, Plan, SimilarNames
 from alpro.shards.schema import SPLITS, Reject, Row
+from alpro.shards.sources.manifest import scan_manifest
+from alpro.shards.sources.plan import DecodeUnit, Plan, SimilarNames
 
 
 @contextmanager

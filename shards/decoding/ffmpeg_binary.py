@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from alpro.errors import InputError
-from alpro.shards.clip import CONTAINERS, SCALING, Clip, DecodeError, Request, resource
+from alpro.shards.decoding.request import CONTAINERS, SCALING, Clip, DecodeError, Request, resource
 
 SHOWINFO_LINE = re.compile(rb"\[Parsed_showinfo_\d+ @ \w+\] n: *\d+ pts:.* pts_time:(\S+) .* s:(\d+)x(\d+) ")
 ERROR_WORDS = ("error", "invalid", "not found", "missing", "corrupt", "partial file")

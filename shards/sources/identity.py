@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from alpro.credentials import clean_url
-from alpro.shards.members import member_of
+from alpro.shards.sources.members import member_of
 from alpro.shards.storage import MAX_CONCURRENT_REQUESTS, Location, call_store
 
 # Keys that different stores use for a file's version, the most reliable first.

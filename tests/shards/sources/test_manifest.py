@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alpro.shards.manifest import question_type, read_manifest, scan_manifest
 from alpro.shards.schema import Row, SampleMetadata
+from alpro.shards.sources.manifest import question_type, read_manifest, scan_manifest
 from tests.shards.conftest import QUESTION, single_row
 
 RECORDS = [

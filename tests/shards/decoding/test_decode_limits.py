@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alpro.shards import pyav_decoder
-from alpro.shards.clip import memory_limit
-from alpro.shards.decode import Clip, DecodeError, Limits, decode_video
+from alpro.shards.decoding import pyav_decoder
+from alpro.shards.decoding.decode import Clip, DecodeError, Limits, decode_video
+from alpro.shards.decoding.request import memory_limit
 
 pytest.importorskip("av")
 pytest.importorskip("ffmpeg")
@@ -49,7 +49,7 @@ def clock(monkeypatch) -> Callable[..., Clock]:
 
     def set_clock(stops_at: float = np.inf) -> Clock:
         fake = Clock(stops_at)
-        monkeypatch.setattr("alpro.shards.clip.time", fake)
+        monkeypatch.setattr("alpro.shards.decoding.request.time", fake)
         return fake
 
     return set_clock
@@ -83,7 +83,7 @@ def test_both_decoders_share_the_time_limit(make_video: Make, monkeypatch, clock
         time.ahead = 0.5
         raise DecodeError("unreadable")
 
-    monkeypatch.setattr("alpro.shards.decode.decode_with_pyav", slow)
+    monkeypatch.setattr("alpro.shards.decoding.decode.decode_with_pyav", slow)
     assert refusal(path, "auto", Limits(timeout=0.4)) == "too slow: longer than 0.4 s"
     time.ahead = 0.0
     assert len(decode_video(path, 4, 32, limits=Limits(timeout=60)).frames) == 4
@@ -104,8 +104,8 @@ def test_a_hanging_ffmpeg_is_killed_with_its_children(tmp_path: Path, make_video
         def cancel(self) -> None:
             pass
 
-    monkeypatch.setattr("alpro.shards.ffmpeg_binary.threading.Timer", Timer)
-    monkeypatch.setattr("alpro.shards.ffmpeg_binary.ffmpeg_binary", lambda: str(stuck))
+    monkeypatch.setattr("alpro.shards.decoding.ffmpeg_binary.threading.Timer", Timer)
+    monkeypatch.setattr("alpro.shards.decoding.ffmpeg_binary.ffmpeg_binary", lambda: str(stuck))
     assert refusal(make_video("a.mp4", 4), "ffmpeg", Limits(timeout=60)) == "too slow: longer than 60 s"
     wait_for_end(int(child.read_text()))
 
@@ -154,7 +154,7 @@ def test_the_memory_limit_fails_allocations_and_the_process_survives():
     program = """
 import resource
 import numpy as np
-from alpro.shards.clip import DecodeError, Limits, memory_limit
+from alpro.shards.decoding.request import DecodeError, Limits, memory_limit
 before, limits = resource.getrlimit(resource.RLIMIT_DATA), Limits(memory=64 << 20)
 try:
     with memory_limit(limits):
@@ -197,7 +197,7 @@ def test_a_video_that_exceeds_the_memory_limit_is_rejected(make_video: Make):
     path = make_video("a.mp4", 2, size=(3840, 2160), options={"preset": "ultrafast"})
     program = f"""
 from pathlib import Path
-from alpro.shards.decode import *
+from alpro.shards.decoding.decode import *
 import av
 try:
     decode_video(Path({str(path)!r}), 2, 32, decoder="pyav", limits=Limits(memory=20 << 20))
@@ -217,7 +217,7 @@ def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path: Path, make_video: Make, 
     most = (100 + 128) * 1024  # KiB, with what ffmpeg itself takes
     asked.write_text(f"#!/bin/sh\nuntil [ $(ulimit -d) = {most} ]; do :; done\necho {most} > {tmp_path}/limit\n")
     asked.chmod(0o755)
-    monkeypatch.setattr("alpro.shards.ffmpeg_binary.ffmpeg_binary", lambda: str(asked))
+    monkeypatch.setattr("alpro.shards.decoding.ffmpeg_binary.ffmpeg_binary", lambda: str(asked))
     refusal(make_video("a.mp4", 4), "ffmpeg", Limits(memory=100 << 20))
     assert int((tmp_path / "limit").read_text()) == most
 

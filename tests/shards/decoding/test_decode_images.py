@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alpro.shards.decode import DecodeError, Limits, decode_image
+from alpro.shards.decoding.decode import DecodeError, Limits, decode_image
 
 
 def scenery() -> np.ndarray:
@@ -139,7 +139,7 @@ def test_an_image_that_exceeds_the_memory_limit_is_rejected(tmp_path: Path):
     Image.new("RGB", (4000, 4000)).save(tmp_path / "a.png")
     program = f"""
 from pathlib import Path
-from alpro.shards.decode import DecodeError, Limits, decode_image
+from alpro.shards.decoding.decode import DecodeError, Limits, decode_image
 path = Path({str(tmp_path)!r}, "a.png")
 try:
     decode_image(path, 32, Limits(memory=20 << 20))

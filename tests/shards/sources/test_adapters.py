@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.annotations import scan_source
 from alpro.shards.schema import Reject, Row
+from alpro.shards.sources.annotations import scan_source
 
-CAPTIONS = Path(os.environ.get("ALPRO_CAPTIONS", Path(__file__).parents[3] / "shared" / "captions"))
+CAPTIONS = Path(os.environ.get("ALPRO_CAPTIONS", Path(__file__).parents[4] / "shared" / "captions"))
 
 
 @pytest.fixture

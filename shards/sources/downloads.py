@@ -21,12 +21,12 @@ from typing import Any, BinaryIO
 
 from alpro.credentials import clean_url, clean_values
 from alpro.errors import InputError
-from alpro.shards.adapters import split_name
 from alpro.shards.database import database
-from alpro.shards.manifest import Groups, Ids
-from alpro.shards.members import Member
-from alpro.shards.records import plain, read_records
 from alpro.shards.schema import IMAGE_EXTENSIONS, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Reject, Row
+from alpro.shards.sources.adapters import split_name
+from alpro.shards.sources.manifest import Groups, Ids
+from alpro.shards.sources.members import Member
+from alpro.shards.sources.records import plain, read_records
 from alpro.shards.storage import Location, exists, join, listing, open_binary, parent, read_bytes, suffix
 from alpro.shards.tar import DamagedTar, TarMember, tar_members
 

@@ -3,8 +3,8 @@
 Packets are read first, without decoding: their timestamps determine the requested frames and the packets these need. A
 decoding run starts at a key frame, ends at a requested frame, and continues to the next one unless a key frame lies in
 between. Within a run, unreferenced frames are skipped unless requested. The result is bit-exact with decoding all
-frames (tests/shards/test_decode_exact.py); benchmarks/decode.py has the measurements. One thread per video: a pool
-has one worker per core.
+frames (tests/shards/decoding/test_decode_exact.py); benchmarks/decode.py has the measurements. One thread per video: a
+pool has one worker per core.
 """
 
 from array import array
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from alpro.errors import InputError
-from alpro.shards.clip import CONTAINERS, SCALING, Clip, DecodeError, Request, memory_limit
+from alpro.shards.decoding.request import CONTAINERS, SCALING, Clip, DecodeError, Request, memory_limit
 
 # Packets are kept in memory between reading and decoding up to this size; beyond it they are read again.
 MAX_HELD_BYTES = 64 << 20

@@ -1,0 +1,1 @@
+"""Decodes videos and images to frames, within limits."""
