@@ -25,7 +25,6 @@ from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder
-from alpro.models.frames import NormalizedModel
 from alpro.models.word_pieces import WordPieces
 from alpro.stages import decode_videos, render_sample
 from alpro.stages.encoding.encode import Texts, Videos, load_model
@@ -174,7 +173,7 @@ def sample(artifact: Path, clips: int, k: int) -> dict[str, Any]:
 
 def encoded(folder: ModelFolder, galleries: list[Gallery]) -> tuple[Texts, Videos]:
     """The texts and videos of several galleries as one."""
-    encoder, length = NormalizedModel.from_folder(folder, CPU), folder.preprocessing.max_text_tokens
+    encoder, length = folder.normalized(CPU), folder.preprocessing.max_text_tokens
     parts = [encode_gallery(encoder, gallery, folder.tokenizer, length, CPU) for gallery in galleries]
     longest = max(texts.tokens.shape[1] for texts, _ in parts)
     texts = Texts(

@@ -14,8 +14,8 @@ from alpro.errors import InputError
 from alpro.files import read_small_json
 from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.models.frames import resize
 from alpro.models.official import first_line
-from alpro.models.pixels import resize
 from alpro.models.timesformer import VideoConfig
 
 TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip too

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from alpro.files import read_small_json
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
+from alpro.models.frames import NormalizedModel
 from alpro.models.word_pieces import read_tokenizer
 
 
@@ -60,6 +61,10 @@ class ModelFolder:
         for name, labels in (("entities", self.entities), ("answers", self.answers)):
             if labels:
                 (folder / f"{name}.json").write_text(json.dumps(labels, ensure_ascii=False, indent=0) + "\n")
+
+    def normalized(self, device: torch.device) -> NormalizedModel:
+        """The model with its frame normalization, on `device` and in eval mode."""
+        return NormalizedModel(self.model, self.preprocessing.mean, self.preprocessing.std).to(device).eval()
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelFolder":

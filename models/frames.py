@@ -1,13 +1,28 @@
-"""A model with its frame normalization, in training, evaluation and inference alike."""
+"""Frame normalization: uint8 frames to the inputs of the video encoder, in training, evaluation and inference alike."""
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpro.models.alpro import DualEncoder
-from alpro.models.folder import ModelFolder
-from alpro.models.pixels import normalize_frames
+
+
+def normalize_frames(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Frames (B, T, 3, H, W) uint8 -> (B, T, 3, size, size): resized if needed, scaled to [0, 1] and normalized.
+
+    mean, std (3, 1, 1): per channel, of pixels in [0, 1].
+    """
+    pixels = resize(frames.flatten(0, 1).float() / 255, size)
+    return ((pixels - mean) / std).view(*frames.shape[:2], 3, size, size)
+
+
+def resize(pixels: Tensor, size: int) -> Tensor:
+    """Images (N, 3, H, W) -> (N, 3, size, size), if they are not of this size."""
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 class NormalizedModel(nn.Module):
@@ -21,11 +36,6 @@ class NormalizedModel(nn.Module):
         self.model = model
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    @classmethod
-    def from_folder(cls, folder: ModelFolder, device: torch.device) -> "NormalizedModel":
-        """The model of a folder with its normalization, on `device` and in eval mode."""
-        return cls(folder.model, folder.preprocessing.mean, folder.preprocessing.std).to(device).eval()
 
     @property
     def black(self) -> Tensor:

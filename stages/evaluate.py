@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from alpro.models.frames import NormalizedModel
 from alpro.progress import progress
 from alpro.shards.pictures import retrieval_picture
 from alpro.shards.reader import ShardReader
@@ -109,7 +108,7 @@ def question_answering(config: Config, inputs: dict[str, Path], results: Results
         list(zip(trained.types, trained.answers, strict=True)),
         list(zip(questions.types, questions.answers, strict=True)),
     )
-    encoder, length = NormalizedModel.from_folder(folder, device), length_of(config, folder)
+    encoder, length = folder.normalized(device), length_of(config, folder)
     asked: dict[str, tuple[str, Answers]] = {
         "qa": ("question answering", partial(answer_logits, encoder, questions, folder.tokenizer, length, device)),
         **answers_under_controls(config, folder, questions, device),

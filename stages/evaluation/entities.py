@@ -12,7 +12,6 @@ from torch import Tensor
 
 from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
-from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.encoding.encode import encode_videos, similarities, uniform_frames
 from alpro.stages.evaluation.metrics import CAPTIONS
@@ -55,7 +54,7 @@ def entity_accuracy(
     if not truths:
         return None
     numbers = list(truths)
-    videos = encode_videos(NormalizedModel.from_folder(prompter, device), reader, numbers, device)
+    videos = encode_videos(prompter.normalized(device), reader, numbers, device)
     best = similarities(videos.features, prompts["video"].to(device)).argmax(1).tolist()
     named = [entities[i] for i in best]
     right = [name in truths[n] for n, name in zip(numbers, named, strict=True)]
@@ -101,7 +100,7 @@ def entities_of_crops(
     (paper, section 3.2.2). The boxes are drawn as in pre-training, with a fixed seed."""
     reader = ShardReader(folder, split, "video", exclude)
     truths, ids = known_entities(reader, entities), reader.column("id").to_pylist()
-    encoder, model = NormalizedModel.from_folder(prompter, device), cast(Prompter, prompter.model)
+    encoder, model = prompter.normalized(device), cast(Prompter, prompter.model)
     config, rng = model.config.video, np.random.default_rng([0, 59])
     found = []
     numbers = list(truths)

@@ -12,7 +12,6 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, set_frames
-from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.encoding.encode import Reorder, Texts, Videos, load_model
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
@@ -133,12 +132,7 @@ def score_pairs(
     """Scores (texts, videos) by the configured protocol, with the encoded texts and videos."""
     model = cast(Alpro, folder.model)
     texts, videos = encode_gallery(
-        NormalizedModel.from_folder(folder, device),
-        gallery,
-        folder.tokenizer,
-        length_of(config, folder),
-        device,
-        reorder,
+        folder.normalized(device), gallery, folder.tokenizer, length_of(config, folder), device, reorder
     )
     return match_pairs(model, texts, videos, config.protocol, config.k), texts, videos
 

@@ -24,7 +24,6 @@ from alpro.errors import InputError
 from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, load_labels
-from alpro.models.frames import NormalizedModel
 from alpro.progress import progress
 from alpro.shards.decoding.decode import DecodeError
 from alpro.shards.pictures import draw_entities, sheet
@@ -88,7 +87,7 @@ class Model:
         self, folder: ModelFolder, prompts: dict[str, Tensor], device: torch.device, dtype: torch.dtype = torch.float32
     ):
         self.folder, self.prompts, self.device, self.dtype = folder, prompts, device, dtype
-        self.encoder = NormalizedModel.from_folder(folder, device)
+        self.encoder = folder.normalized(device)
 
     @classmethod
     def load(

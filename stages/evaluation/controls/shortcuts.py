@@ -94,7 +94,7 @@ def clip_or_reversed(
 ) -> None:
     """For each caption, which of its clip and the reversed clip fits it, as in RTime (Du et al., 2024)."""
     texts, videos = encoded
-    encoder = NormalizedModel.from_folder(folder, device)
+    encoder = folder.normalized(device)
     backwards = encode_videos(encoder, gallery.reader, gallery.numbers, device, reorder=reverse)
     pairs = np.stack([np.arange(len(gallery.texts)), gallery.video_of_text], axis=1)
     right, wrong = (pair_scores(cast(Alpro, folder.model), texts, clips, pairs) for clips in (videos, backwards))
@@ -184,11 +184,7 @@ def answers_under_controls(
     config: ControlsConfig, folder: ModelFolder, questions: Questions, device: torch.device
 ) -> dict[str, tuple[str, Answers]]:
     """The label of each control of question answering, by the name of its results, and how it answers."""
-    encoder, tokenizer, length = (
-        NormalizedModel.from_folder(folder, device),
-        folder.tokenizer,
-        length_of(config, folder),
-    )
+    encoder, tokenizer, length = folder.normalized(device), folder.tokenizer, length_of(config, folder)
     under: dict[str, Answers] = {
         name: partial(answer_logits, encoder, questions, tokenizer, length, device, reorder=reorder)
         for name, reorder in (("shuffled", Shuffle(config.seed)), ("reversed", reverse))

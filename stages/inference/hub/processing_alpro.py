@@ -12,7 +12,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import cached_file
 
 from alpro.inputs import check_text
-from alpro.models.pixels import normalize_frames
+from alpro.models.frames import normalize_frames
 from alpro.shards.sampling import segment_starts
 
 FILE = "processor_config.json"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from alpro.models.folder import ModelFolder, Preprocessing
 from alpro.stages.encoding.encode import Videos
 from alpro.stages.evaluation import entities as entities_module
 from alpro.stages.evaluation.entities import Crop, entities_of_crops, entity_accuracy, true_entities
@@ -50,9 +51,9 @@ def named(corpus_of, tmp_path, monkeypatch):
             return Videos(torch.zeros(0), torch.tensor(features))
 
         monkeypatch.setattr(entities_module, "encode_videos", encode)
-        monkeypatch.setattr(entities_module.NormalizedModel, "from_folder", lambda prompter, device: None)
         prompts = {"video": torch.eye(3), "image": torch.zeros(3, 3)}
-        actual = entity_accuracy(SimpleNamespace(), prompts, ENTITIES, folder, split, torch.device("cpu"))
+        prompter = SimpleNamespace(normalized=lambda device: None)
+        actual = entity_accuracy(prompter, prompts, ENTITIES, folder, split, torch.device("cpu"))
         return actual, encoded
 
     return score
@@ -100,8 +101,7 @@ def crops(corpus_of, tmp_path):
 
     def make(number: int) -> tuple[list[Crop], list[list[int]]]:
         model = Halves(grid=4)
-        preprocessing = SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3)
-        prompter = SimpleNamespace(model=model, preprocessing=preprocessing)
+        prompter = ModelFolder("prompter", model, None, Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3))
         prompts = {"video": torch.eye(3)}
         actual = entities_of_crops(prompter, prompts, ENTITIES, folder, "test", number, torch.device("cpu"))
         return actual, [box for boxes in model.seen for box in boxes.tolist()]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from alpro.models.alpro import Alpro, Prompter
-from alpro.models.pixels import normalize_frames
+from alpro.models.frames import normalize_frames
 from alpro.stages.training.objective import (
     MatchingObjective,
     PrompterObjective,
