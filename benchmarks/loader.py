@@ -33,7 +33,7 @@ import torch
 from PIL import features
 
 from alpro.models.word_pieces import WordPieces, train_tokenizer
-from alpro.pipeline.artifacts.store import versions
+from alpro.pipeline.store.artifacts import versions
 from alpro.shards import reader as shard_reader
 from alpro.shards.decoding.decode import ffmpeg_binary
 from alpro.shards.reader import Sample, ShardReader

@@ -100,7 +100,7 @@ def measure(form: str, folder: Path, rows: int, cache: Path) -> dict[str, dict[s
 
 def plan(form: str, folder: Path, rows: int, cache: Path) -> None:
     """Plans a corpus in this process, and prints the figures. Memory is above that of the process before."""
-    from alpro.pipeline.artifacts.digests import Digests, digest_data
+    from alpro.pipeline.plan.digests import Digests, digest_data
 
     before, started, busy = peak_mib(), time.perf_counter(), time.process_time()
     digests = Digests(cache / "digests.sqlite")

@@ -55,10 +55,10 @@ def main() -> None:
 
 def prepare(workspace: Path, steps: int) -> dict[str, Any]:
     """The configuration and the inputs of the stage; builds the inputs that are missing."""
-    from alpro.pipeline.config import load_config
-    from alpro.pipeline.planning import planned
+    from alpro.pipeline.config.pipeline_config import load_config
+    from alpro.pipeline.plan.dag import planned
 
-    command = [sys.executable, "-m", "alpro.pipeline.cli", "build-vocabulary", "--workspace", str(workspace)]
+    command = [sys.executable, "-m", "alpro.pipeline.cli.main", "build-vocabulary", "--workspace", str(workspace)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     config = load_config("sample").train_prompter
     assert config

@@ -25,7 +25,7 @@ from statistics import median
 from checkout import ROOT, export, link
 
 BASELINE = "as a flow"
-CLI = "from alpro.pipeline import cli; cli.main()"
+CLI = "from alpro.pipeline.cli import main; main.main()"
 FLOW = f"from alpro.pipeline import planning; planning.cached_steps = lambda plan: []; {CLI}"
 STAGE = "build-vocabulary"
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from alpro.pipeline.cli import parser
+from alpro.pipeline.cli.main import parser
 from alpro.stages import STAGES
 
 HEAD = """# Command line

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from alpro.pipeline.config import PipelineConfig, shipped
+from alpro.pipeline.config.pipeline_config import PipelineConfig, shipped
 from alpro.stages.training.config import TrainingConfig
 
 TABLE = "| key | default | description |\n|---|---|---|"

@@ -42,8 +42,8 @@ os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 WITH_PREFECT = {
     f"tests/pipeline/{name}.py"
     for name in (
-        "reporting/test_in_browser",
-        "reporting/test_prefect_pages",
+        "reports/test_in_browser",
+        "flows/test_flow_pages",
         "test_dask",
         "test_deployments",
         "test_flow",

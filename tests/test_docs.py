@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 import yaml
 
-from alpro.pipeline.cli import parser
-from alpro.pipeline.config import CONFIGS, load_config, shipped
-from alpro.pipeline.study_config import Study, load_study, shipped_studies
+from alpro.pipeline.cli.main import parser
+from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
+from alpro.pipeline.studies.study_config import Study, load_study, shipped_studies
 from alpro.shards.schema import Reason
 from alpro.stages import STAGES
 from docs.write_command_line import document, leaves
@@ -253,7 +253,7 @@ def test_torchrun_accepts_the_commands():
     assert len(calls) >= 2
     for _, arguments in calls:
         parsed = get_args_parser().parse_args(arguments)
-        assert (parsed.module, parsed.training_script) == (True, "alpro.pipeline.run_stage")
+        assert (parsed.module, parsed.training_script) == (True, "alpro.pipeline.execution.run_stage")
 
 
 def test_make_has_the_targets():

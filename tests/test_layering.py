@@ -15,33 +15,54 @@ ROOMS = {  # each room and the rooms that it knows
     "pipeline": {"models", "shards", "stages"},
 }
 ONLY_IN = {  # packages that one room or file may import
-    "prefect": "pipeline/",
-    "mlflow": "pipeline/reporting/",
+    "prefect": ("pipeline/flows/", "pipeline/servers/"),
+    "mlflow": "pipeline/tracking/",
     "spacy": "stages/vocabulary/nouns.py",
-    "matplotlib": "pipeline/reporting/figures.py",
-    "jinja2": "pipeline/reporting/pages.py",
+    "matplotlib": "pipeline/reports/figures.py",
+    "jinja2": "pipeline/reports/pages.py",
     "av": ("shards/decoding/pyav_decoder.py", "stages/render_sample.py"),
     "ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "imageio_ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "fsspec": ("shards/storage.py", "shards/forks.py"),
-    "gradio": "pipeline/demo/",
+    "gradio": ("pipeline/demo/", "pipeline/cli/demo.py"),
 }
+
+
+PIPELINE = (
+    "config",
+    "store",
+    "plan",
+    "execution",
+    "reports",
+    "tracking",
+    "servers",
+    "flows",
+    "studies",
+    "demo",
+    "cli",
+)
 
 
 def sources() -> list[Path]:
     return [file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py"))]
 
 
-def imported(file: Path) -> set[str]:
-    """The packages that a file imports, anywhere in it: `torch` for torch.nn, `stages` for alpro.stages.training."""
-    modules = set()
+def modules(file: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it."""
+    names = set()
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            modules.add(node.module)
-    return {name.removeprefix("alpro.").split(".")[0] for name in modules}
+            assert node.module != "alpro.pipeline", f"{file}: name the package of pipeline/"
+            names.add(node.module)
+    return names
+
+
+def imported(file: Path) -> set[str]:
+    """The packages that a file imports: `torch` for torch.nn, `stages` for alpro.stages.training."""
+    return {name.removeprefix("alpro.").split(".")[0] for name in modules(file)}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -59,6 +80,14 @@ def test_only_one_place_imports(package):
     assert [user for user in users if not user.startswith(ONLY_IN[package])] == []
 
 
+def test_rooms_of_the_pipeline_import_one_way():
+    """Each package of pipeline/ imports only those before it in PIPELINE."""
+    for file in sorted((ROOT / "pipeline").glob("*/**/*.py")):
+        room = file.relative_to(ROOT).parts[1]
+        others = {name.split(".")[2] for name in modules(file) if name.startswith("alpro.pipeline.")}
+        assert others <= set(PIPELINE[: PIPELINE.index(room) + 1]), file
+
+
 def test_shards_and_models_do_not_know_each_others_libraries():
     for file in sources():
         room = file.relative_to(ROOT).parts[0]
@@ -74,7 +103,7 @@ LIGHT = (
     "alpro.shards.reader",
     "alpro.stages.training.loop",
     "alpro.stages.pretrain",
-    "alpro.pipeline.run_stage",
+    "alpro.pipeline.execution.run_stage",
 )
 STAGES = ("train_prompter", "cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate")
 HEAVY = ("prefect", "mlflow", "spacy", "matplotlib", "av", "ffmpeg", "jinja2", "pandas")

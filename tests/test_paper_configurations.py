@@ -17,11 +17,11 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.import_checkpoint import import_checkpoint
 from alpro.models.official import to_official
-from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Store
-from alpro.pipeline.config import CONFIGS, load_config, shipped
-from alpro.pipeline.planning import plan
-from alpro.pipeline.schedule import check_test_split
+from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
+from alpro.pipeline.flows.schedule import check_test_split
+from alpro.pipeline.plan.dag import plan
+from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.store.artifacts import Store
 from alpro.stages import finetune_qa, finetune_retrieval
 from alpro.stages.execution.interface import Resources
 

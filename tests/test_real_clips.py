@@ -41,7 +41,7 @@ def test_the_whole_pipeline_runs_on_real_clips(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "alpro.pipeline.cli",
+        "alpro.pipeline.cli.main",
         "run",
         "--config",
         "own_videos",
@@ -83,7 +83,7 @@ def test_an_official_checkpoint_is_evaluated_and_fine_tuned_on_msrvtt_files(tmp_
     for split, chosen in files.items():
         lines = [{"caption": c, "clip_name": Path(r["path"]).stem} for r in chosen for c in r["captions"]]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    alpro = [sys.executable, "-m", "alpro.pipeline.cli"]
+    alpro = [sys.executable, "-m", "alpro.pipeline.cli.main"]
     importing = [*alpro, "model", "import", tmp_path / "alpro.pt", tmp_path / "alpro", "--task", "pretrain"]
     subprocess.run([*map(str, importing), "--tokenizer", str(tmp_path / "vocab.txt")], check=True, timeout=200)
     changes = {

@@ -26,11 +26,11 @@ import models, pipeline, shards, stages
 
 assert [module.OWNER for module in (models, pipeline, shards, stages)] == ["the user"] * 4
 
-import alpro.models.alpro, alpro.pipeline.flow, alpro.shards.reader, alpro.stages.pretrain
+import alpro.models.alpro, alpro.pipeline.flows.flow, alpro.shards.reader, alpro.stages.pretrain
 from alpro import Model
 from alpro.models.templates import OFFICIAL
-from alpro.pipeline.config import load_config
-from alpro.pipeline.reporting.pages import TEMPLATES
+from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.reports.pages import TEMPLATES
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
 from alpro.stages.vocabulary.nouns import tag_unit
@@ -92,4 +92,4 @@ def test_an_installed_wheel_works_beside_folders_of_the_same_names(wheel, tmp_pa
         return subprocess.run(command, cwd=user, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     run("-c", PROGRAM, site)
-    assert "pretrain" in run("-m", "alpro.pipeline.cli", "run", "--config", "sample", "--dry-run")
+    assert "pretrain" in run("-m", "alpro.pipeline.cli.main", "run", "--config", "sample", "--dry-run")

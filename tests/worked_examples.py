@@ -14,10 +14,11 @@ import torch
 import alpro
 import alpro.stages
 from alpro.models.templates import Templates
-from alpro.pipeline import flow, planning
-from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.config import load_config
-from alpro.pipeline.reporting.result_tables import tables
+from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.flows import flow
+from alpro.pipeline.plan import dag as planning
+from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.reports.results import tables
 from alpro.stages import STAGES, cache_prompts
 from alpro.stages.evaluation.metrics import Queries, mean_recall, retrieval_metrics, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.results import Results
@@ -126,7 +127,7 @@ def test_the_stage_is_declared_and_is_a_command():
     assert "count_words" in STAGES
     assert STAGES["count_words"].corpora
     assert "\n## [count_words]\n" in (ROOT / "docs" / "configuration.md").read_text()
-    command = [sys.executable, "-m", "alpro.pipeline.cli", "count-words", "--help"]
+    command = [sys.executable, "-m", "alpro.pipeline.cli.main", "count-words", "--help"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.startswith("usage: alpro count-words ")
 

@@ -22,7 +22,7 @@ work=$(realpath "$1")
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 10000))
 srun python -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" \
-  --rdzv-backend c10d --rdzv-endpoint "$host:$port" --rdzv-id "$SLURM_JOB_ID" -m alpro.pipeline.run_stage "$work" &
+  --rdzv-backend c10d --rdzv-endpoint "$host:$port" --rdzv-id "$SLURM_JOB_ID" -m alpro.pipeline.execution.run_stage "$work" &
 step=$!
 ended=
 # Slurm sends SIGTERM to this shell before the time limit, and to the step if the job is preempted. (srun would kill the

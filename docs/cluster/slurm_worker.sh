@@ -20,7 +20,7 @@ if [ $# -eq 0 ] || [ -z "${PREFECT_API_URL:-}" ] || [ -z "${ALPRO_WORKSPACE:-}" 
   echo "usage: PREFECT_API_URL=http://HOST:4200/api ALPRO_WORKSPACE=/FOLDER sbatch $0 POOL [--limit RUNS]" >&2
   exit 2
 fi
-srun python -m alpro.pipeline.worker "$@" &
+srun python -m alpro.pipeline.servers.worker "$@" &
 step=$!
 ended=
 # Slurm sends SIGTERM to this shell before the time limit, and to the step if the job is preempted. (srun would kill the

@@ -10,11 +10,11 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
 from alpro.models.word_lists import read_word_list
-from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Store
-from alpro.pipeline.config import load_config
-from alpro.pipeline.planning import plan
-from alpro.pipeline.steps import check_files
+from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.plan.dag import plan
+from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.steps import check_files
+from alpro.pipeline.store.artifacts import Store
 from alpro.stages import build_vocabulary, finetune_qa
 
 FORMS = {

@@ -66,7 +66,7 @@ def trained(tmp_path_factory, tiny_model, tokenizer, vocabulary, resources) -> P
 @pytest.fixture(scope="session")
 def first(workspace, prefect) -> dict[str, str]:
     """The artifacts of a first run of the tiny pipeline, by stage."""
-    from alpro.pipeline.flow import alpro
+    from alpro.pipeline.flows.flow import alpro
 
     return alpro(TINY, workspace=str(workspace))
 

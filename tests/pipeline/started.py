@@ -49,7 +49,7 @@ class Up:
 
     def __init__(self, workspace: Path, prefect_port: int, mlflow_port: int, settings: Mapping[str, str] | None = None):
         self.prefect, self.mlflow = f"http://127.0.0.1:{prefect_port}/api", f"http://127.0.0.1:{mlflow_port}"
-        self.command = [sys.executable, "-m", "alpro.pipeline.cli", "up", "--workspace", str(workspace)]
+        self.command = [sys.executable, "-m", "alpro.pipeline.cli.main", "up", "--workspace", str(workspace)]
         self.command += ["--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)]
         workspace.parent.mkdir(parents=True, exist_ok=True)
         self.log = workspace.parent / "up.out"

@@ -14,8 +14,8 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.events import RelatedResource, Resource
 from prefect.server.services.scheduler import schedule_deployments
 
-from alpro.pipeline import automations
-from alpro.pipeline.automations import crash_silent_runs, install, main
+from alpro.pipeline.servers import automations
+from alpro.pipeline.servers.automations import crash_silent_runs, install, main
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.log import log
-from alpro.pipeline import cli
-from alpro.pipeline.session import Request
+from alpro.pipeline.cli import main as cli
+from alpro.pipeline.flows.session import Request
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import Interrupted, StageFailed
 
@@ -29,7 +29,7 @@ def call(monkeypatch, capsys, *arguments):
     """Calls the command line; returns its exit status, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
     monkeypatch.setattr(os, "environ", os.environ.copy())  # a command sets variables for its own process
-    monkeypatch.setattr("alpro.pipeline.commands.start_temporary_server", lambda: None)  # flows here do not need it
+    monkeypatch.setattr("alpro.pipeline.cli.run.start_temporary_server", lambda: None)  # flows here do not need it
     with pytest.raises(SystemExit) as left:
         cli.main()
     printed = capsys.readouterr()
@@ -108,7 +108,16 @@ def test_a_read_only_workspace_is_a_one_line_error(command, unprivileged, tmp_pa
     folders = [workspace, *(path for path in workspace.rglob("*") if path.is_dir())]
     for path in (*folders, workspace / "digests.sqlite"):
         path.chmod(0o555)
-    arguments = [*unprivileged, sys.executable, "-m", "alpro.pipeline.cli", *command, *data, "--workspace", workspace]
+    arguments = [
+        *unprivileged,
+        sys.executable,
+        "-m",
+        "alpro.pipeline.cli.main",
+        *command,
+        *data,
+        "--workspace",
+        workspace,
+    ]
     done = subprocess.run([str(part) for part in arguments], cwd=ROOT, capture_output=True, text=True)
     for path in folders:
         path.chmod(0o755)
@@ -174,8 +183,8 @@ def test_set_comes_after_pretrained_in_any_order(tmp_path):
 def test_a_study_has_its_own_configuration_unless_another_is_given(options, expected, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.toml").write_text('config = "webvid_cc3m"\n')
     seen = []
-    monkeypatch.setattr("alpro.pipeline.study.members_of", lambda source: seen.append(source.config) or [])
-    monkeypatch.setattr("alpro.pipeline.study.print_study_plan", lambda members, as_json: None)
+    monkeypatch.setattr("alpro.pipeline.studies.study.members_of", lambda source: seen.append(source.config) or [])
+    monkeypatch.setattr("alpro.pipeline.studies.study.print_study_plan", lambda members, as_json: None)
     call(monkeypatch, capsys, "study", tmp_path / "mine.toml", "--dry-run", "--workspace", tmp_path / "w", *options)
     assert seen == [expected]
 
@@ -183,7 +192,7 @@ def test_a_study_has_its_own_configuration_unless_another_is_given(options, expe
 def test_output_that_nothing_reads_is_no_traceback():
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "alpro.pipeline.cli", "config", "list"]
+    command = [sys.executable, "-m", "alpro.pipeline.cli.main", "config", "list"]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
@@ -252,7 +261,7 @@ def test_every_command_that_runs_stages_is_quiet_or_verbose():
 
 def test_verbose_prints_paths_and_quiet_no_configuration(tmp_path, monkeypatch, capsys):
     level = log.level
-    monkeypatch.setattr("alpro.pipeline.flow.start", lambda *arguments: {})
+    monkeypatch.setattr("alpro.pipeline.flows.flow.start", lambda *arguments: {})
     command = ["pretrain", "--config", TINY, "--workspace", tmp_path]
     try:
         errors = {option: call(monkeypatch, capsys, *command, option)[2] for option in ("-v", "-q")}
@@ -338,7 +347,7 @@ def test_data_in_the_home_folder(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_the_exit_status_of_a_run(outcome, status, message, tmp_path, monkeypatch, capsys):
-    from alpro.pipeline import flow
+    from alpro.pipeline.flows import flow
 
     def alpro(*arguments):
         if isinstance(outcome, BaseException):
@@ -353,7 +362,8 @@ def test_the_exit_status_of_a_run(outcome, status, message, tmp_path, monkeypatc
 @pytest.mark.parametrize("free", [0, 2**30])
 def test_an_error_of_a_server_while_the_disk_is_full_is_one_line(free, tmp_path, monkeypatch, capsys):
     """Prefect answers with status 500, and SQLite's error is one of SQLAlchemy."""
-    from alpro.pipeline import commands, flow
+    from alpro.pipeline.cli import run as commands
+    from alpro.pipeline.flows import flow
 
     def alpro(*arguments):
         raise RuntimeError("Server error '500 Internal Server Error'\nFor more information ...")
@@ -374,7 +384,7 @@ def test_an_error_of_a_server_while_the_disk_is_full_is_one_line(free, tmp_path,
 @pytest.mark.parametrize(("command", "stage"), [("run", ""), ("train-prompter", "train_prompter")])
 def test_options_reach_the_flow(command, stage, tmp_path, monkeypatch, capsys):
     received = []
-    monkeypatch.setattr("alpro.pipeline.flow.start", lambda *arguments: received.extend(arguments) or {})
+    monkeypatch.setattr("alpro.pipeline.flows.flow.start", lambda *arguments: received.extend(arguments) or {})
     changes = ["--set", "resources.workers=3", "--set", "pretrain.lr=1e-4"]
     options = ["--config", TINY, *changes, "--profile", "--tracking-uri", "http://host:5000"]
     assert call(monkeypatch, capsys, command, *options, "--workspace", tmp_path)[0] == 0
@@ -393,7 +403,7 @@ def test_an_error_after_ctrl_c_is_not_shown(tmp_path, monkeypatch, capsys):
         except KeyboardInterrupt:
             raise ConnectionError("no server") from None
 
-    monkeypatch.setattr("alpro.pipeline.flow.start", alpro)
+    monkeypatch.setattr("alpro.pipeline.flows.flow.start", alpro)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
@@ -403,7 +413,7 @@ def test_an_error_after_ctrl_c_is_not_shown(tmp_path, monkeypatch, capsys):
 
 
 def test_an_unexpected_exception_is_raised(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("alpro.pipeline.flow.start", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("alpro.pipeline.flows.flow.start", lambda *arguments: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["alpro", "run", "--workspace", str(tmp_path)])
     monkeypatch.setattr(os, "environ", os.environ.copy())
     with pytest.raises(ZeroDivisionError):
@@ -415,7 +425,7 @@ def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
     command = ["build-vocabulary", "--config", TINY, "--set", "build_vocabulary.entities=9999"]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT")}
     done = subprocess.run(
-        [sys.executable, "-m", "alpro.pipeline.cli", *command, "--workspace", str(tmp_path / "new")],
+        [sys.executable, "-m", "alpro.pipeline.cli.main", *command, "--workspace", str(tmp_path / "new")],
         cwd=ROOT,
         env=inherited,
         capture_output=True,
@@ -461,10 +471,10 @@ def run_python(program: str, **environment: str) -> str:
     ("module", "heavy"),
     [
         (
-            "alpro.pipeline.cli",
+            "alpro.pipeline.cli.main",
             ("prefect", "torch", "mlflow", "pydantic", "pyarrow", "fsspec", "rich", "numpy", "shtab"),
         ),
-        ("alpro.pipeline.commands", ("prefect", "torch", "mlflow", "transformers", "matplotlib", "pandas")),
+        ("alpro.pipeline.cli.run", ("prefect", "torch", "mlflow", "transformers", "matplotlib", "pandas")),
     ],
 )
 def test_the_command_line_imports_no_slow_package(module, heavy):
@@ -482,7 +492,7 @@ print(settings.logging.level, settings.home)
 
 @pytest.mark.parametrize("module", ["flow", "tasks"])
 def test_prefect_is_imported_after_its_environment_is_set(module):
-    printed = run_python(f"import alpro.pipeline.{module}{SETTINGS}import os; print(os.environ['DO_NOT_TRACK'])")
+    printed = run_python(f"import alpro.pipeline.flows.{module}{SETTINGS}import os; print(os.environ['DO_NOT_TRACK'])")
     assert printed.splitlines()[0] == "180 False"
     assert printed.splitlines()[2] == "1"
 
@@ -490,7 +500,7 @@ def test_prefect_is_imported_after_its_environment_is_set(module):
 def test_a_run_silences_prefect_and_keeps_its_files_in_the_workspace(tmp_path):
     program = f"""
 import sys
-from alpro.pipeline import cli
+from alpro.pipeline.cli import main as cli
 sys.argv = ["alpro", "pretrain", "--dry-run", "--workspace", {str(tmp_path)!r}]
 try:
     cli.main()
@@ -502,7 +512,9 @@ except SystemExit as left:
 
 
 def test_prefect_settings_of_the_environment_are_kept():
-    printed = run_python(f"import alpro.pipeline.flow{SETTINGS}", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="7")
+    printed = run_python(
+        f"import alpro.pipeline.flows.flow{SETTINGS}", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="7"
+    )
     assert printed.startswith("7 False")
 
 

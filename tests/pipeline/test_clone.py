@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from alpro.pipeline.artifacts.store import Store
-from alpro.pipeline.artifacts.upkeep import lineage
+from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.lineage import lineage
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def clone(folder: Path, commit: str) -> Path:
     programs = folder / ".venv" / "bin"
     options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index")
     run(programs / "python", "-m", "pip", "install", *options, "-e", ".", cwd=folder)
-    where = run(programs / "python", "-c", "import alpro.pipeline.flow as f; print(f.__file__)", cwd=folder)
+    where = run(programs / "python", "-c", "import alpro.pipeline.flows.flow as f; print(f.__file__)", cwd=folder)
     assert Path(where.strip()).is_relative_to(folder)
     return programs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alpro.credentials import without_credentials
-from alpro.pipeline.lifecycle import GRACE_SECONDS, WORKER_SECONDS
+from alpro.pipeline.execution.lifecycle import GRACE_SECONDS, WORKER_SECONDS
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "docs" / "cluster"

@@ -5,10 +5,10 @@ import subprocess
 
 import pytest
 
-from alpro.pipeline.completion import completion
-from alpro.pipeline.config import shipped
-from alpro.pipeline.options import Parser
-from alpro.pipeline.study_config import shipped_studies
+from alpro.pipeline.cli.arguments import Parser
+from alpro.pipeline.cli.completion import completion
+from alpro.pipeline.config.pipeline_config import shipped
+from alpro.pipeline.studies.study_config import shipped_studies
 from alpro.stages import STAGES
 from tests.pipeline.test_cli import call
 
@@ -23,7 +23,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 @pytest.fixture(scope="module")
 def script() -> str:
-    from alpro.pipeline.cli import parser
+    from alpro.pipeline.cli.main import parser
 
     return completion(parser(), "bash")
 

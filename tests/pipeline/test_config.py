@@ -11,8 +11,8 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
-from alpro.pipeline import config as config_module
-from alpro.pipeline.config import CONFIGS, load_config, shipped
+from alpro.pipeline.config import pipeline_config as config_module
+from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
 from docs.write_configuration import document
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")

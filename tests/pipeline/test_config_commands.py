@@ -8,9 +8,10 @@ from importlib.metadata import version
 import pytest
 from rich.console import Console
 
-from alpro.pipeline import cli, config_commands
-from alpro.pipeline.config import CONFIGS, load_config, shipped
-from alpro.pipeline.config_commands import to_toml, values_of
+from alpro.pipeline.cli import config as config_commands
+from alpro.pipeline.cli import main as cli
+from alpro.pipeline.cli.config import to_toml, values_of
+from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
 
 
 def call(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:

@@ -11,8 +11,10 @@ from rich.console import Console
 
 from alpro.artifact import RECORD_VERSION
 from alpro.files import write_json
-from alpro.pipeline import cli, commands, console
-from alpro.pipeline.reporting.result_tables import Table as ResultTable
+from alpro.pipeline.cli import main as cli
+from alpro.pipeline.cli import run as commands
+from alpro.pipeline.reports import terminal as console
+from alpro.pipeline.reports.results import Table as ResultTable
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from alpro.pipeline import cli
+from alpro.pipeline.cli import main as cli
 from alpro.stages import decode_videos
 
 SECRETS = [f"hush{number}" for number in range(9)]
@@ -48,7 +48,7 @@ def leaks(folder: Path, *printed: str) -> list[str]:
 
 
 def alpro(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "alpro.pipeline.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "alpro.pipeline.cli.main", *map(str, arguments)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT")}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.config import Corpus, load_config
-from alpro.pipeline.planning import plan
-from alpro.pipeline.steps import check_files, decoding, needed
+from alpro.pipeline.config.pipeline_config import Corpus, load_config
+from alpro.pipeline.plan.dag import plan
+from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.steps import check_files, decoding, needed
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.reader import ShardReader
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
 from tests.pipeline.conftest import TINY, of_shards

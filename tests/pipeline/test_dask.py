@@ -17,8 +17,8 @@ from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
 from alpro.errors import InputError
-from alpro.pipeline.flow import build_vocabulary
-from alpro.pipeline.units import on_dask
+from alpro.pipeline.flows.dask import on_dask
+from alpro.pipeline.flows.flow import build_vocabulary
 from alpro.stages.execution import workers
 from alpro.stages.execution.interface import Resources
 from tests.stages.conftest import contents

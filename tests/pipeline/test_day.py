@@ -57,7 +57,7 @@ class Day:
 def alpro(*arguments: Any, **environment: str) -> str:
     """The output of a command. It must succeed."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | environment
-    command = [sys.executable, "-m", "alpro.pipeline.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "alpro.pipeline.cli.main", *map(str, arguments)]
     done = subprocess.run(command, env=own, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -238,7 +238,7 @@ def kill_a_worker(day: Day, machine: Up) -> None:
     run = machine.start("train-prompter/train-prompter", config="day.toml", changes=LONG)
     wait_for(lambda: day.steps(folder)[-1] > before, 600, machine.check)
     processes = psutil.Process(machine.process.pid).children(recursive=True)
-    (worker,) = (one for one in left(processes) if {"alpro.pipeline.worker", "gpu"} <= set(one.cmdline()))
+    (worker,) = (one for one in left(processes) if {"alpro.pipeline.servers.worker", "gpu"} <= set(one.cmdline()))
     worker.kill()
     step = day.steps(folder)[-1]
     wait_for(lambda: day.steps(folder)[-1] > step, 600, machine.check)

@@ -20,7 +20,7 @@ pytest.importorskip("gradio")
 import uvicorn
 from starlette.testclient import TestClient
 
-from alpro.pipeline.demo import command
+from alpro.pipeline.cli import demo as command
 from alpro.pipeline.demo.answers import MAX_TEXT, Demo, Mistake, Models
 from alpro.pipeline.demo.media import MAX_UPLOADS, Media, Unknown
 from alpro.stages.inference.index import Index
@@ -41,8 +41,8 @@ def index(trained, videos):
     """An index of three clips, the second half of one of them, and an image."""
     from PIL import Image
 
-    from alpro.pipeline.cli import parser
-    from alpro.pipeline.commands import execute
+    from alpro.pipeline.cli.main import parser
+    from alpro.pipeline.cli.run import execute
 
     folder = videos[0].parent
     Image.new("RGB", (60, 40), "red").save(folder / "red.png")

@@ -47,7 +47,7 @@ def videos(sample, tmp_path_factory) -> list[Path]:
 def url(videos, trained) -> Iterator[str]:
     """The page of a process of its own. Ctrl-C ends it and deletes its files."""
     root = videos[0].parents[1]
-    program = [sys.executable, "-c", "from alpro.pipeline.cli import main; main()", "model"]
+    program = [sys.executable, "-c", "from alpro.pipeline.cli.main import main; main()", "model"]
     shared = ["--workspace", trained, "--device", "cpu"]
     subprocess.run([*program, "index", RETRIEVAL, videos[0].parent, root / "index", *shared], check=True)
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -17,7 +17,7 @@ LASTING = (
     "prefect server start",
     "mlflow server",
     "worker start",
-    "alpro.pipeline.worker",
+    "alpro.pipeline.servers.worker",
 )  # a block that ends with one is a terminal that stays
 
 

@@ -15,11 +15,12 @@ from prefect.states import Completed, Failed, Running, Scheduled, State
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.pipeline import flow, planning, tasks
-from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.config import PipelineConfig, load_config
-from alpro.pipeline.session import Place, Request, start_session
+from alpro.pipeline.config.pipeline_config import PipelineConfig, load_config
+from alpro.pipeline.flows import flow, tasks
+from alpro.pipeline.flows.session import Place, Request, start_session
+from alpro.pipeline.plan import dag as planning
+from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop
@@ -39,7 +40,7 @@ def test_every_flow_has_a_deployment_in_its_pool():
     for deployment in deployments:
         module, _, name = deployment["entrypoint"].partition(":")
         pool = deployment["name"] if name == "step" else "cpu"
-        assert module == "alpro.pipeline.flow"
+        assert module == "alpro.pipeline.flows.flow"
         assert getattr(flow, name).name == ("step" if name == "step" else deployment["name"])
         assert deployment["work_pool"] == {"name": pool}
         assert deployment.get("parameters") == (None if name == "step" else {"stages_by_deployment": True})

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from alpro.errors import InputError
-from alpro.pipeline import devices
-from alpro.pipeline.devices import reserved, visible_devices
+from alpro.pipeline.execution import devices
+from alpro.pipeline.execution.devices import reserved, visible_devices
 from alpro.stages.execution.interface import Resources, Stopped
 from alpro.stages.execution.stop import STOP, Stop
 
@@ -17,7 +17,7 @@ ONE, TWO = {"0": "a"}, {"0": "a", "1": "b"}  # names, and what identifies each
 # Another process of this machine: it reserves a device of two, prints it, and keeps it until its input ends.
 OTHER = """import sys
 from pathlib import Path
-from alpro.pipeline.devices import reserved
+from alpro.pipeline.execution.devices import reserved
 with reserved({"0": "a", "1": "b"}, 1, print, Path(sys.argv[1])) as (names, _):
     print(*names, flush=True)
     sys.stdin.read()

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from alpro.artifact import read_record
-from alpro.pipeline.artifacts import store as artifacts
-from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.config import Corpus, load_config
-from alpro.pipeline.planning import decoding, plan
+from alpro.pipeline.config.pipeline_config import Corpus, load_config
+from alpro.pipeline.plan.dag import decoding, plan
+from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.store import artifacts as artifacts
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages import decode_videos
 from tests.stages.conftest import write_manifest
 

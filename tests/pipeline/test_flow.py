@@ -16,19 +16,21 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.pipeline import cli, commands, planning
-from alpro.pipeline.artifacts.contents import verify
-from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.commands import plan_rows, print_plan
-from alpro.pipeline.config import load_config
-from alpro.pipeline.flow import alpro
-from alpro.pipeline.flow import build_vocabulary as vocabulary_flow
-from alpro.pipeline.flow import pretrain as pretrain_flow
-from alpro.pipeline.planning import plan
-from alpro.pipeline.reporting.result_tables import HEADLINES
-from alpro.pipeline.reporting.run_summary import RunSummary, summaries
-from alpro.pipeline.tasks import interrupted
+from alpro.pipeline.cli import main as cli
+from alpro.pipeline.cli import run as commands
+from alpro.pipeline.cli.run import plan_rows, print_plan
+from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.flows.flow import alpro
+from alpro.pipeline.flows.flow import build_vocabulary as vocabulary_flow
+from alpro.pipeline.flows.flow import pretrain as pretrain_flow
+from alpro.pipeline.flows.tasks import interrupted
+from alpro.pipeline.plan import dag as planning
+from alpro.pipeline.plan.dag import plan
+from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.reports.results import HEADLINES
+from alpro.pipeline.reports.summary import RunSummary, finished_steps, report_file, summaries
+from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.checksums import verify
 from alpro.stages import EVALUATIONS
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed
 from alpro.stages.training.metrics import read_metrics
@@ -160,14 +162,14 @@ def test_which_runs_have_nothing_to_do(first, workspace, tmp_path):
 
     def finished(*changes: str) -> list[str]:
         plan = planning.planned("", TINY, "", list(changes), tmp_path)
-        return [step.name for step in planning.finished_steps(plan, planning.report_file(tmp_path, *plan[:2]))]
+        return [step.name for step in finished_steps(plan, report_file(tmp_path, *plan[:2]))]
 
     assert finished() == []  # nothing of it is in MLflow
     (tmp_path / "mlflow.db").touch()
     assert finished() == STAGES
     assert finished("resources.artifacts=file:///a") == []  # they may have to be sent
     assert finished("evaluate.seed=77") == []
-    report = planning.report_file(tmp_path, *planning.planned("", TINY, "", [], tmp_path)[:2]).with_suffix(".json")
+    report = report_file(tmp_path, *planning.planned("", TINY, "", [], tmp_path)[:2]).with_suffix(".json")
     summary = next(summaries(workspace / "reports"))[1]
     report.parent.mkdir()
     for state, steps in (("stopped", []), ("failed", []), ("finished", STAGES)):
@@ -260,7 +262,7 @@ def test_a_failed_branch_stops_only_what_depends_on_it(first, workspace, monkeyp
         started.append(step.name)
         raise StageFailed(f"{step.name} broke") if step.stage == "finetune_retrieval" else InputError("also broken")
 
-    monkeypatch.setattr("alpro.pipeline.tasks.work", fail)
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", fail)
     monkeypatch.setenv("ALPRO_COMMAND_LINE", "1")
     changes = ["finetune_retrieval.lr=3e-4", "finetune_qa.lr=3e-4"]
     with pytest.raises(StageFailed, match="finetune_retrieval broke"):
@@ -346,7 +348,7 @@ def test_a_pipeline_that_is_stopped_ends_its_runs_as_killed(first, workspace, mo
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("alpro.pipeline.tasks.work", stop)
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", stop)
     with pytest.raises(KeyboardInterrupt):
         alpro(TINY, changes=["evaluate.seed=31"], workspace=str(workspace))
     parents, nested = runs(workspace)
@@ -362,7 +364,7 @@ def test_a_pipeline_that_is_stopped_ends_its_runs_as_killed(first, workspace, mo
 def test_the_test_split_is_checked_before_the_first_training(task, first, workspace, monkeypatch):
     """What evaluation would refuse after days: a corpus without test items."""
     started: list[str] = []
-    monkeypatch.setattr("alpro.pipeline.tasks.work", lambda step, *_: started.append(step.stage))
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", lambda step, *_: started.append(step.stage))
     changes = [f"evaluate.{task}=stills", "build_vocabulary.entities=7", "train_prompter.lr=2e-3"]
     with pytest.raises(InputError, match=r"stills: no test item has (captions|questions)"):
         alpro(TINY, changes=changes, workspace=str(workspace))

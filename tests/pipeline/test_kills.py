@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from alpro.artifact import read_record
-from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.config import load_config
-from alpro.pipeline.planning import plan
+from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.plan.dag import plan
+from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages.training.metrics import read_metrics
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
@@ -31,7 +31,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
     started = []
 
     def run(workspace: Path, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "alpro.pipeline.cli", "train-prompter", "--config", TINY]
+        command = [sys.executable, "-m", "alpro.pipeline.cli.main", "train-prompter", "--config", TINY]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
         enable = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -82,12 +82,12 @@ def processes(module: str, file: str, text: str) -> list[int]:
 
 def training(folder: Path) -> list[int]:
     """The ids of the training processes of a folder."""
-    return processes("alpro.pipeline.run_stage", "cmdline", str(folder))
+    return processes("alpro.pipeline.execution.run_stage", "cmdline", str(folder))
 
 
 def servers(workspace: Path) -> list[int]:
     """The ids of the temporary servers of a workspace."""
-    return processes("alpro.pipeline.server", "environ", f"PREFECT_HOME={workspace / 'prefect'}\0")
+    return processes("alpro.pipeline.servers.prefect_server", "environ", f"PREFECT_HOME={workspace / 'prefect'}\0")
 
 
 def rows(database: Path, query: str) -> list[str]:

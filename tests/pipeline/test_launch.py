@@ -10,10 +10,10 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline import launch
-from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.devices import reserved
-from alpro.pipeline.launch import command, work
+from alpro.pipeline.execution import launch
+from alpro.pipeline.execution.devices import reserved
+from alpro.pipeline.execution.launch import command, work
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages import STAGES, cache_prompts, evaluate, pretrain, render_sample
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed
 from tests.pipeline.conftest import TINY
@@ -48,7 +48,7 @@ def test_resources_reach_the_process_of_a_stage(group, tmp_path):
 
 
 def test_resources_of_a_pipeline_reach_the_process_of_a_stage(group, first, workspace):
-    from alpro.pipeline.flow import evaluate as evaluate_flow
+    from alpro.pipeline.flows.flow import evaluate as evaluate_flow
 
     changes = ["evaluate.seed=41", "resources.workers=3", "resources.device=cpu", "resources.profile=true"]
     group["result"]["metrics"] = {}
@@ -70,7 +70,7 @@ def test_resources_reach_a_stage_that_runs_in_this_process(group, tmp_path, monk
     assert "arguments" not in group
 
 
-ALONE = [sys.executable, "-m", "alpro.pipeline.run_stage", "work.json"]
+ALONE = [sys.executable, "-m", "alpro.pipeline.execution.run_stage", "work.json"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
@@ -88,7 +88,7 @@ def test_several_nodes_meet_at_the_rendezvous():
     resources = Resources(processes=4, nodes=2, rendezvous="host:29500")
     meeting = ["--nproc-per-node=4", "--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500"]
     file = Path("pretrain/0123/work.json")
-    expected = [*TORCHRUN, *meeting, "--rdzv-id=0123", "-m", "alpro.pipeline.run_stage", str(file)]
+    expected = [*TORCHRUN, *meeting, "--rdzv-id=0123", "-m", "alpro.pipeline.execution.run_stage", str(file)]
     assert command("pretrain", file, resources) == expected
     assert command("pretrain", file, Resources(nodes=2, rendezvous="host:29500"))[3] == "--nproc-per-node=1"
 
@@ -105,7 +105,7 @@ def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
     work(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
     (line,) = printed
     assert line.startswith("pretrain: start on each other node: python -m torch.distributed.run --nproc-per-node=1 ")
-    assert line.endswith(f"-m alpro.pipeline.run_stage {tmp_path}/work.json")
+    assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from alpro.pipeline import lifecycle
+from alpro.pipeline.execution import lifecycle
 
 # A program that says when it runs, and when it is asked to end.
 PROGRAM = """
@@ -34,7 +34,7 @@ def start(*command: object, **options) -> subprocess.Popen:
 
 
 def test_a_process_ends_with_its_input(tmp_path):
-    watching = "from alpro.pipeline.lifecycle import end_after, input_ended; end_after(input_ended, 600)"
+    watching = "from alpro.pipeline.execution.lifecycle import end_after, input_ended; end_after(input_ended, 600)"
     process = start(*program(watching), tmp_path / "out")
     process.stdin.write("whatever\n")
     process.stdin.flush()
@@ -46,7 +46,8 @@ def test_a_process_ends_with_its_input(tmp_path):
 
 def test_a_process_that_does_not_end_is_ended(tmp_path):
     stubborn = (
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN); from alpro.pipeline.lifecycle import end_after, input_ended; "
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "from alpro.pipeline.execution.lifecycle import end_after, input_ended; "
         "end_after(input_ended, 0, 7)"
     )
     process = start(*program(stubborn), tmp_path / "out")
@@ -56,7 +57,7 @@ def test_a_process_that_does_not_end_is_ended(tmp_path):
 
 def test_a_process_ends_with_its_parent(tmp_path):
     watching = (
-        "from alpro.pipeline import lifecycle; lifecycle.PARENT_SECONDS = 0.01; parent = os.getppid(); "
+        "from alpro.pipeline.execution import lifecycle; lifecycle.PARENT_SECONDS = 0.01; parent = os.getppid(); "
         "lifecycle.end_after(lambda: lifecycle.parent_ended(parent), 600)"
     )
     child = [*program(watching), str(tmp_path / "out")]
@@ -68,7 +69,7 @@ def test_a_process_ends_with_its_parent(tmp_path):
 
 @pytest.mark.parametrize("how", ["input", "SIGTERM", "SIGKILL"])
 def test_a_program_that_knows_nothing_ends_with_what_runs_it(how, tmp_path):
-    process = start(sys.executable, "-m", "alpro.pipeline.lifecycle", *program(), tmp_path / "out")
+    process = start(sys.executable, "-m", "alpro.pipeline.execution.lifecycle", *program(), tmp_path / "out")
     if how == "input":
         process.stdin.close()
     else:
@@ -86,7 +87,7 @@ def test_what_a_program_leaves_behind_ends_with_it(tmp_path):
         "print('ready', flush=True); os._exit(9)"
     )
     process = start(
-        sys.executable, "-m", "alpro.pipeline.lifecycle", sys.executable, "-c", parent, stderr=subprocess.PIPE
+        sys.executable, "-m", "alpro.pipeline.execution.lifecycle", sys.executable, "-c", parent, stderr=subprocess.PIPE
     )
     assert process.stderr.read() == ""  # it ends when nobody has it open
     assert process.wait() == 9
@@ -95,7 +96,9 @@ def test_what_a_program_leaves_behind_ends_with_it(tmp_path):
 
 def test_output_without_a_reader_goes_nowhere():
     """Otherwise the next line of a run whose worker is gone would end it."""
-    dropping = "from alpro.pipeline.lifecycle import drop_output; print('ready', flush=True); sys.stdin.read(); "
+    dropping = (
+        "from alpro.pipeline.execution.lifecycle import drop_output; print('ready', flush=True); sys.stdin.read(); "
+    )
     process = start(sys.executable, "-c", f"import sys; {dropping} drop_output(); print('dropped', flush=True)")
     process.stdout.close()
     process.stdin.close()

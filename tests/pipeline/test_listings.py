@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from alpro.pipeline import cli, commands, console, listings
-from alpro.pipeline.artifacts.contents import Problem
-from alpro.pipeline.artifacts.store import Store
+from alpro.pipeline.cli import listings
+from alpro.pipeline.cli import main as cli
+from alpro.pipeline.cli import run as commands
+from alpro.pipeline.reports import terminal as console
+from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.checksums import Problem
 from tests.pipeline.test_console import artifact
 
 

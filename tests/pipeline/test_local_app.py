@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from starlette.responses import PlainTextResponse
 
-from alpro.pipeline import server
+from alpro.pipeline.servers import prefect_server as server
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import alpro
-from alpro.pipeline import cli
+from alpro.pipeline.cli import main as cli
 
 ROOT = Path(next(iter(alpro.pipeline.__path__))).parent
 FILES = [path for folder in ("alpro", "models", "shards", "stages", "pipeline") for path in (ROOT / folder).rglob("*")]

@@ -13,7 +13,7 @@ import pytest
 
 from alpro.artifact import read_record
 from alpro.files import read_json
-from alpro.pipeline import flow
+from alpro.pipeline.flows import flow
 from alpro.stages.evaluation.metrics import RETRIEVAL
 from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import TINY

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from alpro.pipeline.artifacts.store import Step
-from alpro.pipeline.record import end_dead_runs, run_tags, stage_run
-from alpro.pipeline.reporting.tracking import Run, Tracker
+from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.tracking.stage_runs import end_dead_runs, run_tags, stage_run
+from alpro.pipeline.tracking.tracker import Run, Tracker
 from alpro.stages import render_sample
 from alpro.stages.execution.interface import Interrupted
-from tests.pipeline.reporting.test_tracking import Memory
+from tests.pipeline.tracking.test_tracker import Memory
 
 STEP = Step("render_sample", "render_sample", render_sample.Config())
 HERE = socket.gethostname()

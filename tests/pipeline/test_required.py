@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpro.pipeline.schedule import Schedule
-from alpro.pipeline.steps import recorded, required
+from alpro.pipeline.flows.schedule import Schedule
+from alpro.pipeline.plan.steps import recorded, required
 
 
 def step(name: str, *inputs: SimpleNamespace) -> SimpleNamespace:

@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import FlowRun  # noqa: F401 (Prefect's mode
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import is_valid_schema, validate
 
-from alpro.pipeline import flow
+from alpro.pipeline.flows import flow
 from alpro.stages import STAGES
 from docs.screenshots import PROGRAMS
 from tests.pipeline.started import Up, call

@@ -13,8 +13,8 @@ import pytest
 
 from alpro.artifact import RECORD_VERSION
 from alpro.files import read_json, write_json
-from alpro.pipeline import run_stage as stage_run
-from alpro.pipeline.artifacts.store import Step, Store
+from alpro.pipeline.execution import run_stage as stage_run
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages import render_sample
 from alpro.stages.execution.interface import Outcome, Resources
 
@@ -80,7 +80,7 @@ def test_a_bug_is_not_an_input_error(work, monkeypatch):
 @pytest.mark.parametrize("arguments", [[], ["one.json", "two.json"]])
 def test_without_a_work_file_it_prints_the_usage(arguments, capsys):
     assert stage_run.main(arguments) == 2
-    assert "usage: python -m alpro.pipeline.run_stage WORK.json" in capsys.readouterr().err
+    assert "usage: python -m alpro.pipeline.execution.run_stage WORK.json" in capsys.readouterr().err
 
 
 def test_the_stage_receives_the_contents_of_the_work_file(work, tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_an_unknown_configuration_key_raises_an_error(work):
 
 
 WATCHED = """import sys, time
-from alpro.pipeline.run_stage import watch_parent
+from alpro.pipeline.execution.run_stage import watch_parent
 {watch}
 print('ready', flush=True)
 time.sleep(60)
@@ -162,7 +162,10 @@ def test_a_process_without_a_parent_is_not_stopped(monkeypatch):
 def test_a_stage_runs_as_a_module(work, tmp_path):
     file = work("decode_videos", {}, data=tmp_path / "nowhere.jsonl")
     done = subprocess.run(
-        [sys.executable, "-m", "alpro.pipeline.run_stage", str(file)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "alpro.pipeline.execution.run_stage", str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
@@ -214,7 +217,7 @@ def test_a_standalone_stage_writes_the_record(unfinished, capsys):
     record = store.find(step)
     assert record["fingerprint"] == step.fingerprint
     assert record["counts"]["stills"] == 1
-    assert record["run"]["by"] == "alpro.pipeline.run_stage"
+    assert record["run"]["by"] == "alpro.pipeline.execution.run_stage"
     assert {path.name for path in file.parent.iterdir()}.isdisjoint({"checkpoints", "result.json"})
     pipeline_record = store.make(step, lambda *_: Outcome(record["counts"]), {"commit": "abc"})
     other = {"run": "", "sum": ""}  # times

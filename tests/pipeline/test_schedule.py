@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 from alpro.errors import InputError
-from alpro.pipeline.artifacts.digests import Digests
-from alpro.pipeline.artifacts.store import Step, Store
-from alpro.pipeline.cli import parser
-from alpro.pipeline.commands import plan_rows, print_plan, run_pipeline
-from alpro.pipeline.config import load_config
-from alpro.pipeline.flow import alpro
-from alpro.pipeline.planning import plan, planned
-from alpro.pipeline.steps import check_files
+from alpro.pipeline.cli.main import parser
+from alpro.pipeline.cli.run import plan_rows, print_plan, run_pipeline
+from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.flows.flow import alpro
+from alpro.pipeline.plan.dag import plan, planned
+from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.steps import check_files
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages.execution.interface import Outcome, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop
 from tests.pipeline.conftest import TINY, newest, runs
@@ -43,7 +43,7 @@ def work(monkeypatch) -> SimpleNamespace:
             seen.running -= 1
         raise StageFailed(f"{step.name} broke")
 
-    monkeypatch.setattr("alpro.pipeline.tasks.work", fail)
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", fail)
     return seen
 
 
@@ -76,7 +76,7 @@ def test_stages_that_run_at_the_same_time_stop_together(first, workspace, monkey
         STOP.get().wait(120)
         raise AssertionError("not stopped")
 
-    monkeypatch.setattr("alpro.pipeline.tasks.work", run_until_stopped)
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", run_until_stopped)
     limits = ["resources.max_stages=2", "resources.max_model_stages=2"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     try:
@@ -157,8 +157,8 @@ def test_a_dry_run_shows_what_is_blocked_and_a_run_fails_at_once(tmp_path, capsy
 
 
 def test_the_command_reports_missing_files_before_a_flow_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr("alpro.pipeline.commands.prepare_prefect", lambda home: None)  # it changes the environment
-    monkeypatch.setattr("alpro.pipeline.flow.alpro", lambda *_: pytest.fail("a flow was started"))
+    monkeypatch.setattr("alpro.pipeline.cli.run.prepare_prefect", lambda home: None)  # it changes the environment
+    monkeypatch.setattr("alpro.pipeline.flows.flow.alpro", lambda *_: pytest.fail("a flow was started"))
     arguments = parser().parse_args(["run", "--data", str(tmp_path / "none"), "--workspace", str(tmp_path)])
     with pytest.raises(InputError, match="no such file or folder"):
         run_pipeline(arguments)

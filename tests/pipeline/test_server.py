@@ -64,7 +64,7 @@ def server(tmp_path_factory, free_port):
         prefect("work-pool", "create", pool, "--type", "process", environment=environment)
     prefect("work-pool", "set-concurrency-limit", "gpu", "1", environment=environment)
     prefect("deploy", "--all", environment=environment)
-    processes += [start("alpro.pipeline.worker", pool, "--limit", "0") for pool in ("cpu", "gpu")]
+    processes += [start("alpro.pipeline.servers.worker", pool, "--limit", "0") for pool in ("cpu", "gpu")]
     yield environment
     for process in reversed(processes):  # the server is the last
         process.terminate()
@@ -172,7 +172,7 @@ def training_processes(folder: Path) -> list[int]:
             line = path.read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if "alpro.pipeline.run_stage" in line and str(folder) in line:
+        if "alpro.pipeline.execution.run_stage" in line and str(folder) in line:
             found.append(int(path.parent.name))
     return found
 
@@ -224,7 +224,7 @@ def workers(environment, pool: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if {"alpro.pipeline.worker", pool} <= set(process.cmdline()):
+            if {"alpro.pipeline.servers.worker", pool} <= set(process.cmdline()):
                 found += [process] * (process.environ().get("PREFECT_API_URL") == environment["PREFECT_API_URL"])
     return found
 
@@ -248,7 +248,7 @@ def test_a_step_whose_worker_was_killed_leaves_a_checkpoint_and_waits_for_anothe
 
 def test_a_run_whose_machine_is_gone_is_marked_as_crashed(server, tmp_path):
     """Afterwards the pool `cpu` has no worker."""
-    command = [sys.executable, "-m", "alpro.pipeline.automations", "--silence", "60"]
+    command = [sys.executable, "-m", "alpro.pipeline.servers.automations", "--silence", "60"]
     subprocess.run(command, env=server, check=True)
     run = start_long_training(server, tmp_path, flow="alpro", stages_by_deployment=False)
     (worker,) = workers(server, "cpu")

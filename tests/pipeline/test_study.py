@@ -16,12 +16,13 @@ from mlflow.tracking import MlflowClient
 from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline import flow, planning
-from alpro.pipeline import study as studies
-from alpro.pipeline.artifacts.store import Step
-from alpro.pipeline.config import load_config
-from alpro.pipeline.session import Place, Request
-from alpro.pipeline.study import (
+from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.flows import flow
+from alpro.pipeline.flows.session import Place, Request
+from alpro.pipeline.plan import dag as planning
+from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.studies import study as studies
+from alpro.pipeline.studies.study import (
     Member,
     Source,
     expected_seconds,
@@ -32,7 +33,7 @@ from alpro.pipeline.study import (
     run_study,
     work_left,
 )
-from alpro.pipeline.study_config import Study, load_study, shipped_studies
+from alpro.pipeline.studies.study_config import Study, load_study, shipped_studies
 from alpro.stages.execution.interface import Outcome, StageFailed
 from tests.pipeline.conftest import TINY
 
@@ -65,8 +66,8 @@ def built(monkeypatch, prefect) -> list[Step]:
             write_json(out / "results.json", [row(VALUES[pretrain.lr, pretrain.seed])])
         return Outcome()
 
-    monkeypatch.setattr("alpro.pipeline.tasks.work", work)
-    monkeypatch.setattr("alpro.pipeline.schedule.check_test_split", lambda *_: None)
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", work)
+    monkeypatch.setattr("alpro.pipeline.flows.schedule.check_test_split", lambda *_: None)
     return steps
 
 
@@ -283,7 +284,7 @@ def test_a_real_study(tmp_path):
     study = {"seeds": "[0, 1]", "until": "'zero_shot'", "seed_stages": "['train_prompter', 'pretrain']"}
     variants = "\n[[variants]]\nname = 'all'\n[[variants]]\nname = 'no PEM'\nset = ['pretrain.weights.pem=0']\n"
     file.write_text("".join(f"{key} = {value}\n" for key, value in study.items()) + variants)
-    command = [sys.executable, "-m", "alpro.pipeline.cli", "study", str(file), "--config", TINY]
+    command = [sys.executable, "-m", "alpro.pipeline.cli.main", "study", str(file), "--config", TINY]
     command += ["--workspace", str(tmp_path / "w")]
 
     def run(*more: str) -> subprocess.CompletedProcess:

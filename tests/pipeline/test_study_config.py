@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from alpro.errors import InputError
-from alpro.pipeline.config import load_config
-from alpro.pipeline.study_config import SEEDED, Study, Variant, load_study
+from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.studies.study_config import SEEDED, Study, Variant, load_study
 from tests.pipeline.conftest import TINY
 
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from alpro.errors import InputError
-from alpro.pipeline import temporary_server
-from alpro.pipeline.temporary_server import STARTUP_SECONDS, TEMPORARY, TemporaryServer, start_temporary_server
+from alpro.pipeline.servers import temporary as temporary_server
+from alpro.pipeline.servers.temporary import STARTUP_SECONDS, TEMPORARY, TemporaryServer, start_temporary_server
 
 # Programs in the place of the server. They inherit the socket that listens.
 ANSWERS = """
@@ -103,7 +103,7 @@ def test_a_server_in_any_of_prefects_settings_is_used(file, tmp_path, monkeypatc
     environment["PREFECT_HOME"] = str(tmp_path / "home")
 
     def asked() -> str:
-        code = "import sys; from alpro.pipeline.temporary_server import uses_server\n"
+        code = "import sys; from alpro.pipeline.servers.temporary import uses_server\n"
         code += "print(uses_server(), 'prefect' in sys.modules)"
         return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
 

@@ -21,10 +21,10 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import Settings
 
 from alpro.errors import InputError
-from alpro.pipeline import checks, pools, up
-from alpro.pipeline.checks import MLFLOW_DATABASE, PREFECT_DATABASE
-from alpro.pipeline.cli import parser
-from alpro.pipeline.commands import execute
+from alpro.pipeline.cli.main import parser
+from alpro.pipeline.cli.run import execute
+from alpro.pipeline.servers import checks, pools, up
+from alpro.pipeline.servers.checks import MLFLOW_DATABASE, PREFECT_DATABASE
 from tests.pipeline.started import ROOT, TINY, Up, call, finished, wait_for
 
 LONG = ["train_prompter.phases.0.steps=100000", "resources.checkpoint_interval=600"]
@@ -210,14 +210,15 @@ def test_what_is_started(programs, tmp_path, capsys):
     machine = found.pop("machine")
     commands = {name: " ".join(program.command).replace(sys.executable, "python") for name, program in found.items()}
     assert commands == {
-        "prefect": "python -m alpro.pipeline.server 41",
-        "mlflow": "python -m alpro.pipeline.lifecycle python -m mlflow server --host 127.0.0.1 --port 42 --workers 1 "
+        "prefect": "python -m alpro.pipeline.servers.prefect_server 41",
+        "mlflow": "python -m alpro.pipeline.execution.lifecycle python -m mlflow server --host 127.0.0.1 --port 42 "
+        "--workers 1 "
         f"--no-serve-artifacts --default-artifact-root file://{tmp_path}/mlflow",
         "devices": f"python -c {up.DEVICES}",
-        "pools": "python -m alpro.pipeline.pools cpu=0 gpu=2",
-        "automations": "python -m alpro.pipeline.automations",
-        "worker-cpu": "python -m alpro.pipeline.worker cpu --limit 0",
-        "worker-gpu": "python -m alpro.pipeline.worker gpu --limit 0",
+        "pools": "python -m alpro.pipeline.servers.pools cpu=0 gpu=2",
+        "automations": "python -m alpro.pipeline.servers.automations",
+        "worker-cpu": "python -m alpro.pipeline.servers.worker cpu --limit 0",
+        "worker-gpu": "python -m alpro.pipeline.servers.worker gpu --limit 0",
         "deploy": f"python -m prefect --no-prompt deploy --all --prefect-file {up.DEPLOYMENTS}",
     }
     # Servers end after this process and the workers, workers with this process.
@@ -436,16 +437,16 @@ def test_whatever_is_killed_no_step_is_lost_and_all_goes_on(tmp_path, free_port)
         training.goes_on(machine.check)
         own = psutil.Process(machine.process.pid)
         for words in (
-            ("alpro.pipeline.worker", "gpu"),
-            ("alpro.pipeline.worker", "cpu"),
-            ("alpro.pipeline.server",),
+            ("alpro.pipeline.servers.worker", "gpu"),
+            ("alpro.pipeline.servers.worker", "cpu"),
+            ("alpro.pipeline.servers.prefect_server",),
             ("mlflow.server.fastapi_app:app",),  # the process of MLflow that has the port
-            ("alpro.pipeline.lifecycle",),
+            ("alpro.pipeline.execution.lifecycle",),
         ):
             step = training.goes_on(machine.check)
             victim = below(own, *words)
             victim.kill()
-            if "alpro.pipeline.worker" in words:
+            if "alpro.pipeline.servers.worker" in words:
                 wait_for(lambda step=step: training.checkpoint() >= step, 300, machine.check)
             wait_for(lambda victim=victim: not victim.is_running(), 60)
             wait_for(lambda words=words: below(own, *words), 300, machine.check)

@@ -1,10 +1,10 @@
 """What makes a result worth less than it looks is in the record of its stage, in the report, and printed at the end."""
 
 from alpro.files import write_json
-from alpro.pipeline.artifacts.store import RECORD_VERSION
-from alpro.pipeline.console import console, print_results
-from alpro.pipeline.reporting.report import write_report
-from alpro.pipeline.reporting.run_summary import RunSummary
+from alpro.pipeline.reports.report import write_report
+from alpro.pipeline.reports.summary import RunSummary
+from alpro.pipeline.reports.terminal import console, print_results
+from alpro.pipeline.store.artifacts import RECORD_VERSION
 
 
 def test_the_warnings_of_stages_are_in_the_report_and_printed(tmp_path):

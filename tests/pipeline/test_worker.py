@@ -16,8 +16,8 @@ from prefect.exceptions import Abort, ObjectNotFound, TerminationSignal
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running
 from rich.console import Console
 
-from alpro.pipeline import deployed_run, worker
-from alpro.pipeline.up import DEPLOYMENTS
+from alpro.pipeline.servers import deployed_run, worker
+from alpro.pipeline.servers.up import DEPLOYMENTS
 from tests.pipeline.started import ROOT, TINY, call, finished, wait_for
 
 CHANGE = 'pretrain.phases=[{corpora=["clips","stills"],weights=[1,1],steps=400}]'
@@ -284,8 +284,8 @@ def test_a_run_continues_on_another_worker_from_its_checkpoint(tmp_path, free_po
         path = f"/deployments/{known['id']}/create_flow_run"
         run = wait_for(lambda: call(address, "POST", path, body), 300)["id"]
 
-        start("cpu", sys.executable, "-m", "alpro.pipeline.worker", "cpu", "--limit", "5")
-        first = start("first", sys.executable, "-m", "alpro.pipeline.worker", "gpu")
+        start("cpu", sys.executable, "-m", "alpro.pipeline.servers.worker", "cpu", "--limit", "5")
+        first = start("first", sys.executable, "-m", "alpro.pipeline.servers.worker", "gpu")
         checkpoints = tmp_path / "workspace" / "artifacts" / "pretrain"
         wait_for(lambda: list(checkpoints.glob("*/checkpoints/step-*")), 1200)
         first.send_signal(signal.SIGTERM)
@@ -294,7 +294,7 @@ def test_a_run_continues_on_another_worker_from_its_checkpoint(tmp_path, free_po
         state = step()["state"]
         assert (state["type"], state["name"]) == ("SCHEDULED", "AwaitingRetry")
 
-        start("second", sys.executable, "-m", "alpro.pipeline.worker", "gpu")
+        start("second", sys.executable, "-m", "alpro.pipeline.servers.worker", "gpu")
         done = wait_for(lambda: finished(address, run), 1200)
         assert done["state"]["type"] == "COMPLETED", done["state"]["message"]
         assert int(re.search(r"continuing from step (\d+) of 400", stage())[1]) > 0

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from alpro.errors import InputError
-from alpro.pipeline import flow
-from alpro.pipeline.config import load_config
+from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.flows import flow
 
 
 @pytest.fixture

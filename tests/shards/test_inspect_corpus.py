@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.pipeline.cli import parser
-from alpro.pipeline.commands import execute
+from alpro.pipeline.cli.main import parser
+from alpro.pipeline.cli.run import execute
 from alpro.shards.inspect_corpus import (
     BLANK,
     NOT_HASHED,

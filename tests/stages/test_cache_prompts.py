@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
 from alpro.models.templates import Templates
-from alpro.pipeline.reporting.report import least_agreed
+from alpro.pipeline.reports.report import least_agreed
 from alpro.stages import cache_prompts
 from alpro.stages.cache_prompts import compare, disagreement, read_prompts
 from alpro.stages.encoding.encode import encode_texts

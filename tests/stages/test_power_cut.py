@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from alpro.artifact import read_record
-from alpro.pipeline.artifacts.contents import verify
-from alpro.pipeline.artifacts.store import Step, Store
+from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.checksums import verify
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from alpro.stages.inference import index as index_module
@@ -23,7 +23,7 @@ def test_decoding(tmp_path, inline_pool, resources, monkeypatch, every, record_p
     source = write_manifest(tmp_path / "data", [*rows, {"id": "silent"}])
     step = Step("decode_videos", "decode_videos", Config(size=16, samples_per_shard=3, max_reject_share=1))
     store = Store(tmp_path / "disk")
-    monkeypatch.setattr("alpro.pipeline.artifacts.store.versions", dict)  # seconds, for all the runs
+    monkeypatch.setattr("alpro.pipeline.store.artifacts.versions", dict)  # seconds, for all the runs
 
     def job() -> None:
         with store.lock(step):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.pipeline.artifacts.digests import Digests, digest_data
+from alpro.pipeline.plan.digests import Digests, digest_data
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.annotations import scan_source
 from alpro.shards.sources.identity import file_identity

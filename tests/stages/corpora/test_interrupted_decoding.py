@@ -37,7 +37,7 @@ def decode(sample, tmp_path) -> Callable[..., subprocess.Popen]:
         }
         file = tmp_path / f"{out.name}.json"
         file.write_text(json.dumps(work))
-        command = [sys.executable, "-m", "alpro.pipeline.run_stage", str(file)]
+        command = [sys.executable, "-m", "alpro.pipeline.execution.run_stage", str(file)]
         environment = {"PYTHONPATH": str(ROOT)} | os.environ
         return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **how)
 

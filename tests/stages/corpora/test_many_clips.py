@@ -20,7 +20,7 @@ pytestmark = pytest.mark.long
 # What the kernel says of a child's memory begins with that of its parent, so the process tells it itself.
 PROGRAM = """
 import re, sys
-from alpro.pipeline.run_stage import main
+from alpro.pipeline.execution.run_stage import main
 status = main(sys.argv[1:])
 print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 sys.exit(status)

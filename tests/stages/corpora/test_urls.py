@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.pipeline.artifacts.digests import DataDigest, Digests, digest_data
+from alpro.pipeline.plan.digests import DataDigest, Digests, digest_data
 from alpro.shards.schema import Row
 from alpro.shards.sources.manifest import scan_manifest
 from alpro.shards.sources.plan import DecodeUnit

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alpro.errors import InputError
-from alpro.pipeline.reporting.result_tables import tables
+from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate, zero_shot
 from alpro.stages.evaluate import add_contrasts, add_subsets
 from alpro.stages.evaluation import metrics

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from alpro.errors import InputError
-from alpro.pipeline import run_stage as run
+from alpro.pipeline.execution import run_stage as run
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.distributed import init_distributed
 

@@ -76,4 +76,4 @@ if __name__ == "__main__":
     except SystemExit as left:
         status = int(left.code or 0)
     sys.stderr.flush()
-    os._exit(status)  # as alpro.pipeline.run_stage ends: threads of gloo may abort the process during shutdown
+    os._exit(status)  # as pipeline/execution/run_stage.py ends: threads of gloo may abort the process during shutdown

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from alpro.artifact import read_record
-from alpro.pipeline.artifacts.contents import verify
-from alpro.pipeline.artifacts.store import Step, Store
+from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.checksums import verify
 from alpro.stages.execution.interface import Outcome, StageConfig
 from alpro.stages.training.checkpoint import trainable, write_tensors
 from tests.power_cut import cut_everywhere
@@ -18,7 +18,7 @@ def test_training(tmp_path, new_run, monkeypatch, every, record_property):
     step = Step("train_prompter", "train_prompter", StageConfig())
     store = Store(tmp_path / "disk")
     run.out = store.folder(step)
-    monkeypatch.setattr("alpro.pipeline.artifacts.store.versions", dict)
+    monkeypatch.setattr("alpro.pipeline.store.artifacts.versions", dict)
 
     def train(_: Step, out) -> Outcome:
         metrics = run.start()

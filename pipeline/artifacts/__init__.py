@@ -1,1 +1,0 @@
-"""Artifacts: fingerprints, records, the store, and sharing it between machines."""

@@ -1,0 +1,1 @@
+"""Runs stages in processes of their own, on free GPUs, and ends them."""

@@ -1,0 +1,129 @@
+"""Which GPUs of this machine a stage uses. It locks them, so that runs at the same time use different ones."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from threading import Lock
+
+from filelock import FileLock
+
+from alpro.errors import InputError
+from alpro.pipeline.store.artifacts import acquired
+from alpro.stages.execution.interface import Resources
+from alpro.stages.execution.stop import STOP
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+FOLDER = Path("/var/tmp/alpro-devices")  # of the locks, for all users; jobs of a cluster have a /tmp of their own
+POLL_SECONDS = 1.0
+UUIDS = "import torch; print(*(torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())))"
+
+
+@dataclass
+class Held:
+    """A device that this process has locked, and how many of its stages use it."""
+
+    lock: FileLock
+    stages: int = 0
+
+
+_held: dict[Path, Held] = {}  # by the file of the lock
+_changing = Lock()
+
+
+def visible_devices(resources: Resources) -> dict[str, str]:
+    """The GPUs that stages of this process may use, by names that CUDA_VISIBLE_DEVICES accepts, with what identifies
+    each on this machine: two jobs may call different GPUs "0", or one GPU by its index and by its UUID."""
+    if resources.device == "cpu":
+        return {}
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    names = named[:count] if named else [str(index) for index in range(count)]
+    uuids = device_uuids(os.environ.get(VISIBLE)) if names else []
+    # A part of a GPU (MIG) has a name that is its own; CUDA may report the UUID of the whole GPU.
+    return {name: name if name.startswith("MIG-") else uuid for name, uuid in zip(names, uuids, strict=True)}
+
+
+@cache
+def device_uuids(visible: str | None) -> list[str]:
+    """The UUIDs of the visible GPUs, in CUDA's order. CUDA is asked in a process of its own: this one forks."""
+    command = [sys.executable, "-c", UUIDS]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+
+
+@contextmanager
+def reserved(
+    devices: Mapping[str, str], count: int, announce: Callable[[str], None], folder: Path = FOLDER
+) -> Iterator[tuple[list[str], tuple[int, ...]]]:
+    """Reserves `count` of the devices (name: identity) for the time of the body. Waits until they are free.
+
+    Yields their names and the open files of their locks. Processes that inherit these keep the devices reserved, even
+    if this process is killed. If too few devices are free, stages of one process share them, since `max_model_stages`
+    decides how many run at the same time. Raises Stopped, and InputError if there are fewer devices or if the folder of
+    the locks cannot be used. Without devices, nothing is reserved.
+    """
+    if not devices:
+        yield [], ()
+        return
+    if count > len(devices):
+        raise InputError(f"resources.processes = {count}, but the number of visible GPUs is {len(devices)}")
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(PermissionError):  # another user has just created it
+                folder.chmod(0o777)
+        files = [folder / f"{identity.replace('/', '_')}.lock" for identity in devices.values()]
+        names = dict(zip(files, devices, strict=True))
+        announced = False
+        while not (taken := _take(files, count)):
+            if not announced:
+                announce(f"waits for {count} free GPU{'s' if count > 1 else ''} of {len(devices)}; other runs use them")
+                announced = True
+            STOP.get().wait(POLL_SECONDS)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; the locks of the GPUs are there, it must be writable") from error
+    try:
+        yield [names[file] for file in taken], tuple(_open_file(_held[file].lock) for file in taken)
+    finally:
+        _give_back(taken)
+
+
+def _take(files: list[Path], count: int) -> list[Path]:
+    """Takes `count` devices, all at once: two runs that each took a part would wait for each other. Returns none if too
+    few are free."""
+    with _changing:
+        free: dict[Path, FileLock] = {}
+        for file in files:
+            lock = FileLock(file, mode=0o666, thread_local=False)
+            if file not in _held and len(free) < count and acquired(lock):
+                free[file] = lock
+        shared = sorted((file for file in files if file in _held), key=lambda file: _held[file].stages)
+        taken = [*free, *shared][:count]
+        if len(taken) < count:
+            for lock in free.values():
+                lock.release()
+            return []
+        _held.update({file: Held(lock) for file, lock in free.items()})
+        for file in taken:
+            _held[file].stages += 1
+        return taken
+
+
+def _give_back(files: list[Path]) -> None:
+    with _changing:
+        for file in files:
+            _held[file].stages -= 1
+            if not _held[file].stages:
+                _held.pop(file).lock.release()
+
+
+def _open_file(lock: FileLock) -> int:
+    number = lock._context.lock_file_fd
+    assert number is not None
+    return number

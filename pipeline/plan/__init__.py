@@ -1,0 +1,1 @@
+"""The steps of a configuration, their fingerprints, and which of them have to run."""

@@ -1,0 +1,287 @@
+"""Digests of input files, cached so that an unchanged file is read only once."""
+
+import errno
+import hashlib
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alpro.credentials import clean_url
+from alpro.errors import InputError
+from alpro.files import checksum, digest, file_state
+from alpro.pipeline.plan.digest_cache import Note, Remembered
+from alpro.progress import progress
+from alpro.shards.schema import Row
+from alpro.shards.sources.annotations import can_be_noted, scan_source
+from alpro.shards.sources.identity import identities
+from alpro.shards.sources.members import is_local, local_shard, member_of
+from alpro.shards.storage import Location, parent
+from alpro.stages.index_shards import list_shards
+
+SECONDS_BETWEEN_COMMITS = 2.0
+BATCH = 4096  # rows of a manifest in memory
+THREADS = 8  # that read files
+GROUP_FILES, GROUP_BYTES = 64, 1 << 22  # at most, that a thread reads at a time; a larger file is read alone
+QUERIED = 512  # rows of the cache that are read at a time
+MISSING, NOT_FETCHED = "missing", "not fetched"
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+REMOTE = -1  # in the column `size`: the digest is the identity of a file at a URL
+
+
+class Digests:
+    """SHA-256 of files, cached in an SQLite file by path, size and modification time; identities of files at URLs."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._create()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # in use, not writable
+                raise InputError(f"{path}: {error}") from error
+            path.unlink()  # corrupt; it is only a cache
+            self._create()
+
+    def _create(self) -> None:
+        with closing(self._open()) as db, db:
+            db.execute(
+                "create table if not exists digests (path text primary key, size integer, changed integer, digest text)"
+            )
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=60)
+
+    def of(self, paths: Sequence[Path | str]) -> list[str]:
+        """The digest of each file; "missing" if it does not exist or must not be read. Raises InputError if reading
+        fails otherwise: what a disk or a network says once must not decide a fingerprint.
+
+        Files that are not cached are read by several threads. No transaction is open while a file is read, so that
+        other pipelines do not wait. New digests are committed every few seconds, so an interrupted run keeps them.
+        """
+        files = list(map(str, paths))  # compared and looked up in a fraction of the time of Path objects
+        stated = {file: file_state(file) for file in files}
+        digests = {file: missing(file) for file, state in stated.items() if state is None}
+        states = {file: state for file, state in stated.items() if state}
+        done: deque[tuple[str, str]] = deque()  # from the threads
+
+        def read(group: list[str]) -> None:
+            for file in group:
+                done.append((file, readable_checksum(file)))
+
+        def commit(db: sqlite3.Connection) -> None:
+            taken = [done.popleft() for _ in range(len(done))]
+            digests.update(taken)
+            self._commit(db, [(file, *states[file], value) for file, value in taken if value != MISSING])
+
+        pool = ThreadPoolExecutor(THREADS)
+        with closing(self._open()) as db:
+            digests |= self._cached(db, states)
+            unknown = grouped({file: state[0] for file, state in states.items() if file not in digests})
+            committed = time.monotonic()
+            try:
+                for _ in pool.map(read, unknown):
+                    if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS:
+                        commit(db)
+                        committed = time.monotonic()
+            finally:
+                pool.shutdown(cancel_futures=True)
+                commit(db)
+        return [digests[file] for file in files]
+
+    def identities(self, locations: Sequence[str]) -> list[str]:
+        """The identity of each file at a URL. If its store does not respond, that of the last time, so that a server
+        that is down for a moment does not change a fingerprint; "not fetched" if there is none."""
+        files = [clean_url(location, keep_query=True) for location in locations]
+        found = dict(zip(files, identities(locations), strict=True))
+        with closing(self._open()) as db:
+            self._commit(db, [(file, REMOTE, 0, value) for file, value in found.items() if value != NOT_FETCHED])
+            unknown = {file: (REMOTE, 0) for file, value in found.items() if value == NOT_FETCHED}
+            found |= self._cached(db, unknown)
+        return [found[file] for file in files]
+
+    def _cached(self, db: sqlite3.Connection, states: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+        """The cached digests of files that have the same state."""
+        cached: dict[str, str] = {}
+        for start in range(0, len(files := list(states)), QUERIED):
+            names = files[start : start + QUERIED]
+            query = f"select * from digests where path in ({','.join('?' * len(names))})"
+            for name, *state, value in db.execute(query, names):
+                if tuple(state) == states[name]:
+                    cached[name] = value
+        return cached
+
+    def _commit(self, db: sqlite3.Connection, fresh: list[tuple[str, int, int, str]]) -> None:
+        try:
+            with db:
+                db.executemany("insert or replace into digests values (?, ?, ?, ?)", fresh)
+        except sqlite3.OperationalError as error:  # in use, not writable
+            raise InputError(f"{self.path}: {error}") from error
+
+
+def grouped(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Groups files for the threads: many small ones, for which a task each would take longer than reading them."""
+    groups, room = list[list[str]](), -1
+    for file, size in sizes.items():
+        if room < size or len(groups[-1]) == GROUP_FILES:
+            groups.append([])
+            room = GROUP_BYTES
+        groups[-1].append(file)
+        room -= size
+    return groups
+
+
+def readable_checksum(file: str) -> str:
+    """The SHA-256 of a file; "missing" if it must not be read. Raises InputError if reading fails otherwise."""
+    try:
+        return checksum(file)
+    except OSError as error:
+        return absent(file, error)
+
+
+def missing(file: str) -> str:
+    """As `readable_checksum`, of what is no file."""
+    try:
+        os.stat(file)
+    except OSError as error:
+        return absent(file, error)
+    return MISSING
+
+
+def absent(file: str, error: OSError) -> str:
+    if error.errno in ABSENT:
+        return MISSING
+    raise InputError(f"{file}: cannot be read: {error.strerror}; run again, or remove it") from error
+
+
+class DataDigest(NamedTuple):
+    """Digests of a corpus: `all` includes the identities of remote files, `here` only the contents of local files."""
+
+    all: str
+    here: str
+    has_media: bool  # whether any media file exists
+
+
+def digest_data(
+    source: Location,
+    digests: Digests,
+    annotations: Mapping[str, Path] | None = None,
+    root: Path | None = None,
+    ask: bool = True,
+) -> DataDigest:
+    """The digest of a manifest, a folder, or a folder with annotation files, including the contents of all media files.
+
+    Remote files are not read: their store's identity (size, ETag, ...) represents their contents. With `ask=False`,
+    stores are not queried and only `here` is valid. The digest of a manifest or of annotation files is remembered if
+    all of their files are here.
+    """
+    if isinstance(source, Path):
+        source = Path(os.path.normpath(source.absolute()))
+    if not can_be_noted(source, annotations):
+        return digest_rows(source, digests, annotations, root, ask, lambda path: None)
+    files = {split: os.path.normpath(file.absolute()) for split, file in (annotations or {}).items()}
+    about = {"annotations": files, "root": str(root), "ask": ask}
+    known = Remembered(digests.path.with_name("manifests"), Path(source), about)
+    if value := known.recall():
+        return DataDigest(**value)
+    with known.noting() as note:
+        contents = digest_rows(source, digests, annotations, root, ask, note)
+    known.remember(contents._asdict())
+    return contents
+
+
+def digest_rows(
+    source: Location,
+    digests: Digests,
+    annotations: Mapping[str, Path] | None,
+    root: Path | None,
+    ask: bool,
+    note: Note,
+) -> DataDigest:
+    """As `digest_data`, from the rows and the files themselves. note: called with each file, before it is read."""
+    folder = source if isinstance(source, Path) and source.is_dir() else parent(source)
+    everything, here, has_media = hashlib.sha256(), hashlib.sha256(), False
+    records = scan_source(source, annotations, root, note=note)
+    with progress("reading files", row_count(source, annotations), "rows") as advance:
+        while batch := list(islice(records, BATCH)):
+            files = {record.path for record in batch if isinstance(record, Row)}
+            for file in files:
+                note(file if isinstance(file, Path) else None)
+            contents = content_digests({file for file in files if ask or is_local(file)}, digests)
+            has_media |= any(content not in (MISSING, NOT_FETCHED) for content in contents.values())
+            for record in batch:
+                value: dict[str, Any] = {"row": record.model_dump(mode="json")}
+                if isinstance(record, Row):
+                    value["row"]["path"] = path_in(folder, record.path)
+                    value["content"] = contents.get(record.path, "")
+                whole = digest(value).encode()
+                everything.update(whole)
+                if isinstance(record, Row) and not is_local(record.path):
+                    whole = digest(value | {"content": ""}).encode()
+                here.update(whole)
+            advance(len(batch))
+    return DataDigest(everything.hexdigest(), here.hexdigest(), has_media)
+
+
+def row_count(source: Location, annotations: Mapping[str, Path] | None) -> int | None:
+    """About the number of rows: the lines of tables of text. None if it is not known without parsing."""
+    tables = list(annotations.values()) if annotations else [source]
+    lines = 0
+    for table in tables:
+        if not isinstance(table, Path) or table.suffix not in (".jsonl", ".ndjson", ".csv", ".tsv"):
+            return None
+        try:
+            with open(table, "rb", buffering=0) as file:
+                lines += sum(chunk.count(b"\n") for chunk in iter(partial(file.read, 1 << 20), b""))
+        except OSError:
+            return None  # reading the rows reports it
+        lines -= table.suffix in (".csv", ".tsv")
+    return lines
+
+
+def path_in(folder: Location, path: Location) -> str:
+    """The path of a file, or of the shard that it is in, relative to the folder of the data; a URL without credentials
+    and signature, because a new signature is not a new file."""
+    if isinstance(path, Path):
+        inside = str(path).removeprefix(f"{folder}/")
+        return inside if inside != str(path) else str(path.relative_to(Path(folder)))
+    member, shard = member_of(path), local_shard(path)
+    if member and shard:
+        return f"{shard.relative_to(Path(folder))}/{member.name} {member.offset}+{member.size}"
+    return clean_url(path, keep_query=True)
+
+
+def content_digests(files: set[Location], digests: Digests) -> dict[Location, str]:
+    """The digest of each local file, or of the local shard that it is in, and the identity of each remote file."""
+    local = {file: str(file if isinstance(file, Path) else local_shard(file)) for file in files if is_local(file)}
+    paths = sorted(set(local.values()))
+    contents = dict(zip(paths, digests.of(paths), strict=True))
+    remote = sorted(file for file in files if isinstance(file, str) and file not in local)
+    return {file: contents[path] for file, path in local.items()} | dict(
+        zip(remote, digests.identities(remote), strict=True)
+    )
+
+
+def digest_shards(folder: Location, digests: Digests) -> str:
+    """The digest of existing shards: their locations, which are also in the index, and their contents. The contents of
+    shards at a URL are represented by their identity in the store (size, and ETag, digest or time)."""
+    shards = list_shards(folder)
+    local = [shard for shard in shards if isinstance(shard, Path)]
+    contents = digests.of(local) if local else digests.identities([str(shard) for shard in shards])
+    return digest(dict(zip(map(str, shards), contents, strict=True)))
+
+
+def digest_model(folder: Path, digests: Digests) -> str:
+    """The digest of a model folder. Raises InputError if it is not a model folder."""
+    files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"pretrained = {str(folder)!r}: {file.name} is missing; this is not a model folder")
+    files += [file for name in ("entities", "answers") if (file := folder / f"{name}.json").is_file()]
+    return digest({file.name: value for file, value in zip(files, digests.of(files), strict=True)})

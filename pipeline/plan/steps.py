@@ -1,0 +1,225 @@
+"""Steps of a pipeline: the digests of the user's files that a step reads, which steps have to run, and why."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from alpro.errors import InputError
+from alpro.files import digest, read_json
+from alpro.log import log
+from alpro.models.folder import read_task
+from alpro.models.word_pieces import padded
+from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, is_word
+from alpro.pipeline.plan.digests import Digests, digest_data, digest_model, digest_shards
+from alpro.pipeline.store.artifacts import Step, Store, flatten
+from alpro.shards.sources.annotations import ANNOTATION_FILES, split_of
+from alpro.shards.storage import Location, located
+from alpro.stages.decode_videos import Config as DecodeConfig
+from alpro.stages.decode_videos import decoder_files
+from alpro.stages.index_shards import Config as IndexConfig
+
+
+def with_files(step: Step, digests: Digests, store: Store | None = None) -> Step:
+    """A step with the digests of the user's files as they are on this machine; `missing` says why they cannot be read.
+
+    Where videos are not on this machine, the digests that an artifact in `store` has recorded are used.
+    """
+    try:
+        return read_files(step, digests, store)
+    except InputError as error:
+        return replace(step, missing=str(error))
+
+
+def recorded(step: Step, store: Store) -> dict[str, Any] | None:
+    """The record of the newest artifact of the same videos: decoded with the same configuration, and with the same
+    manifest or annotation files if they are on this machine, else from the same paths. None if there is none."""
+    description = step.description
+    same = ("name", "stage_version", "config", "source" if step.source else "paths")
+    records = [r for r in store.records(step.stage) if all(r[key] == description[key] for key in same)]
+    return max(records, key=lambda record: record["run"]["at"], default=None)
+
+
+def read_files(step: Step, digests: Digests, store: Store | None) -> Step:
+    """A step with the digests of the user's files. Raises InputError if they cannot be read."""
+    if step.stage == "index_shards":
+        return index_step(step, digests)
+    if step.stage == "decode_videos":
+        return decode_step(step, digests, store) if step.paths else step
+    files = {name: digest_model(Path(folder), digests) for name, folder in step.paths.items()}
+    for stage, key in (*FILES, *FILES_OR_NAMES):
+        if stage != step.stage or not (value := getattr(step.config, key)) or is_word(stage, key, value):
+            continue
+        if (path := Path(value)).exists():
+            files[key] = digest_files(path, digests)
+        elif (stage, key) in FILES:
+            raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
+    return replace(step, files=files)
+
+
+def digest_files(path: Path, digests: Digests) -> str:
+    """The digest of a file, or of the files in and below a folder: those of a spaCy pipeline lie in folders of their
+    own. Hidden files and folders, such as .git, are left out."""
+    if not path.is_dir():
+        return digests.of([path])[0]
+    files = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
+    shown = {name: file for name, file in files.items() if not any(part.startswith(".") for part in Path(name).parts)}
+    return digest(dict(zip(shown, digests.of(list(shown.values())), strict=True)))
+
+
+def model_task(folder: Path) -> str:
+    """The name of a model folder among the inputs of evaluate: its task."""
+    try:
+        task = read_task(folder)
+    except ValueError as error:
+        raise InputError(f"pretrained: {error}") from error
+    if task == "prompter":
+        raise InputError(f"pretrained: {folder} is a prompter; give a model of pre-training or fine-tuning")
+    return "pretrained" if task == "pretrain" else task
+
+
+def check_text_lengths(steps: list[Step], folder: Path) -> None:
+    """Raises InputError if a step's texts are longer than the text encoder of `pretrained` takes."""
+    limit = read_json(folder / "config.json").get("model", {}).get("text", {}).get("max_length")
+    tables = {"zero_shot": "evaluate"}
+    lengths = {
+        f"{tables.get(step.stage, step.stage)}.{key}": getattr(step.config, key, 0)
+        for step in steps
+        for key in ("max_text_tokens", "qa_max_text_tokens")
+    }
+    if limit is not None and (long := [key for key, n in lengths.items() if padded(n) > limit]):
+        raise InputError(
+            f"{folder}: its text encoder takes {limit} tokens; "
+            + " ".join(f"--set {key}={limit // 8 * 8}" for key in long)
+        )
+
+
+def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests, store: Store | None = None) -> Step:
+    """The step that makes one corpus: of the rendered sample, of files whose contents are in its fingerprint, or of
+    shards that are there already."""
+    if corpus.shards:
+        index = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
+        return with_files(
+            Step("index_shards", f"index_shards {name}", index, paths={"shards": located(corpus.shards)}), digests
+        )
+    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations", "root"}))
+    if corpus.manifest:
+        assert sample is not None
+        return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample}, decoder_files(config))
+    paths: dict[str, Location] = {"data": located(corpus.data)}
+    paths.update(corpus.annotation_files)
+    paths.update({"root": Path(corpus.root)} if corpus.root else {})
+    source = source_digest(located(corpus.data), corpus.annotation_files, digests)
+    step = Step("decode_videos", f"decode_videos {name}", config, paths=paths, source=source)
+    return with_files(step, digests, store)
+
+
+def source_digest(data: Location, annotations: Mapping[str, Path], digests: Digests) -> str:
+    """SHA-256 of the annotation files, each with its split, or of the manifest; empty if they are not on this machine,
+    or for a folder."""
+    files: list[Location] = [*annotations.values()] or [data]
+    local = [file for file in files if isinstance(file, Path) and file.is_file()]
+    if len(local) != len(files):
+        return ""
+    contents = digests.of(local)
+    return digest(dict(zip(annotations, contents, strict=True)) if annotations else contents)
+
+
+def index_step(step: Step, digests: Digests) -> Step:
+    shards = step.paths["shards"]
+    contents = digest_shards(shards, digests)
+    return outside(step, {"shards": contents}, lambda: digest_shards(shards, digests) == contents)
+
+
+def decode_step(step: Step, digests: Digests, store: Store | None) -> Step:
+    data, root = step.paths["data"], step.paths.get("root")
+    annotations = {name: Path(file) for name, file in step.paths.items() if split_of(name) in ANNOTATION_FILES}
+    root = Path(root) if root else None
+    contents, problem = None, InputError(f"{data}: its media files are not on this machine")
+    try:
+        contents = digest_data(data, digests, annotations, root)
+    except InputError as error:
+        problem = error
+    if store and not (contents and contents.has_media) and (record := recorded(step, store)):
+        log.info(f"{step.name}: {problem}; using its artifact of {record['run']['at']}")
+        return replace(step, files=record["files"])
+    if contents is None:
+        raise problem
+    return outside(
+        step,
+        {"data": contents.all, **decoder_files(cast(DecodeConfig, step.config))},
+        lambda: digest_data(data, digests, annotations, root, ask=False).here == contents.here,
+    )
+
+
+def outside(step: Step, files: Mapping[str, str], same: Callable[[], bool]) -> Step:
+    """A step with the digests of the user's files. `same` is whether those of this machine are unchanged. A corpus at a
+    URL is not checked again: a store may describe the same file differently each time."""
+
+    def unchanged() -> bool:
+        try:
+            return same()
+        except InputError:  # it cannot be read any more
+            return False
+
+    here = all(isinstance(path, Path) for path in step.paths.values())
+    return replace(step, files=files, unchanged=unchanged if here else None)
+
+
+def needed(steps: list[Step], stage: str) -> list[Step]:
+    """The steps of one stage and everything that they depend on, in order."""
+    wanted = {step.fingerprint for step in steps if step.stage == stage}
+    if not wanted:
+        raise InputError(f"this configuration has no stage {stage}")
+    for step in reversed(steps):
+        if step.fingerprint in wanted:
+            wanted |= {other.fingerprint for other in step.inputs.values()}
+    return [step for step in steps if step.fingerprint in wanted]
+
+
+def required(steps: list[Step], store: Store) -> list[Step]:
+    """The steps whose artifacts exist or have to be built, in order.
+
+    An input is built only for a step that runs: if decoded shards were deleted but everything that was computed from
+    them exists, nothing is decoded again.
+    """
+    inputs = {other.fingerprint for step in steps for other in step.inputs.values()}
+    exists = {step.fingerprint: bool(store.find(step)) or store.is_shared(step) for step in steps}
+    wanted = {step.fingerprint for step in steps if step.fingerprint not in inputs}
+    for step in reversed(steps):
+        if step.fingerprint in wanted and not exists[step.fingerprint]:
+            wanted |= {other.fingerprint for other in step.inputs.values()}
+    return [step for step in steps if step.fingerprint in wanted or exists[step.fingerprint]]
+
+
+def check_files(steps: list[Step], store: Store) -> None:
+    """Raises InputError if a step that has to run needs files that cannot be read on this machine."""
+    for step in required(steps, store):
+        if step.missing:
+            raise InputError(step.missing)
+
+
+def reason(step: Step, store: Store) -> str:
+    """Why a step has to run: what differs from the most similar artifact of the same name."""
+    others = [record for _, record in store.all() if record["name"] == step.name]
+    if not others:
+        return "no artifact yet"
+    changes = [differences(record, step.description) for record in reversed(others)]  # the newest first
+    fewest = min(changes, key=len)
+    return ", ".join(fewest[:3]) + (f" and {len(fewest) - 3} more" if len(fewest) > 3 else "")
+
+
+def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+    """What differs between an artifact's record and a step's description, of all that decides the fingerprint."""
+    changes = []
+    if record["stage_version"] != description["stage_version"]:
+        changes.append("the stage's code has a new version")
+    old, new = flatten(record["config"]), flatten(description["config"])
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            changes.append(f"{description['stage']}.{key} = {new.get(key)!r} (was {old.get(key)!r})")
+    old, new = record["inputs"], description["inputs"]
+    changes += [f"input {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    old, new = record["files"], description["files"]
+    changes += [f"files of {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return changes

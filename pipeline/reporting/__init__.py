@@ -1,1 +1,0 @@
-"""The report, tables of results, and MLflow."""

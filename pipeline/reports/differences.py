@@ -1,0 +1,79 @@
+"""What differs between runs: configuration, data, code, versions and machines."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from alpro.pipeline.reports.results import Table
+from alpro.pipeline.store.artifacts import flatten
+from alpro.pipeline.store.hardware import described
+from alpro.stages import CORPUS_STAGES
+
+Record = dict[str, Any]  # artifact.json
+MISSING = "-"
+
+
+class Difference(NamedTuple):
+    """A value that is not the same in all runs. kind: configuration, data, code, version or machine."""
+
+    kind: str
+    name: str
+    values: list[str]  # of each run
+
+
+def differing(kind: str, runs: Sequence[Mapping[str, Any]]) -> list[Difference]:
+    """The keys whose values differ between the runs, in the order in which they occur."""
+    keys = dict.fromkeys(key for run in runs for key in run)
+    rows = (Difference(kind, key, [str(run.get(key, MISSING)) for run in runs]) for key in keys)
+    return [row for row in rows if len(set(row.values)) > 1]
+
+
+def differences(runs: Sequence[Sequence[Record]], configs: Sequence[Mapping[str, Any]] = ()) -> list[Difference]:
+    """What differs between the artifacts of runs, each with all that it was built from.
+
+    configs: the configurations of the runs; default: those of their artifacts.
+    """
+    values = [flatten(dict(config)) for config in configs] or [
+        flatten({record["name"]: record["config"] for record in records}) for records in runs
+    ]
+    parts = {"data": data, "code": code, "version": versions, "machine": machines}
+    rows = differing("configuration", values)
+    return rows + [row for kind, of in parts.items() for row in differing(kind, [of(records) for records in runs])]
+
+
+def data(records: Sequence[Record]) -> dict[str, str]:
+    """Each corpus with its fingerprint and counts, and each file that a stage reads with its digest."""
+    values = {}
+    for record in records:
+        if record["stage"] in CORPUS_STAGES:
+            counts = ", ".join(f"{count} {name}" for name, count in record["counts"].items() if count)
+            values[record["name"].partition(" ")[2] or record["name"]] = f"{record['fingerprint'][:8]}: {counts}"
+        values |= {f"{record['name']} {name}": digest[:8] for name, digest in record["files"].items()}
+    return values
+
+
+def code(records: Sequence[Record]) -> dict[str, str]:
+    """The commits that the artifacts were built at, and the versions of the stages."""
+    commits = dict.fromkeys(record["run"].get("commit") or MISSING for record in records)
+    stages = {f"{record['stage']}, version": str(record["stage_version"]) for record in records}
+    return {"commit": ", ".join(commits), **stages}
+
+
+def versions(records: Sequence[Record]) -> dict[str, str]:
+    """The versions of each package that the artifacts were built with."""
+    values: dict[str, dict[str, None]] = {}
+    for record in records:
+        for package, version in record["versions"].items():
+            values.setdefault(package, {})[version] = None
+    return {package: ", ".join(used) for package, used in values.items()}
+
+
+def machines(records: Sequence[Record]) -> dict[str, str]:
+    """The machines that the artifacts were built on, as far as their records name one."""
+    used = dict.fromkeys(described(m) for record in records if (m := record["run"].get("hardware")))
+    return {"built on": "; ".join(used)} if used else {}
+
+
+def differences_table(heads: Sequence[str], rows: Sequence[Difference]) -> Table:
+    """A line for each difference, with a column for each run."""
+    title = "What differs"
+    return Table(title, ["", "", *heads], [[row.kind, row.name, *row.values] for row in rows])

@@ -1,0 +1,1 @@
+"""Prefect's servers, pools and workers."""

@@ -1,0 +1,1 @@
+"""Studies: variants of a configuration with several seeds, and their scores."""

@@ -1,0 +1,1 @@
+"""MLflow: runs, models and its registry. No other package imports mlflow."""

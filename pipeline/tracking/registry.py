@@ -1,0 +1,130 @@
+"""Models in MLflow's registry: a version with an alias, which `mlflow.pyfunc.load_model` loads.
+
+A registered model has a copy of the model folder (safetensors and JSON, no pickle). The machine that loads it needs
+this package.
+"""
+
+import warnings
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types.schema import ColSpec, Schema
+
+from alpro import Model
+from alpro.errors import InputError
+from alpro.pipeline.tracking.tracker import Tracker
+
+EXPERIMENT = "models"  # for models whose run is in another store
+INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
+EXAMPLE = {"video": "videos/0001.mp4", "text": "a red ball moves left"}
+
+
+def register(uri: str, files: Path, folder: Path, record: dict[str, Any], name: str, alias: str) -> str:
+    """Registers the model of an artifact, unless a version has it, and sets an alias. Returns its version.
+
+    uri: of the MLflow store; files: where a store that is an SQLite file has its artifacts. The model belongs to the
+    run that built the artifact, if the store has it. Raises InputError if MLflow refuses.
+    """
+    if not (folder / "model" / "config.json").is_file():
+        raise InputError(f"{record['name']} {record['fingerprint'][:16]} has no model")
+    model = Model.from_pretrained(folder, device="cpu")
+    outputs: list[Any] = [ColSpec("string" if name == "answer" else "double", name) for name in model.pair_columns]
+    try:
+        client = MlflowClient(uri)
+        mlflow.set_tracking_uri(uri)
+        versions = client.search_model_versions(f"name = '{name}'")
+        version = next((str(v.version) for v in versions if v.tags.get("fingerprint") == record["fingerprint"]), "")
+        version = version or new_version(client, uri, files, folder, record, name, outputs)
+        if alias:
+            client.set_registered_model_alias(name, alias, version)
+    except Exception as error:
+        raise InputError(f"MLflow store {uri}: {str(error).splitlines()[0]}") from error
+    return version
+
+
+def new_version(
+    client: MlflowClient,
+    uri: str,
+    files: Path,
+    folder: Path,
+    record: dict[str, Any],
+    name: str,
+    outputs: list[Any],
+) -> str:
+    """Registers a version with a copy of a model. It links the logged model that the training has made, which has the
+    scores, if the store has it."""
+    built = built_by(client, record)
+    tracker = Tracker.open(uri, files, client.get_experiment(built.info.experiment_id).name if built else EXPERIMENT)
+    if not (model := tracker.logged_model(record["fingerprint"])):
+        about = {"fingerprint": record["fingerprint"]}
+        run = built.info.run_id if built else None
+        entry = mlflow.initialize_logged_model(
+            record["stage"], run, tags=about, model_type="ALPRO", experiment_id=tracker.experiment
+        )
+        model = entry.model_id
+    # MLflow prints what the command prints, and warns that it has no example to call the model with: there is no video
+    # that every machine has.
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):
+        warnings.filterwarnings("ignore", message=".*input example")
+        logged = mlflow.pyfunc.log_model(
+            model_id=model,
+            name=record["stage"],
+            loader_module=__name__,
+            data_path=str(folder / "model"),
+            signature=ModelSignature(INPUTS, Schema(outputs)),
+            pip_requirements=["alpro-pipeline"],
+            registered_model_name=name,
+            metadata={"fingerprint": record["fingerprint"], "example": EXAMPLE},
+        )
+    version = str(logged.registered_model_version)
+    client.set_model_version_tag(name, version, "fingerprint", record["fingerprint"])
+    return version
+
+
+def built_by(client: MlflowClient, record: dict[str, Any]) -> Run | None:
+    """The run that built an artifact, if this store has it."""
+    try:
+        return client.get_run(record["run"]["mlflow_run"])
+    except (KeyError, MlflowException):
+        return None
+
+
+def registered_folder(uri: str, name: str) -> Path:
+    """The model folder of models:/NAME@ALIAS or models:/NAME/VERSION, downloaded if the store is on another machine.
+
+    Raises InputError if the store does not have it.
+    """
+    try:
+        mlflow.set_tracking_uri(uri)
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=name))
+        data = mlflow.models.Model.load(folder).flavors["python_function"]["data"]
+    except Exception as error:
+        raise InputError(f"{name}: not in the MLflow store {uri}: {str(error).splitlines()[0]}") from error
+    return folder / data
+
+
+class ServedModel:
+    """What `mlflow.pyfunc.load_model` returns the predictions of."""
+
+    def __init__(self, model: Model):
+        self.model = model
+
+    def predict(self, inputs: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """inputs: columns `video` (a file) and `text` (a caption, or a question). A row for each row of the inputs: for
+        questions `answer` and `probability`; otherwise `similarity` of the embeddings (-1 to 1), and `match`, the
+        probability that they belong together, except for a prompter. The row of a file that cannot be decoded is
+        empty, and a warning names it."""
+        pairs = zip(inputs["video"], inputs["text"], strict=True)
+        return pd.DataFrame(list(self.model.pairs(pairs)), columns=list(self.model.pair_columns))
+
+
+def _load_pyfunc(path: str) -> ServedModel:
+    return ServedModel(Model.from_pretrained(path))
