@@ -21,7 +21,7 @@ Artifact = tuple[Path, dict[str, Any]]  # its folder and its record
 def current_folder() -> str:
     """The folder to which the paths of a command are relative, for its repetition: relative to the checkout that this
     code is in, so that it holds for a clone of it too; absolute outside of the checkout."""
-    checkout, folder = Path(__file__).parents[3], Path.cwd()
+    checkout, folder = Path(__file__).parents[2], Path.cwd()
     inside = (checkout / ".git").exists() and folder.is_relative_to(checkout)
     return folder.relative_to(checkout).as_posix() if inside else str(folder)
 

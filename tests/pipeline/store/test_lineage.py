@@ -200,7 +200,7 @@ def test_the_lineage_shows_rows_entities_files_and_the_folder_of_the_command(sto
 
 
 def test_the_folder_of_a_command_is_relative_to_the_checkout(monkeypatch, tmp_path):
-    root = Path(upkeep.__file__).parents[3]
+    root = Path(upkeep.__file__).parents[2]
     for folder, name in ((root, "."), (root / "docs", "docs"), (tmp_path, str(tmp_path))):
         monkeypatch.chdir(folder)
         assert upkeep.current_folder() == name
