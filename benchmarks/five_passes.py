@@ -13,7 +13,7 @@ from alpro.models.alpro import Alpro, DualEncoder, Prompter, crop
 from alpro.models.losses import box_mask
 from alpro.stages.training import objective as objective_module
 from alpro.stages.training import pretrain_objective
-from alpro.stages.training.examples import Batch
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.pretrain_objective import masked_positions
 
 

@@ -24,8 +24,8 @@ import torch
 from alpro.models.alpro import ModelConfig
 from alpro.models.text import Layers
 from alpro.models.timesformer import TimeSformer
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import Phase, TrainingConfig
-from alpro.stages.training.examples import Batch
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer
 from alpro.stages.training.untrained import untrained_objective

@@ -37,9 +37,10 @@ from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import Phase, TrainingConfig
+from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World
-from alpro.stages.training.examples import Batch, TrainingDataset
 from alpro.stages.training.metrics import MetricsFile, read_metrics
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.untrained import untrained_objective

@@ -31,10 +31,10 @@ from alpro.models.timesformer import VideoConfig
 from alpro.stages.encoding.encode import Texts, Videos
 from alpro.stages.evaluation.retrieval import match_all, match_top_k
 from alpro.stages.execution.interface import Resources
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.distributed import World
-from alpro.stages.training.examples import Batch
-from alpro.stages.training.loop import TrainerState, _Run, configure_layers
+from alpro.stages.training.loop import TrainerState, _Trainer, configure_layers
 from alpro.stages.training.optim import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,7 +145,7 @@ def no_synchronization(context: Context) -> None:
     for task in TASKS:
         objective = objective_of(task, MODELS[context.size], context.device).train()
         optimizer = build_optimizer(objective, config)
-        run = _Run(objective, objective, optimizer, Schedule(), config, world, None, None, TrainerState(), Path())  # type: ignore[arg-type]
+        run = _Trainer(objective, objective, optimizer, Schedule(), config, world, None, None, TrainerState(), Path())  # type: ignore[arg-type]
         run.step(batch)  # libraries are initialized
         torch.cuda.set_sync_debug_mode("error")
         try:

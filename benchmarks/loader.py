@@ -40,9 +40,9 @@ from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.sources.manifest import read_manifest
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training import examples
+from alpro.stages.training import dataset
 from alpro.stages.training.config import Phase, TrainingConfig
-from alpro.stages.training.examples import TrainingDataset
+from alpro.stages.training.dataset import TrainingDataset
 
 RUNS, CLIPS, BATCH = 3, 24, 16  # 16 samples per GPU: the paper's 256 on 16 GPUs
 STORED, GPU_RATES = decode_videos.Config().size, [50, 100, 200, 400, 800]
@@ -51,10 +51,10 @@ METHODS = (BASELINE, "PyAV, whole clip", "ffmpeg, whole clip")
 PARTS = {
     "reading bytes": (ShardReader, "__getitem__"),
     "JPEG decoding": (Sample, "frames"),
-    "augmentation": (examples, "augment_video"),
-    "random crop": (examples, "random_crop"),
+    "augmentation": (dataset, "augment_video"),
+    "random crop": (dataset, "random_crop"),
     "tokenising": (WordPieces, "ids"),
-    "collating": (examples, "collate"),
+    "collating": (dataset, "collate"),
 }
 
 

@@ -86,26 +86,27 @@ def train(config: dict[str, Any], inputs: dict[str, str], out: str, alone: bool,
     """A training process: writes its samples/s and its processor time."""
     from alpro.stages import train_prompter
     from alpro.stages.execution.interface import Resources
-    from alpro.stages.training import examples, loop
+    from alpro.stages.training import dataset, loop
+    from alpro.stages.training.batch import Batch
 
     assert Path(loop.__file__).resolve().is_relative_to(code), f"imported {loop.__file__}"
-    load, step, times = examples.TrainingDataset.__getitem__, loop._Run.step, []
-    loaded: dict[int, examples.Batch] = {}
+    load, step, times = dataset.TrainingDataset.__getitem__, loop._Trainer.step, []
+    loaded: dict[int, Batch] = {}
 
-    def loaded_before(self: Any, number: int) -> examples.Batch:
+    def loaded_before(self: Any, number: int) -> Batch:
         if not loaded:
             loaded.update({step: load(self, step) for step in range(len(self))})
         return loaded[number]
 
-    def timed(self: Any, batch: examples.Batch) -> float:
+    def timed(self: Any, part: Batch) -> float:
         times.append((time.perf_counter(), time.process_time()))
-        return step(self, batch)
+        return step(self, part)
 
     parsed, folder = train_prompter.Config.model_validate(config), Path(out)
     folder.mkdir(parents=True)
     with (
-        patch.object(loop._Run, "step", timed),
-        patch.object(examples.TrainingDataset, "__getitem__", loaded_before if alone else load),
+        patch.object(loop._Trainer, "step", timed),
+        patch.object(dataset.TrainingDataset, "__getitem__", loaded_before if alone else load),
     ):
         resources = Resources(device="cpu", checkpoint_interval=3600)
         train_prompter.run(parsed, {name: Path(path) for name, path in inputs.items()}, folder, resources)

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from alpro.files import write_json
-from alpro.stages.inference.index import ITEMS, About, Index, Part, write_items
+from alpro.stages.inference.index import ITEMS, About, Index, IndexPart, write_items
 from alpro.stages.inference.search import most_similar
 
 K = 20
@@ -76,7 +76,7 @@ def write_index(folder: Path, clips: int, dim: int, centers: np.ndarray) -> None
     rng, parts = np.random.default_rng(0), []
     for start in range(0, clips, PART):
         count = min(PART, clips - start)
-        part = Part(name=f"part{start}", clips=count, rejects=0)
+        part = IndexPart(name=f"part{start}", clips=count, rejects=0)
         np.save(folder / f"{part.name}.npy", embeddings(rng, count, dim, centers))
         rows = [
             {"id": f"clip-{n:07}", "path": f"/videos/{n % 1000:03}/clip-{n:07}.mp4", "kind": "video", "identity": "1 2"}

@@ -21,14 +21,13 @@ from alpro.models.text import TextConfig
 from alpro.models.timesformer import TimeSformer, VideoConfig
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import objective as objective_module
-from alpro.stages.training.clock import memory_gib
+from alpro.stages.training.batch import Batch, collate
 from alpro.stages.training.config import Phase, TrainingConfig
-from alpro.stages.training.examples import Batch, collate
-from alpro.stages.training.flops import StepFlops
 from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.masking import mask_words, random_box
 from alpro.stages.training.optim import build_optimizer, step_if
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from alpro.stages.training.throughput import StepFlops, memory_gib
 
 WORDS = 30  # of every text
 ENTITIES = {"full": 1000, "small": 8}

@@ -16,7 +16,7 @@ process, so that memory is measured separately. A step is forward, backward, cli
 shared CPU, use OMP_NUM_THREADS=1 with --processor-time.
 
 Model FLOPs are those of our step for every variant, as PyTorch's counter counts them: matrix products and convolutions,
-forward and backward; no norms, activations, embeddings or recomputation (stages/training/flops.py). Utilization is
+forward and backward; no norms, activations, embeddings or recomputation (stages/training/throughput.py). Utilization is
 relative to the accelerator's dense bfloat16 peak on its data sheet, also for float32; without one, as on a CPU, it is
 relative to a matrix multiplication measured in the variant's precision.
 
@@ -43,7 +43,7 @@ import torch
 from five_passes import TRICKS
 from timed_step import MODELS, Settings, Variant, allow_tf32, losses, turn
 
-from alpro.stages.training.flops import peak
+from alpro.stages.training.throughput import peak
 
 TOLERANCE = {  # relative: of a loss, of the norm of the gradient
     "float32": (1e-4, 1e-3),

@@ -24,10 +24,10 @@ from torch import nn
 from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.text import TextConfig
 from alpro.models.timesformer import VideoConfig
-from alpro.stages.training.clock import memory_gib
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.contrast_cache import contrast_whole_batch
-from alpro.stages.training.examples import Batch
 from alpro.stages.training.objective import PrompterObjective
+from alpro.stages.training.throughput import memory_gib
 
 WORDS = 24
 SHAPE = ModelConfig(

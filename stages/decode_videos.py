@@ -23,7 +23,7 @@ from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.sources.annotations import ANNOTATION_FILES, scan_source, split_of
 from alpro.shards.sources.identity import identities
 from alpro.shards.sources.members import member_of, unpacked
-from alpro.shards.sources.plan import DecodeUnit, Plan
+from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.corpora.reuse import REJECTED, UNITS, WrittenShard, index_earlier_units, reuse_unit
@@ -118,7 +118,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     annotations = {name: path for name, path in inputs.items() if split_of(name) in ANNOTATION_FILES}
     records = scan_source(source, annotations, inputs.get("root"), config.group_pattern)
     selected = (r for r in records if config.kinds == "all" or isinstance(r, Reject) or r.kind == config.kinds)
-    with Plan.create(parts, selected, config.validation, config.test, config.seed, config.samples_per_shard) as plan:
+    with DecodePlan.create(
+        parts, selected, config.validation, config.test, config.seed, config.samples_per_shard
+    ) as plan:
         check_texts(source, plan)
         if not config.group_pattern and (hint := group_hint(plan)):
             log.info(f"hint: {hint}")
@@ -139,7 +141,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     return outcome
 
 
-def check_texts(source: Location, plan: Plan) -> None:
+def check_texts(source: Location, plan: DecodePlan) -> None:
     """Raises InputError if no item has a caption or a question."""
     if not plan.count("rows"):
         bad = next(plan.rejects(), None)
@@ -153,7 +155,7 @@ def check_texts(source: Location, plan: Plan) -> None:
         raise InputError(f"{source}: no captions and no questions; {hint}")
 
 
-def group_hint(plan: Plan) -> str:
+def group_hint(plan: DecodePlan) -> str:
     """A hint if splits are generated and file names look like clips of the same videos; otherwise an empty string."""
     similar = plan.similar_names()
     if similar is None:
@@ -339,7 +341,7 @@ def fetched(location: Location, max_bytes: int, folder: Path) -> Iterator[Path]:
         yield path
 
 
-def delete_rejected_units(plan: Plan, out: Path) -> None:
+def delete_rejected_units(plan: DecodePlan, out: Path) -> None:
     """Forgets that units with rejects are finished, so that a rerun decodes them again after the cause is fixed. Their
     shards stay: a run that accepts more rejects reuses them."""
     for name in plan.unit_names():
@@ -349,7 +351,7 @@ def delete_rejected_units(plan: Plan, out: Path) -> None:
                 part_path(name, kind, out).unlink(missing_ok=True)
 
 
-def merge(plan: Plan, out: Path) -> Outcome:
+def merge(plan: DecodePlan, out: Path) -> Outcome:
     """Merges the parts of all units into the index, the rejects, the units and the statistics.
 
     Checks that the counts add up. The outcome has the checksums of the shards, which are hashed when they are written.

@@ -21,7 +21,7 @@ from alpro.stages.evaluation.entities import true_entities
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import Outcome, Resources, file_or_word, require
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
-from alpro.stages.training.examples import TrainingDataset
+from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 

@@ -19,7 +19,7 @@ from alpro.models.folder import ModelFolder
 from alpro.models.import_checkpoint import Task, build, prompt_features
 from alpro.models.official import split_prompter
 from alpro.models.text import TextConfig
-from alpro.stages.training.examples import Batch
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
 ORACLE = Path(os.environ.get("ALPRO_ORACLE") or Path(__file__).parents[2] / "shared" / "oracle")

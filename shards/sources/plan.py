@@ -39,7 +39,7 @@ class DecodeUnit:
     rows: list[Row]
 
 
-class Plan:
+class DecodePlan:
     """Rows, rejects and units in an SQLite file."""
 
     def __init__(self, db: sqlite3.Connection, generated_splits: bool):
@@ -55,7 +55,7 @@ class Plan:
         test: float = 0.0,
         seed: int = 0,
         max_rows: int = 256,
-    ) -> Iterator["Plan"]:
+    ) -> Iterator["DecodePlan"]:
         """Reads all records. The plan is valid within the context. `validation` and `test` are the chances of a group
         to be in these splits, used if no row has a split; `max_rows` is the maximum number of rows in a unit."""
         path = folder / "plan.sqlite"

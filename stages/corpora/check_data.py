@@ -19,7 +19,7 @@ from alpro.shards.schema import SPLITS, Reject, Row
 from alpro.shards.sources.adapters import form_of, read_annotations
 from alpro.shards.sources.annotations import annotation_file, scan_source, table_of
 from alpro.shards.sources.downloads import is_downloads
-from alpro.shards.sources.plan import Plan
+from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location
 from alpro.shards.writer import encode_jpeg
 from alpro.stages.decode_videos import Config, decode, fetched, group_hint
@@ -46,7 +46,7 @@ def check_data(
         folder = Path(name)
         files = Files()
         records = files.count(selected(scan_source(data, annotations, root, config.group_pattern), config))
-        with Plan.create(
+        with DecodePlan.create(
             folder, records, config.validation, config.test, config.seed, config.samples_per_shard
         ) as plan:
             items = plan.count("rows") + plan.count("rejects")
@@ -249,7 +249,7 @@ def items_of_split(
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
         files = Files()
         kept = selected(scan_source(data, annotations, root, config.group_pattern), config)
-        with Plan.create(
+        with DecodePlan.create(
             Path(name), files.count(kept), config.validation, config.test, config.seed, config.samples_per_shard
         ) as plan:
             splits = plan.texts_by_split()

@@ -17,7 +17,7 @@ from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pai
 from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
 from alpro.stages.training.loop import Validate
 
-Part = TypeVar("Part", Gallery, Questions)
+Items = TypeVar("Items", Gallery, Questions)
 Inputs = dict[str, Path]
 
 
@@ -91,7 +91,7 @@ def validation_galleries(
     return readable(encoder, galleries)
 
 
-def readable(encoder: NormalizedModel, parts: dict[str, Part]) -> dict[str, Part]:
+def readable(encoder: NormalizedModel, parts: dict[str, Items]) -> dict[str, Items]:
     """The non-empty parts. Raises Unreadable before training, rather than at its end, if a frame cannot be read."""
     parts = {name: part for name, part in parts.items() if part.texts}
     for part in parts.values():
@@ -100,7 +100,7 @@ def readable(encoder: NormalizedModel, parts: dict[str, Part]) -> dict[str, Part
     return parts
 
 
-def averaged(parts: dict[str, Part], metrics: Callable[[Part], dict[str, float]]) -> dict[str, float]:
+def averaged(parts: dict[str, Items], metrics: Callable[[Items], dict[str, float]]) -> dict[str, float]:
     """The metrics averaged over corpora; for several corpora also those of each as `<metric>/of/<corpus>`."""
     by_corpus = {name: metrics(part) for name, part in parts.items()}
     names = dict.fromkeys(name for values in by_corpus.values() for name in values)

@@ -45,7 +45,7 @@ REJECTED = pa.schema([*ITEMS, *(REJECTS.field(name) for name in ("reason", "deta
 Item = dict[str, Any]  # a row of ITEMS
 
 
-class Part(BaseModel):
+class IndexPart(BaseModel):
     """The files of a part are <name>.npy, <name>.arrow and <name>.rejects.parquet."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,7 +64,7 @@ class About(BaseModel):
     model: str
     digest: str
     embed_dim: int
-    parts: tuple[Part, ...] = ()
+    parts: tuple[IndexPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def read_about(folder: Path) -> About:
         raise InputError(f"{file}: cannot be read: {line}; delete {folder}, and create the index again") from error
 
 
-def read_part(folder: Path, part: Part, embed_dim: int) -> tuple[np.ndarray, pa.Table]:
+def read_part(folder: Path, part: IndexPart, embed_dim: int) -> tuple[np.ndarray, pa.Table]:
     """The embeddings (N, E) and the items of a part, mapped to memory. Raises one of UNREADABLE."""
     matrix = np.load(folder / f"{part.name}.npy", mmap_mode="r")
     table = pa.ipc.open_file(pa.memory_map(str(folder / f"{part.name}.arrow"))).read_all()
@@ -216,7 +216,7 @@ class IndexWriter:
 
     def commit(self) -> None:
         """Writes a part, and adds it to the index."""
-        part = Part(name=uuid4().hex[:12], clips=len(self.items), rejects=len(self.rejects))
+        part = IndexPart(name=uuid4().hex[:12], clips=len(self.items), rejects=len(self.rejects))
         if self.items:
             np.save(matrix := self.folder / f"{part.name}.npy", np.stack(self.embeddings).astype(np.float32))
             sync(matrix)
@@ -245,7 +245,7 @@ class IndexWriter:
                 file.unlink()
 
 
-def merge(index: Index) -> Part:
+def merge(index: Index) -> IndexPart:
     """Writes one part with the last row of each item, in order. Memory does not grow with the embeddings."""
     kept = [part for part in index.about.parts if part.clips]
     tables = {(part.name, "items"): table for part, table in zip(kept, index.items, strict=True)}
@@ -261,7 +261,7 @@ def merge(index: Index) -> Part:
     chosen = {place: table.take(rows[place]) for place, table in tables.items()}
     items = [chosen[part.name, "items"] for part in kept]
     rejects = pa.concat_tables([chosen[part.name, "rejects"] for part in index.about.parts])
-    merged = Part(name=uuid4().hex[:12], clips=sum(table.num_rows for table in items), rejects=rejects.num_rows)
+    merged = IndexPart(name=uuid4().hex[:12], clips=sum(table.num_rows for table in items), rejects=rejects.num_rows)
     if merged.clips:
         shape = merged.clips, index.about.embed_dim
         out, at = np.lib.format.open_memmap(index.folder / f"{merged.name}.npy", "w+", np.float32, shape), 0
@@ -276,12 +276,12 @@ def merge(index: Index) -> Part:
     return merged
 
 
-def write_rejects(folder: Path, part: Part, rejects: pa.Table) -> None:
+def write_rejects(folder: Path, part: IndexPart, rejects: pa.Table) -> None:
     pq.write_table(rejects, file := folder / f"{part.name}.rejects.parquet")
     sync(file)
 
 
-def read_rejects(folder: Path, part: Part) -> pa.Table:
+def read_rejects(folder: Path, part: IndexPart) -> pa.Table:
     return pq.read_table(folder / f"{part.name}.rejects.parquet") if part.rejects else REJECTED.empty_table()
 
 

@@ -71,7 +71,7 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Encoded:
     """A batch of sources: the encoded videos of `decoded`, and the errors of the others; both by place in `sources`."""
 
     sources: list[Any]
@@ -149,7 +149,7 @@ class Model:
     @torch.inference_mode()
     def encode(
         self, files: Iterable[S], batch_size: int = BATCH, cls_only: bool = False, total: int | None = None
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Encoded]:
         """Encodes a stream of sources batch by batch, with progress after a few seconds. Memory holds one batch.
 
         cls_only: the tokens of a video are [CLS] alone, which is enough for its features. total: the number of sources,
@@ -161,7 +161,7 @@ class Model:
                 frames = {i: clip for i, (_, clip) in enumerate(part) if isinstance(clip, np.ndarray)}
                 errors = {i: error for i, (_, error) in enumerate(part) if isinstance(error, DecodeError)}
                 videos = self._encode(list(frames.values()), cls_only)
-                yield Batch([source for source, _ in part], list(frames), videos, errors)
+                yield Encoded([source for source, _ in part], list(frames), videos, errors)
                 advance(len(part))
 
     def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
@@ -222,7 +222,7 @@ class Model:
         """E, the length of an embedding."""
         return self.embed_texts(["a"]).shape[1]  # that of a CLIP is in no configuration of ours
 
-    def _numbered(self, files: list[Any], batch_size: int, cls_only: bool = False) -> Iterator[tuple[int, Batch]]:
+    def _numbered(self, files: list[Any], batch_size: int, cls_only: bool = False) -> Iterator[tuple[int, Encoded]]:
         """The batches of a list, each with the place of its first file. Warns of files that cannot be decoded."""
         start = 0
         for batch in self.encode(files, batch_size, cls_only, len(files)):

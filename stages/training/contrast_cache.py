@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.stages.training.examples import Batch
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.objective import Objective, WholeBatch
 
 MicroBatch = tuple[Batch, Callable[[], AbstractContextManager]]

@@ -21,16 +21,16 @@ from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
 from alpro.progress import progress
 from alpro.stages.execution.interface import EXIT_INTERRUPTED, Resources
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
-from alpro.stages.training.clock import Clock, memory_gib
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.contrast_cache import MicroBatch, contrast_whole_batch
+from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_sum, gather_bytes
-from alpro.stages.training.examples import Batch, TrainingDataset
-from alpro.stages.training.flops import StepFlops, peak
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
+from alpro.stages.training.throughput import Clock, StepFlops, memory_gib, peak
 
 SYNC_SECONDS = 2.0  # interval at which ranks agree on stopping and saving
 MAX_LOGGED = 20  # unreadable examples that are logged one by one
@@ -87,7 +87,7 @@ def fit(
     module: nn.Module = objective
     if world.size > 1:
         module = DistributedDataParallel(objective, broadcast_buffers=False)
-    runner = _Run(objective, module, optimizer, data, config, world, checkpoints, file, state, out)
+    runner = _Trainer(objective, module, optimizer, data, config, world, checkpoints, file, state, out)
     if world.main and config.augmentation != "none" and not state.step:
         data.draw_augmentation(out / "pictures" / "augmentation.png")
     if state.step and world.main:
@@ -175,7 +175,7 @@ def profiler_trace(path: Path) -> Iterator[Callable[[], None]]:
 
 
 @dataclass
-class _Run:
+class _Trainer:
     objective: Objective
     module: nn.Module
     optimizer: torch.optim.AdamW

@@ -13,8 +13,8 @@ from torch import Tensor
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import hard_negatives, vtc_loss, vtm_loss
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import all_reduce_sum, gather
-from alpro.stages.training.examples import Batch
 
 Metrics = dict[str, Tensor]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
 from alpro.stages.execution.interface import StageConfig
-from alpro.stages.training.examples import Batch
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, world_size
 
 

@@ -17,8 +17,8 @@ from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.stages.execution.interface import Resources, require
 from alpro.stages.training.chance import losses_at_chance
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
+from alpro.stages.training.dataset import TrainingDataset, Unit
 from alpro.stages.training.distributed import init_distributed
-from alpro.stages.training.examples import TrainingDataset, Unit
 from alpro.stages.training.loop import Validate, fit
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective

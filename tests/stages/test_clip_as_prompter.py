@@ -15,10 +15,10 @@ from alpro.models.templates import Templates
 from alpro.stages import cache_prompts, pretrain, zero_shot
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.inference.model import Model
-from alpro.stages.training.examples import TrainingDataset
-from alpro.stages.training.flops import StepFlops
+from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from alpro.stages.training.throughput import StepFlops
 
 TEMPLATES = Templates(video=("A video of a {}.",), image=("A photo of a {}.", "one {}"))
 

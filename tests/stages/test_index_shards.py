@@ -19,7 +19,7 @@ from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter
 from alpro.stages import index_shards
 from alpro.stages.execution.interface import Outcome, Resources
-from alpro.stages.training.examples import TrainingDataset
+from alpro.stages.training.dataset import TrainingDataset
 
 
 @pytest.fixture

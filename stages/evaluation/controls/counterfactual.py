@@ -12,8 +12,8 @@ from alpro.models.templates import Templates
 from alpro.stages.build_vocabulary import NON_OBJECTS
 from alpro.stages.vocabulary.nouns import Word
 
-Part = Literal["noun", "verb", "direction"]
-PARTS: tuple[Part, ...] = ("noun", "verb", "direction")
+WordKind = Literal["noun", "verb", "direction"]
+PARTS: tuple[WordKind, ...] = ("noun", "verb", "direction")
 OPPOSITES = (
     ("left", "right"),
     ("leftward", "rightward"),
@@ -40,7 +40,7 @@ class Swap(NamedTuple):
     """A caption (by its number) with one word swapped."""
 
     text: int
-    part: Part
+    part: WordKind
     word: str
     replacement: str
     caption: str
@@ -89,7 +89,7 @@ def swap_words(captions: Sequence[str], videos: Sequence[int], tagged: list[list
 
 
 def replace_word(
-    word: Word, part: Part, pools: dict[tuple[Part, str], Pool], shown: set[str], rng: np.random.Generator
+    word: Word, part: WordKind, pools: dict[tuple[WordKind, str], Pool], shown: set[str], rng: np.random.Generator
 ) -> str:
     """A replacement that no caption of the video has; empty if there is none."""
     if part == "direction":
@@ -107,7 +107,7 @@ def usual_parts(tagged: list[list[Word]]) -> dict[str, str]:
     return {form: min(parts, key=lambda part: (-parts[part], part)) for form, parts in counts.items()}
 
 
-def part_of(word: Word, usual: dict[str, str]) -> Part | None:
+def part_of(word: Word, usual: dict[str, str]) -> WordKind | None:
     """The part of speech as which a word can be swapped, if any."""
     if word.form in DIRECTION_WORDS:
         return None if word.part == "VERB" else "direction"  # "the man left the room"
@@ -116,9 +116,9 @@ def part_of(word: Word, usual: dict[str, str]) -> Part | None:
     return "noun" if word.part == "NOUN" else "verb" if word.part == "VERB" else None
 
 
-def word_pools(tagged: list[list[Word]], usual: dict[str, str]) -> dict[tuple[Part, str], Pool]:
+def word_pools(tagged: list[list[Word]], usual: dict[str, str]) -> dict[tuple[WordKind, str], Pool]:
     """The nouns and verbs of the captions by their inflection, in alphabetical order."""
-    counts: dict[tuple[Part, str], Counter[tuple[str, str]]] = {}
+    counts: dict[tuple[WordKind, str], Counter[tuple[str, str]]] = {}
     for words in tagged:
         for word in words:
             if (part := part_of(word, usual)) in ("noun", "verb"):
@@ -128,7 +128,7 @@ def word_pools(tagged: list[list[Word]], usual: dict[str, str]) -> dict[tuple[Pa
     }
 
 
-def inflection(word: Word, part: Part) -> str:
+def inflection(word: Word, part: WordKind) -> str:
     """What a replacement must share, so that the caption stays grammatical: a noun's number, a verb's ending."""
     if part == "noun":
         return "singular" if word.form == word.lemma else "plural"

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from alpro.shards.schema import SPLITS, Reject, Row
 from alpro.shards.sources.manifest import scan_manifest
-from alpro.shards.sources.plan import DecodeUnit, Plan, SimilarNames
+from alpro.shards.sources.plan import DecodePlan, DecodeUnit, SimilarNames
 
 
 @contextmanager
-def plan_of(records: list[Row | Reject], **how) -> Iterator[Plan]:
+def plan_of(records: list[Row | Reject], **how) -> Iterator[DecodePlan]:
     """The plan of some rows."""
-    with TemporaryDirectory() as folder, Plan.create(Path(folder), iter(records), **how) as plan:
+    with TemporaryDirectory() as folder, DecodePlan.create(Path(folder), iter(records), **how) as plan:
         yield plan
 
 
@@ -210,7 +210,7 @@ def test_few_rows_are_in_memory(tmp_path):
             most = max(most, held()) if number % 300 == 299 else most
             yield row
 
-    with Plan.create(tmp_path, watched(scan_manifest(tmp_path / "m.jsonl")), 0.1, 0.1, max_rows=64) as plan:
+    with DecodePlan.create(tmp_path, watched(scan_manifest(tmp_path / "m.jsonl")), 0.1, 0.1, max_rows=64) as plan:
         assert most - before <= 3
         assert max(held() - before for number, _ in enumerate(plan.units()) if number % 4 == 3) <= 2 * 64
         assert plan.count("units") > 15
@@ -226,7 +226,7 @@ def test_a_plan_leaves_no_file(tmp_path):
                 seen.extend(tmp_path.iterdir())
             yield Row(id=str(number), path="https://me:pw@host/a.mp4", kind="video", captions=(100 * "x",))
 
-    with Plan.create(tmp_path, rows()) as plan:
+    with DecodePlan.create(tmp_path, rows()) as plan:
         seen.extend(tmp_path.iterdir())
         assert sum(len(unit.rows) for unit in plan.units()) == 20_000
     assert seen == list(tmp_path.iterdir()) == []

@@ -15,8 +15,9 @@ from torch import Tensor
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
+from alpro.stages.training.batch import Batch
+from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World
-from alpro.stages.training.examples import Batch, TrainingDataset
 from alpro.stages.training.loop import EXIT_INTERRUPTED, fit
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import (

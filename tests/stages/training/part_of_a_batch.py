@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.stages.execution.interface import Resources
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import all_reduce_sum, gather, init_distributed
-from alpro.stages.training.examples import Batch
 from alpro.stages.training.objective import (
     MatchingObjective,
     Objective,

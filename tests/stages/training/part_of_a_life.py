@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from alpro.models.alpro import Alpro
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import World
-from alpro.stages.training.examples import Batch
 from alpro.stages.training.objective import MatchingObjective
 from tests.stages.training.part_of_a_run import train
 

@@ -17,9 +17,10 @@ from tokenizers import Tokenizer
 
 from alpro.models.alpro import ModelConfig, Prompter
 from alpro.stages.execution.interface import Resources
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import TrainingConfig
+from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, init_distributed
-from alpro.stages.training.examples import Batch, TrainingDataset
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import Objective, PrompterObjective
 

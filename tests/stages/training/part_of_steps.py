@@ -22,9 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.distributed import World, init_distributed
-from alpro.stages.training.examples import Batch
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import MatchingObjective
 from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, whole_batch

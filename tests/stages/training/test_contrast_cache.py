@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.pretrain import Config as Pretrain
 from alpro.stages.train_prompter import Config as TrainPrompter
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.contrast_cache import contrast_whole_batch, random_numbers
 from alpro.stages.training.distributed import World
-from alpro.stages.training.examples import Batch
-from alpro.stages.training.loop import TrainerState, _Run
+from alpro.stages.training.loop import TrainerState, _Trainer
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer
 from tests.stages.training.part_of_a_batch import objectives, whole_batch
@@ -34,7 +34,7 @@ def step(objective: Objective, batch: Batch, config) -> tuple[dict[str, float], 
     """The metrics and gradients of one step of the training loop, without clipping."""
     alone = World(0, 1, torch.device("cpu"))
     optimizer = build_optimizer(objective, config)
-    run = _Run(objective, objective, optimizer, Steps(), config, alone, None, None, TrainerState(), Path("nowhere"))
+    run = _Trainer(objective, objective, optimizer, Steps(), config, alone, None, None, TrainerState(), Path("nowhere"))
     run.flops = lambda part: 0.0
     run.step(batch)
     return run.mean.read(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
@@ -141,7 +141,9 @@ def test_every_step_has_its_own_dropout(name, config, monkeypatch):
     monkeypatch.setattr("alpro.stages.training.loop.contrast_whole_batch", record)
     objective, values = objective_of(name), config(2).model_copy(update={"seed": 7})
     optimizer, state = build_optimizer(objective, values), TrainerState()
-    run = _Run(objective, objective, optimizer, Steps(), values, World(3, 4, CPU), None, None, state, Path("nowhere"))
+    run = _Trainer(
+        objective, objective, optimizer, Steps(), values, World(3, 4, CPU), None, None, state, Path("nowhere")
+    )
     run.flops = lambda part: 0.0
     for number in (0, 1):
         run.state.step = number

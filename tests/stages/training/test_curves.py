@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training import examples, loop, objective
+from alpro.stages.training import dataset, loop, objective
 from benchmarks.tiny_world import STAGES, add_inputs, configuration, curves, run_stage, write_inputs
 
 FILE = Path(__file__).with_name("curves.json")
@@ -83,7 +83,7 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a schedule that is one step late": lambda patch: patch.setattr(loop, "learning_rate", one_step_later),
     "a larger weight decay": lambda patch: patch.setattr(loop, "build_optimizer", decay_of_everything),
     "contrast in one direction": lambda patch: patch.setattr(objective, "vtc_loss", video_to_text),
-    "no crop": lambda patch: patch.setattr(examples, "random_crop", lambda frames, side, rng: frames),
+    "no crop": lambda patch: patch.setattr(dataset, "random_crop", lambda frames, side, rng: frames),
 }
 
 

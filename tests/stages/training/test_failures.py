@@ -5,7 +5,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from alpro.stages.training import examples
+from alpro.stages.training import dataset
 from alpro.stages.training.loop import EXIT_INTERRUPTED
 from tests.stages.training.test_resume import OFTEN, assert_same
 
@@ -13,11 +13,11 @@ from tests.stages.training.test_resume import OFTEN, assert_same
 def test_a_run_with_a_killed_loading_process_can_be_resumed(new_run, capfd):
     whole, broken = (new_run(name, run=OFTEN, steps=40) for name in ("whole", "broken"))
     whole.start()
-    loader = examples.DataLoader
+    loader = dataset.DataLoader
     one = {"num_workers": 1, "prefetch_factor": 1}
 
     def lose_a_loading_process() -> None:
-        examples.DataLoader = lambda *args, **kwargs: loader(*args, **kwargs | one)
+        dataset.DataLoader = lambda *args, **kwargs: loader(*args, **kwargs | one)
         broken.start(before=3, stop=lambda: [child.kill() for child in multiprocessing.active_children()])
 
     # A separate process: torch remembers loading processes, and reports a death at any later time.

@@ -23,9 +23,10 @@ from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.losses import box_mask
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
+from alpro.stages.training.batch import Batch, collate
 from alpro.stages.training.config import TrainingConfig
+from alpro.stages.training.dataset import TrainingDataset, Unit
 from alpro.stages.training.distributed import World
-from alpro.stages.training.examples import Batch, TrainingDataset, Unit, collate
 from alpro.stages.training.loop import fit
 from alpro.stages.training.objective import Objective, QaObjective
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from alpro.errors import InputError
-from alpro.stages.training.examples import TrainingDataset
+from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.loop import MAX_SKIPPED_IN_ROW
 from alpro.stages.training.objective import Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate

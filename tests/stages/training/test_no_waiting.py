@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alpro.models.losses import hard_negatives
 from alpro.stages.training.distributed import World
-from alpro.stages.training.loop import TrainerState, _Run
+from alpro.stages.training.loop import TrainerState, _Trainer
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer
 
@@ -79,11 +79,11 @@ class Data:
         return step, len(self)
 
 
-def run_of(objective: Objective, config) -> _Run:
+def run_of(objective: Objective, config) -> _Trainer:
     """A training run of one process that never logs and saves nothing."""
     alone, nowhere = World(0, 1, torch.device("cpu")), Path("nowhere")
     optimizer = build_optimizer(objective, config)
-    return _Run(objective.train(), objective, optimizer, Data(), config, alone, None, None, TrainerState(), nowhere)
+    return _Trainer(objective.train(), objective, optimizer, Data(), config, alone, None, None, TrainerState(), nowhere)
 
 
 OBJECTIVES = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from alpro.models.alpro import Alpro
 from alpro.shards.pictures import draw_entities
 from alpro.stages.pretrain import draw_pseudo_labels
-from alpro.stages.training.examples import TrainingDataset
+from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.masking import random_box
 from alpro.stages.training.pretrain_objective import LossWeights, box_patches, masked_positions
 

@@ -11,7 +11,7 @@ import torch
 
 from alpro.errors import InputError
 from alpro.shards.reader import read_index
-from alpro.stages.training import examples
+from alpro.stages.training import dataset
 
 
 def broken(corpus: Path, to: Path, count: int) -> list[str]:
@@ -74,9 +74,9 @@ def test_an_error_in_a_loading_process_is_one_line(clips, steps_of, tmp_path, mo
 
 def in_process(monkeypatch) -> None:
     """One loading process, as where there is a GPU."""
-    loader = examples.DataLoader
+    loader = dataset.DataLoader
     more = {"num_workers": 1, "prefetch_factor": 1}
-    monkeypatch.setattr(examples, "DataLoader", lambda *a, **k: loader(*a, **k | more))
+    monkeypatch.setattr(dataset, "DataLoader", lambda *a, **k: loader(*a, **k | more))
 
 
 def test_loading_processes_ignore_the_signals_of_their_group(clips, steps_of, monkeypatch, resources):

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from alpro.errors import InputError
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training import examples
+from alpro.stages.training import dataset
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig, Phase
-from alpro.stages.training.examples import Batch, TrainingDataset
+from alpro.stages.training.dataset import TrainingDataset
 
 
 def sample_ids(data: TrainingDataset) -> list[str]:
@@ -272,8 +273,8 @@ def loaded(data: TrainingDataset, first: int, last: int, workers: int) -> list[B
     """Steps `first` to `last` as loaded by so many processes, as where there is a GPU; the rest is left, as by a run
     that ends in between."""
     more = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
-    loader = examples.DataLoader
-    with mock.patch.object(examples, "DataLoader", lambda *a, **k: loader(*a, **k | more)):
+    loader = dataset.DataLoader
+    with mock.patch.object(dataset, "DataLoader", lambda *a, **k: loader(*a, **k | more)):
         batches = data.loader(first, Resources(workers=1), torch.device("cpu"))
         return list(itertools.islice(batches, last - first))
 

@@ -12,8 +12,8 @@ from alpro.models.word_pieces import load_tokenizer
 from alpro.shards.decoding.decode import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.training import examples
-from alpro.stages.training.examples import TrainingDataset
+from alpro.stages.training import dataset
+from alpro.stages.training.dataset import TrainingDataset
 
 
 def test_an_image_is_a_still_clip(stills, steps_of):
@@ -125,9 +125,9 @@ def test_texts_are_truncated_and_end_with_sep(clips, steps_of, tokenizer):
 
 def test_the_text_and_the_answer_are_passed_to_the_augmentation(clips, stills, steps_of, monkeypatch):
     texts = {"video": [], "image": []}
-    monkeypatch.setattr(examples, "augment_video", lambda frames, text, rng: texts["video"].append(text) or frames)
+    monkeypatch.setattr(dataset, "augment_video", lambda frames, text, rng: texts["video"].append(text) or frames)
     monkeypatch.setattr(
-        examples, "augment_image", lambda frame, size, text, rng: texts["image"].append(text) or frame[:size, :size]
+        dataset, "augment_image", lambda frame, size, text, rng: texts["image"].append(text) or frame[:size, :size]
     )
     batches = steps_of({"clips": clips}, 3, unit="question", answers={"left": 0}, augmentation="official")
     assert batches[0].frames.shape[-2:] == (35, 35)  # augmented after the crop, 0.875 of 40
@@ -141,7 +141,7 @@ def test_the_text_and_the_answer_are_passed_to_the_augmentation(clips, stills, s
 def test_a_clip_is_cropped_before_it_is_augmented(clips, steps_of, monkeypatch):
     """As in the official code: what an operation moves in from outside is grey, not the frame beyond the crop."""
     seen = []
-    monkeypatch.setattr(examples, "augment_video", lambda frames, text, rng: seen.append(frames) or frames)
+    monkeypatch.setattr(dataset, "augment_video", lambda frames, text, rng: seen.append(frames) or frames)
     batch = steps_of({"clips": clips}, 1, augmentation="official", random_crop=0.5)[0]
     assert {frames.shape for frames in seen} == {(4, 20, 20, 3)}
     assert batch.frames.shape == (8, 4, 3, 20, 20)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from alpro.models.alpro import Prompter
 from alpro.models.text import Layer, Layers, TextConfig
 from alpro.models.timesformer import Block, TimeSformer, VideoConfig
-from alpro.stages.training.flops import StepFlops, peak
+from alpro.stages.training.throughput import StepFlops, peak
 
 LENGTH, WIDTH = 30, 768
 

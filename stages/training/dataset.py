@@ -3,26 +3,25 @@ so that a checkpoint stores the position in the data as one number."""
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
-from operator import itemgetter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from alpro.errors import InputError
-from alpro.models.word_pieces import WordPieces, pad, padded
+from alpro.models.word_pieces import WordPieces
 from alpro.shards.augment import augment_image, augment_video, each_operation
 from alpro.shards.pictures import clip_strip, sheet
 from alpro.shards.reader import Sample, ShardReader, Unreadable
 from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order, segment_starts
 from alpro.shards.transforms import random_crop, squash
 from alpro.stages.execution.interface import Resources
+from alpro.stages.training.batch import Batch, collate
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.masking import mask_words, random_box
 
@@ -32,64 +31,7 @@ MAX_ATTEMPTS = 20  # consecutive samples to try if one cannot be read
 PREFETCH_BATCHES = 32  # batches in shared memory per training process
 
 
-@dataclass
-class Batch:
-    """The part of a step's batch on one rank. Frames are uint8; the objective normalizes them on its device."""
-
-    step: int
-    kind: str
-    ids: list[str]
-    video: Tensor  # (B,) index of each example's video; captions of one video share it
-    frames: Tensor  # (B, T, 3, H, W) uint8
-    text: Tensor  # (B, L) token ids
-    mask: Tensor  # (B, L) 1 = token, 0 = padding
-    masked: Tensor | None = None  # (B, L) token ids after masking (MLM)
-    labels: Tensor | None = None  # (B, L) ids of the masked tokens, -100 elsewhere
-    boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
-    pseudo_labels: Tensor | None = None  # (B, M) of the crops; None: the objective asks the prompter
-    answers: Tensor | None = None  # (B,) answer indices, -100 = not in the vocabulary
-    uniforms: Tensor | None = None  # (B, 2) in [0, 1): they sample the hard negatives; None: sampled in the objective
-    max_masked: int = 0  # upper bound of the masked tokens per text; 0: not known
-    lengths: list[int] = field(default_factory=list)  # of the texts; empty if all batches have the same length
-    unreadable: list[str] = field(default_factory=list)  # errors of the examples that were replaced
-
-    @property
-    def shape(self) -> tuple:
-        """What the amount of computation depends on: the shapes of all tensors, and the bound of the masked tokens."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return self.max_masked, *(value.shape if isinstance(value, Tensor) else None for value in values)
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with `change` applied to each tensor."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()}
-        return Batch(**changed)
-
-    def to(self, device: torch.device) -> "Batch":
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Batch":
-        return self.map(Tensor.pin_memory)
-
-    def split(self, parts: int) -> list["Batch"]:
-        """Equal micro-batches in order, for gradient accumulation; each is padded to its own longest text."""
-        if parts == 1:
-            return [self]
-        size = len(self.ids) // parts
-        micro_batches = []
-        for number in range(parts):
-            cut = slice(number * size, (number + 1) * size)
-            part = replace(self.map(itemgetter(cut)), ids=self.ids[cut], lengths=self.lengths[cut])
-            if part.lengths:
-                longest = padded(max(part.lengths))
-                part.text, part.mask = part.text[:, :longest], part.mask[:, :longest]
-                if part.masked is not None and part.labels is not None:
-                    part.masked, part.labels = part.masked[:, :longest], part.labels[:, :longest]
-            micro_batches.append(part)
-        return micro_batches
-
-
-class Source:
+class CorpusExamples:
     """The training examples of one corpus and one kind.
 
     unit "sample": one example per sample, with a random one of its captions (pre-training); "caption": one per caption,
@@ -162,12 +104,12 @@ class TrainingDataset(Dataset[Batch]):
         self.rank, self.ranks = rank, ranks
         self.one_length = ranks > 1  # all texts are padded to max_text_tokens: ranks need equal shapes
         config.check_division(ranks)
-        self.sources: list[Source] = []
+        self.sources: list[CorpusExamples] = []
         self.skipped = 0
         for name in config.corpora:
             for kind in ("video", "image"):
                 first = sum(len(s.reader) for s in self.sources)
-                source = Source(name, corpora[name], kind, unit, first)
+                source = CorpusExamples(name, corpora[name], kind, unit, first)
                 self.skipped += source.skipped  # also for a source without examples
                 if len(source):
                     self.sources.append(source)
@@ -249,7 +191,7 @@ class TrainingDataset(Dataset[Batch]):
         batch = collate(step, source.kind, items, self.words.pad_id, length)
         return replace(batch, unreadable=unreadable)
 
-    def readable(self, source: Source, epoch: int, number: int, unreadable: list[str]) -> dict:
+    def readable(self, source: CorpusExamples, epoch: int, number: int, unreadable: list[str]) -> dict:
         """The arrays of an example, or of the next readable one; then the error is added to `unreadable`.
 
         The batch size stays the same on all ranks. Raises InputError after MAX_ATTEMPTS unreadable samples.
@@ -269,7 +211,7 @@ class TrainingDataset(Dataset[Batch]):
             number = (number + int(others[0])) % len(source)
         raise InputError(f"{attempt + 1} consecutive samples cannot be read, the last: {last}; check the shards")
 
-    def example(self, source: Source, epoch: int, number: int) -> dict:
+    def example(self, source: CorpusExamples, epoch: int, number: int) -> dict:
         """The arrays of an example. Its random generator is seeded by seed, epoch and example."""
         rng = np.random.default_rng([self.config.seed, 23, source.first_video, epoch, number])
         sample_number, text_number = source.examples[number]
@@ -374,27 +316,3 @@ def ignore_signals(worker: int) -> None:
     """Worker processes receive signals of the process group too; the training process stops and terminates them."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-
-
-def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -> Batch:
-    """Collates examples to a batch; texts are padded to `length`, or to the longest if it is 0."""
-    batch = Batch(
-        step=step,
-        kind=kind,
-        ids=[item["id"] for item in items],
-        video=torch.tensor([item["video"] for item in items]),
-        frames=torch.from_numpy(np.stack([item["frames"] for item in items])),
-        text=torch.from_numpy(pad([item["ids"] for item in items], pad_id, length)),
-        mask=torch.from_numpy(pad([np.ones_like(item["ids"]) for item in items], 0, length)),
-        uniforms=torch.from_numpy(np.stack([item["uniforms"] for item in items])),
-        lengths=[] if length else [len(item["ids"]) for item in items],
-    )
-    if "masked" in items[0]:
-        batch.masked = torch.from_numpy(pad([item["masked"] for item in items], pad_id, length))
-        batch.labels = torch.from_numpy(pad([item["labels"] for item in items], -100, length))
-        batch.max_masked = padded(max(1, int((batch.labels != -100).sum(1).max())))
-    if "box" in items[0]:
-        batch.boxes = torch.tensor([item["box"] for item in items])
-    if "answer" in items[0]:
-        batch.answers = torch.tensor([item["answer"] for item in items])
-    return batch

@@ -1,0 +1,93 @@
+"""The batch of a training step: its tensors, and how examples become one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alpro.models.word_pieces import pad, padded
+
+
+@dataclass
+class Batch:
+    """The part of a step's batch on one rank. Frames are uint8; the objective normalizes them on its device."""
+
+    step: int
+    kind: str
+    ids: list[str]
+    video: Tensor  # (B,) index of each example's video; captions of one video share it
+    frames: Tensor  # (B, T, 3, H, W) uint8
+    text: Tensor  # (B, L) token ids
+    mask: Tensor  # (B, L) 1 = token, 0 = padding
+    masked: Tensor | None = None  # (B, L) token ids after masking (MLM)
+    labels: Tensor | None = None  # (B, L) ids of the masked tokens, -100 elsewhere
+    boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
+    pseudo_labels: Tensor | None = None  # (B, M) of the crops; None: the objective asks the prompter
+    answers: Tensor | None = None  # (B,) answer indices, -100 = not in the vocabulary
+    uniforms: Tensor | None = None  # (B, 2) in [0, 1): they sample the hard negatives; None: sampled in the objective
+    max_masked: int = 0  # upper bound of the masked tokens per text; 0: not known
+    lengths: list[int] = field(default_factory=list)  # of the texts; empty if all batches have the same length
+    unreadable: list[str] = field(default_factory=list)  # errors of the examples that were replaced
+
+    @property
+    def shape(self) -> tuple:
+        """What the amount of computation depends on: the shapes of all tensors, and the bound of the masked tokens."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return self.max_masked, *(value.shape if isinstance(value, Tensor) else None for value in values)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `change` applied to each tensor."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()}
+        return Batch(**changed)
+
+    def to(self, device: torch.device) -> "Batch":
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        return self.map(Tensor.pin_memory)
+
+    def split(self, parts: int) -> list["Batch"]:
+        """Equal micro-batches in order, for gradient accumulation; each is padded to its own longest text."""
+        if parts == 1:
+            return [self]
+        size = len(self.ids) // parts
+        micro_batches = []
+        for number in range(parts):
+            cut = slice(number * size, (number + 1) * size)
+            part = replace(self.map(itemgetter(cut)), ids=self.ids[cut], lengths=self.lengths[cut])
+            if part.lengths:
+                longest = padded(max(part.lengths))
+                part.text, part.mask = part.text[:, :longest], part.mask[:, :longest]
+                if part.masked is not None and part.labels is not None:
+                    part.masked, part.labels = part.masked[:, :longest], part.labels[:, :longest]
+            micro_batches.append(part)
+        return micro_batches
+
+
+def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -> Batch:
+    """Collates examples to a batch; texts are padded to `length`, or to the longest if it is 0."""
+    batch = Batch(
+        step=step,
+        kind=kind,
+        ids=[item["id"] for item in items],
+        video=torch.tensor([item["video"] for item in items]),
+        frames=torch.from_numpy(np.stack([item["frames"] for item in items])),
+        text=torch.from_numpy(pad([item["ids"] for item in items], pad_id, length)),
+        mask=torch.from_numpy(pad([np.ones_like(item["ids"]) for item in items], 0, length)),
+        uniforms=torch.from_numpy(np.stack([item["uniforms"] for item in items])),
+        lengths=[] if length else [len(item["ids"]) for item in items],
+    )
+    if "masked" in items[0]:
+        batch.masked = torch.from_numpy(pad([item["masked"] for item in items], pad_id, length))
+        batch.labels = torch.from_numpy(pad([item["labels"] for item in items], -100, length))
+        batch.max_masked = padded(max(1, int((batch.labels != -100).sum(1).max())))
+    if "box" in items[0]:
+        batch.boxes = torch.tensor([item["box"] for item in items])
+    if "answer" in items[0]:
+        batch.answers = torch.tensor([item["answer"] for item in items])
+    return batch
