@@ -41,12 +41,7 @@ class Imported:
 
 
 def import_checkpoint(
-    file: Path,
-    out: Path,
-    task: Task,
-    tokenizer: str,
-    words: Path | None = None,
-    max_text_tokens: int | None = None,
+    file: Path, out: Path, task: Task, tokenizer: str, words: Path | None = None, max_text_tokens: int | None = None
 ) -> Imported:
     """Converts an official checkpoint to the model folder `out`; for a pre-training one also writes `out`/prompter.
 

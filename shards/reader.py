@@ -131,11 +131,7 @@ class ShardReader:
     """
 
     def __init__(
-        self,
-        folder: Location,
-        split: str | None = None,
-        kind: str | None = None,
-        exclude: Collection[str] = (),
+        self, folder: Location, split: str | None = None, kind: str | None = None, exclude: Collection[str] = ()
     ):
         """`exclude`: ids of samples to leave out."""
         self.folder = folder

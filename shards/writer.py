@@ -55,10 +55,7 @@ class ShardWriter:
             source=row.file_name,
             meta=row.meta,
         )
-        members: dict[str, Any] = {
-            "__key__": sample_key(row.id),
-            "json": about.model_dump_json().encode(),
-        }
+        members: dict[str, Any] = {"__key__": sample_key(row.id), "json": about.model_dump_json().encode()}
         for number, frame in enumerate(clip.frames):
             members[f"{number:02d}.jpg"] = encode_jpeg(frame, self.quality)
         self.tar.write(members)

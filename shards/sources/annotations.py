@@ -108,11 +108,7 @@ def is_download(file: Path) -> bool:
 
 
 def scan_annotations(
-    videos: Path,
-    files: Mapping[str, Path],
-    root: Path | None = None,
-    group_pattern: str = "",
-    note: Note = ignore,
+    videos: Path, files: Mapping[str, Path], root: Path | None = None, group_pattern: str = "", note: Note = ignore
 ) -> Iterator[Row | Reject]:
     """Yields a row per video and split, in the order of the files, and a reject for each invalid line.
 

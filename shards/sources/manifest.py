@@ -14,13 +14,7 @@ from pydantic import ValidationError
 from alpro.credentials import clean_url, clean_values
 from alpro.errors import InputError
 from alpro.shards.database import database
-from alpro.shards.schema import (
-    IMAGE_EXTENSIONS,
-    MAX_SECONDS,
-    VIDEO_EXTENSIONS,
-    Reject,
-    Row,
-)
+from alpro.shards.schema import IMAGE_EXTENSIONS, MAX_SECONDS, VIDEO_EXTENSIONS, Reject, Row
 from alpro.shards.sources.adapters import hint, question_type, split_name
 from alpro.shards.sources.records import plain, read_records
 from alpro.shards.storage import Location, exists, is_url, parent, resolve, suffix

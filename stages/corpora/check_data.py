@@ -239,11 +239,7 @@ def why_no_split(split: str, splits: Mapping[str, Mapping[str, int]], config: Co
 
 
 def items_of_split(
-    data: Location,
-    config: Config,
-    split: str,
-    annotations: Mapping[str, Path] | None = None,
-    root: Path | None = None,
+    data: Location, config: Config, split: str, annotations: Mapping[str, Path] | None = None, root: Path | None = None
 ) -> tuple[dict[str, int], str]:
     """The items, captions and questions that a split of a source will have, and why it has none, or an empty string."""
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:

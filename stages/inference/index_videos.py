@@ -98,11 +98,7 @@ def update_index(
 
 
 def _update(
-    folder: Path,
-    model: Model,
-    about: About,
-    sources: Iterable[Item | Reject],
-    report: Callable[[str], None],
+    folder: Path, model: Model, about: About, sources: Iterable[Item | Reject], report: Callable[[str], None]
 ) -> Counts:
     if (folder / "index.json").is_file():
         check_digest(folder, read_about(folder), about.model, about.digest)

@@ -76,9 +76,7 @@ class TrainingConfig(StageConfig):
     )
     batch_size: int = Field(256, ge=1, description="examples per optimizer step, over all processes")
     accumulation_steps: int = Field(
-        1,
-        ge=1,
-        description="gradient accumulation: micro-batches per step; see `contrast`",
+        1, ge=1, description="gradient accumulation: micro-batches per step; see `contrast`"
     )
     contrast: Literal["micro_batch", "batch"] = Field(
         "micro_batch",

@@ -26,10 +26,7 @@ from alpro.stages.training.objective import Objective
 Inputs = dict[str, Path]
 
 # Mean and std of each channel of pixels in [0, 1].
-CONSTANTS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
+CONSTANTS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 
 
 @dataclass

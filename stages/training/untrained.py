@@ -41,11 +41,5 @@ def untrained_objective(
         kinds = "video", "image"
         prompts = {kind: normalize(torch.randn(entities, teacher.embed_dim), dim=1) for kind in kinds}
     return PretrainObjective(
-        Alpro(shape, entities),
-        *norm,
-        Prompter(teacher) if teacher else None,
-        prompts,
-        weights,
-        0.0,
-        negative_pool_size,
+        Alpro(shape, entities), *norm, Prompter(teacher) if teacher else None, prompts, weights, 0.0, negative_pool_size
     )
