@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
-from alpro.models.alpro import ModelConfig
+from alpro.models.alpro import Alpro, ModelConfig, Prompter
+from alpro.models.folder import Preprocessing
 from alpro.models.text import Layers
 from alpro.models.timesformer import TimeSformer
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import Phase, TrainingConfig
-from alpro.stages.training.objective import Objective
+from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective, QaObjective
 from alpro.stages.training.optim import build_optimizer
-from alpro.stages.training.untrained import untrained_objective
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
 ENTITIES, ANSWERS = 1000, 1500
 SHAPES = {"prompter": (4, 30), "pretrain": (4, 30), "retrieval": (8, 40), "qa": (16, 40)}  # frames, words
@@ -95,6 +97,37 @@ def build(task: str) -> Objective:
     shape = ModelConfig()
     shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": SHAPES[task][0]})})
     return untrained_objective(task, shape, **labels_of(task, shape))
+
+
+def untrained_objective(
+    task: str,
+    shape: ModelConfig,
+    *,
+    entities: int = 0,
+    answers: int = 0,
+    teacher: ModelConfig | None = None,
+) -> Objective:
+    """The objective of a task around a model with random weights, on torch's default device.
+
+    entities, answers: outputs of the heads. teacher: the prompter of pre-training; None: pre-training without
+    one, whose batches have pseudo-labels. Every pseudo-label is kept (the threshold is 0).
+    """
+    norm = Preprocessing().mean, Preprocessing().std
+    if task == "prompter":
+        return PrompterObjective(Prompter(shape), *norm)
+    if task == "retrieval":
+        return MatchingObjective(Alpro(shape, entities), *norm)
+    if task == "qa":
+        return QaObjective(Alpro(shape, answers=answers), *norm)
+    if task != "pretrain":
+        raise ValueError(f"{task!r} is not one of {', '.join(SHAPES)}")
+    prompts = {}
+    if teacher:
+        kinds = "video", "image"
+        prompts = {kind: normalize(torch.randn(entities, teacher.embed_dim), dim=1) for kind in kinds}
+    return PretrainObjective(
+        Alpro(shape, entities), *norm, Prompter(teacher) if teacher else None, prompts, LossWeights(), 0.0
+    )
 
 
 def labels_of(task: str, shape: ModelConfig) -> dict[str, Any]:

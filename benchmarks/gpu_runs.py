@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import tiny_world
 import torch
 import torch.distributed as dist
-from full_size import labels_of
+from full_size import labels_of, untrained_objective
 from gpu_context import Context, Failed
 from timed_step import MODELS
 
@@ -43,7 +43,6 @@ from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World
 from alpro.stages.training.metrics import MetricsFile, read_metrics
 from alpro.stages.training.objective import Objective
-from alpro.stages.training.untrained import untrained_objective
 
 STEPS, KILLED_AFTER, RANK_STEPS = 12, 7, 4
 MAX_DIFFERENCE = 1e-3  # of losses, relative

@@ -71,12 +71,8 @@ class Config(StageConfig):
 
 
 FRAMES_PER_SECOND = 8
-X264 = {
-    "qp": "20",
-    "preset": "ultrafast",
-    "bf": "0",
-    "x264-params": "asm=0:mbtree=0:weightp=0:scenecut=0:rc-lookahead=0",
-}
+X264 = {"qp": "20", "preset": "ultrafast", "bf": "0"}
+X264 |= {"x264-params": "asm=0:mbtree=0:weightp=0:scenecut=0:rc-lookahead=0"}
 CORPORA = ("lessons", "clips", "stills")
 
 

@@ -165,17 +165,5 @@ def _tree(pen, colour):
     pen.polygon(colour, (0, -0.6), (0.85, 0.42), (-0.85, 0.42))
 
 
-_SHAPES = {
-    "ball": _ball,
-    "box": _box,
-    "triangle": _triangle,
-    "star": _star,
-    "heart": _heart,
-    "cross": _cross,
-    "ring": _ring,
-    "moon": _moon,
-    "flower": _flower,
-    "fish": _fish,
-    "house": _house,
-    "tree": _tree,
-}
+_SHAPES = {"ball": _ball, "box": _box, "triangle": _triangle, "star": _star, "heart": _heart, "cross": _cross}
+_SHAPES |= {"ring": _ring, "moon": _moon, "flower": _flower, "fish": _fish, "house": _house, "tree": _tree}

@@ -20,14 +20,8 @@ COLOURS = {
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "circle", "growing", "shrinking", "spinning", "still")
 MOTION_WEIGHTS = (0.15, 0.15, 0.15, 0.15, 0.08, 0.08, 0.08, 0.08, 0.08)
-REVERSED = {
-    "left": "right",
-    "right": "left",
-    "up": "down",
-    "down": "up",
-    "growing": "shrinking",
-    "shrinking": "growing",
-}
+OPPOSITES = (("left", "right"), ("up", "down"), ("growing", "shrinking"))
+REVERSED = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
 HELD_OUT_SHARE = 0.25
 COMBINATIONS = tuple(product(THING_KINDS, COLOURS, MOTIONS))
 

@@ -12,19 +12,8 @@ from alpro.shards.sources.members import member_of
 from alpro.shards.storage import MAX_CONCURRENT_REQUESTS, Location, call_store
 
 # Keys that different stores use for a file's version, the most reliable first.
-VERSION_KEYS = [
-    "etag",
-    "contentmd5",
-    "md5hash",
-    "md5",
-    "sha256",
-    "checksum",
-    "digest",
-    "crc32c",
-    "blobid",
-    "generation",
-]
-VERSION_KEYS += ["lastmodified", "mtime", "modified", "updated", "created"]
+VERSION_KEYS = ["etag", "contentmd5", "md5hash", "md5", "sha256", "checksum", "digest", "crc32c", "blobid"]
+VERSION_KEYS += ["generation", "lastmodified", "mtime", "modified", "updated", "created"]
 
 
 def file_identity(location: Location) -> str:

@@ -71,18 +71,9 @@ class DecodePlan:
                 if isinstance(record, Row):
                     source = hashlib.sha256(f"{seed}/{record.group}".encode()).digest()
                     cut_hash = int.from_bytes(hashlib.blake2b(record.id.encode(), digest_size=4).digest(), "big")
-                    row = (
-                        None,
-                        record.split,
-                        record.kind,
-                        source,
-                        cut_hash,
-                        len(record.captions),
-                        len(record.questions),
-                        _prefix(record),
-                        record.model_dump_json(),
-                    )
-                    db.execute("insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)  # None: the next number
+                    texts = len(record.captions), len(record.questions), _prefix(record), record.model_dump_json()
+                    row = None, record.split, record.kind, source, cut_hash, *texts  # None: the next number
+                    db.execute("insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
                 else:
                     db.execute("insert into rejects values (?)", (record.model_dump_json(),))
             generated = _assign_splits(db, validation, test)

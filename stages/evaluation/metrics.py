@@ -7,6 +7,7 @@ there.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -159,28 +160,13 @@ def median_of(recalls: np.ndarray) -> float:
     return 1 + (int(np.argmax(recalls >= 0.5 - 1e-9)) + int(np.argmax(recalls > 0.5 + 1e-9))) / 2
 
 
+rank_metric = partial(RetrievalMetric, unit="rank", higher_is_better=False, of_queries=lambda ranks: ranks.expected)
 RETRIEVAL = (
     recall_at(1, in_mean_recall=True),
     recall_at(5, in_mean_recall=True),
     recall_at(10, in_mean_recall=True),
-    RetrievalMetric(
-        "MdR",
-        "MdR",
-        unit="rank",
-        higher_is_better=False,
-        statistic="median",
-        of_queries=lambda ranks: ranks.expected,
-        chance=median_of,
-    ),
-    RetrievalMetric(
-        "MnR",
-        "MnR",
-        unit="rank",
-        higher_is_better=False,
-        of_queries=lambda ranks: ranks.expected,
-        chance=lambda recalls: len(recalls) - recalls[:-1].sum(),
-        validation_only=True,
-    ),
+    rank_metric("MdR", "MdR", statistic="median", chance=median_of),
+    rank_metric("MnR", "MnR", chance=lambda recalls: len(recalls) - recalls[:-1].sum(), validation_only=True),
 )
 # Part of the version of the stages that write results.json, so that another metric makes them run again.
 TABLE_VERSION = " ".join(metric.key for metric in RETRIEVAL if not metric.validation_only)

@@ -34,10 +34,10 @@ class Training:
     """What a training stage defines; `train` does the rest.
 
     folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. unit: what an
-    example is (see `Source`). validation: returns the validation function, if any, and the metric for model selection
-    (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and crops.
-    enabled: False skips the training steps and validates the initial weights. draw: called by rank 0 with the data set
-    after every step, and with step 0 after training.
+    example is (see `CorpusExamples`). validation: returns the validation function, if any, and the metric for model
+    selection (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and
+    crops. enabled: False skips the training steps and validates the initial weights. draw: called by rank 0 with the
+    data set after every step, and with step 0 after training.
     """
 
     folder: ModelFolder

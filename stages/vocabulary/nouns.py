@@ -29,18 +29,10 @@ CAPTIONS_PER_BATCH = 256  # the fastest of 32 to 5000: the activations fit the c
 # each unit and take a fifth of the time to process them again.)
 MAX_VOCAB_WORDS = 300_000
 # spaCy components that tagging does not need. Lemmatizers depend on `lemma`; third-party components are kept.
-UNUSED_COMPONENTS = {
-    "parser",
-    "beam_parser",
-    "ner",
-    "beam_ner",
-    "senter",
-    "sentencizer",
-    "entity_linker",
-    "entity_ruler",
-}
-UNUSED_COMPONENTS |= {"future_entity_ruler", "span_ruler", "span_finder", "spancat", "spancat_singlelabel", "textcat"}
-UNUSED_COMPONENTS |= {"textcat_multilabel", "merge_entities", "merge_noun_chunks", "merge_subtokens", "doc_cleaner"}
+UNUSED_COMPONENTS = {"parser", "beam_parser", "ner", "beam_ner", "senter", "sentencizer", "entity_linker"}
+UNUSED_COMPONENTS |= {"entity_ruler", "future_entity_ruler", "span_ruler", "span_finder", "spancat"}
+UNUSED_COMPONENTS |= {"spancat_singlelabel", "textcat", "textcat_multilabel", "merge_entities", "merge_noun_chunks"}
+UNUSED_COMPONENTS |= {"merge_subtokens", "doc_cleaner"}
 LEMMATIZERS = {"lemmatizer", "trainable_lemmatizer"}
 _tagging = threading.Lock()  # a Dask worker may have threads; a pipeline's vocabulary is not thread-safe
 

@@ -15,21 +15,10 @@ from alpro.stages.vocabulary.nouns import Word
 WordKind = Literal["noun", "verb", "direction"]
 PARTS: tuple[WordKind, ...] = ("noun", "verb", "direction")
 OPPOSITES = (
-    ("left", "right"),
-    ("leftward", "rightward"),
-    ("leftwards", "rightwards"),
-    ("up", "down"),
-    ("upward", "downward"),
-    ("upwards", "downwards"),
-    ("above", "below"),
-    ("over", "under"),
-    ("top", "bottom"),
-    ("forward", "backward"),
-    ("forwards", "backwards"),
-    ("inside", "outside"),
-    ("clockwise", "counterclockwise"),
+    "left right, leftward rightward, leftwards rightwards, up down, upward downward, upwards downwards, above below, "
+    "over under, top bottom, forward backward, forwards backwards, inside outside, clockwise counterclockwise"
 )
-DIRECTION_WORDS = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
+DIRECTION_WORDS = {a: b for pair in map(str.split, OPPOSITES.split(",")) for a, b in (pair, pair[::-1])}
 # Words whose swap changes nothing that is in the clip: nouns that are never entities, words of the templates, and verbs
 # that say that something is in the clip.
 UNCHANGING = {*NON_OBJECTS.split(), *["see", "sees", "seen", "show", "shows", "shown", "showing"]}
