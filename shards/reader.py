@@ -33,10 +33,7 @@ FRAME_PLACES = ("frame_offsets", "frame_sizes", "frame_crc32s")
 UNKNOWN = -1  # in place of a CRC-32, for an index of an earlier version
 KEPT_COLUMNS = ["id", "split", "kind", "group", "shard"]  # columns of the index that a reader keeps in memory
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
-MAX_GAP_BYTES = (
-    65536  # bytes, beyond twice a sample's size, that one request may fetch: headers and members of other samples
-)
-
+MAX_GAP_BYTES = 65536  # beyond twice a sample's size, that one request may fetch: headers, members of other samples
 MAX_CACHED_BYTES = 2**28  # of decoded frames that a reader keeps, if all frames of its corpus take no more
 
 

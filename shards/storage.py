@@ -96,7 +96,6 @@ def join(folder: Location, name: str) -> Location:
 
 
 def parent(location: Location) -> Location:
-    """The folder of a file."""
     if isinstance(location, Path):
         return location.parent
     head, path, rest = _split(location)
@@ -276,7 +275,6 @@ def call_store(location: Location, function: Callable[[fsspec.AbstractFileSystem
 
 
 def read_bytes(location: Location) -> bytes:
-    """Reads a whole file."""
     return call_store(location, lambda system, name: system.cat_file(name))
 
 
@@ -333,7 +331,6 @@ def write_bytes(location: Location, data: bytes) -> None:
 
 
 def send_file(path: Path, location: Location) -> None:
-    """Copies a local file to a location."""
     if isinstance(location, Path):
         make_folder(location.parent)
         with atomic_write(location) as temporary:
@@ -343,7 +340,6 @@ def send_file(path: Path, location: Location) -> None:
 
 
 def fetch_file(location: Location, path: Path) -> None:
-    """Copies a file to a local path."""
     make_folder(path.parent)
     with atomic_write(path) as temporary:
         call_store(location, lambda system, name: system.get_file(name, str(temporary)))

@@ -41,7 +41,6 @@ class ShardWriter:
         self.count = 0
 
     def write(self, row: Row, clip: Clip) -> None:
-        """Appends a sample."""
         about = SampleMetadata(
             id=row.id,
             kind=row.kind,

@@ -1,8 +1,8 @@
 """Decodes the items of a manifest into WebDataset shards. Every item ends in either a shard or rejects.parquet."""
 
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -116,11 +116,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
     parts = open_parts(out, resources)
     annotations = {name: path for name, path in inputs.items() if split_of(name) in ANNOTATION_FILES}
-    records = scan_source(source, annotations, inputs.get("root"), config.group_pattern)
-    selected = (r for r in records if config.kinds == "all" or isinstance(r, Reject) or r.kind == config.kinds)
-    with DecodePlan.create(
-        parts, selected, config.validation, config.test, config.seed, config.samples_per_shard
-    ) as plan:
+    with plan_of(config, source, annotations, inputs.get("root"), parts) as plan:
         check_texts(source, plan)
         if not config.group_pattern and (hint := group_hint(plan)):
             log.info(f"hint: {hint}")
@@ -139,6 +135,27 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             (out / REJECTED).touch()
             raise error
     return outcome
+
+
+def plan_of(
+    config: Config,
+    source: Location,
+    annotations: Mapping[str, Path] | None,
+    root: Path | None,
+    folder: Path,
+    note: Callable[[Row], None] = lambda row: None,
+) -> AbstractContextManager[DecodePlan]:
+    """The plan of decoding a source, in `folder`. `note` is called with each row of the kinds that are decoded."""
+
+    def records() -> Iterator[Row | Reject]:
+        for record in scan_source(source, annotations, root, config.group_pattern):
+            if isinstance(record, Row):
+                if config.kinds not in ("all", record.kind):
+                    continue
+                note(record)
+            yield record
+
+    return DecodePlan.create(folder, records(), config.validation, config.test, config.seed, config.samples_per_shard)
 
 
 def check_texts(source: Location, plan: DecodePlan) -> None:

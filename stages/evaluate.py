@@ -122,16 +122,9 @@ def question_answering(config: Config, inputs: dict[str, Path], results: Results
             results.add(score, what, key)
         add_contrasts(results, what, key, config.contrasts, logits, folder.answers, questions)
         if key == "qa":
-            columns = zip(
-                [questions.ids[v] for v in questions.video_of_question],
-                questions.types,
-                questions.texts,
-                questions.answers,
-                answers,
-                confidence,
-                right.tolist(),
-                strict=True,
-            )
+            ids = [questions.ids[video] for video in questions.video_of_question]
+            asked_for = ids, questions.types, questions.texts, questions.answers
+            columns = zip(*asked_for, answers, confidence, right.tolist(), strict=True)
             results.table("qa", [dict(zip(ANSWER_COLUMNS, row, strict=True)) for row in columns])
 
 

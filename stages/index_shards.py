@@ -94,7 +94,6 @@ def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resou
 
 
 def is_finished(unit: ShardUnit, out: Path) -> bool:
-    """Whether a unit was finished by an interrupted run."""
     return read_unit(unit.name, out) is not None
 
 

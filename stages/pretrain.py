@@ -75,16 +75,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             start_from(model, prompter)
         elif config.start != "scratch":
             copy_start(model, tokenizer, preprocessing, load_model(Path(config.start), device))
-        objective = PretrainObjective(
-            model,
-            preprocessing.mean,
-            preprocessing.std,
-            prompter,
-            prompts,
-            config.weights,
-            config.threshold,
-            config.negative_pool_size,
-        )
+        norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
+        objective = PretrainObjective(model, *norm, prompter, prompts, *losses, config.negative_pool_size)
 
         def draw(data: TrainingDataset, step: int) -> None:
             if step == 0:
@@ -174,7 +166,6 @@ def draw_pseudo_labels(
         shown = true_entities(source.reader[int(batch.video[i]) - source.first_video].about, entities)
         rows.append(draw_entities(frame, box, named, words, bool(top.values[0] >= objective.threshold), shown))
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(
-        folder / f"pseudo_labels{suffix}.png"
-    ) as temporary:  # tracking uploads files as soon as they appear
+    # Tracking uploads files as soon as they appear.
+    with atomic_write(folder / f"pseudo_labels{suffix}.png") as temporary:
         sheet(rows, columns=min(6, len(rows))).save(temporary, format="png")

@@ -316,7 +316,6 @@ class _Decoding:
         return [_Run(0, int(self._requested.max()), -np.inf)]
 
     def decode(self, run: _Run, packets: Iterator[Any]) -> None:
-        """Decodes a run and keeps its requested frames."""
         codec, last = self._codec, None
         if codec.is_open:
             codec.flush_buffers()

@@ -86,7 +86,6 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the motion only."""
     return f"{rng.choice(['it', 'it', 'something'])} {motion_phrase(scene.main.motion, rng)}"
 
 

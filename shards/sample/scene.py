@@ -95,7 +95,6 @@ class Scene:
 
 
 def draw_count(rng: np.random.Generator) -> int:
-    """The number of things of a clip."""
     return int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
 
 

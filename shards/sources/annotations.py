@@ -280,7 +280,6 @@ class Annotations:
             yield Video(split, name, other_names, url, splits == 1, captions, texts["question"])
 
     def texts(self, video: int) -> dict[str, list[Any]]:
-        """The texts of a video by their kind."""
         texts: dict[str, list[Any]] = {"caption": [], "question": [], "sentence": []}
         for kind, text in self.db.execute("select kind, text from texts where video = ? order by rowid", (video,)):
             texts[kind].append(json.loads(text))

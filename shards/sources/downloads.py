@@ -143,7 +143,6 @@ def add_member(found: dict[str, Download], member: TarMember, file: BinaryIO, sh
 
 
 def read_text(member: TarMember, file: BinaryIO, extension: str, sample: Download) -> None:
-    """Reads the caption or the metadata of a sample."""
     if member.size > MAX_JSON_BYTES:
         sample.problem = f"{member.name} has {member.size} bytes, the limit is {MAX_JSON_BYTES}"
         return

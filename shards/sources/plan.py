@@ -84,12 +84,10 @@ class DecodePlan:
             yield cls(db, generated)
 
     def rejects(self) -> Iterator[Reject]:
-        """The rejects of invalid rows."""
         for (row,) in self.db.execute("select row from rejects order by rowid"):
             yield Reject.model_validate_json(row)
 
     def unit_names(self) -> Iterator[str]:
-        """The names of the units, in order."""
         for (name,) in self.db.execute("select name from units order by rowid"):
             yield name
 

@@ -17,12 +17,11 @@ from typing import Any
 from alpro.shards.decoding.decode import DecodeError
 from alpro.shards.schema import SPLITS, Reject, Row
 from alpro.shards.sources.adapters import form_of, read_annotations
-from alpro.shards.sources.annotations import annotation_file, scan_source, table_of
+from alpro.shards.sources.annotations import annotation_file, table_of
 from alpro.shards.sources.downloads import is_downloads
-from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location
 from alpro.shards.writer import encode_jpeg
-from alpro.stages.decode_videos import Config, decode, fetched, group_hint
+from alpro.stages.decode_videos import Config, decode, fetched, group_hint, plan_of
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MAX_NAMED = 3  # items that are named as examples
@@ -43,12 +42,8 @@ def check_data(
     on the items. Raises InputError if the source cannot be read at all.
     """
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
-        folder = Path(name)
-        files = Files()
-        records = files.count(selected(scan_source(data, annotations, root, config.group_pattern), config))
-        with DecodePlan.create(
-            folder, records, config.validation, config.test, config.seed, config.samples_per_shard
-        ) as plan:
+        folder, files = Path(name), Files()
+        with plan_of(config, data, annotations, root, folder, files.add) as plan:
             items = plan.count("rows") + plan.count("rejects")
             report = {
                 "data": str(data),
@@ -72,11 +67,6 @@ def check_data(
     return report
 
 
-def selected(records: Iterable[Row | Reject], config: Config) -> Iterator[Row | Reject]:
-    """The records of the kinds that are decoded, and the rejects."""
-    return (r for r in records if config.kinds == "all" or isinstance(r, Reject) or r.kind == config.kinds)
-
-
 class Files:
     """Counts rows and their files, without reading the files."""
 
@@ -89,12 +79,6 @@ class Files:
         self.captions_of_row: list[int] = []
         # The number of texts by length, in words and punctuation marks.
         self.lengths: dict[str, Counter[int]] = {"captions": Counter(), "questions": Counter()}
-
-    def count(self, records: Iterable[Row | Reject]) -> Iterator[Row | Reject]:
-        for record in records:
-            if isinstance(record, Row):
-                self.add(record)
-            yield record
 
     def add(self, row: Row) -> None:
         self.kinds[row.kind] += 1
@@ -225,7 +209,6 @@ def tables_in(folder: Path) -> str:
 
 
 def why_no_split(split: str, splits: Mapping[str, Mapping[str, int]], config: Config, source: str) -> str:
-    """Why no item is in a split."""
     if source == "named":
         named = ", ".join(f"{name} ({texts['items']})" for name, texts in splits.items() if texts["items"])
         return f"the rows name the splits {named}" if named else "no row with a text names one"
@@ -244,10 +227,7 @@ def items_of_split(
     """The items, captions and questions that a split of a source will have, and why it has none, or an empty string."""
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
         files = Files()
-        kept = selected(scan_source(data, annotations, root, config.group_pattern), config)
-        with DecodePlan.create(
-            Path(name), files.count(kept), config.validation, config.test, config.seed, config.samples_per_shard
-        ) as plan:
+        with plan_of(config, data, annotations, root, Path(name), files.add) as plan:
             splits = plan.texts_by_split()
     source = "named" if files.named_splits else "generated"
     return splits[split], "" if splits[split]["items"] else why_no_split(split, splits, config, source)

@@ -46,7 +46,6 @@ def part_path(name: str, kind: str, out: Path) -> Path:
 
 
 def write_unit(name: str, out: Path, index: pa.Table, rejects: pa.Table, record: Mapping[str, Any]) -> None:
-    """Writes the parts of a unit."""
     for table, kind in ((index, "index.parquet"), (rejects, "rejects.parquet")):
         pq.write_table(table, part_path(name, kind, out))
         sync(part_path(name, kind, out))

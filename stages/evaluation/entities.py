@@ -57,17 +57,10 @@ def entity_accuracy(
     videos = encode_videos(prompter.normalized(device), reader, numbers, device)
     best = similarities(videos.features, prompts["video"].to(device)).argmax(1).tolist()
     named = [entities[i] for i in best]
-    right = [name in truths[n] for n, name in zip(numbers, named, strict=True)]
-    constant = best_constant(list(truths.values()), entities)
-    ids = reader.column("id").to_pylist()
-    return EntityScore(
-        float(np.mean(right) * 100),
-        constant,
-        [ids[n] for n in numbers],
-        named,
-        [truths[n] for n in numbers],
-        [CAPTIONS.join(reader[n].about["captions"]) for n in numbers],
-    )
+    right = float(np.mean([name in truths[n] for n, name in zip(numbers, named, strict=True)]) * 100)
+    constant, ids = best_constant(list(truths.values()), entities), reader.column("id").to_pylist()
+    captions = [CAPTIONS.join(reader[n].about["captions"]) for n in numbers]
+    return EntityScore(right, constant, [ids[n] for n in numbers], named, list(truths.values()), captions)
 
 
 @dataclass
@@ -134,7 +127,6 @@ def best_constant(truths: list[list[str]], entities: list[str]) -> float:
 
 
 def true_entities(about: dict, entities: list[str]) -> list[str]:
-    """The known entities of a sample."""
     stated = about["meta"].get("entities")
     if isinstance(stated, list):
         return [e for e in stated if e in entities]

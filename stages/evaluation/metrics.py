@@ -46,7 +46,6 @@ class Ranks:
         return cls(better, tied_wrong, tied_right, relevant.sum(axis=1), scores.shape[1])
 
     def __len__(self) -> int:
-        """The number of queries."""
         return len(self.better)
 
     def select(self, queries: np.ndarray) -> "Ranks":
@@ -121,7 +120,6 @@ class RetrievalMetric(Metric):
     validation_only: bool = False
 
     def value(self, ranks: Ranks) -> float:
-        """The metric of all queries."""
         return value_of(self.of_queries(ranks), self.statistic)
 
 
@@ -140,7 +138,6 @@ class Score(NamedTuple):
 
     @property
     def items(self) -> int:
-        """The number of queries."""
         return len(self.values)
 
 
@@ -178,7 +175,6 @@ KEPT_CROPS = replace(ENTITY_ACCURACY, key="kept", label="share that PEM keeps")
 
 
 def accuracy_of(kind: str) -> Metric:
-    """Accuracy on the questions of a type."""
     return replace(ACCURACY, key=f"{ACCURACY.key}_{kind}", label=kind.replace("_", " "))
 
 

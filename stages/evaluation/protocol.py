@@ -115,7 +115,6 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
 
 
 def load_for_evaluation(config: EvaluationConfig, folder: Path, device: torch.device) -> ModelFolder:
-    """Loads a model and sets the configured number of frames."""
     loaded = load_model(folder, device)
     if config.frames:
         set_frames(loaded.model, config.frames)
@@ -138,7 +137,6 @@ def score_pairs(
 
 
 def length_of(config: EvaluationConfig, folder: ModelFolder) -> int:
-    """The maximum text length in tokens."""
     return config.max_text_tokens or folder.preprocessing.max_text_tokens
 
 

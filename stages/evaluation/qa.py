@@ -55,16 +55,10 @@ class Questions:
 
     def between(self, start: int, stop: int) -> "Questions":
         """The questions about the videos [start, stop); questions are sorted by video."""
-        first, last = np.searchsorted(self.video_of_question, [start, stop])
-        chosen = slice(first, last)
+        some, chosen = slice(start, stop), slice(*np.searchsorted(self.video_of_question, [start, stop]))
+        texts = self.texts[chosen], self.answers[chosen], self.types[chosen]
         return Questions(
-            self.reader,
-            self.numbers[start:stop],
-            self.ids[start:stop],
-            self.texts[chosen],
-            self.answers[chosen],
-            self.types[chosen],
-            self.video_of_question[chosen] - start,
+            self.reader, self.numbers[some], self.ids[some], *texts, self.video_of_question[chosen] - start
         )
 
 

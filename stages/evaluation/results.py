@@ -68,7 +68,8 @@ class Results:
         metric, queries = score.metric, score.queries
         interval = bootstrap_interval(score.values, queries.ids, metric.statistic)
         name = "/".join(part for part in (name, direction, metric.key) if part)
-        row = self._row(metric, name, what, direction, protocol, score.value, score.items, score.chance, interval)
+        row = self._row(metric, name, (what, direction, protocol), score.value, score.items, score.chance)
+        row["low"], row["high"] = interval or (None, None)
         row["videos"], row["independent_videos"] = len(set(queries.ids)), independent_videos(queries.ids)
         columns = (pa.array(column, pa.string()).dictionary_encode() for column in (queries.ids, queries.texts))
         names = pa.DictionaryArray.from_arrays(np.zeros(score.items, np.int32), [name])
@@ -78,40 +79,18 @@ class Results:
     def add_share(self, table: str, key: str, what: str, name: str, part: int, items: int) -> None:
         """Adds a share (%) of the items of a corpus, which has no interval, as <name>/<key>."""
         metric = Metric(key, f"{part} of {items}", table, baseline="")
-        self._row(metric, f"{name}/{key}", what, "", "", 100 * part / items, items, None, None)
+        self._row(metric, f"{name}/{key}", (what, "", ""), 100 * part / items, items, None)
 
     def _row(
-        self,
-        metric: Metric,
-        name: str,
-        what: str,
-        direction: str,
-        protocol: str,
-        value: float,
-        items: int,
-        chance: float | None,
-        interval: tuple[float, float] | None,
+        self, metric: Metric, name: str, how: tuple[str, str, str], value: float, items: int, chance: float | None
     ) -> dict[str, Any]:
-        low, high = interval or (None, None)
-        self.rows.append(
-            {
-                "name": name,
-                "table": metric.table,
-                "what": what,
-                "direction": direction,
-                "protocol": protocol,
-                "metric": metric.label,
-                "value": value,
-                "low": low,
-                "high": high,
-                "unit": metric.unit,
-                "higher_is_better": metric.higher_is_better,
-                "statistic": metric.statistic,
-                "items": items,
-                "chance": chance,
-                "baseline": metric.baseline,
-            }
-        )
+        """Adds a row without an interval. how: what was evaluated, the direction and the protocol."""
+        what, direction, protocol = how
+        row: dict[str, Any] = {"name": name, "table": metric.table}
+        row |= {"what": what, "direction": direction, "protocol": protocol}
+        row |= {"metric": metric.label, "value": value, "low": None, "high": None, "unit": metric.unit}
+        row |= {"higher_is_better": metric.higher_is_better, "statistic": metric.statistic, "items": items}
+        self.rows.append(row | {"chance": chance, "baseline": metric.baseline})
         self.metrics[f"{self.split}/{name}"] = value
         return self.rows[-1]
 
@@ -151,8 +130,8 @@ def add_rankers(
     device: torch.device,
 ) -> tuple[np.ndarray, dict[str, Ranks], tuple[Texts, Videos]]:
     """Adds retrieval by matching (VTM) as `name`, by similarity (VTC) as <name>_vtc, and by similarity with a dual
-    softmax as <name>_dual. Returns the scores (texts, videos) and the
-    ranks of matching, and the encoded texts and videos."""
+    softmax as <name>_dual. Returns the scores (texts, videos) and the ranks of matching, and the encoded texts and
+    videos."""
     scores, texts, videos = score_pairs(folder, gallery, config, device)
     protocol = protocol_of(config, folder)
     ranks = add_retrieval(results, f"{what} retrieval", name, scores, gallery, protocol=protocol)

@@ -108,7 +108,6 @@ class Index:
         return pa.concat_tables([REJECTED.empty_table(), *(read_rejects(self.folder, p) for p in self.about.parts)])
 
     def item(self, number: int) -> Item:
-        """The item of clip number 0..N-1."""
         for table in self.items:
             if number < table.num_rows:
                 return table.slice(number, 1).to_pylist()[0]
@@ -158,7 +157,6 @@ def repair(folder: Path) -> About:
 
 
 def source_of(item: Item) -> Row | Sample:
-    """What decodes an item."""
     location = located(item["path"])
     if item["frame_offsets"] is not None:
         return sample_from_row(item, location)

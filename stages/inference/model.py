@@ -135,7 +135,6 @@ class Model:
         return cls(loaded, embeddings, target, precision)
 
     def save_pretrained(self, folder: PathLike) -> None:
-        """Writes the model folder."""
         self.folder.save_pretrained(Path(folder))
 
     def frames(self, file: Source) -> Tensor:

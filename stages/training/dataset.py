@@ -158,7 +158,6 @@ class TrainingDataset(Dataset[Batch]):
         return weight * len(self.sources[source]) / sum(len(s) for s in self.sources if s.name == name)
 
     def steps_of(self, phase: Phase, sources: list[int]) -> int:
-        """The number of steps of a phase."""
         examples = sum(len(self.sources[i]) for i in sources)
         return phase.steps or max(1, round(phase.epochs * examples / self.config.batch_size))
 

@@ -86,9 +86,9 @@ class Mean:
 
     def state(self) -> dict[str, float]:
         """The sums over all ranks by name, and the number of steps under "", for a checkpoint. Rank 0 restores them."""
-        return (
-            {} if self.sums is None else dict(zip((*self.names, ""), all_reduce_sum(self.sums).tolist(), strict=True))
-        )
+        if self.sums is None:
+            return {}
+        return dict(zip((*self.names, ""), all_reduce_sum(self.sums).tolist(), strict=True))
 
     def restore(self, state: dict[str, float], device: torch.device) -> None:
         if state:

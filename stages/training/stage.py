@@ -73,18 +73,11 @@ def train(
         if world.main:
             for line in sizes(folder.model, config.max_text_tokens):
                 log.info(line)
+        shape = video.frames, video.image_size, video.grid
+        answers = {answer: index for index, answer in enumerate(folder.answers)}
+        tokenizer, masked = folder.tokenizer, training.mlm_probability
         data = TrainingDataset(
-            config,
-            inputs,
-            folder.tokenizer,
-            training.unit,
-            video.frames,
-            video.image_size,
-            video.grid,
-            training.mlm_probability,
-            answers={answer: index for index, answer in enumerate(folder.answers)},
-            rank=world.rank,
-            ranks=world.size,
+            config, inputs, tokenizer, training.unit, *shape, masked, answers, world.rank, world.size
         )
         warnings = [*data.cut_texts()] if world.main else []
         for warning in warnings:

@@ -48,7 +48,6 @@ def spellings_of(text: str) -> list[tuple[str, ...]]:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case."""
     return re.findall(r"[\w'-]+", text.lower())
 
 

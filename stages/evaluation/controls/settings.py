@@ -85,7 +85,6 @@ class ControlsConfig(EvaluationConfig):
 
 
 def reverse(frames: list[int]) -> list[int]:
-    """The frames in reverse order."""
     return frames[::-1]
 
 
