@@ -37,7 +37,8 @@ from alpro.pipeline.store.artifacts import versions
 from alpro.shards import reader as shard_reader
 from alpro.shards.decoding.decode import ffmpeg_binary
 from alpro.shards.reader import Sample, ShardReader
-from alpro.shards.sources.manifest import read_manifest
+from alpro.shards.schema import Row
+from alpro.shards.sources.manifest import scan_manifest
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import dataset
@@ -234,7 +235,7 @@ def read_videos(reader: ShardReader, data: Path) -> list[Video]:
     """The videos of the samples, in the order of the reader."""
     import av
 
-    files, videos = {row.id: row.path for row in read_manifest(data)[0]}, []
+    files, videos = {row.id: row.path for row in scan_manifest(data) if isinstance(row, Row)}, []
     for about in (reader[number].about for number in range(len(reader))):
         with av.open(str(files[about["id"]])) as container:
             times = sorted((p.pts, p.is_keyframe) for p in container.demux(video=0) if p.size)

@@ -29,6 +29,7 @@ from alpro.shards.schema import KINDS, SPLITS
 from alpro.shards.storage import MAX_CONCURRENT_REQUESTS, Location
 
 INDEX_COLUMNS = ["split", "kind", "group", "captions", "questions", "duration", "frame_sizes"]
+LISTS = {"frames": "frame_sizes", "captions": "captions", "questions": "questions"}  # columns that are counted
 SHEET_SAMPLES = 24  # samples in the picture of a corpus
 NOT_HASHED, UNREADABLE, BLANK = -1, -2, -3
 MAX_HASHED_SAMPLES = 20_000  # samples whose frames are read
@@ -109,14 +110,7 @@ def read_samples(folders: Sequence[Location], words: bool = True) -> Samples:
                 "kind": pc.index_in(batch["kind"], pa.array(KINDS)).to_numpy().astype(np.int8),
                 "group": hashed(batch["group"].to_pylist()),
                 "seconds": batch["duration"].to_numpy().astype(np.float32),
-                **{
-                    name: pc.list_value_length(batch[column]).to_numpy().astype(np.int32)
-                    for name, column in (
-                        ("frames", "frame_sizes"),
-                        ("captions", "captions"),
-                        ("questions", "questions"),
-                    )
-                },
+                **{name: pc.list_value_length(batch[c]).to_numpy().astype(np.int32) for name, c in LISTS.items()},
                 "caption_hashes": hashed(captions),
                 "words": np.fromiter(map(len, tokens), np.int32, len(tokens)),
                 "frame_hashes": np.full(len(batch), NOT_HASHED),

@@ -13,7 +13,7 @@ from alpro.shards.pictures import retrieval_picture
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.controls.columns import Value, in_subset
 from alpro.stages.evaluation.controls.settings import ControlsConfig, Name
-from alpro.stages.evaluation.controls.shortcuts import Answers, answers_under_controls, retrieval_controls
+from alpro.stages.evaluation.controls.shortcuts import Answers, RetrievalControls, answers_under_controls
 from alpro.stages.evaluation.metrics import (
     TABLE_VERSION,
     Ranks,
@@ -82,7 +82,7 @@ def retrieval(config: Config, inputs: dict[str, Path], results: Results, device:
     scores, ranks, encoded = add_rankers(results, "fine-tuned", "retrieval", folder, gallery, config, device)
     add_subsets(results, config.subsets, gallery, ranks["t2v"], protocol_of(config, folder))
     retrieval_pictures(gallery, scores, results.out)
-    retrieval_controls(results, config, folder, gallery, encoded, device)
+    RetrievalControls(results, config, folder, gallery, *encoded, device).add()
 
 
 def add_subsets(

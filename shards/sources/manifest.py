@@ -23,12 +23,6 @@ MAX_COLUMNS = 20  # that an error lists
 COLUMNS = {"id", "path", "kind", "caption", "captions", "questions", "start", "end", "split", "group"}
 
 
-def read_manifest(source: Location) -> tuple[list[Row], list[Reject]]:
-    """The rows and rejects of `scan_manifest` as lists."""
-    records = list(scan_manifest(source))
-    return [r for r in records if isinstance(r, Row)], [r for r in records if isinstance(r, Reject)]
-
-
 def scan_manifest(source: Location, group_pattern: str = "", require_texts: bool = True) -> Iterator[Row | Reject]:
     """Yields the rows of a manifest or of a folder of videos, and a reject for each invalid row, in order.
 

@@ -140,11 +140,6 @@ def encode_videos(
         return Videos(tokens, encoder.model.project_video(tokens).float())
 
 
-def uniform_frames(reader: ShardReader, number: int, config: VideoConfig) -> np.ndarray:
-    """The frames of a sample of a corpus: (T, 3, H, W) uint8, see `sample_frames`."""
-    return sample_frames(reader[number], config)
-
-
 def sample_frames(sample: Sample, config: VideoConfig, chosen: list[int] | None = None) -> np.ndarray:
     """The chosen frames of a sample: (T, 3, H, W) uint8; by default, the first of each of `config.frames` segments.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
-from alpro.stages.encoding.encode import encode_videos, similarities, uniform_frames
+from alpro.stages.encoding.encode import encode_videos, sample_frames, similarities
 from alpro.stages.evaluation.metrics import CAPTIONS
 from alpro.stages.training.masking import random_box
 
@@ -99,7 +99,7 @@ def entities_of_crops(
     numbers = list(truths)
     for start in range(0, len(numbers), batch):
         some = numbers[start : start + batch]
-        frames = np.stack([uniform_frames(reader, n, config) for n in some])
+        frames = np.stack([sample_frames(reader[n], config) for n in some])
         pixels = encoder.pixels(torch.from_numpy(frames).to(device))
         for _ in range(crops):
             boxes = [random_box(config.grid, rng) for _ in some]

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
-from alpro.stages.encoding.encode import similarities, uniform_frames
+from alpro.stages.encoding.encode import sample_frames, similarities
 from alpro.stages.evaluation.metrics import accuracy_by_type, mean_recall, retrieval_metrics
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
@@ -96,7 +96,7 @@ def readable(encoder: NormalizedModel, parts: dict[str, Items]) -> dict[str, Ite
     parts = {name: part for name, part in parts.items() if part.texts}
     for part in parts.values():
         for number in part.numbers:
-            uniform_frames(part.reader, number, encoder.model.config.video)
+            sample_frames(part.reader[number], encoder.model.config.video)
     return parts
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from alpro.shards.decoding.decode import Clip
-from alpro.shards.schema import Row
-from alpro.shards.sources.manifest import read_manifest
+from alpro.shards.schema import Reject, Row
+from alpro.shards.sources.manifest import scan_manifest
 
 
 def colour(number: int) -> tuple[int, int, int]:
@@ -130,6 +130,12 @@ def write_records(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def read_manifest(source: Path) -> tuple[list[Row], list[Reject]]:
+    """The rows and rejects of `scan_manifest` as lists."""
+    records = list(scan_manifest(source))
+    return [r for r in records if isinstance(r, Row)], [r for r in records if isinstance(r, Reject)]
 
 
 def single_row(source: Path) -> Row:

@@ -1,6 +1,7 @@
 """Columns of the manifest in evaluation: subsets of the test items, and words that a control knows."""
 
 import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,22 @@ def in_subset(gallery: Gallery, values: dict[str, Value]) -> np.ndarray:
             raise InputError(f"{gallery.reader.folder}: no column {column} (evaluate.subsets)")
     videos = np.array([all(row.get(column) == value for column, value in values.items()) for row in rows])
     return videos[gallery.video_of_text]
+
+
+def words_only(gallery: Gallery, paths: str | tuple[str, ...]) -> np.ndarray:
+    """Scores (texts, videos) of a ranker that knows only the words of a video at paths into the manifest's columns:
+    their overlap with those words that the text mentions. Raises InputError as `video_words`."""
+    paths = (paths,) if isinstance(paths, str) else paths
+    by_path = [video_words(gallery, path) for path in paths]
+    videos = [[word for words in of_video for word in words] for of_video in zip(*by_path, strict=True)]
+    # Each spelling stands for the word with the most spellings, so that `left` is also `left|leftwards`.
+    known: dict[str, tuple[str, ...]] = {}
+    for word in sorted({word for words in videos for word in words}, key=lambda word: (-len(word), word)):
+        for spelling in word:
+            known.setdefault(spelling, word)
+    shown = [Counter(known[word[0]] for word in words) for words in videos]
+    mentioned = [Counter(known[word] for word in words_of(text) if word in known) for text in gallery.texts]
+    return np.array([[(a & b).total() / max(1, (a | b).total()) for b in shown] for a in mentioned], np.float32)
 
 
 def video_words(gallery: Gallery, path: str) -> list[list[tuple[str, ...]]]:

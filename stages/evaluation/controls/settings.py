@@ -1,6 +1,5 @@
 """Controls: what is left of a score if a model, or a ranker without a model, gets only a part of the input."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -8,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from alpro.stages.encoding.encode import Reorder
-from alpro.stages.evaluation.controls.columns import video_words, words_of
+from alpro.stages.evaluation.controls.columns import words_only
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
 from alpro.stages.evaluation.retrieval import Gallery
 
@@ -106,19 +105,3 @@ class Shuffle:
 def still(place: int) -> Reorder:
     """A still clip of one frame: the frame at `place`, repeated."""
     return lambda frames: [frames[place]] * len(frames)
-
-
-def words_only(gallery: Gallery, paths: str | tuple[str, ...]) -> np.ndarray:
-    """Scores (texts, videos) of a ranker that knows only the words of a video at paths into the manifest's columns:
-    their overlap with those words that the text mentions. Raises InputError as `video_words`."""
-    paths = (paths,) if isinstance(paths, str) else paths
-    by_path = [video_words(gallery, path) for path in paths]
-    videos = [[word for words in of_video for word in words] for of_video in zip(*by_path, strict=True)]
-    # Each spelling stands for the word with the most spellings, so that `left` is also `left|leftwards`.
-    known: dict[str, tuple[str, ...]] = {}
-    for word in sorted({word for words in videos for word in words}, key=lambda word: (-len(word), word)):
-        for spelling in word:
-            known.setdefault(spelling, word)
-    shown = [Counter(known[word[0]] for word in words) for words in videos]
-    mentioned = [Counter(known[word] for word in words_of(text) if word in known) for text in gallery.texts]
-    return np.array([[(a & b).total() / max(1, (a | b).total()) for b in shown] for a in mentioned], np.float32)

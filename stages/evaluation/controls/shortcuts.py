@@ -1,6 +1,7 @@
 """Shortcut tests of fine-tuned models, on any corpus: frames in another order, one frame, no video, swapped words."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.stages.encoding.encode import Texts, Videos, encode_texts, encode_videos, similarities
 from alpro.stages.encoding.pairs import score
+from alpro.stages.evaluation.controls.columns import words_only
 from alpro.stages.evaluation.controls.counterfactual import PARTS, swap_words
 from alpro.stages.evaluation.controls.settings import (
     CONTROLS,
@@ -23,7 +25,6 @@ from alpro.stages.evaluation.controls.settings import (
     Shuffle,
     reverse,
     still,
-    words_only,
 )
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.protocol import length_of, protocol_of, score_pairs
@@ -35,36 +36,86 @@ from alpro.stages.vocabulary.nouns import tag_texts
 RANKERS = {"vtm": "matching", "vtc": "similarity"}
 
 
-def retrieval_controls(
-    results: Results,
-    config: ControlsConfig,
-    folder: ModelFolder,
-    gallery: Gallery,
-    encoded: tuple[Texts, Videos],
-    device: torch.device,
-) -> None:
-    """Adds the controls of retrieval. encoded: the texts and videos of the gallery."""
+@dataclass(frozen=True)
+class RetrievalControls:
+    """The controls of retrieval. texts, videos: those of the gallery, encoded."""
 
-    protocol, all_pairs = protocol_of(config, folder), protocol_of(config, folder, by_similarity=True)
+    results: Results
+    config: ControlsConfig
+    folder: ModelFolder
+    gallery: Gallery
+    texts: Texts
+    videos: Videos
+    device: torch.device
 
-    def add(label: str, name: str, scores: np.ndarray, protocol: str = "all pairs") -> None:
-        add_retrieval(results, f"control: {label}", name, scores, gallery, ("t2v",), protocol)
+    def add(self) -> None:
+        """Adds the results of the controls that are configured."""
+        config, folder = self.config, self.folder
+        protocol, all_pairs = protocol_of(config, folder), protocol_of(config, folder, by_similarity=True)
+        for name, paths in config.word_controls.items():
+            self.add_ranks(WORD_LABEL.format(name.replace("_", " ")), f"{name}_only", words_only(self.gallery, paths))
+        for name, reorder in (("shuffled", Shuffle(config.seed)), ("reversed", reverse)):
+            if name in config.controls:
+                scores, _, _ = score_pairs(folder, self.gallery, config, self.device, reorder)
+                self.add_ranks(f"frames {name}", f"retrieval_{name}", scores, protocol)
+        if "single_frame" in config.controls:
+            label = CONTROLS["single_frame"].label
+            scores, similarity = best_single_frame(folder, self.gallery, config, self.device)
+            self.add_ranks(label, "retrieval_single_frame", scores, protocol)
+            self.add_ranks(f"{label}, by similarity", "retrieval_single_frame_vtc", similarity, all_pairs)
+        if "clip_or_reversed" in config.controls:
+            self.clip_or_reversed()
+        if "counterfactual" in config.controls:
+            self.counterfactual()
 
-    for name, paths in config.word_controls.items():
-        add(WORD_LABEL.format(name.replace("_", " ")), f"{name}_only", words_only(gallery, paths))
-    for name, reorder in (("shuffled", Shuffle(config.seed)), ("reversed", reverse)):
-        if name in config.controls:
-            scores, _, _ = score_pairs(folder, gallery, config, device, reorder)
-            add(f"frames {name}", f"retrieval_{name}", scores, protocol)
-    if "single_frame" in config.controls:
-        label = CONTROLS["single_frame"].label
-        scores, similarity = best_single_frame(folder, gallery, config, device)
-        add(label, "retrieval_single_frame", scores, protocol)
-        add(f"{label}, by similarity", "retrieval_single_frame_vtc", similarity, all_pairs)
-    if "clip_or_reversed" in config.controls:
-        clip_or_reversed(results, config, folder, gallery, encoded, device)
-    if "counterfactual" in config.controls:
-        counterfactual(results, config, folder, gallery, encoded, device)
+    def add_ranks(self, label: str, name: str, scores: np.ndarray, protocol: str = "all pairs") -> None:
+        add_retrieval(self.results, f"control: {label}", name, scores, self.gallery, ("t2v",), protocol)
+
+    def clip_or_reversed(self) -> None:
+        """For each caption, which of its clip and the reversed clip fits it, as in RTime (Du et al., 2024)."""
+        gallery, texts, videos = self.gallery, self.texts, self.videos
+        encoder = self.folder.normalized(self.device)
+        backwards = encode_videos(encoder, gallery.reader, gallery.numbers, self.device, reorder=reverse)
+        pairs = np.stack([np.arange(len(gallery.texts)), gallery.video_of_text], axis=1)
+        right, wrong = (
+            pair_scores(cast(Alpro, self.folder.model), texts, clips, pairs) for clips in (videos, backwards)
+        )
+        ids = [gallery.ids[video] for video in gallery.video_of_text]
+        columns = {"id": ids, "caption": gallery.texts} | both_scores(right, wrong, "reversed")
+        self.results.table("clip_or_reversed", rows_of(columns))
+        for ranker in RANKERS:
+            fits = two_way(right[ranker], wrong[ranker])
+            add_two_way(self.results, "clip_or_reversed", ranker, RANKERS[ranker], fits, gallery.queries("t2v"))
+
+    def counterfactual(self) -> None:
+        """How often a caption fits its clip better than with one word swapped, for each part of speech."""
+        gallery, texts, videos = self.gallery, self.texts, self.videos
+        swaps = swap_words(gallery.texts, gallery.video_of_text.tolist(), tag_texts(gallery.texts), self.config.seed)
+        if not swaps:
+            return
+        model, length = cast(Alpro, self.folder.model), length_of(self.config, self.folder)
+        swapped = encode_texts(model, self.folder.tokenizer, [swap.caption for swap in swaps], length, self.device)
+        of_text = np.array([swap.text for swap in swaps])
+        video = gallery.video_of_text[of_text]
+        right = pair_scores(model, texts, videos, np.stack([of_text, video], axis=1))
+        wrong = pair_scores(model, swapped, videos, np.stack([np.arange(len(swaps)), video], axis=1))
+        columns = {
+            "id": [gallery.ids[v] for v in video],
+            "part": [swap.part for swap in swaps],
+            "caption": [gallery.texts[i] for i in of_text],
+            "counterfactual": [swap.caption for swap in swaps],
+            "word": [swap.word for swap in swaps],
+            "replacement": [swap.replacement for swap in swaps],
+        }
+        self.results.table("counterfactual", rows_of(columns | both_scores(right, wrong, "counterfactual")))
+        parts, queries = np.array(columns["part"]), Queries.of(columns["id"], columns["counterfactual"])
+        for part in PARTS:
+            for ranker in RANKERS if (parts == part).any() else ():
+                fits = two_way(right[ranker], wrong[ranker])[parts == part]
+                label = f"{part}, {RANKERS[ranker]}"
+                add_two_way(
+                    self.results, "counterfactual", f"{part}_{ranker}", label, fits, queries.select(parts == part)
+                )
 
 
 def best_single_frame(
@@ -82,64 +133,6 @@ def best_single_frame(
         best = (np.maximum(best[0], scores), np.maximum(best[1], similarity)) if best else (scores, similarity)
     assert best is not None
     return best
-
-
-def clip_or_reversed(
-    results: Results,
-    config: ControlsConfig,
-    folder: ModelFolder,
-    gallery: Gallery,
-    encoded: tuple[Texts, Videos],
-    device: torch.device,
-) -> None:
-    """For each caption, which of its clip and the reversed clip fits it, as in RTime (Du et al., 2024)."""
-    texts, videos = encoded
-    encoder = folder.normalized(device)
-    backwards = encode_videos(encoder, gallery.reader, gallery.numbers, device, reorder=reverse)
-    pairs = np.stack([np.arange(len(gallery.texts)), gallery.video_of_text], axis=1)
-    right, wrong = (pair_scores(cast(Alpro, folder.model), texts, clips, pairs) for clips in (videos, backwards))
-    ids = [gallery.ids[video] for video in gallery.video_of_text]
-    columns = {"id": ids, "caption": gallery.texts} | both_scores(right, wrong, "reversed")
-    results.table("clip_or_reversed", rows_of(columns))
-    for ranker in RANKERS:
-        fits = two_way(right[ranker], wrong[ranker])
-        add_two_way(results, "clip_or_reversed", ranker, RANKERS[ranker], fits, gallery.queries("t2v"))
-
-
-def counterfactual(
-    results: Results,
-    config: ControlsConfig,
-    folder: ModelFolder,
-    gallery: Gallery,
-    encoded: tuple[Texts, Videos],
-    device: torch.device,
-) -> None:
-    """How often a caption fits its clip better than with one word swapped, for each part of speech."""
-    texts, videos = encoded
-    swaps = swap_words(gallery.texts, gallery.video_of_text.tolist(), tag_texts(gallery.texts), config.seed)
-    if not swaps:
-        return
-    model, length = cast(Alpro, folder.model), length_of(config, folder)
-    swapped = encode_texts(model, folder.tokenizer, [swap.caption for swap in swaps], length, device)
-    of_text = np.array([swap.text for swap in swaps])
-    video = gallery.video_of_text[of_text]
-    right = pair_scores(model, texts, videos, np.stack([of_text, video], axis=1))
-    wrong = pair_scores(model, swapped, videos, np.stack([np.arange(len(swaps)), video], axis=1))
-    columns = {
-        "id": [gallery.ids[v] for v in video],
-        "part": [swap.part for swap in swaps],
-        "caption": [gallery.texts[i] for i in of_text],
-        "counterfactual": [swap.caption for swap in swaps],
-        "word": [swap.word for swap in swaps],
-        "replacement": [swap.replacement for swap in swaps],
-    }
-    results.table("counterfactual", rows_of(columns | both_scores(right, wrong, "counterfactual")))
-    parts, queries = np.array(columns["part"]), Queries.of(columns["id"], columns["counterfactual"])
-    for part in PARTS:
-        for ranker in RANKERS if (parts == part).any() else ():
-            fits = two_way(right[ranker], wrong[ranker])[parts == part]
-            label = f"{part}, {RANKERS[ranker]}"
-            add_two_way(results, "counterfactual", f"{part}_{ranker}", label, fits, queries.select(parts == part))
 
 
 def pair_scores(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from alpro.shards.schema import Row, SampleMetadata
-from alpro.shards.sources.manifest import question_type, read_manifest, scan_manifest
-from tests.shards.conftest import QUESTION, single_row
+from alpro.shards.sources.manifest import question_type, scan_manifest
+from tests.shards.conftest import QUESTION, read_manifest, single_row
 
 RECORDS = [
     {"path": "a.mp4", "caption": "a dog, running", "start": 1.5, "end": 3.0, "split": "train", "source": "tv"},

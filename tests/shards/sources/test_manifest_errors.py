@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
-from alpro.shards.sources.manifest import read_manifest, scan_manifest
-from tests.shards.conftest import QUESTION, single_row
+from alpro.shards.sources.manifest import scan_manifest
+from tests.shards.conftest import QUESTION, read_manifest, single_row
 
 BAD_RECORDS: list[tuple[dict | str, str]] = [
     ("{'path': 'b.mp4'}", "not JSON"),

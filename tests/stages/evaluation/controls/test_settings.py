@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
-from alpro.stages.evaluation.controls.settings import Shuffle, reverse, still, words_only
+from alpro.stages.evaluation.controls.columns import words_only
+from alpro.stages.evaluation.controls.settings import Shuffle, reverse, still
 from alpro.stages.evaluation.retrieval import Gallery
 
 
