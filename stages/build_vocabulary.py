@@ -1,9 +1,10 @@
 """Selects the M most frequent nouns of the captions as entities, and trains a tokenizer."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -115,13 +116,10 @@ def read_captions(inputs: dict[str, Path]) -> tuple[Counter[str], list[tuple[str
     captions: Counter[str] = Counter()
     without: list[tuple[str, str]] = []
     for folder in inputs.values():
-        for row in (
-            row for batch in index_batches(folder, ["id", "split", "source", "captions"]) for row in batch.to_pylist()
-        ):
-            if row["split"] == "train":
-                captions.update(row["captions"])
-                if not row["captions"]:
-                    without.append((row["id"], row["source"]))
+        for row in training_rows(folder, ["id", "source", "captions"]):
+            captions.update(row["captions"])
+            if not row["captions"]:
+                without.append((row["id"], row["source"]))
     return captions, without
 
 
@@ -129,10 +127,14 @@ def read_questions(inputs: dict[str, Path]) -> Counter[str]:
     """The questions of all training splits with their counts, for the tokenizer."""
     questions: Counter[str] = Counter()
     for folder in inputs.values():
-        for row in (row for batch in index_batches(folder, ["split", "questions"]) for row in batch.to_pylist()):
-            if row["split"] == "train":
-                questions.update(q["question"] for q in row["questions"])
+        for row in training_rows(folder, ["questions"]):
+            questions.update(q["question"] for q in row["questions"])
     return questions
+
+
+def training_rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in index_batches(folder, ["split", *columns]):
+        yield from (row for row in batch.to_pylist() if row["split"] == "train")
 
 
 def merge_forms(words: Words) -> list[Candidate]:

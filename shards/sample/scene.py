@@ -7,16 +7,8 @@ from itertools import product
 import numpy as np
 
 THING_KINDS = ("ball", "box", "triangle", "star", "heart", "cross", "ring", "moon", "flower", "fish", "house", "tree")
-COLOURS = {
-    "red": (225, 35, 35),
-    "green": (40, 170, 50),
-    "blue": (50, 80, 235),
-    "yellow": (240, 225, 40),
-    "orange": (250, 140, 20),
-    "purple": (140, 50, 190),
-    "pink": (255, 130, 190),
-    "cyan": (50, 215, 225),
-}
+COLOURS = {"red": (225, 35, 35), "green": (40, 170, 50), "blue": (50, 80, 235), "yellow": (240, 225, 40)}
+COLOURS |= {"orange": (250, 140, 20), "purple": (140, 50, 190), "pink": (255, 130, 190), "cyan": (50, 215, 225)}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "circle", "growing", "shrinking", "spinning", "still")
 MOTION_WEIGHTS = (0.15, 0.15, 0.15, 0.15, 0.08, 0.08, 0.08, 0.08, 0.08)

@@ -51,11 +51,9 @@ def load_frames(source: Source, video: VideoConfig) -> np.ndarray:
         location = absolute(row.path if row else source)  # type: ignore[arg-type]
         with local_copy(location, MAX_FETCHED_BYTES, seconds=FETCH_SECONDS) as path:
             frames = _decode(path, source, row, video)
-    except DecodeError:
-        raise
     except Unreadable as error:
         raise DecodeError("unreadable", str(error)) from error
-    except InputError:
+    except (DecodeError, InputError):
         raise
     except FileNotFoundError as error:
         raise DecodeError("missing") from error
