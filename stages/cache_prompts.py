@@ -56,7 +56,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         kind: embed(prompter.model, prompter.tokenizer, entities, templates, device)
         for kind, templates in config.templates.kinds.items()
     }
-    table, metrics = compare(prompts, entities)
+    table, metrics = compare_prompts(prompts, entities)
     save_file({kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors")
     write_json(out / "entities.json", entities)
     pq.write_table(table, out / "prompts.parquet")
@@ -80,7 +80,7 @@ def disagreement(prompts: Tensor) -> Tensor:
     return (1 - prompts.norm(dim=1)).clamp(min=0)
 
 
-def compare(prompts: dict[str, Tensor], entities: list[str]) -> tuple[pa.Table, dict[str, float]]:
+def compare_prompts(prompts: dict[str, Tensor], entities: list[str]) -> tuple[pa.Table, dict[str, float]]:
     """The table of prompts.parquet, sorted by descending disagreement, and summary metrics."""
     directions = normalize(prompts["video"], dim=1)
     cosines = (directions @ directions.T).fill_diagonal_(-1)

@@ -10,7 +10,7 @@ from typing import Any
 from alpro.artifact import read_results
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.comparison import Comparison
-from alpro.stages.evaluation.statistics import Difference
+from alpro.stages.evaluation.statistics import PairedDifference
 
 Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, record, cached
 FEW_VIDEOS = 100
@@ -227,7 +227,7 @@ def cell_of(row: dict[str, Any], value: float, own: Sequence[Mapping[str, dict[s
     return shown_score(own[0][row["name"]]) if own else shown(value, row["unit"])
 
 
-def change_of(difference: Difference) -> str:
+def change_of(difference: PairedDifference) -> str:
     """A difference with its interval, if it has one."""
     if difference.low is None or difference.high is None:
         return signed(difference.difference)

@@ -18,7 +18,7 @@ import numpy as np
 
 from alpro.shards.decoding.ffmpeg_binary import decode_with_ffmpeg, ffmpeg_binary
 from alpro.shards.decoding.pyav_decoder import decode_with_pyav
-from alpro.shards.decoding.request import Clip, DecodeError, Limits, Request, memory_limit
+from alpro.shards.decoding.request import Clip, DecodeError, DecodeRequest, Limits, memory_limit
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,7 +48,7 @@ def decode_video(
     path = path.absolute()  # ffmpeg takes a relative name with a colon for a protocol
     if _file_size(path) == 0:
         raise DecodeError("empty")
-    request = Request(path, count, size, start, end, limits)
+    request = DecodeRequest(path, count, size, start, end, limits)
     if decoder == "ffmpeg":
         return decode_with_ffmpeg(request)
     try:

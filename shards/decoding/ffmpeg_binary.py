@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from alpro.errors import InputError
-from alpro.shards.decoding.request import CONTAINERS, SCALING, Clip, DecodeError, Request, resource
+from alpro.shards.decoding.request import CONTAINERS, SCALING, Clip, DecodeError, DecodeRequest, resource
 
 SHOWINFO_LINE = re.compile(rb"\[Parsed_showinfo_\d+ @ \w+\] n: *\d+ pts:.* pts_time:(\S+) .* s:(\d+)x(\d+) ")
 ERROR_WORDS = ("error", "invalid", "not found", "missing", "corrupt", "partial file")
@@ -26,7 +26,7 @@ FFMPEG_BYTES = 128 << 20  # memory that ffmpeg needs for itself
 LOG_BYTES = 64 << 10  # of ffmpeg's log: the first error is the cause
 
 
-def decode_with_ffmpeg(request: Request) -> Clip:
+def decode_with_ffmpeg(request: DecodeRequest) -> Clip:
     """Decodes in two passes: the times of all frames, then the requested frames. Both read the file from the start.
 
     The first error stops decoding: ffmpeg would conceal it with parts of other frames. Raises DecodeError with the
@@ -51,7 +51,7 @@ def decode_with_ffmpeg(request: Request) -> Clip:
     return Clip(frames[[position[i] for i in indices]], request.duration(stamps), *size)
 
 
-def _frame_times(stream: Any, request: Request) -> tuple[list[float], tuple[int, int]]:
+def _frame_times(stream: Any, request: DecodeRequest) -> tuple[list[float], tuple[int, int]]:
     """The times of all frames, ascending, and the size of the last one. The log is long and read as a stream."""
     times: list[float] = []
     size, errors = (0, 0), b""
@@ -72,7 +72,7 @@ def _frame_times(stream: Any, request: Request) -> tuple[list[float], tuple[int,
     return times, size
 
 
-def _select_frames(source: Any, indices: list[int], request: Request) -> np.ndarray:
+def _select_frames(source: Any, indices: list[int], request: DecodeRequest) -> np.ndarray:
     """The frames at the indices, which are ascending: (n, size, size, 3) uint8."""
     size = request.size
     condition = "+".join(f"eq(n,{i})" for i in indices)
@@ -90,7 +90,7 @@ def _select_frames(source: Any, indices: list[int], request: Request) -> np.ndar
 
 @contextmanager
 def _ffmpeg(
-    output: Any, request: Request, loglevel: str
+    output: Any, request: DecodeRequest, loglevel: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], BufferedReader, BufferedReader]]:
     """Runs ffmpeg and yields the process, its output and its log. The process ends with the body: it is killed with its
     process group after the time limit or if the body fails. Its memory is limited."""
@@ -146,7 +146,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _reason(code: int, log: bytes, request: Request) -> DecodeError:
+def _reason(code: int, log: bytes, request: DecodeRequest) -> DecodeError:
     """The first error in ffmpeg's log: the later ones follow from it."""
     if code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL):
         return DecodeError("crashed", f"ffmpeg ended by {signal.Signals(-code).name}")

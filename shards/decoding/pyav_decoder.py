@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from alpro.errors import InputError
-from alpro.shards.decoding.request import CONTAINERS, SCALING, Clip, DecodeError, Request, memory_limit
+from alpro.shards.decoding.request import CONTAINERS, SCALING, Clip, DecodeError, DecodeRequest, memory_limit
 
 # Packets are kept in memory between reading and decoding up to this size; beyond it they are read again.
 MAX_HELD_BYTES = 64 << 20
@@ -43,7 +43,7 @@ def pyav_version() -> str:
     return av.__version__
 
 
-def decode_with_pyav(request: Request) -> Clip:
+def decode_with_pyav(request: DecodeRequest) -> Clip:
     """Decodes a clip with PyAV. Raises DecodeError with the reason, and InputError if PyAV is not installed."""
     pyav_version()
     import av
@@ -62,7 +62,7 @@ def decode_with_pyav(request: Request) -> Clip:
         raise DecodeError("unreadable", str(getattr(error, "strerror", None) or error)) from error
 
 
-def _clip(request: Request, seeking: bool) -> Clip:
+def _clip(request: DecodeRequest, seeking: bool) -> Clip:
     import av
 
     max_pixels = {"max_pixels": str(request.limits.max_pixels)}  # also enforced if the size changes within the video
@@ -116,7 +116,7 @@ class _Run:
 class _Packets:
     """Packets of a video stream in decoding order, starting at a key frame. A packet's position is its index."""
 
-    def __init__(self, request: Request, stream: Any, seeking: bool, origin: int | None = None) -> None:
+    def __init__(self, request: DecodeRequest, stream: Any, seeking: bool, origin: int | None = None) -> None:
         """seeking: whether packets can be read again; origin: timestamp of the first frame, if not included."""
         self._request = request
         self._second = float(1 / stream.time_base)
@@ -222,7 +222,7 @@ class _Packets:
         raise _SeekFailed
 
 
-def _from_key_frame(container: Any, stream: Any, request: Request) -> Iterator[tuple[Any, bool]]:
+def _from_key_frame(container: Any, stream: Any, request: DecodeRequest) -> Iterator[tuple[Any, bool]]:
     """The stream's packets from the next key frame on, and whether each is presented."""
     vp8 = stream.codec_context.name == "vp8"
     before_key_frame = True
@@ -233,7 +233,7 @@ def _from_key_frame(container: Any, stream: Any, request: Request) -> Iterator[t
             yield packet, not packet.is_discard and not (vp8 and not memoryview(packet)[0] >> 4 & 1)
 
 
-def _read(container: Any, stream: Any, request: Request, seeking: bool) -> _Packets:
+def _read(container: Any, stream: Any, request: DecodeRequest, seeking: bool) -> _Packets:
     """Reads the packets that the window needs, without decoding: of an hour-long file only the head and the segment."""
     # AVI numbers packets in file order, which is not the order of the frames if some are bidirectional.
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
@@ -253,7 +253,7 @@ def _read(container: Any, stream: Any, request: Request, seeking: bool) -> _Pack
     return packets
 
 
-def _read_segment(container: Any, stream: Any, request: Request, head: _Packets) -> _Packets:
+def _read_segment(container: Any, stream: Any, request: DecodeRequest, head: _Packets) -> _Packets:
     """Reads from the last key frame before the window. Raises _SeekFailed if the container cannot seek there."""
     for back in (0.0, 1.0, 5.0, 20.0):  # seconds: some containers seek by decoding time, or approximately
         target = int(head.start() - back / float(stream.time_base))
@@ -277,7 +277,7 @@ def _read_segment(container: Any, stream: Any, request: Request, head: _Packets)
 class _Decoding:
     """Decodes runs of packets into frames."""
 
-    def __init__(self, codec: Any, packets: _Packets, requested: np.ndarray, request: Request) -> None:
+    def __init__(self, codec: Any, packets: _Packets, requested: np.ndarray, request: DecodeRequest) -> None:
         """requested: unique positions of packets, in presentation order."""
         from av.video.reformatter import Interpolation, VideoReformatter
 

@@ -69,7 +69,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Request:
+class DecodeRequest:
     """`count` frames of a file between `start` and `end` seconds, at `size` x `size`. The time limit starts now."""
 
     path: Path

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from alpro.artifact import check_artifact
 from alpro.errors import InputError
 from alpro.files import read_json
-from alpro.stages.evaluation.statistics import Difference, paired_difference
+from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
 
 SCORES = "scores.parquet"  # the value of every score of results.json for each of its queries
 SCORE_COLUMNS = ["score", "id", "text", "value"]
@@ -23,7 +23,7 @@ class Comparison(NamedTuple):
     difference. `other_queries`: for each score whose queries differ, the numbers of queries of both and of shared ones.
     `single`: the number of scores that only one of them has."""
 
-    scores: list[tuple[dict[str, Any], Difference]]
+    scores: list[tuple[dict[str, Any], PairedDifference]]
     other_queries: dict[str, tuple[int, int, int]]
     single: int
 

@@ -18,7 +18,7 @@ TAILS = (0.025, 0.975)  # of a 95 % percentile interval
 MAX_ELEMENTS = 4_000_000  # of an array: a million questions need no more memory than a thousand
 
 
-class Difference(NamedTuple):
+class PairedDifference(NamedTuple):
     """Two scores over the same queries: their values, b - a with its 95 % interval, and the two-sided p value."""
 
     a: float
@@ -58,7 +58,7 @@ def bootstrap_interval(values: np.ndarray, videos: np.ndarray, statistic: Statis
     return float(low), float(high)
 
 
-def paired_difference(a: np.ndarray, b: np.ndarray, videos: np.ndarray, statistic: Statistic) -> Difference:
+def paired_difference(a: np.ndarray, b: np.ndarray, videos: np.ndarray, statistic: Statistic) -> PairedDifference:
     """Compares values a and b (Q,) of the same queries; videos (Q,): the id of each query's video.
 
     The interval is that of a paired bootstrap: both scores of a resample are over the same videos; None for fewer than
@@ -82,7 +82,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, videos: np.ndarray, statisti
         ours = resampled(both, twice, np.hstack([kept, swap]), statistic)
         theirs = resampled(both, twice, np.hstack([swap, kept]), statistic)
         as_large += int((abs(theirs - ours) >= abs(second - first) - 1e-9).sum())
-    return Difference(first, second, second - first, low, high, as_large / (PERMUTATIONS + 1))
+    return PairedDifference(first, second, second - first, low, high, as_large / (PERMUTATIONS + 1))
 
 
 def numbered(videos: np.ndarray) -> tuple[int, np.ndarray]:

@@ -13,7 +13,7 @@ from alpro.models.folder import ModelFolder
 from alpro.models.templates import Templates
 from alpro.pipeline.reports.report import least_agreed
 from alpro.stages import cache_prompts
-from alpro.stages.cache_prompts import compare, disagreement, read_prompts
+from alpro.stages.cache_prompts import compare_prompts, disagreement, read_prompts
 from alpro.stages.encoding.encode import encode_texts
 
 
@@ -88,7 +88,7 @@ def test_disagreement_is_one_minus_the_mean_cosine_to_the_mean(degrees, expected
 
 def test_the_nearest_entity_depends_only_on_directions():
     video = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 0.1]])
-    table, metrics = compare({"video": video, "image": video}, ["east", "north-east", "north"])
+    table, metrics = compare_prompts({"video": video, "image": video}, ["east", "north-east", "north"])
     rows = {row["entity"]: row for row in table.to_pylist()}
     assert list(rows) == ["north", "north-east", "east"]
     assert [rows[name]["nearest"] for name in ("east", "north-east", "north")] == ["north-east", "east", "north-east"]

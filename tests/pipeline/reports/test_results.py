@@ -17,7 +17,7 @@ from alpro.pipeline.reports.results import (
     tables,
 )
 from alpro.stages.evaluation.comparison import Comparison
-from alpro.stages.evaluation.statistics import Difference
+from alpro.stages.evaluation.statistics import PairedDifference
 
 BASELINES = {"retrieval": "chance", "qa": "most frequent answer", "entities": "best constant", "decoded": ""}
 
@@ -183,8 +183,8 @@ def test_scores_have_their_intervals_and_the_note_says_so(rows):
 def test_a_comparison_has_both_values_the_difference_and_its_p_value(rows):
     by_name = {row["name"]: row for row in rows}
     scores = [
-        (by_name["qa//what"], Difference(41.0, 43.5, 2.5, -1.04, 6.0, 0.1344)),
-        (by_name["zero_shot/t2v/MdR"], Difference(7.0, 5.0, -2.0, None, None, 1 / 2001)),
+        (by_name["qa//what"], PairedDifference(41.0, 43.5, 2.5, -1.04, 6.0, 0.1344)),
+        (by_name["zero_shot/t2v/MdR"], PairedDifference(7.0, 5.0, -2.0, None, None, 1 / 2001)),
     ]
     table = comparison_table(["3f2a9c12", "8b1d02aa"], [Comparison(scores, {"entities/acc": (20, 18, 15)}, 4)])
     assert table.heads == ["", "", "3f2a9c12", "8b1d02aa", "difference", "p", "items"]
@@ -202,9 +202,9 @@ def test_several_evaluations_are_compared_with_the_first(rows):
     """Each has its value, its difference and its p value; with rows, values have their own intervals."""
     by_name = {row["name"]: row | {"low": row["value"] - 1, "high": row["value"] + 2} for row in rows}
     what, how = by_name["qa//what"], by_name["qa//how many"]
-    second = Comparison([(what, Difference(41.0, 43.5, 2.5, -1.0, 6.0, 0.25))], {}, 0)
+    second = Comparison([(what, PairedDifference(41.0, 43.5, 2.5, -1.0, 6.0, 0.25))], {}, 0)
     third = Comparison(
-        [(what, Difference(41.0, 40.0, -1.0, None, None, 1)), (how, Difference(9, 8, -1, -2, 0, 0.5))],
+        [(what, PairedDifference(41.0, 40.0, -1.0, None, None, 1)), (how, PairedDifference(9, 8, -1, -2, 0, 0.5))],
         {"entities/acc": (20, 18, 15)},
         0,
     )

@@ -13,7 +13,7 @@ from alpro.errors import InputError
 from alpro.shards.decoding.decode import Clip, DecodeError, Limits, decode_image, decode_video, ffmpeg_binary
 from alpro.shards.decoding.ffmpeg_binary import _reason as ffmpeg_reason
 from alpro.shards.decoding.ffmpeg_binary import ffmpeg_version
-from alpro.shards.decoding.request import Request
+from alpro.shards.decoding.request import DecodeRequest
 
 pytest.importorskip("av")
 pytest.importorskip("ffmpeg")
@@ -217,7 +217,7 @@ def test_the_version_of_the_binary():
 
 def test_the_reason_is_the_first_error_in_ffmpegs_log():
     """Lines as ffmpeg 9 writes them."""
-    request = Request(Path("a.mp4"), 4, 32, None, None, Limits())
+    request = DecodeRequest(Path("a.mp4"), 4, 32, None, None, Limits())
     ended = "[fc#0 @ 0x1] Task finished with error code: -1094995529 (Invalid data found when processing input)\n"
     ended += "[fc#0 @ 0x1] Terminating thread with return code -1094995529 (Invalid data found when processing input)\n"
     for log, reason in (

@@ -9,7 +9,7 @@ from alpro.errors import InputError
 from alpro.stages.evaluation.comparison import compare
 from alpro.stages.evaluation.metrics import ACCURACY, ENTITY_ACCURACY, Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.statistics import Difference
+from alpro.stages.evaluation.statistics import PairedDifference
 
 MDR = Metric("MdR", "MdR", "retrieval", unit="rank", higher_is_better=False, statistic="median")
 QUESTIONS = Queries.of(["v0", "v0", "v1", "v2", "v2"], ["who?", "what?", "what?", "how?", "how?"])
@@ -35,7 +35,7 @@ def test_scores_are_compared_by_query_and_not_by_their_order(tmp_path):
     b = evaluation(tmp_path / "b", (ACCURACY, [0, 100, 0, 100, 100], turned))
     ((row, actual),) = compare(a, b).scores
     assert (row["name"], row["what"]) == ("qa/acc", "by hand")
-    assert actual == Difference(60, 60, 0, 0, 0, 1)
+    assert actual == PairedDifference(60, 60, 0, 0, 0, 1)
 
 
 def test_each_score_has_both_values_and_the_difference(tmp_path):
