@@ -118,33 +118,3 @@ def study_figure(rows: list[dict[str, Any]]) -> Figure:
     for axes in panels[len(scores) :]:
         axes.set_visible(False)
     return figure
-
-
-def difference_figure(rows: list[dict[str, Any]], scores: list[str], against: str) -> Figure | None:
-    """A panel for each of `scores`: the differences of the variants to their bases, against the bases' score `against`,
-    such as what PEM gains against the accuracy of its teacher. A dot for each seed, a cross with its interval for each
-    mean. None if there is no such pair. rows: of `score_rows`."""
-    by_seed = {(r["variant"], r["score"]): dict(zip(r["seeds"], r["values"], strict=True)) for r in rows}
-    panels: dict[str, list[tuple[dict[str, Any], list[tuple[float, float]]]]] = {}
-    for row in rows:
-        at, base = by_seed.get((row["base"], against), {}), by_seed.get((row["base"], row["score"]), {})
-        values = by_seed[row["variant"], row["score"]]
-        pairs = [(at[seed], value - base[seed]) for seed, value in values.items() if seed in at and seed in base]
-        if pairs and row["score"] in scores and row["score"] != against:
-            panels.setdefault(row["score"], []).append((row, pairs))
-    if not panels:
-        return None
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
-    for axes, (score, variants) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for row, pairs in variants:
-            xs, ys = zip(*pairs, strict=True)
-            (dots,) = axes.plot(xs, ys, ".", alpha=0.5, label=row["variant"])
-            center, half = sum(xs) / len(xs), row["difference_interval"] or 0
-            axes.errorbar(center, row["difference"], half, fmt="x", color=dots.get_color(), capsize=3)
-        axes.axhline(0, color="gray", linestyle=":", linewidth=1)
-        axes.set_title(f"{score}: difference to the base", fontsize=9)
-        axes.set_xlabel(f"{against} of the base", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.25)
-        axes.legend(fontsize=7)
-    return figure

@@ -258,12 +258,7 @@ def results_markdown(artifacts: list[Listed]) -> str:
     """The results as Markdown tables; empty if nothing was evaluated."""
     parts = []
     for table in tables(results(artifacts)):
-        parts += [f"**{table.title}**", markdown(table)]
-        parts += [table.note] if table.note else []
+        rule = ["---", "---", *["---:"] * (len(table.heads) - 2)]
+        lines = "\n".join(f"| {' | '.join(line)} |" for line in [table.heads, rule, *table.lines])
+        parts += [f"**{table.title}**", lines, *filter(None, [table.note])]
     return "\n\n".join(parts)
-
-
-def markdown(table: Table) -> str:
-    """A table in Markdown, without its title and note."""
-    rule = ["---", "---", *["---:"] * (len(table.heads) - 2)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [table.heads, rule, *table.lines])

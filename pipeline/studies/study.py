@@ -8,12 +8,9 @@ run again. The seeds are the outer loop: after the first, all variants can be co
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
@@ -23,11 +20,10 @@ from alpro.pipeline.config.pipeline_config import load_config
 from alpro.pipeline.flows import flow
 from alpro.pipeline.flows.session import Place, Request, open_tracker
 from alpro.pipeline.plan import dag as planning
-from alpro.pipeline.plan.steps import check_files, differences, required
-from alpro.pipeline.reports.figures import difference_figure, study_figure
-from alpro.pipeline.reports.results import Table, markdown, results
+from alpro.pipeline.plan.steps import check_files, required
+from alpro.pipeline.reports.figures import study_figure
+from alpro.pipeline.reports.results import results
 from alpro.pipeline.reports.terminal import console, print_result_table
-from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.studies.study_config import Study
 from alpro.pipeline.studies.table import score_rows, study_table
 from alpro.pipeline.tracking.stage_runs import end_dead_runs, git_commit, run_tags, status_after
@@ -150,7 +146,8 @@ def folder_of(source: Source, members: list[Member]) -> Path:
 def report(
     source: Source, outcomes: Outcomes, folder: Path, tracker: Tracker, runs: dict[str, Run], as_json: bool = False
 ) -> None:
-    """Prints the scores as a table or JSON, writes them in four formats, and logs these files to MLflow."""
+    """Prints the selected scores as a table, or all as JSON; writes study.json (all) and study.png (the selected ones),
+    and logs these files to MLflow."""
     study = source.study
     scores: dict[str, dict[int, list[dict[str, Any]]]] = {variant.name: {} for variant in study.variants}
     for member, rows in outcomes.items():
@@ -162,12 +159,14 @@ def report(
         log.warning("no scores: no run finished an evaluation")
         return
     selected = [row for row in rows if study.selects(row["score"])] or rows
-    base = study.variants[0].name
-    table = study_table(study.name, selected, base)
     if not as_json:
-        print_result_table(table)
+        print_result_table(study_table(study.name, selected, study.variants[0].name))
+    about = {"study": study.model_dump(mode="json", by_alias=True), "config": source.config, "data": source.data}
+    about |= {"set": source.changes, "commit": git_commit(), "failed": failed, "scores": rows}
     folder.mkdir(parents=True, exist_ok=True)
-    write_files(folder, source, table, rows, selected, failed)
+    write_json(folder / "study.json", about)
+    with atomic_write(folder / "study.png") as temporary:
+        study_figure(selected).savefig(temporary, format="png", dpi=150)
     for variant, run in runs.items():
         tracker.metrics(run, numbers([row for row in rows if row["variant"] == variant]))
         for file in sorted(folder.iterdir()):
@@ -178,92 +177,30 @@ def report(
         console.print(f"report: {folder}", markup=False)
 
 
-def write_files(
-    folder: Path,
-    source: Source,
-    table: Table,
-    rows: list[dict[str, Any]],
-    selected: list[dict[str, Any]],
-    failed: dict[str, str],
-) -> None:
-    """Writes study.md and study.png with the selected rows, study.json and study.parquet with all rows; and
-    differences.png if the study has a score to show the differences against."""
-    text = [f"# {source.study.name}", markdown(table), table.note, "![Means, intervals, and each seed](study.png)"]
-    names, against = list(dict.fromkeys(row["score"] for row in selected)), source.study.against
-    differ = difference_figure(rows, names, against) if against else None
-    text += [f"![Differences to the bases, against their {against}](differences.png)"] if differ else []
-    text += ["Failed:", *(f"- {title}: {message}" for title, message in failed.items())] if failed else []
-    with atomic_write(folder / "study.md") as temporary:
-        temporary.write_text("\n\n".join(text) + "\n", "utf-8")
-    study = source.study.model_dump(mode="json", by_alias=True)
-    about = {"study": study, "config": source.config, "data": source.data, "set": source.changes}
-    write_json(folder / "study.json", {**about, "commit": git_commit(), "failed": failed, "scores": rows})
-    with atomic_write(folder / "study.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
-    with atomic_write(folder / "study.png") as temporary:
-        study_figure(selected).savefig(temporary, format="png", dpi=150)
-    if differ:
-        with atomic_write(folder / "differences.png") as temporary:
-            differ.savefig(temporary, format="png", dpi=150)
-
-
 def numbers(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The numbers of a variant for MLflow, such as `mean/retrieval/t2v/R1`."""
     kinds = ("mean", "interval", "difference", "difference_interval")
     return {f"{kind}/{row['score']}": row[kind] for row in rows for kind in kinds if row[kind] is not None}
 
 
-@dataclass
-class Work:
-    """What is left to do of the steps of one name: `seconds` has an entry for each, None without an earlier run."""
-
-    cached: int = 0
-    seconds: list[float | None] = field(default_factory=list)
-
-
-def work_left(members: list[Member]) -> dict[str, Work]:
-    """The work of a study by the names of the steps, each fingerprint once, with times of earlier runs here."""
+def work_left(members: list[Member]) -> dict[str, dict[str, int]]:
+    """The stage runs of a study by the names of the steps, each fingerprint once: how many are left `to_run`, and how
+    many are `cached`."""
     store = members[0].plan[2]
-    records = [record for _, record in store.all()]
-    work: dict[str, Work] = {}
+    work: dict[str, dict[str, int]] = {}
     for step in {step.fingerprint: step for member in members for step in required(*member.plan[1:])}.values():
-        of_name = work.setdefault(step.name, Work())
-        if store.find(step) or store.is_shared(step):
-            of_name.cached += 1
-        else:
-            of_name.seconds.append(expected_seconds(step, records))
+        of_name = work.setdefault(step.name, {"to_run": 0, "cached": 0})
+        of_name["cached" if store.find(step) or store.is_shared(step) else "to_run"] += 1
     return work
 
 
-def expected_seconds(step: Step, records: list[dict[str, Any]]) -> float | None:
-    """The seconds of the most similar artifact of the same name, the newest of these; None if there is none.
-
-    records: oldest first.
-    """
-    same = [record for record in reversed(records) if record["name"] == step.name]
-    closest = min(same, key=lambda record: len(differences(record, step.description)), default=None)
-    return closest["run"]["seconds"] if closest else None
-
-
 def print_study_plan(members: list[Member], as_json: bool = False) -> None:
-    """Prints how many stages have to run, and for how long by the earlier runs in this workspace."""
+    """Prints how many stages have to run, and how many are cached."""
     work = work_left(members)
-    if as_json:  # the seconds of each stage run to do; null without an earlier run
-        print(json.dumps({name: vars(of_name) for name, of_name in work.items()}, indent=1))
+    if as_json:
+        print(json.dumps(work, indent=1))
         return
-    for name, of_name in work.items():
-        hours = hours_of(of_name.seconds)
-        print(f"{name:24} {len(of_name.seconds):4} to run {of_name.cached:4} cached  {hours}".rstrip())
-    seconds = [one for of_name in work.values() for one in of_name.seconds]
-    cached = sum(of_name.cached for of_name in work.values())
-    print(f"{len(members)} runs: {len(seconds)} stage runs to do, {cached} cached; {hours_of(seconds) or '0 hours'}")
-
-
-def hours_of(seconds: list[float | None]) -> str:
-    """The sum of times in hours, as far as they are known; empty for none."""
-    known = [one for one in seconds if one is not None]
-    if not seconds:
-        return ""
-    total = f"about {sum(known) / 3600:.2g} hours" if known else "hours unknown"
-    unknown = len(seconds) - len(known)
-    return f"{total}, without {unknown} that have no earlier run" if known and unknown else total
+    for name, counts in work.items():
+        print(f"{name:24} {counts['to_run']:4} to run {counts['cached']:4} cached")
+    to_run, cached = (sum(counts[key] for counts in work.values()) for key in ("to_run", "cached"))
+    print(f"{len(members)} runs: {to_run} stage runs to do, {cached} cached")

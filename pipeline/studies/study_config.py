@@ -75,10 +75,6 @@ class Study(BaseModel):
         description="scores of the printed table and the plot: names of rows of `results.json`, `*` matches any "
         "characters",
     )
-    against: str = Field(
-        "",
-        description="a score of the bases, such as `entities/acc`: a second plot shows the differences against it",
-    )
     variants: tuple[Variant, ...] = Field((Variant(name="base"),), min_length=1, description="the variants")
 
     @field_validator("variants", "seeds")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpro.pipeline.reports.figures import difference_figure, study_figure
+from alpro.pipeline.reports.figures import study_figure
 from alpro.pipeline.studies.table import interval, label, score_rows, study_table
 
 # Two-sided 95 % quantiles of Student's distribution, from a printed table, by the number of values.
@@ -109,8 +109,8 @@ def test_the_plot_has_a_panel_a_score_and_a_line_a_variant(count):
     assert [list(line.get_xdata()) for line in dots] == [[0, 10, 20], [0]]
 
 
-def test_variants_with_bases_of_their_own_and_the_plot_of_their_differences():
-    """Two pairs: the plot has the base's other score on its x axis, and a seed that a base lacks is left out."""
+def test_variants_with_bases_of_their_own():
+    """A seed that a base lacks is left out."""
     scores = {
         "weak": {0: [row("a", 10.0), row("x", 1.0)], 1: [row("a", 20.0), row("x", 3.0)]},
         "weak+": {0: [row("a", 13.0)], 1: [row("a", 21.0)]},
@@ -126,11 +126,3 @@ def test_variants_with_bases_of_their_own_and_the_plot_of_their_differences():
         "strong+": ("strong", -10),
     }
     assert "minus its base" in study_table("s", rows, "weak").note
-    figure = difference_figure(rows, ["a", "x"], "x")
-    assert figure is not None
-    (axes,) = figure.axes
-    dots = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "."]
-    crosses = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "x"]
-    assert dots == [[[1, 3], [3, 1]], [[8, -10]]]
-    assert crosses == [[[2, 2]], [[8, -10]]]
-    assert difference_figure(rows, ["a"], "y") is None
