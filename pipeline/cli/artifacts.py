@@ -103,8 +103,7 @@ def verify_artifacts(arguments: argparse.Namespace) -> int:
 def collect_garbage(arguments: argparse.Namespace) -> None:
     """`alpro artifacts gc`. Deleting a run in MLflow is how a person says that it is no longer needed."""
     from alpro.pipeline.store.lineage import leftovers, occupied, remove, required_by, unneeded
-    from alpro.pipeline.tracking.running import running
-    from alpro.pipeline.tracking.stored_runs import forget_deleted_runs, logged_fingerprints
+    from alpro.pipeline.tracking.queries import forget_deleted_runs, logged_fingerprints, running
 
     database = arguments.workspace.resolve() / "mlflow.db"
     if not arguments.tracking_uri and not database.is_file():

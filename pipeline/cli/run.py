@@ -280,7 +280,7 @@ def run_up(arguments: argparse.Namespace) -> int:
 
 def serve_mlflow(arguments: argparse.Namespace) -> None:
     """`alpro ui`: MLflow's server, reachable from this machine only, until Ctrl-C."""
-    from alpro.pipeline.tracking.stored_runs import start_page
+    from alpro.pipeline.tracking.queries import start_page
 
     database = arguments.workspace.resolve() / "mlflow.db"
     if not database.is_file():

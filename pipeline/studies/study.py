@@ -161,8 +161,8 @@ def report(
     selected = [row for row in rows if study.selects(row["score"])] or rows
     if not as_json:
         print_result_table(study_table(study.name, selected, study.variants[0].name))
-    about = {"study": study.model_dump(mode="json", by_alias=True), "config": source.config, "data": source.data}
-    about |= {"set": source.changes, "commit": git_commit(), "failed": failed, "scores": rows}
+    about: dict[str, Any] = {"study": study.model_dump(mode="json", by_alias=True), "config": source.config}
+    about |= {"data": source.data, "set": source.changes, "commit": git_commit(), "failed": failed, "scores": rows}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "study.json", about)
     with atomic_write(folder / "study.png") as temporary:

@@ -14,8 +14,7 @@ from alpro.files import digest, read_json, write_json
 from alpro.pipeline.store import lineage as upkeep
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.lineage import lineage, remove, required_by, unneeded
-from alpro.pipeline.tracking.running import running
-from alpro.pipeline.tracking.stored_runs import logged_fingerprints
+from alpro.pipeline.tracking.queries import logged_fingerprints, running
 from tests.pipeline.test_cli import call
 
 

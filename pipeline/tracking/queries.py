@@ -1,8 +1,11 @@
-"""What an MLflow store has: the newest experiment, and the artifacts of its runs."""
+"""What an MLflow store has: the newest experiment, the artifacts of its runs, and which runs are not over."""
 
 import io
+import os
+import socket
 import sqlite3
-from contextlib import closing, redirect_stdout
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +13,24 @@ from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
 from alpro.errors import InputError
+from alpro.pipeline.execution.lifecycle import alive
 from alpro.pipeline.tracking.tracker import MODEL_TRAINING, VIEW
+
+
+@contextmanager
+def usable(uri: str) -> Iterator[MlflowClient]:
+    """A client of a store. Its errors, and those of its database or server, become an InputError."""
+    try:
+        yield MlflowClient(uri)
+    except Exception as error:
+        raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
 
 
 def start_page(uri: str) -> str:
     """The path of the page of the newest experiment in MLflow's server, or of the list of experiments. Raises
     InputError."""
-    try:
-        newest = MlflowClient(uri).search_experiments(order_by=["last_update_time DESC"], max_results=1)
-    except Exception as error:
-        raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
+    with usable(uri) as client:
+        newest = client.search_experiments(order_by=["last_update_time DESC"], max_results=1)
     if not newest:
         return f"/#/experiments?{MODEL_TRAINING}"
     return f"/#/experiments/{newest[0].experiment_id}/runs?{MODEL_TRAINING}&viewStateShareKey={VIEW}"
@@ -32,9 +43,9 @@ def forget_deleted_runs(database: Path) -> None:
     from mlflow.cli import gc
 
     uri = f"sqlite:///{database}"
-    try:
-        client, runs = MlflowClient(uri), all_runs(uri)
-        exists = existing(runs)
+    runs = all_runs(uri)
+    exists = existing(runs)
+    with usable(uri) as client:
         for run in runs:
             if run.info.lifecycle_stage == "active" and run.info.run_id not in exists:
                 client.delete_run(run.info.run_id)
@@ -45,10 +56,6 @@ def forget_deleted_runs(database: Path) -> None:
             mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # gc sets it for this process
         with closing(sqlite3.connect(database, timeout=60)) as db:
             db.execute("vacuum")  # otherwise the file stays as large as it was
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
 
 
 def logged_fingerprints(uri: str) -> tuple[set[str], set[str]]:
@@ -66,20 +73,37 @@ def logged_fingerprints(uri: str) -> tuple[set[str], set[str]]:
     return {fingerprint for run, fingerprint in logged if run in exists}, {fingerprint for _, fingerprint in logged}
 
 
-def all_runs(uri: str) -> list[Any]:
-    """The runs of a store, also deleted ones. Raises InputError."""
-    try:
-        client = MlflowClient(uri)
+def running(uri: str) -> list[str]:
+    """The names of this project's runs that are running, with their machines.
+
+    A run of this machine is running if its process is; one of another machine if MLflow shows it as running and nobody
+    has deleted it. Raises InputError.
+    """
+    return [
+        f"{run.info.run_name} on {run.data.tags.get('host', 'unknown')}"
+        for run in all_runs(uri, "attributes.status = 'RUNNING'")
+        if "pid" in run.data.tags and is_running(run.data.tags, run.info.lifecycle_stage == "deleted")
+    ]
+
+
+def is_running(tags: dict[str, str], deleted: bool) -> bool:
+    """Whether a run with these tags, which MLflow shows as running, has a process, as far as this machine can know."""
+    if tags.get("host") != socket.gethostname():
+        return not deleted
+    return tags["pid"].isdigit() and int(tags["pid"]) != os.getpid() and alive(int(tags["pid"]))
+
+
+def all_runs(uri: str, query: str = "") -> list[Any]:
+    """The runs of a store, also deleted ones, that match a query. Raises InputError."""
+    runs: list[Any] = []
+    with usable(uri) as client:
         experiments = [found.experiment_id for found in client.search_experiments(ViewType.ALL)]
-        runs: list[Any] = []
         token = None
         while experiments:
-            page = client.search_runs(experiments, "", ViewType.ALL, max_results=1000, page_token=token)
+            page = client.search_runs(experiments, query, ViewType.ALL, max_results=1000, page_token=token)
             runs += page
             if not (token := page.token):
                 break
-    except Exception as error:
-        raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
     return runs
 
 
