@@ -1,7 +1,6 @@
 """The figures of a pipeline and of a study: curves of training, scores with their intervals."""
 
 import io
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,15 +20,6 @@ GROUPS = {
 Lines = list[dict[str, Any]]  # of metrics.jsonl
 
 
-@dataclass(frozen=True)
-class Marks:
-    """What is drawn beside curves: the chance levels of metrics by name, and the last steps of all phases but the
-    last."""
-
-    chance: dict[str, float] = field(default_factory=dict)
-    borders: list[int] = field(default_factory=list)
-
-
 def panels_of(lines: Lines) -> dict[str, list[str]]:
     """The metrics of each panel; empty if the lines have none."""
     return {name: keys for name, patterns in GROUPS.items() if (keys := _keys(lines, patterns))}
@@ -42,18 +32,18 @@ def metric_curves(lines: Lines, title: str) -> Figure | None:
         return None
     figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
     for axes, (name, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        draw_panel(axes, name, keys, lines, Marks())
+        draw_panel(axes, name, keys, lines)
         axes.set_title(f"{title}: {name}", fontsize=9)
     return figure
 
 
-def panel_pictures(lines: Lines, marks: Marks) -> dict[str, str]:
+def panel_pictures(lines: Lines) -> dict[str, str]:
     """Each panel of a metrics file as an SVG file."""
     pictures = {}
     for name, keys in panels_of(lines).items():
         figure = Figure(figsize=(4.2, 3.2))
         # A fixed place: measuring texts for the layout would take as long as all the rest.
-        draw_panel(figure.add_axes((0.11, 0.13, 0.87, 0.85)), name, keys, lines, marks)
+        draw_panel(figure.add_axes((0.11, 0.13, 0.87, 0.85)), name, keys, lines)
         buffer = io.StringIO()
         with rc_context({"svg.fonttype": "none"}):
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -61,24 +51,20 @@ def panel_pictures(lines: Lines, marks: Marks) -> dict[str, str]:
     return pictures
 
 
-def draw_panel(axes: Axes, name: str, keys: list[str], lines: Lines, marks: Marks) -> None:
-    """Draws the curves of metrics over the steps; dotted lines are chance levels, dashed ones the borders of phases."""
+def draw_panel(axes: Axes, name: str, keys: list[str], lines: Lines) -> None:
+    """Draws the curves of metrics over the steps."""
     for key in keys:
         points = [(line["step"], line[key]) for line in lines if key in line]
         scaled = 1.0
         if name == "optimization" and max(abs(v) for _, v in points) > 0:
             scaled = max(abs(v) for _, v in points)
-        (curve,) = axes.plot(
+        axes.plot(
             [s for s, _ in points],
             [v / scaled for _, v in points],
             label=key.split("/", 1)[1] + (f" (of {scaled:.2g})" if name == "optimization" else ""),
             marker="." if len(points) < 12 else "",
             linewidth=1.3,
         )
-        if key in marks.chance:
-            axes.axhline(marks.chance[key], color=curve.get_color(), linestyle=":", linewidth=1)
-    for step in marks.borders:
-        axes.axvline(step, color="gray", linestyle="--", linewidth=0.8)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=6.5, frameon=False)

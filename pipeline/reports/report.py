@@ -5,11 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from alpro.files import read_json
-from alpro.pipeline.reports.control_notes import control_notes
-from alpro.pipeline.reports.curve_marks import marks_of
 from alpro.pipeline.reports.data_card import data_tables
 from alpro.pipeline.reports.figures import panel_pictures
 from alpro.pipeline.reports.pages import Picture, write_page
@@ -17,6 +13,7 @@ from alpro.pipeline.reports.results import Listed, headline_scores, results, tab
 from alpro.pipeline.reports.summary import RunSummary, StepSummary
 from alpro.pipeline.store.hardware import described
 from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.controls.settings import CONTROLS
 from alpro.stages.training.metrics import read_metrics
 
 # What the pictures of the stages show, by the name of the file.
@@ -37,6 +34,7 @@ def write_report(path: Path, run: RunSummary, artifacts: list[Listed]) -> Path:
     """
     run = run.without_credentials()
     rows, built = results(artifacts), {name for name, *_ in artifacts}
+    shown = {row["what"] for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     run.save(path.with_suffix(".json"))
     return write_page(
@@ -46,7 +44,7 @@ def write_report(path: Path, run: RunSummary, artifacts: list[Listed]) -> Path:
         facts=facts(run, artifacts),
         headlines=headline_scores(rows),
         scores=tables(rows),
-        notes=control_notes(rows),
+        notes=[control for control in CONTROLS.values() if f"control: {control.label}" in shown],
         warnings=[f"{name}: {line}" for name, _, record, _ in artifacts for line in record.get("warnings", [])],
         data=data_tables(artifacts),
         stages=[
@@ -87,10 +85,9 @@ def stage_of(name: str, folder: Path, record: dict[str, Any], cached: bool) -> d
         "time": "cached" if cached else duration(record["run"]["seconds"]),
         "inputs": ", ".join(record.get("inputs", {})),
         "counts": {} if record["stage"] in EVALUATIONS else record["counts"],
-        "curves": list(curves(name, folder, record)),
+        "curves": list(curves(name, folder)),
         "pictures": list(pictures(folder)),
         "reasons": reasons(folder),
-        "prompts": least_agreed(folder),
     }
 
 
@@ -117,16 +114,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def curves(name: str, folder: Path, record: dict[str, Any]) -> Iterator[Picture]:
+def curves(name: str, folder: Path) -> Iterator[Picture]:
     """The panels of a stage's curves."""
-    lines = read_metrics(folder / "metrics.jsonl")
-    marks = marks_of(folder, record) if lines else None
-    if marks is not None:
-        for panel, svg in panel_pictures(lines, marks).items():
-            caption = f"{name}: {panel} over steps."
-            caption += " Dotted: chance levels." if panel == "validation" and marks.chance else ""
-            caption += " Dashed: a new phase begins." if marks.borders else ""
-            yield Picture.of(svg.encode(), caption)
+    for panel, svg in panel_pictures(read_metrics(folder / "metrics.jsonl")).items():
+        yield Picture.of(svg.encode(), f"{name}: {panel} over steps.")
 
 
 def pictures(folder: Path) -> Iterator[Picture]:
@@ -135,15 +126,6 @@ def pictures(folder: Path) -> Iterator[Picture]:
         kind, _, step = picture.stem.partition("-step-")
         caption = CAPTIONS.get(kind) or f"{re.sub('[-_]+', ' ', kind).capitalize()}."
         yield Picture.of(picture.read_bytes(), f"Step {int(step)}: {caption}" if step.isdigit() else caption)
-
-
-def least_agreed(folder: Path, most: int = 10) -> dict[str, float]:
-    """The entities whose prompts disagree most, with how much at most; empty for a stage without prompts."""
-    path = folder / "prompts.parquet"
-    if not path.is_file():
-        return {}
-    rows = pq.read_table(path).slice(0, most).to_pylist()
-    return {row["entity"]: max(row["disagreement_video"], row["disagreement_image"]) for row in rows}
 
 
 def reasons(folder: Path) -> dict[str, int]:

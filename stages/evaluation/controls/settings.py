@@ -55,7 +55,6 @@ CONTROLS: dict[ControlName, Control] = {
         "pairs).",
     ),
 }
-WORDS_KNOWN = "Ranks without a model, by the manifest's words alone; a model that learned only these scores the same."
 WORD_LABEL = "{} known"
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from alpro.files import write_json
-from alpro.pipeline.reports import data_card
 from alpro.pipeline.reports.data_card import data_tables
 from alpro.pipeline.reports.differences import differences
 from alpro.pipeline.reports.report import duration
@@ -35,30 +34,15 @@ def corpora(corpus_of, tmp_path) -> list[Listed]:
     return [("decode_videos clips", folder, {"stage": "decode_videos", "counts": counts}, False)]
 
 
-def test_the_data_card_has_the_counts_of_each_split_and_lengths(corpora):
-    data, lengths = data_tables(corpora)
+def test_the_data_card_has_the_counts_of_each_split(corpora):
+    (data,) = data_tables(corpora)
     assert data.heads == ["", "", "samples", "captions", "questions", "rejected"]
     assert data.lines == [
         ["clips", "train", "1", "2", "0", ""],
         ["clips", "test", "1", "1", "1", ""],
         ["clips", "all", "2", "3", "1", "1"],
     ]
-    assert lengths.heads[2:] == [
-        "seconds of a video",
-        "stored frames of a video",
-        "captions of a sample",
-        "words of a caption",
-    ]
-    assert lengths.lines == [["clips", "", "1 [1, 1]", "6 [6, 6]", "1.5 [1.05, 1.95]", "2 [1.1, 2.9]"]]
     assert data_tables([("pretrain", Path(), {"stage": "pretrain"}, False)]) == []
-
-
-def test_lengths_of_a_large_or_unreadable_corpus_are_left_out(corpora, monkeypatch):
-    (corpora[0][1] / "index.parquet").unlink()
-    assert [table.title for table in data_tables(corpora)] == ["Data"]
-    monkeypatch.setattr(data_card, "MAX_SAMPLES", 1)
-    monkeypatch.setattr(data_card, "inspect", lambda *_: pytest.fail("the corpus is large"))
-    assert [table.title for table in data_tables(corpora)] == ["Data"]
 
 
 def record(name: str, fingerprint: str = "f" * 64, **more: Any) -> dict[str, Any]:
