@@ -1,18 +1,19 @@
 """`alpro compare`: evaluations side by side, with all that they were built from, as tables, as JSON and as a page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alpro.artifact import read_results
 from alpro.errors import InputError
-from alpro.pipeline.reports.differences import Difference, Record, differences, differences_table
+from alpro.pipeline.reports.differences import Difference, Record, differences
 from alpro.pipeline.reports.pages import write_page
-from alpro.pipeline.reports.results import Table, comparison_table
+from alpro.pipeline.reports.results import ResultTable, shown, shown_score, signed
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.lineage import Artifact, lineage
 from alpro.stages.evaluation.comparison import Comparison, compare
+from alpro.stages.evaluation.statistics import PairedDifference
 
 LETTERS = 8  # of a fingerprint, in tables
 
@@ -36,14 +37,15 @@ class ComparedRuns:
         """The rows of results.json of each evaluation, by name."""
         return [{row["name"]: row for row in read_results(folder)} for folder, _ in self.artifacts]
 
-    def scores_table(self, intervals: bool) -> Table:
+    def scores_table(self, intervals: bool) -> ResultTable:
         """A line for each score, with the difference of each evaluation to the first; with or without the intervals of
         the values themselves."""
         return comparison_table(self.names, self.comparisons, self.rows if intervals else ())
 
-    def differences_table(self) -> Table:
+    def differences_table(self) -> ResultTable:
         """A line for each value that is not the same in all."""
-        return differences_table(self.names, self.differences)
+        lines = [[row.kind, row.name, *row.values] for row in self.differences]
+        return ResultTable("What differs", ["", "", *self.names], lines)
 
     def json(self) -> dict[str, Any]:
         """Everything as values of JSON: `scores` has an entry for each evaluation but the first."""
@@ -70,7 +72,7 @@ class ComparedRuns:
             ]
             for name, (_, record) in zip(self.names, self.artifacts, strict=True)
         ]
-        runs = Table("Runs", ["", "", "created (UTC)", "commit", "changed values"], about)
+        runs = ResultTable("Runs", ["", "", "created (UTC)", "commit", "changed values"], about)
         try:
             return write_page(
                 path,
@@ -98,3 +100,61 @@ def origins(store: Store, record: Record) -> list[Record]:
         return [found for _, found in lineage(store, record)]
     except InputError:
         return [record]
+
+
+def comparison_table(
+    names: Sequence[str], compared: Sequence[Comparison], rows: Sequence[Mapping[str, dict[str, Any]]] = ()
+) -> ResultTable:
+    """A line for each score of evaluations: the values, and the difference of each to the first with its interval and
+    its p value.
+
+    compared: of the first evaluation and each of the others. rows: the rows of results.json of every evaluation by
+    name; if they are passed, values have their own intervals.
+    """
+    shared: dict[str, dict[str, Any]] = {}
+    by_run = [{row["name"]: (row, difference) for row, difference in one.scores} for one in compared]
+    for scores in by_run:
+        shared |= {name: row for name, (row, _) in scores.items() if name not in shared}
+    lines = []
+    for name, row in shared.items():
+        cells = [cell_of(row, next(scores[name][1].a for scores in by_run if name in scores), rows[:1])]
+        for number, scores in enumerate(by_run, 1):
+            if name in scores:
+                _, difference = scores[name]
+                value = cell_of(row, difference.b, rows[number : number + 1])
+                cells += [value, change_of(difference), f"{difference.p:.4f}"]
+            else:
+                cells += [""] * 3
+        metric = f"{row['direction']} {row['metric']}".strip() + ("" if row["higher_is_better"] else " ↓")
+        lines.append([row["what"], metric, *cells, str(row["items"])])
+    first, *others = names
+    changes = [[name, "difference" if len(others) == 1 else f"{name} - {first}", "p"] for name in others]
+    heads = ["", "", first, *(head for some in changes for head in some), "items"]
+    return ResultTable("Comparison", heads, lines, comparison_note(others, compared))
+
+
+def cell_of(row: dict[str, Any], value: float, own: Sequence[Mapping[str, dict[str, Any]]]) -> str:
+    """The value of a score, with its interval if the evaluation's `own` rows are passed."""
+    return shown_score(own[0][row["name"]]) if own else shown(value, row["unit"])
+
+
+def change_of(difference: PairedDifference) -> str:
+    """A difference with its interval, if it has one."""
+    if difference.low is None or difference.high is None:
+        return signed(difference.difference)
+    return f"{signed(difference.difference)} [{signed(difference.low)}, {signed(difference.high)}]"
+
+
+def comparison_note(others: Sequence[str], compared: Sequence[Comparison]) -> str:
+    """What a reader of differences has to know, and which scores are left out."""
+    note = (
+        "All items are shared. In brackets: 95 % interval of the difference, paired bootstrap over test videos. p: "
+        "permutation test by video, two-sided, not corrected for the number of scores."
+    )
+    for name, one in zip(others, compared, strict=True):
+        mark = "" if len(others) == 1 else f"{name}: "
+        for score, (of_a, of_b, queries) in one.other_queries.items():
+            note += f"\n{mark}Left out, other queries: {score} ({of_a} and {of_b} queries, {queries} shared)."
+        if one.single:
+            note += f"\n{mark}Only one of them has {one.single} other scores."
+    return note

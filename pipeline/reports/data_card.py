@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from alpro.files import read_json
-from alpro.pipeline.reports.results import Listed, Table
+from alpro.pipeline.reports.results import Listed, ResultTable
 from alpro.shards.schema import SPLITS
 from alpro.stages import CORPUS_STAGES
 
 
-def data_tables(artifacts: list[Listed]) -> list[Table]:
+def data_tables(artifacts: list[Listed]) -> list[ResultTable]:
     """The corpora of a run, with their counts by split; none without a corpus."""
     corpora = [(name, folder, record) for name, folder, record, _ in artifacts if record["stage"] in CORPUS_STAGES]
     splits = [line for corpus in corpora for line in split_lines(*corpus)]
-    return [Table("Data", ["", "", "samples", "captions", "questions", "rejected"], splits)] if splits else []
+    return [ResultTable("Data", ["", "", "samples", "captions", "questions", "rejected"], splits)] if splits else []
 
 
 def name_of(step: str) -> str:

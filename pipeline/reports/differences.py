@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from alpro.pipeline.reports.results import Table
 from alpro.pipeline.store.artifacts import flatten
 from alpro.pipeline.store.hardware import described
 from alpro.stages import CORPUS_STAGES
@@ -27,14 +26,9 @@ def differing(kind: str, runs: Sequence[Mapping[str, Any]]) -> list[Difference]:
     return [row for row in rows if len(set(row.values)) > 1]
 
 
-def differences(runs: Sequence[Sequence[Record]], configs: Sequence[Mapping[str, Any]] = ()) -> list[Difference]:
-    """What differs between the artifacts of runs, each with all that it was built from.
-
-    configs: the configurations of the runs; default: those of their artifacts.
-    """
-    values = [flatten(dict(config)) for config in configs] or [
-        flatten({record["name"]: record["config"] for record in records}) for records in runs
-    ]
+def differences(runs: Sequence[Sequence[Record]]) -> list[Difference]:
+    """What differs between the artifacts of runs, each with all that it was built from."""
+    values = [flatten({record["name"]: record["config"] for record in records}) for records in runs]
     parts = {"data": data, "code": code, "version": versions, "machine": machines}
     rows = differing("configuration", values)
     return rows + [row for kind, of in parts.items() for row in differing(kind, [of(records) for records in runs])]
@@ -71,9 +65,3 @@ def machines(records: Sequence[Record]) -> dict[str, str]:
     """The machines that the artifacts were built on, as far as their records name one."""
     used = dict.fromkeys(described(m) for record in records if (m := record["run"].get("hardware")))
     return {"built on": "; ".join(used)} if used else {}
-
-
-def differences_table(heads: Sequence[str], rows: Sequence[Difference]) -> Table:
-    """A line for each difference, with a column for each run."""
-    title = "What differs"
-    return Table(title, ["", "", *heads], [[row.kind, row.name, *row.values] for row in rows])

@@ -1,7 +1,7 @@
 """The results of a pipeline as tables, for the terminal, the report and Prefect's page."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,8 +9,6 @@ from typing import Any
 
 from alpro.artifact import read_results
 from alpro.stages import EVALUATIONS
-from alpro.stages.evaluation.comparison import Comparison
-from alpro.stages.evaluation.statistics import PairedDifference
 
 Listed = tuple[str, Path, dict[str, Any], bool]  # name, folder, record, cached
 FEW_VIDEOS = 100
@@ -32,7 +30,7 @@ def results(artifacts: list[Listed]) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Table:
+class ResultTable:
     """A table to print: the heads of its columns (the first two are texts, the others numbers), lines, a note below."""
 
     title: str
@@ -41,7 +39,7 @@ class Table:
     note: str = ""
 
 
-def tables(rows: list[dict[str, Any]]) -> list[Table]:
+def tables(rows: list[dict[str, Any]]) -> list[ResultTable]:
     """The results as people compare them: retrieval by recall, answers with their controls side by side, the rest."""
     by_table: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -52,12 +50,12 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     return [with_notes(table, [] if name == "decoded" else overlap) for name, table in shown.items()]
 
 
-def with_notes(table: Table, notes: list[str]) -> Table:
+def with_notes(table: ResultTable, notes: list[str]) -> ResultTable:
     """The table with more lines in its note."""
     return replace(table, note="\n".join(filter(None, [table.note, *notes])))
 
 
-def retrieval_table(rows: list[dict[str, Any]]) -> Table:
+def retrieval_table(rows: list[dict[str, Any]]) -> ResultTable:
     """A line for each ranker and direction with its protocol, and one for each direction with its chance level."""
     columns = {row["metric"]: row["metric"] + ("" if row["higher_is_better"] else " ↓") for row in rows}
     lines: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
@@ -73,10 +71,10 @@ def retrieval_table(rows: list[dict[str, Any]]) -> Table:
         out.append([what, direction, *scores, str(first["items"]), first["protocol"]])
     out += [["chance", direction, *(cells.get(c, "") for c in columns), "", ""] for direction, cells in chance.items()]
     heads = ["", "", *columns.values(), "items", "protocol"]
-    return Table("Retrieval", heads, out, note_of(rows))
+    return ResultTable("Retrieval", heads, out, note_of(rows))
 
 
-def answers_table(rows: list[dict[str, Any]]) -> Table:
+def answers_table(rows: list[dict[str, Any]]) -> ResultTable:
     """A line for each type of question: the score, those of the controls, and the chance level."""
     whats = list(dict.fromkeys(row["what"] for row in rows))
     lines = []
@@ -87,10 +85,10 @@ def answers_table(rows: list[dict[str, Any]]) -> Table:
         lines.append([metric, "", *scores, shown(first["chance"], first["unit"]), str(first["items"])])
     heads = [what.removeprefix("control: ") for what in whats]
     note = note_of(rows)
-    return Table("Question answering", ["", "", *heads, rows[0]["baseline"], "items"], lines, note)
+    return ResultTable("Question answering", ["", "", *heads, rows[0]["baseline"], "items"], lines, note)
 
 
-def scores_table(rows: list[dict[str, Any]]) -> Table:
+def scores_table(rows: list[dict[str, Any]]) -> ResultTable:
     """A line for each score, with its chance level."""
     lines = [
         [
@@ -103,16 +101,16 @@ def scores_table(rows: list[dict[str, Any]]) -> Table:
         for row in rows
     ]
     note = note_of(rows)
-    return Table(rows[0]["table"].capitalize(), ["", "", "score", rows[0]["baseline"], "items"], lines, note)
+    return ResultTable(rows[0]["table"].capitalize(), ["", "", "score", rows[0]["baseline"], "items"], lines, note)
 
 
-def shares_table(title: str, rows: list[dict[str, Any]]) -> Table:
+def shares_table(title: str, rows: list[dict[str, Any]]) -> ResultTable:
     """A line for each share of a corpus."""
-    return Table(title, ["", "", "share"], [[r["what"], r["metric"], shown(r["value"], r["unit"])] for r in rows])
+    return ResultTable(title, ["", "", "share"], [[r["what"], r["metric"], shown(r["value"], r["unit"])] for r in rows])
 
 
 # How the tables of the rows are laid out, in order; a table that is not listed has the layout of `entities`.
-LAYOUTS: dict[str, Callable[[list[dict[str, Any]]], Table]] = {
+LAYOUTS: dict[str, Callable[[list[dict[str, Any]]], ResultTable]] = {
     "retrieval": retrieval_table,
     "qa": answers_table,
     "entities": scores_table,
@@ -189,64 +187,6 @@ def shown_score(row: dict[str, Any]) -> str:
     if row["low"] is None:
         return shown(row["value"], row["unit"])
     return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
-
-
-def comparison_table(
-    names: Sequence[str], compared: Sequence[Comparison], rows: Sequence[Mapping[str, dict[str, Any]]] = ()
-) -> Table:
-    """A line for each score of evaluations: the values, and the difference of each to the first with its interval and
-    its p value.
-
-    compared: of the first evaluation and each of the others. rows: the rows of results.json of every evaluation by
-    name; if they are passed, values have their own intervals.
-    """
-    shared: dict[str, dict[str, Any]] = {}
-    by_run = [{row["name"]: (row, difference) for row, difference in one.scores} for one in compared]
-    for scores in by_run:
-        shared |= {name: row for name, (row, _) in scores.items() if name not in shared}
-    lines = []
-    for name, row in shared.items():
-        cells = [cell_of(row, next(scores[name][1].a for scores in by_run if name in scores), rows[:1])]
-        for number, scores in enumerate(by_run, 1):
-            if name in scores:
-                _, difference = scores[name]
-                value = cell_of(row, difference.b, rows[number : number + 1])
-                cells += [value, change_of(difference), f"{difference.p:.4f}"]
-            else:
-                cells += [""] * 3
-        metric = f"{row['direction']} {row['metric']}".strip() + ("" if row["higher_is_better"] else " ↓")
-        lines.append([row["what"], metric, *cells, str(row["items"])])
-    first, *others = names
-    changes = [[name, "difference" if len(others) == 1 else f"{name} - {first}", "p"] for name in others]
-    heads = ["", "", first, *(head for some in changes for head in some), "items"]
-    return Table("Comparison", heads, lines, comparison_note(others, compared))
-
-
-def cell_of(row: dict[str, Any], value: float, own: Sequence[Mapping[str, dict[str, Any]]]) -> str:
-    """The value of a score, with its interval if the evaluation's `own` rows are passed."""
-    return shown_score(own[0][row["name"]]) if own else shown(value, row["unit"])
-
-
-def change_of(difference: PairedDifference) -> str:
-    """A difference with its interval, if it has one."""
-    if difference.low is None or difference.high is None:
-        return signed(difference.difference)
-    return f"{signed(difference.difference)} [{signed(difference.low)}, {signed(difference.high)}]"
-
-
-def comparison_note(others: Sequence[str], compared: Sequence[Comparison]) -> str:
-    """What a reader of differences has to know, and which scores are left out."""
-    note = (
-        "All items are shared. In brackets: 95 % interval of the difference, paired bootstrap over test videos. p: "
-        "permutation test by video, two-sided, not corrected for the number of scores."
-    )
-    for name, one in zip(others, compared, strict=True):
-        mark = "" if len(others) == 1 else f"{name}: "
-        for score, (of_a, of_b, queries) in one.other_queries.items():
-            note += f"\n{mark}Left out, other queries: {score} ({of_a} and {of_b} queries, {queries} shared)."
-        if one.single:
-            note += f"\n{mark}Only one of them has {one.single} other scores."
-    return note
 
 
 def signed(difference: float) -> str:

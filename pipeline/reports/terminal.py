@@ -12,8 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from alpro.artifact import read_record
-from alpro.pipeline.reports.results import Table as ResultTable
-from alpro.pipeline.reports.results import results, tables
+from alpro.pipeline.reports.results import ResultTable, results, tables
 
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 

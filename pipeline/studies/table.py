@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from alpro.pipeline.reports.results import Table, shown
+from alpro.pipeline.reports.results import ResultTable, shown, signed
 
 Scores = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # rows of results.json by variant and seed
 LEVEL = 0.95
@@ -74,7 +74,7 @@ def summary(rows: Mapping[int, Mapping[str, Any]], base: Mapping[int, float] | N
     }
 
 
-def study_table(title: str, rows: list[dict[str, Any]], base: str) -> Table:
+def study_table(title: str, rows: list[dict[str, Any]], base: str) -> ResultTable:
     """The rows as a table to print; without the columns of variants and differences if there is only the base."""
     several = any(row["variant"] != base for row in rows)
     bases = {row["base"] for row in rows} - {None}
@@ -83,13 +83,13 @@ def study_table(title: str, rows: list[dict[str, Any]], base: str) -> Table:
         unit = row["unit"]
         cells = [shown(row["mean"], unit), plus_minus(row["interval"])]
         if several:
-            difference = "" if row["difference"] is None else f"{row['difference']:+.1f}"
+            difference = "" if row["difference"] is None else signed(row["difference"])
             cells += [difference, plus_minus(row["difference_interval"])]
         cells += [" ".join(f"{value:.1f}" for value in row["values"]), shown(row["chance"], unit)]
         lines.append([label(row), row["variant"] if several else "", *cells])
     differences = ["difference", "±"] if several else []
     heads = ["score", "variant" if several else "", "mean", "±", *differences, "each seed", "chance"]
-    return Table(title, heads, lines, NOTE.format(base=f'"{base}"' if bases <= {base} else "its base"))
+    return ResultTable(title, heads, lines, NOTE.format(base=f'"{base}"' if bases <= {base} else "its base"))
 
 
 def label(row: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from alpro.files import write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as commands
 from alpro.pipeline.reports import terminal as console
-from alpro.pipeline.reports.results import Table as ResultTable
+from alpro.pipeline.reports.results import ResultTable
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
 

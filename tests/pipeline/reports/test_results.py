@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from alpro.files import write_json
+from alpro.pipeline.reports.comparison import comparison_table
 from alpro.pipeline.reports.results import (
-    Table,
-    comparison_table,
+    ResultTable,
     results,
     results_markdown,
     small_sample_note,
@@ -73,7 +73,7 @@ def rows() -> list[dict[str, Any]]:
 
 def test_every_number_is_in_its_column(rows):
     assert tables(rows) == [
-        Table(
+        ResultTable(
             "Retrieval",
             ["", "", "R@1", "R@5", "R@10", "MdR ↓", "items", "protocol"],
             [
@@ -84,7 +84,7 @@ def test_every_number_is_in_its_column(rows):
                 ["chance", "v2t", "10.8 %", "12.8 %", "14.8 %", "16.8", "", ""],
             ],
         ),
-        Table(
+        ResultTable(
             "Question answering",
             ["", "", "question answering", "frames shuffled", "most frequent answer", "items"],
             [
@@ -93,12 +93,12 @@ def test_every_number_is_in_its_column(rows):
                 ["how many", "", "23.2 %", "", "24.8 %", "17"],
             ],
         ),
-        Table(
+        ResultTable(
             "Entities",
             ["", "", "score", "best constant", "items"],
             [["prompter", "entity accuracy", "29.2 %", "30.8 %", "150"]],
         ),
-        Table("Items that could be decoded", ["", "", "share"], [["decoded of clips", "190 of 200", "31.2 %"]]),
+        ResultTable("Items that could be decoded", ["", "", "share"], [["decoded of clips", "190 of 200", "31.2 %"]]),
     ]
 
 
