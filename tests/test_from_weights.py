@@ -13,8 +13,8 @@ from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
 from alpro.models.official import to_official
-from alpro.pipeline.cli import run as commands
-from alpro.pipeline.cli.main import parser
+from alpro.pipeline.cli import run as run_command
+from alpro.pipeline.cli.main import execute, parser
 from alpro.pipeline.cli.run import prepare_run
 from alpro.pipeline.config.pipeline_config import load_config
 from alpro.pipeline.plan import dag as planning
@@ -49,14 +49,14 @@ def official(tmp_path_factory, tiny_model, vocabulary) -> Path:
         words = {"pretrain": "--words unigrams.txt", "qa": "--words train_ans2label.json"}.get(task, "")
         words = words.replace("--words ", f"--words {folder}/")
         line = f"model import {file} {folder / task} --task {task} --tokenizer {tokenizer} {words}"
-        assert commands.execute(parser().parse_args(shlex.split(line))) == 0
+        assert execute(parser().parse_args(shlex.split(line))) == 0
     return folder
 
 
 @pytest.fixture
 def planned(sample, tmp_path, monkeypatch):
     """planned(config, model folder, *options): the configuration of `alpro run ... --pretrained`."""
-    monkeypatch.setattr(commands, "prepare_prefect", lambda home: None)
+    monkeypatch.setattr(run_command, "prepare_prefect", lambda home: None)
 
     def load(config: str, model: Path, *options: str):
         data = sample / "clips.jsonl"

@@ -1,11 +1,16 @@
 """What several commands share: the parser, groups of commands, options and what their values are."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any, NoReturn
 
 Commands = "argparse._SubParsersAction[Parser]"
+ARTIFACT = (
+    "a stage (its newest artifact is taken), a fingerprint as `alpro artifacts ls` prints it or its first characters, "
+    "STAGE@FINGERPRINT, or a folder"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -109,3 +114,40 @@ def add_verbosity(command: argparse.ArgumentParser) -> None:
         levels.add_argument(
             f"-{name[0]}", f"--{name}", action="store_const", const=level, default="", dest="log_level", help=text
         )
+
+
+def print_json(values: Any) -> None:
+    print(json.dumps(values, indent=1, ensure_ascii=False))
+
+
+class Pretrained(argparse.Action):
+    """Adds the changes of `--pretrained MODEL_FOLDER` to those of `--set`."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        changes = [f"pretrained={json.dumps(values)}", "train_prompter=false", "pretrain=false"]
+        namespace.changes = [*changes, *(namespace.changes or [])]
+
+
+def add_source_options(command: argparse.ArgumentParser) -> None:
+    """The options that change a configuration."""
+    command.add_argument(
+        "--data", default="", metavar="FOLDER_OR_MANIFEST", help="your videos, in place of the configuration's corpora"
+    )
+    command.add_argument(
+        "--pretrained",
+        action=Pretrained,
+        default=[],
+        dest="changes",
+        metavar="MODEL_FOLDER",
+        help="start from this model, in place of the configuration's prompter and pre-training",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="STAGE.KEY=VALUE",
+        help="change one value, such as pretrain.lr=1e-4, or leave out a stage: finetune_qa=false; repeatable",
+    )

@@ -1,37 +1,91 @@
-"""The commands of `alpro artifacts`, and `alpro compare`: they read the artifacts of a workspace and run no stage."""
+"""`alpro artifacts ...` and `alpro compare`: they read the artifacts of a workspace and run no stage."""
 
 import argparse
-import json
 import shlex
 import sys
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
-from alpro.pipeline.cli.listings import (
-    command_of,
-    print_artifact,
-    print_artifacts,
-    print_lineage,
-    print_occupied,
-    print_problems,
-    print_unneeded,
-    users_of,
+from alpro.pipeline.cli.arguments import (
+    ARTIFACT,
+    add_action,
+    add_group,
+    add_json,
+    add_tracking_uri,
+    add_workspace,
+    print_json,
+    user_path,
 )
-from alpro.pipeline.store.artifacts import Store
+
+if TYPE_CHECKING:
+    from alpro.pipeline.store.artifacts import Store
 
 
-def store_of(arguments: argparse.Namespace) -> Store:
+def add_artifact_commands(commands: Any) -> None:
+    """`alpro artifacts ...`: the commands about the artifacts of a workspace."""
+    actions = add_group(commands, "artifacts", "list, show, verify and remove artifacts")
+    listing = add_action(actions, "ls", "list the artifacts, their inputs and their users")
+    show = add_action(actions, "show", "show one artifact: configuration, inputs, counts, metrics")
+    lineage = add_action(
+        actions, "lineage", "show everything that an artifact was built from, and the command that builds it again"
+    )
+    verify = add_action(
+        actions, "verify", "read every file of artifacts, and print which are damaged, missing or extra"
+    )
+    collect = add_action(actions, "gc", "list the artifacts that no run in MLflow needs, and with --yes remove them")
+    for parser in (show, lineage):
+        parser.add_argument("artifact", metavar="ARTIFACT", help=ARTIFACT)
+    verify.add_argument(
+        "artifacts", nargs="*", metavar="ARTIFACT", help="as `lineage` takes them (default: all artifacts)"
+    )
+    for parser in (listing, show, lineage, verify, collect):
+        add_json(parser)
+        add_workspace(parser, "folder of the artifacts")
+    collect.add_argument("--yes", action="store_true", help="remove them")
+    add_tracking_uri(collect)
+    listing.set_defaults(run=list_artifacts)
+    show.set_defaults(run=show_artifact)
+    lineage.set_defaults(run=show_lineage)
+    verify.set_defaults(run=verify_artifacts)
+    collect.set_defaults(run=collect_garbage)
+
+
+def add_compare(commands: Any) -> None:
+    """`alpro compare`."""
+    parser: argparse.ArgumentParser = add_action(
+        commands,
+        "compare",
+        "compare evaluations score by score",
+        description="Prints what differs between artifacts of evaluate (or of zero_shot) in configuration, data, code "
+        "and versions, and for each score that they have over the same queries the values, the difference of each to "
+        "the first, its 95 % paired bootstrap interval, and the p value of a paired permutation test, by test video. "
+        "Writes the same as a page.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help=f"two or more evaluations: {ARTIFACT}, or the name of a pipeline's run in MLflow",
+    )
+    parser.add_argument(
+        "--out", type=user_path, metavar="FILE", help="the page (default: WORKSPACE/reports/compare-RUN-RUN.html)"
+    )
+    add_json(parser)
+    add_workspace(parser, "folder of the artifacts")
+    parser.set_defaults(run=compare_artifacts)
+
+
+def store_of(arguments: argparse.Namespace) -> "Store":
+    from alpro.pipeline.store.artifacts import Store
+
     return Store(arguments.workspace / "artifacts")
-
-
-def print_json(values: Any) -> None:
-    print(json.dumps(values, indent=1, ensure_ascii=False))
 
 
 def list_artifacts(arguments: argparse.Namespace) -> None:
     """`alpro artifacts ls`. JSON: a list of the artifacts, oldest first."""
+    from alpro.pipeline.cli.listings import print_artifacts, users_of
     from alpro.pipeline.store.lineage import sizes_once
 
     store = store_of(arguments)
@@ -61,6 +115,8 @@ def list_artifacts(arguments: argparse.Namespace) -> None:
 
 def show_artifact(arguments: argparse.Namespace) -> None:
     """`alpro artifacts show`. JSON: the record, with its folder and its users."""
+    from alpro.pipeline.cli.listings import print_artifact, users_of
+
     store = store_of(arguments)
     folder, record = find_artifact(arguments.artifact, arguments.workspace)
     if not arguments.json:
@@ -72,6 +128,7 @@ def show_artifact(arguments: argparse.Namespace) -> None:
 
 def show_lineage(arguments: argparse.Namespace) -> None:
     """`alpro artifacts lineage`. JSON: the records with their folders, inputs first, and the command."""
+    from alpro.pipeline.cli.listings import command_of, print_lineage
     from alpro.pipeline.store.lineage import lineage
 
     store = store_of(arguments)
@@ -87,6 +144,7 @@ def show_lineage(arguments: argparse.Namespace) -> None:
 def verify_artifacts(arguments: argparse.Namespace) -> int:
     """`alpro artifacts verify`. Returns 1 if a file of an artifact is damaged, missing or extra. JSON: a list of the
     files that are not as recorded."""
+    from alpro.pipeline.cli.listings import print_problems
     from alpro.pipeline.store.checksums import unreadable_records, verify
 
     store = store_of(arguments)
@@ -102,6 +160,7 @@ def verify_artifacts(arguments: argparse.Namespace) -> int:
 
 def collect_garbage(arguments: argparse.Namespace) -> None:
     """`alpro artifacts gc`. Deleting a run in MLflow is how a person says that it is no longer needed."""
+    from alpro.pipeline.cli.listings import print_occupied, print_unneeded
     from alpro.pipeline.store.lineage import leftovers, occupied, remove, required_by, unneeded
     from alpro.pipeline.tracking.queries import forget_deleted_runs, logged_fingerprints, running
 
@@ -133,18 +192,6 @@ def collect_garbage(arguments: argparse.Namespace) -> None:
     print_json({"removed": arguments.yes, "artifacts": rows, "files": [str(file) for file in files], "bytes": sizes})
 
 
-def register_model(arguments: argparse.Namespace) -> None:
-    """`alpro model register`."""
-    from alpro.pipeline.tracking.registry import register
-
-    workspace = arguments.workspace.resolve()
-    uri = arguments.tracking_uri or f"sqlite:///{workspace / 'mlflow.db'}"
-    artifact = find_artifact(arguments.model, workspace)
-    version = register(uri, workspace / "mlflow", *artifact, arguments.name, arguments.alias)
-    loaded = f"models:/{arguments.name}{'@' + arguments.alias if arguments.alias else '/' + version}"
-    print(f"{arguments.name}, version {version}; load it with mlflow.pyfunc.load_model({loaded!r})")
-
-
 def compare_artifacts(arguments: argparse.Namespace) -> None:
     """`alpro compare`."""
     from alpro.pipeline.reports.comparison import compared_runs
@@ -164,14 +211,3 @@ def compare_artifacts(arguments: argparse.Namespace) -> None:
         print_result_table(compared.scores_table(intervals=len(artifacts) > 2))
     page = arguments.out or arguments.workspace / "reports" / f"compare-{'-'.join(compared.names)}.html"
     print(f"page: {compared.write(page)}", file=sys.stderr)
-
-
-ARTIFACT_COMMANDS = {
-    "artifacts ls": list_artifacts,
-    "artifacts show": show_artifact,
-    "artifacts lineage": show_lineage,
-    "artifacts verify": verify_artifacts,
-    "artifacts gc": collect_garbage,
-    "model register": register_model,
-    "compare": compare_artifacts,
-}

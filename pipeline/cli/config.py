@@ -4,15 +4,38 @@ import argparse
 import json
 import re
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpro.errors import InputError
-from alpro.pipeline.config.pipeline_config import CONFIGS, SHARED, PipelineConfig, load_config, shipped
-from alpro.pipeline.reports.terminal import console
+from alpro.pipeline.cli.arguments import add_action, add_group, add_json, add_source_options, user_path
+
+if TYPE_CHECKING:
+    from alpro.pipeline.config.pipeline_config import PipelineConfig
+
+
+def add_config_commands(commands: Any) -> None:
+    """`alpro config ...`: the commands about configurations."""
+    actions = add_group(commands, "config", "list, show and copy configurations")
+    listing = add_action(actions, "list", "list the shipped configurations")
+    listing.set_defaults(run=list_configs)
+    add_json(listing)
+    show = add_action(actions, "show", "print a configuration with all its values, as TOML")
+    show.add_argument("config", metavar="NAME_OR_FILE", help="as for `alpro run --config`")
+    add_source_options(show)
+    show.set_defaults(run=show_config)
+    init = add_action(actions, "init", "write a copy of a shipped configuration to edit")
+    init.add_argument("file", type=user_path, metavar="FILE", help="the file to write, NAME.toml")
+    init.add_argument(
+        "--from", dest="source", default="own_videos", metavar="NAME", help="the configuration (default: own_videos)"
+    )
+    init.set_defaults(run=init_config)
 
 
 def list_configs(arguments: argparse.Namespace) -> None:
     """`alpro config list`. JSON: the descriptions by name."""
+    from alpro.pipeline.config.pipeline_config import CONFIGS, shipped
+    from alpro.pipeline.reports.terminal import console
+
     described = {name: description((CONFIGS / f"{name}.toml").read_text("utf-8")) for name in shipped()}
     if arguments.json:
         print(json.dumps(described, indent=1))
@@ -37,11 +60,15 @@ def description(text: str) -> str:
 
 def show_config(arguments: argparse.Namespace) -> None:
     """`alpro config show`."""
+    from alpro.pipeline.config.pipeline_config import load_config
+
     print(to_toml(values_of(load_config(arguments.config, arguments.data, arguments.changes))), end="")
 
 
 def init_config(arguments: argparse.Namespace) -> None:
     """`alpro config init`: a copy of a shipped configuration, with its comments."""
+    from alpro.pipeline.config.pipeline_config import CONFIGS, shipped
+
     path, source = arguments.file, arguments.source
     if source not in shipped():
         raise InputError(f"{source}: no such shipped configuration; those are {', '.join(shipped())}")
@@ -58,8 +85,10 @@ def init_config(arguments: argparse.Namespace) -> None:
     print(f"{path}: edit it, then run: alpro run --config {path}")
 
 
-def values_of(config: PipelineConfig) -> dict[str, Any]:
+def values_of(config: "PipelineConfig") -> dict[str, Any]:
     """The values of a configuration, with all defaults, as `load_config` accepts them."""
+    from alpro.pipeline.config.pipeline_config import SHARED
+
     values = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     for key, stage in SHARED:  # set once, in the top-level table
         values.get(stage, {}).pop(key, None)

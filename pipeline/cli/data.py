@@ -1,27 +1,85 @@
-"""`alpro data ...`, and the check before a run that the corpora of an evaluation have items to evaluate."""
+"""`alpro data ...`: data before and after decoding."""
 
 import argparse
 import sys
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
-from alpro.pipeline.cli.artifacts import print_json
-from alpro.pipeline.config.pipeline_config import Corpus, PipelineConfig, load_config
-from alpro.pipeline.plan.steps import required
-from alpro.pipeline.reports.terminal import console, print_inspection
-from alpro.pipeline.store.artifacts import Step, Store
-from alpro.progress import rough_duration
-from alpro.shards.storage import absolute, located
-from alpro.stages import EVALUATIONS, TRAININGS
-from alpro.stages.corpora.check_data import check_data, items_of_split
-from alpro.stages.decode_videos import Config as DecodeConfig
-from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig
+from alpro.pipeline.cli.arguments import ARTIFACT, add_action, add_group, add_json, add_workspace, print_json, user_path
+
+
+def add_data_commands(commands: Any) -> None:
+    """`alpro data ...`: the commands about data, before and after decoding."""
+    actions = add_group(commands, "data", "check data before a run, describe decoded corpora")
+    add_check(actions)
+    add_inspect(actions)
+
+
+def add_check(actions: Any) -> None:
+    parser = add_action(
+        actions,
+        "check",
+        "what is there, what is missing, the splits, and an estimate of time and disk space",
+        description="Reads every row of a manifest, folder or set of shards, decodes a few items, and prints what is "
+        "there, what is missing, the splits, and an estimate of time and disk space. The exit status is 1 if a run "
+        "would fail.",
+    )
+    parser.set_defaults(run=check)
+    parser.add_argument("data", metavar="FOLDER_OR_MANIFEST", help="your videos, as for `alpro run --data`")
+    parser.add_argument(
+        "--config",
+        default="own_videos",
+        metavar="NAME_OR_FILE",
+        help="the configuration whose decoding settings are used (default: own_videos)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="KEY=VALUE",
+        help="change one value, such as corpora.data.frames=16; repeatable",
+    )
+    parser.add_argument("--samples", type=int, default=20, metavar="N", help="number of items to decode (default: 20)")
+    add_json(parser)
+
+
+def add_inspect(actions: Any) -> None:
+    parser = add_action(
+        actions,
+        "inspect",
+        "describe decoded corpora: counts, lengths, captions, overlap of test and training",
+        description="Prints counts, lengths, captions, repeated captions, and how many test videos also occur in "
+        "training.",
+    )
+    parser.set_defaults(run=inspect_corpora)
+    parser.add_argument(
+        "corpora",
+        nargs="+",
+        metavar="CORPUS",
+        help=f"a decoded corpus: {ARTIFACT} or URL",
+    )
+    parser.add_argument("--out", type=user_path, metavar="FOLDER", help="write inspect.json and sheets of frames there")
+    parser.add_argument(
+        "--max-samples",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="maximum number of samples whose frames are compared, validation and test first (default: 20000; 0: none)",
+    )
+    add_json(parser)
+    add_workspace(parser, "folder of the artifacts")
 
 
 def check(arguments: argparse.Namespace) -> int:
     """`alpro data check`. Exit status 1 if something would end a run."""
+    from alpro.pipeline.config.pipeline_config import load_config
+    from alpro.pipeline.plan.test_items import decoding_of
+    from alpro.shards.storage import located
+    from alpro.stages import TRAININGS
+    from alpro.stages.corpora.check_data import check_data
+
     settings = load_config(arguments.config, arguments.data, arguments.changes)
     corpus = settings.corpora["data"]
     if corpus.shards:
@@ -39,7 +97,9 @@ def check(arguments: argparse.Namespace) -> int:
 
 def inspect_corpora(arguments: argparse.Namespace) -> None:
     """`alpro data inspect`."""
+    from alpro.pipeline.reports.terminal import print_inspection
     from alpro.shards.inspect_corpus import inspect, save
+    from alpro.shards.storage import absolute
 
     folders = [
         place if isinstance(place, str) or place.is_dir() else find_artifact(name, arguments.workspace)[0]
@@ -55,14 +115,11 @@ def inspect_corpora(arguments: argparse.Namespace) -> None:
         print(*files, sep=", ", file=sys.stderr if arguments.json else sys.stdout)
 
 
-def decoding_of(corpus: Corpus) -> tuple[DecodeConfig, tuple[dict[str, Path], Path | None]]:
-    """The configuration of the stage that decodes a corpus, and its annotation files with the root of their names."""
-    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations", "root"}))
-    return config, (corpus.annotation_files, Path(corpus.root) if corpus.root else None)
-
-
 def print_check(report: dict[str, Any]) -> None:
     """Prints the report of `check_data`."""
+
+    from alpro.pipeline.reports.terminal import console
+    from alpro.progress import rough_duration
 
     def show(text: str) -> None:
         console.print(text, markup=False, highlight=False)
@@ -108,25 +165,3 @@ def print_check(report: dict[str, Any]) -> None:
         )
     for problem in report["problems"]:
         show(f"problem: {problem}")
-
-
-def check_test_items(settings: PipelineConfig, steps: list[Step], store: Store) -> None:
-    """Raises InputError, before anything is decoded, if a corpus that will be evaluated has no item to evaluate."""
-    wanted = required(steps, store)
-    for step in wanted:
-        if step.stage not in EVALUATIONS or store.find(step):
-            continue
-        config = cast(EvaluationConfig, step.config)
-        for name in config.corpora:
-            corpus, decoding = settings.corpora[name], step.inputs[name]
-            if not corpus.data or decoding not in wanted or store.find(decoding) or store.is_shared(decoding):
-                continue
-            decode_config, paths = decoding_of(corpus)
-            counts, why = items_of_split(located(corpus.data), decode_config, config.split, *paths)
-            for column, task in TASKS.items():
-                if getattr(config, task) == name and not counts[column]:
-                    reason = f": {why}" if why else ""
-                    raise InputError(
-                        f"{name}: no {config.split} item has {column}{reason}; assign some in the column split, raise "
-                        f"corpora.{name}.{config.split}, or set evaluate.{task} to an empty string"
-                    )

@@ -1,86 +1,88 @@
-"""The commands of `alpro`: run a pipeline, a study or one stage, open MLflow; and the table of all commands."""
+"""`alpro run`, `alpro study` and `alpro STAGE`."""
 
 import argparse
 import atexit
 import gc
 import os
-import select
-import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
+from tempfile import TemporaryFile
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
-from alpro.log import log, set_level
-from alpro.pipeline.cli.artifacts import ARTIFACT_COMMANDS, print_json
-from alpro.pipeline.cli.model import MODEL_COMMANDS
-from alpro.pipeline.servers.checks import check_port, check_tracking_uri, problems
-from alpro.pipeline.servers.temporary import prefect_home, start_temporary_server
-from alpro.pipeline.store.artifacts import Step, Store
-from alpro.shards.storage import DISK_FULL
-from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed, Stopped
-
-EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
+from alpro.log import log
+from alpro.pipeline.cli.arguments import (
+    add_action,
+    add_json,
+    add_source_options,
+    add_tracking_uri,
+    add_verbosity,
+    add_workspace,
+    print_json,
+)
+from alpro.pipeline.servers.checks import check_tracking_uri
+from alpro.pipeline.servers.temporary import start_temporary_server
+from alpro.stages import STAGES
 
 if TYPE_CHECKING:
     from alpro.pipeline.plan.dag import Planned
+    from alpro.pipeline.store.artifacts import Step, Store
 
 
-def execute(arguments: argparse.Namespace) -> int:
-    """Runs a command; returns its exit status. Errors that are not bugs are one line on standard error."""
-    if level := getattr(arguments, "log_level", ""):
-        set_level(level)
-    try:
-        status = COMMANDS.get(arguments.command, run_pipeline)(arguments) or 0
-        sys.stdout.flush()
-        return status
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT_ERROR
-    except StageFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Interrupted as error:
-        print(f"{error}; run the same command again to continue", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        if not stdout_is_closed():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush the rest at exit, and fail
-        return EXIT_BROKEN_PIPE
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        file = f"{error.filename}: " if error.filename else ""
-        print(f"error: {file}{error.strerror}; free some disk space and run again to resume", file=sys.stderr)
-        return EXIT_INPUT_ERROR
-    except Exception as error:  # of Prefect's server or a database, which do not say that the disk is full
-        if (full := full_disk(getattr(arguments, "workspace", None))) is None:
-            raise
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"error: the disk of {full} is full ({line}); free some space and run again to resume", file=sys.stderr)
-        return EXIT_INPUT_ERROR
+def add_stage_commands(commands: Any) -> None:
+    """The commands that run stages: all of them, a study, and one for each stage."""
+    run_parser = add_action(
+        commands,
+        "run",
+        "run the whole pipeline",
+        description="Runs the pipeline: every stage that has no cached result.",
+    )
+    add_run_options(run_parser)
+    run_parser.set_defaults(stage="", run=run_pipeline)
+    study_parser = add_action(
+        commands,
+        "study",
+        "run variants of a configuration with several seeds",
+        description="Runs every variant of a study with every seed, and prints the mean of each score, its interval "
+        "over the seeds, and the difference to the first variant. Results of stages are shared and cached.",
+    )
+    study_parser.add_argument("file", metavar="NAME_OR_FILE", help="a shipped study, or a TOML file")
+    add_run_options(study_parser, default="of the study")
+    study_parser.set_defaults(run=run_study)
+    for stage in STAGES:
+        stage_parser = add_action(
+            commands, stage.replace("_", "-"), STAGES[stage].help, "Missing inputs are built first."
+        )
+        add_run_options(stage_parser)
+        stage_parser.set_defaults(stage=stage, run=run_pipeline)
 
 
-def full_disk(workspace: Path | None) -> Path | None:
-    """The folder whose disk has less than a MiB left: the workspace, Prefect's folder, or that of temporary files."""
-    for folder in (workspace, prefect_home(), Path(gettempdir())):
-        if folder is not None and folder.is_dir() and shutil.disk_usage(folder).free < 2**20:
-            return folder
-    return None
-
-
-def stdout_is_closed() -> bool:
-    """Whether what reads the output has ended, such as `head`."""
-    output = select.poll()
-    output.register(sys.stdout.fileno(), 0)
-    return any(event & select.POLLERR for _, event in output.poll(0))
+def add_run_options(command: argparse.ArgumentParser, default: str = "sample; with --data own_videos") -> None:
+    """default: what --config is if it is not given, in words."""
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print which stages would run, and which are cached",
+    )
+    command.add_argument(
+        "--config",
+        default="",
+        metavar="NAME_OR_FILE",
+        help="a shipped configuration, or a TOML file; several joined by +, of which later ones complete and override "
+        f"the earlier (default: {default})",
+    )
+    add_source_options(command)
+    add_workspace(command, "folder of artifacts, reports and the MLflow store")
+    command.add_argument(
+        "--profile", action="store_true", help="write a trace of a few steps of each training stage, for Perfetto"
+    )
+    add_tracking_uri(command)
+    add_json(command)
+    add_verbosity(command)
 
 
 def run_pipeline(arguments: argparse.Namespace) -> None:
@@ -90,15 +92,15 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
         if arguments.data:
             log.info("configuration: own_videos, the default with --data; --config chooses a different one")
     workspace = prepare_run(arguments)
-    from alpro.pipeline.cli.data import check_test_items
     from alpro.pipeline.config.pipeline_config import skips_questions
-    from alpro.pipeline.plan import dag as planning
+    from alpro.pipeline.plan.dag import planned
     from alpro.pipeline.plan.steps import check_files
+    from alpro.pipeline.plan.test_items import check_test_items
     from alpro.pipeline.reports.summary import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
 
     stage, config, data, changes = arguments.stage, arguments.config, arguments.data, arguments.changes
-    plan = planning.planned(stage, config, data, changes, workspace)  # reports errors before anything starts
+    plan = planned(stage, config, data, changes, workspace)  # reports errors before anything starts
     _, steps, store = plan
     if data and not stage and skips_questions(config, changes, plan[0]):
         log.warning(f"no questions in {data}: question answering is skipped")
@@ -170,6 +172,8 @@ def run_study(arguments: argparse.Namespace) -> None:
 
 
 def stop_study(number: int, frame: FrameType | None) -> None:
+    from alpro.stages.execution.interface import Stopped
+
     raise Stopped("the study was stopped")
 
 
@@ -183,7 +187,7 @@ def handling_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterat
         signal.signal(signal.SIGTERM, before)
 
 
-def plan_rows(steps: list[Step], store: Store) -> list[dict[str, str]]:
+def plan_rows(steps: "list[Step]", store: "Store") -> list[dict[str, str]]:
     """For each step, whether its artifact exists, and if not, why it has to be built."""
     from alpro.pipeline.plan.steps import reason, required
 
@@ -206,7 +210,7 @@ def plan_rows(steps: list[Step], store: Store) -> list[dict[str, str]]:
     return rows
 
 
-def show_plan(steps: list[Step], store: Store, as_json: bool) -> None:
+def show_plan(steps: "list[Step]", store: "Store", as_json: bool) -> None:
     """Prints what a run would do."""
     rows = plan_rows(steps, store)
     if as_json:
@@ -240,70 +244,3 @@ def prepare_prefect(home: Path) -> None:
         os.environ.setdefault(f"PREFECT_{name}", "CRITICAL")
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(home))
-
-
-def run_data_command(arguments: argparse.Namespace) -> int | None:
-    """`alpro data ...`."""
-    from alpro.pipeline.cli import data as data_commands
-
-    name = arguments.command.removeprefix("data ")
-    return {"check": data_commands.check, "inspect": data_commands.inspect_corpora}[name](arguments)
-
-
-def run_config_command(arguments: argparse.Namespace) -> None:
-    """`alpro config ...`."""
-    from alpro.pipeline.cli import config as config_commands
-
-    name = arguments.command.removeprefix("config ")
-    {
-        "list": config_commands.list_configs,
-        "show": config_commands.show_config,
-        "init": config_commands.init_config,
-    }[name](arguments)
-
-
-def run_up(arguments: argparse.Namespace) -> int:
-    """`alpro up`."""
-    workspace = arguments.workspace.resolve()
-    ports = {"--prefect-port": arguments.prefect_port, "--mlflow-port": arguments.mlflow_port}
-    if wrong := list(problems(workspace, ports)):
-        print(*(f"error: {problem}" for problem in wrong), sep="\n", file=sys.stderr)
-        return 1
-    if arguments.check:
-        print("ok: ports, databases, and no other alpro up")
-        return 0
-    from alpro.pipeline.servers.up import up
-
-    create_workspace(workspace, True)
-    return up(workspace, *ports.values())
-
-
-def serve_mlflow(arguments: argparse.Namespace) -> None:
-    """`alpro ui`: MLflow's server, reachable from this machine only, until Ctrl-C."""
-    from alpro.pipeline.tracking.queries import start_page
-
-    database = arguments.workspace.resolve() / "mlflow.db"
-    if not database.is_file():
-        raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
-    check_port("--port", arguments.port)
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    page = start_page(f"sqlite:///{database}")
-    print(f"MLflow at http://127.0.0.1:{arguments.port}{page} (Ctrl-C stops it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--host", "127.0.0.1", "--port", str(arguments.port), "--workers", "1"]
-    os.execve(sys.executable, command, environment)
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {  # all others are stages
-    "run": run_pipeline,
-    "study": run_study,
-    **ARTIFACT_COMMANDS,
-    **MODEL_COMMANDS,
-    "data check": run_data_command,
-    "data inspect": run_data_command,
-    "config list": run_config_command,
-    "config show": run_config_command,
-    "config init": run_config_command,
-    "ui": serve_mlflow,
-    "up": run_up,
-}

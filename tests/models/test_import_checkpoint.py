@@ -13,8 +13,7 @@ from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
 from alpro.models.import_checkpoint import import_checkpoint
 from alpro.models.official import to_official
-from alpro.pipeline.cli.main import parser
-from alpro.pipeline.cli.run import execute
+from alpro.pipeline.cli.main import execute, parser
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(295))]
 

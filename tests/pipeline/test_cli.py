@@ -362,14 +362,13 @@ def test_the_exit_status_of_a_run(outcome, status, message, tmp_path, monkeypatc
 @pytest.mark.parametrize("free", [0, 2**30])
 def test_an_error_of_a_server_while_the_disk_is_full_is_one_line(free, tmp_path, monkeypatch, capsys):
     """Prefect answers with status 500, and SQLite's error is one of SQLAlchemy."""
-    from alpro.pipeline.cli import run as commands
     from alpro.pipeline.flows import flow
 
     def alpro(*arguments):
         raise RuntimeError("Server error '500 Internal Server Error'\nFor more information ...")
 
     monkeypatch.setattr(flow, "start", alpro)
-    monkeypatch.setattr(commands.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    monkeypatch.setattr(cli.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     if free:
         with pytest.raises(RuntimeError):
             call(monkeypatch, capsys, "run", "--workspace", tmp_path)
@@ -478,7 +477,7 @@ def run_python(program: str, **environment: str) -> str:
     ],
 )
 def test_the_command_line_imports_no_slow_package(module, heavy):
-    """`--help` and usage errors import only cli.py; `ls` imports only commands.py."""
+    """`--help` and usage errors import only the options of all commands."""
     assert run_python(f"import sys, {module}; print(sorted(set({heavy}) & sys.modules.keys()))") == "[]\n"
 
 

@@ -8,10 +8,10 @@ from importlib.metadata import version
 import pytest
 from rich.console import Console
 
-from alpro.pipeline.cli import config as config_commands
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli.config import to_toml, values_of
 from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
+from alpro.pipeline.reports import terminal
 
 
 def call(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
@@ -73,7 +73,7 @@ def test_the_shipped_configurations_are_listed_with_their_first_comment(monkeypa
 
 
 def test_the_list_of_configurations_fits_into_80_columns(monkeypatch, capsys):
-    monkeypatch.setattr(config_commands, "console", Console(width=80))
+    monkeypatch.setattr(terminal, "console", Console(width=80))
     _, out, _ = call(monkeypatch, capsys, "config", "list")
     assert max(map(len, out.splitlines())) <= 80
 

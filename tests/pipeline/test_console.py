@@ -12,7 +12,6 @@ from rich.console import Console
 from alpro.artifact import RECORD_VERSION
 from alpro.files import write_json
 from alpro.pipeline.cli import main as cli
-from alpro.pipeline.cli import run as commands
 from alpro.pipeline.reports import terminal as console
 from alpro.pipeline.reports.results import ResultTable
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
@@ -120,7 +119,7 @@ def evaluations(tmp_path) -> Path:
 
 
 def compare(workspace: Path, *arguments: str) -> int:
-    return commands.execute(cli.parser().parse_args(["compare", *arguments, "--workspace", str(workspace)]))
+    return cli.execute(cli.parser().parse_args(["compare", *arguments, "--workspace", str(workspace)]))
 
 
 def test_two_evaluations_are_compared_by_the_first_characters_or_the_name_of_a_run(evaluations, capsys):

@@ -41,8 +41,7 @@ def index(trained, videos):
     """An index of three clips, the second half of one of them, and an image."""
     from PIL import Image
 
-    from alpro.pipeline.cli.main import parser
-    from alpro.pipeline.cli.run import execute
+    from alpro.pipeline.cli.main import execute, parser
 
     folder = videos[0].parent
     Image.new("RGB", (60, 40), "red").save(folder / "red.png")

@@ -17,7 +17,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.pipeline.cli import main as cli
-from alpro.pipeline.cli import run as commands
+from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.cli.run import plan_rows, print_plan
 from alpro.pipeline.config.pipeline_config import load_config
 from alpro.pipeline.flows.flow import alpro
@@ -136,13 +136,13 @@ def test_mlflow_lists_the_corpora_the_models_and_where_a_run_comes_from(first, w
 
 def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, tmp_path, monkeypatch, capsys):
     """Neither Prefect and its server nor a run in MLflow, whatever its arguments: it prints the results."""
-    monkeypatch.setattr(commands, "run_flow", lambda *_: pytest.fail("a flow was started"))
+    monkeypatch.setattr(run_command, "run_flow", lambda *_: pytest.fail("a flow was started"))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     before = len(runs(workspace)[0])
 
     def printed(*words: str) -> dict:
         arguments = cli.parser().parse_args([*words, "--config", TINY, "--workspace", str(workspace), "--json"])
-        assert commands.execute(arguments) == 0
+        assert cli.execute(arguments) == 0
         return json.loads(capsys.readouterr().out)
 
     alpro(TINY, workspace=str(workspace))

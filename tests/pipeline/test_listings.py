@@ -9,7 +9,6 @@ from rich.console import Console
 
 from alpro.pipeline.cli import listings
 from alpro.pipeline.cli import main as cli
-from alpro.pipeline.cli import run as commands
 from alpro.pipeline.reports import terminal as console
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.checksums import Problem
@@ -121,7 +120,7 @@ def test_an_unused_artifact_is_used_by_nothing(store, capsys):
 def as_json(capsys, store, *words: str) -> Any:
     """What `alpro artifacts ... --json` prints."""
     arguments = ["artifacts", *words, "--json", "--workspace", str(store.root.parent)]
-    status = commands.execute(cli.parser().parse_args(arguments))
+    status = cli.execute(cli.parser().parse_args(arguments))
     return status, json.loads(capsys.readouterr().out)
 
 

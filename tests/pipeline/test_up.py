@@ -21,8 +21,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import Settings
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.main import parser
-from alpro.pipeline.cli.run import execute
+from alpro.pipeline.cli.main import execute, parser
 from alpro.pipeline.servers import checks, pools, up
 from alpro.pipeline.servers.checks import MLFLOW_DATABASE, PREFECT_DATABASE
 from tests.pipeline.started import ROOT, TINY, Up, call, finished, wait_for

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.main import parser
-from alpro.pipeline.cli.run import execute
+from alpro.pipeline.cli.main import execute, parser
 from alpro.shards.inspect_corpus import (
     BLANK,
     NOT_HASHED,

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from alpro.pipeline.cli import main as cli
-from alpro.pipeline.cli import run as commands
 from tests.pipeline.conftest import TINY
 
 pytest.importorskip("playwright")
@@ -59,7 +58,7 @@ def urls(first, workspace) -> dict[str, str]:
     failed = next(p for p in workspace.glob("reports/*.json") if '"build_vocabulary.entities=9998"' in p.read_text())
     names = [Path(run["evaluate"]).name[:8] for run in (first, changed)]
     parsed = cli.parser().parse_args(["compare", *names, "--workspace", str(workspace)])
-    assert commands.execute(parsed) == 0
+    assert cli.execute(parsed) == 0
     paths = {
         "report": workspace / "reports" / f"tiny-{names[1][:6]}.html",
         "failed": failed.with_suffix(".html"),

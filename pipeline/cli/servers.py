@@ -1,0 +1,69 @@
+"""`alpro ui` and `alpro up`: servers of this machine."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from alpro.errors import InputError
+from alpro.pipeline.cli.arguments import add_action, add_workspace, port
+from alpro.pipeline.servers.checks import check_port, problems
+
+
+def add_ui(commands: Any) -> None:
+    """`alpro ui`."""
+    parser = add_action(commands, "ui", "open the MLflow pages on this machine")
+    parser.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
+    add_workspace(parser, "folder of the artifacts")
+    parser.set_defaults(run=serve_mlflow)
+
+
+def run_up(arguments: argparse.Namespace) -> int:
+    """`alpro up`."""
+    workspace = arguments.workspace.resolve()
+    ports = {"--prefect-port": arguments.prefect_port, "--mlflow-port": arguments.mlflow_port}
+    if wrong := list(problems(workspace, ports)):
+        print(*(f"error: {problem}" for problem in wrong), sep="\n", file=sys.stderr)
+        return 1
+    if arguments.check:
+        print("ok: ports, databases, and no other alpro up")
+        return 0
+    from alpro.pipeline.cli.run import create_workspace
+    from alpro.pipeline.servers.up import up
+
+    create_workspace(workspace, True)
+    return up(workspace, *ports.values())
+
+
+def add_up(commands: Any) -> None:
+    """`alpro up`."""
+    parser = add_action(
+        commands,
+        "up",
+        "start Prefect, MLflow and workers here",
+        description="Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1, "
+        "deploys every flow, and prints the addresses. Ctrl-C stops all of it.",
+    )
+    parser.add_argument("--check", action="store_true", help="only check ports and databases")
+    for name, number in (("prefect", 4200), ("mlflow", 5000)):
+        parser.add_argument(
+            f"--{name}-port", type=port, default=number, metavar="PORT", help=f"port to listen on (default {number})"
+        )
+    add_workspace(parser, "folder of artifacts, reports, databases and logs")
+    parser.set_defaults(run=run_up)
+
+
+def serve_mlflow(arguments: argparse.Namespace) -> None:
+    """`alpro ui`: MLflow's server, reachable from this machine only, until Ctrl-C."""
+    from alpro.pipeline.tracking.queries import start_page
+
+    database = arguments.workspace.resolve() / "mlflow.db"
+    if not database.is_file():
+        raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
+    check_port("--port", arguments.port)
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    page = start_page(f"sqlite:///{database}")
+    print(f"MLflow at http://127.0.0.1:{arguments.port}{page} (Ctrl-C stops it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
+    command += ["--host", "127.0.0.1", "--port", str(arguments.port), "--workers", "1"]
+    os.execve(sys.executable, command, environment)
