@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,19 +57,9 @@ for _name in ("urllib3.connectionpool", "mlflow.store.db.utils"):  # each retry,
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 FOLLOW_SECONDS = 2.0
-RETRY_SECONDS = (
-    30.0  # without calls after one that MLflow did not answer: each may take as long as a connection timeout
-)
+RETRY_SECONDS = 30.0  # without calls after one that MLflow did not answer: each may take a connection timeout
 PICTURES_OF_STEPS = "pictures/*-step-*.png"
-TABLES = (
-    "results.json",
-    "entities.parquet",
-    "left_out.parquet",
-    "prompts.parquet",
-    "rejects.parquet",
-    "qa.parquet",
-    "retrieval_t2v.parquet",
-)
+TABLES = ("results", "entities", "left_out", "prompts", "rejects", "qa", "retrieval_t2v")
 TABLE_ROWS = 500
 SEPARATOR = " · "  # of the parts of a run's name
 NUMBER = re.compile(rf"{SEPARATOR}run \d+(?={SEPARATOR}|$)")
@@ -147,7 +137,7 @@ class Tracker:
         # MLflow accepts at most a hundred parameters in a call.
         flat = [Param(key, without_credentials(str(value))[:6000]) for key, value in flatten(params).items()]
         for start in range(0, len(flat), 100):
-            self._send(run, partial(self._log_batch, run, params=flat[start : start + 100]))
+            self._send(run, partial(self.client.log_batch, run.id, params=flat[start : start + 100]))
         return run
 
     def numbered(self, name: str) -> str:
@@ -238,10 +228,7 @@ class Tracker:
         for metric in metrics:
             metric._key = metric_name(metric.key)
         parts = [metrics[start : start + 1000] for start in range(0, len(metrics), 1000)]
-        return all(self._send(run, partial(self._log_batch, run, metrics=part)) for part in parts)
-
-    def _log_batch(self, run: Run, metrics: Sequence[Metric] = (), params: Sequence[Param] = ()) -> None:
-        self.client.log_batch(run.id, metrics=metrics, params=params)
+        return all(self._send(run, partial(self.client.log_batch, run.id, metrics=part)) for part in parts)
 
     @contextmanager
     def follow(self, run: Run, file: Path, resumed: bool = False) -> Iterator[None]:
@@ -284,12 +271,10 @@ class Tracker:
         for picture in sorted(pictures):
             self.file(run, picture, "pictures")
         for name in TABLES:
-            if (folder / name).is_file():
-                table, place = read_table(folder / name), f"tables/{Path(name).stem}.json"
-                self._send(run, partial(self._log_table, run, table, place))
-
-    def _log_table(self, run: Run, table: Any, place: str) -> None:
-        self.client.log_table(run.id, table, place)
+            path = folder / (f"{name}.json" if name == "results" else f"{name}.parquet")
+            if path.is_file():
+                table, place = read_table(path), f"tables/{name}.json"
+                self._send(run, partial(self.client.log_table, run.id, table, place))
 
     def pictures_of_steps(self, run: Run, folder: Path) -> None:
         """Logs the pictures of single steps of an artifact, which `follow` logs while a stage runs."""
