@@ -39,10 +39,10 @@ def hard_negatives(similarity: Tensor, excluded: Tensor, uniforms: Tensor) -> tu
     return sampled.squeeze(1), valid
 
 
-def vtm_loss(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Video-text matching loss (section 3.2.1): cross-entropy of logits (N, 2) and labels (N,), 1 = match, summed over
-    the rows where valid (N,) is True."""
-    return (F.cross_entropy(logits, labels, reduction="none") * valid).sum()
+def vtm_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Video-text matching loss (section 3.2.1): cross-entropy of logits (N, 2) and labels (N,), 1 = match, summed with
+    weights (N,): 1 for rows that count, 0 for others."""
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:

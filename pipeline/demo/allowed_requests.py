@@ -1,7 +1,8 @@
 """Which requests reach the page: the media of the index, and the few addresses of Gradio that the page uses.
 
 Gradio also serves files by path, fetches URLs, and describes and calls functions by name. None of that is needed here,
-so it does not exist: what is not listed is not found. Pages of other sites are refused as in `server.py`.
+so it does not exist: what is not listed is not found. Pages of other sites are refused, as by
+`pipeline/servers/prefect_server.py`.
 """
 
 import json

@@ -33,7 +33,7 @@ def work(
     lock_file: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Runs a step's stage with the output folder `out`; returns its counts and metrics.
+    """Runs a step's stage with the output folder `out`; returns its outcome.
 
     Stages with a model run in a process group of their own, which is ended with this call: on success, on any
     exception here, on cancellation. They use free GPUs, which no other run of this machine uses at the same time.

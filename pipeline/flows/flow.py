@@ -1,4 +1,5 @@
 """The pipeline as Prefect flows: `alpro` runs all of it, each stage has a flow, and `step` runs one step for them.
+These are the flows of deployments; `alpro run` calls `start`.
 
 A flow reads the configuration, makes the plan, and runs the steps that have no artifact. The runs of its deployment do
 so in the work pool `cpu`, where mistakes are found at once, and leave each step to a deployment of `step`: steps with a
@@ -43,7 +44,7 @@ def start(request: Request, plan: Planned, place: Place | None = None) -> dict[s
     """Runs a plan as a flow of this process. Returns the folder of each artifact."""
     place = place or place_of(request, plan)
 
-    def pipeline(config: str, data: str, changes: list[str]) -> dict[str, str]:
+    def pipeline(config: str, data: str, changes: list[str]) -> dict[str, str]:  # for Prefect's page, which shows them
         return run(request, plan, place)
 
     name = request.stage.replace("_", "-") or "alpro"

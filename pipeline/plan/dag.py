@@ -32,7 +32,7 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
         check_text_lengths(steps, Path(settings.pretrained))
     for line in repeated_frames(steps) if warn else ():
         log.warning(line)
-    store.is_shared(steps[0])
+    store.is_shared(steps[0])  # raises InputError if resources.artifacts cannot be reached
     return settings, steps, store
 
 
@@ -61,7 +61,7 @@ def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -
     made: dict[str, Step] = {}  # by stage
     corpora: dict[str, Step] = {}
     for stage, declared in STAGES.items():
-        if stage == "decode_videos":
+        if stage == "decode_videos":  # a step for each corpus, of index_shards if it names shards
             for name, corpus in config.corpora.items():
                 corpora[name] = decoding(name, corpus, made.get("render_sample"), digests, store)
         if (values := configs[stage]) is None:

@@ -39,7 +39,8 @@ class StageResult:
 
 @contextmanager
 def stage_run(tracker: Tracker, step: Step, folder: Path, parent: Run | None, tags: dict[str, str]) -> Iterator[Run]:
-    """An MLflow run for the time a stage runs: follows its metrics, ends as the stage ends.
+    """An MLflow run for the time a stage runs: follows its metrics. Ends it if the stage fails or is stopped;
+    `log_result` ends it after a success.
 
     An earlier run of this process is stale: this process holds the lock of the artifact. Other processes may run the
     same stage at the same time in another workspace, or on another machine.

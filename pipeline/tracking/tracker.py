@@ -233,8 +233,8 @@ class Tracker:
     @contextmanager
     def follow(self, run: Run, file: Path, resumed: bool = False) -> Iterator[None]:
         """Logs the lines of a metrics.jsonl as they are written, from a thread, and the last ones at the end; so too
-        the pictures of single steps that appear beside it. resumed: lines that are there already are logged, with the
-        run that wrote them."""
+        the pictures of single steps that appear beside it. resumed: lines that are there already are left out: the
+        run that wrote them has them."""
         done = threading.Event()
         last = max((line["step"] for line in read_metrics(file)), default=-1) if resumed else -1
         shown = set(file.parent.glob(PICTURES_OF_STEPS))

@@ -243,7 +243,7 @@ class TrainingDataset(Dataset[Batch]):
         return item
 
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
-        """Sampled, cropped and augmented frames of a video (T, H, W, 3) uint8; the objective resizes them."""
+        """Sampled, cropped and augmented frames of a video (T, H, W, 3) uint8; the model resizes them."""
         choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
         chosen = choose(len(sample), self.frames, rng) if len(sample) > 1 else [0] * self.frames
         frames = random_crop(sample.frames(chosen), self.config.random_crop, rng)

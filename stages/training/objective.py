@@ -121,7 +121,7 @@ class Objective(NormalizedModel):
         """VTC over the global batch of G pairs from video tokens (B, V, D) and text tokens (B, L, D).
 
         Returns the loss, similarity / temperature (B, G) of this rank's videos to all texts and of its texts to all
-        videos, and metrics. With `whole`, the global batch of the similarities is the micro-batch.
+        videos, and metrics. With `whole`, the similarities cover the micro-batch only, and the loss the whole batch.
         """
         features = self.project(video, text)
         if self.whole is None:

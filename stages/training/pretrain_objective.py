@@ -1,7 +1,8 @@
 """The pre-training objective: VTC + VTM + MLM + PEM (paper, section 3.2, equation 6).
 
 To add a loss, add its weight to `LossWeights`, its parts of the model to `TRAINED_BY` (objective.py), and a term to
-`PretrainObjective.forward`. Report, MLflow, checkpoints and FLOPs follow from these.
+`PretrainObjective.forward` (and to `counts`, if it is a mean over what differs between ranks). Report, MLflow,
+checkpoints and FLOPs follow from these.
 """
 
 from collections.abc import Sequence
