@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
-Commands = "argparse._SubParsersAction[Parser]"
 ARTIFACT = (
     "a stage (its newest artifact is taken), a fingerprint as `alpro artifacts ls` prints it or its first characters, "
     "STAGE@FINGERPRINT, or a folder"

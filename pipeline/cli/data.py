@@ -75,7 +75,7 @@ def add_inspect(actions: Any) -> None:
 def check(arguments: argparse.Namespace) -> int:
     """`alpro data check`. Exit status 1 if something would end a run."""
     from alpro.pipeline.config.pipeline_config import load_config
-    from alpro.pipeline.plan.test_items import decoding_of
+    from alpro.pipeline.plan.evaluated_items import decoding_of
     from alpro.shards.storage import located
     from alpro.stages import TRAININGS
     from alpro.stages.corpora.check_data import check_data

@@ -94,8 +94,8 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     workspace = prepare_run(arguments)
     from alpro.pipeline.config.pipeline_config import skips_questions
     from alpro.pipeline.plan.dag import planned
+    from alpro.pipeline.plan.evaluated_items import check_test_items
     from alpro.pipeline.plan.steps import check_files
-    from alpro.pipeline.plan.test_items import check_test_items
     from alpro.pipeline.reports.summary import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
 
