@@ -2,10 +2,10 @@
 
     python benchmarks/startup.py [--workspace FOLDER] [--against COMMIT] [--turns 3] [--json FILE]
 
-Runs of the sample's vocabulary, whose inputs and result exist: the same command again, which starts no run; a command
-with other arguments, which is logged to MLflow and has a report; and that command as a Prefect flow with a server of
-its own, as every command ran at first. That is the baseline, "as a flow". COMMIT also runs the command with other
-arguments, with its own code. The commands take turns. The table has the medians of the turns, in seconds.
+Runs of the sample's vocabulary, whose inputs and result exist: the same command again; a command with other
+arguments, which starts no run either; and that command as a Prefect flow with a server of its own, as every command
+ran at first. That is the baseline, "as a flow". COMMIT also runs the command with other arguments, with its own code.
+The commands take turns. The table has the medians of the turns, in seconds.
 
 The workspace has the artifacts of a run of the sample; what is missing there is built first (two minutes). Without
 --workspace it is a temporary folder.
@@ -25,8 +25,8 @@ from statistics import median
 from checkout import ROOT, export, link
 
 BASELINE = "as a flow"
-CLI = "from alpro.pipeline.cli import main; main.main()"
-FLOW = f"from alpro.pipeline import planning; planning.cached_steps = lambda plan: []; {CLI}"
+CLI = "from alpro.pipeline.cli import main; getattr(main, 'main', main)()"  # in earlier commits, cli was a module
+FLOW = f"from alpro.pipeline.reports import summary; summary.finished_steps = lambda *plan: []; {CLI}"
 STAGE = "build-vocabulary"
 
 
