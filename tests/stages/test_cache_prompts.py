@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
 from alpro.models.templates import Templates
-from alpro.pipeline.reports.report import least_agreed
 from alpro.stages import cache_prompts
 from alpro.stages.cache_prompts import compare_prompts, disagreement, read_prompts
 from alpro.stages.encoding.encode import encode_texts
@@ -64,8 +63,6 @@ def test_one_prompt_agrees_with_itself_and_two_disagree_by_entity_and_kind(cache
     assert outcome.metrics["prompts/image/disagreement"] == pytest.approx(sum(values) / len(values), abs=1e-6)
     assert outcome.metrics["prompts/image/disagreement_max"] == pytest.approx(values[0], abs=1e-6)
     assert outcome.metrics["prompts/video/disagreement"] < 1e-5
-    assert least_agreed(out, 2) == {row["entity"]: row["disagreement_image"] for row in rows[:2]}
-    assert least_agreed(out / "elsewhere") == {}
 
 
 @pytest.mark.parametrize(
