@@ -16,10 +16,11 @@ import uvicorn
 
 from alpro.errors import InputError
 from alpro.pipeline.cli.model import load, model_path
-from alpro.pipeline.demo.allowed_requests import LOCAL, Requests
+from alpro.pipeline.demo.allowed_requests import Requests
 from alpro.pipeline.demo.answers import Demo, Models
 from alpro.pipeline.demo.media import Media
 from alpro.pipeline.servers.checks import check_port
+from alpro.pipeline.servers.origin import LOCAL
 from alpro.stages.inference.find import find_prompter, model_digest
 from alpro.stages.inference.index import Index, check_digest
 

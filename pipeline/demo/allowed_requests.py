@@ -1,8 +1,7 @@
 """Which requests reach the page: the media of the index, and the few addresses of Gradio that the page uses.
 
 Gradio also serves files by path, fetches URLs, and describes and calls functions by name. None of that is needed here,
-so it does not exist: what is not listed is not found. Pages of other sites are refused, as by
-`pipeline/servers/prefect_server.py`.
+so it does not exist: what is not listed is not found. Pages of other sites are refused.
 """
 
 import json
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -22,9 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alpro.files import file_state
 from alpro.pipeline.demo.media import MAX_UPLOADS, Media, Unknown
+from alpro.pipeline.servers.origin import LOCAL, is_own
 from alpro.shards.decoding.decode import DecodeError
 
-LOCAL = ("127.0.0.1", "localhost")
 MAX_BODY = 64 << 10  # bytes of a request other than an upload
 MAX_FUNCTIONS = 1000  # that a page may have
 API = "/gradio_api"
@@ -79,7 +77,7 @@ class Requests:
 
     def __init__(self, page: ASGIApp, media: Media, host: str, uploads: Path):
         self.page, self.media = page, media_app(media)
-        self.hosts = LOCAL if host in LOCAL else None
+        self.hosts = LOCAL if host in LOCAL else ()
         self.folder, self.uploads = uploads, uploads.resolve()  # Gradio may name either
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,7 +100,7 @@ class Requests:
     async def choose(self, scope: Scope, receive: Receive) -> tuple[ASGIApp, Receive]:
         """What answers a request, and its body."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if not self.is_own(headers):
+        if not is_own(headers.get("host"), headers.get("origin"), self.hosts):
             return PlainTextResponse("a page of another site", status_code=403), receive
         path, method = scope["path"], scope["method"]
         if path.startswith("/media/") and method in ("GET", "HEAD"):
@@ -140,14 +138,6 @@ class Requests:
 
         await self.page(scope, receive, without_folder)
         await run_in_threadpool(delete_oldest, self.uploads, MAX_UPLOADS)
-
-    def is_own(self, headers: dict[str, str]) -> bool:
-        """Whether a request is sent to this machine's name, and by this page if by a page."""
-        server = urlsplit(f"//{headers.get('host', '')}")
-        if self.hosts and server.hostname not in self.hosts:
-            return False
-        origin = headers.get("origin")
-        return origin is None or urlsplit(origin).netloc == headers.get("host", "")
 
     def checked(self, body: bytes) -> bytes | None:
         """A body for Gradio, with the whole paths of uploads; None if it is not JSON, if a file in it is no upload of

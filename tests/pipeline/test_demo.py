@@ -223,7 +223,7 @@ def test_functions_are_not_called_by_name(client, path):
 
 def test_pages_of_other_sites_are_refused(client):
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 403
-    for origin in ("http://evil.example", "http://127.0.0.1:9999", "null"):
+    for origin in ("http://evil.example", "http://127.0.0.1:9999", "null", "http://[", "http://127.0.0.1:99999"):
         assert client.post("/gradio_api/queue/join", json={}, headers={"Origin": origin}).status_code == 403
 
 

@@ -15,10 +15,14 @@ from alpro.pipeline.servers import prefect_server as server
         ({"host": "localhost:4200"}, 200),
         ({"host": "127.0.0.1:4200", "origin": "http://127.0.0.1:4200"}, 200),
         ({"host": "localhost:4200", "origin": "http://127.0.0.1:4200"}, 200),
-        ({"host": "evil.example"}, 400),  # made to resolve to 127.0.0.1
+        ({"host": "evil.example"}, 403),  # made to resolve to 127.0.0.1
         ({"host": "127.0.0.1:4200", "origin": "http://evil.example"}, 403),
         ({"host": "127.0.0.1:4200", "origin": "http://127.0.0.1:8000"}, 403),  # another server of this machine
         ({"host": "127.0.0.1:4200", "origin": "null"}, 403),  # a file, or a frame
+        ({"host": "127.0.0.1:4200", "origin": "http://127.0.0.1:99999"}, 403),
+        ({"host": "127.0.0.1:4200", "origin": "http://["}, 403),
+        ({"host": "127.0.0.1:x"}, 403),
+        ({}, 403),
     ],
 )
 def test_hosts_and_origins(headers, status, monkeypatch):
