@@ -13,7 +13,7 @@ from threading import Lock
 from filelock import FileLock
 
 from alpro.errors import InputError
-from alpro.pipeline.store.artifacts import acquired
+from alpro.pipeline.store.artifacts import acquired, lock_number
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.stop import STOP
 
@@ -89,7 +89,7 @@ def reserved(
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; the locks of the GPUs are there, it must be writable") from error
     try:
-        yield [names[file] for file in taken], tuple(_open_file(_held[file].lock) for file in taken)
+        yield [names[file] for file in taken], tuple(lock_number(_held[file].lock) for file in taken)
     finally:
         _give_back(taken)
 
@@ -121,9 +121,3 @@ def _give_back(files: list[Path]) -> None:
             _held[file].stages -= 1
             if not _held[file].stages:
                 _held.pop(file).lock.release()
-
-
-def _open_file(lock: FileLock) -> int:
-    number = lock._context.lock_file_fd
-    assert number is not None
-    return number

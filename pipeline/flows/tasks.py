@@ -21,7 +21,7 @@ from alpro.pipeline.flows.dask import on_dask
 from alpro.pipeline.flows.pages import about_run, artifact_key, link_to_mlflow, show_metrics
 from alpro.pipeline.flows.session import Session
 from alpro.pipeline.reports.summary import first_line
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Step, Store, lock_number
 from alpro.pipeline.tracking.stage_runs import (
     StageResult,
     log_cached,
@@ -177,7 +177,9 @@ def build_by_deployment(session: Session, step: Step) -> None:
         )
     result = StageResult(step, session.store.folder(step), record, cached=False)
     if not session.tracker.has_run(record["run"].get("mlflow_run", "")):
-        log_remote_result(session.tracker, result, session.parent, about_run(run_tags(session.commit, step)))
+        log_remote_result(
+            session.tracker, result, session.parent, about_run(run_tags(session.commit, step)), session.store
+        )
         append(session, result)
     else:  # the deployment has shown the metrics on its page
         session.results.append(result)
@@ -235,11 +237,6 @@ def fetch_input(store: Store, step: Step) -> None:
             f"{step.name}: the pipeline has this artifact, but {store.folder(step)} does not exist; "
             "the workers must share the workspace, or resources.artifacts"
         )
-
-
-def lock_number(lock: Any) -> int | None:
-    """The open file of a lock, to be handed on to child processes."""
-    return getattr(getattr(lock, "_context", None), "lock_file_fd", None)
 
 
 def at_terminal() -> bool:

@@ -316,6 +316,13 @@ def acquired(lock: FileLock) -> bool:
     return True
 
 
+def lock_number(lock: FileLock) -> int:
+    """The open file of a lock that is held, for child processes to inherit: it is free when all of them have ended."""
+    number = lock._context.lock_file_fd
+    assert number is not None
+    return number
+
+
 def write_record(
     folder: Path, description: dict[str, Any], outcome: Outcome, run_info: dict[str, Any]
 ) -> dict[str, Any]:

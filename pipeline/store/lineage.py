@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from alpro.artifact import RECORD
 from alpro.errors import InputError
 from alpro.files import read_json
-from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.artifacts import Store, acquired
 
 Artifact = tuple[Path, dict[str, Any]]  # its folder and its record
 
@@ -170,16 +170,7 @@ def remove(store: Store, items: list[Unneeded], files: Iterable[Path] = ()) -> N
 def check_locks(store: Store) -> None:
     """Raises InputError if a process holds the lock of an artifact."""
     for path in store.root.glob("*/*.lock"):
-        if is_locked(path):
+        lock = FileLock(path)
+        if not acquired(lock):
             raise InputError(f"{path.parent.name}/{path.stem} is being built; run this command when it is done")
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds a lock file."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
+        lock.release()

@@ -76,9 +76,12 @@ def log_result(tracker: Tracker, result: StageResult, run: Run, parent: Run | No
     tracker.end(run)
 
 
-def log_remote_result(tracker: Tracker, result: StageResult, parent: Run | None, tags: dict[str, str]) -> None:
-    """Logs everything of an artifact that a machine with an MLflow store of its own has built."""
+def log_remote_result(
+    tracker: Tracker, result: StageResult, parent: Run | None, tags: dict[str, str], store: Store
+) -> None:
+    """Logs everything of an artifact that was built without this MLflow store."""
     run = tracker.start(step_title(result.step), params(result.step), tags, parent)
+    log_corpora(tracker, run, store, result.step)
     tracker.lines(run, read_metrics(result.folder / "metrics.jsonl"))
     tracker.pictures_of_steps(run, result.folder)
     log_result(tracker, result, run, parent)
@@ -136,17 +139,11 @@ def log_cached(tracker: Tracker, result: StageResult, parent: Run | None, tags: 
     """Logs the metrics of a cached stage to the pipeline's run. The stage has a run already, that of the pipeline that
     built it; one is added only if this MLflow store has none with all entries: the artifact is of another machine, or
     MLflow did not answer."""
-
     built = tracker.find(result.step.fingerprint, result.record["run"].get("mlflow_run", ""))
     if built == "":
-        result.mlflow_run = run = tracker.start(step_title(result.step), params(result.step), tags, parent)
-        log_corpora(tracker, run, store, result.step)
-        lines = read_metrics(result.folder / "metrics.jsonl")
-        tracker.lines(run, lines)
-        tracker.pictures_of_steps(run, result.folder)
-        log_artifact(tracker, result, run, last_step(lines))
-        tracker.end(run)
-    elif built:
+        log_remote_result(tracker, result, parent, tags, store)
+        return
+    if built:
         result.mlflow_run = Run(built)
     if parent:
         log_to_parent(tracker, parent, result)

@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # some seconds
@@ -56,6 +56,7 @@ for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables.
 for _name in ("urllib3.connectionpool", "mlflow.store.db.utils"):  # each retry, and tracebacks of failed calls
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
+T = TypeVar("T")
 FOLLOW_SECONDS = 2.0
 RETRY_SECONDS = 30.0  # without calls after one that MLflow did not answer: each may take a connection timeout
 PICTURES_OF_STEPS = "pictures/*-step-*.png"
@@ -161,9 +162,8 @@ class Tracker:
     def find(self, fingerprint: str, run_id: str) -> str | None:
         """The run that built an artifact and has all of its entries: `run_id` if the store has it, else a run of the
         experiment with the fingerprint. Empty if there is none; None if MLflow does not answer."""
-        found: list[str] = []
 
-        def search() -> None:
+        def search() -> str:
             try:
                 runs = [self.client.get_run(run_id)] if run_id else []
             except MlflowException as error:
@@ -173,22 +173,19 @@ class Tracker:
             query = f"attributes.status = 'FINISHED' and tags.fingerprint = '{fingerprint}'"
             runs += self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
             complete = (run for run in runs if run.info.status == "FINISHED" and INCOMPLETE not in run.data.tags)
-            found.extend([*(run.info.run_id for run in complete), ""][:1])
+            return next((run.info.run_id for run in complete), "")
 
-        self._send(None, search)
-        return found[0] if found else None
+        return self._ask(None, search)
 
     def started_before(self, fingerprint: str) -> bool:
         """Whether the experiment has a run that was stopped while it built an artifact, and so its first steps."""
-        found: list[Any] = []
 
-        def search() -> None:
+        def search() -> bool:
             query = f"attributes.status != 'FINISHED' and tags.fingerprint = '{fingerprint}'"
             runs = self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
-            found.extend(run for run in runs if INCOMPLETE not in run.data.tags)
+            return any(INCOMPLETE not in run.data.tags for run in runs)
 
-        self._send(None, search)
-        return bool(found)
+        return bool(self._ask(None, search))
 
     def tags(self, run: Run, tags: dict[str, str]) -> None:
         logged = [RunTag(key, without_credentials(value)) for key, value in tags.items()]
@@ -297,9 +294,8 @@ class Tracker:
     def model(self, run: Run, name: str, folder: Path, fingerprint: str, params: dict[str, Any], step: int) -> str:
         """Logs a model that stays in its folder as the output of its run at a step: MLflow lists it, and has no copy
         of it. Returns its id; empty if MLflow did not answer."""
-        made: list[str] = []
 
-        def create() -> None:
+        def create() -> str:
             tags = {"mlflow.model.isExternal": "true", "path": str(folder), "fingerprint": fingerprint}
             flat = {key: without_credentials(str(value))[:500] for key, value in flatten(params).items()}
             # MLflow's names of models have none of these characters.
@@ -307,23 +303,20 @@ class Tracker:
             logged = self.client.create_logged_model(self.experiment, shown, run.id, tags, flat, "ALPRO")
             self.client.finalize_logged_model(logged.model_id, "READY")
             self.client.log_outputs(run.id, [LoggedModelOutput(logged.model_id, step)])
-            made.append(logged.model_id)
+            return logged.model_id
 
-        self._send(run, create)
-        return made[0] if made else ""
+        return self._ask(run, create) or ""
 
     def logged_model(self, fingerprint: str) -> str:
         """The id of the newest logged model of an artifact; empty if the store has none."""
-        found: list[str] = []
 
-        def search() -> None:
+        def search() -> str:
             query = f"tags.fingerprint = '{fingerprint}'"
             experiments = [one.experiment_id for one in self.client.search_experiments()]
             models = self.client.search_logged_models(experiments, query, max_results=1)
-            found.extend(model.model_id for model in models)
+            return next((model.model_id for model in models), "")
 
-        self._send(None, search)
-        return found[0] if found else ""
+        return self._ask(None, search) or ""
 
     def evaluated(self, run: Run, models: Iterable[str]) -> None:
         """Lists logged models as the inputs of the run that evaluates them."""
@@ -383,6 +376,12 @@ class Tracker:
                 self.asks_again = time.monotonic() + RETRY_SECONDS
                 return self._miss(run)
             return True
+
+    def _ask(self, run: Run | None, call: Callable[[], T]) -> T | None:
+        """What a call to MLflow returns; None if `_send` returns False for it."""
+        answers: list[T] = []
+        self._send(run, lambda: answers.append(call()))
+        return answers[0] if answers else None
 
     def _miss(self, run: Run | None) -> bool:
         self.missed += 1

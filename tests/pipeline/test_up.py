@@ -355,7 +355,7 @@ def status_of(url: str, method: str = "POST", body: bytes = b'{"name": "evil"}',
 def test_up_refuses_other_sites_and_leaves_no_process(tmp_path, free_port):
     with Up(tmp_path / "w", free_port(), free_port()) as machine:
         flows = f"{machine.prefect}/flows/"
-        assert status_of(flows, **{"Content-Type": "application/json", "Host": "evil.example"}) == 400
+        assert status_of(flows, **{"Content-Type": "application/json", "Host": "evil.example"}) == 403
         assert status_of(flows, **{"Content-Type": "application/json", "Origin": "http://evil.example"}) == 403
         assert status_of(flows, **{"Content-Type": "", "Origin": "http://evil.example"}) == 403
         assert call(machine.prefect, "POST", "/work_pools/filter", {})[1]["concurrency_limit"] == 1
