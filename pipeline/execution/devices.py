@@ -5,10 +5,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from threading import Lock
 
 from filelock import FileLock
 
@@ -21,18 +19,6 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 FOLDER = Path("/var/tmp/alpro-devices")  # of the locks, for all users; jobs of a cluster have a /tmp of their own
 POLL_SECONDS = 1.0
 UUIDS = "import torch; print(*(torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())))"
-
-
-@dataclass
-class Held:
-    """A device that this process has locked, and how many of its stages use it."""
-
-    lock: FileLock
-    stages: int = 0
-
-
-_held: dict[Path, Held] = {}  # by the file of the lock
-_changing = Lock()
 
 
 def visible_devices(resources: Resources) -> dict[str, str]:
@@ -64,9 +50,8 @@ def reserved(
     """Reserves `count` of the devices (name: identity) for the time of the body. Waits until they are free.
 
     Yields their names and the open files of their locks. Processes that inherit these keep the devices reserved, even
-    if this process is killed. If too few devices are free, stages of one process share them, since `max_model_stages`
-    decides how many run at the same time. Raises Stopped, and InputError if there are fewer devices or if the folder of
-    the locks cannot be used. Without devices, nothing is reserved.
+    if this process is killed. Raises Stopped, and InputError if there are fewer devices or if the folder of the locks
+    cannot be used. Without devices, nothing is reserved.
     """
     if not devices:
         yield [], ()
@@ -83,41 +68,28 @@ def reserved(
         announced = False
         while not (taken := _take(files, count)):
             if not announced:
-                announce(f"waits for {count} free GPU{'s' if count > 1 else ''} of {len(devices)}; other runs use them")
+                announce(f"waits for {count} free GPU{'s' if count > 1 else ''} of {len(devices)}; others are in use")
                 announced = True
             STOP.get().wait(POLL_SECONDS)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; the locks of the GPUs are there, it must be writable") from error
     try:
-        yield [names[file] for file in taken], tuple(lock_number(_held[file].lock) for file in taken)
+        yield [names[file] for file in taken], tuple(lock_number(lock) for lock in taken.values())
     finally:
-        _give_back(taken)
+        for lock in taken.values():
+            lock.release()
 
 
-def _take(files: list[Path], count: int) -> list[Path]:
-    """Takes `count` devices, all at once: two runs that each took a part would wait for each other. Returns none if too
-    few are free."""
-    with _changing:
-        free: dict[Path, FileLock] = {}
-        for file in files:
-            lock = FileLock(file, mode=0o666, thread_local=False)
-            if file not in _held and len(free) < count and acquired(lock):
-                free[file] = lock
-        shared = sorted((file for file in files if file in _held), key=lambda file: _held[file].stages)
-        taken = [*free, *shared][:count]
-        if len(taken) < count:
-            for lock in free.values():
-                lock.release()
-            return []
-        _held.update({file: Held(lock) for file, lock in free.items()})
-        for file in taken:
-            _held[file].stages += 1
-        return taken
-
-
-def _give_back(files: list[Path]) -> None:
-    with _changing:
-        for file in files:
-            _held[file].stages -= 1
-            if not _held[file].stages:
-                _held.pop(file).lock.release()
+def _take(files: list[Path], count: int) -> dict[Path, FileLock]:
+    """Locks `count` of the files, or none if too few are free: two runs that each kept a part would wait for each
+    other."""
+    taken: dict[Path, FileLock] = {}
+    for file in files:
+        lock = FileLock(file, mode=0o666, thread_local=False)
+        if len(taken) < count and acquired(lock):
+            taken[file] = lock
+    if len(taken) < count:
+        for lock in taken.values():
+            lock.release()
+        return {}
+    return taken

@@ -32,12 +32,14 @@ def work(
     resources: Resources,
     lock_file: int | None = None,
     say: Callable[[str], None] | None = None,
+    threads: int = 0,
 ) -> Outcome:
     """Runs a step's stage with the output folder `out`; returns its outcome.
 
     Stages with a model run in a process group of their own, which is ended with this call: on success, on any
     exception here, on cancellation. They use free GPUs, which no other run of this machine uses at the same time.
-    `say` receives their output line by line if there is no terminal.
+    `say` receives their output line by line if there is no terminal. `threads` limits the threads of one process on a
+    CPU; 0: PyTorch decides.
     """
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
     inputs |= step.paths
@@ -65,6 +67,8 @@ def work(
     waiting = partial(_announce_for, announce, step.name)
     with reserved(visible_devices(resources), count, waiting) as (devices, more_locks):
         settings = {VISIBLE: ",".join(devices)} if devices else {}
+        if threads and count == 1 and "OMP_NUM_THREADS" not in os.environ:
+            settings["OMP_NUM_THREADS"] = str(threads)
         log.debug(f"{step.name}: {shlex.join([*(f'{name}={value}' for name, value in settings.items()), *arguments])}")
         status = run_group(arguments, (*locks, *more_locks), say, settings)
     result = read_json(out / "result.json") if (out / "result.json").exists() else {}

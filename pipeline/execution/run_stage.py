@@ -128,10 +128,6 @@ def run(work: dict) -> Outcome:
     config = module.Config.model_validate(work["config"])
     inputs = {name: located(path) for name, path in work["inputs"].items()}
     resources = Resources.model_validate(work["resources"])
-    if threads := os.environ.get("ALPRO_THREADS"):
-        import torch
-
-        torch.set_num_threads(int(threads))
     return module.run(config, inputs, Path(work["out"]), resources)
 
 

@@ -1,5 +1,6 @@
 """Runs the steps of a plan as Prefect tasks: each as soon as its inputs exist, as many at once as resources allow."""
 
+import os
 import signal
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, cast
@@ -67,7 +68,8 @@ class Schedule:
             raise next(iter(self.failures.values()))
 
     def start_ready(self) -> None:
-        """Starts the steps whose inputs exist, in order, within the limits; drops those whose inputs failed."""
+        """Starts the steps whose inputs exist, in order, within the limit; drops those whose inputs failed."""
+        ready: list[Step] = []
         for step in list(self.waiting):
             inputs = [other.name for other in step.inputs.values()]
             failed = [name for name in inputs if name in self.failures]
@@ -76,18 +78,17 @@ class Schedule:
                 announce(f"{step.name}: skipped, because {failed[0]} failed")
                 self.failures[step.name] = self.failures[failed[0]]
                 self.waiting.remove(step)
-            elif not unfinished.intersection(inputs) and self.fits(step):
-                self.waiting.remove(step)
-                self.start(step)
-
-    def fits(self, step: Step) -> bool:
-        """Whether another step may run on this machine now. Where deployments run, their work pools decide."""
-        if self.session.passed is not None:
-            return True
-        with_model = sum(other.stage in WITH_MODEL for other in self.running.values())
-        if step.stage in WITH_MODEL and with_model >= self.session.resources.max_model_stages:
-            return False
-        return len(self.running) < self.session.resources.max_stages
+            elif not unfinished.intersection(inputs):
+                ready.append(step)
+        if self.session.passed is None:  # otherwise the work pools of the deployments limit it
+            ready = ready[: max(0, self.session.resources.max_stages - len(self.running))]
+        models = [step for step in (*self.running.values(), *ready) if step.stage in WITH_MODEL]
+        for step in ready:
+            # Two models with all threads each would wait for each other's threads.
+            if len(models) > 1:
+                self.session.threads[step.name] = max(1, (os.cpu_count() or 1) // len(models))
+            self.waiting.remove(step)
+            self.start(step)
 
     def start(self, step: Step) -> None:
         store = self.session.store

@@ -59,6 +59,7 @@ class Session:
     results: list[StageResult] = field(default_factory=list)
     failures: dict[str, BaseException] = field(default_factory=dict)  # of steps that failed or were interrupted
     progress: dict[str, str] = field(default_factory=dict)  # "stage 5 of 11, " by the names of the steps
+    threads: dict[str, int] = field(default_factory=dict)  # by the names of steps that run side by side
     passed: dict[str, Any] | None = None  # parameters of the deployment `step`; None: steps run in this process
 
     @property

@@ -114,7 +114,7 @@ def find_or_build(session: Session, step: Step) -> State | None:
             file = lock_number(lock)
             record = store.make(
                 step,
-                lambda s, out: work(s, out, store, session.resources, file, say()),
+                lambda s, out: work(s, out, store, session.resources, file, say(), session.threads.get(s.name, 0)),
                 {**about, "arguments": session.arguments},
             )
             result = StageResult(step, folder, record, cached=False)

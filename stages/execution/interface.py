@@ -71,9 +71,11 @@ class Resources(StageConfig):
         "torchrun",
     )
     max_stages: int = Field(
-        1, ge=1, description="stages that run at the same time on this machine; with deployments, work pools decide"
+        1,
+        ge=1,
+        description="stages that run at the same time on this machine: on a CPU they share its cores, on GPUs each "
+        "waits for one of its own; with deployments, work pools decide",
     )
-    max_model_stages: int = Field(1, ge=1, description="how many of these may hold a model, and so share the device")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="device of the models; auto uses a GPU if there is one"
     )

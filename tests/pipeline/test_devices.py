@@ -44,7 +44,7 @@ def test_runs_take_different_devices_and_then_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(Stop, "wait", wait)
     with reserved(TWO, 2, lines.append, tmp_path) as (names, _):
         assert names == ["0", "1"]
-    assert lines == ["waits for 2 free GPUs of 2; other runs use them"]
+    assert lines == ["waits for 2 free GPUs of 2; others are in use"]
 
 
 def test_a_stopped_run_does_not_wait(tmp_path):
@@ -76,18 +76,16 @@ def test_a_process_that_inherits_the_locks_keeps_the_devices(tmp_path):
         assert names == ["0"]
 
 
-def test_stages_of_one_process_share_what_is_not_enough(tmp_path):
-    def take(*names: str):
-        return reserved({name: TWO[name] for name in names}, 1, pytest.fail, tmp_path)
+def test_stages_of_one_process_take_different_devices_too(tmp_path):
+    def take():
+        return reserved(TWO, 1, pytest.fail, tmp_path)
 
-    with take("0", "1") as (first, _):
-        with take("0", "1") as (second, _), take("0", "1") as (third, locks):
-            assert (first, second, third) == (["0"], ["1"], ["0"])
-            assert len(locks) == 1
+    with take() as (first, _):
+        with take() as (second, _):
+            assert (first, second) == (["0"], ["1"])
         process, name = other(tmp_path)
         assert name == "1"  # "0" is still in use here
         process.communicate()
-    assert devices._held == {}
 
 
 def test_without_devices_nothing_is_reserved(tmp_path):

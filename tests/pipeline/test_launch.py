@@ -47,6 +47,15 @@ def test_resources_reach_the_process_of_a_stage(group, tmp_path):
     assert (group["work"]["out"], group["locks"], group["settings"]) == (str(tmp_path), (5,), {})
 
 
+@pytest.mark.parametrize(("processes", "own", "expected"), [(1, None, "3"), (1, "4", None), (2, None, None)])
+def test_threads_are_limited_unless_the_user_or_torchrun_does(processes, own, expected, group, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if own:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    work(PRETRAIN, tmp_path, Store(tmp_path), Resources(device="cpu", processes=processes), threads=3)
+    assert group["settings"].get("OMP_NUM_THREADS") == expected
+
+
 def test_resources_of_a_pipeline_reach_the_process_of_a_stage(group, first, workspace):
     from alpro.pipeline.flows.flow import evaluate as evaluate_flow
 

@@ -42,19 +42,21 @@ def test_the_newest_record_of_the_same_videos_is_taken():
 
 
 @pytest.mark.parametrize(
-    ("running", "stage", "fits"),
+    ("running", "waiting", "started"),
     [
-        ([], "pretrain", True),
-        (["pretrain"], "train_prompter", False),  # one model at a time
-        (["decode_videos"], "pretrain", True),
-        (["pretrain"], "decode_videos", True),
-        (["pretrain", "decode_videos"], "decode_videos", False),
+        ([], ["pretrain", "zero_shot"], {"pretrain": 2, "zero_shot": 2}),  # of four cores
+        (["pretrain"], ["zero_shot", "evaluate"], {"zero_shot": 2}),
+        (["decode_videos"], ["pretrain"], {"pretrain": 0}),  # 0: PyTorch decides
+        (["decode_videos", "pretrain"], ["evaluate"], {}),
     ],
 )
-def test_stages_with_a_model_run_one_at_a_time_and_all_within_their_number(running, stage, fits):
-    resources = SimpleNamespace(max_model_stages=1, max_stages=2)
-    schedule = SimpleNamespace(
-        session=SimpleNamespace(passed=None, resources=resources),
-        running={number: SimpleNamespace(stage=name) for number, name in enumerate(running)},
-    )
-    assert Schedule.fits(schedule, SimpleNamespace(stage=stage)) is fits
+def test_models_side_by_side_share_the_cores(running, waiting, started, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    session = SimpleNamespace(passed=None, resources=SimpleNamespace(max_stages=2), threads={})
+    schedule = object.__new__(Schedule)
+    schedule.session, schedule.failures, seen = session, {}, []
+    schedule.running = {number: SimpleNamespace(stage=name, name=name) for number, name in enumerate(running)}
+    schedule.waiting = [SimpleNamespace(stage=name, name=name, inputs={}) for name in waiting]
+    schedule.start = lambda one: seen.append(one.name)
+    schedule.start_ready()
+    assert {name: session.threads.get(name, 0) for name in seen} == started

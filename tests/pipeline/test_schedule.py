@@ -52,9 +52,8 @@ def work(monkeypatch) -> SimpleNamespace:
     [
         (CORPORA, [], 1),
         (CORPORA, ["resources.max_stages=2"], 2),
-        (FINE_TUNING, ["resources.max_stages=2"], 1),  # they share the device
-        (FINE_TUNING, ["resources.max_stages=2", "resources.max_model_stages=2"], 2),
-        (FINE_TUNING, ["resources.max_model_stages=2"], 1),
+        (FINE_TUNING, [], 1),
+        (FINE_TUNING, ["resources.max_stages=2"], 2),
     ],
 )
 def test_independent_stages_run_at_the_same_time_within_the_limits(changes, limits, together, first, workspace, work):
@@ -77,7 +76,7 @@ def test_stages_that_run_at_the_same_time_stop_together(first, workspace, monkey
         raise AssertionError("not stopped")
 
     monkeypatch.setattr("alpro.pipeline.flows.tasks.work", run_until_stopped)
-    limits = ["resources.max_stages=2", "resources.max_model_stages=2"]
+    limits = ["resources.max_stages=2"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     try:
         with pytest.raises(KeyboardInterrupt):
