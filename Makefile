@@ -4,42 +4,49 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/.installed-tools# what tests and lint need beyond
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile# Python compiles what is imported
 TYPES := $(VENV)/types# the package `alpro` as mypy finds it: links to the folders
 export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = 1
+export PYTHONDONTWRITEBYTECODE =# otherwise every process compiles every module again
 
 .PHONY: help install run test test-long lint bench ui clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
-install: $(STAMP) ## make .venv with the exact versions of requirements*.lock
+install: $(STAMP) ## make .venv with the exact versions of requirements.lock
 
 $(STAMP): requirements.lock requirements-demo.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; give another: make PYTHON=python3.12 install"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (about two minutes, 2.7 GB)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "installing into $(VENV) (about a minute, 2 GB)"
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps -r requirements-demo.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(TOOLS): $(STAMP) requirements-dev.lock
+	@$(PIP) --no-deps -r requirements-dev.lock
 	@touch $@
 
 run: $(STAMP) ## render the sample, run the whole pipeline, print results against chance
 	@$(BIN)/alpro run --config sample
 
-test: $(STAMP) ## the tests, at most ten minutes on two cores
+test: $(TOOLS) ## the tests, at most ten minutes on two cores
 	$(BIN)/python -m pytest -q -n 2 -m "not long"
 
-test-long: $(STAMP) ## long trials: real servers, kills, full sizes
+test-long: $(TOOLS) ## long trials: real servers, kills, full sizes
 	$(BIN)/python -m pytest -q -n 2 -m long
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(TOOLS) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p $(TYPES)/alpro && ln -sfn $(CURDIR)/alpro/*.py $(addprefix $(CURDIR)/,models shards stages pipeline) $(TYPES)/alpro/
 	MYPYPATH=$(TYPES) $(BIN)/mypy
 
-bench: $(STAMP) ## the benchmarks, each a table with a ratio against its baseline
+bench: $(TOOLS) ## the benchmarks, each a table with a ratio against its baseline
 	@for program in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$program || exit 1; done
 
 ui: $(STAMP) ## open MLflow on this machine
