@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from alpro.log import log
 
@@ -20,13 +20,8 @@ def progress(what: str, total: int | None, unit: str, done: int = 0) -> Abstract
     `total` is None if it is unknown. `done` units were done by an earlier run.
     """
     if not log.isEnabledFor(logging.INFO):
-        return nothing()
+        return nullcontext(lambda n=1, note="": None)
     return bar(what, total, unit, done) if sys.stderr.isatty() else lines(what, total, unit, done)
-
-
-@contextmanager
-def nothing() -> Iterator[Callable[..., None]]:
-    yield lambda n=1, note="": None
 
 
 @contextmanager

@@ -4,8 +4,7 @@ read. This takes 3 microseconds a file; parsing a row takes 30 times that (bench
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.files import digest, publish, read_json, temporary_name, write_json
+from alpro.files import atomic_write, digest, read_json, write_json
 from alpro.progress import progress
 
 STATES = pa.schema([("path", pa.string()), ("size", pa.int64()), ("changed", pa.int64())])
@@ -47,64 +46,60 @@ def state_of(path: str | Path) -> tuple[int, int]:
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else ABSENT
 
 
-class Remembered:
-    """The files of one manifest: FOLDER/<key>.parquet has their states, <key>.json the digest."""
+def remembered(folder: Path, manifest: Path, about: dict[str, Any], make: Callable[[Note], Any]) -> Any:
+    """The digest that `make` computes, or that of the last time if no file that it noted has changed.
 
-    def __init__(self, folder: Path, manifest: Path, about: dict[str, Any]):
-        """manifest: or the folder of the videos. about: whatever else the digest depends on."""
-        key = digest({"manifest": str(manifest), "code": source_code(), **about})[:24]
-        self.manifest, self.states, self.value = manifest, folder / f"{key}.parquet", folder / f"{key}.json"
+    FOLDER/<key>.parquet has the states of the files, <key>.json the digest. Nothing is kept after an exception, or if
+    something was noted that cannot be checked. manifest: or the folder of the videos. about: whatever else the digest
+    depends on.
+    """
+    key = digest({"manifest": str(manifest), "code": source_code(), **about})[:24]
+    states, value = folder / f"{key}.parquet", folder / f"{key}.json"
+    if recalled := recall(states, value):
+        return recalled
+    folder.mkdir(exist_ok=True)
+    value.unlink(missing_ok=True)
+    rows, noted, complete = list[dict[str, Any]](), 0, True
+    with atomic_write(states) as temporary, pq.ParquetWriter(temporary, STATES) as writer:
 
-    def recall(self) -> Any:
-        """The remembered digest; None if there is none, or a file has changed."""
-        try:
-            value, table = read_json(self.value), pq.ParquetFile(self.states)
-        except (OSError, ValueError, pa.ArrowException):
-            return None
-        with table, progress("checking files", table.metadata.num_rows, "files") as advance:
-            if value["files"] != table.metadata.num_rows:
-                return None
-            for batch in table.iter_batches(ROWS):
-                paths, sizes, times = (column.to_pylist() for column in batch.columns)
-                for path, *state in zip(paths, sizes, times, strict=True):
-                    if state_of(path) != tuple(state):
-                        return None
-                advance(len(batch))
-        return value["digest"]
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(rows, schema=STATES))
+            rows.clear()
 
-    @contextmanager
-    def noting(self) -> Iterator[Note]:
-        """Yields what notes each file before it is read. Nothing is kept after an exception."""
-        self.states.parent.mkdir(exist_ok=True)
-        self.value.unlink(missing_ok=True)
-        self.noted, self.complete, rows = 0, True, list[tuple[str, int, int]]()
-        temporary = temporary_name(self.states)
-        try:
-            with pq.ParquetWriter(temporary, STATES) as writer:
-
-                def note(path: Path | None) -> None:
-                    self.complete &= path is not None
-                    if path is not None:
-                        rows.append((str(path), *state_of(path)))
-                        self.noted += 1
-                    if len(rows) >= ROWS:
-                        flush()
-
-                def flush() -> None:
-                    columns = list(zip(*rows, strict=True)) or [(), (), ()]
-                    writer.write_table(pa.table(list(map(pa.array, columns, STATES.types)), schema=STATES))
-                    rows.clear()
-
-                note(self.manifest)
-                yield note
+        def note(path: Path | None) -> None:
+            nonlocal noted, complete
+            if path is None:
+                complete = False
+                return
+            size, changed = state_of(path)
+            rows.append({"path": str(path), "size": size, "changed": changed})
+            noted += 1
+            if len(rows) >= ROWS:
                 flush()
-            publish(temporary, self.states)
-        finally:
-            temporary.unlink(missing_ok=True)
 
-    def remember(self, value: Any) -> None:
-        """Keeps the digest, unless a file was noted that cannot be checked."""
-        if self.complete:
-            write_json(self.value, {"digest": value, "files": self.noted})
-        else:
-            self.states.unlink(missing_ok=True)
+        note(manifest)
+        made = make(note)
+        flush()
+    if complete:
+        write_json(value, {"digest": made, "files": noted})
+    else:
+        states.unlink()
+    return made
+
+
+def recall(states: Path, value: Path) -> Any:
+    """The remembered digest; None if there is none, or a file has changed."""
+    try:
+        known, table = read_json(value), pq.ParquetFile(states)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    with table, progress("checking files", table.metadata.num_rows, "files") as advance:
+        if known["files"] != table.metadata.num_rows:
+            return None
+        for batch in table.iter_batches(ROWS):
+            paths, sizes, times = (column.to_pylist() for column in batch.columns)
+            for path, *state in zip(paths, sizes, times, strict=True):
+                if state_of(path) != tuple(state):
+                    return None
+            advance(len(batch))
+    return known["digest"]

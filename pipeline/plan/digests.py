@@ -8,8 +8,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from functools import partial
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 from alpro.credentials import clean_url
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state
-from alpro.pipeline.plan.digest_cache import Note, Remembered
+from alpro.pipeline.plan.digest_cache import Note, remembered
 from alpro.progress import progress
 from alpro.shards.schema import Row
 from alpro.shards.sources.annotations import can_be_noted, scan_source
@@ -187,13 +186,11 @@ def digest_data(
         return digest_rows(source, digests, annotations, root, ask, lambda path: None)
     files = {split: os.path.normpath(file.absolute()) for split, file in (annotations or {}).items()}
     about = {"annotations": files, "root": str(root), "ask": ask}
-    known = Remembered(digests.path.with_name("manifests"), Path(source), about)
-    if value := known.recall():
-        return DataDigest(**value)
-    with known.noting() as note:
-        contents = digest_rows(source, digests, annotations, root, ask, note)
-    known.remember(contents._asdict())
-    return contents
+
+    def make(note: Note) -> dict[str, Any]:
+        return digest_rows(source, digests, annotations, root, ask, note)._asdict()
+
+    return DataDigest(**remembered(digests.path.with_name("manifests"), Path(source), about, make))
 
 
 def digest_rows(
@@ -236,12 +233,8 @@ def row_count(source: Location, annotations: Mapping[str, Path] | None) -> int |
     for table in tables:
         if not isinstance(table, Path) or table.suffix not in (".jsonl", ".ndjson", ".csv", ".tsv"):
             return None
-        try:
-            with open(table, "rb", buffering=0) as file:
-                lines += sum(chunk.count(b"\n") for chunk in iter(partial(file.read, 1 << 20), b""))
-        except OSError:
-            return None  # reading the rows reports it
-        lines -= table.suffix in (".csv", ".tsv")
+        with suppress(OSError), open(table, "rb") as file:  # reading the rows reports it
+            lines += sum(1 for _ in file)
     return lines
 
 

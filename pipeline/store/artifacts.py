@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +38,8 @@ from alpro.stages.execution.stop import STOP
 SESSIONS = "sessions.json"  # the time that unfinished sessions took; of this machine
 NOT_READ = {"units.parquet", "metrics.jsonl"}  # files of an artifact that no other stage reads
 LOCK_SECONDS = 0.2  # between two looks at a lock
+PACKAGES = ("alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset")
+PACKAGES += ("av", "spacy", "numpy", "pillow", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,7 @@ class Step:
     config: StageConfig
     inputs: Mapping[str, "Step"] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # external files: name to SHA-256
-    paths: Mapping[str, Location] = field(
-        default_factory=dict
-    )  # locations of the external files; not part of the fingerprint
+    paths: Mapping[str, Location] = field(default_factory=dict)  # their locations; not part of the fingerprint
     unchanged: Callable[[], bool] | None = None  # whether the local external files are unchanged
     source: str = ""  # SHA-256 of a corpus's manifest or annotation files; not part of the fingerprint
     missing: str = ""  # why the external files cannot be read on this machine; the step cannot run then
@@ -64,13 +65,10 @@ class Step:
     def module(self) -> ModuleType:
         return import_module(f"alpro.stages.{self.stage}")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the stage, its version, its configuration, its inputs' fingerprints and its external files."""
-        if "fingerprint" not in self.__dict__:
-            inputs = {name: step.fingerprint for name, step in self.inputs.items()}
-            self.__dict__["fingerprint"] = fingerprint(self.stage, self.config, inputs, self.files)
-        return self.__dict__["fingerprint"]
+        inputs = {name: step.fingerprint for name, step in self.inputs.items()}
+        return fingerprint(self.stage, self.config, inputs, self.files)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -91,11 +89,8 @@ class Step:
 
 def fingerprint(stage: str, config: StageConfig, inputs: Mapping[str, str], files: Mapping[str, str]) -> str:
     """SHA-256 of everything that determines a result; inputs and files map names to fingerprints or SHA-256."""
-    version = import_module(f"alpro.stages.{stage}").VERSION
-    config_values = config.determining(files)
-    return digest(
-        {"stage": stage, "version": version, "config": config_values, "inputs": dict(inputs), "files": dict(files)}
-    )
+    version, values = import_module(f"alpro.stages.{stage}").VERSION, config.determining(files)
+    return digest({"stage": stage, "version": version, "config": values, "inputs": dict(inputs), "files": dict(files)})
 
 
 def output_of(record: dict[str, Any] | None) -> str:
@@ -351,22 +346,9 @@ def write_record(
 def versions() -> dict[str, str]:
     """Versions of Python, of the installed packages that affect results, and of ffmpeg."""
     installed = {"python": platform.python_version()}
-    for package in (
-        "alpro-pipeline",
-        "torch",
-        "transformers",
-        "tokenizers",
-        "webdataset",
-        "av",
-        "spacy",
-        "numpy",
-        "pillow",
-        "pyarrow",
-    ):
-        try:
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     with suppress(InputError):  # optional: PyAV has its own libraries; the binary decodes the files that they cannot
         installed["ffmpeg"] = ffmpeg_version()
     return installed

@@ -1,6 +1,5 @@
 """The files of an artifact: their sizes and SHA-256, recorded when it is built, and compared with the files later."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ def verify(artifacts: Iterable[tuple[Path, dict[str, Any]]]) -> Iterator[Problem
             yield Problem("extra", folder, name, extra)
         common = files.keys() & record["contents"].keys()
         jobs += [(folder, name, file, files[file], record["contents"][file]) for file in sorted(common)]
-    sums = Checksums()
+    sums: dict[tuple[int, int], str] = {}
     with progress("verifying", len(jobs), "files") as advance, ThreadPoolExecutor(THREADS) as threads:
         details = threads.map(lambda job: difference(job[3], job[4], sums), jobs)
         for (folder, name, file, _, _), detail in zip(jobs, details, strict=True):
@@ -104,26 +103,15 @@ def unreadable_records(root: Path) -> list[Problem]:
     return problems
 
 
-def difference(path: Path, recorded: Mapping[str, Any], sums: "Checksums") -> str:
-    """How a file differs from its record; empty if it does not."""
+def difference(path: Path, recorded: Mapping[str, Any], sums: dict[tuple[int, int], str]) -> str:
+    """How a file differs from its record; empty if it does not. sums: those of files that were read, by device and
+    inode: two threads may read the same file at once, which costs time only."""
     try:
         status = path.stat()
         if status.st_size != recorded["size"]:
             return f"{status.st_size} bytes instead of {recorded['size']}"
-        same = sums.of(path, status) == recorded["sha256"]
+        if (key := (status.st_dev, status.st_ino)) not in sums:
+            sums[key] = checksum(path)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return "" if same else "its SHA-256 differs from the record"
-
-
-class Checksums:
-    """SHA-256 of files. The links to one file have one."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[int, int], str] = {}
-
-    def of(self, path: Path, status: os.stat_result) -> str:
-        key = status.st_dev, status.st_ino
-        if key not in self.known:  # two threads may read the same file at once; that costs time only
-            self.known[key] = checksum(path)
-        return self.known[key]
+    return "" if sums[key] == recorded["sha256"] else "its SHA-256 differs from the record"

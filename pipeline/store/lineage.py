@@ -86,13 +86,16 @@ def unneeded(store: Store, kept: set[str], known: set[str]) -> list[Unneeded]:
     others = [(folder, None) for folder in store.root.glob("*/*") if folder.is_dir() and folder not in finished]
     names = {fingerprint[:16] for fingerprint in known} - {fingerprint[:16] for fingerprint in required}
     chosen = [(folder, record) for folder, record in [*others, *reversed(artifacts)] if folder.name in names]
-    sizes = freed_sizes([folder for folder, _ in chosen])
+    sizes = sizes_of([folder for folder, _ in chosen], freed=True)
     return [Unneeded(folder, record, size) for (folder, record), size in zip(chosen, sizes, strict=True)]
 
 
-def freed_sizes(folders: list[Path]) -> list[int]:
-    """The bytes that removing each of the folders frees, if all are removed. A file with several hard links counts
-    once, and not at all if a link outside of the folders keeps it."""
+def sizes_of(folders: list[Path], freed: bool = False) -> list[int]:
+    """The bytes of each folder. A file with several hard links counts in the first folder that has one.
+
+    freed: the bytes that removing the folders frees: such a file counts with its last link, and not at all if a link
+    outside of the folders keeps it.
+    """
     links: dict[tuple[int, int], int] = {}
     sizes = []
     for folder in folders:
@@ -100,21 +103,7 @@ def freed_sizes(folders: list[Path]) -> list[int]:
         for status in regular_files(folder):
             file = status.st_dev, status.st_ino
             links[file] = links.get(file, 0) + 1
-            if links[file] == status.st_nlink:
-                size += status.st_size
-        sizes.append(size)
-    return sizes
-
-
-def sizes_once(folders: list[Path]) -> list[int]:
-    """The bytes of each folder. A file with several hard links counts in the first folder that has one."""
-    counted: set[tuple[int, int]] = set()
-    sizes = []
-    for folder in folders:
-        size = 0
-        for status in regular_files(folder):
-            if (status.st_dev, status.st_ino) not in counted:
-                counted.add((status.st_dev, status.st_ino))
+            if links[file] == (status.st_nlink if freed else 1):
                 size += status.st_size
         sizes.append(size)
     return sizes
@@ -130,7 +119,7 @@ def regular_files(folder: Path) -> Iterator[os.stat_result]:
 def occupied(workspace: Path) -> dict[str, int]:
     """The bytes of each file and folder of a workspace, largest first. A file with several hard links counts once."""
     places = sorted(workspace.iterdir())
-    sizes = sizes_once(places)
+    sizes = sizes_of(places)
     return dict(sorted(((p.name, size) for p, size in zip(places, sizes, strict=True)), key=lambda pair: -pair[1]))
 
 
