@@ -20,12 +20,12 @@ def add_check(actions: Any) -> None:
     parser = add_action(
         actions,
         "check",
+        check,
         "what is there, what is missing, the splits, and an estimate of time and disk space",
         description="Reads every row of a manifest, folder or set of shards, decodes a few items, and prints what is "
         "there, what is missing, the splits, and an estimate of time and disk space. The exit status is 1 if a run "
         "would fail.",
     )
-    parser.set_defaults(run=check)
     parser.add_argument("data", metavar="FOLDER_OR_MANIFEST", help="your videos, as for `alpro run --data`")
     parser.add_argument(
         "--config",
@@ -49,17 +49,12 @@ def add_inspect(actions: Any) -> None:
     parser = add_action(
         actions,
         "inspect",
+        inspect_corpora,
         "describe decoded corpora: counts, lengths, captions, overlap of test and training",
         description="Prints counts, lengths, captions, repeated captions, and how many test videos also occur in "
         "training.",
     )
-    parser.set_defaults(run=inspect_corpora)
-    parser.add_argument(
-        "corpora",
-        nargs="+",
-        metavar="CORPUS",
-        help=f"a decoded corpus: {ARTIFACT} or URL",
-    )
+    parser.add_argument("corpora", nargs="+", metavar="CORPUS", help=f"a decoded corpus: {ARTIFACT} or URL")
     parser.add_argument("--out", type=user_path, metavar="FOLDER", help="write inspect.json and sheets of frames there")
     parser.add_argument(
         "--max-samples",
@@ -75,7 +70,6 @@ def add_inspect(actions: Any) -> None:
 def check(arguments: argparse.Namespace) -> int:
     """`alpro data check`. Exit status 1 if something would end a run."""
     from alpro.pipeline.config.pipeline_config import load_config
-    from alpro.pipeline.plan.evaluated_items import decoding_of
     from alpro.shards.storage import located
     from alpro.stages import TRAININGS
     from alpro.stages.corpora.check_data import check_data
@@ -84,10 +78,12 @@ def check(arguments: argparse.Namespace) -> int:
     corpus = settings.corpora["data"]
     if corpus.shards:
         raise InputError("corpora.data.shards are not decoded; `alpro data inspect` describes decoded corpora")
-    config, paths = decoding_of(corpus)
+    paths = corpus.annotation_files, corpus.names_root
     stages = ((stage, getattr(settings, stage, None)) for stage in TRAININGS)
     lengths = {stage: values.max_text_tokens for stage, values in stages if values and "data" in values.corpora}
-    report = check_data(located(corpus.data), config, *paths, samples=arguments.samples, max_text_tokens=lengths)
+    report = check_data(
+        located(corpus.data), corpus.decoding, *paths, samples=arguments.samples, max_text_tokens=lengths
+    )
     if arguments.json:
         print_json(report)
     else:
@@ -96,7 +92,6 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def inspect_corpora(arguments: argparse.Namespace) -> None:
-    """`alpro data inspect`."""
     from alpro.pipeline.reports.terminal import print_inspection
     from alpro.shards.inspect_corpus import inspect, save
     from alpro.shards.storage import absolute
@@ -117,20 +112,14 @@ def inspect_corpora(arguments: argparse.Namespace) -> None:
 
 def print_check(report: dict[str, Any]) -> None:
     """Prints the report of `check_data`."""
-
-    from alpro.pipeline.reports.terminal import console
     from alpro.progress import rough_duration
 
-    def show(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
     kinds = " and ".join(f"{count:,} {kind}s" for kind, count in report["kinds"].items())
-    show(f"{report['data']}: {report['form']}; {report['items']:,} items ({kinds})")
+    print(f"{report['data']}: {report['form']}; {report['items']:,} items ({kinds})")
     for split, texts in report["splits"].items():
-        show(
-            f"  {split:10} {texts['items']:>9,} items, {texts['captions']:,} captions, {texts['questions']:,} questions"
-        )
-    show(f"  splits     {report['split_source']}")
+        counts = ", ".join(f"{texts[name]:,} {name}" for name in ("captions", "questions"))
+        print(f"  {split:10} {texts['items']:>9,} items, {counts}")
+    print(f"  splits     {report['split_source']}")
     bad = report["bad_rows"]
     for count, what, examples in (
         (bad["count"], "invalid rows or failed downloads", bad["examples"]),
@@ -138,30 +127,29 @@ def print_check(report: dict[str, Any]) -> None:
         (report["without_text"], "items without a text", []),
     ):
         if count:
-            show(f"  {count:,} {what}{''.join(f'{chr(10)}    {example}' for example in examples)}")
+            print(f"  {count:,} {what}{''.join(f'{chr(10)}    {example}' for example in examples)}")
     for split, shared in report["also_in_training"].items():
         if shared["captions"]:
-            show(
-                f"  {shared['captions']} of {shared['items']} {split} items have a caption that a training item has too"
-            )
+            of = f"{shared['captions']} of {shared['items']} {split} items"
+            print(f"  {of} have a caption that a training item has too")
     cut: dict[str, list[str]] = {}
     for stage, texts in report["long_texts"].items():
         if texts["cut"]:
             what = f"at least {texts['cut']:,} of {texts['texts']:,} {texts['of']}"
             cut.setdefault(f"max_text_tokens = {texts['max_text_tokens']} cuts {what}", []).append(stage)
     for line, stages in cut.items():
-        show(f"  {line} ({', '.join(stages)})")
+        print(f"  {line} ({', '.join(stages)})")
     if report["group_hint"]:
-        show(f"hint: {report['group_hint']}")
+        print(f"hint: {report['group_hint']}")
     decoded, cost = report["decoded"], report["estimate"]
     rejected = sum(decoded["rejected"].values())
-    show(f"decoded {decoded['items']} items in {decoded['seconds']:.1f} s, {rejected} rejected")
+    print(f"decoded {decoded['items']} items in {decoded['seconds']:.1f} s, {rejected} rejected")
     for example in decoded["examples"]:
-        show(f"    {example}")
+        print(f"    {example}")
     if decoded["items"] > rejected:
-        show(
+        print(
             f"all of them: about {rough_duration(cost['seconds'])} with {cost['workers']} workers, and "
             f"{cost['bytes'] / 1e9:.2g} GB ({cost['free_bytes'] / 1e9:.0f} GB are free)"
         )
     for problem in report["problems"]:
-        show(f"problem: {problem}")
+        print(f"problem: {problem}")

@@ -79,21 +79,17 @@ def apply_change(values: dict[str, Any], change: str) -> None:
     at: Any = values
     *parents, last = key.strip().split(".")
     for parent in parents:
-        if isinstance(at, list):
-            at = at[_entry(at, parent, change)]
-        elif isinstance(at, dict):
-            at = at.setdefault(parent, {})
-        else:
-            raise InputError(f"--set {change}: {parent!r} is not in a table or list")
-    if isinstance(at, list):
-        at[_entry(at, last, change)] = value
-    elif isinstance(at, dict):
-        at[last] = value
-    else:
-        raise InputError(f"--set {change}: {last!r} is not in a table or list")
+        inner = _key(at, parent, change)
+        at = at.setdefault(inner, {}) if isinstance(at, dict) else at[inner]
+    at[_key(at, last, change)] = value
 
 
-def _entry(entries: list[Any], number: str, change: str) -> int:
-    if not number.isdigit() or int(number) >= len(entries):
-        raise InputError(f"--set {change}: {number!r} is not an index from 0 to {len(entries) - 1}")
-    return int(number)
+def _key(at: Any, part: str, change: str) -> Any:
+    """The key of a table, or the index of a list, that a part of a change names."""
+    if isinstance(at, dict):
+        return part
+    if not isinstance(at, list):
+        raise InputError(f"--set {change}: {part!r} is not in a table or list")
+    if not part.isdigit() or int(part) >= len(at):
+        raise InputError(f"--set {change}: {part!r} is not an index from 0 to {len(at) - 1}")
+    return int(part)

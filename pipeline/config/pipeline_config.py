@@ -64,6 +64,16 @@ class Corpus(DecodeVideos):
     )
 
     @property
+    def decoding(self) -> DecodeVideos:
+        """The configuration of the stage that decodes this corpus."""
+        return DecodeVideos.model_validate(self.model_dump(exclude={"data", "shards", "annotations", "root"}))
+
+    @property
+    def names_root(self) -> Path | None:
+        """The folder that the names in the annotation files are relative to, if it is not the data."""
+        return Path(self.root) if self.root else None
+
+    @property
     def annotation_files(self) -> dict[str, Path]:
         """The annotation files by split; further files of a split have keys of their own."""
         return keyed({split: [file] if isinstance(file, str) else file for split, file in self.annotations.items()})
@@ -341,35 +351,28 @@ def shipped() -> list[str]:
 
 def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
     """Makes relative paths of corpora, models and other files absolute."""
-    for corpus in values.get("corpora", {}).values():
-        if not isinstance(corpus, dict):
-            continue
-        annotations = dict_of(corpus.get("annotations"))
-        for holder, key in [
-            (corpus, "data"),
-            (corpus, "shards"),
-            *((annotations, split) for split in annotations),
-        ]:
-            if isinstance(holder.get(key), str) and holder[key]:
-                holder[key] = str(absolute(holder[key], base))
-            elif isinstance(holder.get(key), list):
-                holder[key] = [str(absolute(file, base)) if isinstance(file, str) else file for file in holder[key]]
-        if (
-            isinstance(corpus.get("root"), str) and corpus["root"]
-        ):  # it may be of another machine: links are not resolved
-            corpus["root"] = os.path.normpath(base.absolute() / corpus["root"])
-    resources = dict_of(values.get("resources"))
-    if isinstance(resources.get("artifacts"), str) and resources["artifacts"]:
-        resources["artifacts"] = str(absolute(resources["artifacts"], base))
-    for key in ("pretrained", "templates"):
-        if isinstance(values.get(key), str) and values[key]:
-            values[key] = str(absolute(values[key], base))
+
+    def resolve(table: Any, key: str) -> None:
+        """Of a path, or a list of paths; the classes report other values."""
+        if isinstance(file := dict_of(table).get(key), str) and file:
+            table[key] = str(absolute(file, base))
+        elif isinstance(file, list):
+            table[key] = [str(absolute(one, base)) if isinstance(one, str) else one for one in file]
+
+    for corpus in map(dict_of, values.get("corpora", {}).values()):
+        resolve(corpus, "data")
+        resolve(corpus, "shards")
+        for split in dict_of(corpus.get("annotations")):
+            resolve(corpus["annotations"], split)
+        if isinstance(root := corpus.get("root"), str) and root:  # maybe of another machine: links are not resolved
+            corpus["root"] = os.path.normpath(base.absolute() / root)
+    resolve(values.get("resources"), "artifacts")
+    resolve(values, "pretrained")
+    resolve(values, "templates")
     for stage, key in FILES:
-        file = dict_of(values.get(stage)).get(key)
-        if isinstance(file, str) and file:
-            values[stage][key] = str(absolute(file, base))
+        resolve(values.get(stage), key)
     for stage, key in FILES_OR_NAMES:
-        name = values.get(stage, {}).get(key)
+        name = dict_of(values.get(stage)).get(key)
         if not isinstance(name, str) or not name or is_word(stage, key, name):
             continue
         if isinstance(path := absolute(name, base), Path) and path.exists():
@@ -423,7 +426,4 @@ def skips_questions(source: str, changes: list[str], config: PipelineConfig) -> 
     data has no questions."""
     if config.finetune_qa or not any("finetune_qa" in read_toml(path) for path in find_configs(source)):
         return False
-    values: dict[str, Any] = {"finetune_qa": {}}
-    for change in changes:
-        apply_change(values, change)
-    return "finetune_qa" in without_stages(values)
+    return "finetune_qa" in without_stages({"finetune_qa": {}, **changed(changes)})

@@ -10,13 +10,16 @@ from alpro.files import digest, read_json
 from alpro.log import log
 from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
-from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, is_word
+from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, PipelineConfig, is_word
 from alpro.pipeline.plan.digests import Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.store.artifacts import Step, Store, flatten
 from alpro.shards.sources.annotations import ANNOTATION_FILES, split_of
 from alpro.shards.storage import Location, located
+from alpro.stages import EVALUATIONS
+from alpro.stages.corpora.check_data import items_of_split
 from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.decode_videos import decoder_files
+from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig
 from alpro.stages.index_shards import Config as IndexConfig
 
 
@@ -102,13 +105,12 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests, s
         return with_files(
             Step("index_shards", f"index_shards {name}", index, paths={"shards": located(corpus.shards)}), digests
         )
-    config = DecodeConfig.model_validate(corpus.model_dump(exclude={"data", "shards", "annotations", "root"}))
+    config = corpus.decoding
     if corpus.manifest:
         assert sample is not None
         return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample}, decoder_files(config))
-    paths: dict[str, Location] = {"data": located(corpus.data)}
-    paths.update(corpus.annotation_files)
-    paths.update({"root": Path(corpus.root)} if corpus.root else {})
+    paths: dict[str, Location] = {"data": located(corpus.data), **corpus.annotation_files}
+    paths |= {"root": corpus.names_root} if corpus.names_root else {}
     source = source_digest(located(corpus.data), corpus.annotation_files, digests)
     step = Step("decode_videos", f"decode_videos {name}", config, paths=paths, source=source)
     return with_files(step, digests, store)
@@ -197,6 +199,29 @@ def check_files(steps: list[Step], store: Store) -> None:
     for step in required(steps, store):
         if step.missing:
             raise InputError(step.missing)
+
+
+def check_test_items(settings: PipelineConfig, steps: list[Step], store: Store) -> None:
+    """Raises InputError, before anything is decoded, if a corpus that will be evaluated has no item to evaluate."""
+    wanted = required(steps, store)
+    for step in wanted:
+        if step.stage not in EVALUATIONS or store.find(step):
+            continue
+        config = cast(EvaluationConfig, step.config)
+        for name in config.corpora:
+            corpus, decoded = settings.corpora[name], step.inputs[name]
+            if not corpus.data or decoded not in wanted or store.find(decoded) or store.is_shared(decoded):
+                continue
+            counts, why = items_of_split(
+                located(corpus.data), corpus.decoding, config.split, corpus.annotation_files, corpus.names_root
+            )
+            for column, task in TASKS.items():
+                if getattr(config, task) == name and not counts[column]:
+                    reason = f": {why}" if why else ""
+                    raise InputError(
+                        f"{name}: no {config.split} item has {column}{reason}; assign some in the column split, raise "
+                        f"corpora.{name}.{config.split}, or set evaluate.{task} to an empty string"
+                    )
 
 
 def reason(step: Step, store: Store) -> str:
