@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 import yaml
 
+from alpro.pipeline.cli.arguments import changes_of
 from alpro.pipeline.cli.main import parser
 from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
 from alpro.pipeline.studies.study_config import Study, load_study, shipped_studies
@@ -130,7 +131,9 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
     if parsed.command == "run" or parsed.command.replace("-", "_") in STAGES:
         config = parsed.config if parsed.config in shipped() else "own_videos"  # instead of the user's file
         data = str(tmp_path) if parsed.data or config in ("own_videos", "from_weights") else ""
-        assert load_config(config, data, parsed.changes).name == config
+        (tmp_path / "config.json").touch()
+        parsed.pretrained = parsed.pretrained and str(tmp_path)  # instead of the user's model
+        assert load_config(config, data, changes_of(parsed)).name == config
     if parsed.command == "study" and parsed.file != "FILE":
         study, data = load_study(parsed.file), str(tmp_path) if parsed.data else ""
         for variant in study.variants:

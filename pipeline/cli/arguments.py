@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ ARTIFACT = (
     "a stage (its newest artifact is taken), a fingerprint as `alpro artifacts ls` prints it or its first characters, "
     "STAGE@FINGERPRINT, or a folder"
 )
+Run = Callable[[argparse.Namespace], int | None]
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,18 +50,20 @@ def nearest(name: str, names: Any) -> str:
 
 def add_group(commands: Any, name: str, text: str) -> Any:
     """A group of commands, `alpro NAME COMMAND`. Returns what `add_action` adds its commands to."""
-    return add_action(commands, name, text).add_subparsers(metavar="COMMAND", required=True)
+    return add_action(commands, name, None, text).add_subparsers(metavar="COMMAND", required=True)
 
 
-def add_action(commands: Any, name: str, text: str, more: str = "", description: str = "") -> Parser:
+def add_action(
+    commands: Any, name: str, run: Run | None, text: str, more: str = "", description: str = "", **defaults: Any
+) -> Parser:
     """A command or, within a group, `alpro GROUP NAME`. `command` is then "NAME" or "GROUP NAME".
 
-    text: its line in the list of commands. Its own help has `description`, or the text as a sentence followed by
-    `more`.
+    run: called with the parsed arguments, `defaults` among them; its result is the exit status. text: its line in the
+    list of commands. Its own help has `description`, or the text as a sentence followed by `more`.
     """
     description = description or f"{text[0].upper()}{text[1:]}. {more}".rstrip()
     parser: Parser = commands.add_parser(name, help=text, description=description)
-    parser.set_defaults(command=parser.prog.partition(" ")[2])
+    parser.set_defaults(command=parser.prog.partition(" ")[2], run=run, **defaults)
     return parser
 
 
@@ -119,16 +123,6 @@ def print_json(values: Any) -> None:
     print(json.dumps(values, indent=1, ensure_ascii=False))
 
 
-class Pretrained(argparse.Action):
-    """Adds the changes of `--pretrained MODEL_FOLDER` to those of `--set`."""
-
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        changes = [f"pretrained={json.dumps(values)}", "train_prompter=false", "pretrain=false"]
-        namespace.changes = [*changes, *(namespace.changes or [])]
-
-
 def add_source_options(command: argparse.ArgumentParser) -> None:
     """The options that change a configuration."""
     command.add_argument(
@@ -136,11 +130,10 @@ def add_source_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--pretrained",
-        action=Pretrained,
-        default=[],
-        dest="changes",
-        metavar="MODEL_FOLDER",
-        help="start from this model, in place of the configuration's prompter and pre-training",
+        default="",
+        metavar="MODEL",
+        help="start from this model, named as for `alpro model`, in place of the configuration's prompter and "
+        "pre-training",
     )
     command.add_argument(
         "--set",
@@ -150,3 +143,16 @@ def add_source_options(command: argparse.ArgumentParser) -> None:
         metavar="STAGE.KEY=VALUE",
         help="change one value, such as pretrain.lr=1e-4, or leave out a stage: finetune_qa=false; repeatable",
     )
+
+
+def changes_of(arguments: argparse.Namespace) -> list[str]:
+    """The changes of `--set`, after those of `--pretrained`."""
+    if not arguments.pretrained:
+        return arguments.changes
+    from alpro.stages.encoding.encode import model_folder
+    from alpro.stages.inference.find import find_model
+
+    named = arguments.pretrained
+    if not Path(named, "config.json").expanduser().is_file():
+        named = str(model_folder(find_model(named, arguments.workspace)).resolve())
+    return [f"pretrained={json.dumps(named)}", "train_prompter=false", "pretrain=false", *arguments.changes]

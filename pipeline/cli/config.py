@@ -7,7 +7,16 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.arguments import add_action, add_group, add_json, add_source_options, user_path
+from alpro.pipeline.cli.arguments import (
+    add_action,
+    add_group,
+    add_json,
+    add_source_options,
+    add_workspace,
+    changes_of,
+    print_json,
+    user_path,
+)
 
 if TYPE_CHECKING:
     from alpro.pipeline.config.pipeline_config import PipelineConfig
@@ -16,19 +25,16 @@ if TYPE_CHECKING:
 def add_config_commands(commands: Any) -> None:
     """`alpro config ...`: the commands about configurations."""
     actions = add_group(commands, "config", "list, show and copy configurations")
-    listing = add_action(actions, "list", "list the shipped configurations")
-    listing.set_defaults(run=list_configs)
-    add_json(listing)
-    show = add_action(actions, "show", "print a configuration with all its values, as TOML")
+    add_json(add_action(actions, "list", list_configs, "list the shipped configurations"))
+    show = add_action(actions, "show", show_config, "print a configuration with all its values, as TOML")
     show.add_argument("config", metavar="NAME_OR_FILE", help="as for `alpro run --config`")
     add_source_options(show)
-    show.set_defaults(run=show_config)
-    init = add_action(actions, "init", "write a copy of a shipped configuration to edit")
+    add_workspace(show, "folder of the artifacts that --pretrained may name")
+    init = add_action(actions, "init", init_config, "write a copy of a shipped configuration to edit")
     init.add_argument("file", type=user_path, metavar="FILE", help="the file to write, NAME.toml")
     init.add_argument(
         "--from", dest="source", default="own_videos", metavar="NAME", help="the configuration (default: own_videos)"
     )
-    init.set_defaults(run=init_config)
 
 
 def list_configs(arguments: argparse.Namespace) -> None:
@@ -38,19 +44,12 @@ def list_configs(arguments: argparse.Namespace) -> None:
 
     described = {name: description((CONFIGS / f"{name}.toml").read_text("utf-8")) for name in shipped()}
     if arguments.json:
-        print(json.dumps(described, indent=1))
+        print_json(described)
         return
     width = max(map(len, described)) + 2
+    wrapper = textwrap.TextWrapper(console.width, subsequent_indent=" " * width, break_on_hyphens=False)
     for name, text in described.items():
-        print(
-            textwrap.fill(
-                text,
-                console.width,
-                break_on_hyphens=False,
-                initial_indent=f"{name:{width}}",
-                subsequent_indent=" " * width,
-            )
-        )
+        print(wrapper.fill(f"{name:{width}}{text}"))
 
 
 def description(text: str) -> str:
@@ -59,10 +58,9 @@ def description(text: str) -> str:
 
 
 def show_config(arguments: argparse.Namespace) -> None:
-    """`alpro config show`."""
     from alpro.pipeline.config.pipeline_config import load_config
 
-    print(to_toml(values_of(load_config(arguments.config, arguments.data, arguments.changes))), end="")
+    print(to_toml(values_of(load_config(arguments.config, arguments.data, changes_of(arguments)))), end="")
 
 
 def init_config(arguments: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.model import load, model_path
+from alpro.pipeline.cli.model import load, model_path, open_index
 from alpro.pipeline.demo.allowed_requests import Requests
 from alpro.pipeline.demo.answers import Demo, Models
 from alpro.pipeline.demo.media import Media
@@ -40,7 +40,7 @@ NO_REQUESTS = {  # of Gradio to other machines; read when it is imported
 def serve(arguments: argparse.Namespace) -> None:
     """`alpro model demo`. Raises InputError if the page cannot start."""
     check_port("--port", arguments.port, arguments.host)
-    index = opened(arguments.index) if arguments.index else None
+    index = open_index(arguments.index) if arguments.index else None
     with tempfile.TemporaryDirectory(prefix="alpro-demo-") as temporary:
         uploads, converted = Path(temporary, "uploads"), Path(temporary, "converted")
         uploads.mkdir()
@@ -70,13 +70,6 @@ def prepare_gradio(uploads: Path) -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise InputError(f"no Gradio ({error}): pip install 'alpro-pipeline[demo]'") from error
-
-
-def opened(folder: Path) -> Index:
-    index = Index.open(folder)
-    if not len(index):
-        raise InputError(f"{folder}: the index is empty; `alpro model index` adds videos to it")
-    return index
 
 
 def load_models(arguments: argparse.Namespace, index: Index | None) -> Models:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from tempfile import gettempdir
 from types import FrameType
-from typing import Any
 
 from alpro.errors import InputError
 from alpro.log import set_level
@@ -29,7 +28,9 @@ def main() -> None:
     """Entry point. Prints the help if there is no command."""
     commands = parser()
     arguments = commands.parse_args()
-    if arguments.command is None:
+    if arguments.version or arguments.completion:
+        arguments.run = print_version if arguments.version else print_completion
+    elif arguments.command is None:
         commands.print_help()
         return
     interrupts: list[int] = []
@@ -110,29 +111,16 @@ def stdout_is_closed() -> bool:
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
-class Version(argparse.Action):
-    """Prints the version and exits. Reading it takes time that other commands need not spend."""
+def print_version(arguments: argparse.Namespace) -> None:
+    from importlib.metadata import version
 
-    def __init__(self, option_strings: list[str], dest: str, help: str):
-        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
-        from importlib.metadata import version
-
-        print(f"alpro-pipeline {version('alpro-pipeline')}")
-        parser.exit()
+    print(f"alpro-pipeline {version('alpro-pipeline')}")
 
 
-class Completion(argparse.Action):
-    """Prints the completion script of a shell and exits."""
+def print_completion(arguments: argparse.Namespace) -> None:
+    from alpro.pipeline.cli.completion import completion
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
-    ) -> None:
-        from alpro.pipeline.cli.completion import completion
-
-        print(completion(parser, values))
-        parser.exit()
+    print(completion(parser(), arguments.completion))
 
 
 def parser() -> Parser:
@@ -143,10 +131,8 @@ def parser() -> Parser:
         epilog="Results of stages are cached: a second run executes only missing stages and those that a change "
         "affects.",
     )
-    top.add_argument("--version", action=Version, help="print the version and exit")
-    top.add_argument(
-        "--completion", action=Completion, choices=("bash", "zsh"), help="print the completion script of a shell"
-    )
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    top.add_argument("--completion", choices=("bash", "zsh"), help="print the completion script of a shell")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     add_stage_commands(commands)
     add_artifact_commands(commands)

@@ -26,6 +26,7 @@ from alpro.pipeline.cli.arguments import (
 
 if TYPE_CHECKING:
     from alpro import Model
+    from alpro.stages.inference.index import Index
     from alpro.stages.inference.index_videos import Counts
     from alpro.stages.inference.search import Found
 
@@ -51,14 +52,11 @@ def add_model_commands(commands: Any) -> None:
 
 
 def add_index(actions: Any) -> None:
-    parser = add_action(
-        actions,
-        "index",
-        "embed videos into an index for `alpro model search`",
-        "Videos that the index has are skipped, so the command also adds new ones and continues after an interruption.",
+    more = (
+        "Videos that the index has are skipped, so the command also adds new ones and continues after an interruption."
     )
-    parser.set_defaults(run=index_videos)
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser = add_action(actions, "index", index_videos, "embed videos into an index for `alpro model search`", more)
+    add_model(parser)
     parser.add_argument(
         "videos", metavar="VIDEOS", help="a folder of videos and images, a manifest, or a decoded corpus"
     )
@@ -67,48 +65,28 @@ def add_index(actions: Any) -> None:
 
 
 def add_search(actions: Any) -> None:
-    parser = add_action(
-        actions,
-        "search",
-        "search an index for the videos that fit a text best",
-        "All clips are ranked by similarity (VTC), then the best of them are decoded and ranked by matching (VTM).",
-    )
-    parser.set_defaults(run=search_index)
+    more = "All clips are ranked by similarity (VTC), then the best of them are decoded and ranked by matching (VTM)."
+    parser = add_action(actions, "search", search_index, "search an index for the videos that fit a text best", more)
     parser.add_argument("index", type=user_path, metavar="INDEX", help="a folder that `alpro model index` filled")
     parser.add_argument("text", metavar="TEXT", help="what the videos should show")
     parser.add_argument("-k", type=positive, default=10, metavar="N", help="number of results (default: 10)")
-    parser.add_argument(
-        "--rerank",
-        type=natural,
-        default=20,
-        metavar="N",
-        help="number of clips that are ranked by matching (default: 20; 0: none)",
-    )
+    add_rerank(parser)
     parser.add_argument("--model", default="", metavar="MODEL", help="the index's model, if it has moved")
     add_shared(parser)
 
 
 def add_ask(actions: Any) -> None:
-    parser = add_action(
-        actions,
-        "ask",
-        "answer a question about a video, from the model's list of answers",
-        "The answers are those of the training questions that the model was fine-tuned with; it gives no others.",
-    )
-    parser.set_defaults(run=ask)
+    more = "The answers are those of the training questions that the model was fine-tuned with; it gives no others."
+    parser = add_action(actions, "ask", ask, "answer a question about a video, from the model's list of answers", more)
     add_model_and_video(parser, "a model of finetune_qa", "answers", 3)
     parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     add_shared(parser)
 
 
 def add_entities(actions: Any) -> None:
-    parser = add_action(
-        actions,
-        "entities",
-        "name the entities in a video, or in a region of it, with the prompter",
-        "The names are those of the vocabulary; there are no others.",
-    )
-    parser.set_defaults(run=name_entities)
+    text = "name the entities in a video, or in a region of it, with the prompter"
+    more = "The names are those of the vocabulary; there are no others."
+    parser = add_action(actions, "entities", name_entities, text, more)
     add_model_and_video(parser, "a prompter, or a model that was trained with one", "entities", 5)
     parser.add_argument(
         "--box",
@@ -120,32 +98,17 @@ def add_entities(actions: Any) -> None:
     add_shared(parser)
 
 
-def add_model_and_video(parser: argparse.ArgumentParser, what: str, results: str, number: int) -> None:
-    """The arguments of the commands about one video. what: the models that the command takes."""
-    parser.add_argument("model", metavar="MODEL", help=f"{what}: {MODEL}")
-    parser.add_argument("video", metavar="VIDEO", help="a video or an image: a file or a URL")
-    parser.add_argument(
-        "-k", type=positive, default=number, metavar="N", help=f"number of {results} (default: {number})"
-    )
-
-
 def add_demo(actions: Any) -> None:
-    parser = add_action(
-        actions,
-        "demo",
-        "open a page to search videos, ask questions and name entities",
-        "What the page offers follows from the models. Only this machine reaches it, unless --host says otherwise.",
-    )
-    parser.set_defaults(run=demo)
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    text = "open a page to search videos, ask questions and name entities"
+    more = "What the page offers follows from the models. Only this machine reaches it, unless --host says otherwise."
+    parser = add_action(actions, "demo", demo, text, more)
+    add_model(parser)
     parser.add_argument(
         "--index", type=user_path, metavar="INDEX", help="an index of MODEL (`alpro model index`), to search"
     )
     parser.add_argument("--ask", default="", metavar="MODEL", help="a model of finetune_qa, if MODEL is another")
     parser.add_argument("--entities", default="", metavar="MODEL", help="a prompter, if MODEL was trained without one")
-    parser.add_argument(
-        "--rerank", type=natural, default=20, metavar="N", help="number of clips ranked by matching (default: 20)"
-    )
+    add_rerank(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)"
     )
@@ -160,12 +123,12 @@ def add_import(actions: Any) -> None:
     parser = add_action(
         actions,
         "import",
+        import_model,
         "convert a checkpoint of the official ALPRO to a model folder",
         description="Reads only the tensors of a checkpoint of the official code and writes a model folder, which "
         "--pretrained and `pretrained` in a configuration take. The prompter of a pre-training checkpoint is written "
         "to OUT/prompter.",
     )
-    parser.set_defaults(run=import_model)
     parser.add_argument("file", type=user_path, metavar="FILE", help="the checkpoint")
     parser.add_argument("out", type=user_path, metavar="OUT", help="the folder to write, which must not exist yet")
     parser.add_argument("--task", required=True, choices=TASKS, help="what the checkpoint was trained for")
@@ -193,35 +156,43 @@ def add_import(actions: Any) -> None:
 
 
 def add_export(actions: Any) -> None:
-    parser = add_action(
-        actions,
-        "export",
-        "write a folder that Hugging Face transformers loads without this package",
-        "Its code is beside the weights: AutoModel and AutoProcessor load it with trust_remote_code=True.",
-    )
-    parser.set_defaults(run=export_model)
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    text = "write a folder that Hugging Face transformers loads without this package"
+    more = "Its code is beside the weights: AutoModel and AutoProcessor load it with trust_remote_code=True."
+    parser = add_action(actions, "export", export_model, text, more)
+    add_model(parser)
     parser.add_argument(
         "folder", type=user_path, metavar="FOLDER", help="the folder to write, which must not exist yet"
     )
     parser.add_argument("--license", default="", metavar="NAME", help="license of the weights, for the model card")
-    add_workspace(parser, "folder of the artifacts that MODEL may name")
-    add_tracking_uri(parser)
+    add_named_models(parser)
 
 
 def add_register(actions: Any) -> None:
-    parser = add_action(
-        actions,
-        "register",
-        "add a model to MLflow's registry, for mlflow.pyfunc.load_model",
-        description="Copies the model of an artifact to MLflow's registry as a new version of NAME.",
-    )
-    parser.set_defaults(run=register_model)
+    text = "add a model to MLflow's registry, for mlflow.pyfunc.load_model"
+    description = "Copies the model of an artifact to MLflow's registry as a new version of NAME."
+    parser = add_action(actions, "register", register_model, text, description=description)
     parser.add_argument("model", metavar="MODEL", help=MODEL.rpartition(", or models:")[0])
     parser.add_argument("--name", required=True, help="name of the registered model")
     parser.add_argument("--alias", default="", help="an alias for this version, such as champion")
     add_workspace(parser, "folder of the artifacts")
     add_tracking_uri(parser)
+
+
+def add_model(parser: argparse.ArgumentParser, what: str = "") -> None:
+    parser.add_argument("model", metavar="MODEL", help=f"{what}{MODEL}")
+
+
+def add_model_and_video(parser: argparse.ArgumentParser, what: str, results: str, number: int) -> None:
+    """The arguments of the commands about one video. what: the models that the command takes."""
+    add_model(parser, f"{what}: ")
+    parser.add_argument("video", metavar="VIDEO", help="a video or an image: a file or a URL")
+    help = f"number of {results} (default: {number})"
+    parser.add_argument("-k", type=positive, default=number, metavar="N", help=help)
+
+
+def add_rerank(parser: argparse.ArgumentParser) -> None:
+    help = "number of clips ranked by matching (default: 20; 0: none)"
+    parser.add_argument("--rerank", type=natural, default=20, metavar="N", help=help)
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
@@ -238,6 +209,10 @@ def add_model_use(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="precision of the encoders"
     )
+    add_named_models(parser)
+
+
+def add_named_models(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser, "folder of the artifacts that MODEL may name")
     add_tracking_uri(parser)
 
@@ -265,8 +240,6 @@ def model_path(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def index_videos(arguments: argparse.Namespace) -> None:
-    """`alpro model index`."""
-    from alpro import Model
     from alpro.shards.storage import absolute
     from alpro.stages.inference.find import model_digest
     from alpro.stages.inference.index import About, Index, check_digest
@@ -281,7 +254,7 @@ def index_videos(arguments: argparse.Namespace) -> None:
         check_digest(arguments.index, Index.open(arguments.index).about, folder, digest)
     items = scan_videos(videos)
     sources = list(items) if isinstance(videos, Path) and videos.is_dir() else items  # else, its rows are streamed
-    model = Model.from_pretrained(folder, device=arguments.device, dtype=arguments.dtype)
+    model = load(arguments, folder)
     about = About(model=str(folder), digest=digest, embed_dim=model.embed_dim)
     reported = 0
 
@@ -316,17 +289,13 @@ def print_counts(arguments: argparse.Namespace, counts: "Counts") -> None:
 
 
 def search_index(arguments: argparse.Namespace) -> None:
-    """`alpro model search`."""
     require_text(arguments.text)
     from time import perf_counter
 
-    from alpro.stages.inference.index import Index
     from alpro.stages.inference.search import search
 
     started = perf_counter()
-    index = Index.open(arguments.index)
-    if not len(index):
-        raise InputError(f"{arguments.index}: the index is empty; `alpro model index` adds videos to it")
+    index = open_index(arguments.index)
     opened = perf_counter()
     name = str(model_path(arguments, arguments.model)) if arguments.model else ""
     model = index.load_model(name, device=arguments.device, dtype=arguments.dtype)
@@ -334,6 +303,16 @@ def search_index(arguments: argparse.Namespace) -> None:
     found = search(index, model, arguments.text, arguments.k, arguments.rerank)
     found.seconds = {"index": opened - started, "model": loaded - opened, **found.seconds}
     print_found(arguments, found)
+
+
+def open_index(folder: Path) -> "Index":
+    """Raises InputError if the index has nothing to search."""
+    from alpro.stages.inference.index import Index
+
+    index = Index.open(folder)
+    if not len(index):
+        raise InputError(f"{folder}: the index is empty; `alpro model index` adds videos to it")
+    return index
 
 
 def print_found(arguments: argparse.Namespace, found: "Found") -> None:
@@ -379,7 +358,6 @@ def load(arguments: argparse.Namespace, folder: Path, prompts: Path | str = "") 
 
 
 def ask(arguments: argparse.Namespace) -> None:
-    """`alpro model ask`."""
     require_text(arguments.question, "question")
     from alpro.shards.decoding.decode import DecodeError
     from alpro.stages.inference.model import UNKNOWN
@@ -395,7 +373,6 @@ def ask(arguments: argparse.Namespace) -> None:
 
 
 def name_entities(arguments: argparse.Namespace) -> None:
-    """`alpro model entities`."""
     from alpro.shards.decoding.decode import DecodeError
     from alpro.stages.inference.find import find_prompter
 
@@ -414,7 +391,6 @@ def name_entities(arguments: argparse.Namespace) -> None:
 
 
 def import_model(arguments: argparse.Namespace) -> None:
-    """`alpro model import`."""
     from alpro.models.import_checkpoint import import_checkpoint
 
     imported = import_checkpoint(
@@ -440,7 +416,6 @@ def import_model(arguments: argparse.Namespace) -> None:
 
 
 def export_model(arguments: argparse.Namespace) -> None:
-    """`alpro model export`."""
     from alpro import Model
     from alpro.pipeline.reports.model_card import model_card
     from alpro.stages.inference.export import export
@@ -475,14 +450,12 @@ def print_ranked(
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """`alpro model demo`."""
     from alpro.pipeline.cli.demo import serve
 
     serve(arguments)
 
 
 def register_model(arguments: argparse.Namespace) -> None:
-    """`alpro model register`."""
     from alpro.pipeline.tracking.registry import register
 
     workspace = arguments.workspace.resolve()

@@ -5,8 +5,6 @@ import atexit
 import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
@@ -22,6 +20,7 @@ from alpro.pipeline.cli.arguments import (
     add_tracking_uri,
     add_verbosity,
     add_workspace,
+    changes_of,
     print_json,
 )
 from alpro.pipeline.servers.checks import check_tracking_uri
@@ -35,38 +34,28 @@ if TYPE_CHECKING:
 
 def add_stage_commands(commands: Any) -> None:
     """The commands that run stages: all of them, a study, and one for each stage."""
-    run_parser = add_action(
-        commands,
-        "run",
-        "run the whole pipeline",
-        description="Runs the pipeline: every stage that has no cached result.",
-    )
+    description = "Runs the pipeline: every stage that has no cached result."
+    run_parser = add_action(commands, "run", run_pipeline, "run the whole pipeline", description=description, stage="")
     add_run_options(run_parser)
-    run_parser.set_defaults(stage="", run=run_pipeline)
     study_parser = add_action(
         commands,
         "study",
+        run_study,
         "run variants of a configuration with several seeds",
         description="Runs every variant of a study with every seed, and prints the mean of each score, its interval "
         "over the seeds, and the difference to the first variant. Results of stages are shared and cached.",
     )
     study_parser.add_argument("file", metavar="NAME_OR_FILE", help="a shipped study, or a TOML file")
     add_run_options(study_parser, default="of the study")
-    study_parser.set_defaults(run=run_study)
     for stage in STAGES:
-        stage_parser = add_action(
-            commands, stage.replace("_", "-"), STAGES[stage].help, "Missing inputs are built first."
-        )
-        add_run_options(stage_parser)
-        stage_parser.set_defaults(stage=stage, run=run_pipeline)
+        text, more = STAGES[stage].help, "Missing inputs are built first."
+        add_run_options(add_action(commands, stage.replace("_", "-"), run_pipeline, text, more, stage=stage))
 
 
 def add_run_options(command: argparse.ArgumentParser, default: str = "sample; with --data own_videos") -> None:
     """default: what --config is if it is not given, in words."""
     command.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="only print which stages would run, and which are cached",
+        "--dry-run", action="store_true", help="only print which stages would run, and which are cached"
     )
     command.add_argument(
         "--config",
@@ -94,8 +83,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     workspace = prepare_run(arguments)
     from alpro.pipeline.config.pipeline_config import skips_questions
     from alpro.pipeline.plan.dag import planned
-    from alpro.pipeline.plan.evaluated_items import check_test_items
-    from alpro.pipeline.plan.steps import check_files
+    from alpro.pipeline.plan.steps import check_files, check_test_items
     from alpro.pipeline.reports.summary import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
 
@@ -105,7 +93,8 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     if data and not stage and skips_questions(config, changes, plan[0]):
         log.warning(f"no questions in {data}: question answering is skipped")
     if arguments.dry_run:
-        show_plan(steps, store, arguments.json)
+        rows = plan_rows(steps, store)
+        (print_json if arguments.json else print_plan)(rows)
         check_files(steps, store)  # the exit status is that of the run
         return
     check_files(steps, store)
@@ -140,8 +129,7 @@ def prepare_run(arguments: argparse.Namespace) -> Path:
     """Creates the workspace and sets Prefect's environment. Call before Prefect is imported."""
     check_tracking_uri(arguments.tracking_uri)
     workspace = arguments.workspace.resolve()
-    if arguments.profile:
-        arguments.changes.append("resources.profile=true")
+    arguments.changes = changes_of(arguments) + ["resources.profile=true"] * arguments.profile
     create_workspace(workspace, check_writable=not arguments.dry_run)
     prepare_prefect(workspace / "prefect")
     tracking_uri = without_credentials(arguments.tracking_uri) or workspace / "mlflow.db"
@@ -152,7 +140,6 @@ def prepare_run(arguments: argparse.Namespace) -> Path:
 
 
 def run_study(arguments: argparse.Namespace) -> None:
-    """`alpro study`."""
     workspace = prepare_run(arguments)
     server = None if arguments.dry_run else start_temporary_server()
     from alpro.pipeline.studies import study
@@ -167,22 +154,14 @@ def run_study(arguments: argparse.Namespace) -> None:
         return
     if server:
         server.wait()
-    with handling_sigterm(stop_study):  # between two flows, and after Prefect has ended one
-        study.run_study(source, members, arguments.json)
-
-
-def stop_study(number: int, frame: FrameType | None) -> None:
     from alpro.stages.execution.interface import Stopped
 
-    raise Stopped("the study was stopped")
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped("the study was stopped")
 
-
-@contextmanager
-def handling_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Calls `handler` if this process receives SIGTERM while the body runs."""
-    before = signal.signal(signal.SIGTERM, handler)
+    before = signal.signal(signal.SIGTERM, stop)  # between two flows, and after Prefect has ended one
     try:
-        yield
+        study.run_study(source, members, arguments.json)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -208,15 +187,6 @@ def plan_rows(steps: "list[Step]", store: "Store") -> list[dict[str, str]]:
         fingerprint = "" if step.blocked else step.fingerprint  # unknown without the files
         rows.append({"state": state, "name": step.name, "fingerprint": fingerprint, "reason": why})
     return rows
-
-
-def show_plan(steps: "list[Step]", store: "Store", as_json: bool) -> None:
-    """Prints what a run would do."""
-    rows = plan_rows(steps, store)
-    if as_json:
-        print_json(rows)
-        return
-    print_plan(rows)
 
 
 def print_plan(rows: list[dict[str, str]]) -> None:

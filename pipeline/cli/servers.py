@@ -11,15 +11,12 @@ from alpro.pipeline.servers.checks import check_port, problems
 
 
 def add_ui(commands: Any) -> None:
-    """`alpro ui`."""
-    parser = add_action(commands, "ui", "open the MLflow pages on this machine")
+    parser = add_action(commands, "ui", serve_mlflow, "open the MLflow pages on this machine")
     parser.add_argument("--port", type=port, default=5000, help="port to listen on (default 5000)")
     add_workspace(parser, "folder of the artifacts")
-    parser.set_defaults(run=serve_mlflow)
 
 
 def run_up(arguments: argparse.Namespace) -> int:
-    """`alpro up`."""
     workspace = arguments.workspace.resolve()
     ports = {"--prefect-port": arguments.prefect_port, "--mlflow-port": arguments.mlflow_port}
     if wrong := list(problems(workspace, ports)):
@@ -36,10 +33,10 @@ def run_up(arguments: argparse.Namespace) -> int:
 
 
 def add_up(commands: Any) -> None:
-    """`alpro up`."""
     parser = add_action(
         commands,
         "up",
+        run_up,
         "start Prefect, MLflow and workers here",
         description="Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1, "
         "deploys every flow, and prints the addresses. Ctrl-C stops all of it.",
@@ -50,7 +47,6 @@ def add_up(commands: Any) -> None:
             f"--{name}-port", type=port, default=number, metavar="PORT", help=f"port to listen on (default {number})"
         )
     add_workspace(parser, "folder of artifacts, reports, databases and logs")
-    parser.set_defaults(run=run_up)
 
 
 def serve_mlflow(arguments: argparse.Namespace) -> None:

@@ -14,9 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
+from alpro.files import write_json
 from alpro.log import log
 from alpro.pipeline.cli import main as cli
+from alpro.pipeline.cli.arguments import changes_of
 from alpro.pipeline.flows.session import Request
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import Interrupted, StageFailed
@@ -173,10 +176,36 @@ def test_own_data_without_a_configuration_is_that_of_own_videos(tmp_path, monkey
     assert "own_videos" not in err
 
 
-def test_set_comes_after_pretrained_in_any_order(tmp_path):
-    for options in (["--set", "pretrained=b", "--pretrained", "a"], ["--pretrained", "a", "--set", "pretrained=b"]):
-        changes = cli.parser().parse_args(["run", *options]).changes
-        assert changes == ['pretrained="a"', "train_prompter=false", "pretrain=false", "pretrained=b"]
+@pytest.fixture
+def pretrained(tmp_path) -> Path:
+    """The model folder of an artifact of pretrain in the workspace tmp_path."""
+    folder = tmp_path / "artifacts" / "pretrain" / ("ab" * 8)
+    record = {"version": RECORD_VERSION, "stage": "pretrain", "name": "pretrain", "fingerprint": "ab" * 32}
+    write_json(make(folder / "model") / "config.json", {})
+    write_json(folder / "artifact.json", record)
+    return folder / "model"
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["pretrain", "abab", "pretrain@abab", "{folder}", "{folder}/model"])
+def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(name, pretrained, tmp_path):
+    name = name.format(folder=pretrained.parent)
+    for options in (["--set", "pretrained=b", "--pretrained", name], ["--pretrained", name, "--set", "pretrained=b"]):
+        arguments = cli.parser().parse_args(["run", *options, "--workspace", str(tmp_path)])
+        expected = [f'pretrained="{pretrained}"', "train_prompter=false", "pretrain=false", "pretrained=b"]
+        assert changes_of(arguments) == expected
+
+
+def test_a_folder_is_recorded_as_it_was_written_and_a_wrong_name_is_one_line(pretrained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(pretrained)
+    assert changes_of(cli.parser().parse_args(["run", "--pretrained", "."]))[0] == 'pretrained="."'
+    options = ["--config", "msvd_qa", "--data", tmp_path, "--pretrained", "cdcd", "--workspace", tmp_path]
+    for command in (["run", *options], ["config", "show", "msvd_qa", *options[2:]]):
+        assert call(monkeypatch, capsys, *command)[2].startswith("error: cdcd: no such folder, and no artifact starts")
 
 
 @pytest.mark.parametrize(("options", "expected"), [([], "webvid_cc3m"), (["--config", "sample"], "sample")])

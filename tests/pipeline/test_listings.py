@@ -7,12 +7,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from alpro.pipeline.cli import listings
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.reports import terminal as console
 from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.checksums import Problem
 from tests.pipeline.test_console import artifact
+
+
+def alpro(store: Store, *words: str) -> int:
+    """Calls `alpro artifacts ...`; returns its exit status."""
+    arguments = ["artifacts", *words, "--workspace", str(store.root.parent)]
+    return cli.execute(cli.parser().parse_args(arguments))
+
+
+def as_json(capsys, store, *words: str) -> Any:
+    """The exit status, and what `alpro artifacts ... --json` prints."""
+    status = alpro(store, *words, "--json")
+    return status, json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture
@@ -26,7 +36,7 @@ def store(tmp_path) -> Store:
 
 
 def test_artifacts_are_listed_with_their_inputs_and_their_users(store, capsys):
-    listings.print_artifacts(store)
+    alpro(store, "ls")
     a, b, c = ("a" * 16, "b" * 16, "c" * 16)
     assert capsys.readouterr().out.splitlines() == [
         "fingerprint       artifact             created (UTC)     took    size",
@@ -43,19 +53,18 @@ def test_artifacts_are_listed_with_their_inputs_and_their_users(store, capsys):
 
 def test_names_that_several_artifacts_have_are_printed_with_their_fingerprints(store, capsys):
     artifact(store.root, "train_prompter", "train_prompter", "d", 4, {"clips": "a", "gone": "e"})
-    listings.print_artifacts(store)
+    alpro(store, "ls")
     printed = capsys.readouterr().out
     assert f"used by build_vocabulary, train_prompter {'c' * 8} {'d' * 8}\n" in printed
     assert f"from decode_videos clips, gone {'e' * 8} (not here)\n" in printed
 
 
 def test_artifacts_fit_into_80_columns(store, capsys, monkeypatch):
-    monkeypatch.setattr(listings, "console", Console(width=80))
     monkeypatch.setattr(console, "console", Console(width=80, soft_wrap=True))
     inputs = {f"{number}": mark for number, mark in enumerate("abc")}
     for mark in "012345":
         artifact(store.root, "finetune_retrieval", "finetune_retrieval", mark, 4, inputs)
-    listings.print_artifacts(store)
+    alpro(store, "ls")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 20
     assert max(map(len, lines)) <= 80
@@ -65,14 +74,14 @@ def test_a_file_with_several_links_is_counted_for_its_oldest_artifact(store, cap
     a, b, _ = (folder for folder, _ in store.all())
     os.link(a / "data", b / "shard.tar")
     os.link(a / "data", a / "twice")
-    listings.print_artifacts(store)
+    alpro(store, "ls")
     out = capsys.readouterr().out
     assert [line.split()[-2] for line in out.splitlines() if line[0] in "abc"] == ["0.1", "0.2", "0.3"]
     assert out.endswith("3 artifacts, 0.6 MB\n")
 
 
 def test_an_artifact_is_shown_with_its_record_and_its_users(tmp_path, capsys):
-    root = tmp_path / "artifacts[1]"
+    root = tmp_path / "artifacts"
     folder = artifact(
         root,
         "pretrain",
@@ -85,9 +94,7 @@ def test_an_artifact_is_shown_with_its_record_and_its_users(tmp_path, capsys):
         config={"lr": 0.0015, "phases": [{"corpora": ["clips"]}]},
     )
     artifact(root, "evaluate", "evaluate", "c", 2, {"model": "a"})
-    store = Store(root)
-    (shown,) = [pair for pair in store.all() if pair[0] == folder]
-    listings.print_artifact(store, *shown)
+    alpro(Store(root), "show", "aa")
     assert capsys.readouterr().out.splitlines() == [
         f"pretrain  {folder}",
         f"fingerprint {'a' * 64}",
@@ -112,16 +119,8 @@ def test_an_artifact_is_shown_with_its_record_and_its_users(tmp_path, capsys):
 
 
 def test_an_unused_artifact_is_used_by_nothing(store, capsys):
-    (*_, last) = store.all()
-    listings.print_artifact(store, *last)
+    alpro(store, "show", "cc")
     assert capsys.readouterr().out.splitlines()[-2:] == ["used by", "  nothing"]
-
-
-def as_json(capsys, store, *words: str) -> Any:
-    """What `alpro artifacts ... --json` prints."""
-    arguments = ["artifacts", *words, "--json", "--workspace", str(store.root.parent)]
-    status = cli.execute(cli.parser().parse_args(arguments))
-    return status, json.loads(capsys.readouterr().out)
 
 
 def test_artifacts_as_json(store, capsys):
@@ -160,19 +159,15 @@ def test_problems_as_json(store, capsys):
     ]
 
 
-def test_problems_are_one_line_each(tmp_path, capsys):
-    folder = artifact(tmp_path, "pretrain", "pretrain", "a", 1, {}, contents={"model": {"size": 2_000_000}})
-    problems = [
-        Problem("damaged", folder, "pretrain", "model/w", "5 bytes instead of 6"),
-        Problem("extra", folder, "pretrain", "note.txt"),
-    ]
-    record = {"contents": {"model": {"size": 2_000_000}}}
-    assert listings.print_problems([(folder, record), (folder, {})], iter(problems)) == 2
+def test_problems_are_one_line_each(store, capsys):
+    first = artifact(store.root, "pretrain", "pretrain", "d", 1, {}, contents={"model": {"size": 2_000_000}})
+    (first / "data").rename(first / "note.txt")
+    assert alpro(store, "verify", "dd", "aa") == 1
     assert capsys.readouterr().out.splitlines() == [
-        f"damaged  pretrain {'a' * 16}  model/w: 5 bytes instead of 6",
-        f"extra    pretrain {'a' * 16}  note.txt",
-        "1 artifacts, 1 files, 2.0 MB: 1 damaged, 1 extra",
+        f"damaged  pretrain {'d' * 16}  artifact.json: has no checksums: of an earlier version, or changed",
+        f"missing  pretrain {'d' * 16}  model",
+        f"extra    pretrain {'d' * 16}  note.txt",
+        f"damaged  decode_videos clips {'a' * 16}  artifact.json: has no checksums: of an earlier version, or changed",
+        "1 artifacts, 1 files, 2.0 MB: 2 damaged, 1 missing, 1 extra",
         "delete the folder of an artifact, and the next run that needs it builds it again",
     ]
-    assert listings.print_problems([(folder, record)], []) == 0
-    assert capsys.readouterr().out == "1 artifacts, 1 files, 2.0 MB: as recorded\n"
