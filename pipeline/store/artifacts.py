@@ -38,8 +38,8 @@ from alpro.stages.execution.stop import STOP
 SESSIONS = "sessions.json"  # the time that unfinished sessions took; of this machine
 NOT_READ = {"units.parquet", "metrics.jsonl"}  # files of an artifact that no other stage reads
 LOCK_SECONDS = 0.2  # between two looks at a lock
-PACKAGES = ("alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset")
-PACKAGES += ("av", "spacy", "numpy", "pillow", "pyarrow")
+PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
+PACKAGES += ["av", "spacy", "numpy", "pillow", "pyarrow"]
 
 
 @dataclass(frozen=True)
