@@ -21,6 +21,20 @@ HEADLINES = {
     "entities": "entities/acc",
 }
 
+# The scores that a run prints at its end: on one screen, beside what a single frame or the text alone reaches.
+PRINTED = (
+    "zero_shot/t2v/R1",
+    "zero_shot_vtc/t2v/R1",
+    "retrieval/t2v/R1",
+    "retrieval_vtc/t2v/R1",
+    "retrieval/t2v/R10",
+    "retrieval_single_frame/t2v/R1",
+    "qa/acc",
+    "qa_text_only/acc",
+    "entities/acc",
+    "entity_crops/acc",
+)
+
 
 def results(artifacts: list[Listed]) -> list[dict[str, Any]]:
     """The rows of results.json of every evaluation, zero-shot first; none if nothing was evaluated."""
@@ -138,6 +152,24 @@ def headline_scores(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
         for name in HEADLINES.values()
         if (row := by_name.get(name))
     ]
+
+
+def printed_table(rows: list[dict[str, Any]]) -> ResultTable | None:
+    """The scores of PRINTED with their chance levels; None if no row has one of these names."""
+    by_name = {row["name"]: row for row in rows}
+    chosen = [by_name[name] for name in PRINTED if name in by_name]
+    if not chosen:
+        return None
+    lines = [
+        [
+            row["what"].split(",")[0],
+            f"{row['direction']} {row['metric']}".strip(),
+            shown_score(row),
+            shown(row["chance"], row["unit"]),
+        ]
+        for row in chosen
+    ]
+    return ResultTable("Results", ["", "", "score", "chance"], lines, note_of(chosen))
 
 
 def overlap_note(row: dict[str, Any]) -> str:

@@ -12,13 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from alpro.artifact import read_record
-from alpro.pipeline.reports.results import ResultTable, results, tables
+from alpro.pipeline.reports.results import ResultTable, printed_table, results, tables
 
+MAX_WARNINGS = 3  # that are printed below the results; the report has all
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 
 
 def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_json: bool = False) -> None:
-    """Prints the result tables, if there are any, and where the report, pictures and artifacts are."""
+    """Prints the main results, if there are any, and where the report, pictures and artifacts are, on one screen."""
     listed = [(name, folder, record, False) for name, folder in folders.items() if (record := read_record(folder))]
     if as_json:
         artifacts = {
@@ -28,20 +29,23 @@ def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_js
         values = {"results": results(listed), "artifacts": artifacts, "report": str(report) if report.is_file() else ""}
         print(json.dumps(values, indent=1, ensure_ascii=False))
         return
-    result_tables = tables(results(listed))
-    for table in result_tables:
+    rows = results(listed)
+    for table in [few] if (few := printed_table(rows)) else tables(rows):
         print_result_table(table)
-    if not result_tables and listed:
+    if not rows and listed:
         name, folder, record, _ = listed[-1]
         console.print(f"{name}: {folder}", markup=False)
         for key, value in {**record["counts"], **record["metrics"]}.items():
             console.print(f"  {key}: {value:g}")
-    for name, _, record, _ in listed:
-        for warning in record.get("warnings", []):
-            print_line(f"warning: {name}: {warning}")
+    warnings = [f"warning: {name}: {line}" for name, _, record, _ in listed for line in record.get("warnings", [])]
+    for line in warnings[:MAX_WARNINGS]:
+        print_line(line)
+    if len(warnings) > MAX_WARNINGS:
+        print_line(f"{len(warnings) - MAX_WARNINGS} more warnings are in the report")
     where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
     if report.is_file():  # of this stage, or of a run that had anything to do
-        console.print(f"report: {report}", markup=False)
+        what = f"report with all {len(rows)} scores (as JSON: --json)" if rows else "report"
+        console.print(f"{what}: {report}", markup=False)
     console.print(f"curves, pictures and comparison: alpro ui{where}", markup=False)
     console.print(f"artifacts: alpro artifacts ls{where}", markup=False)
 

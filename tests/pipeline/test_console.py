@@ -13,7 +13,7 @@ from alpro.artifact import RECORD_VERSION
 from alpro.files import write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.reports import terminal as console
-from alpro.pipeline.reports.results import ResultTable
+from alpro.pipeline.reports.results import PRINTED, ResultTable
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
 
@@ -85,9 +85,42 @@ def test_results_are_printed_in_columns_with_the_report(tmp_path, capsys):
         ["chance", "t2v", "2.5 %", "4.5 %", "6.5 %", "8.5"],
         ["v2t", "10.5 %", "12.5 %", "14.5 %", "16.5"],
         ["Only 40 test videos: differences of less than 15 points are noise."],
-        [f"report: {tmp_path}/reports/new.html"],
+        [f"report with all 8 scores (as JSON: --json): {tmp_path}/reports/new.html"],
         [f"curves, pictures and comparison: alpro ui --workspace {tmp_path}"],
         [f"artifacts: alpro artifacts ls --workspace {tmp_path}"],
+    ]
+
+
+def test_the_end_of_a_run_fits_on_a_screen(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(console, "console", Console(width=80, soft_wrap=True))
+    monkeypatch.chdir(tmp_path)
+    score = {"value": 49.55, "low": 42.5, "high": 56.5, "unit": "%", "chance": 0.5, "items": 400}
+    score |= {"videos": 200, "independent_videos": 200.0}
+    names = [*PRINTED, *(f"control_{n}/t2v/R1" for n in range(70))]
+    rows = [
+        {"name": name, "what": f"best single frame {n}, 4 frames", "direction": "t2v", "metric": "R@1", **score}
+        for n, name in enumerate(names)
+    ]
+    folder = artifact(
+        tmp_path / "artifacts", "evaluate", "evaluate", "a", 1, {}, warnings=[f"few items {n}" for n in range(9)]
+    )
+    write_json(folder / "results.json", rows)
+    (tmp_path / "run.html").touch()
+    console.print_results({"evaluate": folder}, tmp_path / "workspace", Path("run.html"))
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) <= 24
+    assert max(map(len, printed)) <= 80
+    assert [line.strip() for line in printed if "49.5" in line] == [
+        f"best single frame {n}   t2v R@1   49.5 [42.5, 56.5]    0.5 %" for n in range(len(PRINTED))
+    ]
+    assert printed[-7:] == [
+        "warning: evaluate: few items 0",
+        "warning: evaluate: few items 1",
+        "warning: evaluate: few items 2",
+        "6 more warnings are in the report",
+        "report with all 80 scores (as JSON: --json): run.html",
+        "curves, pictures and comparison: alpro ui",
+        "artifacts: alpro artifacts ls",
     ]
 
 
