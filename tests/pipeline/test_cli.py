@@ -310,13 +310,6 @@ def test_a_dry_run_as_json(tmp_path, monkeypatch, capsys):
     assert found == {("to run", "no artifact yet", 64)}
 
 
-def test_help_names_every_command(monkeypatch, capsys):
-    status, out, _ = call(monkeypatch, capsys, "--help")
-    assert status == 0
-    for command in ("run", "decode-videos", "pretrain", "evaluate", "artifacts", "ui"):
-        assert f"    {command} " in out
-
-
 def test_an_empty_workspace_has_no_artifacts_and_no_mlflow_store(tmp_path, monkeypatch, capsys):
     status, out, _ = call(monkeypatch, capsys, "artifacts", "ls", "--workspace", tmp_path)
     assert status == 0

@@ -56,12 +56,6 @@ def test_the_prompter_is_a_name_or_an_existing_folder(tmp_path, monkeypatch):
         assert config.cache_prompts.prompter == expected
 
 
-def test_prompter_and_pretraining_share_the_model_configuration():
-    config = load_config(TINY)
-    assert config.train_prompter.model == config.pretrain.model == config.model
-    assert config.model.video.width == 32
-
-
 @pytest.mark.parametrize(
     ("change", "is_applied"),
     [
@@ -105,6 +99,12 @@ def test_a_change_is_applied(change, is_applied):
         ("cache_prompts=[]", "--set cache_prompts=[]: cache_prompts must be a table (it is [])"),
         ("pretrain.phases.0=7", "--set pretrain.phases.0=7: pretrain.phases.0 must be a table (it is 7)"),
         ("corpora.clips.annotations=7", "corpora.clips.annotations: Input should be a valid dictionary"),
+        ("corpora.clips.group_pattern='('", "corpora.clips.group_pattern: not a regular expression: "),
+        ("corpora.clips.root=b", "corpora.clips.root: it is only used with annotations"),
+        (
+            "pretrain.max_text_tokens=33",
+            "max_text_tokens 33, padded to 40, is more than model.text.max_length 32",
+        ),
     ],
 )
 def test_an_invalid_value_is_a_one_line_error_with_its_key(change, message):
@@ -169,10 +169,16 @@ def test_data_is_searched_for_questions_only_if_a_stage_asks_them_and_once(tmp_p
     load_config("webvid_cc3m", str(manifest))
     assert scanned == []
     for lr in (1, 2):  # as the members of a study
-        assert load_config("own_videos", str(manifest), [f"pretrain.lr={lr}"]).finetune_qa is None
+        config = load_config("own_videos", str(manifest), [f"pretrain.lr={lr}"])
+        assert config.finetune_qa is None
+        assert (config.evaluate.retrieval, config.evaluate.qa) == ("data", "")
     assert scanned == [manifest]
     manifest.write_text('{"path": "a.mp4", "questions": [{"question": "what?", "answer": "dog"}]}\n')
     assert load_config("own_videos", str(manifest)).finetune_qa is not None
+    manifest.unlink()
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "a.txt").write_text("a dog runs")
+    assert load_config("own_videos", str(tmp_path)).finetune_qa is None
 
 
 PHASES = "[[pretrain.phases]]\ncorpora = ['a']\n{}\n[[pretrain.phases]]\ncorpora = ['b']\n{}\n"
@@ -219,17 +225,6 @@ def test_a_folder_does_not_hide_a_shipped_configuration(tmp_path, monkeypatch):
         load_config("elsewhere")
 
 
-def test_data_without_questions_skips_question_answering(tmp_path):
-    (tmp_path / "a.mp4").write_bytes(b"")
-    (tmp_path / "a.txt").write_text("a dog runs")
-    config = load_config("own_videos", str(tmp_path))
-    assert config.finetune_qa is None
-    assert (config.evaluate.retrieval, config.evaluate.qa) == ("data", "")
-    manifest = tmp_path / "manifest.jsonl"
-    manifest.write_text('{"path": "a.mp4", "questions": [{"question": "what?", "answer": "dog"}]}\n')
-    assert load_config("own_videos", str(manifest)).finetune_qa is not None
-
-
 @pytest.mark.parametrize(
     "text",
     ["corpora = 3", "corpora = []", "train_prompter = 3", "pretrain.phases = [1]", "model = 'big'", "corpora.a = 1"],
@@ -240,11 +235,6 @@ def test_a_value_instead_of_a_table_is_a_one_line_error(text, data, tmp_path):
     path.write_text(f"name = 'x'\n{text}\n")
     with pytest.raises(InputError, match="must be a table"):
         load_config(str(path), data)
-
-
-def test_a_text_length_above_the_models_is_refused():
-    with pytest.raises(InputError, match=r"max_text_tokens 33, padded to 40, is more than model.text.max_length 32"):
-        load_config(TINY, changes=["pretrain.max_text_tokens=33"])
 
 
 def test_paths_of_set_are_relative_to_the_current_folder(tmp_path, monkeypatch):
@@ -287,22 +277,6 @@ def test_templates_come_from_a_table_or_a_file(tmp_path):
     for config in configs:
         assert config.templates.model_dump() == mine
         assert config.build_vocabulary.templates == config.cache_prompts.templates == config.templates
-
-
-def test_a_group_pattern_is_a_regular_expression():
-    with pytest.raises(InputError, match=r"corpora.clips.group_pattern: not a regular expression: .*position 0"):
-        load_config(TINY, changes=["corpora.clips.group_pattern='('"])
-
-
-def test_a_root_needs_annotations():
-    with pytest.raises(InputError, match=r"corpora.webvid.root: it is only used with annotations"):
-        load_config("webvid_cc3m", changes=["corpora.webvid.data=a", "corpora.webvid.root=b", "corpora.cc3m.data=c"])
-
-
-def test_a_data_path_is_relative_to_the_configuration(tmp_path):
-    text = (CONFIGS / "own_videos.toml").read_text().replace('data = ""', 'data = "videos"')
-    (tmp_path / "mine.toml").write_text(text)
-    assert load_config(str(tmp_path / "mine.toml")).corpora["data"].data == str(tmp_path / "videos")
 
 
 def test_the_page_of_the_configuration_is_up_to_date():

@@ -1,26 +1,16 @@
 """`alpro config ...` and `alpro --version`."""
 
 import json
-import sys
 import tomllib
 from importlib.metadata import version
 
 import pytest
 from rich.console import Console
 
-from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli.config import to_toml, values_of
 from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
 from alpro.pipeline.reports import terminal
-
-
-def call(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
-    """Calls the command line; returns its exit status, standard output and standard error."""
-    monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    printed = capsys.readouterr()
-    return left.value.code, printed.out, printed.err
+from tests.pipeline.test_cli import call
 
 
 def places(name: str, folder) -> list[str]:

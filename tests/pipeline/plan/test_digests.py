@@ -118,11 +118,6 @@ def test_the_digest_of_a_folder_includes_its_videos_and_texts(data, digests):
     assert digest_data(folder, digests) != before
 
 
-def test_a_path_with_dots_gives_the_same_digest(data, digests):
-    dotted = data.parent / ".." / data.parent.name / data.name
-    assert digest_data(dotted, digests) == digest_data(data, digests)
-
-
 def test_a_folder_instead_of_a_file_is_missing(data, digests):
     (data.parent / "c.mp4").mkdir()
     assert digests.of([data.parent / "c.mp4"]) == ["missing"]
@@ -132,8 +127,9 @@ def test_a_folder_instead_of_a_file_is_missing(data, digests):
     assert digest_data(data, digests)
 
 
-def test_a_relative_manifest_gives_the_same_digest(data, digests, monkeypatch):
+def test_a_relative_manifest_and_a_path_with_dots_give_the_same_digest(data, digests, monkeypatch):
     before = digest_data(data, digests), digest_data(data.parent, digests)
+    assert digest_data(data.parent / ".." / data.parent.name / data.name, digests) == before[0]
     monkeypatch.chdir(data.parent)
     assert (digest_data(Path(data.name), digests), digest_data(Path(), digests)) == before
 
