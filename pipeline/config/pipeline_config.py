@@ -234,28 +234,30 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
     invalid.
     """
     values: dict[str, Any] = {}
+    changes = changes or []
     files = find_configs(source)
     for path in files:
         log.debug(f"reading {path}")
         part = read_toml(path)
-        check_tables(without_stages(part), path)
-        forget_followed(values, part)
+        check_tables(without_stages(part), path)  # what follows looks into the tables
+        forget_followed(values, part)  # before merging: what the part itself says of its encoder is kept
         values = without_stages(merged(values, resolve_data(part, path.parent)))
-    if data:
+    if data:  # before the changes, which may name its corpus: corpora.data.size
         values = with_data(values, data)
-    forget_followed(values, changed(changes or []))
-    for change in changes or []:
+    forget_followed(values, changed(changes))
+    for change in changes:
         apply_change(values, change)
         values = without_stages(values)
         check_tables(values, f"--set {change}")
+    # After the changes, which may leave out the task: the data is then not read.
     has_task = values.get("finetune_qa") is not None or dict_of(values.get("evaluate")).get("qa")
     if data and has_task and not asks_questions(absolute(data)):  # question answering is then skipped
         values.pop("finetune_qa", None)
         dict_of(values.get("evaluate")).update(qa="")
     values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
-    if isinstance(values.get("templates"), str):
+    if isinstance(values.get("templates"), str):  # a file, by a path that is absolute now
         values["templates"] = read_toml(Path(values["templates"]))
-    models = with_sizes(values)
+    models = with_sizes(values)  # of the encoders that are named in the end
     for key, stage in SHARED:
         if key in dict_of(values.get(stage)):
             raise InputError(f"{name_of(files)}: {stage}.{key}: set it once, in [{key}]")
@@ -267,7 +269,7 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
     except ValidationError as error:
         message = one_line(error, PipelineConfig)
         place = message.partition(":")[0]
-        causes = (change for change in changes or [] if _overlaps(place, change.partition("=")[0].strip()))
+        causes = (change for change in changes if _overlaps(place, change.partition("=")[0].strip()))
         raise InputError(f"{next((f'--set {change}' for change in causes), name_of(files))}: {message}") from error
 
 

@@ -5,7 +5,6 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -26,9 +25,8 @@ from alpro.shards.storage import Location, parent
 from alpro.stages.index_shards import list_shards
 
 SECONDS_BETWEEN_COMMITS = 2.0
-BATCH = 4096  # rows of a manifest in memory
+BATCH = 4096  # rows of a manifest in memory, or files in the queue of the threads
 THREADS = 8  # that read files
-GROUP_FILES, GROUP_BYTES = 64, 1 << 22  # at most, that a thread reads at a time; a larger file is read alone
 QUERIED = 512  # rows of the cache that are read at a time
 MISSING, NOT_FETCHED = "missing", "not fetched"
 ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
@@ -68,29 +66,24 @@ class Digests:
         stated = {file: file_state(file) for file in files}
         digests = {file: missing(file) for file, state in stated.items() if state is None}
         states = {file: state for file, state in stated.items() if state}
-        done: deque[tuple[str, str]] = deque()  # from the threads
-
-        def read(group: list[str]) -> None:
-            for file in group:
-                done.append((file, readable_checksum(file)))
+        fresh: dict[str, str] = {}
 
         def commit(db: sqlite3.Connection) -> None:
-            taken = [done.popleft() for _ in range(len(done))]
-            digests.update(taken)
-            self._commit(db, [(file, *states[file], value) for file, value in taken if value != MISSING])
+            self._commit(db, [(file, *states[file], value) for file, value in fresh.items() if value != MISSING])
+            digests.update(fresh)
+            fresh.clear()
 
-        pool = ThreadPoolExecutor(THREADS)
-        with closing(self._open()) as db:
+        with closing(self._open()) as db, ThreadPoolExecutor(THREADS) as pool:
             digests |= self._cached(db, states)
-            unknown = grouped({file: state[0] for file, state in states.items() if file not in digests})
-            committed = time.monotonic()
+            unknown, committed = iter([file for file in states if file not in digests]), time.monotonic()
             try:
-                for _ in pool.map(read, unknown):
-                    if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS:
-                        commit(db)
-                        committed = time.monotonic()
+                while batch := list(islice(unknown, BATCH)):
+                    for file, value in zip(batch, pool.map(readable_checksum, batch), strict=True):
+                        fresh[file] = value
+                        if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS:
+                            commit(db)
+                            committed = time.monotonic()
             finally:
-                pool.shutdown(cancel_futures=True)
                 commit(db)
         return [digests[file] for file in files]
 
@@ -122,18 +115,6 @@ class Digests:
                 db.executemany("insert or replace into digests values (?, ?, ?, ?)", fresh)
         except sqlite3.OperationalError as error:  # in use, not writable
             raise InputError(f"{self.path}: {error}") from error
-
-
-def grouped(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Groups files for the threads: many small ones, for which a task each would take longer than reading them."""
-    groups, room = list[list[str]](), -1
-    for file, size in sizes.items():
-        if room < size or len(groups[-1]) == GROUP_FILES:
-            groups.append([])
-            room = GROUP_BYTES
-        groups[-1].append(file)
-        room -= size
-    return groups
 
 
 def readable_checksum(file: str) -> str:
