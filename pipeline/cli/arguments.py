@@ -74,16 +74,14 @@ def port(text: str) -> int:
     return int(text)
 
 
-def natural(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
+def natural(text: str, least: int = 0) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, {least} or more")
     return int(text)
 
 
 def positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 1 or more")
-    return int(text)
+    return natural(text, 1)
 
 
 def user_path(text: str) -> Path:

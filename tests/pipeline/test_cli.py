@@ -227,12 +227,17 @@ def test_output_that_nothing_reads_is_no_traceback():
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
-    status, out, _ = call(monkeypatch, capsys, "pretrain", "--dry-run", "--workspace", tmp_path)
+def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
+    command = ["pretrain", "--dry-run", "--workspace", tmp_path]
+    status, out, _ = call(monkeypatch, capsys, *command)
     assert status == 0
     assert [line.split()[2] for line in out.splitlines()][-2:] == ["cache_prompts", "pretrain"]
     assert "evaluate" not in out
     assert all(line.startswith("to run") for line in out.splitlines())
+    rows = json.loads(call(monkeypatch, capsys, *command, "--json")[1])
+    assert [row["name"] for row in rows][-2:] == ["cache_prompts", "pretrain"]
+    found = {(row["state"], row["reason"], len(row["fingerprint"])) for row in rows}
+    assert found == {("to run", "no artifact yet", 64)}
 
 
 @pytest.mark.parametrize(
@@ -299,15 +304,6 @@ def test_verbose_prints_paths_and_quiet_no_configuration(tmp_path, monkeypatch, 
     assert f"workspace {tmp_path}, MLflow {tmp_path}/mlflow.db\n" in errors["-v"]
     assert f"reading {TINY}\n" in errors["-v"]
     assert errors["-q"] == ""
-
-
-def test_a_dry_run_as_json(tmp_path, monkeypatch, capsys):
-    status, out, _ = call(monkeypatch, capsys, "pretrain", "--dry-run", "--json", "--workspace", tmp_path)
-    rows = json.loads(out)
-    assert status == 0
-    assert [row["name"] for row in rows][-2:] == ["cache_prompts", "pretrain"]
-    found = {(row["state"], row["reason"], len(row["fingerprint"])) for row in rows}
-    assert found == {("to run", "no artifact yet", 64)}
 
 
 def test_an_empty_workspace_has_no_artifacts_and_no_mlflow_store(tmp_path, monkeypatch, capsys):

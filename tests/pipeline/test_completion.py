@@ -5,7 +5,6 @@ import subprocess
 
 import pytest
 
-from alpro.pipeline.cli.arguments import Parser
 from alpro.pipeline.cli.completion import completion
 from alpro.pipeline.config.pipeline_config import shipped
 from alpro.pipeline.studies.study_config import shipped_studies
@@ -68,9 +67,3 @@ def test_the_script_of_a_shell_is_printed_and_valid(shell, monkeypatch, capsys):
     assert "finetune-retrieval" in out
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=out, text=True, check=True)
-
-
-def test_parsers_without_files_are_completed():
-    parser = Parser(prog="one")
-    parser.add_argument("--two", choices=("a", "b"))
-    assert "_shtab_one" in completion(parser, "bash")
