@@ -12,8 +12,7 @@ from alpro.stages import STAGES
 
 HEAD = """# Command line
 
-`alpro COMMAND --help` has the same and more. After `eval "$(alpro --completion bash)"`, or the same with `zsh`, Tab
-completes commands, options and configurations. [operate.md](operate.md#output-of-a-run) lists the exit statuses.
+`alpro COMMAND --help` has the same and more. [operate.md](operate.md#output-of-a-run) lists the exit statuses.
 `docs/write_command_line.py` generates this page.
 
 ## Commands

@@ -28,8 +28,8 @@ def main() -> None:
     """Entry point. Prints the help if there is no command."""
     commands = parser()
     arguments = commands.parse_args()
-    if arguments.version or arguments.completion:
-        arguments.run = print_version if arguments.version else print_completion
+    if arguments.version:
+        arguments.run = print_version
     elif arguments.command is None:
         commands.print_help()
         return
@@ -117,12 +117,6 @@ def print_version(arguments: argparse.Namespace) -> None:
     print(f"alpro-pipeline {version('alpro-pipeline')}")
 
 
-def print_completion(arguments: argparse.Namespace) -> None:
-    from alpro.pipeline.cli.completion import completion
-
-    print(completion(parser(), arguments.completion))
-
-
 def parser() -> Parser:
     """The parser of the command line. `command` is the name of the command, or None."""
     top = Parser(
@@ -132,7 +126,6 @@ def parser() -> Parser:
         "affects.",
     )
     top.add_argument("--version", action="store_true", help="print the version and exit")
-    top.add_argument("--completion", choices=("bash", "zsh"), help="print the completion script of a shell")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     add_stage_commands(commands)
     add_artifact_commands(commands)

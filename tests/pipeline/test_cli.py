@@ -489,7 +489,7 @@ def run_python(program: str, **environment: str) -> str:
     [
         (
             "alpro.pipeline.cli.main",
-            ("prefect", "torch", "mlflow", "pydantic", "pyarrow", "fsspec", "rich", "numpy", "shtab"),
+            ("prefect", "torch", "mlflow", "pydantic", "pyarrow", "fsspec", "rich", "numpy"),
         ),
         ("alpro.pipeline.cli.run", ("prefect", "torch", "mlflow", "transformers", "matplotlib", "pandas")),
     ],
