@@ -29,7 +29,7 @@ BATCH = 4096  # rows of a manifest in memory, or files in the queue of the threa
 THREADS = 8  # that read files
 QUERIED = 512  # rows of the cache that are read at a time
 MISSING, NOT_FETCHED = "missing", "not fetched"
-ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+ABSENT_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 REMOTE = -1  # in the column `size`: the digest is the identity of a file at a URL
 
 
@@ -78,7 +78,7 @@ class Digests:
             unknown, committed = iter([file for file in states if file not in digests]), time.monotonic()
             try:
                 while batch := list(islice(unknown, BATCH)):
-                    for file, value in zip(batch, pool.map(readable_checksum, batch), strict=True):
+                    for file, value in zip(batch, pool.map(checksum_or_missing, batch), strict=True):
                         fresh[file] = value
                         if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS:
                             commit(db)
@@ -117,7 +117,7 @@ class Digests:
             raise InputError(f"{self.path}: {error}") from error
 
 
-def readable_checksum(file: str) -> str:
+def checksum_or_missing(file: str) -> str:
     """The SHA-256 of a file; "missing" if it must not be read. Raises InputError if reading fails otherwise."""
     try:
         return checksum(file)
@@ -126,7 +126,7 @@ def readable_checksum(file: str) -> str:
 
 
 def missing(file: str) -> str:
-    """As `readable_checksum`, of what is no file."""
+    """As `checksum_or_missing`, of what is no file."""
     try:
         os.stat(file)
     except OSError as error:
@@ -135,7 +135,7 @@ def missing(file: str) -> str:
 
 
 def absent(file: str, error: OSError) -> str:
-    if error.errno in ABSENT:
+    if error.errno in ABSENT_ERRORS:
         return MISSING
     raise InputError(f"{file}: cannot be read: {error.strerror}; run again, or remove it") from error
 

@@ -78,6 +78,8 @@ def test_the_record_is_written_last_and_describes_the_artifact(tmp_path):
         assert out == store.folder(step)
         assert store.find(step) is None
         (out / "result.txt").write_text("done")
+        for name in ("checkpoints", "parts", "model"):
+            (out / name).mkdir()
         return Outcome({"items": 3}, {"score": 0.5})
 
     record = store.make(step, work, {"commit": "abc"})
@@ -88,6 +90,7 @@ def test_the_record_is_written_last_and_describes_the_artifact(tmp_path):
     assert (record["counts"], record["metrics"]) == ({"items": 3}, {"score": 0.5})
     assert record["run"]["commit"] == "abc"
     assert record["versions"]["torch"]
+    assert {path.name for path in store.folder(step).iterdir()} == {"result.txt", "model", "artifact.json"}
 
 
 def test_failing_work_leaves_unfinished_work_without_a_record(tmp_path):
@@ -108,18 +111,6 @@ def test_failing_work_leaves_unfinished_work_without_a_record(tmp_path):
 
     store.make(step, go_on, {})
     assert store.find(step) is not None
-
-
-def test_unfinished_work_is_deleted_from_a_finished_artifact(tmp_path):
-    store, step = Store(tmp_path), decode_step()
-
-    def work(_: Step, out: Path) -> Outcome:
-        for name in ("checkpoints", "parts", "model"):
-            (out / name).mkdir()
-        return Outcome()
-
-    store.make(step, work, {})
-    assert {path.name for path in store.folder(step).iterdir()} == {"model", "artifact.json"}
 
 
 def test_store_lists_artifacts_oldest_first(tmp_path):

@@ -8,39 +8,27 @@ import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
-from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
-from alpro.files import digest, read_json, write_json
+from alpro.files import read_json, write_json
 from alpro.pipeline.store import lineage as upkeep
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.lineage import lineage, remove, required_by, unneeded
 from alpro.pipeline.tracking.queries import logged_fingerprints, running
 from tests.pipeline.test_cli import call
+from tests.pipeline.test_console import artifact as written
 
 
 def mark(name: str) -> str:
-    return digest(name)
+    return name * 64
 
 
-def artifact(root: Path, name: str, *inputs: str, content: bytes = b"12345") -> Path:
-    """Writes an artifact of a stage of that name; each is newer than the one before."""
-    folder = root / name / mark(name)[:16]
-    folder.mkdir(parents=True)
-    (folder / "data").write_bytes(content)
-    at = f"2026-01-01T00:00:{len(list(root.glob('*/*/artifact.json'))):02d}"
+def artifact(root: Path, name: str, *inputs: str) -> Path:
+    """Writes an artifact of a stage of that name; each is newer than the one before, and larger."""
+    day = 1 + len(list(root.glob("*/*/artifact.json")))
     arguments = {"config": "sample", "data": "", "changes": ["pretrain.lr=1e-4", "name='my own'"]}
-    record = {"version": RECORD_VERSION, "stage": name, "name": name, "fingerprint": mark(name)}
-    record |= {"inputs": {source: {"stage": source, "fingerprint": mark(source)} for source in inputs}}
-    record |= {
-        "config": {"seed": 7},
-        "files": {},
-        "paths": {},
-        "versions": {"torch": "9.9"},
-        "counts": {"rows_read": 3},
-    }
-    record |= {"run": {"at": at, "seconds": 1.0, "commit": "abc123", "arguments": arguments}}
-    write_json(folder / "artifact.json", record)
-    return folder
+    run = {"at": f"2026-01-0{day}T00:00:00", "seconds": 1.0, "commit": "abc123", "arguments": arguments}
+    more = {"run": run, "config": {"seed": 7}, "versions": {"torch": "9.9"}, "counts": {"rows_read": 3}, "paths": {}}
+    return written(root, name, name, name, day, {source: source for source in inputs}, **more)
 
 
 @pytest.fixture
@@ -109,7 +97,7 @@ def test_a_file_with_several_links_frees_its_bytes_once_and_only_with_its_last_l
     os.link(store.root / "b" / mark("b")[:16] / "data", a / "data")  # b is kept here
     records = {name: (store.root / name / mark(name)[:16] / "artifact.json").stat().st_size for name in "ae"}
     items = unneeded(store, set(), {mark("a"), mark("e")})
-    assert {item.name: item.size for item in items} == {"e": 5 + records["e"], "a": records["a"]}
+    assert {item.name: item.size for item in items} == {"e": 500_000 + records["e"], "a": records["a"]}
 
 
 def test_nothing_is_removed_while_a_stage_is_being_built(store):
@@ -147,7 +135,7 @@ def test_a_run_keeps_its_artifacts_until_it_or_its_parent_is_deleted(store, tmp_
     assert logged_fingerprints(uri) == ({mark("b")}, {mark(name) for name in "abcde"})
     status, out, _ = gc()
     assert (status, len(list(store.all()))) == (0, 5)
-    assert "3 artifacts, 0.0 MB, and 0 other files could be removed; add --yes to remove them" in out
+    assert "3 artifacts, 1.2 MB, and 0 other files could be removed; add --yes to remove them" in out
     reports = tmp_path / "reports"
     reports.mkdir()
     for name in "be":  # each with the page of a run that needs the artifact
@@ -158,7 +146,7 @@ def test_a_run_keeps_its_artifacts_until_it_or_its_parent_is_deleted(store, tmp_
     write_json(reports / "compare.json", {})
     status, out, _ = gc("--yes")
     assert (status, names(store.all())) == (0, ["a", "b"])
-    assert "removed 3 artifacts, 0.0 MB, and 4 other files" in out
+    assert "removed 3 artifacts, 1.2 MB, and 4 other files" in out
     assert "the workspace before: " in out
     assert "the workspace after: " in out
     assert sorted(file.name for file in reports.iterdir()) == ["b.html", "b.json", "compare.json"]
@@ -177,7 +165,7 @@ def test_without_an_mlflow_store_nothing_is_removed(store, tmp_path, monkeypatch
 def test_the_lineage_is_printed_with_the_command_that_builds_the_artifact(store, tmp_path, monkeypatch, capsys):
     status, out, _ = call(monkeypatch, capsys, "artifacts", "lineage", mark("d")[:6], "--workspace", tmp_path)
     assert status == 0
-    assert [line.split()[1] for line in out.splitlines() if "2026-01-01" in line] == ["a", "b", "c", "d"]
+    assert [line.split()[1] for line in out.splitlines() if "2026-01-0" in line] == ["a", "b", "c", "d"]
     assert "built with torch 9.9" in out
     expected = "alpro d --config sample --set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
     assert f"To build it again, at commit abc123:\n  {expected}\n" in out
