@@ -130,7 +130,7 @@ def add_source_options(command: argparse.ArgumentParser) -> None:
         "--pretrained",
         default="",
         metavar="MODEL",
-        help="start from this model, named as for `alpro model`, in place of the configuration's prompter and "
+        help="start from this model (a folder or an artifact), in place of the configuration's prompter and "
         "pre-training",
     )
     command.add_argument(
