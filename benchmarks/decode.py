@@ -72,7 +72,6 @@ def main() -> None:
             figures |= cases(folder, spacing, arguments.runs)
         figures |= other_codecs(folder, arguments.runs)
         figures["machine"] = whole_machine(folder, arguments.runs)
-        figures["memory"] = memory(folder)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1))
 
@@ -145,30 +144,6 @@ def whole_machine(folder: Path, runs: int) -> dict[str, dict[str, float]]:
     )
     print(f" own core: {cores * alone['processor'] / together['processor']:.2f}")
     return results
-
-
-def memory(folder: Path) -> dict[str, int]:
-    """Peak memory in MiB of a new process that decodes clips or segments of the film."""
-    clip, film = folder / "clip-250-0.mp4", folder / "film-250.mp4"
-    plans = {
-        "1 clip of 10 s": [Task(clip, 8)],
-        "200 clips of 10 s": [Task(clip, 8)] * 200,
-        "10 s of an hour": [Task(film, 8, 2000.0, 2010.0)],
-        "the hour, 8 frames": [Task(film, 8)],
-    }
-    context, results = get_context("spawn"), {}
-    print("\npeak memory of a process")
-    for title, tasks in plans.items():
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            list(pool.map(ours, tasks))
-            results[title] = pool.submit(peak).result()
-        print(f"  {title:24} {results[title]:5} MiB")
-    return results
-
-
-def peak() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()  # getrusage's peak starts at that of the parent
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
 
 
 def in_process(method: Callable[[Task], object], tasks: list[Task]) -> float:

@@ -4,8 +4,7 @@ A first pass encodes every micro-batch without gradient and keeps its features o
 and its gradient with respect to the features follow. The second pass, an ordinary accumulated step, encodes each
 micro-batch again, from the same random numbers, and continues the gradient of its features into the encoders. The step
 computes what it would compute in one piece, up to rounding and the draws of dropout and stochastic depth. It needs the
-memory of a micro-batch, and the time of a second forward pass of the encoders: 1.3 times that of micro-batches alone
-(benchmarks/whole_batch.py).
+memory of a micro-batch, and the time of a second forward pass of the encoders: 1.3 times that of micro-batches alone.
 """
 
 from collections.abc import Callable, Iterator

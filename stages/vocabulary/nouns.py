@@ -126,7 +126,7 @@ def load_tagger(name: str, lemma: bool = False):
             nlp.remove_pipe(component)
     if lemma and not LEMMATIZERS & set(factories.values()):
         raise InputError(f"build_vocabulary.lemma: the spaCy pipeline {name!r} has no lemmatizer; use another tagger")
-    # NumPy's matrix products are 2 to 3 times as fast as spaCy's BLIS (benchmarks/nouns.py).
+    # NumPy's matrix products are 2 to 3 times as fast as spaCy's BLIS.
     for _, pipe in nlp.pipeline:
         model = getattr(pipe, "model", None)
         for layer in model.walk() if model else ():
