@@ -10,12 +10,11 @@ killed, such as for lack of memory, a message is printed, the other tasks contin
 import argparse
 import json
 import multiprocessing
-import queue
 import resource
 import sys
 import time
-from contextlib import suppress
-from multiprocessing.process import BaseProcess
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +41,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     figures = {}
-    context = multiprocessing.get_context("spawn")
     for task in arguments.tasks:
-        results = context.Queue()
-        process = context.Process(target=measure, args=(task, results))
-        process.start()
-        measured = wait(process, results)
-        process.join()
-        if measured is None:
-            print(f"{task:10} no figures: the process ended with status {process.exitcode} (-9: out of memory?)")
+        try:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                measured = figures[task] = process.submit(measure, task).result()
+        except BrokenProcessPool:
+            print(f"{task:10} no figures: the process was killed (out of memory?)")
             continue
-        figures[task] = measured
         frames, words = SHAPES[task]
         print(
             f"{task:10} {frames:2} frames, {words} words: {measured['parameters'] / 1e6:6.1f} M parameters, "
@@ -64,17 +59,7 @@ def main() -> None:
     sys.exit(len(figures) < len(arguments.tasks))
 
 
-def wait(process: BaseProcess, results: multiprocessing.Queue, seconds: float = 1.0) -> dict[str, float] | None:
-    """The figures that the process puts into `results`; None if it ends without any. Polls every `seconds`."""
-    alive = True
-    while alive:
-        alive = process.is_alive()  # before the poll, so that figures put at the end are received
-        with suppress(queue.Empty):
-            return results.get(timeout=seconds)
-    return None
-
-
-def measure(task: str, results: multiprocessing.Queue) -> None:
+def measure(task: str) -> dict[str, float]:
     torch.manual_seed(0)
     objective = build(task).train()
     for part in objective.model.modules():
@@ -89,7 +74,7 @@ def measure(task: str, results: multiprocessing.Queue) -> None:
     seconds = time.perf_counter() - started
     parameters = sum(p.numel() for p in objective.model.parameters())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    results.put({"seconds": seconds, "gigabytes": peak, "parameters": parameters, "loss": loss.item()})
+    return {"seconds": seconds, "gigabytes": peak, "parameters": parameters, "loss": loss.item()}
 
 
 def build(task: str) -> Objective:

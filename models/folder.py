@@ -160,20 +160,24 @@ def check_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module, wher
 def check_shapes(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:
     """Raises ValueError if weights are missing, unexpected or of another shape than the model's."""
     own = model.state_dict()
-    wrong = [
-        f"{k} is {tuple(weights[k].shape)}, not {tuple(own[k].shape)}"
-        for k in own.keys() & weights.keys()
-        if weights[k].shape != own[k].shape
-    ]
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     for what, keys in (
-        ("weights of another shape", sorted(wrong)),
+        ("weights of another shape", other_shapes(weights, own)),
         ("missing weights", missing),
         ("unknown weights", unknown),
     ):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ValueError(f"{where}: {what}: {', '.join(keys[:3])}{more}")
+
+
+def other_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> list[str]:
+    """The names that both have with different shapes, sorted, each with its two shapes."""
+    return [
+        f"{key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}"
+        for key in sorted(own.keys() & weights.keys())
+        if weights[key].shape != own[key].shape
+    ]
 
 
 M = TypeVar("M", bound=DualEncoder)
@@ -203,11 +207,8 @@ def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
         if k.startswith(("pem_head", "qa_head", "mlm_head")) and (k not in own or own[k].shape != weights[k].shape)
     }
     shared = {k: v for k, v in weights.items() if k in own and k not in heads}
-    wrong = [
-        f"{k} is {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in shared.items() if v.shape != own[k].shape
-    ]
-    if wrong:
-        raise ValueError(f"weights of another shape: {', '.join(sorted(wrong)[:3])}; use the same [model] sizes")
+    if wrong := other_shapes(shared, own):
+        raise ValueError(f"weights of another shape: {', '.join(wrong[:3])}; use the same [model] sizes")
     model.load_state_dict(shared, strict=False)
     return model, sorted(own.keys() - shared.keys())
 

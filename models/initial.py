@@ -9,7 +9,7 @@ import torch
 from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder
 from alpro.models.encoder_names import check_type
-from alpro.models.folder import resize_embedding
+from alpro.models.folder import other_shapes, resize_embedding
 from alpro.models.official import WEIGHT_FILES, StateDict, first_line, from_official, read_checkpoint
 
 
@@ -126,22 +126,9 @@ def bert_weights(name: str) -> StateDict:
 
 def check_match(source: str, weights: StateDict, own: StateDict) -> None:
     """Raises ValueError if weights are missing or of another shape than the model's."""
-    wrong = [
-        f"{key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}"
-        for key in sorted(own.keys() & weights.keys())
-        if weights[key].shape != own[key].shape
-    ]
     if missing := sorted(own.keys() - weights.keys()):
         raise ValueError(
             f"{source}: weights are missing, such as {missing[0]}; check the depth and the type of the model"
         )
-    if wrong:
+    if wrong := other_shapes(weights, own):
         raise ValueError(f"{source}: {wrong[0]}; set the sizes in [model] to those of these weights")
-
-
-def load_initial(model: DualEncoder, vit: str, bert: str) -> None:
-    """Loads a ViT and a BERT; an empty name loads nothing. Raises ValueError."""
-    if vit:
-        load_vit(model, vit)
-    if bert:
-        load_bert(model, bert)

@@ -1,4 +1,4 @@
-"""Conversion between the state dicts of the official ALPRO code and of this project.
+"""Conversion of state dicts of the official ALPRO code to those of this project.
 
 Official checkpoints store the text and multimodal encoders as one 12-layer BERT (`text_encoder.bert.*`, for question
 answering `text_encoder.*`) and contain unused tensors. Keys map one to one except in attention: the official text
@@ -101,30 +101,6 @@ def _rename(key: str) -> str:
         if key == theirs or (key.startswith(theirs) and theirs.endswith(".")):
             return ours + key.removeprefix(theirs)
     return ""
-
-
-def to_official(weights: StateDict, config: ModelConfig, bert: str = "text_encoder.bert.") -> StateDict:
-    """Converts this project's state dict to the official keys, without the unused ones.
-
-    bert: prefix of the BERT keys; "text_encoder." for question answering.
-    """
-    state: StateDict = {}
-    for key, value in weights.items():
-        match = re.match(r"(text|multimodal)_encoder\.layers\.(\d+)\.(.+)\.(weight|bias)$", key)
-        if match is None:
-            ours, theirs = next((o, t) for o, t in _PREFIXES if key.startswith(o))
-            named = theirs + key.removeprefix(ours)
-            state[named.replace("text_encoder.embeddings.", f"{bert}embeddings.")] = value
-            continue
-        number = int(match[2]) + (config.text.fusion_layer if match[1] == "multimodal" else 0)
-        place = f"{bert}encoder.layer.{number}"
-        if match[3] == "attention.qkv":
-            for name, part in zip(_QKV, value.chunk(3), strict=True):
-                state[f"{place}.{name}.{match[4]}"] = part
-        else:
-            name = next(theirs for theirs, ours in _IN_LAYER.items() if ours == match[3])
-            state[f"{place}.{name}.{match[4]}"] = value
-    return state
 
 
 def read_checkpoint(path: Path) -> StateDict:

@@ -74,11 +74,6 @@ def inspect(folders: Sequence[Location], max_samples: int = MAX_HASHED_SAMPLES) 
             "captions of a sample": quantiles(samples.captions),
             "words of a caption": quantiles(samples.words),
         },
-        "histograms": {
-            "seconds of a video": histogram(samples.seconds[videos]),
-            "captions of a sample": histogram(samples.captions),
-            "words of a caption": histogram(samples.words),
-        },
         "captions": {
             "all": len(samples.caption_hashes),
             "different": len(hashes),
@@ -146,14 +141,6 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
     """Minimum, 5 %, median, 95 % and maximum; empty without values."""
     names = ("minimum", "5 %", "median", "95 %", "maximum")
     return dict(zip(names, np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).tolist(), strict=True)) if len(values) else {}
-
-
-def histogram(values: np.ndarray, bins: int = 20) -> dict[str, list[float]]:
-    """The counts of a histogram and its edges; empty without values."""
-    if not len(values):
-        return {}
-    counted, edges = np.histogram(values, bins)
-    return {"counts": counted.tolist(), "edges": edges.tolist()}
 
 
 def most_repeated(

@@ -41,7 +41,7 @@ class Unreadable(InputError):
     """A sample that is missing from its shard or corrupt. The message names the shard, the sample and the reason."""
 
 
-Place = tuple[int, int, int]  # the offset, size (bytes) and CRC-32 of a member
+Span = tuple[int, int, int]  # the offset, size (bytes) and CRC-32 of a member
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Sample:
 
     about: dict[str, Any]
     shard: Location
-    places: list[Place]  # of each frame's JPEG
+    places: list[Span]  # of each frame's JPEG
     fetched: ByteRange | None = None  # the bytes of all frames, if fetched in one request
     cache: FrameCache | None = None
     first: int = 0  # position of its first frame in the corpus, for the cache
@@ -169,7 +169,7 @@ class ShardReader:
     def __getitem__(self, number: int) -> Sample:
         """Sample number 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or replaced."""
         shard, name = self._shards[self._shard[number]], self._ids[number].as_py()
-        place: Place = tuple(self._json[number].tolist())
+        place: Span = tuple(self._json[number].tolist())
         first = int(self._first[number])
         frames = self._frames[first : self._first[number + 1]].tolist()
         try:
@@ -261,7 +261,7 @@ def _read(shard: Location, offset: int, size: int, crc32: int, fetched: ByteRang
     return data
 
 
-def _fetch(shard: str, places: list[Place]) -> ByteRange | None:
+def _fetch(shard: str, places: list[Span]) -> ByteRange | None:
     """All members of a sample in one request; None if they lie too far apart, as in shards of other tools."""
     start, end = min(o for o, _, _ in places), max(o + size for o, size, _ in places)
     if end - start > 2 * sum(size for _, size, _ in places) + MAX_GAP_BYTES:

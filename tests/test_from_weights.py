@@ -12,12 +12,12 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
-from alpro.models.official import to_official
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.cli.main import execute, parser
 from alpro.pipeline.cli.run import prepare_run
 from alpro.pipeline.config.pipeline_config import load_config
 from alpro.pipeline.plan import dag as planning
+from tests.official_checkpoints import to_official
 from tests.test_paper_configurations import make
 
 SIZES = ["corpora.data.size=32", "corpora.data.frames=4", "evaluate.min_decoded_share=0.5"]

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.import_checkpoint import import_checkpoint
-from alpro.models.official import to_official
 from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
 from alpro.pipeline.flows.schedule import check_test_split
 from alpro.pipeline.plan.dag import plan
@@ -24,6 +23,7 @@ from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import finetune_qa, finetune_retrieval
 from alpro.stages.execution.interface import Resources
+from tests.official_checkpoints import to_official
 
 RESOURCES = Resources(workers=1, device="cpu", checkpoint_interval=3600)
 SPLITS = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from alpro.models.alpro import Alpro, ModelConfig
-from alpro.models.official import to_official
 from alpro.stages.decode_videos import Config, run
 from alpro.stages.execution.interface import Resources
+from tests.official_checkpoints import to_official
 
 CLIPS = Path(os.environ.get("ALPRO_CLIPS", Path(__file__).parents[2] / "shared" / "clips"))
 

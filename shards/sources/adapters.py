@@ -18,7 +18,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,8 @@ def read_entry(record: Record, file: Path, lists: bool = False) -> tuple[Form, E
         raise InputError(
             f"{file}: this is the metadata of video2dataset or img2dataset; use the folder of its shards, {file.parent}"
         )
-    return form, form.read(plain(record, (*NAME_COLUMNS, *TEXT_COLUMNS, *OTHER_TEXTS)), form)
+    record = plain(record, (*NAME_COLUMNS, *TEXT_COLUMNS, *OTHER_TEXTS))
+    return form, replace(form.read(record, form), split=str(record.get("split") or ""))
 
 
 def hint(columns: set[str]) -> str:
@@ -194,7 +195,7 @@ def _read_texts(record: Record, form: Form) -> Entry:
     folder, url = str(record.get("page_dir") or ""), str(record.get("contentUrl") or "")
     others = (f"{folder}/{name}",) if folder else ()
     problem = "" if captions else "no caption"
-    return Entry(name, captions, other_names=others, url=url, split=str(record.get("split") or ""), problem=problem)
+    return Entry(name, captions, other_names=others, url=url, problem=problem)
 
 
 def _read_paragraph(record: Record, form: Form) -> Entry:
@@ -203,7 +204,7 @@ def _read_paragraph(record: Record, form: Form) -> Entry:
     sentences = _clean(record["sentences"] if "sentences" in form.columns else record["description"])
     others = (name.removeprefix("v_"),) if name.startswith("v_") else ()
     problem = "" if sentences else "no caption"
-    return Entry(name, sentences=sentences, other_names=others, split=str(record.get("split") or ""), problem=problem)
+    return Entry(name, sentences=sentences, other_names=others, problem=problem)
 
 
 def _read_question(record: Record, form: Form) -> Entry:
@@ -211,10 +212,10 @@ def _read_question(record: Record, form: Form) -> Entry:
     name = _name(record)
     others = (f"video{name}", f"vid{name}") if name.isdecimal() else ()  # of MSRVTT-QA and MSVD-QA
     if not question or not answer:
-        return Entry(name, other_names=others, split=str(record.get("split") or ""), problem="empty question or answer")
+        return Entry(name, other_names=others, problem="empty question or answer")
     kind = question_type(str(record.get("answer_type") or question.split()[0]))
     asked = {"question": question, "answer": answer, "type": kind}
-    return Entry(name, question=asked, other_names=others, split=str(record.get("split") or ""))
+    return Entry(name, question=asked, other_names=others)
 
 
 def _read_table(record: Record, form: Form) -> Entry:
@@ -224,7 +225,7 @@ def _read_table(record: Record, form: Form) -> Entry:
     several = column == "captions" or "clip_name" not in record
     problem = "" if captions else "no caption"
     captions = captions if several or not captions else (" ".join(captions),)
-    return Entry(_name(record), captions, split=str(record.get("split") or ""), problem=problem)
+    return Entry(_name(record), captions, problem=problem)
 
 
 def unused(record: Record, form: Form) -> str:
@@ -238,7 +239,7 @@ def unused(record: Record, form: Form) -> str:
 
 
 def _read_name(record: Record, form: Form) -> Entry:
-    return Entry(_name(record), split=str(record.get("split") or ""))
+    return Entry(_name(record))
 
 
 def question_type(text: str) -> str:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder, ModelConfig
-from alpro.models.initial import load_initial
+from alpro.models.initial import load_bert, load_vit
 from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
 
 Protocol = Literal["all", "top_k"]
@@ -229,6 +229,9 @@ class EncoderConfig(TrainingConfig):
     def load_initial(self, model: DualEncoder) -> None:
         """Loads the ViT and BERT weights into a model. Raises InputError if they are not available or do not match."""
         try:
-            load_initial(model, self.vit, self.bert)
+            if self.vit:
+                load_vit(model, self.vit)
+            if self.bert:
+                load_bert(model, self.bert)
         except ValueError as error:
             raise InputError(str(error)) from error

@@ -12,8 +12,8 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
 from alpro.models.import_checkpoint import import_checkpoint
-from alpro.models.official import to_official
 from alpro.pipeline.cli.main import execute, parser
+from tests.official_checkpoints import to_official
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(295))]
 
