@@ -13,25 +13,28 @@ from alpro.models.word_pieces import padded
 from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, PipelineConfig, is_word
 from alpro.pipeline.plan.digests import Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.store.artifacts import Step, Store, flatten
-from alpro.shards.sources.annotations import ANNOTATION_FILES, split_of
 from alpro.shards.storage import Location, located
 from alpro.stages import EVALUATIONS
 from alpro.stages.corpora.check_data import items_of_split
-from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.decode_videos import decoder_files
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig
 from alpro.stages.index_shards import Config as IndexConfig
 
 
-def with_files(step: Step, digests: Digests, store: Store | None = None) -> Step:
-    """A step with the digests of the user's files as they are on this machine; `missing` says why they cannot be read.
-
-    Where videos are not on this machine, the digests that an artifact in `store` has recorded are used.
-    """
+def with_files(step: Step, digests: Digests) -> Step:
+    """A step with the digests of the models and files that it names; `missing` says why they cannot be read."""
     try:
-        return read_files(step, digests, store)
+        files = {name: digest_model(Path(folder), digests) for name, folder in step.paths.items()}
+        for stage, key in (*FILES, *FILES_OR_NAMES):
+            if stage != step.stage or not (value := getattr(step.config, key)) or is_word(stage, key, value):
+                continue
+            if (path := Path(value)).exists():
+                files[key] = digest_files(path, digests)
+            elif (stage, key) in FILES:
+                raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
     except InputError as error:
         return replace(step, missing=str(error))
+    return replace(step, files=files)
 
 
 def recorded(step: Step, store: Store) -> dict[str, Any] | None:
@@ -41,23 +44,6 @@ def recorded(step: Step, store: Store) -> dict[str, Any] | None:
     same = ("name", "stage_version", "config", "source" if step.source else "paths")
     records = [r for r in store.records(step.stage) if all(r[key] == description[key] for key in same)]
     return max(records, key=lambda record: record["run"]["at"], default=None)
-
-
-def read_files(step: Step, digests: Digests, store: Store | None) -> Step:
-    """A step with the digests of the user's files. Raises InputError if they cannot be read."""
-    if step.stage == "index_shards":
-        return index_step(step, digests)
-    if step.stage == "decode_videos":
-        return decode_step(step, digests, store) if step.paths else step
-    files = {name: digest_model(Path(folder), digests) for name, folder in step.paths.items()}
-    for stage, key in (*FILES, *FILES_OR_NAMES):
-        if stage != step.stage or not (value := getattr(step.config, key)) or is_word(stage, key, value):
-            continue
-        if (path := Path(value)).exists():
-            files[key] = digest_files(path, digests)
-        elif (stage, key) in FILES:
-            raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
-    return replace(step, files=files)
 
 
 def digest_files(path: Path, digests: Digests) -> str:
@@ -99,21 +85,24 @@ def check_text_lengths(steps: list[Step], folder: Path) -> None:
 
 def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests, store: Store | None = None) -> Step:
     """The step that makes one corpus: of the rendered sample, of files whose contents are in its fingerprint, or of
-    shards that are there already."""
-    if corpus.shards:
-        index = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
-        return with_files(
-            Step("index_shards", f"index_shards {name}", index, paths={"shards": located(corpus.shards)}), digests
-        )
-    config = corpus.decoding
+    shards that are there already. `missing` says why the files cannot be read on this machine; if it has no videos,
+    the digests that an artifact in `store` has recorded are used."""
     if corpus.manifest:
         assert sample is not None
+        config = corpus.decoding
         return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample}, decoder_files(config))
-    paths: dict[str, Location] = {"data": located(corpus.data), **corpus.annotation_files}
-    paths |= {"root": corpus.names_root} if corpus.names_root else {}
-    source = source_digest(located(corpus.data), corpus.annotation_files, digests)
-    step = Step("decode_videos", f"decode_videos {name}", config, paths=paths, source=source)
-    return with_files(step, digests, store)
+    if corpus.shards:
+        index = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
+        step = Step("index_shards", f"index_shards {name}", index, paths={"shards": located(corpus.shards)})
+    else:
+        paths: dict[str, Location] = {"data": located(corpus.data), **corpus.annotation_files}
+        paths |= {"root": corpus.names_root} if corpus.names_root else {}
+        source = source_digest(located(corpus.data), corpus.annotation_files, digests)
+        step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, paths=paths, source=source)
+    try:
+        return index_step(step, digests) if corpus.shards else decode_step(step, corpus, digests, store)
+    except InputError as error:
+        return replace(step, missing=str(error))
 
 
 def source_digest(data: Location, annotations: Mapping[str, Path], digests: Digests) -> str:
@@ -133,10 +122,8 @@ def index_step(step: Step, digests: Digests) -> Step:
     return outside(step, {"shards": contents}, lambda: digest_shards(shards, digests) == contents)
 
 
-def decode_step(step: Step, digests: Digests, store: Store | None) -> Step:
-    data, root = step.paths["data"], step.paths.get("root")
-    annotations = {name: Path(file) for name, file in step.paths.items() if split_of(name) in ANNOTATION_FILES}
-    root = Path(root) if root else None
+def decode_step(step: Step, corpus: Corpus, digests: Digests, store: Store | None) -> Step:
+    data, annotations, root = step.paths["data"], corpus.annotation_files, corpus.names_root
     contents, problem = None, InputError(f"{data}: its media files are not on this machine")
     try:
         contents = digest_data(data, digests, annotations, root)
@@ -149,7 +136,7 @@ def decode_step(step: Step, digests: Digests, store: Store | None) -> Step:
         raise problem
     return outside(
         step,
-        {"data": contents.all, **decoder_files(cast(DecodeConfig, step.config))},
+        {"data": contents.all, **decoder_files(corpus.decoding)},
         lambda: digest_data(data, digests, annotations, root, ask=False).here == contents.here,
     )
 
