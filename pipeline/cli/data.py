@@ -71,7 +71,6 @@ def check(arguments: argparse.Namespace) -> int:
     """`alpro data check`. Exit status 1 if something would end a run."""
     from alpro.pipeline.config.pipeline_config import load_config
     from alpro.shards.storage import located
-    from alpro.stages import TRAININGS
     from alpro.stages.corpora.check_data import check_data
 
     settings = load_config(arguments.config, arguments.data, arguments.changes)
@@ -79,8 +78,8 @@ def check(arguments: argparse.Namespace) -> int:
     if corpus.shards:
         raise InputError("corpora.data.shards are not decoded; `alpro data inspect` describes decoded corpora")
     paths = corpus.annotation_files, corpus.names_root
-    stages = ((stage, getattr(settings, stage, None)) for stage in TRAININGS)
-    lengths = {stage: values.max_text_tokens for stage, values in stages if values and "data" in values.corpora}
+    stages = settings.trainings().items()
+    lengths = {stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora}
     report = check_data(
         located(corpus.data), corpus.decoding, *paths, samples=arguments.samples, max_text_tokens=lengths
     )

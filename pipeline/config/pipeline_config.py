@@ -170,12 +170,7 @@ class PipelineConfig(BaseModel):
             if corpus.manifest and self.render_sample is None:
                 raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
         refuse_credentials("resources.artifacts", located(self.resources.artifacts))
-        used = {
-            (f"{stage}.phases", c)
-            for stage, config in self.trainings().items()
-            for phase in config.phases
-            for c in phase.corpora
-        }
+        used = {(f"{stage}.phases", name) for stage, config in self.trainings().items() for name in config.corpora}
         used |= {(f"evaluate.{key}", name) for key in ("retrieval", "qa") if (name := getattr(self.evaluate, key))}
         for where, name in sorted(used):
             if name not in self.corpora:
@@ -195,9 +190,8 @@ STAGE_CONFIGS: dict[str, type[StageConfig]] = {
     for name, field in PipelineConfig.model_fields.items()
     if name in STAGES
 }
-ALWAYS = [
-    stage for stage in STAGE_CONFIGS if PipelineConfig.model_fields[stage].default is not None
-]  # work without a table
+# Stages that work without a table.
+ALWAYS = [stage for stage in STAGE_CONFIGS if PipelineConfig.model_fields[stage].default is not None]
 # Top-level tables that are part of the configuration of these stages.
 SHARED = [
     (key, stage)
