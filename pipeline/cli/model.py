@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -359,35 +360,27 @@ def load(arguments: argparse.Namespace, folder: Path, prompts: Path | str = "") 
 
 def ask(arguments: argparse.Namespace) -> None:
     require_text(arguments.question, "question")
-    from alpro.shards.decoding.decode import DecodeError
     from alpro.stages.inference.model import UNKNOWN
 
-    model = load(arguments, model_path(arguments, arguments.model))
-    try:
-        answers = model.ask(arguments.video, arguments.question, arguments.k)
-    except DecodeError as error:
-        raise InputError(unreadable(error)) from error
-    if not model.knows(arguments.question):
+    model, question = load(arguments, model_path(arguments, arguments.model)), arguments.question
+    if not model.knows(question):
         print(f"note: {UNKNOWN}", file=sys.stderr)
-    print_ranked(arguments, {"question": arguments.question}, "answers", answers)
+    print_ranked(
+        arguments, {"question": question}, "answers", lambda: model.ask(arguments.video, question, arguments.k)
+    )
 
 
 def name_entities(arguments: argparse.Namespace) -> None:
-    from alpro.shards.decoding.decode import DecodeError
     from alpro.stages.inference.find import find_prompter
 
-    folder = model_path(arguments, arguments.model)
+    folder, box = model_path(arguments, arguments.model), arguments.box
     model = load(arguments, *find_prompter(folder, follow=True))
     if not model.prompts:
         raise InputError(
             f"{folder}: this {model.folder.task} model names no entities, and no prompter with embedded entities was "
             "found for it; name a train_prompter or cache_prompts artifact"
         )
-    try:
-        entities = model.entities(arguments.video, arguments.box, arguments.k)
-    except DecodeError as error:
-        raise InputError(unreadable(error)) from error
-    print_ranked(arguments, {"box": list(arguments.box)}, "entities", entities)
+    print_ranked(arguments, {"box": list(box)}, "entities", lambda: model.entities(arguments.video, box, arguments.k))
 
 
 def import_model(arguments: argparse.Namespace) -> None:
@@ -430,16 +423,17 @@ def export_model(arguments: argparse.Namespace) -> None:
     print(f"{arguments.folder}: a {model.folder.task} model for transformers; README.md is its model card")
 
 
-def unreadable(error: Any) -> str:
-    """The line of a file that cannot be decoded: the file, the reason, the decoder's message."""
-    file, _, detail = error.detail.partition(": ")
-    return f"{file}: {error.reason}: {detail}".removesuffix(": ")
-
-
 def print_ranked(
-    arguments: argparse.Namespace, about: dict[str, Any], key: str, ranked: list[tuple[str, float]]
+    arguments: argparse.Namespace, about: dict[str, Any], key: str, rank: Callable[[], list[tuple[str, float]]]
 ) -> None:
-    """Prints words with their probabilities, best first."""
+    """Prints words with their probabilities, best first. Raises InputError if the video cannot be decoded."""
+    from alpro.shards.decoding.decode import DecodeError
+
+    try:
+        ranked = rank()
+    except DecodeError as error:
+        file, _, detail = error.detail.partition(": ")  # the decoder's message
+        raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
     if arguments.json:
         rows = [{"text": word, "probability": probability} for word, probability in ranked]
         print(json.dumps({"video": without_credentials(arguments.video), **about, key: rows}))
