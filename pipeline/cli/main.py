@@ -57,7 +57,6 @@ def main() -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Runs a command; returns its exit status. Errors that are not bugs are one line on standard error."""
-    from alpro.shards.storage import DISK_FULL
     from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Interrupted, StageFailed
 
     if level := getattr(arguments, "log_level", ""):
@@ -80,28 +79,25 @@ def execute(arguments: argparse.Namespace) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush the rest at exit, and fail
         return EXIT_BROKEN_PIPE
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except Exception as error:
+        if not (line := disk_full(error, getattr(arguments, "workspace", None))):
             raise
-        file = f"{error.filename}: " if error.filename else ""
-        print(f"error: {file}{error.strerror}; free some disk space and run again to resume", file=sys.stderr)
-        return EXIT_INPUT_ERROR
-    except Exception as error:  # of Prefect's server or a database, which do not say that the disk is full
-        if (full := full_disk(getattr(arguments, "workspace", None))) is None:
-            raise
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"error: the disk of {full} is full ({line}); free some space and run again to resume", file=sys.stderr)
+        print(f"error: {line}; free some disk space and run again to resume", file=sys.stderr)
         return EXIT_INPUT_ERROR
 
 
-def full_disk(workspace: Path | None) -> Path | None:
-    """The folder whose disk has less than a MiB left: the workspace, Prefect's folder, or that of temporary files."""
+def disk_full(error: Exception, workspace: Path | None) -> str:
+    """The line of an error because of a full disk; empty for others. Errors of Prefect's server and of databases do not
+    say so: then the disk of the workspace, of Prefect's folder or of temporary files has less than a MiB left."""
     from alpro.pipeline.servers.temporary import prefect_home
+    from alpro.shards.storage import DISK_FULL
 
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     for folder in (workspace, prefect_home(), Path(gettempdir())):
         if folder is not None and folder.is_dir() and shutil.disk_usage(folder).free < 2**20:
-            return folder
-    return None
+            return f"the disk of {folder} is full ({(str(error).splitlines() or [type(error).__name__])[0]})"
+    return ""
 
 
 def stdout_is_closed() -> bool:
