@@ -24,7 +24,7 @@ ONLY_IN = {  # packages that one room or file may import
     "ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "imageio_ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "fsspec": ("shards/storage.py", "shards/forks.py"),
-    "gradio": ("pipeline/demo/", "pipeline/cli/demo.py"),
+    "gradio": "pipeline/demo/",
 }
 
 

@@ -17,6 +17,7 @@ from alpro.pipeline.cli.arguments import Parser
 from alpro.pipeline.cli.artifacts import add_artifact_commands, add_compare
 from alpro.pipeline.cli.config import add_config_commands
 from alpro.pipeline.cli.data import add_data_commands
+from alpro.pipeline.cli.demo import add_demo
 from alpro.pipeline.cli.model import add_model_commands
 from alpro.pipeline.cli.run import add_stage_commands
 from alpro.pipeline.cli.servers import add_ui, add_up
@@ -127,7 +128,7 @@ def parser() -> Parser:
     add_artifact_commands(commands)
     add_data_commands(commands)
     add_config_commands(commands)
-    add_model_commands(commands)
+    add_demo(add_model_commands(commands))
     add_compare(commands)
     add_ui(commands)
     add_up(commands)

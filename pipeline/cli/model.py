@@ -20,7 +20,6 @@ from alpro.pipeline.cli.arguments import (
     add_tracking_uri,
     add_workspace,
     natural,
-    port,
     positive,
     user_path,
 )
@@ -39,17 +38,17 @@ TASKS = ("pretrain", "retrieval", "qa", "prompter")  # of official checkpoints
 MAX_REPORTED = 20  # rejected files that are printed; rejects.parquet has all of them
 
 
-def add_model_commands(commands: Any) -> None:
-    """`alpro model ...`: the commands about trained models."""
+def add_model_commands(commands: Any) -> Any:
+    """`alpro model ...`: the commands about trained models. Returns their group, to which others are added."""
     actions = add_group(commands, "model", "search videos, ask questions, import, export and register models")
     add_index(actions)
     add_search(actions)
     add_ask(actions)
     add_entities(actions)
-    add_demo(actions)
     add_import(actions)
     add_export(actions)
     add_register(actions)
+    return actions
 
 
 def add_index(actions: Any) -> None:
@@ -97,27 +96,6 @@ def add_entities(actions: Any) -> None:
         help="left, top, width and height of a region as fractions of the frame, 0 to 1 (default: 0,0,1,1)",
     )
     add_shared(parser)
-
-
-def add_demo(actions: Any) -> None:
-    text = "open a page to search videos, ask questions and name entities"
-    more = "What the page offers follows from the models. Only this machine reaches it, unless --host says otherwise."
-    parser = add_action(actions, "demo", demo, text, more)
-    add_model(parser)
-    parser.add_argument(
-        "--index", type=user_path, metavar="INDEX", help="an index of MODEL (`alpro model index`), to search"
-    )
-    parser.add_argument("--ask", default="", metavar="MODEL", help="a model of finetune_qa, if MODEL is another")
-    parser.add_argument("--entities", default="", metavar="MODEL", help="a prompter, if MODEL was trained without one")
-    add_rerank(parser)
-    parser.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)"
-    )
-    parser.add_argument("--port", type=port, default=7860, help="port to listen on (default 7860)")
-    parser.add_argument(
-        "--max-upload", type=positive, default=200, metavar="MIB", help="largest upload in MiB (default: 200)"
-    )
-    add_model_use(parser)
 
 
 def add_import(actions: Any) -> None:
@@ -441,12 +419,6 @@ def print_ranked(
     width = max(len(word) for word, _ in ranked)
     for word, probability in ranked:
         print(f"{word:{width}}  {probability:.3f}")
-
-
-def demo(arguments: argparse.Namespace) -> None:
-    from alpro.pipeline.cli.demo import serve
-
-    serve(arguments)
 
 
 def register_model(arguments: argparse.Namespace) -> None:

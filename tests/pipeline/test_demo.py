@@ -20,7 +20,7 @@ pytest.importorskip("gradio")
 import uvicorn
 from starlette.testclient import TestClient
 
-from alpro.pipeline.cli import demo as command
+from alpro.pipeline.demo import server as command
 from alpro.pipeline.demo.answers import MAX_TEXT, Demo, Mistake, Models
 from alpro.pipeline.demo.media import MAX_UPLOADS, Media, Unknown
 from alpro.stages.inference.index import Index
