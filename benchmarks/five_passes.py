@@ -1,20 +1,12 @@
-"""Baselines of benchmarks/train_step.py: a step with five encoder passes, and our step without one optimization."""
-
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from unittest.mock import patch
+"""The baseline of benchmarks/train_step.py: a step with five encoder passes."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from alpro.models.alpro import Alpro, DualEncoder, Prompter, crop
+from alpro.models.alpro import Alpro, Prompter, crop
 from alpro.models.losses import box_mask
-from alpro.stages.training import objective as objective_module
-from alpro.stages.training import pretrain_objective
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.pretrain_objective import masked_positions
 
 
 class FivePasses(nn.Module):
@@ -77,44 +69,3 @@ def draw(similarity: Tensor, uniforms: Tensor) -> list[int]:
         cumulative = row.double().cumsum(0)
         drawn.append(int(torch.searchsorted(cumulative, at.double() * cumulative[-1], right=True).item()))
     return drawn
-
-
-# The optimizations of our step, each with its replacement
-
-
-def fuse_everywhere(self: Alpro, selected: list[Tensor], *args: Tensor) -> tuple[Tensor, ...]:
-    rows = self.fuse(*args).split([len(positions) for positions in selected])
-    groups = zip(rows, selected, strict=True)
-    return tuple(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])) for x, positions in groups)
-
-
-def fuse_separately(self: Alpro, selected: list[Tensor], *args: Tensor) -> tuple[Tensor, ...]:
-    groups = zip(*(part.split([len(positions) for positions in selected]) for part in args), strict=True)
-    return tuple(self.multimodal_encoder(*group, [p])[0] for group, p in zip(groups, selected, strict=True))
-
-
-def encode_separately(self: DualEncoder, ids: Tensor, mask: Tensor) -> Tensor:
-    halves = zip(ids.chunk(2), mask.chunk(2), strict=True)  # clean, masked
-    return torch.cat([self.text_encoder(*half) for half in halves])
-
-
-def draw_one_by_one(similarity: Tensor, same: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.tensor(draw(similarity, uniforms), device=similarity.device), ~same.all(dim=1)
-
-
-def encode_all_tokens(self: Prompter, frames: Tensor, cls_only: bool = False) -> Tensor:
-    return self.video_encoder(frames)
-
-
-TRICKS: dict[str, Callable[[], AbstractContextManager]] = {
-    "last layer at selected positions": lambda: patch.object(Alpro, "fuse_at", fuse_everywhere),
-    "merged text pass": lambda: patch.object(DualEncoder, "encode_text", encode_separately),
-    "merged fusion pass": lambda: patch.object(Alpro, "fuse_at", fuse_separately),
-    "masked words only": lambda: patch.object(
-        pretrain_objective, "masked_positions", lambda labels, maximum: masked_positions(labels, 0)
-    ),
-    "prompter's [CLS] only": lambda: patch.object(Prompter, "encode_video", encode_all_tokens),
-    "inference mode": lambda: patch.object(torch, "inference_mode", torch.no_grad),
-    "negatives in one call": lambda: patch.object(objective_module, "hard_negatives", draw_one_by_one),
-    "fused attention": lambda: sdpa_kernel(SDPBackend.MATH),
-}

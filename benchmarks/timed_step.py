@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -11,7 +11,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
-from five_passes import TRICKS, FivePasses
+from five_passes import FivePasses
 from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
@@ -82,8 +82,6 @@ class Variant:
     dtype: str
     five_passes: bool = False
     compile: bool = False
-    fused: bool = True
-    without: str = ""  # the optimization to disable
 
 
 class Parts:
@@ -180,10 +178,6 @@ def examples(settings: Settings, shape: ModelConfig) -> Batch:
     return collate(0, "video", items, 0, WORDS)
 
 
-def without_optimization(variant: Variant) -> AbstractContextManager:
-    return TRICKS[variant.without]() if variant.without else nullcontext()
-
-
 def autocast(variant: Variant, settings: Settings) -> AbstractContextManager:
     return torch.autocast(settings.device, torch.bfloat16, enabled=variant.dtype == "bfloat16")
 
@@ -203,17 +197,16 @@ def losses(variant: Variant, settings: Settings) -> dict[str, Any]:
     """The four losses, the norm of the gradient and the drawn negatives, without dropout and stochastic depth."""
     prepared, drawn = bench(variant, settings), list[list[int]]()
     disable_dropout(prepared.module)
-    with without_optimization(variant):
-        sample = objective_module.hard_negatives
+    sample = objective_module.hard_negatives
 
-        def recorded(*args: Tensor) -> tuple[Tensor, Tensor]:
-            columns, valid = sample(*args)
-            drawn.append(columns.tolist())
-            return columns, valid
+    def recorded(*args: Tensor) -> tuple[Tensor, Tensor]:
+        columns, valid = sample(*args)
+        drawn.append(columns.tolist())
+        return columns, valid
 
-        with autocast(variant, settings), patch.object(objective_module, "hard_negatives", recorded):
-            loss, metrics = prepared.module(prepared.batch)
-        loss.backward()
+    with autocast(variant, settings), patch.object(objective_module, "hard_negatives", recorded):
+        loss, metrics = prepared.module(prepared.batch)
+    loss.backward()
     results: dict[str, Any] = {name: float(value) for name, value in metrics.items() if name.startswith("loss_")}
     results["grad_norm"] = float(nn.utils.clip_grad_norm_(prepared.module.parameters(), float("inf")))
     return results | {"negatives": [column for rows in drawn or prepared.module.drawn for column in rows]}
@@ -224,19 +217,18 @@ def turn(variant: Variant, settings: Settings) -> dict[str, Any]:
     prepared = bench(variant, settings)
     torch.manual_seed(1)
     optimizer = build_optimizer(prepared.module, CONFIG)
-    if not variant.fused:
+    if variant.five_passes:
         groups = [{name: group[name] for name in ("params", "weight_decay")} for group in optimizer.param_groups]
         optimizer = torch.optim.AdamW(groups, lr=CONFIG.lr, betas=CONFIG.betas)
-    with without_optimization(variant):
-        for _ in range(settings.warmup):
-            step(variant, settings, prepared, optimizer)
-        if settings.cuda:
-            torch.cuda.reset_peak_memory_stats()
-        prepared.parts.spans.clear()
-        started = settings.clock()
-        for _ in range(settings.steps):
-            step(variant, settings, prepared, optimizer)
-        seconds = (settings.clock() - started) / settings.steps
+    for _ in range(settings.warmup):
+        step(variant, settings, prepared, optimizer)
+    if settings.cuda:
+        torch.cuda.reset_peak_memory_stats()
+    prepared.parts.spans.clear()
+    started = settings.clock()
+    for _ in range(settings.steps):
+        step(variant, settings, prepared, optimizer)
+    seconds = (settings.clock() - started) / settings.steps
     parts = {name: value / settings.steps for name, value in prepared.parts.read().items()}
     gigabytes = torch.cuda.max_memory_allocated() / 2**30 if settings.cuda else memory_gib()
     del optimizer
@@ -254,9 +246,9 @@ def step(variant: Variant, settings: Settings, prepared: Bench, optimizer: torch
         loss.backward()
     with prepared.parts.timed("clipping and AdamW"):
         norm = nn.utils.clip_grad_norm_(prepared.module.parameters(), CONFIG.max_grad_norm)
-        if variant.fused:
+        if variant.five_passes:
+            optimizer.step()
+        else:
             values = torch.stack([loss.detach(), *(value.float() for value in metrics.values()), norm.detach()])
             step_if(optimizer, torch.isfinite(values).all())
-        else:
-            optimizer.step()
         prepared.module.model.clamp_temperature_()

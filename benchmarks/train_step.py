@@ -1,6 +1,6 @@
 """The full-size pre-training step: ours, and five separate eager encoder passes in float32 and bfloat16.
 
-    python benchmarks/train_step.py [--batch N ...] [--dtype float32 bfloat16] [--tricks [WORD ...]] [--json FILE]
+    python benchmarks/train_step.py [--batch N ...] [--dtype float32 bfloat16] [--json FILE]
 
 ViT-B/16 TimeSformer on 4 frames of 224 x 224, BERT-base, 30 word pieces, 1,000 entities, frozen prompter. The baseline
 is the step as in the paper and the authors' code: the clean text, the masked text, the positive pairs, the 2B negatives
@@ -19,9 +19,6 @@ Model FLOPs are those of our step for every variant, as PyTorch's counter counts
 forward and backward; no norms, activations, embeddings or recomputation (stages/training/throughput.py). Utilization is
 relative to the accelerator's dense bfloat16 peak on its data sheet, also for float32; without one, as on a CPU, it is
 relative to a matrix multiplication measured in the variant's precision.
-
---tricks disables one optimization of ours at a time, by the patches of benchmarks/five_passes.py. Two cannot be
-disabled this way: one draw of stochastic depth for all blocks, and the check for finite steps on the device.
 """
 
 import argparse
@@ -35,12 +32,11 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from five_passes import TRICKS
 from timed_step import MODELS, Settings, Variant, allow_tf32, losses, turn
 
 from alpro.stages.training.throughput import peak
@@ -84,7 +80,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint-activations", action="store_true", help="in all variants")
     parser.add_argument("--processor-time", action="store_true", help="instead of wall time, on a CPU")
     parser.add_argument("--tf32", action="store_true", help="TF32 in all variants, torch's default until 1.11")
-    parser.add_argument("--tricks", nargs="*", help="ours without one optimization at a time; words select them")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     cuda = options.device == "cuda"
@@ -97,28 +92,17 @@ def arguments() -> argparse.Namespace:
 
 
 def variants(options: argparse.Namespace) -> list[Variant]:
-    ours = [Variant(f"ours, {dtype}", dtype, compile=options.compile) for dtype in options.dtype]
-    if options.tricks is None:
-        return [
-            Variant("five passes, float32 (a)", "float32", five_passes=True, fused=False),
-            Variant("five passes, bfloat16 (b)", "bfloat16", five_passes=True, fused=False),
-            *ours,
-        ]
-    whole = ours[-1]
-    results = [replace(whole, name=f"without {trick}", without=trick) for trick in TRICKS]
-    results.append(replace(whole, name="without fused AdamW", fused=False))
-    if whole.compile:
-        results.append(replace(whole, name="without compile", compile=False))
-    if whole.dtype == "bfloat16":
-        results.append(replace(whole, name="without bfloat16", dtype="float32"))
-    return [whole, *(v for v in results if not options.tricks or any(word in v.name for word in options.tricks))]
+    return [
+        Variant("five passes, float32 (a)", "float32", five_passes=True),
+        Variant("five passes, bfloat16 (b)", "bfloat16", five_passes=True),
+        *(Variant(f"ours, {dtype}", dtype, compile=options.compile) for dtype in options.dtype),
+    ]
 
 
 def compare(settings: Settings, chosen: list[Variant], repeats: int) -> dict[str, Any]:
     """Checks that the variants agree, times them in turns and prints the tables."""
     figures: dict[str, Any] = {"settings": asdict(settings), "machine": machine(settings)}
-    # A patched variant is checked uncompiled: compiling takes longer than everything else.
-    results = [run_in_process(losses, replace(v, compile=v.compile and not v.without), settings) for v in chosen]
+    results = [run_in_process(losses, variant, settings) for variant in chosen]
     figures["losses"] = {v.name: result for v, result in zip(chosen, results, strict=True)}
     figures["agree"] = agree(chosen, results)
     if not figures["agree"]:
@@ -227,7 +211,7 @@ def agree(chosen: list[Variant], results: list[dict[str, Any]]) -> bool:
 def print_tables(settings: Settings, chosen: list[Variant], figures: dict[str, Any]) -> None:
     print_machine(settings, chosen, figures["machine"])
     print_speeds(chosen, figures["variants"])
-    print_parts([v.name for v in chosen if not v.without], figures["variants"])
+    print_parts([v.name for v in chosen], figures["variants"])
 
 
 def print_machine(settings: Settings, chosen: list[Variant], about: dict[str, Any]) -> None:
@@ -245,7 +229,7 @@ def print_machine(settings: Settings, chosen: list[Variant], about: dict[str, An
 
 
 def print_speeds(chosen: list[Variant], figures: dict[str, Any]) -> None:
-    baselines = {"/ (a)": chosen[0], "/ (b)": chosen[1]} if chosen[0].five_passes else {"/ ours": chosen[0]}
+    baselines = {"/ (a)": chosen[0], "/ (b)": chosen[1]}
     print(
         f"{'variant':42}{'samples/s':>10}" + "".join(f"{mark:>8}" for mark in baselines) + f"{'ms/step':>10}"
         f"{'peak GiB':>10}{'TFLOP/s':>9}{'util.':>7}{'hours, 1':>10}{'hours, 16':>10}"
