@@ -105,25 +105,6 @@ def test_the_words_of_a_head_keep_its_order(official, tokenizer, tmp_path):
     assert not (tmp_path / "two").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("3", "neither a list of words"),
-        ("null", "neither a list of words"),
-        ('"abcdef"', "neither a list of words"),
-        ('["a", "b", "c", "d", "e", 6]', "neither a list of words"),
-        ('{"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": "5"}', "not 0 to 5, each once"),
-        ('{"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 4}', "not 0 to 5, each once"),
-        ('{"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6}', "not 0 to 5, each once"),
-    ],
-)
-def test_words_of_another_shape_are_refused(words, message, official, tokenizer, tmp_path):
-    torch.save(official("qa")[1], tmp_path / "qa.pt")
-    (tmp_path / "words.json").write_text(words)
-    with pytest.raises(InputError, match=message):
-        import_checkpoint(tmp_path / "qa.pt", tmp_path / "out", "qa", tokenizer, tmp_path / "words.json")
-
-
 @pytest.mark.parametrize(("task", "usual"), [("pretrain", 30), ("prompter", 30), ("retrieval", 40), ("qa", 40)])
 def test_the_length_of_texts_is_the_tasks_by_default(task, usual, official, tokenizer, tmp_path):
     torch.save(official(task)[1], tmp_path / "a.pt")

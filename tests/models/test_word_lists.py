@@ -39,6 +39,10 @@ def test_numbers_are_removed_only_if_every_line_has_one(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("a.json", "null", "neither a list of words"),
+        ("a.json", '{"a": 0, "b": 0}', "not 0 to 1, each once"),
+        ("a.json", '{"a": 1, "b": 2}', "not 0 to 1, each once"),
+        ("a.json", '["a", 6]', "neither a list of words"),
         ("a.json", "[1, 2]", "neither a list of words nor an object of word to number"),
         ("a.json", '"dog"', "neither a list of words"),
         ("a.json", '["dog", " "]', "neither a list of words"),

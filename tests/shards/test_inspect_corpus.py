@@ -145,13 +145,6 @@ def test_quantiles():
     assert quantiles(np.array([1, 3, 2]))["median"] == 2
 
 
-def test_the_data_and_the_frames_are_written(clips, tmp_path):
-    report = inspect([clips])
-    save(report, [clips], tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "inspect.json").read_text()) == report
-    assert Image.open(tmp_path / "out" / "frames-1.png").width > 500
-
-
 def test_the_command_prints_a_table(clips, capsys):
     assert execute(parser().parse_args(["data", "inspect", str(clips)])) == 0
     output = capsys.readouterr().out

@@ -246,6 +246,7 @@ def test_a_row_may_refer_to_its_folder_or_the_network():
 
 OUTSIDE = [
     "../b.mp4",
+    "../data-secret/b.mp4",
     "a/../../b.mp4",
     "/etc/passwd",
     "file:///etc/passwd",

@@ -298,14 +298,8 @@ def test_a_shard_at_a_url_has_the_same_index_and_names_its_url(samples, tmp_path
     assert set(there["shard"].to_pylist()) == {f"{memory}/a.tar"}
 
 
-def test_a_remote_pickle_link_or_truncated_tar_raises_an_error(archive, samples, tmp_path: Path, memory: str):
-    good = {"0.json": JSON, "0.0.jpg": b"x"}
-    for bad in ({"0.pkl": b"\x80\x04."}, {"0.1.jpg": special(tarfile.SYMTYPE, "0.1.jpg")}):
-        with pytest.raises(InputError, match=r"memory://bucket/corpus/foreign.tar: member .* is neither <key>"):
-            index_shard(at_url(archive(good | bad)))
-    path = write(tmp_path / "a.tar", samples)
-    path.write_bytes(path.read_bytes()[:-20000])
-    with pytest.raises(InputError, match=r"memory://bucket/corpus/a.tar: not a readable shard"):
-        index_shard(at_url(path))
+def test_an_error_of_a_remote_shard_names_its_url(archive, memory: str):
+    with pytest.raises(InputError, match=r"memory://bucket/corpus/foreign.tar: member .* is neither <key>"):
+        index_shard(at_url(archive({"0.json": JSON, "0.0.jpg": b"x", "0.pkl": b"\x80\x04."})))
     with pytest.raises(InputError, match=r"none.tar: not a readable shard: .*No such file"):
         index_shard(f"{memory}/none.tar")

@@ -75,13 +75,6 @@ def test_frames_repeat_if_there_are_too_few(make_video: Make, numbers: Numbers, 
     path = make_video("a.mp4", 3)
     clip = decode_video(path, 8, 32, decoder=decoder)
     assert numbers(clip) == [0, 0, 0, 1, 1, 1, 2, 2]  # i * 3 // 8
-    assert numbers(decode_video(make_video("b.mp4", 1), 2, 32, decoder=decoder)) == [0, 0]
-
-
-def test_other_containers_give_the_same_frames(make_video: Make, numbers: Numbers):
-    for name in ("a.mkv", "a.mov", "a.ts", "a.flv"):
-        path = make_video(name, 24, {"g": "6", "bf": "2"})
-        assert numbers(decode_video(path, 6, 32)) == [0, 4, 8, 12, 16, 20]
 
 
 def test_reordered_frames_in_avi_give_the_same_frames(make_video: Make, numbers: Numbers):
