@@ -1,7 +1,7 @@
 """The losses of two commits or two configurations, step by step, on the same data with the same seed.
 
     python benchmarks/compare_losses.py [A] [B] [--stage pretrain] [--steps 60] [--set KEY=VALUE ...]
-        [--set-a KEY=VALUE ...] [--set-b KEY=VALUE ...] [--stop-b STEP] [--json FILE] [--plot FILE]
+        [--set-a KEY=VALUE ...] [--set-b KEY=VALUE ...] [--stop-b STEP] [--json FILE]
 
 A and B are commits, or folders with a checkout; by default the last commit and the working tree. Keys are those of the
 stage's configuration, and of `resources`: `--set-b resources.processes=2` trains B in two processes. A shared `model.`
@@ -33,7 +33,6 @@ from typing import Any
 
 import tiny_world
 from checkout import ROOT, export, link
-from matplotlib.figure import Figure
 
 from alpro.stages import pretrain
 from alpro.stages.execution.interface import Resources
@@ -74,8 +73,6 @@ def main() -> None:
     print_tables(figures)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
-    if options.plot:
-        draw(figures).savefig(options.plot, dpi=110)
 
 
 def arguments() -> argparse.Namespace:
@@ -88,7 +85,6 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", action="append", default=[], metavar="KEY=VALUE", help="a changed value")
     parser.add_argument("--stop-b", type=int, default=0, metavar="STEP", help="interrupt B after this step")
     parser.add_argument("--json", type=Path, help="also write the losses to this file")
-    parser.add_argument("--plot", type=Path, help="also draw the losses to this file (.png, .svg)")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)  # of a training process
     return parser.parse_args()
 
@@ -250,33 +246,6 @@ def print_tables(figures: dict[str, Any]) -> None:
     print(f"\n{'relative':12}{'largest':>12}{'at step':>9}{'mean':>12}   first step that differs")
     for name, row in losses.items():
         print(f"{name:12}{row['largest']:12.2g}{row['step']:9}{row['mean']:12.2g}   {row['first'] or 'none'}")
-
-
-def draw(figures: dict[str, Any]) -> Figure:
-    """A panel for each loss with both curves, and one with all relative differences."""
-    losses = figures["losses"]
-    columns = min(4, len(losses) + 1)
-    rows = -(-(len(losses) + 1) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.5 * rows + 0.4), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for unused in panels[len(losses) + 1 :]:
-        unused.remove()
-    panels = panels[: len(losses) + 1]
-    steps = range(1, figures["steps"] + 1)
-    for axes, (name, row) in zip(panels, losses.items(), strict=False):
-        axes.plot(steps, row["a"], label="A", linewidth=2.6, alpha=0.5)
-        axes.plot(steps, row["b"], label="B", linewidth=1, color="black")
-        axes.set_title(name, fontsize=9)
-        panels[-1].plot(steps, relative(row["a"], row["b"]), label=name, linewidth=0.8)
-    panels[-1].set_yscale("symlog", linthresh=1e-8)
-    panels[-1].set_title("relative difference", fontsize=9)
-    for axes in panels:
-        axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.legend(fontsize=6.5, frameon=False)
-        axes.grid(alpha=0.25)
-    figure.suptitle("\n".join([figures["stage"], *figures["names"]]), fontsize=8)
-    return figure
 
 
 if __name__ == "__main__":
