@@ -507,11 +507,12 @@ print(settings.logging.level, settings.home)
 """
 
 
-@pytest.mark.parametrize("module", ["flow", "tasks"])
-def test_prefect_is_imported_after_its_environment_is_set(module):
-    printed = run_python(f"import alpro.pipeline.flows.{module}{SETTINGS}import os; print(os.environ['DO_NOT_TRACK'])")
-    assert printed.splitlines()[0] == "180 False"
-    assert printed.splitlines()[2] == "1"
+@pytest.mark.parametrize(("module", "seconds"), [("flow", ""), ("tasks", ""), ("flow", "7")])
+def test_prefect_is_imported_after_its_environment_is_set_and_keeps_the_users(module, seconds):
+    given = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": seconds} if seconds else {}
+    program = f"import alpro.pipeline.flows.{module}{SETTINGS}import os; print(os.environ['DO_NOT_TRACK'])"
+    printed = run_python(program, **given).splitlines()
+    assert (printed[0], printed[2]) == (f"{seconds or 180} False", "1")
 
 
 def test_a_run_silences_prefect_and_keeps_its_files_in_the_workspace(tmp_path):
@@ -526,13 +527,6 @@ except SystemExit as left:
 {SETTINGS}"""
     printed = run_python(program).splitlines()
     assert printed[-2:] == ["180 False", f"CRITICAL {tmp_path}/prefect"]
-
-
-def test_prefect_settings_of_the_environment_are_kept():
-    printed = run_python(
-        f"import alpro.pipeline.flows.flow{SETTINGS}", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="7"
-    )
-    assert printed.startswith("7 False")
 
 
 def test_without_a_command_the_help_is_printed(monkeypatch, capsys):
