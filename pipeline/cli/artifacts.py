@@ -109,7 +109,7 @@ def list_artifacts(arguments: argparse.Namespace) -> None:
     from alpro.pipeline.store.lineage import sizes_of
 
     store = store_of(arguments)
-    artifacts = list(store.all())
+    artifacts = store.all()
     records = {record["fingerprint"]: record for _, record in artifacts}
     sizes, users = sizes_of([folder for folder, _ in artifacts]), users_of(records.values())
     if arguments.json:
@@ -216,7 +216,7 @@ def verify_artifacts(arguments: argparse.Namespace) -> int:
     from alpro.pipeline.store.checksums import unreadable_records, verify
 
     store = store_of(arguments)
-    artifacts = [find_artifact(name, arguments.workspace) for name in arguments.artifacts] or list(store.all())
+    artifacts = [find_artifact(name, arguments.workspace) for name in arguments.artifacts] or store.all()
     unreadable = [] if arguments.artifacts else unreadable_records(store.root)
     problems = chain(unreadable, verify(artifacts))
     if arguments.json:

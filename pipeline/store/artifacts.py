@@ -170,9 +170,7 @@ class Store:
 
     def records(self, stage: str) -> Iterator[dict[str, Any]]:
         """The records of a stage's artifacts, here and in the shared place."""
-        for folder in self.root.glob(f"{stage}/*"):
-            if folder.is_dir() and (record := read_record(folder)):
-                yield record
+        yield from (record for _, record in artifacts(self.root, f"{stage}/*"))
         if self.shared:
             with self._store_errors():
                 shared = list(shared_records(join(self.shared, stage)))
@@ -225,9 +223,9 @@ class Store:
                 raise
             raise InputError(f"resources.artifacts = {self.shared}: {error}") from error
 
-    def all(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def all(self) -> list[tuple[Path, dict[str, Any]]]:
         """Every artifact with its record, oldest first."""
-        yield from artifacts(self.root)
+        return artifacts(self.root)
 
     @contextmanager
     def lock(self, step: Step, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:

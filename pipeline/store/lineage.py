@@ -80,7 +80,7 @@ def unneeded(store: Store, kept: set[str], known: set[str]) -> list[Unneeded]:
 
     known: the fingerprints to choose from: others may belong to runs that are logged elsewhere.
     """
-    artifacts = list(store.all())
+    artifacts = store.all()
     required = required_by((record for _, record in artifacts), kept)
     finished = {folder for folder, _ in artifacts}
     others = [(folder, None) for folder in store.root.glob("*/*") if folder.is_dir() and folder not in finished]

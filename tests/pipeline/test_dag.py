@@ -77,7 +77,7 @@ def test_files_that_change_while_a_stage_runs_make_no_artifact(before, tmp_path,
             InputError, match=r"decode_videos walls: its input files changed during the run \(.*items.jsonl\)"
         ):
             make()
-    assert list(store.all()) == []
+    assert store.all() == []
     aside.rename(wall)  # as it was: nothing of what was made meanwhile may stay
     folder, counts = make()
     assert (counts["linked"], counts["samples"]) == (0, 24)

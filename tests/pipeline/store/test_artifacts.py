@@ -103,7 +103,7 @@ def test_failing_work_leaves_unfinished_work_without_a_record(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         store.make(step, fail, {})
     assert store.find(step) is None
-    assert list(store.all()) == []
+    assert store.all() == []
 
     def go_on(_: Step, out: Path) -> Outcome:
         assert (out / "half.txt").read_text() == "half"

@@ -106,7 +106,7 @@ def test_nothing_is_removed_while_a_stage_is_being_built(store):
     step = type("Step", (), {"stage": "g", "fingerprint": mark("g")})()
     with store.lock(step), pytest.raises(InputError, match=r"g/.* is being built; run this command when it is done"):
         remove(store, items)
-    assert len(list(store.all())) == 5
+    assert len(store.all()) == 5
 
 
 def test_a_run_keeps_its_artifacts_until_it_or_its_parent_is_deleted(store, tmp_path, monkeypatch, capsys):
@@ -134,7 +134,7 @@ def test_a_run_keeps_its_artifacts_until_it_or_its_parent_is_deleted(store, tmp_
     client.delete_run(alone)
     assert logged_fingerprints(uri) == ({mark("b")}, {mark(name) for name in "abcde"})
     status, out, _ = gc()
-    assert (status, len(list(store.all()))) == (0, 5)
+    assert (status, len(store.all())) == (0, 5)
     assert "3 artifacts, 1.2 MB, and 0 other files could be removed; add --yes to remove them" in out
     reports = tmp_path / "reports"
     reports.mkdir()
@@ -159,7 +159,7 @@ def test_without_an_mlflow_store_nothing_is_removed(store, tmp_path, monkeypatch
     status, _, err = call(monkeypatch, capsys, "artifacts", "gc", "--workspace", tmp_path, "--yes")
     assert (status, err.count("\n")) == (2, 1)
     assert "mlflow.db does not exist; name the MLflow server of the runs with --tracking-uri" in err
-    assert len(list(store.all())) == 5
+    assert len(store.all()) == 5
 
 
 def test_the_lineage_is_printed_with_the_command_that_builds_the_artifact(store, tmp_path, monkeypatch, capsys):
