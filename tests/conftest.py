@@ -50,6 +50,7 @@ WITH_PREFECT = {
         "test_launch",
         "test_pages",
         "test_schedule",
+        "test_study",
         "test_tasks",
     )
 }

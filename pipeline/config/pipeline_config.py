@@ -237,6 +237,7 @@ def load_config(source: str, data: str = "", changes: list[str] | None = None) -
         forget_followed(values, part)  # before merging: what the part itself says of its encoder is kept
         values = without_stages(merged(values, resolve_data(part, path.parent)))
     if data:  # before the changes, which may name its corpus: corpora.data.size
+        refuse_credentials("corpora.data.data", absolute(data))
         values = with_data(values, data)
     forget_followed(values, changed(changes))
     for change in changes:

@@ -17,6 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
 from alpro.errors import InputError
+from alpro.pipeline.flows import dask
 from alpro.pipeline.flows.dask import on_dask
 from alpro.pipeline.flows.flow import build_vocabulary
 from alpro.stages.execution import workers
@@ -101,7 +102,8 @@ def test_a_worker_killed_half_way_changes_no_byte(cluster, tmp_path):
     assert {name.split()[0] for name in runs_of_units("process_unit", "tag_unit")} == {"process_unit", "tag_unit"}
 
 
-def test_a_scheduler_that_is_not_there_is_a_mistake(free_port):
+def test_a_scheduler_that_is_not_there_is_a_mistake(free_port, monkeypatch):
+    monkeypatch.setattr(dask, "CONNECT_SECONDS", 0.1)
     with pytest.raises(InputError, match="no Dask scheduler answers there"), on_dask(f"tcp://127.0.0.1:{free_port()}"):
         pass
 

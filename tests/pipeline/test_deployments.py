@@ -104,6 +104,7 @@ def newest_pipeline(workspace: Path) -> Any:
     return next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
 
 
+@pytest.mark.usefixtures("copied")
 def test_only_missing_steps_run_by_deployment(first, workspace, deployments, monkeypatch):
     runs, lines = deployments(), []
     monkeypatch.delenv("ALPRO_COMMAND_LINE", raising=False)

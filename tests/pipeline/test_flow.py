@@ -237,6 +237,7 @@ def test_the_headline_scores_have_short_names_that_come_first(first, workspace):
     assert "entities" in scores["train_prompter"]
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_changed_pretraining_value_reruns_pretraining_and_what_follows(first, workspace):
     changed = alpro(TINY, changes=["pretrain.lr=5e-4"], workspace=str(workspace))
     made = {name for name, run in newest(workspace).items() if not was_cached(run)}
@@ -244,6 +245,7 @@ def test_a_changed_pretraining_value_reruns_pretraining_and_what_follows(first, 
     assert {name for name in first if changed[name] != first[name]} == made
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_deleted_artifact_is_built_again_when_a_step_needs_it(first, workspace):
     weights = Path(first["cache_prompts"]) / "prompts.safetensors"
     before = weights.read_bytes()
