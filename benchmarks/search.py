@@ -6,9 +6,6 @@ Writes an index of random embeddings, opens it again for every query as `alpro m
 and compares the query with every embedding. The baseline reads the embeddings and sorts all similarities. A search also
 loads the model and encodes the text, and decodes the best clips to match them; these times do not depend on the number
 of clips, and `alpro model search` prints them.
-
-With `--clusters N`, embeddings and queries are around N random centers, as those of a trained model are around topics;
-without, they are random: the hardest case.
 """
 
 import argparse
@@ -37,16 +34,14 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=256, help="length of an embedding")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--queries", type=int, default=20)
-    parser.add_argument("--clusters", type=int, default=0, help="centers of the embeddings (default: 0, random ones)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     from threadpoolctl import threadpool_limits
 
     with tempfile.TemporaryDirectory() as temporary, threadpool_limits(arguments.threads):
         folder = Path(temporary)
-        centers = unit_rows(np.random.default_rng(2), arguments.clusters, arguments.dim)
-        write_index(folder, arguments.clips, arguments.dim, centers)
-        queries = embeddings(np.random.default_rng(1), arguments.queries, arguments.dim, centers)
+        write_index(folder, arguments.clips, arguments.dim)
+        queries = unit_rows(np.random.default_rng(1), arguments.queries, arguments.dim)
         figures = {name: timed(method, folder, queries) for name, method in METHODS.items()}
     baseline = figures["read and sort"]["median"]
     print(f"{arguments.clips:,} clips, embeddings of {arguments.dim}, {arguments.threads} threads of {os.cpu_count()}")
@@ -62,22 +57,13 @@ def unit_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-def embeddings(rng: np.random.Generator, rows: int, dim: int, centers: np.ndarray) -> np.ndarray:
-    """Unit vectors around centers, at a cosine of about 0.7 to theirs; random ones without centers."""
-    noise = unit_rows(rng, rows, dim)
-    if not len(centers):
-        return noise
-    values = centers[rng.integers(len(centers), size=rows)] + noise
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
-
-
-def write_index(folder: Path, clips: int, dim: int, centers: np.ndarray) -> None:
+def write_index(folder: Path, clips: int, dim: int) -> None:
     """Random embeddings of files that do not exist."""
     rng, parts = np.random.default_rng(0), []
     for start in range(0, clips, PART):
         count = min(PART, clips - start)
         part = IndexPart(name=f"part{start}", clips=count, rejects=0)
-        np.save(folder / f"{part.name}.npy", embeddings(rng, count, dim, centers))
+        np.save(folder / f"{part.name}.npy", unit_rows(rng, count, dim))
         rows = [
             {"id": f"clip-{n:07}", "path": f"/videos/{n % 1000:03}/clip-{n:07}.mp4", "kind": "video", "identity": "1 2"}
             for n in range(start, start + count)

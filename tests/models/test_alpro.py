@@ -178,7 +178,7 @@ def test_the_temperature_is_clamped(tiny: ModelConfig, learned: float, used: flo
 def test_activation_checkpointing_gives_equal_gradients_in_text_and_fusion(
     tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor
 ):
-    config = tiny.model_copy(update={"text": tiny.text.model_copy(update={"dropout": 0.2})})
+    config = tiny.model_copy(update={"text": tiny.text.model_copy(update={"dropout": 0.2, "depth": 4})})
     model = Alpro(config, answers=ANSWERS).train()
     gradients = []
     for checkpointed in (False, True):

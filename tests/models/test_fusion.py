@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig
 
@@ -84,18 +84,3 @@ def test_the_last_layer_computes_only_the_selected_positions(model: Alpro, pairs
         layer.mlp.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[:2].numel()))
     model.fuse_at([torch.tensor(positions) for positions in GROUPS["two groups"]], *pairs)
     assert rows == [6 * (LENGTH + PATCHES)] * (len(rows) - 2) + [2 * 4, 4 * 1]
-
-
-def test_activation_checkpointing_gives_equal_gradients_at_selected_positions(
-    tiny: ModelConfig, pairs: tuple[Tensor, ...]
-):
-    model = Alpro(tiny.model_copy(update={"text": tiny.text.model_copy(update={"dropout": 0.2, "depth": 4})})).train()
-    read = [torch.tensor(positions) for positions in GROUPS["two groups"]]
-    gradients = []
-    for checkpointed in (False, True):
-        model.multimodal_encoder.layers.checkpoint_activations = checkpointed
-        model.zero_grad()
-        torch.manual_seed(1)  # the same dropout
-        torch.cat([x.flatten() for x in model.fuse_at(read, *pairs)]).square().mean().backward()
-        gradients.append(nn.utils.parameters_to_vector([p.grad for p in model.multimodal_encoder.parameters()]))
-    assert torch.equal(*gradients)

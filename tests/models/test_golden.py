@@ -7,11 +7,9 @@ again; do so only for a change that the oracle test has verified.
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
-from alpro.models import attention, text, timesformer
 from alpro.models.alpro import Alpro, ModelConfig, crop
 from tests.test_oracle import uniform, weight
 
@@ -55,52 +53,12 @@ def compute() -> dict[str, Tensor]:
     }
 
 
-def differences() -> dict[str, float]:
+def test_a_small_model_computes_the_recorded_numbers():
     with np.load(FILE) as file:
         golden = dict(file)
     computed = compute()
     assert computed.keys() == golden.keys()
-    return {name: float(np.abs(value.numpy() - golden[name]).max()) for name, value in computed.items()}
-
-
-def test_a_small_model_computes_the_recorded_numbers():
-    assert {name: value for name, value in differences().items() if not value < 1e-9} == {}
-
-
-def norm_with_another_eps(self: nn.LayerNorm, x: Tensor) -> Tensor:
-    return nn.functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, 1e-5)
-
-
-CHANGES = {
-    "another GELU": lambda patch: patch.setattr(
-        attention.F, "gelu", lambda x, gelu=nn.functional.gelu: gelu(x, approximate="tanh")
-    ),
-    "the epsilon of a norm": lambda patch: patch.setattr(nn.LayerNorm, "forward", norm_with_another_eps),
-    "no norm before the MLP of a video block": lambda patch: patch.setattr(
-        timesformer.Block, "__init__", without(timesformer.Block.__init__, "norm2")
-    ),
-    "pre-norm text layers": lambda patch: patch.setattr(text.Layer, "forward", pre_norm),
-}
-
-
-def without(init, norm: str):
-    def call(self, *args):
-        init(self, *args)
-        getattr(self, norm).forward = lambda x: x
-
-    return call
-
-
-def pre_norm(self, x, mask, positions=None):
-    queries = None if positions is None else x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
-    x = (x if queries is None else queries) + self.attention(self.norm1(x), mask, queries)
-    return x + self.mlp(self.norm2(x))
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_small_change_of_the_model_is_detected(change, monkeypatch):
-    CHANGES[change](monkeypatch)
-    assert max(differences().values()) > 1e-7
+    assert [name for name, value in computed.items() if not np.abs(value.numpy() - golden[name]).max() < 1e-9] == []
 
 
 if __name__ == "__main__":
