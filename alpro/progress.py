@@ -1,6 +1,7 @@
 """Progress bars on a terminal, and a plain line every few seconds elsewhere. Short tasks show nothing."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from alpro.log import log
 
+PLAIN = "ALPRO_PLAIN_PROGRESS"  # environment variable: 1 while stages run side by side, whose bars would overlap
 QUIET_SECONDS = 2.0  # shorter tasks show nothing
 LINE_SECONDS = 15.0  # between plain lines
 SPEED_SECONDS = 600.0  # of which a bar computes the time left: a step may take minutes
@@ -21,7 +23,8 @@ def progress(what: str, total: int | None, unit: str, done: int = 0) -> Abstract
     """
     if not log.isEnabledFor(logging.INFO):
         return nullcontext(lambda n=1, note="": None)
-    return bar(what, total, unit, done) if sys.stderr.isatty() else lines(what, total, unit, done)
+    plain = os.environ.get(PLAIN) == "1" or not sys.stderr.isatty()
+    return lines(what, total, unit, done) if plain else bar(what, total, unit, done)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 import alpro.progress
 from alpro import log as log_module
 from alpro.log import TIMES, log, set_level
-from alpro.progress import progress
+from alpro.progress import PLAIN, progress
 
 
 class Terminal(io.StringIO):
@@ -23,6 +23,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch):
     """The time that `alpro.progress` sees: a list with one number."""
+    monkeypatch.delenv(PLAIN, raising=False)
     now = [100.0]
     monkeypatch.setattr(alpro.progress.time, "monotonic", lambda: now[0])
     return now
@@ -82,6 +83,14 @@ def test_a_terminal_has_a_bar_with_the_time_left(clock, monkeypatch):
     assert "decoding" in shown
     assert "/12" in shown
     assert re.search(r"0:\d\d:\d\d", shown)
+
+
+def test_stages_side_by_side_have_lines_on_a_terminal_too(clock, monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv(PLAIN, "1")
+    work(clock)
+    assert screen.getvalue().splitlines()[-1] == "decoding: 12 of 12 items, 120 s, 1 s left, note 11"
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -16,6 +16,7 @@ from alpro.pipeline.flows.tasks import announce, make, make_by_deployment, make_
 from alpro.pipeline.plan.steps import required
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.pipeline.tracking.stage_runs import step_title
+from alpro.progress import PLAIN
 from alpro.stages import EVALUATIONS, STAGES, WITH_MODEL
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.execution.interface import Interrupted
@@ -82,6 +83,7 @@ class Schedule:
                 ready.append(step)
         if self.session.passed is None:  # otherwise the work pools of the deployments limit it
             ready = ready[: max(0, self.session.resources.max_stages - len(self.running))]
+        os.environ[PLAIN] = str(int(len(self.running) + len(ready) > 1))
         models = [step for step in (*self.running.values(), *ready) if step.stage in WITH_MODEL]
         for step in ready:
             # Two models with all threads each would wait for each other's threads.

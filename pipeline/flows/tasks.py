@@ -41,6 +41,11 @@ from alpro.stages.execution.stop import STOP
 workers.open_cluster = on_dask  # stages do not know Prefect
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 CANCEL_TRIES = 10  # if Prefect's server does not answer
+VALIDATED = {
+    "validation/vtc/t2v/R1": "validation R@1",
+    "validation/t2v/R1": "validation R@1",
+    "validation/qa/acc": "validation accuracy",
+}
 RETRY_SECONDS = [5.0, 20.0]  # before a data stage runs again after a failure of a disk or a network
 
 
@@ -121,8 +126,14 @@ def find_or_build(session: Session, step: Step) -> State | None:
             log_result(tracker, result, run, session.parent)
         append(session, result)
         share(store, step)
-    announce(f"{step.name}: done in {record['run']['seconds']:.0f} s")
+    announce(done_line(step, record))
     return None
+
+
+def done_line(step: Step, record: dict[str, Any]) -> str:
+    """How long a stage took, and its score on the validation split, if it has one."""
+    scores = [f", {name} {record['metrics'][key]:.1f} %" for key, name in VALIDATED.items() if key in record["metrics"]]
+    return f"{step.name}: done in {record['run']['seconds']:.0f} s{''.join(scores[:1])}"
 
 
 def share(store: Store, step: Step) -> None:
@@ -183,7 +194,7 @@ def build_by_deployment(session: Session, step: Step) -> None:
         append(session, result)
     else:  # the deployment has shown the metrics on its page
         session.results.append(result)
-    announce(f"{step.name}: done in {record['run']['seconds']:.0f} s")
+    announce(done_line(step, record))
 
 
 def wait_for_run(run: FlowRun) -> State:

@@ -1,11 +1,13 @@
 """Which steps have to run, and which record stands for videos that are not on this machine."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 
 from alpro.pipeline.flows.schedule import Schedule
 from alpro.pipeline.plan.steps import recorded, required
+from alpro.progress import PLAIN
 
 
 def step(name: str, *inputs: SimpleNamespace) -> SimpleNamespace:
@@ -52,6 +54,7 @@ def test_the_newest_record_of_the_same_videos_is_taken():
 )
 def test_models_side_by_side_share_the_cores(running, waiting, started, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setenv(PLAIN, "")
     session = SimpleNamespace(passed=None, resources=SimpleNamespace(max_stages=2), threads={})
     schedule = object.__new__(Schedule)
     schedule.session, schedule.failures, seen = session, {}, []
@@ -59,4 +62,5 @@ def test_models_side_by_side_share_the_cores(running, waiting, started, monkeypa
     schedule.waiting = [SimpleNamespace(stage=name, name=name, inputs={}) for name in waiting]
     schedule.start = lambda one: seen.append(one.name)
     schedule.start_ready()
+    assert os.environ[PLAIN] == str(int(len(running) + len(seen) > 1))
     assert {name: session.threads.get(name, 0) for name in seen} == started

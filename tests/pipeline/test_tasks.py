@@ -197,3 +197,9 @@ def test_a_pipeline_that_stops_cancels_its_deployments_also_if_the_server_is_dow
 def test_a_message_is_never_empty():
     assert failed(OSError()).message == "OSError"
     assert isinstance(failed(InputError("x")), type(Failed()))
+
+
+def test_a_finished_training_says_its_score():
+    record = {"run": {"seconds": 12.4}, "metrics": {"validation/t2v/R1": 61.04, "validation/mean_recall": 70.0}}
+    assert tasks.done_line(SimpleNamespace(name="pretrain"), record) == "pretrain: done in 12 s, validation R@1 61.0 %"
+    assert tasks.done_line(SimpleNamespace(name="x"), {**record, "metrics": {}}) == "x: done in 12 s"
