@@ -180,7 +180,10 @@ def test_failed_requests_are_retried_unless_missing_or_forbidden(memory, tmp_pat
         with local_copy(place) as path:
             return path.read_bytes()
 
-    for read, method in ((lambda: read_bytes(place), "cat_file"), (copied, "get_file")):
+    def ranged() -> bytes:
+        return read_range(place, 0, len(CONTENT))
+
+    for read, method in ((lambda: read_bytes(place), "cat_file"), (ranged, "cat_file"), (copied, "get_file")):
         for errors, kind, times in (
             ([TimeoutError("slow"), RuntimeError("lost"), None], None, 3),
             ([RuntimeError("lost")], OSError, 3),
