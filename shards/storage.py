@@ -30,7 +30,6 @@ from fsspec.implementations.local import LocalFileSystem
 from alpro.credentials import clean_url, has_credentials, without_secrets_of
 from alpro.errors import InputError
 from alpro.files import atomic_write, make_folder
-from alpro.shards import forks  # noqa: F401
 
 Location = Path | str
 Answer = TypeVar("Answer")
@@ -184,6 +183,23 @@ def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
     except ValueError as error:
         message = without_secrets_of(_line(error), location)
         raise InputError(f"{clean_url(location)}: {message}; see fsspec's documentation") from error
+
+
+def _keep_connections() -> None:
+    """Before a fork, by which loading processes start: the child keeps the file systems that it inherits.
+
+    fsspec would drop them there, which closes their connections, and also removes them from the selector of the event
+    loop, which both processes share: the parent would wait for its next answer without end.
+    """
+    _kept.clear()
+    classes = [fsspec.AbstractFileSystem]
+    for cls in classes:
+        classes += cls.__subclasses__()
+        _kept.extend(vars(cls).get("_cache", {}).values())
+
+
+_kept: list[fsspec.AbstractFileSystem] = []
+os.register_at_fork(before=_keep_connections)
 
 
 @contextmanager

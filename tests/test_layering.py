@@ -23,7 +23,7 @@ ONLY_IN = {  # packages that one room or file may import
     "av": ("shards/decoding/pyav_decoder.py", "stages/render_sample.py"),
     "ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "imageio_ffmpeg": "shards/decoding/ffmpeg_binary.py",
-    "fsspec": ("shards/storage.py", "shards/forks.py"),
+    "fsspec": "shards/storage.py",
     "gradio": "pipeline/demo/",
 }
 
