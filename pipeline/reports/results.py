@@ -169,7 +169,8 @@ def printed_table(rows: list[dict[str, Any]]) -> ResultTable | None:
         ]
         for row in chosen
     ]
-    return ResultTable("Results", ["", "", "score", "chance"], lines, note_of(chosen))
+    brackets = " [95 %]" if any(row["low"] is not None for row in chosen) else ""
+    return ResultTable("Results", ["", "", f"score{brackets}", "chance"], lines, few_videos_note(chosen))
 
 
 def overlap_note(row: dict[str, Any]) -> str:
@@ -178,17 +179,20 @@ def overlap_note(row: dict[str, Any]) -> str:
 
 
 def note_of(rows: list[dict[str, Any]]) -> str:
-    """What a reader of scores has to know: what the brackets are, and a warning if there are few test videos. Of the
-    directions of retrieval, that with the queries of fewer videos counts; not the rows of subsets."""
-    brackets = (
-        "In brackets: 95 % bootstrap interval over test videos." if any(r["low"] is not None for r in rows) else ""
-    )
+    """What a reader of scores has to know: what the brackets are, and a warning if there are few test videos."""
+    brackets = "In brackets: 95 % bootstrap interval over test videos."
+    return " ".join(filter(None, (any(r["low"] is not None for r in rows) and brackets, few_videos_note(rows))))
+
+
+def few_videos_note(rows: list[dict[str, Any]]) -> str:
+    """A warning if there are few test videos. Of the directions of retrieval, that with the queries of fewer videos
+    counts; not the rows of subsets."""
     whole: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["items"] > whole.get(row["direction"], {"items": 0})["items"]:
             whole[row["direction"]] = row
     fewest = min(whole.values(), key=lambda row: row["independent_videos"])
-    return " ".join(filter(None, (brackets, small_sample_note(fewest["videos"], fewest["independent_videos"]))))
+    return small_sample_note(fewest["videos"], fewest["independent_videos"])
 
 
 def small_sample_note(videos: int, independent: float) -> str:

@@ -14,12 +14,12 @@ from rich.table import Table
 from alpro.artifact import read_record
 from alpro.pipeline.reports.results import ResultTable, printed_table, results, tables
 
-MAX_WARNINGS = 3  # that are printed below the results; the report has all
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 
 
 def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_json: bool = False) -> None:
-    """Prints the main results, if there are any, and where the report, pictures and artifacts are, on one screen."""
+    """Prints the main results, if there are any, how many warnings the stages have, and where the rest is: at most 14
+    lines of 80 columns after an evaluation."""
     listed = [(name, folder, record, False) for name, folder in folders.items() if (record := read_record(folder))]
     if as_json:
         artifacts = {
@@ -30,24 +30,32 @@ def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_js
         print(json.dumps(values, indent=1, ensure_ascii=False))
         return
     rows = results(listed)
-    for table in [few] if (few := printed_table(rows)) else tables(rows):
-        print_result_table(table)
+    if few := printed_table(rows):
+        table = Table("", "", box=None, pad_edge=False)
+        for head in few.heads[2:]:
+            table.add_column(head, justify="right", no_wrap=True)
+        for line in few.lines:
+            table.add_row(*line)
+        console.print(table)
+        if few.note:
+            print_line(few.note)
+    else:
+        for other in tables(rows):
+            print_result_table(other)
     if not rows and listed:
         name, folder, record, _ = listed[-1]
         console.print(f"{name}: {folder}", markup=False)
         for key, value in {**record["counts"], **record["metrics"]}.items():
             console.print(f"  {key}: {value:g}")
-    warnings = [f"warning: {name}: {line}" for name, _, record, _ in listed for line in record.get("warnings", [])]
-    for line in warnings[:MAX_WARNINGS]:
-        print_line(line)
-    if len(warnings) > MAX_WARNINGS:
-        print_line(f"{len(warnings) - MAX_WARNINGS} more warnings are in the report")
+    counts = {name: len(record.get("warnings", [])) for name, _, record, _ in listed}
+    if total := sum(counts.values()):
+        stages = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        print_line(f"warnings: {total} ({stages}), below the tables of the report")
     where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
     if report.is_file():  # of this stage, or of a run that had anything to do
-        what = f"report with all {len(rows)} scores (as JSON: --json)" if rows else "report"
-        console.print(f"{what}: {report}", markup=False)
-    console.print(f"curves, pictures and comparison: alpro ui{where}", markup=False)
-    console.print(f"artifacts: alpro artifacts ls{where}", markup=False)
+        what = f"all {len(rows)} scores (as JSON: --json)" if rows else "report"
+        print_line(f"{what}: {report}")
+    print_line(f"curves, pictures and comparison: alpro ui{where}")
 
 
 def print_result_table(results: ResultTable) -> None:

@@ -103,6 +103,19 @@ def test_the_controls_are_explained(page, artifacts_of_a_run, tmp_path):
     assert re.findall(r"<li><b>(.*?)</b>: (.*)</li>", notes) == [("text only", CONTROLS["text_only"].meaning)]
 
 
+def test_warnings_are_counted_above_the_tables_and_listed_below_them(page, artifacts_of_a_run, tmp_path):
+    assert "Warnings</h2>" not in page
+    artifacts_of_a_run[3][2]["warnings"] = ["a <control> is above chance", "few items"]
+    page = write_report(tmp_path / "reports" / "mine.html", MINE, artifacts_of_a_run).read_text("utf-8")
+    above, _, below = page.partition("Question answering</h2>")
+    assert '<a href="#warnings">2 warnings</a> below the tables' in above
+    listed = below.partition('<h2 id="warnings">Warnings</h2>')[2].partition("</ul>")[0]
+    assert re.findall("<li>(.*?)</li>", listed) == [
+        "evaluate: a &lt;control&gt; is above chance",
+        "evaluate: few items",
+    ]
+
+
 def test_rejects_have_their_reasons_below_their_stage(page):
     decoding, others = page.partition("<h2>decode_videos</h2>")[2].split("<h2>", 1)
     assert re.findall(r"<li>(.*?)</li>", decoding) == ["7 x unreadable", "3 x no text"]
