@@ -180,8 +180,9 @@ def overlap_note(row: dict[str, Any]) -> str:
 
 def note_of(rows: list[dict[str, Any]]) -> str:
     """What a reader of scores has to know: what the brackets are, and a warning if there are few test videos."""
-    brackets = "In brackets: 95 % bootstrap interval over test videos."
-    return " ".join(filter(None, (any(r["low"] is not None for r in rows) and brackets, few_videos_note(rows))))
+    intervals = any(row["low"] is not None for row in rows)
+    brackets = "In brackets: 95 % bootstrap interval over test videos." if intervals else ""
+    return " ".join(filter(None, (brackets, few_videos_note(rows))))
 
 
 def few_videos_note(rows: list[dict[str, Any]]) -> str:

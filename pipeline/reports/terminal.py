@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,13 @@ def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_js
         console.print(f"{name}: {folder}", markup=False)
         for key, value in {**record["counts"], **record["metrics"]}.items():
             console.print(f"  {key}: {value:g}")
-    counts = {name: len(record.get("warnings", [])) for name, _, record, _ in listed}
-    if total := sum(counts.values()):
-        stages = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
-        print_line(f"warnings: {total} ({stages}), below the tables of the report")
+    warnings = [(name, line) for name, _, record, _ in listed for line in record.get("warnings", [])]
+    if warnings and few and report.is_file():
+        stages = ", ".join(f"{name} {count}" for name, count in Counter(name for name, _ in warnings).items())
+        print_line(f"warnings: {len(warnings)} ({stages}), below the tables of the report")
+    else:
+        for name, line in warnings:
+            print_line(f"warning: {name}: {line}")
     where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
     if report.is_file():  # of this stage, or of a run that had anything to do
         what = f"all {len(rows)} scores (as JSON: --json)" if rows else "report"

@@ -225,10 +225,17 @@ def test_a_table_wider_than_the_terminal_is_continued_below(width, tables, monke
 def test_without_results_the_last_stage_is_printed(tmp_path, capsys, monkeypatch):
     first = artifact(tmp_path / "artifacts", "decode_videos", "decode_videos clips", "a", 1, {}, counts={"samples": 9})
     last = artifact(
-        tmp_path / "artifacts", "pretrain", "pretrain", "b", 2, {}, counts={"steps": 600}, metrics={"loss": 0.123456789}
-    )
+        tmp_path / "artifacts", "pretrain", "pretrain", "b", 2, {}, counts={"steps": 600}, metrics={"loss": 0.12345678},
+        warnings=["3 of 9 captions are cut", "loss_vtc ended at chance"],
+    )  # fmt: skip
     console.print_results({"decode_videos clips": first, "pretrain": last}, tmp_path, tmp_path / "reports" / "run.html")
-    assert capsys.readouterr().out.splitlines()[:3] == [f"pretrain: {last}", "  steps: 600", "  loss: 0.123457"]
+    assert capsys.readouterr().out.splitlines()[:5] == [
+        f"pretrain: {last}",
+        "  steps: 600",
+        "  loss: 0.123457",
+        "warning: pretrain: 3 of 9 captions are cut",
+        "warning: pretrain: loss_vtc ended at chance",
+    ]
 
 
 def test_in_the_default_workspace_the_commands_are_short(tmp_path, capsys, monkeypatch):
