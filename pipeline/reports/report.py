@@ -105,8 +105,8 @@ def unbuilt(step: StepSummary) -> dict[str, Any]:
 def duration(seconds: float) -> str:
     """A time as people write it.
 
-    >>> [duration(s) for s in (20.24, 125, 7300)]
-    ['20.2 s', '2 min 5 s', '2 h 1 min']
+    >>> [duration(s) for s in (20.24, 119.9, 120, 125, 7200)]
+    ['20.2 s', '119.9 s', '2 min 0 s', '2 min 5 s', '2 h 0 min']
     """
     if seconds < 120:
         return f"{seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""The results of a pipeline as tables, for the terminal, the report and Prefect's page."""
+"""The results of a pipeline as tables, for the terminal and the report."""
 
 import math
 from collections.abc import Callable
@@ -229,13 +229,3 @@ def shown_score(row: dict[str, Any]) -> str:
 def signed(difference: float) -> str:
     """A difference with its sign; 0 is +0.0, also if rounding gives it a minus."""
     return f"{round(difference, 1) + 0.0:+.1f}"
-
-
-def results_markdown(artifacts: list[Listed]) -> str:
-    """The results as Markdown tables; empty if nothing was evaluated."""
-    parts = []
-    for table in tables(results(artifacts)):
-        rule = ["---", "---", *["---:"] * (len(table.heads) - 2)]
-        lines = "\n".join(f"| {' | '.join(line)} |" for line in [table.heads, rule, *table.lines])
-        parts += [f"**{table.title}**", lines, *filter(None, [table.note])]
-    return "\n\n".join(parts)

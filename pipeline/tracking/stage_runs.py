@@ -109,15 +109,12 @@ def log_artifact(tracker: Tracker, result: StageResult, run: Run, step: int) -> 
     }
     tracker.evaluated(run, filter(None, models.values()))
     for name, model in models.items():
-        own = (
-            {key: value for key, value in values.items() if key.partition("/")[2].startswith(evaluations[name])}
-            if model
-            else {}
-        )
+        if not model:
+            continue
+        own = {key: value for key, value in values.items() if key.partition("/")[2].startswith(evaluations[name])}
         corpus = result.step.inputs.get(getattr(result.step.config, "qa" if name == "qa" else "retrieval", ""))
         if own:
-            tracker.metrics(run, own, step, logged(model, *filter(None, [corpus])))
-            tracker.metrics(run, headlines(own), step, logged(model, *filter(None, [corpus])))
+            tracker.metrics(run, own | headlines(own), step, logged(model, *filter(None, [corpus])))
         values = {key: value for key, value in values.items() if key not in own}
     tracker.metrics(run, headlines(values) | values if result.step.stage in EVALUATIONS else values, step)
 
@@ -216,9 +213,10 @@ def numbers(result: StageResult) -> dict[str, float]:
 def parent_numbers(result: StageResult) -> dict[str, float]:
     """A stage's metrics in the pipeline's run: those of an evaluation as they are, with the headline scores, others
     under the stage's name. MLflow sorts charts by name, so the names of the latter sort after test/."""
-    prefix = "" if result.step.stage in EVALUATIONS else f"training/{result.step.stage}/"
-    metrics = {f"{prefix}{name}": value for name, value in result.record["metrics"].items()}
-    return headlines(metrics) | metrics if result.step.stage in EVALUATIONS else metrics
+    metrics = result.record["metrics"]
+    if result.step.stage in EVALUATIONS:
+        return headlines(metrics) | metrics
+    return {f"training/{result.step.stage}/{name}": value for name, value in metrics.items()}
 
 
 def run_tags(commit: str, step: Step | None = None) -> dict[str, str]:

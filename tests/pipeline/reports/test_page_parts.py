@@ -8,16 +8,8 @@ import pytest
 from alpro.files import write_json
 from alpro.pipeline.reports.data_card import data_tables
 from alpro.pipeline.reports.differences import differences
-from alpro.pipeline.reports.report import duration
 from alpro.pipeline.reports.results import Listed
 from alpro.pipeline.store import hardware
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (119.9, "119.9 s"), (120, "2 min 0 s"), (7200, "2 h 0 min")]
-)
-def test_times(seconds, text):
-    assert duration(seconds) == text
 
 
 @pytest.fixture

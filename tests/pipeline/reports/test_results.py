@@ -12,7 +12,6 @@ from alpro.pipeline.reports.comparison import comparison_table
 from alpro.pipeline.reports.results import (
     ResultTable,
     results,
-    results_markdown,
     small_sample_note,
     tables,
 )
@@ -228,22 +227,3 @@ def test_results_are_those_of_every_evaluation(rows, tmp_path):
     listed: list[tuple[str, Path, dict[str, Any], bool]] = [(s, tmp_path / s, {"stage": s}, False) for s in stages]
     assert results(listed) == rows
     assert results(listed[:1]) == []
-    assert results_markdown(listed[:1]) == ""
-
-
-def test_markdown_has_the_lines_and_the_note(rows, tmp_path):
-    answers = [
-        row | {"items": 10, "videos": 10, "independent_videos": 10.0} for row in rows if row["name"].startswith("qa/")
-    ]
-    write_json(tmp_path / "results.json", answers)
-    assert results_markdown([("evaluate", tmp_path, {"stage": "evaluate"}, False)]).splitlines() == [
-        "**Question answering**",
-        "",
-        "|  |  | question answering | most frequent answer | items |",
-        "| --- | --- | ---: | ---: | ---: |",
-        "| all questions |  | 19.2 % | 20.8 % | 10 |",
-        "| what |  | 21.2 % | 22.8 % | 10 |",
-        "| how many |  | 23.2 % | 24.8 % | 10 |",
-        "",
-        "Only 10 test videos: differences of less than 31 points are noise.",
-    ]
