@@ -6,7 +6,7 @@ so it does not exist: what is not listed is not found. Pages of other sites are 
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,25 +42,16 @@ MEDIA_TYPES = {".webm": "video/webm", ".webp": "image/webp", ".jpg": "image/jpeg
 def media_app(media: Media) -> Starlette:
     """Serves /media/KIND/NAME (the file, if browsers may play it), .../preview and .../frame."""
 
-    async def original(request: Request) -> Response:
-        return await run_in_threadpool(respond, key(request), media.original)
+    def route(end: str, find: Callable[[str], Any]) -> Route:
+        async def answer(request: Request) -> Response:
+            return await run_in_threadpool(respond, "{kind}/{name}".format(**request.path_params), find)
 
-    async def preview(request: Request) -> Response:
-        return await run_in_threadpool(respond, key(request), media.preview)
+        return Route(f"/media/{{kind}}/{{name}}{end}", answer)
 
-    async def frame(request: Request) -> Response:
-        return await run_in_threadpool(respond, key(request), media.frame)
-
-    def key(request: Request) -> str:
-        return f"{request.path_params['kind']}/{request.path_params['name']}"
-
-    address = "/media/{kind}/{name}"
-    return Starlette(
-        routes=[Route(address, original), Route(f"{address}/preview", preview), Route(f"{address}/frame", frame)]
-    )
+    return Starlette(routes=[route("", media.original), route("/preview", media.preview), route("/frame", media.frame)])
 
 
-def respond(key: str, find: Any) -> Response:
+def respond(key: str, find: Callable[[str], Any]) -> Response:
     """A file, in ranges if the browser wants them."""
     try:
         found = find(key)
