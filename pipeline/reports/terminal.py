@@ -20,7 +20,7 @@ console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=True)
 
 def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_json: bool = False) -> None:
     """Prints the main results, if there are any, how many warnings the stages have, and where the rest is: at most 14
-    lines of 80 columns after an evaluation."""
+    lines after an evaluation, and one more if there are few test videos."""
     listed = [(name, folder, record, False) for name, folder in folders.items() if (record := read_record(folder))]
     if as_json:
         artifacts = {
