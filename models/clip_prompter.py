@@ -117,12 +117,13 @@ def is_clip(folder: Path) -> bool:
         return False
 
 
-def load_clip(name: str, device: torch.device | str = "cpu") -> ClipFolder:
+def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_prompts.prompter") -> ClipFolder:
     """Loads a CLIP or SigLIP with its tokenizer and normalization, in float32 and eval mode.
 
-    name: a hub name or a folder. Raises InputError if it is not available, not readable, or another kind of model.
+    name: a hub name or a folder; key: of the configuration, for messages. Raises InputError if it is not available, not
+    readable, or another kind of model.
     """
-    where = f"prompter = {name!r}"
+    where = f"{key.rpartition('.')[2]} = {name!r}"
     try:
         from transformers import AutoConfig, AutoModel, AutoTokenizer
         from transformers.image_processing_base import ImageProcessingMixin
@@ -155,7 +156,7 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> ClipFolder:
         raise InputError(
             f"{where}: no such folder, and not available from the cache or the hub {cause}; on a machine with a "
             f"network run 'hf download {name} --local-dir FOLDER', copy the folder here, and set "
-            "cache_prompts.prompter to its path"
+            f"{key} to its path"
         ) from error
     prompter = ClipPrompter(model, preprocessing.mean, preprocessing.std).to(device)
     return ClipFolder("prompter", prompter, tokenizer, preprocessing)

@@ -214,7 +214,11 @@ def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
 
 
 def set_frames(model: DualEncoder, frames: int) -> None:
-    """Changes a model's number of frames in place; the time embedding is resized (nearest neighbour)."""
+    """Changes a model's number of frames in place; its time embedding, if any, is resized (nearest neighbor)."""
+    if not hasattr(model, "video_encoder"):
+        video = model.config.video.model_copy(update={"frames": frames})
+        model.config = model.config.model_copy(update={"video": video})
+        return
     encoder = model.video_encoder
     if frames == encoder.config.frames:
         return

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from alpro.models.clip_prompter import load_clip
+from alpro.models.folder import set_frames
 from alpro.progress import progress
 from alpro.shards.pictures import retrieval_picture
 from alpro.shards.reader import ShardReader
+from alpro.stages.encoding.encode import embed_texts, encode_videos, similarities
 from alpro.stages.evaluation.controls.columns import Value, in_subset
 from alpro.stages.evaluation.controls.settings import ControlsConfig, Name
 from alpro.stages.evaluation.controls.shortcuts import Answers, RetrievalControls, answers_under_controls
@@ -25,9 +28,9 @@ from alpro.stages.evaluation.metrics import (
 )
 from alpro.stages.evaluation.protocol import excluded, length_of, load_for_evaluation, protocol_of
 from alpro.stages.evaluation.qa import Questions, answer_logits
-from alpro.stages.evaluation.results import Results, add_rankers, evaluating
+from alpro.stages.evaluation.results import Results, add_rankers, add_retrieval, evaluating
 from alpro.stages.evaluation.retrieval import Gallery
-from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources
 from alpro.stages.vocabulary.nouns import load_tagger
 
 VERSION = f"8 {TABLE_VERSION}"
@@ -36,8 +39,14 @@ ANSWER_COLUMNS = ("id", "type", "question", "answer", "predicted", "probability"
 
 class Config(ControlsConfig):
     """Evaluation. The stage `zero_shot` uses the same keys, except `subsets`, `word_controls`, `controls`,
-    `contrasts`, `seed` and those of question answering."""
+    `contrasts`, `seed`, `baseline` and those of question answering."""
 
+    baseline: str = Field(
+        "",
+        description="a CLIP or SigLIP of transformers (hub name or folder) to compare retrieval with, by the mean "
+        "embedding of the frames; empty: none",
+        json_schema_extra=FILE_OR_NAME,
+    )
     subsets: dict[Name, dict[str, Value]] = Field(
         {},
         description="subsets of the test items by name, for which text-to-video retrieval is also reported: columns of "
@@ -81,8 +90,21 @@ def retrieval(config: Config, inputs: dict[str, Path], results: Results, device:
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
     scores, ranks, encoded = add_rankers(results, "fine-tuned", "retrieval", folder, gallery, config, device)
     add_subsets(results, config.subsets, gallery, ranks["t2v"], protocol_of(config, folder))
+    if config.baseline:
+        add_baseline(results, config, gallery, folder.model.config.video.frames, device)
     retrieval_pictures(gallery, scores, results.out)
     RetrievalControls(results, config, folder, gallery, *encoded, device).add()
+
+
+def add_baseline(results: Results, config: Config, gallery: Gallery, frames: int, device: torch.device) -> None:
+    """Retrieval by the similarity of a CLIP or SigLIP that averages the embeddings of as many frames as ours sees."""
+    baseline = load_clip(config.baseline, device, key="evaluate.baseline")
+    set_frames(baseline.model, frames)
+    texts = embed_texts(baseline.model, baseline.tokenizer, gallery.texts, 0, device)
+    videos = encode_videos(baseline.normalized(device), gallery.reader, gallery.numbers, device)
+    similarity = similarities(texts, videos.features).cpu().numpy()
+    protocol = protocol_of(config, baseline, by_similarity=True)
+    add_retrieval(results, "baseline: CLIP, frames averaged", "baseline", similarity, gallery, protocol=protocol)
 
 
 def add_subsets(

@@ -44,6 +44,8 @@ def write_report(path: Path, run: RunSummary, artifacts: list[Listed]) -> Path:
         facts=facts(run, artifacts),
         headlines=headline_scores(rows),
         scores=tables(rows),
+        without_baseline=any(row["table"] == "retrieval" for row in rows)
+        and not any(row["name"].startswith("baseline/") for row in rows),
         notes=[control for control in CONTROLS.values() if f"control: {control.label}" in shown],
         warnings=[f"{name}: {line}" for name, _, record, _ in artifacts for line in record.get("warnings", [])],
         data=data_tables(artifacts),

@@ -29,10 +29,10 @@ PRINTED = (
     "retrieval_vtc/t2v/R1",
     "retrieval/t2v/R10",
     "retrieval_single_frame/t2v/R1",
+    "baseline/t2v/R1",
     "qa/acc",
     "qa_text_only/acc",
     "entities/acc",
-    "entity_crops/acc",
 )
 
 

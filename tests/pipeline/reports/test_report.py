@@ -93,6 +93,16 @@ def test_the_headline_scores_are_first(page):
     assert places == sorted(places)
 
 
+def test_a_report_of_retrieval_says_how_to_add_a_baseline(page, artifacts_of_a_run, tmp_path):
+    assert "evaluate.baseline" not in page
+    (row, *_) = read_json(tmp_path / "evaluate" / "results.json")
+    row |= {"table": "retrieval", "direction": "t2v", "protocol": "all pairs"}
+    for name, expected in (("retrieval/t2v/R1", True), ("baseline/t2v/R1", False)):
+        write_json(tmp_path / "evaluate" / "results.json", [row | {"name": name}])
+        written = write_report(tmp_path / "reports" / "mine.html", MINE, artifacts_of_a_run).read_text("utf-8")
+        assert ("<code>evaluate.baseline = CLIP_FOLDER</code>" in written) is expected
+
+
 def test_the_controls_are_explained(page, artifacts_of_a_run, tmp_path):
     assert "What the controls show" not in page
     rows = read_json(tmp_path / "evaluate" / "results.json")

@@ -8,8 +8,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from alpro.errors import InputError
+from alpro.models.clip_prompter import load_clip
 from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate, zero_shot
 from alpro.stages.evaluate import add_contrasts, add_subsets
@@ -441,3 +443,32 @@ def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_pa
         {"score": "entities/acc", "id": "a", "text": "a ball", "value": 100.0},
         {"score": "entities/acc", "id": "b", "text": "a star", "value": 0.0},
     ]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_clip_with_averaged_frames_is_beside_ours(kind, clips_of_brightness, clip_folders, reading, tmp_path):
+    reading()
+    out = tmp_path / "out"
+    wanted = {"retrieval": "clips", "baseline": str(clip_folders[kind])}
+    rows = evaluated(evaluate, clips_of_brightness, out, ("retrieval",), **wanted)
+    assert rows["baseline/t2v/R1"]["what"] == "baseline: CLIP, frames averaged"
+    assert rows["baseline/t2v/R1"]["protocol"] == rows["retrieval_vtc/t2v/R1"]["protocol"] == "all pairs, 4 frames"
+    assert rows["baseline/v2t/R1"]["items"] == rows["retrieval/v2t/R1"]["items"] == 4
+
+    clip = load_clip(str(clip_folders[kind]))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.model.mean, clip.model.std))
+    gallery = Gallery.of(clips_of_brightness, "test")
+    texts = clip.model.embed_texts(clip.tokenizer, gallery.texts)
+    for row, text in zip(pq.read_table(out / "baseline_t2v.parquet").to_pylist(), texts, strict=True):
+        number = gallery.numbers[gallery.ids.index(row["id"])]
+        frames = torch.from_numpy(gallery.reader[number].frames([0, 2, 4, 6])).permute(0, 3, 1, 2) / 255
+        each = clip.model.clip.get_image_features(pixel_values=(frames - mean) / std).pooler_output
+        video = normalize(normalize(each, dim=-1).mean(0), dim=-1)
+        assert row["score"] == pytest.approx(float(video @ text), abs=1e-5)
+
+
+def test_a_baseline_that_is_no_clip_is_a_mistake(clips_of_brightness, reading, tmp_path):
+    reading()
+    wanted = {"retrieval": "clips", "baseline": str(tmp_path)}
+    with pytest.raises(InputError, match=r"baseline = .*: not readable as a CLIP or SigLIP"):
+        evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("retrieval",), **wanted)
