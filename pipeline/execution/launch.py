@@ -15,7 +15,7 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.log import TIMES, log
 from alpro.pipeline.execution.devices import VISIBLE, reserved, visible_devices
-from alpro.pipeline.execution.lifecycle import GRACE_SECONDS
+from alpro.pipeline.execution.lifecycle import GRACE_SECONDS, signal_group
 from alpro.pipeline.store.artifacts import Step, Store, check_inputs
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
@@ -58,14 +58,16 @@ def work(
     write_json(file, described)
     (out / "result.json").unlink(missing_ok=True)
     arguments = command(step.stage, file, resources)
-    announce = say or log.info
+
+    def announce(text: str) -> None:
+        (say or log.info)(f"{step.name}: {text}")
+
     if resources.nodes > 1 and step.stage in TRAININGS:
         by_hand = " ".join(["python", *arguments[1:-1], str(file.resolve())])
-        announce(f"{step.name}: start on each other node: {by_hand}")
+        announce(f"start on each other node: {by_hand}")
     count = resources.processes if step.stage in SEVERAL else 1
     locks = () if lock_file is None else (lock_file,)
-    waiting = partial(_announce_for, announce, step.name)
-    with reserved(visible_devices(resources), count, waiting) as (devices, more_locks):
+    with reserved(visible_devices(resources), count, announce) as (devices, more_locks):
         settings = {VISIBLE: ",".join(devices)} if devices else {}
         if threads and count == 1 and "OMP_NUM_THREADS" not in os.environ:
             settings["OMP_NUM_THREADS"] = str(threads)
@@ -102,10 +104,6 @@ def command(stage: str, file: Path, resources: Resources) -> list[str]:
     return [*torchrun, *meeting, f"--rdzv-id={file.parent.name}", *stage_run]
 
 
-def _announce_for(announce: Callable[[str], None], name: str, text: str) -> None:
-    announce(f"{name}: {text}")
-
-
 def run_group(
     arguments: list[str],
     locks: Sequence[int],
@@ -138,7 +136,7 @@ def run_group(
         reader = threading.Thread(target=_read_lines, args=(process, say), daemon=True)
         reader.start()
     try:
-        with stop.signals(partial(_signal_group, process)):
+        with stop.signals(partial(signal_group, process.pid)):
             status = process.wait()
     except BaseException:
         end_group(process)
@@ -146,24 +144,19 @@ def run_group(
     finally:
         if reader:
             reader.join(timeout=5)
-    _signal_group(process, signal.SIGKILL)  # whatever it left behind
+    signal_group(process.pid, signal.SIGKILL)  # whatever it left behind
     return status
 
 
 def end_group(process: subprocess.Popen) -> None:
     """Asks every process of the group to stop, waits for their checkpoint, then kills what is left."""
-    _signal_group(process, signal.SIGTERM)
+    signal_group(process.pid, signal.SIGTERM)
     try:
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)
     finally:
-        _signal_group(process, signal.SIGKILL)
+        signal_group(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # the group may be empty by now
-        os.killpg(process.pid, number)
 
 
 def _read_lines(process: subprocess.Popen, say: Callable[[str], None]) -> None:

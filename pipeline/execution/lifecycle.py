@@ -73,13 +73,13 @@ def run(command: Sequence[str]) -> int:
     program = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_this_process
     )
-    signal.signal(signal.SIGTERM, lambda *_: end_session(program.pid, signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda *_: signal_group(program.pid, signal.SIGTERM))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     end_after(input_ended, EXIT_SECONDS)
     try:
         return program.wait()
     finally:
-        end_session(program.pid, signal.SIGKILL)
+        signal_group(program.pid, signal.SIGKILL)
 
 
 def end_with_this_process() -> None:
@@ -89,7 +89,7 @@ def end_with_this_process() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
-def end_session(leader: int, number: signal.Signals) -> None:
+def signal_group(leader: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):  # the group is empty
         os.killpg(leader, number)
 

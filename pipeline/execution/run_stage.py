@@ -5,7 +5,6 @@ pipeline reads the result, or the input error that stopped the stage, from resul
 the artifact record. If a user starts the module, it writes the record itself. It needs neither Prefect nor MLflow.
 """
 
-import errno
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from alpro.errors import InputError
 from alpro.files import make_folder, read_json, write_json
 from alpro.pipeline.execution.lifecycle import PARENT_SECONDS, alive, end_after
 from alpro.pipeline.store.artifacts import check_inputs, fingerprint, stopwatch, write_record
-from alpro.shards.storage import located
+from alpro.shards.storage import DISK_FULL, located
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
 
 ORPHAN_SECONDS = 30.0  # time for a process to stop by itself after its parent has ended
@@ -62,14 +61,12 @@ def main(arguments: list[str]) -> int:
             check_inputs(work["inputs"].values())
         with stopwatch(out) if standalone else nullcontext(float) as seconds:
             outcome = run(work)
-    except InputError as error:
-        if write_first_result(file.with_name("result.json"), {"error": str(error)}):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_INPUT_ERROR
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        message = f"{error.filename or out}: {error.strerror}; free some disk space and run again to resume"
+    except (InputError, OSError) as error:
+        message = str(error)
+        if isinstance(error, OSError):
+            if error.errno not in DISK_FULL:
+                raise
+            message = f"{error.filename or out}: {error.strerror}; free some disk space and run again to resume"
         if write_first_result(file.with_name("result.json"), {"error": message}):
             print(f"error: {message}", file=sys.stderr, flush=True)
         return EXIT_INPUT_ERROR

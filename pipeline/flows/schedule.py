@@ -71,6 +71,8 @@ class Schedule:
     def start_ready(self) -> None:
         """Starts the steps whose inputs exist, in order, within the limit; drops those whose inputs failed."""
         ready: list[Step] = []
+        # `waiting` is in the order of the plan, where inputs come first: a failure reaches all that depends on it in
+        # this one pass.
         for step in list(self.waiting):
             inputs = [other.name for other in step.inputs.values()]
             failed = [name for name in inputs if name in self.failures]
@@ -83,6 +85,7 @@ class Schedule:
                 ready.append(step)
         if self.session.passed is None:  # otherwise the work pools of the deployments limit it
             ready = ready[: max(0, self.session.resources.max_stages - len(self.running))]
+        # Progress bars of several stages would overwrite each other: they print lines. Their processes read this, too.
         os.environ[PLAIN] = str(int(len(self.running) + len(ready) > 1))
         models = [step for step in (*self.running.values(), *ready) if step.stage in WITH_MODEL]
         for step in ready:

@@ -187,6 +187,7 @@ def build_by_deployment(session: Session, step: Step) -> None:
             "the workers must share the workspace, or resources.artifacts"
         )
     result = StageResult(step, session.store.folder(step), record, cached=False)
+    # The worker that built it may log to an MLflow store of its own machine, where this one's users do not look.
     if not session.tracker.has_run(record["run"].get("mlflow_run", "")):
         log_remote_result(
             session.tracker, result, session.parent, about_run(run_tags(session.commit, step)), session.store
@@ -201,6 +202,8 @@ def wait_for_run(run: FlowRun) -> State:
     """Waits for the end of a deployment's run and returns its state. Cancels the run if the pipeline stops. If the
     server does not answer, the run continues, and so does the waiting. Raises StageFailed if the run is deleted."""
     state, unreachable = None, False
+    # Not `run_deployment(timeout=None)`: it does not wake up when the pipeline stops, and one request that fails while
+    # the server restarts would end days of waiting.
     with get_client(sync_client=True) as client:
         while True:
             try:
@@ -211,6 +214,7 @@ def wait_for_run(run: FlowRun) -> State:
                 if not unreachable:
                     announce(f"Prefect's server does not answer ({type(error).__name__}); {run.name} continues")
                 unreachable = True
+            # A worker that ends leaves its run as AwaitingRetry, which is not final: the next worker continues it.
             if state and state.is_final():
                 return state
             try:
@@ -257,15 +261,9 @@ def at_terminal() -> bool:
 
 def announce(text: str) -> None:
     """Prints progress to standard error for the command line, or logs it to Prefect."""
-    if at_terminal():
-        log.info(text)
-    else:
-        get_run_logger().info(text)
+    (say() or log.info)(text)
 
 
 def say() -> Callable[[str], None] | None:
     """Where the output of a stage's process goes: None for this terminal, else line by line to Prefect's log."""
-    if at_terminal():
-        return None
-    logger = get_run_logger()
-    return lambda line: logger.info(line)
+    return None if at_terminal() else get_run_logger().info

@@ -42,15 +42,6 @@ def problems(workspace: Path, ports: dict[str, int]) -> Iterator[str]:
             yield str(error)
 
 
-def split(text: str) -> list[str]:
-    """The entries of a list with commas, as in the environment.
-
-    >>> split("/data, s3://bucket/a,")
-    ['/data', 's3://bucket/a']
-    """
-    return [entry.strip() for entry in text.split(",") if entry.strip()]
-
-
 def check_port(option: str, port: int, host: str = "127.0.0.1") -> None:
     """Raises InputError if a server could not listen on a port of an address."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

@@ -6,18 +6,30 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.pipeline.servers.checks import PREFECT_DATABASE, check_sqlite
-from alpro.pipeline.servers.loopback import answers
 
 TEMPORARY = "ALPRO_TEMPORARY_SERVER"  # environment variable: the address of the server, for the command's processes
 STARTUP_SECONDS = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 POLL_SECONDS = 0.1
 MAX_STARTS = 3
 EXIT_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+PAST_PROXIES = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def answers(url: str) -> bool:
+    """Whether a server of this machine answers a request."""
+    try:
+        with PAST_PROXIES.open(url, timeout=ANSWER_SECONDS) as answer:
+            return answer.status == 200
+    except (OSError, HTTPException):
+        return False
 
 
 def prefect_home() -> Path:

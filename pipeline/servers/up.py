@@ -21,7 +21,7 @@ from typing import Any
 
 from alpro.pipeline.execution.lifecycle import EXIT_SECONDS, WORKER_SECONDS
 from alpro.pipeline.servers.checks import MLFLOW_DATABASE, PREFECT_DATABASE, lock
-from alpro.pipeline.servers.loopback import answers
+from alpro.pipeline.servers.temporary import answers
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 POOLS = ("cpu", "gpu")  # in the order in which their workers end: a pipeline in `cpu` cancels its stages in `gpu`

@@ -27,13 +27,6 @@ def blocks(heading: str) -> list[str]:
     return re.findall(r"^```\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 
 
-def test_the_section_has_a_block_for_each_terminal():
-    lasting = [block for block in blocks("Several machines") if any(program in block for program in LASTING)]
-    assert len(lasting) == 4
-    (once,) = (block for block in blocks("Several machines") if block not in lasting)
-    assert "deploy --all" in once
-
-
 class Terminals:
     """Runs blocks of the page with bash, in the project's folder."""
 

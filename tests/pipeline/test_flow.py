@@ -426,11 +426,6 @@ def test_only_an_interrupted_stage_is_tried_again():
     assert not interrupted(None, None, states["broken"])
 
 
-def test_the_store_lists_what_was_made(first, workspace):
-    names = [manifest["name"] for _, manifest in Store(workspace / "artifacts").all()]
-    assert set(STAGES) <= set(names)
-
-
 @pytest.mark.parametrize("row", ["", "vtm mlm", "vtm mlm pem", "vtc vtm mlm", "vtc vtm mlm pem"])
 def test_the_rows_of_table_1_are_weights_of_pre_training(row, first, workspace, tmp_path):
     """Only the losses of the row are computed, and a prompter is trained for PEM alone."""
