@@ -72,7 +72,7 @@ class Config(StageConfig):
         2 * 2**30, ge=2**26, description="memory limit for decoding one file, in bytes (Linux only)"
     )
     samples_per_shard: int = Field(
-        256, ge=1, description="maximum number of items per shard, including rejects; the minimum is half of it"
+        256, ge=1, description="maximum number of items per shard, including rejects; only the last has less than half"
     )
     validation: float = Field(
         0.1, ge=0, lt=1, description="chance of a video to be for validation, if the manifest has no splits"

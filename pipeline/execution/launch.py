@@ -93,15 +93,15 @@ def work(
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:
     """The command line of a stage's process or processes."""
-    stage_run = ["-m", "alpro.pipeline.execution.run_stage", str(file)]
+    module = ["-m", "alpro.pipeline.execution.run_stage", str(file)]
     nodes = resources.nodes if stage in TRAININGS else 1
     if resources.processes * nodes == 1 or stage not in SEVERAL:
-        return [sys.executable, *stage_run]
+        return [sys.executable, *module]
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={resources.processes}"]
     if nodes == 1:
-        return [*torchrun, "--standalone", *stage_run]
+        return [*torchrun, "--standalone", *module]
     meeting = [f"--nnodes={resources.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={resources.rendezvous}"]
-    return [*torchrun, *meeting, f"--rdzv-id={file.parent.name}", *stage_run]
+    return [*torchrun, *meeting, f"--rdzv-id={file.parent.name}", *module]
 
 
 def run_group(

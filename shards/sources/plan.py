@@ -193,8 +193,11 @@ def _create_units(db: sqlite3.Connection, max_rows: int) -> None:
 
 
 def cuts(rows: Iterable[tuple[int, int]], max_rows: int) -> Iterator[tuple[int, int]]:
-    """The first and last row number of each unit, for rows as (number, hash). A unit has at least half of `max_rows`
-    rows and ends at the next row whose hash is a multiple of a quarter of `max_rows`, or at `max_rows` rows."""
+    """The first and last row number of each unit, for rows as (number, hash).
+
+    A unit, except the last, has at least half of `max_rows` rows. It ends at the next row whose hash is a multiple of a
+    quarter of `max_rows`, or at `max_rows` rows.
+    """
     first, last, items = 0, 0, 0
     for number, cut_hash in rows:
         first, last, items = first if items else number, number, items + 1
