@@ -55,6 +55,28 @@ WITH_PREFECT = {
     )
 }
 
+# Few tests that take long. They start early, so that no process waits for them at the end.
+HEAVY = {
+    f"tests/{name}.py"
+    for name in (
+        "pipeline/test_cli",
+        "pipeline/tracking/test_registry",
+        "stages/corpora/test_rejects",
+        "stages/evaluation/test_several_processes",
+        "stages/inference/test_export",
+        "test_oracle",
+        "test_paper_configurations",
+    )
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.nodeid.split("::")[0]
+        return 0 if file in WITH_PREFECT else 1 if file in HEAVY else 2
+
+    items.sort(key=place)
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -67,6 +89,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.split("::")[0]
             return "prefect" if file in WITH_PREFECT else file
 
+    config.option.loadscopereorder = False  # not those with most tests first
     return ByFile(config, log)
 
 
