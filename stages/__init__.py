@@ -19,12 +19,14 @@ class Stage:
     process of their own and in the pool `gpu`. `training` may use several processes, `evaluation` writes results.json.
     inputs: the names of its inputs, each with the stage that builds it. A configuration may leave some out.
     corpora: whether it also reads corpora, under the names that the configuration gives them.
+    reads: the only file that it reads of an input, by the input's name: changes of the rest do not concern it.
     """
 
     help: str  # completes "alpro STAGE: ..."
     kind: Literal["data", "text", "training", "model", "evaluation"]
     inputs: dict[str, str] = field(default_factory=dict)
     corpora: bool = False
+    reads: dict[str, str] = field(default_factory=dict)
 
 
 STAGES = {  # the DAG: inputs before the stages that read them
@@ -33,7 +35,11 @@ STAGES = {  # the DAG: inputs before the stages that read them
     "index_shards": Stage("index existing shards, which stay where they are", "data"),
     "build_vocabulary": Stage("take entities and word pieces from the captions", "text", corpora=True),
     "train_prompter": Stage(
-        "train the prompter by video-text contrast", "training", {"vocabulary": "build_vocabulary"}, corpora=True
+        "train the prompter by video-text contrast",
+        "training",
+        {"vocabulary": "build_vocabulary"},
+        corpora=True,
+        reads={"vocabulary": "tokenizer.json"},
     ),
     "cache_prompts": Stage(
         "embed the prompts of every entity", "model", {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}

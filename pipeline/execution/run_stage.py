@@ -20,7 +20,7 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import make_folder, read_json, write_json
 from alpro.pipeline.execution.lifecycle import PARENT_SECONDS, alive, end_after
-from alpro.pipeline.store.artifacts import check_inputs, fingerprint, stopwatch, write_record
+from alpro.pipeline.store.artifacts import check_inputs, fingerprint, inputs_of, stopwatch, write_record
 from alpro.shards.storage import DISK_FULL, located
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
 
@@ -99,8 +99,7 @@ def finish(work: dict, outcome: Outcome, seconds: float) -> bool:
     if artifact is None or out.name != artifact["fingerprint"][:16]:
         return False
     config = import_module(f"alpro.stages.{work['stage']}").Config.model_validate(work["config"])
-    inputs = {name: source["fingerprint"] for name, source in artifact["inputs"].items()}
-    if fingerprint(work["stage"], config, inputs, artifact["files"]) != artifact["fingerprint"]:
+    if fingerprint(work["stage"], config, inputs_of(artifact), artifact["files"]) != artifact["fingerprint"]:
         return False
     (out / "result.json").unlink(missing_ok=True)  # first: the record lists the files of the artifact
     write_record(out, artifact, outcome, {"seconds": seconds, "by": "alpro.pipeline.execution.run_stage"})

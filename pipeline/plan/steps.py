@@ -12,7 +12,7 @@ from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, PipelineConfig, is_word
 from alpro.pipeline.plan.digests import Digests, digest_data, digest_model, digest_shards
-from alpro.pipeline.store.artifacts import Step, Store, flatten
+from alpro.pipeline.store.artifacts import Step, Store, flatten, inputs_of
 from alpro.shards.storage import Location, located
 from alpro.stages import EVALUATIONS
 from alpro.stages.corpora.check_data import items_of_split
@@ -230,7 +230,7 @@ def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> li
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             changes.append(f"{description['stage']}.{key} = {new.get(key)!r} (was {old.get(key)!r})")
-    old, new = record["inputs"], description["inputs"]
+    old, new = inputs_of(record), inputs_of(description)
     changes += [f"input {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     old, new = record["files"], description["files"]
     changes += [f"files of {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]

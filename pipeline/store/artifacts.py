@@ -32,6 +32,7 @@ from alpro.pipeline.store.hardware import hardware
 from alpro.pipeline.store.sharing import fetch, is_shared, send, shared_records
 from alpro.shards.decoding.ffmpeg_binary import ffmpeg_version
 from alpro.shards.storage import DISK_FULL, Location, absolute, join, located
+from alpro.stages import STAGES
 from alpro.stages.execution.interface import CHANGED, Outcome, StageConfig
 from alpro.stages.execution.stop import STOP
 
@@ -67,8 +68,16 @@ class Step:
 
     @cached_property
     def fingerprint(self) -> str:
-        inputs = {name: step.fingerprint for name, step in self.inputs.items()}
-        return fingerprint(self.stage, self.config, inputs, self.files)
+        return self.fingerprint_of("")
+
+    def fingerprint_of(self, file: str) -> str:
+        """SHA-256 of what determines one file of the result, "" for all files."""
+        inputs = {name: step.fingerprint_of(self.reads(name)) for name, step in self.inputs.items()}
+        return fingerprint(self.stage, self.config, inputs, self.files, file)
+
+    def reads(self, name: str) -> str:
+        """The only file that the stage reads of an input; empty: it may read all of them."""
+        return STAGES[self.stage].reads.get(name, "") if self.stage in STAGES else ""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -80,24 +89,43 @@ class Step:
             "fingerprint": self.fingerprint,
             "stage_version": self.module.VERSION,
             "config": self.config.model_dump(mode="json"),
-            "inputs": {name: {"stage": s.stage, "fingerprint": s.fingerprint} for name, s in self.inputs.items()},
+            "inputs": {name: self._input(name, step) for name, step in self.inputs.items()},
             "files": dict(self.files),
             "paths": {name: clean_url(str(absolute(path)), keep_query=True) for name, path in self.paths.items()},
             "source": self.source,
         }
 
+    def _input(self, name: str, step: "Step") -> dict[str, str]:
+        part = {"part": step.fingerprint_of(file)} if (file := self.reads(name)) else {}
+        return {"stage": step.stage, "fingerprint": step.fingerprint, **part}
 
-def fingerprint(stage: str, config: StageConfig, inputs: Mapping[str, str], files: Mapping[str, str]) -> str:
-    """SHA-256 of everything that determines a result; inputs and files map names to fingerprints or SHA-256."""
+
+def fingerprint(
+    stage: str, config: StageConfig, inputs: Mapping[str, str], files: Mapping[str, str], file: str = ""
+) -> str:
+    """SHA-256 of everything that determines a result, or one file of it; inputs and files map names to fingerprints or
+    SHA-256."""
     version, values = import_module(f"alpro.stages.{stage}").VERSION, config.determining(files)
+    if (keys := config.keys_of(file)) is not None:
+        values, files = ({key: found[key] for key in keys & found.keys()} for found in (values, files))
     return digest({"stage": stage, "version": version, "config": values, "inputs": dict(inputs), "files": dict(files)})
 
 
-def output_of(record: dict[str, Any] | None) -> str:
-    """The digest of the files of an artifact that other stages read; empty if there is no artifact."""
+def inputs_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """What the fingerprint of a record depends on: the fingerprint of each input, or of the file that is read of it."""
+    return {name: source.get("part", source["fingerprint"]) for name, source in record["inputs"].items()}
+
+
+def output_of(record: dict[str, Any] | None, file: str = "") -> str:
+    """The digest of the files of an artifact that other stages read, or of one of them; empty if there is none."""
     contents = (record or {}).get("contents", {})
-    read = {name: file["sha256"] for name, file in contents.items() if name not in NOT_READ and "pictures/" not in name}
+    read = {name: about["sha256"] for name, about in contents.items() if is_read(name) and file in ("", name)}
     return digest(read) if read else ""
+
+
+def is_read(name: str) -> bool:
+    """Whether another stage may read this file of an artifact."""
+    return name not in NOT_READ and "pictures/" not in name
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -182,7 +210,7 @@ class Store:
 
         So if a stage runs again and its output is the same, the stages after it do not run. Call under `lock`.
         """
-        outputs = {name: output_of(self.find(other)) for name, other in step.inputs.items()}
+        outputs = {name: output_of(self.find(other), step.reads(name)) for name, other in step.inputs.items()}
         if not outputs or not all(outputs.values()):
             return None
         description, decisive = step.description, step.config.determining(step.files)
@@ -192,7 +220,7 @@ class Store:
             if not same or config != decisive:
                 continue
             before = {
-                name: output_of(read_record(self.root / source["stage"] / source["fingerprint"][:16]))
+                name: output_of(read_record(self.root / source["stage"] / source["fingerprint"][:16]), step.reads(name))
                 for name, source in record["inputs"].items()
             }
             if before == outputs:

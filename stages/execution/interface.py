@@ -57,6 +57,11 @@ class StageConfig(BaseModel):
                 del values[key]
         return values
 
+    def keys_of(self, file: str) -> set[str] | None:
+        """The keys that one file of the result depends on; None: all. Stages that read only this file keep their
+        fingerprints if other keys change."""
+        return None
+
 
 class Resources(StageConfig):
     """How work is distributed and where it runs. Not part of a fingerprint: it does not change results, except for

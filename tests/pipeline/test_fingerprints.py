@@ -29,7 +29,7 @@ KEYS = {
     "pretrain.start": AFTER_PROMPTER - {"cache_prompts"},
     "cache_prompts.prompter": AFTER_PROMPTER,
     "build_vocabulary.tokenizer": {"build_vocabulary", "train_prompter"} | AFTER_PROMPTER,
-    "build_vocabulary.tagger": {"build_vocabulary", "train_prompter"} | AFTER_PROMPTER,
+    "build_vocabulary.tagger": {"build_vocabulary"} | AFTER_PROMPTER,
 }
 
 
@@ -176,3 +176,26 @@ def test_what_is_logged_drawn_or_accepted_changes_no_fingerprint(fingerprints):
     assert fingerprints(*changes) == before
     after = fingerprints("finetune_qa.validation.times=3")
     assert {stage for stage in before if after[stage] != before[stage]} == {"finetune_qa", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("change", "trained_again"),
+    [
+        ("build_vocabulary.entities=6", False),
+        ("build_vocabulary.exclude=[]", False),
+        ("build_vocabulary.min_count=3", False),
+        ("build_vocabulary.word_pieces=600", True),
+        ('templates.video=["a movie of {}"]', True),  # its words are learned
+    ],
+)
+def test_a_prompter_serves_all_vocabularies_with_its_tokenizer(change, trained_again, fingerprints):
+    again = changed(fingerprints(), fingerprints(change))
+    assert again == {"build_vocabulary"} | AFTER_PROMPTER | ({"train_prompter"} if trained_again else set())
+
+
+def test_a_prompter_serves_all_templates_if_its_tokenizer_is_given(fingerprints, tmp_path):
+    write(tmp_path / "tokenizer.json", "{}")
+    given = f"build_vocabulary.tokenizer={tmp_path / 'tokenizer.json'}"
+    again = changed(fingerprints(given), fingerprints(given, 'templates.video=["a movie of {}"]'))
+    assert again == {"build_vocabulary"} | AFTER_PROMPTER
+    assert "train_prompter" in changed(fingerprints(given), fingerprints(given, "corpora.clips.frames=3"))
