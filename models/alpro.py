@@ -158,6 +158,10 @@ class Alpro(DualEncoder):
         assert self.mlm_head is not None
         return self.mlm_head(tokens, self.text_encoder.embeddings.word_embeddings.weight)
 
+    def fused_patches(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
+        """The fused patch tokens (B, P, D), of which PEM averages those of a region. Arguments as of `fuse`."""
+        return self.fuse(text, mask, video)[:, text.shape[1] + 1 :]
+
     def pem_logits(self, fused_patches: Tensor, inside: Tensor) -> Tensor:
         """Fused patch tokens (B, P, D), averaged where `inside` (B, P) is True -> entity logits (B, M)."""
         assert self.pem_head is not None

@@ -14,14 +14,18 @@ from alpro.log import log
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
+from alpro.models.word_pieces import WordPieces
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.encoding.encode import load_model, load_prompter
 from alpro.stages.evaluation.entities import true_entities
+from alpro.stages.evaluation.regions import draw_named_regions, score_regions
+from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import Outcome, Resources, file_or_word, require
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
+from alpro.stages.training.named_entities import NamedEntities
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
@@ -78,20 +82,29 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
         objective = PretrainObjective(model, *norm, prompter, prompts, *losses, config.negative_pool_size)
 
+        pem, words, length = bool(config.weights.pem), WordPieces(tokenizer), config.max_text_tokens
+        objective.named = NamedEntities(tokenizer, entities).to(device) if pem else None
+
         def draw(data: TrainingDataset, step: int) -> None:
-            if step == 0:
-                draw_pseudo_labels(objective, data, entities, out / "pictures", len(data) - 1)
-            elif config.pictures_every and step % config.pictures_every == 0 and step < len(data):
-                draw_pseudo_labels(objective, data, entities, out / "pictures", step - 1, f"-step-{step:06d}")
+            if step and not (config.pictures_every and step % config.pictures_every == 0 and step < len(data)):
+                return
+            last, suffix = (step or len(data)) - 1, f"-step-{step:06d}" if step else ""
+            draw_pseudo_labels(objective, data, entities, out / "pictures", last, suffix)
+            if shown := first_clips(config, inputs):
+                file = out / "pictures" / f"regions{suffix}.png"
+                draw_named_regions(objective, shown, words, length, entities, file)
+
+        def score(gallery: Gallery) -> dict[str, float]:
+            return score_regions(objective, gallery, words, length) if pem else {}
 
         return Training(
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
             "sample",
             objective,
-            lambda: (validate_contrast(objective, inputs, tokenizer, config), ""),
+            lambda: (validate_contrast(objective, inputs, tokenizer, config, score), ""),
             mlm_probability=config.mlm_probability,
             enabled=bool(objective.losses),
-            draw=draw if config.weights.pem else None,
+            draw=draw if pem else None,
         )
 
     trained = train(build, config, inputs, out, resources)
@@ -129,6 +142,12 @@ def copy_start(model: Alpro, tokenizer: Tokenizer, preprocessing: Preprocessing,
         start_from(model, start.model)
     except ValueError as error:
         raise InputError(f"pretrain.start: {error}") from error
+
+
+def first_clips(config: Config, inputs: dict[str, Path], count: int = 12) -> Gallery | None:
+    """The first validation clips of the first corpus that has some."""
+    galleries = (Gallery.of(inputs[name], "validation").first(count, 1) for name in config.corpora)
+    return next((gallery for gallery in galleries if gallery.texts), None)
 
 
 @torch.no_grad()

@@ -46,6 +46,7 @@ VALIDATED = {
     "validation/t2v/R1": "validation R@1",
     "validation/qa/acc": "validation accuracy",
 }
+PEM = "validation/pem/acc"
 RETRY_SECONDS = [5.0, 20.0]  # before a data stage runs again after a failure of a disk or a network
 
 
@@ -133,7 +134,8 @@ def find_or_build(session: Session, step: Step) -> State | None:
 def done_line(step: Step, record: dict[str, Any]) -> str:
     """How long a stage took, and its score on the validation split, if it has one."""
     scores = [f", {name} {record['metrics'][key]:.1f} %" for key, name in VALIDATED.items() if key in record["metrics"]]
-    return f"{step.name}: done in {record['run']['seconds']:.0f} s{''.join(scores[:1])}"
+    scores = [*scores[:1], *([f", PEM accuracy {record['metrics'][PEM]:.1f} %"] if PEM in record["metrics"] else [])]
+    return f"{step.name}: done in {record['run']['seconds']:.0f} s{''.join(scores)}"
 
 
 def share(store: Store, step: Step) -> None:

@@ -13,7 +13,7 @@ from alpro.stages.evaluation.metrics import is_rank
 # The panels of the curves, by patterns of metrics: a new loss or accuracy needs no change here.
 GROUPS = {
     "losses": ("train/loss", "train/loss_*"),
-    "accuracies": ("train/*_recall", "train/*_accuracy", "train/*_kept"),
+    "accuracies": ("train/*_recall", "train/*_accuracy", "train/*_kept", "train/*_named"),
     "optimization": ("train/lr", "train/grad_norm", "train/temperature"),
     "validation": ("validation/*",),
 }

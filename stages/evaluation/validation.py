@@ -22,9 +22,13 @@ Inputs = dict[str, Path]
 
 
 def validate_contrast(
-    encoder: NormalizedModel, inputs: Inputs, tokenizer: Tokenizer, config: EncoderConfig
+    encoder: NormalizedModel,
+    inputs: Inputs,
+    tokenizer: Tokenizer,
+    config: EncoderConfig,
+    more: Callable[[Gallery], dict[str, float]] = lambda gallery: {},
 ) -> Validate | None:
-    """Validates retrieval by similarity (VTC); None if no corpus has a validation split."""
+    """Validates retrieval by similarity (VTC), and what `more` measures; None if no corpus has a validation split."""
     galleries = validation_galleries(encoder, inputs, config, config.validation.captions)
     if not galleries:
         return None
@@ -33,7 +37,7 @@ def validate_contrast(
         texts, videos = encode_gallery(encoder, gallery, tokenizer, config.max_text_tokens, encoder.mean.device)
         similarity = similarities(texts.features, videos.features).cpu().numpy()
         values = retrieval_metrics(similarity, gallery.video_of_text)
-        return {f"validation/vtc/{name}": value for name, value in values.items()}
+        return {f"validation/vtc/{name}": value for name, value in values.items()} | more(gallery)
 
     return lambda: averaged(galleries, metrics)
 

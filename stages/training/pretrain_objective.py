@@ -16,6 +16,7 @@ from alpro.models.alpro import Alpro, Prompter
 from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
+from alpro.stages.training.named_entities import NamedEntities
 from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, world_size
 
 
@@ -55,6 +56,7 @@ class PretrainObjective(MatchingObjective):
         self.threshold = threshold
         self.weights = weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
+        self.named: NamedEntities | None = None  # for the share of the labels that the captions name
 
     def train(self, mode: bool = True) -> "PretrainObjective":
         super().train(mode)
@@ -88,9 +90,12 @@ class PretrainObjective(MatchingObjective):
             return batch
         assert batch.boxes is not None
         assert self.prompter is not None
-        prompts = self.image_prompts if batch.kind == "image" else self.video_prompts
-        labels = self.prompter.pseudo_labels(frames, batch.boxes, prompts, self.black)
+        labels = self.prompter.pseudo_labels(frames, batch.boxes, self.prompts_of(batch.kind), self.black)
         return replace(batch, pseudo_labels=labels)
+
+    def prompts_of(self, kind: str) -> Tensor:
+        """The embedded prompts (M, E) for videos or images."""
+        return self.image_prompts if kind == "image" else self.video_prompts
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """VTM: pairs; MLM: masked words; PEM: kept samples of a batch with pseudo-labels."""
@@ -161,8 +166,7 @@ class PretrainObjective(MatchingObjective):
         return loss, {"loss_mlm": loss.detach()}
 
     def entities(self, batch: Batch, patches: Tensor, inside: Tensor) -> tuple[Tensor, Metrics]:
-        """PEM, averaged over the kept samples of all ranks (`total`), with the accuracy against the most likely entity
-        of the pseudo-label and the entropy of the pseudo-labels, below which the loss cannot fall.
+        """PEM, averaged over the kept samples of all ranks (`total`), with `pem_metrics`.
 
         patches (B, P, D): fused patch tokens of the positive pairs, averaged where `inside` (B, P) the crop.
         """
@@ -171,10 +175,20 @@ class PretrainObjective(MatchingObjective):
         summed, kept = pem_loss(logits, labels, self.threshold)
         each = world_size() / self.total("pem", kept.sum())
         loss = summed * each
-        right = (logits.argmax(1) == labels.argmax(1)) & kept
+        return loss, {"loss_pem": loss.detach(), **self.pem_metrics(batch.text, logits, labels, kept, each)}
+
+    def pem_metrics(self, text: Tensor, logits: Tensor, labels: Tensor, kept: Tensor, each: Tensor) -> Metrics:
+        """The share of labels (B, M) that are kept (B,), and over these: how often logits (B, M) have the most likely
+        entity of the label, the entropy of the labels, below which the loss cannot fall, and how often their own
+        caption, text (B, L), names that entity. each: the weight of a kept label in a mean over all ranks."""
+        best = labels.argmax(1)
+        right = (logits.argmax(1) == best) & kept
         entropy = torch.special.entr(labels.float()).sum(1) * kept
-        metrics = {"loss_pem": loss.detach(), "pseudo_labels_kept": kept.float().mean()}
-        return loss, metrics | {"pem_accuracy": right.sum() * each, "pseudo_label_entropy": entropy.sum() * each}
+        metrics = {"pseudo_labels_kept": kept.float().mean(), "pem_accuracy": right.sum() * each}
+        metrics["pseudo_label_entropy"] = entropy.sum() * each
+        if self.named:
+            metrics["pseudo_labels_named"] = (self.named(text, best) & kept).sum() * each
+        return metrics
 
 
 def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
