@@ -1,7 +1,7 @@
 """Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4)."""
 
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -22,7 +22,7 @@ from alpro.stages.evaluation.entities import true_entities
 from alpro.stages.evaluation.regions import draw_named_regions, score_regions
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.evaluation.validation import validate_contrast
-from alpro.stages.execution.interface import Outcome, Resources, file_or_word, require
+from alpro.stages.execution.interface import OPTIONAL, Outcome, Resources, file_or_word, require
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.named_entities import NamedEntities
@@ -47,6 +47,18 @@ class Config(EncoderConfig, MatchingConfig):
     threshold: float = Field(
         0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
     )
+    pem_labels: Literal["teacher", "manifest", "permuted"] = Field(
+        "teacher",
+        description="labels of the crops: the prompter's, what the manifest's things say, or the prompter's of another "
+        "sample",
+        json_schema_extra=OPTIONAL,
+    )
+
+    @model_validator(mode="after")
+    def _places_are_known(self) -> "Config":
+        if self.pem_labels == "manifest" and (self.random_crop < 1 or self.augmentation != "none"):
+            raise ValueError("pem_labels = manifest: the manifest has places in whole frames; set random_crop = 1.0")
+        return self
 
     @model_validator(mode="after")
     def _has_contrast(self) -> "Config":
@@ -57,7 +69,7 @@ class Config(EncoderConfig, MatchingConfig):
     @property
     def needs_prompter(self) -> bool:
         """Whether a prompter is required, for pseudo-labels or initial weights."""
-        return self.weights.pem > 0 or self.start == "prompter"
+        return (self.weights.pem > 0 and self.pem_labels != "manifest") or self.start == "prompter"
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -80,7 +92,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         elif config.start != "scratch":
             copy_start(model, tokenizer, preprocessing, load_model(Path(config.start), device))
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
-        objective = PretrainObjective(model, *norm, prompter, prompts, *losses, config.negative_pool_size)
+        permuted = config.pem_labels == "permuted"
+        objective = PretrainObjective(model, *norm, prompter, prompts, *losses, config.negative_pool_size, permuted)
 
         pem, words, length = bool(config.weights.pem), WordPieces(tokenizer), config.max_text_tokens
         objective.named = NamedEntities(tokenizer, entities).to(device) if pem else None
@@ -103,6 +116,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             objective,
             lambda: (validate_contrast(objective, inputs, tokenizer, config, score), ""),
             mlm_probability=config.mlm_probability,
+            true_labels=config.pem_labels == "manifest" and config.weights.pem > 0,
             enabled=bool(objective.losses),
             draw=draw if pem else None,
         )

@@ -28,8 +28,9 @@ def render(scene: Scene, frames: int, size: int) -> np.ndarray:
     return out
 
 
-def paste(picture: np.ndarray, thing: Thing, time: float) -> None:
-    """Draws a thing at a time of the clip, 0 to 1, onto a picture (S, S, 3) float32, in place."""
+def paste(picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | None = None) -> None:
+    """Draws a thing at a time of the clip, 0 to 1, onto a picture (S, S, 3) float32, in place. drawn: another sprite
+    than that of its kind and color."""
     size = len(picture)
     x, y, radius, angle = thing.pose(time)
     reach = np.sqrt(2) * radius * size + 1  # of the rotated sprite's corners, pixels
@@ -41,7 +42,7 @@ def paste(picture: np.ndarray, thing: Thing, time: float) -> None:
     cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale
     across, down = x * size - left, y * size - top
     matrix = (cos, sin, SPRITE / 2 - cos * across - sin * down, -sin, cos, SPRITE / 2 + sin * across - cos * down)
-    image = Image.fromarray(sprite(thing.kind, thing.colour)).transform(
+    image = Image.fromarray(sprite(thing.kind, thing.colour) if drawn is None else drawn).transform(
         (right - left, bottom - top), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
     )
     rgba = np.asarray(image, np.float32)  # premultiplied
@@ -61,9 +62,14 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 @lru_cache(maxsize=256)
 def sprite(kind: str, colour: str) -> np.ndarray:
     """A thing as premultiplied RGBA (SPRITE, SPRITE, 4) uint8."""
+    return draw_shape(kind, COLOURS[colour])
+
+
+def draw_shape(kind: str, colour: tuple[int, int, int]) -> np.ndarray:
+    """A thing in any color (RGB), as `sprite`."""
     side = SPRITE * OVERSAMPLE
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
-    _SHAPES[kind](_Pen(ImageDraw.Draw(image), side), COLOURS[colour])
+    _SHAPES[kind](_Pen(ImageDraw.Draw(image), side), colour)
     rgba = np.asarray(image, np.float32)
     rgba[..., :3] *= rgba[..., 3:] / 255
     small = rgba.reshape(SPRITE, OVERSAMPLE, SPRITE, OVERSAMPLE, 4).mean(axis=(1, 3))

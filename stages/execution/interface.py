@@ -39,6 +39,9 @@ def file_or_word(*words: str) -> JsonDict:
     return {**FILE_OR_NAME, "words": [*words]}
 
 
+# `json_schema_extra` of keys that are part of a fingerprint only if they are set: older results keep theirs.
+OPTIONAL: JsonDict = {"optional": True}
+
 # Keys of stages that say what is logged, drawn or accepted: no sample and no weight depends on them.
 WITHOUT_EFFECT = {"log_every", "pictures_every", "max_reject_share"}
 
@@ -49,11 +52,12 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def determining(self, files: Collection[str]) -> dict[str, Any]:
-        """The values that a result depends on: all but WITHOUT_EFFECT, and the paths of `files`, whose contents
-        count."""
+        """The values that a result depends on: all but WITHOUT_EFFECT, unset OPTIONAL keys, and the
+        paths of `files`, whose contents count."""
         values = {key: value for key, value in self.model_dump(mode="json").items() if key not in WITHOUT_EFFECT}
         for key, about in type(self).model_fields.items():
-            if key in files and isinstance(about.json_schema_extra, dict) and "path" in about.json_schema_extra:
+            extra = about.json_schema_extra if isinstance(about.json_schema_extra, dict) else {}
+            if (key in files and "path" in extra) or ("optional" in extra and getattr(self, key) == about.default):
                 del values[key]
         return values
 

@@ -23,7 +23,7 @@ from alpro.shards.transforms import random_crop, squash
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch, collate
 from alpro.stages.training.config import Phase, TrainingConfig
-from alpro.stages.training.masking import mask_words, random_box
+from alpro.stages.training.masking import mask_words, random_box, true_labels
 
 Unit = Literal["sample", "caption", "question"]
 MAX_MEASURED = 5000  # texts of a source that are tokenized before training to count those that are cut
@@ -82,6 +82,7 @@ class TrainingDataset(Dataset[Batch]):
 
     corpora: folders of decoded corpora by name. frames, image_size, grid: shape of the video encoder's input, grid in
     patches. mlm_probability: unless None, batches have masked tokens and crops. answers: index of each answer.
+    entities: if any, crops have the labels of the things in the manifest, by these positions.
     Raises InputError if a phase has no examples or the batch size is not divisible.
     """
 
@@ -98,7 +99,9 @@ class TrainingDataset(Dataset[Batch]):
         answers: dict[str, int] | None = None,
         rank: int = 0,
         ranks: int = 1,
+        entities: dict[str, int] | None = None,
     ):
+        self.entities = entities or {}
         self.config, self.words, self.unit, self.answers = config, WordPieces(tokenizer), unit, answers
         self.frames, self.image_size, self.grid, self.mlm_probability = frames, image_size, grid, mlm_probability
         self.rank, self.ranks = rank, ranks
@@ -239,6 +242,9 @@ class TrainingDataset(Dataset[Batch]):
             masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.mlm_probability, rng)
             item["masked"], item["labels"] = masked
             item["box"] = random_box(self.grid, rng)
+            if self.entities:
+                things = sample.about["meta"].get("things", [{}])
+                item["pem_labels"] = true_labels(things, item["box"], self.grid, self.entities)
         item["uniforms"] = rng.random(2)
         return item
 

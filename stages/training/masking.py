@@ -1,6 +1,11 @@
-"""Random inputs of the objectives, sampled by the loader: masked tokens for MLM, crops for PEM (paper, section 3.2)."""
+"""Random inputs of the objectives, sampled by the loader: masked tokens for MLM, crops for PEM (paper, section 3.2)
+and, where the manifest knows what is where, the true labels of the crops."""
+
+from typing import Any
 
 import numpy as np
+
+from alpro.errors import InputError
 
 
 def mask_words(
@@ -38,3 +43,23 @@ def random_box(
         if inside and area[0] <= height * width / grid**2 <= area[1]:
             return int(rng.integers(0, grid - height + 1)), int(rng.integers(0, grid - width + 1)), height, width
     return grid // 4, 0, max(1, grid // 2), grid
+
+
+def true_labels(
+    things: list[dict[str, Any]], box: tuple[int, int, int, int], grid: int, entities: dict[str, int]
+) -> np.ndarray:
+    """The share (M,) of each entity in the area of the things that a crop shows; zeros if it shows none.
+
+    things: `kind`, and `x`, `y`, `radius` as fractions of the frame; each counts as a square. box: as of `random_box`.
+    entities: their positions by name. Raises InputError if the manifest has no places.
+    """
+    if not all(thing.keys() >= {"kind", "x", "y", "radius"} for thing in things):
+        raise InputError("the things in the manifest have no kind, x, y and radius, so crops have no true labels")
+    start, size = np.array(box).reshape(2, 2)[:, ::-1] / grid  # x, y
+    labels = np.zeros(len(entities), np.float32)
+    for thing in things:
+        if thing["kind"] in entities:
+            place = np.array([thing["x"], thing["y"]])
+            sides = np.minimum(place + thing["radius"], start + size) - np.maximum(place - thing["radius"], start)
+            labels[entities[thing["kind"]]] += np.maximum(sides, 0).prod()
+    return labels / (labels.sum() or 1)

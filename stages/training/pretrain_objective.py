@@ -48,12 +48,13 @@ class PretrainObjective(MatchingObjective):
         weights: LossWeights,
         threshold: float,
         negative_pool_size: int = 0,
+        permuted: bool = False,
     ):
         super().__init__(model, mean, std, negative_pool_size)
         self.prompter = prompter.requires_grad_(False).eval() if prompter else None
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
-        self.threshold = threshold
+        self.threshold, self.permuted = threshold, permuted
         self.weights = weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
         self.named: NamedEntities | None = None  # for the share of the labels that the captions name
@@ -85,13 +86,14 @@ class PretrainObjective(MatchingObjective):
         return total, {name: value for _, metrics in terms.values() for name, value in metrics.items()}
 
     def labeled(self, batch: Batch, frames: Tensor) -> Batch:
-        """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them already."""
+        """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them already. permuted: each
+        sample has those of the one before it."""
         if "pem" not in self.losses or batch.pseudo_labels is not None:
             return batch
         assert batch.boxes is not None
         assert self.prompter is not None
         labels = self.prompter.pseudo_labels(frames, batch.boxes, self.prompts_of(batch.kind), self.black)
-        return replace(batch, pseudo_labels=labels)
+        return replace(batch, pseudo_labels=labels.roll(1, 0) if self.permuted else labels)
 
     def prompts_of(self, kind: str) -> Tensor:
         """The embedded prompts (M, E) for videos or images."""

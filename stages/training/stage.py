@@ -36,8 +36,8 @@ class Training:
     folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. unit: what an
     example is (see `CorpusExamples`). validation: returns the validation function, if any, and the metric for model
     selection (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and
-    crops. enabled: False skips the training steps and validates the initial weights. draw: called by rank 0 with the
-    data set after every step, and with step 0 after training.
+    crops. true_labels: the crops have those of the manifest. enabled: False skips the training steps and validates the
+    initial weights. draw: called by rank 0 with the data set after every step, and with step 0 after training.
     """
 
     folder: ModelFolder
@@ -45,6 +45,7 @@ class Training:
     objective: Objective
     validation: Callable[[], tuple[Validate | None, str]]
     mlm_probability: float | None = None
+    true_labels: bool = False
     enabled: bool = True
     draw: Callable[[TrainingDataset, int], None] | None = None
 
@@ -75,10 +76,9 @@ def train(
                 log.info(line)
         shape = video.frames, video.image_size, video.grid
         answers = {answer: index for index, answer in enumerate(folder.answers)}
-        tokenizer, masked = folder.tokenizer, training.mlm_probability
-        data = TrainingDataset(
-            config, inputs, tokenizer, training.unit, *shape, masked, answers, world.rank, world.size
-        )
+        tokenizer, masked, ranks = folder.tokenizer, training.mlm_probability, (world.rank, world.size)
+        true = {entity: index for index, entity in enumerate(folder.entities)} if training.true_labels else {}
+        data = TrainingDataset(config, inputs, tokenizer, training.unit, *shape, masked, answers, *ranks, true)
         warnings = [*data.cut_texts()] if world.main else []
         for warning in warnings:
             log.warning(f"warning: {warning}")

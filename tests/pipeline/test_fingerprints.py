@@ -84,6 +84,13 @@ def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key,
     assert find(moved) == before
 
 
+def test_an_optional_key_counts_only_if_it_is_set(fingerprints):
+    config = load_config(TINY).pretrain
+    assert "pem_labels" not in config.determining(())
+    assert config.model_copy(update={"pem_labels": "permuted"}).determining(())["pem_labels"] == "permuted"
+    assert changed(fingerprints(), fingerprints("pretrain.pem_labels=permuted")) == KEYS["pretrain.start"]
+
+
 def test_every_file_of_a_given_model_changes_what_is_made_of_it(tmp_path):
     folder, digests = tmp_path / "model", Digests(tmp_path / "digests.sqlite")
     for name in ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "entities.json"):

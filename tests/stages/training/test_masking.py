@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpro.models.losses import box_mask
-from alpro.stages.training.masking import mask_words, random_box
+from alpro.stages.training.masking import mask_words, random_box, true_labels
 
 
 def test_words_are_masked_at_the_rates_of_bert():
@@ -64,3 +64,20 @@ def test_boxes_are_tall_and_wide_and_everywhere(grid: int):
 def test_a_box_in_a_grid_too_coarse_for_it_is_half_of_the_grid():
     # 2 x 2 patches: a share of 0.3 to 0.4 is no whole number of patches.
     assert random_box(2, np.random.default_rng(0), area=(0.3, 0.4)) == (0, 0, 1, 2)
+
+
+A, B = ({"kind": kind, "x": x, "y": 0.25, "radius": 0.15} for kind, x in (("a", 0.25), ("b", 0.75)))
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),  # on a grid of 6 x 6
+    [
+        ((0, 0, 3, 6), (0.5, 0.5, 0)),  # the upper half
+        ((0, 0, 6, 3), (1, 0, 0)),  # the left half
+        ((3, 0, 3, 6), (0, 0, 0)),  # the lower half
+        ((0, 0, 3, 4), (0.3, 1 / 15, 0)),  # of b a strip of 1/15
+    ],
+)
+def test_true_labels_are_shares_of_the_area_that_the_crop_shows(box, expected):
+    labels = true_labels([A, B, A | {"kind": "unknown"}], box, 6, {"a": 0, "b": 1, "c": 2})
+    assert labels == pytest.approx(np.array(expected) / (sum(expected) or 1))

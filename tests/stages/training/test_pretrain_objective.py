@@ -27,6 +27,25 @@ def test_pre_training_reports_every_loss_and_their_sum(pretraining, batches, kin
     assert {"temperature", "in_batch_recall", "vtm_accuracy", "pseudo_labels_kept"} <= metrics.keys()
 
 
+def test_permuted_labels_are_those_of_another_sample(pretraining, batches):
+    objective, batch = pretraining(), batches["video"]
+    frames = objective.pixels(batch.frames)
+    expected = objective.labeled(batch, frames).pseudo_labels.roll(1, 0)
+    objective.permuted = True
+    assert torch.equal(objective.labeled(batch, frames).pseudo_labels, expected)
+
+
+def test_labels_of_the_batch_need_no_prompter(pretraining, batches):
+    objective, batch = pretraining(), batches["video"]
+    labels = objective.labeled(batch, objective.pixels(batch.frames)).pseudo_labels
+    torch.manual_seed(1)
+    expected, _ = objective(batch)
+    objective.prompter = None
+    torch.manual_seed(1)
+    loss, _ = objective(replace(batch, pseudo_labels=labels))
+    torch.testing.assert_close(loss, expected)
+
+
 def test_similarities_stay_exact_under_mixed_precision(pretraining, batches):
     torch.manual_seed(1)
     exact, expected = pretraining()(batches["video"])
