@@ -103,12 +103,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
                 return
             last, suffix = (step or len(data)) - 1, f"-step-{step:06d}" if step else ""
             draw_pseudo_labels(objective, data, entities, out / "pictures", last, suffix)
-            if shown := first_clips(config, inputs):
+            if prompter and (shown := first_clips(config, inputs)):
                 file = out / "pictures" / f"regions{suffix}.png"
                 draw_named_regions(objective, shown, words, length, entities, file)
 
         def score(gallery: Gallery) -> dict[str, float]:
-            return score_regions(objective, gallery, words, length) if pem else {}
+            return score_regions(objective, gallery, words, length) if pem and prompter else {}
 
         return Training(
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
