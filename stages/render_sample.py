@@ -258,13 +258,16 @@ def render_items(items: list[Item], config: Config, out: Path) -> int:
             continue
         with atomic_write(path) as temporary:
             if path.suffix == ".jpg":
-                still = isinstance(item.scene, silent.Still)
-                pixels = silent.picture(item.scene, config.size) if still else render(item.scene, 1, config.size)[0]
-                Image.fromarray(pixels).save(temporary, "JPEG", quality=92)
+                Image.fromarray(first_frame(item.scene, config.size)).save(temporary, "JPEG", quality=92)
             else:
                 assert isinstance(item.scene, Scene)
                 encode_video(render(item.scene, config.frames, config.size), temporary)
     return len(items)
+
+
+def first_frame(scene: Scene | silent.Still, size: int) -> np.ndarray:
+    """The first frame of a scene, or a still: (size, size, 3) uint8."""
+    return silent.picture(scene, size) if isinstance(scene, silent.Still) else render(scene, 1, size)[0]
 
 
 def encode_video(frames: np.ndarray, path: Path) -> None:
