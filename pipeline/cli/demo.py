@@ -25,7 +25,9 @@ def add_demo(actions: Any) -> None:
         "--index", type=user_path, metavar="INDEX", help="an index of MODEL (`alpro model index`), to search"
     )
     parser.add_argument("--ask", default="", metavar="MODEL", help="a model of finetune_qa, if MODEL is another")
-    parser.add_argument("--entities", default="", metavar="MODEL", help="a prompter, if MODEL was trained without one")
+    parser.add_argument(
+        "--entities", default="", metavar="MODEL", help="a prompter, or a model of pretrain, if MODEL is another"
+    )
     add_rerank(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)"
@@ -63,7 +65,7 @@ def serve(arguments: argparse.Namespace) -> None:
 def load_models(arguments: argparse.Namespace, index: "Index | None") -> "Models":
     """The models for what MODEL, --ask and --entities can do. Raises InputError if that is nothing."""
     from alpro.pipeline.demo.answers import Models
-    from alpro.stages.inference.find import find_prompter, model_digest
+    from alpro.stages.inference.find import find_prompter, is_pretrained, model_digest
     from alpro.stages.inference.index import check_digest
 
     folder = model_path(arguments, arguments.model).resolve()
@@ -75,18 +77,19 @@ def load_models(arguments: argparse.Namespace, index: "Index | None") -> "Models
     own = load(arguments, folder, prompts if prompter == folder else "")
     ask = load(arguments, model_path(arguments, arguments.ask)) if arguments.ask else own
     entities = (own if prompter == folder else load(arguments, prompter, prompts)) if has_prompts else None
+    pretrained = (own if named == folder else load(arguments, named)) if is_pretrained(named) else None
     if arguments.ask and not ask.folder.answers:
         raise InputError(
             f"{arguments.ask}: this {ask.folder.task} model does not answer questions; --ask takes a model of "
             "finetune_qa"
         )
-    if arguments.entities and not entities:
+    models = Models(index, own if index else None, ask if ask.folder.answers else None, entities, pretrained)
+    if arguments.entities and not models.naming:
         raise InputError(
-            f"{arguments.entities}: no prompter with embedded entities; --entities takes a train_prompter or "
-            "cache_prompts artifact"
+            f"{arguments.entities}: no prompter with embedded entities; --entities takes a train_prompter, "
+            "cache_prompts or pretrain artifact"
         )
-    models = Models(index, own if index else None, ask if ask.folder.answers else None, entities)
-    if not (models.search or models.ask or models.entities):
+    if not (models.search or models.ask or models.naming):
         raise InputError(
             f"{folder}: this {own.folder.task} model has nothing to show alone; add --index INDEX to search, or --ask "
             "MODEL for questions"

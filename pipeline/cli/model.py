@@ -5,7 +5,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +85,8 @@ def add_ask(actions: Any) -> None:
 
 
 def add_entities(actions: Any) -> None:
-    text = "name the entities in a video, or in a region of it, with the prompter"
-    more = "The names are those of the vocabulary; there are no others."
+    text = "name the entities in a video, or in a region of it"
+    more = "The names are those of the vocabulary. A model of pretrain answers beside its prompter, by its PEM head."
     parser = add_action(actions, "entities", name_entities, text, more)
     add_model_and_video(parser, "a prompter, or a model that was trained with one", "entities", 5)
     parser.add_argument(
@@ -94,6 +95,9 @@ def add_entities(actions: Any) -> None:
         default=WHOLE,
         metavar="X,Y,W,H",
         help="left, top, width and height of a region as fractions of the frame, 0 to 1 (default: 0,0,1,1)",
+    )
+    parser.add_argument(
+        "--text", default="", help="caption of the video, which a model of pretrain reads (default: none)"
     )
     add_shared(parser)
 
@@ -343,22 +347,31 @@ def ask(arguments: argparse.Namespace) -> None:
     model, question = load(arguments, model_path(arguments, arguments.model)), arguments.question
     if not model.knows(question):
         print(f"note: {UNKNOWN}", file=sys.stderr)
-    print_ranked(
-        arguments, {"question": question}, "answers", lambda: model.ask(arguments.video, question, arguments.k)
-    )
+    answer = partial(model.ask, arguments.video, question, arguments.k)
+    print_ranked(arguments, {"question": question}, {"answers": answer})
 
 
 def name_entities(arguments: argparse.Namespace) -> None:
-    from alpro.stages.inference.find import find_prompter
+    from alpro.stages.inference.find import find_prompter, is_pretrained
 
     folder, box = model_path(arguments, arguments.model), arguments.box
-    model = load(arguments, *find_prompter(folder, follow=True))
-    if not model.prompts:
-        raise InputError(
-            f"{folder}: this {model.folder.task} model names no entities, and no prompter with embedded entities was "
-            "found for it; name a train_prompter or cache_prompts artifact"
+    named = find_prompter(folder, follow=True)
+    models = [load(arguments, *named)]
+    if is_pretrained(folder) and named[0] != folder:
+        models.append(load(arguments, folder))
+    ranks = {
+        "entities" if model.prompts else "model_entities": partial(
+            model.entities, arguments.video, box, arguments.k, "" if model.prompts else arguments.text
         )
-    print_ranked(arguments, {"box": list(box)}, "entities", lambda: model.entities(arguments.video, box, arguments.k))
+        for model in models
+        if model.names_entities
+    }
+    if not ranks:
+        raise InputError(
+            f"{folder}: this {models[0].folder.task} model names no entities, and no prompter with embedded entities "
+            "was found for it; name a train_prompter, cache_prompts or pretrain artifact"
+        )
+    print_ranked(arguments, {"box": list(box)}, ranks)
 
 
 def import_model(arguments: argparse.Namespace) -> None:
@@ -402,23 +415,27 @@ def export_model(arguments: argparse.Namespace) -> None:
 
 
 def print_ranked(
-    arguments: argparse.Namespace, about: dict[str, Any], key: str, rank: Callable[[], list[tuple[str, float]]]
+    arguments: argparse.Namespace, about: dict[str, Any], ranks: Mapping[str, Callable[[], list[tuple[str, float]]]]
 ) -> None:
-    """Prints words with their probabilities, best first. Raises InputError if the video cannot be decoded."""
+    """Prints words with their probabilities, best first, of each model. Raises InputError if the video cannot be
+    decoded."""
     from alpro.shards.decoding.decode import DecodeError
 
     try:
-        ranked = rank()
+        ranked = {key: rank() for key, rank in ranks.items()}
     except DecodeError as error:
         file, _, detail = error.detail.partition(": ")  # the decoder's message
         raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
     if arguments.json:
-        rows = [{"text": word, "probability": probability} for word, probability in ranked]
-        print(json.dumps({"video": without_credentials(arguments.video), **about, key: rows}))
+        rows = {key: [{"text": word, "probability": p} for word, p in words] for key, words in ranked.items()}
+        print(json.dumps({"video": without_credentials(arguments.video), **about, **rows}))
         return
-    width = max(len(word) for word, _ in ranked)
-    for word, probability in ranked:
-        print(f"{word:{width}}  {probability:.3f}")
+    width = max(len(word) for words in ranked.values() for word, _ in words)
+    for key, words in ranked.items():
+        if len(ranked) > 1:
+            print("prompter:" if key == "entities" else "model:")
+        for word, probability in words:
+            print(f"{word:{width}}  {probability:.3f}")
 
 
 def register_model(arguments: argparse.Namespace) -> None:

@@ -30,11 +30,18 @@ class Models:
     index: Index | None = None
     search: Model | None = None
     ask: Model | None = None
-    entities: Model | None = None
+    entities: Model | None = None  # a prompter
+    pretrained: Model | None = None  # it names entities, too
 
     def any(self) -> Model:
         """One of the models: they read the frames of decoded corpora alike."""
-        return next(model for model in (self.search, self.ask, self.entities) if model)
+        return next(model for model in (self.search, self.ask, *self.naming.values()) if model)
+
+    @property
+    def naming(self) -> dict[str, Model]:
+        """The models that name entities, by what the page calls them."""
+        models = {"Prompter": self.entities, "Pre-trained model": self.pretrained}
+        return {name: model for name, model in models.items() if model}
 
 
 @dataclass
@@ -76,12 +83,16 @@ class Demo:
         with self.lock, mistakes():
             return dict(self.models.ask.ask(self.media.source(chosen(key)), wanted, top_k))
 
-    def entities(self, key: str, box: str, top_k: int = 5) -> Ranked:
-        """Entities of a region with probabilities, best first. Raises Mistake."""
-        assert self.models.entities
+    def entities(self, key: str, box: str, text: str = "", top_k: int = 5) -> list[Ranked]:
+        """Entities of a region with probabilities, best first, of each of `Models.naming`; `text` is a caption for the
+        pre-trained model. Raises Mistake."""
+        caption = checked(text, "") if text.strip() else ""
         with self.lock, mistakes():
-            region = parse_box(box) if box.strip() else WHOLE
-            return dict(self.models.entities.entities(self.media.source(chosen(key)), region, top_k))
+            region, source = parse_box(box) if box.strip() else WHOLE, self.media.source(chosen(key))
+            return [
+                dict(model.entities(source, region, top_k, caption if model is self.models.pretrained else ""))
+                for model in self.models.naming.values()
+            ]
 
 
 @contextmanager

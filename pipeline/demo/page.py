@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -13,6 +13,7 @@ from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from alpro.stages.inference.search import Found, Hit
 
 HERE = Path(__file__).parent
+T = TypeVar("T")
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 STYLE = (HERE / "page.css").read_text("utf-8")
 NO_CLIP = '<p class="empty">No video yet: upload one, or choose a clip of the search results.</p>'
@@ -75,8 +76,8 @@ def add_video(demo: Demo, chosen: gr.State, tabs: gr.Tabs, results: gr.HTML | No
             about = gr.Markdown(elem_id="problem")
             player = gr.HTML(NO_CLIP, js_on_load=script("videos.js"), elem_id="player", elem_classes="player")
             clear, outputs = add_ask(demo, chosen) if models.ask else ((), [])
-        with gr.Column(visible=models.entities is not None):
-            frame_value, frame_outputs = add_entities(demo, chosen) if models.entities else (None, [])
+        with gr.Column(visible=bool(models.naming)):
+            frame_value, frame_outputs = add_entities(demo, chosen) if models.naming else (None, [])
 
     def show(key: str) -> tuple[Any, ...]:
         frames = (*frame_value(key),) if frame_value else ()
@@ -125,25 +126,33 @@ def add_entities(demo: Demo, chosen: gr.State) -> tuple[Callable[[str], tuple[An
     with gr.Row(elem_classes="line"):
         box = gr.Textbox(label="Region: left, top, width, height (0 to 1)", placeholder="0.5, 0, 0.5, 1", scale=4)
         button = gr.Button("Name", variant="primary", **GO)
+    text = gr.Textbox(
+        label="Caption for the pre-trained model, if any", max_length=MAX_TEXT, visible=bool(demo.models.pretrained)
+    )
     problem = gr.Markdown()
-    entities = gr.Label(label="Entities", show_heading=False, elem_id="entities")
-    outputs = [frame, box, problem, entities]
+    models = demo.models.naming
+    entities = [
+        gr.Label(label=who, show_heading=len(models) > 1, elem_id="entities" if i == 0 else "model-entities")
+        for i, who in enumerate(models)
+    ]
+    outputs = [frame, box, problem, *entities]
 
-    def run(key: str, region: str) -> tuple[Any, ...]:
-        problem, named = ranked(lambda: demo.entities(key, region))
-        return frame_of(key, region if named else ""), region, problem, named
+    def run(key: str, region: str, caption: str) -> tuple[Any, ...]:
+        problem, named = ranked(lambda: demo.entities(key, region, caption))
+        shown: list[Any] = named or [None] * len(models)
+        return frame_of(key, region if named else ""), region, problem, *shown
 
-    def dragged(key: str, event: gr.EventData) -> tuple[Any, ...]:
+    def dragged(key: str, caption: str, event: gr.EventData) -> tuple[Any, ...]:
         data = event._data.get("box") if isinstance(event._data, dict) else None
         numbers = data if isinstance(data, list) and all(isinstance(part, int | float) for part in data) else []
-        return run(key, ", ".join(f"{part:.2f}" for part in numbers))
+        return run(key, ", ".join(f"{part:.2f}" for part in numbers), caption)
 
-    gr.on([box.submit, button.click], run, [chosen, box], outputs, **MODEL)
-    frame.select(dragged, chosen, outputs, **MODEL)
-    return lambda key: (frame_of(key), "", "", None), outputs
+    gr.on([box.submit, text.submit, button.click], run, [chosen, box, text], outputs, **MODEL)
+    frame.select(dragged, [chosen, text], outputs, **MODEL)
+    return lambda key: (frame_of(key), "", "", *[None] * len(models)), outputs
 
 
-def ranked(compute: Callable[[], dict[str, float]]) -> tuple[str, dict[str, float] | None]:
+def ranked(compute: Callable[[], T]) -> tuple[str, T | None]:
     """A message, and words with their probabilities."""
     try:
         return "", compute()

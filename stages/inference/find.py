@@ -6,7 +6,7 @@ from pathlib import Path
 from alpro.artifact import check_artifact, read_record
 from alpro.artifact_names import artifacts, find_artifact
 from alpro.errors import InputError
-from alpro.files import checksum, file_state
+from alpro.files import checksum, file_state, read_json
 from alpro.stages.encoding.encode import model_folder
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -75,6 +75,12 @@ def _find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | str
             if found[1] or (found[0] / "prompts.safetensors").is_file():
                 return found
     return folder, ""
+
+
+def is_pretrained(folder: Path) -> bool:
+    """Whether a folder has a model of pre-training, which names entities itself."""
+    config = model_folder(folder) / "config.json"
+    return config.is_file() and read_json(config).get("task") == "pretrain"
 
 
 def model_digest(folder: Path) -> str:

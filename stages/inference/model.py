@@ -24,6 +24,7 @@ from alpro.errors import InputError
 from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, load_labels
+from alpro.models.losses import box_mask
 from alpro.progress import progress
 from alpro.shards.decoding.decode import DecodeError
 from alpro.shards.pictures import draw_entities, sheet
@@ -188,8 +189,11 @@ class Model:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Texts:
         """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E)."""
+        return self._encode_texts(checked_texts(texts))
+
+    def _encode_texts(self, texts: list[str]) -> Texts:
         folder, length = self.folder, self.folder.preprocessing.max_text_tokens
-        return encode_texts(folder.model, folder.tokenizer, checked_texts(texts), length, self.device)
+        return encode_texts(folder.model, folder.tokenizer, texts, length, self.device)
 
     def embed_videos(self, files: Iterable[Source], batch_size: int = BATCH) -> Tensor:
         """L2-normalized embeddings (N, E); their dot product with text embeddings is the VTC similarity.
@@ -309,30 +313,50 @@ class Model:
             logits = self._alpro("answer").answer(questions.tokens, questions.mask, videos.tokens)
         return logits.float().softmax(1)
 
+    @property
+    def names_entities(self) -> bool:
+        """Whether the model names entities: a prompter with its prompts, or a pre-trained model."""
+        if isinstance(self.folder.model, Alpro):
+            return self.folder.model.pem_head is not None
+        return bool(self.prompts)
+
     @torch.inference_mode()
-    def entities(self, file: Source, box: Box = WHOLE, top_k: int = 3) -> list[tuple[str, float]]:
-        """The `top_k` most likely entities of a region: left, top, width, height, as fractions of the frame."""
-        if not (isinstance(self.folder.model, Prompter) and self.prompts):
+    def entities(self, file: Source, box: Box = WHOLE, top_k: int = 3, text: str = "") -> list[tuple[str, float]]:
+        """The `top_k` most likely entities of a region: left, top, width, height, as fractions of the frame.
+
+        A prompter sees the region alone. A pre-trained model sees all of the video and, as in pre-training, its
+        caption `text`, which may be empty; its PEM head then names the region, if it was trained with PEM.
+        """
+        model, grid = self.folder.model, self.folder.model.config.video.grid
+        if not self.names_entities:
             raise InputError(
-                f"this {self.folder.task} model names no entities: they need a prompter with its prompts, "
-                "Model.from_pretrained(PROMPTER, PROMPTS)"
+                f"this {self.folder.task} model names no entities: use a pre-trained model, or a prompter with its "
+                "prompts, Model.from_pretrained(PROMPTER, PROMPTS)"
             )
+        if text and not isinstance(model, Alpro):
+            raise InputError("a prompter names a region without a text; only a pre-trained model reads one")
         try:
-            boxes = torch.tensor([patches_of(box, self.folder.model.config.video.grid)], device=self.device)
+            boxes = torch.tensor([patches_of(box, grid)], device=self.device)
         except ValueError as error:
             raise InputError(str(error)) from error
-        kind = "image" if is_image(file) and "image" in self.prompts else "video"
         pixels = self.encoder.pixels(self.frames(file))
         with self.precision():
-            labels = self.folder.model.pseudo_labels(pixels, boxes, self.prompts[kind], self.encoder.black)
+            if isinstance(model, Alpro):
+                caption = self._encode_texts([text])
+                fused = model.fused_patches(caption.tokens, caption.mask, model.encode_video(pixels))
+                labels = model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
+            else:
+                assert isinstance(model, Prompter)
+                kind = "image" if is_image(file) and "image" in self.prompts else "video"
+                labels = model.pseudo_labels(pixels, boxes, self.prompts[kind], self.encoder.black)
         return self._best(labels[0], self.folder.entities, top_k)
 
-    def draw_entities(self, file: Source, boxes: Sequence[Box] = (WHOLE,)) -> Image.Image:
+    def draw_entities(self, file: Source, boxes: Sequence[Box] = (WHOLE,), text: str = "") -> Image.Image:
         """Draws the entities of regions, as `entities` takes them, on the middle frame (Figure 3 of the paper)."""
         frames = self.frames(file)[0]
         middle = frames[len(frames) // 2].permute(1, 2, 0).cpu().numpy()
         name = Path(file_name(file)).name
-        drawn = [draw_entities(middle, box, self.entities(file, box), name) for box in boxes]
+        drawn = [draw_entities(middle, box, self.entities(file, box, text=text), name) for box in boxes]
         return sheet(drawn, columns=len(drawn))
 
     def _alpro(self, what: str) -> Alpro:

@@ -32,6 +32,21 @@ def workspace(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("workspace")
 
 
+@pytest.fixture
+def pretrained(trained, tiny_model, tokenizer, tmp_path) -> Path:
+    """The folder of a random pre-trained model beside its prompter, as `alpro model import` writes it."""
+    from alpro.files import digest
+    from alpro.models.alpro import Alpro
+    from alpro.models.folder import ModelFolder
+
+    folder, config = tmp_path / "pretrained", tiny_model(tokenizer.get_vocab_size())
+    ModelFolder("pretrain", Alpro(config, 8), tokenizer, entities=list("abcdefgh")).save_pretrained(folder)
+    for stage, inside in (("train_prompter", "model"), ("cache_prompts", "")):
+        source = trained / "artifacts" / stage / digest(stage)[:16] / inside
+        shutil.copytree(source, folder / "prompter", dirs_exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, tiny_model, tokenizer, vocabulary, resources) -> Path:
     """A workspace with a random model of each kind, and the prompts of the prompter."""

@@ -17,9 +17,11 @@ from tests.pipeline.test_cli import call
 
 pytest.importorskip("gradio")
 
+import gradio
 import uvicorn
 from starlette.testclient import TestClient
 
+from alpro.pipeline.demo import page
 from alpro.pipeline.demo import server as command
 from alpro.pipeline.demo.answers import MAX_TEXT, Demo, Mistake, Models
 from alpro.pipeline.demo.media import MAX_UPLOADS, Media, Unknown
@@ -88,8 +90,18 @@ def test_questions_and_regions_have_the_answers_of_the_models(demo, videos):
     key = demo.pick(1)
     assert demo.ask(key, "what moves?") == dict(demo.models.ask.ask(videos[1], "what moves?", 5))
     box = (0.5, 0.0, 0.25, 1.0)
-    assert demo.entities(key, "0.5, 0, 0.25, 1") == dict(demo.models.entities.entities(videos[1], box, 5))
-    assert demo.entities(key, "") == dict(demo.models.entities.entities(videos[1], top_k=5))
+    assert demo.entities(key, "0.5, 0, 0.25, 1") == [dict(demo.models.entities.entities(videos[1], box, 5))]
+    assert demo.entities(key, "") == [dict(demo.models.entities.entities(videos[1], top_k=5))]
+
+
+def test_a_pre_trained_model_answers_beside_the_prompter(demo, videos, pretrained):
+    model = demo.models.pretrained = Model.from_pretrained(pretrained, device="cpu")
+    prompter, own = demo.entities(demo.pick(1), "0.5, 0, 0.25, 1", "a ball")
+    assert list(demo.models.naming) == ["Prompter", "Pre-trained model"]
+    assert prompter == dict(demo.models.entities.entities(videos[1], (0.5, 0, 0.25, 1), 5))
+    assert own == dict(model.entities(videos[1], (0.5, 0, 0.25, 1), 5, "a ball"))
+    labels = [part for part in page.build(demo).blocks.values() if isinstance(part, gradio.Label)]
+    assert [label.label for label in labels][-2:] == ["Prompter", "Pre-trained model"]
 
 
 def test_an_uploaded_video_is_asked_like_a_file(demo, videos, tmp_path):

@@ -117,6 +117,20 @@ def test_entities_of_a_region_are_named(alpro_model, videos, workspace):
     assert printed["entities"] == [{"text": word, "probability": pytest.approx(p)} for word, p in expected]
 
 
+def test_a_pre_trained_model_answers_beside_its_prompter(alpro_model, videos, pretrained):
+    status, out, err = alpro_model("entities", pretrained, videos[0], "--text", "a ball", "--json", "-k", 2)
+    assert (status, err) == (0, "")
+    prompter = Model.from_pretrained(pretrained / "prompter", device="cpu").entities(videos[0], top_k=2)
+    own = Model.from_pretrained(pretrained, device="cpu").entities(videos[0], top_k=2, text="a ball")
+    for key, expected in (("entities", prompter), ("model_entities", own)):
+        assert json.loads(out)[key] == [{"text": word, "probability": pytest.approx(p)} for word, p in expected]
+    _, out, _ = alpro_model("entities", pretrained, videos[0], "-k", 1)
+    assert [line.split()[0] for line in out.splitlines()] == ["prompter:", prompter[0][0], "model:", own[0][0]]
+    shutil.rmtree(pretrained / "prompter")
+    _, out, _ = alpro_model("entities", pretrained, videos[0], "-k", 1)
+    assert out.split()[0] == own[0][0]
+
+
 def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, workspace, tmp_path):
     """Its scores are those of its own evaluation, with intervals; that of the other model in it is left out."""
     scores = [

@@ -15,6 +15,7 @@ def folders(tmp_path_factory, tiny_model, vocabulary, tokenizer, resources):
     torch.manual_seed(0)
     folders = {
         "prompter": ModelFolder("prompter", Prompter(config), tokenizer),
+        "pretrain": ModelFolder("pretrain", Alpro(config, 8), tokenizer, entities=list("abcdefgh")),
         "retrieval": ModelFolder("retrieval", Alpro(config), tokenizer),
         "qa": ModelFolder("qa", Alpro(config, answers=3), tokenizer, answers=["ball", "box", "left"]),
     }

@@ -62,6 +62,22 @@ def test_entities_of_a_region_are_those_of_the_prompter(folders, videos, tmp_pat
     assert picture.width > 2 * 176
 
 
+def test_a_pre_trained_model_names_a_region_by_its_fused_patches(folders, videos):
+    model = Model.from_pretrained(folders["pretrain"], device="cpu")
+    box, text = (0.5, 0, 0.25, 1), "a ball moves to the left"
+    named = dict(model.entities(videos[0], box, 99, text))
+    assert named.keys() == set("abcdefgh")
+    assert sum(named.values()) == pytest.approx(1, abs=1e-5)
+    caption, video = model.texts([text]), model.folder.model.encode_video(model.encoder.pixels(model.frames(videos[0])))
+    fused = model.folder.model.fuse(caption.tokens, caption.mask, video)[:, -16:]
+    inside = fused.view(1, 4, 4, -1)[:, :, 2].mean(1)  # the third column of the patches
+    expected = model.folder.model.pem_head(inside).softmax(1)[0].tolist()
+    assert expected == pytest.approx([named[name] for name in "abcdefgh"], abs=1e-6)
+    assert dict(model.entities(videos[0], box, 99)) != named  # without a text
+    assert len(model.entities(videos[0], top_k=2)) == 2
+    assert model.draw_entities(videos[0], [box], text).width > 176
+
+
 def test_an_image_is_named_with_the_prompts_of_images_and_a_video_with_those_of_videos(folders, videos, tmp_path):
     model = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
@@ -98,6 +114,10 @@ def test_what_a_model_cannot_do_is_one_line(folders, videos, tmp_path):
     prompter = Model.from_pretrained(folders["prompter"], device="cpu")
     with pytest.raises(InputError, match="a prompter with its prompts"):
         prompter.entities(videos[0])
+    with pytest.raises(InputError, match="without a text"):
+        Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu").entities(videos[0], text="a ball")
+    with pytest.raises(InputError, match="this retrieval model names no entities"):
+        Model.from_pretrained(folders["retrieval"], device="cpu").entities(videos[0])
     with pytest.raises(InputError, match="no multimodal encoder"):
         prompter.match(videos[:1], TEXTS)
     with pytest.raises(InputError, match="does not answer questions"):
