@@ -1,7 +1,7 @@
 """Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4)."""
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from pydantic import Field, model_validator
@@ -26,7 +26,7 @@ from alpro.stages.execution.interface import OPTIONAL, Outcome, Resources, file_
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.named_entities import NamedEntities
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from alpro.stages.training.pretrain_objective import LossWeights, PemControl, PretrainObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 4
@@ -47,17 +47,19 @@ class Config(EncoderConfig, MatchingConfig):
     threshold: float = Field(
         0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
     )
-    pem_labels: Literal["teacher", "manifest", "permuted"] = Field(
-        "teacher",
-        description="labels of the crops: the prompter's, what the manifest's things say, or the prompter's of another "
-        "sample",
+    pem_control: PemControl = Field(
+        "none",
+        description="changes PEM, for studies",
         json_schema_extra=OPTIONAL,
     )
 
     @model_validator(mode="after")
     def _places_are_known(self) -> "Config":
-        if self.pem_labels == "manifest" and (self.random_crop < 1 or self.augmentation != "none"):
-            raise ValueError("pem_labels = manifest: the manifest has places in whole frames; set random_crop = 1.0")
+        if self.pem_control == "true_labels" and (self.random_crop < 1 or self.augmentation != "none"):
+            raise ValueError(
+                "pem_control = true_labels: the manifest has places in whole frames; set random_crop = 1.0 and "
+                "augmentation = none"
+            )
         return self
 
     @model_validator(mode="after")
@@ -69,7 +71,7 @@ class Config(EncoderConfig, MatchingConfig):
     @property
     def needs_prompter(self) -> bool:
         """Whether a prompter is required, for pseudo-labels or initial weights."""
-        return (self.weights.pem > 0 and self.pem_labels != "manifest") or self.start == "prompter"
+        return (self.weights.pem > 0 and self.pem_control != "true_labels") or self.start == "prompter"
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -92,10 +94,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         elif config.start != "scratch":
             copy_start(model, tokenizer, preprocessing, load_model(Path(config.start), device))
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
-        permuted = config.pem_labels == "permuted"
-        objective = PretrainObjective(model, *norm, prompter, prompts, *losses, config.negative_pool_size, permuted)
+        pool, control = config.negative_pool_size, config.pem_control
+        objective = PretrainObjective(model, *norm, prompter, prompts, *losses, pool, control)
 
         pem, words, length = bool(config.weights.pem), WordPieces(tokenizer), config.max_text_tokens
+        asked = pem and control == "none"  # for names of regions, beside the prompter's
         objective.named = NamedEntities(tokenizer, entities).to(device) if pem else None
 
         def draw(data: TrainingDataset, step: int) -> None:
@@ -103,12 +106,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
                 return
             last, suffix = (step or len(data)) - 1, f"-step-{step:06d}" if step else ""
             draw_pseudo_labels(objective, data, entities, out / "pictures", last, suffix)
-            if prompter and (shown := first_clips(config, inputs)):
+            if asked and (shown := first_clips(config, inputs)):
                 file = out / "pictures" / f"regions{suffix}.png"
                 draw_named_regions(objective, shown, words, length, entities, file)
 
         def score(gallery: Gallery) -> dict[str, float]:
-            return score_regions(objective, gallery, words, length) if pem and prompter else {}
+            return score_regions(objective, gallery, words, length) if asked else {}
 
         return Training(
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
@@ -116,7 +119,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             objective,
             lambda: (validate_contrast(objective, inputs, tokenizer, config, score), ""),
             mlm_probability=config.mlm_probability,
-            true_labels=config.pem_labels == "manifest" and config.weights.pem > 0,
+            true_labels=control == "true_labels" and pem,
             enabled=bool(objective.losses),
             draw=draw if pem else None,
         )

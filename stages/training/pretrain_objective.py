@@ -7,6 +7,7 @@ checkpoints and FLOPs follow from these.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +19,8 @@ from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.named_entities import NamedEntities
 from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, world_size
+
+PemControl = Literal["none", "true_labels", "permuted_labels", "whole_frame", "without_text"]
 
 
 class LossWeights(StageConfig):
@@ -48,13 +51,13 @@ class PretrainObjective(MatchingObjective):
         weights: LossWeights,
         threshold: float,
         negative_pool_size: int = 0,
-        permuted: bool = False,
+        control: PemControl = "none",
     ):
         super().__init__(model, mean, std, negative_pool_size)
         self.prompter = prompter.requires_grad_(False).eval() if prompter else None
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
-        self.threshold, self.permuted = threshold, permuted
+        self.threshold, self.control = threshold, control
         self.weights = weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
         self.named: NamedEntities | None = None  # for the share of the labels that the captions name
@@ -86,14 +89,18 @@ class PretrainObjective(MatchingObjective):
         return total, {name: value for _, metrics in terms.values() for name, value in metrics.items()}
 
     def labeled(self, batch: Batch, frames: Tensor) -> Batch:
-        """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them already. permuted: each
-        sample has those of the one before it."""
+        """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them already."""
         if "pem" not in self.losses or batch.pseudo_labels is not None:
             return batch
         assert batch.boxes is not None
         assert self.prompter is not None
-        labels = self.prompter.pseudo_labels(frames, batch.boxes, self.prompts_of(batch.kind), self.black)
-        return replace(batch, pseudo_labels=labels.roll(1, 0) if self.permuted else labels)
+        boxes = batch.boxes
+        if self.control == "whole_frame":
+            boxes = torch.zeros_like(boxes)
+            boxes[:, 2:] = self.model.config.video.grid
+        labels = self.prompter.pseudo_labels(frames, boxes, self.prompts_of(batch.kind), self.black)
+        labels = labels.roll(1, 0) if self.control == "permuted_labels" else labels
+        return replace(batch, boxes=boxes, pseudo_labels=labels)
 
     def prompts_of(self, kind: str) -> Tensor:
         """The embedded prompts (M, E) for videos or images."""
@@ -137,7 +144,9 @@ class PretrainObjective(MatchingObjective):
             positions.append(cls)
         if "pem" in on:
             assert batch.boxes is not None
-            patches, inside = box_patches(batch.boxes, self.model.config.video.grid)
+            grid = self.model.config.video.grid
+            limit = grid**2 if self.control == "whole_frame" else max(1, grid**2 // 2)
+            patches, inside = box_patches(batch.boxes, grid, limit)
             positions[0] = torch.cat([cls, length + 1 + patches], dim=1)
         if "vtm" in on:
             negatives, valid = self.negatives(batch, video, text, v2t, t2v)
@@ -158,6 +167,8 @@ class PretrainObjective(MatchingObjective):
             fused["mlm"] = tokens[-1], labels
         if "pem" in on:
             fused["pem"] = tokens[0][:, 1:], inside
+            if self.control == "without_text":
+                fused["pem"] = video.gather(1, 1 + patches[..., None].expand(-1, -1, video.shape[2])), inside
         return fused
 
     def masked_words(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
@@ -202,11 +213,11 @@ def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     return chosen, labels.gather(1, chosen)
 
 
-def box_patches(boxes: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """The patches inside boxes (B, 4) of at most half the grid: indices and whether they are inside, both (B, P).
+def box_patches(boxes: Tensor, grid: int, limit: int) -> tuple[Tensor, Tensor]:
+    """The patches inside boxes (B, 4) of at most `limit` = P patches: indices and whether they are inside, both (B, P).
 
-    P is half the number of patches, so that no device synchronization is needed.
+    P is known on the host, so that no device synchronization is needed.
     """
     inside = box_mask(boxes, grid)
-    chosen = inside.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, grid**2 // 2)]
+    chosen = inside.int().argsort(dim=1, descending=True, stable=True)[:, :limit]
     return chosen, inside.gather(1, chosen)

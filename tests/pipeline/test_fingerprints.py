@@ -86,9 +86,11 @@ def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key,
 
 def test_an_optional_key_counts_only_if_it_is_set(fingerprints):
     config = load_config(TINY).pretrain
-    assert "pem_labels" not in config.determining(())
-    assert config.model_copy(update={"pem_labels": "permuted"}).determining(())["pem_labels"] == "permuted"
-    assert changed(fingerprints(), fingerprints("pretrain.pem_labels=permuted")) == KEYS["pretrain.start"]
+    assert "pem_control" not in config.determining(())
+    assert (
+        config.model_copy(update={"pem_control": "permuted_labels"}).determining(())["pem_control"] == "permuted_labels"
+    )
+    assert changed(fingerprints(), fingerprints("pretrain.pem_control=permuted_labels")) == KEYS["pretrain.start"]
 
 
 def test_every_file_of_a_given_model_changes_what_is_made_of_it(tmp_path):

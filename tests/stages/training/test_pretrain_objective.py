@@ -31,8 +31,33 @@ def test_permuted_labels_are_those_of_another_sample(pretraining, batches):
     objective, batch = pretraining(), batches["video"]
     frames = objective.pixels(batch.frames)
     expected = objective.labeled(batch, frames).pseudo_labels.roll(1, 0)
-    objective.permuted = True
+    objective.control = "permuted_labels"
     assert torch.equal(objective.labeled(batch, frames).pseudo_labels, expected)
+
+
+def test_the_whole_frame_is_the_crop_and_all_its_patches_are_read(pretraining, batches, monkeypatch):
+    objective, batch, read = pretraining(), batches["video"], []
+    objective.control, grid = "whole_frame", objective.model.config.video.grid
+    labeled = objective.labeled(batch, frames := objective.pixels(batch.frames))
+    assert (labeled.boxes == torch.tensor([0, 0, grid, grid])).all()
+    whole = objective.prompter.pseudo_labels(frames, labeled.boxes, objective.prompts_of("video"), objective.black)
+    assert torch.equal(labeled.pseudo_labels, whole)
+    monkeypatch.setattr(
+        objective.model, "pem_logits", lambda patches, inside: read.append(inside) or torch.zeros_like(whole)
+    )
+    objective(batch)
+    assert read[0].shape == (len(whole), grid**2)
+    assert read[0].all()
+
+
+def test_patches_without_text_do_not_depend_on_the_caption(pretraining, batches):
+    objective, batch = pretraining(vtc=0.0, vtm=0.0, mlm=0.0), batches["video"]
+    other = replace(batch, text=batch.text.flip(0), mask=batch.mask.flip(0))
+    with_text = [objective(b)[0].item() for b in (batch, other)]
+    objective.control = "without_text"
+    without = [objective(b)[0].item() for b in (batch, other)]
+    assert with_text[0] != with_text[1]
+    assert without[0] == without[1]
 
 
 def test_labels_of_the_batch_need_no_prompter(pretraining, batches):
@@ -137,7 +162,7 @@ def test_every_patch_in_the_crop_is_selected_once(data, grid):
             height = 1
         top, left = data.draw(st.integers(0, grid - height)), data.draw(st.integers(0, grid - width))
         boxes.append((top, left, height, width))
-    patches, inside = box_patches(torch.tensor(boxes), grid)
+    patches, inside = box_patches(torch.tensor(boxes), grid, max(1, grid**2 // 2))
     assert patches.shape == inside.shape == (len(boxes), grid**2 // 2)
     for (top, left, height, width), at, counted in zip(boxes, patches, inside, strict=True):
         assert len(set(at.tolist())) == len(at)
@@ -149,7 +174,7 @@ def test_every_patch_in_the_crop_is_selected_once(data, grid):
 def test_the_selected_patches_have_room_for_every_random_box(grid):
     rng = np.random.default_rng(0)
     boxes = torch.tensor([random_box(grid, rng) for _ in range(40)])
-    _, inside = box_patches(boxes, grid)
+    _, inside = box_patches(boxes, grid, max(1, grid**2 // 2))
     assert torch.equal(inside.sum(1), boxes[:, 2] * boxes[:, 3])
 
 
