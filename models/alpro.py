@@ -55,9 +55,12 @@ class DualEncoder(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         initialize(self, config.init)
 
-    def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
-        """Normalized frames (B, T, 3, S, S) -> video tokens (B, 1 + N, D), or [CLS] (B, 1, D) with `cls_only`."""
-        return self.video_encoder(frames, cls_only)
+    def encode_video(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
+        """Normalized frames (B, T, 3, S, S) -> video tokens (B, 1 + N, D), or [CLS] (B, 1, D) with `cls_only`.
+
+        kept (B, K): indices of the patches to encode; None: all N.
+        """
+        return self.video_encoder(frames, cls_only, kept)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token ids and attention mask (B, L) -> text tokens (B, L, D)."""

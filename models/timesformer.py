@@ -135,10 +135,11 @@ class TimeSformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.checkpoint_activations = False
 
-    def forward(self, frames: Tensor, cls_only: bool = False) -> Tensor:
+    def forward(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
         """With `cls_only`: [CLS] (B, 1, D); the last block computes only this token. T is 1 for an image as one frame.
 
-        Raises ValueError if the number or size of the frames is not the configured one.
+        kept (B, K): encode only these patches, the same in every frame -> tokens (B, 1 + K, D) (patch dropping: FLIP,
+        Li et al., 2023). Raises ValueError if the number or size of the frames is not the configured one.
         """
         b, t, _, height, width = frames.shape
         size = self.config.image_size
@@ -148,6 +149,8 @@ class TimeSformer(nn.Module):
             )
         x = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B * T, N, D)
         patches = x.view(b, t, *x.shape[1:]) + self.pos_embed[:, None, 1:] + self.time_embed[:, :t, None]
+        if kept is not None:
+            patches = patches.gather(2, kept[:, None, :, None].expand(-1, t, -1, patches.shape[3]))
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
         x = self.pre_norm(torch.cat([cls, patches.flatten(1, 2)], dim=1))
         keep, last = self.sample_drop_path(b), len(self.blocks) - 1

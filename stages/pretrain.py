@@ -68,6 +68,14 @@ class Config(EncoderConfig, MatchingConfig):
             raise ValueError("contrast = batch needs the contrastive loss, but weights.vtc is 0; remove one of the two")
         return self
 
+    @model_validator(mode="after")
+    def _keeps_crops(self) -> "Config":
+        if self.weights.pem and any(phase.patch_dropping > 0.5 for phase in self.phases):
+            raise ValueError(
+                "patch_dropping above 0.5 drops patches of the crops, which are up to half; PEM needs them"
+            )
+        return self
+
     @property
     def needs_prompter(self) -> bool:
         """Whether a prompter is required, for pseudo-labels or initial weights."""

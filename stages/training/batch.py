@@ -26,6 +26,7 @@ class Batch:
     masked: Tensor | None = None  # (B, L) token ids after masking (MLM)
     labels: Tensor | None = None  # (B, L) ids of the masked tokens, -100 elsewhere
     boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
+    kept: Tensor | None = None  # (B, K) indices of the patches that are encoded, ascending; None: all
     pseudo_labels: Tensor | None = None  # (B, M) of the crops; None: the objective asks the prompter
     answers: Tensor | None = None  # (B,) answer indices, -100 = not in the vocabulary
     uniforms: Tensor | None = None  # (B, 2) in [0, 1): they sample the hard negatives; None: sampled in the objective
@@ -90,6 +91,8 @@ def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -
         batch.boxes = torch.tensor([item["box"] for item in items])
     if "pem_labels" in items[0]:
         batch.pseudo_labels = torch.from_numpy(np.stack([item["pem_labels"] for item in items]))
+    if "kept" in items[0]:
+        batch.kept = torch.from_numpy(np.stack([item["kept"] for item in items]))
     if "answer" in items[0]:
         batch.answers = torch.tensor([item["answer"] for item in items])
     return batch

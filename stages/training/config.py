@@ -28,6 +28,14 @@ class Phase(StageConfig):
     group_batches: bool = Field(
         False, description="put samples of the same group into the same batch, as negatives of each other"
     )
+    patch_dropping: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="fraction of the patches that are dropped at random, the same in all frames of a clip (FLIP), which "
+        "saves about this fraction of the encoder's time; a short last phase without it adapts to all patches. Beyond "
+        "the paper; at most 0.5 with PEM, which keeps the patches of its crop",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "Phase":
@@ -126,6 +134,14 @@ class TrainingConfig(StageConfig):
     validation: Validation = Validation()
     log_every: int = Field(10, ge=1, description="steps between logged metrics, which are means since the last log")
     mixed_precision: bool = Field(True, description="bfloat16 autocast on GPUs")
+
+    def determining(self, files: Collection[str]) -> dict[str, Any]:
+        """As of every stage, without `patch_dropping` where it is off."""
+        values = super().determining(files)
+        for phase in values["phases"]:
+            if not phase["patch_dropping"]:
+                del phase["patch_dropping"]
+        return values
 
     @property
     def contrasts_whole_batch(self) -> bool:

@@ -23,7 +23,7 @@ from alpro.shards.transforms import random_crop, squash
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch, collate
 from alpro.stages.training.config import Phase, TrainingConfig
-from alpro.stages.training.masking import mask_words, random_box, true_labels
+from alpro.stages.training.masking import keep_patches, mask_words, random_box, true_labels
 
 Unit = Literal["sample", "caption", "question"]
 MAX_MEASURED = 5000  # texts of a source that are tokenized before training to count those that are cut
@@ -183,17 +183,17 @@ class TrainingDataset(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         source = self.sources[self.source_of[step]]
         size = self.config.batch_size
-        grouped = self.config.phases[self.phase_of(step)[0]].group_batches
-        examples = source.at(int(self.turn[step]) * size, size, self.config.seed, grouped)
+        phase = self.config.phases[self.phase_of(step)[0]]
+        examples = source.at(int(self.turn[step]) * size, size, self.config.seed, phase.group_batches)
         # All ranks share each micro-batch, so that its examples do not depend on the number of ranks.
         places = np.arange(size).reshape(self.config.accumulation_steps, self.ranks, -1)[:, self.rank].ravel()
         unreadable: list[str] = []
-        items = [self.readable(source, epoch, n, unreadable) for epoch, n in (examples[place] for place in places)]
+        items = [self.readable(source, *examples[place], phase.patch_dropping, unreadable) for place in places]
         length = self.config.max_text_tokens if self.one_length else 0
         batch = collate(step, source.kind, items, self.words.pad_id, length)
         return replace(batch, unreadable=unreadable)
 
-    def readable(self, source: CorpusExamples, epoch: int, number: int, unreadable: list[str]) -> dict:
+    def readable(self, source: CorpusExamples, epoch: int, number: int, dropped: float, unreadable: list[str]) -> dict:
         """The arrays of an example, or of the next readable one; then the error is added to `unreadable`.
 
         The batch size stays the same on all ranks. Raises InputError after MAX_ATTEMPTS unreadable samples.
@@ -201,7 +201,7 @@ class TrainingDataset(Dataset[Batch]):
         samples = source.examples[:, 0]
         for attempt in range(MAX_ATTEMPTS):
             try:
-                return self.example(source, epoch, number)
+                return self.example(source, epoch, number, dropped)
             except Unreadable as error:
                 if not attempt:
                     unreadable.append(str(error))
@@ -213,8 +213,11 @@ class TrainingDataset(Dataset[Batch]):
             number = (number + int(others[0])) % len(source)
         raise InputError(f"{attempt + 1} consecutive samples cannot be read, the last: {last}; check the shards")
 
-    def example(self, source: CorpusExamples, epoch: int, number: int) -> dict:
-        """The arrays of an example. Its random generator is seeded by seed, epoch and example."""
+    def example(self, source: CorpusExamples, epoch: int, number: int, dropped: float = 0.0) -> dict:
+        """The arrays of an example. Its random generator is seeded by seed, epoch and example.
+
+        dropped: fraction of the patches that are not encoded.
+        """
         rng = np.random.default_rng([self.config.seed, 23, source.first_video, epoch, number])
         sample_number, text_number = source.examples[number]
         sample = source.reader[int(sample_number)]
@@ -246,6 +249,8 @@ class TrainingDataset(Dataset[Batch]):
                 things = sample.about["meta"].get("things", [{}])
                 item["pem_labels"] = true_labels(things, item["box"], self.grid, self.entities)
         item["uniforms"] = rng.random(2)
+        if dropped:
+            item["kept"] = keep_patches(self.grid, dropped, rng, item.get("box"))
         return item
 
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:

@@ -1,5 +1,5 @@
 """Random inputs of the objectives, sampled by the loader: masked tokens for MLM, crops for PEM (paper, section 3.2)
-and, where the manifest knows what is where, the true labels of the crops."""
+and, where the manifest knows what is where, the true labels of the crops; patches to keep."""
 
 from typing import Any
 
@@ -63,3 +63,16 @@ def true_labels(
             sides = np.minimum(place + thing["radius"], start + size) - np.maximum(place - thing["radius"], start)
             labels[entities[thing["kind"]]] += np.maximum(sides, 0).prod()
     return labels / (labels.sum() or 1)
+
+
+def keep_patches(
+    grid: int, dropped: float, rng: np.random.Generator, box: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
+    """Indices (K,), ascending, of the patches that remain if the fraction `dropped` of all is dropped at random, at
+    least one. Those inside `box` (top, left, height, width) come first."""
+    priority = rng.random((grid, grid))
+    if box:
+        top, left, height, width = box
+        priority[top : top + height, left : left + width] += 1
+    count = max(1, round((1 - dropped) * grid**2))
+    return np.sort(np.argsort(priority.ravel())[-count:])

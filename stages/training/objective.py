@@ -77,13 +77,17 @@ class Objective(NormalizedModel):
         """Text tokens (B, L, D); objectives that encode other texts in the same pass return them behind."""
         return (self.model.encode_text(batch.text, batch.mask),)
 
+    def encode_video(self, batch: Batch, frames: Tensor, cls_only: bool = False) -> Tensor:
+        """Tokens of the normalized frames (B, T, 3, S, S) of a batch, of its kept patches."""
+        return self.model.encode_video(frames, cls_only, batch.kept)
+
     def labeled(self, batch: Batch, frames: Tensor) -> Batch:
         """The batch with pseudo-labels, if the objective uses any. frames (B, T, 3, S, S), normalized."""
         return batch
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeddings (B, E) of videos and texts that `forward` contrasts, from the same random numbers."""
-        video = self.model.encode_video(self.pixels(batch.frames), cls_only=True)
+        video = self.encode_video(batch, self.pixels(batch.frames), cls_only=True)
         return self.project(video, self.encode_texts(batch)[0])
 
     def project(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,7 +161,7 @@ class PrompterObjective(Objective):
     losses = ("vtc",)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        video = self.model.encode_video(self.pixels(batch.frames), cls_only=True)
+        video = self.encode_video(batch, self.pixels(batch.frames), cls_only=True)
         (text,) = self.encode_texts(batch)
         loss, _, _, metrics = self.contrast(batch, video, text)
         return loss, metrics
@@ -215,7 +219,7 @@ class MatchingObjective(Objective):
         return {"vtm": len(batch.video) + 2 * (~self.excluded(batch).all(dim=1)).sum()}
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        video = self.model.encode_video(self.pixels(batch.frames))
+        video = self.encode_video(batch, self.pixels(batch.frames))
         (text,) = self.encode_texts(batch)
         vtc, v2t, t2v, metrics = self.contrast(batch, video, text)
         others, valid = self.negatives(batch, video, text, v2t, t2v)
@@ -262,7 +266,7 @@ class QaObjective(Objective):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         assert batch.answers is not None
-        video = self.model.encode_video(self.pixels(batch.frames))
+        video = self.encode_video(batch, self.pixels(batch.frames))
         text = self.model.encode_text(batch.text, batch.mask)
         logits = self.model.answer(text, batch.mask, video).float()
         loss = F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum")

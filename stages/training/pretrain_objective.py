@@ -71,7 +71,7 @@ class PretrainObjective(MatchingObjective):
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         frames = self.pixels(batch.frames)
         batch = self.labeled(batch, frames)
-        video = self.model.encode_video(frames)
+        video = self.encode_video(batch, frames)
         text, masked = self.encode_texts(batch)
         terms: dict[str, tuple[Tensor, Metrics]] = {}
         v2t = t2v = torch.zeros(len(video), len(video) * world_size(), device=video.device)
@@ -146,7 +146,7 @@ class PretrainObjective(MatchingObjective):
             assert batch.boxes is not None
             grid = self.model.config.video.grid
             limit = grid**2 if self.control == "whole_frame" else max(1, grid**2 // 2)
-            patches, inside = box_patches(batch.boxes, grid, limit)
+            patches, inside = box_patches(batch.boxes, grid, limit, batch.kept)
             positions[0] = torch.cat([cls, length + 1 + patches], dim=1)
         if "vtm" in on:
             negatives, valid = self.negatives(batch, video, text, v2t, t2v)
@@ -213,11 +213,14 @@ def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     return chosen, labels.gather(1, chosen)
 
 
-def box_patches(boxes: Tensor, grid: int, limit: int) -> tuple[Tensor, Tensor]:
+def box_patches(boxes: Tensor, grid: int, limit: int, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The patches inside boxes (B, 4) of at most `limit` = P patches: indices and whether they are inside, both (B, P).
 
-    P is known on the host, so that no device synchronization is needed.
+    kept (B, K): the patches that were encoded, to which the indices refer; None: all. P is known on the host, so that
+    no device synchronization is needed.
     """
     inside = box_mask(boxes, grid)
+    if kept is not None:
+        inside = inside.gather(1, kept)
     chosen = inside.int().argsort(dim=1, descending=True, stable=True)[:, :limit]
     return chosen, inside.gather(1, chosen)
