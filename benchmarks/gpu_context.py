@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from alpro.stages.encoding.encode import precision
+from alpro.models.precision import autocast
 
 
 class Skipped(Exception):
@@ -71,7 +71,5 @@ class Context:
         return time.perf_counter()
 
     def autocast(self, mixed: bool) -> Any:
-        """bfloat16 autocast if `mixed`: on a GPU that of evaluation."""
-        if self.cuda:
-            return precision(mixed, self.device)
-        return torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+        """bfloat16 autocast if `mixed`."""
+        return autocast(torch.bfloat16 if mixed else torch.float32, self.device)

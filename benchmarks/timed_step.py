@@ -24,7 +24,7 @@ from alpro.stages.training import objective as objective_module
 from alpro.stages.training.batch import Batch, collate
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.loop import configure_layers
-from alpro.stages.training.masking import mask_words, random_box
+from alpro.stages.training.masking import keep_patches, mask_words, random_box
 from alpro.stages.training.optim import build_optimizer, step_if
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from alpro.stages.training.throughput import StepFlops, memory_gib
@@ -82,6 +82,7 @@ class Variant:
     dtype: str
     five_passes: bool = False
     compile: bool = False
+    patch_dropping: float = 0.0  # the fraction of the patches that the step does not encode
 
 
 class Parts:
@@ -146,7 +147,7 @@ def bench(variant: Variant, settings: Settings) -> Bench:
         norm = [list(Preprocessing().mean), list(Preprocessing().std)]
         # Threshold 0: otherwise rounding would decide which pseudo-labels are kept.
         ours = PretrainObjective(model, *norm, prompter, {"video": prompts, "image": prompts}, LossWeights(), 0.0)
-    batch = examples(settings, shape).to(torch.device(settings.device))
+    batch = examples(settings, shape, variant.patch_dropping).to(torch.device(settings.device))
     flops = StepFlops(ours)(batch)
     module: PretrainObjective | FivePasses = ours
     if variant.five_passes:
@@ -164,7 +165,7 @@ def allow_tf32(settings: Settings) -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
-def examples(settings: Settings, shape: ModelConfig) -> Batch:
+def examples(settings: Settings, shape: ModelConfig, dropped: float) -> Batch:
     """A batch of random examples: texts of exactly WORDS word pieces, padded as in training."""
     rng, video, special = np.random.default_rng(0), shape.video, np.zeros(WORDS, bool)
     special[[0, -1]] = True
@@ -173,8 +174,11 @@ def examples(settings: Settings, shape: ModelConfig) -> Batch:
         ids = rng.integers(5, shape.text.vocab_size, WORDS)
         masked, labels = mask_words(ids, special, 4, shape.text.vocab_size, 0.15, rng)
         frames = rng.integers(0, 256, (video.frames, 3, video.image_size, video.image_size), np.uint8)
+        box = random_box(video.grid, rng)
         item = {"id": str(number), "video": number, "frames": frames, "ids": ids, "masked": masked, "labels": labels}
-        items.append(item | {"box": random_box(video.grid, rng), "uniforms": rng.random(2)})
+        items.append(item | {"box": box, "uniforms": rng.random(2)})
+        if dropped:
+            items[-1]["kept"] = keep_patches(video.grid, dropped, rng, box)
     return collate(0, "video", items, 0, WORDS)
 
 

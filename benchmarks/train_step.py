@@ -16,9 +16,10 @@ process, so that memory is measured separately. A step is forward, backward, cli
 shared CPU, use OMP_NUM_THREADS=1 with --processor-time.
 
 Model FLOPs are those of our step for every variant, as PyTorch's counter counts them: matrix products and convolutions,
-forward and backward; no norms, activations, embeddings or recomputation (stages/training/throughput.py). Utilization is
-relative to the accelerator's dense bfloat16 peak on its data sheet, also for float32; without one, as on a CPU, it is
-relative to a matrix multiplication measured in the variant's precision.
+forward and backward; no norms, activations, embeddings or recomputation (stages/training/throughput.py). Those of
+dropped patches (--patch-dropping) do not count. Utilization is relative to the accelerator's dense bfloat16 peak on its
+data sheet, also for float32; without one, as on a CPU, it is relative to a matrix multiplication measured in the
+variant's precision.
 """
 
 import argparse
@@ -73,6 +74,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=TOLERANCE, help="of ours; cpu: float32, cuda: bfloat16")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="of ours; by default only on cuda")
     parser.add_argument("--batch", nargs="+", type=int, help="the largest that fits is used; cpu: 2, cuda: 64")
+    parser.add_argument(
+        "--patch-dropping", nargs="+", type=float, default=[], help="also time ours with these fractions"
+    )
     parser.add_argument("--steps", type=int, help="timed steps per turn; cpu: 1, cuda: 10")
     parser.add_argument("--warmup", type=int, help="steps before them; cpu: 1, cuda: 3")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each variant")
@@ -95,16 +99,23 @@ def variants(options: argparse.Namespace) -> list[Variant]:
     return [
         Variant("five passes, float32 (a)", "float32", five_passes=True),
         Variant("five passes, bfloat16 (b)", "bfloat16", five_passes=True),
-        *(Variant(f"ours, {dtype}", dtype, compile=options.compile) for dtype in options.dtype),
+        *(
+            Variant(
+                f"ours, {dtype}" + (f", {share:.0%} dropped" if share else ""), dtype, False, options.compile, share
+            )
+            for dtype in options.dtype
+            for share in (0.0, *options.patch_dropping)
+        ),
     ]
 
 
 def compare(settings: Settings, chosen: list[Variant], repeats: int) -> dict[str, Any]:
     """Checks that the variants agree, times them in turns and prints the tables."""
     figures: dict[str, Any] = {"settings": asdict(settings), "machine": machine(settings)}
-    results = [run_in_process(losses, variant, settings) for variant in chosen]
-    figures["losses"] = {v.name: result for v, result in zip(chosen, results, strict=True)}
-    figures["agree"] = agree(chosen, results)
+    comparable = [variant for variant in chosen if not variant.patch_dropping]
+    results = [run_in_process(losses, variant, settings) for variant in comparable]
+    figures["losses"] = {v.name: result for v, result in zip(comparable, results, strict=True)}
+    figures["agree"] = agree(comparable, results)
     if not figures["agree"]:
         return figures
     turns: dict[Variant, list[dict[str, Any]]] = {v: [] for v in chosen}

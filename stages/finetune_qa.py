@@ -70,9 +70,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
     trained = train(build, config, inputs, out, resources)
     questions, answers = sum(len(source) for source in trained.data.sources), len(trained.folder.answers)
-    return Outcome(
-        {"steps": trained.steps, "questions": questions, "answers": answers}, trained.metrics, trained.warnings
-    )
+    return trained.outcome({"questions": questions, "answers": answers})
 
 
 def frequent_answers(folders: list[Path], count: int) -> list[str]:

@@ -42,6 +42,4 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
     trained = train(build, config, inputs, out, resources)
     pairs, skipped = sum(len(source) for source in trained.data.sources), trained.data.skipped
-    return Outcome(
-        {"steps": trained.steps, "pairs": pairs, "samples_without_caption": skipped}, trained.metrics, trained.warnings
-    )
+    return trained.outcome({"pairs": pairs, "samples_without_caption": skipped})

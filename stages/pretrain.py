@@ -72,7 +72,7 @@ class Config(EncoderConfig, MatchingConfig):
     def _keeps_crops(self) -> "Config":
         if self.weights.pem and any(phase.patch_dropping > 0.5 for phase in self.phases):
             raise ValueError(
-                "patch_dropping above 0.5 drops patches of the crops, which are up to half; PEM needs them"
+                "patch_dropping above 0.5 with PEM: crops are up to half of the patches, and all are needed"
             )
         return self
 
@@ -133,8 +133,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         )
 
     trained = train(build, config, inputs, out, resources)
-    counts = {"steps": trained.steps, "samples_without_caption": trained.data.skipped, "entities": len(entities)}
-    return Outcome(counts, trained.metrics, trained.warnings)
+    return trained.outcome({"samples_without_caption": trained.data.skipped, "entities": len(entities)})
 
 
 def load_teacher(

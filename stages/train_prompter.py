@@ -37,6 +37,4 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         )
 
     trained = train(build, config, inputs, out, resources)
-    return Outcome(
-        {"steps": trained.steps, "samples_without_caption": trained.data.skipped}, trained.metrics, trained.warnings
-    )
+    return trained.outcome({"samples_without_caption": trained.data.skipped})

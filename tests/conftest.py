@@ -314,13 +314,18 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def training() -> Callable[..., Any]:
-    """training(corpora, steps, group_batches=..., **changes): a TrainingConfig of one phase."""
+    """training(corpora, steps, group_batches=..., patch_dropping=..., **changes): a TrainingConfig of one phase."""
     from alpro.stages.training.config import TrainingConfig
 
     def config(
-        corpora: Iterable[str] = ("clips",), steps: int = 4, group_batches: bool = False, **changes
+        corpora: Iterable[str] = ("clips",),
+        steps: int = 4,
+        group_batches: bool = False,
+        patch_dropping: float = 0.0,
+        **changes,
     ) -> TrainingConfig:
-        phases = [{"corpora": tuple(corpora), "steps": steps, "group_batches": group_batches}]
+        phase = {"corpora": tuple(corpora), "steps": steps, "group_batches": group_batches}
+        phases = [phase | {"patch_dropping": patch_dropping}]
         values = {
             "phases": phases,
             "batch_size": 8,

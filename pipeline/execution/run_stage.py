@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
@@ -82,10 +83,7 @@ def main(arguments: list[str]) -> int:
         write_first_result(file.with_name("result.json"), {"interrupted": True})  # torchrun has its own exit status
         return EXIT_INTERRUPTED
     if main_rank:
-        write_json(
-            file.with_name("result.json"),
-            {"counts": outcome.counts, "metrics": outcome.metrics, "warnings": outcome.warnings},
-        )
+        write_json(file.with_name("result.json"), {k: v for k, v in asdict(outcome).items() if k != "sha256"})
     if standalone:
         done = finish(work, outcome, seconds())
         print(f"done: {out}{'' if done else ', without an artifact record: `config` or `out` was changed'}")

@@ -64,4 +64,5 @@ def versions(records: Sequence[Record]) -> dict[str, str]:
 def machines(records: Sequence[Record]) -> dict[str, str]:
     """The machines that the artifacts were built on, as far as their records name one."""
     used = dict.fromkeys(described(m) for record in records if (m := record["run"].get("hardware")))
-    return {"built on": "; ".join(used)} if used else {}
+    precisions = {f"{record['name']} in": record["precision"] for record in records if record.get("precision")}
+    return ({"built on": "; ".join(used)} if used else {}) | precisions

@@ -354,6 +354,7 @@ def write_record(
         "counts": outcome.counts,
         "metrics": outcome.metrics,
         "warnings": outcome.warnings,
+        "precision": outcome.precision,
         "contents": describe_contents(folder, outcome.sha256),
         "versions": versions(),
         "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware(), **run_info},

@@ -1,7 +1,7 @@
 """Encoding of texts and videos, each once, for all evaluations."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.errors import InputError
+from alpro.files import read_json
 from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import ClipPrompter, is_clip, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
+from alpro.models.precision import WIDE
 from alpro.models.timesformer import VideoConfig
 from alpro.models.word_pieces import WordPieces
 from alpro.shards.reader import Sample, ShardReader
@@ -63,9 +65,10 @@ def model_folder(folder: Path) -> Path:
     return inside if inside.is_dir() else folder
 
 
-def precision(mixed: bool, device: torch.device) -> AbstractContextManager:
-    """bfloat16 autocast on a GPU if `mixed`. Embeddings, similarities and heads are float32 all the same."""
-    return torch.autocast("cuda", torch.bfloat16) if mixed and device.type == "cuda" else nullcontext()
+def width_of(folder: Path) -> int:
+    """The width of the model in an input of a stage, 0 if it has none. A CLIP or SigLIP counts as wide."""
+    file = model_folder(folder) / "config.json"
+    return read_json(file).get("model", {}).get("video", {}).get("width", WIDE) if file.is_file() else 0
 
 
 def float32(device: torch.device) -> AbstractContextManager:

@@ -53,7 +53,7 @@ class EvaluationConfig(StageConfig):
         "these items in either case",
     )
     mixed_precision: bool = Field(
-        True, description="bfloat16 autocast of the encoders on GPUs; embeddings and heads are float32"
+        True, description="encoders in bfloat16, where training would use it; embeddings and heads are float32"
     )
     entity_crops: int = Field(
         0,

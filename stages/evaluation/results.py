@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import torch
 
 from alpro.files import write_json
+from alpro.log import log
 from alpro.models.folder import ModelFolder
+from alpro.models.precision import autocast, name_of, precision
 from alpro.shards.reader import ShardReader
-from alpro.stages.encoding.encode import Texts, Videos, precision, similarities
+from alpro.stages.encoding.encode import Texts, Videos, similarities, width_of
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
 from alpro.stages.evaluation.metrics import DIRECTIONS, Metric, Ranks, Score, retrieval_ranks, retrieval_scores
 from alpro.stages.evaluation.protocol import EvaluationConfig, also_in_training, check_items, protocol_of, score_pairs
@@ -43,6 +45,7 @@ class Results:
     out: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    precision: str = ""  # type of the models' matrix products
     queries: list[pa.Table] = field(default_factory=list)  # the parts of scores.parquet
 
     @classmethod
@@ -103,7 +106,7 @@ class Results:
         write_json(self.out / "results.json", self.rows)
         if self.queries:
             pq.write_table(pa.concat_tables(self.queries).unify_dictionaries(), self.out / SCORES)
-        return Outcome({row["name"]: row["items"] for row in self.rows}, self.metrics)
+        return Outcome({row["name"]: row["items"] for row in self.rows}, self.metrics, precision=self.precision)
 
 
 @contextmanager
@@ -114,10 +117,16 @@ def evaluating(
     share the encoding of videos and the scoring of pairs; all have all results, and the first one writes them."""
     with (
         init_distributed(resources) as world,
-        precision(config.mixed_precision, world.device),
         nullcontext(str(out)) if world.main else TemporaryDirectory() as folder,
     ):
-        yield Results.of(config, inputs, Path(folder)), world.device
+        width = max(width_of(folder) for folder in inputs.values())
+        dtype = precision(width, world.device, config.mixed_precision)
+        results = Results.of(config, inputs, Path(folder))
+        results.precision = name_of(dtype)
+        if world.main:
+            log.info(f"matrix products in {results.precision}, on {world.device.type}")
+        with autocast(dtype, world.device):
+            yield results, world.device
 
 
 def add_rankers(

@@ -128,13 +128,15 @@ class Resources(StageConfig):
 class Outcome:
     """The result of a stage: counts of items that it read and dropped, and its final metrics.
 
-    warnings: lines on what makes the result worth less than it looks, for the end of the run and its report. sha256:
-    checksums that the stage knows, by the names of the files in its folder; these files are not read again.
+    warnings: lines on what makes the result worth less than it looks, for the end of the run and its report.
+    precision: type of the models' matrix products; empty: no model. sha256: checksums that the stage knows, by the
+    names of the files in its folder; these files are not read again.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    precision: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
 
 

@@ -25,6 +25,7 @@ from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, load_labels
 from alpro.models.losses import box_mask
+from alpro.models.precision import autocast, precision
 from alpro.progress import progress
 from alpro.shards.decoding.decode import DecodeError
 from alpro.shards.pictures import draw_entities, sheet
@@ -38,7 +39,7 @@ from alpro.stages.training.distributed import pick_device
 
 PathLike = str | Path
 Device = Literal["auto", "cpu", "cuda"]
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 T = TypeVar("T")
 S = TypeVar("S", bound=Source)
 BATCH = 16  # videos that are encoded together
@@ -92,21 +93,21 @@ class Model:
 
     @classmethod
     def load(
-        cls, name: PathLike, workspace: PathLike = "workspace", device: Device = "auto", dtype: Dtype = "float32"
+        cls, name: PathLike, workspace: PathLike = "workspace", device: Device = "auto", dtype: Dtype = "auto"
     ) -> "Model":
         """Loads a model folder, or the model of an artifact by its fingerprint or the first characters of it, or that
         of the newest artifact of a stage by its name.
 
         A prompter gets the entities of the workspace that were embedded with it, if there are any. dtype: of the
-        encoders' matrix products, as in training; weights, embeddings and scores are float32. Raises InputError if
-        there is no such model.
+        encoders' matrix products, auto: as in training; weights, embeddings and scores are float32. Raises InputError
+        if there is no such model.
         """
         folder = find_model(name, Path(workspace))
         return cls.from_pretrained(*find_prompter(folder), device=device, dtype=dtype)
 
     @classmethod
     def from_pretrained(
-        cls, folder: PathLike, prompts: PathLike = "", device: Device = "auto", dtype: Dtype = "float32"
+        cls, folder: PathLike, prompts: PathLike = "", device: Device = "auto", dtype: Dtype = "auto"
     ) -> "Model":
         """Loads a model folder, or an artifact that contains one.
 
@@ -116,11 +117,13 @@ class Model:
         """
         if dtype not in Dtype.__args__:  # type: ignore[attr-defined]
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(Dtype.__args__)}")  # type: ignore[attr-defined]
-        target, precision = pick_device(Resources(device=device)), getattr(torch, dtype)
+        target = pick_device(Resources(device=device))
         loaded = load_prompter(Path(folder), target)
+        width = loaded.model.config.video.width
+        kind = precision(width, target) if dtype == "auto" else getattr(torch, dtype)
         source = Path(prompts) if prompts else Path(folder)
         if not prompts and not (source / "prompts.safetensors").is_file():
-            return cls(loaded, {}, target, precision)
+            return cls(loaded, {}, target, kind)
         if not (source / "prompts.safetensors").is_file():
             raise InputError(
                 f"{source}: no prompts.safetensors in this folder; use the folder of a cache_prompts artifact"
@@ -133,7 +136,7 @@ class Model:
         if len(loaded.entities) != len(embeddings["video"]):
             names, rows = len(loaded.entities), len(embeddings["video"])
             raise InputError(f"{source}: entities.json has {names} names, and prompts.safetensors {rows} embeddings")
-        return cls(loaded, embeddings, target, precision)
+        return cls(loaded, embeddings, target, kind)
 
     def save_pretrained(self, folder: PathLike) -> None:
         self.folder.save_pretrained(Path(folder))
@@ -177,7 +180,7 @@ class Model:
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context of matrix products in `dtype`."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return autocast(self.dtype, self.device)
 
     def stream(self, files: Iterable[S], batch_size: int = BATCH) -> Iterator[Embedded]:
         """Embeds a stream of files, such as `Path("videos").rglob("*.mp4")`: one `Embedded` for each, in order."""

@@ -32,9 +32,8 @@ class Phase(StageConfig):
         0,
         ge=0,
         lt=1,
-        description="fraction of the patches that are dropped at random, the same in all frames of a clip (FLIP), which "
-        "saves about this fraction of the encoder's time; a short last phase without it adapts to all patches. Beyond "
-        "the paper; at most 0.5 with PEM, which keeps the patches of its crop",
+        description="fraction of the patches that training drops at random, the same in all frames of a clip (FLIP; "
+        "beyond the paper); at most 0.5 with PEM, which keeps its crop",
     )
 
     @model_validator(mode="after")
@@ -133,7 +132,10 @@ class TrainingConfig(StageConfig):
     )
     validation: Validation = Validation()
     log_every: int = Field(10, ge=1, description="steps between logged metrics, which are means since the last log")
-    mixed_precision: bool = Field(True, description="bfloat16 autocast on GPUs")
+    mixed_precision: bool = Field(
+        True,
+        description="bfloat16 on GPUs, and from width 256 on processors with instructions for it",
+    )
 
     def determining(self, files: Collection[str]) -> dict[str, Any]:
         """As of every stage, without `patch_dropping` where it is off."""

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from alpro.errors import InputError
 from alpro.files import atomic_write, checksum, make_folder
 from alpro.log import log
+from alpro.models.precision import autocast, precision
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
 from alpro.progress import progress
@@ -116,6 +117,11 @@ def fit(
     return final
 
 
+def training_precision(objective: Objective, config: TrainingConfig, world: World) -> torch.dtype:
+    """The type of the matrix products of a training run."""
+    return precision(objective.model.config.video.width, world.device, config.mixed_precision)
+
+
 def restore(
     checkpoints: Checkpoints, objective: Objective, optimizer: torch.optim.Optimizer, world: World
 ) -> TrainerState:
@@ -192,6 +198,7 @@ class _Trainer:
         self.mean.restore(self.state.unlogged, self.world.device)
         self.skipped = Skipped(self.state.skipped_in_row)
         self.flops = StepFlops(self.objective)
+        self.dtype = training_precision(self.objective, self.config, self.world)
         self.unreadable: list[str] = []  # of this rank, since the last count
 
     def train(
@@ -308,8 +315,7 @@ class _Trainer:
         return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not last else nullcontext()
 
     def autocast(self) -> AbstractContextManager:
-        enabled = self.config.mixed_precision and self.world.device.type == "cuda"
-        return torch.autocast("cuda", torch.bfloat16) if enabled else nullcontext()
+        return autocast(self.dtype, self.world.device)
 
     def log(self, clock: "Clock") -> str:
         """Writes mean metrics over all ranks and throughput since the last log; returns the progress bar's message."""

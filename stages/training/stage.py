@@ -14,12 +14,13 @@ from alpro.files import read_json
 from alpro.log import log
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
-from alpro.stages.execution.interface import Resources, require
+from alpro.models.precision import name_of
+from alpro.stages.execution.interface import Outcome, Resources, require
 from alpro.stages.training.chance import losses_at_chance
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset, Unit
 from alpro.stages.training.distributed import init_distributed
-from alpro.stages.training.loop import Validate, fit
+from alpro.stages.training.loop import Validate, fit, training_precision
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective
 
@@ -52,13 +53,18 @@ class Training:
 
 @dataclass
 class Trained:
-    """The result of `train`: the model folder, the data set, the number of steps, the final metrics, and warnings."""
+    """The result of `train`: the model folder, the data set, the number of steps, the final metrics, warnings, and the
+    type of the matrix products."""
 
     folder: ModelFolder
     data: TrainingDataset
     steps: int
     metrics: dict[str, float]
     warnings: list[str]
+    dtype: torch.dtype
+
+    def outcome(self, counts: dict[str, int]) -> Outcome:
+        return Outcome({"steps": self.steps} | counts, self.metrics, self.warnings, name_of(self.dtype))
 
 
 def train(
@@ -70,10 +76,11 @@ def train(
         torch.manual_seed(config.seed)
         training = build(world.device)
         folder, objective = training.folder, training.objective.to(world.device)
-        video = folder.model.config.video
+        video, dtype = folder.model.config.video, training_precision(objective, config, world)
         if world.main:
             for line in sizes(folder.model, config.max_text_tokens):
                 log.info(line)
+            log.info(f"matrix products in {name_of(dtype)}, on {world.device.type}")
         shape = video.frames, video.image_size, video.grid
         answers = {answer: index for index, answer in enumerate(folder.answers)}
         tokenizer, masked, ranks = folder.tokenizer, training.mlm_probability, (world.rank, world.size)
@@ -99,7 +106,7 @@ def train(
             for warning in losses_at_chance(read_metrics(out / "metrics.jsonl"), config, len(folder.answers)):
                 log.warning(f"warning: {warning}")
                 warnings.append(warning)
-        return Trained(folder, data, len(data) * training.enabled, metrics, warnings)
+        return Trained(folder, data, len(data) * training.enabled, metrics, warnings, dtype)
 
 
 def sizes(model: DualEncoder, max_text_tokens: int) -> list[str]:

@@ -27,6 +27,27 @@ def test_tokens_are_cls_and_one_per_patch(encoder: TimeSformer, frames: Tensor):
     assert encoder(frames).shape == (2, 1 + 16, 16)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_only_kept_patches_are_encoded(tiny: ModelConfig, frames: Tensor, stem):
+    encoder = TimeSformer(tiny.video.model_copy(update={"stem": stem}))
+    initialize(encoder, "scratch")
+    everything = torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(encoder.eval()(frames, kept=everything), encoder(frames))
+    kept = torch.tensor([[0, 5, 6, 15], [1, 2, 3, 4]])
+    tokens = encoder(frames, kept=kept)
+    assert tokens.shape == (2, 1 + 4, 16)
+    torch.testing.assert_close(encoder(frames, True, kept), tokens[:, :1])
+    # Each token keeps its position, and no token comes from another example's patches.
+    flipped = encoder(frames, kept=kept.flip(1))
+    torch.testing.assert_close(flipped, torch.cat([tokens[:, :1], tokens[:, 1:].flip(1)], dim=1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(encoder(frames[1:], kept=kept[1:]), tokens[1:], atol=1e-5, rtol=1e-4)
+    if stem == "patch":  # what a dropped patch shows is not seen
+        hidden = frames.clone()
+        hidden[0, :, :, 8:16, :8] = 0  # the first of the second row of patches
+        torch.testing.assert_close(encoder(hidden, kept=kept), tokens)
+
+
 def test_the_order_of_frames_changes_the_output(encoder: TimeSformer, frames: Tensor):
     forward, backward = encoder(frames), encoder(frames.flip(1))
     assert (forward - backward).abs().max() > 0.01

@@ -209,15 +209,13 @@ def test_fine_tuned_retrieval_and_its_controls(clips_of_brightness, reading, tmp
 
 @pytest.mark.parametrize("protocol", ["all", "top_k"])
 @pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
-def test_evaluation_under_autocast_as_on_a_gpu(
-    module, model, protocol, clips_of_brightness, reading, tmp_path, monkeypatch
-):
+def test_evaluation_in_bfloat16(module, model, protocol, clips_of_brightness, reading, tmp_path, monkeypatch):
     """The scores of the fake model are exact in bfloat16."""
     reading("retrieval" if module is evaluate else "pretrain")
     controls = {"controls": ("reversed", "single_frame")} if module is evaluate else {}
     config = {"retrieval": "clips", "protocol": protocol, "k": 2, **controls}
     expected = evaluated(module, clips_of_brightness, tmp_path / "float32", (model,), **config)
-    monkeypatch.setattr(evaluation_results, "precision", lambda *_: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(evaluation_results, "precision", lambda *_: torch.bfloat16)
     actual = evaluated(module, clips_of_brightness, tmp_path / "bfloat16", (model,), **config)
     assert {name: row["value"] for name, row in actual.items()} == {
         name: row["value"] for name, row in expected.items()

@@ -151,7 +151,7 @@ def test_wrong_arguments_are_reported(folders, videos, tmp_path):
                 call(text)
     with pytest.raises(DecodeError, match=r"missing: .*none\.mp4"):
         model.frames(tmp_path / "none.mp4")
-    with pytest.raises(InputError, match="dtype 'float8' is not one of float32, bfloat16, float16"):
+    with pytest.raises(InputError, match="dtype 'float8' is not one of auto, float32, bfloat16, float16"):
         Model.from_pretrained(folders["retrieval"], device="cpu", dtype="float8")
     prompter = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
     for box in ((0, 0, 50, 50), (0.5, 0.5, 1, 1), (0.5, 0.5), None):

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.contrast_cache import contrast_whole_batch, random_numbers
 from alpro.stages.training.distributed import World
 from alpro.stages.training.loop import TrainerState, _Trainer
+from alpro.stages.training.masking import keep_patches
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer
 from tests.stages.training.part_of_a_batch import objectives, whole_batch
@@ -58,13 +60,17 @@ def config(training):
     )
 
 
-@pytest.mark.parametrize("accumulation_steps", [2, 4])
+@pytest.mark.parametrize(("accumulation_steps", "dropped"), [(2, 0), (4, 0), (2, 0.5)])
 @pytest.mark.parametrize("name", EXACT)
-def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(name, accumulation_steps, config):
+def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(name, accumulation_steps, dropped, config):
     """Masked words, kept samples and valid negatives differ in number between the micro-batches, and two captions of
     one video are in different ones."""
-    expected_metrics, expected = step(objective_of(name), whole_batch(), config(1))
-    metrics, gradients = step(objective_of(name), whole_batch(), config(accumulation_steps))
+    batch, rng = whole_batch(), np.random.default_rng(0)
+    if dropped:
+        grid = objective_of(name).model.config.video.grid
+        batch.kept = torch.from_numpy(np.stack([keep_patches(grid, dropped, rng) for _ in batch.ids]))
+    expected_metrics, expected = step(objective_of(name), batch, config(1))
+    metrics, gradients = step(objective_of(name), batch, config(accumulation_steps))
     assert metrics == pytest.approx(expected_metrics, rel=1e-5, abs=1e-5)
     assert gradients.keys() == expected.keys()
     assert len(gradients) > 20
@@ -199,6 +205,11 @@ PHASES = [{"corpora": ["clips"], "steps": 1}]
         (FinetuneQa, {}, "question answering has no contrastive loss"),
         (
             Pretrain,
+            {"negative_pool_size": 4, "phases": [{"corpora": ["clips"], "steps": 1, "patch_dropping": 0.75}]},
+            "patch_dropping above 0.5 with PEM",
+        ),
+        (
+            Pretrain,
             {"negative_pool_size": 4, "weights": {"vtc": 0}},
             "needs the contrastive loss, but weights.vtc is 0",
         ),
@@ -206,7 +217,7 @@ PHASES = [{"corpora": ["clips"], "steps": 1}]
 )
 def test_what_cannot_be_equal_is_refused(stage, values, message):
     with pytest.raises(ValidationError, match=message):
-        stage(phases=PHASES, batch_size=8, accumulation_steps=2, contrast="batch", **values)
+        stage(**{"phases": PHASES, "batch_size": 8, "accumulation_steps": 2, "contrast": "batch", **values})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -27,7 +28,7 @@ def sample_ids(data: TrainingDataset) -> list[str]:
 def assert_equal(one: Batch, other: Batch) -> None:
     """Two batches are the same, to the last bit."""
     assert (one.step, one.kind, one.ids) == (other.step, other.kind, other.ids)
-    for name in ("video", "frames", "text", "mask", "masked", "labels", "boxes", "answers"):
+    for name in ("video", "frames", "text", "mask", "masked", "labels", "boxes", "kept", "answers"):
         first, second = getattr(one, name), getattr(other, name)
         assert (first is None) == (second is None), name
         assert first is None or torch.equal(first, second), name
@@ -51,11 +52,11 @@ def test_an_epoch_shows_each_example_exactly_once_over_any_number_of_ranks(
 @settings(max_examples=10)
 @given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 3))
 def test_the_batches_of_all_ranks_add_up_to_the_batch_of_one_process(clips, steps_of, ranks, step):
-    overrides = {"mlm": 0.3}
+    overrides = {"mlm": 0.3, "patch_dropping": 0.4}
     whole = steps_of({"clips": clips}, **overrides)[step]
     parts = [steps_of({"clips": clips}, rank=rank, ranks=ranks, **overrides)[step] for rank in range(ranks)]
     assert [name for part in parts for name in part.ids] == whole.ids
-    for name in ("video", "frames", "boxes"):
+    for name in ("video", "frames", "boxes", "kept"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
     for name in ("text", "masked", "labels"):  # as long as the longest text of the rank
         tokens = [row[mask > 0] for part in parts for row, mask in zip(getattr(part, name), part.mask, strict=True)]
@@ -105,6 +106,16 @@ def test_an_image_is_a_still_clip_or_one_frame(stills, steps_of):
     assert clip.shape[1] == 4
     assert torch.equal(clip[:, :1], frame)
     assert torch.equal(clip, frame.expand_as(clip))
+
+
+def test_dropped_patches_change_nothing_else(clips, steps_of):
+    whole, half = (steps_of({"clips": clips}, 4, mlm=0.3, patch_dropping=share) for share in (0.0, 0.5))
+    for step in range(4):
+        batch = half[step]
+        assert batch.kept.shape == (len(batch.ids), 8)
+        assert whole[step].kept is None
+        assert_equal(replace(batch, kept=None), whole[step])
+    assert not torch.equal(half[0].kept, half[1].kept)
 
 
 def test_group_batches_keeps_groups_together(corpus, steps_of):

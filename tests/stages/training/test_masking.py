@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpro.models.losses import box_mask
-from alpro.stages.training.masking import mask_words, random_box, true_labels
+from alpro.stages.training.masking import keep_patches, mask_words, random_box, true_labels
 
 
 def test_words_are_masked_at_the_rates_of_bert():
@@ -81,3 +81,21 @@ A, B = ({"kind": kind, "x": x, "y": 0.25, "radius": 0.15} for kind, x in (("a", 
 def test_true_labels_are_shares_of_the_area_that_the_crop_shows(box, expected):
     labels = true_labels([A, B, A | {"kind": "unknown"}], box, 6, {"a": 0, "b": 1, "c": 2})
     assert labels == pytest.approx(np.array(expected) / (sum(expected) or 1))
+
+
+@given(st.integers(1, 16), st.floats(0, 0.5), st.integers(0, 100))
+def test_kept_patches_are_a_random_subset_with_those_of_the_crop(grid, dropped, seed):
+    rng = np.random.default_rng(seed)
+    box = random_box(grid, rng)
+    kept = keep_patches(grid, dropped, rng, box)
+    assert len(kept) == max(1, round((1 - dropped) * grid**2))
+    assert (np.diff(kept) > 0).all()
+    assert 0 <= kept[0] <= kept[-1] < grid**2
+    if grid > 1:  # a crop of one patch of one is more than half
+        assert set(np.flatnonzero(box_mask(torch.tensor([box]), grid)[0])) <= set(kept.tolist())
+
+
+def test_every_patch_is_kept_equally_often():
+    rng = np.random.default_rng(0)
+    counts = np.bincount(np.concatenate([keep_patches(4, 0.75, rng) for _ in range(4000)]), minlength=16)
+    assert np.abs(counts / 4000 - 0.25).max() < 0.035  # five standard deviations

@@ -12,7 +12,7 @@ from alpro.models.alpro import Alpro
 from alpro.shards.pictures import draw_entities
 from alpro.stages.pretrain import draw_pseudo_labels
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.masking import random_box
+from alpro.stages.training.masking import keep_patches, random_box
 from alpro.stages.training.pretrain_objective import LossWeights, box_patches, masked_positions
 
 ALL = tuple(LossWeights.model_fields)
@@ -80,6 +80,28 @@ def test_similarities_stay_exact_under_mixed_precision(pretraining, batches):
     assert loss.dtype == metrics["loss_vtc"].dtype == torch.float32
     torch.testing.assert_close(metrics["loss_vtc"], expected["loss_vtc"], rtol=2e-2, atol=0)
     torch.testing.assert_close(loss, exact, rtol=5e-2, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_no_loss_reads_a_dropped_patch(pretraining, batches, kind):
+    """The losses are those of a batch whose dropped patches show something else; with all patches kept, those of the
+    whole batch. The prompter sees all patches of its crop."""
+    objective, batch = pretraining(), batches[kind]
+    batch = replace(batch, frames=torch.randint(0, 256, (*batch.frames.shape[:3], 32, 32), dtype=torch.uint8))
+    torch.manual_seed(1)
+    expected, metrics = objective(batch)
+    torch.manual_seed(1)
+    loss, others = objective(replace(batch, kept=torch.arange(16).expand(len(batch.ids), -1)))
+    torch.testing.assert_close((loss, others), (expected, metrics))
+    rng = np.random.default_rng(0)
+    kept = torch.from_numpy(np.stack([keep_patches(4, 0.5, rng, tuple(box.tolist())) for box in batch.boxes]))
+    torch.manual_seed(1)
+    loss, metrics = objective(replace(batch, kept=kept))
+    shown = torch.zeros(len(kept), 16, dtype=torch.bool).scatter(1, kept, True).view(-1, 1, 1, 4, 4)
+    shown = shown.repeat_interleave(8, dim=3).repeat_interleave(8, dim=4)
+    torch.manual_seed(1)
+    hidden = objective(replace(batch, kept=kept, frames=batch.frames * shown))
+    torch.testing.assert_close((loss, metrics), hidden)
 
 
 def test_losses_are_weighted(pretraining, batches):

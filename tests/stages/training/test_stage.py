@@ -5,9 +5,11 @@ import torch
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
+from alpro.models.attention import Mlp
 from alpro.models.folder import ModelFolder, Preprocessing
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages import finetune_qa, finetune_retrieval, pretrain
+from alpro.stages.training import loop
 from alpro.stages.training.stage import sizes
 
 NO_LOSSES = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 0.0)
@@ -89,6 +91,25 @@ def test_a_start_with_another_encoder_is_refused(part, values, message, pretrain
     ModelFolder("pretrain", model, tokenizer, entities=entities).save_pretrained(tmp_path / "a")
     with pytest.raises(InputError, match=rf"^pretrain\.start: .*{message}"):
         pretrained("one", start=str(tmp_path / "a"))
+
+
+def test_training_in_bfloat16_says_so(pretrained, clips, tmp_path, resources, monkeypatch):
+    """As on a GPU, or on a processor that has it; the weights are float32 all the same."""
+    pretrained("start")
+    monkeypatch.setattr(loop, "precision", lambda *_: torch.bfloat16)
+    seen = set[torch.dtype]()
+    forward = Mlp.forward
+    monkeypatch.setattr(Mlp, "forward", lambda self, x: seen.add((y := forward(self, x)).dtype) or y)
+    (tmp_path / "tuned").mkdir()
+    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 2}
+    config = finetune_retrieval.Config.model_validate(values | {"validation": {"videos": 2}})
+    outcome = finetune_retrieval.run(
+        config, {"model": tmp_path / "start", "clips": clips}, tmp_path / "tuned", resources
+    )
+    assert outcome.precision == "bfloat16"
+    assert torch.bfloat16 in seen
+    tuned = ModelFolder.from_pretrained(tmp_path / "tuned" / "model").model
+    assert {p.dtype for p in tuned.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("stage", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"])

@@ -1,0 +1,31 @@
+"""Mixed precision: bfloat16 where the device computes it natively and the model is large enough to gain."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+# Narrower models stay in float32 on a CPU: the sample's training, at width 96, gains a tenth (benchmarks/bfloat16.py).
+WIDE = 256
+NATIVE = ("amx_bf16", "avx512_bf16", "bf16")  # Intel since 2023, AMD since Zen 4, ARM; others emulate it slowly
+
+
+def precision(width: int, device: torch.device, mixed: bool = True) -> torch.dtype:
+    """The type of the matrix products of a model of this width: bfloat16 if `mixed`, on a GPU, and from width WIDE on
+    on a processor with instructions for it; otherwise float32."""
+    native = device.type != "cpu" or (width >= WIDE and cpu_has_bfloat16())
+    return torch.bfloat16 if mixed and native else torch.float32
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager:
+    """Matrix products in `dtype`; weights, embeddings, similarities and heads are float32 all the same."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16 matrices."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.13
+    return any(capabilities.get(name) for name in NATIVE)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,48 @@
+"""Mixed precision: where bfloat16 is used, and what stays in float32."""
+
+import pytest
+import torch
+
+from alpro.models import precision as module
+from alpro.models.alpro import ModelConfig, Prompter
+from alpro.models.precision import NATIVE, WIDE, autocast, cpu_has_bfloat16, precision
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("feature", NATIVE)
+def test_a_processor_with_one_of_the_instructions_has_bfloat16(feature, monkeypatch):
+    known = {"avx512_f": True, **dict.fromkeys(NATIVE, False)}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert not cpu_has_bfloat16()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known | {feature: True})
+    assert cpu_has_bfloat16()
+
+
+def test_a_torch_that_cannot_tell_stays_in_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not cpu_has_bfloat16()
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_is_for_gpus_and_for_wide_models_on_processors_that_have_it(native, monkeypatch):
+    monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: native)
+    assert precision(WIDE, CPU) == (torch.bfloat16 if native else torch.float32)
+    assert precision(WIDE - 1, CPU) == torch.float32
+    assert precision(8, GPU) == torch.bfloat16
+    for device in (CPU, GPU):
+        assert precision(WIDE, device, mixed=False) == torch.float32
+
+
+def test_embeddings_change_a_little_and_stay_float32(tiny: ModelConfig):
+    torch.manual_seed(0)
+    model = Prompter(tiny.model_copy(update={"init": "scratch"})).eval()
+    frames = torch.randn(4, 4, 3, 32, 32)
+    embeddings = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad(), autocast(dtype, CPU):
+            tokens = model.encode_video(frames)
+        embeddings[dtype] = model.project_video(tokens.float())
+        assert embeddings[dtype].dtype == torch.float32
+    assert not torch.equal(*embeddings.values())
+    assert torch.nn.functional.cosine_similarity(*embeddings.values()).min() > 0.999
