@@ -56,7 +56,7 @@ class ClipPrompter(Prompter):
         self.scale, self.shift = std_ / own_std, (mean_ - own_mean) / own_std
         self.config = self.config.model_copy(update={"video": video})
 
-    def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
+    def encode_video(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
         """Normalized frames (B, T, 3, S, S) of any size S -> the mean of their unit-length embeddings (B, 1, E)."""
         pixels = resize((frames * self.scale + self.shift).flatten(0, 1), self.image_size)
         features = self.clip.get_image_features(pixel_values=pixels).pooler_output.float()

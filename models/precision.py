@@ -1,6 +1,8 @@
 """Mixed precision: bfloat16 where the device computes it natively and the model is large enough to gain."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -23,7 +25,7 @@ def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager
 
 def cpu_has_bfloat16() -> bool:
     """Whether this processor has instructions for products of bfloat16 matrices."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.13
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.13
     return any(capabilities.get(name) for name in NATIVE)
 
 

@@ -188,7 +188,8 @@ class TrainingDataset(Dataset[Batch]):
         # All ranks share each micro-batch, so that its examples do not depend on the number of ranks.
         places = np.arange(size).reshape(self.config.accumulation_steps, self.ranks, -1)[:, self.rank].ravel()
         unreadable: list[str] = []
-        items = [self.readable(source, *examples[place], phase.patch_dropping, unreadable) for place in places]
+        drawn = (examples[place] for place in places)
+        items = [self.readable(source, epoch, n, phase.patch_dropping, unreadable) for epoch, n in drawn]
         length = self.config.max_text_tokens if self.one_length else 0
         batch = collate(step, source.kind, items, self.words.pad_id, length)
         return replace(batch, unreadable=unreadable)
