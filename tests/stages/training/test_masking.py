@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alpro.errors import InputError
 from alpro.models.losses import box_mask
 from alpro.stages.training.masking import keep_patches, mask_words, random_box, true_labels
 
@@ -99,3 +100,8 @@ def test_every_patch_is_kept_equally_often():
     rng = np.random.default_rng(0)
     counts = np.bincount(np.concatenate([keep_patches(4, 0.75, rng) for _ in range(4000)]), minlength=16)
     assert np.abs(counts / 4000 - 0.25).max() < 0.035  # five standard deviations
+
+
+def test_true_labels_need_places():
+    with pytest.raises(InputError, match="no kind, x, y and radius"):
+        true_labels([{"kind": "a", "colour": "red"}], (0, 0, 3, 3), 6, {"a": 0})
