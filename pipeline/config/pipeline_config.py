@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -10,15 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.config import JsonDict
 
 from alpro.errors import InputError
-from alpro.files import file_state
 from alpro.log import log
 from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config.changes import apply_change, forget_followed, with_sizes, without_stages
 from alpro.pipeline.config.errors import one_line
-from alpro.shards.schema import Row
-from alpro.shards.sources.annotations import keyed, scan_source
+from alpro.shards.sources.annotations import has_questions, keyed
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
 from alpro.stages import INPUTS, STAGES, TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
@@ -220,12 +218,17 @@ def is_word(stage: str, key: str, value: str) -> bool:
     return isinstance(extra, dict) and value in cast(list[str], extra.get("words", []))
 
 
-def load_config(source: str, data: str = "", changes: list[str] | None = None) -> PipelineConfig:
+def load_config(
+    source: str,
+    data: str = "",
+    changes: list[str] | None = None,
+    asks_questions: Callable[[Location], bool] = has_questions,
+) -> PipelineConfig:
     """Loads a TOML file, or a shipped configuration by name, with `--set` changes such as "pretrain.lr=1e-4".
 
     source: also several joined by "+": each completes the ones before it, and overrides their values.
-    data: a manifest or folder that replaces all corpora. Raises InputError with a one-line message if anything is
-    invalid.
+    data: a manifest or folder that replaces all corpora. asks_questions: whether it has a question; by default all rows
+    are read. Raises InputError with a one-line message if anything is invalid.
     """
     values: dict[str, Any] = {}
     changes = changes or []
@@ -401,21 +404,6 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
         if stage in values or evaluate.get(task):
             evaluate[task] = "data"
     return values
-
-
-def asks_questions(data: Location) -> bool:
-    """Whether the data has a question. A folder of videos with texts has no questions. A file that has not changed is
-    read once: members of a study have the same data."""
-    state = file_state(data) if isinstance(data, Path) else None
-    return scan_for_questions(data, state) if state else scan_for_questions.__wrapped__(data)
-
-
-@lru_cache(maxsize=16)
-def scan_for_questions(data: Location, state: tuple[int, int] | None = None) -> bool:
-    try:
-        return any(isinstance(row, Row) and row.questions for row in scan_source(data))
-    except InputError:
-        return True  # the plan reports it
 
 
 def skips_questions(source: str, changes: list[str], config: PipelineConfig) -> bool:

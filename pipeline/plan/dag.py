@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from alpro.log import log
 from alpro.pipeline.config.pipeline_config import PipelineConfig, load_config
-from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.digests import Digests, asks_questions
 from alpro.pipeline.plan.steps import check_text_lengths, decoding, model_task, needed, with_files
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages import STAGES
@@ -23,8 +23,7 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
 
     Raises InputError for anything wrong with them, or if `resources.artifacts` cannot be reached.
     """
-    settings = load_config(config, data, changes)
-    root.mkdir(parents=True, exist_ok=True)
+    settings = loaded(config, data, changes, root)
     store = Store(root / "artifacts", settings.resources.artifacts)
     steps = plan(settings, Digests(root / "digests.sqlite"), store)
     steps = needed(steps, stage) if stage else steps
@@ -34,6 +33,13 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
         log.warning(line)
     store.is_shared(steps[0])  # raises InputError if resources.artifacts cannot be reached
     return settings, steps, store
+
+
+def loaded(config: str, data: str, changes: list[str] | None, root: Path) -> PipelineConfig:
+    """`load_config` in a workspace, which remembers whether the data has questions."""
+    root.mkdir(parents=True, exist_ok=True)
+    digests = Digests(root / "digests.sqlite")
+    return load_config(config, data, changes, lambda location: asks_questions(location, digests))
 
 
 def repeated_frames(steps: list[Step]) -> list[str]:

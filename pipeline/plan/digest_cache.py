@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alpro.errors import InputError
 from alpro.files import atomic_write, digest, read_json, write_json
 from alpro.progress import progress
 
@@ -51,14 +52,17 @@ def remembered(folder: Path, manifest: Path, about: dict[str, Any], make: Callab
 
     FOLDER/<key>.parquet has the states of the files, <key>.json the digest. Nothing is kept after an exception, or if
     something was noted that cannot be checked. manifest: or the folder of the videos. about: whatever else the digest
-    depends on.
+    depends on. Raises InputError if the folder is not writable.
     """
     key = digest({"manifest": str(manifest), "code": source_code(), **about})[:24]
     states, value = folder / f"{key}.parquet", folder / f"{key}.json"
     if recalled := recall(states, value):
         return recalled
-    folder.mkdir(exist_ok=True)
-    value.unlink(missing_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+        value.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}") from error
     rows, noted, complete = list[dict[str, Any]](), 0, True
     with atomic_write(states) as temporary, pq.ParquetWriter(temporary, STATES) as writer:
 

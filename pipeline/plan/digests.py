@@ -18,7 +18,8 @@ from alpro.files import checksum, digest, file_state
 from alpro.pipeline.plan.digest_cache import Note, remembered
 from alpro.progress import progress
 from alpro.shards.schema import Row
-from alpro.shards.sources.annotations import can_be_noted, scan_source
+from alpro.shards.sources.annotations import can_be_noted, has_questions, scan_source, table_of
+from alpro.shards.sources.downloads import is_downloads
 from alpro.shards.sources.identity import identities
 from alpro.shards.sources.members import is_local, local_shard, member_of
 from alpro.shards.storage import Location, parent
@@ -172,6 +173,14 @@ def digest_data(
         return digest_rows(source, digests, annotations, root, ask, note)._asdict()
 
     return DataDigest(**remembered(digests.path.with_name("manifests"), Path(source), about, make))
+
+
+def asks_questions(data: Location, digests: Digests) -> bool:
+    """As `has_questions`. The answer for a local file, or the only table of a folder, is remembered."""
+    if is_downloads(data) or not (file := table_of(data)) or not file.is_file():
+        return has_questions(data)
+    place, about = digests.path.with_name("manifests"), {"asks_questions": str(data)}
+    return bool(remembered(place, file, about, lambda note: {"questions": has_questions(data)})["questions"])
 
 
 def digest_rows(

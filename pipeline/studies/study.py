@@ -16,7 +16,6 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import atomic_write, digest, write_json
 from alpro.log import log
-from alpro.pipeline.config.pipeline_config import load_config
 from alpro.pipeline.flows import flow
 from alpro.pipeline.flows.session import Place, Request, open_tracker
 from alpro.pipeline.plan import dag as planning
@@ -67,7 +66,7 @@ def members_of(source: Source) -> list[Member]:
         for variant in study.variants:
             changes = [*study.changes, *source.changes, *variant.changes, f'name="{study.name}"']
             try:
-                changes += study.seed_changes(load_config(source.config, source.data, changes), seed)
+                changes += study.seed_changes(planning.loaded(source.config, source.data, changes, source.root), seed)
                 plan = planning.planned(study.until, source.config, source.data, changes, source.root, warn=False)
             except InputError as error:
                 raise InputError(f"variant {variant.name!r}: {error}") from error

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ def scan_source(
     if isinstance(data, Path) and (file := annotation_file(data)):
         return scan_annotations(file.parent, {"": file}, root, group_pattern, note)
     return scan_manifest(table_of(data) or data, group_pattern)
+
+
+def has_questions(data: Location) -> bool:
+    """Whether the data has a question; also if it cannot be read, which the plan reports. Of a folder with texts beside
+    its videos, which has none, only the first is read."""
+    try:
+        rows = scan_source(data)
+        if isinstance(data, Path) and not table_of(data) and not is_downloads(data):
+            rows = islice(rows, 1)
+        return any(isinstance(row, Row) and row.questions for row in rows)
+    except InputError:
+        return True
 
 
 def can_be_noted(data: Location, annotations: Mapping[str, Path] | None) -> bool:

@@ -11,7 +11,6 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
-from alpro.pipeline.config import pipeline_config as config_module
 from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
 from docs.write_configuration import document
 
@@ -161,18 +160,15 @@ def test_own_data_replaces_every_corpus(tmp_path):
     assert changed.evaluate.subsets == {"news": {"genre": "news"}}
 
 
-def test_data_is_searched_for_questions_only_if_a_stage_asks_them_and_once(tmp_path, monkeypatch):
-    scanned, scan = [], config_module.scan_source
-    monkeypatch.setattr(config_module, "scan_source", lambda data: scanned.append(data) or scan(data))
-    manifest = tmp_path / "m.jsonl"
+def test_questions_of_the_data_are_looked_for_only_if_a_stage_asks_them(tmp_path):
+    manifest, asked = tmp_path / "m.jsonl", []
     manifest.write_text('{"path": "a.mp4", "caption": "a dog"}\n')
-    load_config("webvid_cc3m", str(manifest))
-    assert scanned == []
-    for lr in (1, 2):  # as the members of a study
-        config = load_config("own_videos", str(manifest), [f"pretrain.lr={lr}"])
-        assert config.finetune_qa is None
-        assert (config.evaluate.retrieval, config.evaluate.qa) == ("data", "")
-    assert scanned == [manifest]
+    load_config("webvid_cc3m", str(manifest), asks_questions=asked.append)
+    assert asked == []
+    config = load_config("own_videos", str(manifest), asks_questions=asked.append)
+    assert asked == [manifest]
+    assert config.finetune_qa is None
+    assert (config.evaluate.retrieval, config.evaluate.qa) == ("data", "")
     manifest.write_text('{"path": "a.mp4", "questions": [{"question": "what?", "answer": "dog"}]}\n')
     assert load_config("own_videos", str(manifest)).finetune_qa is not None
     manifest.unlink()

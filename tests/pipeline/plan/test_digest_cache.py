@@ -9,7 +9,9 @@ import pytest
 from alpro.errors import InputError
 from alpro.pipeline.plan import digest_cache as remembered
 from alpro.pipeline.plan import digests as module
+from alpro.pipeline.plan.dag import planned
 from alpro.pipeline.plan.digests import Digests, digest_data
+from alpro.shards.sources import annotations
 
 
 @pytest.fixture
@@ -78,6 +80,28 @@ def test_what_a_store_has_may_change_unseen_and_is_not_remembered(tmp_path, pars
     assert digest_of(manifest, ask=False) == digest_of(manifest, ask=False)
     assert len(parsed) == 2
     assert list((tmp_path / "manifests").iterdir()) == []
+
+
+def test_a_second_command_reads_no_row(manifest, monkeypatch):
+    rows = []
+
+    def scan(*place, **options):
+        for row in annotations.scan_manifest(*place, **options):
+            rows.append(row)
+            yield row
+
+    monkeypatch.setattr(annotations, "scan_source", scan)
+    monkeypatch.setattr(module, "scan_source", lambda place, *_, note: scan(place))
+
+    def read() -> tuple[bool, int]:
+        rows.clear()
+        config = planned("", "own_videos", str(manifest), [], manifest.parent)[0]
+        return config.finetune_qa is not None, len(rows)
+
+    assert [read(), read()] == [(False, 6), (False, 0)]  # searched for questions, then digested
+    question = {"path": "a.mp4", "questions": [{"question": "what?", "answer": "dog"}]}
+    manifest.write_text("\n".join(map(json.dumps, [question, {"path": "b.mp4", "caption": "b"}])))
+    assert [read(), read()] == [(True, 3), (True, 0)]
 
 
 def test_options_have_digests_of_their_own(manifest, parsed):
