@@ -306,12 +306,29 @@ def test_the_trials_run_on_a_cpu_with_few_packages_and_without_an_installation(t
     assert (out / "gpu.md").read_text().strip() in done.stdout
 
 
-def test_planning_prints_ratios_against_everything_again(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "planning.py", "--rows", "30", "--json", tmp_path / "plan.json"]
-    printed = subprocess.run([*command, "--folder", tmp_path / "data"], capture_output=True, text=True, check=True)
-    figures = json.loads((tmp_path / "plan.json").read_text())
-    assert figures["rows"] == 30
-    for form in ("manifest", "webvid"):
-        assert list(figures[form]) == ["everything again", "nothing changed", "one file changed"]
-        assert len({plan["digest"] for plan in figures[form].values()}) == 1
-    assert printed.stdout.count("everything again") == 2
+def test_growth_has_the_exponent_of_each_curve(tmp_path):
+    growth = loaded(FILE.with_name("growth.py"))
+    curve = {10: {"seconds": 5.0}, 100: {"seconds": 1.0}, 1000: {"seconds": 100.0}}
+    assert growth.exponent(curve, "seconds") == pytest.approx(2)
+    command = [sys.executable, ROOT / "benchmarks" / "growth.py", "--turns", "1", "--curves", "search", "artifacts ls"]
+    for clips in (30, 300):
+        growth.index(tmp_path, clips)
+    options = ["--sizes", "30", "300", "--folder", tmp_path, "--json", tmp_path / "figures.json"]
+    printed = subprocess.run([*command, *options, "--plot", tmp_path / "plot.png"], capture_output=True, text=True)
+    assert printed.returncode == 0, printed.stderr
+    curves = json.loads((tmp_path / "figures.json").read_text())
+    assert {name: list(curve) for name, curve in curves.items()} == {
+        "search": ["30", "300"],
+        "artifacts ls": ["30", "300"],
+    }
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_costs_are_items_divided_by_rates():
+    costs = loaded(FILE.with_name("costs.py"))
+    stage = costs.Stage(lambda clips: clips, "clips", 0.5, 400e3, passes=10)
+    assert (stage.hours(2_500_000, 2.0), stage.gigabytes(2_500_000)) == (pytest.approx(3472.2, abs=0.1), 1000.0)
+    assert (costs.pairs(1000), costs.pairs(2_500_000)) == (10_000, 1_000_000)
+    rows = {line.split(" | ")[0]: line for line in costs.table([1000, 20_000], {"decode": 10.0})}
+    assert rows["| decode"].endswith("| 0.028, 0.3 | 0.56, 6 | 10 |")
+    assert rows["| pretrain"].endswith("| ? | ? | ? |")
