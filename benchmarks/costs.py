@@ -3,8 +3,10 @@
     python benchmarks/costs.py [--clips N ...] [--rate STAGE=PER_SECOND ...]
 
 Prints the table of docs/train.md. hours = passes x items / rate / 3600, and gigabytes = items x bytes. The rates below
-are of one core in float32; `--rate` replaces them, such as by those of a GPU, which `benchmarks/gpu.py` measures:
-stages without one are then "?".
+are of one core of an AMD EPYC in float32, by processor time: decode, 16 frames of a clip of 10 s, 640 x 360, and their
+JPEGs; prompter, prompts (25 templates), finetune (8 frames) and index, from steps and forward passes of the encoders;
+vocabulary, pretrain and evaluate, from earlier benchmarks of the project. `--rate` replaces all of them, such as by
+those of a GPU, which `benchmarks/gpu.py` measures; stages without one are then "?".
 """
 
 import argparse
@@ -43,10 +45,10 @@ def pairs(clips: int) -> int:
 STAGES = {
     "decode": Stage(every, "clips", 9.5, 300e3),
     "vocabulary": Stage(every, "captions", 4500.0),
-    "prompter": Stage(every, "clips x 10", 0.14, passes=10),
-    "prompts": Stage(lambda clips: 1000, "entities", 3.8, 1024.0),
-    "pretrain": Stage(every, "clips x 10", 0.077, passes=10),
-    "finetune": Stage(lambda clips: min(clips, 10_000), "up to 10,000 clips x 5", 0.04, passes=5),
+    "prompter": Stage(every, "clips", 0.14, passes=10),
+    "prompts": Stage(lambda clips: 1000, "entities", 3.8),
+    "pretrain": Stage(every, "clips", 0.077, passes=10),
+    "finetune": Stage(lambda clips: min(clips, 10_000), "clips", 0.056, passes=5),
     "evaluate": Stage(pairs, "pairs", 4.9),
     "index": Stage(every, "clips", 0.43, 1200.0),
 }
@@ -65,12 +67,12 @@ def main() -> None:
 
 def table(clips: list[int], given: dict[str, float]) -> list[str]:
     """The lines of the table, in Markdown. given: rates to use instead of those of this file."""
-    lines = [f"| | items | {' | '.join(f'{count:,}' for count in clips)} | items/s |"]
-    lines.append("|---|---|" + "---:|" * (len(clips) + 1))
+    lines = [f"| hours, GB | {' | '.join(f'{count:,}' for count in clips)} | per second |"]
+    lines.append("|---|" + "---:|" * (len(clips) + 1))
     for name, stage in STAGES.items():
         rate = given.get(name) if given else stage.rate
         cells = [cell(stage, count, rate) for count in clips]
-        lines.append(f"| {name} | {stage.what} | {' | '.join(cells)} | {short(rate) if rate else '?'} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {short(rate) if rate else '?'} |")
     return lines
 
 
@@ -83,9 +85,9 @@ def short(value: float) -> str:
     """Two digits, and all before the point.
 
     >>> [short(value) for value in (0.00012, 0.256, 7.31, 92517.4)]
-    ['< 0.01', '0.26', '7.3', '92,517']
+    ['<0.01', '0.26', '7.3', '92,517']
     """
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if value >= 0.01 else "< 0.01"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if value >= 0.01 else "<0.01"
 
 
 if __name__ == "__main__":

@@ -332,3 +332,4 @@ def test_costs_are_items_divided_by_rates():
     rows = {line.split(" | ")[0]: line for line in costs.table([1000, 20_000], {"decode": 10.0})}
     assert rows["| decode"].endswith("| 0.028, 0.3 | 0.56, 6 | 10 |")
     assert rows["| pretrain"].endswith("| ? | ? | ? |")
+    assert "\n".join(costs.table(costs.CLIPS, {})) in (ROOT / "docs" / "train.md").read_text()

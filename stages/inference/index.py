@@ -177,7 +177,8 @@ def rows_of(table: pa.Table) -> Iterator[Item]:
 
 
 class IndexWriter:
-    """Adds items to an index, part by part. The paths of all items are in memory: 0.3 GB for a million."""
+    """Adds items to an index, part by part. The paths of all items are in memory: 0.2 GB for a million,
+    and twice that while parts are merged."""
 
     def __init__(self, folder: Path, about: About):
         self.folder, self.about = folder, about
