@@ -266,7 +266,7 @@ def draw(curves: dict[str, dict[int, Figures]], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, both = plt.subplots(1, 2, figsize=(11, 4.6))
+    figure, both = plt.subplots(1, 2, figsize=(11, 5.4))
     for axes, key, label in zip(both, ("processor", "memory"), ("seconds of processor time", "MiB"), strict=True):
         for name, curve in curves.items():
             axes.loglog(
@@ -275,9 +275,9 @@ def draw(curves: dict[str, dict[int, Figures]], file: Path) -> None:
                 "o-",
                 label=f"{name}: {exponent(curve, key):.2f}",
             )
-        axes.set_xlabel("clips (artifacts: thousands)", fontsize=12)
+        axes.set_xlabel("clips; artifacts ls: one for every 1,000", fontsize=12)
         axes.set_ylabel(label, fontsize=12)
-        axes.legend(fontsize=9, title="exponent", frameon=False)
+        axes.legend(fontsize=9, title="exponent", frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     figure.tight_layout()
