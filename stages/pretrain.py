@@ -1,7 +1,7 @@
 """Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4)."""
 
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -25,6 +25,7 @@ from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import OPTIONAL, Outcome, Resources, file_or_word, require
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
+from alpro.stages.training.masking import random_box, released_box
 from alpro.stages.training.named_entities import NamedEntities
 from alpro.stages.training.pretrain_objective import LossWeights, PemControl, PretrainObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
@@ -46,6 +47,11 @@ class Config(EncoderConfig, MatchingConfig):
     mlm_probability: float = Field(0.15, ge=0, le=1, description="fraction of the tokens that MLM masks")
     threshold: float = Field(
         0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
+    )
+    crops: Literal["paper", "released"] = Field(
+        "paper",
+        description="crops of PEM: 30 to 50 % of the frame, or of the official code, which rounds their sides down",
+        json_schema_extra=OPTIONAL,
     )
     pem_control: PemControl = Field(
         "none",
@@ -128,6 +134,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             lambda: (validate_contrast(objective, inputs, tokenizer, config, score), ""),
             mlm_probability=config.mlm_probability,
             true_labels=control == "true_labels" and pem,
+            draw_box=released_box if config.crops == "released" else random_box,
             enabled=bool(objective.losses),
             draw=draw if pem else None,
         )

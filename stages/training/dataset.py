@@ -105,6 +105,7 @@ class TrainingDataset(Dataset[Batch]):
         self.config, self.words, self.unit, self.answers = config, WordPieces(tokenizer), unit, answers
         self.frames, self.image_size, self.grid, self.mlm_probability = frames, image_size, grid, mlm_probability
         self.rank, self.ranks = rank, ranks
+        self.draw_box = random_box  # crops of PEM
         self.one_length = ranks > 1  # all texts are padded to max_text_tokens: ranks need equal shapes
         config.check_division(ranks)
         self.sources: list[CorpusExamples] = []
@@ -245,7 +246,7 @@ class TrainingDataset(Dataset[Batch]):
             special[[0, -1]] = True
             masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.mlm_probability, rng)
             item["masked"], item["labels"] = masked
-            item["box"] = random_box(self.grid, rng)
+            item["box"] = self.draw_box(self.grid, rng)
             if self.entities:
                 things = sample.about["meta"].get("things", [{}])
                 item["pem_labels"] = true_labels(things, item["box"], self.grid, self.entities)

@@ -45,6 +45,19 @@ def random_box(
     return grid // 4, 0, max(1, grid // 2), grid
 
 
+def released_box(grid: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A crop as `random_box`, with the distribution of the official code: the ratio height : width is uniform in [0.3,
+    3.33], both sides are rounded down after drawing, and a crop over the edge is drawn again. A third of the crops are
+    smaller than 30 % of the frame, and two thirds are tall."""
+    for _ in range(1000):
+        area, ratio = rng.uniform(0.3, 0.5) * grid * grid, rng.uniform(0.3, 1 / 0.3)
+        height, width = int(np.sqrt(area * ratio)), int(np.sqrt(area / ratio))
+        top, left = (int(side) for side in rng.integers(0, grid, 2))
+        if 0 < height <= grid - top and 0 < width <= grid - left:
+            return top, left, height, width
+    return random_box(grid, rng)  # a grid of one patch
+
+
 def true_labels(
     things: list[dict[str, Any]], box: tuple[int, int, int, int], grid: int, entities: dict[str, int]
 ) -> np.ndarray:

@@ -21,6 +21,7 @@ from alpro.stages.training.config import EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset, Unit
 from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.loop import Validate, fit, training_precision
+from alpro.stages.training.masking import random_box
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective
 
@@ -37,8 +38,9 @@ class Training:
     folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. unit: what an
     example is (see `CorpusExamples`). validation: returns the validation function, if any, and the metric for model
     selection (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and
-    crops. true_labels: the crops have those of the manifest. enabled: False skips the training steps and validates the
-    initial weights. draw: called by rank 0 with the data set after every step, and with step 0 after training.
+    crops, which draw_box draws. true_labels: the crops have those of the manifest. enabled: False skips the training
+    steps and validates the initial weights. draw: called by rank 0 with the data set after every step, and with step 0
+    after training.
     """
 
     folder: ModelFolder
@@ -47,6 +49,7 @@ class Training:
     validation: Callable[[], tuple[Validate | None, str]]
     mlm_probability: float | None = None
     true_labels: bool = False
+    draw_box: Callable[..., tuple[int, int, int, int]] = random_box
     enabled: bool = True
     draw: Callable[[TrainingDataset, int], None] | None = None
 
@@ -86,6 +89,7 @@ def train(
         tokenizer, masked, ranks = folder.tokenizer, training.mlm_probability, (world.rank, world.size)
         true = {entity: index for index, entity in enumerate(folder.entities)} if training.true_labels else {}
         data = TrainingDataset(config, inputs, tokenizer, training.unit, *shape, masked, answers, *ranks, true)
+        data.draw_box = training.draw_box
         warnings = [*data.cut_texts()] if world.main else []
         for warning in warnings:
             log.warning(f"warning: {warning}")
