@@ -14,7 +14,7 @@ that are mapped to memory, which the system takes back as needed.
   and sorts all similarities. The results are compared.
 - artifacts ls: of one artifact for every 1,000 clips.
 
-With --folder the videos, 10 GB for a million in blocks of 4 KiB or none in a sparse file system, are kept for later.
+A curve may use what those before it have made. A change of the code meanwhile makes "plan again" read everything.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alpro.files import write_json
+from alpro.files import atomic_write, write_json
 
 PER_FOLDER, BYTES, DIM, QUERIES, K, MORE = 1000, 1000, 256, 20, 20, 1000
 CLIPS_OF_ARTIFACT = 1000
@@ -150,16 +150,15 @@ def plan_again(folder: Path, rows: int) -> None:
 
 
 def write_videos(folder: Path, rows: int) -> None:
-    lines = []
-    for number in range(rows):
-        name = f"{number // PER_FOLDER:06}/{number}.mp4"
-        if number % PER_FOLDER == 0:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with open(folder / name, "wb") as video:
-            video.truncate(BYTES)
-        caption = f"clip {number}: bright clouds drift slowly over other clouds on a windy day"
-        lines.append(json.dumps({"path": name, "captions": [caption]}))
-    (folder / f"{rows}.jsonl").write_text("\n".join(lines))
+    for number in range(0, rows, PER_FOLDER):
+        (folder / f"{number // PER_FOLDER:06}").mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / f"{rows}.jsonl") as temporary, open(temporary, "w") as manifest:
+        for number in range(rows):
+            name = f"{number // PER_FOLDER:06}/{number}.mp4"
+            with open(folder / name, "wb") as video:
+                video.truncate(BYTES)
+            caption = f"clip {number}: bright clouds drift slowly over other clouds on a windy day"
+            manifest.write(json.dumps({"path": name, "captions": [caption]}) + "\n")
 
 
 def index(folder: Path, clips: int) -> None:
