@@ -5,6 +5,7 @@ import torch
 
 from alpro.models import precision as module
 from alpro.models.alpro import ModelConfig, Prompter
+from alpro.models.attention import attention_by_products
 from alpro.models.precision import NATIVE, WIDE, autocast, cpu_has_bfloat16, precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -46,3 +47,16 @@ def test_embeddings_change_a_little_and_stay_float32(tiny: ModelConfig):
         assert embeddings[dtype].dtype == torch.float32
     assert not torch.equal(*embeddings.values())
     assert torch.nn.functional.cosine_similarity(*embeddings.values()).min() > 0.999
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_by_products_is_the_fused_one(masked):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 5, 8, requires_grad=True) for _ in range(3))
+    mask = torch.rand(3, 1, 1, 5).gt(0.4).index_fill(3, torch.tensor([0]), True) if masked else None
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    actual = attention_by_products(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(actual, expected)
+    for one, other in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (actual, expected)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert attention_by_products(q, k, v, dropout_p=1.0).abs().max() == 0
