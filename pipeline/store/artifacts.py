@@ -88,7 +88,7 @@ class Step:
             "name": self.name,
             "fingerprint": self.fingerprint,
             "stage_version": self.module.VERSION,
-            "config": self.config.model_dump(mode="json"),
+            "config": self.config.recorded(),
             "inputs": {name: self._input(name, step) for name, step in self.inputs.items()},
             "files": dict(self.files),
             "paths": {name: clean_url(str(absolute(path)), keep_query=True) for name, path in self.paths.items()},

@@ -51,13 +51,23 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def determining(self, files: Collection[str]) -> dict[str, Any]:
-        """The values that a result depends on: all but WITHOUT_EFFECT, unset OPTIONAL keys, and the
-        paths of `files`, whose contents count."""
-        values = {key: value for key, value in self.model_dump(mode="json").items() if key not in WITHOUT_EFFECT}
+    def recorded(self) -> dict[str, Any]:
+        """All values but unset OPTIONAL keys, which older records do not have."""
+        values = self.model_dump(mode="json")
         for key, about in type(self).model_fields.items():
-            extra = about.json_schema_extra if isinstance(about.json_schema_extra, dict) else {}
-            if (key in files and "path" in extra) or ("optional" in extra and getattr(self, key) == about.default):
+            value, extra = getattr(self, key), about.json_schema_extra
+            if isinstance(extra, dict) and "optional" in extra and value == about.default:
+                del values[key]
+            elif isinstance(value, tuple) and value and isinstance(value[0], StageConfig):
+                values[key] = [part.recorded() for part in value]
+        return values
+
+    def determining(self, files: Collection[str]) -> dict[str, Any]:
+        """The values that a result depends on: all that are recorded but WITHOUT_EFFECT, and the paths of `files`,
+        whose contents count."""
+        values = {key: value for key, value in self.recorded().items() if key not in WITHOUT_EFFECT}
+        for key, about in type(self).model_fields.items():
+            if key in files and isinstance(about.json_schema_extra, dict) and "path" in about.json_schema_extra:
                 del values[key]
         return values
 

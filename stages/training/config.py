@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder, ModelConfig
 from alpro.models.initial import load_bert, load_vit
-from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
+from alpro.stages.execution.interface import FILE_OR_NAME, OPTIONAL, StageConfig
 
 Protocol = Literal["all", "top_k"]
 
@@ -34,6 +34,7 @@ class Phase(StageConfig):
         lt=1,
         description="fraction of the patches that training drops at random, the same in all frames of a clip (FLIP; "
         "beyond the paper); at most 0.5 with PEM, which keeps its crop",
+        json_schema_extra=OPTIONAL,
     )
 
     @model_validator(mode="after")
@@ -136,14 +137,6 @@ class TrainingConfig(StageConfig):
         True,
         description="bfloat16 on GPUs, and from width 256 on processors with instructions for it",
     )
-
-    def determining(self, files: Collection[str]) -> dict[str, Any]:
-        """As of every stage, without `patch_dropping` where it is off."""
-        values = super().determining(files)
-        for phase in values["phases"]:
-            if not phase["patch_dropping"]:
-                del phase["patch_dropping"]
-        return values
 
     @property
     def contrasts_whole_batch(self) -> bool:

@@ -86,11 +86,11 @@ def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key,
 
 def test_an_optional_key_counts_only_if_it_is_set(fingerprints):
     config = load_config(TINY).pretrain
-    assert "pem_control" not in config.determining(())
-    assert (
-        config.model_copy(update={"pem_control": "permuted_labels"}).determining(())["pem_control"] == "permuted_labels"
-    )
-    assert changed(fingerprints(), fingerprints("pretrain.pem_control=permuted_labels")) == KEYS["pretrain.start"]
+    assert "pem_control" not in config.recorded()
+    assert "patch_dropping" not in config.determining(())["phases"][0]
+    before = fingerprints()
+    for change in ("pem_control=permuted_labels", "phases.0.patch_dropping=0.5"):
+        assert changed(before, fingerprints(f"pretrain.{change}")) == KEYS["pretrain.start"]
 
 
 def test_every_file_of_a_given_model_changes_what_is_made_of_it(tmp_path):
