@@ -160,16 +160,6 @@ def test_differences_against_a_table():
     }
 
 
-def test_the_search_finds_what_a_sort_does(tmp_path):
-    out = tmp_path / "figures.json"
-    command = [sys.executable, FILE.with_name("search.py"), "--clips", "3000", "--queries", "2"]
-    command += ["--json", out]
-    done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads(out.read_text())["milliseconds"]
-    assert set(figures) == {"read and sort", "mapped"}
-
-
 # The GPU trip
 
 GPU = FILE.with_name("gpu.py")
