@@ -165,7 +165,7 @@ def allow_tf32(settings: Settings) -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
-def examples(settings: Settings, shape: ModelConfig, dropped: float) -> Batch:
+def examples(settings: Settings, shape: ModelConfig, dropped: float = 0.0) -> Batch:
     """A batch of random examples: texts of exactly WORDS word pieces, padded as in training."""
     rng, video, special = np.random.default_rng(0), shape.video, np.zeros(WORDS, bool)
     special[[0, -1]] = True

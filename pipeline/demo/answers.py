@@ -83,10 +83,10 @@ class Demo:
         with self.lock, mistakes():
             return dict(self.models.ask.ask(self.media.source(chosen(key)), wanted, top_k))
 
-    def entities(self, key: str, box: str, text: str = "", top_k: int = 5) -> list[Ranked]:
+    def entities(self, key: str, box: str, text: str | None = "", top_k: int = 5) -> list[Ranked]:
         """Entities of a region with probabilities, best first, of each of `Models.naming`; `text` is a caption for the
         pre-trained model. Raises Mistake."""
-        caption = checked(text, "") if text.strip() else ""
+        caption = checked(text, "") if text and str(text).strip() else ""  # None: the page has no field for it
         with self.lock, mistakes():
             region, source = parse_box(box) if box.strip() else WHOLE, self.media.source(chosen(key))
             return [
