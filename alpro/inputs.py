@@ -34,12 +34,12 @@ def parse_box(text: str) -> Box:
 
 
 def patches_of(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
-    """The patches of a region: top, left, height, width in a grid of `grid` x `grid`, at least one. Raises ValueError
+    """The patches of a region: left, top, width, height in a grid of `grid` x `grid`, at least one. Raises ValueError
     if the region is not inside the frame."""
     left, top, width, height = check_box(box)
-    row, column = (min(grid - 1, round(at * grid)) for at in (top, left))
-    rows, columns = (max(1, round(length * grid)) for length in (height, width))
-    return row, column, min(grid - row, rows), min(grid - column, columns)
+    column, row = (min(grid - 1, round(at * grid)) for at in (left, top))
+    columns, rows = (max(1, round(length * grid)) for length in (width, height))
+    return column, row, min(grid - column, columns), min(grid - row, rows)
 
 
 def check_text(text: Any, what: str = "text") -> str:

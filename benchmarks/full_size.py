@@ -138,7 +138,7 @@ def batch_of(task: str, size: int = 2) -> Batch:
     if task == "pretrain":
         batch.masked, batch.labels = ids.clone(), torch.full_like(ids, -100)
         batch.masked[:, 2:6], batch.labels[:, 2:6] = 103, ids[:, 2:6]
-        batch.boxes = torch.tensor([[1, 2, 8, 9], [4, 0, 9, 8]])
+        batch.boxes = torch.tensor([[2, 1, 9, 8], [0, 4, 8, 9]])
     if task == "qa":
         batch.answers = torch.randint(0, ANSWERS, (size,))
     return batch

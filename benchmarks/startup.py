@@ -27,7 +27,7 @@ from checkout import ROOT, export, link
 BASELINE = "as a flow"
 CLI = "from alpro.pipeline.cli import main; getattr(main, 'main', main)()"  # in earlier commits, cli was a module
 FLOW = f"from alpro.pipeline.reports import summary; summary.finished_steps = lambda *plan: []; {CLI}"
-STAGE = "build-vocabulary"
+STAGE = "build_vocabulary"
 
 
 def main() -> None:
@@ -41,16 +41,16 @@ def main() -> None:
         folder = Path(temporary)
         here = link(ROOT, folder / "here")
         where = ["--workspace", str((options.workspace or folder / "workspace").resolve())]
-        run_command(CLI, [STAGE, *where], here)  # builds what is missing
+        run_command(CLI, ["run", STAGE, *where], here)  # builds what is missing
         numbers = itertools.count(1000 + int(time.time()) % 10**6)  # of a value that no earlier run had
 
         def other() -> list[str]:
-            return [STAGE, *where, "--set", f"resources.max_stages={next(numbers)}"]
+            return ["run", STAGE, *where, "--set", f"resources.max_stages={next(numbers)}"]
 
         commands = {
             BASELINE: lambda: run_command(FLOW, other(), here),
             "other arguments": lambda: run_command(CLI, other(), here),
-            "same command again": lambda: run_command(CLI, [STAGE, *where], here),
+            "same command again": lambda: run_command(CLI, ["run", STAGE, *where], here),
             "artifacts ls": lambda: run_command(CLI, ["artifacts", "ls", *where], here),
             "--help": lambda: run_command(CLI, ["--help"], here),
         }

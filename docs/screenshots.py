@@ -1,7 +1,7 @@
 """The pictures of pages in the documentation: `python docs/screenshots.py --workspace W [--demo URL]`.
 
 Reads the newest report and the newest comparison of a workspace (`alpro run`, then `alpro compare`), and with `--demo
-URL` the page of `alpro model demo` (docs/search.md has the command). Needs playwright, and Chromium: that of the
+URL` the page of `alpro demo` (docs/search.md has the command). Needs playwright, and Chromium: that of the
 system, or `playwright install chromium`.
 """
 
@@ -27,7 +27,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path, default=Path("workspace"))
-    parser.add_argument("--demo", default="", metavar="URL", help="address of `alpro model demo` on the sample")
+    parser.add_argument("--demo", default="", metavar="URL", help="address of `alpro demo` on the sample")
     arguments = parser.parse_args()
     pages = sorted((arguments.workspace.resolve() / "reports").glob("*.html"), key=lambda path: path.stat().st_mtime)
     reports = [path.as_uri() for path in pages if not path.name.startswith("compare-")]

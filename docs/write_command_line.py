@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alpro.pipeline.cli.main import parser
-from alpro.stages import STAGES
 
 HEAD = """# Command line
 
@@ -22,27 +21,27 @@ SHARED = """
 ## Options of several commands
 
 """
-MANY = 3  # an option of so many commands is listed once
+MANY = 3  # an option of so many commands is listed once, one of two with the same text, too
 
 
 def document() -> str:
     """The whole page."""
     commands = dict(leaves(parser(), ""))
-    stages = [stage.replace("_", "-") for stage in STAGES]
     users = defaultdict(list)
     for command, _ in commands.values():
         for option in options(command):
             users[usage(option)].append(option)
+    shared = {
+        option: most_common(found)
+        for option, found in users.items()
+        if len(found) >= MANY or len(found) > len(set(map(text, found)))
+    }
     lines = []
     for name, (command, help_) in commands.items():
-        if name in stages:
-            continue
-        own = [f"`{usage(one)}`: {text(one)}" for one in options(command) if len(users[usage(one)]) < MANY]
+        own = [f"`{one.metavar}`: {text(one)}" for one in command._actions if one.nargs == "?"]
+        own += [f"`{usage(one)}`: {text(one)}" for one in options(command) if usage(one) not in shared]
         lines.append(f"`alpro {name}{arguments(command)}`: {help_}." + (f" {'; '.join(own)}." if own else ""))
-    names = ", ".join(f"`{stage}`" for stage in stages)
-    lines.insert(1, f"`alpro STAGE`: run one stage, and its missing inputs first, with the options of `run`: {names}.")
-    shared = [f"`{option}`: {text(most_common(found))}" for option, found in users.items() if len(found) >= MANY]
-    return HEAD + items(lines) + SHARED + items([f"{line}." for line in shared])
+    return HEAD + items(lines) + SHARED + items([f"`{option}`: {text(one)}." for option, one in shared.items()])
 
 
 def leaves(command: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, tuple[argparse.ArgumentParser, str]]]:
@@ -58,7 +57,9 @@ def leaves(command: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, t
 def arguments(command: argparse.ArgumentParser) -> str:
     """The positional arguments, such as " MODEL VIDEO"."""
     positional = [action for action in command._actions if not action.option_strings]
-    return "".join(f" {(action.metavar or action.dest)}{'...' * (action.nargs in ('+', '*'))}" for action in positional)
+    names = [f"{action.metavar or action.dest}{'...' * (action.nargs in ('+', '*'))}" for action in positional]
+    optional = [action.nargs in ("?", "*") for action in positional]
+    return "".join(f" [{name}]" if free else f" {name}" for name, free in zip(names, optional, strict=True))
 
 
 def options(command: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -90,7 +90,7 @@ class Prompter(DualEncoder):
     def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor) -> Tensor:
         """Probabilities (B, M) of the entities in a crop (equation 4).
 
-        frames (B, T, 3, S, S), normalized; boxes (B, 4) in patches (top, left, height, width): the crop stays in
+        frames (B, T, 3, S, S), normalized; boxes (B, 4) in patches (left, top, width, height): the crop stays in
         place in every frame and the rest is black; prompts (M, E): one embedding per entity; black (3, 1, 1): a
         black pixel after normalization.
         """

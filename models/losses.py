@@ -70,8 +70,8 @@ def kept_labels(pseudo_labels: Tensor, threshold: float) -> Tensor:
 
 
 def box_mask(boxes: Tensor, grid: int) -> Tensor:
-    """Boxes (B, 4) in patches (top, left, height, width) -> boolean mask (B, grid * grid), row-major, True inside."""
-    top, left, height, width = boxes.unbind(1)
+    """Boxes (B, 4) in patches (left, top, width, height) -> boolean mask (B, grid * grid), row-major, True inside."""
+    left, top, width, height = boxes.unbind(1)
     at = torch.arange(grid, device=boxes.device)
     rows = (at >= top[:, None]) & (at < (top + height)[:, None])
     columns = (at >= left[:, None]) & (at < (left + width)[:, None])

@@ -22,7 +22,6 @@ class Stage:
     reads: the only file that it reads of an input, by the input's name: changes of the rest do not concern it.
     """
 
-    help: str  # completes "alpro STAGE: ..."
     kind: Literal["data", "text", "training", "model", "evaluation"]
     inputs: dict[str, str] = field(default_factory=dict)
     corpora: bool = False
@@ -30,28 +29,23 @@ class Stage:
 
 
 STAGES = {  # the DAG: inputs before the stages that read them
-    "render_sample": Stage("render the sample corpus", "data"),
-    "decode_videos": Stage("decode videos and images to shards of frames", "data", {"sample": "render_sample"}),
-    "index_shards": Stage("index existing shards, which stay where they are", "data"),
-    "build_vocabulary": Stage("take entities and word pieces from the captions", "text", corpora=True),
+    "render_sample": Stage("data"),
+    "decode_videos": Stage("data", {"sample": "render_sample"}),
+    "index_shards": Stage("data"),
+    "build_vocabulary": Stage("text", corpora=True),
     "train_prompter": Stage(
-        "train the prompter by video-text contrast",
         "training",
         {"vocabulary": "build_vocabulary"},
         corpora=True,
         reads={"vocabulary": "tokenizer.json"},
     ),
-    "cache_prompts": Stage(
-        "embed the prompts of every entity", "model", {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}
-    ),
+    "cache_prompts": Stage("model", {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}),
     "pretrain": Stage(
-        "pre-train ALPRO with the frozen prompter",
         "training",
         {"vocabulary": "build_vocabulary", "prompter": "train_prompter", "prompts": "cache_prompts"},
         corpora=True,
     ),
     "zero_shot": Stage(
-        "evaluate the pre-trained model and the prompter on the test split",
         "evaluation",
         {
             "pretrained": "pretrain",
@@ -61,10 +55,9 @@ STAGES = {  # the DAG: inputs before the stages that read them
         },
         corpora=True,
     ),
-    "finetune_retrieval": Stage("fine-tune for text-video retrieval", "training", {"model": "pretrain"}, corpora=True),
-    "finetune_qa": Stage("fine-tune for question answering", "training", {"model": "pretrain"}, corpora=True),
+    "finetune_retrieval": Stage("training", {"model": "pretrain"}, corpora=True),
+    "finetune_qa": Stage("training", {"model": "pretrain"}, corpora=True),
     "evaluate": Stage(
-        "evaluate the fine-tuned models on the test split",
         "evaluation",
         {"retrieval": "finetune_retrieval", "qa": "finetune_qa"},
         corpora=True,

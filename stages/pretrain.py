@@ -210,8 +210,7 @@ def draw_pseudo_labels(
         top = labels[i].topk(min(3, len(entities)))
         named = [(entities[int(n)], float(p)) for p, n in zip(top.values, top.indices, strict=True)]
         frame = batch.frames[i, batch.frames.shape[1] // 2].permute(1, 2, 0).cpu().numpy()
-        y, x, height, width = (v / grid for v in batch.boxes[i].tolist())
-        box = x, y, width, height
+        box = [side / grid for side in batch.boxes[i].tolist()]
         words = data.words.tokenizer.decode(batch.text[i].tolist())
         shown = true_entities(source.reader[int(batch.video[i]) - source.first_video].about, entities)
         rows.append(draw_entities(frame, box, named, words, bool(top.values[0] >= objective.threshold), shown))

@@ -6,14 +6,14 @@ from alpro.inputs import WHOLE, check_box, check_text, parse_box, patches_of
 
 
 @pytest.mark.parametrize(
-    ("box", "patches"),  # of 4 x 4: top, left, height, width
+    ("box", "patches"),  # of 4 x 4: left, top, width, height
     [
         (WHOLE, (0, 0, 4, 4)),
-        ((0.5, 0, 0.25, 1), (0, 2, 4, 1)),
-        ((0, 0.75, 0.5, 0.25), (3, 0, 1, 2)),
+        ((0.5, 0, 0.25, 1), (2, 0, 1, 4)),
+        ((0, 0.75, 0.5, 0.25), (0, 3, 2, 1)),
         ((0.99, 0.99, 0.01, 0.01), (3, 3, 1, 1)),
         ((0.33, 0.33, 0.67, 0.67), (1, 1, 3, 3)),
-        ((0.67, 0, 0.3305, 1), (0, 3, 4, 1)),  # rounded numbers
+        ((0.67, 0, 0.3305, 1), (3, 0, 1, 4)),  # rounded numbers
     ],
 )
 def test_a_region_is_left_top_width_and_height(box, patches):

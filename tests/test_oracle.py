@@ -131,7 +131,8 @@ def masked_batch(arrays: Arrays) -> Batch:
     masked, labels = ids.clone(), torch.full_like(ids, -100)
     masked[MASKED_SAMPLES, MASKED_POSITIONS] = MASK_ID
     labels[MASKED_SAMPLES, MASKED_POSITIONS] = ids[MASKED_SAMPLES, MASKED_POSITIONS]
-    names, boxes = [str(n) for n in range(len(ids))], torch.from_numpy(arrays["boxes"])
+    names = [str(n) for n in range(len(ids))]
+    boxes = torch.from_numpy(arrays["boxes"][:, [1, 0, 3, 2]])  # recorded as top, left, height, width
     return Batch(
         0,
         "video",

@@ -206,7 +206,7 @@ def command_of(record: Record) -> list[str]:
     """The command that builds an artifact; empty if its record has none."""
     if not (arguments := record["run"].get("arguments")):
         return []
-    words = ["alpro", record["stage"].replace("_", "-"), "--config", arguments["config"]]
+    words = ["alpro", "run", record["stage"], "--config", arguments["config"]]
     words += ["--data", arguments["data"]] if arguments["data"] else []
     return words + [word for change in arguments["changes"] for word in ("--set", change)]
 

@@ -1,4 +1,4 @@
-"""`alpro model demo`: loads the models, and serves the page until Ctrl-C."""
+"""`alpro demo`: loads the models, and serves the page until Ctrl-C."""
 
 import argparse
 import sys
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from alpro.errors import InputError
 from alpro.pipeline.cli.arguments import add_action, port, positive, user_path
-from alpro.pipeline.cli.model import add_model, add_model_use, add_rerank, load, model_path, open_index
+from alpro.pipeline.cli.index import add_rerank, open_index
+from alpro.pipeline.cli.model import add_model, add_model_use, load, model_path
 from alpro.pipeline.servers.checks import check_port
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ def add_demo(actions: Any) -> None:
     more = "What the page offers follows from the models. Only this machine reaches it, unless --host says otherwise."
     parser = add_action(actions, "demo", serve, text, more)
     add_model(parser)
-    parser.add_argument(
-        "--index", type=user_path, metavar="INDEX", help="an index of MODEL (`alpro model index`), to search"
-    )
+    parser.add_argument("--index", type=user_path, metavar="INDEX", help="an index of MODEL, to search")
     parser.add_argument("--ask", default="", metavar="MODEL", help="a model of finetune_qa, if MODEL is another")
     parser.add_argument(
         "--entities", default="", metavar="MODEL", help="a prompter, or a model of pretrain, if MODEL is another"

@@ -18,9 +18,11 @@ from alpro.pipeline.cli.artifacts import add_artifact_commands, add_compare
 from alpro.pipeline.cli.config import add_config_commands
 from alpro.pipeline.cli.data import add_data_commands
 from alpro.pipeline.cli.demo import add_demo
+from alpro.pipeline.cli.index import add_index_commands
 from alpro.pipeline.cli.model import add_model_commands
 from alpro.pipeline.cli.run import add_stage_commands
 from alpro.pipeline.cli.servers import add_ui, add_up
+from alpro.pipeline.cli.use import add_use_commands
 
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
 
@@ -125,10 +127,13 @@ def parser() -> Parser:
     top.add_argument("--version", action="store_true", help="print the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     add_stage_commands(commands)
-    add_artifact_commands(commands)
     add_data_commands(commands)
     add_config_commands(commands)
-    add_demo(add_model_commands(commands))
+    add_index_commands(commands)
+    add_use_commands(commands)
+    add_demo(commands)
+    add_model_commands(commands)
+    add_artifact_commands(commands)
     add_compare(commands)
     add_ui(commands)
     add_up(commands)

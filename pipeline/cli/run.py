@@ -1,4 +1,4 @@
-"""`alpro run`, `alpro study` and `alpro STAGE`."""
+"""`alpro run` and `alpro study`."""
 
 import argparse
 import atexit
@@ -21,6 +21,7 @@ from alpro.pipeline.cli.arguments import (
     add_verbosity,
     add_workspace,
     changes_of,
+    nearest,
     print_json,
 )
 from alpro.pipeline.servers.checks import check_tracking_uri
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
 
 
 def add_stage_commands(commands: Any) -> None:
-    """The commands that run stages: all of them, a study, and one for each stage."""
-    description = "Runs the pipeline: every stage that has no cached result."
-    run_parser = add_action(commands, "run", run_pipeline, "run the whole pipeline", description=description, stage="")
+    """The commands that run stages: all of them or one, and a study."""
+    description = "Runs the pipeline: every stage that has no cached result, or one STAGE after its missing inputs."
+    run_parser = add_action(commands, "run", run_pipeline, "run the whole pipeline, or one stage", "", description)
+    text = f"only this stage (default: all): {', '.join(STAGES)}"
+    run_parser.add_argument("stage", nargs="?", default="", metavar="STAGE", help=text)
     add_run_options(run_parser)
     study_parser = add_action(
         commands,
@@ -47,16 +50,10 @@ def add_stage_commands(commands: Any) -> None:
     )
     study_parser.add_argument("file", metavar="NAME_OR_FILE", help="a shipped study, or a TOML file")
     add_run_options(study_parser, default="of the study")
-    for stage in STAGES:
-        text, more = STAGES[stage].help, "Missing inputs are built first."
-        add_run_options(add_action(commands, stage.replace("_", "-"), run_pipeline, text, more, stage=stage))
 
 
 def add_run_options(command: argparse.ArgumentParser, default: str = "sample; with --data own_videos") -> None:
     """default: what --config is if it is not given, in words."""
-    command.add_argument(
-        "--dry-run", action="store_true", help="only print which stages would run, and which are cached"
-    )
     command.add_argument(
         "--config",
         default="",
@@ -65,17 +62,22 @@ def add_run_options(command: argparse.ArgumentParser, default: str = "sample; wi
         f"the earlier (default: {default})",
     )
     add_source_options(command)
-    add_workspace(command, "folder of artifacts, reports and the MLflow store")
+    command.add_argument(
+        "--dry-run", action="store_true", help="only print which stages would run, and which are cached"
+    )
     command.add_argument(
         "--profile", action="store_true", help="write a trace of a few steps of each training stage, for Perfetto"
     )
-    add_tracking_uri(command)
     add_json(command)
+    add_workspace(command, "folder of artifacts, reports and the MLflow store")
+    add_tracking_uri(command)
     add_verbosity(command)
 
 
 def run_pipeline(arguments: argparse.Namespace) -> None:
-    """`alpro run` and `alpro STAGE`."""
+    """`alpro run`."""
+    if arguments.stage and arguments.stage not in STAGES:
+        raise InputError(f"no stage {arguments.stage}{nearest(arguments.stage, STAGES)}")
     if not arguments.config:
         arguments.config = "own_videos" if arguments.data else "sample"
         if arguments.data:

@@ -1,1 +1,1 @@
-"""The page of `alpro model demo`. Gradio is imported by `page.py` only."""
+"""The page of `alpro demo`. Gradio is imported by `page.py` only."""

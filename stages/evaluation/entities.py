@@ -68,7 +68,7 @@ class Crop:
     """The most likely entity of a random crop of a clip, and the entities of the whole clip."""
 
     id: str
-    box: tuple[int, int, int, int]  # top, left, height, width in patches
+    box: tuple[int, int, int, int]  # left, top, width, height in patches
     named: str
     probability: float
     truth: list[str]

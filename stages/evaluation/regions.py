@@ -97,10 +97,10 @@ def draw_named_regions(
     for regions in name_regions(objective, gallery, words, length):
         maps = head(regions.fused).softmax(2)
         for i, caption in enumerate(regions.captions):
-            top, left, height, width = (side / grid for side in regions.boxes[i].tolist())
+            box = [side / grid for side in regions.boxes[i].tolist()]
             named = {"prompter": best(regions.labels[i]), "model": best(regions.logits[i].softmax(0))}
             patches = [best(patch, 1)[0] for patch in maps[i]]
-            rows.append(draw_regions(regions.middle[i], (left, top, width, height), named, patches, caption))
+            rows.append(draw_regions(regions.middle[i], box, named, patches, caption))
     objective.train(training)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as temporary:  # tracking uploads files as soon as they appear

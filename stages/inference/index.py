@@ -1,4 +1,4 @@
-"""An index of embedded videos: a folder that `alpro model index` fills and `alpro model search` reads.
+"""An index of embedded videos: a folder that `alpro index` fills and `alpro search` reads.
 
 index.json names the model and the parts. A part is a matrix of embeddings (.npy), its items (an Arrow file: row i
 describes embedding i) and its rejects (Parquet). A part is added when index.json is replaced, so an interrupted run
@@ -6,9 +6,9 @@ keeps every finished part, and a search can run at the same time. All files are 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -22,7 +22,7 @@ from alpro.files import atomic_write, sync, write_json
 from alpro.log import log
 from alpro.shards.reader import Sample, sample_from_row
 from alpro.shards.schema import REJECTS, TRANSIENT_REASONS, Reason, Reject, Row
-from alpro.shards.storage import located
+from alpro.shards.storage import absolute, located
 from alpro.stages.inference.find import find_model, model_digest
 from alpro.stages.inference.model import Model
 
@@ -85,9 +85,7 @@ class Index:
             parts = [read_part(folder, part, about.embed_dim) for part in about.parts if part.clips]
         except UNREADABLE as error:
             line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"{folder}: {line}; `alpro model index` with the same videos repairs this index"
-            ) from error
+            raise InputError(f"{folder}: {line}; `alpro index add` with the same videos repairs this index") from error
         return cls(folder, about, [matrix for matrix, _ in parts], [table for _, table in parts])
 
     def load_model(self, name: str = "", workspace: Path = Path("workspace"), **options: Any) -> Model:
@@ -123,7 +121,7 @@ def read_about(folder: Path) -> About:
     """The index.json of an index. Raises InputError."""
     file = folder / "index.json"
     if not file.is_file():
-        raise InputError(f"{folder}: no index.json; `alpro model index MODEL VIDEOS {folder}` creates an index")
+        raise InputError(f"{folder}: no index.json; `alpro index add {folder} VIDEOS --model MODEL` creates an index")
     try:
         return About.model_validate_json(file.read_text())
     except (OSError, ValidationError) as error:
@@ -168,6 +166,16 @@ def key_of(item: Item) -> str:
     """What an item is: a file, a window of it, or a sample of a shard, whatever the file contains now."""
     window = item["id"] if item["frame_offsets"] is not None else f"{item['start']}-{item['end']}"
     return f"{item['path']}\n{window}"
+
+
+def items_named(index: Index, names: Sequence[str]) -> Iterator[tuple[str, Item]]:
+    """The items and rejects of an index that a name stands for, each after the name: an id, a file, or a folder."""
+    wanted = {place: name for name in names for place in (name, str(absolute(name)))}
+    for table in [*index.items, index.rejects()]:
+        for item in rows_of(table):
+            places = (item["id"], item["path"], *map(str, PurePath(item["path"]).parents))
+            if name := next((wanted[place] for place in places if place in wanted), None):
+                yield name, item
 
 
 def rows_of(table: pa.Table) -> Iterator[Item]:
@@ -232,12 +240,12 @@ class IndexWriter:
         self.embeddings, self.items, self.rejects = [], [], []
         self.last = time.monotonic()
 
-    def finish(self, replaced: bool) -> None:
-        """Adds the last part, merges the parts if there are many or if some items are replaced, writes rejects.parquet
-        for people, and deletes files of interrupted runs."""
+    def finish(self, replaced: bool, gone: Collection[str] = ()) -> None:
+        """Adds the last part, merges the parts if there are many or if some items are replaced or `gone` (the keys of
+        those to remove), writes rejects.parquet for people, and deletes files of interrupted runs."""
         self.commit()
-        if replaced or len(self.about.parts) > MAX_PARTS:
-            self.about = self.about.model_copy(update={"parts": (merge(Index.open(self.folder)),)})
+        if replaced or gone or len(self.about.parts) > MAX_PARTS:
+            self.about = self.about.model_copy(update={"parts": (merge(Index.open(self.folder), gone),)})
             write_json(self.folder / "index.json", self.about.model_dump())
         rejects = [*Index.open(self.folder).rejects().select(REJECTS.names).to_pylist(), *map(dict, self.bad_rows)]
         with atomic_write(self.folder / "rejects.parquet") as temporary:
@@ -248,8 +256,9 @@ class IndexWriter:
                 file.unlink()
 
 
-def merge(index: Index) -> IndexPart:
-    """Writes one part with the last row of each item, in order. Memory grows with the items, not the embeddings."""
+def merge(index: Index, gone: Collection[str] = ()) -> IndexPart:
+    """Writes one part with the last row of each item whose key is not in `gone`, in order. Memory grows with the
+    items, not the embeddings."""
     kept = [part for part in index.about.parts if part.clips]
     tables = {(part.name, "items"): table for part, table in zip(kept, index.items, strict=True)}
     tables |= {(part.name, "rejects"): read_rejects(index.folder, part) for part in index.about.parts}
@@ -257,8 +266,10 @@ def merge(index: Index) -> IndexPart:
     for part in index.about.parts:
         for place in ((part.name, "items"), (part.name, "rejects")):
             last |= dict.fromkeys(map(key_of, rows_of(tables[place])), place) if place in tables else {}
+    for key in gone:
+        last.pop(key, None)
     rows = {
-        place: pa.array([i for i, row in enumerate(rows_of(table)) if last[key_of(row)] == place], pa.int64())
+        place: pa.array([i for i, row in enumerate(rows_of(table)) if last.get(key_of(row)) == place], pa.int64())
         for place, table in tables.items()
     }
     chosen = {place: table.take(rows[place]) for place, table in tables.items()}

@@ -1,7 +1,8 @@
 """Embeds the videos of a folder, a manifest or a decoded corpus into an index: those that it does not have."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,19 @@ from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.identity import identities
 from alpro.shards.sources.manifest import scan_manifest
 from alpro.shards.storage import Location, absolute, exists, join, located
-from alpro.stages.inference.index import ITEMS, About, IndexWriter, Item, check_digest, read_about, repair, source_of
+from alpro.stages.inference.index import (
+    ITEMS,
+    About,
+    Index,
+    IndexWriter,
+    Item,
+    check_digest,
+    items_named,
+    key_of,
+    read_about,
+    repair,
+    source_of,
+)
 from alpro.stages.inference.model import BATCH, Model
 
 UNFINISHED = re.compile(r"\.lock|\..*\.part|[0-9a-f]{12}\.(npy|arrow|rejects\.parquet)")  # files of a killed first run
@@ -86,13 +99,33 @@ def update_index(
         raise InputError(f"{folder}: {error.strerror}") from error
     if not (folder / "index.json").is_file() and not all(UNFINISHED.fullmatch(f.name) for f in folder.iterdir()):
         raise InputError(f"{folder}: not empty, and not an index; choose another folder")
+    with locked(folder):
+        return _update(folder, model, about, sources, report)
+
+
+def remove_from_index(folder: Path, names: Sequence[str]) -> list[Item]:
+    """Deletes the vectors and rows of what `items_named` finds, and returns it. Raises InputError if a name stands for
+    nothing in the index, which then stays as it is, and if another process changes the index."""
+    read_about(folder)  # raises InputError if there is none
+    with locked(folder):
+        writer = IndexWriter(folder, repair(folder))
+        found = list(items_named(Index.open(folder), names))
+        if missing := [name for name in names if name not in {name for name, _ in found}]:
+            raise InputError(f"{folder}: not in this index: {', '.join(missing)}; `alpro index ls` lists what is")
+        writer.finish(True, {key_of(item) for _, item in found})
+    return [item for _, item in found]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Raises InputError if another process changes the index."""
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(f"{folder}: another process is adding to this index") from None
+        raise InputError(f"{folder}: another process is changing this index") from None
     try:
-        return _update(folder, model, about, sources, report)
+        yield
     finally:
         lock.release()
 

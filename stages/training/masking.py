@@ -30,7 +30,7 @@ def random_box(
     area: tuple[float, float] = (0.3, 0.5),
     aspect: tuple[float, float] = (0.3, 3.3),
 ) -> tuple[int, int, int, int]:
-    """A crop (top, left, height, width) in patches, of `area` (share of the grid) and `aspect` (width : height).
+    """A crop (left, top, width, height) in patches, of `area` (share of the grid) and `aspect` (width : height).
 
     Boxes are sampled as in random resized cropping and rounded to the patch grid; one that rounds to an area
     outside the range is sampled again. After 100 failures (a grid too coarse): the most central half.
@@ -41,8 +41,9 @@ def random_box(
         height, width = round(float(np.sqrt(target / ratio))), round(float(np.sqrt(target * ratio)))
         inside = 1 <= height <= grid and 1 <= width <= grid
         if inside and area[0] <= height * width / grid**2 <= area[1]:
-            return int(rng.integers(0, grid - height + 1)), int(rng.integers(0, grid - width + 1)), height, width
-    return grid // 4, 0, max(1, grid // 2), grid
+            top, left = int(rng.integers(0, grid - height + 1)), int(rng.integers(0, grid - width + 1))
+            return left, top, width, height
+    return 0, grid // 4, grid, max(1, grid // 2)
 
 
 def released_box(grid: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -54,7 +55,7 @@ def released_box(grid: int, rng: np.random.Generator) -> tuple[int, int, int, in
         height, width = int(np.sqrt(area * ratio)), int(np.sqrt(area / ratio))
         top, left = (int(side) for side in rng.integers(0, grid, 2))
         if 0 < height <= grid - top and 0 < width <= grid - left:
-            return top, left, height, width
+            return left, top, width, height
     return random_box(grid, rng)  # a grid of one patch
 
 
@@ -68,7 +69,7 @@ def true_labels(
     """
     if not all(thing.keys() >= {"kind", "x", "y", "radius"} for thing in things):
         raise InputError("the things in the manifest have no kind, x, y and radius, so crops have no true labels")
-    start, size = np.array(box).reshape(2, 2)[:, ::-1] / grid  # x, y
+    start, size = np.array(box).reshape(2, 2) / grid
     labels = np.zeros(len(entities), np.float32)
     for thing in things:
         if thing["kind"] in entities:
@@ -82,10 +83,10 @@ def keep_patches(
     grid: int, dropped: float, rng: np.random.Generator, box: tuple[int, int, int, int] | None = None
 ) -> np.ndarray:
     """Indices (K,), ascending, of the patches that remain if the fraction `dropped` of all is dropped at random, at
-    least one. Those inside `box` (top, left, height, width) come first."""
+    least one. Those inside `box` (left, top, width, height) come first."""
     priority = rng.random((grid, grid))
     if box:
-        top, left, height, width = box
+        left, top, width, height = box
         priority[top : top + height, left : left + width] += 1
     count = max(1, round((1 - dropped) * grid**2))
     return np.sort(np.argsort(priority.ravel())[-count:])

@@ -9,7 +9,7 @@ from alpro.models.losses import box_mask, hard_negatives, mlm_loss, pem_loss, vt
 from alpro.models.text import TextConfig
 
 ENTITIES, ANSWERS, SIZE, LENGTH = 5, 7, 3, 6
-BOXES = torch.tensor([[0, 0, 2, 3], [1, 1, 3, 2], [2, 0, 2, 4]])
+BOXES = torch.tensor([[0, 0, 3, 2], [1, 1, 2, 3], [0, 2, 4, 2]])
 INSIDE = box_mask(BOXES, 4)
 
 

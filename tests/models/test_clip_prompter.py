@@ -51,11 +51,11 @@ def test_pseudo_labels_by_hand(loaded, frames):
     """A softmax of the similarities at the model's logit scale, of frames that are black outside of the crop."""
     model, prompts = loaded.model, torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
     model.accept(STUDENT, MEAN.flatten().tolist(), STD.flatten().tolist())
-    boxes = torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]])
+    boxes = torch.tensor([[1, 0, 3, 2], [0, 1, 2, 3]])
     actual = model.pseudo_labels((frames / 255 - MEAN) / STD, boxes, prompts, -MEAN / STD)
     assert not actual.requires_grad
     assert not actual.is_inference()
-    for clip, (top, left, height, width), probabilities in zip(frames, boxes.tolist(), actual, strict=True):
+    for clip, (left, top, width, height), probabilities in zip(frames, boxes.tolist(), actual, strict=True):
         black = torch.zeros_like(clip)
         inside = slice(12 * top, 12 * (top + height)), slice(12 * left, 12 * (left + width))
         black[..., inside[0], inside[1]] = clip[..., inside[0], inside[1]]

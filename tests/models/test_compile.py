@@ -34,7 +34,7 @@ def test_compiled_equals_eager(compiled_as, tiny):
     frames, ids = torch.randn(2, 4, 3, 32, 32), torch.randint(5, 40, (2, 9))
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
-    inside = box_mask(torch.tensor([[0, 0, 2, 2], [1, 1, 3, 2]]), 4)
+    inside = box_mask(torch.tensor([[0, 0, 2, 2], [1, 1, 2, 3]]), 4)
     read = [torch.tensor([[0, 3, 9]]), torch.tensor([[1]])]  # of the first pair and of the second
 
     def step(frames, ids, mask, inside):

@@ -103,7 +103,7 @@ def test_the_number_of_calls_for_negatives_does_not_depend_on_the_batch():
 
 
 def test_box_mask_against_a_table():
-    boxes = torch.tensor([[0, 1, 2, 2], [2, 0, 1, 3]])  # top, left, height, width
+    boxes = torch.tensor([[1, 0, 2, 2], [0, 2, 3, 1]])  # left, top, width, height
     inside = box_mask(boxes, 3).view(2, 3, 3).int().tolist()
     assert inside == [
         [[0, 1, 1], [0, 1, 1], [0, 0, 0]],

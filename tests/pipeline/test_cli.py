@@ -85,7 +85,7 @@ def test_an_unusable_manifest_is_a_one_line_error_and_nothing_is_written(rows, m
 )
 def test_an_invalid_option_is_a_one_line_error(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    status, _, err = call(monkeypatch, capsys, "pretrain", *arguments)
+    status, _, err = call(monkeypatch, capsys, "run", "pretrain", *arguments)
     assert status == 2
     assert message in err
     assert err.count("\n") == 1
@@ -102,12 +102,12 @@ def unprivileged() -> list[str]:
     return drop
 
 
-@pytest.mark.parametrize("command", [["pretrain"], ["run", "--config", "own_videos", "--dry-run", "--data"]])
+@pytest.mark.parametrize("command", [["run", "pretrain"], ["run", "--config", "own_videos", "--dry-run", "--data"]])
 def test_a_read_only_workspace_is_a_one_line_error(command, unprivileged, tmp_path, monkeypatch, capsys):
     workspace = tmp_path / "workspace"
     data = [manifest(tmp_path, {"path": "a.mp4", "caption": "x"})] if "--data" in command else []
     (tmp_path / "a.mp4").write_bytes(b"one")
-    assert call(monkeypatch, capsys, "pretrain", "--dry-run", "--workspace", workspace)[0] == 0
+    assert call(monkeypatch, capsys, "run", "pretrain", "--dry-run", "--workspace", workspace)[0] == 0
     folders = [workspace, *(path for path in workspace.rglob("*") if path.is_dir())]
     for path in (*folders, workspace / "digests.sqlite"):
         path.chmod(0o555)
@@ -132,7 +132,7 @@ def test_a_read_only_workspace_is_a_one_line_error(command, unprivileged, tmp_pa
 
 def test_a_stage_without_a_table_in_the_configuration_is_an_error(tmp_path, monkeypatch, capsys):
     path = manifest(tmp_path, {"path": "a.mp4", "caption": "x"})
-    arguments = ["render-sample", "--config", "own_videos", "--data", path, "--workspace", tmp_path / "w"]
+    arguments = ["run", "render_sample", "--config", "own_videos", "--data", path, "--workspace", tmp_path / "w"]
     status, _, err = call(monkeypatch, capsys, *arguments)
     assert (status, err) == (2, "error: this configuration has no stage render_sample\n")
 
@@ -228,7 +228,7 @@ def test_output_that_nothing_reads_is_no_traceback():
 
 
 def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
-    command = ["pretrain", "--dry-run", "--workspace", tmp_path]
+    command = ["run", "pretrain", "--dry-run", "--workspace", tmp_path]
     status, out, _ = call(monkeypatch, capsys, *command)
     assert status == 0
     assert [line.split()[2] for line in out.splitlines()][-2:] == ["cache_prompts", "pretrain"]
@@ -243,14 +243,15 @@ def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pretran"], "alpro has no command pretran; did you mean pretrain? (alpro --help)"),
-        (["model", "serch"], "alpro model has no command serch; did you mean search? (alpro model --help)"),
+        (["run", "pretran"], "no stage pretran; did you mean pretrain?"),
+        (["serch"], "alpro has no command serch; did you mean search? (alpro --help)"),
+        (["index", "ad"], "alpro index has no command ad; did you mean add? (alpro index --help)"),
         (["import-checkpoint"], "alpro has no command import-checkpoint (alpro --help)"),
         (["run", "--confg", "sample"], "unknown option --confg; did you mean --config? (alpro run --help)"),
         (["run", "--confg=sample"], "unknown option --confg; did you mean --config? (alpro run --help)"),
         (["artifacts", "gc", "--zzz"], "unknown option --zzz (alpro artifacts gc --help)"),
-        (["run", "sample"], "unknown argument sample (alpro run --help)"),
-        (["model", "ask", "m"], "the following arguments are required: VIDEO, QUESTION (alpro model ask --help)"),
+        (["run", "pretrain", "sample"], "unknown argument sample (alpro run --help)"),
+        (["ask", "m"], "the following arguments are required: VIDEO, QUESTION (alpro ask --help)"),
         (["data"], "the following arguments are required: COMMAND (alpro data --help)"),
         (["run", "-q", "-v"], "argument -v/--verbose: not allowed with argument -q/--quiet (alpro run --help)"),
         (["ui", "--port"], "argument --port: expected one argument (alpro ui --help)"),
@@ -269,10 +270,10 @@ def helps(parser) -> list:
 def test_every_help_fits_a_screen(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     parsers = helps(cli.parser())
-    assert len(parsers) > 30
+    assert len(parsers) > 25
     lines = {parser.prog: parser.format_help().splitlines() for parser in parsers}
     assert {name for name, text in lines.items() if len(text) > 40} == set()
-    groups = ("alpro artifacts", "alpro data", "alpro config", "alpro model")
+    groups = ("alpro artifacts", "alpro data", "alpro config", "alpro model", "alpro index")
     assert all(len(lines[name]) <= 24 for name in groups)
     assert max(len(line) for text in lines.values() for line in text) <= 80
 
@@ -280,23 +281,22 @@ def test_every_help_fits_a_screen(monkeypatch):
 def test_every_command_that_prints_a_table_has_json():
     """The others print one line, or text of another format: TOML, a script, addresses."""
     plain = {f"alpro {name}" for name in ("config show", "config init", "model import", "model export", "ui", "up")}
-    plain |= {"alpro model register", "alpro model demo"}
+    plain |= {"alpro model register", "alpro demo"}
     for parser in helps(cli.parser()):
         if parser.prog.count(" ") and not any(hasattr(action, "add_parser") for action in parser._actions):
             assert ("--json" in parser._option_string_actions) == (parser.prog not in plain), parser.prog
 
 
 def test_every_command_that_runs_stages_is_quiet_or_verbose():
-    running = {"alpro run", "alpro study", *(f"alpro {stage.replace('_', '-')}" for stage in STAGES)}
     verbose = {parser.prog for parser in helps(cli.parser()) if "--verbose" in parser._option_string_actions}
     assert verbose == {parser.prog for parser in helps(cli.parser()) if "-q" in parser._option_string_actions}
-    assert verbose == running
+    assert verbose == {"alpro run", "alpro study"}
 
 
 def test_verbose_prints_paths_and_quiet_no_configuration(tmp_path, monkeypatch, capsys):
     level = log.level
     monkeypatch.setattr("alpro.pipeline.flows.flow.start", lambda *arguments: {})
-    command = ["pretrain", "--config", TINY, "--workspace", tmp_path]
+    command = ["run", "pretrain", "--config", TINY, "--workspace", tmp_path]
     try:
         errors = {option: call(monkeypatch, capsys, *command, option)[2] for option in ("-v", "-q")}
     finally:
@@ -398,13 +398,13 @@ def test_an_error_of_a_server_while_the_disk_is_full_is_one_line(free, tmp_path,
     )
 
 
-@pytest.mark.parametrize(("command", "stage"), [("run", ""), ("train-prompter", "train_prompter")])
+@pytest.mark.parametrize(("command", "stage"), [(("run",), ""), (("run", "train_prompter"), "train_prompter")])
 def test_options_reach_the_flow(command, stage, tmp_path, monkeypatch, capsys):
     received = []
     monkeypatch.setattr("alpro.pipeline.flows.flow.start", lambda *arguments: received.extend(arguments) or {})
     changes = ["--set", "resources.workers=3", "--set", "pretrain.lr=1e-4"]
     options = ["--config", TINY, *changes, "--profile", "--tracking-uri", "http://host:5000"]
-    assert call(monkeypatch, capsys, command, *options, "--workspace", tmp_path)[0] == 0
+    assert call(monkeypatch, capsys, *command, *options, "--workspace", tmp_path)[0] == 0
     expected = ["resources.workers=3", "pretrain.lr=1e-4", "resources.profile=true"]
     request, plan = received
     assert request == Request(stage, TINY, "", expected, tmp_path, "http://host:5000")
@@ -439,7 +439,7 @@ def test_an_unexpected_exception_is_raised(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.long
 def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
-    command = ["build-vocabulary", "--config", TINY, "--set", "build_vocabulary.entities=9999"]
+    command = ["run", "build_vocabulary", "--config", TINY, "--set", "build_vocabulary.entities=9999"]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT")}
     done = subprocess.run(
         [sys.executable, "-m", "alpro.pipeline.cli.main", *command, "--workspace", str(tmp_path / "new")],
@@ -465,13 +465,11 @@ def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
     assert error.startswith("error: build_vocabulary.entities = 9999")
 
 
-def test_every_module_of_a_stage_is_a_command_with_its_declared_help(monkeypatch, capsys):
+def test_every_module_of_a_stage_is_a_stage_of_the_run(monkeypatch, capsys):
     modules = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
     assert modules == set(STAGES)
-    _, out, _ = call(monkeypatch, capsys, "--help")
-    words = " ".join(out.split())
-    for stage in STAGES:
-        assert f"{stage.replace('_', '-')} {STAGES[stage].help}" in words
+    _, out, _ = call(monkeypatch, capsys, "run", "--help")
+    assert ", ".join(STAGES) in " ".join(out.split())
 
 
 def run_python(program: str, **environment: str) -> str:
@@ -519,7 +517,7 @@ def test_a_run_silences_prefect_and_keeps_its_files_in_the_workspace(tmp_path):
     program = f"""
 import sys
 from alpro.pipeline.cli import main as cli
-sys.argv = ["alpro", "pretrain", "--dry-run", "--workspace", {str(tmp_path)!r}]
+sys.argv = ["alpro", "run", "pretrain", "--dry-run", "--workspace", {str(tmp_path)!r}]
 try:
     cli.main()
 except SystemExit as left:

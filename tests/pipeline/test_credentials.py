@@ -60,7 +60,9 @@ def test_nothing_that_is_written_or_printed_has_credentials(manifest, tmp_path):
     data.write_text("\n".join(answered))
     changes = ["corpora.data.max_reject_share=1", "corpora.data.size=32", "resources.workers=1"]
     options = [part for change in changes for part in ("--set", change)]
-    done = alpro("decode-videos", "--config", "own_videos", "--data", data, "--workspace", tmp_path / "work", *options)
+    done = alpro(
+        "run", "decode_videos", "--config", "own_videos", "--data", data, "--workspace", tmp_path / "work", *options
+    )
     assert done.returncode == 0, done.stderr
     assert leaks(tmp_path / "work", done.stdout, done.stderr) == []
     (artifact,) = (tmp_path / "work" / "artifacts" / "decode_videos").glob("*/")
@@ -105,7 +107,16 @@ def test_a_configuration_with_credentials_is_refused_before_anything_is_written(
         (["--data", url.replace(f"me:{SECRETS[0]}@", "") + f"?sig={SECRETS[1]}"], "corpora.data.data"),
         (["--data", manifest[0], "--set", f"resources.artifacts=s3://k:{SECRETS[2]}@b/x"], "resources.artifacts"),
     ):
-        command = ["alpro", "decode-videos", "--config", "own_videos", "--workspace", tmp_path / "work", *options]
+        command = [
+            "alpro",
+            "run",
+            "decode_videos",
+            "--config",
+            "own_videos",
+            "--workspace",
+            tmp_path / "work",
+            *options,
+        ]
         monkeypatch.setattr(sys, "argv", list(map(str, command)))
         with pytest.raises(SystemExit) as left:
             cli.main()

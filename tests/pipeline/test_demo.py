@@ -1,4 +1,4 @@
-"""The page of `alpro model demo`, without a browser: its answers, its messages, and what its server refuses."""
+"""The page of `alpro demo`, without a browser: its answers, its messages, and what its server refuses."""
 
 import asyncio
 import json
@@ -50,7 +50,16 @@ def index(trained, videos):
     rows = [*({"path": video.name} for video in videos), {"path": videos[0].name, "start": 0.5, "end": 1.0}]
     rows.append({"path": "red.png", "kind": "image"})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["model", "index", RETRIEVAL, folder / "manifest.jsonl", folder / "index", "--workspace", trained]
+    arguments = [
+        "index",
+        "add",
+        folder / "index",
+        folder / "manifest.jsonl",
+        "--model",
+        RETRIEVAL,
+        "--workspace",
+        trained,
+    ]
     assert execute(parser().parse_args([*map(str, arguments), "--device", "cpu"])) == 0
     return folder / "index"
 
@@ -315,8 +324,8 @@ def test_wrong_input_is_one_line(monkeypatch, capsys, trained, index, tmp_path):
     own = ["--workspace", trained, "--device", "cpu", "--port", 7999]
     for arguments, message in {
         ("0000", "--index", index): "0000: no such folder, and no artifact starts with it",
-        (RETRIEVAL, "--index", tmp_path / "none"): "no index.json; `alpro model index MODEL VIDEOS",
-        (RETRIEVAL, "--index", empty): "the index is empty; `alpro model index` adds videos to it",
+        (RETRIEVAL, "--index", tmp_path / "none"): "no index.json; `alpro index add",
+        (RETRIEVAL, "--index", empty): "the index is empty; `alpro index add` adds videos to it",
         (QA, "--index", index): "this index is of another model",
         (RETRIEVAL, "--index", index, "--ask", PROMPTER): "model does not answer questions; --ask takes a model of",
         (
@@ -328,7 +337,7 @@ def test_wrong_input_is_one_line(monkeypatch, capsys, trained, index, tmp_path):
         (RETRIEVAL, "--host", "192.0.2.1"): "--host 192.0.2.1: not an address of this machine",
         (RETRIEVAL, "--port", taken.getsockname()[1]): "is in use or not allowed (Address already in use); choose",
     }.items():
-        status, _, err = call(monkeypatch, capsys, "model", "demo", arguments[0], *own, *arguments[1:])
+        status, _, err = call(monkeypatch, capsys, "demo", arguments[0], *own, *arguments[1:])
         assert status == 2, arguments
         assert err.startswith("error: "), err
         assert err.count("\n") == 1, err
@@ -339,7 +348,7 @@ def test_wrong_input_is_one_line(monkeypatch, capsys, trained, index, tmp_path):
 def test_without_gradio_the_line_names_the_extra(monkeypatch, capsys, trained, index):
     monkeypatch.setitem(sys.modules, "gradio", None)
     status, _, err = call(
-        monkeypatch, capsys, "model", "demo", RETRIEVAL, "--index", index, "--workspace", trained, "--port", 7999
+        monkeypatch, capsys, "demo", RETRIEVAL, "--index", index, "--workspace", trained, "--port", 7999
     )
     assert status == 2
     assert err.startswith("error: no Gradio (")

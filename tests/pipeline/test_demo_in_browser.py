@@ -1,4 +1,4 @@
-"""The page of `alpro model demo` in headless Chromium: clips play, a question is answered, a box is named."""
+"""The page of `alpro demo` in headless Chromium: clips play, a question is answered, a box is named."""
 
 import os
 import shutil
@@ -47,9 +47,11 @@ def videos(sample, tmp_path_factory) -> list[Path]:
 def url(videos, trained) -> Iterator[str]:
     """The page of a process of its own. Ctrl-C ends it and deletes its files."""
     root = videos[0].parents[1]
-    program = [sys.executable, "-c", "from alpro.pipeline.cli.main import main; main()", "model"]
+    program = [sys.executable, "-c", "from alpro.pipeline.cli.main import main; main()"]
     shared = ["--workspace", trained, "--device", "cpu"]
-    subprocess.run([*program, "index", RETRIEVAL, videos[0].parent, root / "index", *shared], check=True)
+    subprocess.run(
+        [*program, "index", "add", root / "index", videos[0].parent, "--model", RETRIEVAL, *shared], check=True
+    )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     options = ["--index", root / "index", "--ask", QA, "--entities", PROMPTER, "--port", port, *shared]

@@ -26,12 +26,12 @@ LONG = ["--set", "train_prompter.phases.0.steps=400", "--set", "resources.checkp
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen]]:
-    """start(workspace, *arguments): `alpro train-prompter` on the tiny pipeline, in a process group of its own, as a
-    terminal starts it, whose Ctrl-C goes to the whole group."""
+    """start(workspace, *arguments): `alpro run train_prompter` on the tiny pipeline, in a process group of its own, as
+    a terminal starts it, whose Ctrl-C goes to the whole group."""
     started = []
 
     def run(workspace: Path, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "alpro.pipeline.cli.main", "train-prompter", "--config", TINY]
+        command = [sys.executable, "-m", "alpro.pipeline.cli.main", "run", "train_prompter", "--config", TINY]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
         enable = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

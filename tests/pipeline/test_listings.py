@@ -146,7 +146,7 @@ def test_lineage_as_json(store, capsys):
     artifact(store.root, "pretrain", "pretrain", "d", 4, {"clips": "a"}, run=run)
     _, lineage = as_json(capsys, store, "lineage", "dd")
     assert [record["name"] for record in lineage["artifacts"]] == ["decode_videos clips", "pretrain"]
-    assert lineage["command"] == "alpro pretrain --config 'my own.toml' --set pretrain.lr=1"
+    assert lineage["command"] == "alpro run pretrain --config 'my own.toml' --set pretrain.lr=1"
     assert as_json(capsys, store, "lineage", "aa")[1]["command"] is None
 
 

@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from alpro import Model
 from alpro.artifact import RECORD_VERSION
 from alpro.files import digest, write_json
+from alpro.stages.inference.index import Index
 from alpro.stages.inference.model import UNKNOWN
 from tests.pipeline.test_cli import call
 
@@ -20,11 +22,12 @@ def workspace(trained):
 
 @pytest.fixture
 def alpro_model(monkeypatch, capsys, workspace):
-    """alpro_model(command, ...): calls `alpro model ...` in the workspace; its status, output and errors."""
+    """alpro_model(command, ...): calls `alpro ...` in the workspace; its status, output and errors."""
 
     def run(command, *arguments):
-        device = [] if command == "export" else ["--device", "cpu"]
-        return call(monkeypatch, capsys, "model", command, *arguments, "--workspace", workspace, *device)
+        options = {"model export": ["--workspace", workspace], "index rm": [], "index ls": []}
+        shared = options.get(command, ["--workspace", workspace, "--device", "cpu"])
+        return call(monkeypatch, capsys, *command.split(), *arguments, *shared)
 
     return run
 
@@ -43,14 +46,14 @@ def test_videos_are_indexed_once_and_searched(alpro_model, videos, workspace, tm
     for video in videos:
         shutil.copy(video, folder)
     (folder / "bad.mp4").write_text("no video")
-    status, out, err = alpro_model("index", RETRIEVAL, folder, index)
+    status, out, err = alpro_model("index add", index, folder, "--model", RETRIEVAL)
     assert (status, err) == (0, f"rejected: {folder / 'bad.mp4'}: unreadable: moov atom not found\n")
     assert out.splitlines() == [
         f"{index}: 3 clips",
         "  3 embedded, 0 unchanged since an earlier run",
         f"  1 rejected (1 unreadable): {index / 'rejects.parquet'}",
     ]
-    status, out, err = alpro_model("index", RETRIEVAL, folder, index, "--json")
+    status, out, err = alpro_model("index add", index, folder, "--model", RETRIEVAL, "--json")
     assert (status, err) == (0, "")
     assert json.loads(out) == {
         "clips": 3,
@@ -77,6 +80,43 @@ def test_videos_are_indexed_once_and_searched(alpro_model, videos, workspace, tm
     assert out.splitlines()[-1].startswith("3 clips by similarity, 3 by matching: index ")
 
 
+def test_videos_are_listed_and_removed(alpro_model, videos, tmp_path):
+    """The vectors and the names are gone at once, those of rejects too; what is not there changes nothing."""
+    folder, index = tmp_path / "videos", tmp_path / "index"
+    (folder / "more").mkdir(parents=True)
+    for video, place in zip(videos, (folder, folder, folder / "more"), strict=True):
+        shutil.copy(video, place)
+    (folder / "bad.mp4").write_text("no video")
+    refused = f"error: {index}: no index yet; --model MODEL creates it\n"
+    assert alpro_model("index add", index, folder) == (2, "", refused)
+    alpro_model("index add", index, folder, "--model", RETRIEVAL)
+    first, second, third = (folder / videos[0].name, folder / videos[1].name, folder / "more" / videos[2].name)
+    status, out, _ = alpro_model("index ls", index)
+    assert (status, out.split()) == (0, [str(third), str(first), str(second)])
+    status, _, err = alpro_model("index rm", index, first, "none.mp4")
+    assert (status, "not in this index: none.mp4;" in err) == (2, True)
+    before = Index.open(index).embeddings[0].copy()
+
+    first.unlink()
+    status, out, _ = alpro_model("index rm", index, first, folder / "more", folder / "bad.mp4")
+    assert (status, out.splitlines()[-1]) == (0, f"{index}: 3 removed")
+    left = Index.open(index)
+    assert json.loads(alpro_model("index ls", index, "--json")[1]) == {
+        "model": left.about.model,
+        "rejected": 0,
+        "clips": [{"id": second.stem, "path": str(second), "kind": "video", "start": None, "end": None}],
+    }
+    assert np.array_equal(left.embeddings[0], before[2:])
+    contents = b"".join(file.read_bytes() for file in index.iterdir())
+    assert [name.encode() in contents for name in (first.stem, second.stem, third.stem, "bad")] == [0, 1, 0, 0]
+    assert before[0].tobytes() not in contents
+    shutil.rmtree(folder / "more")
+    (folder / "bad.mp4").unlink()
+    assert json.loads(alpro_model("index add", index, folder, "--json")[1])["skipped"] == 1
+    assert json.loads(alpro_model("index rm", index, second.stem, "--json")[1]) == {"removed": [str(second)]}
+    assert len(Index.open(index)) == 0
+
+
 def test_the_options_of_a_search_reach_it(alpro_model, videos, tmp_path, monkeypatch):
     """And those of every model: its device and its precision."""
     calls, real = [], Model.from_pretrained
@@ -85,7 +125,7 @@ def test_the_options_of_a_search_reach_it(alpro_model, videos, tmp_path, monkeyp
     single.mkdir()
     for video in videos:
         shutil.copy(video, single)
-    assert alpro_model("index", RETRIEVAL, single, index, "--dtype", "bfloat16")[0] == 0
+    assert alpro_model("index add", index, single, "--model", RETRIEVAL, "--dtype", "bfloat16")[0] == 0
     _, out, _ = alpro_model("search", index, "a ball", "-k", 3, "--rerank", 1, "--dtype", "float16", "--json")
     assert [hit["match"] is None for hit in json.loads(out)["hits"]] == [False, True, True]
     alpro_model("ask", QA, videos[0], "what?", "--dtype", "bfloat16")
@@ -169,7 +209,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, workspace, tm
     shutil.copytree(source, folder / "model")
     write_json(own / "artifacts" / "evaluate" / digest("evaluate")[:16] / "results.json", scores)
 
-    status, out, err = alpro_model("export", folder, tmp_path / "out", "--license", "cc-by-4.0")
+    status, out, err = alpro_model("model export", folder, tmp_path / "out", "--license", "cc-by-4.0")
     assert (status, err) == (0, "")
     assert out == f"{tmp_path / 'out'}: a retrieval model for transformers; README.md is its model card\n"
     card = (tmp_path / "out" / "README.md").read_text()
@@ -185,12 +225,12 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, workspace, tm
 
 def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, workspace, tmp_path):
     source = next((workspace / "artifacts" / "finetune_qa").glob("*/model"))
-    status, _, err = alpro_model("export", source, tmp_path / "out")
+    status, _, err = alpro_model("model export", source, tmp_path / "out")
     assert (status, err) == (0, "")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "no evaluation of this model is known" in card
     assert "Answers come from a closed list of 2:" in card
-    status, _, err = alpro_model("export", source, tmp_path / "out")
+    status, _, err = alpro_model("model export", source, tmp_path / "out")
     assert (status, err) == (2, f"error: {tmp_path / 'out'}: exists already; choose another folder\n")
 
 
@@ -211,13 +251,19 @@ def test_mistakes_are_one_line(alpro_model, videos, workspace, tmp_path):
         ("ask", QA, tmp_path / "none.mp4", "what?"): "none.mp4: missing",
         ("entities", RETRIEVAL, videos[0]): "this retrieval model names no entities, and no prompter",
         ("entities", PROMPTER, text): f"{text}: unreadable: ",
-        ("search", tmp_path / "none", "a"): "no index.json; `alpro model index MODEL VIDEOS",
-        ("search", empty, "a"): "the index is empty; `alpro model index` adds videos to it",
+        ("search", tmp_path / "none", "a"): "no index.json; `alpro index add",
+        ("search", empty, "a"): "the index is empty; `alpro index add` adds videos to it",
         ("search", empty, ""): "the text is empty",
-        ("index", RETRIEVAL, tmp_path / "none", tmp_path / "i"): "no such file or folder",
-        ("index", RETRIEVAL, tmp_path / "nothing", tmp_path / "i"): "no video or image in this folder",
-        ("index", RETRIEVAL, tmp_path / "bad", tmp_path / "j"): "none of the videos could be decoded",
-        ("index", "models:/none@best", tmp_path / "bad", tmp_path / "k"): "models:/none@best: no MLflow store",
+        ("index add", tmp_path / "i", tmp_path / "none", "--model", RETRIEVAL): "no such file or folder",
+        ("index add", tmp_path / "i", tmp_path / "nothing", "--model", RETRIEVAL): "no video or image in this folder",
+        ("index add", tmp_path / "j", tmp_path / "bad", "--model", RETRIEVAL): "none of the videos could be decoded",
+        (
+            "index add",
+            tmp_path / "k",
+            tmp_path / "bad",
+            "--model",
+            "models:/none@best",
+        ): "models:/none@best: no MLflow store",
     }.items():
         status, _, err = alpro_model(*arguments)
         lines = [line for line in err.splitlines() if not line.startswith("rejected: ")]

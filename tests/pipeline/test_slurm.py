@@ -120,7 +120,7 @@ def slurm(tmp_path_factory) -> Iterator[Slurm]:
 
 def training(workspace: Path, steps: int) -> list[str]:
     phases = f'pretrain.phases=[{{corpora=["clips","stills"],weights=[1,1],steps={steps}}}]'
-    return ["pretrain", "--config", TINY, "--workspace", str(workspace), "--set", phases]
+    return ["run", "pretrain", "--config", TINY, "--workspace", str(workspace), "--set", phases]
 
 
 def checkpoints(workspace: Path) -> list[Path]:
@@ -141,7 +141,7 @@ def test_an_interrupted_job_is_queued_again_and_continues(slurm, tmp_path):
 
 @pytest.mark.long
 def test_a_cancelled_job_and_a_failed_job_are_not_queued_again(slurm, tmp_path):
-    job = slurm.submit("slurm_train.sh", "pretrain", "--config", "nowhere.toml", "--workspace", tmp_path)
+    job = slurm.submit("slurm_train.sh", "run", "pretrain", "--config", "nowhere.toml", "--workspace", tmp_path)
     wait_for(lambda: slurm.state(job) == "FAILED", 300)
     assert "nowhere.toml" in slurm.output(job)
     job = slurm.submit("slurm_train.sh", *training(tmp_path, 100_000), "--set", "resources.checkpoint_interval=1")

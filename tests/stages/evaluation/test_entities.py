@@ -86,7 +86,7 @@ class Halves(nn.Module):
         assert frames.shape == (len(boxes), 2, 3, 8, 8)
         assert (black == -1).all()  # -mean / std
         certain = torch.tensor([0.6, 0.3, 0.1])
-        return torch.stack([certain.roll(int(box[0] > 0)) * (1 if box[1] == 0 else 0.5) for box in boxes])
+        return torch.stack([certain.roll(int(box[1] > 0)) * (1 if box[0] == 0 else 0.5) for box in boxes])
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_every_clip_with_a_known_entity_has_crops_with_a_fixed_seed(crops):
     actual, boxes = crops(20)
     assert [crop.id for crop in actual] == ["a", "c"] * 20
     assert [list(crop.box) for crop in actual] == boxes == crops(20)[1]
-    assert {0.3 <= height * width / 16 <= 0.5 for _, _, height, width in boxes} == {True}
+    assert {0.3 <= height * width / 16 <= 0.5 for _, _, width, height in boxes} == {True}
     assert {crop.named for crop in actual} == {"ball", "box"}
     for crop in actual:
         assert crop.named == ("box" if crop.box[0] > 0 else "ball")

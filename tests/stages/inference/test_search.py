@@ -176,7 +176,7 @@ def test_what_cannot_be_added_to_an_index_is_one_line(update, own_videos, folder
     (tmp_path / "index" / "index.json").unlink()
     with pytest.raises(InputError, match="not empty, and not an index"):
         update(own_videos)
-    with pytest.raises(InputError, match=r"no index\.json; `alpro model index"):
+    with pytest.raises(InputError, match=r"no index\.json; `alpro index add"):
         Index.open(tmp_path / "index")
 
 

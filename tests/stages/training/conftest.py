@@ -50,7 +50,7 @@ def small_batch() -> Batch:
         mask=(torch.arange(LENGTH) < torch.tensor([8, 5, 6, 4])[:, None]).long(),
         masked=torch.where(labels != -100, 4, text),
         labels=labels,
-        boxes=torch.tensor([[0, 0, 2, 3], [1, 1, 3, 2], [2, 0, 2, 4], [0, 2, 4, 2]]),
+        boxes=torch.tensor([[0, 0, 3, 2], [1, 1, 2, 3], [0, 2, 4, 2], [2, 0, 2, 4]]),
         answers=torch.tensor([0, 3, -100, 4]),
         uniforms=torch.rand(SIZE, 2, generator=random, dtype=torch.double),
         max_masked=3,

@@ -46,7 +46,7 @@ def test_masking_does_not_change_its_input_and_keeps_the_type():
 @settings(max_examples=60, deadline=None)
 @given(grid=st.sampled_from([4, 14]), seed=st.integers(0, 2**31))
 def test_a_box_has_its_share_of_the_area_and_lies_inside(grid: int, seed: int):
-    top, left, height, width = box = random_box(grid, np.random.default_rng(seed))
+    left, top, width, height = box = random_box(grid, np.random.default_rng(seed))
     assert 0.3 <= height * width / grid**2 <= 0.5
     assert 0 <= top <= grid - height
     assert 0 <= left <= grid - width
@@ -57,7 +57,7 @@ def test_a_box_has_its_share_of_the_area_and_lies_inside(grid: int, seed: int):
 def test_boxes_are_tall_and_wide_and_everywhere(grid: int):
     rng = np.random.default_rng(0)
     boxes = torch.tensor([random_box(grid, rng) for _ in range(500)])
-    taller = (boxes[:, 2] > boxes[:, 3]).float().mean()
+    taller = (boxes[:, 3] > boxes[:, 2]).float().mean()
     assert 0.25 < taller < 0.75
     assert box_mask(boxes, grid).any(dim=0).all()  # every patch is in some box
 
@@ -65,7 +65,7 @@ def test_boxes_are_tall_and_wide_and_everywhere(grid: int):
 def test_released_boxes_have_the_sizes_of_the_official_code():
     """Those of 6,000 draws of its code: area 0.334, 30.2 % below 0.3, 67 % tall."""
     rng = np.random.default_rng(0)
-    top, left, height, width = np.array([released_box(14, rng) for _ in range(6000)]).T
+    left, top, width, height = np.array([released_box(14, rng) for _ in range(6000)]).T
     area = height * width / 14**2
     assert area.mean() == pytest.approx(0.334, abs=0.003)
     assert (area < 0.3).mean() == pytest.approx(0.302, abs=0.025)
@@ -78,7 +78,7 @@ def test_released_boxes_have_the_sizes_of_the_official_code():
 
 def test_a_box_in_a_grid_too_coarse_for_it_is_half_of_the_grid():
     # 2 x 2 patches: a share of 0.3 to 0.4 is no whole number of patches.
-    assert random_box(2, np.random.default_rng(0), area=(0.3, 0.4)) == (0, 0, 1, 2)
+    assert random_box(2, np.random.default_rng(0), area=(0.3, 0.4)) == (0, 0, 2, 1)
 
 
 A, B = ({"kind": kind, "x": x, "y": 0.25, "radius": 0.15} for kind, x in (("a", 0.25), ("b", 0.75)))
@@ -87,10 +87,10 @@ A, B = ({"kind": kind, "x": x, "y": 0.25, "radius": 0.15} for kind, x in (("a", 
 @pytest.mark.parametrize(
     ("box", "expected"),  # on a grid of 6 x 6
     [
-        ((0, 0, 3, 6), (0.5, 0.5, 0)),  # the upper half
-        ((0, 0, 6, 3), (1, 0, 0)),  # the left half
-        ((3, 0, 3, 6), (0, 0, 0)),  # the lower half
-        ((0, 0, 3, 4), (0.3, 1 / 15, 0)),  # of b a strip of 1/15
+        ((0, 0, 6, 3), (0.5, 0.5, 0)),  # the upper half
+        ((0, 0, 3, 6), (1, 0, 0)),  # the left half
+        ((0, 3, 6, 3), (0, 0, 0)),  # the lower half
+        ((0, 0, 4, 3), (0.3, 1 / 15, 0)),  # of b a strip of 1/15
     ],
 )
 def test_true_labels_are_shares_of_the_area_that_the_crop_shows(box, expected):

@@ -183,10 +183,10 @@ def test_every_patch_in_the_crop_is_selected_once(data, grid):
         if height * width > grid**2 // 2:
             height = 1
         top, left = data.draw(st.integers(0, grid - height)), data.draw(st.integers(0, grid - width))
-        boxes.append((top, left, height, width))
+        boxes.append((left, top, width, height))
     patches, inside = box_patches(torch.tensor(boxes), grid, max(1, grid**2 // 2))
     assert patches.shape == inside.shape == (len(boxes), grid**2 // 2)
-    for (top, left, height, width), at, counted in zip(boxes, patches, inside, strict=True):
+    for (left, top, width, height), at, counted in zip(boxes, patches, inside, strict=True):
         assert len(set(at.tolist())) == len(at)
         rows, columns = range(top, top + height), range(left, left + width)
         assert at[counted].tolist() == [row * grid + column for row in rows for column in columns]
@@ -204,8 +204,7 @@ def test_the_picture_shows_the_crops(pretraining, clips, training, tokenizer, tm
     objective, drawn = pretraining(), []
 
     def record(frame, box, named, *more):
-        left, top, width, height = box
-        drawn.append(((top, left, height, width), named[0][1]))
+        drawn.append((box, named[0][1]))
         return draw_entities(frame, box, named, *more)
 
     monkeypatch.setattr("alpro.stages.pretrain.draw_entities", record)
@@ -264,7 +263,7 @@ def test_pixels_outside_the_crop_are_zeroed_before_normalization(pretraining, ba
     monkeypatch.setattr(objective.prompter, "encode_video", lambda x, cls_only: seen.append(x) or encode(x, cls_only))
     objective(batch)
     cut = torch.zeros_like(batch.frames)
-    for number, (top, left, height, width) in enumerate((batch.boxes * 8).tolist()):  # patches of 8 pixels
+    for number, (left, top, width, height) in enumerate((batch.boxes * 8).tolist()):  # patches of 8 pixels
         inside = (number, ..., slice(top, top + height), slice(left, left + width))
         cut[inside] = batch.frames[inside]
     torch.testing.assert_close(seen[0], objective.pixels(cut))

@@ -65,7 +65,7 @@ def test_the_scores_are_those_of_the_crops(pretraining, gallery, tokenizer):
     )
     assert scores.keys() == {f"validation/pem/{name}" for name in ("acc", "kept", "named", "label_entropy")}
     patches = objective.model.pem_head(found[0].fused)
-    one = box_mask(torch.tensor([[1, 2, 1, 1]] * len(patches)), 4)  # a region of one patch is that patch
+    one = box_mask(torch.tensor([[2, 1, 1, 1]] * len(patches)), 4)  # a region of one patch is that patch
     torch.testing.assert_close(objective.model.pem_logits(found[0].fused, one), patches[:, 6])
 
 

@@ -1,0 +1,202 @@
+"""`alpro index ...` and `alpro search`: an index of embedded videos."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alpro.artifact_names import find_artifact
+from alpro.errors import InputError
+from alpro.pipeline.cli.arguments import add_action, add_group, add_json, natural, positive, print_json, user_path
+from alpro.pipeline.cli.model import add_shared, load, model_path
+from alpro.pipeline.cli.use import require_text
+
+if TYPE_CHECKING:
+    from alpro.stages.inference.index import Index
+    from alpro.stages.inference.index_videos import Counts
+    from alpro.stages.inference.search import Found
+
+MAX_REPORTED = 20  # rejected files that are printed; rejects.parquet has all of them
+
+
+def add_index_commands(commands: Any) -> None:
+    """`alpro index ...`, and `alpro search`."""
+    actions = add_group(commands, "index", "add, remove and list the videos of an index")
+    more = "Videos that it has are skipped, so the command also adds new ones and continues after an interruption."
+    parser = add_action(actions, "add", add_videos, "embed videos into an index for `alpro search`", more)
+    add_index(parser)
+    parser.add_argument(
+        "videos", metavar="VIDEOS", help="a folder of videos and images, a manifest, or a decoded corpus"
+    )
+    add_index_model(parser)
+    add_shared(parser)
+    more = "Their vectors and names are deleted at once; the files of the videos stay."
+    parser = add_action(actions, "rm", remove_videos, "remove videos from an index", more)
+    add_index(parser)
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file or a folder, a URL, or the id of a video")
+    add_json(parser)
+    parser = add_action(actions, "ls", list_videos, "list the videos of an index")
+    add_index(parser)
+    add_json(parser)
+
+    more = "All clips are ranked by similarity (VTC), then the best of them are decoded and ranked by matching (VTM)."
+    parser = add_action(commands, "search", search_index, "search an index for the videos that fit a text best", more)
+    add_index(parser)
+    parser.add_argument("text", metavar="TEXT", help="what the videos should show")
+    parser.add_argument("-k", type=positive, default=10, metavar="N", help="number of results (default: 10)")
+    add_rerank(parser)
+    add_index_model(parser)
+    add_shared(parser)
+
+
+def add_index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", type=user_path, metavar="INDEX", help="the folder of the index")
+
+
+def add_index_model(parser: argparse.ArgumentParser) -> None:
+    help = "the model of a new index, or of one whose model has moved, named as for `alpro ask`"
+    parser.add_argument("--model", default="", metavar="MODEL", help=help)
+
+
+def add_rerank(parser: argparse.ArgumentParser) -> None:
+    help = "number of clips ranked by matching (default: 20; 0: none)"
+    parser.add_argument("--rerank", type=natural, default=20, metavar="N", help=help)
+
+
+def add_videos(arguments: argparse.Namespace) -> None:
+    from alpro.shards.storage import absolute
+    from alpro.stages.inference.find import model_digest
+    from alpro.stages.inference.index import About, check_digest, read_about
+    from alpro.stages.inference.index_videos import scan_videos, update_index
+
+    exists = (arguments.index / "index.json").is_file()
+    if not exists and not arguments.model:
+        raise InputError(f"{arguments.index}: no index yet; --model MODEL creates it")
+    videos = absolute(arguments.videos)
+    if isinstance(videos, Path) and not videos.exists() and re.fullmatch(r"[\w-]+(@\w+)?", arguments.videos):
+        videos, _ = find_artifact(arguments.videos, arguments.workspace)  # a corpus of the workspace
+    before = read_about(arguments.index) if exists else None
+    folder = model_path(arguments, arguments.model or before.model).resolve()
+    digest = model_digest(folder)
+    if before:  # before the model is loaded
+        check_digest(arguments.index, before, folder, digest)
+    items = scan_videos(videos)
+    sources = list(items) if isinstance(videos, Path) and videos.is_dir() else items  # else, its rows are streamed
+    model = load(arguments, folder)
+    about = About(model=str(folder), digest=digest, embed_dim=model.embed_dim)
+    reported = 0
+
+    def report(line: str) -> None:
+        nonlocal reported
+        reported += 1
+        if reported <= MAX_REPORTED:
+            print(f"rejected: {line}", file=sys.stderr)
+
+    counts = update_index(arguments.index, model, about, sources, report)
+    if reported > MAX_REPORTED:
+        print(f"rejected: {reported - MAX_REPORTED} more", file=sys.stderr)
+    print_counts(arguments, counts)
+
+
+def print_counts(arguments: argparse.Namespace, counts: "Counts") -> None:
+    """Prints what was embedded, and raises InputError if the index has nothing."""
+    from alpro.stages.inference.index import Index
+
+    clips = len(Index.open(arguments.index))
+    if arguments.json:
+        print(json.dumps({"clips": clips, **vars(counts)}))
+    else:
+        print(f"{arguments.index}: {clips:,} clips")
+        replaced = f" ({counts.replaced:,} changed)" if counts.replaced else ""
+        print(f"  {counts.embedded:,} embedded{replaced}, {counts.skipped:,} unchanged since an earlier run")
+        if counts.rejected:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.reasons.items()))
+            print(f"  {counts.rejected:,} rejected ({reasons}): {arguments.index / 'rejects.parquet'}")
+    if not clips:
+        raise InputError(f"{arguments.index}: none of the videos could be decoded, the index is empty")
+
+
+def remove_videos(arguments: argparse.Namespace) -> None:
+    from alpro.stages.inference.index_videos import remove_from_index
+    from alpro.stages.inference.search import hit_path
+
+    removed = [hit_path(item) for item in remove_from_index(arguments.index, arguments.videos)]
+    if arguments.json:
+        print_json({"removed": removed})
+    else:
+        print(*removed, f"{arguments.index}: {len(removed):,} removed", sep="\n")
+
+
+def list_videos(arguments: argparse.Namespace) -> None:
+    from alpro.stages.inference.index import Index, rows_of
+    from alpro.stages.inference.search import hit_path
+
+    index, fields = Index.open(arguments.index), ("id", "path", "kind", "start", "end")
+    rows = (row for table in index.items for row in rows_of(table))
+    if arguments.json:
+        clips = [{name: row[name] for name in fields} for row in rows]
+        print_json({"model": index.about.model, "rejected": index.rejects().num_rows, "clips": clips})
+        return
+    for row in rows:
+        print(hit_path(row))
+    rejected = index.rejects().num_rows
+    print(
+        f"{len(index):,} clips of {index.about.model}{f', {rejected:,} rejected' if rejected else ''}", file=sys.stderr
+    )
+
+
+def search_index(arguments: argparse.Namespace) -> None:
+    require_text(arguments.text)
+    from time import perf_counter
+
+    from alpro.stages.inference.search import search
+
+    started = perf_counter()
+    index = open_index(arguments.index)
+    opened = perf_counter()
+    name = str(model_path(arguments, arguments.model)) if arguments.model else ""
+    model = index.load_model(name, device=arguments.device, dtype=arguments.dtype)
+    loaded = perf_counter()
+    found = search(index, model, arguments.text, arguments.k, arguments.rerank)
+    found.seconds = {"index": opened - started, "model": loaded - opened, **found.seconds}
+    print_found(arguments, found)
+
+
+def open_index(folder: Path) -> "Index":
+    """Raises InputError if the index has nothing to search."""
+    from alpro.stages.inference.index import Index
+
+    index = Index.open(folder)
+    if not len(index):
+        raise InputError(f"{folder}: the index is empty; `alpro index add` adds videos to it")
+    return index
+
+
+def print_found(arguments: argparse.Namespace, found: "Found") -> None:
+    from alpro.stages.inference.search import hit_path
+
+    if arguments.json:
+        fields = ("id", "path", "kind", "start", "end")
+        hits = [
+            {"rank": rank, **{name: hit.item[name] for name in fields}}
+            | {"similarity": hit.similarity, "match": hit.match, "note": hit.note}
+            for rank, hit in enumerate(found.hits, 1)
+        ]
+        counts = {"clips": found.clips, "matched": found.matched, "note": found.note}
+        print(json.dumps({"text": arguments.text, **counts, "seconds": found.seconds, "hits": hits}))
+        return
+    if found.note:
+        print(f"note: {found.note}", file=sys.stderr)
+    print("rank  similarity  match  video")
+    for rank, hit in enumerate(found.hits, 1):
+        matched = "" if hit.match is None else f"{hit.match:.3f}"
+        note = f" ({hit.note})" if hit.note else ""
+        print(f"{rank:4}  {hit.similarity:10.3f}  {matched:>5}  {hit_path(hit.item)}{note}")
+    times = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in found.seconds.items())
+    print(f"{found.clips:,} clips by similarity, {found.matched} by matching: {times}")
+
+
+def format_seconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
