@@ -71,14 +71,13 @@ def add_videos(arguments: argparse.Namespace) -> None:
     from alpro.stages.inference.index import About, check_digest, read_about
     from alpro.stages.inference.index_videos import scan_videos, update_index
 
-    exists = (arguments.index / "index.json").is_file()
-    if not exists and not arguments.model:
+    before = read_about(arguments.index) if (arguments.index / "index.json").is_file() else None
+    if not (name := arguments.model or (before.model if before else "")):
         raise InputError(f"{arguments.index}: no index yet; --model MODEL creates it")
     videos = absolute(arguments.videos)
     if isinstance(videos, Path) and not videos.exists() and re.fullmatch(r"[\w-]+(@\w+)?", arguments.videos):
         videos, _ = find_artifact(arguments.videos, arguments.workspace)  # a corpus of the workspace
-    before = read_about(arguments.index) if exists else None
-    folder = model_path(arguments, arguments.model or before.model).resolve()
+    folder = model_path(arguments, name).resolve()
     digest = model_digest(folder)
     if before:  # before the model is loaded
         check_digest(arguments.index, before, folder, digest)
