@@ -12,7 +12,6 @@ from alpro.pipeline.cli.main import parser
 HEAD = """# Command line
 
 `alpro COMMAND --help` has the same and more. [operate.md](operate.md#output-of-a-run) lists the exit statuses.
-`docs/write_command_line.py` generates this page.
 
 ## Commands
 

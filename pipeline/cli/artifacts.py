@@ -58,9 +58,7 @@ def add_artifact_commands(commands: Any) -> None:
         verify_artifacts,
         "read every file of artifacts, and print which are damaged, missing or extra",
     )
-    collect = add_action(
-        actions, "gc", collect_garbage, "list the artifacts that no run in MLflow needs, and with --yes remove them"
-    )
+    collect = add_action(actions, "gc", collect_garbage, "list the artifacts that no run in MLflow needs")
     for parser in (show, lineage):
         parser.add_argument("artifact", metavar="ARTIFACT", help=ARTIFACT)
     verify.add_argument(

@@ -2,15 +2,13 @@
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
 from alpro.pipeline.cli.arguments import add_action, add_group, add_json, natural, positive, print_json, user_path
-from alpro.pipeline.cli.model import add_shared, load, model_path
+from alpro.pipeline.cli.model import add_shared, load, model_path, videos_at
 from alpro.pipeline.cli.use import require_text
 
 if TYPE_CHECKING:
@@ -66,7 +64,6 @@ def add_rerank(parser: argparse.ArgumentParser) -> None:
 
 
 def add_videos(arguments: argparse.Namespace) -> None:
-    from alpro.shards.storage import absolute
     from alpro.stages.inference.find import model_digest
     from alpro.stages.inference.index import About, check_digest, read_about
     from alpro.stages.inference.index_videos import scan_videos, update_index
@@ -74,9 +71,7 @@ def add_videos(arguments: argparse.Namespace) -> None:
     before = read_about(arguments.index) if (arguments.index / "index.json").is_file() else None
     if not (name := arguments.model or (before.model if before else "")):
         raise InputError(f"{arguments.index}: no index yet; --model MODEL creates it")
-    videos = absolute(arguments.videos)
-    if isinstance(videos, Path) and not videos.exists() and re.fullmatch(r"[\w-]+(@\w+)?", arguments.videos):
-        videos, _ = find_artifact(arguments.videos, arguments.workspace)  # a corpus of the workspace
+    videos = videos_at(arguments, arguments.videos)
     folder = model_path(arguments, name).resolve()
     digest = model_digest(folder)
     if before:  # before the model is loaded

@@ -18,6 +18,7 @@ from alpro.pipeline.cli.artifacts import add_artifact_commands, add_compare
 from alpro.pipeline.cli.config import add_config_commands
 from alpro.pipeline.cli.data import add_data_commands
 from alpro.pipeline.cli.demo import add_demo
+from alpro.pipeline.cli.eval import add_eval
 from alpro.pipeline.cli.index import add_index_commands
 from alpro.pipeline.cli.model import add_model_commands
 from alpro.pipeline.cli.run import add_stage_commands
@@ -131,6 +132,7 @@ def parser() -> Parser:
     add_config_commands(commands)
     add_index_commands(commands)
     add_use_commands(commands)
+    add_eval(commands)
     add_demo(commands)
     add_model_commands(commands)
     add_artifact_commands(commands)

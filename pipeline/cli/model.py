@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from alpro.pipeline.cli.arguments import add_action, add_group, add_json, add_tr
 
 if TYPE_CHECKING:
     from alpro import Model
+    from alpro.shards.storage import Location
 
 MODEL = (
     "a model folder, a stage (its newest artifact is taken), the fingerprint of an artifact or its first characters, "
@@ -58,8 +60,7 @@ def add_import(actions: Any) -> None:
         "--max-text-tokens",
         type=int,
         metavar="N",
-        help="maximum word pieces of a text, as in its training (default: 30 for pretrain and prompter, 40 for "
-        "retrieval and qa; the official DiDeMo model has 50)",
+        help="maximum word pieces of a text, as in its training (default: 30; for retrieval and qa 40)",
     )
 
 
@@ -127,6 +128,16 @@ def model_path(arguments: argparse.Namespace, name: str) -> Path:
     if not arguments.tracking_uri and not database.is_file():  # MLflow would create it
         raise InputError(f"{name}: no MLflow store {database}; name the server with --tracking-uri")
     return registered_folder(arguments.tracking_uri or f"sqlite:///{database}", name)
+
+
+def videos_at(arguments: argparse.Namespace, name: str) -> "Location":
+    """Where videos are that a person names: a file or folder, a URL, or a decoded corpus of the workspace."""
+    from alpro.shards.storage import absolute
+
+    videos = absolute(name)
+    if isinstance(videos, Path) and not videos.exists() and re.fullmatch(r"[\w-]+(@\w+)?", name):
+        videos, _ = find_artifact(name, arguments.workspace)
+    return videos
 
 
 def load(arguments: argparse.Namespace, folder: Path, prompts: Path | str = "") -> "Model":

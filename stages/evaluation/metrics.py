@@ -167,6 +167,8 @@ RETRIEVAL = (
 )
 # Part of the version of the stages that write results.json, so that another metric makes them run again.
 TABLE_VERSION = " ".join(metric.key for metric in RETRIEVAL if not metric.validation_only)
+MEAN_AVERAGE_PRECISION = Metric("mAP", "mAP", "retrieval")
+NDCG = Metric("nDCG10", "nDCG@10", "retrieval")
 ACCURACY = Metric("acc", "all questions", "qa", baseline="most frequent answer")
 ENTITY_ACCURACY = Metric("acc", "entity accuracy", "entities", baseline="best constant")
 CROP_ACCURACY = replace(ENTITY_ACCURACY, label="all crops")
@@ -216,6 +218,29 @@ def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
         for metric in RETRIEVAL
         if not metric.validation_only
     ]
+
+
+def ranking_scores(scores: np.ndarray, relevant: np.ndarray, queries: Queries) -> list[Score]:
+    """mAP and nDCG@10, which count every right item of a query and not only the best. Arguments as of `Ranks.of`.
+
+    Tied items have the mean of their places (mAP), and of the gains at these places (nDCG).
+    """
+    gallery, scores = scores.shape[1], np.where(np.isnan(scores), -np.inf, scores)
+    places = np.arange(1, gallery + 1)
+    gains = np.concatenate([[0.0], np.cumsum((places <= 10) / np.log2(places + 1))])
+    precision, gain, chance = [], [], []
+    for row, right in zip(scores, relevant, strict=True):
+        own = -np.sort(-row[right])
+        better, tied = (row > own[:, None]).sum(1), (row == own[:, None]).sum(1)
+        count = len(own)
+        precision.append((np.arange(1, count + 1) / (better + (tied + 1) / 2)).mean())
+        gain.append(((gains[better + tied] - gains[better]) / tied).sum() / gains[count])
+        others, harmonic = (count - 1) / max(1, gallery - 1), (1 / places).sum()
+        expected = (others * (gallery - harmonic) + harmonic) / gallery
+        chance.append((expected, count / gallery * gains[-1] / gains[count]))
+    levels = np.mean(chance, axis=0) * 100
+    values = zip((MEAN_AVERAGE_PRECISION, NDCG), (precision, gain), levels.tolist(), strict=True)
+    return [Score(metric, np.array(found) * 100, level, queries) for metric, found, level in values]
 
 
 def is_rank(name: str) -> bool:

@@ -103,13 +103,14 @@ def dual_softmax(similarity: np.ndarray, temperature: float) -> np.ndarray:
     return (logits.log_softmax(1) + logits.log_softmax(0)).numpy()
 
 
-def match_top_k(model: Alpro, texts: Texts, videos: Videos, k: int, batch: int = 0) -> np.ndarray:
-    """Scores (texts, videos): logit margin + similarity for the k most similar videos of each text and texts of each
-    video; all other pairs are ranked by similarity below them."""
+def match_top_k(model: Alpro, texts: Texts, videos: Videos, k: int, batch: int = 0, both: bool = True) -> np.ndarray:
+    """Scores (texts, videos): logit margin + similarity for the k most similar videos of each text and, if `both`,
+    texts of each video; all other pairs are ranked by similarity below them."""
     similarity = similarities(texts.features, videos.features).cpu()
     chosen = torch.zeros_like(similarity, dtype=torch.bool)
     chosen.scatter_(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices, True)
-    chosen.T.scatter_(1, similarity.T.topk(min(k, similarity.shape[0]), dim=1).indices, True)
+    if both:
+        chosen.T.scatter_(1, similarity.T.topk(min(k, similarity.shape[0]), dim=1).indices, True)
     pairs = chosen.nonzero()
     margins = match(model, texts, videos, pairs.numpy(), batch).cpu()
     scores = similarity - similarity.max() + (margins.min() - 10)

@@ -43,7 +43,7 @@ def scan_videos(source: Location) -> Iterator[Item | Reject]:
     Raises InputError if there is no such thing, or nothing in it.
     """
     source, empty = absolute(source), dict.fromkeys(ITEMS.names)
-    if exists(join(source, "index.parquet")) if isinstance(source, str) else (source / "index.parquet").is_file():
+    if is_corpus(source):
         for batch in index_batches(source, ["id", "kind", "shard", "frame_offsets", "frame_sizes"]):
             for row in batch.to_pylist():
                 yield empty | row_of_shard(row, source)
@@ -56,6 +56,11 @@ def scan_videos(source: Location) -> Iterator[Item | Reject]:
             yield Reject(id=row.id, path=str(row.path), reason="bad row", detail=detail)
         else:
             yield empty | row.model_dump(include={"id", "kind", "start", "end"}) | {"path": str(row.path)}
+
+
+def is_corpus(source: Location) -> bool:
+    """Whether it is a decoded corpus."""
+    return exists(join(source, "index.parquet")) if isinstance(source, str) else (source / "index.parquet").is_file()
 
 
 def row_of_shard(row: dict[str, Any], corpus: Location) -> Item:

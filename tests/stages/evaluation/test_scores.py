@@ -15,6 +15,7 @@ from alpro.stages.evaluation.metrics import (
     chance_recalls,
     majority_baseline,
     mean_recall,
+    ranking_scores,
     retrieval_metrics,
     retrieval_ranks,
     retrieval_scores,
@@ -207,3 +208,30 @@ def test_the_majority_baseline_of_nothing_is_never_right():
 def test_a_model_is_selected_by_the_recalls_of_both_directions():
     values = {f"t2v/R{k}": 10.0 for k in (1, 5, 10)} | {"v2t/R1": 70.0, "v2t/R5": 80.0, "v2t/R10": 90.0}
     assert mean_recall(values | {"t2v/MdR": 1000.0, "v2t/MdR": 1000.0}) == 45.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "relevant", "precision", "gain"),
+    [
+        ([3, 2, 1], [1, 0, 0], 1, 1),
+        ([3, 2, 1], [0, 0, 1], 1 / 3, 1 / np.log2(4)),
+        ([3, 2, 1], [1, 0, 1], (1 + 2 / 3) / 2, (1 + 1 / 2) / (1 + 1 / np.log2(3))),
+        ([2, 2, 1], [1, 1, 0], 1, 1),  # tied right items
+        ([2, 2, 1], [1, 0, 0], 1 / 1.5, (1 + 1 / np.log2(3)) / 2),
+        ([np.nan, 2, 1], [1, 0, 0], 1 / 3, 1 / 2),
+        ([*range(12, 0, -1)], [0] * 10 + [1, 0], 1 / 11, 0),
+    ],
+)
+def test_average_precision_and_ndcg_by_hand(scores, relevant, precision, gain):
+    queries = Queries.of(["a"], ["x"])
+    found = ranking_scores(np.array([scores], float), np.array([relevant], bool), queries)
+    assert [score.metric.label for score in found] == ["mAP", "nDCG@10"]
+    assert [score.value for score in found] == pytest.approx([100 * precision, 100 * gain])
+
+
+def test_their_chance_levels_are_those_of_random_scores():
+    rng, relevant = np.random.default_rng(0), np.array([[1, 1, 0, 0, 1, *[0] * 8], [1, *[0] * 12]], bool)
+    queries = Queries.of(["a", "b"], ["x", "y"])
+    drawn = [[s.value for s in ranking_scores(rng.random((2, 13)), relevant, queries)] for _ in range(4000)]
+    expected = [score.chance for score in ranking_scores(rng.random((2, 13)), relevant, queries)]
+    assert np.mean(drawn, axis=0) == pytest.approx(expected, rel=0.03)

@@ -1,0 +1,173 @@
+"""Scores of any model on any labels: `alpro eval`. Unlike in the stages, a text may have several right videos."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from alpro.errors import InputError
+from alpro.models.alpro import Alpro
+from alpro.shards.reader import Sample, ShardReader
+from alpro.shards.schema import Reject, Row
+from alpro.shards.sources.manifest import scan_manifest
+from alpro.shards.storage import Location, absolute
+from alpro.stages.encoding.encode import Videos, similarities
+from alpro.stages.encoding.pairs import score
+from alpro.stages.evaluation.entities import best_constant, true_entities
+from alpro.stages.evaluation.metrics import (
+    CAPTIONS,
+    ENTITY_ACCURACY,
+    Queries,
+    Ranks,
+    Score,
+    accuracy_scores,
+    majority_baseline,
+    ranking_scores,
+    retrieval_scores,
+)
+from alpro.stages.evaluation.protocol import also_in_training
+from alpro.stages.evaluation.qa import answer_head
+from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.retrieval import match_top_k
+from alpro.stages.inference.index_videos import is_corpus
+from alpro.stages.inference.model import Model
+
+RERANKED = 20  # clips that a search matches
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """A video with its labels: `captions`, `questions`, and in `meta` perhaps `entities` and `relevant`, the ids of
+    other videos for which its captions are right, too."""
+
+    source: Row | Sample
+    about: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.about["id"])
+
+
+def labeled(source: Location, split: str) -> tuple[list[Labeled], str]:
+    """The videos with labels of a decoded corpus, a manifest or a folder, and which those are. Of a corpus, those of
+    the split that are not also in training; of a manifest with a column `split`, those of the split; else all."""
+    source = absolute(source)
+    if is_corpus(source):
+        reader = ShardReader(source, split, exclude=also_in_training(source, split))
+        items = [Labeled(sample, sample.about) for sample in map(reader.__getitem__, range(len(reader)))]
+        what = f"split {split}, without what is also in training"
+    else:
+        rows = [row for row in scan_manifest(source) if not isinstance(row, Reject)]
+        named = any(row.split for row in rows)
+        what = f"split {split}" if named else "all: the data names no split"
+        items = [Labeled(row, row.model_dump()) for row in rows if not named or row.split == split]
+    items = [item for item in items if item.about["captions"] or item.about["questions"]]
+    if not items:
+        raise InputError(f"{source}: nothing to evaluate ({what})")
+    return items, what
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The texts of a gallery, each once, and which of its videos are right for it: (texts, videos) boolean."""
+
+    ids: list[str]
+    texts: list[str]
+    relevant: np.ndarray
+
+    @classmethod
+    def of(cls, items: list[Labeled]) -> "Labels":
+        """Equal captions, whatever their case, are one text, with all their videos."""
+        place, owners = {item.id: i for i, item in enumerate(items)}, dict[str, tuple[str, set[int]]]()
+        for i, item in enumerate(items):
+            also = {place[other] for other in item.about["meta"].get("relevant") or () if other in place}
+            for text in item.about["captions"]:
+                owners.setdefault(text.casefold(), (text, set()))[1].update({i} | also)
+        relevant = np.zeros((len(owners), len(items)), bool)
+        for row, (_, videos) in zip(relevant, owners.values(), strict=True):
+            row[list(videos)] = True
+        return cls([item.id for item in items], [text for text, _ in owners.values()], relevant)
+
+    def direction(self, name: str, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, Queries]:
+        """The scores, the right items and the queries of t2v or v2t; scores: (texts, videos)."""
+        if name == "t2v":
+            return scores, self.relevant, Queries.of([self.ids[i] for i in self.relevant.argmax(1)], self.texts)
+        own = self.relevant.any(0)
+        captions = [CAPTIONS.join(np.array(self.texts, object)[column]) for column in self.relevant.T[own]]
+        return scores.T[own], self.relevant.T[own], Queries.of(list(np.array(self.ids, object)[own]), captions)
+
+
+def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
+    """The items that could be decoded, and their encoded videos. Raises InputError if there are none."""
+    kept, tokens, features = list[Labeled](), [], []
+    first, whole = 0, isinstance(model.folder.model, Alpro)
+    for batch in model.encode([item.source for item in items], cls_only=not whole, total=len(items)):
+        kept += [items[first + i] for i in batch.decoded]
+        tokens += [batch.videos.tokens] * bool(batch.decoded)
+        features += [batch.videos.features] * bool(batch.decoded)
+        first += len(batch.sources)
+    if not kept:
+        raise InputError("none of the videos could be decoded")
+    return kept, Videos(torch.cat(tokens), torch.cat(features))
+
+
+@torch.inference_mode()
+def add_retrieval(
+    results: Results, model: Model, items: list[Labeled], videos: Videos, what: str, name: str
+) -> dict[str, Score]:
+    """Adds retrieval by similarity and, of a model that matches, as `alpro search` ranks. Returns the scores by
+    similarity, such as t2v/R1."""
+    labels, found = Labels.of(items), dict[str, Score]()
+    if not labels.texts:
+        return {}
+    frames = model.folder.model.config.video.frames
+    similarity = similarities(model.embed_texts(labels.texts), videos.features).cpu().numpy()
+    rankings = {name: (what, "all pairs", similarity)}
+    if isinstance(model.folder.model, Alpro):
+        with model.precision():
+            scores = match_top_k(model.folder.model, model.texts(labels.texts), videos, RERANKED, both=False)
+        rankings["search"] = "as alpro search ranks", f"top {RERANKED}", scores
+    for key, (line, pairs, scores) in rankings.items():
+        for direction in ("t2v", "v2t") if key == name else ("t2v",):
+            ranked, relevant, queries = labels.direction(direction, scores)
+            for one in [
+                *retrieval_scores(Ranks.of(ranked, relevant), queries),
+                *ranking_scores(ranked, relevant, queries),
+            ]:
+                results.add(one, line, key, direction, f"{pairs}, {frames} frames")
+                found |= {f"{direction}/{one.metric.key}": one} if key == name else {}
+    return found
+
+
+@torch.inference_mode()
+def add_answers(results: Results, model: Model, items: list[Labeled], videos: Videos) -> None:
+    """Adds the accuracy of answers by type; beside it that of the most frequent right answer of each type."""
+    asked = [(i, question) for i, item in enumerate(items) for question in item.about["questions"]]
+    if not asked:
+        raise InputError("this model answers questions, and the data has none")
+    alpro, texts = model.folder.model, [question["question"] for _, question in asked]
+    assert isinstance(alpro, Alpro)
+    pairs = np.array([(row, i) for row, (i, _) in enumerate(asked)])
+    with model.precision():
+        best = score(alpro, answer_head(alpro), model.texts(texts), videos, pairs).argmax(1).tolist()
+    right = np.array([model.folder.answers[n] == q["answer"] for n, (_, q) in zip(best, asked, strict=True)])
+    truth = [(question["type"], question["answer"]) for _, question in asked]
+    queries = Queries.of([items[i].id for i, _ in asked], texts)
+    baseline = majority_baseline(truth, truth)
+    for one in accuracy_scores(right, baseline, [kind for kind, _ in truth], queries):
+        results.add(one, "question answering", "qa")
+
+
+def add_entities(results: Results, model: Model, items: list[Labeled], videos: Videos) -> None:
+    """Adds the accuracy of the prompter's most likely entity on the videos with a known one, if there are any."""
+    names = model.folder.entities
+    truths = {i: truth for i, item in enumerate(items) if (truth := true_entities(item.about, names))}
+    if truths:
+        rows = list(truths)
+        best = similarities(videos.features[rows], model.prompts["video"]).argmax(1).tolist()
+        right = np.array([names[n] in truth for n, truth in zip(best, truths.values(), strict=True)])
+        texts = [CAPTIONS.join(items[i].about["captions"]) for i in rows]
+        queries = Queries.of([items[i].id for i in rows], texts)
+        constant = best_constant(list(truths.values()), names)
+        results.add(Score(ENTITY_ACCURACY, right * 100.0, constant, queries), "prompter", "entities")

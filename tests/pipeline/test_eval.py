@@ -1,0 +1,111 @@
+"""`alpro eval`: any model on any labels."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alpro import Model
+from alpro.errors import InputError
+from alpro.files import digest
+from alpro.stages.inference.scores import Labels, labeled
+from tests.pipeline.test_cli import call
+
+RETRIEVAL, QA, PROMPTER = (digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter"))
+
+
+@pytest.fixture
+def data(sample, tmp_path):
+    """A manifest of five clips: two have the same caption, one is right for another's caption, one is damaged."""
+    videos = [Path(shutil.copy(video, tmp_path)).name for video in sorted((sample / "videos").glob("test-*.mp4"))[:4]]
+    (tmp_path / "bad.mp4").write_text("no video")
+    question = [{"question": "what moves?", "answer": "ball"}]
+    rows = [
+        {"id": "a", "path": videos[0], "captions": ["a ball", "one ball"], "questions": question},
+        {"id": "b", "path": videos[1], "captions": ["A ball"], "questions": question},
+        {"id": "c", "path": videos[2], "captions": ["a star"], "relevant": ["d", "elsewhere"]},
+        {"id": "d", "path": videos[3], "captions": ["a box"]},
+        {"id": "e", "path": "bad.mp4", "captions": ["a moon"]},
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "data.jsonl"
+
+
+@pytest.fixture
+def scored(monkeypatch, capsys, trained):
+    """scored(model, data, ...): the parsed output of `alpro eval`."""
+
+    def run(*arguments):
+        options = ("--json", "--workspace", trained, "--device", "cpu", "--dtype", "float32")
+        status, out, err = call(monkeypatch, capsys, "eval", *arguments, *options)
+        assert status == 0, err
+        return json.loads(out)
+
+    return run
+
+
+def test_a_text_has_all_its_videos(data):
+    items, what = labeled(data, "test")
+    labels = Labels.of(items)
+    assert what == "all: the data names no split"
+    assert labels.texts == ["a ball", "one ball", "a star", "a box", "a moon"]
+    assert labels.relevant.astype(int).tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 0, 0, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
+    assert labels.direction("v2t", np.zeros((5, 5)))[2].texts[3] == "a star | a box"
+
+
+def test_the_split_is_that_of_the_data(data, clips):
+    text = (
+        data.read_text()
+        .replace('"id": "a"', '"split": "test", "id": "a"')
+        .replace('"id": "b"', '"split": "train", "id": "b"')
+    )
+    data.write_text(text)
+    assert [item.id for item in labeled(data, "test")[0]] == ["a"]
+    assert [item.id for item in labeled(data, "train")[0]] == ["b"]
+    with pytest.raises(InputError, match=r"nothing to evaluate \(split validation\)"):
+        labeled(data, "validation")
+    items, what = labeled(clips, "test")
+    assert what == "split test, without what is also in training"
+    assert {item.about["split"] for item in items} == {"test"}
+
+
+def test_retrieval_is_that_of_the_model_and_of_the_baseline(scored, data, trained, clip_folders, tmp_path):
+    found = scored(RETRIEVAL, data, "--baseline", clip_folders["clip"], "--out", tmp_path / "out")
+    rows = {row["name"]: row for row in found["results"]}
+    assert rows["decoded/data"]["value"] == 80
+    assert {name.partition("/")[0] for name in rows} == {"decoded", "similarity", "search", "baseline"}
+    similarity = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32").similarity(
+        [item.source.path for item in labeled(data, "test")[0][:4]], ["a ball", "one ball", "a star", "a box"]
+    )
+    right = [similarity[0].argmax() in (0, 1), similarity[1].argmax() == 0]
+    right += [similarity[2].argmax() in (2, 3), similarity[3].argmax() == 3]
+    assert rows["similarity/t2v/R1"]["value"] == pytest.approx(25 * sum(map(bool, right)))
+    assert rows["similarity/t2v/R1"]["items"] == 4
+    assert rows["similarity/t2v/R1"]["chance"] == pytest.approx(100 * (0.5 + 0.25 + 0.5 + 0.25) / 4)
+    for metric in ("R1", "R10", "MdR", "mAP", "nDCG10"):
+        name, other = f"similarity/t2v/{metric}", rows[f"baseline/t2v/{metric}"]["value"]
+        assert found["differences"][name]["difference"] == pytest.approx(rows[name]["value"] - other)
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found["results"]
+
+
+def test_answers_and_entities_are_scored(scored, data, monkeypatch, capsys, trained):
+    rows = {row["name"]: row for row in scored(QA, data)["results"]}
+    model, items = Model.load(QA, trained, device="cpu", dtype="float32"), labeled(data, "test")[0]
+    right = [model.ask(item.source, "what moves?", 1)[0][0] == "ball" for item in items[:2]]
+    assert (rows["qa/acc"]["value"], rows["qa/acc"]["items"]) == (pytest.approx(50 * sum(right)), 2)
+    rows = {row["name"]: row for row in scored(PROMPTER, data)["results"]}
+    prompter = Model.load(PROMPTER, trained, device="cpu", dtype="float32")
+    truths = [({"ball"}, 0), ({"ball"}, 1), ({"star"}, 2), ({"box"}, 3)]
+    known = [(truth, i) for truth, i in truths if truth <= set(prompter.folder.entities)]
+    right = [prompter.entities(items[i].source, top_k=1)[0][0] in truth for truth, i in known]
+    assert rows["entities/acc"]["value"] == pytest.approx(100 * np.mean(right))
+    status, out, _ = call(monkeypatch, capsys, "eval", PROMPTER, data, "--workspace", trained, "--device", "cpu")
+    assert (status, "nDCG@10" in out, "best constant" in out) == (0, True, True)
