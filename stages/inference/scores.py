@@ -1,6 +1,7 @@
 """Scores of any model on any labels: `alpro eval`. Unlike in the stages, a text may have several right videos."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,11 @@ def labeled(source: Location, split: str) -> tuple[list[Labeled], str]:
     the split that are not also in training; of a manifest with a column `split`, those of the split; else all."""
     source = absolute(source)
     if is_corpus(source):
-        reader = ShardReader(source, split, exclude=also_in_training(source, split))
+        listed = isinstance(source, Path) and (source / "overlap.parquet").is_file()
+        shared = also_in_training(Path(source), split) if listed else set()
+        reader = ShardReader(source, split, exclude=shared)
         items = [Labeled(sample, sample.about) for sample in map(reader.__getitem__, range(len(reader)))]
-        what = f"split {split}, without what is also in training"
+        what = f"split {split}" + (f", without {len(shared)} that are also in training" if shared else "")
     else:
         rows = [row for row in scan_manifest(source) if not isinstance(row, Reject)]
         named = any(row.split for row in rows)
