@@ -28,6 +28,7 @@ def add_index_commands(commands: Any) -> None:
     parser.add_argument(
         "videos", metavar="VIDEOS", help="a folder of videos and images, a manifest, or a decoded corpus"
     )
+    add_windows(parser)
     add_index_model(parser)
     add_shared(parser)
     more = "Their vectors and names are deleted at once; the files of the videos stay."
@@ -53,6 +54,21 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=user_path, metavar="INDEX", help="the folder of the index")
 
 
+def add_windows(parser: argparse.ArgumentParser) -> None:
+    help = "cut longer videos into windows of this length (of a new index)"
+    parser.add_argument("--window", type=seconds, metavar="SECONDS", help=help)
+    help = "time from one window to the next (default: half a window)"
+    parser.add_argument("--stride", type=seconds, metavar="SECONDS", help=help)
+
+
+def seconds(text: str) -> float:
+    """The type of arguments that are a time above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a time above 0")
+    return value
+
+
 def add_index_model(parser: argparse.ArgumentParser) -> None:
     help = "the model of a new index, or of one whose model has moved, named as for `alpro ask`"
     parser.add_argument("--model", default="", metavar="MODEL", help=help)
@@ -71,6 +87,9 @@ def add_videos(arguments: argparse.Namespace) -> None:
     before = read_about(arguments.index) if (arguments.index / "index.json").is_file() else None
     if not (name := arguments.model or (before.model if before else "")):
         raise InputError(f"{arguments.index}: no index yet; --model MODEL creates it")
+    window, stride = arguments.window, arguments.stride or (arguments.window and arguments.window / 2)
+    if stride and not (window and stride <= window):
+        raise InputError("--stride needs a --window, and is not longer: a longer one would leave parts of videos out")
     videos = videos_at(arguments, arguments.videos)
     folder = model_path(arguments, name).resolve()
     digest = model_digest(folder)
@@ -79,7 +98,7 @@ def add_videos(arguments: argparse.Namespace) -> None:
     items = scan_videos(videos)
     sources = list(items) if isinstance(videos, Path) and videos.is_dir() else items  # else, its rows are streamed
     model = load(arguments, folder)
-    about = About(model=str(folder), digest=digest, embed_dim=model.embed_dim)
+    about = About(model=str(folder), digest=digest, embed_dim=model.embed_dim, window=window, stride=stride)
     reported = 0
 
     def report(line: str) -> None:
@@ -169,13 +188,13 @@ def open_index(folder: Path) -> "Index":
 
 
 def print_found(arguments: argparse.Namespace, found: "Found") -> None:
-    from alpro.stages.inference.search import hit_path
+    from alpro.stages.inference.search import hit_path, neighbors
 
     if arguments.json:
         fields = ("id", "path", "kind", "start", "end")
         hits = [
             {"rank": rank, **{name: hit.item[name] for name in fields}}
-            | {"similarity": hit.similarity, "match": hit.match, "note": hit.note}
+            | {"similarity": hit.similarity, "match": hit.match, "note": hit.note, "span": hit.span}
             for rank, hit in enumerate(found.hits, 1)
         ]
         counts = {"clips": found.clips, "matched": found.matched, "note": found.note}
@@ -186,7 +205,8 @@ def print_found(arguments: argparse.Namespace, found: "Found") -> None:
     print("rank  similarity  match  video")
     for rank, hit in enumerate(found.hits, 1):
         matched = "" if hit.match is None else f"{hit.match:.3f}"
-        note = f" ({hit.note})" if hit.note else ""
+        notes = "; ".join(filter(None, (hit.note, neighbors(hit))))
+        note = f" ({notes})" if notes else ""
         print(f"{rank:4}  {hit.similarity:10.3f}  {matched:>5}  {hit_path(hit.item)}{note}")
     times = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in found.seconds.items())
     print(f"{found.clips:,} clips by similarity, {found.matched} by matching: {times}")

@@ -10,7 +10,7 @@ import gradio as gr
 from alpro.pipeline.demo.answers import MAX_TEXT, Demo, Mistake
 from alpro.pipeline.demo.media import CLIPS
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from alpro.stages.inference.search import Found, Hit
+from alpro.stages.inference.search import Found, Hit, neighbors
 
 HERE = Path(__file__).parent
 T = TypeVar("T")
@@ -187,7 +187,7 @@ def card(demo: Demo, rank: int, hit: Hit) -> str:
     scores = score("similarity", hit.similarity)
     if hit.match is not None:
         scores += score("match", hit.match)
-    note = f'<div class="note">{escape(hit.note)}</div>' if hit.note else ""
+    note = "".join(f'<div class="note">{escape(line)}</div>' for line in (hit.note, neighbors(hit)) if line)
     return (
         f'<div class="card">{clip(demo, key, "autoplay muted loop")}<div class="about">'
         f'<div class="name">{rank}. {name}</div><dl>{scores}</dl>{note}'

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ SEEKABLE_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "fl
 # Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer; VP9 and AV1 carry
 # statistics from every frame to the next.
 CODECS_WITH_UNREFERENCED_FRAMES = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
+
+
+OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}  # of av.open
 
 
 class _SeekFailed(Exception):
@@ -62,13 +66,28 @@ def decode_with_pyav(request: DecodeRequest) -> Clip:
         raise DecodeError("unreadable", str(getattr(error, "strerror", None) or error)) from error
 
 
+def video_seconds(path: Path) -> float:
+    """The length of a video as its container states it, without reading the frames; 0 if that is unknown, or if the
+    file cannot be read: decoding it tells why. Raises InputError if PyAV is not installed."""
+    pyav_version()
+    import av
+
+    try:
+        with av.open(str(path), options=OPTIONS) as container:
+            stream = _video_stream(container)
+            if stream.duration:
+                return float(stream.duration * stream.time_base)
+            return (container.duration or 0) / av.time_base
+    except (av.FFmpegError, ValueError, DecodeError):
+        return 0.0
+
+
 def _clip(request: DecodeRequest, seeking: bool) -> Clip:
     import av
 
     max_pixels = {"max_pixels": str(request.limits.max_pixels)}  # also enforced if the size changes within the video
-    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **max_pixels}
     left = request.seconds_left()
-    with av.open(str(request.path), options=options, timeout=(left, left)) as container:
+    with av.open(str(request.path), options=OPTIONS | max_pixels, timeout=(left, left)) as container:
         stream = _video_stream(container)
         codec = stream.codec_context
         request.limits.check_size(codec.width, codec.height)

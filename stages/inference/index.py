@@ -57,7 +57,8 @@ class IndexPart(BaseModel):
 
 
 class About(BaseModel):
-    """index.json: the model (its folder, its digest, the length of its embeddings) and the parts."""
+    """index.json: the model (its folder, its digest, the length of its embeddings), the parts, and the windows that
+    videos are cut into, if they are: their length, and the time from one to the next, in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,6 +66,8 @@ class About(BaseModel):
     model: str
     digest: str
     embed_dim: int
+    window: float | None = None
+    stride: float | None = None
     parts: tuple[IndexPart, ...] = ()
 
 

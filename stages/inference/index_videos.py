@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from filelock import FileLock, Timeout
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.files import make_folder
+from alpro.shards.decoding.pyav_decoder import video_seconds
 from alpro.shards.reader import Sample, index_batches
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.identity import identities
@@ -69,6 +71,28 @@ def row_of_shard(row: dict[str, Any], corpus: Location) -> Item:
     }
 
 
+def in_windows(items: Iterable[Item | Reject], window: float, stride: float) -> Iterator[Item | Reject]:
+    """The items, those that are whole videos longer than a window cut into windows of that many seconds, one every
+    `stride` seconds; the last one ends with the video.
+
+    Raises InputError for samples of a decoded corpus, of which only a few frames are there.
+    """
+    for item in items:
+        if isinstance(item, Reject) or item["kind"] != "video" or (item["start"], item["end"]) != (None, None):
+            yield item
+        elif item["frame_offsets"] is not None:
+            raise InputError(f"{item['path']}: a decoded corpus has no windows; index its videos instead")
+        elif not isinstance(location := located(item["path"]), Path):
+            detail = "windows need a file on this machine, not a URL"
+            yield Reject(id=item["id"], path=item["path"], reason="bad row", detail=detail)
+        elif (seconds := video_seconds(location)) <= window:
+            yield item
+        else:
+            for number in range(ceil((seconds - window) / stride) + 1):
+                start = number * stride
+                yield item | {"start": start, "end": min(start + window, round(seconds, 3))}
+
+
 @dataclass
 class Counts:
     """What a run did with the items: embedded, rejected, and skipped, because an earlier run did so. `replaced` of them
@@ -94,9 +118,10 @@ def update_index(
 ) -> Counts:
     """Embeds the items that the index in `folder` does not have, or whose files changed, and adds them to it.
 
-    sources: a list has a progress with its length. about: the model, for a new index. report: called with a line for
-    each rejected file. Raises InputError if the index is of another model, if it is in use, or if the folder has
-    other files or cannot be created.
+    sources: a list has a progress with its length, unless it is cut into windows. about: the model and the windows, for
+    a new index; one that exists keeps its windows. report: called with a line for each rejected file. Raises InputError
+    if the index is of another model or has other windows, if it is in use, or if the folder has other files or cannot
+    be created.
     """
     try:
         make_folder(folder)
@@ -139,11 +164,19 @@ def _update(
     folder: Path, model: Model, about: About, sources: Iterable[Item | Reject], report: Callable[[str], None]
 ) -> Counts:
     if (folder / "index.json").is_file():
-        check_digest(folder, read_about(folder), about.model, about.digest)
+        before = read_about(folder)
+        check_digest(folder, before, about.model, about.digest)
+        if about.window and (about.window, about.stride) != (before.window, before.stride):
+            windows = f"windows of {before.window:g} s every {before.stride:g} s" if before.window else "no windows"
+            raise InputError(f"{folder}: this index has {windows}; choose another folder for the index")
         about = repair(folder).model_copy(update={"model": about.model})  # the same model may have moved
     writer, counts, total = IndexWriter(folder, about), Counts(), None
-    items: Iterable[Item | Reject] = with_identities(sources)
-    if isinstance(sources, list):
+    current: dict[str, str] = {}  # identities of the files that may have stale windows
+    if about.window and about.stride:
+        items: Iterable[Item | Reject] = with_identities(in_windows(sources, about.window, about.stride))
+    else:
+        items = with_identities(sources)
+    if isinstance(sources, list) and not about.window:
         items = list(items)
         total = sum(not isinstance(item, Reject) and writer.state(item) != "known" for item in items)
     pending: list[Item] = []  # those that are decoded: `encode` returns results in order
@@ -156,6 +189,8 @@ def _update(
                 report(f"{item.id}: {item.reason}: {item.detail}".removesuffix(": "))
                 continue
             state = writer.state(item)
+            if about.window:
+                current[item["path"]] = item["identity"]
             if state == "known":
                 counts.skipped += 1
                 continue
@@ -175,7 +210,8 @@ def _update(
                 counts.reject(error.reason)
                 report(f"{item['path']}: {error}")
                 writer.reject(item, error.reason, error.detail)
-    writer.finish(counts.replaced > 0)
+    stale = {key for key, identity in writer.known.items() if current.get(key.split("\n")[0], identity) != identity}
+    writer.finish(counts.replaced > 0, stale)
     return counts
 
 

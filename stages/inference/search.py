@@ -21,13 +21,14 @@ CHUNK = 1 << 16  # embeddings that are compared at a time
 class Hit:
     """A clip of an index, its number there, and its scores: the similarity of the embeddings (-1 to 1), and the
     probability that text and clip match, None if it was not matched. `note`: whether its file is gone, changed or
-    unreadable."""
+    unreadable. `span`: of a window with the less similar neighbors that it stands for, from and to, in seconds."""
 
     item: Item
     number: int
     similarity: float
     match: float | None = None
     note: str = ""
+    span: tuple[float, float] | None = None
 
 
 @dataclass
@@ -57,6 +58,40 @@ def most_similar(matrices: list[np.ndarray], query: np.ndarray, k: int) -> tuple
     return best[order], scores[order]
 
 
+def most_similar_hits(index: Index, query: np.ndarray, k: int) -> list[Hit]:
+    """The best `k` hits by similarity. If the index cuts videos into windows, those that overlap or touch a better one
+    of the same file belong to its hit."""
+    count = k
+    while True:
+        rows, scores = most_similar(index.embeddings, query, count)
+        hits = [Hit(index.item(row), row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+        if index.about.window:
+            hits = group_windows(hits)
+        if len(hits) >= k or count >= len(index):
+            return hits[:k]
+        count *= 4
+
+
+def group_windows(hits: list[Hit]) -> list[Hit]:
+    """The hits, best first, without windows that overlap or touch a better one, which covers their time in `span`."""
+    groups: list[Hit] = []
+    of_file: dict[str, list[int]] = {}
+    for hit in hits:
+        start, end = hit.item["start"], hit.item["end"]
+        numbers = of_file.setdefault(hit.item["path"], [])
+        if start is None or end is None:
+            groups.append(hit)
+            continue
+        near = (n for n in numbers if start <= groups[n].item["end"] and end >= groups[n].item["start"])
+        if (number := next(near, None)) is None:
+            numbers.append(len(groups))
+            groups.append(replace(hit, span=(start, end)))
+        else:
+            first, last = groups[number].span or (start, end)
+            groups[number] = replace(groups[number], span=(min(start, first), max(end, last)))
+    return groups
+
+
 @torch.inference_mode()
 def search(index: Index, model: Model, text: str, k: int = 10, rerank: int = 20) -> Found:
     """The best `k` clips for a text. The `rerank` most similar ones are decoded and ordered by the sum of the logit
@@ -68,9 +103,7 @@ def search(index: Index, model: Model, text: str, k: int = 10, rerank: int = 20)
     features = encoded.features if encoded else model.embed_texts([text])
     clock.append(time.perf_counter())
     matched = rerank if alpro else 0
-    query, count = features[0].cpu().numpy(), max(k, matched)
-    rows, scores = most_similar(index.embeddings, query, count)
-    hits = noted([Hit(index.item(row), row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)])
+    hits = noted(most_similar_hits(index, features[0].cpu().numpy(), max(k, matched)))
     clock.append(time.perf_counter())
     if matched and hits:
         assert encoded is not None
@@ -110,6 +143,13 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
         start += len(batch.sources)
     ranked.sort(key=lambda pair: -pair[0])
     return [*(hit for _, hit in ranked), *sorted(left, key=lambda hit: -hit.similarity)]
+
+
+def neighbors(hit: Hit) -> str:
+    """A remark on the time that a window and its neighbors cover, if it has any."""
+    if not hit.span or hit.span == (hit.item["start"], hit.item["end"]):
+        return ""
+    return f"neighbors fit too: {hit.span[0]:g}-{hit.span[1]:g} s"
 
 
 def hit_path(item: Item) -> str:

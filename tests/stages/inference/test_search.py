@@ -168,7 +168,10 @@ def test_what_cannot_be_added_to_an_index_is_one_line(update, own_videos, folder
     update(own_videos)
     with pytest.raises(InputError, match=r"this index is of another model, .*retrieval .* not of .*prompter"):
         update(own_videos, task="prompter")
-    with FileLock(tmp_path / "index" / ".lock"), pytest.raises(InputError, match="another process is adding"):
+    with (
+        FileLock(tmp_path / "index" / ".lock"),
+        pytest.raises(InputError, match="another process is changing"),
+    ):
         update(own_videos)
     (tmp_path / "index" / "index.json").write_text("{")
     with pytest.raises(InputError, match=r"index.json: cannot be read: .*delete .*create the index again"):
