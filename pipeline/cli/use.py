@@ -3,15 +3,19 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.inputs import WHOLE, Box, check_text, parse_box
-from alpro.pipeline.cli.arguments import add_action, positive
-from alpro.pipeline.cli.model import add_model, add_shared, load, model_path
+from alpro.pipeline.cli.arguments import add_action, positive, user_path
+from alpro.pipeline.cli.model import add_model, add_shared, load, model_path, videos_at
+
+if TYPE_CHECKING:
+    from alpro import Model
+    from alpro.stages.inference.bulk import Name
 
 
 def add_use_commands(commands: Any) -> None:
@@ -48,9 +52,12 @@ def add_entities(actions: Any) -> None:
 def add_model_and_video(parser: argparse.ArgumentParser, what: str, results: str, number: int) -> None:
     """The arguments of the commands about one video. what: the models that the command takes."""
     add_model(parser, f"{what}: ")
-    parser.add_argument("video", metavar="VIDEO", help="a video or an image: a file or a URL")
+    text = "a video or an image: a file or a URL; with --out a folder, a manifest or a decoded corpus"
+    parser.add_argument("video", metavar="VIDEO", help=text)
     help = f"number of {results} (default: {number})"
     parser.add_argument("-k", type=positive, default=number, metavar="N", help=help)
+    text = "write a row for each video to a .parquet or .csv; an interrupted command continues"
+    parser.add_argument("--out", type=user_path, metavar="TABLE", help=text)
 
 
 def box(text: str) -> Box:
@@ -76,8 +83,11 @@ def ask(arguments: argparse.Namespace) -> None:
     model, question = load(arguments, model_path(arguments, arguments.model)), arguments.question
     if not model.knows(question):
         print(f"note: {UNKNOWN}", file=sys.stderr)
-    answer = partial(model.ask, arguments.video, question, arguments.k)
-    print_ranked(arguments, {"question": question}, {"answers": answer})
+
+    def answer(video: Any, frames: Any = None) -> list[tuple[str, float]]:
+        return model.ask(video, question, arguments.k, frames)
+
+    show(arguments, {"question": question}, {"answers": (model, answer)})
 
 
 def name_entities(arguments: argparse.Namespace) -> None:
@@ -88,30 +98,33 @@ def name_entities(arguments: argparse.Namespace) -> None:
     models = [load(arguments, *named)]
     if is_pretrained(folder) and named[0] != folder:
         models.append(load(arguments, folder))
-    ranks = {
-        "entities" if model.prompts else "model_entities": partial(
-            model.entities, arguments.video, box, arguments.k, "" if model.prompts else arguments.text
-        )
-        for model in models
-        if model.names_entities
-    }
+
+    def named_by(model: "Model") -> "Name":
+        text = "" if model.prompts else arguments.text
+        return lambda video, frames=None: model.entities(video, box, arguments.k, text, frames)
+
+    naming = [model for model in models if model.names_entities]
+    ranks = {"entities" if model.prompts else "model_entities": (model, named_by(model)) for model in naming}
     if not ranks:
         raise InputError(
             f"{folder}: this {models[0].folder.task} model names no entities, and no prompter with embedded entities "
             "was found for it; name a train_prompter, cache_prompts or pretrain artifact"
         )
-    print_ranked(arguments, {"box": list(box)}, ranks)
+    show(arguments, {"box": list(box)}, ranks)
 
 
-def print_ranked(
-    arguments: argparse.Namespace, about: dict[str, Any], ranks: Mapping[str, Callable[[], list[tuple[str, float]]]]
-) -> None:
-    """Prints words with their probabilities, best first, of each model. Raises InputError if the video cannot be
-    decoded."""
+def show(arguments: argparse.Namespace, about: dict[str, Any], ranks: "Mapping[str, tuple[Model, Name]]") -> None:
+    """Prints words with their probabilities, best first, of each model, or writes those of the first model for many
+    videos. Raises InputError if a single video cannot be decoded."""
     from alpro.shards.decoding.decode import DecodeError
 
+    if arguments.out:
+        write_table(arguments, about, *next(iter(ranks.items())))
+        return
+    if Path(arguments.video).is_dir():
+        raise InputError(f"{arguments.video}: a folder; --out TABLE writes a row for each of its videos")
     try:
-        ranked = {key: rank() for key, rank in ranks.items()}
+        ranked = {key: name(arguments.video, None) for key, (_, name) in ranks.items()}
     except DecodeError as error:
         file, _, detail = error.detail.partition(": ")  # the decoder's message
         raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
@@ -125,3 +138,17 @@ def print_ranked(
             print("prompter:" if key == "entities" else "model:")
         for word, probability in words:
             print(f"{word:{width}}  {probability:.3f}")
+
+
+def write_table(arguments: argparse.Namespace, about: dict[str, Any], key: str, named: "tuple[Model, Name]") -> None:
+    from alpro.stages.inference.bulk import write_words
+    from alpro.stages.inference.index_videos import scan_videos
+
+    model, name = named
+    word = "answer" if key == "answers" else "entity"
+    words = model.folder.answers if word == "answer" else model.folder.entities
+    about |= {"model": str(model_path(arguments, arguments.model).resolve()), "text": getattr(arguments, "text", "")}
+    about |= {"words": key, "k": min(arguments.k, len(words))}
+    items = list(scan_videos(videos_at(arguments, arguments.video)))
+    rows, out = write_words(arguments.out, about, model, name, word, items), str(arguments.out)
+    print(json.dumps({"out": out, "rows": rows}) if arguments.json else f"{out}: {rows:,} rows")

@@ -297,13 +297,14 @@ class Model:
         return [dict(zip(self.pair_columns, row, strict=True)) for row in zip(*columns, strict=True)]
 
     @torch.inference_mode()
-    def ask(self, file: Source, question: str, top_k: int = 3) -> list[tuple[str, float]]:
+    def ask(self, file: Source, question: str, top_k: int = 3, frames: Tensor | None = None) -> list[tuple[str, float]]:
         """The `top_k` most likely answers of the model's closed list with their probabilities, in descending order.
 
-        Raises DecodeError if the file cannot be decoded.
+        frames: those of the file, if it is decoded already. Raises DecodeError if it cannot be decoded.
         """
         self._require_answers()
-        videos = self._encode(list(self.frames(file).cpu().numpy()))
+        clips = self.frames(file) if frames is None else frames
+        videos = self._encode(list(clips.cpu().numpy()))
         return self._best(self._answers(videos, self.texts([question]))[0], self.folder.answers, top_k)
 
     def _require_answers(self) -> None:
@@ -324,11 +325,14 @@ class Model:
         return bool(self.prompts)
 
     @torch.inference_mode()
-    def entities(self, file: Source, box: Box = WHOLE, top_k: int = 3, text: str = "") -> list[tuple[str, float]]:
+    def entities(
+        self, file: Source, box: Box = WHOLE, top_k: int = 3, text: str = "", frames: Tensor | None = None
+    ) -> list[tuple[str, float]]:
         """The `top_k` most likely entities of a region: left, top, width, height, as fractions of the frame.
 
         A prompter sees the region alone. A pre-trained model sees all of the video and, as in pre-training, its
-        caption `text`, which may be empty; its PEM head then names the region, if it was trained with PEM.
+        caption `text`, which may be empty; its PEM head then names the region, if it was trained with PEM. frames: as
+        of `ask`.
         """
         model, grid = self.folder.model, self.folder.model.config.video.grid
         if not self.names_entities:
@@ -342,7 +346,7 @@ class Model:
             boxes = torch.tensor([patches_of(box, grid)], device=self.device)
         except ValueError as error:
             raise InputError(str(error)) from error
-        pixels = self.encoder.pixels(self.frames(file))
+        pixels = self.encoder.pixels(self.frames(file) if frames is None else frames)
         with self.precision():
             if isinstance(model, Alpro):
                 caption = self._encode_texts([text])

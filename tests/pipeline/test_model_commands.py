@@ -4,7 +4,9 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 from alpro import Model
 from alpro.artifact import RECORD_VERSION
@@ -277,3 +279,52 @@ def test_a_box_over_the_edge_is_refused(alpro_model, videos):
     status, _, err = alpro_model("entities", PROMPTER, videos[0], "--box", "0.5,0,0.6,1")
     assert status == 2
     assert "argument --box: 0.5,0,0.6,1 is not a region of the frame" in err
+
+
+@pytest.mark.parametrize("end", ["parquet", "csv"])
+def test_many_videos_are_one_table_and_a_stopped_command_continues(alpro_model, videos, tmp_path, monkeypatch, end):
+    folder, out = tmp_path / "videos", tmp_path / f"answers.{end}"
+    folder.mkdir()
+    copies = [shutil.copy(video, folder) for video in videos]
+    (folder / "bad.mp4").write_text("no video")
+    command, real, asked = ("ask", QA, folder, "what moves?", "-k", 9, "--out", out), Model.ask, []
+
+    def ask(self, file, *more):
+        asked.append(file.path.name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(self, file, *more)
+
+    expected = json.loads(alpro_model("ask", QA, copies[0], "what moves?", "--json")[1])["answers"][0]
+    monkeypatch.setattr(Model, "ask", ask)
+    assert alpro_model(*command)[0] == 130
+    assert not out.exists()
+    journal = out.with_name(f"{out.name}.part")
+    journal.write_text(journal.read_text() + '["cut')
+    message = "of another model or request"
+    assert message in alpro_model("ask", QA, folder, "who moves?", "--out", out)[2]
+    status, printed, _ = alpro_model(*command)
+    assert (status, printed) == (0, f"{out}: 4 rows\n")
+    assert [asked[0], *asked[2:]] == [video.name for video in videos]
+    table = pq.read_table(out) if end == "parquet" else csv.read_csv(out)
+    rows = {row["id"]: row for row in table.to_pylist()}
+    assert table.column_names[4:] == ["answer_1", "probability_1", "answer_2", "probability_2", "error"]
+    assert rows["bad"]["error"].startswith("unreadable")
+    row = rows[videos[0].stem]
+    assert (row["answer_1"], row["path"]) == (expected["text"], str(copies[0]))
+    assert row["probability_1"] == pytest.approx(expected["probability"])
+    assert [file.name for file in tmp_path.glob("answers*")] == [out.name]
+    assert "exists already" in alpro_model(*command)[2]
+
+
+def test_entities_of_many_videos_are_a_table(alpro_model, videos, tmp_path):
+    rows = "".join(json.dumps({"path": str(video)}) + "\n" for video in videos[:1])
+    (videos[0].parent / "some.jsonl").write_text(rows)
+    out = tmp_path / "entities.csv"
+    options = ("--box", "0,0,0.5,1", "-k", 2)
+    assert alpro_model("entities", PROMPTER, videos[0].parent / "some.jsonl", *options, "--out", out)[0] == 0
+    single = json.loads(alpro_model("entities", PROMPTER, videos[0], *options, "--json")[1])["entities"]
+    (row,) = csv.read_csv(out).to_pylist()
+    assert [row["entity_1"], row["entity_2"]] == [entity["text"] for entity in single]
+    assert row["probability_2"] == pytest.approx(single[1]["probability"])
+    assert ".parquet or .csv" in alpro_model("entities", PROMPTER, videos[0].parent, "--out", tmp_path / "a.txt")[2]
