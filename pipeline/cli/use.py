@@ -101,7 +101,11 @@ def name_entities(arguments: argparse.Namespace) -> None:
 
     def named_by(model: "Model") -> "Name":
         text = "" if model.prompts else arguments.text
-        return lambda video, frames=None: model.entities(video, box, arguments.k, text, frames)
+
+        def name(video: Any, frames: Any = None) -> list[tuple[str, float]]:
+            return model.entities(video, box, arguments.k, text, frames)
+
+        return name
 
     naming = [model for model in models if model.names_entities]
     ranks = {"entities" if model.prompts else "model_entities": (model, named_by(model)) for model in naming}
