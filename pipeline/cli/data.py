@@ -2,11 +2,14 @@
 
 import argparse
 import sys
+from math import ceil
 from typing import Any
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
 from alpro.pipeline.cli.arguments import ARTIFACT, add_action, add_group, add_json, add_workspace, print_json, user_path
+
+MIN_FOREIGN = 0.05  # share of captions in other languages from which on they are mentioned
 
 
 def add_data_commands(commands: Any) -> None:
@@ -80,8 +83,14 @@ def check(arguments: argparse.Namespace) -> int:
     paths = corpus.annotation_files, corpus.names_root
     stages = settings.trainings().items()
     lengths = {stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora}
+    vocabulary = settings.build_vocabulary if "pretrain" in lengths else None
     report = check_data(
-        located(corpus.data), corpus.decoding, *paths, samples=arguments.samples, max_text_tokens=lengths
+        located(corpus.data),
+        corpus.decoding,
+        *paths,
+        samples=arguments.samples,
+        max_text_tokens=lengths,
+        vocabulary=vocabulary,
     )
     if arguments.json:
         print_json(report)
@@ -131,10 +140,20 @@ def print_check(report: dict[str, Any]) -> None:
         if shared["captions"]:
             of = f"{shared['captions']} of {shared['items']} {split} items"
             print(f"  {of} have a caption that a training item has too")
+    for split, copies in report["copies_of_training"].items():
+        if copies:
+            print(f"  {len(copies)} {split} files are copies of training files, such as {copies[0]}")
+    texts = report["foreign"]
+    if texts["other"] >= MIN_FOREIGN * max(1, texts["captions"]):
+        print(
+            f"  {texts['other']:,} of {texts['captions']:,} captions ({texts['other'] / texts['captions']:.0%}) look "
+            "like other languages than English: set build_vocabulary.tagger and .exclude, and [templates], for theirs"
+        )
     cut: dict[str, list[str]] = {}
     for stage, texts in report["long_texts"].items():
         if texts["cut"]:
-            what = f"at least {texts['cut']:,} of {texts['texts']:,} {texts['of']}"
+            share = f"{texts['cut'] / texts['texts']:.1%}"
+            what = f"at least {texts['cut']:,} of {texts['texts']:,} {texts['of']} ({share})"
             cut.setdefault(f"max_text_tokens = {texts['max_text_tokens']} cuts {what}", []).append(stage)
     for line, stages in cut.items():
         print(f"  {line} ({', '.join(stages)})")
@@ -145,6 +164,13 @@ def print_check(report: dict[str, Any]) -> None:
     print(f"decoded {decoded['items']} items in {decoded['seconds']:.1f} s, {rejected} rejected")
     for example in decoded["examples"]:
         print(f"    {example}")
+    if long := decoded["long"]:
+        windows = sum(ceil((seconds - 10) / 5) + 1 for seconds in long) * report["items"] // decoded["items"]
+        print(
+            f"{len(long)} of them are longer than a minute, up to {max(long) / 60:.0f}: a few frames stand for a whole "
+            f"video. For training, name parts by `start` and `end`; `alpro index add --window 10` makes about "
+            f"{windows:,} windows of all"
+        )
     if decoded["items"] > rejected:
         print(
             f"all of them: about {rough_duration(cost['seconds'])} with {cost['workers']} workers, and "

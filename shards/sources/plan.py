@@ -113,6 +113,11 @@ class DecodePlan:
             rows.append(Row.model_validate_json(row))
         return rows
 
+    def captions(self, split: str) -> Iterator[str]:
+        """The captions of a split."""
+        for (row,) in self.db.execute("select row from rows where split = ? and captions order by n", (split,)):
+            yield from Row.model_validate_json(row).captions
+
     def splits(self) -> Iterator[str]:
         """The split of each row, in the order of the records."""
         for (split,) in self.db.execute("select split from rows order by n"):

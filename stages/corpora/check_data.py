@@ -1,6 +1,6 @@
 """Checks a manifest, folder or set of shards before it is decoded: what is there, what is missing, and what it costs.
 
-All rows are read, no media except those of a few items, which are decoded.
+All rows are read, no media except those of a few items, which are decoded, and the ends of local files of equal size.
 """
 
 import os
@@ -8,12 +8,14 @@ import re
 import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
+from hashlib import blake2b
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
+from alpro.errors import InputError
 from alpro.shards.decoding.decode import DecodeError
 from alpro.shards.schema import SPLITS, Reject, Row
 from alpro.shards.sources.adapters import form_of, read_annotations
@@ -21,10 +23,18 @@ from alpro.shards.sources.annotations import annotation_file, table_of
 from alpro.shards.sources.downloads import is_downloads
 from alpro.shards.storage import Location
 from alpro.shards.writer import encode_jpeg
+from alpro.stages.build_vocabulary import Config as BuildVocabulary
+from alpro.stages.build_vocabulary import merge_forms, select_words
+from alpro.stages.corpora.languages import looks_foreign
 from alpro.stages.decode_videos import Config, decode, fetched, group_hint, plan_of
+from alpro.stages.execution.interface import Resources
+from alpro.stages.vocabulary.nouns import count_words
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MAX_NAMED = 3  # items that are named as examples
+MAX_TAGGED = 1 << 15  # captions of which the nouns are counted: a few seconds
+LONG = 60.0  # seconds of a video from which on a few frames are far apart
+COMPARED_BYTES = 1 << 16  # of the start and the end of files of equal size
 
 
 def check_data(
@@ -35,11 +45,13 @@ def check_data(
     samples: int = 20,
     workers: int = 0,
     max_text_tokens: Mapping[str, int] | None = None,
+    vocabulary: BuildVocabulary | None = None,
 ) -> dict[str, Any]:
     """Describes a source of items, decoding `samples` of them, evenly spaced.
 
     workers: processes that would decode (0: one per core), for the estimate. max_text_tokens: by the stages that train
-    on the items. Raises InputError if the source cannot be read at all.
+    on the items. vocabulary: how entities are chosen, if they are. Raises InputError if the source cannot be read at
+    all.
     """
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
         folder, files = Path(name), Files()
@@ -57,13 +69,16 @@ def check_data(
                 "remote": files.remote,
                 "splits": plan.texts_by_split(),
                 "also_in_training": files.also_in_training(plan.splits()),
+                "copies_of_training": files.copies_of_training(list(plan.splits())),
+                "foreign": {"captions": len(files.captions), "other": files.foreign},
                 "group_hint": "" if config.group_pattern else group_hint(plan),
                 "long_texts": files.long_texts(max_text_tokens or {}),
                 "split_source": "generated" if plan.generated_splits else "named" if files.named_splits else "none",
                 "decoded": decode_some(plan.evenly_spaced(samples), config, folder),
+                "nouns": too_few_nouns(plan.captions(SPLITS[0]), vocabulary) if vocabulary else "",
             }
     report["estimate"] = estimate(report, workers or os.cpu_count() or 1)
-    report["problems"] = list(problems(report, config))
+    report["problems"] = list(problems(report, config, max_text_tokens or {}))
     return report
 
 
@@ -72,11 +87,12 @@ class Files:
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
-        self.without_text = self.missing = self.remote = 0
+        self.without_text = self.missing = self.remote = self.foreign = 0
         self.examples: list[str] = []
         self.named_splits = False
         self.captions: list[int] = []  # the hash of each caption
         self.captions_of_row: list[int] = []
+        self.of_size: defaultdict[int, dict[Path, int]] = defaultdict(dict)  # local files, each with a row of it
         # The number of texts by length, in words and punctuation marks.
         self.lengths: dict[str, Counter[int]] = {"captions": Counter(), "questions": Counter()}
 
@@ -85,7 +101,7 @@ class Files:
         self.without_text += not row.captions and not row.questions
         self.named_splits |= bool(row.split)
         self.captions += map(hash, row.captions)
-        self.captions_of_row.append(len(row.captions))
+        self.foreign += sum(map(looks_foreign, row.captions))
         for name, texts in (("captions", row.captions), ("questions", [q.question for q in row.questions])):
             self.lengths[name].update(len(re.findall(r"\w+|[^\w\s]", text)) for text in texts)
         if not isinstance(row.path, Path):
@@ -94,6 +110,9 @@ class Files:
             self.missing += 1
             if len(self.examples) < MAX_NAMED:
                 self.examples.append(str(row.path))
+        else:
+            self.of_size[row.path.stat().st_size].setdefault(row.path, len(self.captions_of_row))
+        self.captions_of_row.append(len(row.captions))
 
     def also_in_training(self, splits: Iterable[str]) -> dict[str, dict[str, int]]:
         """By split, the number of items with a caption, and of those with a caption that a training item has too.
@@ -113,6 +132,21 @@ class Files:
                 counts[split]["captions"] += not known.isdisjoint(captions)
         return counts
 
+    def copies_of_training(self, splits: list[str]) -> dict[str, list[str]]:
+        """By split, the files that are copies of a training file of another name: of equal size, start and end.
+
+        splits: of each row, in order.
+        """
+        copies: dict[str, list[str]] = {split: [] for split in SPLITS[1:]}
+        for size, rows in self.of_size.items():
+            if size and len({splits[row] for row in rows.values()}) > 1:
+                digests = {path: digest_of_ends(path, size) for path in rows}
+                known = {digests[path] for path, row in rows.items() if splits[row] == SPLITS[0]}
+                for path, row in rows.items():
+                    if splits[row] != SPLITS[0] and digests[path] in known:
+                        copies[splits[row]].append(str(path))
+        return copies
+
     def long_texts(self, max_text_tokens: Mapping[str, int]) -> dict[str, dict[str, Any]]:
         """For each stage the kind of its texts, their number, its `max_text_tokens`, and how many this cuts at least: a
         tokenizer makes one or more tokens of a word, and adds [CLS] and [SEP]."""
@@ -122,6 +156,27 @@ class Files:
             cut = sum(texts for words, texts in self.lengths[kind].items() if words + 2 > limit)
             report[stage] = {"of": kind, "texts": self.lengths[kind].total(), "max_text_tokens": limit, "cut": cut}
         return report
+
+
+def digest_of_ends(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        start = file.read(COMPARED_BYTES)
+        file.seek(max(0, size - COMPARED_BYTES))
+        return blake2b(start + file.read(COMPARED_BYTES)).digest()
+
+
+def too_few_nouns(captions: Iterable[str], config: BuildVocabulary) -> str:
+    """Why the captions have too few nouns for the vocabulary; empty if they have enough, or if there are more captions
+    than are tagged here."""
+    remaining = iter(captions)
+    counted = Counter(islice(remaining, MAX_TAGGED))
+    if config.entities_file or not counted:
+        return ""
+    try:
+        select_words(merge_forms(count_words(counted, config.tagger, config.lemma, Resources(workers=1))), config)
+    except InputError as error:
+        return "" if next(remaining, None) is not None else str(error)
+    return ""
 
 
 def form_of_source(data: Location) -> str:
@@ -150,9 +205,9 @@ def count_reasons(rejects: Iterable[Reject]) -> dict[str, Any]:
 
 
 def decode_some(rows: Iterable[Row], config: Config, folder: Path) -> dict[str, Any]:
-    """Decodes items in this process. Returns their number, the rejects by reason, and the seconds, and bytes in a
-    shard, of all of them."""
-    count, size, rejected, examples = 0, 0, Counter[str](), list[str]()
+    """Decodes items in this process. Returns their number, the rejects by reason, the seconds, and bytes in a shard, of
+    all of them, and the lengths of long videos in seconds."""
+    count, size, rejected, examples, long = 0, 0, Counter[str](), list[str](), list[float]()
     start = time.perf_counter()
     for row in rows:
         count += 1
@@ -164,9 +219,11 @@ def decode_some(rows: Iterable[Row], config: Config, folder: Path) -> dict[str, 
             if len(examples) < MAX_NAMED:
                 examples.append(f"{row.id}: {error}")
             continue
+        long += [round(clip.duration, 1)] if clip.duration > LONG else []
         size += sum(len(encode_jpeg(frame, config.quality)) + 1024 for frame in clip.frames)  # 1024: a tar header
     seconds = time.perf_counter() - start
-    return {"items": count, "rejected": dict(rejected), "examples": examples, "seconds": seconds, "bytes": size}
+    counts = {"items": count, "rejected": dict(rejected), "examples": examples, "long": long}
+    return counts | {"seconds": seconds, "bytes": size}
 
 
 def estimate(report: dict[str, Any], workers: int) -> dict[str, Any]:
@@ -178,8 +235,8 @@ def estimate(report: dict[str, Any], workers: int) -> dict[str, Any]:
     return {"workers": workers, "seconds": seconds, "bytes": round(decoded["bytes"] * share), "free_bytes": free}
 
 
-def problems(report: dict[str, Any], config: Config) -> Iterator[str]:
-    """What would end a run, or make it useless, one line each."""
+def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> Iterator[str]:
+    """What would end a run of these training stages, or make it useless, one line each."""
     items, rejected = report["items"], report["bad_rows"]["count"]
     lost = rejected + report["missing"] + report["without_text"]
     if lost > config.max_reject_share * items:
@@ -198,6 +255,10 @@ def problems(report: dict[str, Any], config: Config) -> Iterator[str]:
         yield "no item of the split train has a text"
     if not report["splits"]["test"]["items"]:
         yield f"no test split: {why_no_split('test', report['splits'], config, report['split_source'])}"
+    elif not report["splits"]["test"]["captions"] and set(stages) - {"finetune_qa"}:
+        yield "no test captions: retrieval has nothing to score; leave it out, or name a test split with captions"
+    if report["nouns"]:
+        yield report["nouns"]
     if report["estimate"]["bytes"] > report["estimate"]["free_bytes"]:
         yield "the shards need more disk space than is free"
 

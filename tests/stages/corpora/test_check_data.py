@@ -5,6 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from alpro.pipeline.cli.data import print_check
+from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.corpora.check_data import check_data, items_of_split
 from alpro.stages.decode_videos import Config
 from tests.stages.conftest import write_manifest
@@ -140,3 +142,31 @@ def test_items_without_a_text_count_as_lost(tmp_path):
         item["captions"] = []
     (problem,) = (p for p in check_data(write_manifest(tmp_path / "data", items), CONFIG)["problems"] if "no text" in p)
     assert problem.startswith("3 of 10 items have no file, no text or an invalid row, more than max_reject_share = 0.2")
+
+
+def test_too_few_nouns_and_no_test_captions_are_problems(tmp_path):
+    question = [{"question": "what is it?", "answer": "x"}]
+    items = [{"id": f"item{n}", "captions": ["a dog and a cat"], "split": "train"} for n in range(4)]
+    items.append({"id": "asked", "questions": question, "split": "test"})
+    manifest, lengths = write_manifest(tmp_path / "data", items), {"pretrain": 40}
+    few, enough = BuildVocabulary(entities=3), BuildVocabulary(entities=2)
+    captions, nouns = check_data(manifest, CONFIG, samples=1, max_text_tokens=lengths, vocabulary=few)["problems"]
+    assert captions.startswith("no test captions: retrieval has nothing to score")
+    assert nouns.startswith("build_vocabulary.entities = 3, but the captions have 2 nouns that qualify")
+    assert (
+        check_data(manifest, CONFIG, samples=1, max_text_tokens={"finetune_qa": 9}, vocabulary=enough)["problems"] == []
+    )
+
+
+def test_copies_and_other_languages_are_counted(tmp_path, capsys):
+    """A test file that is a training file under another name, by its bytes; "a dog" alone is no language."""
+    texts = ["a dog runs", "der Hund ist im Garten", "\u72d7\u5728\u8dd1", "dog"]
+    items = [{"id": f"item{n}", "captions": [text], "split": "train"} for n, text in enumerate(texts)]
+    items += [{"id": name, "captions": ["x"], "split": "test", "colour": name} for name in ("black", "white")]
+    report = check_data(write_manifest(tmp_path / "data", items), CONFIG, samples=1)
+    assert report["copies_of_training"] == {"validation": [], "test": [str(tmp_path / "data" / "black.png")]}
+    assert report["foreign"] == {"captions": 6, "other": 2}
+    print_check(report)
+    out = capsys.readouterr().out
+    assert "1 test files are copies of training files" in out
+    assert "2 of 6 captions (33%) look like other languages than English" in out

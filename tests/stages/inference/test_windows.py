@@ -1,13 +1,17 @@
 """Windows of long videos: how an index cuts, replaces and finds them."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
 
 from alpro.errors import InputError
+from alpro.pipeline.cli.data import print_check
 from alpro.shards.decoding.ffmpeg_binary import ffmpeg_binary
 from alpro.shards.decoding.pyav_decoder import video_seconds
+from alpro.stages import decode_videos
+from alpro.stages.corpora.check_data import check_data
 from alpro.stages.inference.find import model_digest
 from alpro.stages.inference.index import About, Index, rows_of
 from alpro.stages.inference.index_videos import in_windows, remove_from_index, scan_videos, update_index
@@ -65,6 +69,20 @@ def test_a_search_finds_the_window_of_a_film_that_shows_a_clip(update, videos, m
     found = search(Index.open(tmp_path / "index"), model, "a red ball moves left", k=4)
     assert len({hit.number for hit in found.hits}) == 4
     assert all(hit.match is not None for hit in found.hits)
+
+
+def test_long_videos_are_named_before_they_are_decoded(videos, tmp_path, capsys):
+    """A film of 70 seconds has 13 windows; nine short clips have none."""
+    join([videos[0]] * 70, tmp_path / "film.mp4")
+    clips = [shutil.copy(videos[n % 3], tmp_path / f"{n}.mp4").name for n in range(9)]
+    lines = [{"path": path, "caption": "a ball", "id": str(n)} for n, path in enumerate(["film.mp4", *clips])]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = check_data(tmp_path / "m.jsonl", decode_videos.Config(frames=2, size=32))
+    assert report["decoded"]["long"] == [pytest.approx(70, abs=0.1)]
+    print_check(report)
+    out = capsys.readouterr().out
+    assert "1 of them are longer than a minute, up to 1" in out
+    assert "makes about 13 windows of all" in out
 
 
 def test_windows_cover_a_video_and_the_last_one_ends_with_it(videos, tmp_path):
