@@ -67,7 +67,7 @@ def labeled(source: Location, split: str) -> tuple[list[Labeled], str]:
         items = [Labeled(row, row.model_dump()) for row in rows if not named or row.split == split]
     items = [item for item in items if item.about["captions"] or item.about["questions"]]
     if not items:
-        raise InputError(f"{source}: nothing to evaluate ({what})")
+        raise InputError(f"{source}: no video with a caption or a question ({what})")
     return items, what
 
 

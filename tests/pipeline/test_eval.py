@@ -10,7 +10,11 @@ import pytest
 from alpro import Model
 from alpro.errors import InputError
 from alpro.files import digest
-from alpro.stages.inference.scores import Labels, labeled
+from alpro.stages.evaluation.retrieval import match_top_k
+from alpro.stages.inference.index import About, Index
+from alpro.stages.inference.index_videos import scan_videos, update_index
+from alpro.stages.inference.scores import Labels, encode, labeled
+from alpro.stages.inference.search import search
 from tests.pipeline.test_cli import call
 
 RETRIEVAL, QA, PROMPTER = (digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter"))
@@ -70,7 +74,7 @@ def test_the_split_is_that_of_the_data(data, clips):
     data.write_text(text)
     assert [item.id for item in labeled(data, "test")[0]] == ["a"]
     assert [item.id for item in labeled(data, "train")[0]] == ["b"]
-    with pytest.raises(InputError, match=r"nothing to evaluate \(split validation\)"):
+    with pytest.raises(InputError, match=r"no video with a caption or a question \(split validation\)"):
         labeled(data, "validation")
     items, what = labeled(clips, "test")
     assert what.startswith("split test")
@@ -94,6 +98,18 @@ def test_retrieval_is_that_of_the_model_and_of_the_baseline(scored, data, traine
         name, other = f"similarity/t2v/{metric}", rows[f"baseline/t2v/{metric}"]["value"]
         assert found["differences"][name]["difference"] == pytest.approx(rows[name]["value"] - other)
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == found["results"]
+
+
+def test_the_order_of_a_search_is_scored(data, trained, tmp_path):
+    model = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32")
+    items, videos = encode(model, labeled(data, "test")[0])
+    about = About(model="x", digest="y", embed_dim=model.embed_dim)
+    update_index(tmp_path / "index", model, about, [item for item in scan_videos(data) if item["id"] != "e"])
+    texts = ["a ball", "a star"]
+    scores = match_top_k(model.folder.model, model.texts(texts), videos, 2, both=False)
+    for text, row in zip(texts, scores, strict=True):
+        hits = search(Index.open(tmp_path / "index"), model, text, k=4, rerank=2).hits
+        assert [hit.item["id"] for hit in hits] == [items[i].id for i in np.argsort(-row)]
 
 
 def test_answers_and_entities_are_scored(scored, data, monkeypatch, capsys, trained):
