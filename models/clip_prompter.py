@@ -1,32 +1,78 @@
-"""A CLIP or SigLIP of transformers as the prompter, instead of one trained on the corpora: beyond the paper."""
+"""A CLIP or SigLIP of transformers as the prompter, as it is or trained further on the corpora: beyond the paper."""
 
 import json
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from alpro.errors import InputError
 from alpro.files import read_small_json
-from alpro.models.alpro import ModelConfig, Prompter
-from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.models.alpro import TEMPERATURES, ModelConfig, Prompter
+from alpro.models.attention import Attention
+from alpro.models.folder import ModelFolder, Preprocessing, check_weights, set_frames
 from alpro.models.frames import resize
 from alpro.models.official import first_line
 from alpro.models.timesformer import VideoConfig
+from alpro.models.word_pieces import WordPieces
 
 TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip too
+TEMPORAL = "temporal."  # start of the names of the weights that transformers' model does not have
+# It reports them as unexpected, although `load_temporal` reads them.
+logging.getLogger("transformers.modeling_utils").addFilter(lambda record: TEMPORAL not in record.getMessage())
+
+
+class TemporalAttention(nn.Module):
+    """Attention over the frames of a clip, at each place of the frames, before a layer of the vision tower: with the
+    layer it is divided space-time attention. Its norm, queries, keys and values start as copies of the layer's, its
+    output projection at zero, so that the tower starts as it was.
+
+    The embedding of the times is inside this branch. With another number of frames, the nearest time is used.
+    """
+
+    frames: int  # of the clips that are encoded now
+
+    def __init__(self, layer: Any, heads: int, frames: int):
+        super().__init__()
+        width = layer.self_attn.q_proj.in_features
+        self.norm = nn.LayerNorm(width, eps=layer.layer_norm1.eps)
+        self.attn = Attention(width, heads)
+        self.time_embed = nn.Parameter(0.02 * torch.randn(frames, width))
+        with torch.no_grad():
+            self.norm.load_state_dict(layer.layer_norm1.state_dict())
+            spatial = layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj
+            self.attn.qkv.weight.copy_(torch.cat([part.weight for part in spatial]))
+            self.attn.qkv.bias.copy_(torch.cat([part.bias for part in spatial]))
+            nn.init.zeros_(self.attn.proj.weight)
+            nn.init.zeros_(self.attn.proj.bias)
+
+    def before(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A forward pre-hook of the layer: its arguments, of which the first is x (B * T, N, D)."""
+        x, *others = args
+        y = self.norm(x).unflatten(0, (-1, self.frames)).transpose(1, 2)  # (B, N, T, D)
+        times = torch.arange(self.frames, device=x.device) * len(self.time_embed) // self.frames
+        y = y + self.time_embed[times]
+        y = self.attn(y.flatten(0, 1)).unflatten(0, y.shape[:2])
+        return x + y.transpose(1, 2).flatten(0, 1), *others
 
 
 class ClipPrompter(Prompter):
-    """A frozen CLIP or SigLIP with the interface of the trained prompter, and its pseudo-labels.
+    """A CLIP or SigLIP with the interface of the trained prompter, and its pseudo-labels; frozen until `unfreeze`.
 
-    It encodes the frames of a clip one by one; the embedding of a clip is the mean of theirs, normalized again. The
-    temperature is the inverse of the model's logit scale. SigLIP adds a bias to its logits, which cancels in the
-    softmax over the entities.
+    It encodes the frames of a clip one by one; the embedding of a clip is the mean of theirs, normalized again. With
+    temporal attention, frames see each other in every layer. The temperature is the inverse of the model's logit scale.
+    SigLIP adds a bias to its logits, which cancels in the softmax over the entities.
 
     model: a CLIPModel or SiglipModel. mean, std: its normalization, per channel, of pixels in [0, 1]; frames are given
     with it, until `accept` changes this.
@@ -46,7 +92,33 @@ class ClipPrompter(Prompter):
         # Boxes on whole frames: a 14-pixel patch does not divide every image size.
         patch = next(p for p in range(vision.patch_size, 0, -1) if self.image_size % p == 0)
         self.config = ModelConfig(video=VideoConfig(image_size=self.image_size, patch_size=patch))
+        self.temporal = nn.ModuleList()
+        self.pad_id = 0
         self.eval()
+
+    def add_temporal(self, frames: int) -> None:
+        """Adds temporal attention for clips of `frames` frames, which does not change the embeddings yet."""
+        vision = self.clip.vision_model
+        heads = self.clip.config.vision_config.num_attention_heads
+        self.temporal = nn.ModuleList(TemporalAttention(layer, heads, frames) for layer in vision.encoder.layers)
+        self.temporal.to(self.scale.device)
+        for layer, temporal in zip(vision.encoder.layers, self.temporal, strict=True):
+            layer.register_forward_pre_hook(temporal.before)  # a method: copies of the model have copies of it
+        set_frames(self, frames)
+
+    def unfreeze(self, frames: int, frozen_layers: int = 0) -> None:
+        """Makes it trainable, with temporal attention for clips of `frames` frames, unless it has some; all but the
+        embeddings and the first `frozen_layers` layers of both towers."""
+        if not self.temporal:
+            self.add_temporal(frames)
+        set_frames(self, frames)
+        self.requires_grad_(True)
+        for tower in (self.clip.vision_model, self.clip.text_model):
+            frozen = [tower.embeddings, getattr(tower, "pre_layrnorm", None), *tower.encoder.layers[:frozen_layers]]
+            for part in filter(None, frozen if frozen_layers else ()):
+                part.requires_grad_(False)
+        if hasattr(self.clip, "logit_bias"):  # cancels in the softmax
+            self.clip.logit_bias.requires_grad_(False)
 
     def accept(self, video: VideoConfig, mean: Sequence[float], std: Sequence[float]) -> None:
         """Accepts frames and boxes of another model: of its size and patches, normalized with its mean and std."""
@@ -58,6 +130,8 @@ class ClipPrompter(Prompter):
 
     def encode_video(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
         """Normalized frames (B, T, 3, S, S) of any size S -> the mean of their unit-length embeddings (B, 1, E)."""
+        for temporal in self.temporal:
+            cast(TemporalAttention, temporal).frames = frames.shape[1]
         pixels = resize((frames * self.scale + self.shift).flatten(0, 1), self.image_size)
         features = self.clip.get_image_features(pixel_values=pixels).pooler_output.float()
         return normalize(features, dim=-1).view(*frames.shape[:2], -1).mean(dim=1, keepdim=True)
@@ -66,32 +140,65 @@ class ClipPrompter(Prompter):
         """The result of `encode_video` (B, 1, E) -> L2-normalized embeddings (B, E)."""
         return normalize(tokens[:, 0], dim=-1)
 
-    def clamped_temperature(self) -> Tensor:
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids (B, L) -> embeddings (B, 1, E). The mask is not needed: in a CLIP, no token sees the padding behind
+        it; SigLIP saw texts padded to its full length, without a mask."""
+        length = self.clip.config.text_config.max_position_embeddings
+        ids = ids[:, :length]
+        if self.clip.config.model_type == "siglip":
+            ids = F.pad(ids, (0, length - ids.shape[1]), value=self.pad_id)
+        return self.clip.get_text_features(input_ids=ids).pooler_output.float()[:, None]
+
+    def project_text(self, tokens: Tensor) -> Tensor:
+        return normalize(tokens[:, 0], dim=-1)
+
+    @property
+    def temperature(self) -> Tensor:  # type: ignore[override]
+        """As a function of the logit scale, which is the parameter."""
         return (-self.clip.logit_scale.float()).exp().view(())
+
+    def clamped_temperature(self) -> Tensor:
+        return self.temperature
+
+    @torch.no_grad()
+    def clamp_temperature_(self) -> None:
+        low, high = TEMPERATURES
+        self.clip.logit_scale.clamp_(-math.log(high), -math.log(low))
 
     @torch.no_grad()
     def embed_texts(self, tokenizer: Any, texts: list[str], batch: int = 256) -> Tensor:
-        """Texts -> L2-normalized embeddings (N, E). tokenizer: that of transformers.
-
-        SigLIP saw texts padded to its full length, without an attention mask. All of these models saw lower case,
-        which not every version of their tokenizers applies.
-        """
-        siglip = self.clip.config.model_type == "siglip"
-        length = self.clip.config.text_config.max_position_embeddings
+        """Texts -> L2-normalized embeddings (N, E). tokenizer: that of transformers."""
+        words, length = ClipWords(tokenizer), self.clip.config.text_config.max_position_embeddings
         features = []
         for start in range(0, len(texts), batch):
-            words = tokenizer(
-                [text.lower() for text in texts[start : start + batch]],
-                padding="max_length" if siglip else "longest",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            ).to(self.scale.device)
-            inputs = {"input_ids": words["input_ids"]}
-            if not siglip:
-                inputs["attention_mask"] = words["attention_mask"]
-            features.append(normalize(self.clip.get_text_features(**inputs).pooler_output.float(), dim=-1))
+            ids, mask = words.batch(texts[start : start + batch], length)
+            features.append(self.project_text(self.encode_text(ids.to(self.scale.device), mask.to(self.scale.device))))
         return torch.cat(features)
+
+
+class ClipWords(WordPieces):
+    """The tokenizer of a CLIP or SigLIP, for which there is no masking.
+
+    All of these models saw lower case, which not every version of their tokenizers applies.
+    """
+
+    tokenizer: Any
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.size, self.pad_id = tokenizer, len(tokenizer), pad_of(tokenizer)
+
+    def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
+        words = self.tokenizer([text.lower() for text in texts], max_length=length, truncation=True)
+        return [np.array(row, np.int64) for row in words["input_ids"]]
+
+
+def pad_of(tokenizer: Any) -> int:
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+def words_of(tokenizer: Any) -> WordPieces:
+    """The words of a tokenizer, which is that of a BERT or of a model of transformers."""
+    return WordPieces(tokenizer) if isinstance(tokenizer, Tokenizer) else ClipWords(tokenizer)
 
 
 @dataclass
@@ -102,8 +209,13 @@ class ClipFolder(ModelFolder):
     tokenizer: Any  # that of transformers
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the model, its tokenizer and its normalization."""
+        """Writes the model, its tokenizer and its normalization. Its temporal attention, if any, is in the same file of
+        weights: transformers alone reads the rest, a CLIP or SigLIP that sees frames one by one."""
         self.model.clip.save_pretrained(folder)
+        if self.model.temporal:
+            own = {f"{TEMPORAL}{key}": value.contiguous() for key, value in self.model.temporal.state_dict().items()}
+            file = folder / "model.safetensors"
+            save_file(load_file(file) | own, file, {"format": "pt"})
         self.tokenizer.save_pretrained(folder)
         constants = {"image_mean": self.model.mean, "image_std": self.model.std}
         (folder / "preprocessor_config.json").write_text(json.dumps(constants) + "\n")
@@ -159,4 +271,25 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
             f"{key} to its path"
         ) from error
     prompter = ClipPrompter(model, preprocessing.mean, preprocessing.std).to(device)
+    prompter.pad_id = pad_of(tokenizer)
+    load_temporal(prompter, Path(name) / "model.safetensors", where)
     return ClipFolder("prompter", prompter, tokenizer, preprocessing)
+
+
+def load_temporal(prompter: ClipPrompter, file: Path, where: str) -> None:
+    """Loads the temporal attention in the weights of a model that was trained here, if it has any. Raises InputError if
+    it does not match."""
+    if not file.is_file():
+        return
+    with safe_open(file, framework="pt") as weights:
+        names = [name for name in weights.keys() if name.startswith(TEMPORAL)]  # noqa: SIM118
+        own = {name.removeprefix(TEMPORAL): weights.get_tensor(name) for name in names}
+    if own:
+        times = own.get("0.time_embed", torch.empty(1))
+        prompter.add_temporal(len(times))
+        try:
+            check_weights(own, prompter.temporal, f"{where}: temporal attention")
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        prompter.temporal.load_state_dict(own)
+        prompter.requires_grad_(False)

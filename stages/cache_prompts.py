@@ -18,7 +18,7 @@ from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelFolder
 from alpro.models.templates import Templates, fill
-from alpro.stages.encoding.encode import embed_texts, load_model
+from alpro.stages.encoding.encode import embed_texts, load_prompter
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
 from alpro.stages.training.distributed import pick_device
 
@@ -50,7 +50,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         prompter: ModelFolder = load_clip(config.prompter, device)
         prompter.save_pretrained(out / "model")
     else:
-        prompter = load_model(inputs["prompter"], device)
+        prompter = load_prompter(inputs["prompter"], device)
     entities = read_entities(inputs["vocabulary"])
     prompts = {
         kind: embed(prompter.model, prompter.tokenizer, entities, templates, device)

@@ -1,14 +1,22 @@
-"""Trains the prompter: a video and a text encoder, with the VTC loss only (paper, section 3.2.2)."""
+"""Trains the prompter: a video and a text encoder, with the VTC loss only (paper, section 3.2.2).
 
+Or both towers of a CLIP or SigLIP, beyond the paper: its embedding of a clip is at first the mean of those of the
+frames, so that this fine-tunes what is otherwise the baseline.
+"""
+
+from functools import partial
 from pathlib import Path
 
 import torch
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
+from alpro.errors import InputError
 from alpro.models.alpro import Prompter
+from alpro.models.clip_prompter import ClipFolder, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.stages.evaluation.validation import validate_contrast
-from alpro.stages.execution.interface import Outcome, Resources, require
+from alpro.stages.execution.interface import FILE_OR_NAME, OPTIONAL, Outcome, Resources, require
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
@@ -19,11 +27,58 @@ VERSION = 3
 class Config(EncoderConfig):
     """Training of the prompter."""
 
+    clip: str = Field(
+        "",
+        description="both towers of a CLIP or SigLIP to start from, with its tokenizer and normalization: a hub name or a "
+        "folder; of `model`, only video.frames applies; empty: none",
+        json_schema_extra=FILE_OR_NAME | OPTIONAL,
+    )
+    tower_lr_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="learning rate of these towers as a fraction of lr, the rate of temporal attention: a high one would "
+        "overwrite what they know, and it starts from nothing",
+        json_schema_extra=OPTIONAL,
+    )
+    frozen_layers: int = Field(
+        0,
+        ge=0,
+        description="first layers of each tower that are not trained, and the embeddings before them: less memory and "
+        "overfitting; their temporal attention is trained",
+        json_schema_extra=OPTIONAL,
+    )
+    start_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the weights before training in the result, an average: often better on what the corpus does "
+        "not show (WiSE-FT, Wortsman et al., 2022)",
+        json_schema_extra=OPTIONAL,
+    )
+
+    @model_validator(mode="after")
+    def _both_towers(self) -> "Config":
+        if not self.clip:
+            if (self.tower_lr_ratio, self.frozen_layers, self.start_weight) != (1, 0, 0):
+                raise ValueError("tower_lr_ratio, frozen_layers and start_weight are for the towers of `clip`: set it")
+        elif self.vit or self.bert:
+            raise ValueError("clip has both towers; remove vit and bert")
+        elif any(phase.patch_dropping for phase in self.phases):
+            raise ValueError("patch_dropping is not for the towers of `clip`; set it to 0")
+        return self
+
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
     """inputs: `vocabulary`, and the decoded corpora of the phases by name. Writes model/."""
 
     def build(device: torch.device) -> Training:
+        if config.clip:
+            folder: ModelFolder = load_towers(config, device)
+            norm = folder.preprocessing.mean, folder.preprocessing.std
+            towers = PrompterObjective(folder.model, *norm)
+            validation = partial(validate_contrast, towers, inputs, folder.tokenizer, config)
+            return Training(folder, "sample", towers, lambda: (validation(), ""), start_weight=config.start_weight)
         tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
         model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
         config.load_initial(model)
@@ -38,3 +93,19 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
     trained = train(build, config, inputs, out, resources)
     return trained.outcome({"samples_without_caption": trained.data.skipped})
+
+
+def load_towers(config: Config, device: torch.device) -> ClipFolder:
+    """The towers of `clip`, to be trained. Raises InputError if they are not available or too small for the texts or
+    for frozen_layers."""
+    folder = load_clip(config.clip, device, "train_prompter.clip")
+    towers = folder.model.clip.config
+    if config.max_text_tokens > (length := towers.text_config.max_position_embeddings):
+        raise InputError(
+            f"train_prompter.max_text_tokens {config.max_text_tokens}: the text tower of clip = {config.clip!r} takes "
+            f"{length}; set it to at most that"
+        )
+    if config.frozen_layers > (layers := towers.vision_config.num_hidden_layers):
+        raise InputError(f"train_prompter.frozen_layers {config.frozen_layers}: the vision tower has {layers} layers")
+    folder.model.unfreeze(config.model.video.frames, config.frozen_layers)
+    return folder

@@ -118,12 +118,15 @@ class PipelineConfig(BaseModel):
             raise ValueError(
                 f"pretrain.start: no prompter is trained with cache_prompts.prompter = {clip!r}; set it to scratch"
             )
+        towers = self.train_prompter.clip if self.train_prompter else ""
+        if towers and self.pretrain and self.pretrain.start == "prompter":
+            raise ValueError(f"pretrain.start: the prompter has the towers of {towers!r}, not ours; set it to scratch")
         return self
 
     @model_validator(mode="after")
     def _encoders_agree(self) -> "PipelineConfig":
         teacher, student = self.train_prompter, self.pretrain
-        if not (teacher and student) or self.cache_prompts.prompter or teacher.model == student.model:
+        if not (teacher and student) or self.cache_prompts.prompter or teacher.clip or teacher.model == student.model:
             return self
         if student.start == "prompter":
             raise ValueError(

@@ -87,6 +87,9 @@ def encode_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
 ) -> Texts:
     """Encodes texts. Their tokens stay on the device; for many texts use `embed_texts`."""
+    if isinstance(model, ClipPrompter):  # its fused tokens are of no use: their embeddings stand for them
+        features = model.embed_texts(tokenizer, texts, batch)
+        return Texts(features[:, None], torch.ones(len(features), 1, device=device), features)
     ids, mask = WordPieces(tokenizer).batch(texts, length)
     mask = mask.to(device)
     tokens = torch.empty(*ids.shape, model.config.text.width, device=device)  # filled in place to avoid a second copy

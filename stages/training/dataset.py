@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
 from alpro.errors import InputError
-from alpro.models.word_pieces import WordPieces
+from alpro.models.clip_prompter import words_of
 from alpro.shards.augment import augment_image, augment_video, each_operation
 from alpro.shards.pictures import clip_strip, sheet
 from alpro.shards.reader import Sample, ShardReader, Unreadable
@@ -102,7 +102,7 @@ class TrainingDataset(Dataset[Batch]):
         entities: dict[str, int] | None = None,
     ):
         self.entities = entities or {}
-        self.config, self.words, self.unit, self.answers = config, WordPieces(tokenizer), unit, answers
+        self.config, self.words, self.unit, self.answers = config, words_of(tokenizer), unit, answers
         self.frames, self.image_size, self.grid, self.mlm_probability = frames, image_size, grid, mlm_probability
         self.rank, self.ranks = rank, ranks
         self.draw_box = random_box  # crops of PEM

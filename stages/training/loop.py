@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from alpro.errors import InputError
 from alpro.files import atomic_write, checksum, make_folder
 from alpro.log import log
+from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.precision import autocast, precision
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
@@ -162,6 +163,8 @@ def configure_layers(objective: Objective, resources: Resources) -> None:
     for module in objective.modules():
         if isinstance(module, TimeSformer | Layers):
             module.checkpoint_activations = resources.checkpoint_activations
+        if isinstance(module, ClipPrompter) and module.temporal and resources.checkpoint_activations:
+            module.clip.gradient_checkpointing_enable({"use_reentrant": False})
         if resources.compile and isinstance(module, Block | Layer):
             module.compile(dynamic=False)
 
@@ -275,7 +278,7 @@ class _Trainer:
         """
         rate = learning_rate(*self.data.schedule_of(self.state.step), self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["ratio"]
         self.optimizer.zero_grad(set_to_none=True)
         parts, rows = batch.split(self.config.accumulation_steps), []
         for number, (part, context) in enumerate(self.contrasted(parts), 1):

@@ -13,8 +13,9 @@ from torch import nn
 from alpro.files import read_json
 from alpro.log import log
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig
+from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
-from alpro.models.precision import name_of
+from alpro.models.precision import autocast, name_of
 from alpro.stages.execution.interface import Outcome, Resources, require
 from alpro.stages.training.chance import losses_at_chance
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
@@ -40,7 +41,7 @@ class Training:
     selection (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and
     crops, which draw_box draws. true_labels: the crops have those of the manifest. enabled: False skips the training
     steps and validates the initial weights. draw: called by rank 0 with the data set after every step, and with step 0
-    after training.
+    after training. start_weight: the share of the weights before training in the result.
     """
 
     folder: ModelFolder
@@ -52,6 +53,7 @@ class Training:
     draw_box: Callable[..., tuple[int, int, int, int]] = random_box
     enabled: bool = True
     draw: Callable[[TrainingDataset, int], None] | None = None
+    start_weight: float = 0.0
 
 
 @dataclass
@@ -97,11 +99,13 @@ def train(
         draw = training.draw
         if training.enabled:
             on_step = (lambda step: draw(data, step)) if draw else None
+            start = weights_of(objective) if training.start_weight else {}
             metrics = fit(objective, data, config, out, world, resources, validate, select, on_step)
+            if start:
+                mix(objective, start, training.start_weight)
+                metrics = validated(objective, validate, dtype)
         else:
-            objective.eval()
-            with torch.no_grad():
-                metrics = validate() if validate else {}
+            metrics = validated(objective, validate, torch.float32)
         if world.main:
             folder.preprocessing = folder.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
             folder.save_pretrained(out / "model")
@@ -113,12 +117,34 @@ def train(
         return Trained(folder, data, len(data) * training.enabled, metrics, warnings, dtype)
 
 
+def validated(objective: Objective, validate: Validate | None, dtype: torch.dtype) -> dict[str, float]:
+    objective.eval()
+    with torch.no_grad(), autocast(dtype, objective.mean.device):
+        return validate() if validate else {}
+
+
+def weights_of(objective: Objective) -> dict[str, torch.Tensor]:
+    """Copies of the weights that are trained, in the memory of the CPU."""
+    return {name: p.detach().cpu().clone() for name, p in objective.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def mix(objective: Objective, start: dict[str, torch.Tensor], share: float) -> None:
+    """Averages the weights with `start`, which has this share (WiSE-FT)."""
+    for name, parameter in objective.named_parameters():
+        if name in start:
+            parameter.lerp_(start[name].to(parameter.device), share)
+
+
 def sizes(model: DualEncoder, max_text_tokens: int) -> list[str]:
     """Lines with the sizes of a model's encoders: layers, width, inputs, parameters."""
 
     def millions(*modules: nn.Module | None) -> str:
         return f"{sum(p.numel() for module in modules if module for p in module.parameters()) / 1e6:.3g} M parameters"
 
+    if isinstance(model, ClipPrompter):
+        size = f"{model.config.video.frames} frames of {model.image_size} x {model.image_size} pixels"
+        return [f"both towers of a {model.clip.config.model_type} with temporal attention: {size}, {millions(model)}"]
     video, text, fusion = model.config.video, model.config.text, getattr(model, "multimodal_encoder", None)
     layers = f"{text.fusion_layer} layers" + (f" and {text.depth - text.fusion_layer} that fuse" if fusion else "")
     return [

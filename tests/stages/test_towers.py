@@ -1,0 +1,183 @@
+"""A prompter from both towers of a CLIP or SigLIP: at first the mean of the frames; trained, as any other prompter."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from alpro.errors import InputError
+from alpro.models.clip_prompter import ClipFolder, load_clip
+from alpro.pipeline.config.pipeline_config import load_config
+from alpro.stages import cache_prompts, pretrain, train_prompter
+from alpro.stages.inference.model import Model
+from alpro.stages.train_prompter import load_towers
+from alpro.stages.training.metrics import read_metrics
+from alpro.stages.training.objective import PrompterObjective
+from alpro.stages.training.optim import build_optimizer
+
+CPU = torch.device("cpu")
+
+
+def configured(folder, **changes) -> train_prompter.Config:
+    values = {"phases": [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}], "clip": str(folder)}
+    values |= {"batch_size": 4, "lr": 1e-2, "max_text_tokens": 24, "log_every": 1, "model": {"video": {"frames": 3}}}
+    return train_prompter.Config.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def folder(request, clip_folders):
+    return clip_folders[request.param]
+
+
+@pytest.fixture(scope="module")
+def frames() -> torch.Tensor:
+    return torch.randn(2, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
+    """The artifact of four steps on batches of videos and of images."""
+    out = tmp_path_factory.mktemp("train_prompter")
+    inputs = {"vocabulary": vocabulary, "clips": clips, "stills": stills}
+    train_prompter.run(configured(folder), inputs, out, resources)
+    return out
+
+
+def change(folder: ClipFolder) -> None:
+    """Temporal attention that does something."""
+    with torch.no_grad():
+        for temporal in folder.model.temporal:
+            temporal.attn.proj.weight.normal_(std=0.3)
+
+
+def test_at_first_the_embedding_of_a_clip_is_the_mean_of_transformers_features_of_its_frames(folder, frames):
+    towers, transformers = load_towers(configured(folder), CPU).model.eval(), load_clip(str(folder)).model.clip
+    with torch.no_grad():
+        actual = towers.project_video(towers.encode_video(frames))
+        for clip, embedding in zip(frames, actual, strict=True):
+            features = normalize(transformers.get_image_features(pixel_values=clip).pooler_output, dim=1)
+            torch.testing.assert_close(embedding, normalize(features.mean(0), dim=0), atol=1e-5, rtol=0)
+
+
+def test_trained_temporal_attention_sees_the_order_of_the_frames(folder, frames):
+    loaded = load_towers(configured(folder), CPU)
+    change(loaded)
+    loaded.model.eval()
+    with torch.no_grad():
+        played, backwards = loaded.model.encode_video(frames), loaded.model.encode_video(frames.flip(1))
+        assert (played - backwards).abs().max() > 1e-3
+        one = loaded.model.encode_video(frames[:1])
+        torch.testing.assert_close(one, played[:1], atol=1e-5, rtol=1e-4)  # clips do not see each other
+
+
+def test_texts_are_embedded_alike_in_training_and_afterwards(folder):
+    loaded, texts = load_towers(configured(folder), CPU), ["a photo of a dog.", "one cat"]
+    loaded.model.eval()
+    batch = loaded.model.embed_texts(loaded.tokenizer, texts)
+    words = loaded.tokenizer(texts, padding="longest", return_tensors="pt")
+    with torch.no_grad():
+        tokens = loaded.model.encode_text(words["input_ids"], words["attention_mask"])
+    torch.testing.assert_close(loaded.model.project_text(tokens), batch, atol=1e-5, rtol=1e-4)
+
+
+def test_a_saved_folder_is_the_same_model_with_its_temporal_attention(folder, frames, tmp_path):
+    loaded = load_towers(configured(folder), CPU)
+    change(loaded)
+    loaded.save_pretrained(tmp_path)
+    again = load_clip(str(tmp_path))
+    assert again.model.config.video.frames == 3
+    assert not any(parameter.requires_grad for parameter in again.model.parameters())
+    loaded.model.eval()
+    with torch.no_grad():
+        for some in (frames, frames[:, :1], frames.repeat(1, 2, 1, 1, 1)):
+            torch.testing.assert_close(again.model.encode_video(some), loaded.model.encode_video(some))
+
+
+def test_training_changes_both_towers_and_temporal_attention(trained, folder):
+    before, after = load_towers(configured(folder), CPU).model, load_clip(str(trained / "model")).model
+    changed = {name for name, value in after.state_dict().items() if (value != before.state_dict()[name]).any()}
+    for part in ("clip.vision_model.", "clip.text_model.", "temporal.0.attn.proj", "clip.logit_scale"):
+        assert any(name.startswith(part) for name in changed), part
+    lines = [line for line in read_metrics(trained / "metrics.jsonl") if "train/loss_vtc" in line]
+    assert len(lines) == 4
+
+
+def test_the_trained_model_embeds_texts_and_videos_and_teaches(
+    trained, sample, vocabulary, clips, tiny_model, tmp_path, resources
+):
+    videos = sorted((sample / "videos").glob("test-*.mp4"))[:2]
+    model = Model.from_pretrained(trained)
+    assert model.similarity(videos, ["a red ball"]).isfinite().all()
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    inputs = {"vocabulary": vocabulary, "prompter": trained}
+    cache_prompts.run(cache_prompts.Config(), inputs, prompts, resources)
+    values = {"phases": [{"corpora": ["clips"], "steps": 2}], "model": tiny_model(), "threshold": 0.0}
+    config = pretrain.Config.model_validate(values | {"batch_size": 4, "max_text_tokens": 16, "log_every": 1})
+    student = tmp_path / "pretrain"
+    student.mkdir()
+    pretrain.run(config, inputs | {"prompts": prompts, "clips": clips}, student, resources)
+    assert all(line["train/pseudo_labels_kept"] == 1 for line in read_metrics(student / "metrics.jsonl")[:2])
+
+
+def test_rates_of_towers_and_new_parts_and_frozen_layers(folder):
+    config = configured(folder, tower_lr_ratio=0.1, frozen_layers=1)
+    loaded = load_towers(config, CPU)
+    objective = PrompterObjective(loaded.model, loaded.preprocessing.mean, loaded.preprocessing.std)
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    groups = build_optimizer(objective, config).param_groups
+    ratios = {names[id(parameter)]: group["ratio"] for group in groups for parameter in group["params"]}
+    assert {name.split(".")[1] for name, ratio in ratios.items() if ratio == 0.1} == {"clip"}
+    assert {name.split(".")[1] for name, ratio in ratios.items() if ratio == 1.0} == {"temporal"}
+    assert not any(".encoder.layers.0." in name or ".embeddings." in name for name in ratios)
+    assert any(".text_model.encoder.layers.1." in name for name in ratios)
+    assert any(name.startswith("model.temporal.0.") for name in ratios)
+    decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert decays["model.temporal.0.time_embed"] == 0
+
+
+def test_a_start_weight_of_one_gives_the_start_and_a_half_the_middle(
+    folder, clips, stills, vocabulary, tmp_path, resources
+):
+    inputs = {"vocabulary": vocabulary, "clips": clips, "stills": stills}
+    states = []
+    for share in (0.0, 0.5, 1.0):
+        out = tmp_path / str(share)
+        out.mkdir()
+        train_prompter.run(configured(folder, start_weight=share), inputs, out, resources)
+        states.append(load_clip(str(out / "model")).model.state_dict())
+    start = load_clip(str(folder)).model.state_dict()
+    for name, value in start.items():
+        torch.testing.assert_close(states[2][name], value, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(states[1][name], (states[0][name] + value) / 2, atol=1e-4, rtol=1e-4)
+    assert (states[0]["clip.logit_scale"] - start["clip.logit_scale"]).abs() > 1e-4
+
+
+def test_unset_keys_are_not_part_of_a_fingerprint():
+    recorded = train_prompter.Config.model_validate({"phases": [{"corpora": ["a"], "steps": 1}]}).recorded()
+    assert not {"clip", "tower_lr_ratio", "frozen_layers", "start_weight"} & recorded.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clip": "", "tower_lr_ratio": 0.1}, "set it"),
+        ({"vit": "vit_tiny_patch16_224.a"}, "remove vit"),
+        ({"phases": [{"corpora": ["clips"], "steps": 1, "patch_dropping": 0.5}]}, "patch_dropping"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(changes, message, clip_folders):
+    with pytest.raises(ValueError, match=message):
+        configured(clip_folders["clip"], **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"max_text_tokens": 30}, "takes 24"), ({"frozen_layers": 3}, "has 2 layers")]
+)
+def test_what_the_towers_cannot_do_is_refused(changes, message, clip_folders):
+    with pytest.raises(InputError, match=message):
+        load_towers(configured(clip_folders["clip"], **changes), CPU)
+
+
+def test_the_student_cannot_start_from_towers_of_another_kind(tmp_path):
+    with pytest.raises(InputError, match=r"pretrain.start: the prompter has the towers of 'a/clip'"):
+        load_config("own_videos", str(tmp_path), ["train_prompter.clip=a/clip"])
