@@ -78,6 +78,11 @@ class DualEncoder(nn.Module):
         """The learnable temperature, clamped to [0.001, 0.5]."""
         return self.temperature.clamp(*TEMPERATURES)
 
+    @property
+    def temperature_parameter(self) -> nn.Parameter:
+        """The parameter that the temperature is computed from."""
+        return self.temperature
+
     @torch.no_grad()
     def clamp_temperature_(self) -> None:
         """Clamps the parameter in place after an optimizer step: outside the range it has no gradient."""

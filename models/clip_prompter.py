@@ -153,12 +153,11 @@ class ClipPrompter(Prompter):
         return normalize(tokens[:, 0], dim=-1)
 
     @property
-    def temperature(self) -> Tensor:  # type: ignore[override]
-        """As a function of the logit scale, which is the parameter."""
-        return (-self.clip.logit_scale.float()).exp().view(())
+    def temperature_parameter(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.clip.logit_scale)
 
     def clamped_temperature(self) -> Tensor:
-        return self.temperature
+        return (-self.temperature_parameter.float()).exp().view(())
 
     @torch.no_grad()
     def clamp_temperature_(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
+from alpro.models.clip_prompter import is_clip
 from alpro.models.folder import ModelFolder
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.cli.main import execute, parser
@@ -79,10 +80,6 @@ def planned(sample, tmp_path, monkeypatch):
     return load
 
 
-def scores(folder: Path) -> set[str]:
-    return {name.partition("/")[2] for name in read_json(folder / "results.json")["metrics"]}
-
-
 def test_imported_labels_have_their_names(official):
     assert ModelFolder.from_pretrained(official / "pretrain").entities == ["circle", "square", "triangle", "star"]
     assert ModelFolder.from_pretrained(official / "qa").answers == ["circle", "square", "left"]
@@ -134,3 +131,32 @@ def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_ru
     expected = " ".join(f"--set {change}" for change in changed)
     assert str(error.value) == f"{model}: its text encoder takes 36 tokens; {expected}"
     planning.planned(stage, "from_weights", str(sample / "clips.jsonl"), [*changes, *changed], tmp_path / "workspace")
+
+
+def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, inline_pool):
+    """The whole path of `from_clip` with small random weights: what it scores is not measured."""
+    clip = str(clip_folders["clip"])
+    changes = [
+        *SIZES,
+        *SHORT,
+        f"train_prompter.clip={clip}",
+        f"evaluate.baseline={clip}",
+        "pretrain.vit=",
+        "pretrain.bert=",
+    ]
+    changes += ["model.embed_dim=16", "model.init=scratch", "build_vocabulary.entities=8"]
+    changes += [
+        "model.video={image_size=32, patch_size=8, frames=3, width=32, depth=2, heads=2}",
+        "model.text={width=32, depth=2, fusion_layer=1, heads=2, max_length=40}",
+        "train_prompter.max_text_tokens=24",
+        "pretrain.negative_pool_size=2",
+    ]
+    for stage in ("train_prompter", "pretrain"):
+        changes += [f"{stage}.batch_size=8", f"{stage}.accumulation_steps=2"]
+        changes += [f"{stage}.phases=[{{corpora=['data'], steps=2}}]"]
+    changes += ["evaluate.controls=[]"]
+    folders = make(load_config("from_clip", str(sample / "clips.jsonl"), changes), tmp_path / "run")
+    assert is_clip(folders["train_prompter"] / "model")
+    rows = read_json(folders["evaluate"] / "results.json")["metrics"]
+    assert any("CLIP, frames averaged" in row["section"] for row in rows)
+    assert (folders["zero_shot"] / "results.json").is_file()

@@ -81,7 +81,10 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     if not arguments.config:
         arguments.config = "own_videos" if arguments.data else "sample"
         if arguments.data:
-            log.info("configuration: own_videos, the default with --data; --config chooses a different one")
+            log.info(
+                "configuration: own_videos, small models from random weights for a first look, not for results; "
+                "--config from_clip takes a pre-trained CLIP, --config from_weights an ALPRO"
+            )
     workspace = prepare_run(arguments)
     from alpro.pipeline.config.pipeline_config import skips_questions
     from alpro.pipeline.plan.dag import planned

@@ -54,7 +54,7 @@ def whole_batch(
     video, text = (torch.cat(rows).requires_grad_() for rows in zip(*features, strict=True))
     numbers = torch.cat([part.video for part in parts])
     loss, _, _, metrics = objective.contrast_features(numbers, video, text)
-    gradients = torch.autograd.grad(loss, [video, text, objective.model.temperature])
+    gradients = torch.autograd.grad(loss, [video, text, objective.model.temperature_parameter])
     # As each micro-batch is divided by its own count, that is the mean count of the whole batch.
     sums = {name: torch.stack([count[name] for count in counts]).sum() for name in counts[0]}
     means = {name: objective.total(name, count) / len(parts) for name, count in sums.items()}

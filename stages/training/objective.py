@@ -132,7 +132,7 @@ class Objective(NormalizedModel):
             return self.contrast_features(batch.video, *features)
         with torch.no_grad():
             _, v2t, t2v, _ = self.contrast_features(batch.video, *features)
-        return self.whole.loss(*features, self.model.temperature), v2t, t2v, dict(self.whole.metrics)
+        return self.whole.loss(*features, self.model.temperature_parameter), v2t, t2v, dict(self.whole.metrics)
 
     def contrast_features(
         self, numbers: Tensor, video_feat: Tensor, text_feat: Tensor

@@ -169,7 +169,7 @@ def test_own_data_without_a_configuration_is_that_of_own_videos(tmp_path, monkey
     (tmp_path / "a.csv").write_text("path,captions\na.mp4,a dog\n")
     arguments = ["run", "--dry-run", "--workspace", tmp_path / "w", "--json"]
     _, out, err = call(monkeypatch, capsys, *arguments, "--data", tmp_path / "a.csv")
-    assert "configuration: own_videos, the default with --data; --config chooses a different one\n" in err
+    assert "configuration: own_videos, small models from random weights for a first look, not for results; " in err
     assert not any(row["name"] == "render_sample" for row in json.loads(out))
     _, out, err = call(monkeypatch, capsys, *arguments)
     assert json.loads(out)[0]["name"] == "render_sample"
