@@ -11,19 +11,19 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from alpro.pipeline.config.pipeline_config import PipelineConfig, shipped
+from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.stages.training.config import TrainingConfig
 
 TABLE = "| key | default | description |\n|---|---|---|"
 HEAD = """# Configuration
 
-A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration: {names}.
-`alpro config list` lists the shipped ones, `alpro config show NAME` prints one with all its values, and
+A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration.
+`alpro config list` lists these, `alpro config show NAME` prints one with all its values, and
 `alpro config init FILE` writes a copy to edit.
 Several are joined by `+`, and each completes the ones before it and overrides their values:
 `webvid_cc3m+msrvtt_retrieval` pre-trains and fine-tunes.
 
-`--set stage.key=value` changes a value on the command line. It can be repeated, and it reaches into lists:
+`--set stage.key=value` changes a value on the command line, also in lists:
 `--set train_prompter.phases.0.steps=100`. Unknown keys and values out of range are refused before anything runs.
 
 The sizes in `[model]` apply to the prompter and to ALPRO. The defaults are the paper's. A pipeline skips
@@ -33,17 +33,15 @@ The sizes in `[model]` apply to the prompter and to ALPRO. The defaults are the 
 `docs/write_configuration.py` generates this page from the code."""
 SHARED = """## Training stages
 
-{stages} share the keys of this table. The section of each stage lists the keys that it adds, and those whose default
-differs."""
+{stages} share the keys of this table. The section of each stage lists its own, and other defaults."""
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of "}
 
 
 def document() -> str:
     """The whole page."""
-    head = HEAD.format(names=", ".join(f"`{name}`" for name in shipped()))
     tables = {name: model_of(field.annotation) for name, field in PipelineConfig.model_fields.items()}
     top = [row(name, field) for name, field in PipelineConfig.model_fields.items() if tables[name] is None]
-    parts = [*map(wrapped, head.split("\n\n")), "## Top level", table(top)]
+    parts = [*map(wrapped, HEAD.split("\n\n")), "## Top level", table(top)]
     training = [name for name, model in tables.items() if model and issubclass(model, TrainingConfig)]
     shared = rows_of(TrainingConfig)
     described = {meaning(line) for line in shared}

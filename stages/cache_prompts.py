@@ -32,8 +32,7 @@ class Config(StageConfig):
     templates: Templates = Templates()
     prompter: str = Field(
         "",
-        description="a CLIP or SigLIP of transformers as the prompter, instead of training one: a hub name such as "
-        "openai/clip-vit-base-patch32, or a folder; empty: the trained prompter",
+        description="a CLIP or SigLIP as it is as the prompter: a hub name or a folder; empty: the trained prompter",
         json_schema_extra=FILE_OR_NAME,
     )
 

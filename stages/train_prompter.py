@@ -30,30 +30,29 @@ class Config(EncoderConfig):
     clip: str = Field(
         "",
         description="both towers of a CLIP or SigLIP to start from, with its tokenizer and normalization: a hub name "
-        "or a folder; of `model`, only video.frames applies; empty: none",
+        "or a folder; of `model`, only video.frames applies",
         json_schema_extra=FILE_OR_NAME | OPTIONAL,
     )
     tower_lr_ratio: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="learning rate of these towers as a fraction of lr, the rate of temporal attention: a high one "
-        "would overwrite what they know, and it starts from nothing",
+        description="learning rate of these towers as a fraction of lr: a high one would overwrite what they "
+        "know, while temporal attention starts from nothing",
         json_schema_extra=OPTIONAL,
     )
     frozen_layers: int = Field(
         0,
         ge=0,
-        description="first layers of each tower that are not trained, and the embeddings before them: less memory and "
-        "overfitting; their temporal attention is trained",
+        description="first layers of each tower that are not trained, with its embeddings: less memory and overfitting",
         json_schema_extra=OPTIONAL,
     )
     start_weight: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the weights before training in the result, an average: often better on what the corpus "
-        "does not show (WiSE-FT, Wortsman et al., 2022)",
+        description="share of the weights before training in the result: often better on what the corpus does not "
+        "show (WiSE-FT)",
         json_schema_extra=OPTIONAL,
     )
 

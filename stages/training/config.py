@@ -21,9 +21,7 @@ class Phase(StageConfig):
         (), description="relative number of steps per corpus; empty: by number of examples"
     )
     steps: int = Field(0, ge=0, description="number of optimizer steps; set either steps or epochs")
-    epochs: float = Field(
-        0, ge=0, description="number of passes over the examples of its corpora; set either steps or epochs"
-    )
+    epochs: float = Field(0, ge=0, description="number of passes over the examples of its corpora, instead of steps")
 
     group_batches: bool = Field(
         False, description="put samples of the same group into the same batch, as negatives of each other"
@@ -32,8 +30,8 @@ class Phase(StageConfig):
         0,
         ge=0,
         lt=1,
-        description="fraction of the patches that training drops at random, the same in all frames of a clip (FLIP; "
-        "beyond the paper); at most 0.5 with PEM, which keeps its crop",
+        description="fraction of the patches that training drops at random, the same in all frames of a clip (FLIP); "
+        "at most 0.5 with PEM, which keeps its crop",
         json_schema_extra=OPTIONAL,
     )
 
@@ -51,9 +49,7 @@ class Phase(StageConfig):
 class Validation(StageConfig):
     """Validation frequency, and how much of the validation split of each corpus is used."""
 
-    times: int = Field(
-        1, ge=1, description="number of validations, equally spaced; the last one is at the end of training"
-    )
+    times: int = Field(1, ge=1, description="number of validations, equally spaced; the last at the end")
     videos: int = Field(0, ge=0, description="number of validation videos per corpus, the first ones; 0: all")
 
 
@@ -88,9 +84,8 @@ class TrainingConfig(StageConfig):
     )
     contrast: Literal["micro_batch", "batch"] = Field(
         "micro_batch",
-        description="pairs that the contrastive loss compares. micro_batch: those of a micro-batch, so that "
-        "accumulation_steps changes the result; batch: those of the step, as without accumulation, but micro-batches "
-        "are encoded twice; negative_pool_size must be set then where it exists",
+        description="pairs that the contrastive loss compares. micro_batch: those of a micro-batch; batch: those of "
+        "the step: micro-batches are then encoded twice, and negative_pool_size must be set where it exists",
     )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     schedule: Literal["run", "phase"] = Field(
@@ -116,8 +111,7 @@ class TrainingConfig(StageConfig):
     )
     repeat_images: bool = Field(
         True,
-        description="an image is a clip of equal frames, as in the paper; false: it is one frame, which costs a "
-        "fraction of the time",
+        description="an image is a clip of equal frames, as in the paper; false: one frame, in a fraction of the time",
     )
     augmentation: Literal["none", "official"] = Field(
         "none",
@@ -128,8 +122,7 @@ class TrainingConfig(StageConfig):
         0.01,
         ge=0,
         le=1,
-        description="maximum fraction of unreadable examples; each is logged and replaced by the next one, and "
-        "training stops above this limit",
+        description="maximum fraction of unreadable examples, which are logged and replaced; training stops above it",
     )
     validation: Validation = Validation()
     log_every: int = Field(10, ge=1, description="steps between logged metrics, which are means since the last log")
@@ -179,7 +172,7 @@ class MatchingConfig(TrainingConfig):
         0,
         ge=0,
         description="hard negatives of a pair are sampled from this many consecutive pairs of the batch, for any "
-        "number of processes; 0: from the whole batch. The paper uses the batch of one GPU, 16 in pre-training",
+        "number of processes; 0: from all. The paper: 16 in pre-training, the batch of one GPU",
     )
 
     @model_validator(mode="after")
@@ -213,19 +206,19 @@ class EncoderConfig(TrainingConfig):
     model: ModelConfig = ModelConfig()
     vit: str = Field(
         "",
-        description="pre-trained ViT of the video encoder: a timm name with its tag, such as "
-        "vit_base_patch16_224.orig_in21k_ft_in1k, or a state-dict file; empty: none",
+        description="pre-trained ViT: a timm name with its tag, such as vit_base_patch16_224.orig_in21k_ft_in1k, or a "
+        "state-dict file",
         json_schema_extra=FILE_OR_NAME,
     )
     bert: str = Field(
         "",
-        description="pre-trained BERT of the text and multimodal encoders: a hub name or a folder; empty: none",
+        description="pre-trained BERT of the text and multimodal encoders: a hub name or a folder",
         json_schema_extra=FILE_OR_NAME,
     )
 
     normalization: Literal["clip", "corpus", "imagenet", "half"] = Field(
         "clip",
-        description="mean and std of the pixels: those of CLIP, as in the paper, of the corpora, of ImageNet (DINOv2), "
+        description="mean and std of the pixels: those of CLIP, of the corpora, of ImageNet (DINOv2), "
         "or 0.5 (SigLIP); if it is not set, that of the ViT named in `vit`; pre-training with a trained prompter uses "
         "the prompter's",
     )
