@@ -1,5 +1,7 @@
 """A prompter from both towers of a CLIP or SigLIP: at first the mean of the frames; trained, as any other prompter."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -10,6 +12,9 @@ from alpro.pipeline.config.pipeline_config import load_config
 from alpro.stages import cache_prompts, pretrain, train_prompter
 from alpro.stages.inference.model import Model
 from alpro.stages.train_prompter import load_towers
+from alpro.stages.training.batch import Batch
+from alpro.stages.training.contrast_cache import contrast_whole_batch
+from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.optim import build_optimizer
@@ -117,6 +122,60 @@ def test_the_trained_model_embeds_texts_and_videos_and_teaches(
     student.mkdir()
     pretrain.run(config, inputs | {"prompts": prompts, "clips": clips}, student, resources)
     assert all(line["train/pseudo_labels_kept"] == 1 for line in read_metrics(student / "metrics.jsonl")[:2])
+
+
+@pytest.fixture
+def objective(folder) -> PrompterObjective:
+    loaded = load_towers(configured(folder), CPU)
+    change(loaded)
+    return PrompterObjective(loaded.model, loaded.preprocessing.mean, loaded.preprocessing.std).eval()
+
+
+@pytest.fixture
+def batch() -> Batch:
+    random = torch.Generator().manual_seed(1)
+    clips = torch.randint(0, 256, (4, 3, 3, 32, 32), generator=random, dtype=torch.uint8)
+    text = torch.randint(2, 50, (4, 8), generator=random)
+    text[:, -1] = 1  # the end
+    return Batch(0, "video", list("abcd"), torch.arange(4), clips, text, torch.ones_like(text))
+
+
+def gradients(objective: PrompterObjective) -> dict[str, torch.Tensor | None]:
+    return {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
+
+
+def test_every_weight_that_is_trained_has_a_gradient(objective, batch):
+    """DistributedDataParallel waits for all of them."""
+    objective(batch)[0].backward()
+    assert [name for name, gradient in gradients(objective).items() if gradient is None] == []
+
+
+def test_micro_batches_with_contrast_over_all_have_the_gradients_of_the_batch(objective, batch):
+    objective(batch)[0].backward()
+    expected = gradients(objective)
+    objective.zero_grad(set_to_none=True)
+    for part, context in contrast_whole_batch(objective, batch.split(2), nullcontext, (1,)):
+        with context():
+            (objective(part)[0] / 2).backward()
+    for name, gradient in gradients(objective).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3)
+
+
+def test_recomputed_activations_change_nothing(objective, batch, resources):
+    objective(batch)[0].backward()
+    expected = gradients(objective)
+    objective.zero_grad(set_to_none=True)
+    for module in objective.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    configure_layers(objective, resources.model_copy(update={"checkpoint_activations": True}))
+    assert any(getattr(module, "gradient_checkpointing", False) for module in objective.modules())
+    for tower in (objective.model.clip.vision_model, objective.model.clip.text_model):
+        for layer in tower.encoder.layers:
+            layer.training, layer.self_attn.dropout = True, 0.0  # only then activations are recomputed
+    objective(batch)[0].backward()
+    for name, gradient in gradients(objective).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
 
 
 def test_rates_of_towers_and_new_parts_and_frozen_layers(folder):
