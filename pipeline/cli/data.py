@@ -3,6 +3,7 @@
 import argparse
 import sys
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from alpro.artifact_names import find_artifact
@@ -17,6 +18,7 @@ def add_data_commands(commands: Any) -> None:
     actions = add_group(commands, "data", "check data before a run, describe decoded corpora")
     add_check(actions)
     add_inspect(actions)
+    add_forget(actions)
 
 
 def add_check(actions: Any) -> None:
@@ -68,6 +70,79 @@ def add_inspect(actions: Any) -> None:
     )
     add_json(parser)
     add_workspace(parser, "folder of the artifacts")
+
+
+def add_forget(actions: Any) -> None:
+    parser = add_action(
+        actions,
+        "forget",
+        forget,
+        "list what holds frames or texts of videos, and delete them from indexes",
+        "Lists the artifacts and reports of the workspace that hold frames or texts of the videos, or were made from "
+        "them, deletes the entries of indexes, and prints what a run will replace.",
+    )
+    parser.add_argument("videos", nargs="+", metavar="FILE", help="a file, a URL, or the id of a video")
+    parser.add_argument(
+        "--index",
+        action="append",
+        default=[],
+        type=user_path,
+        metavar="INDEX",
+        help="an index beyond those in the current folder and the workspace; repeatable",
+    )
+    add_json(parser)
+    add_workspace(parser, "folder of the artifacts")
+
+
+def forget(arguments: argparse.Namespace) -> None:
+    """`alpro data forget`."""
+    from alpro.pipeline.store.artifacts import Store
+    from alpro.pipeline.store.forget import entries, held
+    from alpro.stages.inference.index_videos import remove_items
+    from alpro.stages.inference.search import hit_path
+
+    found = held(Store(arguments.workspace / "artifacts"), arguments.videos)
+    near = [file.parent for place in (Path(), arguments.workspace) for file in place.glob("*/index.json")]
+    near = [folder for folder in near if is_index(folder)]
+    removed = {
+        folder: remove_items(folder, lambda index: entries(index, arguments.videos, found.corpora))
+        for folder in dict.fromkeys(map(Path.resolve, [*arguments.index, *near]))
+    }
+    if arguments.json:
+        tables = {key: getattr(found, key) for key in ("corpora", "rejects", "derived")}
+        values = {key: {str(folder): value for folder, value in table.items()} for key, table in tables.items()}
+        lists = {"reports": [*map(str, found.reports)], "unfinished": [*map(str, found.unfinished)]}
+        print_json({**values, **lists, "indexes": {str(f): [*map(hit_path, items)] for f, items in removed.items()}})
+        return
+    for folder, samples in found.corpora.items():
+        print(f"frames and texts: {folder}: {', '.join(f'{name} ({shard})' for name, shard in samples.items())}")
+    for folder, names in found.rejects.items():
+        print(f"names of rejects: {folder}: {', '.join(names)}")
+    for folder, name in found.derived.items():
+        print(f"made from them (weights, words, scores or pictures): {name}: {folder}")
+    print(*(f"report: {file}" for file in found.reports), sep="\n", end="\n" if found.reports else "")
+    for folder in found.unfinished:
+        print(f"interrupted, may hold frames: {folder}")
+    for folder, items in removed.items():
+        print(f"index {folder}: {len(items)} entries deleted")
+    if found.corpora or found.rejects:
+        stages = dict.fromkeys(folder.parent.name for folder in [*found.corpora, *found.rejects, *found.derived])
+        print(
+            f"Remove the files and their rows of the manifest and run again: {', '.join(stages)} get new artifacts. "
+            "Then delete the runs of these in MLflow, and `alpro artifacts gc --yes` removes what is listed here."
+        )
+    elif not any(removed.values()):
+        raise InputError(f"{', '.join(arguments.videos)}: neither in {arguments.workspace} nor in an index")
+
+
+def is_index(folder: Path) -> bool:
+    from alpro.stages.inference.index import read_about
+
+    try:
+        read_about(folder)
+    except InputError:  # an index.json of something else
+        return False
+    return True
 
 
 def check(arguments: argparse.Namespace) -> int:

@@ -126,16 +126,19 @@ def occupied(workspace: Path) -> dict[str, int]:
 def leftovers(workspace: Path, gone: set[str]) -> list[Path]:
     """Files of a workspace that nothing needs while nothing runs: reports with an artifact of the fingerprints `gone`,
     interrupted downloads, and temporary files of killed processes."""
-    found = []
+    fetched = sorted((workspace / "artifacts" / ".fetched").glob("*/*"))
+    return [*reports_of(workspace, gone), *fetched, *sorted(workspace.rglob(".*.part"))]
+
+
+def reports_of(workspace: Path, fingerprints: set[str]) -> Iterator[Path]:
+    """The files of the reports of runs with one of these artifacts."""
     for summary in sorted((workspace / "reports").glob("*.json")):
         try:
             steps = {step["fingerprint"] for step in read_json(summary)["steps"]}
         except (ValueError, KeyError, TypeError):  # something else
             continue
-        if steps & gone:
-            found += sorted(workspace.glob(f"reports/{glob.escape(summary.stem)}.*"))
-    found += sorted((workspace / "artifacts" / ".fetched").glob("*/*"))
-    return [*found, *sorted(workspace.rglob(".*.part"))]
+        if steps & fingerprints:
+            yield from sorted(workspace.glob(f"reports/{glob.escape(summary.stem)}.*"))
 
 
 def remove(store: Store, items: list[Unneeded], files: Iterable[Path] = ()) -> None:

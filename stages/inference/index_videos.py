@@ -136,14 +136,26 @@ def update_index(
 def remove_from_index(folder: Path, names: Sequence[str]) -> list[Item]:
     """Deletes the vectors and rows of what `items_named` finds, and returns it. Raises InputError if a name stands for
     nothing in the index, which then stays as it is, and if another process changes the index."""
+
+    def chosen(index: Index) -> list[Item]:
+        found = list(items_named(index, names))
+        if missing := [name for name in names if name not in {name for name, _ in found}]:
+            raise InputError(f"{folder}: not in this index: {', '.join(missing)}; `alpro index ls` lists what is")
+        return [item for _, item in found]
+
+    return remove_items(folder, chosen)
+
+
+def remove_items(folder: Path, choose: Callable[[Index], Iterable[Item]]) -> list[Item]:
+    """Deletes what a function chooses of the items and rejects of an index, and returns it. Raises InputError as
+    `remove_from_index`."""
     read_about(folder)  # raises InputError if there is none
     with locked(folder):
         writer = IndexWriter(folder, repair(folder))
-        found = list(items_named(Index.open(folder), names))
-        if missing := [name for name in names if name not in {name for name, _ in found}]:
-            raise InputError(f"{folder}: not in this index: {', '.join(missing)}; `alpro index ls` lists what is")
-        writer.finish(True, {key_of(item) for _, item in found})
-    return [item for _, item in found]
+        items = list(choose(Index.open(folder)))
+        if items:
+            writer.finish(True, {key_of(item) for item in items})
+    return items
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def test_the_lineage_is_printed_with_the_command_that_builds_the_artifact(store,
     assert status == 0
     assert [line.split()[1] for line in out.splitlines() if "2026-01-0" in line] == ["a", "b", "c", "d"]
     assert "built with torch 9.9" in out
-    expected = "alpro d --config sample --set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
+    expected = "alpro run d --config sample --set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
     assert f"To build it again, at commit abc123:\n  {expected}\n" in out
 
 
@@ -182,7 +182,7 @@ def test_the_lineage_shows_rows_entities_files_and_the_folder_of_the_command(sto
     text = " ".join(out.split())
     assert "from b, c reads /videos/m.jsonl, SHA-256 12ab rows read 3" in text
     assert f"{folder}: index.parquet (rows), entities.parquet (entities)" in text
-    assert "at commit abc123, in the folder /home/me: alpro d" in text
+    assert "at commit abc123, in the folder /home/me: alpro run d" in text
     assert text.endswith("The checkout had changes that are not in this commit.")
 
 
