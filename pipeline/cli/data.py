@@ -77,7 +77,7 @@ def add_forget(actions: Any) -> None:
         actions,
         "forget",
         forget,
-        "list what holds frames or texts of videos, and delete them from indexes",
+        "list what holds videos, and delete them from indexes",
         "Lists the artifacts and reports of the workspace that hold frames or texts of the videos, or were made from "
         "them, deletes the entries of indexes, and prints what a run will replace.",
     )
@@ -88,7 +88,7 @@ def add_forget(actions: Any) -> None:
         default=[],
         type=user_path,
         metavar="INDEX",
-        help="an index beyond those in the current folder and the workspace; repeatable",
+        help="another index than those in the current folder and the workspace; repeatable",
     )
     add_json(parser)
     add_workspace(parser, "folder of the artifacts")
