@@ -114,7 +114,7 @@ def test_box_mask_against_a_table():
 def test_a_crop_keeps_its_place_and_the_rest_is_black():
     frames = torch.rand(2, 3, 3, 16, 16) + 1  # no pixel is black
     black = torch.tensor([-0.5, -1.0, -1.5]).view(3, 1, 1)
-    cropped = crop(frames, torch.tensor([[0, 1, 2, 3], [3, 0, 1, 2]]), 4, black)
+    cropped = crop(frames, torch.tensor([[1, 0, 3, 2], [0, 3, 2, 1]]), 4, black)
     expected = black.expand_as(frames).clone()
     expected[0, :, :, 0:8, 4:16] = frames[0, :, :, 0:8, 4:16]  # rows 0-1, columns 1-3, in every frame
     expected[1, :, :, 12:16, 0:8] = frames[1, :, :, 12:16, 0:8]  # row 3, columns 0-1

@@ -116,8 +116,8 @@ def test_every_clip_with_a_known_entity_has_crops_with_a_fixed_seed(crops):
     assert {0.3 <= height * width / 16 <= 0.5 for _, _, width, height in boxes} == {True}
     assert {crop.named for crop in actual} == {"ball", "box"}
     for crop in actual:
-        assert crop.named == ("box" if crop.box[0] > 0 else "ball")
-        assert crop.probability == pytest.approx(0.6 if crop.box[1] == 0 else 0.3)
+        assert crop.named == ("box" if crop.box[1] > 0 else "ball")
+        assert crop.probability == pytest.approx(0.6 if crop.box[0] == 0 else 0.3)
         assert crop.truth == {"a": ["ball"], "c": ["box", "star"]}[crop.id]
 
 

@@ -98,9 +98,9 @@ def test_a_region_is_left_top_width_and_height(folders, videos, monkeypatch):
         return whole(frames, boxes, *rest)
 
     monkeypatch.setattr(model.folder.model, "pseudo_labels", watched)
-    model.entities(videos[0], (0, 0.75, 0.5, 0.25))  # of 4 x 4 patches: top, left, height, width
+    model.entities(videos[0], (0, 0.75, 0.5, 0.25))  # of 4 x 4 patches: left, top, width, height
     model.draw_entities(videos[0], [(0.5, 0.25, 0.25, 0.75)])
-    assert seen == [[[3, 0, 1, 2]], [[1, 2, 3, 1]]]
+    assert seen == [[[0, 3, 2, 1]], [[2, 1, 1, 3]]]
 
 
 def test_a_folder_is_saved_and_read_again(folders, videos, tmp_path):
