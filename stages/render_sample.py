@@ -33,9 +33,9 @@ VERSION = 4
 
 class Silent(StageConfig):
     """The stills of the study `silent`, each of four things: the corpora `first` and `second`, half of the training
-    stills each, and `questions`."""
+    stills each, and `questions`. The captions of `second` name all four things: the start of all runs learns from it."""
 
-    named: int = Field(1, ge=1, le=4, description="things that a training caption names")
+    named: int = Field(1, ge=1, le=4, description="things that a caption of the corpus `first` names")
     stills: int = Field(6000, ge=2, description="training stills")
     questions: int = Field(300, ge=1, description="more training stills, with a question each")
     validation: int = Field(200, ge=1, description="validation stills, with four questions each")
@@ -165,9 +165,10 @@ def silent_stills(config: Config) -> list[Item]:
     assert sizes
     rng, items = np.random.default_rng([config.seed, 5]), []
     for number in range(sizes.stills):
-        still = silent.draw_still(rng, sizes.named)
+        corpus, named = ("first", sizes.named) if number % 2 else ("second", 4)
+        still = silent.draw_still(rng, named)
         captions = [silent.caption(still, rng) for _ in range(config.captions)]
-        items.append(silent_item("first" if number % 2 else "second", f"still-{number:05d}", "train", still, captions))
+        items.append(silent_item(corpus, f"still-{number:05d}", "train", still, captions))
     # The same for every number of named things.
     rng = np.random.default_rng([config.seed, 6])
     for number in range(sizes.questions):
