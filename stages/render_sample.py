@@ -33,7 +33,8 @@ VERSION = 4
 
 class Silent(StageConfig):
     """The stills of the study `silent`, each of four things: the corpora `first` and `second`, half of the training
-    stills each, and `questions`. The captions of `second` name all four things: the start of all runs learns from it."""
+    stills each, and `questions`. The captions of `second` name all four things; the start of all runs
+    learns from them."""
 
     named: int = Field(1, ge=1, le=4, description="things that a caption of the corpus `first` names")
     stills: int = Field(6000, ge=2, description="training stills")

@@ -1,17 +1,21 @@
 """Zero-shot evaluation: retrieval by the pre-trained model, entity accuracy of the prompter (paper, section 4.2)."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from alpro.models.alpro import Alpro
+from alpro.models.folder import ModelFolder
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.encoding.encode import load_prompter
-from alpro.stages.evaluation.entities import Crop, best_constant, entities_of_crops, entity_accuracy
+from alpro.stages.encoding.encode import Videos, encode_texts, load_prompter, similarities
+from alpro.stages.evaluation.entities import Crop, best_constant, entities_of_crops, entity_accuracy, known_entities
 from alpro.stages.evaluation.metrics import (
     CROP_ACCURACY,
     ENTITY_ACCURACY,
+    ENTITY_RECALL,
     KEPT_CROP_ACCURACY,
     KEPT_CROPS,
     TABLE_VERSION,
@@ -20,7 +24,7 @@ from alpro.stages.evaluation.metrics import (
 )
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load_for_evaluation
 from alpro.stages.evaluation.results import Results, add_rankers, evaluating
-from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.retrieval import Gallery, match_all
 from alpro.stages.execution.interface import Outcome, Resources
 
 VERSION = f"4 {TABLE_VERSION}"
@@ -51,7 +55,41 @@ def retrieval(config: Config, inputs: dict[str, Path], results: Results, device:
     folder = load_for_evaluation(config, inputs["pretrained"], device)
     corpus = inputs[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    add_rankers(results, "zero-shot", "zero_shot", folder, gallery, config, device)
+    _, _, (_, videos) = add_rankers(results, "zero-shot", "zero_shot", folder, gallery, config, device)
+    if config.name_entities:
+        named_entities(folder, gallery, videos, results, device)
+
+
+def named_entities(
+    folder: ModelFolder, gallery: Gallery, videos: Videos, results: Results, device: torch.device
+) -> None:
+    """Adds the share of the known entities of each item that are among as many that the pre-trained model ranks first,
+    by matching and by similarity."""
+    truths = known_entities(gallery.reader, folder.entities)
+    items = [item for item, number in enumerate(gallery.numbers) if number in truths]
+    if not items:
+        return
+    shown = np.array([[e in truths[gallery.numbers[i]] for i in items] for e in folder.entities])
+    kind = gallery.reader[gallery.numbers[items[0]]].about["kind"]
+    texts = [f"a {'photo' if kind == 'image' else 'video'} of a {entity}" for entity in folder.entities]
+    length = folder.preprocessing.max_text_tokens
+    model, some = cast(Alpro, folder.model), Videos(videos.tokens[items], videos.features[items])
+    encoded = encode_texts(model, folder.tokenizer, texts, length, device)
+    similarity = similarities(encoded.features, some.features).cpu().numpy()
+    queries = gallery.queries("v2t").select(np.isin(np.arange(len(gallery.ids)), items))
+    for what, name, scores in (
+        ("pre-trained model by matching", "named", match_all(model, encoded, some)),
+        ("pre-trained model by similarity", "named_vtc", similarity),
+    ):
+        share = recall_of_shown(scores, shown)
+        results.add(Score(ENTITY_RECALL, share * 100, 100 * float(shown.mean()), queries), what, name)
+
+
+def recall_of_shown(scores: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Share (items,) of the true entities among as many with the highest scores. scores, shown: (entities, items)."""
+    place = (-scores).argsort(axis=0, kind="stable").argsort(axis=0)
+    count = shown.sum(axis=0)
+    return ((place < count) & shown).sum(axis=0) / count
 
 
 def entities(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:

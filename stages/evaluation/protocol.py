@@ -15,7 +15,7 @@ from alpro.models.folder import ModelFolder, set_frames
 from alpro.shards.reader import ShardReader
 from alpro.stages.encoding.encode import Reorder, Texts, Videos, load_model
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
-from alpro.stages.execution.interface import StageConfig, require
+from alpro.stages.execution.interface import OPTIONAL, StageConfig, require
 from alpro.stages.training.config import Protocol
 
 TASKS = {"captions": "retrieval", "questions": "qa"}
@@ -60,6 +60,11 @@ class EvaluationConfig(StageConfig):
         ge=0,
         description="number of random crops of each clip on which the prompter's entities are also evaluated, drawn as "
         "in PEM; 0: only on whole clips",
+    )
+    name_entities: bool = Field(
+        False,
+        description="zero-shot: also score the entities that the pre-trained model names",
+        json_schema_extra=OPTIONAL,
     )
 
     @property

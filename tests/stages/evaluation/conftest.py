@@ -1,7 +1,7 @@
 """A corpus of clips that become brighter or darker, and a fake model that reads it off the frames."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +129,18 @@ def clip_corpus() -> Callable[..., Path]:
 
 @pytest.fixture
 def reading(tiny_model, tokenizer, monkeypatch):
-    """reading(task, mean, std, frames): the fake model of a folder, which is loaded wherever one is."""
+    """reading(task, mean, std, frames, entities): the fake model of a folder, which is loaded wherever one is."""
 
-    def make(task: str = "retrieval", mean: float = 0.5, std: float = 0.25, frames: int = 4) -> Reading:
+    def make(
+        task: str = "retrieval", mean: float = 0.5, std: float = 0.25, frames: int = 4, entities: Iterable[str] = ()
+    ) -> Reading:
         own = train_tokenizer(["light rising", "light falling", "how does it go?"] * 3, 200)
         words = {own.token_to_id("rising"): 0, own.token_to_id("falling"): 1}
         shape = tiny_model(own.get_vocab_size())
         shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": frames})})
         model = Reading(shape, ["rising", "falling", "other"], words)
         preprocessing = Preprocessing(mean=(mean,) * 3, std=(std,) * 3, max_text_tokens=12)
-        folder = ModelFolder(task, model, own, preprocessing, answers=["rising", "falling", "other"])
+        folder = ModelFolder(task, model, own, preprocessing, [*entities], ["rising", "falling", "other"])
         monkeypatch.setattr(protocol, "load_model", lambda path, device: folder)
         return model
 

@@ -425,6 +425,21 @@ def test_zero_shot_is_by_matching_by_similarity_and_with_a_dual_softmax(clips_of
     assert (actual["zero_shot/t2v/R1"]["items"], actual["zero_shot/t2v/R1"]["chance"]) == (4, 25)
 
 
+def test_a_pretrained_model_names_the_entities_that_an_item_shows(clips_of_brightness, reading, tmp_path):
+    reading("pretrain", entities=["rising", "falling"])
+    wanted = {"retrieval": "clips", "name_entities": True}
+    actual = evaluated(zero_shot, clips_of_brightness, tmp_path / "out", ("pretrained",), **wanted)
+    named = {name: (row["value"], row["chance"], row["items"]) for name, row in actual.items() if "recall" in name}
+    assert named.pop("named_vtc/recall")[1:] == (50, 4)  # by random weights
+    assert named == {"named/recall": (100, 50, 4)}
+
+
+def test_as_many_entities_are_named_as_an_item_shows():
+    scores = np.array([[3, 0], [2, 3], [1, 2], [0, 1]])  # of four entities for two items
+    shown = np.array([[True, True], [False, False], [True, False], [False, False]])
+    assert zero_shot.recall_of_shown(scores, shown).tolist() == [0.5, 0]
+
+
 def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_path, monkeypatch):
     score = EntityScore(50.0, 25.0, ["a", "b"], ["ball", "box"], [["ball"], ["star"]], ["a ball", "a star"])
     monkeypatch.setattr(zero_shot, "load_prompter", lambda *_: None)
