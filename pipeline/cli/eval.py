@@ -10,7 +10,6 @@ from alpro.errors import InputError
 from alpro.log import log
 from alpro.pipeline.cli.arguments import add_action, user_path
 from alpro.pipeline.cli.model import add_model, add_shared, load, model_path, videos_at
-from alpro.shards.schema import SPLITS
 
 
 def add_eval(commands: Any) -> None:
@@ -22,7 +21,7 @@ def add_eval(commands: Any) -> None:
     add_model(parser)
     parser.add_argument("data", metavar="DATA", help="a decoded corpus, a manifest, or a folder of videos with texts")
     help = "the videos to evaluate, if the data names splits (default: test)"
-    parser.add_argument("--split", choices=SPLITS, default="test", help=help)
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help=help)
     parser.add_argument(
         "--baseline", default="", metavar="MODEL", help="another model, such as the folder of a CLIP, to compare with"
     )

@@ -159,7 +159,7 @@ def test_a_dry_run_fails_as_the_run_would(tmp_path, monkeypatch, capsys):
 
 
 def test_more_frames_than_are_stored_are_a_warning(tmp_path, monkeypatch, capsys):
-    arguments = ["evaluate", "--config", TINY, "--dry-run", "--workspace", tmp_path]
+    arguments = ["run", "evaluate", "--config", TINY, "--dry-run", "--workspace", tmp_path]
     assert call(monkeypatch, capsys, *arguments)[2] == ""
     _, _, err = call(monkeypatch, capsys, *arguments, "--set", "evaluate.frames=9")
     assert err == "evaluate uses 9 frames of a clip, and clips stores 4: some are repeated\n"
