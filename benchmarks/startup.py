@@ -4,8 +4,8 @@
 
 Runs of the sample's vocabulary, whose inputs and result exist: the same command again; a command with other
 arguments, which starts no run either; and that command as a Prefect flow with a server of its own, as every command
-ran at first. That is the baseline, "as a flow". COMMIT also runs the command with other arguments, with its own code, if it has
-`alpro run STAGE`.
+ran at first. That is the baseline, "as a flow". COMMIT, which needs `alpro run STAGE`, also runs the command with other
+arguments, with its own code.
 The commands take turns. The table has the medians of the turns, in seconds.
 
 The workspace has the artifacts of a run of the sample; what is missing there is built first (two minutes). Without
