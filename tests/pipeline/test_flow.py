@@ -151,7 +151,7 @@ def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, tmp_pa
     assert whole["results"]
     assert Path(whole["report"]).is_file()
     assert printed("run", "--set", "resources.workers=1") == whole
-    part = printed("train-prompter")
+    part = printed("run", "train_prompter")
     assert list(part["artifacts"]) == STAGES[:5]
     assert part["report"] == ""  # no run was of this stage
     assert len(runs(workspace)[0]) == before + 1
