@@ -106,6 +106,7 @@ def left(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2400)  # 12 minutes on a quiet machine, 18 on a busy one
 def test_a_day(tmp_path, free_port):
     day, ports = Day(tmp_path), (free_port(), free_port())
     if not (program("initdb") and program("postgres")):
