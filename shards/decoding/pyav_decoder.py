@@ -66,19 +66,22 @@ def decode_with_pyav(request: DecodeRequest) -> Clip:
         raise DecodeError("unreadable", str(getattr(error, "strerror", None) or error)) from error
 
 
+MIN_BYTES = 100  # in a second of a video; a still picture at one frame a second has more
+
+
 def video_seconds(path: Path) -> float:
-    """The length of a video as its container states it, without reading the frames; 0 if that is unknown, or if the
-    file cannot be read: decoding it tells why. Raises InputError if PyAV is not installed."""
+    """The length of a video as its container states it, without reading the frames; 0 if that is unknown, would be less
+    than MIN_BYTES a second, as after a flipped bit, or if the file cannot be read: decoding it tells why. Raises
+    InputError if PyAV is not installed."""
     pyav_version()
     import av
 
     try:
         with av.open(str(path), options=OPTIONS) as container:
             stream = _video_stream(container)
-            if stream.duration:
-                return float(stream.duration * stream.time_base)
-            return (container.duration or 0) / av.time_base
-    except (av.FFmpegError, ValueError, DecodeError):
+            length = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
+        return float(length) if 0 < length * MIN_BYTES <= path.stat().st_size else 0.0
+    except (av.FFmpegError, OSError, ValueError, DecodeError):
         return 0.0
 
 

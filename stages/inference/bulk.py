@@ -57,7 +57,7 @@ def write_words(
 def resume(journal: Path, about: dict[str, Any]) -> set[str]:
     """The keys of the rows of a journal; a row that was cut off is removed. `about` is the first line."""
     head = json.dumps(about, sort_keys=True) + "\n"
-    if not journal.is_file():
+    if not journal.is_file() or not journal.stat().st_size:  # killed before its first line
         journal.parent.mkdir(parents=True, exist_ok=True)
         journal.write_text(head, "utf-8")
         return set()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import subprocess
 
 import pytest
@@ -69,6 +70,20 @@ def test_a_search_finds_the_window_of_a_film_that_shows_a_clip(update, videos, m
     found = search(Index.open(tmp_path / "index"), model, "a red ball moves left", k=4)
     assert len({hit.number for hit in found.hits}) == 4
     assert all(hit.match is not None for hit in found.hits)
+
+
+@pytest.mark.parametrize("length", [1e15, float("inf"), float("nan")])
+def test_a_wrong_length_in_a_header_makes_no_windows(length, update, videos, tmp_path):
+    """One flipped bit of a length in a Matroska file turns seconds into millennia."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    join([videos[0]] * 4, folder / "film.mkv")
+    content = bytearray((folder / "film.mkv").read_bytes())
+    place = content.index(b"\x44\x89\x88") + 3  # Duration, in milliseconds
+    content[place : place + 8] = struct.pack(">d", length)
+    (folder / "film.mkv").write_bytes(content)
+    counts = update(folder, window=1.0, stride=0.5)
+    assert counts.embedded + counts.rejected == 1
 
 
 def test_long_videos_are_named_before_they_are_decoded(videos, tmp_path, capsys):
