@@ -11,13 +11,22 @@ from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.encoding.encode import Videos, encode_texts, load_prompter, similarities
-from alpro.stages.evaluation.entities import Crop, best_constant, entities_of_crops, entity_accuracy, known_entities
+from alpro.stages.evaluation.entities import (
+    Crop,
+    best_constant,
+    entities_of_crops,
+    entity_accuracy,
+    known_entities,
+    patches_of,
+    points_at,
+)
 from alpro.stages.evaluation.metrics import (
     CROP_ACCURACY,
     ENTITY_ACCURACY,
     ENTITY_RECALL,
     KEPT_CROP_ACCURACY,
     KEPT_CROPS,
+    POINTING,
     TABLE_VERSION,
     Queries,
     Score,
@@ -27,7 +36,7 @@ from alpro.stages.evaluation.results import Results, add_rankers, evaluating
 from alpro.stages.evaluation.retrieval import Gallery, match_all
 from alpro.stages.execution.interface import Outcome, Resources
 
-VERSION = f"4 {TABLE_VERSION}"
+VERSION = f"5 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig):
@@ -83,6 +92,29 @@ def named_entities(
     ):
         share = recall_of_shown(scores, shown)
         results.add(Score(ENTITY_RECALL, share * 100, 100 * float(shown.mean()), queries), what, name)
+    pointing(folder, gallery, videos, results, device)
+
+
+def pointing(folder: ModelFolder, gallery: Gallery, videos: Videos, results: Results, device: torch.device) -> None:
+    """Adds how often the patch to which the PEM head gives the highest probability of an entity, without a text, lies
+    inside that thing; of things with a place (`x`, `y`, `radius`) in the manifest, if the model has a PEM head."""
+    model, grid, known = cast(Alpro, folder.model), folder.model.config.video.grid, folder.entities
+    things = [
+        (item, thing)
+        for item, number in enumerate(gallery.numbers)
+        for thing in gallery.reader[number].about["meta"].get("things", ())
+        if thing.get("kind") in known and thing.keys() >= {"x", "y", "radius"}
+    ]
+    if not things or not model.pem_head:
+        return
+    items = [item for item, _ in things]
+    inside = np.array([patches_of(thing, grid) for _, thing in things])
+    empty = encode_texts(model, folder.tokenizer, [""], folder.preprocessing.max_text_tokens, device)
+    pairs = np.array([(item, known.index(thing["kind"])) for item, thing in things])
+    best = points_at(model, empty, videos.tokens, pairs)
+    queries = Queries.of([gallery.ids[item] for item in items], [thing["kind"] for _, thing in things])
+    hits = 100.0 * inside[np.arange(len(best)), best]
+    results.add(Score(POINTING, hits, 100 * float(inside.mean()), queries), "pre-trained model by region", "named")
 
 
 def recall_of_shown(scores: np.ndarray, shown: np.ndarray) -> np.ndarray:

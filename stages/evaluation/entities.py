@@ -4,16 +4,16 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.models.alpro import Prompter
+from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
-from alpro.stages.encoding.encode import encode_videos, sample_frames, similarities
+from alpro.stages.encoding.encode import Texts, encode_videos, sample_frames, similarities
 from alpro.stages.evaluation.metrics import CAPTIONS
 from alpro.stages.training.masking import random_box
 
@@ -114,6 +114,27 @@ def entities_of_crops(
                 )
             ]
     return found
+
+
+@torch.no_grad()
+def points_at(model: Alpro, text: Texts, videos: Tensor, pairs: np.ndarray, batch: int = 64) -> np.ndarray:
+    """The patch (N,) where the PEM head gives the highest probability to an entity in a video, for pairs (N, 2) of
+    video and entity. videos: their tokens (V, 1 + P, D). text: the one that is fused with each of them."""
+    assert model.pem_head
+    best = []
+    for start in range(0, len(pairs), batch):
+        of_video, entity = torch.from_numpy(pairs[start : start + batch].T).to(videos.device)
+        both = text.tokens.expand(len(entity), -1, -1), text.mask.expand(len(entity), -1)
+        probabilities = model.pem_head(model.fused_patches(*both, videos[of_video])).float().softmax(2)  # (B, P, M)
+        best.append(probabilities[torch.arange(len(entity)), :, entity].argmax(1))
+    return torch.cat(best).cpu().numpy()
+
+
+def patches_of(thing: dict[str, Any], grid: int) -> np.ndarray:
+    """The patches (grid * grid,) whose middle is inside a thing, a circle with `x`, `y`, `radius` as fractions of the
+    frame."""
+    middles = (np.arange(grid) + 0.5) / grid
+    return (np.hypot(middles[:, None] - thing["y"], middles - thing["x"]) <= thing["radius"]).ravel()
 
 
 def known_entities(reader: ShardReader, entities: list[str]) -> dict[int, list[str]]:

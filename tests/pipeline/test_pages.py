@@ -84,6 +84,7 @@ PLACES = {
 }
 NOT_IN_EVERY_RUN = {
     "<split>/decoded/<corpus>",
+    "<split>/named/pointing",
     "<split>/named/recall",
     "<split>/named_vtc/recall",
     "train/utilization",

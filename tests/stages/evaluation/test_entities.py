@@ -2,15 +2,23 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
 
 from alpro.models.folder import ModelFolder, Preprocessing
-from alpro.stages.encoding.encode import Videos
+from alpro.stages.encoding.encode import Texts, Videos
 from alpro.stages.evaluation import entities as entities_module
-from alpro.stages.evaluation.entities import Crop, entities_of_crops, entity_accuracy, true_entities
+from alpro.stages.evaluation.entities import (
+    Crop,
+    entities_of_crops,
+    entity_accuracy,
+    patches_of,
+    points_at,
+    true_entities,
+)
 from alpro.stages.evaluation.results import Results
 from alpro.stages.zero_shot import add_crops
 
@@ -162,3 +170,21 @@ def test_without_a_kept_crop_there_is_no_accuracy_of_them(tmp_path):
     results = Results("test", tmp_path)
     add_crops(results, [crop("a", "ball", 0.1, "ball")], ENTITIES, 0.2)
     assert {row["name"]: row["value"] for row in results.rows} == {"entity_crops/acc": 100, "entity_crops/kept": 0}
+
+
+def test_a_thing_covers_the_patches_whose_middle_it_has():
+    thing = {"x": 0.375, "y": 0.125, "radius": 0.26}  # one patch of a 4 x 4 grid, and its neighbors
+    assert np.flatnonzero(patches_of(thing, 4)).tolist() == [0, 1, 2, 5]
+
+
+def test_an_entity_is_where_the_head_gives_it_the_highest_probability():
+    tokens = torch.zeros(2, 5, 3)  # [CLS] and four patches, whose tokens are their logits of three entities
+    tokens[0, 0, 1] = 9  # not a patch
+    tokens[0, 3, 1], tokens[0, 1, 2] = 2, 2
+    tokens[0, 2, :2] = torch.tensor([5, 4])  # a higher logit of 1, and a lower probability
+    tokens[1, 4, 1] = 1
+    head = nn.Identity()
+    model = SimpleNamespace(pem_head=head, fused_patches=lambda text, mask, video: video[:, 1:])
+    text = Texts(torch.zeros(1, 2, 3), torch.ones(1, 2), torch.zeros(1, 3))
+    pairs = np.array([[0, 1], [1, 1], [0, 2]])
+    assert points_at(model, text, tokens, pairs, batch=2).tolist() == [2, 3, 0]
