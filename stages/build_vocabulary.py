@@ -38,13 +38,13 @@ class Config(StageConfig):
     entities: int = Field(1000, ge=2, description="number of entities: the most frequent nouns (M in the paper)")
     entities_file: str = Field(
         "",
-        description="a list of entities to use instead of the captions' nouns, such as the official list; its first "
+        description="a list of entities to use instead of the captions' nouns; its first "
         "`entities` words are used. JSON, or one word per line, optionally followed by its count",
         json_schema_extra=FILE,
     )
     tagger: str = Field(
         "embedded",
-        description="a spaCy pipeline: embedded (included), or the name of an installed one, such as en_core_web_sm",
+        description="a spaCy pipeline: embedded (included), or the name of an installed one",
         json_schema_extra=file_or_word("embedded"),
     )
     lemma: bool = Field(False, description="count `dogs` as `dog`, with the spaCy pipeline's lemmatizer")

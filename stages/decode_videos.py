@@ -71,9 +71,7 @@ class Config(StageConfig):
     max_memory: int = Field(
         2 * 2**30, ge=2**26, description="memory limit for decoding one file, in bytes (Linux only)"
     )
-    samples_per_shard: int = Field(
-        256, ge=1, description="maximum number of items per shard, including rejects; only the last has less than half"
-    )
+    samples_per_shard: int = Field(256, ge=1, description="maximum number of items per shard, including rejects")
     validation: float = Field(
         0.1, ge=0, lt=1, description="chance of a video to be for validation, if the manifest has no splits"
     )

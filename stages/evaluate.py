@@ -30,7 +30,7 @@ from alpro.stages.evaluation.protocol import excluded, length_of, load_for_evalu
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.results import Results, add_rankers, add_retrieval, evaluating
 from alpro.stages.evaluation.retrieval import Gallery
-from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources
+from alpro.stages.execution.interface import FILE_OR_NAME, OPTIONAL, Outcome, Resources
 from alpro.stages.vocabulary.nouns import load_tagger
 
 VERSION = f"8 {TABLE_VERSION}"
@@ -56,6 +56,11 @@ class Config(ControlsConfig):
     qa_max_text_tokens: int = Field(0, ge=0, description="`max_text_tokens` of questions; 0: as in training")
     contrasts: tuple[tuple[str, str], ...] = Field(
         (), description="pairs of answers for two-way accuracy, such as left and right"
+    )
+    answer_groups: dict[Name, tuple[str, ...]] = Field(
+        {},
+        description="groups of answers by name, for whose questions accuracy is also reported",
+        json_schema_extra=OPTIONAL,
     )
 
     def check_columns(self, folder: Path) -> None:
@@ -135,12 +140,13 @@ def question_answering(config: Config, inputs: dict[str, Path], results: Results
         "qa": ("question answering", partial(answer_logits, encoder, questions, folder.tokenizer, length, device)),
         **answers_under_controls(config, folder, questions, device),
     }
+    groups = {name: np.isin(questions.answers, members) for name, members in config.answer_groups.items()}
     for key, (what, answer) in asked.items():
         logits = answer()
         answers = [folder.answers[int(i)] for i in logits.argmax(1)]
         confidence = logits.softmax(1).max(1).values.tolist()
         right = np.array([a == b for a, b in zip(answers, questions.answers, strict=True)])
-        for score in accuracy_scores(right, baseline, questions.types, questions.queries):
+        for score in accuracy_scores(right, baseline, questions.types, questions.queries, groups):
             results.add(score, what, key)
         add_contrasts(results, what, key, config.contrasts, logits, folder.answers, questions)
         if key == "qa":

@@ -38,8 +38,7 @@ class Config(FineTuningConfig):
     answers: int = Field(1500, ge=2, description="number of answer classes: the most frequent training answers")
     answers_file: str = Field(
         "",
-        description="file with the answer classes instead, such as the official ans2label.json: a JSON object of "
-        "answer to index, a JSON list, or lines",
+        description="file with the answer classes instead: a JSON object of answer to index, a JSON list, or lines",
         json_schema_extra=FILE,
     )
 
@@ -47,6 +46,8 @@ class Config(FineTuningConfig):
     def _no_contrast(self) -> "Config":
         if self.contrast == "batch":
             raise ValueError("contrast = batch: question answering has no contrastive loss; remove the key")
+        if self.silent.share:
+            raise ValueError("silent.share: question answering reads no captions; remove the key")
         return self
 
 

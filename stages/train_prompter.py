@@ -37,22 +37,20 @@ class Config(EncoderConfig):
         1.0,
         ge=0,
         le=1,
-        description="learning rate of these towers as a fraction of lr: a high one would overwrite what they "
-        "know, while temporal attention starts from nothing",
+        description="learning rate of these towers as a fraction of lr",
         json_schema_extra=OPTIONAL,
     )
     frozen_layers: int = Field(
         0,
         ge=0,
-        description="first layers of each tower that are not trained, with its embeddings: less memory and overfitting",
+        description="first layers of each tower that are not trained, with its embeddings",
         json_schema_extra=OPTIONAL,
     )
     start_weight: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the weights before training in the result: often better on what the corpus does not "
-        "show (WiSE-FT)",
+        description="share of the weights before training in the result (WiSE-FT)",
         json_schema_extra=OPTIONAL,
     )
 

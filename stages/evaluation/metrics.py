@@ -5,7 +5,7 @@ there.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -273,10 +273,18 @@ def accuracy_by_type(right: np.ndarray, types: list[str]) -> dict[str, float]:
     }
 
 
-def accuracy_scores(right: np.ndarray, baseline: np.ndarray, types: list[str], queries: Queries) -> list[Score]:
-    """Accuracy of right (Q,) overall and by type, with that of baseline (Q,) as chance level."""
+def accuracy_scores(
+    right: np.ndarray,
+    baseline: np.ndarray,
+    types: list[str],
+    queries: Queries,
+    groups: Mapping[str, np.ndarray] | None = None,
+) -> list[Score]:
+    """Accuracy of right (Q,) overall, by type and of groups of queries, each (Q,) boolean, with that of baseline (Q,)
+    as chance level."""
     metrics = [(ACCURACY, np.ones(len(types), bool))]
     metrics += [(accuracy_of(kind), np.array(types) == kind) for kind in sorted(set(types))]
+    metrics += [(accuracy_of(f"answers_{name}"), chosen) for name, chosen in (groups or {}).items() if chosen.any()]
     return [
         Score(metric, right[chosen] * 100.0, float(baseline[chosen].mean() * 100), queries.select(chosen))
         for metric, chosen in metrics

@@ -49,8 +49,7 @@ class EvaluationConfig(StageConfig):
     exclude_overlap: bool = Field(
         True,
         description="exclude items that share a caption or near-duplicate frames with a training item of their corpus "
-        "(listed in its overlap.parquet); false: evaluate every item, as published protocols do. The results count "
-        "these items in either case",
+        "(listed in its overlap.parquet); false: evaluate every item, as published protocols do",
     )
     mixed_precision: bool = Field(
         True, description="encoders in bfloat16, where training would use it; embeddings and heads are float32"

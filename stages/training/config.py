@@ -1,5 +1,7 @@
 """The configuration that all training stages share: data, schedule and optimizer."""
 
+import hashlib
+import re
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -31,7 +33,7 @@ class Phase(StageConfig):
         ge=0,
         lt=1,
         description="fraction of the patches that training drops at random, the same in all frames of a clip (FLIP); "
-        "at most 0.5 with PEM, which keeps its crop",
+        "at most 0.5 with PEM",
         json_schema_extra=OPTIONAL,
     )
 
@@ -69,6 +71,39 @@ class MatchingValidation(Validation):
         description="all: the matching head scores every pair; top_k: only the k most similar pairs of each query",
     )
     k: int = Field(128, ge=1, description="number of pairs per query that top_k scores")
+
+
+class SilentNouns(StageConfig):
+    """Nouns that the captions of some training items never name, for studies of what teaches them all the same."""
+
+    nouns: tuple[str, ...] = Field((), description="for studies: words that some training items' captions never name")
+    share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="fraction of the training items, by a hash of the id, whose captions with these words are dropped",
+    )
+
+    @model_validator(mode="after")
+    def _some(self) -> "SilentNouns":
+        if self.share and not self.nouns:
+            raise ValueError("share is of the items that show the nouns: set silent.nouns")
+        return self
+
+    def named_by(self, caption: str) -> bool:
+        """Whether a caption has one of the nouns as a word."""
+        return bool(re.search(rf"\b({'|'.join(map(re.escape, self.nouns))})\b", caption, re.IGNORECASE))
+
+    def includes(self, item: str) -> bool:
+        """Whether the captions of the item with this id are silent. A larger share includes the items of a smaller."""
+        drawn = hashlib.blake2b(f"silent/{item}".encode(), digest_size=8).digest()
+        return int.from_bytes(drawn) < self.share * 2**64
+
+    def remaining(self, item: str, captions: list[str]) -> list[str]:
+        """The captions of the item with this id that are not dropped."""
+        if not self.share or not self.includes(item):
+            return captions
+        return [caption for caption in captions if not self.named_by(caption)]
 
 
 class TrainingConfig(StageConfig):
@@ -111,7 +146,7 @@ class TrainingConfig(StageConfig):
     )
     repeat_images: bool = Field(
         True,
-        description="an image is a clip of equal frames, as in the paper; false: one frame, in a fraction of the time",
+        description="an image is a clip of equal frames, as in the paper; false: one frame",
     )
     augmentation: Literal["none", "official"] = Field(
         "none",
@@ -124,6 +159,7 @@ class TrainingConfig(StageConfig):
         le=1,
         description="maximum fraction of unreadable examples, which are logged and replaced; training stops above it",
     )
+    silent: SilentNouns = Field(SilentNouns(), json_schema_extra=OPTIONAL)
     validation: Validation = Validation()
     log_every: int = Field(10, ge=1, description="steps between logged metrics, which are means since the last log")
     mixed_precision: bool = Field(
@@ -206,8 +242,7 @@ class EncoderConfig(TrainingConfig):
     model: ModelConfig = ModelConfig()
     vit: str = Field(
         "",
-        description="pre-trained ViT: a timm name with its tag, such as vit_base_patch16_224.orig_in21k_ft_in1k, or a "
-        "state-dict file",
+        description="pre-trained ViT: a timm name with its tag, or a state-dict file",
         json_schema_extra=FILE_OR_NAME,
     )
     bert: str = Field(

@@ -22,7 +22,7 @@ from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_or
 from alpro.shards.transforms import random_crop, squash
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch, collate
-from alpro.stages.training.config import Phase, TrainingConfig
+from alpro.stages.training.config import Phase, SilentNouns, TrainingConfig
 from alpro.stages.training.masking import keep_patches, mask_words, random_box, true_labels
 
 Unit = Literal["sample", "caption", "question"]
@@ -36,14 +36,19 @@ class CorpusExamples:
 
     unit "sample": one example per sample, with a random one of its captions (pre-training); "caption": one per caption,
     so that an epoch has a video once with each (retrieval); "question": one per question (QA). Samples without a text
-    are skipped and counted in `skipped`.
+    are skipped and counted in `skipped`. silent: captions that are dropped before.
     """
 
-    def __init__(self, name: str, folder: Path, kind: str, unit: Unit, first_video: int):
+    def __init__(
+        self, name: str, folder: Path, kind: str, unit: Unit, first_video: int, silent: SilentNouns | None = None
+    ):
         self.name, self.kind, self.unit = name, kind, unit
         self.reader = ShardReader(folder, "train", kind)
         column = self.reader.column("questions" if unit == "question" else "captions")
         texts = np.array([len(value) for value in column], np.int64) if len(self.reader) else np.zeros(0, np.int64)
+        self.silenced = ""
+        if silent and silent.share and unit != "question":
+            texts = self.silence(silent, column.to_pylist(), texts)
         self.skipped = int((texts == 0).sum())
         if unit == "sample":
             self.examples = np.stack([np.flatnonzero(texts), np.full((texts > 0).sum(), -1)], axis=1)
@@ -55,6 +60,18 @@ class CorpusExamples:
         self.groups = groups[self.examples[:, 0]]
         self.first_video = first_video
         self._orders: dict[tuple[int, bool], np.ndarray] = {}
+
+    def silence(self, silent: SilentNouns, captions: list[list[str]], before: np.ndarray) -> np.ndarray:
+        """The number of captions of each sample that `silent` leaves, of `before`; describes them in `silenced`."""
+        ids = self.reader.column("id").to_pylist()
+        after = [len(silent.remaining(*both)) for both in zip(ids, captions, strict=True)]
+        left = np.array(after, np.int64)
+        named, none = sum(any(map(silent.named_by, texts)) for texts in captions), (left == 0) & (before > 0)
+        self.silenced = (
+            f"{self.name}: {named} {self.kind}s have captions with silent.nouns; of {(left < before).sum()} of them, "
+            f"these {(before - left).sum()} captions are dropped, and {none.sum()} have no other"
+        )
+        return left
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -113,7 +130,7 @@ class TrainingDataset(Dataset[Batch]):
         for name in config.corpora:
             for kind in ("video", "image"):
                 first = sum(len(s.reader) for s in self.sources)
-                source = CorpusExamples(name, corpora[name], kind, unit, first)
+                source = CorpusExamples(name, corpora[name], kind, unit, first, config.silent)
                 self.skipped += source.skipped  # also for a source without examples
                 if len(source):
                     self.sources.append(source)
@@ -228,7 +245,7 @@ class TrainingDataset(Dataset[Batch]):
             text = question["question"]
             full_text = f"{text} {question['answer']}"
         else:
-            captions = sample.about["captions"]
+            captions = self.config.silent.remaining(sample.about["id"], sample.about["captions"])
             full_text = text = captions[int(rng.integers(len(captions))) if text_number < 0 else text_number]
         frames = (self.still if source.kind == "image" else self.clip)(sample, full_text, rng)
         ids = self.words.ids([text], self.config.max_text_tokens)[0]

@@ -92,6 +92,8 @@ def train(
         true = {entity: index for index, entity in enumerate(folder.entities)} if training.true_labels else {}
         data = TrainingDataset(config, inputs, tokenizer, training.unit, *shape, masked, answers, *ranks, true)
         data.draw_box = training.draw_box
+        for line in filter(None, (source.silenced for source in data.sources if world.main)):
+            log.info(line)
         warnings = [*data.cut_texts()] if world.main else []
         for warning in warnings:
             log.warning(f"warning: {warning}")

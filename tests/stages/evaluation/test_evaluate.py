@@ -301,12 +301,14 @@ def test_answers_with_their_baseline_probabilities_and_controls(clips_of_brightn
     """The baseline says what training says most, "falling": right for half of the test questions."""
     reading("qa")
     wanted = {"qa": "clips", "controls": ("shuffled", "reversed"), "contrasts": (("rising", "falling"),)}
+    wanted |= {"answer_groups": {"up": ("rising", "higher")}}
     actual = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("qa",), **wanted)
     scores = {name: (row["value"], row["chance"], row["items"]) for name, row in actual.items()}
     assert scores["qa/acc"] == scores["qa/acc_how"] == (100, 50, 4)
     assert scores["qa_reversed/acc"] == scores["qa_shuffled/acc"] == (0, 50, 4)
     assert scores["qa/rising_or_falling"] == (100, 50, 4)
     assert scores["qa_reversed/rising_or_falling"] == (0, 50, 4)
+    assert (scores["qa/acc_answers_up"], scores["qa_reversed/acc_answers_up"]) == ((100, 0, 2), (0, 0, 2))
     rows = pq.read_table(tmp_path / "out" / "qa.parquet").to_pylist()
     ways = {"up0": "rising", "down0": "falling", "up1": "rising", "down1": "falling"}
     answers = [(row["id"], row["answer"], row["predicted"], row["right"]) for row in rows]

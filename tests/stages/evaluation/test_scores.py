@@ -174,15 +174,20 @@ def test_accuracy_by_type():
 def test_accuracies_have_their_labels_items_and_baselines():
     right, baseline = np.array([True, False, True]), np.array([True, True, False])
     scores = accuracy_scores(
-        right, baseline, ["how_many", "how_many", "who"], Queries.of(["a", "a", "b"], ["1", "2", "3"])
+        right,
+        baseline,
+        ["how_many", "how_many", "who"],
+        Queries.of(["a", "a", "b"], ["1", "2", "3"]),
+        {"silent": np.array([True, False, True]), "none": np.zeros(3, bool)},
     )
     assert [(s.metric.key, s.metric.label, s.value, s.items, s.chance) for s in scores] == [
         ("acc", "all questions", pytest.approx(200 / 3), 3, pytest.approx(200 / 3)),
         ("acc_how_many", "how many", 50, 2, 100),
         ("acc_who", "who", 100, 1, 0),
+        ("acc_answers_silent", "answers silent", 100, 2, 50),
     ]
     assert {s.metric.baseline for s in scores} == {"most frequent answer"}
-    assert [s.queries.texts.tolist() for s in scores] == [["1", "2", "3"], ["1", "2"], ["3"]]
+    assert [s.queries.texts.tolist() for s in scores] == [["1", "2", "3"], ["1", "2"], ["3"], ["1", "3"]]
 
 
 @settings(max_examples=40)
