@@ -20,7 +20,8 @@ ONLY_IN = {  # packages that one room or file may import
     "spacy": "stages/vocabulary/nouns.py",
     "matplotlib": "pipeline/reports/figures.py",
     "jinja2": "pipeline/reports/pages.py",
-    "av": ("shards/decoding/pyav_decoder.py", "stages/render_sample.py"),
+    # What is exported runs without the decoder of this package.
+    "av": ("shards/decoding/pyav_decoder.py", "stages/render_sample.py", "stages/inference/hub/processing_alpro.py"),
     "ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "imageio_ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "fsspec": "shards/storage.py",

@@ -65,8 +65,10 @@ def add_import(actions: Any) -> None:
 
 
 def add_export(actions: Any) -> None:
-    text = "write a folder that Hugging Face transformers loads without this package"
-    more = "Its code is beside the weights: AutoModel and AutoProcessor load it with trust_remote_code=True."
+    text = "write a folder that transformers and sentence-transformers load without this package"
+    more = (
+        "Its code is beside the weights: AutoModel, AutoProcessor and SentenceTransformer take trust_remote_code=True."
+    )
     parser = add_action(actions, "export", export_model, text, more)
     add_model(parser)
     parser.add_argument(

@@ -19,21 +19,17 @@ OWN_SCORES = {  # how the names of a stage's scores start, in results.json of ev
 HEADS = {"prompter": "feature-extraction", "qa": "visual-question-answering"}
 
 USE = """```python
-import av  # or any other reader of frames: (F, H, W, 3) uint8
-import numpy as np
 from transformers import AutoModel, AutoProcessor
 
 folder = "."  # this folder, or its name on the hub
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-with av.open("a.mp4") as video:
-    frames = np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
-inputs = processor(videos=[frames], text=[TEXT])
+inputs = processor(videos=["a.mp4"], text=[TEXT])  # or frames (F, H, W, 3) uint8
 USE
 ```
 
-`pip install torch transformers numpy pydantic av` installs what this needs. Read the code in this folder before you
-trust it."""
+`pip install torch transformers numpy pydantic av` installs what this needs. `SentenceTransformer` also loads the
+folder. Read the code in it before you trust it."""
 
 CALLS = {
     "prompter": "print(model(**inputs).similarity)  # (texts, videos)",

@@ -1,20 +1,37 @@
-"""Exports a model as a folder for `transformers`, which needs `trust_remote_code=True` and not this package."""
+"""Exports a model as a folder for `transformers` and `sentence-transformers`, which need `trust_remote_code=True` and
+not this package."""
 
 import importlib
 import re
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from alpro.errors import InputError
+from alpro.files import write_json
 from alpro.models.alpro import Alpro, Prompter
 from alpro.stages.inference.hub import configuration_alpro, modeling_alpro, processing_alpro
 from alpro.stages.inference.model import Model
 
 OWN_IMPORT = re.compile(r"^from (alpro\.[\w.]+) import", re.MULTILINE)
+# The files that say to sentence-transformers, from 5.4 on, which methods of the model embed texts and videos.
+SENTENCE_TRANSFORMERS: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            kind: {"method": f"get_{kind}_features", "method_output_name": None} for kind in ("text", "video")
+        },
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+}
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
 
@@ -49,6 +66,8 @@ def export(model: Model, folder: Path, card: str) -> None:
         processor.save_pretrained(building)
         for name, source in code().items():
             (building / f"{name}.py").write_text(source, "utf-8")
+        for name, values in SENTENCE_TRANSFORMERS.items():
+            write_json(building / name, values)
         (building / "README.md").write_text(card, "utf-8")
         building.rename(folder)
     except OSError as error:

@@ -27,3 +27,8 @@ class AlproConfig(PretrainedConfig):
         self.mean, self.std = list(mean), list(std)
         self.entities, self.answers = list(entities), list(answers)
         super().__init__(**others)
+
+    @property
+    def projection_dim(self) -> int:
+        """The length of an embedding."""
+        return int(self.sizes["embed_dim"])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
 from alpro.inputs import check_text
@@ -22,8 +23,9 @@ HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "
 class AlproProcessor(ProcessorMixin):
     """A call with `videos` and `text` returns `pixel_values` (V, T, 3, S, S), `input_ids` and `attention_mask` (N, L).
 
-    A video is a list or an array of its frames (F, H, W, 3) uint8, all of them or any number: the first of each of T
-    equal segments is used, and resized to S x S. An image is a video of one frame. Raises ValueError for an empty text.
+    A video is a file, which needs PyAV, or a list or an array of its frames (F, H, W, 3) uint8, all of them or any
+    number: the first of each of T equal segments is used, and resized to S x S. An image is a video of one frame.
+    Raises ValueError for an empty text.
     """
 
     attributes = ["tokenizer"]
@@ -59,6 +61,8 @@ class AlproProcessor(ProcessorMixin):
         values = {"processor_class": type(self).__name__, **{name: getattr(self, name) for name in self.settings}}
         values["auto_map"] = {"AutoProcessor": f"processing_alpro.{type(self).__name__}"}
         (folder / FILE).write_text(json.dumps(values, indent=1) + "\n")
+        if self._auto_class:  # loaded from an exported folder: with its code
+            custom_object_save(self, folder)
         return [str(folder / FILE), *self.tokenizer.save_pretrained(folder)]
 
     def __call__(
@@ -66,7 +70,8 @@ class AlproProcessor(ProcessorMixin):
     ) -> BatchFeature:
         data: dict[str, Tensor] = {}
         if videos is not None:
-            data["pixel_values"] = torch.cat([self._pixels(np.asarray(video)) for video in videos])
+            loaded = (self._read(video) if isinstance(video, str | Path) else np.asarray(video) for video in videos)
+            data["pixel_values"] = torch.cat([self._pixels(frames) for frames in loaded])
         if text is not None:
             texts = [check_text(one) for one in ([text] if isinstance(text, str) else text)]
             encoded = self.tokenizer(
@@ -74,6 +79,22 @@ class AlproProcessor(ProcessorMixin):
             )
             data |= {name: encoded[name] for name in ("input_ids", "attention_mask")}
         return BatchFeature(data)
+
+    def _read(self, file: str | Path) -> np.ndarray:
+        """The frames (T, S, S, 3) of a video file that are used, upright."""
+        try:  # transformers does not require what is imported here
+            import av
+            from av.video.reformatter import Interpolation
+        except ImportError as error:
+            raise ImportError("reading video files needs PyAV: pip install av") from error
+        options: dict[str, Any] = {"width": self.image_size, "height": self.image_size, "format": "gbrp"}
+        options["interpolation"] = Interpolation.BICUBIC + Interpolation.ACCURATE_RND
+        with av.open(str(file)) as container:
+            wanted = segment_starts(sum(packet.pts is not None for packet in container.demux(video=0)), self.frames)
+            container.seek(0)
+            decoded = ((i, frame) for i, frame in enumerate(container.decode(video=0)) if i in wanted)
+            frames = {i: np.rot90(frame.to_ndarray(**options), frame.rotation // 90) for i, frame in decoded}
+        return np.stack([frames[i] for i in wanted])
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:

@@ -64,6 +64,26 @@ for task in ("retrieval", "qa", "prompter"):
     model.save_pretrained(folder + "-again")
 """
 
+SENTENCES = """
+import sys
+sys.modules["alpro"] = sys.modules["torchvision"] = None  # as above
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+root, *files = sys.argv[1:]
+given = np.load(f"{root}/in.npz")
+model = SentenceTransformer(f"{root}/retrieval", trust_remote_code=True, device="cpu")
+results = {"frames": model.encode(list(given["videos"])), "files": model.encode(files)}
+results["texts"] = model.encode(given["texts"].tolist())
+assert model.get_embedding_dimension() == results["texts"].shape[1]
+results["similarity"] = model.similarity(results["texts"], results["frames"]).numpy()
+model.save(f"{root}/saved")
+again = SentenceTransformer(f"{root}/saved", trust_remote_code=True, device="cpu")
+assert np.array_equal(again.encode(files), results["files"])
+np.savez(f"{root}/sentences.npz", **results)
+"""
+
 
 @pytest.fixture(scope="module")
 def exported(folders, videos, tmp_path_factory):
@@ -75,13 +95,18 @@ def exported(folders, videos, tmp_path_factory):
         export(models[task], root / task, "# A model\n")
     frames = np.stack([load_frames(video, models["qa"].folder.model.config.video) for video in videos])
     np.savez(root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))
+    run(LOAD, root)
+    return models, root
+
+
+def run(program: str, root, *arguments) -> None:
+    """Runs a program in another process and folder, without a network."""
     elsewhere = root / "elsewhere"
-    elsewhere.mkdir()
+    elsewhere.mkdir(exist_ok=True)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "home")}
-    command = [sys.executable, "-c", LOAD, str(root)]
+    command = [sys.executable, "-c", program, str(root), *map(str, arguments)]
     done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return models, root
 
 
 def assert_close(actual, expected):
@@ -95,6 +120,17 @@ def test_a_retrieval_model_computes_the_same_without_this_package(exported, vide
     assert_close(results["texts"], model.embed_texts(TEXTS))
     assert_close(results["similarity"], model.similarity(videos, TEXTS))
     assert_close(results["match"], model.match(videos, TEXTS))
+
+
+@pytest.mark.long
+def test_a_sentence_transformer_embeds_the_same_texts_frames_and_files(exported, videos):
+    models, root = exported
+    run(SENTENCES, root, *videos)
+    model, results = models["retrieval"], np.load(root / "sentences.npz")
+    assert_close(results["texts"], model.embed_texts(TEXTS))
+    assert_close(results["frames"], model.embed_videos(videos))
+    assert_close(results["files"], model.embed_videos(videos))
+    assert_close(results["similarity"], model.similarity(videos, TEXTS))
 
 
 def test_a_qa_model_computes_the_same_without_this_package(exported, videos):
