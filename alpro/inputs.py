@@ -1,4 +1,4 @@
-"""The checks of regions and texts that the command line, Python, the demo and exported models share.
+"""The checks of regions and texts that the command line, Python, the server and exported models share.
 
 A region is (left, top, width, height) as fractions of the frame, in every interface. The module imports nothing of
 this package: an exported model has a copy of it.

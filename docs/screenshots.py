@@ -1,7 +1,7 @@
-"""The pictures of pages in the documentation: `python docs/screenshots.py --workspace W [--demo URL]`.
+"""The pictures of pages in the documentation: `python docs/screenshots.py --workspace W [--serve URL]`.
 
-Reads the newest report and the newest comparison of a workspace (`alpro run`, then `alpro compare`), and with `--demo
-URL` the page of `alpro demo` (docs/search.md has the command). Needs playwright, and Chromium: that of the
+Reads the newest report and the newest comparison of a workspace (`alpro run`, then `alpro compare`), and with `--serve
+URL` the page of `alpro serve` (docs/search.md has the command). Needs playwright, and Chromium: that of the
 system, or `playwright install chromium`.
 """
 
@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 OUT = Path(__file__).parent / "pictures"
 WIDE = {"width": 1100, "height": 1240}
-DEMO = {"width": 1100, "height": 900}
+WINDOW = {"width": 1100, "height": 900}
 MAX_BYTES = 200_000
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -27,7 +27,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path, default=Path("workspace"))
-    parser.add_argument("--demo", default="", metavar="URL", help="address of `alpro demo` on the sample")
+    parser.add_argument("--serve", default="", metavar="URL", help="address of `alpro serve` on the sample")
     arguments = parser.parse_args()
     pages = sorted((arguments.workspace.resolve() / "reports").glob("*.html"), key=lambda path: path.stat().st_mtime)
     reports = [path.as_uri() for path in pages if not path.name.startswith("compare-")]
@@ -37,8 +37,8 @@ def main() -> None:
             shoot(chromium, url, "report", WIDE)
         for url in comparisons[-1:]:
             shoot(chromium, url, "compare", WIDE)
-        if arguments.demo:
-            shoot_demo(chromium, arguments.demo)
+        if arguments.serve:
+            shoot_page(chromium, arguments.serve)
 
 
 @contextmanager
@@ -84,15 +84,15 @@ def save(page: Page, name: str) -> None:
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 
-def shoot_demo(chromium: Browser, url: str) -> None:
+def shoot_page(chromium: Browser, url: str) -> None:
     """A search, and its first result with a question and a box."""
     plays = "() => [...document.querySelectorAll('.card video')].slice(0, 4).every(video => video.currentTime > 0.4)"
-    with opened(chromium, url, DEMO, until="What the videos should show") as page:
+    with opened(chromium, url, WINDOW, until="What the videos should show") as page:
         page.get_by_label("What the videos should show").fill("a red ball gets smaller beside an orange flower")
         page.get_by_role("button", name="Search").click()
         page.locator(".card").first.wait_for()
         page.wait_for_function(plays)
-        save(page, "demo-search")
+        save(page, "serve-search")
         page.locator(".card button").first.click()
         page.get_by_label("Question").fill("which colour is the ball?")
         page.get_by_role("button", name="Ask").click()
@@ -105,7 +105,7 @@ def shoot_demo(chromium: Browser, url: str) -> None:
         page.mouse.up()
         page.locator("#entities .confidence-set").first.wait_for()
         page.mouse.move(0, 0)
-        save(page, "demo-video")
+        save(page, "serve-video")
 
 
 if __name__ == "__main__":

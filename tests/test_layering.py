@@ -25,7 +25,7 @@ ONLY_IN = {  # packages that one room or file may import
     "ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "imageio_ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "fsspec": "shards/storage.py",
-    "gradio": "pipeline/demo/",
+    "gradio": "pipeline/serving/",
 }
 
 
@@ -39,7 +39,7 @@ PIPELINE = (
     "servers",
     "flows",
     "studies",
-    "demo",
+    "serving",
     "cli",
 )
 

@@ -38,7 +38,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from alpro.stages.evaluation.results import Results
     from alpro.stages.evaluation.statistics import paired_difference
     from alpro.stages.inference.find import find_prompter
-    from alpro.stages.inference.scores import add_answers, add_entities, add_retrieval, encode, labeled
+    from alpro.stages.inference.scores import MISSED, add_answers, add_entities, add_retrieval, encode, labeled
 
     folder = model_path(arguments, arguments.model)
     other = model_path(arguments, arguments.baseline) if arguments.baseline else None
@@ -50,7 +50,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {out}: {error.strerror}") from error
-        results, compared = Results(arguments.split, out), []
+        results, compared, threshold = Results(arguments.split, out), [], None
         prompter, prompts = find_prompter(folder, follow=True)
         model = load(arguments, folder, prompts if prompter == folder else "")
         decoded, videos = encode(model, items)
@@ -59,7 +59,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         if model.folder.answers:
             add_answers(results, model, decoded, videos)
         else:
-            scores = add_retrieval(results, model, decoded, videos, "by similarity", "similarity")
+            scores, threshold = add_retrieval(results, model, decoded, videos, "by similarity", "similarity")
             if other:
                 baseline = load(arguments, other)
                 set_frames(baseline.folder.model, model.folder.model.config.video.frames)
@@ -67,7 +67,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 if len(same) < len(decoded):
                     raise InputError("some videos could be decoded for the model, and not for the baseline")
                 line = f"baseline: {other.name}, frames averaged"
-                against = add_retrieval(results, baseline, same, theirs, line, "baseline")
+                against, _ = add_retrieval(results, baseline, same, theirs, line, "baseline")
                 rows = {row["name"]: row for row in results.rows}
                 pairs = [(rows[f"similarity/{key}"], scores[key], against[key]) for key in scores]
                 compared = [
@@ -83,9 +83,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         results.outcome()
     if arguments.json:
         differences = {row["name"]: difference._asdict() for row, difference in compared}
-        print(json.dumps({"results": results.rows, "differences": differences}, indent=1))
+        nothing_below = {"nothing_below": vars(threshold) if threshold else None}
+        print(json.dumps({"results": results.rows, "differences": differences, **nothing_below}, indent=1))
         return
     for table in tables(results.rows):
         print_result_table(table)
     if compared:
         print_result_table(comparison_table(["baseline", "by similarity"], [Comparison(compared, {}, 0)]))
+    if threshold:
+        line = f"--nothing-below {threshold.similarity:.3f} rejects {MISSED:.0%} of these texts"
+        print(f"{line}, and {threshold.rejected:.0%} if their videos are left out")

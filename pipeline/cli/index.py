@@ -29,6 +29,8 @@ def add_index_commands(commands: Any) -> None:
         "videos", metavar="VIDEOS", help="a folder of videos and images, a manifest, or a decoded corpus"
     )
     add_windows(parser)
+    help = "columns of the manifest that a new index keeps for filters, such as date,project"
+    parser.add_argument("--columns", type=names, default=(), metavar="NAMES", help=help)
     add_index_model(parser)
     add_shared(parser)
     more = "Their vectors and names are deleted at once; the files of the videos stay."
@@ -46,6 +48,9 @@ def add_index_commands(commands: Any) -> None:
     parser.add_argument("text", metavar="TEXT", help="what the videos should show")
     parser.add_argument("-k", type=positive, default=10, metavar="N", help="number of results (default: 10)")
     add_rerank(parser)
+    help = "only clips that fit, such as kind=video or date>=2024-01-01; repeatable"
+    parser.add_argument("--filter", action="append", default=[], metavar="CONDITION", dest="filters", help=help)
+    add_nothing_below(parser)
     add_index_model(parser)
     add_shared(parser)
 
@@ -69,6 +74,11 @@ def seconds(text: str) -> float:
     return value
 
 
+def names(text: str) -> tuple[str, ...]:
+    """The type of arguments that are names with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def add_index_model(parser: argparse.ArgumentParser) -> None:
     help = "the model of a new index, or of one whose model has moved, named as for `alpro ask`"
     parser.add_argument("--model", default="", metavar="MODEL", help=help)
@@ -77,6 +87,11 @@ def add_index_model(parser: argparse.ArgumentParser) -> None:
 def add_rerank(parser: argparse.ArgumentParser) -> None:
     help = "number of clips ranked by matching (default: 20; 0: none)"
     parser.add_argument("--rerank", type=natural, default=20, metavar="N", help=help)
+
+
+def add_nothing_below(parser: argparse.ArgumentParser) -> None:
+    help = "say that nothing fits if no similarity reaches this one; `alpro eval` prints one"
+    parser.add_argument("--nothing-below", type=float, metavar="SIMILARITY", help=help)
 
 
 def add_videos(arguments: argparse.Namespace) -> None:
@@ -95,10 +110,12 @@ def add_videos(arguments: argparse.Namespace) -> None:
     digest = model_digest(folder)
     if before:  # before the model is loaded
         check_digest(arguments.index, before, folder, digest)
-    items = scan_videos(videos)
+    columns = arguments.columns or (before.columns if before else ())
+    items = scan_videos(videos, columns)
     sources = list(items) if isinstance(videos, Path) and videos.is_dir() else items  # else, its rows are streamed
     model = load(arguments, folder)
-    about = About(model=str(folder), digest=digest, embed_dim=model.embed_dim, window=window, stride=stride)
+    setting = {"window": window, "stride": stride, "columns": columns}
+    about = About(model=str(folder), digest=digest, embed_dim=model.embed_dim, **setting)
     reported = 0
 
     def report(line: str) -> None:
@@ -144,12 +161,12 @@ def remove_videos(arguments: argparse.Namespace) -> None:
 
 def list_videos(arguments: argparse.Namespace) -> None:
     from alpro.stages.inference.index import Index, rows_of
-    from alpro.stages.inference.search import hit_path
+    from alpro.stages.inference.search import described, hit_path
 
-    index, fields = Index.open(arguments.index), ("id", "path", "kind", "start", "end")
+    index = Index.open(arguments.index)
     rows = (row for table in index.items for row in rows_of(table))
     if arguments.json:
-        clips = [{name: row[name] for name in fields} for row in rows]
+        clips = [described(row) for row in rows]
         print_json({"model": index.about.model, "rejected": index.rejects().num_rows, "clips": clips})
         return
     for row in rows:
@@ -172,7 +189,8 @@ def search_index(arguments: argparse.Namespace) -> None:
     name = str(model_path(arguments, arguments.model)) if arguments.model else ""
     model = index.load_model(name, device=arguments.device, dtype=arguments.dtype)
     loaded = perf_counter()
-    found = search(index, model, arguments.text, arguments.k, arguments.rerank)
+    ranked = index, model, arguments.text, arguments.k, arguments.rerank
+    found = search(*ranked, filters=arguments.filters, nothing_below=arguments.nothing_below)
     found.seconds = {"index": opened - started, "model": loaded - opened, **found.seconds}
     print_found(arguments, found)
 
@@ -188,16 +206,20 @@ def open_index(folder: Path) -> "Index":
 
 
 def print_found(arguments: argparse.Namespace, found: "Found") -> None:
-    from alpro.stages.inference.search import hit_path, neighbors
+    from alpro.stages.inference.search import described, hit_path, neighbors
 
     if arguments.json:
-        fields = ("id", "path", "kind", "start", "end")
         hits = [
-            {"rank": rank, **{name: hit.item[name] for name in fields}}
+            {"rank": rank, **described(hit.item)}
             | {"similarity": hit.similarity, "match": hit.match, "note": hit.note, "span": hit.span}
             for rank, hit in enumerate(found.hits, 1)
         ]
-        counts = {"clips": found.clips, "matched": found.matched, "note": found.note}
+        counts = {
+            "clips": found.clips,
+            "matched": found.matched,
+            "note": found.note,
+            "nothing_fits": found.nothing_fits,
+        }
         print(json.dumps({"text": arguments.text, **counts, "seconds": found.seconds, "hits": hits}))
         return
     if found.note:

@@ -17,11 +17,11 @@ from alpro.pipeline.cli.arguments import Parser
 from alpro.pipeline.cli.artifacts import add_artifact_commands, add_compare
 from alpro.pipeline.cli.config import add_config_commands
 from alpro.pipeline.cli.data import add_data_commands
-from alpro.pipeline.cli.demo import add_demo
 from alpro.pipeline.cli.eval import add_eval
 from alpro.pipeline.cli.index import add_index_commands
 from alpro.pipeline.cli.model import add_model_commands
 from alpro.pipeline.cli.run import add_stage_commands
+from alpro.pipeline.cli.serve import add_serve
 from alpro.pipeline.cli.servers import add_ui, add_up
 from alpro.pipeline.cli.use import add_use_commands
 
@@ -133,7 +133,7 @@ def parser() -> Parser:
     add_index_commands(commands)
     add_use_commands(commands)
     add_eval(commands)
-    add_demo(commands)
+    add_serve(commands)
     add_model_commands(commands)
     add_artifact_commands(commands)
     add_compare(commands)

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -40,6 +41,7 @@ ITEMS = pa.schema(
         ("identity", pa.string()),  # size and time of the file, or its ETag: a change embeds it again
         ("frame_offsets", pa.list_(pa.int64())),  # of a sample in a shard
         ("frame_sizes", pa.list_(pa.int64())),
+        ("columns", pa.map_(pa.string(), pa.string())),  # of the manifest, those that the index keeps
     ]
 )
 REJECTED = pa.schema([*ITEMS, *(REJECTS.field(name) for name in ("reason", "detail"))])
@@ -57,8 +59,9 @@ class IndexPart(BaseModel):
 
 
 class About(BaseModel):
-    """index.json: the model (its folder, its digest, the length of its embeddings), the parts, and the windows that
-    videos are cut into, if they are: their length, and the time from one to the next, in seconds."""
+    """index.json: the model (its folder, its digest, the length of its embeddings), the parts, the windows that videos
+    are cut into, if they are: their length, and the time from one to the next, in seconds; and the columns of the
+    manifest that are kept for filters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,6 +71,7 @@ class About(BaseModel):
     embed_dim: int
     window: float | None = None
     stride: float | None = None
+    columns: tuple[str, ...] = ()
     parts: tuple[IndexPart, ...] = ()
 
 
@@ -91,8 +95,8 @@ class Index:
             raise InputError(f"{folder}: {line}; `alpro index add` with the same videos repairs this index") from error
         return cls(folder, about, [matrix for matrix, _ in parts], [table for _, table in parts])
 
-    def load_model(self, name: str = "", workspace: Path = Path("workspace"), **options: Any) -> Model:
-        """The model of this index, from where it was, or from `name` if it has moved; options as of `Model.load`.
+    def model_folder(self, name: str | Path = "", workspace: Path = Path("workspace")) -> Path:
+        """The folder of the model of this index: where it was, or that of `name` if it has moved.
 
         Raises InputError if it is gone, or if it is another model.
         """
@@ -100,7 +104,11 @@ class Index:
             raise InputError(f"{self.folder}: its model {self.about.model} is gone; name a copy of it with --model")
         folder = find_model(name or self.about.model, workspace)
         check_digest(self.folder, self.about, folder, model_digest(folder))
-        return Model.from_pretrained(folder, **options)
+        return folder
+
+    def load_model(self, name: str = "", workspace: Path = Path("workspace"), **options: Any) -> Model:
+        """The model of this index, see `model_folder`; options as of `Model.load`."""
+        return Model.from_pretrained(self.model_folder(name, workspace), **options)
 
     def __len__(self) -> int:
         return sum(part.clips for part in self.about.parts)
@@ -115,6 +123,23 @@ class Index:
                 return table.slice(number, 1).to_pylist()[0]
             number -= table.num_rows
         raise IndexError(number)
+
+    def embedding(self, number: int) -> np.ndarray:
+        """The embedding (E,) of a clip."""
+        for matrix in self.embeddings:
+            if number < len(matrix):
+                return np.array(matrix[number])
+            number -= len(matrix)
+        raise IndexError(number)
+
+    def number(self, id: str) -> int | None:
+        """The number of the first clip with an id."""
+        first = 0
+        for table in self.items:
+            if (row := pc.index(table["id"], id).as_py()) >= 0:
+                return first + int(row)
+            first += table.num_rows
+        return None
 
 
 UNREADABLE = (OSError, ValueError, EOFError, pa.ArrowException)
@@ -135,10 +160,15 @@ def read_about(folder: Path) -> About:
 def read_part(folder: Path, part: IndexPart, embed_dim: int) -> tuple[np.ndarray, pa.Table]:
     """The embeddings (N, E) and the items of a part, mapped to memory. Raises one of UNREADABLE."""
     matrix = np.load(folder / f"{part.name}.npy", mmap_mode="r")
-    table = pa.ipc.open_file(pa.memory_map(str(folder / f"{part.name}.arrow"))).read_all()
+    table = completed(pa.ipc.open_file(pa.memory_map(str(folder / f"{part.name}.arrow"))).read_all(), ITEMS)
     if matrix.shape != (part.clips, embed_dim) or table.num_rows != part.clips:
         raise ValueError(f"{part.name} has {matrix.shape} embeddings of {table.num_rows} items, not {part.clips}")
     return matrix, table
+
+
+def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of an index that has no `columns`, with them."""
+    return pa.concat_tables([schema.empty_table(), table], promote_options="default")
 
 
 def repair(folder: Path) -> About:
@@ -299,7 +329,8 @@ def write_rejects(folder: Path, part: IndexPart, rejects: pa.Table) -> None:
 
 
 def read_rejects(folder: Path, part: IndexPart) -> pa.Table:
-    return pq.read_table(folder / f"{part.name}.rejects.parquet") if part.rejects else REJECTED.empty_table()
+    table = pq.read_table(folder / f"{part.name}.rejects.parquet") if part.rejects else REJECTED.empty_table()
+    return completed(table, REJECTED)
 
 
 def write_items(file: Path, tables: list[pa.Table]) -> None:

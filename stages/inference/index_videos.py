@@ -1,5 +1,6 @@
 """Embeds the videos of a folder, a manifest or a decoded corpus into an index: those that it does not have."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,10 +40,10 @@ UNFINISHED = re.compile(r"\.lock|\..*\.part|[0-9a-f]{12}\.(npy|arrow|rejects\.pa
 CHUNK = 2048  # sources whose files are looked up together
 
 
-def scan_videos(source: Location) -> Iterator[Item | Reject]:
+def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item | Reject]:
     """The items of a folder, a manifest (with or without texts) or a decoded corpus, without `identity`, in order.
 
-    Raises InputError if there is no such thing, or nothing in it.
+    columns: of the manifest, which the items keep. Raises InputError if there is no such thing, or nothing in it.
     """
     source, empty = absolute(source), dict.fromkeys(ITEMS.names)
     if is_corpus(source):
@@ -57,7 +58,14 @@ def scan_videos(source: Location) -> Iterator[Item | Reject]:
             detail = "its URL contains credentials, which an index does not store"
             yield Reject(id=row.id, path=str(row.path), reason="bad row", detail=detail)
         else:
-            yield empty | row.model_dump(include={"id", "kind", "start", "end"}) | {"path": str(row.path)}
+            kept = {"split": row.split, "group": row.group} | row.meta
+            own = [(name, text_of(kept[name])) for name in columns if name in kept]
+            fields = row.model_dump(include={"id", "kind", "start", "end"})
+            yield empty | fields | {"path": str(row.path), "columns": own or None}
+
+
+def text_of(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def is_corpus(source: Location) -> bool:
@@ -181,6 +189,9 @@ def _update(
         if about.window and (about.window, about.stride) != (before.window, before.stride):
             windows = f"windows of {before.window:g} s every {before.stride:g} s" if before.window else "no windows"
             raise InputError(f"{folder}: this index has {windows}; choose another folder for the index")
+        if about.columns and about.columns != before.columns:
+            kept = f"keeps {', '.join(before.columns)}" if before.columns else "keeps no columns"
+            raise InputError(f"{folder}: this index {kept}; choose another folder for the index")
         about = repair(folder).model_copy(update={"model": about.model})  # the same model may have moved
     writer, counts, total = IndexWriter(folder, about), Counts(), None
     current: dict[str, str] = {}  # identities of the files that may have stale windows

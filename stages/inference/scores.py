@@ -35,6 +35,7 @@ from alpro.stages.inference.index_videos import is_corpus
 from alpro.stages.inference.model import Model
 
 RERANKED = 20  # clips that a search matches
+MISSED = 0.05  # share of texts that a threshold rejects although a video fits
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,32 @@ def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
     return kept, Videos(torch.cat(tokens), torch.cat(features))
 
 
+@dataclass(frozen=True)
+class Threshold:
+    """A similarity below which nothing fits, for `alpro search --nothing-below`. It rejects MISSED of the texts; and
+    `rejected`, a share, of those whose right videos are left out of the gallery."""
+
+    similarity: float
+    rejected: float
+
+    @classmethod
+    def of(cls, similarity: np.ndarray, relevant: np.ndarray) -> "Threshold":
+        """similarity, relevant (boolean): (texts, videos)."""
+        right = np.where(relevant, similarity, -np.inf).max(1)
+        others = np.where(relevant, -np.inf, similarity).max(1)
+        least = float(np.quantile(right, MISSED))
+        return cls(least, float((others < least).mean()))
+
+
 @torch.inference_mode()
 def add_retrieval(
     results: Results, model: Model, items: list[Labeled], videos: Videos, what: str, name: str
-) -> dict[str, Score]:
+) -> tuple[dict[str, Score], Threshold | None]:
     """Adds retrieval by similarity and, of a model that matches, as `alpro search` ranks. Returns the scores by
-    similarity, such as t2v/R1."""
+    similarity, such as t2v/R1, and a threshold if there are texts."""
     labels, found = Labels.of(items), dict[str, Score]()
     if not labels.texts:
-        return {}
+        return {}, None
     frames = model.folder.model.config.video.frames
     similarity = similarities(model.embed_texts(labels.texts), videos.features).cpu().numpy()
     rankings = {name: (what, "all pairs", similarity)}
@@ -140,7 +158,7 @@ def add_retrieval(
             ]:
                 results.add(one, line, key, direction, f"{pairs}, {frames} frames")
                 found |= {f"{direction}/{one.metric.key}": one} if key == name else {}
-    return found
+    return found, Threshold.of(similarity, labels.relevant)
 
 
 @torch.inference_mode()

@@ -281,7 +281,7 @@ def test_every_help_fits_a_screen(monkeypatch):
 def test_every_command_that_prints_a_table_has_json():
     """The others print one line, or text of another format: TOML, a script, addresses."""
     plain = {f"alpro {name}" for name in ("config show", "config init", "model import", "model export", "ui", "up")}
-    plain |= {"alpro model register", "alpro demo"}
+    plain |= {"alpro model register", "alpro serve"}
     for parser in helps(cli.parser()):
         if parser.prog.count(" ") and not any(hasattr(action, "add_parser") for action in parser._actions):
             assert ("--json" in parser._option_string_actions) == (parser.prog not in plain), parser.prog

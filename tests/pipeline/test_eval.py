@@ -13,7 +13,7 @@ from alpro.files import digest
 from alpro.stages.evaluation.retrieval import match_top_k
 from alpro.stages.inference.index import About, Index
 from alpro.stages.inference.index_videos import scan_videos, update_index
-from alpro.stages.inference.scores import Labels, encode, labeled
+from alpro.stages.inference.scores import Labels, Threshold, encode, labeled
 from alpro.stages.inference.search import search
 from tests.pipeline.test_cli import call
 
@@ -112,6 +112,15 @@ def test_the_order_of_a_search_is_scored(data, trained, tmp_path):
         assert [hit.item["id"] for hit in hits] == [items[i].id for i in np.argsort(-row)]
 
 
+def test_a_threshold_rejects_few_texts_with_a_video_and_counts_those_without():
+    """By hand: the best right similarities are 0.1, 0.2, ..., 2.1, so 5 % are below 0.2, and so are 5 of the others."""
+    right = np.arange(1, 22)[::-1] / 10
+    wrong = np.where(np.arange(21) < 5, 0.1, 0.5)
+    similarity = np.stack([right, wrong, right - 1], axis=1)
+    threshold = Threshold.of(similarity, np.tile([True, False, True], (21, 1)))
+    assert vars(threshold) == {"similarity": pytest.approx(0.2), "rejected": pytest.approx(5 / 21)}
+
+
 def test_answers_and_entities_are_scored(scored, data, monkeypatch, capsys, trained):
     rows = {row["name"]: row for row in scored(QA, data)["results"]}
     model, items = Model.load(QA, trained, device="cpu", dtype="float32"), labeled(data, "test")[0]
@@ -124,4 +133,4 @@ def test_answers_and_entities_are_scored(scored, data, monkeypatch, capsys, trai
     right = [prompter.entities(items[i].source, top_k=1)[0][0] in truth for truth, i in known]
     assert rows["entities/acc"]["value"] == pytest.approx(100 * np.mean(right))
     status, out, _ = call(monkeypatch, capsys, "eval", PROMPTER, data, "--workspace", trained, "--device", "cpu")
-    assert (status, "nDCG@10" in out, "best constant" in out) == (0, True, True)
+    assert (status, "nDCG@10" in out, "best constant" in out, "--nothing-below" in out) == (0, True, True, True)

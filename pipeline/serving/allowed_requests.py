@@ -1,14 +1,18 @@
-"""Which requests reach the page: the media of the index, and the few addresses of Gradio that the page uses.
+"""Which requests are answered: the API, the media of the index, and the few addresses of Gradio that the page uses.
 
 Gradio also serves files by path, fetches URLs, and describes and calls functions by name. None of that is needed here,
-so it does not exist: what is not listed is not found. Pages of other sites are refused.
+so it does not exist: what is not listed is not found. Pages of other sites are refused, and requests without the token
+if there is one.
 """
 
+import base64
+import binascii
 import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from secrets import compare_digest
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,23 +23,24 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alpro.files import file_state
-from alpro.pipeline.demo.media import MAX_UPLOADS, Media, Unknown
 from alpro.pipeline.servers.origin import LOCAL, is_own
+from alpro.pipeline.serving.media import MAX_UPLOADS, Media, Unknown
+from alpro.pipeline.serving.turns import MAX_BODY
 from alpro.shards.decoding.decode import DecodeError
 
-MAX_BODY = 64 << 10  # bytes of a request other than an upload
 MAX_FUNCTIONS = 1000  # that a page may have
-API = "/gradio_api"
+GRADIO = "/gradio_api"
 GET = re.compile(
     r"/|/(config|theme\.css|manifest\.json|favicon\.ico|robots\.txt)/?|/(assets|static)(/[\w.-]+)+"
-    rf"|{API}/(startup-events|queue/data|upload_progress|heartbeat/\w+)"
+    rf"|{GRADIO}/(startup-events|queue/data|upload_progress|heartbeat/\w+)"
 )
-POST = re.compile(rf"{API}/(queue/join|upload|cancel|reset)/?")
+POST = re.compile(rf"{GRADIO}/(queue/join|upload|cancel|reset)/?")
 # The page loads nothing from elsewhere, whatever Gradio may try.
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
     " connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'self'; object-src 'none'"
 )
+CHALLENGE = {"WWW-Authenticate": 'Basic realm="ALPRO: any name, the token as password", charset="UTF-8"'}
 MEDIA_TYPES = {".webm": "video/webm", ".webp": "image/webp", ".jpg": "image/jpeg"}
 
 
@@ -64,10 +69,11 @@ def respond(key: str, find: Callable[[str], Any]) -> Response:
 
 
 class Requests:
-    """The application of the page. host: the address that it listens on; uploads: the folder of Gradio's uploads."""
+    """The application of the page and the API. host: the address that it listens on; uploads: the folder of Gradio's
+    uploads; token: empty if none is required."""
 
-    def __init__(self, page: ASGIApp, media: Media, host: str, uploads: Path):
-        self.page, self.media = page, media_app(media)
+    def __init__(self, page: ASGIApp, api: ASGIApp, media: Media, host: str, uploads: Path, token: str = ""):
+        self.page, self.api, self.media, self.token = page, api, media_app(media), token.encode()
         self.hosts = LOCAL if host in LOCAL else ()
         self.folder, self.uploads = uploads, uploads.resolve()  # Gradio may name either
 
@@ -93,14 +99,19 @@ class Requests:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if not is_own(headers.get("host"), headers.get("origin"), self.hosts):
             return PlainTextResponse("a page of another site", status_code=403), receive
+        if self.token and not compare_digest(password(headers.get("authorization", "")), self.token):
+            return PlainTextResponse("the token is missing or wrong", status_code=401, headers=CHALLENGE), receive
         path, method = scope["path"], scope["method"]
+        if path.startswith("/api/"):  # a link or a picture on a page of another site has no Origin
+            other = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+            return (PlainTextResponse("a page of another site", status_code=403) if other else self.api), receive
         if path.startswith("/media/") and method in ("GET", "HEAD"):
             return self.media, receive
         if method in ("GET", "HEAD") and GET.fullmatch(path) and ".." not in path:
             return self.page, receive
         if method != "POST" or not POST.fullmatch(path):
             return PlainTextResponse("not found", status_code=404), receive
-        if path.startswith(f"{API}/upload"):  # Gradio limits its size
+        if path.startswith(f"{GRADIO}/upload"):  # Gradio limits its size
             return self.upload, receive
         body = await read(receive)
         checked = None if body is None else self.checked(body)
@@ -149,6 +160,17 @@ class Requests:
             return json.dumps(value).encode()
         except (ValueError, RecursionError):
             return None
+
+
+def password(authorization: str) -> bytes:
+    """The token of a bearer, or the password of a browser's login."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip().encode()
+    try:
+        return base64.b64decode(value).partition(b":")[2] if scheme.lower() == "basic" else b""
+    except binascii.Error:
+        return b""
 
 
 def files(value: Any) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The page of `alpro demo` in headless Chromium: clips play, a question is answered, a box is named."""
+"""The page of `alpro serve` in headless Chromium: clips play, a question is answered, a box is named."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The server of the demo's page: Gradio without requests to other machines, within limits, until Ctrl-C."""
+"""The server of `alpro serve`: Gradio without requests to other machines, within limits, until Ctrl-C."""
 
 import os
 import signal
@@ -7,14 +7,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from alpro.errors import InputError
-from alpro.pipeline.demo.allowed_requests import Requests
-from alpro.pipeline.demo.answers import Demo
+from alpro.pipeline.serving.allowed_requests import Requests
+from alpro.pipeline.serving.answers import Answers
+from alpro.pipeline.serving.turns import Turns
 
 MAX_CONNECTIONS = 256  # more get a 503
 IDLE_TICKS = 300  # of a tenth of a second, in which a connection has to send a request
@@ -35,19 +37,20 @@ def prepare_gradio(uploads: Path) -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise InputError(f"no Gradio ({error}): pip install 'alpro-pipeline[demo]'") from error
+        raise InputError(f"no Gradio ({error}): pip install 'alpro-pipeline[serve]'") from error
 
 
-def application(demo: Demo, host: str, uploads: Path, max_upload: int) -> Requests:
-    """The page with its limits, after `prepare_gradio`. max_upload: MiB of a file."""
+def application(answers: Answers, host: str, uploads: Path, max_upload: int, token: str = "") -> Requests:
+    """The page and the API within limits, after `prepare_gradio`. max_upload: MiB of a file; token: see `Requests`."""
     import gradio as gr
 
-    from alpro.pipeline.demo.page import STYLE, THEME, build
+    from alpro.pipeline.serving import api
+    from alpro.pipeline.serving.page import STYLE, THEME, build
 
     outer = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     gr.mount_gradio_app(
         outer,
-        build(demo),
+        build(answers),
         path="/",
         theme=THEME,
         css=STYLE,
@@ -60,11 +63,11 @@ def application(demo: Demo, host: str, uploads: Path, max_upload: int) -> Reques
         enable_monitoring=False,
         pwa=False,
     )
-    return Requests(outer, demo.media, host, uploads)
+    return Requests(outer, api.build(answers, max_upload << 20), answers.media, host, uploads, token)
 
 
-def run(app: Requests, host: str, port: int) -> None:
-    """Serves the page until Ctrl-C or SIGTERM."""
+def run(app: Requests, turns: Turns, host: str, port: int) -> None:
+    """Serves until Ctrl-C or SIGTERM, and then until those who wait in the queue have their answers."""
     options = uvicorn.Config(
         app,
         host,
@@ -74,22 +77,24 @@ def run(app: Requests, host: str, port: int) -> None:
         limit_concurrency=MAX_CONNECTIONS,
         ws="none",
     )
-    Server(options).run()
+    Server(options, turns).run()
 
 
 class Server(uvicorn.Server):
-    """Prints the address when it answers. Ends with Ctrl-C or SIGTERM after its open requests, and does not raise the
-    signal again: that is how the page is stopped, and temporary files are deleted."""
+    """Prints the address when it answers. Ends with Ctrl-C or SIGTERM after its open requests (a second one: at once),
+    and does not raise the signal again: that is how the server is stopped, and temporary files are deleted."""
 
-    def __init__(self, config: uvicorn.Config):
+    def __init__(self, config: uvicorn.Config, turns: Turns):
         super().__init__(config)
+        self.turns = turns
         self.idle: dict[Any, int] = {}  # ticks by connection
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-            print(f"the page is at http://{host}:{self.config.port} (Ctrl-C stops it)", flush=True)
+            address = f"http://{host}:{self.config.port}"
+            print(f"the page is at {address}, the API at {address}/api/docs (Ctrl-C stops them)", flush=True)
 
     async def on_tick(self, counter: int) -> bool:
         """Closes connections that have sent no request: uvicorn would keep them."""
@@ -97,7 +102,13 @@ class Server(uvicorn.Server):
         self.idle = {one: self.idle.get(one, 0) + 1 for one in waiting}
         for connection in [one for one, ticks in self.idle.items() if ticks > IDLE_TICKS]:
             connection.transport.close()
+        self.should_exit |= self.turns.stopping and not self.turns.taken
         return await super().on_tick(counter)
+
+    def handle_exit(self, number: int, frame: FrameType | None) -> None:
+        if self.turns.stopping:
+            super().handle_exit(number, frame)
+        self.turns.stopping = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

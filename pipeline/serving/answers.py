@@ -1,7 +1,6 @@
-"""What the page answers: clips for a text, answers to a question, entities of a region."""
+"""What the page and the API answer: clips for a text, answers to a question, entities of a region."""
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,29 +8,30 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.inputs import WHOLE, parse_box
-from alpro.pipeline.demo.media import CLIPS, Media, Unknown
+from alpro.pipeline.serving.media import CLIPS, Media, Unknown
+from alpro.pipeline.serving.mistakes import Missing, Mistake
+from alpro.pipeline.serving.turns import Turns
 from alpro.shards.decoding.decode import DecodeError
+from alpro.stages.inference.clips import Source
 from alpro.stages.inference.index import Index
 from alpro.stages.inference.model import Model
-from alpro.stages.inference.search import Found, search
+from alpro.stages.inference.search import Found, search, similar
 
 MAX_TEXT = 500  # characters of a text or a question
 Ranked = dict[str, float]
-
-
-class Mistake(Exception):
-    """A message for the person at the page."""
+Clip = str | Path  # a key of `Media`, or a file
 
 
 @dataclass
 class Models:
-    """The models of the page; None if it cannot search, answer or name entities."""
+    """The models; None if there is none to search, answer or name entities. digests: SHA-256 of each, by field."""
 
     index: Index | None = None
     search: Model | None = None
     ask: Model | None = None
     entities: Model | None = None  # a prompter
     pretrained: Model | None = None  # it names entities, too
+    digests: dict[str, str] = field(default_factory=dict)
 
     def any(self) -> Model:
         """One of the models: they read the frames of decoded corpora alike."""
@@ -45,22 +45,50 @@ class Models:
 
 
 @dataclass
-class Demo:
-    """The functions behind the page. One request uses the models at a time."""
+class Answers:
+    """The functions behind the page and the API. Those that use the models are called in `turns`.
+
+    rerank: clips that a search ranks by matching. nothing_below: see `search`.
+    """
 
     models: Models
     media: Media
-    results: int = 8
     rerank: int = 20
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    nothing_below: float | None = None
+    turns: Turns = field(default_factory=Turns)
 
-    def search(self, text: str) -> Found:
+    @property
+    def clips(self) -> int:
+        """Clips of the index."""
+        return len(self.models.index) if self.models.index else 0
+
+    def search(
+        self, text: str, k: int = 8, offset: int = 0, filters: Sequence[str] = (), rerank: int | None = None
+    ) -> Found:
         """The clips that fit a text best. Raises Mistake."""
         assert self.models.index
         assert self.models.search
         wanted = checked(text, "Write what the videos should show.")
-        with self.lock, mistakes():
-            return search(self.models.index, self.models.search, wanted, self.results, self.rerank)
+        matched = self.rerank if rerank is None else rerank
+        index, model = self.models.index, self.models.search
+        with mistakes():
+            return search(index, model, wanted, k, matched, offset, filters, self.nothing_below)
+
+    def similar(self, clip: Clip, k: int = 8, offset: int = 0, filters: Sequence[str] = ()) -> Found:
+        """The clips that are most similar to a clip of the index or to a file. Raises Mistake."""
+        index, model = self.models.index, self.models.search
+        assert index
+        assert model
+        with mistakes():
+            kind, _, name = str(clip).partition("/")
+            if kind == CLIPS:
+                self.source(clip)  # raises Unknown
+                return similar(index, index.embedding(int(name)), k, offset, filters, without=int(name))
+            (embedded,) = model.stream([self.source(clip)])
+            if embedded.embedding is None:
+                assert embedded.error
+                raise embedded.error
+            return similar(index, embedded.embedding.cpu().numpy(), k, offset, filters)
 
     def pick(self, number: Any) -> str:
         """The key of a clip of the index, by its number. Raises Mistake."""
@@ -69,6 +97,17 @@ class Demo:
             self.media.source(key)
         return key
 
+    def find(self, number: int | None, id: str) -> str:
+        """The key of a clip of the index, by its number or its id. Raises Mistake."""
+        if (number is None) == (not id):
+            raise Mistake("Name a clip by its number or its id.")
+        if number is None and (not self.models.index or (number := self.models.index.number(id)) is None):
+            raise Missing("There is no such clip.")
+        return self.pick(number)
+
+    def source(self, clip: Clip) -> Source:
+        return clip if isinstance(clip, Path) else self.media.source(chosen(clip))
+
     def upload(self, file: str) -> str:
         """The key of an uploaded video or image. Raises Mistake if it cannot be decoded."""
         with mistakes():
@@ -76,19 +115,19 @@ class Demo:
             self.models.any().frames(self.media.source(key))
         return key
 
-    def ask(self, key: str, question: str, top_k: int = 5) -> Ranked:
+    def ask(self, clip: Clip, question: str, top_k: int = 5) -> Ranked:
         """Answers with probabilities, best first. Raises Mistake."""
         assert self.models.ask
         wanted = checked(question, "Write a question.")
-        with self.lock, mistakes():
-            return dict(self.models.ask.ask(self.media.source(chosen(key)), wanted, top_k))
+        with mistakes():
+            return dict(self.models.ask.ask(self.source(clip), wanted, top_k))
 
-    def entities(self, key: str, box: str, text: str | None = "", top_k: int = 5) -> list[Ranked]:
+    def entities(self, clip: Clip, box: str, text: str | None = "", top_k: int = 5) -> list[Ranked]:
         """Entities of a region with probabilities, best first, of each of `Models.naming`; `text` is a caption for the
         pre-trained model. Raises Mistake."""
         caption = checked(text, "") if text and str(text).strip() else ""  # None: the page has no field for it
-        with self.lock, mistakes():
-            region, source = parse_box(box) if box.strip() else WHOLE, self.media.source(chosen(key))
+        with mistakes():
+            region, source = parse_box(box) if box.strip() else WHOLE, self.source(clip)
             return [
                 dict(model.entities(source, region, top_k, caption if model is self.models.pretrained else ""))
                 for model in self.models.naming.values()
@@ -104,7 +143,7 @@ def mistakes() -> Iterator[None]:
         detail = error.detail.rpartition(": ")[2] if "/" in error.detail else error.detail
         raise Mistake(f"This file cannot be decoded: {error.reason}{f' ({detail})' if detail else ''}.") from error
     except Unknown:
-        raise Mistake("This clip is no longer available: choose or upload it again.") from None
+        raise Missing("This clip is no longer available: choose or upload it again.") from None
     except (InputError, ValueError) as error:
         raise Mistake(f"{error}") from error
 

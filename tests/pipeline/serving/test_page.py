@@ -1,137 +1,83 @@
-"""The page of `alpro demo`, without a browser: its answers, its messages, and what its server refuses."""
+"""The page of `alpro serve`, without a browser: its answers, its messages, and what its server refuses."""
 
 import asyncio
-import json
 import os
 import shutil
 import socket
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from alpro import Model
-from alpro.files import digest, write_json
+from alpro.files import write_json
+from tests.pipeline.serving.conftest import PROMPTER, QA, RETRIEVAL
 from tests.pipeline.test_cli import call
 
 pytest.importorskip("gradio")
 
 import gradio
 import uvicorn
-from starlette.testclient import TestClient
 
-from alpro.pipeline.demo import page
-from alpro.pipeline.demo import server as command
-from alpro.pipeline.demo.answers import MAX_TEXT, Demo, Mistake, Models
-from alpro.pipeline.demo.media import MAX_UPLOADS, Media, Unknown
-from alpro.stages.inference.index import Index
+from alpro.pipeline.serving import page
+from alpro.pipeline.serving import server as command
+from alpro.pipeline.serving.answers import MAX_TEXT
+from alpro.pipeline.serving.media import MAX_UPLOADS, Media, Unknown
+from alpro.pipeline.serving.mistakes import Mistake
+from alpro.pipeline.serving.turns import Turns
 from alpro.stages.inference.search import search
 
-RETRIEVAL, QA, PROMPTER = (digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter"))
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def videos(sample, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    return [Path(shutil.copy(video, folder)) for video in sorted((sample / "videos").glob("test-*.mp4"))[:3]]
-
-
-@pytest.fixture(scope="module")
-def index(trained, videos):
-    """An index of three clips, the second half of one of them, and an image."""
-    from PIL import Image
-
-    from alpro.pipeline.cli.main import execute, parser
-
-    folder = videos[0].parent
-    Image.new("RGB", (60, 40), "red").save(folder / "red.png")
-    rows = [*({"path": video.name} for video in videos), {"path": videos[0].name, "start": 0.5, "end": 1.0}]
-    rows.append({"path": "red.png", "kind": "image"})
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = [
-        "index",
-        "add",
-        folder / "index",
-        folder / "manifest.jsonl",
-        "--model",
-        RETRIEVAL,
-        "--workspace",
-        trained,
-    ]
-    assert execute(parser().parse_args([*map(str, arguments), "--device", "cpu"])) == 0
-    return folder / "index"
-
-
-@pytest.fixture
-def demo(trained, index, tmp_path):
-    opened = Index.open(index)
-    models = {name: Model.load(name, trained, device="cpu") for name in (RETRIEVAL, QA, PROMPTER)}
-    media = Media(opened, tmp_path, models[RETRIEVAL].folder.model.config.video)
-    return Demo(Models(opened, *models.values()), media)
-
-
-@pytest.fixture
-def client(demo, tmp_path, monkeypatch):
-    uploads = tmp_path / "uploads"
-    uploads.mkdir()
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    command.prepare_gradio(uploads)
-    app = command.application(demo, "127.0.0.1", uploads, max_upload=1)
-    with TestClient(app, base_url="http://127.0.0.1:7860") as client:
-        client.uploads = uploads
-        yield client
-
-
-def test_a_search_has_the_hits_of_the_command_and_the_numbers_of_their_clips(demo):
+def test_a_search_has_the_hits_of_the_command_and_the_numbers_of_their_clips(answers):
     text = "a red ball moves left"
-    found = demo.search(text)
-    expected = search(demo.models.index, demo.models.search, text, 8)
+    found = answers.search(text)
+    expected = search(answers.models.index, answers.models.search, text, 8)
     assert [(hit.item, hit.similarity, hit.match) for hit in found.hits] == [
         (hit.item, hit.similarity, hit.match) for hit in expected.hits
     ]
     assert sorted(hit.number for hit in found.hits) == [0, 1, 2, 3, 4]
-    assert all(demo.models.index.item(hit.number) == hit.item for hit in found.hits)
+    assert all(answers.models.index.item(hit.number) == hit.item for hit in found.hits)
 
 
-def test_questions_and_regions_have_the_answers_of_the_models(demo, videos):
-    key = demo.pick(1)
-    assert demo.ask(key, "what moves?") == dict(demo.models.ask.ask(videos[1], "what moves?", 5))
+def test_questions_and_regions_have_the_answers_of_the_models(answers, videos):
+    key = answers.pick(1)
+    assert answers.ask(key, "what moves?") == dict(answers.models.ask.ask(videos[1], "what moves?", 5))
     box = (0.5, 0.0, 0.25, 1.0)
-    assert demo.entities(key, "0.5, 0, 0.25, 1") == [dict(demo.models.entities.entities(videos[1], box, 5))]
-    assert demo.entities(key, "") == [dict(demo.models.entities.entities(videos[1], top_k=5))]
+    assert answers.entities(key, "0.5, 0, 0.25, 1") == [dict(answers.models.entities.entities(videos[1], box, 5))]
+    assert answers.entities(key, "") == [dict(answers.models.entities.entities(videos[1], top_k=5))]
 
 
-def test_a_pre_trained_model_answers_beside_the_prompter(demo, videos, pretrained):
-    model = demo.models.pretrained = Model.from_pretrained(pretrained, device="cpu")
-    prompter, own = demo.entities(demo.pick(1), "0.5, 0, 0.25, 1", "a ball")
-    assert list(demo.models.naming) == ["Prompter", "Pre-trained model"]
-    assert prompter == dict(demo.models.entities.entities(videos[1], (0.5, 0, 0.25, 1), 5))
+def test_a_pre_trained_model_answers_beside_the_prompter(answers, videos, pretrained):
+    model = answers.models.pretrained = Model.from_pretrained(pretrained, device="cpu")
+    prompter, own = answers.entities(answers.pick(1), "0.5, 0, 0.25, 1", "a ball")
+    assert list(answers.models.naming) == ["Prompter", "Pre-trained model"]
+    assert prompter == dict(answers.models.entities.entities(videos[1], (0.5, 0, 0.25, 1), 5))
     assert own == dict(model.entities(videos[1], (0.5, 0, 0.25, 1), 5, "a ball"))
-    labels = [part for part in page.build(demo).blocks.values() if isinstance(part, gradio.Label)]
+    labels = [part for part in page.build(answers).blocks.values() if isinstance(part, gradio.Label)]
     assert [label.label for label in labels][-2:] == ["Prompter", "Pre-trained model"]
 
 
-def test_an_uploaded_video_is_asked_like_a_file(demo, videos, tmp_path):
-    key = demo.upload(shutil.copy(videos[2], tmp_path / "My Video.MP4"))
-    assert demo.ask(key, "what moves?") == dict(demo.models.ask.ask(videos[2], "what moves?", 5))
+def test_an_uploaded_video_is_asked_like_a_file(answers, videos, tmp_path):
+    key = answers.upload(shutil.copy(videos[2], tmp_path / "My Video.MP4"))
+    assert answers.ask(key, "what moves?") == dict(answers.models.ask.ask(videos[2], "what moves?", 5))
     assert not (tmp_path / "My Video.MP4").exists()
 
 
-def test_mistakes_are_messages_without_paths(demo, tmp_path):
+def test_mistakes_are_messages_without_paths(answers, tmp_path):
     bad = tmp_path / "bad.mp4"
     for call_, text in {
-        lambda: demo.search(" "): "Write what the videos should show.",
-        lambda: demo.search("a" * (MAX_TEXT + 1)): "This text has 501 characters; at most 500 are allowed.",
-        lambda: demo.ask("", "what?"): "Upload a video, or choose a clip of the search results.",
-        lambda: demo.ask("clips/0", ""): "Write a question.",
-        lambda: demo.ask("uploads/abc", "what?"): "This clip is no longer available: choose or upload it again.",
-        lambda: demo.entities("clips/0", "0.5,0,0.6,1"): "0.5,0,0.6,1 is not a region of the frame: it takes "
+        lambda: answers.search(" "): "Write what the videos should show.",
+        lambda: answers.search("a" * (MAX_TEXT + 1)): "This text has 501 characters; at most 500 are allowed.",
+        lambda: answers.ask("", "what?"): "Upload a video, or choose a clip of the search results.",
+        lambda: answers.ask("clips/0", ""): "Write a question.",
+        lambda: answers.ask("uploads/abc", "what?"): "This clip is no longer available: choose or upload it again.",
+        lambda: answers.entities("clips/0", "0.5,0,0.6,1"): "0.5,0,0.6,1 is not a region of the frame: it takes "
         "left, top, width and height as fractions, such as 0.5, 0, 0.5, 1",
-        lambda: demo.pick(5): "This clip is no longer available: choose or upload it again.",
-        lambda: demo.pick("../x"): "This clip is no longer available: choose or upload it again.",
-        lambda: demo.upload(bad): "This file cannot be decoded: unreadable (moov atom not found).",
+        lambda: answers.pick(5): "This clip is no longer available: choose or upload it again.",
+        lambda: answers.pick("../x"): "This clip is no longer available: choose or upload it again.",
+        lambda: answers.upload(bad): "This file cannot be decoded: unreadable (moov atom not found).",
     }.items():
         bad.write_text("no video")
         with pytest.raises(Mistake) as mistake:
@@ -139,8 +85,8 @@ def test_mistakes_are_messages_without_paths(demo, tmp_path):
         assert str(mistake.value) == text
 
 
-def test_a_clip_has_a_file_that_browsers_play_and_a_frame(demo, videos, tmp_path):
-    media = demo.media
+def test_a_clip_has_a_file_that_browsers_play_and_a_frame(answers, videos, tmp_path):
+    media = answers.media
     assert media.original("clips/0") == (videos[0], "video/mp4")
     assert (media.fragment("clips/0"), media.fragment("clips/3")) == ("", "#t=0.5,1")
     assert media.preview("clips/3").read_bytes()[:4] == b"\x1aE\xdf\xa3"  # WebM
@@ -165,24 +111,24 @@ def test_a_clip_has_a_file_that_browsers_play_and_a_frame(demo, videos, tmp_path
             media.source(key)
 
 
-def test_a_clip_of_a_decoded_corpus_is_an_animation(demo, clips, tmp_path):
+def test_a_clip_of_a_decoded_corpus_is_an_animation(answers, clips, tmp_path):
     from alpro.stages.inference.index_videos import scan_videos
 
     items = list(scan_videos(clips))
     index = type("Few", (), {"item": staticmethod(items.__getitem__), "__len__": lambda self: len(items)})()
-    media = Media(index, tmp_path, demo.media.video)
+    media = Media(index, tmp_path, answers.media.video)
     assert (media.plays("clips/0"), media.original("clips/0"), media.name("clips/0")) == (False, None, items[0]["id"])
     assert media.preview("clips/0").read_bytes()[8:12] == b"WEBP"
     assert media.frame("clips/0").read_bytes()[:3] == b"\xff\xd8\xff"
 
 
-def test_old_uploads_are_deleted(demo, tmp_path):
+def test_old_uploads_are_deleted(answers, tmp_path):
     keys = []
     for number in range(MAX_UPLOADS + 1):
         (tmp_path / f"{number}.mp4").write_bytes(b"x")
-        keys.append(demo.media.add_upload(tmp_path / f"{number}.mp4"))
+        keys.append(answers.media.add_upload(tmp_path / f"{number}.mp4"))
     with pytest.raises(Unknown):
-        demo.media.source(keys[0])
+        answers.media.source(keys[0])
     assert len(list(tmp_path.glob("*/upload.mp4"))) == MAX_UPLOADS
 
 
@@ -225,7 +171,18 @@ SECRET = "/etc/passwd"
         *(f"/gradio_api/{name}" for name in ("info", "openapi.json", "proxy=http://127.0.0.1/", "app_id")),
         *(
             f"/{name}"
-            for name in ("docs", "openapi.json", "monitoring", "runs", "gradio_api/runs", "svelte/x", "login")
+            for name in (
+                "docs",
+                "openapi.json",
+                "api",
+                "api/",
+                "api/redoc",
+                "monitoring",
+                "runs",
+                "gradio_api/runs",
+                "svelte/x",
+                "login",
+            )
         ),
         "/gradio_api/deep_link?session_hash=x",
         "/custom_component/x/client/component/index.js",
@@ -273,7 +230,7 @@ def test_a_function_that_no_page_has_is_refused(client, number):
     assert client.post("/gradio_api/queue/join", json=body).status_code in (400, 404, 422)
 
 
-def test_uploads_that_nobody_uses_are_deleted(client, demo):
+def test_uploads_that_nobody_uses_are_deleted(client, answers):
     paths = []
     for number in range(MAX_UPLOADS + 3):
         (path,) = client.post("/gradio_api/upload", files={"files": ("a.mp4", b"%d" % number)}).json()
@@ -281,12 +238,12 @@ def test_uploads_that_nobody_uses_are_deleted(client, demo):
         os.utime(paths[-1], ns=(number, number))
     assert [path.is_file() for path in paths] == [False] * 3 + [True] * MAX_UPLOADS
     with pytest.raises(Mistake, match="no longer available: choose or upload it again"):
-        demo.upload(str(paths[0]))
+        answers.upload(str(paths[0]))
 
 
 def test_a_connection_without_a_request_is_closed(monkeypatch):
     monkeypatch.setattr(command, "IDLE_TICKS", 3)
-    server = command.Server(uvicorn.Config(lambda: None))
+    server = command.Server(uvicorn.Config(lambda: None), Turns())
     closed: list[str] = []
 
     class Connection:
@@ -323,21 +280,17 @@ def test_wrong_input_is_one_line(monkeypatch, capsys, trained, index, tmp_path):
     taken = socket.create_server(("127.0.0.1", 0))
     own = ["--workspace", trained, "--device", "cpu", "--port", 7999]
     for arguments, message in {
-        ("0000", "--index", index): "0000: no such folder, and no artifact starts with it",
-        (RETRIEVAL, "--index", tmp_path / "none"): "no index.json; `alpro index add",
-        (RETRIEVAL, "--index", empty): "the index is empty; `alpro index add` adds videos to it",
-        (QA, "--index", index): "this index is of another model",
-        (RETRIEVAL, "--index", index, "--ask", PROMPTER): "model does not answer questions; --ask takes a model of",
-        (
-            RETRIEVAL,
-            "--entities",
-            QA,
-        ): f"{QA}: no prompter with embedded entities; --entities takes a train_prompter",
-        (RETRIEVAL,): "this retrieval model has nothing to show alone; add --index INDEX to search, or --ask",
-        (RETRIEVAL, "--host", "192.0.2.1"): "--host 192.0.2.1: not an address of this machine",
-        (RETRIEVAL, "--port", taken.getsockname()[1]): "is in use or not allowed (Address already in use); choose",
+        (): "nothing to serve; name an INDEX to search, or models with --ask and --entities",
+        ("--model", RETRIEVAL): "--model is that of an index; name the INDEX",
+        (tmp_path / "none",): "no index.json; `alpro index add",
+        (empty,): "the index is empty; `alpro index add` adds videos to it",
+        (index, "--model", "0000"): "0000: no such folder, and no artifact starts with it",
+        (index, "--model", QA): "this index is of another model",
+        (index, "--ask", PROMPTER): "model does not answer questions; --ask takes a model of",
+        (index, "--entities", QA): f"{QA}: no prompter with embedded entities; --entities takes a train_prompter",
+        (index, "--port", taken.getsockname()[1]): "is in use or not allowed (Address already in use); choose",
     }.items():
-        status, _, err = call(monkeypatch, capsys, "demo", arguments[0], *own, *arguments[1:])
+        status, _, err = call(monkeypatch, capsys, "serve", *own, *arguments)
         assert status == 2, arguments
         assert err.startswith("error: "), err
         assert err.count("\n") == 1, err
@@ -347,9 +300,7 @@ def test_wrong_input_is_one_line(monkeypatch, capsys, trained, index, tmp_path):
 
 def test_without_gradio_the_line_names_the_extra(monkeypatch, capsys, trained, index):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    status, _, err = call(
-        monkeypatch, capsys, "demo", RETRIEVAL, "--index", index, "--workspace", trained, "--port", 7999
-    )
+    status, _, err = call(monkeypatch, capsys, "serve", index, "--workspace", trained, "--port", 7999)
     assert status == 2
     assert err.startswith("error: no Gradio (")
-    assert err.endswith("pip install 'alpro-pipeline[demo]'\n")
+    assert err.endswith("pip install 'alpro-pipeline[serve]'\n")

@@ -1,1 +1,0 @@
-"""The page of `alpro demo`. Gradio is imported by `page.py` only."""
