@@ -26,9 +26,9 @@ Several are joined by `+`, and each completes the ones before it and overrides t
 `--set stage.key=value` changes a value on the command line, also in lists:
 `--set train_prompter.phases.0.steps=100`. Unknown keys and values out of range are refused before anything runs.
 
-The sizes in `[model]` apply to the prompter and to ALPRO. The defaults are the paper's. A pipeline skips
-`finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent. `pretrained` replaces
-`train_prompter` and `pretrain`.
+The sizes in `[model]` apply to ALPRO and to the prompter; `[train_prompter.model]` overrides them. The defaults are the
+paper's. A pipeline skips `finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent. `pretrained`
+replaces `train_prompter` and `pretrain`.
 
 `docs/write_configuration.py` generates this page from the code."""
 SHARED = """## Training stages

@@ -88,8 +88,9 @@ def values_of(config: "PipelineConfig") -> dict[str, Any]:
     from alpro.pipeline.config.pipeline_config import SHARED
 
     values = config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    for key, stage in SHARED:  # set once, in the top-level table
-        values.get(stage, {}).pop(key, None)
+    for key, stage in SHARED:  # set once, in the top-level table; a prompter may have sizes of its own
+        if stage != "train_prompter" or values.get(stage, {}).get(key) == values[key]:
+            values.get(stage, {}).pop(key, None)
     return values
 
 

@@ -130,25 +130,26 @@ class PipelineConfig(BaseModel):
             return self
         if student.start == "prompter":
             raise ValueError(
-                "pretrain.start = prompter copies both encoders, but train_prompter and pretrain name different ones: "
-                "name the same vit and bert in both, or start from scratch"
+                "pretrain.start = prompter copies both encoders, but train_prompter and pretrain have different ones: "
+                "name the same vit and bert in both, without [train_prompter.model], or start from scratch"
             )
-        patches = teacher.model.video.patch_size, student.model.video.patch_size
-        if patches[0] != patches[1]:
-            raise ValueError(
-                f"pretrain.vit has patches of {patches[1]} pixels, train_prompter.vit of {patches[0]}: crops are in "
-                "patches of both; name two of the same patch size"
-            )
+        for key in ("patch_size", "image_size", "frames"):
+            sizes = [getattr(stage.model.video, key) for stage in (teacher, student)]
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"video.{key} of the prompter is {sizes[0]}, that of pretrain {sizes[1]}: it labels crops of the "
+                    "same frames, in the same patches; make them equal (vit, or [train_prompter.model])"
+                )
         return self
 
     @model_validator(mode="after")
     def _texts_fit(self) -> "PipelineConfig":
         for stage, training in self.trainings().items():
-            if not self.pretrained and padded(training.max_text_tokens) > self.model.text.max_length:
+            longest = getattr(training, "model", self.model).text.max_length
+            if not self.pretrained and padded(training.max_text_tokens) > longest:
                 raise ValueError(
                     f"{stage}.max_text_tokens {training.max_text_tokens}, padded to "
-                    f"{padded(training.max_text_tokens)}, is more than model.text.max_length "
-                    f"{self.model.text.max_length}"
+                    f"{padded(training.max_text_tokens)}, is more than model.text.max_length {longest}"
                 )
         return self
 
@@ -259,6 +260,8 @@ def load_config(
     if isinstance(values.get("templates"), str):  # a file, by a path that is absolute now
         values["templates"] = read_toml(Path(values["templates"]))
     models = with_sizes(values)  # of the encoders that are named in the end
+    if "train_prompter" in models:
+        models["train_prompter"] = merged(models["train_prompter"], values["train_prompter"].pop("model", {}))
     for key, stage in SHARED:
         if key in dict_of(values.get(stage)):
             raise InputError(f"{name_of(files)}: {stage}.{key}: set it once, in [{key}]")
@@ -301,6 +304,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def check_tables(values: dict[str, Any], source: Path | str) -> None:
     """Raises InputError, which names the source, if a required table is not a table. The classes check the rest."""
     tables = {name: values.get(name, {}) for name in ("corpora", "model", *STAGE_CONFIGS)}
+    tables["train_prompter.model"] = dict_of(tables["train_prompter"]).get("model", {})
     tables |= {f"corpora.{name}": corpus for name, corpus in dict_of(tables["corpora"]).items()}
     for stage in STAGE_CONFIGS:
         phases = dict_of(tables[stage]).get("phases", [])

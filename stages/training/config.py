@@ -23,7 +23,7 @@ class Phase(StageConfig):
         (), description="relative number of steps per corpus; empty: by number of examples"
     )
     steps: int = Field(0, ge=0, description="number of optimizer steps; set either steps or epochs")
-    epochs: float = Field(0, ge=0, description="number of passes over the examples of its corpora, instead of steps")
+    epochs: float = Field(0, ge=0, description="number of passes over the examples of its corpora")
 
     group_batches: bool = Field(
         False, description="put samples of the same group into the same batch, as negatives of each other"

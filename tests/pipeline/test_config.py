@@ -404,5 +404,24 @@ def test_the_settings_of_one_stages_vit_do_not_reach_the_other(tmp_path, swapped
     with pytest.raises(InputError, match=r"pretrain\.start = prompter copies both encoders, but .* different ones"):
         load_config("webvid_cc3m", str(tmp_path), [*changes, "pretrain.start=prompter"])
     changes[0] = "train_prompter.vit=vit_base_patch32_clip_224.openai"
-    with pytest.raises(InputError, match=r"pretrain\.vit has patches of 16 pixels, train_prompter\.vit of 32"):
+    with pytest.raises(InputError, match=r"video\.patch_size of the prompter is 32, that of pretrain 16"):
         load_config("webvid_cc3m", str(tmp_path), changes)
+
+
+def test_the_prompter_may_have_sizes_of_its_own():
+    """They override those of [model], and are no start; what crops are of must be the same."""
+    wide = ["train_prompter.model.video.width=64", "train_prompter.model.text.width=64"]
+    scratch = [*wide, "pretrain.start=scratch"]
+    config = load_config(TINY, changes=scratch)
+    widths = [stage.model.video.width for stage in (config.train_prompter, config.pretrain)]
+    assert (widths, config.model) == ([64, 32], config.pretrain.model)
+    assert config.train_prompter.model.video.frames == config.model.video.frames
+    with pytest.raises(InputError, match=r"pretrain\.start = prompter copies .* without \[train_prompter\.model\]"):
+        load_config(TINY, changes=wide)
+    for key, value in (("frames", 4), ("image_size", 64), ("patch_size", 16)):
+        message = f"video.{key} of the prompter is {value}, that of pretrain"
+        with pytest.raises(InputError, match=message):
+            load_config(TINY, changes=[*scratch, f"train_prompter.model.video.{key}={value}"])
+    for value, message in ("3", "model must be a table"), ("{wide=1}", r"train_prompter\.model\.wide: unknown key"):
+        with pytest.raises(InputError, match=message):
+            load_config(TINY, changes=[f"train_prompter.model={value}"])

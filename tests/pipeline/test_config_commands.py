@@ -10,6 +10,7 @@ from rich.console import Console
 from alpro.pipeline.cli.config import to_toml, values_of
 from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
 from alpro.pipeline.reports import terminal
+from tests.pipeline.conftest import TINY
 from tests.pipeline.test_cli import call
 
 
@@ -48,6 +49,15 @@ def test_the_models_sizes_are_written_once():
     values = values_of(load_config("sample"))
     assert "model" in values
     assert "model" not in values["pretrain"]
+
+
+def test_the_sizes_of_the_prompter_are_shown_if_they_differ(tmp_path, monkeypatch, capsys):
+    changes = ["train_prompter.model.video.depth=3", "pretrain.start=scratch"]
+    out = call(monkeypatch, capsys, "config", "show", TINY, *(p for c in changes for p in ("--set", c)))[1]
+    (tmp_path / "shown.toml").write_text(out)
+    shown = load_config(str(tmp_path / "shown.toml"))
+    assert shown == load_config(TINY, changes=changes)
+    assert shown.train_prompter.model.video.depth == 3
 
 
 def test_the_shipped_configurations_are_listed_with_their_first_comment(monkeypatch, capsys):
