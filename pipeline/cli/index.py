@@ -40,6 +40,8 @@ def add_index_commands(commands: Any) -> None:
     add_json(parser)
     parser = add_action(actions, "ls", list_videos, "list the videos of an index")
     add_index(parser)
+    help = "write a row for each clip, with its vector, to a .parquet"
+    parser.add_argument("--out", type=user_path, metavar="FILE", help=help)
     add_json(parser)
 
     more = "All clips are ranked by similarity (VTC), then the best of them are decoded and ranked by matching (VTM)."
@@ -164,6 +166,12 @@ def list_videos(arguments: argparse.Namespace) -> None:
     from alpro.stages.inference.search import described, hit_path
 
     index = Index.open(arguments.index)
+    if arguments.out:
+        if arguments.out.suffix != ".parquet":
+            raise InputError(f"--out {arguments.out}: the file must end with .parquet")
+        index.write_vectors(arguments.out)
+        print(f"{arguments.out}: {len(index):,} clips, {index.about.embed_dim} numbers each")
+        return
     rows = (row for table in index.items for row in rows_of(table))
     if arguments.json:
         clips = [described(row) for row in rows]

@@ -29,6 +29,7 @@ from alpro.stages.inference.model import Model
 
 PART_CLIPS = 1024  # clips after which a part is added
 PART_SECONDS = 60.0  # or the time since the last one
+GROUP_CLIPS = 8192  # rows of a group of a Parquet file of vectors
 MAX_PARTS = 32  # more are merged at the end of a run
 
 ITEMS = pa.schema(
@@ -44,6 +45,7 @@ ITEMS = pa.schema(
         ("columns", pa.map_(pa.string(), pa.string())),  # of the manifest, those that the index keeps
     ]
 )
+CLIP = ("id", "path", "kind", "start", "end", "columns")  # what says to people which clip an item is
 REJECTED = pa.schema([*ITEMS, *(REJECTS.field(name) for name in ("reason", "detail"))])
 Item = dict[str, Any]  # a row of ITEMS
 
@@ -123,6 +125,26 @@ class Index:
                 return table.slice(number, 1).to_pylist()[0]
             number -= table.num_rows
         raise IndexError(number)
+
+    def write_vectors(self, file: Path) -> None:
+        """Writes a Parquet file with a row for each clip: CLIP (start and end in seconds; null: the whole file) and its
+        embedding, E numbers of float32 with length 1; the model and its digest are in the schema's metadata. A row
+        group at a time is in memory. Raises InputError if the file cannot be written."""
+        vectors = pa.list_(pa.float32(), self.about.embed_dim)
+        about = {key: str(getattr(self.about, key)) for key in ("model", "digest")}
+        schema = pa.schema([*map(ITEMS.field, CLIP), ("embedding", vectors)], about)
+        try:
+            with (
+                atomic_write(file) as temporary,
+                pq.ParquetWriter(temporary, schema, use_dictionary=[*CLIP]) as writer,
+            ):
+                for matrix, items in zip(self.embeddings, self.items, strict=True):
+                    for start in range(0, len(matrix), GROUP_CLIPS):
+                        rows, clips = matrix[start : start + GROUP_CLIPS], items.slice(start, GROUP_CLIPS).select(CLIP)
+                        embedding = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), type=vectors)
+                        writer.write_table(clips.append_column("embedding", embedding).cast(schema))
+        except OSError as error:
+            raise InputError(f"--out {file}: {error.strerror or error}") from error
 
     def embedding(self, number: int) -> np.ndarray:
         """The embedding (E,) of a clip."""

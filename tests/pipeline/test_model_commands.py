@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
@@ -106,7 +107,7 @@ def test_videos_are_listed_and_removed(alpro_model, videos, tmp_path):
     assert json.loads(alpro_model("index ls", index, "--json")[1]) == {
         "model": left.about.model,
         "rejected": 0,
-        "clips": [{"id": second.stem, "path": str(second), "kind": "video", "start": None, "end": None}],
+        "clips": [{"id": second.stem, "path": str(second), "kind": "video", "start": None, "end": None, "columns": {}}],
     }
     assert np.array_equal(left.embeddings[0], before[2:])
     contents = b"".join(file.read_bytes() for file in index.iterdir())
@@ -117,6 +118,40 @@ def test_videos_are_listed_and_removed(alpro_model, videos, tmp_path):
     assert json.loads(alpro_model("index add", index, folder, "--json")[1])["skipped"] == 1
     assert json.loads(alpro_model("index rm", index, second.stem, "--json")[1]) == {"removed": [str(second)]}
     assert len(Index.open(index)) == 0
+
+
+def test_vectors_are_written_as_parquet(alpro_model, videos, tmp_path, monkeypatch):
+    """Of several parts, a row group at a time; plain products of them rank as the search by similarity does."""
+    monkeypatch.setattr("alpro.stages.inference.index.GROUP_CLIPS", 1)
+    index, out = tmp_path / "index", tmp_path / "vectors.parquet"
+    for n, some in enumerate((videos[:1], videos[1:])):
+        folder = tmp_path / f"videos {n}"
+        folder.mkdir()
+        for video in some:
+            shutil.copy(video, folder)
+        alpro_model("index add", index, folder, "--model", RETRIEVAL)
+    assert alpro_model("index ls", index, "--out", out) == (0, f"{out}: 3 clips, 16 numbers each\n", "")
+    file = pq.ParquetFile(out)
+    assert (file.num_row_groups, file.schema_arrow.names) == (
+        3,
+        ["id", "path", "kind", "start", "end", "columns", "embedding"],
+    )
+    assert file.schema_arrow.field("embedding").type == pa.list_(pa.float32(), 16)
+    about = Index.open(index).about
+    assert file.schema_arrow.metadata[b"digest"].decode() == about.digest
+    table = file.read()
+    listed = json.loads(alpro_model("index ls", index, "--json")[1])["clips"]
+    clips = table.drop_columns("embedding").to_pylist(maps_as_pydicts="strict")
+    assert [clip | {"columns": clip["columns"] or {}} for clip in clips] == listed
+    vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(3, 16)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
+    hits = json.loads(alpro_model("search", index, "a ball", "--rerank", 0, "--json")[1])["hits"]
+    scores = vectors @ Model.from_pretrained(about.model, device="cpu").embed_texts(["a ball"])[0].numpy()
+    best = [(table["id"][row].as_py(), pytest.approx(scores[row])) for row in np.argsort(-scores)]
+    assert [(hit["id"], hit["similarity"]) for hit in hits] == best
+    for refused, message in {"v.csv": "must end with .parquet", "no/v.parquet": "No such file"}.items():
+        status, _, err = alpro_model("index ls", index, "--out", tmp_path / refused)
+        assert (status, message in err, err.count("\n")) == (2, True, 1)
 
 
 def test_the_options_of_a_search_reach_it(alpro_model, videos, tmp_path, monkeypatch):
