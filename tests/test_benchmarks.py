@@ -296,10 +296,14 @@ def test_the_trials_run_on_a_cpu_with_few_packages_and_without_an_installation(t
     assert (out / "gpu.md").read_text().strip() in done.stdout
 
 
-def test_growth_has_the_exponent_of_each_curve(tmp_path):
-    growth = loaded(FILE.with_name("growth.py"))
+def test_growth_has_the_exponent_of_each_curve():
     curve = {10: {"seconds": 5.0}, 100: {"seconds": 1.0}, 1000: {"seconds": 100.0}}
-    assert growth.exponent(curve, "seconds") == pytest.approx(2)
+    assert loaded(FILE.with_name("growth.py")).exponent(curve, "seconds") == pytest.approx(2)
+
+
+@pytest.mark.long
+def test_growth_measures_and_plots_each_curve(tmp_path):
+    growth = loaded(FILE.with_name("growth.py"))
     command = [sys.executable, ROOT / "benchmarks" / "growth.py", "--turns", "1", "--curves", "search", "artifacts ls"]
     for clips in (30, 300):
         growth.index(tmp_path, clips)

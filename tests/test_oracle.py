@@ -43,11 +43,8 @@ def _no_first_values(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.skipif(not FILES, reason=f"no *_*.npz in {ORACLE}; set ALPRO_ORACLE to the oracle's folder")
-@pytest.mark.parametrize(
-    "path",
-    # `make test` has one: each builds a model of full size. tests/models/test_golden.py has small models of each task.
-    [pytest.param(path, id=path.stem, marks=[] if path.stem == "pretrain_a" else pytest.mark.long) for path in FILES],
-)
+@pytest.mark.long  # each builds a model of full size; tests/models/test_golden.py has small models of each task
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_the_numbers_are_those_of_the_official_code(path: Path):
     with np.load(path) as file:
         arrays: Arrays = dict(file)

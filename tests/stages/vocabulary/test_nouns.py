@@ -77,11 +77,14 @@ PLURALS = [
 ]
 
 
-@pytest.mark.parametrize(("plural", "singular"), PLURALS)
-def test_a_lemma_is_the_singular(plural, singular):
-    caption = f"two {plural} are on the table"
-    assert set(tagged_nouns(caption)) == {plural, "table"}
-    assert set(tagged_nouns(caption, lemma=True)) == {singular, "table"}
+def test_a_lemma_is_the_singular():
+    """A process keeps one tagger, so all captions are tagged with one before the next is loaded."""
+    plain, singular = (
+        [set(tagged_nouns(f"two {plural} are on the table", lemma=lemma)) for plural, _ in PLURALS]
+        for lemma in (False, True)
+    )
+    assert plain == [{word, "table"} for word, _ in PLURALS]
+    assert singular == [{word, "table"} for _, word in PLURALS]
 
 
 @pytest.mark.parametrize("word", ["glass", "bus", "dress", "news", "grass", "gas", "house", "lens", "boss"])
