@@ -35,7 +35,7 @@ PLAYS = "() => { const video = document.querySelector('#player video'); return v
 @pytest.fixture(scope="module")
 def videos(sample, tmp_path_factory) -> list[Path]:
     """Two videos that Chromium plays, and one, an .avi with MPEG-4, that it does not."""
-    folder = tmp_path_factory.mktemp("demo") / "videos"
+    folder = tmp_path_factory.mktemp("serve") / "videos"
     folder.mkdir()
     copies = [Path(shutil.copy(video, folder)) for video in sorted((sample / "videos").glob("test-*.mp4"))[:3]]
     subprocess.run([ffmpeg_binary(), "-v", "error", "-i", copies[2], "-c:v", "mpeg4", folder / "old.avi"], check=True)
@@ -54,22 +54,23 @@ def url(videos, trained) -> Iterator[str]:
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    options = ["--index", root / "index", "--ask", QA, "--entities", PROMPTER, "--port", port, *shared]
+    options = ["--ask", QA, "--entities", PROMPTER, "--port", port, *shared]
     temporary = root / "temporary"
     temporary.mkdir()
     process = subprocess.Popen(
-        [*program, "demo", RETRIEVAL, *map(str, options)],
+        [*program, "serve", root / "index", *map(str, options)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
     )
     assert process.stdout
     line = process.stdout.readline()
-    assert line == f"the page is at http://127.0.0.1:{port} (Ctrl-C stops it)\n"
+    address = f"http://127.0.0.1:{port}"
+    assert line == f"the page is at {address}, the API at {address}/api/docs (Ctrl-C stops them)\n"
     yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
-    assert list(temporary.glob("alpro-demo-*")) == []
+    assert list(temporary.glob("alpro-serve-*")) == []
 
 
 @pytest.fixture

@@ -1,0 +1,157 @@
+"""Load: many clients at once search through `alpro serve`, in a process of its own.
+
+    python benchmarks/serve.py [--clients 50] [--requests 40] [--videos 200] [--json FILE]
+
+The index has rendered videos and a random model of the sample's sizes: scores mean nothing, times do. Each client sends
+its requests one after the other; if one is refused (429), it waits as long as the server says and sends it again. Every
+answer is compared with that of a client alone, the baseline. The rows:
+
+- similarity: `rerank=0`, the ranking by similarity alone.
+- matching: the best 20 videos are decoded and ranked by matching. A tenth of the requests.
+
+The latency is that of answers with results, in milliseconds; `refused` counts the answers 429. The exit status is 1 if
+an answer was lost or wrong.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+ROWS = {"similarity": 0, "matching": 20}
+PROGRAM = [sys.executable, "-c", "from alpro.pipeline.cli.main import main; main()"]
+
+
+@dataclass
+class Figures:
+    """What became of the requests of a trial: seconds of the answers with results, and the number of the other statuses
+    and of answers that are wrong."""
+
+    seconds: list[float] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    wrong: int = 0
+    total: float = 0.0
+
+    def row(self) -> dict[str, Any]:
+        p50, p99 = (1000 * float(np.quantile(self.seconds, share)) for share in (0.5, 0.99))
+        refused = self.others.pop("429", 0)
+        figures = {"answers": len(self.seconds), "refused": refused, "lost": self.others.total(), "wrong": self.wrong}
+        return figures | {"p50": p50, "p99": p99, "per second": len(self.seconds) / self.total}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--requests", type=int, default=40, help="of each client")
+    parser.add_argument("--videos", type=int, default=200)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    rows = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        index, texts = make_index(Path(temporary), arguments.videos)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = [*PROGRAM, "serve", str(index), "--port", str(port)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout
+            assert server.stdout.readline(), "the server did not start"
+            for name, rerank in ROWS.items():
+                count = arguments.requests if not rerank else max(1, arguments.requests // 10)
+                alone, many = asyncio.run(trial(f"http://127.0.0.1:{port}", texts, rerank, arguments.clients, count))
+                rows[f"{name}, 1 client"], rows[f"{name}, {arguments.clients} clients"] = alone.row(), many.row()
+        finally:
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 0
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {arguments.videos} videos")
+    print(f"{'':26}" + "".join(f"{name:>11}" for name in next(iter(rows.values()))) + f"{'ratio':>8}")
+    for name, row in rows.items():
+        baseline = rows[f"{name.partition(',')[0]}, 1 client"]
+        cells = "".join(f"{value:11,.1f}" if isinstance(value, float) else f"{value:11,}" for value in row.values())
+        print(f"{name:26}{cells}{row['per second'] / baseline['per second']:8.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+    return int(any(row["lost"] or row["wrong"] for row in rows.values()))
+
+
+def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
+    """An index of rendered videos, and captions of them."""
+    import torch
+
+    from alpro.models.alpro import Alpro
+    from alpro.models.folder import ModelFolder
+    from alpro.models.word_pieces import train_tokenizer
+    from alpro.pipeline.config.pipeline_config import load_config
+    from alpro.stages import render_sample
+    from alpro.stages.execution.interface import Resources
+    from alpro.stages.training.stage import with_vocab_size
+
+    torch.manual_seed(0)
+    config = render_sample.Config(lessons=0, clips=videos, stills=0, validation=4, test=4)
+    render_sample.run(config, {}, folder, Resources(workers=1))
+    rows = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
+    chosen = [row | {"path": str(folder / row["path"])} for row in rows if row.get("split") == "train"][:videos]
+    (folder / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    texts = [row["captions"][0] for row in chosen]
+    tokenizer = train_tokenizer(texts, 400)
+    sizes = with_vocab_size(load_config("sample").model, tokenizer)
+    ModelFolder("retrieval", Alpro(sizes), tokenizer).save_pretrained(folder / "model")
+    command = ["index", "add", str(folder / "index"), str(folder / "videos.jsonl"), "--model", str(folder / "model")]
+    subprocess.run([*PROGRAM, *command], check=True, stdout=subprocess.DEVNULL)
+    return folder / "index", list(dict.fromkeys(texts))[:20]
+
+
+async def trial(url: str, texts: list[str], rerank: int, clients: int, requests: int) -> tuple[Figures, Figures]:
+    """Sends each text alone, then the requests of all clients."""
+    alone, many = Figures(), Figures()
+    right: dict[str, Any] = {}
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=clients)) as client:
+
+        async def search(text: str, figures: Figures) -> None:
+            while True:
+                started = time.perf_counter()
+                try:
+                    answer = await client.get("/api/search", params={"text": text, "rerank": rerank})
+                except httpx.HTTPError as error:
+                    figures.others[type(error).__name__] += 1
+                    return
+                if answer.status_code == 200:
+                    break
+                figures.others[str(answer.status_code)] += 1
+                if answer.status_code != 429:
+                    return
+                await asyncio.sleep(float(answer.headers["Retry-After"]))
+            figures.seconds.append(time.perf_counter() - started)
+            hits = [(hit["clip"], round(hit["similarity"], 4)) for hit in answer.json()["hits"]]
+            figures.wrong += right.setdefault(text, hits) != hits
+
+        async def one_client(first: int) -> None:
+            for text in itertools.islice(itertools.cycle(texts), first, first + requests):
+                await search(text, many)
+
+        await search(texts[0], Figures())  # the first is slower
+        started = time.perf_counter()
+        for text in texts:
+            await search(text, alone)
+        alone.total, started = time.perf_counter() - started, time.perf_counter()
+        await asyncio.gather(*(one_client(number) for number in range(clients)))
+        many.total = time.perf_counter() - started
+    return alone, many
+
+
+if __name__ == "__main__":
+    sys.exit(main())
