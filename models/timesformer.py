@@ -1,5 +1,6 @@
 """The video encoder: TimeSformer with divided space-time attention (paper, section 3.1, "Visual Encoder")."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ class VideoConfig(BaseModel):
     patch_size: int = Field(16, ge=4, description="height and width of a patch, pixels")
     stem: Literal["patch", "conv"] = Field(
         "patch",
-        description="embedding of the patches. patch: a linear projection, as in the paper; conv: convolutions of "
+        description="embedding of the patches. patch: a linear projection; conv: convolutions of "
         "stride 2, for models trained from random weights",
     )
     frames: int = Field(4, ge=1, description="number of frames of a clip")
@@ -83,10 +84,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.activation)
 
-    def forward(self, x: Tensor, frames: int, keep: Tensor | None = None, cls_only: bool = False) -> Tensor:
+    def forward(self, x: Tensor, frames: int, keep: Sequence[Tensor] | None = None, cls_only: bool = False) -> Tensor:
         """x (B, 1 + T * N, D): [CLS] and patches of T `frames` -> the same shape, or [CLS] (B, 1, D) with `cls_only`.
 
-        keep (3, B): per-sample factors of the three branches (stochastic depth); None: all 1.
+        keep: factors of the rows of the three branches, as of `TimeSformer.sample_drop_path`; None: all 1.
         """
         cls, patches = x[:, :1], x[:, 1:].unflatten(1, (frames, -1))
         b, t, n, d = patches.shape
@@ -103,12 +104,12 @@ class Block(nn.Module):
         return x + drop_path(self.mlp(self.norm2(x)), keep, 2)
 
 
-def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
-    """Scales x (B * n, ...), n consecutive rows per sample, by the factors keep[branch] (B,)."""
+def drop_path(x: Tensor, keep: Sequence[Tensor] | None, branch: int) -> Tensor:
+    """Scales x (B * n, ...), n consecutive rows per factor, by the factors keep[branch] (B,)."""
     if keep is None:
         return x
-    samples = keep.shape[1]
-    return (x.reshape(samples, -1) * keep[branch, :, None].to(x.dtype)).view_as(x)
+    factors = keep[branch]
+    return (x.reshape(len(factors), -1) * factors[:, None].to(x.dtype)).view_as(x)
 
 
 class TimeSformer(nn.Module):
@@ -134,6 +135,7 @@ class TimeSformer(nn.Module):
         self.register_buffer("keep_rates", 1 - rates, persistent=False)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.checkpoint_activations = False
+        self.drop_rows = False  # stochastic depth as in the official code
 
     def forward(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
         """With `cls_only`: [CLS] (B, 1, D); the last block computes only this token. T is 1 for an image as one frame.
@@ -156,7 +158,7 @@ class TimeSformer(nn.Module):
             patches = patches.gather(2, kept[:, None, :, None].expand(-1, t, -1, patches.shape[3]))
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
         x = self.pre_norm(torch.cat([cls, patches.flatten(1, 2)], dim=1))
-        keep, last = self.sample_drop_path(b), len(self.blocks) - 1
+        keep, last = self.sample_drop_path(b, t, patches.shape[2]), len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
             args = (x, t, None if keep is None else keep[number], cls_only and number == last)
             if self.checkpoint_activations and self.training:
@@ -167,12 +169,17 @@ class TimeSformer(nn.Module):
         x = self.norm(x)
         return x if cls_only else torch.cat([x[:, :1], x[:, 1:].unflatten(1, (t, -1)).mean(dim=1)], dim=1)
 
-    def sample_drop_path(self, samples: int) -> Tensor | None:
+    def sample_drop_path(self, samples: int, frames: int = 1, places: int = 1) -> Sequence[Sequence[Tensor]] | None:
         """Stochastic depth factors (depth, 3, B): 0 for a dropped branch, else 1 / keep probability; None in eval mode.
+        With `drop_rows`, for each block three tensors: of each place, each frame and each sample.
 
         One call to the generator for all blocks.
         """
         if not self.training or self.config.drop_path == 0.0:
             return None
+        if self.drop_rows:
+            rows = [samples * places, samples * frames, samples]
+            rates = self.keep_rates[:, None].expand(-1, sum(rows))
+            return [factors.split(rows) for factors in torch.bernoulli(rates) / rates]
         rates = self.keep_rates[:, None, None].expand(-1, 3, samples)
         return torch.bernoulli(rates) / rates

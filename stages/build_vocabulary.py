@@ -50,8 +50,8 @@ class Config(StageConfig):
     lemma: bool = Field(False, description="count `dogs` as `dog`, with the spaCy pipeline's lemmatizer")
     exclude: tuple[str, ...] = Field(
         tuple(NON_OBJECTS.split()),
-        description="nouns that are never entities; default: amounts, kinds, places in the image, the image and its "
-        "parts, words for anything. The words of the templates are always left out",
+        description="nouns that are never entities, as the words of the templates; default: words for amounts, kinds, "
+        "places and anything",
     )
     min_letters: int = Field(2, ge=1, description="minimum number of letters of an entity")
     max_letters: int = Field(30, ge=1, description="maximum number of letters of an entity")

@@ -50,7 +50,12 @@ class Config(EncoderConfig, MatchingConfig):
     )
     crops: Literal["paper", "released"] = Field(
         "paper",
-        description="crops of PEM: 30 to 50 % of the frame, or of the official code, which rounds their sides down",
+        description="crops of PEM: 30 to 50 % of the frame, or as in the official code",
+        json_schema_extra=OPTIONAL,
+    )
+    negatives: Literal["hard", "uniform"] = Field(
+        "hard",
+        description="negatives of VTM: by similarity, or uniform, as without VTC",
         json_schema_extra=OPTIONAL,
     )
     pem_control: PemControl = Field(
@@ -110,6 +115,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
         pool, control = config.negative_pool_size, config.pem_control
         objective = PretrainObjective(model, *norm, prompter, prompts, *losses, pool, control)
+        objective.uniform_negatives = config.negatives == "uniform"
 
         pem, words, length = bool(config.weights.pem), WordPieces(tokenizer), config.max_text_tokens
         asked = pem and control == "none"  # for names of regions, beside the prompter's

@@ -363,6 +363,24 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, tiny_model, vo
         torch.testing.assert_close(second[name], value, atol=1e-6, rtol=0, msg=name)
 
 
+def test_the_official_codes_profile_has_every_difference_that_keys_express():
+    """With MSRVTT: threshold, crops, negatives, stochastic depth, weight decay, epochs and precision."""
+    study = load_study("released_full")
+    data = [f"corpora.{corpus}.data='x'" for corpus in ("webvid", "cc3m", "msrvtt")]
+    paper, released = (load_config(study.config, changes=[*data, *variant.changes]) for variant in study.variants)
+    stages = ("train_prompter", "pretrain", "finetune_retrieval")
+    for config, values in ((paper, (1e-3, True, "samples")), (released, (0, False, "released"))):
+        for training in (getattr(config, stage) for stage in stages):
+            assert (training.weight_decay, training.mixed_precision, training.stochastic_depth) == values
+    for config, values in ((paper, (0.2, "paper", 0, 100_000)), (released, (0, "released", 10, 0))):
+        phase = config.pretrain.phases[0]
+        assert (config.pretrain.threshold, config.pretrain.crops, phase.epochs, phase.steps) == values
+        assert config.train_prompter.phases[0].epochs == 10
+        pools = [getattr(config, stage).negative_pool_size for stage in stages[1:]]
+        assert pools == [16, 8]
+    assert (paper.finetune_retrieval.same_video, released.finetune_retrieval.same_video) == ("excluded", "negative")
+
+
 def test_the_study_of_silent_nouns_on_a_few_clips(
     tmp_path, clip_folders, sample, rows, inline_pool, caplog, monkeypatch
 ):

@@ -41,7 +41,7 @@ class EvaluationConfig(StageConfig):
         0,
         ge=0,
         description="number of frames of a clip in retrieval, zero-shot and fine-tuned; the time embedding is resized; "
-        "0: as in training. The prompter always uses its own",
+        "0: as in training",
     )
     max_text_tokens: int = Field(
         0, ge=0, description="maximum length of a caption in tokens, in retrieval; 0: as in training"
@@ -57,8 +57,8 @@ class EvaluationConfig(StageConfig):
     entity_crops: int = Field(
         0,
         ge=0,
-        description="number of random crops of each clip on which the prompter's entities are also evaluated, drawn as "
-        "in PEM; 0: only on whole clips",
+        description="number of random crops of each clip on which the prompter's entities are also evaluated; "
+        "0: only on whole clips",
     )
     name_entities: bool = Field(
         False,

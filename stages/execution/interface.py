@@ -93,7 +93,7 @@ class Resources(StageConfig):
         1,
         ge=1,
         description="stages that run at the same time on this machine: on a CPU they share its cores, on GPUs each "
-        "waits for one of its own; with deployments, work pools decide",
+        "waits for one of its own",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="device of the models; auto uses a GPU if there is one"
@@ -107,8 +107,7 @@ class Resources(StageConfig):
     nodes: int = Field(
         1,
         ge=1,
-        description="machines that train together, each with `processes`, on shared folders; the command for the "
-        "other machines is printed",
+        description="machines that train together, each with `processes`, on shared folders",
     )
     rendezvous: str = Field("", description="host:port of this machine, which several nodes connect to")
     rank_timeout: float = Field(

@@ -157,7 +157,12 @@ class TrainingConfig(StageConfig):
         0.01,
         ge=0,
         le=1,
-        description="maximum fraction of unreadable examples, which are logged and replaced; training stops above it",
+        description="maximum fraction of unreadable examples, which are replaced; training stops above it",
+    )
+    stochastic_depth: Literal["samples", "released"] = Field(
+        "samples",
+        description="`drop_path` drops branches of whole samples, or as in the official code",
+        json_schema_extra=OPTIONAL,
     )
     silent: SilentNouns = Field(SilentNouns(), json_schema_extra=OPTIONAL)
     validation: Validation = Validation()

@@ -123,6 +123,7 @@ class TrainingDataset(Dataset[Batch]):
         self.frames, self.image_size, self.grid, self.mlm_probability = frames, image_size, grid, mlm_probability
         self.rank, self.ranks = rank, ranks
         self.draw_box = random_box  # crops of PEM
+        self.pairs_apart = False  # captions of one video are as of different videos
         self.one_length = ranks > 1  # all texts are padded to max_text_tokens: ranks need equal shapes
         config.check_division(ranks)
         self.sources: list[CorpusExamples] = []
@@ -251,7 +252,7 @@ class TrainingDataset(Dataset[Batch]):
         ids = self.words.ids([text], self.config.max_text_tokens)[0]
         item = {
             "id": sample.about["id"],
-            "video": source.first_video + int(sample_number),
+            "video": source.first_video + int(number if self.pairs_apart else sample_number),
             "frames": np.ascontiguousarray(frames.transpose(0, 3, 1, 2)),
             "ids": ids,
         }

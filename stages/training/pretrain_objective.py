@@ -35,7 +35,7 @@ class LossWeights(StageConfig):
 class PretrainObjective(MatchingObjective):
     """Weighted sum of VTC, VTM, MLM and PEM. A loss of weight 0 is not computed; PEM needs the prompter.
 
-    Without VTC there is no similarity, and negatives are sampled uniformly.
+    Without VTC there is no similarity, and negatives are sampled uniformly; with it, if `uniform_negatives`.
     """
 
     video_prompts: Tensor
@@ -60,6 +60,7 @@ class PretrainObjective(MatchingObjective):
         self.threshold, self.control = threshold, control
         self.weights = weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
+        self.uniform_negatives = False
         self.named: NamedEntities | None = None  # for the share of the labels that the captions name
 
     def train(self, mode: bool = True) -> "PretrainObjective":
@@ -78,6 +79,8 @@ class PretrainObjective(MatchingObjective):
         if "vtc" in self.losses:
             loss, v2t, t2v, metrics = self.contrast(batch, video, text)
             terms["vtc"] = loss, metrics
+        if self.uniform_negatives:
+            v2t, t2v = torch.zeros_like(v2t), torch.zeros_like(t2v)
         fused = self.fuse(batch, video, text, masked, v2t, t2v)
         if "vtm" in fused:
             terms["vtm"] = self.matching(*fused["vtm"])

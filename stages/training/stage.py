@@ -16,6 +16,7 @@ from alpro.models.alpro import Alpro, DualEncoder, ModelConfig
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.models.precision import autocast, name_of
+from alpro.models.timesformer import TimeSformer
 from alpro.stages.execution.interface import Outcome, Resources, require
 from alpro.stages.training.chance import losses_at_chance
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
@@ -41,7 +42,8 @@ class Training:
     selection (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and
     crops, which draw_box draws. true_labels: the crops have those of the manifest. enabled: False skips the training
     steps and validates the initial weights. draw: called by rank 0 with the data set after every step, and with step 0
-    after training. start_weight: the share of the weights before training in the result.
+    after training. start_weight: the share of the weights before training in the result. pairs_apart: captions of one
+    video are as of different videos.
     """
 
     folder: ModelFolder
@@ -54,6 +56,7 @@ class Training:
     enabled: bool = True
     draw: Callable[[TrainingDataset, int], None] | None = None
     start_weight: float = 0.0
+    pairs_apart: bool = False
 
 
 @dataclass
@@ -81,6 +84,9 @@ def train(
         torch.manual_seed(config.seed)
         training = build(world.device)
         folder, objective = training.folder, training.objective.to(world.device)
+        for module in folder.model.modules():
+            if isinstance(module, TimeSformer):
+                module.drop_rows = config.stochastic_depth == "released"
         video, dtype = folder.model.config.video, training_precision(objective, config, world)
         if world.main:
             for line in sizes(folder.model, config.max_text_tokens):
@@ -91,7 +97,7 @@ def train(
         tokenizer, masked, ranks = folder.tokenizer, training.mlm_probability, (world.rank, world.size)
         true = {entity: index for index, entity in enumerate(folder.entities)} if training.true_labels else {}
         data = TrainingDataset(config, inputs, tokenizer, training.unit, *shape, masked, answers, *ranks, true)
-        data.draw_box = training.draw_box
+        data.draw_box, data.pairs_apart = training.draw_box, training.pairs_apart
         for line in filter(None, (source.silenced for source in data.sources if world.main)):
             log.info(line)
         warnings = [*data.cut_texts()] if world.main else []

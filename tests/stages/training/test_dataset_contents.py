@@ -170,6 +170,15 @@ def test_images_of_any_shape_make_a_batch(tmp_path, steps_of):
     assert steps_of({"a": tmp_path}, 1, batch_size=3, augmentation="official")[0].frames.shape == (3, 4, 3, 8, 8)
 
 
+def test_captions_of_one_video_are_of_one_video_unless_pairs_are_apart(corpus_of, tmp_path, steps_of):
+    """As in the official code, where they are negatives of each other."""
+    rows = [{"id": f"v{n}", "captions": [f"a ball {k}" for k in range(4)]} for n in range(2)]
+    data = steps_of({"a": corpus_of(tmp_path, rows)}, 1, unit="caption", batch_size=8)
+    assert sorted(data[0].video.tolist()) == [0] * 4 + [1] * 4
+    data.pairs_apart = True
+    assert sorted(data[0].video.tolist()) == list(range(8))
+
+
 @pytest.mark.parametrize("share", [0.5, 1])
 @pytest.mark.parametrize("unit", ["sample", "caption"])
 def test_no_caption_of_a_silent_item_names_a_silent_noun(corpus_of, tmp_path, steps_of, tokenizer, unit, share):

@@ -50,6 +50,25 @@ def test_the_whole_frame_is_the_crop_and_all_its_patches_are_read(pretraining, b
     assert read[0].all()
 
 
+def test_uniform_negatives_do_not_depend_on_the_similarity(pretraining, batches, monkeypatch):
+    """They are those of a model without VTC, whose loss stays."""
+    chosen = []
+
+    def chosen_by(objective) -> dict:
+        draw = objective.negatives
+        monkeypatch.setattr(objective, "negatives", lambda *a: chosen.append(pairs := draw(*a)) or pairs)
+        return objective(batches["video"])[1]
+
+    hard, uniform = pretraining(), pretraining()
+    uniform.uniform_negatives = True
+    metrics = [chosen_by(objective) for objective in (hard, uniform, pretraining(vtc=0.0))]
+    texts = [pairs[1][0] for pairs, _ in chosen]  # of each video, that of its negative
+    assert torch.equal(texts[1], texts[2])
+    assert not torch.equal(texts[0], texts[1])
+    assert metrics[1]["loss_vtc"] == metrics[0]["loss_vtc"]
+    assert "loss_vtc" not in metrics[2]
+
+
 def test_patches_without_text_do_not_depend_on_the_caption(pretraining, batches):
     objective, batch = pretraining(vtc=0.0, vtm=0.0, mlm=0.0), batches["video"]
     other = replace(batch, text=batch.text.flip(0), mask=batch.mask.flip(0))
