@@ -84,7 +84,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.activation)
 
-    def forward(self, x: Tensor, frames: int, keep: Sequence[Tensor] | None = None, cls_only: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, frames: int, keep: Tensor | Sequence[Tensor] | None = None, cls_only: bool = False
+    ) -> Tensor:
         """x (B, 1 + T * N, D): [CLS] and patches of T `frames` -> the same shape, or [CLS] (B, 1, D) with `cls_only`.
 
         keep: factors of the rows of the three branches, as of `TimeSformer.sample_drop_path`; None: all 1.
@@ -104,7 +106,7 @@ class Block(nn.Module):
         return x + drop_path(self.mlp(self.norm2(x)), keep, 2)
 
 
-def drop_path(x: Tensor, keep: Sequence[Tensor] | None, branch: int) -> Tensor:
+def drop_path(x: Tensor, keep: Tensor | Sequence[Tensor] | None, branch: int) -> Tensor:
     """Scales x (B * n, ...), n consecutive rows per factor, by the factors keep[branch] (B,)."""
     if keep is None:
         return x
@@ -169,7 +171,9 @@ class TimeSformer(nn.Module):
         x = self.norm(x)
         return x if cls_only else torch.cat([x[:, :1], x[:, 1:].unflatten(1, (t, -1)).mean(dim=1)], dim=1)
 
-    def sample_drop_path(self, samples: int, frames: int = 1, places: int = 1) -> Sequence[Sequence[Tensor]] | None:
+    def sample_drop_path(
+        self, samples: int, frames: int = 1, places: int = 1
+    ) -> Tensor | list[tuple[Tensor, ...]] | None:
         """Stochastic depth factors (depth, 3, B): 0 for a dropped branch, else 1 / keep probability; None in eval mode.
         With `drop_rows`, for each block three tensors: of each place, each frame and each sample.
 

@@ -43,7 +43,7 @@ class Config(ControlsConfig):
 
     baseline: str = Field(
         "",
-        description="a CLIP or SigLIP of transformers (hub name or folder) to compare retrieval with, by the mean "
+        description="a CLIP or SigLIP (hub name or folder) to compare retrieval with, by the mean "
         "embedding of the frames; empty: none",
         json_schema_extra=FILE_OR_NAME,
     )

@@ -101,25 +101,21 @@ class Resources(StageConfig):
     checkpoint_activations: bool = Field(
         False, description="recompute activations in training instead of storing them: less memory, a third more time"
     )
-    compile: bool = Field(
-        False, description="torch.compile of the encoders' layers for training: faster on a GPU after a minute or two"
-    )
+    compile: bool = Field(False, description="torch.compile of the encoders' layers for training: faster on a GPU")
     nodes: int = Field(
         1,
         ge=1,
         description="machines that train together, each with `processes`, on shared folders",
     )
     rendezvous: str = Field("", description="host:port of this machine, which several nodes connect to")
-    rank_timeout: float = Field(
-        600.0, gt=0, description="seconds that training processes wait for an unresponsive process before the job ends"
-    )
+    rank_timeout: float = Field(600.0, gt=0, description="seconds that training processes wait for an unresponsive one")
     artifacts: str = Field(
         "",
-        description="a folder or URL that machines share: new artifacts are uploaded to it, and existing artifacts are "
+        description="a folder or URL that machines share: new artifacts are uploaded, and existing ones "
         "downloaded instead of built",
     )
     profile: bool = Field(False, description="write a trace of a few training steps for Perfetto")
-    dask: str = Field("", description="address of a Dask scheduler for decoding and tagging; empty: this machine")
+    dask: str = Field("", description="address of a Dask scheduler for decoding and tagging")
     checkpoint_interval: float = Field(60.0, gt=0, description="seconds between the checkpoints of a training run")
 
     @model_validator(mode="after")
