@@ -8,13 +8,29 @@ import torch
 
 from alpro.errors import InputError
 from alpro.models.alpro import DualEncoder
-from alpro.models.encoder_names import check_type
+from alpro.models.clip_prompter import load_clip
+from alpro.models.encoder_names import ROTARY_POSITIONS, check_tower, check_type, tower_sizes
 from alpro.models.folder import other_shapes, resize_embedding
 from alpro.models.official import WEIGHT_FILES, StateDict, first_line, from_official, read_checkpoint
+from alpro.models.timesformer import CLIP_EPS, VideoConfig
+
+# The names of the vision tower's weights in transformers, and in timm.
+CLIP_NAMES = (
+    ("embeddings.class_embedding", "cls_token"),
+    ("embeddings.position_embedding.weight", "pos_embed"),
+    ("embeddings.patch_embedding", "patch_embed"),
+    ("pre_layrnorm", "pre_norm"),
+    ("post_layernorm", "norm"),
+    ("encoder.layers", "blocks"),
+    ("layer_norm", "norm"),
+    ("self_attn.out_proj", "attn.proj"),
+    ("self_attn", "attn"),
+)
 
 
 def load_vit(model: DualEncoder, name: str) -> None:
-    """Loads ViT weights into the video encoder. name: a timm model name with its tag, or a state-dict file.
+    """Loads ViT weights into the video encoder. name: a timm model name with its tag, a state-dict file, or the folder
+    or hub name of a CLIP of transformers, of which it is the vision tower.
 
     Temporal attention and its norm start as copies of the spatial ones and temporal_fc at zero, so that the encoder
     starts as that ViT applied to each frame (TimeSformer). The position embedding is resized to the image size
@@ -22,11 +38,16 @@ def load_vit(model: DualEncoder, name: str) -> None:
     with a one-line message if the weights are not available or do not match, or if the ViT has other components
     (register tokens, query norms, rotary positions).
     """
-    vit = plain_vit(read_checkpoint(Path(name)) if Path(name).suffix in WEIGHT_FILES else timm_weights(name))
     encoder = model.video_encoder
+    if Path(name).suffix in WEIGHT_FILES:
+        vit = plain_vit(read_checkpoint(Path(name)))
+    elif "/" in name or Path(name).is_dir():
+        vit = plain_vit(clip_weights(name, encoder.config))
+    else:
+        vit = plain_vit(timm_weights(name))
     own = encoder.state_dict()
     plain = {key for key in own if "temporal_" not in key and key != "time_embed"}
-    ignored = ("head.", "fc_norm.", "attn_pool.")  # the classifier of the ViT
+    ignored = ("head.", "fc_norm.")  # the classifier of the ViT
     if more := sorted(key for key in vit.keys() - plain if not key.startswith(ignored)):
         others = f" and {len(more) - 1} others" if len(more) > 1 else ""
         raise ValueError(f"vit = {name!r} is not a plain ViT of {len(encoder.blocks)} blocks: it has {more[0]}{others}")
@@ -66,6 +87,33 @@ def plain_vit(vit: StateDict) -> StateDict:
     if "cls_token" not in vit and "attn_pool.latent" in vit and "pos_embed" in vit:
         vit["cls_token"] = torch.zeros_like(vit["pos_embed"][:, :1])
         vit["pos_embed"] = torch.cat([vit["cls_token"], vit["pos_embed"]], dim=1)
+        vit = {key: value for key, value in vit.items() if not key.startswith("attn_pool.")}
+    return vit
+
+
+def clip_weights(name: str, own: VideoConfig) -> StateDict:
+    """The vision tower of a CLIP of transformers, with timm's key names. Raises ValueError if the video encoder would
+    not start exactly as it on each frame, and InputError as `load_clip`."""
+    prompter = load_clip(name, key="vit").model
+    check_tower(name, prompter.clip.config.model_type)
+    if prompter.temporal:
+        raise ValueError(f"vit = {name!r}: it has the temporal attention of train_prompter; name the CLIP that it was")
+    config = prompter.clip.config.vision_config
+    if config.layer_norm_eps != CLIP_EPS:
+        raise ValueError(f"vit = {name!r}: the epsilon of its layer norms is {config.layer_norm_eps}, not {CLIP_EPS}")
+    for key, value in tower_sizes(config.to_dict()).items():
+        if getattr(own, key) != value:
+            raise ValueError(f"vit = {name!r}: model.video.{key} is {getattr(own, key)}; set it to {value}")
+    vit = {}
+    for key, value in prompter.clip.vision_model.state_dict().items():
+        for theirs, ours in CLIP_NAMES:
+            key = key.replace(theirs, ours)
+        vit[key] = value
+    vit["cls_token"], vit["pos_embed"] = vit["cls_token"][None, None], vit["pos_embed"][None]
+    for block in range(own.depth):
+        for kind in ("weight", "bias"):
+            parts = [vit.pop(f"blocks.{block}.attn.{part}_proj.{kind}") for part in "qkv"]
+            vit[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
     return vit
 
 
@@ -79,7 +127,7 @@ def timm_weights(name: str) -> StateDict:
     try:
         import timm
 
-        return timm.create_model(name, pretrained=True).state_dict()
+        vit = timm.create_model(name, pretrained=True)
     except ImportError as error:
         raise ValueError(f"vit = {name!r} needs timm: pip install 'alpro-pipeline[timm]' ({error})") from error
     except Exception as error:  # unknown model, unknown tag, no network: each library raises its own type
@@ -88,6 +136,9 @@ def timm_weights(name: str) -> StateDict:
             f"{first_line(error)}); on a machine with a network run timm.create_model({name!r}, pretrained=True), save "
             "its state_dict() with torch.save, copy the file here, and set vit to its path"
         ) from error
+    if getattr(vit, "rope", None) is not None:  # its weights do not show them
+        raise ValueError(f"vit = {name!r}: {ROTARY_POSITIONS}")
+    return dict(vit.state_dict())
 
 
 def load_bert(model: DualEncoder, name: str) -> None:

@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from alpro.models.attention import Attention, Mlp
 
+EPS, CLIP_EPS = 1e-6, 1e-5  # of the layer norms: of most ViTs, and of those of a CLIP, which have `pre_norm`
+
 
 class VideoConfig(BaseModel):
     """Sizes of the video encoder; the defaults are the paper's (ViT-B/16 at 224 x 224, 4 frames)."""
@@ -47,6 +49,11 @@ class VideoConfig(BaseModel):
         return self
 
     @property
+    def norm_eps(self) -> float:
+        """The epsilon of the layer norms."""
+        return CLIP_EPS if self.pre_norm else EPS
+
+    @property
     def grid(self) -> int:
         """Patches along one side of a frame."""
         return self.image_size // self.patch_size
@@ -75,13 +82,13 @@ class Block(nn.Module):
 
     def __init__(self, config: VideoConfig):
         super().__init__()
-        width, heads = config.width, config.heads
-        self.temporal_norm1 = nn.LayerNorm(width, eps=1e-6)
+        width, heads, eps = config.width, config.heads, config.norm_eps
+        self.temporal_norm1 = nn.LayerNorm(width, eps=eps)
         self.temporal_attn = Attention(width, heads)
         self.temporal_fc = nn.Linear(width, width)
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.activation)
 
     def forward(
@@ -131,11 +138,11 @@ class TimeSformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
         self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
-        self.pre_norm = nn.LayerNorm(config.width, eps=1e-5) if config.pre_norm else nn.Identity()
+        self.pre_norm = nn.LayerNorm(config.width, eps=CLIP_EPS) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         rates = torch.linspace(0, config.drop_path, config.depth)
         self.register_buffer("keep_rates", 1 - rates, persistent=False)
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.checkpoint_activations = False
         self.drop_rows = False  # stochastic depth as in the official code
 

@@ -141,13 +141,13 @@ def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, i
         *SHORT,
         f"train_prompter.clip={clip}",
         f"evaluate.baseline={clip}",
-        "pretrain.vit=",
+        f"pretrain.vit={clip}",
         "pretrain.bert=",
     ]
     changes += ["model.embed_dim=16", "model.init=scratch", "build_vocabulary.entities=8"]
     changes += [
-        "model.video={image_size=32, patch_size=8, frames=3, width=32, depth=2, heads=2}",
-        "model.text={width=32, depth=2, fusion_layer=1, heads=2, max_length=40}",
+        "model.video={image_size=32, frames=3}",  # the rest is that of the CLIP
+        "model.text={width=16, depth=2, fusion_layer=1, heads=2, max_length=40}",
         "train_prompter.max_text_tokens=24",
         "pretrain.negative_pool_size=2",
     ]

@@ -247,7 +247,8 @@ class EncoderConfig(TrainingConfig):
     model: ModelConfig = ModelConfig()
     vit: str = Field(
         "",
-        description="pre-trained ViT: a timm name with its tag, or a state-dict file",
+        description="pre-trained ViT: a timm name with its tag, such as vit_base_patch16_224.orig_in21k_ft_in1k, a "
+        "state-dict file, or a CLIP of transformers",
         json_schema_extra=FILE_OR_NAME,
     )
     bert: str = Field(

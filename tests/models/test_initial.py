@@ -1,6 +1,8 @@
 """Starting from the weights of a ViT and a BERT."""
 
+import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from safetensors.torch import save_file
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.clip_prompter import load_clip
 from alpro.models.encoder_names import normalization_of, text_sizes, video_sizes
 from alpro.models.folder import Preprocessing
-from alpro.models.initial import load_bert, load_vit
+from alpro.models.initial import load_bert, load_vit, timm_weights
 from alpro.stages.training.stage import CONSTANTS
 
 VIDEO = {"image_size": 32, "patch_size": 8, "frames": 3, "width": 64, "depth": 2, "heads": 2, "drop_path": 0.0}
@@ -204,11 +207,76 @@ def test_a_siglip_starts_with_a_new_cls_token(tmp_path):
     assert torch.equal(encoder.blocks[1].attn.qkv.weight, vit.blocks[1].attn.qkv.weight)
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch14_reg4_dinov2", "eva02_base_patch16_clip_224"])
-def test_vits_with_registers_or_rotary_positions_are_refused(name, model, tmp_path):
+def tower(folder, **other) -> Alpro:
+    """A model of the sizes of a CLIP's vision tower."""
+    sizes = {"image_size": 32, "frames": 3, "drop_path": 0.0} | video_sizes(str(folder)) | other
+    return Alpro(ModelConfig.model_validate({"video": sizes, "text": TEXT | {"width": 16}, "embed_dim": 16})).eval()
+
+
+def test_the_video_encoder_starts_as_the_vision_tower_of_a_clip(clip_folders):
+    model, clip = tower(clip_folders["clip"]), load_clip(str(clip_folders["clip"])).model.clip.vision_model
+    load_vit(model, str(clip_folders["clip"]))
+    frames, states = torch.randn(2, 3, 32, 32), list[torch.Tensor]()
+    for block in model.video_encoder.blocks:
+        block.register_forward_hook(lambda _, args, out: states.append(out))
+    with torch.no_grad():
+        tokens = model.encode_video(frames[:, None])  # a clip of one frame: [CLS] is not averaged over frames
+        expected = clip(frames, output_hidden_states=True)
+        last = clip.post_layernorm(expected.last_hidden_state)
+        still = model.encode_video(frames[:, None].expand(-1, 3, -1, -1, -1))
+    for state, theirs in zip(states[:2], expected.hidden_states[1:], strict=True):
+        torch.testing.assert_close(state, theirs, atol=1e-5, rtol=0)
+    for actual in (tokens, still):
+        torch.testing.assert_close(actual, last, atol=1e-5, rtol=0)
+
+
+def test_a_tower_that_the_video_encoder_cannot_hold_exactly_is_refused(clip_folders, tmp_path):
+    clip = str(clip_folders["clip"])
+    for key, value in {"activation": "gelu", "pre_norm": False, "heads": 4}.items():
+        with pytest.raises(ValueError, match=rf"model\.video\.{key} is {value}; set it to "):
+            load_vit(tower(clip, **{key: value}), clip)
+    values = json.loads((clip_folders["clip"] / "config.json").read_text())
+    values["vision_config"]["layer_norm_eps"] = 1e-6
+    other = shutil.copytree(clip, tmp_path / "clip")
+    (other / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="epsilon of its layer norms is 1e-06, not 1e-05"):
+        load_vit(tower(clip), str(other))
+    trained = load_clip(clip)
+    trained.model.add_temporal(3)
+    trained.save_pretrained(tmp_path / "trained")
+    with pytest.raises(ValueError, match="it has the temporal attention of train_prompter"):
+        load_vit(tower(clip), str(tmp_path / "trained"))
+    with pytest.raises(InputError, match=r"a SigLIP has no \[CLS\] token"):  # before anything is decoded
+        video_sizes(str(clip_folders["siglip"]))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3.lvd1689m", "vit_pe_core_base_patch16_224.fb"])
+def test_names_of_vits_with_rotary_positions_are_refused(name):
+    with pytest.raises(InputError, match=f"^vit = '{name}': it has rotary positions"):  # before anything is decoded
+        video_sizes(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_base_patch14_reg4_dinov2",
+        "eva02_base_patch16_clip_224",
+        "vit_small_patch16_dinov3",
+        "vit_pe_core_base_patch16_224",  # by the names in its blocks, a plain ViT with a norm before them
+    ],
+)
+def test_vits_with_registers_or_rotary_positions_are_refused(name, tmp_path):
     save_file(timm_vit(name).state_dict(), tmp_path / "vit.safetensors")
+    model = Alpro(ModelConfig.model_validate({"video": VIDEO | {"pre_norm": "pe" in name}, "text": TEXT}))
     with pytest.raises(ValueError, match="is not a plain ViT of 2 blocks: it has"):
         load_vit(model, str(tmp_path / "vit.safetensors"))
+
+
+def test_rotary_positions_that_no_weight_shows_are_refused(monkeypatch):
+    vit = timm_vit("vit_pe_core_base_patch16_224")
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: vit)
+    with pytest.raises(ValueError, match="it has rotary positions"):
+        timm_weights("a_new_vit.tag")
 
 
 @pytest.mark.parametrize(
