@@ -4,11 +4,15 @@ import argparse
 import sys
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
 from alpro.pipeline.cli.arguments import ARTIFACT, add_action, add_group, add_json, add_workspace, print_json, user_path
+
+if TYPE_CHECKING:
+    from alpro.pipeline.store.forget import Held
+    from alpro.stages.inference.index import Item
 
 MIN_FOREIGN = 0.05  # share of captions in other languages from which on they are mentioned
 
@@ -99,15 +103,28 @@ def forget(arguments: argparse.Namespace) -> None:
     from alpro.pipeline.store.artifacts import Store
     from alpro.pipeline.store.forget import entries, held
     from alpro.stages.inference.index_videos import remove_items
-    from alpro.stages.inference.search import hit_path
 
     found = held(Store(arguments.workspace / "artifacts"), arguments.videos)
     near = [file.parent for place in (Path(), arguments.workspace) for file in place.glob("*/index.json")]
     near = [folder for folder in near if is_index(folder)]
-    removed = {
-        folder: remove_items(folder, lambda index: entries(index, arguments.videos, found.corpora))
-        for folder in dict.fromkeys(map(Path.resolve, [*arguments.index, *near]))
-    }
+    removed: dict[Path, list[Item]] = {}
+    failed: list[str] = []
+    for folder in dict.fromkeys(map(Path.resolve, [*arguments.index, *near])):
+        try:
+            removed[folder] = remove_items(folder, lambda index: entries(index, arguments.videos, found.corpora))
+        except InputError as error:  # another process changes it: the list is printed all the same
+            failed.append(str(error))
+    print_held(arguments, found, removed)
+    if failed:
+        raise InputError("; ".join(failed))
+    if not (arguments.json or found.corpora or found.rejects or any(removed.values())):
+        raise InputError(f"{', '.join(arguments.videos)}: neither in {arguments.workspace} nor in an index")
+
+
+def print_held(arguments: argparse.Namespace, found: "Held", removed: "dict[Path, list[Item]]") -> None:
+    """Prints what holds the videos, and what was deleted of indexes."""
+    from alpro.stages.inference.search import hit_path
+
     if arguments.json:
         tables = {key: getattr(found, key) for key in ("corpora", "rejects", "derived")}
         values = {key: {str(folder): value for folder, value in table.items()} for key, table in tables.items()}
@@ -122,17 +139,15 @@ def forget(arguments: argparse.Namespace) -> None:
         print(f"made from them (weights, words, scores or pictures): {name}: {folder}")
     print(*(f"report: {file}" for file in found.reports), sep="\n", end="\n" if found.reports else "")
     for folder in found.unfinished:
-        print(f"interrupted, may hold frames: {folder}")
+        print(f"interrupted, may hold frames, or weights trained on them; delete it: {folder}")
     for folder, items in removed.items():
-        print(f"index {folder}: {len(items)} entries deleted")
+        print(f"index {folder}: {len(items):,} deleted")
     if found.corpora or found.rejects:
         stages = dict.fromkeys(folder.parent.name for folder in [*found.corpora, *found.rejects, *found.derived])
         print(
             f"Remove the files and their rows of the manifest and run again: {', '.join(stages)} get new artifacts. "
             "Then delete the runs of these in MLflow, and `alpro artifacts gc --yes` removes what is listed here."
         )
-    elif not any(removed.values()):
-        raise InputError(f"{', '.join(arguments.videos)}: neither in {arguments.workspace} nor in an index")
 
 
 def is_index(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from alpro.pipeline.serving.answers import MAX_TEXT, Answers, Clip, Ranked
-from alpro.pipeline.serving.mistakes import Mistake, refusal
+from alpro.pipeline.serving.mistakes import Missing, Mistake, refusal
 from alpro.pipeline.serving.turns import Queued
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from alpro.stages.inference.search import Found, described
@@ -145,13 +145,25 @@ def build(answers: Answers, max_upload: int) -> FastAPI:
     async def docs() -> HTMLResponse:
         return HTMLResponse(document(app.openapi()))
 
-    if answers.models.search:
-        add_search(app, answers)
-    if answers.models.ask:
-        add_ask(app, answers)
-    if answers.models.naming:
-        add_entities(app, answers)
+    models = answers.models
+    for paths, model, add, option in (
+        (("/api/search", "/api/similar"), models.search, add_search, "INDEX"),
+        (("/api/ask",), models.ask, add_ask, "--ask MODEL"),
+        (("/api/entities",), models.naming, add_entities, "--entities MODEL"),
+    ):
+        if model:
+            add(app, answers)
+            continue
+        for path in paths:
+            app.add_api_route(path, missing(option), methods=["GET", "POST"], include_in_schema=False)
     return app
+
+
+def missing(option: str) -> Callable[[], None]:
+    def answer() -> None:
+        raise Missing(f"This server has no model for it: it was started without {option}.")
+
+    return answer
 
 
 def add_search(app: FastAPI, answers: Answers) -> None:

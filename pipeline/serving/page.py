@@ -174,7 +174,8 @@ def summary(found: Found) -> str:
     times = sum(found.seconds.values())
     if found.note:
         return f"Note: {found.note}."
-    return f"{found.clips:,} clips ranked by similarity, the best {found.matched} by matching, in {times:.1f} s"
+    matched = f", the best {found.matched} by matching" if found.matched else ""
+    return f"{found.clips:,} clips ranked by similarity{matched}, in {times:.1f} s"
 
 
 def cards(answers: Answers, found: Found) -> str:

@@ -19,7 +19,7 @@ COLUMNS = ["id", "group", "source", "shard"]
 @dataclass
 class Held:
     """Samples by the folder of their corpus, with their shards; what was made from these corpora, with its name; the
-    reports of both; folders of interrupted runs, which may hold frames."""
+    reports of both; folders of interrupted stages, which may hold frames, or a model trained on them."""
 
     corpora: dict[Path, dict[str, str]] = field(default_factory=dict)
     rejects: dict[Path, list[str]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ def held(store: Store, names: Sequence[str]) -> Held:
     found.derived = {folder: record["name"] for folder, record in artifacts if record["fingerprint"] in made}
     found.reports = list(reports_of(store.root.parent, fingerprints))
     finished = {folder for folder, _ in artifacts}
-    found.unfinished = [f for f in sorted(store.root.glob("decode_videos/*")) if f.is_dir() and f not in finished]
+    found.unfinished = [f for f in sorted(store.root.glob("*/*")) if f.is_dir() and f not in finished]
     return found
 
 

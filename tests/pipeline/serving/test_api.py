@@ -297,3 +297,11 @@ def test_the_server_ends_when_the_queue_is_empty():
         other.handle_exit(signal.SIGINT, None)
         other.handle_exit(signal.SIGINT, None)
         assert other.should_exit
+
+
+def test_what_no_model_does_names_the_missing_option(answers):
+    answers.models.ask = None
+    with TestClient(api.build(answers, 1 << 20)) as client:
+        answer = client.get("/api/ask", params={"clip": 1, "question": "what moves?"})
+        assert (answer.status_code, "without --ask MODEL" in answer.json()["detail"]) == (404, True)
+        assert "/api/ask" not in client.get("/api/openapi.json").json()["paths"]

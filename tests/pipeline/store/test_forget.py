@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from alpro.artifact import RECORD_VERSION
 from alpro.files import digest, write_json
@@ -13,6 +14,8 @@ from alpro.stages import decode_videos
 from alpro.stages.inference.index import About, Index, IndexWriter, rows_of
 from alpro.stages.inference.index_videos import scan_videos, with_identities
 from tests.pipeline.test_cli import call
+
+UNFINISHED = ("decode_videos", "train_prompter")
 
 
 @pytest.fixture
@@ -26,7 +29,8 @@ def workspace(tmp_path, sample, resources):
     (folder / "bad.mp4").write_text("no video")
     (folder / "bad.txt").write_text("a box\n")
     root = tmp_path / "workspace" / "artifacts"
-    (root / "decode_videos" / "half").mkdir(parents=True)
+    for stage in UNFINISHED:
+        (root / stage / "half").mkdir(parents=True)
     for stage, source in (("decode_videos", ""), ("pretrain", "decode_videos"), ("train_prompter", "")):
         out = root / stage / digest(stage)[:16]
         out.mkdir(parents=True)
@@ -70,7 +74,7 @@ def test_everything_that_holds_a_video_is_listed_and_indexes_lose_it(workspace, 
     assert {folder: list(samples) for folder, samples in found["corpora"].items()} == {str(corpus): ["a"]}
     assert list(found["derived"].values()) == ["pretrain"]
     assert found["reports"] == [str(workspace / "reports" / f"own.{end}") for end in ("html", "json")]
-    assert found["unfinished"] == [str(workspace / "artifacts" / "decode_videos" / "half")]
+    assert found["unfinished"] == [str(workspace / "artifacts" / stage / "half") for stage in UNFINISHED]
     assert {folder: len(items) for folder, items in found["indexes"].items()} == {
         str(tmp_path / "of_files"): 1,
         str(workspace / "of_samples"): 1,
@@ -79,11 +83,23 @@ def test_everything_that_holds_a_video_is_listed_and_indexes_lose_it(workspace, 
     assert ids(workspace / "of_samples") == ["b"]
     status, out, _ = call(monkeypatch, capsys, *arguments)
     assert "run again: decode_videos, pretrain get new artifacts" in out
-    assert f"index {tmp_path / 'of_files'}: 0 entries deleted" in out
+    assert f"index {tmp_path / 'of_files'}: 0 deleted" in out
     status, out, _ = call(monkeypatch, capsys, "data", "forget", "bad", "--workspace", workspace)
     assert f"names of rejects: {corpus}: bad" in out
     status, _, err = call(monkeypatch, capsys, "data", "forget", "none.mp4", "--workspace", workspace)
     assert (status, f"none.mp4: neither in {workspace} nor in an index" in err) == (2, True)
+
+
+def test_an_index_that_changes_is_an_error_after_the_list(workspace, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("busy", "free"):
+        write_index(tmp_path / name, scan_videos(tmp_path / "videos"))
+    arguments = "data", "forget", tmp_path / "videos" / "a.mp4", "--workspace", workspace
+    with FileLock(tmp_path / "busy" / ".lock"):
+        status, out, err = call(monkeypatch, capsys, *arguments)
+    assert (status, "frames and texts: " in out, f"index {tmp_path / 'free'}: 1 deleted" in out) == (2, True, True)
+    assert f"{tmp_path / 'busy'}: another process is changing this index" in err
+    assert (ids(tmp_path / "busy"), ids(tmp_path / "free")) == (["a", "b", "bad"], ["b", "bad"])
 
 
 @pytest.mark.parametrize(
