@@ -85,6 +85,7 @@ PLACES = {
 NOT_IN_EVERY_RUN = {
     "<split>/decoded/<corpus>",
     "<split>/named/pointing",
+    "<split>/qa/acc_answers_<group>",
     "<split>/named/recall",
     "<split>/named_vtc/recall",
     "train/utilization",
