@@ -90,6 +90,9 @@ def page(url) -> Iterator[Page]:
     assert [address for address in requests if not address.startswith((f"{url}/", "data:", f"blob:{url}/"))] == []
 
 
+expect.set_options(timeout=60_000)  # the default, 5 s, is too short for a busy machine
+
+
 def search(page: Page, text: str) -> None:
     page.get_by_label("What the videos should show").fill(text)
     page.get_by_role("button", name="Search").click()
