@@ -112,7 +112,7 @@ def forget(arguments: argparse.Namespace) -> None:
     for folder in dict.fromkeys(map(Path.resolve, [*arguments.index, *near])):
         try:
             removed[folder] = remove_items(folder, lambda index: entries(index, arguments.videos, found.corpora))
-        except InputError as error:  # another process changes it: the list is printed all the same
+        except InputError as error:  # another process changes it; the list is still printed
             failed.append(str(error))
     print_held(arguments, found, removed)
     if failed:

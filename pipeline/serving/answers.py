@@ -24,7 +24,7 @@ Clip = str | Path  # a key of `Media`, or a file
 
 @dataclass
 class Models:
-    """The models; None if there is none to search, answer or name entities. digests: SHA-256 of each, by field."""
+    """The models; None where the server cannot search, answer or name entities. digests: SHA-256 of each, by field."""
 
     index: Index | None = None
     search: Model | None = None

@@ -37,7 +37,7 @@ class Hit:
 @dataclass
 class Found:
     """The hits of a search, best first; the number of clips that fit its filters, and how many of them were matched;
-    the seconds that its parts took; a note if the text is none that the model knows, or if nothing fits it."""
+    the seconds that its parts took; a note if the model knows no word of the text, or if nothing fits it."""
 
     hits: list[Hit]
     clips: int

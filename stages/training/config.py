@@ -74,7 +74,7 @@ class MatchingValidation(Validation):
 
 
 class SilentNouns(StageConfig):
-    """Nouns that the captions of some training items never name, for studies of what teaches them all the same."""
+    """Nouns that the captions of some training items never name, for studies of what still teaches them."""
 
     nouns: tuple[str, ...] = Field((), description="for studies: words that some training items' captions never name")
     share: float = Field(
