@@ -38,7 +38,7 @@ def work(
 
     Stages with a model run in a process group of their own, which is ended with this call: on success, on any
     exception here, on cancellation. They use free GPUs, which no other run of this machine uses at the same time.
-    `say` receives their output line by line if there is no terminal. `threads` limits the threads of one process on a
+    `say` receives their output line by line if there is no terminal. `threads` limits the threads of the stage on a
     CPU; 0: PyTorch decides.
     """
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
@@ -57,6 +57,9 @@ def work(
     }
     write_json(file, described)
     (out / "result.json").unlink(missing_ok=True)
+    gpus = visible_devices(resources)
+    if not gpus and resources.processes == 1:
+        resources = resources.model_copy(update={"processes": cpu_processes(step, resources, threads)})
     arguments = command(step.stage, file, resources)
 
     def announce(text: str) -> None:
@@ -67,10 +70,10 @@ def work(
         announce(f"start on each other node: {by_hand}")
     count = resources.processes if step.stage in SEVERAL else 1
     locks = () if lock_file is None else (lock_file,)
-    with reserved(visible_devices(resources), count, announce) as (devices, more_locks):
+    with reserved(gpus, count, announce) as (devices, more_locks):
         settings = {VISIBLE: ",".join(devices)} if devices else {}
-        if threads and count == 1 and "OMP_NUM_THREADS" not in os.environ:
-            settings["OMP_NUM_THREADS"] = str(threads)
+        if not gpus and (threads or count > 1) and "OMP_NUM_THREADS" not in os.environ:  # torchrun: one thread each
+            settings["OMP_NUM_THREADS"] = str(max(1, (threads or os.cpu_count() or 1) // count))
         log.debug(f"{step.name}: {shlex.join([*(f'{name}={value}' for name, value in settings.items()), *arguments])}")
         status = run_group(arguments, (*locks, *more_locks), say, settings)
     result = read_json(out / "result.json") if (out / "result.json").exists() else {}
@@ -89,6 +92,21 @@ def work(
             "the same command resumes"
         )
     raise StageFailed(f"{step.name} ended with status {status}; its output is above, unfinished results are in {out}")
+
+
+def cpu_processes(step: Step, resources: Resources, threads: int = 0) -> int:
+    """The number of processes of a stage on a CPU: `resources.cpu_processes`, but at most one per core, or per thread
+    that the stage may use, and a number that divides its batches. One, if the user sets the number of threads."""
+    count = min(resources.cpu_processes, threads or os.cpu_count() or 1)
+    if step.stage not in SEVERAL or resources.nodes > 1 or "OMP_NUM_THREADS" in os.environ:
+        return 1
+    check = getattr(step.config, "check_division", None)  # of trainings
+    while check and count > 1:
+        with suppress(InputError):
+            check(count)
+            break
+        count -= 1
+    return count
 
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:

@@ -1,8 +1,7 @@
-"""Prefect's automations for runs that nobody watches: `python -m alpro.pipeline.servers.automations`.
+"""Prefect's automation for runs that nobody watches: `python -m alpro.pipeline.servers.automations`.
 
-A run whose process and machine are gone sends no heartbeats: it is marked as crashed, and its slot is free again. With
-`--notify TYPE/NAME`, a notification or webhook block of Prefect (`slack-webhook/alerts`, `webhook/alerts`) receives
-the runs that fail or crash. The command may be repeated: automations of the same names are updated.
+A run whose process and machine are gone sends no heartbeats: it is marked as crashed, and its slot is free again. The
+command may be repeated: an automation of the same name is updated.
 """
 
 import argparse
@@ -10,29 +9,25 @@ import sys
 from datetime import timedelta
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.events.actions import CallWebhook, ChangeFlowRunState, SendNotification
+from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture, ResourceSpecification
-from prefect.exceptions import ObjectNotFound
 from prefect.states import StateType
 
 from alpro.stages import STAGES
 
 HEARTBEAT = "prefect.flow-run.heartbeat"  # every 180 s, unless PREFECT_FLOWS_HEARTBEAT_FREQUENCY is set for the workers
 SILENCE = 600  # seconds
-LINE = "{{ flow_run.name }}: {{ flow_run.state.name }}: {{ flow_run.state.message }}"
 RUNS = ResourceSpecification.model_validate({"prefect.resource.id": "prefect.flow-run.*"})
-FLOWS = ["alpro", *(stage.replace("_", "-") for stage in STAGES)]
-
-
-def of_flows(names: list[str]) -> ResourceSpecification:
-    return ResourceSpecification.model_validate({"prefect.resource.role": "flow", "prefect.resource.name": names})
+FLOWS = ["alpro", "step", *(stage.replace("_", "-") for stage in STAGES)]
 
 
 def crash_silent_runs(seconds: int) -> AutomationCore:
     """Marks a run as crashed that has sent heartbeats and sends none for some time, at least 10 s."""
     trigger = EventTrigger(
         match=RUNS,
-        match_related=of_flows([*FLOWS, "step"]),
+        match_related=ResourceSpecification.model_validate(
+            {"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}
+        ),
         after={HEARTBEAT},
         expect={"prefect.flow-run.*"},  # any state, too: one that was scheduled again sends no heartbeats
         for_each={"prefect.resource.id"},
@@ -49,32 +44,6 @@ def crash_silent_runs(seconds: int) -> AutomationCore:
     )
 
 
-def notify_of_failures(client: SyncPrefectClient, block: str) -> AutomationCore:
-    """Sends the name, state and message of a run that failed or crashed to a block, named as `type/name`.
-
-    Raises ObjectNotFound if there is no such block.
-    """
-    kind, _, name = block.partition("/")
-    identity = client.read_block_document_by_name(name, kind).id
-    action = (
-        CallWebhook(block_document_id=identity, payload=LINE)
-        if kind == "webhook"
-        else SendNotification(block_document_id=identity, subject="alpro: a run failed", body=LINE)
-    )
-    return AutomationCore(
-        name="alpro: failed runs",
-        description=f"Reports runs that failed or crashed to {block}.",
-        trigger=EventTrigger(
-            match=RUNS,
-            match_related=of_flows(FLOWS),  # a step that fails, fails its pipeline
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-            posture=Posture.Reactive,
-            threshold=1,
-        ),
-        actions=[action],
-    )
-
-
 def install(client: SyncPrefectClient, automation: AutomationCore) -> None:
     """Creates an automation, or updates the one of the same name."""
     existing = client.read_automations_by_name(automation.name)
@@ -88,20 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m alpro.pipeline.servers.automations", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--notify", metavar="TYPE/NAME", default="", help="a notification or webhook block of Prefect")
     parser.add_argument("--silence", type=int, default=SILENCE, help="seconds without heartbeats (default: 600)")
     options = parser.parse_args(arguments)
     with get_client(sync_client=True) as client:
-        wanted = [crash_silent_runs(options.silence)]
-        if options.notify:
-            try:
-                wanted.append(notify_of_failures(client, options.notify))
-            except ObjectNotFound:
-                print(f"error: no block {options.notify}; create it on Prefect's page Blocks", file=sys.stderr)
-                return 2
-        for automation in wanted:
-            install(client, automation)
-            print(f"automation: {automation.name}")
+        install(client, automation := crash_silent_runs(options.silence))
+    print(f"automation: {automation.name}")
     return 0
 
 

@@ -89,6 +89,12 @@ class Resources(StageConfig):
         description="processes on this machine that train together, or share an evaluation; more than one starts "
         "torchrun",
     )
+    cpu_processes: int = Field(
+        1,
+        ge=1,
+        description="`processes` without a GPU, unless that is set; at most one per core. For small models, faster "
+        "than threads",
+    )
     max_stages: int = Field(
         1,
         ge=1,

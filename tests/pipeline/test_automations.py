@@ -1,4 +1,4 @@
-"""Automations for runs without heartbeats and for failures, and schedules, as Prefect's server has them."""
+"""The automation for runs without heartbeats, and schedules, as Prefect's server has them."""
 
 import asyncio
 from datetime import timedelta
@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowRunFilter
@@ -14,7 +13,6 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.events import RelatedResource, Resource
 from prefect.server.services.scheduler import schedule_deployments
 
-from alpro.pipeline.servers import automations
 from alpro.pipeline.servers.automations import crash_silent_runs, install, main
 
 
@@ -36,18 +34,6 @@ def test_the_command_may_be_repeated(server, capsys):
     assert capsys.readouterr().out == "automation: alpro: runs without heartbeats\n" * 2
 
 
-def test_failures_are_sent_to_a_block(server, capsys):
-    assert main(["--notify", "webhook/nobody"]) == 2
-    assert capsys.readouterr().err == "error: no block webhook/nobody; create it on Prefect's page Blocks\n"
-    assert server.read_automations() == []
-    Webhook(url="https://example.com/hook").save("alerts")
-    assert main(["--notify", "webhook/alerts"]) == 0
-    installed = {one.name: one for one in server.read_automations()}
-    (action,) = installed["alpro: failed runs"].actions
-    assert action.type == "call-webhook"
-    assert "flow_run.state.message" in action.payload
-
-
 @pytest.mark.parametrize(
     ("flow", "covered"), [("alpro", True), ("train-prompter", True), ("step", True), ("somebody-elses", False)]
 )
@@ -59,12 +45,6 @@ def test_only_runs_of_this_project_are_meant(flow, covered):
     trigger = crash_silent_runs(600).trigger
     assert trigger.match.includes([run])
     assert trigger.match_related.includes([of]) == covered
-
-
-def test_a_notification_block_receives_a_subject():
-    client = SimpleNamespace(read_block_document_by_name=lambda name, kind: SimpleNamespace(id=uuid4()))
-    (action,) = automations.notify_of_failures(client, "slack-webhook/alerts").actions
-    assert action.type == "send-notification"
 
 
 def test_an_existing_automation_is_updated():

@@ -20,7 +20,13 @@ from tests.pipeline.conftest import TINY
 
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
 CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
-PRETRAIN = Step("pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}]))
+
+
+def step_of(**config) -> Step:
+    return Step("pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}], **config))
+
+
+PRETRAIN = step_of(batch_size=12)
 
 
 @pytest.fixture
@@ -47,13 +53,36 @@ def test_resources_reach_the_process_of_a_stage(group, tmp_path):
     assert (group["work"]["out"], group["locks"], group["settings"]) == (str(tmp_path), (5,), {})
 
 
-@pytest.mark.parametrize(("processes", "own", "expected"), [(1, None, "3"), (1, "4", None), (2, None, None)])
+@pytest.mark.parametrize(("processes", "own", "expected"), [(1, None, "3"), (1, "4", None), (2, None, "1")])
 def test_threads_are_limited_unless_the_user_or_torchrun_does(processes, own, expected, group, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     if own:
         monkeypatch.setenv("OMP_NUM_THREADS", own)
     work(PRETRAIN, tmp_path, Store(tmp_path), Resources(device="cpu", processes=processes), threads=3)
     assert group["settings"].get("OMP_NUM_THREADS") == expected
+
+
+@pytest.mark.parametrize(
+    ("step", "threads", "own", "expected"),
+    [
+        (PRETRAIN, 0, None, 3),
+        (PRETRAIN, 2, None, 2),  # beside another stage
+        (PRETRAIN, 0, "1", 1),
+        (step_of(batch_size=8), 0, None, 2),  # 3 does not divide the batch
+        (EVALUATE, 0, None, 3),
+        (CACHE, 0, None, 1),
+    ],
+)
+def test_a_stage_on_a_cpu_has_one_process_per_core(step, threads, own, expected, group, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    if own:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    work(step, tmp_path, Store(tmp_path), Resources(device="cpu", cpu_processes=3), threads=threads)
+    assert (f"--nproc-per-node={expected}" in group["arguments"]) == (expected > 1)
+    assert group["settings"] == (
+        {"OMP_NUM_THREADS": str((threads or 4) // expected)} if expected > 1 or threads else {}
+    )
 
 
 def test_resources_of_a_pipeline_reach_the_process_of_a_stage(group, first, workspace):
