@@ -1,15 +1,17 @@
 """Training and evaluation in several processes: the process group, and collectives that are no-ops in a single one."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from alpro.errors import InputError
 from alpro.stages.execution.interface import Resources
@@ -67,13 +69,27 @@ def gather(local: Tensor) -> Tensor:
         return local
     if local.is_meta:
         return torch.cat([local] * dist.get_world_size())
-    if local.requires_grad:
-        from torch.distributed.nn.functional import all_gather
+    return cast(Tensor, _Gather.apply(local))
 
-        return torch.cat(cast(list[Tensor], all_gather(local)))
-    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, local.contiguous())
-    return torch.cat(parts)
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The sum of the ranks' gradients of this rank's part."""
+        (gradient,) = gradients
+        return all_reduce_sum(gradient.contiguous()).chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def distributed(module: torch.nn.Module) -> DistributedDataParallel:
+    """Averages gradients over the ranks. Buffers are constants, which need no synchronization."""
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since PyTorch 2.13
+    return DistributedDataParallel(module, **{"forward_sync_buffers" if new else "broadcast_buffers": False})
 
 
 def gather_bytes(local: Tensor, device: torch.device) -> list[Tensor]:

@@ -28,7 +28,7 @@ from alpro.stages.training.checkpoint import Checkpoints, random_state, trainabl
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.contrast_cache import MicroBatch, contrast_whole_batch
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_sum, gather_bytes
+from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_sum, distributed, gather_bytes
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
@@ -88,7 +88,7 @@ def fit(
     file.cut(state.step)
     module: nn.Module = objective
     if world.size > 1:
-        module = DistributedDataParallel(objective, broadcast_buffers=False)
+        module = distributed(objective)
     runner = _Trainer(objective, module, optimizer, data, config, world, checkpoints, file, state, out)
     if world.main and config.augmentation != "none" and not state.step:
         data.draw_augmentation(out / "pictures" / "augmentation.png")

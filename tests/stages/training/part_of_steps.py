@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training import loop
+from alpro.stages.training import distributed, loop
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.distributed import World, init_distributed
@@ -135,7 +135,7 @@ def count_averages() -> list[int]:
 
             self.register_comm_hook(None, hook)
 
-    loop.DistributedDataParallel = Counting
+    distributed.DistributedDataParallel = Counting
     return count
 
 
