@@ -89,7 +89,8 @@ class _Gather(torch.autograd.Function):
 def distributed(module: torch.nn.Module) -> DistributedDataParallel:
     """Averages gradients over the ranks. Buffers are constants, which need no synchronization."""
     new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since PyTorch 2.13
-    return DistributedDataParallel(module, **{"forward_sync_buffers" if new else "broadcast_buffers": False})
+    options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    return DistributedDataParallel(module, **options)
 
 
 def gather_bytes(local: Tensor, device: torch.device) -> list[Tensor]:
