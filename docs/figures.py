@@ -1,4 +1,4 @@
-"""The drawn figures of the documentation, model.png and results.png: `python docs/figures.py`."""
+"""The drawn figures of the documentation, model.png, results.png and silent.png: `python docs/figures.py`."""
 
 from pathlib import Path
 
@@ -6,8 +6,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from scipy.stats import t
 
 OUT = Path(__file__).parent / "pictures"
 INK, VIDEO, TEXT, FUSED, FROZEN, LOSS = "#222222", "#cfe2f3", "#d9ead3", "#fff2cc", "#e3e3e3", "#f4cccc"
@@ -21,6 +23,13 @@ SCORES = [
     ("'left' or 'right'", 100.0, 0.0, 50.0, "chance"),
     ("object named by the prompter", 65.7, 32.0, 17.5, "best constant"),
 ]
+# Of `alpro study silent`: what the labels are, and the gain in things named, to training without PEM, of each seed.
+SILENT = {
+    "captions name\none of four": [5.9, 0.1, 0.0, 6.0, 0.8, -2.3],
+    "captions name\nall four": [0.8, 1.0, 0.4],
+    "one of four,\npermuted labels": [2.2, -2.8, -4.0],
+    "one of four,\ntrue labels": [9.2, 3.1, 4.4],
+}
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, label: str, color: str) -> None:
@@ -95,6 +104,23 @@ def results() -> None:
     save(figure, "results")
 
 
+def silent() -> None:
+    """Gains of the silent study: each seed, and their mean with its 95 % interval."""
+    figure, axes = plt.subplots(figsize=(8, 4))
+    for place, gains in enumerate(SILENT.values()):
+        half = t.ppf(0.975, len(gains) - 1) * np.std(gains, ddof=1) / len(gains) ** 0.5
+        axes.plot(np.linspace(place - 0.08, place + 0.08, len(gains)), gains, "o", color="#6fa8dc", ms=7)
+        axes.errorbar(place + 0.25, np.mean(gains), half, fmt="D", color=INK, capsize=4)
+    axes.axhline(0, color="#bbbbbb", lw=1, zorder=0)
+    axes.set_xticks(range(len(SILENT)), SILENT, fontsize=12)
+    axes.set_ylabel("points to none, things named", fontsize=12)
+    axes.tick_params(axis="y", labelsize=12)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    save(figure, "silent")
+
+
 def save(figure: plt.Figure, name: str) -> None:
     figure.savefig(OUT / f"{name}.png", dpi=110, bbox_inches="tight")
     plt.close(figure)
@@ -103,3 +129,4 @@ def save(figure: plt.Figure, name: str) -> None:
 if __name__ == "__main__":
     model()
     results()
+    silent()
