@@ -19,9 +19,10 @@ def progress(what: str, total: int | None, unit: str, done: int = 0) -> Abstract
     """A context of `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total` units, the time
     left, and the note.
 
-    `total` is None if it is unknown. `done` units were done by an earlier run.
+    `total` is None if it is unknown. `done` units were done by an earlier run. Of the processes of torchrun, the first
+    shows it.
     """
-    if not log.isEnabledFor(logging.INFO):
+    if not log.isEnabledFor(logging.INFO) or os.environ.get("RANK", "0") != "0":
         return nullcontext(lambda n=1, note="": None)
     plain = os.environ.get(PLAIN) == "1" or not sys.stderr.isatty()
     return lines(what, total, unit, done) if plain else bar(what, total, unit, done)

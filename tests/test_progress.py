@@ -66,6 +66,15 @@ def test_units_of_an_earlier_run_do_not_count_for_the_time_left(clock, capsys):
     ]
 
 
+def test_of_several_processes_the_first_shows_progress(clock, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    work(clock)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    work(clock)
+    assert len(capsys.readouterr().err.splitlines()) == 6
+
+
 def test_an_unknown_number_of_units_has_no_time_left(clock, capsys):
     with progress("reading", None, "rows") as advance:
         clock[0] += 20.0
