@@ -38,7 +38,7 @@ test: $(TOOLS) ## the tests, at most ten minutes on two cores
 	$(BIN)/python -m pytest -q -n 2 -m "not long"
 
 test-long: $(TOOLS) ## long trials: real servers, kills, full sizes
-	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m long --durations=10
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m long --durations=10 -o timeout=2400 -o faulthandler_timeout=2460
 
 lint: $(TOOLS) ## ruff and mypy
 	$(BIN)/ruff check .

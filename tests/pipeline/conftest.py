@@ -21,7 +21,7 @@ def prefect() -> Iterator[None]:
     from prefect.flow_engine import BaseFlowRunEngine
     from prefect.testing.utilities import prefect_test_harness
 
-    with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=120):
+    with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=600):
         # At the end of each flow Prefect waits a second for the thread that reports that the flow is alive.
         patch.setattr(BaseFlowRunEngine, "heartbeat_seconds", None)
         yield

@@ -32,7 +32,7 @@ TINY = str(Path(__file__).parents[1] / "tiny.toml")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     with (
-        prefect_test_harness(server_startup_timeout=120),
+        prefect_test_harness(server_startup_timeout=600),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
         ) as made,

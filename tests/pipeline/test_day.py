@@ -106,7 +106,6 @@ def left(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(2400)  # 12 minutes on a quiet machine, 18 on a busy one
 def test_a_day(tmp_path, free_port):
     day, ports = Day(tmp_path), (free_port(), free_port())
     if not (program("initdb") and program("postgres")):
@@ -223,7 +222,7 @@ def cancel(day: Day, machine: Up) -> None:
     assert wait_for(lambda: finished(machine.prefect, run), 300, machine.check)["state"]["type"] == "CANCELLED"
     wait_for(lambda: list((folder / "checkpoints").glob("step-*")), 300, machine.check)  # of the step's run
     query = {"experiment_ids": experiments(machine), "filter": "attributes.status = 'KILLED'"}
-    assert wait_for(lambda: call(machine.mlflow, "POST", "/api/2.0/mlflow/runs/search", query).get("runs"), 60)
+    assert wait_for(lambda: call(machine.mlflow, "POST", "/api/2.0/mlflow/runs/search", query).get("runs"), 600)
 
 
 def experiments(machine: Up) -> list[str]:
@@ -259,7 +258,7 @@ def kill_a_run_and_continue(day: Day, machine: Up) -> None:
 
     command = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
     subprocess.run(command, env=os.environ | {"PREFECT_API_URL": machine.prefect}, check=True)
-    wait_for(lambda: not finished(machine.prefect, run), 60, machine.check)
+    wait_for(lambda: not finished(machine.prefect, run), 600, machine.check)
     assert wait_for(lambda: finished(machine.prefect, run), 1800, machine.check)["state"]["type"] == "COMPLETED"
     assert day.steps(folder) == list(range(20, 3001, 20))  # as if it had never stopped
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -137,15 +139,11 @@ def test_one_stage_then_the_whole_by_deployment(server):
     assert "Completed" in prefect(*run, environment=server)
     assert len(list((Path(server["ALPRO_WORKSPACE"]) / "artifacts" / "decode_videos").glob("*/artifact.json"))) == 2
 
-    here = {"config": TINY, "stages_by_deployment": False}
-    whole = deployment(server, "alpro/alpro", **here)
+    whole = deployment(server, "alpro/alpro", config=TINY, stages_by_deployment=False)
     assert whole["state"]["name"] == "Completed", whole["state"]["message"]
     states = task_states(server, whole)
     assert states["decode_videos clips"] == "Cached"
     assert states["evaluate"] == "Completed"
-
-    again = deployment(server, "alpro/alpro", **here)
-    assert set(task_states(server, again).values()) == {"Cached"}
 
     # By default each step is a run of the deployment of its pool, also where `gpu` runs one at a time.
     changed = {"config": TINY, "changes": ["finetune_qa.lr=3e-4"]}
@@ -229,18 +227,42 @@ def workers(environment, pool: str) -> list[psutil.Process]:
     return found
 
 
-def test_a_step_whose_worker_was_killed_leaves_a_checkpoint_and_waits_for_another(server, tmp_path):
-    """And the pipeline waits for it. Afterwards the pool `gpu` has no worker."""
+def test_a_step_whose_worker_has_ended_leaves_a_checkpoint_and_continues_with_another(server, tmp_path):
+    """The pipeline waits for it. Afterwards the pool `gpu` has no worker."""
     run = start_long_training(server, tmp_path, "resources.checkpoint_interval=600")
     (metrics,) = (tmp_path / "artifacts" / "train_prompter").glob("*/metrics.jsonl")
-    (worker,) = workers(server, "gpu")
-    step = json.loads(metrics.read_text().splitlines()[-1])["step"]
-    worker.kill()
-    wait_for(lambda: step_run(server, tmp_path)["state"]["name"] == "AwaitingRetry", 300)
-    wait_for(lambda: not training_processes(tmp_path), 300)
-    (checkpoint,) = metrics.parent.glob("checkpoints/step-*")
-    assert int(checkpoint.name.removeprefix("step-")) >= step
-    assert call(server, "GET", f"/flow_runs/{run['id']}")["state"]["name"] == "Running"
+
+    def last_step() -> int:
+        return json.loads(metrics.read_text().splitlines()[-1])["step"]
+
+    def waits_after(ending: Callable[[], None]) -> None:
+        step = last_step()
+        ending()
+        wait_for(lambda: step_run(server, tmp_path)["state"]["name"] == "AwaitingRetry", 300)
+        wait_for(lambda: not training_processes(tmp_path), 300)
+        checkpoints = metrics.parent.glob("checkpoints/step-*")
+        assert max(int(checkpoint.name.removeprefix("step-")) for checkpoint in checkpoints) >= step
+        assert call(server, "GET", f"/flow_runs/{run['id']}")["state"]["name"] == "Running"
+
+    (first,) = workers(server, "gpu")
+    waits_after(first.terminate)  # as a machine that is taken away does
+    first.wait(300)
+    stopped = last_step()
+    command = [sys.executable, "-m", "alpro.pipeline.servers.worker", "gpu"]
+    with open(tmp_path / "second.log", "w") as log:
+        # A worker ends with its standard input if that is a pipe: not with that of the tests.
+        second = subprocess.Popen(command, env=server, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: last_step() > stopped, 600)
+        waits_after(second.kill)
+    finally:
+        second.kill()
+        second.wait()
+    lines = call(
+        server, "POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [step_run(server, tmp_path)["id"]]}}}
+    )
+    found = re.search(r"continuing from step (\d+) of 100000", "\n".join(line["message"] for line in lines))
+    assert int(found[1]) >= stopped > 0
     call(server, "POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
     assert wait_for(lambda: finished(server, run["id"]), 600)["state"]["type"] == "CANCELLED"
     assert step_run(server, tmp_path)["state"]["type"] == "CANCELLED"  # without a worker that could do it

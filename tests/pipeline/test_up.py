@@ -325,7 +325,7 @@ def test_a_program_that_runs_is_left_alone(tmp_path):
 def test_a_program_that_does_not_end_is_killed(seconds, impatient, tmp_path):
     one = program(tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); signal.pause()")
     one.start()
-    wait_for(lambda: one.log.read_text().endswith("x\n"), 60)
+    wait_for(lambda: one.log.read_text().endswith("x\n"), 600)
     second = Event()
     if impatient:
         second.set()
@@ -447,7 +447,7 @@ def test_whatever_is_killed_no_step_is_lost_and_all_goes_on(tmp_path, free_port)
             victim.kill()
             if "alpro.pipeline.servers.worker" in words:
                 wait_for(lambda step=step: training.checkpoint() >= step, 300, machine.check)
-            wait_for(lambda victim=victim: not victim.is_running(), 60)
+            wait_for(lambda victim=victim: not victim.is_running(), 600)
             wait_for(lambda words=words: below(own, *words), 300, machine.check)
             training.goes_on(machine.check)
         for name in ("worker-gpu", "worker-cpu", "prefect", "mlflow"):

@@ -1,12 +1,10 @@
-"""A worker on a machine that is taken away: its runs are scheduled again and continue from their checkpoints."""
+"""A worker on a machine that is taken away: its runs are scheduled again. (test_server.py: on real servers.)"""
 
 import asyncio
 import os
-import re
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -17,8 +15,6 @@ from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Cras
 from rich.console import Console
 
 from alpro.pipeline.servers import deployed_run, worker
-from alpro.pipeline.servers.up import DEPLOYMENTS
-from tests.pipeline.started import ROOT, TINY, call, finished, wait_for
 
 CHANGE = 'pretrain.phases=[{corpora=["clips","stills"],weights=[1,1],steps=400}]'
 RUN = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('ready', flush=True)"
@@ -240,76 +236,3 @@ def test_the_limit_of_a_worker(arguments, limit, monkeypatch):
     monkeypatch.setattr(worker, "setup_logging", lambda: None)
     assert worker.main(["gpu", *arguments]) == 0
     assert served == [("gpu", limit, str(os.getpid()))]
-
-
-@pytest.mark.long
-def test_a_run_continues_on_another_worker_from_its_checkpoint(tmp_path, free_port):
-    port = free_port()
-    address = f"http://127.0.0.1:{port}/api"
-    left_out = {"PREFECT_LOGGING_LEVEL", "PREFECT_SERVER_LOGGING_LEVEL"}
-    environment = {name: value for name, value in os.environ.items() if name not in left_out}
-    environment |= {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": address}
-    environment |= {"PREFECT_WORKER_QUERY_SECONDS": "1", "ALPRO_WORKSPACE": str(tmp_path / "workspace")}
-    environment |= {"ALPRO_CONFIGS": str(ROOT / "tests")}
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-
-    with ExitStack() as stack:
-
-        def start(name: str, *command: str) -> subprocess.Popen:
-            log = stack.enter_context(open(tmp_path / f"{name}.log", "w"))
-            # A worker ends with its standard input if that is a pipe: not with that of the tests.
-            how = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-            process = subprocess.Popen(command, env=environment, cwd=tmp_path, **how)
-            stack.callback(end, process)
-            return process
-
-        def step() -> dict:
-            steps = call(address, "POST", "/flow_runs/filter", {"flows": {"name": {"any_": ["step"]}}})
-            return next(one for one in steps if one["name"].startswith("pretrain · "))
-
-        def stage() -> str:
-            logs = call(address, "POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [step()["id"]]}}})
-            return "\n".join(line["message"] for line in logs or ())
-
-        start("server", *prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        wait_for(lambda: call(address, "GET", "/health"), 600)
-        for command in (
-            ["work-pool", "create", "gpu", "--type", "process"],
-            ["work-pool", "create", "cpu", "--type", "process"],
-        ):
-            subprocess.run([*prefect, *command], env=environment, check=True, cwd=tmp_path)
-        deploy = [*prefect, "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
-        subprocess.run(deploy, env=environment, check=True, cwd=tmp_path)
-        known = wait_for(lambda: call(address, "GET", "/deployments/name/pretrain/pretrain"), 300)
-        parameters = {"config": TINY, "changes": [CHANGE, "resources.checkpoint_interval=1"]}
-        body = {"parameters": parameters, "idempotency_key": "the only run"}  # a busy server may not answer at first
-        path = f"/deployments/{known['id']}/create_flow_run"
-        run = wait_for(lambda: call(address, "POST", path, body), 300)["id"]
-
-        start("cpu", sys.executable, "-m", "alpro.pipeline.servers.worker", "cpu", "--limit", "5")
-        first = start("first", sys.executable, "-m", "alpro.pipeline.servers.worker", "gpu")
-        checkpoints = tmp_path / "workspace" / "artifacts" / "pretrain"
-        wait_for(lambda: list(checkpoints.glob("*/checkpoints/step-*")), 1200)
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(120) == 0
-        assert not psutil.pid_exists(first.pid)
-        state = step()["state"]
-        assert (state["type"], state["name"]) == ("SCHEDULED", "AwaitingRetry")
-
-        start("second", sys.executable, "-m", "alpro.pipeline.servers.worker", "gpu")
-        done = wait_for(lambda: finished(address, run), 1200)
-        assert done["state"]["type"] == "COMPLETED", done["state"]["message"]
-        assert int(re.search(r"continuing from step (\d+) of 400", stage())[1]) > 0
-        assert list(checkpoints.glob("*/artifact.json"))
-
-
-def end(process: subprocess.Popen) -> None:
-    """Ends a program and everything below it."""
-    below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.terminate()
-    psutil.wait_procs(below, 20)
-    for one in below:
-        if one.is_running():
-            one.kill()
-    process.kill()
-    process.wait()

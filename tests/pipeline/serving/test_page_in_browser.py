@@ -69,7 +69,7 @@ def url(videos, trained) -> Iterator[str]:
     assert line == f"the page is at {address}, the API at {address}/api/docs (Ctrl-C stops them)\n"
     yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(600) == 0
     assert list(temporary.glob("alpro-serve-*")) == []
 
 
@@ -90,7 +90,7 @@ def page(url) -> Iterator[Page]:
     assert [address for address in requests if not address.startswith((f"{url}/", "data:", f"blob:{url}/"))] == []
 
 
-expect.set_options(timeout=60_000)  # the default, 5 s, is too short for a busy machine
+expect.set_options(timeout=300_000)  # the default, 5 s, is too short for a busy machine
 
 
 def search(page: Page, text: str) -> None:

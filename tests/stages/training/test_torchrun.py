@@ -27,7 +27,7 @@ def torchrun(free_port) -> Callable[..., list[tuple[int, str]]]:
         command += [str(program), *map(str, arguments)]
         agents = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(nodes)]
         try:
-            message = [agent.communicate(timeout=120)[1] for agent in agents]
+            message = [agent.communicate(timeout=600)[1] for agent in agents]
             return [(agent.returncode, text) for agent, text in zip(agents, message, strict=True)]
         finally:
             for agent in agents:
