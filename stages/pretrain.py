@@ -74,6 +74,14 @@ class Config(EncoderConfig, MatchingConfig):
         return self
 
     @model_validator(mode="after")
+    def _control_is_possible(self) -> "Config":
+        if self.pem_control == "without_text" and not (self.weights.vtm or self.weights.mlm):
+            raise ValueError("pem_control = without_text: without VTM and MLM nothing trains the multimodal encoder")
+        if self.pem_control == "permuted_labels" and self.accumulation_steps == self.batch_size > 1:
+            raise ValueError("pem_control = permuted_labels needs more than one pair per micro-batch")
+        return self
+
+    @model_validator(mode="after")
     def _has_contrast(self) -> "Config":
         if self.contrasts_whole_batch and not self.weights.vtc:
             raise ValueError("contrast = batch needs the contrastive loss, but weights.vtc is 0; remove one of the two")
@@ -116,6 +124,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         pool, control = config.negative_pool_size, config.pem_control
         objective = PretrainObjective(model, *norm, prompter, prompts, *losses, pool, control)
         objective.uniform_negatives = config.negatives == "uniform"
+        objective.draw_box = released_box if config.crops == "released" else random_box
 
         pem, words, length = bool(config.weights.pem), WordPieces(tokenizer), config.max_text_tokens
         asked = pem and control == "none"  # for names of regions, beside the prompter's
@@ -140,7 +149,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             lambda: (validate_contrast(objective, inputs, tokenizer, config, score), ""),
             mlm_probability=config.mlm_probability,
             true_labels=control == "true_labels" and pem,
-            draw_box=released_box if config.crops == "released" else random_box,
+            draw_box=objective.draw_box,
             enabled=bool(objective.losses),
             draw=draw if pem else None,
         )

@@ -19,7 +19,15 @@ from alpro.pipeline.execution.lifecycle import GRACE_SECONDS, signal_group
 from alpro.pipeline.store.artifacts import Step, Store, check_inputs
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
-from alpro.stages.execution.interface import EXIT_INTERRUPTED, Interrupted, Outcome, Resources, StageFailed, Stopped
+from alpro.stages.execution.interface import (
+    EXIT_INTERRUPTED,
+    Interrupted,
+    Outcome,
+    Resources,
+    StageFailed,
+    Stopped,
+    cores,
+)
 from alpro.stages.execution.stop import STOP
 
 SEVERAL = (*TRAININGS, *EVALUATIONS)  # stages that can use several processes
@@ -73,7 +81,7 @@ def work(
     with reserved(gpus, count, announce) as (devices, more_locks):
         settings = {VISIBLE: ",".join(devices)} if devices else {}
         if not gpus and (threads or count > 1) and "OMP_NUM_THREADS" not in os.environ:  # torchrun: one thread each
-            settings["OMP_NUM_THREADS"] = str(max(1, (threads or os.cpu_count() or 1) // count))
+            settings["OMP_NUM_THREADS"] = str(max(1, (threads or cores()) // count))
         log.debug(f"{step.name}: {shlex.join([*(f'{name}={value}' for name, value in settings.items()), *arguments])}")
         status = run_group(arguments, (*locks, *more_locks), say, settings)
     result = read_json(out / "result.json") if (out / "result.json").exists() else {}
@@ -97,7 +105,7 @@ def work(
 def cpu_processes(step: Step, resources: Resources, threads: int = 0) -> int:
     """The number of processes of a stage on a CPU: `resources.cpu_processes`, but at most one per core, or per thread
     that the stage may use, and a number that divides its batches. One, if the user sets the number of threads."""
-    count = min(resources.cpu_processes, threads or os.cpu_count() or 1)
+    count = min(resources.cpu_processes, threads or cores())
     if step.stage not in SEVERAL or resources.nodes > 1 or "OMP_NUM_THREADS" in os.environ:
         return 1
     check = getattr(step.config, "check_division", None)  # of trainings

@@ -19,7 +19,7 @@ from alpro.pipeline.tracking.stage_runs import step_title
 from alpro.progress import PLAIN
 from alpro.stages import EVALUATIONS, STAGES, WITH_MODEL
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
-from alpro.stages.execution.interface import Interrupted
+from alpro.stages.execution.interface import Interrupted, cores
 from alpro.stages.execution.stop import STOP, Stop
 
 
@@ -57,6 +57,7 @@ class Schedule:
         self.futures: dict[str, PrefectConcurrentFuture] = {}  # of all steps that were started, for Prefect's arrows
         self.failures: dict[str, Exception] = {}
         self.checked: set[str] = set()  # test splits
+        self.cached: set[str] = set()  # steps that compute nothing
 
     def run(self) -> None:
         """Runs all steps. Raises the first error."""
@@ -85,13 +86,15 @@ class Schedule:
                 ready.append(step)
         if self.session.passed is None:  # otherwise the work pools of the deployments limit it
             ready = ready[: max(0, self.session.resources.max_stages - len(self.running))]
+        self.cached |= {step.name for step in ready if self.session.store.find(step)}
+        at_once = [step for step in (*self.running.values(), *ready) if step.name not in self.cached]
         # Progress bars of several stages would overwrite each other: they print lines. Their processes read this, too.
-        os.environ[PLAIN] = str(int(len(self.running) + len(ready) > 1))
-        models = [step for step in (*self.running.values(), *ready) if step.stage in WITH_MODEL]
+        os.environ[PLAIN] = str(int(len(at_once) > 1))
+        models = [step for step in at_once if step.stage in WITH_MODEL]
         for step in ready:
             # Two models with all threads each would wait for each other's threads.
             if len(models) > 1:
-                self.session.threads[step.name] = max(1, (os.cpu_count() or 1) // len(models))
+                self.session.threads[step.name] = max(1, cores() // len(models))
             self.waiting.remove(step)
             self.start(step)
 

@@ -87,7 +87,7 @@ def remembered(folder: Path, manifest: Path, about: dict[str, Any], make: Callab
     if complete:
         write_json(value, {"digest": made, "files": noted})
     else:
-        states.unlink()
+        states.unlink(missing_ok=True)  # another process may do the same
     return made
 
 

@@ -5,12 +5,12 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from alpro.credentials import clean_url
 from alpro.errors import InputError
@@ -31,6 +31,7 @@ THREADS = 8  # that read files
 QUERIED = 512  # rows of the cache that are read at a time
 MISSING, NOT_FETCHED = "missing", "not fetched"
 ABSENT_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+T = TypeVar("T")
 REMOTE = -1  # in the column `size`: the digest is the identity of a file at a URL
 
 
@@ -39,13 +40,18 @@ class Digests:
 
     def __init__(self, path: Path):
         self.path = path
+        self._renewed(self._create)
+
+    def _renewed(self, use: Callable[[], T]) -> T:
+        """The result of `use`. A corrupt file is replaced: it is only a cache. Raises InputError if it is in use."""
         try:
+            return use()
+        except sqlite3.OperationalError as error:  # in use, not writable
+            raise InputError(f"{self.path}: {error}") from error
+        except sqlite3.DatabaseError:
+            self.path.unlink(missing_ok=True)
             self._create()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # in use, not writable
-                raise InputError(f"{path}: {error}") from error
-            path.unlink()  # corrupt; it is only a cache
-            self._create()
+            return use()
 
     def _create(self) -> None:
         with closing(self._open()) as db, db:
@@ -63,6 +69,9 @@ class Digests:
         Files that are not cached are read by several threads. No transaction is open while a file is read, so that
         other pipelines do not wait. New digests are committed every few seconds, so an interrupted run keeps them.
         """
+        return self._renewed(lambda: self._of(paths))
+
+    def _of(self, paths: Sequence[Path | str]) -> list[str]:
         files = list(map(str, paths))  # compared and looked up in a fraction of the time of Path objects
         stated = {file: file_state(file) for file in files}
         digests = {file: missing(file) for file, state in stated.items() if state is None}
@@ -92,11 +101,15 @@ class Digests:
         """The identity of each file at a URL. If its store does not respond, that of the last time, so that a server
         that is down for a moment does not change a fingerprint; "not fetched" if there is none."""
         files = [clean_url(location, keep_query=True) for location in locations]
-        found = dict(zip(files, identities(locations), strict=True))
-        with closing(self._open()) as db:
-            self._commit(db, [(file, REMOTE, 0, value) for file, value in found.items() if value != NOT_FETCHED])
-            unknown = {file: (REMOTE, 0) for file, value in found.items() if value == NOT_FETCHED}
-            found |= self._cached(db, unknown)
+        asked = dict(zip(files, identities(locations), strict=True))
+
+        def with_earlier() -> dict[str, str]:
+            with closing(self._open()) as db:
+                self._commit(db, [(file, REMOTE, 0, value) for file, value in asked.items() if value != NOT_FETCHED])
+                unknown = {file: (REMOTE, 0) for file, value in asked.items() if value == NOT_FETCHED}
+                return asked | self._cached(db, unknown)
+
+        found = self._renewed(with_earlier)
         return [found[file] for file in files]
 
     def _cached(self, db: sqlite3.Connection, states: Mapping[str, tuple[int, int]]) -> dict[str, str]:
@@ -111,11 +124,8 @@ class Digests:
         return cached
 
     def _commit(self, db: sqlite3.Connection, fresh: list[tuple[str, int, int, str]]) -> None:
-        try:
-            with db:
-                db.executemany("insert or replace into digests values (?, ?, ?, ?)", fresh)
-        except sqlite3.OperationalError as error:  # in use, not writable
-            raise InputError(f"{self.path}: {error}") from error
+        with db:
+            db.executemany("insert or replace into digests values (?, ?, ?, ?)", fresh)
 
 
 def checksum_or_missing(file: str) -> str:

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from alpro.artifact import RECORD, RECORD_VERSION, SUM, check_artifact, check_record, read_record, sum_of
 from alpro.artifact_names import artifacts
@@ -215,9 +216,13 @@ class Store:
             return None
         description, decisive = step.description, step.config.determining(step.files)
         for folder, record in self.all():
-            same = all(record[key] == description[key] for key in ("stage", "stage_version", "files"))
-            config = {key: value for key, value in record["config"].items() if key in decisive}
-            if not same or config != decisive:
+            if any(record[key] != description[key] for key in ("stage", "stage_version", "files")):
+                continue
+            try:
+                config = type(step.config).model_validate(record["config"])
+            except ValidationError:  # it has keys of another version
+                continue
+            if config.determining(step.files) != decisive:
                 continue
             before = {
                 name: output_of(read_record(self.root / source["stage"] / source["fingerprint"][:16]), step.reads(name))

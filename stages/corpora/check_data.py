@@ -3,7 +3,6 @@
 All rows are read, no media except those of a few items, which are decoded, and the ends of local files of equal size.
 """
 
-import os
 import re
 import shutil
 import tempfile
@@ -27,7 +26,7 @@ from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.build_vocabulary import merge_forms, select_words
 from alpro.stages.corpora.languages import looks_foreign
 from alpro.stages.decode_videos import Config, decode, fetched, group_hint, plan_of
-from alpro.stages.execution.interface import Resources
+from alpro.stages.execution.interface import Resources, cores
 from alpro.stages.vocabulary.nouns import count_words
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -77,7 +76,7 @@ def check_data(
                 "decoded": decode_some(plan.evenly_spaced(samples), config, folder),
                 "nouns": too_few_nouns(plan.captions(SPLITS[0]), vocabulary) if vocabulary else "",
             }
-    report["estimate"] = estimate(report, workers or os.cpu_count() or 1)
+    report["estimate"] = estimate(report, workers or cores())
     report["problems"] = list(problems(report, config, max_text_tokens or {}))
     return report
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
-from alpro.stages.encoding.encode import Texts, encode_videos, sample_frames, similarities
+from alpro.stages.encoding.encode import Texts, encode_videos, float32, sample_frames, similarities
 from alpro.stages.evaluation.metrics import CAPTIONS
 from alpro.stages.training.masking import random_box
 
@@ -90,7 +90,7 @@ def entities_of_crops(
     batch: int = 32,
 ) -> list[Crop]:
     """The prompter's entities on `crops` random crops of every video with known entities, each black outside as in PEM
-    (paper, section 3.2.2). The boxes are drawn as in pre-training, with a fixed seed."""
+    (paper, section 3.2.2), of 30 to 50 % of the frame, drawn with a fixed seed."""
     reader = ShardReader(folder, split, "video", exclude)
     truths, ids = known_entities(reader, entities), reader.column("id").to_pylist()
     encoder, model = prompter.normalized(device), cast(Prompter, prompter.model)
@@ -125,7 +125,9 @@ def points_at(model: Alpro, text: Texts, videos: Tensor, pairs: np.ndarray, batc
     for start in range(0, len(pairs), batch):
         of_video, entity = torch.from_numpy(pairs[start : start + batch].T).to(videos.device)
         both = text.tokens.expand(len(entity), -1, -1), text.mask.expand(len(entity), -1)
-        probabilities = model.pem_head(model.fused_patches(*both, videos[of_video])).float().softmax(2)  # (B, P, M)
+        fused = model.fused_patches(*both, videos[of_video])
+        with float32(videos.device):
+            probabilities = model.pem_head(fused.float()).softmax(2)  # (B, P, M)
         best.append(probabilities[torch.arange(len(entity)), :, entity].argmax(1))
     return torch.cat(best).cpu().numpy()
 

@@ -15,7 +15,6 @@ from alpro.models.word_pieces import WordPieces
 from alpro.shards.pictures import draw_regions, sheet
 from alpro.stages.encoding.encode import sample_frames
 from alpro.stages.evaluation.retrieval import Gallery
-from alpro.stages.training.masking import random_box
 from alpro.stages.training.pretrain_objective import PretrainObjective
 
 PERCENT = {"pem_accuracy": "acc", "pseudo_labels_kept": "kept", "pseudo_labels_named": "named"}
@@ -57,7 +56,7 @@ def name_regions(
             pixels = objective.pixels(torch.from_numpy(frames).to(device))
             captions = [gallery.texts[first[place]] for place in some]
             text, mask = (tensor.to(device) for tensor in words.batch(captions, length))
-            boxes = torch.tensor([random_box(config.grid, rng) for _ in some], device=device)
+            boxes = torch.tensor([objective.draw_box(config.grid, rng) for _ in some], device=device)
             fused = model.fused_patches(model.encode_text(text, mask), mask, model.encode_video(pixels))
             labels = prompter.pseudo_labels(pixels, boxes, objective.prompts_of(kind), objective.black)
             logits = model.pem_logits(fused, box_mask(boxes, config.grid)).float()

@@ -77,6 +77,11 @@ class StageConfig(BaseModel):
         return None
 
 
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Resources(StageConfig):
     """How work is distributed and where it runs. Not part of a fingerprint: it does not change results, except for
     dropout and stochastic depth, which each process draws for its own samples, and for rounding: the order of sums,
@@ -92,7 +97,7 @@ class Resources(StageConfig):
     cpu_processes: int = Field(
         1,
         ge=1,
-        description="`processes` without a GPU, unless that is set; at most one per core. For small models, faster "
+        description="`processes` without a GPU, if that is 1; at most one per core. For small models, faster "
         "than threads",
     )
     max_stages: int = Field(
@@ -132,7 +137,7 @@ class Resources(StageConfig):
 
     @property
     def worker_count(self) -> int:
-        return self.workers or os.cpu_count() or 1
+        return self.workers or cores()
 
 
 @dataclass

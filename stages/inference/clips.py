@@ -1,6 +1,5 @@
 """Decodes any number of videos for a model, a few ahead of it: memory does not grow with their number."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from alpro.shards.reader import Sample, Unreadable
 from alpro.shards.schema import IMAGE_EXTENSIONS, Row
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, absolute, local_copy, located, suffix
 from alpro.stages.encoding.encode import sample_frames
+from alpro.stages.execution.interface import cores
 
 Source = Location | Row | Sample  # a file; a file or a part of it, as in a manifest; a sample of a decoded corpus
 S = TypeVar("S", bound=Source)
@@ -82,7 +82,7 @@ def decode_ahead(
 
     `sources` may be a generator without an end; it is read no further than it is decoded. threads: 0 for one a core.
     """
-    count = threads or min(MAX_THREADS, os.cpu_count() or 1)
+    count = threads or min(MAX_THREADS, cores())
     pending: deque[tuple[S, Future[np.ndarray]]] = deque()
     pool = ThreadPoolExecutor(count)
     try:

@@ -123,6 +123,7 @@ class TrainingDataset(Dataset[Batch]):
         self.frames, self.image_size, self.grid, self.mlm_probability = frames, image_size, grid, mlm_probability
         self.rank, self.ranks = rank, ranks
         self.draw_box = random_box  # crops of PEM
+        self.keep_crops = True  # patches that are dropped are not those of the crop
         self.pairs_apart = False  # captions of one video are as of different videos
         self.one_length = ranks > 1  # all texts are padded to max_text_tokens: ranks need equal shapes
         config.check_division(ranks)
@@ -270,7 +271,7 @@ class TrainingDataset(Dataset[Batch]):
                 item["pem_labels"] = true_labels(things, item["box"], self.grid, self.entities)
         item["uniforms"] = rng.random(2)
         if dropped:
-            item["kept"] = keep_patches(self.grid, dropped, rng, item.get("box"))
+            item["kept"] = keep_patches(self.grid, dropped, rng, item.get("box") if self.keep_crops else None)
         return item
 
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:

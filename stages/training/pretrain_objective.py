@@ -5,7 +5,7 @@ To add a loss, add its weight to `LossWeights`, its parts of the model to `TRAIN
 checkpoints and FLOPs follow from these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -17,8 +17,10 @@ from alpro.models.alpro import Alpro, Prompter
 from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
+from alpro.stages.training.distributed import gather
+from alpro.stages.training.masking import random_box
 from alpro.stages.training.named_entities import NamedEntities
-from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, world_size
+from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, rank, world_size
 
 PemControl = Literal["none", "true_labels", "permuted_labels", "whole_frame", "without_text"]
 
@@ -61,6 +63,7 @@ class PretrainObjective(MatchingObjective):
         self.weights = weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
         self.uniform_negatives = False
+        self.draw_box: Callable[..., tuple[int, int, int, int]] = random_box  # crops of PEM
         self.named: NamedEntities | None = None  # for the share of the labels that the captions name
 
     def train(self, mode: bool = True) -> "PretrainObjective":
@@ -102,7 +105,8 @@ class PretrainObjective(MatchingObjective):
             boxes = torch.zeros_like(boxes)
             boxes[:, 2:] = self.model.config.video.grid
         labels = self.prompter.pseudo_labels(frames, boxes, self.prompts_of(batch.kind), self.black)
-        labels = labels.roll(1, 0) if self.control == "permuted_labels" else labels
+        if self.control == "permuted_labels":
+            labels = gather(labels).roll(1, 0).chunk(world_size())[rank()]
         return replace(batch, boxes=boxes, pseudo_labels=labels)
 
     def prompts_of(self, kind: str) -> Tensor:

@@ -87,7 +87,9 @@ def train(
         for module in folder.model.modules():
             if isinstance(module, TimeSformer):
                 module.drop_rows = config.stochastic_depth == "released"
-        video, dtype = folder.model.config.video, training_precision(objective, config, world)
+        video, dtype = folder.model.config.video, torch.float32
+        if training.enabled:
+            dtype = training_precision(objective, config, world)
         if world.main:
             for line in sizes(folder.model, config.max_text_tokens):
                 log.info(line)
@@ -98,6 +100,7 @@ def train(
         true = {entity: index for index, entity in enumerate(folder.entities)} if training.true_labels else {}
         data = TrainingDataset(config, inputs, tokenizer, training.unit, *shape, masked, answers, *ranks, true)
         data.draw_box, data.pairs_apart = training.draw_box, training.pairs_apart
+        data.keep_crops = "pem" in objective.losses
         for line in filter(None, (source.silenced for source in data.sources if world.main)):
             log.info(line)
         warnings = [*data.cut_texts()] if world.main else []
@@ -113,7 +116,7 @@ def train(
                 mix(objective, start, training.start_weight)
                 metrics = validated(objective, validate, dtype)
         else:
-            metrics = validated(objective, validate, torch.float32)
+            metrics = validated(objective, validate, dtype)
         if world.main:
             folder.preprocessing = folder.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
             folder.save_pretrained(out / "model")

@@ -44,23 +44,26 @@ def test_the_newest_record_of_the_same_videos_is_taken():
 
 
 @pytest.mark.parametrize(
-    ("running", "waiting", "started"),
+    ("running", "waiting", "cached", "started"),
     [
-        ([], ["pretrain", "zero_shot"], {"pretrain": 2, "zero_shot": 2}),  # of four cores
-        (["pretrain"], ["zero_shot", "evaluate"], {"zero_shot": 2}),
-        (["decode_videos"], ["pretrain"], {"pretrain": 0}),  # 0: PyTorch decides
-        (["decode_videos", "pretrain"], ["evaluate"], {}),
+        ([], ["pretrain", "zero_shot"], "", {"pretrain": 2, "zero_shot": 2}),  # of four cores
+        ([], ["pretrain", "zero_shot"], "zero_shot", {"pretrain": 0, "zero_shot": 0}),  # 0: PyTorch decides
+        (["pretrain"], ["zero_shot", "evaluate"], "", {"zero_shot": 2}),
+        (["pretrain"], ["zero_shot", "evaluate"], "pretrain", {"zero_shot": 0}),
+        (["decode_videos"], ["pretrain"], "", {"pretrain": 0}),
+        (["decode_videos", "pretrain"], ["evaluate"], "", {}),
     ],
 )
-def test_models_side_by_side_share_the_cores(running, waiting, started, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+def test_models_side_by_side_share_the_cores(running, waiting, cached, started, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
     monkeypatch.setenv(PLAIN, "")
-    session = SimpleNamespace(passed=None, resources=SimpleNamespace(max_stages=2), threads={})
+    store = SimpleNamespace(find=lambda step: step.name == cached)
+    session = SimpleNamespace(passed=None, resources=SimpleNamespace(max_stages=2), threads={}, store=store)
     schedule = object.__new__(Schedule)
-    schedule.session, schedule.failures, seen = session, {}, []
+    schedule.session, schedule.failures, schedule.cached, seen = session, {}, {cached}, []
     schedule.running = {number: SimpleNamespace(stage=name, name=name) for number, name in enumerate(running)}
     schedule.waiting = [SimpleNamespace(stage=name, name=name, inputs={}) for name in waiting]
     schedule.start = lambda one: seen.append(one.name)
     schedule.start_ready()
-    assert os.environ[PLAIN] == str(int(len(running) + len(seen) > 1))
+    assert os.environ[PLAIN] == str(int(len({*running, *seen} - {cached}) > 1))
     assert {name: session.threads.get(name, 0) for name in seen} == started

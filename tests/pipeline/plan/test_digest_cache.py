@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,19 @@ def test_other_code_has_digests_of_its_own(manifest, parsed, monkeypatch):
 
 def stem(name: str) -> str:
     return Path(name).stem
+
+
+def test_two_commands_may_read_one_manifest(tmp_path, monkeypatch):
+    """The other one also removes the states, as what a store has is not remembered."""
+    write = remembered.atomic_write
+
+    @contextmanager
+    def removed_by_the_other(path):
+        with write(path) as temporary:
+            yield temporary
+        path.unlink()
+
+    monkeypatch.setattr(remembered, "atomic_write", removed_by_the_other)
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text('{"path": "https://example.org/a.mp4", "caption": "a"}')
+    assert digest_of(manifest, ask=False).here

@@ -141,6 +141,31 @@ def test_a_corrupt_cache_is_rebuilt(tmp_path):
     assert len(sha256) == 64
 
 
+def test_a_cache_that_is_corrupt_inside_is_rebuilt(tmp_path, digests, monkeypatch):
+    files = [tmp_path / f"a file with a long name {number}" for number in range(300)]
+    for file in files:
+        file.write_text(file.name)
+    expected = digests.of(files)
+    whole = digests.path.read_bytes()
+    digests.path.write_bytes(whole[:8192] + b"x" * (len(whole) - 8192))  # the schema is intact
+    again = Digests(digests.path)
+    assert again.of(files) == expected
+    digests.path.write_bytes(whole[:8192] + b"x" * (len(whole) - 8192))
+    monkeypatch.setattr("alpro.pipeline.plan.digests.identities", lambda locations: ["one"] * len(locations))
+    assert again.identities(["https://example.org/a"]) == ["one"]
+    assert again.of(files) == expected
+
+
+def test_a_cache_that_is_in_use_is_named(tmp_path, digests, monkeypatch):
+    (tmp_path / "a").write_text("a")
+    monkeypatch.setattr(Digests, "_open", lambda self: sqlite3.connect(self.path, timeout=0))
+    with sqlite3.connect(digests.path) as other:
+        other.execute("begin exclusive")
+        with pytest.raises(InputError, match=r"digests\.sqlite: database is locked"):
+            digests.of([tmp_path / "a"])
+    other.close()
+
+
 def test_a_file_that_cannot_be_read_now_is_an_error_and_not_missing(tmp_path, digests, monkeypatch):
     (tmp_path / "a").write_bytes(b"abc")
 

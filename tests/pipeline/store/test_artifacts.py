@@ -275,3 +275,37 @@ def test_a_stage_does_not_run_again_if_its_inputs_are_the_same_byte_for_byte(tmp
     assert list(verify(store.all())) == []
     for different in (decode_step(other), decode_step(same, size=64), replace(wanted, files={}), one):
         assert store.adopt(different) is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed", "without_effect"),
+    [
+        ("train_prompter", {"stochastic_depth": "released"}, {"validation": {"times": 2}}),
+        ("pretrain", {"pem_control": "permuted_labels"}, {"validation": {"times": 2}}),
+        ("finetune_retrieval", {"same_video": "negative"}, {}),
+        ("finetune_qa", {"stochastic_depth": "released"}, {}),
+    ],
+)
+def test_only_a_training_with_the_same_configuration_is_taken(stage, changed, without_effect, tmp_path):
+    """Also if the other one sets a key that is recorded only where it is set."""
+    store, phases = Store(tmp_path), ({"corpora": ("clips",), "steps": 1},)
+    first, second = sample_step(seed=0), sample_step(seed=1)
+
+    def training(sample: Step, **config) -> Step:
+        module = import_module(f"alpro.stages.{stage}")
+        return Step(stage, stage, module.Config(phases=phases, **config), {"clips": sample})
+
+    def build(step: Step) -> None:
+        def work(_: Step, out: Path) -> Outcome:
+            (out / "content").write_text(step.stage)
+            return Outcome({"items": 3})
+
+        store.make(step, work, {"commit": "abc"})
+
+    for step in (first, second, training(first, **changed)):
+        build(step)
+    assert store.adopt(training(second)) is None
+    build(training(first, **without_effect))
+    with store.lock(wanted := training(second)):
+        assert store.adopt(wanted)["config"] == wanted.description["config"]
+    assert store.adopt(training(second, seed=3)) is None

@@ -197,7 +197,7 @@ def test_a_stream_has_a_result_for_every_file_in_order(folders, videos, mixed):
 def test_a_stream_is_read_and_decoded_only_a_little_ahead(folders, videos, monkeypatch):
     """500 videos do not fill memory: clips that are decoded and not yet encoded are those of some batches."""
     model, read, decoded, waiting = Model.from_pretrained(folders["prompter"], device="cpu"), [], [], []
-    monkeypatch.setattr("alpro.stages.inference.clips.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("alpro.stages.inference.clips.cores", lambda: 2)
     frames = load_frames(videos[0], model.folder.model.config.video)
     monkeypatch.setattr("alpro.stages.inference.clips.load_frames", lambda *_: decoded.append(1) or frames)
 

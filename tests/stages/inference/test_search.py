@@ -98,7 +98,7 @@ def test_an_interrupted_index_keeps_its_parts_and_continues(update, own_videos, 
             yield item
 
     monkeypatch.setattr("alpro.stages.inference.index_videos.CHUNK", 1)
-    monkeypatch.setattr("alpro.stages.inference.clips.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("alpro.stages.inference.clips.cores", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         update(own_videos, sources=interrupted())
     kept = len(Index.open(tmp_path / "index"))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from alpro.errors import InputError
+from alpro.models.losses import box_mask
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import dataset
 from alpro.stages.training.batch import Batch
@@ -116,6 +117,14 @@ def test_dropped_patches_change_nothing_else(clips, steps_of):
         assert whole[step].kept is None
         assert_equal(replace(batch, kept=None), whole[step])
     assert not torch.equal(half[0].kept, half[1].kept)
+
+
+def test_patches_of_crops_are_kept_only_for_pem(clips, steps_of):
+    for keep_crops in (True, False):
+        data = steps_of({"clips": clips}, 8, mlm=0.3, patch_dropping=0.75)
+        data.keep_crops = keep_crops
+        inside = [box_mask(batch.boxes, 4).gather(1, batch.kept).all() for batch in (data[step] for step in range(8))]
+        assert all(inside) == keep_crops  # of 16 patches 4 are kept, and a crop has more
 
 
 def test_group_batches_keeps_groups_together(corpus, steps_of):

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from alpro.models.alpro import Alpro
 from alpro.shards.pictures import draw_entities
-from alpro.stages.pretrain import draw_pseudo_labels
+from alpro.stages.pretrain import Config, draw_pseudo_labels
+from alpro.stages.training import pretrain_objective as module
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.masking import keep_patches, random_box
 from alpro.stages.training.pretrain_objective import LossWeights, box_patches, masked_positions
@@ -33,6 +35,32 @@ def test_permuted_labels_are_those_of_another_sample(pretraining, batches):
     expected = objective.labeled(batch, frames).pseudo_labels.roll(1, 0)
     objective.control = "permuted_labels"
     assert torch.equal(objective.labeled(batch, frames).pseudo_labels, expected)
+
+
+def test_labels_are_permuted_over_all_ranks(pretraining, batches, monkeypatch):
+    objective, batch = pretraining(), batches["video"]
+    whole = objective.labeled(batch, objective.pixels(batch.frames)).pseudo_labels
+    objective.control, half = "permuted_labels", len(whole) // 2
+    monkeypatch.setattr(module, "gather", lambda local: whole)
+    monkeypatch.setattr(module, "world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(module, "rank", lambda rank=rank: rank)
+        assert torch.equal(
+            objective.labeled(batch, objective.pixels(batch.frames)).pseudo_labels,
+            whole.roll(1, 0)[rank * half : (rank + 1) * half],
+        )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pem_control": "without_text", "weights": {"vtm": 0, "mlm": 0}}, "nothing trains the multimodal encoder"),
+        ({"pem_control": "permuted_labels", "accumulation_steps": 8}, "more than one pair per micro-batch"),
+    ],
+)
+def test_controls_that_are_none_are_refused(values, message):
+    with pytest.raises(ValidationError, match=message):
+        Config(phases=[{"corpora": ["clips"], "steps": 1}], batch_size=8, **values)
 
 
 def test_the_whole_frame_is_the_crop_and_all_its_patches_are_read(pretraining, batches, monkeypatch):

@@ -51,7 +51,9 @@ def test_the_scores_are_those_of_the_crops(pretraining, gallery, tokenizer):
     objective, words = pretraining(threshold=0.2), WordPieces(tokenizer)
     objective.eval()
     objective.named = NamedEntities(tokenizer, ["cube", *"bcdefgh"])
+    objective.draw_box = lambda grid, rng: (0, 1, 2, 3)
     found = list(regions.name_regions(objective, gallery, words, 16, batch=2))
+    assert all((part.boxes == torch.tensor([0, 1, 2, 3])).all() for part in found)
     labels, logits = (torch.cat([getattr(part, key) for part in found]) for key in ("labels", "logits"))
     assert [caption for part in found for caption in part.captions] == gallery.texts
     kept = labels.amax(1) >= 0.2
