@@ -113,7 +113,7 @@ def silent() -> None:
         axes.errorbar(place + 0.25, np.mean(gains), half, fmt="D", color=INK, capsize=4)
     axes.axhline(0, color="#bbbbbb", lw=1, zorder=0)
     axes.set_xticks(range(len(SILENT)), SILENT, fontsize=12)
-    axes.set_ylabel("points to none, things named", fontsize=12)
+    axes.set_ylabel("gain in things named, points", fontsize=12)
     axes.tick_params(axis="y", labelsize=12)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -149,7 +149,6 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             lambda: (validate_contrast(objective, inputs, tokenizer, config, score), ""),
             mlm_probability=config.mlm_probability,
             true_labels=control == "true_labels" and pem,
-            draw_box=objective.draw_box,
             enabled=bool(objective.losses),
             draw=draw if pem else None,
         )

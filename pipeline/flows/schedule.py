@@ -57,7 +57,6 @@ class Schedule:
         self.futures: dict[str, PrefectConcurrentFuture] = {}  # of all steps that were started, for Prefect's arrows
         self.failures: dict[str, Exception] = {}
         self.checked: set[str] = set()  # test splits
-        self.cached: set[str] = set()  # steps that compute nothing
 
     def run(self) -> None:
         """Runs all steps. Raises the first error."""
@@ -86,8 +85,7 @@ class Schedule:
                 ready.append(step)
         if self.session.passed is None:  # otherwise the work pools of the deployments limit it
             ready = ready[: max(0, self.session.resources.max_stages - len(self.running))]
-        self.cached |= {step.name for step in ready if self.session.store.find(step)}
-        at_once = [step for step in (*self.running.values(), *ready) if step.name not in self.cached]
+        at_once = [step for step in (*self.running.values(), *ready) if not self.session.store.find(step)]
         # Progress bars of several stages would overwrite each other: they print lines. Their processes read this, too.
         os.environ[PLAIN] = str(int(len(at_once) > 1))
         models = [step for step in at_once if step.stage in WITH_MODEL]

@@ -5,7 +5,7 @@ To add a loss, add its weight to `LossWeights`, its parts of the model to `TRAIN
 checkpoints and FLOPs follow from these.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -18,7 +18,6 @@ from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import gather
-from alpro.stages.training.masking import random_box
 from alpro.stages.training.named_entities import NamedEntities
 from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, rank, world_size
 
@@ -63,7 +62,6 @@ class PretrainObjective(MatchingObjective):
         self.weights = weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
         self.uniform_negatives = False
-        self.draw_box: Callable[..., tuple[int, int, int, int]] = random_box  # crops of PEM
         self.named: NamedEntities | None = None  # for the share of the labels that the captions name
 
     def train(self, mode: bool = True) -> "PretrainObjective":

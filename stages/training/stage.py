@@ -23,7 +23,6 @@ from alpro.stages.training.config import EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset, Unit
 from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.loop import Validate, fit, training_precision
-from alpro.stages.training.masking import random_box
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective
 
@@ -40,10 +39,10 @@ class Training:
     folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. unit: what an
     example is (see `CorpusExamples`). validation: returns the validation function, if any, and the metric for model
     selection (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and
-    crops, which draw_box draws. true_labels: the crops have those of the manifest. enabled: False skips the training
-    steps and validates the initial weights. draw: called by rank 0 with the data set after every step, and with step 0
-    after training. start_weight: the share of the weights before training in the result. pairs_apart: captions of one
-    video are as of different videos.
+    crops, which the objective's draw_box draws. true_labels: the crops have those of the manifest. enabled: False skips
+    the training steps and validates the initial weights. draw: called by rank 0 with the data set after every step, and
+    with step 0 after training. start_weight: the share of the weights before training in the result. pairs_apart:
+    captions of one video are as of different videos.
     """
 
     folder: ModelFolder
@@ -52,7 +51,6 @@ class Training:
     validation: Callable[[], tuple[Validate | None, str]]
     mlm_probability: float | None = None
     true_labels: bool = False
-    draw_box: Callable[..., tuple[int, int, int, int]] = random_box
     enabled: bool = True
     draw: Callable[[TrainingDataset, int], None] | None = None
     start_weight: float = 0.0
@@ -99,7 +97,7 @@ def train(
         tokenizer, masked, ranks = folder.tokenizer, training.mlm_probability, (world.rank, world.size)
         true = {entity: index for index, entity in enumerate(folder.entities)} if training.true_labels else {}
         data = TrainingDataset(config, inputs, tokenizer, training.unit, *shape, masked, answers, *ranks, true)
-        data.draw_box, data.pairs_apart = training.draw_box, training.pairs_apart
+        data.draw_box, data.pairs_apart = objective.draw_box, training.pairs_apart
         data.keep_crops = "pem" in objective.losses
         for line in filter(None, (source.silenced for source in data.sources if world.main)):
             log.info(line)

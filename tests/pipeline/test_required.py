@@ -60,7 +60,7 @@ def test_models_side_by_side_share_the_cores(running, waiting, cached, started, 
     store = SimpleNamespace(find=lambda step: step.name == cached)
     session = SimpleNamespace(passed=None, resources=SimpleNamespace(max_stages=2), threads={}, store=store)
     schedule = object.__new__(Schedule)
-    schedule.session, schedule.failures, schedule.cached, seen = session, {}, {cached}, []
+    schedule.session, schedule.failures, seen = session, {}, []
     schedule.running = {number: SimpleNamespace(stage=name, name=name) for number, name in enumerate(running)}
     schedule.waiting = [SimpleNamespace(stage=name, name=name, inputs={}) for name in waiting]
     schedule.start = lambda one: seen.append(one.name)

@@ -246,7 +246,7 @@ def test_a_step_whose_worker_has_ended_leaves_a_checkpoint_and_continues_with_an
 
     (first,) = workers(server, "gpu")
     waits_after(first.terminate)  # as a machine that is taken away does
-    first.wait(300)
+    assert first.wait(600) == 0
     stopped = last_step()
     command = [sys.executable, "-m", "alpro.pipeline.servers.worker", "gpu"]
     with open(tmp_path / "second.log", "w") as log:

@@ -16,7 +16,6 @@ from rich.console import Console
 
 from alpro.pipeline.servers import deployed_run, worker
 
-CHANGE = 'pretrain.phases=[{corpora=["clips","stills"],weights=[1,1],steps=400}]'
 RUN = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('ready', flush=True)"
 
 

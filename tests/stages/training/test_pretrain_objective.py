@@ -58,7 +58,7 @@ def test_labels_are_permuted_over_all_ranks(pretraining, batches, monkeypatch):
         ({"pem_control": "permuted_labels", "accumulation_steps": 8}, "more than one pair per micro-batch"),
     ],
 )
-def test_controls_that_are_none_are_refused(values, message):
+def test_controls_that_cannot_work_are_refused(values, message):
     with pytest.raises(ValidationError, match=message):
         Config(phases=[{"corpora": ["clips"], "steps": 1}], batch_size=8, **values)
 
