@@ -1,11 +1,14 @@
 """The training loop of all stages; they differ in objective, data and validation."""
 
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -38,6 +41,7 @@ SYNC_SECONDS = 2.0  # interval at which ranks agree on stopping and saving
 MAX_LOGGED = 20  # unreadable examples that are logged one by one
 MIN_UNREADABLE = 10  # unreadable examples below which training never stops
 MIN_SAVE_INTERVAL_RATIO = 20  # minimum time between checkpoints, as a multiple of the time to write one
+LOST_SECONDS = 10.0  # for a loading process that is dying to end
 MAX_SKIPPED_IN_ROW = 5  # consecutive non-finite steps after which training fails
 
 Validate = Callable[[], dict[str, float]]
@@ -105,17 +109,30 @@ def fit(
                 if on_step:
                     on_step(step)
 
+        before = set(multiprocessing.active_children())
         try:
             final = runner.train(resources, stopping, step_end, validate, select)
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+        except InputError:
+            raise
+        except Exception as error:
+            if not lost_process(runner.loading - before):
                 raise
             # The error may interrupt a step: only the last checkpoint is consistent.
-            log.warning(f"{str(error).splitlines()[0]} Continue from the last checkpoint.")
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            log.warning(f"a loading process died ({reason}); continue from the last checkpoint")
             raise SystemExit(EXIT_INTERRUPTED) from error
     if select and state.best_step and world.main:  # rank 0 saves the model
         load_best(objective, out, state)
     return final
+
+
+def lost_process(processes: set[BaseProcess]) -> bool:
+    """Whether one of the loading processes has died.
+
+    The type of the error does not tell: torch's handler of SIGCHLD raises a RuntimeError anywhere, which other code may
+    replace by its own, and the sockets of a dying process close before it has ended: ConnectionResetError, EOFError.
+    """
+    return bool(wait([process.sentinel for process in processes], LOST_SECONDS)) if processes else False
 
 
 def training_precision(objective: Objective, config: TrainingConfig, world: World) -> torch.dtype:
@@ -203,6 +220,7 @@ class _Trainer:
         self.flops = StepFlops(self.objective)
         self.dtype = training_precision(self.objective, self.config, self.world)
         self.unreadable: list[str] = []  # of this rank, since the last count
+        self.loading: set[BaseProcess] = set()  # the loader's processes
 
     def train(
         self,
@@ -217,6 +235,7 @@ class _Trainer:
         self.objective.train()
         for batch in self.data.loader(self.state.step, resources, self.world.device):
             clock.batch_loaded()
+            self.loading = self.loading or set(multiprocessing.active_children())
             self.log_unreadable(batch)
             flops = self.step(batch.to(self.world.device))
             self.state.step += 1

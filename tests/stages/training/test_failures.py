@@ -5,7 +5,9 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from alpro.stages.training import dataset
+import pytest
+
+from alpro.stages.training import dataset, loop
 from alpro.stages.training.loop import EXIT_INTERRUPTED
 from tests.stages.training.test_resume import OFTEN, assert_same
 
@@ -23,11 +25,53 @@ def test_a_run_with_a_killed_loading_process_can_be_resumed(new_run, capfd):
     # A separate process: torch remembers loading processes, and reports a death at any later time.
     process = multiprocessing.get_context("fork").Process(target=lose_a_loading_process)
     process.start()
-    process.join(120)
+    process.join()
     assert process.exitcode == EXIT_INTERRUPTED
-    assert "Continue from the last checkpoint" in capfd.readouterr().err
+    assert "continue from the last checkpoint" in capfd.readouterr().err
     broken.start()
     assert_same(whole, broken)
+
+
+# What torch and the code below it raise when a loading process dies, depending on the moment.
+DEATHS = (
+    RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+    ConnectionResetError(104, "Connection reset by peer"),
+    EOFError(),
+    AttributeError("The underlying op of 'prim.layout' has no overload name 'default'"),
+)
+
+
+@pytest.mark.parametrize("error", DEATHS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("dies", [True, False], ids=["dies", "lives"])
+def test_an_error_means_a_lost_loading_process_only_if_one_has_died(new_run, error, dies, monkeypatch):
+    monkeypatch.setattr(loop, "LOST_SECONDS", 60.0 if dies else 0.0)
+    run, ends = new_run("run"), multiprocessing.Event()
+    build, child = run.data, multiprocessing.get_context("fork").Process(target=ends.wait)
+
+    def data() -> dataset.TrainingDataset:
+        made = build()
+        load = made.loader
+
+        def loader(*arguments):
+            child.start()
+            for batch in load(*arguments):
+                if batch.step == 3:
+                    if dies:
+                        child.kill()
+                    raise error
+                yield batch
+
+        made.loader = loader
+        return made
+
+    run.data = data
+    try:
+        with pytest.raises(SystemExit if dies else type(error)) as ended:
+            run.start()
+    finally:
+        child.kill()
+        child.join()
+    assert not dies or ended.value.code == EXIT_INTERRUPTED
 
 
 @contextmanager
