@@ -1,0 +1,60 @@
+"""The size of the house. These numbers only fall: a change that needs more takes something away first."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {".py", ".js", ".css", ".html", ".jinja"}
+PRODUCT = ("alpro", "models", "shards", "stages", "pipeline")
+PROGRAMS = ("benchmarks", "docs")
+LINES = {
+    "alpro": 628,
+    "models": 2_368,
+    "shards": 5_229,
+    "stages": 10_682,
+    "pipeline": 11_127,
+    "tests": 33_200,
+    "programs": 4_506,
+}
+FILES = 223
+KEYS = 191
+OPTIONS = 53
+WORDS = 20_000
+
+
+@cache
+def sources(folder: str) -> list[Path]:
+    return [
+        path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES and "noun_tagger/model" not in str(path)
+    ]
+
+
+def lines(*folders: str) -> int:
+    return sum(len(path.read_text().splitlines()) for folder in folders for path in sources(folder))
+
+
+@pytest.mark.parametrize("folder", LINES)
+def test_lines(folder):
+    assert lines(*PROGRAMS if folder == "programs" else [folder]) <= LINES[folder]
+
+
+def test_files_of_the_product():
+    assert sum(len(sources(folder)) for folder in PRODUCT) <= FILES
+
+
+def test_keys_of_the_configuration():
+    """The rows of the generated page, each a key."""
+    assert len(re.findall(r"^\| `", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE)) <= KEYS
+
+
+def test_options_of_the_command_line():
+    """The options that the generated page explains, each once a command."""
+    assert len(re.findall(r"`--?[a-z-]+[^`]*`:", (ROOT / "docs/command_line.md").read_text())) <= OPTIONS
+
+
+def test_words_of_the_documentation():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert sum(len(page.read_text().split()) for page in pages) <= WORDS
