@@ -43,7 +43,7 @@ test-long: $(TOOLS) ## long trials: real servers, kills, full sizes
 lint: $(TOOLS) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p $(TYPES)/alpro && ln -sfn $(CURDIR)/alpro/*.py $(addprefix $(CURDIR)/,models shards stages pipeline) $(TYPES)/alpro/
+	@mkdir -p $(TYPES)/alpro && ln -sfn $(CURDIR)/alpro/*.py $(addprefix $(CURDIR)/,models shards stages inference pipeline) $(TYPES)/alpro/
 	MYPYPATH=$(TYPES) $(BIN)/mypy
 
 bench: $(TOOLS) ## the benchmarks, each a table with a ratio against its baseline

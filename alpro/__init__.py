@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alpro.stages.inference.model import Model
+    from alpro.inference.model import Model
 
 __all__ = ["Model"]
 
@@ -11,7 +11,7 @@ __all__ = ["Model"]
 def __getattr__(name: str) -> Any:
     """Imports torch only if a model is used: the command line does not need it."""
     if name == "Model":
-        from alpro.stages.inference.model import Model
+        from alpro.inference.model import Model
 
         return Model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

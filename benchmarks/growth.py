@@ -172,7 +172,7 @@ def index_more(folder: Path, clips: int) -> None:
 
 
 def add(folder: Path, first: int, count: int) -> None:
-    from alpro.stages.inference.index import About, IndexWriter, read_about
+    from alpro.inference.index import About, IndexWriter, read_about
 
     about = read_about(folder) if first else About(model="none", digest="none", embed_dim=DIM)
     rng = np.random.default_rng(first)
@@ -201,8 +201,8 @@ def read_and_sort(folder: Path, clips: int) -> None:
 
 def query_times(folder: Path, clips: int, methods: tuple[str, str]) -> None:
     """Measures the first method, and compares the results with the second."""
-    from alpro.stages.inference.index import Index
-    from alpro.stages.inference.search import most_similar
+    from alpro.inference.index import Index
+    from alpro.inference.search import most_similar
 
     def best(method: str, query: np.ndarray) -> list[str]:
         opened = Index.open(folder / f"index{clips}")

@@ -63,7 +63,7 @@ HEAVY = {
         "pipeline/tracking/test_registry",
         "stages/corpora/test_rejects",
         "stages/evaluation/test_several_processes",
-        "stages/inference/test_export",
+        "inference/test_export",
         "test_oracle",
         "test_paper_configurations",
     )

@@ -98,7 +98,7 @@ def compare(tmp_path):
 def changed_code(tmp_path) -> Path:
     """A checkout with another schedule."""
     code = tmp_path / "changed"
-    for name in ("alpro", "models", "shards", "stages", "pipeline"):
+    for name in ("alpro", "models", "shards", "stages", "inference", "pipeline"):
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", code)
     file = code / "stages" / "training" / "optim.py"

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-FOLDERS = ("models", "shards", "stages", "pipeline")
+FOLDERS = ("models", "shards", "stages", "inference", "pipeline")
 UNUSED = shutil.ignore_patterns("__pycache__")
 
 # What runs in the copy: the checks of the examples, their own tests, and the rules for every change.

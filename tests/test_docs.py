@@ -58,7 +58,7 @@ def test_every_page_is_in_the_readme_and_every_picture_on_a_page():
 
 def test_messages_name_existing_pages():
     """Also docstrings and comments of the code."""
-    folders = ("alpro", "models", "shards", "stages", "pipeline", "benchmarks", "tests", "docs")
+    folders = ("alpro", "models", "shards", "stages", "inference", "pipeline", "benchmarks", "tests", "docs")
     suffixes = (".py", ".toml", ".sh")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
     named = {page for path in files for page in re.findall(r"docs/\w+\.md", path.read_text("utf-8"))}

@@ -1,4 +1,4 @@
-"""Imports run one way: pipeline -> stages -> {models, shards}; a GPU worker needs few packages."""
+"""Imports run one way: pipeline -> inference -> stages -> {models, shards}; a GPU worker needs few packages."""
 
 import ast
 import subprocess
@@ -12,7 +12,8 @@ ROOMS = {  # each room and the rooms that it knows
     "models": set(),
     "shards": set(),
     "stages": {"models", "shards"},
-    "pipeline": {"models", "shards", "stages"},
+    "inference": {"models", "shards", "stages"},
+    "pipeline": {"models", "shards", "stages", "inference"},
 }
 ONLY_IN = {  # packages that one room or file may import
     "prefect": ("pipeline/flows/", "pipeline/servers/"),
@@ -21,7 +22,7 @@ ONLY_IN = {  # packages that one room or file may import
     "matplotlib": "pipeline/reports/figures.py",
     "jinja2": "pipeline/reports/pages.py",
     # What is exported runs without the decoder of this package.
-    "av": ("shards/decoding/pyav_decoder.py", "stages/render_sample.py", "stages/inference/hub/processing_alpro.py"),
+    "av": ("shards/decoding/pyav_decoder.py", "stages/render_sample.py", "inference/hub/processing_alpro.py"),
     "ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "imageio_ffmpeg": "shards/decoding/ffmpeg_binary.py",
     "fsspec": "shards/storage.py",

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-FOLDERS = ("alpro", "models", "shards", "stages", "pipeline")
+FOLDERS = ("alpro", "models", "shards", "stages", "inference", "pipeline")
 NOT_INSTALLED = ("tests", "docs", "benchmarks")
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 OFFLINE = ["--no-deps", "--no-index"]

@@ -147,8 +147,8 @@ def changes_of(arguments: argparse.Namespace) -> list[str]:
     """The changes of `--set`, after those of `--pretrained`."""
     if not arguments.pretrained:
         return arguments.changes
+    from alpro.inference.find import find_model
     from alpro.stages.encoding.encode import model_folder
-    from alpro.stages.inference.find import find_model
 
     named = arguments.pretrained
     if not Path(named, "config.json").expanduser().is_file():

@@ -11,8 +11,8 @@ from alpro.errors import InputError
 from alpro.pipeline.cli.arguments import ARTIFACT, add_action, add_group, add_json, add_workspace, print_json, user_path
 
 if TYPE_CHECKING:
+    from alpro.inference.index import Item
     from alpro.pipeline.store.forget import Held
-    from alpro.stages.inference.index import Item
 
 MIN_FOREIGN = 0.05  # share of captions in other languages from which on they are mentioned
 
@@ -100,9 +100,9 @@ def add_forget(actions: Any) -> None:
 
 def forget(arguments: argparse.Namespace) -> None:
     """`alpro data forget`."""
+    from alpro.inference.index_videos import remove_items
     from alpro.pipeline.store.artifacts import Store
     from alpro.pipeline.store.forget import entries, held
-    from alpro.stages.inference.index_videos import remove_items
 
     found = held(Store(arguments.workspace / "artifacts"), arguments.videos)
     near = [file.parent for place in (Path(), arguments.workspace) for file in place.glob("*/index.json")]
@@ -123,7 +123,7 @@ def forget(arguments: argparse.Namespace) -> None:
 
 def print_held(arguments: argparse.Namespace, found: "Held", removed: "dict[Path, list[Item]]") -> None:
     """Prints what holds the videos, and what was deleted of indexes."""
-    from alpro.stages.inference.search import hit_path
+    from alpro.inference.search import hit_path
 
     if arguments.json:
         tables = {key: getattr(found, key) for key in ("corpora", "rejects", "derived")}
@@ -151,7 +151,7 @@ def print_held(arguments: argparse.Namespace, found: "Held", removed: "dict[Path
 
 
 def is_index(folder: Path) -> bool:
-    from alpro.stages.inference.index import read_about
+    from alpro.inference.index import read_about
 
     try:
         read_about(folder)

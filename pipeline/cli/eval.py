@@ -30,6 +30,8 @@ def add_eval(commands: Any) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
+    from alpro.inference.find import find_prompter
+    from alpro.inference.scores import MISSED, add_answers, add_entities, add_retrieval, encode, labeled
     from alpro.models.folder import set_frames
     from alpro.pipeline.reports.comparison import comparison_table
     from alpro.pipeline.reports.results import tables
@@ -37,8 +39,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from alpro.stages.evaluation.comparison import Comparison
     from alpro.stages.evaluation.results import Results
     from alpro.stages.evaluation.statistics import paired_difference
-    from alpro.stages.inference.find import find_prompter
-    from alpro.stages.inference.scores import MISSED, add_answers, add_entities, add_retrieval, encode, labeled
 
     folder = model_path(arguments, arguments.model)
     other = model_path(arguments, arguments.baseline) if arguments.baseline else None

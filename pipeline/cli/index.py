@@ -12,9 +12,9 @@ from alpro.pipeline.cli.model import add_shared, load, model_path, videos_at
 from alpro.pipeline.cli.use import require_text
 
 if TYPE_CHECKING:
-    from alpro.stages.inference.index import Index
-    from alpro.stages.inference.index_videos import Counts
-    from alpro.stages.inference.search import Found
+    from alpro.inference.index import Index
+    from alpro.inference.index_videos import Counts
+    from alpro.inference.search import Found
 
 MAX_REPORTED = 20  # rejected files that are printed; rejects.parquet has all of them
 
@@ -97,9 +97,9 @@ def add_nothing_below(parser: argparse.ArgumentParser) -> None:
 
 
 def add_videos(arguments: argparse.Namespace) -> None:
-    from alpro.stages.inference.find import model_digest
-    from alpro.stages.inference.index import About, check_digest, read_about
-    from alpro.stages.inference.index_videos import scan_videos, update_index
+    from alpro.inference.find import model_digest
+    from alpro.inference.index import About, check_digest, read_about
+    from alpro.inference.index_videos import scan_videos, update_index
 
     before = read_about(arguments.index) if (arguments.index / "index.json").is_file() else None
     if not (name := arguments.model or (before.model if before else "")):
@@ -134,7 +134,7 @@ def add_videos(arguments: argparse.Namespace) -> None:
 
 def print_counts(arguments: argparse.Namespace, counts: "Counts") -> None:
     """Prints what was embedded, and raises InputError if the index has nothing."""
-    from alpro.stages.inference.index import Index
+    from alpro.inference.index import Index
 
     clips = len(Index.open(arguments.index))
     if arguments.json:
@@ -151,8 +151,8 @@ def print_counts(arguments: argparse.Namespace, counts: "Counts") -> None:
 
 
 def remove_videos(arguments: argparse.Namespace) -> None:
-    from alpro.stages.inference.index_videos import remove_from_index
-    from alpro.stages.inference.search import hit_path
+    from alpro.inference.index_videos import remove_from_index
+    from alpro.inference.search import hit_path
 
     removed = [hit_path(item) for item in remove_from_index(arguments.index, arguments.videos)]
     if arguments.json:
@@ -162,8 +162,8 @@ def remove_videos(arguments: argparse.Namespace) -> None:
 
 
 def list_videos(arguments: argparse.Namespace) -> None:
-    from alpro.stages.inference.index import Index, rows_of
-    from alpro.stages.inference.search import described, hit_path
+    from alpro.inference.index import Index, rows_of
+    from alpro.inference.search import described, hit_path
 
     index = Index.open(arguments.index)
     if arguments.out:
@@ -189,7 +189,7 @@ def search_index(arguments: argparse.Namespace) -> None:
     require_text(arguments.text)
     from time import perf_counter
 
-    from alpro.stages.inference.search import search
+    from alpro.inference.search import search
 
     started = perf_counter()
     index = open_index(arguments.index)
@@ -205,7 +205,7 @@ def search_index(arguments: argparse.Namespace) -> None:
 
 def open_index(folder: Path) -> "Index":
     """Raises InputError if the index has nothing to search."""
-    from alpro.stages.inference.index import Index
+    from alpro.inference.index import Index
 
     index = Index.open(folder)
     if not len(index):
@@ -214,7 +214,7 @@ def open_index(folder: Path) -> "Index":
 
 
 def print_found(arguments: argparse.Namespace, found: "Found") -> None:
-    from alpro.stages.inference.search import described, hit_path, neighbors
+    from alpro.inference.search import described, hit_path, neighbors
 
     if arguments.json:
         hits = [

@@ -120,7 +120,7 @@ def add_named_models(parser: argparse.ArgumentParser) -> None:
 
 def model_path(arguments: argparse.Namespace, name: str) -> Path:
     """The folder of the model that a person names. Raises InputError if there is none."""
-    from alpro.stages.inference.find import find_model
+    from alpro.inference.find import find_model
 
     if not name.startswith("models:/"):
         return find_model(name, arguments.workspace)
@@ -175,9 +175,9 @@ def import_model(arguments: argparse.Namespace) -> None:
 
 def export_model(arguments: argparse.Namespace) -> None:
     from alpro import Model
+    from alpro.inference.export import export
+    from alpro.inference.find import find_prompter
     from alpro.pipeline.reports.model_card import model_card
-    from alpro.stages.inference.export import export
-    from alpro.stages.inference.find import find_prompter
 
     folder = model_path(arguments, arguments.model).resolve()
     if arguments.folder.exists():  # before the model is loaded

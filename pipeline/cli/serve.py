@@ -15,8 +15,8 @@ from alpro.pipeline.servers.checks import check_port
 
 if TYPE_CHECKING:
     from alpro import Model
+    from alpro.inference.index import Index
     from alpro.pipeline.serving.answers import Models
-    from alpro.stages.inference.index import Index
 
 MIN_TOKEN = 16  # characters: guesses are not counted
 
@@ -87,8 +87,8 @@ def token_of(arguments: argparse.Namespace) -> str:
 
 def load_models(arguments: argparse.Namespace, index: "Index | None") -> "Models":
     """The models for what INDEX, --ask and --entities can do. Raises InputError if that is nothing."""
+    from alpro.inference.find import find_prompter, is_pretrained, model_digest
     from alpro.pipeline.serving.answers import Models
-    from alpro.stages.inference.find import find_prompter, is_pretrained, model_digest
 
     if arguments.model and not index:
         raise InputError("--model is that of an index; name the INDEX, or use --ask and --entities alone")

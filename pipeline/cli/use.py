@@ -15,7 +15,7 @@ from alpro.pipeline.cli.model import add_model, add_shared, load, model_path, vi
 
 if TYPE_CHECKING:
     from alpro import Model
-    from alpro.stages.inference.bulk import Name
+    from alpro.inference.bulk import Name
 
 
 def add_use_commands(commands: Any) -> None:
@@ -78,7 +78,7 @@ def require_text(text: str, what: str = "text") -> None:
 
 def ask(arguments: argparse.Namespace) -> None:
     require_text(arguments.question, "question")
-    from alpro.stages.inference.model import UNKNOWN
+    from alpro.inference.model import UNKNOWN
 
     model, question = load(arguments, model_path(arguments, arguments.model)), arguments.question
     if not model.knows(question):
@@ -91,7 +91,7 @@ def ask(arguments: argparse.Namespace) -> None:
 
 
 def name_entities(arguments: argparse.Namespace) -> None:
-    from alpro.stages.inference.find import find_prompter, is_pretrained
+    from alpro.inference.find import find_prompter, is_pretrained
 
     folder, box = model_path(arguments, arguments.model), arguments.box
     named = find_prompter(folder, follow=True)
@@ -145,8 +145,8 @@ def show(arguments: argparse.Namespace, about: dict[str, Any], ranks: "Mapping[s
 
 
 def write_table(arguments: argparse.Namespace, about: dict[str, Any], key: str, named: "tuple[Model, Name]") -> None:
-    from alpro.stages.inference.bulk import write_words
-    from alpro.stages.inference.index_videos import scan_videos
+    from alpro.inference.bulk import write_words
+    from alpro.inference.index_videos import scan_videos
 
     model, name = named
     word = "answer" if key == "answers" else "entity"

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from alpro.errors import InputError
+from alpro.inference.clips import Source
+from alpro.inference.index import Index
+from alpro.inference.model import Model
+from alpro.inference.search import Found, search, similar
 from alpro.inputs import WHOLE, parse_box
 from alpro.pipeline.serving.media import CLIPS, Media, Unknown
 from alpro.pipeline.serving.mistakes import Missing, Mistake
 from alpro.pipeline.serving.turns import Turns
 from alpro.shards.decoding.decode import DecodeError
-from alpro.stages.inference.clips import Source
-from alpro.stages.inference.index import Index
-from alpro.stages.inference.model import Model
-from alpro.stages.inference.search import Found, search, similar
 
 MAX_TEXT = 500  # characters of a text or a question
 Ranked = dict[str, float]

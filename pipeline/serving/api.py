@@ -12,11 +12,11 @@ from fastapi import FastAPI, Form, Query, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from alpro.inference.search import Found, described
 from alpro.pipeline.serving.answers import MAX_TEXT, Answers, Clip, Ranked
 from alpro.pipeline.serving.mistakes import Missing, Mistake, refusal
 from alpro.pipeline.serving.turns import Queued
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from alpro.stages.inference.search import Found, described
 
 MAX_RESULTS = 100  # of one answer
 MAX_RANK = 10_000  # to which results can be paged through

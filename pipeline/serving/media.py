@@ -11,14 +11,14 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from alpro.inference.clips import FETCH_SECONDS, MAX_FETCHED_BYTES, Source, file_name, is_image, load_frames
+from alpro.inference.index import Index, source_of
 from alpro.models.timesformer import VideoConfig
 from alpro.shards.decoding.decode import DecodeError
 from alpro.shards.decoding.preview import save_animation, save_frame, write_frame, write_webm
 from alpro.shards.reader import Sample
 from alpro.shards.schema import Row
 from alpro.shards.storage import absolute, local_copy, suffix
-from alpro.stages.inference.clips import FETCH_SECONDS, MAX_FETCHED_BYTES, Source, file_name, is_image, load_frames
-from alpro.stages.inference.index import Index, source_of
 
 CLIPS, UPLOADS = "clips", "uploads"
 MAX_UPLOADS = 16  # the oldest is deleted

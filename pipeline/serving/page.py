@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
+from alpro.inference.search import Found, Hit, neighbors
 from alpro.pipeline.serving.answers import MAX_TEXT, Answers
 from alpro.pipeline.serving.media import CLIPS
 from alpro.pipeline.serving.mistakes import Mistake
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from alpro.stages.inference.search import Found, Hit, neighbors
 
 HERE = Path(__file__).parent
 T = TypeVar("T")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from alpro.inference.index import Index, Item, rows_of
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.lineage import reports_of
 from alpro.shards.reader import index_batches
 from alpro.shards.storage import absolute
-from alpro.stages.inference.index import Index, Item, rows_of
 
 COLUMNS = ["id", "group", "source", "shard"]
 

@@ -10,11 +10,11 @@ import pytest
 from alpro import Model
 from alpro.errors import InputError
 from alpro.files import digest
+from alpro.inference.index import About, Index
+from alpro.inference.index_videos import scan_videos, update_index
+from alpro.inference.scores import Labels, Threshold, encode, labeled
+from alpro.inference.search import search
 from alpro.stages.evaluation.retrieval import match_top_k
-from alpro.stages.inference.index import About, Index
-from alpro.stages.inference.index_videos import scan_videos, update_index
-from alpro.stages.inference.scores import Labels, Threshold, encode, labeled
-from alpro.stages.inference.search import search
 from tests.pipeline.test_cli import call
 
 RETRIEVAL, QA, PROMPTER = (digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter"))

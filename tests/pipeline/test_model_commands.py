@@ -12,8 +12,8 @@ from pyarrow import csv
 from alpro import Model
 from alpro.artifact import RECORD_VERSION
 from alpro.files import digest, write_json
-from alpro.stages.inference.index import Index
-from alpro.stages.inference.model import UNKNOWN
+from alpro.inference.index import Index
+from alpro.inference.model import UNKNOWN
 from tests.pipeline.test_cli import call
 
 
@@ -122,7 +122,7 @@ def test_videos_are_listed_and_removed(alpro_model, videos, tmp_path):
 
 def test_vectors_are_written_as_parquet(alpro_model, videos, tmp_path, monkeypatch):
     """Of several parts, a row group at a time; plain products of them rank as the search by similarity does."""
-    monkeypatch.setattr("alpro.stages.inference.index.GROUP_CLIPS", 1)
+    monkeypatch.setattr("alpro.inference.index.GROUP_CLIPS", 1)
     index, out = tmp_path / "index", tmp_path / "vectors.parquet"
     for n, some in enumerate((videos[:1], videos[1:])):
         folder = tmp_path / f"videos {n}"

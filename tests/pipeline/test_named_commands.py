@@ -10,7 +10,11 @@ import alpro
 from alpro.pipeline.cli import main as cli
 
 ROOT = Path(next(iter(alpro.pipeline.__path__))).parent
-FILES = [path for folder in ("alpro", "models", "shards", "stages", "pipeline") for path in (ROOT / folder).rglob("*")]
+FILES = [
+    path
+    for folder in ("alpro", "models", "shards", "stages", "inference", "pipeline")
+    for path in (ROOT / folder).rglob("*")
+]
 TEXTS = {path: path.read_text("utf-8") for path in FILES if path.suffix in (".py", ".jinja", ".toml")}
 NAMED = sorted({match[1] for text in TEXTS.values() for match in re.finditer(r"`alpro ([a-z][^`]*)`", text)})
 

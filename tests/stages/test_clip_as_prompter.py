@@ -8,13 +8,13 @@ from torch.nn.functional import normalize
 
 from alpro.errors import InputError
 from alpro.files import read_json
+from alpro.inference.model import Model
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import ClipPrompter, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.models.templates import Templates
 from alpro.stages import cache_prompts, pretrain, zero_shot
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.inference.model import Model
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective

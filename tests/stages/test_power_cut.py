@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from alpro.artifact import read_record
+from alpro.inference import index as index_module
+from alpro.inference.index import About, Index
+from alpro.inference.index_videos import update_index
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.pipeline.store.checksums import verify
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
-from alpro.stages.inference import index as index_module
-from alpro.stages.inference.index import About, Index
-from alpro.stages.inference.index_videos import update_index
 from tests.power_cut import cut_everywhere
 from tests.stages.conftest import write_manifest
 

@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import normalize
 
 from alpro.errors import InputError
+from alpro.inference.model import Model
 from alpro.models.clip_prompter import ClipFolder, load_clip
 from alpro.pipeline.config.pipeline_config import load_config
 from alpro.stages import cache_prompts, pretrain, train_prompter
-from alpro.stages.inference.model import Model
 from alpro.stages.train_prompter import load_towers
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.contrast_cache import contrast_whole_batch

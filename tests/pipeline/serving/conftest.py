@@ -10,10 +10,10 @@ from starlette.testclient import TestClient
 
 from alpro import Model
 from alpro.files import digest
+from alpro.inference.index import Index
 from alpro.pipeline.serving import server
 from alpro.pipeline.serving.answers import Answers, Models
 from alpro.pipeline.serving.media import Media
-from alpro.stages.inference.index import Index
 
 RETRIEVAL, QA, PROMPTER = (digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter"))
 

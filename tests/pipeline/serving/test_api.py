@@ -14,12 +14,12 @@ pytest.importorskip("gradio")
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from alpro.inference.search import search
 from alpro.pipeline.cli.serve import token_of
 from alpro.pipeline.serving import api, server
 from alpro.pipeline.serving.allowed_requests import Requests
 from alpro.pipeline.serving.mistakes import Busy, Stopping
 from alpro.pipeline.serving.turns import MAX_BODY, Queued, Turns
-from alpro.stages.inference.search import search
 from tests.pipeline.test_cli import call
 
 TEXT = "a red ball moves left"

@@ -19,13 +19,13 @@ pytest.importorskip("gradio")
 import gradio
 import uvicorn
 
+from alpro.inference.search import search
 from alpro.pipeline.serving import page
 from alpro.pipeline.serving import server as command
 from alpro.pipeline.serving.answers import MAX_TEXT
 from alpro.pipeline.serving.media import MAX_UPLOADS, Media, Unknown
 from alpro.pipeline.serving.mistakes import Mistake
 from alpro.pipeline.serving.turns import Turns
-from alpro.stages.inference.search import search
 
 JSON = {"Content-Type": "application/json"}
 
@@ -112,7 +112,7 @@ def test_a_clip_has_a_file_that_browsers_play_and_a_frame(answers, videos, tmp_p
 
 
 def test_a_clip_of_a_decoded_corpus_is_an_animation(answers, clips, tmp_path):
-    from alpro.stages.inference.index_videos import scan_videos
+    from alpro.inference.index_videos import scan_videos
 
     items = list(scan_videos(clips))
     index = type("Few", (), {"item": staticmethod(items.__getitem__), "__len__": lambda self: len(items)})()

@@ -9,10 +9,10 @@ from filelock import FileLock
 
 from alpro.artifact import RECORD_VERSION
 from alpro.files import digest, write_json
+from alpro.inference.index import About, Index, IndexWriter, rows_of
+from alpro.inference.index_videos import scan_videos, with_identities
 from alpro.pipeline.store.forget import is_named
 from alpro.stages import decode_videos
-from alpro.stages.inference.index import About, Index, IndexWriter, rows_of
-from alpro.stages.inference.index_videos import scan_videos, with_identities
 from tests.pipeline.test_cli import call
 
 UNFINISHED = ("decode_videos", "train_prompter")

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from alpro.errors import InputError
+from alpro.inference.index_videos import is_corpus
+from alpro.inference.model import Model
 from alpro.models.alpro import Alpro
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.schema import Reject, Row
@@ -31,8 +33,6 @@ from alpro.stages.evaluation.protocol import also_in_training
 from alpro.stages.evaluation.qa import answer_head
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.retrieval import match_top_k
-from alpro.stages.inference.index_videos import is_corpus
-from alpro.stages.inference.model import Model
 
 RERANKED = 20  # clips that a search matches
 MISSED = 0.05  # share of texts that a threshold rejects although a video fits

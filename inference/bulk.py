@@ -14,12 +14,12 @@ from torch import Tensor
 
 from alpro.errors import InputError
 from alpro.files import atomic_write
+from alpro.inference.clips import Source, decode_ahead
+from alpro.inference.index import Item, key_of, source_of
+from alpro.inference.model import Model
 from alpro.progress import progress
 from alpro.shards.decoding.decode import DecodeError
 from alpro.shards.schema import Reject
-from alpro.stages.inference.clips import Source, decode_ahead
-from alpro.stages.inference.index import Item, key_of, source_of
-from alpro.stages.inference.model import Model
 
 Name = Callable[[Source, Tensor | None], list[tuple[str, float]]]  # words with probabilities for a video, best first
 WRITERS = {".parquet": pq.ParquetWriter, ".csv": pyarrow.csv.CSVWriter}

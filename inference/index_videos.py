@@ -15,13 +15,7 @@ from filelock import FileLock, Timeout
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.files import make_folder
-from alpro.shards.decoding.pyav_decoder import video_seconds
-from alpro.shards.reader import Sample, index_batches
-from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.identity import identities
-from alpro.shards.sources.manifest import scan_manifest
-from alpro.shards.storage import Location, absolute, exists, join, located
-from alpro.stages.inference.index import (
+from alpro.inference.index import (
     ITEMS,
     About,
     Index,
@@ -34,7 +28,13 @@ from alpro.stages.inference.index import (
     repair,
     source_of,
 )
-from alpro.stages.inference.model import BATCH, Model
+from alpro.inference.model import BATCH, Model
+from alpro.shards.decoding.pyav_decoder import video_seconds
+from alpro.shards.reader import Sample, index_batches
+from alpro.shards.schema import Reject, Row
+from alpro.shards.sources.identity import identities
+from alpro.shards.sources.manifest import scan_manifest
+from alpro.shards.storage import Location, absolute, exists, join, located
 
 UNFINISHED = re.compile(r"\.lock|\..*\.part|[0-9a-f]{12}\.(npy|arrow|rejects\.parquet)")  # files of a killed first run
 CHUNK = 2048  # sources whose files are looked up together

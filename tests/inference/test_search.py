@@ -10,16 +10,16 @@ import pytest
 from filelock import FileLock
 
 from alpro.errors import InputError
+from alpro.inference import clips as clips_module
+from alpro.inference import index as index_module
+from alpro.inference.find import model_digest
+from alpro.inference.index import About, Index
+from alpro.inference.index_videos import scan_videos, update_index
+from alpro.inference.model import UNKNOWN, Model
+from alpro.inference.search import hit_path, most_similar, search
 from alpro.shards.decoding.decode import DecodeError
 from alpro.shards.decoding.decode import decode_video as decode
 from alpro.shards.schema import Row
-from alpro.stages.inference import clips as clips_module
-from alpro.stages.inference import index as index_module
-from alpro.stages.inference.find import model_digest
-from alpro.stages.inference.index import About, Index
-from alpro.stages.inference.index_videos import scan_videos, update_index
-from alpro.stages.inference.model import UNKNOWN, Model
-from alpro.stages.inference.search import hit_path, most_similar, search
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_only_new_and_changed_files_are_embedded(update, own_videos, model, vide
 
 def test_an_interrupted_index_keeps_its_parts_and_continues(update, own_videos, tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "PART_CLIPS", 1)
-    monkeypatch.setattr("alpro.stages.inference.index_videos.BATCH", 1)
+    monkeypatch.setattr("alpro.inference.index_videos.BATCH", 1)
 
     def interrupted():
         for number, item in enumerate(scan_videos(own_videos)):
@@ -97,8 +97,8 @@ def test_an_interrupted_index_keeps_its_parts_and_continues(update, own_videos, 
                 raise KeyboardInterrupt
             yield item
 
-    monkeypatch.setattr("alpro.stages.inference.index_videos.CHUNK", 1)
-    monkeypatch.setattr("alpro.stages.inference.clips.cores", lambda: 1)
+    monkeypatch.setattr("alpro.inference.index_videos.CHUNK", 1)
+    monkeypatch.setattr("alpro.inference.clips.cores", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         update(own_videos, sources=interrupted())
     kept = len(Index.open(tmp_path / "index"))
@@ -194,7 +194,7 @@ def test_credentials_of_a_url_are_not_stored(own_videos):
     [((3, 4), 3, [5, 1, 2]), ((7,), 9, [5, 1, 2, 3, 4, 0, 6]), ((0, 7), 1, [5]), ((), 3, [])],
 )
 def test_the_most_similar_rows_of_all_parts(sizes, k, expected, monkeypatch):
-    monkeypatch.setattr("alpro.stages.inference.search.CHUNK", 2)
+    monkeypatch.setattr("alpro.inference.search.CHUNK", 2)
     values = np.array([-0.5, 0.7, 0.5, 0.5, 0.25, 0.9, -1.0], np.float32)[: sum(sizes)]
     matrices = np.split(np.stack([values, np.zeros_like(values)], axis=1), np.cumsum(sizes)[:-1]) if sizes else []
     rows, scores = most_similar(matrices, np.array([1, 0], np.float32), k)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alpro.errors import InputError
-from alpro.stages.inference.index import Index
+from alpro.inference.index import Index
 
 TEXTS, SECONDS = ("id", "path", "kind"), ("start", "end")
 COMPARE = {"<=": pc.less_equal, ">=": pc.greater_equal, "!=": pc.not_equal, "<": pc.less, ">": pc.greater}

@@ -8,16 +8,16 @@ import subprocess
 import pytest
 
 from alpro.errors import InputError
+from alpro.inference.find import model_digest
+from alpro.inference.index import About, Index, rows_of
+from alpro.inference.index_videos import in_windows, remove_from_index, scan_videos, update_index
+from alpro.inference.model import Model
+from alpro.inference.search import Hit, group_windows, most_similar_hits, neighbors, search
 from alpro.pipeline.cli.data import print_check
 from alpro.shards.decoding.ffmpeg_binary import ffmpeg_binary
 from alpro.shards.decoding.pyav_decoder import video_seconds
 from alpro.stages import decode_videos
 from alpro.stages.corpora.check_data import check_data
-from alpro.stages.inference.find import model_digest
-from alpro.stages.inference.index import About, Index, rows_of
-from alpro.stages.inference.index_videos import in_windows, remove_from_index, scan_videos, update_index
-from alpro.stages.inference.model import Model
-from alpro.stages.inference.search import Hit, group_windows, most_similar_hits, neighbors, search
 
 
 def join(clips, film):

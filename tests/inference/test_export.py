@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from alpro.errors import InputError
-from alpro.stages.inference.clips import load_frames
-from alpro.stages.inference.export import code, export
-from alpro.stages.inference.model import Model
+from alpro.inference.clips import load_frames
+from alpro.inference.export import code, export
+from alpro.inference.model import Model
 
 TEXTS = ["A red ball moves left.", "something slides up", "a " * 60]
 

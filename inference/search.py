@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from alpro.inference.filters import SECONDS, TEXTS, rows_that_fit
+from alpro.inference.index import Index, Item, source_of
+from alpro.inference.model import UNKNOWN, Model
 from alpro.models.alpro import Alpro
 from alpro.shards.sources.identity import identities
 from alpro.shards.storage import located
 from alpro.stages.encoding.encode import Texts
 from alpro.stages.evaluation.retrieval import match
-from alpro.stages.inference.filters import SECONDS, TEXTS, rows_that_fit
-from alpro.stages.inference.index import Index, Item, source_of
-from alpro.stages.inference.model import UNKNOWN, Model
 
 CHUNK = 1 << 16  # embeddings that are compared at a time
 

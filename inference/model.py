@@ -21,6 +21,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.errors import InputError
+from alpro.inference.clips import Source, decode_ahead, file_name, is_image, load_frames
+from alpro.inference.find import find_model, find_prompter
 from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder, load_labels
@@ -33,8 +35,6 @@ from alpro.stages.cache_prompts import read_prompts
 from alpro.stages.encoding.encode import Texts, Videos, embed_texts, encode_texts, load_prompter
 from alpro.stages.evaluation.retrieval import match, match_all
 from alpro.stages.execution.interface import Resources, require
-from alpro.stages.inference.clips import Source, decode_ahead, file_name, is_image, load_frames
-from alpro.stages.inference.find import find_model, find_prompter
 from alpro.stages.training.distributed import pick_device
 
 PathLike = str | Path

@@ -20,12 +20,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, sync, write_json
+from alpro.inference.find import find_model, model_digest
+from alpro.inference.model import Model
 from alpro.log import log
 from alpro.shards.reader import Sample, sample_from_row
 from alpro.shards.schema import REJECTS, TRANSIENT_REASONS, Reason, Reject, Row
 from alpro.shards.storage import absolute, located
-from alpro.stages.inference.find import find_model, model_digest
-from alpro.stages.inference.model import Model
 
 PART_CLIPS = 1024  # clips after which a part is added
 PART_SECONDS = 60.0  # or the time since the last one

@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from alpro.inference.hub.configuration_alpro import AlproConfig
 from alpro.inputs import WHOLE, patches_of
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.timesformer import TimeSformer
-from alpro.stages.inference.hub.configuration_alpro import AlproConfig
 
 
 @dataclass

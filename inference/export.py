@@ -13,9 +13,9 @@ from transformers.utils import logging
 
 from alpro.errors import InputError
 from alpro.files import write_json
+from alpro.inference.hub import configuration_alpro, modeling_alpro, processing_alpro
+from alpro.inference.model import Model
 from alpro.models.alpro import Alpro, Prompter
-from alpro.stages.inference.hub import configuration_alpro, modeling_alpro, processing_alpro
-from alpro.stages.inference.model import Model
 
 OWN_IMPORT = re.compile(r"^from (alpro\.[\w.]+) import", re.MULTILINE)
 # The files that say to sentence-transformers, from 5.4 on, which methods of the model embed texts and videos.

@@ -11,12 +11,12 @@ from alpro.artifact import RECORD_VERSION, read_record
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
 from alpro.files import write_json
+from alpro.inference.clips import load_frames
+from alpro.inference.find import find_model, find_prompter
+from alpro.inference.model import Model
 from alpro.shards.decoding.decode import DecodeError
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery
-from alpro.stages.inference.clips import load_frames
-from alpro.stages.inference.find import find_model, find_prompter
-from alpro.stages.inference.model import Model
 
 TEXTS = ["a red ball moves left", "something slides up"]
 
@@ -197,9 +197,9 @@ def test_a_stream_has_a_result_for_every_file_in_order(folders, videos, mixed):
 def test_a_stream_is_read_and_decoded_only_a_little_ahead(folders, videos, monkeypatch):
     """500 videos do not fill memory: clips that are decoded and not yet encoded are those of some batches."""
     model, read, decoded, waiting = Model.from_pretrained(folders["prompter"], device="cpu"), [], [], []
-    monkeypatch.setattr("alpro.stages.inference.clips.cores", lambda: 2)
+    monkeypatch.setattr("alpro.inference.clips.cores", lambda: 2)
     frames = load_frames(videos[0], model.folder.model.config.video)
-    monkeypatch.setattr("alpro.stages.inference.clips.load_frames", lambda *_: decoded.append(1) or frames)
+    monkeypatch.setattr("alpro.inference.clips.load_frames", lambda *_: decoded.append(1) or frames)
 
     def files():
         for number in range(500):
