@@ -1,4 +1,4 @@
-"""Initialization from pre-trained weights: a timm ViT and a BERT (paper, section 4.1)."""
+"""Initialization from pre-trained weights: a ViT of timm or a CLIP's, and a BERT (paper, section 4.1)."""
 
 import re
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from alpro.errors import InputError
+from alpro.files import read_small_json
 from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
-from alpro.models.encoder_names import ROTARY_POSITIONS, check_tower, check_type, tower_sizes
 from alpro.models.folder import other_shapes, resize_embedding
 from alpro.models.official import WEIGHT_FILES, StateDict, first_line, from_official, read_checkpoint
 from alpro.models.timesformer import CLIP_EPS, VideoConfig
@@ -26,6 +26,75 @@ CLIP_NAMES = (
     ("self_attn.out_proj", "attn.proj"),
     ("self_attn", "attn"),
 )
+# The vision tower's keys in transformers, whose config.json leaves out those that have these values.
+CLIP_TOWER: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+CLIP_TOWER |= {"patch_size": 32, "hidden_act": "quick_gelu"}
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The config.json of a model of transformers in a folder; empty if there is none, or none that is readable: loading
+    the weights reports what is wrong."""
+    try:
+        config = read_small_json(Path(name) / "config.json") if name else {}
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def video_sizes(vit: str) -> dict[str, Any]:
+    """The keys of `[model.video]` of a CLIP of transformers in a folder; empty if `vit` is anything else. Raises
+    InputError for a folder with another model of transformers."""
+    config = read_config(vit)
+    if not isinstance(tower := config.get("vision_config"), dict):
+        return {}
+    check_tower(vit, config.get("model_type", ""))
+    return tower_sizes(tower)
+
+
+def tower_sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of `[model.video]` of the vision tower of a CLIP of transformers. config: its `vision_config`."""
+    values = CLIP_TOWER | config
+    width = values["hidden_size"]
+    sizes = {"width": width, "depth": values["num_hidden_layers"], "heads": values["num_attention_heads"]}
+    sizes |= {"mlp_ratio": values["intermediate_size"] / width, "patch_size": values["patch_size"], "stem": "patch"}
+    return sizes | {"pre_norm": True, "activation": values["hidden_act"]}
+
+
+def check_tower(vit: str, model_type: str) -> None:
+    """Raises InputError if the video encoder cannot start exactly as the vision tower of a model of transformers."""
+    if model_type == "siglip":
+        raise InputError(
+            f"vit = {vit!r}: a SigLIP has no [CLS] token, from which the video encoder takes its embedding"
+        )
+    if model_type != "clip":
+        raise InputError(f"vit = {vit!r}: this is a {model_type}; of transformers only a CLIP is supported")
+
+
+def text_sizes(bert: str) -> dict[str, Any]:
+    """The keys of `[model.text]` of a BERT in a folder, split in halves as in the paper; empty if `bert` is anything
+    else. Raises InputError for a folder with another model of transformers."""
+    config = read_config(bert)
+    if not config:
+        return {}
+    check_type(bert, config.get("model_type", "bert"))
+    try:
+        width, depth = config["hidden_size"], config["num_hidden_layers"]
+        sizes = {"width": width, "depth": depth, "fusion_layer": max(1, depth // 2)}
+        sizes |= {"heads": config["num_attention_heads"], "mlp_ratio": config["intermediate_size"] / width}
+        return sizes | {"max_length": config["max_position_embeddings"]}
+    except (KeyError, TypeError, ZeroDivisionError):
+        return {}
+
+
+def check_type(bert: str, model_type: str) -> None:
+    """Raises InputError if a model of transformers is not a BERT: others have other tokens, positions or layers."""
+    if model_type != "bert":
+        raise InputError(f"bert = {bert!r}: this is a {model_type}; only models of the type bert are supported")
 
 
 def load_vit(model: DualEncoder, name: str) -> None:
@@ -137,7 +206,7 @@ def timm_weights(name: str) -> StateDict:
             "its state_dict() with torch.save, copy the file here, and set vit to its path"
         ) from error
     if getattr(vit, "rope", None) is not None:  # its weights do not show them
-        raise ValueError(f"vit = {name!r}: {ROTARY_POSITIONS}")
+        raise ValueError(f"vit = {name!r}: it has rotary positions; the video encoder learns its own")
     return dict(vit.state_dict())
 
 

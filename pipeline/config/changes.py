@@ -1,10 +1,10 @@
-"""Changes of a configuration's values before they are validated: stages are left out, and sizes follow from names."""
+"""Changes of a configuration's values before they are validated: stages are left out, and sizes follow from folders."""
 
 import tomllib
 from typing import Any
 
 from alpro.errors import InputError
-from alpro.models.encoder_names import normalization_of, text_sizes, video_sizes
+from alpro.models.initial import text_sizes, video_sizes
 
 OPTIONAL_STAGES = ("render_sample", "train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
 ENCODER_STAGES = ("train_prompter", "pretrain")  # they create models, from pre-trained encoders if they name any
@@ -19,52 +19,23 @@ def without_stages(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not False or key not in OPTIONAL_STAGES}
 
 
-def forget_followed(values: dict[str, Any], more: dict[str, Any]) -> None:
-    """Removes from `values` the keys that follow from an encoder that `more` names: what an earlier file says of a
-    different encoder does not apply to it."""
-    for stage in ENCODER_STAGES:
-        vit, bert = encoders_of(more.get(stage))
-        if normalization_of(vit) and isinstance(values.get(stage), dict):
-            values[stage].pop("normalization", None)
-        model = values.get("model")
-        if text_sizes(bert) and isinstance(model, dict) and isinstance(model.get("text"), dict):
-            model["text"].pop("fusion_layer", None)
-
-
 def with_sizes(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Completes the values of stages that name pre-trained encoders: with the normalization of the ViT and the
-    tokenizer of the BERT, unless they are set. Returns the sizes of the model of each of these stages.
+    """The sizes of the model of each stage that creates one: `[model]`, with those of a CLIP (`vit`) or BERT in a local
+    folder, because others could not be loaded. Such a BERT is also the tokenizer, unless there is one.
 
-    The sizes of an encoder replace those of `[model]`: others could not be loaded. The depth of the text encoder is
-    half that of the BERT unless `fusion_layer` says otherwise. A stage that names no encoder of a kind has that of the
-    other stage.
+    A stage that names no such folder has the sizes of the other stage.
     """
     model = values.get("model", {})
     stages = {name: values[name] for name in ENCODER_STAGES if isinstance(values.get(name), dict)}
-    video, text = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
-    for name, stage in stages.items():
-        vit, bert = encoders_of(stage)
-        if sizes := video_sizes(vit):
-            video[name] = {**model.get("video", {}), **sizes}
-        if normalization := normalization_of(vit):
-            stage.setdefault("normalization", normalization)
-        if sizes := text_sizes(bert):
-            text[name] = {"fusion_layer": max(1, sizes["depth"] // 2), **model.get("text", {}), **sizes}
-            values.setdefault("build_vocabulary", {}).setdefault("tokenizer", bert)
-    models = {}
-    for name in stages:
-        models[name] = dict(model)
-        for part, sizes_of in (("video", video), ("text", text)):
-            if sizes_of:
-                models[name][part] = sizes_of.get(name, next(iter(sizes_of.values())))
+    models = {name: dict(model) for name in stages}
+    for part, key, sizes_of in (("video", "vit", video_sizes), ("text", "bert", text_sizes)):
+        names = {name: value for name, stage in stages.items() if isinstance(value := stage.get(key), str)}
+        sizes = {name: found for name, value in names.items() if (found := sizes_of(value))}
+        for name in stages if sizes else ():
+            models[name][part] = model.get(part, {}) | sizes.get(name, next(iter(sizes.values())))
+        if sizes and part == "text":
+            values.setdefault("build_vocabulary", {}).setdefault("tokenizer", names[next(iter(sizes))])
     return models
-
-
-def encoders_of(stage: Any) -> tuple[str, str]:
-    """The names of the ViT and the BERT in a stage's table; empty if it has none."""
-    table = stage if isinstance(stage, dict) else {}
-    vit, bert = (name if isinstance(name := table.get(key), str) else "" for key in ("vit", "bert"))
-    return vit, bert
 
 
 def apply_change(values: dict[str, Any], change: str) -> None:

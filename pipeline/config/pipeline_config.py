@@ -14,7 +14,7 @@ from alpro.log import log
 from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
-from alpro.pipeline.config.changes import apply_change, forget_followed, with_sizes, without_stages
+from alpro.pipeline.config.changes import apply_change, with_sizes, without_stages
 from alpro.pipeline.config.errors import one_line
 from alpro.shards.sources.annotations import has_questions, keyed
 from alpro.shards.storage import Location, absolute, located, refuse_credentials
@@ -241,12 +241,10 @@ def load_config(
         log.debug(f"reading {path}")
         part = read_toml(path)
         check_tables(without_stages(part), path)  # what follows looks into the tables
-        forget_followed(values, part)  # before merging: what the part itself says of its encoder is kept
         values = without_stages(merged(values, resolve_data(part, path.parent)))
     if data:  # before the changes, which may name its corpus: corpora.data.size
         refuse_credentials("corpora.data.data", absolute(data))
         values = with_data(values, data)
-    forget_followed(values, changed(changes))
     for change in changes:
         apply_change(values, change)
         values = without_stages(values)
@@ -259,7 +257,7 @@ def load_config(
     values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
     if isinstance(values.get("templates"), str):  # a file, by a path that is absolute now
         values["templates"] = read_toml(Path(values["templates"]))
-    models = with_sizes(values)  # of the encoders that are named in the end
+    models = with_sizes(values)
     if "train_prompter" in models:
         models["train_prompter"] = merged(models["train_prompter"], values["train_prompter"].pop("model", {}))
     for key, stage in SHARED:

@@ -259,9 +259,8 @@ class EncoderConfig(TrainingConfig):
 
     normalization: Literal["clip", "corpus", "imagenet", "half"] = Field(
         "clip",
-        description="mean and std of the pixels: those of CLIP, of the corpora, of ImageNet (DINOv2), "
-        "or 0.5 (SigLIP); if it is not set, that of the ViT named in `vit`; pre-training with a trained prompter uses "
-        "the prompter's",
+        description="mean and std of the pixels: those of CLIP, of the corpora, of ImageNet (DINOv2), or 0.5 (SigLIP); "
+        "pre-training with a trained prompter uses the prompter's",
     )
 
     def determining(self, files: Collection[str]) -> dict[str, Any]:

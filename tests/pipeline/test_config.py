@@ -318,26 +318,24 @@ def test_keys_of_decoding_do_not_apply_to_shards(tmp_path, corpus, message):
         load_config(str(config_of(tmp_path, shards="'a'", **corpus)))
 
 
-def test_sizes_follow_from_the_names_of_the_encoders(tmp_path):
-    """They replace those of the configuration, which could not be loaded."""
+def test_sizes_are_those_of_the_folders_of_encoders(tmp_path, clip_folders):
+    """They replace those of the configuration, which could not be loaded, in both stages. Names change nothing."""
     (tmp_path / "bert").mkdir()
-    sizes = {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "intermediate_size": 768}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 32}
     (tmp_path / "bert" / "config.json").write_text(json.dumps(sizes | {"max_position_embeddings": 128}))
-    stages = ("train_prompter", "pretrain")
-    changes = [f"{stage}.vit=vit_small_patch14_dinov2.lvd142m" for stage in stages]
-    changes += [f"{stage}.bert={tmp_path / 'bert'}" for stage in stages]
-    config = load_config("webvid_cc3m", str(tmp_path), changes)
+    changes = [f"pretrain.vit={clip_folders['clip']}", f"train_prompter.bert={tmp_path / 'bert'}"]
+    config = load_config("own_videos", str(tmp_path), changes)
+    assert config.train_prompter.model == config.pretrain.model == config.model
     video, text = config.model.video, config.model.text
-    assert (video.width, video.depth, video.heads, video.patch_size, video.image_size) == (384, 12, 6, 14, 224)
-    assert (text.width, text.depth, text.fusion_layer, text.heads) == (384, 8, 4, 6)
+    assert (video.width, video.depth, video.heads, video.patch_size, video.mlp_ratio) == (16, 2, 2, 16, 2.0)
+    assert (video.pre_norm, video.activation, video.stem, video.image_size) == (True, "quick_gelu", "patch", 112)
+    assert (text.width, text.depth, text.fusion_layer, text.heads) == (16, 8, 4, 4)
     assert (text.mlp_ratio, text.max_length) == (2.0, 128)
-    assert config.pretrain.normalization == "imagenet"
-    assert config.build_vocabulary.tokenizer == "bert-base-uncased"  # that of the file
-    config = load_config("webvid_cc3m", str(tmp_path), [*changes, "pretrain.normalization=corpus"])
-    assert config.pretrain.normalization == "corpus"
-    plain = load_config("webvid_cc3m", str(tmp_path))
-    assert plain.model == ModelConfig()
-    assert plain.pretrain.normalization == "clip"
+    assert config.build_vocabulary.tokenizer == str(tmp_path / "bert")
+    named = load_config("webvid_cc3m", str(tmp_path), ["pretrain.vit=a_vit.b", "pretrain.bert=a-bert"])
+    assert (named.model, named.build_vocabulary.tokenizer) == (ModelConfig(), "bert-base-uncased")
+    with pytest.raises(InputError, match="SigLIP"):  # before anything is decoded
+        load_config("own_videos", str(tmp_path), [f"pretrain.vit={clip_folders['siglip']}"])
 
 
 def test_a_split_may_have_several_annotation_files(tmp_path):
@@ -358,54 +356,6 @@ def test_a_split_may_have_several_annotation_files(tmp_path):
     changes = [f"pretrained={tmp_path}", f"corpora.msrvtt.data={tmp_path}"]
     config = load_config(f"msrvtt_retrieval+{tmp_path}/own.toml", changes=changes)
     assert config.corpora["msrvtt"].annotations["train"] == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b/c.jsonl")
-
-
-BERT_BASE = [f"{stage}.bert=bert-base-uncased" for stage in ("train_prompter", "pretrain")]
-VIT_BASE = [f"{stage}.vit=vit_base_patch14_dinov2.lvd142m" for stage in ("train_prompter", "pretrain")]
-
-
-def test_what_follows_from_an_encoder_replaces_what_the_file_says_of_its_own(tmp_path):
-    """own_videos has a text encoder of 2 of 4 layers and the normalization of the corpus: neither is BERT's nor the
-    ViT's. What the same file or the command line says beside the name is kept."""
-    encoders = [*BERT_BASE, *VIT_BASE]
-    config = load_config("own_videos", str(tmp_path), encoders)
-    assert (config.model.text.depth, config.model.text.fusion_layer) == (12, 6)
-    assert (config.train_prompter.normalization, config.pretrain.normalization) == ("imagenet", "imagenet")
-    assert config.pretrain.model == config.train_prompter.model == config.model
-    kept = ["model.text.fusion_layer=4", "pretrain.normalization=corpus"]
-    config = load_config("own_videos", str(tmp_path), [*kept, *encoders])
-    assert (config.model.text.depth, config.model.text.fusion_layer) == (12, 4)
-    assert (config.train_prompter.normalization, config.pretrain.normalization) == ("imagenet", "corpus")
-    values = """
-        [model.text]
-        fusion_layer = 5
-        [train_prompter]
-        bert = "bert-base-uncased"
-        vit = "vit_base_patch14_dinov2.lvd142m"
-        normalization = "half"
-    """
-    (tmp_path / "mine.toml").write_text(values)
-    config = load_config(f"own_videos+{tmp_path}/mine.toml", str(tmp_path))
-    assert (config.model.text.fusion_layer, config.train_prompter.normalization) == (5, "half")
-    assert config.pretrain.normalization == "corpus"  # it names no ViT
-
-
-@pytest.mark.parametrize("swapped", [False, True])
-def test_the_settings_of_one_stages_vit_do_not_reach_the_other(tmp_path, swapped):
-    names = ["vit_base_patch16_clip_quickgelu_224.openai", "vit_base_patch16_224.dino"]
-    names = names[::-1] if swapped else names
-    changes = [f"{stage}.vit={name}" for stage, name in zip(("train_prompter", "pretrain"), names, strict=True)]
-    config = load_config("webvid_cc3m", str(tmp_path), changes)
-    shapes = [config.train_prompter.model.video, config.pretrain.model.video]
-    quick, plain = shapes[::-1] if swapped else shapes
-    assert (quick.activation, quick.pre_norm) == ("quick_gelu", True)
-    assert (plain.activation, plain.pre_norm) == ("gelu", False)
-    assert config.model == config.pretrain.model
-    with pytest.raises(InputError, match=r"pretrain\.start = prompter copies both encoders, but .* different ones"):
-        load_config("webvid_cc3m", str(tmp_path), [*changes, "pretrain.start=prompter"])
-    changes[0] = "train_prompter.vit=vit_base_patch32_clip_224.openai"
-    with pytest.raises(InputError, match=r"video\.patch_size of the prompter is 32, that of pretrain 16"):
-        load_config("webvid_cc3m", str(tmp_path), changes)
 
 
 def test_the_prompter_may_have_sizes_of_its_own():
