@@ -1,6 +1,6 @@
 """Remembers the digest of a manifest, or of annotation files, with the states of its files, and of the folders in which
 files were looked up: while no size and no modification time has changed, neither the manifest is parsed nor a file
-read. This takes 3 microseconds a file; parsing a row takes 30 times that (benchmarks/growth.py)."""
+read. This takes 3 microseconds a file; parsing a row takes 30 times that."""
 
 import os
 import stat
