@@ -1,13 +1,12 @@
 """Data types: manifest rows, samples in shards, rejects and index rows."""
 
+import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
-
-from alpro.credentials import clean_url, without_credentials
 
 SAMPLE_VERSION: Literal[1] = 1
 MAX_JSON_BYTES = 1 << 24  # bytes of a sample's metadata
@@ -63,13 +62,12 @@ class Row(BaseModel):
 
     @property
     def file_name(self) -> str:
-        """The name of the file without its folder, also for a URL; without the query, which may contain a secret."""
+        """The name of the file without its folder, also for a URL, without its query."""
         if isinstance(self.path, Path):
             return self.path.name
-        links = clean_url(self.path).split("::")
-        link = next(link for link in links if "://" in link)  # the link of a chain that has the path
+        link = next(link for link in self.path.split("::") if "://" in link)  # the link of a chain that has the path
         if link.lower().startswith(("http", "member")):
-            link = unquote(link)
+            link = unquote(re.split("[?#]", link)[0])
         return PurePosixPath(link).name
 
 
@@ -122,16 +120,6 @@ class Reject(BaseModel):
     path: str
     reason: Reason
     detail: str = ""
-
-    @field_validator("path")
-    @classmethod
-    def _clean_path(cls, value: str) -> str:
-        return clean_url(value)
-
-    @field_validator("detail")
-    @classmethod
-    def _clean_detail(cls, value: str) -> str:
-        return without_credentials(value)
 
 
 REJECTS = pa.schema([(name, pa.string()) for name in ("id", "path", "reason", "detail")])

@@ -27,7 +27,7 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from alpro.credentials import clean_url, has_credentials, without_secrets_of
+from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import atomic_write, make_folder
 
@@ -101,21 +101,13 @@ def parent(location: Location) -> Location:
     return head + posixpath.dirname(path) + rest
 
 
-def refuse_credentials(name: str, location: Location) -> None:
-    """Raises InputError if a URL contains credentials; `name` is the setting that contains it."""
-    if isinstance(location, str) and has_credentials(location):
-        raise InputError(
-            f"{name}: this URL contains a user name, a password or a signature, which would be written to disk; "
-            "provide it by the environment (docs/security.md, Credentials)"
-        )
-
-
 def resolve(root: Location, path: str) -> Location:
     """Resolves the path of a row in a manifest in the folder `root`. Raises InputError if the path is not allowed.
 
     A row may refer to files in the folder of its manifest, by a relative path, an absolute path or a URL, and to files
     in network stores (NETWORK_PROTOCOLS). An untrusted manifest therefore cannot open other local files.
     """
+    refuse_credentials("path", path)
     if not is_url(path):
         return _below_path(root, path) if isinstance(root, Path) else _below_url(root, path)
     location = located(path)
@@ -140,7 +132,7 @@ def _below_url(root: str, path: str) -> Location:
 
 
 def _refuse(root: Location, path: str) -> Any:
-    raise InputError(f"path {clean_url(path)!r} is outside the data folder {root}; move the file into it")
+    raise InputError(f"path {path!r} is outside the data folder {root}; move the file into it")
 
 
 def _split(url: str) -> tuple[str, str, str]:
@@ -179,10 +171,9 @@ def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         return url_to_fs(location)
     except ImportError as error:  # fsspec names the package
-        raise InputError(f"{clean_url(location)}: {without_secrets_of(_line(error), location)}") from error
+        raise InputError(f"{location}: {_line(error)}") from error
     except ValueError as error:
-        message = without_secrets_of(_line(error), location)
-        raise InputError(f"{clean_url(location)}: {message}; see fsspec's documentation") from error
+        raise InputError(f"{location}: {_line(error)}; see fsspec's documentation") from error
 
 
 def _keep_connections() -> None:
@@ -218,10 +209,10 @@ def store_errors(location: Location) -> Iterator[None]:
             and not isinstance(cause, OSError)
             and _status(cause) in (None, 404, 410)
         ):
-            raise FileNotFoundError(errno.ENOENT, "No such file", clean_url(location)) from error
+            raise FileNotFoundError(errno.ENOENT, "No such file", location) from error
         kind = PermissionError if isinstance(error, PermissionError) or _status(error) in (401, 403) else OSError
         message = _line(cause if isinstance(error, FileNotFoundError) and cause else error)
-        raise kind(f"{clean_url(location)}: {without_secrets_of(message, location)}") from error
+        raise kind(f"{location}: {message}") from error
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -298,8 +289,7 @@ def read_range(location: Location, offset: int, size: int) -> bytes:
     """Reads `size` bytes of a file at `offset` in one request; fewer only if the file ends earlier."""
     data = call_store(location, lambda system, name: system.cat_file(name, start=offset, end=offset + size))
     if len(data) > size:
-        url = clean_url(str(location))
-        raise OSError(f"{url}: the server does not support range requests; put filecache:: before the URL")
+        raise OSError(f"{location}: the server does not support range requests; put filecache:: before the URL")
     return data
 
 

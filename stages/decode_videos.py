@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from alpro.credentials import clean_url
 from alpro.errors import InputError
 from alpro.files import checksum, digest, read_json
 from alpro.log import log
@@ -218,7 +217,7 @@ def unit_key(unit: DecodeUnit, config: Config) -> str:
     """The digest of everything that determines a shard: its rows, the identities of their files, and the settings."""
     files = identities(row.path for row in unit.rows)
     rows = [
-        row.model_dump(mode="json") | {"path": clean_url(str(row.path), keep_query=True), "file": file}
+        row.model_dump(mode="json") | {"path": str(row.path), "file": file}
         for row, file in zip(unit.rows, files, strict=True)
     ]
     return digest(

@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.progress import progress
 from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
-from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, open_binary, parent, refuse_credentials
+from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, open_binary, parent
 from alpro.shards.writer import index_shard
 from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap
 from alpro.stages.corpora.units import (

@@ -10,7 +10,6 @@ from tempfile import TemporaryFile
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.pipeline.cli.arguments import (
@@ -137,7 +136,7 @@ def prepare_run(arguments: argparse.Namespace) -> Path:
     arguments.changes = changes_of(arguments) + ["resources.profile=true"] * arguments.profile
     create_workspace(workspace, check_writable=not arguments.dry_run)
     prepare_prefect(workspace / "prefect")
-    tracking_uri = without_credentials(arguments.tracking_uri) or workspace / "mlflow.db"
+    tracking_uri = arguments.tracking_uri or workspace / "mlflow.db"
     log.debug(f"workspace {workspace}, MLflow {tracking_uri}")
     # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
     atexit.register(gc.freeze)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.inputs import WHOLE, Box, check_text, parse_box
 from alpro.pipeline.cli.arguments import add_action, positive, user_path
@@ -134,7 +133,7 @@ def show(arguments: argparse.Namespace, about: dict[str, Any], ranks: "Mapping[s
         raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
     if arguments.json:
         rows = {key: [{"text": word, "probability": p} for word, p in words] for key, words in ranked.items()}
-        print(json.dumps({"video": without_credentials(arguments.video), **about, **rows}))
+        print(json.dumps({"video": arguments.video, **about, **rows}))
         return
     width = max(len(word) for words in ranked.values() for word, _ in words)
     for key, words in ranked.items():

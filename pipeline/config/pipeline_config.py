@@ -9,6 +9,7 @@ from typing import Any, Literal, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
+from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.models.alpro import ModelConfig
@@ -17,7 +18,7 @@ from alpro.models.word_pieces import padded
 from alpro.pipeline.config.changes import apply_change, with_sizes, without_stages
 from alpro.pipeline.config.errors import one_line
 from alpro.shards.sources.annotations import has_questions, keyed
-from alpro.shards.storage import Location, absolute, located, refuse_credentials
+from alpro.shards.storage import Location, absolute
 from alpro.stages import INPUTS, STAGES, TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
@@ -166,12 +167,12 @@ class PipelineConfig(BaseModel):
             if corpus.shards and extra:
                 raise ValueError(f"corpora.{name}.{min(extra)}: shards are used unchanged; remove this key")
             for key in ("data", "shards"):
-                refuse_credentials(f"corpora.{name}.{key}", located(getattr(corpus, key)))
+                refuse_credentials(f"corpora.{name}.{key}", getattr(corpus, key))
             if corpus.root and not corpus.annotations:
                 raise ValueError(f"corpora.{name}.root: it is only used with annotations; remove this key")
             if corpus.manifest and self.render_sample is None:
                 raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
-        refuse_credentials("resources.artifacts", located(self.resources.artifacts))
+        refuse_credentials("resources.artifacts", self.resources.artifacts)
         used = {(f"{stage}.phases", name) for stage, config in self.trainings().items() for name in config.corpora}
         used |= {(f"evaluate.{key}", name) for key in ("retrieval", "qa") if (name := getattr(self.evaluate, key))}
         for where, name in sorted(used):
@@ -243,7 +244,7 @@ def load_config(
         check_tables(without_stages(part), path)  # what follows looks into the tables
         values = without_stages(merged(values, resolve_data(part, path.parent)))
     if data:  # before the changes, which may name its corpus: corpora.data.size
-        refuse_credentials("corpora.data.data", absolute(data))
+        refuse_credentials("corpora.data.data", data)
         values = with_data(values, data)
     for change in changes:
         apply_change(values, change)

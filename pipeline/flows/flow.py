@@ -16,7 +16,6 @@ from prefect import Flow
 from prefect.runtime import deployment, flow_run
 from pydantic.json_schema import SkipJsonSchema
 
-from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.flows.pages import about_run, link_to_mlflow, name_run, show_results
@@ -201,7 +200,7 @@ def flow_run_name() -> str:
     name = "+".join(Path(part).stem for part in parameters["config"].split("+"))
     stage = "" if flow == "alpro" else flow.replace("-", "_")
     parts = (name, stage, parameters["data"], " ".join(parameters["changes"]))
-    return without_credentials(" · ".join(part for part in parts if part))  # the flow refuses them, once it has a name
+    return " · ".join(part for part in parts if part)
 
 
 def flow_of(stage: str) -> Flow[..., dict[str, str]]:

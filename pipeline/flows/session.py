@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from alpro.credentials import clean_values
 from alpro.pipeline.plan.dag import Planned
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.lineage import current_folder
@@ -99,7 +98,7 @@ def start_session(
     configuration = settings.model_dump(mode="json")
     changed = settings.model_dump(mode="json", exclude_defaults=True)
     parent = tracker.start(place.title, changed, about, place.parent)
-    recorded = clean_values({**request.arguments, "folder": current_folder()}, keep_query=True)
+    recorded = {**request.arguments, "folder": current_folder()}
     return Session(
         store,
         tracker,

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from alpro.credentials import clean_url
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state
 from alpro.pipeline.plan.digest_cache import Note, remembered
@@ -100,7 +99,7 @@ class Digests:
     def identities(self, locations: Sequence[str]) -> list[str]:
         """The identity of each file at a URL. If its store does not respond, that of the last time, so that a server
         that is down for a moment does not change a fingerprint; "not fetched" if there is none."""
-        files = [clean_url(location, keep_query=True) for location in locations]
+        files = list(locations)
         asked = dict(zip(files, identities(locations), strict=True))
 
         def with_earlier() -> dict[str, str]:
@@ -247,7 +246,7 @@ def path_in(folder: Location, path: Location) -> str:
     member, shard = member_of(path), local_shard(path)
     if member and shard:
         return f"{shard.relative_to(Path(folder))}/{member.name} {member.offset}+{member.size}"
-    return clean_url(path, keep_query=True)
+    return str(path)
 
 
 def content_digests(files: set[Location], digests: Digests) -> dict[Location, str]:

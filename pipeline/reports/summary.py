@@ -4,11 +4,10 @@ It is written beside the report, as REPORT.json.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alpro.credentials import clean_values, without_credentials
 from alpro.files import read_json, write_json
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.dag import Planned
@@ -51,11 +50,6 @@ class RunSummary:
     def of(cls, values: dict[str, Any]) -> "RunSummary":
         """A summary from values of JSON."""
         return cls(**values | {"steps": [StepSummary(**step) for step in values["steps"]]})
-
-    def without_credentials(self) -> "RunSummary":
-        """The summary without the credentials of URLs."""
-        cleaned = self.of(clean_values(asdict(self), keep_query=True))
-        return replace(cleaned, reason=without_credentials(self.reason, keep_query=True))
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from alpro.credentials import has_credentials, without_credentials
+from alpro.credentials import has_credentials
 from alpro.errors import InputError
 
 PREFECT_DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
@@ -121,8 +121,7 @@ def check_connection(setting: str, connect: Callable[[], None]) -> None:
         raise InputError(f"{setting}: no {error.name}; pip install 'alpro-pipeline[postgres]'") from error
     except Exception as error:  # of SQLAlchemy and of each driver
         lines = str(getattr(error, "orig", None) or error).splitlines() or ["no answer"]
-        reason = without_credentials(lines[0])
-        raise InputError(f"{setting}: cannot connect ({reason}); start the database, or correct the URL") from error
+        raise InputError(f"{setting}: cannot connect ({lines[0]}); start the database, or correct the URL") from error
 
 
 def check_tracking_uri(uri: str) -> None:
@@ -130,7 +129,7 @@ def check_tracking_uri(uri: str) -> None:
     and messages name the store."""
     if has_credentials(uri):
         raise InputError(
-            f"tracking_uri = {uri}: contains a user name or a password; leave them out, and set "
+            "tracking_uri: contains a user name or a password; leave them out, and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for PostgreSQL"
         )
 

@@ -25,7 +25,6 @@ from pydantic import ValidationError
 
 from alpro.artifact import RECORD, RECORD_VERSION, SUM, check_artifact, check_record, read_record, sum_of
 from alpro.artifact_names import artifacts
-from alpro.credentials import clean_url
 from alpro.errors import InputError
 from alpro.files import digest, make_folder, publish, read_json, sync_tree, temporary_name, write_json
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents, files_of
@@ -92,7 +91,7 @@ class Step:
             "config": self.config.recorded(),
             "inputs": {name: self._input(name, step) for name, step in self.inputs.items()},
             "files": dict(self.files),
-            "paths": {name: clean_url(str(absolute(path)), keep_query=True) for name, path in self.paths.items()},
+            "paths": {name: str(absolute(path)) for name, path in self.paths.items()},
             "source": self.source,
         }
 

@@ -43,7 +43,6 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from alpro.credentials import without_credentials
 from alpro.errors import InputError
 from alpro.files import atomic_write
 from alpro.log import log
@@ -130,13 +129,13 @@ class Tracker:
 
         def create() -> None:
             nested = {"mlflow.parentRunId": parent.id} if parent else {}
-            shown = self.numbered(without_credentials(name))
+            shown = self.numbered(name)
             created = self.client.create_run(self.experiment, start_time=now, run_name=shown, tags=tags | nested)
             run.id = created.info.run_id
 
         self._send(run, create)
         # MLflow accepts at most a hundred parameters in a call.
-        flat = [Param(key, without_credentials(str(value))[:6000]) for key, value in flatten(params).items()]
+        flat = [Param(key, str(value)[:6000]) for key, value in flatten(params).items()]
         for start in range(0, len(flat), 100):
             self._send(run, partial(self.client.log_batch, run.id, params=flat[start : start + 100]))
         return run
@@ -188,7 +187,7 @@ class Tracker:
         return bool(self._ask(None, search))
 
     def tags(self, run: Run, tags: dict[str, str]) -> None:
-        logged = [RunTag(key, without_credentials(value)) for key, value in tags.items()]
+        logged = [RunTag(key, value) for key, value in tags.items()]
         self._send(run, lambda: self.client.log_batch(run.id, tags=logged))
 
     def table(self, run: Run, rows: list[dict[str, Any]], name: str) -> None:
@@ -297,7 +296,7 @@ class Tracker:
 
         def create() -> str:
             tags = {"mlflow.model.isExternal": "true", "path": str(folder), "fingerprint": fingerprint}
-            flat = {key: without_credentials(str(value))[:500] for key, value in flatten(params).items()}
+            flat = {key: str(value)[:500] for key, value in flatten(params).items()}
             # MLflow's names of models have none of these characters.
             shown = re.sub(r"[/:.%\"']", "_", name)
             logged = self.client.create_logged_model(self.experiment, shown, run.id, tags, flat, "ALPRO")
@@ -326,13 +325,13 @@ class Tracker:
 
     def dataset(self, run: Run, name: str, artifact: Path, fingerprint: str, counts: dict[str, int], use: str) -> None:
         """Logs a corpus that a run reads or builds. use: training, evaluation, or another purpose."""
-        about = without_credentials(json.dumps({"path": str(artifact)}))
+        about = json.dumps({"path": str(artifact)})
         corpus = Dataset(name, fingerprint[:16], "artifact", about, profile=json.dumps(counts))
         tags = [InputTag("mlflow.data.context", use)]
         self._send(run, lambda: self.client.log_inputs(run.id, [DatasetInput(corpus, tags)]))
 
     def text(self, run: Run, text: str, name: str) -> None:
-        self._send(run, lambda: self.client.log_text(run.id, without_credentials(text), name))
+        self._send(run, lambda: self.client.log_text(run.id, text, name))
 
     def figure(self, run: Run, figure: Any, name: str) -> None:
         self._send(run, lambda: self.client.log_figure(run.id, figure, name))

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from alpro.credentials import clean_url, clean_values
+from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.shards.database import database
 from alpro.shards.schema import IMAGE_EXTENSIONS, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Reject, Row
@@ -162,7 +162,7 @@ def read_text(member: TarMember, file: BinaryIO, extension: str, sample: Downloa
 def row_of(key: str, sample: Download, shard: Location, groups: Groups) -> Row | Reject:
     """The row of a sample, or a reject with the reason."""
     about = sample.about
-    url = clean_url(str(about.get("url") or ""), keep_query=True)
+    url = url_of(about)
     status = str(about.get("status") or "")
     if sample.media is None or status not in SUCCESS:
         detail = ": ".join(text for text in (status, str(about.get("error_message") or "")) if text)
@@ -180,15 +180,22 @@ def row_of(key: str, sample: Download, shard: Location, groups: Groups) -> Row |
             captions=(caption,) if caption else (),
             split=split_name(about.get("split")),
             group=groups.of(name) if groups.pattern else clip[1] if clip else key,
-            meta=clean_values({k: v for k, v in about.items() if is_meta(k, v)}, keep_query=True),
+            meta={k: v for k, v in about.items() if is_meta(k, v)},
         )
     except ValueError as error:
         return Reject(id=key, path=url, reason="bad row", detail=str(error))
 
 
+def url_of(record: dict[str, Any]) -> str:
+    """The address that a sample was downloaded from; empty if it has credentials, as any other column with such a URL:
+    nothing is fetched from it again."""
+    url = str(record.get("url") or "")
+    return "" if has_credentials(url) else url
+
+
 def is_meta(key: str, value: Any) -> bool:
     """Whether a column is kept with the sample: plain values, without long texts."""
-    short = isinstance(value, str) and len(value) <= MAX_META_CHARACTERS
+    short = isinstance(value, str) and len(value) <= MAX_META_CHARACTERS and not has_credentials(value)
     return key not in NOT_META and (short or isinstance(value, int | float | bool))
 
 
@@ -209,7 +216,7 @@ def lost(shard: Location, keys: Collection[str]) -> Iterator[Reject]:
         status, key = str(record.get("status") or ""), str(record.get("key"))
         if key in keys:
             continue
-        url = clean_url(str(record.get("url") or ""), keep_query=True)
+        url = url_of(record)
         if status in SUCCESS:
             detail = f"a sample that {stem(shard)}.parquet lists is not in {stem(shard)}.tar"
             yield Reject(id=key, path=url, reason="unreadable", detail=detail)

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from alpro.credentials import clean_url
 from alpro.shards.sources.members import member_of
 from alpro.shards.storage import MAX_CONCURRENT_REQUESTS, Location, call_store
 
@@ -26,7 +25,7 @@ def file_identity(location: Location) -> str:
         return f"{file_identity(member.shard)} {member.offset}+{member.size}"
     info = call_store(location, lambda system, name: system.info(name))
     if info.get("type", "file") != "file":
-        raise OSError(errno.EISDIR, "not a file", clean_url(str(location)))
+        raise OSError(errno.EISDIR, "not a file", str(location))
     values = {re.sub("[^a-z0-9]", "", key.lower()): value for key, value in info.items()}
     version = next(((key, values[key]) for key in VERSION_KEYS if values.get(key)), ("", ""))
     return f"{info.get('size')} {version[0]} {version[1]}".rstrip()

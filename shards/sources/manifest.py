@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alpro.credentials import clean_url, clean_values
+from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.shards.database import database
 from alpro.shards.schema import IMAGE_EXTENSIONS, MAX_SECONDS, VIDEO_EXTENSIONS, Reject, Row
@@ -20,7 +20,8 @@ from alpro.shards.sources.records import plain, read_records
 from alpro.shards.storage import Location, exists, is_url, parent, resolve, suffix
 
 MAX_COLUMNS = 20  # that an error lists
-COLUMNS = {"id", "path", "kind", "caption", "captions", "questions", "start", "end", "split", "group"}
+TEXTS = {"caption", "captions", "questions"}
+COLUMNS = {"id", "path", "kind", "start", "end", "split", "group", *TEXTS}
 
 
 def scan_manifest(source: Location, group_pattern: str = "", require_texts: bool = True) -> Iterator[Row | Reject]:
@@ -145,13 +146,15 @@ def _row(where: str, record: dict[str, Any], root: Location, groups: Groups) -> 
     except ValueError as error:
         return Reject(id=where, path="", reason="bad row", detail=str(error))
     record = {key: value for key, value in record.items() if value is not None and value != ""}
-    names = {key: clean_url(str(record.get(key, "")), keep_query=True) for key in ("id", "group")}
+    for key in record.keys() - TEXTS:
+        refuse_credentials(f"{where}: {key}", record[key])
+    names = {key: str(record.get(key, "")) for key in ("id", "group")}
     name = names["id"] or where
     file = record.get("path")
     if not isinstance(file, str):
         return Reject(id=name, path="", reason="bad row", detail="no path")
     if "\0" in file:
-        return Reject(id=name, path="", reason="bad row", detail=f"path {clean_url(file)!r} is not a file name")
+        return Reject(id=name, path="", reason="bad row", detail=f"path {file!r} is not a file name")
     try:
         path = resolve(root, file)
     except InputError as error:
@@ -171,7 +174,7 @@ def _row(where: str, record: dict[str, Any], root: Location, groups: Groups) -> 
             end=end,
             split=split_name(record.get("split", "")),
             group=names["group"] or groups.of(_file_key(path, root)),
-            meta=clean_values({k: value for k, value in record.items() if k not in COLUMNS}, keep_query=True),
+            meta={k: value for k, value in record.items() if k not in COLUMNS},
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -185,14 +188,14 @@ def _without_suffix(path: str) -> str:
     """A path, or a URL without its protocol, without the extension. Raises ValueError if it is not a file name."""
     if not is_url(path):
         return str(Path(path).with_suffix(""))
-    name = clean_url(path).partition("://")[2]
+    name = re.split("[?#]", path)[0].partition("://")[2]
     return name[: len(name) - len(suffix(path))]
 
 
 def _file_key(path: Location, root: Location) -> str:
     """A key that is equal for all rows of a file, however they spell its path."""
     if isinstance(path, str):
-        return clean_url(path)
+        return path
     text, folder = str(path), f"{root}/"
     if isinstance(root, Path) and not text.startswith(folder):
         return os.path.relpath(path, root)

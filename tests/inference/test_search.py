@@ -183,12 +183,6 @@ def test_what_cannot_be_added_to_an_index_is_one_line(update, own_videos, folder
         Index.open(tmp_path / "index")
 
 
-def test_credentials_of_a_url_are_not_stored(own_videos):
-    (own_videos / "m.jsonl").write_text(json.dumps({"path": "https://me:secret@host/a.mp4"}) + "\n")
-    (reject,) = scan_videos(own_videos / "m.jsonl")
-    assert (reject.reason, "secret" in repr(reject)) == ("bad row", False)
-
-
 @pytest.mark.parametrize(
     ("sizes", "k", "expected"),
     [((3, 4), 3, [5, 1, 2]), ((7,), 9, [5, 1, 2, 3, 4, 0, 6]), ((0, 7), 1, [5]), ((), 3, [])],

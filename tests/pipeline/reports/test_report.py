@@ -213,15 +213,6 @@ def test_a_run_that_failed_says_why_and_shows_how_far_it_came(artifacts_of_a_run
     assert load(tmp_path / "mine.json") == run
 
 
-def test_credentials_are_not_in_the_page_or_beside_it(artifacts_of_a_run, tmp_path):
-    url = "https://me:password@host/a.tar?token=password"
-    config = {"corpora": {"clips": {"data": url}}}
-    run = RunSummary("mine", "mine", state="failed", reason=f"{url}: not found", config=config)
-    page = write_report(tmp_path / "mine.html", run, artifacts_of_a_run).read_text("utf-8")
-    assert "host/a.tar: not found" in page
-    assert "password" not in page + (tmp_path / "mine.json").read_text()
-
-
 def test_a_page_without_results_or_rejects(tmp_path):
     manifest = {"stage": "pretrain", "fingerprint": "0" * 16, "counts": {}, "run": {"seconds": 1.0}}
     page = write_report(tmp_path / "a.html", MINE, [("pretrain", Path(tmp_path), manifest, False)]).read_text()

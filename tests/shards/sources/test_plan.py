@@ -214,19 +214,3 @@ def test_few_rows_are_in_memory(tmp_path):
         assert most - before <= 3
         assert max(held() - before for number, _ in enumerate(plan.units()) if number % 4 == 3) <= 2 * 64
         assert plan.count("units") > 15
-
-
-def test_a_plan_leaves_no_file(tmp_path):
-    """Its rows have the URLs by which files are fetched, with their credentials; a killed process leaves none."""
-    seen = []
-
-    def rows() -> Iterator[Row]:
-        for number in range(20_000):  # more than SQLite holds in memory
-            if number % 5000 == 4999:
-                seen.extend(tmp_path.iterdir())
-            yield Row(id=str(number), path="https://me:pw@host/a.mp4", kind="video", captions=(100 * "x",))
-
-    with DecodePlan.create(tmp_path, rows()) as plan:
-        seen.extend(tmp_path.iterdir())
-        assert sum(len(unit.rows) for unit in plan.units()) == 20_000
-    assert seen == list(tmp_path.iterdir()) == []

@@ -9,10 +9,8 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.pipeline.plan.digests import DataDigest, Digests, digest_data
+from alpro.pipeline.plan.digests import Digests, digest_data
 from alpro.shards.schema import Row
-from alpro.shards.sources.manifest import scan_manifest
-from alpro.shards.sources.plan import DecodeUnit
 from alpro.shards.storage import Location
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources
@@ -67,7 +65,7 @@ def test_real_workers_fetch_videos_over_http(manifest, tmp_path, served):
     [
         (Path("/data/a b.mp4"), "a b.mp4"),
         ("s3://bucket/data/what?.mp4", "what?.mp4"),
-        ("https://host/data/a%20b.mp4?key=secret/of.mine", "a b.mp4"),
+        ("https://host/data/a%20b.mp4?v=secret/of.mine", "a b.mp4"),
         ("filecache::https://host/a%20b.mp4", "a b.mp4"),
         ("zip://in/a.mp4::s3://bucket/b.zip", "a.mp4"),
     ],
@@ -84,18 +82,6 @@ def test_a_local_manifest_may_refer_to_remote_videos(manifest, tmp_path, served,
     shards, rejected = decoded(tmp_path / "table.jsonl", tmp_path / "out", resources)
     assert len(shards) == 1
     assert rejected == []
-
-
-def test_a_new_url_signature_does_not_change_the_corpus(manifest, tmp_path, served):
-    url, digests = served(manifest.parent)[0], Digests(tmp_path / "digests.sqlite")
-
-    def signed(signature: str) -> tuple[DataDigest, str]:
-        path = f"{url.replace('//', f'//me:{signature}@')}/a%20b%20%230.mp4?X-Amz-Signature={signature}"
-        (tmp_path / "m.jsonl").write_text(json.dumps({"path": path, "caption": "a clip", "split": "train"}))
-        unit = DecodeUnit("a", [row for row in scan_manifest(tmp_path / "m.jsonl") if isinstance(row, Row)])
-        return digest_data(tmp_path / "m.jsonl", digests), decode_videos.unit_key(unit, decode_videos.Config())
-
-    assert signed("one") == signed("two")
 
 
 @pytest.mark.parametrize("path", ["../a.mp4", "file:///etc/passwd", "/etc/passwd", "zip://a::file:///etc/x.zip"])
