@@ -1,6 +1,5 @@
 """The video encoder: TimeSformer with divided space-time attention (paper, section 3.1, "Visual Encoder")."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -91,12 +90,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.activation)
 
-    def forward(
-        self, x: Tensor, frames: int, keep: Tensor | Sequence[Tensor] | None = None, cls_only: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, frames: int, keep: Tensor | None = None, cls_only: bool = False) -> Tensor:
         """x (B, 1 + T * N, D): [CLS] and patches of T `frames` -> the same shape, or [CLS] (B, 1, D) with `cls_only`.
 
-        keep: factors of the rows of the three branches, as of `TimeSformer.sample_drop_path`; None: all 1.
+        keep (3, B): factors of the three branches, as of `TimeSformer.sample_drop_path`; None: all 1.
         """
         cls, patches = x[:, :1], x[:, 1:].unflatten(1, (frames, -1))
         b, t, n, d = patches.shape
@@ -113,7 +110,7 @@ class Block(nn.Module):
         return x + drop_path(self.mlp(self.norm2(x)), keep, 2)
 
 
-def drop_path(x: Tensor, keep: Tensor | Sequence[Tensor] | None, branch: int) -> Tensor:
+def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
     """Scales x (B * n, ...), n consecutive rows per factor, by the factors keep[branch] (B,)."""
     if keep is None:
         return x
@@ -144,7 +141,6 @@ class TimeSformer(nn.Module):
         self.register_buffer("keep_rates", 1 - rates, persistent=False)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.checkpoint_activations = False
-        self.drop_rows = False  # stochastic depth as in the official code
 
     def forward(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
         """With `cls_only`: [CLS] (B, 1, D); the last block computes only this token. T is 1 for an image as one frame.
@@ -164,7 +160,7 @@ class TimeSformer(nn.Module):
             patches = patches.gather(2, kept[:, None, :, None].expand(-1, t, -1, patches.shape[3]))
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
         x = self.pre_norm(torch.cat([cls, patches.flatten(1, 2)], dim=1))
-        keep, last = self.sample_drop_path(b, t, patches.shape[2]), len(self.blocks) - 1
+        keep, last = self.sample_drop_path(b), len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
             args = (x, t, None if keep is None else keep[number], cls_only and number == last)
             if self.checkpoint_activations and self.training:
@@ -175,19 +171,12 @@ class TimeSformer(nn.Module):
         x = self.norm(x)
         return x if cls_only else torch.cat([x[:, :1], x[:, 1:].unflatten(1, (t, -1)).mean(dim=1)], dim=1)
 
-    def sample_drop_path(
-        self, samples: int, frames: int = 1, places: int = 1
-    ) -> Tensor | list[tuple[Tensor, ...]] | None:
+    def sample_drop_path(self, samples: int) -> Tensor | None:
         """Stochastic depth factors (depth, 3, B): 0 for a dropped branch, else 1 / keep probability; None in eval mode.
-        With `drop_rows`, for each block three tensors: of each place, each frame and each sample.
 
         One call to the generator for all blocks.
         """
         if not self.training or self.config.drop_path == 0.0:
             return None
-        if self.drop_rows:
-            rows = [samples * places, samples * frames, samples]
-            rates = self.keep_rates[:, None].expand(-1, sum(rows))
-            return [factors.split(rows) for factors in torch.bernoulli(rates) / rates]
         rates = self.keep_rates[:, None, None].expand(-1, 3, samples)
         return torch.bernoulli(rates) / rates

@@ -1,8 +1,7 @@
 """Pictures for inspection: frames with captions, pseudo-labels on their crops (the paper's Figure 3), retrieval."""
 
 import textwrap
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,7 +12,6 @@ from alpro.shards.sampling import segment_starts
 TILE = 176  # pixels of a frame in a picture
 INK, PAPER, FAINT = (25, 25, 28), (255, 255, 255), (120, 120, 128)
 GREEN, RED, AMBER = (30, 150, 70), (205, 50, 45), (235, 160, 20)
-PALETTE = (AMBER, (60, 110, 200), RED, GREEN, (140, 80, 170), (0, 150, 160))
 
 
 def font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -109,38 +107,6 @@ def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
     image = Image.fromarray(pixels.astype(np.uint8))
     ImageDraw.Draw(image).rectangle([edges[1], edges[0], edges[3] - 1, edges[2] - 1], outline=AMBER, width=2)
     return image
-
-
-def draw_regions(
-    frame: np.ndarray,
-    box: Sequence[float],
-    answers: Mapping[str, Sequence[tuple[str, float]]],
-    patches: Sequence[tuple[str, float]],
-    caption: str,
-) -> Image.Image:
-    """A crop with what each model names in it, beside the map of entities: each patch in the color of its most probable
-    entity, the more opaque the more probable.
-
-    frame, box: as of `draw_entities`; answers: by model, best first; patches: row by row of a square grid.
-    """
-    grid = round(len(patches) ** 0.5)
-    counts = Counter(name for name, _ in patches)
-    colours = dict(zip((name for name, _ in counts.most_common()), PALETTE, strict=False))
-    layer, size = Image.new("RGBA", (TILE, TILE)), TILE / grid
-    draw = ImageDraw.Draw(layer)
-    for i, (name, value) in enumerate(patches):
-        row, column = divmod(i, grid)
-        x, y = round(column * size), round(row * size)
-        colour = colours.get(name, FAINT)
-        draw.rectangle([x, y, round(x + size), round(y + size)], (*colour, round(210 * value)))
-        if size >= 24:
-            draw.text((x + 3, y + 2), f"{value:.2f}", (255, 255, 255, 255), font(11))
-    entity_map = Image.alpha_composite(tile(frame).convert("RGBA"), layer).convert("RGB")
-    lines = [
-        (f"{who}: {', '.join(f'{name} ({value:.2f})' for name, value in named)}", INK) for who, named in answers.items()
-    ]
-    lines += [(f"{name}: {counts[name]} of {len(patches)} patches", colour) for name, colour in colours.items()][:3]
-    return strip([crop_tile(frame, box), entity_map], [*lines, (caption, FAINT)], 2 * (TILE + 4))
 
 
 def retrieval_picture(queries: Sequence[tuple[str, str, Sequence[tuple[np.ndarray, str, bool]]]]) -> Image.Image:

@@ -46,8 +46,6 @@ class Config(FineTuningConfig):
     def _no_contrast(self) -> "Config":
         if self.contrast == "batch":
             raise ValueError("contrast = batch: question answering has no contrastive loss; remove the key")
-        if self.silent.share:
-            raise ValueError("silent.share: question answering reads no captions; remove the key")
         return self
 
 

@@ -1,7 +1,6 @@
 """Fine-tunes for text-video retrieval: VTC + VTM, with model selection on the validation split (paper, section 4.1)."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -9,7 +8,7 @@ from pydantic import Field
 from alpro.models.folder import ModelFolder
 from alpro.stages.encoding.encode import load_model
 from alpro.stages.evaluation.validation import validate_retrieval
-from alpro.stages.execution.interface import OPTIONAL, Outcome, Resources
+from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.config import FineTuningConfig, MatchingConfig, MatchingValidation
 from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
@@ -24,11 +23,6 @@ class Config(FineTuningConfig, MatchingConfig):
     lr: float = Field(2.5e-5, gt=0, description="peak learning rate")
     validation: MatchingValidation = MatchingValidation()
     frames: int = Field(8, ge=1, description="number of frames of a clip; the time embedding is resized")
-    same_video: Literal["excluded", "negative"] = Field(
-        "excluded",
-        description="other captions of a video in its batch: excluded, or negatives as in the official code",
-        json_schema_extra=OPTIONAL,
-    )
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -44,7 +38,6 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             "caption",
             objective,
             lambda: validate_retrieval(objective, inputs, start.tokenizer, config),
-            pairs_apart=config.same_video == "negative",
         )
 
     trained = train(build, config, inputs, out, resources)

@@ -14,20 +14,15 @@ from alpro.log import log
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
-from alpro.models.word_pieces import WordPieces
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.encoding.encode import load_model, load_prompter
 from alpro.stages.evaluation.entities import true_entities
-from alpro.stages.evaluation.regions import draw_named_regions, score_regions
-from alpro.stages.evaluation.retrieval import Gallery
-from alpro.stages.evaluation.validation import validate_contrast
+from alpro.stages.evaluation.validation import validate_pretraining
 from alpro.stages.execution.interface import OPTIONAL, Outcome, Resources, file_or_word, require
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.masking import random_box, released_box
-from alpro.stages.training.named_entities import NamedEntities
-from alpro.stages.training.pretrain_objective import LossWeights, PemControl, PretrainObjective
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 4
@@ -48,38 +43,11 @@ class Config(EncoderConfig, MatchingConfig):
     threshold: float = Field(
         0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
     )
-    crops: Literal["paper", "released"] = Field(
-        "paper",
-        description="crops of PEM: 30 to 50 % of the frame, or as in the official code",
-        json_schema_extra=OPTIONAL,
-    )
     negatives: Literal["hard", "uniform"] = Field(
         "hard",
         description="negatives of VTM: by similarity, or uniform, as without VTC",
         json_schema_extra=OPTIONAL,
     )
-    pem_control: PemControl = Field(
-        "none",
-        description="changes PEM, for studies",
-        json_schema_extra=OPTIONAL,
-    )
-
-    @model_validator(mode="after")
-    def _places_are_known(self) -> "Config":
-        if self.pem_control == "true_labels" and (self.random_crop < 1 or self.augmentation != "none"):
-            raise ValueError(
-                "pem_control = true_labels: the manifest has places in whole frames; set random_crop = 1.0 and "
-                "augmentation = none"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _control_is_possible(self) -> "Config":
-        if self.pem_control == "without_text" and not (self.weights.vtm or self.weights.mlm):
-            raise ValueError("pem_control = without_text: without VTM and MLM nothing trains the multimodal encoder")
-        if self.pem_control == "permuted_labels" and self.accumulation_steps == self.batch_size > 1:
-            raise ValueError("pem_control = permuted_labels needs more than one pair per micro-batch")
-        return self
 
     @model_validator(mode="after")
     def _has_contrast(self) -> "Config":
@@ -98,7 +66,7 @@ class Config(EncoderConfig, MatchingConfig):
     @property
     def needs_prompter(self) -> bool:
         """Whether a prompter is required, for pseudo-labels or initial weights."""
-        return (self.weights.pem > 0 and self.pem_control != "true_labels") or self.start == "prompter"
+        return self.weights.pem > 0 or self.start == "prompter"
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -121,36 +89,23 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         elif config.start != "scratch":
             copy_start(model, tokenizer, preprocessing, load_model(Path(config.start), device))
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
-        pool, control = config.negative_pool_size, config.pem_control
-        objective = PretrainObjective(model, *norm, prompter, prompts, *losses, pool, control)
-        objective.uniform_negatives = config.negatives == "uniform"
-        objective.draw_box = released_box if config.crops == "released" else random_box
-
-        pem, words, length = bool(config.weights.pem), WordPieces(tokenizer), config.max_text_tokens
-        asked = pem and control == "none"  # for names of regions, beside the prompter's
-        objective.named = NamedEntities(tokenizer, entities).to(device) if pem else None
+        pool, uniform = config.negative_pool_size, config.negatives == "uniform"
+        objective = PretrainObjective(model, *norm, prompter, prompts, *losses, pool, uniform)
 
         def draw(data: TrainingDataset, step: int) -> None:
             if step and not (config.pictures_every and step % config.pictures_every == 0 and step < len(data)):
                 return
             last, suffix = (step or len(data)) - 1, f"-step-{step:06d}" if step else ""
             draw_pseudo_labels(objective, data, entities, out / "pictures", last, suffix)
-            if asked and (shown := first_clips(config, inputs)):
-                file = out / "pictures" / f"regions{suffix}.png"
-                draw_named_regions(objective, shown, words, length, entities, file)
-
-        def score(gallery: Gallery) -> dict[str, float]:
-            return score_regions(objective, gallery, words, length) if asked else {}
 
         return Training(
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
             "sample",
             objective,
-            lambda: (validate_contrast(objective, inputs, tokenizer, config, score), ""),
+            lambda: (validate_pretraining(objective, inputs, tokenizer, config), ""),
             mlm_probability=config.mlm_probability,
-            true_labels=control == "true_labels" and pem,
             enabled=bool(objective.losses),
-            draw=draw if pem else None,
+            draw=draw if config.weights.pem else None,
         )
 
     trained = train(build, config, inputs, out, resources)
@@ -187,12 +142,6 @@ def copy_start(model: Alpro, tokenizer: Tokenizer, preprocessing: Preprocessing,
         start_from(model, start.model)
     except ValueError as error:
         raise InputError(f"pretrain.start: {error}") from error
-
-
-def first_clips(config: Config, inputs: dict[str, Path], count: int = 12) -> Gallery | None:
-    """The first validation clips of the first corpus that has some."""
-    galleries = (Gallery.of(inputs[name], "validation").first(count, 1) for name in config.corpora)
-    return next((gallery for gallery in galleries if gallery.texts), None)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Renders the sample corpus: videos of moving shapes, still images, captions, questions and splits."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from alpro.files import atomic_write
 from alpro.progress import progress
-from alpro.shards.sample import grammar, silent
+from alpro.shards.sample import grammar
 from alpro.shards.sample.draw import render
 from alpro.shards.sample.scene import (
     COMBINATIONS,
@@ -25,23 +25,10 @@ from alpro.shards.sample.scene import (
     evaluation_scenes,
     training_scene,
 )
-from alpro.stages.execution.interface import OPTIONAL, Outcome, Resources, StageConfig
+from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import run_units
 
 VERSION = 4
-
-
-class Silent(StageConfig):
-    """The stills of the study `silent`, each of four things: the corpora `first` and `second`, half of the training
-    stills each, and `questions`. The captions of `second` name all four things; the start of all runs
-    learns from them."""
-
-    named: int = Field(1, ge=1, le=4, description="things that a caption of the corpus `first` names")
-    stills: int = Field(6000, ge=2, description="training stills")
-    questions: int = Field(300, ge=1, description="more training stills, with a question each")
-    validation: int = Field(200, ge=1, description="validation stills, with four questions each")
-    test: int = Field(1000, ge=1, description="test stills, with four questions each")
-    new_style: int = Field(200, ge=0, description="more test stills, in an unseen style")
 
 
 class Config(StageConfig):
@@ -67,9 +54,6 @@ class Config(StageConfig):
     captions: int = Field(5, ge=1, description="captions per training clip")
     size: int = Field(96, ge=32, multiple_of=2, description="height and width, pixels")
     frames: int = Field(16, ge=4, description="frames per clip, at 8 frames per second")
-    silent: Silent | None = Field(
-        None, description="render the corpora of the study `silent` instead", json_schema_extra=OPTIONAL
-    )
 
     @model_validator(mode="after")
     def _enough_combinations(self) -> "Config":
@@ -90,7 +74,6 @@ FRAMES_PER_SECOND = 8
 X264 = {"qp": "20", "preset": "ultrafast", "bf": "0"}
 X264 |= {"x264-params": "asm=0:mbtree=0:weightp=0:scenecut=0:rc-lookahead=0"}
 CORPORA = ("lessons", "clips", "stills")
-SILENT_CORPORA = ("first", "second", "questions")
 
 
 @dataclass(frozen=True)
@@ -99,13 +82,13 @@ class Item:
 
     corpus: str
     path: str
-    scene: Scene | silent.Still
+    scene: Scene
     row: dict[str, Any]
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
     """Writes videos/ and images/, and a manifest for each corpus: <corpus>.jsonl."""
-    items = silent_stills(config) if config.silent else [*lessons(config), *clips(config), *stills(config)]
+    items = [*lessons(config), *clips(config), *stills(config)]
     for folder in ("videos", "images"):
         (out / folder).mkdir(exist_ok=True)
     batches = [items[i : i + 50] for i in range(0, len(items), 50)]
@@ -114,13 +97,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             advance(count)
     for incomplete in out.rglob(".*.part"):  # of a process that died
         incomplete.unlink()
-    broken = [] if config.silent else write_broken_items(out)
-    corpora = SILENT_CORPORA if config.silent else CORPORA
-    for corpus in corpora:
+    broken = write_broken_items(out)
+    for corpus in CORPORA:
         rows = [item.row for item in items if item.corpus == corpus] + (broken if corpus == "clips" else [])
         (out / f"{corpus}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counts = {corpus: sum(item.corpus == corpus for item in items) for corpus in corpora}
-    return Outcome(counts | ({} if config.silent else {"broken": len(broken)}))
+    counts = {corpus: sum(item.corpus == corpus for item in items) for corpus in CORPORA}
+    return Outcome(counts | {"broken": len(broken)})
 
 
 def lessons(config: Config) -> list[Item]:
@@ -158,54 +140,6 @@ def stills(config: Config) -> list[Item]:
         name = f"still-{number:05d}"
         items.append(item("stills", name, name, scene, "train", config.captions, grammar.still_caption, rng))
     return items
-
-
-def silent_stills(config: Config) -> list[Item]:
-    """The corpora of the study `silent`. Test captions name all things: a query with one would fit many stills."""
-    sizes = config.silent
-    assert sizes
-    rng, items = np.random.default_rng([config.seed, 5]), []
-    for number in range(sizes.stills):
-        corpus, named = ("first", sizes.named) if number % 2 else ("second", 4)
-        still = silent.draw_still(rng, named)
-        captions = [silent.caption(still, rng) for _ in range(config.captions)]
-        items.append(silent_item(corpus, f"still-{number:05d}", "train", still, captions))
-    # The same for every number of named things.
-    rng = np.random.default_rng([config.seed, 6])
-    for number in range(sizes.questions):
-        asked = silent.NOUNS[number % len(silent.NOUNS)]
-        still = silent.draw_still(rng, 1, first=asked)
-        places = [n for n, thing in enumerate(still.things) if thing.kind == asked]
-        items.append(silent_item("questions", f"question-{number:05d}", "train", still, [], places))
-    for split, style, count in (
-        ("validation", "", sizes.validation),
-        ("test", "", sizes.test),
-        ("test", silent.NEW_STYLE, sizes.new_style),
-    ):
-        for number in range(count):
-            still = silent.draw_still(rng, 4, style)
-            name = f"{style or split}-{number:05d}"
-            items.append(silent_item("questions", name, split, still, [silent.full_caption(still)], range(4)))
-    return items
-
-
-def silent_item(
-    corpus: str, name: str, split: str, still: silent.Still, captions: list[str], asked: Iterable[int] = ()
-) -> Item:
-    path, style = f"images/{name}.jpg", still.drawn[0].style
-    kind = "new_style" if style == silent.NEW_STYLE else "place"
-    row = {
-        "id": name,
-        "path": path,
-        "kind": "image",
-        "captions": list(dict.fromkeys(captions)),
-        "questions": [silent.question(still, number, kind) for number in asked],
-        "split": split,
-        "things": [{"kind": t.kind, "x": t.x, "y": t.y, "radius": t.radius} for t in still.things],
-        "entities": [t.kind for t in still.things],
-        "named": [still.things[number].kind for number in still.named],
-    }
-    return Item(corpus, path, still, row)
 
 
 CaptionFunction = Callable[[Scene, np.random.Generator], str]
@@ -260,16 +194,10 @@ def render_items(items: list[Item], config: Config, out: Path) -> int:
             continue
         with atomic_write(path) as temporary:
             if path.suffix == ".jpg":
-                Image.fromarray(first_frame(item.scene, config.size)).save(temporary, "JPEG", quality=92)
+                Image.fromarray(render(item.scene, 1, config.size)[0]).save(temporary, "JPEG", quality=92)
             else:
-                assert isinstance(item.scene, Scene)
                 encode_video(render(item.scene, config.frames, config.size), temporary)
     return len(items)
-
-
-def first_frame(scene: Scene | silent.Still, size: int) -> np.ndarray:
-    """The first frame of a scene, or a still: (size, size, 3) uint8."""
-    return silent.picture(scene, size) if isinstance(scene, silent.Still) else render(scene, 1, size)[0]
 
 
 def encode_video(frames: np.ndarray, path: Path) -> None:

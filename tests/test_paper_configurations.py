@@ -3,7 +3,6 @@ step, evaluation; and other people's weights as their beginning."""
 
 import csv
 import json
-import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -15,7 +14,6 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from alpro.errors import InputError
-from alpro.log import log
 from alpro.models.alpro import Alpro
 from alpro.models.import_checkpoint import import_checkpoint
 from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
@@ -23,7 +21,6 @@ from alpro.pipeline.flows.schedule import check_test_split
 from alpro.pipeline.plan.dag import plan
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.studies.study_config import load_study
 from alpro.stages import finetune_qa, finetune_retrieval
 from alpro.stages.execution.interface import Resources
 from tests.official_checkpoints import to_official
@@ -151,7 +148,7 @@ def shipped_config(name: str):
 
 def test_every_training_stage_of_the_papers_configurations_is_in_the_table():
     stages = {"train_prompter", "pretrain", "finetune_retrieval", "finetune_qa"}
-    of_the_paper = set(shipped()) - {"sample", "own_videos", "from_weights", "from_clip", "silent"}
+    of_the_paper = set(shipped()) - {"sample", "own_videos", "from_weights", "from_clip"}
     tables = {name: tomllib.loads((CONFIGS / f"{name}.toml").read_text()) for name in of_the_paper}
     assert {(name, stage) for name in of_the_paper for stage in stages & tables[name].keys()} == PAPER.keys()
 
@@ -361,53 +358,3 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, tiny_model, vo
     first, second = (load_file(folder["pretrain"] / "model" / "model.safetensors") for folder in (folders, again))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-6, rtol=0, msg=name)
-
-
-def test_the_official_codes_profile_has_every_difference_that_keys_express():
-    """With MSRVTT: threshold, crops, negatives, stochastic depth, weight decay, epochs and precision."""
-    study = load_study("released_full")
-    data = [f"corpora.{corpus}.data='x'" for corpus in ("webvid", "cc3m", "msrvtt")]
-    paper, released = (load_config(study.config, changes=[*data, *variant.changes]) for variant in study.variants)
-    stages = ("train_prompter", "pretrain", "finetune_retrieval")
-    for config, values in ((paper, (1e-3, True, "samples")), (released, (0, False, "released"))):
-        for training in (getattr(config, stage) for stage in stages):
-            assert (training.weight_decay, training.mixed_precision, training.stochastic_depth) == values
-    for config, values in ((paper, (0.2, "paper", 0, 100_000)), (released, (0, "released", 10, 0))):
-        phase = config.pretrain.phases[0]
-        assert (config.pretrain.threshold, config.pretrain.crops, phase.epochs, phase.steps) == values
-        assert config.train_prompter.phases[0].epochs == 10
-        pools = [getattr(config, stage).negative_pool_size for stage in stages[1:]]
-        assert pools == [16, 8]
-    assert (paper.finetune_retrieval.same_video, released.finetune_retrieval.same_video) == ("excluded", "negative")
-
-
-def test_the_study_of_silent_nouns_on_a_few_clips(
-    tmp_path, clip_folders, sample, rows, inline_pool, caplog, monkeypatch
-):
-    """Its last variant, with captions and questions joined by video and the sample's answers as nouns."""
-    monkeypatch.setattr(log, "propagate", True)
-    study = load_study("silent_full")
-    changes = [*study.changes, *study.variants[-1].changes]
-    for form in ("captions", "questions"):
-        (tmp_path / form).mkdir()
-        annotate(tmp_path / form, rows, form)
-    for split, name in SPLITS.items():
-        files = [str(tmp_path / form / name) for form in ("captions", "questions")]
-        changes.append(f"corpora.msrvtt.annotations.{split}={json.dumps(files)}")
-    answers = sorted({q["answer"] for row in rows for q in row["questions"] if row["split"] == "test"})
-    nouns = [answer for answer in answers if any(answer in row["captions"][0].split() for row in rows)]
-    changes += [f"corpora.msrvtt.data={sample / 'videos'}", "corpora.msrvtt.size=36", "build_vocabulary.entities=8"]
-    changes += [f"cache_prompts.prompter={clip_folders['clip']}", "pretrain.vit=''", "pretrain.bert=''"]
-    changes += [f"pretrain.silent.nouns={json.dumps(nouns)}", f"evaluate.answer_groups.silent={json.dumps(nouns)}"]
-    changes += [f"model.{key}" for key in ("video.image_size=32", "video.patch_size=8", "embed_dim=16")]
-    changes += [f"model.{part}.{key}" for part in ("video", "text") for key in ("depth=2", "heads=2", "width=32")]
-    changes += ["model.text.fusion_layer=1", "finetune_qa.batch_size=4", "finetune_qa.frames=2"]
-    changes += ["pretrain.batch_size=4", "pretrain.negative_pool_size=2", "build_vocabulary.tokenizer=train"]
-    changes += [f"{stage}.phases=[{{corpora=['msrvtt'], steps=2}}]" for stage in ("pretrain", "finetune_qa")]
-    folders = make(load_config(study.config, changes=changes), tmp_path)
-    results = {row["name"]: row for row in json.loads((folders["evaluate"] / "results.json").read_text())}
-    asked = [q["answer"] for row in rows if row["split"] == "test" for q in row["questions"]]
-    assert results["qa/acc"]["items"] == len(asked)
-    assert results["qa/acc_answers_silent"]["items"] == sum(answer in nouns for answer in asked) > 0
-    assert re.search(r"msrvtt: \d+ videos have captions with silent\.nouns; of [1-9]\d* of them, these", caplog.text)
-    assert "pem_accuracy" in (folders["pretrain"] / "metrics.jsonl").read_text()

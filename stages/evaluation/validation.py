@@ -1,21 +1,28 @@
 """Validation of the training stages on the validation split of every training corpus."""
 
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
+from alpro.models.losses import box_mask, kept_labels
+from alpro.models.word_pieces import WordPieces
 from alpro.stages.encoding.encode import sample_frames, similarities
 from alpro.stages.evaluation.metrics import accuracy_by_type, mean_recall, retrieval_metrics
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
 from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
 from alpro.stages.training.loop import Validate
+from alpro.stages.training.masking import random_box
+from alpro.stages.training.pretrain_objective import PretrainObjective
 
 Items = TypeVar("Items", Gallery, Questions)
 Inputs = dict[str, Path]
@@ -40,6 +47,51 @@ def validate_contrast(
         return {f"validation/vtc/{name}": value for name, value in values.items()} | more(gallery)
 
     return lambda: averaged(galleries, metrics)
+
+
+def validate_pretraining(
+    objective: PretrainObjective, inputs: Inputs, tokenizer: Tokenizer, config: EncoderConfig
+) -> Validate | None:
+    """Validates retrieval by similarity, as `validate_contrast`, and PEM where it is trained."""
+    if "pem" not in objective.losses:
+        return validate_contrast(objective, inputs, tokenizer, config)
+    scores = partial(pem_scores, objective, WordPieces(tokenizer), config.max_text_tokens)
+    return validate_contrast(objective, inputs, tokenizer, config, scores)
+
+
+@torch.no_grad()
+def pem_scores(
+    objective: PretrainObjective, words: WordPieces, length: int, gallery: Gallery, batch: int = 32
+) -> dict[str, float]:
+    """PEM on one random crop of each clip of a gallery, drawn with a fixed seed, with the first caption of the clip.
+
+    acc: how often (%) the head and the prompter name the same entity, of the crops whose label PEM keeps; kept: the
+    share (%) of these crops; label_entropy: the mean entropy of their labels.
+    """
+    model, device, rng = objective.model, objective.mean.device, np.random.default_rng([0, 59])
+    kinds = gallery.reader.column("kind").to_pylist()
+    first = np.searchsorted(gallery.video_of_text, np.arange(len(gallery.numbers)))
+    sums: Counter[str] = Counter()
+    for kind in ("video", "image"):
+        places = [place for place, number in enumerate(gallery.numbers) if kinds[number] == kind]
+        for start in range(0, len(places), batch):
+            some = places[start : start + batch]
+            frames = [sample_frames(gallery.reader[gallery.numbers[place]], model.config.video) for place in some]
+            pixels = objective.pixels(torch.from_numpy(np.stack(frames)).to(device))
+            text, mask = (t.to(device) for t in words.batch([gallery.texts[first[place]] for place in some], length))
+            boxes = torch.tensor([random_box(model.config.video.grid, rng) for _ in some], device=device)
+            labels = objective.pseudo_labels(pixels, boxes, kind)
+            fused = model.fused_patches(model.encode_text(text, mask), mask, model.encode_video(pixels))
+            logits = model.pem_logits(fused, box_mask(boxes, model.config.video.grid)).float()
+            kept = kept_labels(labels, objective.threshold)
+            values = objective.pem_metrics(logits, labels, kept, kept.new_ones(()).float())
+            sums.update({name: float(value) for name, value in values.items()} | {"kept": int(kept.sum())})
+    kept_count = max(1, sums["kept"])
+    return {
+        "validation/pem/acc": 100 * sums["pem_accuracy"] / kept_count,
+        "validation/pem/kept": 100 * sums["kept"] / len(gallery.numbers),
+        "validation/pem/label_entropy": sums["pseudo_label_entropy"] / kept_count,
+    }
 
 
 def validate_retrieval(

@@ -89,8 +89,6 @@ def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -
         batch.max_masked = padded(max(1, int((batch.labels != -100).sum(1).max())))
     if "box" in items[0]:
         batch.boxes = torch.tensor([item["box"] for item in items])
-    if "pem_labels" in items[0]:
-        batch.pseudo_labels = torch.from_numpy(np.stack([item["pem_labels"] for item in items]))
     if "kept" in items[0]:
         batch.kept = torch.from_numpy(np.stack([item["kept"] for item in items]))
     if "answer" in items[0]:

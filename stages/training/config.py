@@ -1,7 +1,5 @@
 """The configuration that all training stages share: data, schedule and optimizer."""
 
-import hashlib
-import re
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -73,39 +71,6 @@ class MatchingValidation(Validation):
     k: int = Field(128, ge=1, description="number of pairs per query that top_k scores")
 
 
-class SilentNouns(StageConfig):
-    """Nouns that the captions of some training items never name, for studies of what still teaches them."""
-
-    nouns: tuple[str, ...] = Field((), description="for studies: words that some training items' captions never name")
-    share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="fraction of the training items, by a hash of the id, whose captions with these words are dropped",
-    )
-
-    @model_validator(mode="after")
-    def _some(self) -> "SilentNouns":
-        if self.share and not self.nouns:
-            raise ValueError("share is of the items that show the nouns: set silent.nouns")
-        return self
-
-    def named_by(self, caption: str) -> bool:
-        """Whether a caption has one of the nouns as a word."""
-        return bool(re.search(rf"\b({'|'.join(map(re.escape, self.nouns))})\b", caption, re.IGNORECASE))
-
-    def includes(self, item: str) -> bool:
-        """Whether the captions of the item with this id are silent. A larger share includes the items of a smaller."""
-        drawn = hashlib.blake2b(f"silent/{item}".encode(), digest_size=8).digest()
-        return int.from_bytes(drawn) < self.share * 2**64
-
-    def remaining(self, item: str, captions: list[str]) -> list[str]:
-        """The captions of the item with this id that are not dropped."""
-        if not self.share or not self.includes(item):
-            return captions
-        return [caption for caption in captions if not self.named_by(caption)]
-
-
 class TrainingConfig(StageConfig):
     """Settings of every training stage; the defaults are the paper's pre-training."""
 
@@ -159,12 +124,6 @@ class TrainingConfig(StageConfig):
         le=1,
         description="maximum fraction of unreadable examples, which are replaced; training stops above it",
     )
-    stochastic_depth: Literal["samples", "released"] = Field(
-        "samples",
-        description="`drop_path` drops branches of whole samples, or as in the official code",
-        json_schema_extra=OPTIONAL,
-    )
-    silent: SilentNouns = Field(SilentNouns(), json_schema_extra=OPTIONAL)
     validation: Validation = Validation()
     log_every: int = Field(10, ge=1, description="steps between logged metrics, which are means since the last log")
     mixed_precision: bool = Field(

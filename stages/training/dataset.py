@@ -22,8 +22,8 @@ from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_or
 from alpro.shards.transforms import random_crop, squash
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch, collate
-from alpro.stages.training.config import Phase, SilentNouns, TrainingConfig
-from alpro.stages.training.masking import keep_patches, mask_words, random_box, true_labels
+from alpro.stages.training.config import Phase, TrainingConfig
+from alpro.stages.training.masking import keep_patches, mask_words, random_box
 
 Unit = Literal["sample", "caption", "question"]
 MAX_MEASURED = 5000  # texts of a source that are tokenized before training to count those that are cut
@@ -36,19 +36,14 @@ class CorpusExamples:
 
     unit "sample": one example per sample, with a random one of its captions (pre-training); "caption": one per caption,
     so that an epoch has a video once with each (retrieval); "question": one per question (QA). Samples without a text
-    are skipped and counted in `skipped`. silent: captions that are dropped before.
+    are skipped and counted in `skipped`.
     """
 
-    def __init__(
-        self, name: str, folder: Path, kind: str, unit: Unit, first_video: int, silent: SilentNouns | None = None
-    ):
+    def __init__(self, name: str, folder: Path, kind: str, unit: Unit, first_video: int):
         self.name, self.kind, self.unit = name, kind, unit
         self.reader = ShardReader(folder, "train", kind)
         column = self.reader.column("questions" if unit == "question" else "captions")
         texts = np.array([len(value) for value in column], np.int64) if len(self.reader) else np.zeros(0, np.int64)
-        self.silenced = ""
-        if silent and silent.share and unit != "question":
-            texts = self.silence(silent, column.to_pylist(), texts)
         self.skipped = int((texts == 0).sum())
         if unit == "sample":
             self.examples = np.stack([np.flatnonzero(texts), np.full((texts > 0).sum(), -1)], axis=1)
@@ -60,18 +55,6 @@ class CorpusExamples:
         self.groups = groups[self.examples[:, 0]]
         self.first_video = first_video
         self._orders: dict[tuple[int, bool], np.ndarray] = {}
-
-    def silence(self, silent: SilentNouns, captions: list[list[str]], before: np.ndarray) -> np.ndarray:
-        """The number of captions of each sample that `silent` leaves, of `before`; describes them in `silenced`."""
-        ids = self.reader.column("id").to_pylist()
-        after = [len(silent.remaining(*both)) for both in zip(ids, captions, strict=True)]
-        left = np.array(after, np.int64)
-        named, none = sum(any(map(silent.named_by, texts)) for texts in captions), (left == 0) & (before > 0)
-        self.silenced = (
-            f"{self.name}: {named} {self.kind}s have captions with silent.nouns; of {(left < before).sum()} of them, "
-            f"these {(before - left).sum()} captions are dropped, and {none.sum()} have no other"
-        )
-        return left
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -99,7 +82,6 @@ class TrainingDataset(Dataset[Batch]):
 
     corpora: folders of decoded corpora by name. frames, image_size, grid: shape of the video encoder's input, grid in
     patches. mlm_probability: unless None, batches have masked tokens and crops. answers: index of each answer.
-    entities: if any, crops have the labels of the things in the manifest, by these positions.
     Raises InputError if a phase has no examples or the batch size is not divisible.
     """
 
@@ -116,15 +98,11 @@ class TrainingDataset(Dataset[Batch]):
         answers: dict[str, int] | None = None,
         rank: int = 0,
         ranks: int = 1,
-        entities: dict[str, int] | None = None,
     ):
-        self.entities = entities or {}
         self.config, self.words, self.unit, self.answers = config, words_of(tokenizer), unit, answers
         self.frames, self.image_size, self.grid, self.mlm_probability = frames, image_size, grid, mlm_probability
         self.rank, self.ranks = rank, ranks
-        self.draw_box = random_box  # crops of PEM
         self.keep_crops = True  # patches that are dropped are not those of the crop
-        self.pairs_apart = False  # captions of one video are as of different videos
         self.one_length = ranks > 1  # all texts are padded to max_text_tokens: ranks need equal shapes
         config.check_division(ranks)
         self.sources: list[CorpusExamples] = []
@@ -132,7 +110,7 @@ class TrainingDataset(Dataset[Batch]):
         for name in config.corpora:
             for kind in ("video", "image"):
                 first = sum(len(s.reader) for s in self.sources)
-                source = CorpusExamples(name, corpora[name], kind, unit, first, config.silent)
+                source = CorpusExamples(name, corpora[name], kind, unit, first)
                 self.skipped += source.skipped  # also for a source without examples
                 if len(source):
                     self.sources.append(source)
@@ -247,13 +225,13 @@ class TrainingDataset(Dataset[Batch]):
             text = question["question"]
             full_text = f"{text} {question['answer']}"
         else:
-            captions = self.config.silent.remaining(sample.about["id"], sample.about["captions"])
+            captions = sample.about["captions"]
             full_text = text = captions[int(rng.integers(len(captions))) if text_number < 0 else text_number]
         frames = (self.still if source.kind == "image" else self.clip)(sample, full_text, rng)
         ids = self.words.ids([text], self.config.max_text_tokens)[0]
         item = {
             "id": sample.about["id"],
-            "video": source.first_video + int(number if self.pairs_apart else sample_number),
+            "video": source.first_video + int(sample_number),
             "frames": np.ascontiguousarray(frames.transpose(0, 3, 1, 2)),
             "ids": ids,
         }
@@ -265,10 +243,7 @@ class TrainingDataset(Dataset[Batch]):
             special[[0, -1]] = True
             masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.mlm_probability, rng)
             item["masked"], item["labels"] = masked
-            item["box"] = self.draw_box(self.grid, rng)
-            if self.entities:
-                things = sample.about["meta"].get("things", [{}])
-                item["pem_labels"] = true_labels(things, item["box"], self.grid, self.entities)
+            item["box"] = random_box(self.grid, rng)
         item["uniforms"] = rng.random(2)
         if dropped:
             item["kept"] = keep_patches(self.grid, dropped, rng, item.get("box") if self.keep_crops else None)

@@ -1,11 +1,7 @@
-"""Random inputs of the objectives, sampled by the loader: masked tokens for MLM, crops for PEM (paper, section 3.2)
-and, where the manifest knows what is where, the true labels of the crops; patches to keep."""
-
-from typing import Any
+"""Random inputs of the objectives, sampled by the loader: masked tokens for MLM, crops for PEM (paper, section 3.2),
+and patches to keep."""
 
 import numpy as np
-
-from alpro.errors import InputError
 
 
 def mask_words(
@@ -44,39 +40,6 @@ def random_box(
             top, left = int(rng.integers(0, grid - height + 1)), int(rng.integers(0, grid - width + 1))
             return left, top, width, height
     return 0, grid // 4, grid, max(1, grid // 2)
-
-
-def released_box(grid: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A crop as `random_box`, with the distribution of the official code: the ratio height : width is uniform in [0.3,
-    3.33], both sides are rounded down after drawing, and a crop over the edge is drawn again. A third of the crops are
-    smaller than 30 % of the frame, and two thirds are tall."""
-    for _ in range(1000):
-        area, ratio = rng.uniform(0.3, 0.5) * grid * grid, rng.uniform(0.3, 1 / 0.3)
-        height, width = int(np.sqrt(area * ratio)), int(np.sqrt(area / ratio))
-        top, left = (int(side) for side in rng.integers(0, grid, 2))
-        if 0 < height <= grid - top and 0 < width <= grid - left:
-            return left, top, width, height
-    return random_box(grid, rng)  # a grid of one patch
-
-
-def true_labels(
-    things: list[dict[str, Any]], box: tuple[int, int, int, int], grid: int, entities: dict[str, int]
-) -> np.ndarray:
-    """The share (M,) of each entity in the area of the things that a crop shows; zeros if it shows none.
-
-    things: `kind`, and `x`, `y`, `radius` as fractions of the frame; each counts as a square. box: as of `random_box`.
-    entities: their positions by name. Raises InputError if the manifest has no places.
-    """
-    if not all(thing.keys() >= {"kind", "x", "y", "radius"} for thing in things):
-        raise InputError("the things in the manifest have no kind, x, y and radius, so crops have no true labels")
-    start, size = np.array(box).reshape(2, 2) / grid
-    labels = np.zeros(len(entities), np.float32)
-    for thing in things:
-        if thing["kind"] in entities:
-            place = np.array([thing["x"], thing["y"]])
-            sides = np.minimum(place + thing["radius"], start + size) - np.maximum(place - thing["radius"], start)
-            labels[entities[thing["kind"]]] += np.maximum(sides, 0).prod()
-    return labels / (labels.sum() or 1)
 
 
 def keep_patches(

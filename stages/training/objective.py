@@ -1,6 +1,6 @@
 """Training objectives: a batch in, loss and metrics out (paper, section 3.2). That of pre-training has its own file."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,7 +15,6 @@ from alpro.models.frames import NormalizedModel
 from alpro.models.losses import hard_negatives, vtc_loss, vtm_loss
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import all_reduce_sum, gather
-from alpro.stages.training.masking import random_box
 
 Metrics = dict[str, Tensor]
 
@@ -64,7 +63,6 @@ class Objective(NormalizedModel):
     """
 
     losses: tuple[str, ...]
-    draw_box: Callable[..., tuple[int, int, int, int]] = staticmethod(random_box)  # crops of PEM
     whole: WholeBatch | None = None
     totals: Mapping[str, Tensor] = MappingProxyType({})
 

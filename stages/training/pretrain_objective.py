@@ -7,7 +7,6 @@ checkpoints and FLOPs follow from these.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -17,11 +16,7 @@ from alpro.models.alpro import Alpro, Prompter
 from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.distributed import gather
-from alpro.stages.training.named_entities import NamedEntities
-from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, rank, world_size
-
-PemControl = Literal["none", "true_labels", "permuted_labels", "whole_frame", "without_text"]
+from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, world_size
 
 
 class LossWeights(StageConfig):
@@ -36,7 +31,7 @@ class LossWeights(StageConfig):
 class PretrainObjective(MatchingObjective):
     """Weighted sum of VTC, VTM, MLM and PEM. A loss of weight 0 is not computed; PEM needs the prompter.
 
-    Without VTC there is no similarity, and negatives are sampled uniformly; with it, if `uniform_negatives`.
+    uniform_negatives: negatives of VTM are sampled uniformly and not by similarity, as without VTC.
     """
 
     video_prompts: Tensor
@@ -52,17 +47,15 @@ class PretrainObjective(MatchingObjective):
         weights: LossWeights,
         threshold: float,
         negative_pool_size: int = 0,
-        control: PemControl = "none",
+        uniform_negatives: bool = False,
     ):
         super().__init__(model, mean, std, negative_pool_size)
         self.prompter = prompter.requires_grad_(False).eval() if prompter else None
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
-        self.threshold, self.control = threshold, control
+        self.threshold, self.uniform_negatives = threshold, uniform_negatives
         self.weights = weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
-        self.uniform_negatives = False
-        self.named: NamedEntities | None = None  # for the share of the labels that the captions name
 
     def train(self, mode: bool = True) -> "PretrainObjective":
         super().train(mode)
@@ -97,19 +90,14 @@ class PretrainObjective(MatchingObjective):
         if "pem" not in self.losses or batch.pseudo_labels is not None:
             return batch
         assert batch.boxes is not None
-        assert self.prompter is not None
-        boxes = batch.boxes
-        if self.control == "whole_frame":
-            boxes = torch.zeros_like(boxes)
-            boxes[:, 2:] = self.model.config.video.grid
-        labels = self.prompter.pseudo_labels(frames, boxes, self.prompts_of(batch.kind), self.black)
-        if self.control == "permuted_labels":
-            labels = gather(labels).roll(1, 0).chunk(world_size())[rank()]
-        return replace(batch, boxes=boxes, pseudo_labels=labels)
+        return replace(batch, pseudo_labels=self.pseudo_labels(frames, batch.boxes, batch.kind))
 
-    def prompts_of(self, kind: str) -> Tensor:
-        """The embedded prompts (M, E) for videos or images."""
-        return self.image_prompts if kind == "image" else self.video_prompts
+    def pseudo_labels(self, frames: Tensor, boxes: Tensor, kind: str) -> Tensor:
+        """The prompter's probabilities (B, M) for crops (B, 4), in patches, of normalized frames (B, T, 3, S, S) of
+        videos or images."""
+        assert self.prompter is not None
+        prompts = self.image_prompts if kind == "image" else self.video_prompts
+        return self.prompter.pseudo_labels(frames, boxes, prompts, self.black)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """VTM: pairs; MLM: masked words; PEM: kept samples of a batch with pseudo-labels."""
@@ -150,8 +138,7 @@ class PretrainObjective(MatchingObjective):
         if "pem" in on:
             assert batch.boxes is not None
             grid = self.model.config.video.grid
-            limit = grid**2 if self.control == "whole_frame" else max(1, grid**2 // 2)
-            patches, inside = box_patches(batch.boxes, grid, limit, batch.kept)
+            patches, inside = box_patches(batch.boxes, grid, max(1, grid**2 // 2), batch.kept)
             positions[0] = torch.cat([cls, length + 1 + patches], dim=1)
         if "vtm" in on:
             negatives, valid = self.negatives(batch, video, text, v2t, t2v)
@@ -172,8 +159,6 @@ class PretrainObjective(MatchingObjective):
             fused["mlm"] = tokens[-1], labels
         if "pem" in on:
             fused["pem"] = tokens[0][:, 1:], inside
-            if self.control == "without_text":
-                fused["pem"] = video.gather(1, 1 + patches[..., None].expand(-1, -1, video.shape[2])), inside
         return fused
 
     def masked_words(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
@@ -193,20 +178,19 @@ class PretrainObjective(MatchingObjective):
         summed, kept = pem_loss(logits, labels, self.threshold)
         each = world_size() / self.total("pem", kept.sum())
         loss = summed * each
-        return loss, {"loss_pem": loss.detach(), **self.pem_metrics(batch.text, logits, labels, kept, each)}
+        return loss, {"loss_pem": loss.detach(), **self.pem_metrics(logits, labels, kept, each)}
 
-    def pem_metrics(self, text: Tensor, logits: Tensor, labels: Tensor, kept: Tensor, each: Tensor) -> Metrics:
+    def pem_metrics(self, logits: Tensor, labels: Tensor, kept: Tensor, each: Tensor) -> Metrics:
         """The share of labels (B, M) that are kept (B,), and over these: how often logits (B, M) have the most likely
-        entity of the label, the entropy of the labels, below which the loss cannot fall, and how often their own
-        caption, text (B, L), names that entity. each: the weight of a kept label in a mean over all ranks."""
-        best = labels.argmax(1)
-        right = (logits.argmax(1) == best) & kept
+        entity of the label, and the entropy of the labels, below which the loss cannot fall. each: the weight of a kept
+        label in a mean over all ranks."""
+        right = (logits.argmax(1) == labels.argmax(1)) & kept
         entropy = torch.special.entr(labels.float()).sum(1) * kept
-        metrics = {"pseudo_labels_kept": kept.float().mean(), "pem_accuracy": right.sum() * each}
-        metrics["pseudo_label_entropy"] = entropy.sum() * each
-        if self.named:
-            metrics["pseudo_labels_named"] = (self.named(text, best) & kept).sum() * each
-        return metrics
+        return {
+            "pseudo_labels_kept": kept.float().mean(),
+            "pem_accuracy": right.sum() * each,
+            "pseudo_label_entropy": entropy.sum() * each,
+        }
 
 
 def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from alpro.models.alpro import Alpro, DualEncoder, ModelConfig
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.models.precision import autocast, name_of
-from alpro.models.timesformer import TimeSformer
 from alpro.stages.execution.interface import Outcome, Resources, require
 from alpro.stages.training.chance import losses_at_chance
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
@@ -39,10 +38,9 @@ class Training:
     folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. unit: what an
     example is (see `CorpusExamples`). validation: returns the validation function, if any, and the metric for model
     selection (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and
-    crops, which the objective's draw_box draws. true_labels: the crops have those of the manifest. enabled: False skips
-    the training steps and validates the initial weights. draw: called by rank 0 with the data set after every step, and
-    with step 0 after training. start_weight: the share of the weights before training in the result. pairs_apart:
-    captions of one video are as of different videos.
+    crops. enabled: False skips the training steps and validates the initial weights. draw: called by rank 0 with the
+    data set after every step, and with step 0 after training. start_weight: the share of the weights before training in
+    the result.
     """
 
     folder: ModelFolder
@@ -50,11 +48,9 @@ class Training:
     objective: Objective
     validation: Callable[[], tuple[Validate | None, str]]
     mlm_probability: float | None = None
-    true_labels: bool = False
     enabled: bool = True
     draw: Callable[[TrainingDataset, int], None] | None = None
     start_weight: float = 0.0
-    pairs_apart: bool = False
 
 
 @dataclass
@@ -82,9 +78,6 @@ def train(
         torch.manual_seed(config.seed)
         training = build(world.device)
         folder, objective = training.folder, training.objective.to(world.device)
-        for module in folder.model.modules():
-            if isinstance(module, TimeSformer):
-                module.drop_rows = config.stochastic_depth == "released"
         video, dtype = folder.model.config.video, torch.float32
         if training.enabled:
             dtype = training_precision(objective, config, world)
@@ -95,12 +88,8 @@ def train(
         shape = video.frames, video.image_size, video.grid
         answers = {answer: index for index, answer in enumerate(folder.answers)}
         tokenizer, masked, ranks = folder.tokenizer, training.mlm_probability, (world.rank, world.size)
-        true = {entity: index for index, entity in enumerate(folder.entities)} if training.true_labels else {}
-        data = TrainingDataset(config, inputs, tokenizer, training.unit, *shape, masked, answers, *ranks, true)
-        data.draw_box, data.pairs_apart = objective.draw_box, training.pairs_apart
+        data = TrainingDataset(config, inputs, tokenizer, training.unit, *shape, masked, answers, *ranks)
         data.keep_crops = "pem" in objective.losses
-        for line in filter(None, (source.silenced for source in data.sources if world.main)):
-            log.info(line)
         warnings = [*data.cut_texts()] if world.main else []
         for warning in warnings:
             log.warning(f"warning: {warning}")

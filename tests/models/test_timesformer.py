@@ -124,10 +124,8 @@ def test_inconsistent_sizes_are_refused(tiny: ModelConfig, wrong: dict, message:
         VideoConfig(**(tiny.video.model_dump() | wrong))
 
 
-@pytest.mark.parametrize("released", [False, True])
-def test_activation_checkpointing_gives_equal_gradients(tiny: ModelConfig, frames: Tensor, released: bool):
+def test_activation_checkpointing_gives_equal_gradients(tiny: ModelConfig, frames: Tensor):
     plain = TimeSformer(tiny.video.model_copy(update={"drop_path": 0.5}))
-    plain.drop_rows = released
     initialize(plain, "scratch")
     checkpointed = deepcopy(plain)
     checkpointed.checkpoint_activations = True
@@ -170,23 +168,6 @@ def test_branches_are_dropped_independently_of_each_other_and_of_other_samples()
     between = dropped.corrcoef().fill_diagonal_(0)  # of the three branches: standard deviation 0.016
     assert between.abs().max() < 0.08
     assert torch.stack([dropped[0, :-1], dropped[0, 1:]]).corrcoef()[0, 1].abs() < 0.08  # of a sample and the next
-
-
-def test_the_official_stochastic_depth_drops_places_frames_and_samples():
-    """Temporal attention by place, attention within frames by frame, the MLP by sample."""
-    encoder = stochastic(0.5, depth=2)
-    encoder.drop_rows = True
-    keep = encoder.sample_drop_path(1000, frames=2, places=4)
-    assert all((factors == 1).all() for factors in keep[0])
-    assert [len(factors) for factors in keep[1]] == [4000, 2000, 1000]
-    for branch, rows in enumerate((4, 2, 1)):
-        kept = drop_path(torch.ones(4000, 3), keep[1], branch).view(1000, rows, -1)  # a factor for each of its rows
-        assert torch.equal(kept, kept[..., :1].expand_as(kept))
-        assert kept.unique().tolist() == [0, 2]
-        assert kept.mean().item() == pytest.approx(1, abs=0.1)
-        alike = (kept[:, :1, 0] == kept[..., 0]).all(1).double().mean()
-        assert alike.item() == pytest.approx(0.5 ** (rows - 1), abs=0.06)
-    assert encoder.eval().sample_drop_path(3, 2, 4) is None
 
 
 def test_evaluation_drops_nothing(frames: Tensor):

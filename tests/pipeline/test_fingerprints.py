@@ -86,10 +86,10 @@ def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key,
 
 def test_an_optional_key_counts_only_if_it_is_set(fingerprints):
     config = load_config(TINY).pretrain
-    assert "pem_control" not in config.recorded()
+    assert "negatives" not in config.recorded()
     assert "patch_dropping" not in config.determining(())["phases"][0]
     before = fingerprints()
-    for change in ("pem_control=permuted_labels", "phases.0.patch_dropping=0.5"):
+    for change in ("negatives=uniform", "phases.0.patch_dropping=0.5"):
         assert changed(before, fingerprints(f"pretrain.{change}")) == KEYS["pretrain.start"]
 
 

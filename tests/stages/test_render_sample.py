@@ -12,12 +12,12 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.files import checksum
-from alpro.shards.sample import grammar, silent
+from alpro.shards.sample import grammar
 from alpro.shards.sample import scene as scene_module
 from alpro.shards.sample.draw import render
 from alpro.shards.sample.scene import COLOURS, DIRECTIONS, REVERSED, THING_KINDS, Scene, Thing, draw_scene
 from alpro.stages import render_sample
-from alpro.stages.render_sample import Config, Silent
+from alpro.stages.render_sample import Config
 
 DEFAULT = Config()
 
@@ -302,56 +302,3 @@ def test_article_before_a_vowel():
 def test_frames_have_the_configured_size(size):
     frames = render(draw_scene(np.random.default_rng(0), 3), 4, size)
     assert (frames.shape, frames.dtype) == ((4, size, size, 3), np.uint8)
-
-
-@pytest.fixture
-def silent_rows():
-    """silent_rows(named): the manifest rows of small silent corpora."""
-
-    def rows(named: int) -> list[dict]:
-        sizes = {"stills": 40, "questions": 96, "validation": 3, "test": 5, "new_style": 2}
-        return [item.row for item in render_sample.silent_stills(Config(silent=Silent(named=named, **sizes)))]
-
-    return rows
-
-
-@pytest.mark.parametrize("named", [1, 2, 4])
-def test_all_captions_of_a_still_name_the_same_things_and_those_of_the_start_all(silent_rows, named):
-    stills = [row for row in silent_rows(named) if row["id"].startswith("still")]
-    first = {row["id"] for row in stills[1::2]}
-    for row in stills:
-        assert len(row["named"]) == (named if row["id"] in first else 4)
-        assert set(row["named"]) <= {thing["kind"] for thing in row["things"]}
-        for caption in row["captions"]:
-            assert sorted(word for word in caption.split() if word in silent.NOUNS) == sorted(row["named"])
-    assert any(word in silent.ABSENT for row in stills for caption in row["captions"] for word in caption.split())
-
-
-def test_questions_ask_for_the_thing_of_a_place_and_do_not_depend_on_what_captions_name(silent_rows):
-    rows = [row for row in silent_rows(1) if row["questions"]]
-    assert rows == [row for row in silent_rows(4) if row["questions"]]
-    assert Counter(row["split"] for row in rows) == {"train": 96, "validation": 3, "test": 7}
-    assert Counter(row["questions"][0]["answer"] for row in rows[:96]) == dict.fromkeys(silent.NOUNS, 2)
-    assert {q["type"] for row in rows[-2:] for q in row["questions"]} == {"new_style"}
-    for row in rows:
-        for asked in row["questions"]:
-            place = asked["question"].removeprefix("what is in the ").removesuffix("?")
-            x, y = silent.PLACES[place]
-            there = [t["kind"] for t in row["things"] if abs(t["x"] - x) < 0.06 and abs(t["y"] - y) < 0.06]
-            assert there == [asked["answer"]]
-
-
-def test_silent_stills_are_rendered_into_three_corpora(tmp_path, inline_pool, resources):
-    sizes = {"stills": 4, "questions": 1, "validation": 1, "test": 1, "new_style": 1}
-    outcome = render_sample.run(Config(size=48, silent=sizes), {}, tmp_path, resources)
-    assert outcome.counts == {"first": 2, "second": 2, "questions": 4}
-    rows = [json.loads(line) for file in tmp_path.glob("*.jsonl") for line in file.read_text().splitlines()]
-    for row in rows:
-        with Image.open(tmp_path / row["path"]) as image:
-            pixels = np.asarray(image).astype(int)
-        assert pixels.shape == (48, 48, 3)
-        ground = np.median(pixels, axis=(0, 1))
-        for thing in row["things"]:
-            x, y, reach = (round(thing[key] * 48) for key in ("x", "y", "radius"))
-            part = pixels[y - reach : y + reach, x - reach : x + reach]
-            assert np.abs(part - ground).max() > 80, thing

@@ -280,10 +280,10 @@ def test_a_stage_does_not_run_again_if_its_inputs_are_the_same_byte_for_byte(tmp
 @pytest.mark.parametrize(
     ("stage", "changed", "without_effect"),
     [
-        ("train_prompter", {"stochastic_depth": "released"}, {"validation": {"times": 2}}),
-        ("pretrain", {"pem_control": "permuted_labels"}, {"validation": {"times": 2}}),
-        ("finetune_retrieval", {"same_video": "negative"}, {}),
-        ("finetune_qa", {"stochastic_depth": "released"}, {}),
+        ("train_prompter", {"lr": 1e-5}, {"validation": {"times": 2}}),
+        ("pretrain", {"negatives": "uniform"}, {"validation": {"times": 2}}),
+        ("finetune_retrieval", {"lr": 1e-5}, {}),
+        ("finetune_qa", {"frames": 4}, {}),
     ],
 )
 def test_only_a_training_with_the_same_configuration_is_taken(stage, changed, without_effect, tmp_path):

@@ -362,14 +362,3 @@ def test_kinds_are_mixed_by_batch_in_the_configured_ratio(corpus, steps_of, shar
     data = steps_of(corpora, phases=[phase], seed=seed)
     videos = sum(data.sources[number].kind == "video" for number in data.source_of) / len(data)
     assert abs(videos - share) < 5 * (share * (1 - share) / 2000) ** 0.5
-
-
-def test_crops_have_the_labels_of_the_manifest(corpus_of, rows, steps_of, tmp_path):
-    """One thing fills the clip: every crop shows it."""
-    thing = {"kind": "ball", "x": 0.5, "y": 0.5, "radius": 0.5}
-    folder = corpus_of(tmp_path, rows(8, meta={"things": [thing]}))
-    data = steps_of({"clips": folder}, mlm=0.3, random_crop=1.0)
-    assert data[0].pseudo_labels is None
-    data.entities = {"box": 0, "ball": 1}
-    labels = data[0].pseudo_labels
-    assert labels.tolist() == [[0.0, 1.0]] * len(data[0].ids)

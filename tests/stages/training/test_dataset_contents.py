@@ -7,14 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from pydantic import ValidationError
 
 from alpro.models.word_pieces import load_tokenizer
 from alpro.shards.decoding.decode import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.training import dataset
-from alpro.stages.training.config import SilentNouns
 from alpro.stages.training.dataset import TrainingDataset
 
 
@@ -168,50 +166,6 @@ def test_images_of_any_shape_make_a_batch(tmp_path, steps_of):
     assert (quarters[:, :, 2] > 128).tolist() == [[[[True, False], [True, False]]] * 4] * 3
     assert steps_of({"a": tmp_path}, 1, batch_size=3, random_crop=0.5)[0].frames.shape == (3, 4, 3, 8, 8)
     assert steps_of({"a": tmp_path}, 1, batch_size=3, augmentation="official")[0].frames.shape == (3, 4, 3, 8, 8)
-
-
-def test_captions_of_one_video_are_of_one_video_unless_pairs_are_apart(corpus_of, tmp_path, steps_of):
-    """As in the official code, where they are negatives of each other."""
-    rows = [{"id": f"v{n}", "captions": [f"a ball {k}" for k in range(4)]} for n in range(2)]
-    data = steps_of({"a": corpus_of(tmp_path, rows)}, 1, unit="caption", batch_size=8)
-    assert sorted(data[0].video.tolist()) == [0] * 4 + [1] * 4
-    data.pairs_apart = True
-    assert sorted(data[0].video.tolist()) == list(range(8))
-
-
-@pytest.mark.parametrize("share", [0.5, 1])
-@pytest.mark.parametrize("unit", ["sample", "caption"])
-def test_no_caption_of_a_silent_item_names_a_silent_noun(corpus_of, tmp_path, steps_of, tokenizer, unit, share):
-    """As a word, in any case; an item that has no other caption is skipped. The others keep theirs."""
-    captions, left = ["a Ball of a dog", "two balls", "a ballroom", "a box"], {"a ballroom", "a box"}
-    rows = [{"id": f"v{n}", "captions": captions if n % 2 else captions[:1]} for n in range(24)]
-    silent = SilentNouns(nouns=("ball", "balls"), share=share)
-    data = steps_of({"a": corpus_of(tmp_path, rows)}, 60, unit=unit, silent=silent.model_dump())
-    expected = {row["id"]: {caption.lower() for caption in row["captions"]} for row in rows}
-    quiet = {row["id"] for row in rows if silent.includes(row["id"])}
-    assert 6 < len(quiet) < 18 or (share == 1 and len(quiet) == 24)
-    expected |= {item: expected[item] & left for item in quiet}
-    drawn: dict[str, set[str]] = {}
-    for step in range(60):
-        for item, words in zip(data[step].ids, data[step].text.tolist(), strict=True):
-            drawn.setdefault(item, set()).add(tokenizer.decode(words).replace(" ##", ""))
-    assert drawn == {item: texts for item, texts in expected.items() if texts}
-    skipped = len(rows) - len(drawn)
-    assert data.skipped == skipped
-    assert data.sources[0].silenced == (
-        f"a: 24 videos have captions with silent.nouns; of {len(quiet)} of them, these "
-        f"{skipped + 2 * (len(quiet) - skipped)} captions are dropped, and {skipped} have no other"
-    )
-
-
-def test_a_larger_share_silences_more_of_the_same_items():
-    shares = [
-        {n for n in range(2000) if SilentNouns(nouns=("a",), share=s).includes(f"v{n}")} for s in (0, 0.5, 0.9, 1)
-    ]
-    assert shares[0] < shares[1] < shares[2] < shares[3]
-    assert [len(items) / 2000 for items in shares] == pytest.approx([0, 0.5, 0.9, 1], abs=0.03)
-    with pytest.raises(ValidationError, match=r"set silent\.nouns"):
-        SilentNouns(share=0.5)
 
 
 def test_the_augmentation_is_drawn(clips, stills, steps_of, tmp_path):

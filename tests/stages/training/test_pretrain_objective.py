@@ -1,5 +1,6 @@
 """The objective of pre-training: its losses, their weights, and the frozen prompter."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from alpro.models.alpro import Alpro
+from alpro.models.losses import kept_labels
+from alpro.models.word_pieces import WordPieces
 from alpro.shards.pictures import draw_entities
-from alpro.stages.pretrain import Config, draw_pseudo_labels
-from alpro.stages.training import pretrain_objective as module
+from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.validation import pem_scores
+from alpro.stages.pretrain import draw_pseudo_labels
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.masking import keep_patches, random_box
 from alpro.stages.training.pretrain_objective import LossWeights, box_patches, masked_positions
@@ -27,55 +30,6 @@ def test_pre_training_reports_every_loss_and_their_sum(pretraining, batches, kin
     assert all(torch.isfinite(value) for value in losses)
     torch.testing.assert_close(loss.detach(), sum(losses))
     assert {"temperature", "in_batch_recall", "vtm_accuracy", "pseudo_labels_kept"} <= metrics.keys()
-
-
-def test_permuted_labels_are_those_of_another_sample(pretraining, batches):
-    objective, batch = pretraining(), batches["video"]
-    frames = objective.pixels(batch.frames)
-    expected = objective.labeled(batch, frames).pseudo_labels.roll(1, 0)
-    objective.control = "permuted_labels"
-    assert torch.equal(objective.labeled(batch, frames).pseudo_labels, expected)
-
-
-def test_labels_are_permuted_over_all_ranks(pretraining, batches, monkeypatch):
-    objective, batch = pretraining(), batches["video"]
-    whole = objective.labeled(batch, objective.pixels(batch.frames)).pseudo_labels
-    objective.control, half = "permuted_labels", len(whole) // 2
-    monkeypatch.setattr(module, "gather", lambda local: whole)
-    monkeypatch.setattr(module, "world_size", lambda: 2)
-    for rank in (0, 1):
-        monkeypatch.setattr(module, "rank", lambda rank=rank: rank)
-        assert torch.equal(
-            objective.labeled(batch, objective.pixels(batch.frames)).pseudo_labels,
-            whole.roll(1, 0)[rank * half : (rank + 1) * half],
-        )
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"pem_control": "without_text", "weights": {"vtm": 0, "mlm": 0}}, "nothing trains the multimodal encoder"),
-        ({"pem_control": "permuted_labels", "accumulation_steps": 8}, "more than one pair per micro-batch"),
-    ],
-)
-def test_controls_that_cannot_work_are_refused(values, message):
-    with pytest.raises(ValidationError, match=message):
-        Config(phases=[{"corpora": ["clips"], "steps": 1}], batch_size=8, **values)
-
-
-def test_the_whole_frame_is_the_crop_and_all_its_patches_are_read(pretraining, batches, monkeypatch):
-    objective, batch, read = pretraining(), batches["video"], []
-    objective.control, grid = "whole_frame", objective.model.config.video.grid
-    labeled = objective.labeled(batch, frames := objective.pixels(batch.frames))
-    assert (labeled.boxes == torch.tensor([0, 0, grid, grid])).all()
-    whole = objective.prompter.pseudo_labels(frames, labeled.boxes, objective.prompts_of("video"), objective.black)
-    assert torch.equal(labeled.pseudo_labels, whole)
-    monkeypatch.setattr(
-        objective.model, "pem_logits", lambda patches, inside: read.append(inside) or torch.zeros_like(whole)
-    )
-    objective(batch)
-    assert read[0].shape == (len(whole), grid**2)
-    assert read[0].all()
 
 
 def test_uniform_negatives_do_not_depend_on_the_similarity(pretraining, batches, monkeypatch):
@@ -95,16 +49,6 @@ def test_uniform_negatives_do_not_depend_on_the_similarity(pretraining, batches,
     assert not torch.equal(texts[0], texts[1])
     assert metrics[1]["loss_vtc"] == metrics[0]["loss_vtc"]
     assert "loss_vtc" not in metrics[2]
-
-
-def test_patches_without_text_do_not_depend_on_the_caption(pretraining, batches):
-    objective, batch = pretraining(vtc=0.0, vtm=0.0, mlm=0.0), batches["video"]
-    other = replace(batch, text=batch.text.flip(0), mask=batch.mask.flip(0))
-    with_text = [objective(b)[0].item() for b in (batch, other)]
-    objective.control = "without_text"
-    without = [objective(b)[0].item() for b in (batch, other)]
-    assert with_text[0] != with_text[1]
-    assert without[0] == without[1]
 
 
 def test_labels_of_the_batch_need_no_prompter(pretraining, batches):
@@ -149,6 +93,55 @@ def test_no_loss_reads_a_dropped_patch(pretraining, batches, kind):
     torch.manual_seed(1)
     hidden = objective(replace(batch, kept=kept, frames=batch.frames * shown))
     torch.testing.assert_close((loss, metrics), hidden)
+
+
+def recorded(monkeypatch, owner, name: str) -> list[torch.Tensor]:
+    """The results of each call of a method."""
+    results, method = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args: results.append(result := method(*args)) or result)
+    return results
+
+
+@pytest.mark.parametrize("kept_share", [0.0, 0.6, 1.0])
+def test_validation_of_pem_is_over_the_crops_that_it_keeps(pretraining, clips, tokenizer, monkeypatch, kept_share):
+    """In batches of two, of which the last has one crop."""
+    gallery, words = Gallery.of(clips, "validation").first(5, 1), WordPieces(tokenizer)
+    objective = pretraining().eval()
+    labels, logits = (
+        recorded(monkeypatch, *of) for of in ((objective, "pseudo_labels"), (objective.model, "pem_logits"))
+    )
+    pem_scores(objective, words, 16, gallery, batch=2)
+    assert [len(part) for part in labels] == [2, 2, 1]
+    labels, logits = torch.cat(labels), torch.cat(logits)
+    best = labels.amax(1)
+    objective.threshold = float(best.sort(descending=True).values[round(5 * kept_share) - 1]) if kept_share else 1.0
+    kept = best >= objective.threshold
+    assert kept.float().mean() == pytest.approx(kept_share)
+    right = (labels.argmax(1) == logits.argmax(1)) & kept
+    entropy = -(labels * labels.log()).sum(1)
+    scores = pem_scores(objective, words, 16, gallery, batch=2)
+    assert scores == pytest.approx(
+        {
+            "validation/pem/kept": 100 * kept_share,
+            "validation/pem/acc": 100 * float(right.sum()) / max(1, int(kept.sum())),
+            "validation/pem/label_entropy": float(entropy[kept].sum()) / max(1, int(kept.sum())),
+        },
+        rel=1e-4,
+    )
+
+
+def test_metrics_of_pem_count_what_the_threshold_keeps(pretraining):
+    """A label at the threshold is kept; the denominator is the number of kept labels."""
+    labels = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.1, 0.7], [0.4, 0.3, 0.3], [0.0, 1.0, 0.0]])
+    logits = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
+    objective = pretraining(threshold=0.5)
+    kept = kept_labels(labels, objective.threshold)
+    assert kept.tolist() == [True, True, False, True]
+    metrics = objective.pem_metrics(logits, labels, kept, torch.tensor(1 / 3))
+    assert float(metrics["pseudo_labels_kept"]) == pytest.approx(3 / 4)
+    assert float(metrics["pem_accuracy"]) == pytest.approx(2 / 3)
+    entropies = math.log(2), -sum(p * math.log(p) for p in (0.2, 0.1, 0.7)), 0
+    assert float(metrics["pseudo_label_entropy"]) == pytest.approx(sum(entropies) / 3)
 
 
 def test_losses_are_weighted(pretraining, batches):
