@@ -23,7 +23,7 @@ SCORES = [
     ("'left' or 'right'", 100.0, 0.0, 50.0, "chance"),
     ("object named by the prompter", 65.7, 32.0, 17.5, "best constant"),
 ]
-# Of `alpro study silent`: what the labels are, and the gain in things named, to training without PEM, of each seed.
+# Of the silent study: what the labels are, and the gain in things named, to training without PEM, of each seed.
 SILENT = {
     "captions name\none of four": [5.9, 0.1, 0.0, 6.0, 0.9, -2.3],
     "captions name\nall four": [-3.1, -3.0, 2.0, 0.8, 1.0, 0.4],
