@@ -44,7 +44,6 @@ WITH_PREFECT = {
     for name in (
         "reports/test_in_browser",
         "flows/test_flow_pages",
-        "test_dask",
         "test_deployments",
         "test_flow",
         "test_launch",

@@ -247,16 +247,6 @@ def test_prefect_accepts_the_commands():
     assert {"alpro/alpro"} < names <= {f"{d['name']}/{d['name']}" for d in deployments}
 
 
-def test_torchrun_accepts_the_commands():
-    from torch.distributed.run import get_args_parser
-
-    calls = commands("torchrun")
-    assert len(calls) >= 2
-    for _, arguments in calls:
-        parsed = get_args_parser().parse_args(arguments)
-        assert (parsed.module, parsed.training_script) == (True, "alpro.pipeline.execution.run_stage")
-
-
 def test_make_has_the_targets():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {arguments[0] for _, arguments in commands("make")}

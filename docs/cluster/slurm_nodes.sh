@@ -1,8 +1,8 @@
 #!/bin/bash
-# One training stage on several nodes, through torchrun, without Prefect and MLflow. All nodes see the same folders. It
-# resumes from its checkpoint if the job is preempted or reaches its time limit. WORK.json is the file that a pipeline
-# wrote into the stage's folder (docs/deploying.md, "A stage by hand"). Submit it in an activated environment:
-#   sbatch --nodes=2 --gpus-per-node=8 docs/cluster/slurm_nodes.sh /shared/alpro/artifacts/pretrain/<...>/work.json
+# One training stage on several nodes, which see the same folders. The first node runs the pipeline, the others wait for
+# it to start the stage. It resumes from its checkpoint if the job is preempted or reaches its time limit. Submit it in
+# an activated environment, with the stage, the workspace, and the options of `alpro run`:
+#   sbatch --nodes=2 --gpus-per-node=8 docs/cluster/slurm_nodes.sh pretrain /shared/alpro --config /shared/mine.toml
 #SBATCH --job-name=alpro-nodes
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -14,15 +14,23 @@
 #SBATCH --open-mode=append
 set -u
 
-if [ $# -ne 1 ] || [ ! -f "$1" ]; then
-  echo "usage: sbatch $0 WORK.json" >&2
+if [ $# -lt 2 ] || [ ! -d "$2" ]; then
+  echo "usage: sbatch $0 STAGE WORKSPACE [OPTION...]" >&2
   exit 2
 fi
-work=$(realpath "$1")
+export stage=$1 workspace=$2 processes=${SLURM_GPUS_ON_NODE:-1}
+shift 2
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-port=$((20000 + SLURM_JOB_ID % 10000))
-srun python -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" \
-  --rdzv-backend c10d --rdzv-endpoint "$host:$port" --rdzv-id "$SLURM_JOB_ID" -m alpro.pipeline.execution.run_stage "$work" &
+export rendezvous=$host:$((20000 + SLURM_JOB_ID % 10000))
+srun bash -c '
+if [ "$SLURM_PROCID" -eq 0 ]; then
+  exec alpro run "$stage" --workspace "$workspace" "$@" --set resources.processes="$processes" \
+    --set resources.nodes="$SLURM_NNODES" --set resources.rendezvous="$rendezvous"
+fi
+until work=$(grep -ls "$rendezvous" "$workspace"/artifacts/"$stage"/*/work.json); do sleep 5; done
+exec python -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$processes" --rdzv-backend c10d \
+  --rdzv-endpoint "$rendezvous" --rdzv-id "$(basename "$(dirname "$work")")" -m alpro.pipeline.execution.run_stage "$work"
+' alpro-nodes "$@" &
 step=$!
 ended=
 # Slurm sends SIGTERM to this shell before the time limit, and to the step if the job is preempted. (srun would kill the
@@ -31,9 +39,8 @@ trap 'scancel --signal=TERM "$SLURM_JOB_ID"; wait "$step"; ended=$?' TERM
 wait "$step"
 status=${ended:-$?}
 
-# torchrun exits with a status of its own; the stage writes why it ended beside its work file. A job that was cancelled
-# is no longer running.
-if [ "$status" -ne 0 ] && grep -qs '"interrupted"' "$(dirname "$work")/result.json"; then
+# 75: interrupted with a checkpoint; 143: ended by SIGTERM. A job that was cancelled is no longer running.
+if [ "$status" -eq 75 ] || [ "$status" -eq 143 ]; then
   if [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then
     echo "interrupted; the job is queued again and resumes" >&2
     scontrol requeue "$SLURM_JOB_ID"

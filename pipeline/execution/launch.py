@@ -1,4 +1,4 @@
-"""Runs a stage in this process, in a separate process, or in many processes with torchrun, and ends them."""
+"""Runs a stage as a group of processes, many of them with torchrun, and ends them."""
 
 import os
 import shlex
@@ -8,14 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.log import TIMES, log
 from alpro.pipeline.execution.devices import VISIBLE, reserved, visible_devices
-from alpro.pipeline.execution.lifecycle import GRACE_SECONDS, signal_group
 from alpro.pipeline.store.artifacts import Step, Store, check_inputs
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
@@ -28,12 +26,14 @@ from alpro.stages.execution.interface import (
     Stopped,
     cores,
 )
+from alpro.stages.execution.lifecycle import signal_group, with_parent
 from alpro.stages.execution.stop import STOP
 
 SEVERAL = (*TRAININGS, *EVALUATIONS)  # stages that can use several processes
+GRACE_SECONDS = 45.0  # for the processes of a stage to write a checkpoint; torchrun gives its ranks 30
 
 
-def work(
+def run_stage(
     step: Step,
     out: Path,
     store: Store,
@@ -42,30 +42,33 @@ def work(
     say: Callable[[str], None] | None = None,
     threads: int = 0,
 ) -> Outcome:
-    """Runs a step's stage with the output folder `out`; returns its outcome.
+    """Runs a step's stage with the output folder `out` in a process group of its own; returns its outcome.
 
-    Stages with a model run in a process group of their own, which is ended with this call: on success, on any
-    exception here, on cancellation. They use free GPUs, which no other run of this machine uses at the same time.
-    `say` receives their output line by line if there is no terminal. `threads` limits the threads of the stage on a
-    CPU; 0: PyTorch decides.
+    The group is ended with this call: on success, on any exception here, on cancellation. If this process is killed,
+    the kernel ends it. A stage with a model uses free GPUs, which no other run of this machine uses at the same time.
+
+    Args:
+        lock_file: the open lock of the artifact, which the group holds, too.
+        say: receives the output of the group line by line, if there is no terminal.
+        threads: limits the threads of a model on a CPU; 0: PyTorch decides.
+
+    Raises InputError, Interrupted if the next call continues, Stopped if the pipeline stops, else StageFailed.
     """
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
     inputs |= step.paths
     check_inputs(inputs.values())
-    if step.stage not in WITH_MODEL:
-        return step.module.run(step.config, inputs, out, resources)
-    file = out / "work.json"
+    file, result_file = out / "work.json", out / "result.json"
     described = {
         "stage": step.stage,
         "config": step.config.model_dump(mode="json"),
         "inputs": {name: str(absolute(path)) for name, path in inputs.items()},
         "out": str(out.resolve()),
         "resources": resources.model_dump(mode="json"),
-        "artifact": step.description,
     }
     write_json(file, described)
-    (out / "result.json").unlink(missing_ok=True)
-    gpus = visible_devices(resources)
+    result_file.unlink(missing_ok=True)
+    with_model, several = step.stage in WITH_MODEL, step.stage in SEVERAL
+    gpus = visible_devices(resources) if with_model else {}
     if not gpus and resources.processes == 1:
         resources = resources.model_copy(update={"processes": cpu_processes(step, resources, threads)})
     arguments = command(step.stage, file, resources)
@@ -74,26 +77,29 @@ def work(
         (say or log.info)(f"{step.name}: {text}")
 
     if resources.nodes > 1 and step.stage in TRAININGS:
-        by_hand = " ".join(["python", *arguments[1:-1], str(file.resolve())])
-        announce(f"start on each other node: {by_hand}")
-    count = resources.processes if step.stage in SEVERAL else 1
+        announce(f"start on each other node: {shlex.join(['python', *arguments[1:-1], str(file.resolve())])}")
+    count = resources.processes if several else 1
     locks = () if lock_file is None else (lock_file,)
     with reserved(gpus, count, announce) as (devices, more_locks):
         settings = {VISIBLE: ",".join(devices)} if devices else {}
-        if not gpus and (threads or count > 1) and "OMP_NUM_THREADS" not in os.environ:  # torchrun: one thread each
+        # torchrun would give each process one thread
+        if with_model and not gpus and (threads or count > 1) and "OMP_NUM_THREADS" not in os.environ:
             settings["OMP_NUM_THREADS"] = str(max(1, (threads or cores()) // count))
         log.debug(f"{step.name}: {shlex.join([*(f'{name}={value}' for name, value in settings.items()), *arguments])}")
         status = run_group(arguments, (*locks, *more_locks), say, settings)
-    result = read_json(out / "result.json") if (out / "result.json").exists() else {}
+    result = read_json(result_file) if result_file.exists() else {}
     if status == 0:
-        (out / "result.json").unlink()
+        file.unlink()
+        result_file.unlink()
         return Outcome(**result)
     if "error" in result:
         raise InputError(result["error"])
     if STOP.get().is_requested():
         raise Stopped(f"{step.name} was stopped")
-    if status == EXIT_INTERRUPTED or "interrupted" in result:  # torchrun exits with a status of its own
-        raise Interrupted(f"{step.name} received SIGTERM and left a checkpoint")
+    if "interrupted" in result:
+        raise Interrupted(f"{step.name}: {result['interrupted']}")
+    if status in (EXIT_INTERRUPTED, -signal.SIGTERM):
+        raise Interrupted(f"{step.name}: it received SIGTERM")
     if status == -signal.SIGKILL:  # torchrun reports it in its output, and ends with 1
         raise StageFailed(
             f"{step.name} was killed, probably for memory: fewer resources.workers or a smaller batch need less; "
@@ -141,15 +147,14 @@ def run_group(
     The open locks, of the artifact's folder and of the GPUs, are passed on, so that they stay held as long as any of
     the group lives, even if this process is killed. `settings` are added to the environment.
     """
-    stop, piped = STOP.get(), say is not None
-    stop.check()
+    piped = say is not None
     more = {**(settings or {}), **({TIMES: "0"} if piped else {})}  # Prefect's log adds times
     # Threads that wait for each other give way sooner: beside another busy process on the same two cores training is
     # 1.7 times as fast as with OpenMP's default, and on an idle machine no slower.
     process = subprocess.Popen(
-        arguments,
-        start_new_session=True,
-        env={"GOMP_SPINCOUNT": "1000", **os.environ, **more, "ALPRO_PARENT": str(os.getpid())},
+        with_parent(arguments),
+        start_new_session=True,  # Ctrl-C in a terminal reaches this process only, which ends the group
+        env={"GOMP_SPINCOUNT": "1000", **os.environ, **more},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if piped else None,
         stderr=subprocess.STDOUT if piped else None,
@@ -162,7 +167,7 @@ def run_group(
         reader = threading.Thread(target=_read_lines, args=(process, say), daemon=True)
         reader.start()
     try:
-        with stop.signals(partial(signal_group, process.pid)):
+        with STOP.get().signals(process.pid):
             status = process.wait()
     except BaseException:
         end_group(process)

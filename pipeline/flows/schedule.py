@@ -10,7 +10,7 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.states import State
 from prefect.utilities.annotations import quote
 
-from alpro.pipeline.execution.lifecycle import GRACE_SECONDS
+from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.session import Session
 from alpro.pipeline.flows.tasks import announce, make, make_by_deployment, make_data
 from alpro.pipeline.plan.steps import required

@@ -16,8 +16,7 @@ from prefect.states import Cancelled, Cancelling, Completed, Failed, State
 
 from alpro.errors import InputError
 from alpro.log import log
-from alpro.pipeline.execution.launch import work
-from alpro.pipeline.flows.dask import on_dask
+from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.flows.pages import about_run, artifact_key, link_to_mlflow, show_metrics
 from alpro.pipeline.flows.session import Session
 from alpro.pipeline.reports.summary import first_line
@@ -34,11 +33,9 @@ from alpro.pipeline.tracking.stage_runs import (
 )
 from alpro.shards.storage import DISK_FULL
 from alpro.stages import WITH_MODEL
-from alpro.stages.execution import workers
 from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
 
-workers.open_cluster = on_dask  # stages do not know Prefect
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 CANCEL_TRIES = 10  # if Prefect's server does not answer
 VALIDATED = {
@@ -120,7 +117,7 @@ def find_or_build(session: Session, step: Step) -> State | None:
             file = lock_number(lock)
             record = store.make(
                 step,
-                lambda s, out: work(s, out, store, session.resources, file, say(), session.threads.get(s.name, 0)),
+                lambda s, out: run_stage(s, out, store, session.resources, file, say(), session.threads.get(s.name, 0)),
                 {**about, "arguments": session.arguments},
             )
             result = StageResult(step, folder, record, cached=False)

@@ -13,8 +13,8 @@ from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
 from alpro.errors import InputError
-from alpro.pipeline.execution.lifecycle import alive
 from alpro.pipeline.tracking.tracker import MODEL_TRAINING, VIEW
+from alpro.stages.execution.lifecycle import alive
 
 
 @contextmanager

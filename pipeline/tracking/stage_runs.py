@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alpro.pipeline.execution.lifecycle import alive
 from alpro.pipeline.reports.figures import metric_curves
 from alpro.pipeline.reports.results import HEADLINES
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.pipeline.tracking.tracker import Logged, Run, Tracker, system_metrics
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
 from alpro.stages.execution.interface import Interrupted
+from alpro.stages.execution.lifecycle import alive
 from alpro.stages.training.metrics import read_metrics
 
 # By evaluation and input: the first part of the names of its metrics.

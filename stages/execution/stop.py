@@ -2,13 +2,12 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from alpro.stages.execution.interface import Stopped
-
-SendSignal = Callable[[signal.Signals], None]
+from alpro.stages.execution.lifecycle import signal_group
 
 
 class Stop:
@@ -17,39 +16,35 @@ class Stop:
     def __init__(self) -> None:
         self._requested = threading.Event()
         self._lock = threading.Lock()
-        self._groups: set[SendSignal] = set()
+        self._leaders: set[int] = set()  # of process groups
 
     def is_requested(self) -> bool:
         return self._requested.is_set()
 
     def request(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Sends a signal to all process groups; stages without a process of their own raise Stopped soon."""
+        """Sends a signal to all process groups; what waits raises Stopped."""
         with self._lock:
             self._requested.set()
-            for send in self._groups:
-                send(number)
-
-    def check(self) -> None:
-        """Raises Stopped if the pipeline stops."""
-        if self._requested.is_set():
-            raise Stopped("the pipeline was stopped")
+            for leader in self._leaders:
+                signal_group(leader, number)
 
     def wait(self, seconds: float) -> None:
         """Waits. Raises Stopped as soon as the pipeline stops."""
-        self._requested.wait(seconds)
-        self.check()
+        if self._requested.wait(seconds):
+            raise Stopped("the pipeline was stopped")
 
     @contextmanager
-    def signals(self, send: SendSignal) -> Iterator[None]:
-        """Registers a process group, by the function that sends it a signal, for the time of the body."""
+    def signals(self, leader: int) -> Iterator[None]:
+        """Registers a process group for the time of the body."""
         with self._lock:
-            self.check()
-            self._groups.add(send)
+            if self._requested.is_set():
+                raise Stopped("the pipeline was stopped")
+            self._leaders.add(leader)
         try:
             yield
         finally:
             with self._lock:
-                self._groups.discard(send)
+                self._leaders.discard(leader)
 
 
 # The pipeline's; without a pipeline, one that is never requested.

@@ -1,7 +1,7 @@
 """Runs units of work in processes on this machine, or on a Dask cluster.
 
-A process may die while it processes a unit: native code crashes, memory runs out, or it is killed. The process is then
-replaced and the unit starts again; other units are not affected. The unit itself records what killed its process.
+A process may die while it processes a unit: native code crashes, memory runs out, or it is killed. The processes are
+then replaced, and the units that were running start again. The unit itself records what killed its process.
 """
 
 import multiprocessing
@@ -15,23 +15,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
-from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from alpro.errors import InputError
 from alpro.stages.execution.interface import Resources
-from alpro.stages.execution.stop import STOP
+from alpro.stages.execution.lifecycle import end_with_parent
 
 UnitT = TypeVar("UnitT")
 Result = TypeVar("Result")
 MAX_DEATHS = 50  # consecutive deaths of workers, without a finished unit in between, before the stage fails
 START_SECONDS = 60.0  # time for a process to start on a busy machine
-REFILL_SECONDS = 1.0  # interval of checking a cluster for new workers, and whether the pipeline stops
+DASK_UNITS = 256  # submitted at a time: machines may join a cluster at any time
+CONNECT_SECONDS = 10
 EXIT_TIMEOUT = 70  # exit status of a process that exceeds its time limit
-# Opens an executor for resources.dask. The pipeline sets it: stages do not depend on its task runner.
-open_cluster: Callable[[str], AbstractContextManager[Executor]] | None = None
 
 
 class WorkerDied(Exception):
@@ -40,56 +38,48 @@ class WorkerDied(Exception):
 
 @contextmanager
 def work_pool(resources: Resources) -> Iterator[Executor]:
-    """An executor for functions with picklable arguments that write their results to files."""
+    """An executor for functions with picklable arguments that write their results to files. Leaving the context by an
+    exception kills its processes: their units can be repeated."""
     if resources.dask:
-        if open_cluster is None:
-            raise InputError("resources.dask: only a pipeline can use a cluster; run the stage with `alpro`")
-        with open_cluster(resources.dask) as executor:
+        with dask_executor(resources.dask) as executor:
             yield executor
         return
-    with _Processes(resources.worker_count) as executor:
-        yield executor
+    # Spawned, not forked: a fork would copy the locks of the caller's threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(resources.worker_count, context, initialize_worker) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
-class _Processes(Executor):
-    """An executor of independent processes. The death of one raises BrokenProcessPool only from its own futures.
+def initialize_worker() -> None:
+    """Ends a worker with its parent, and not by Ctrl-C, which goes to every process of a terminal."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    assert parent.pid is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(parent.pid, signal.SIGKILL)
 
-    Each process has a pool of its own, since a ProcessPoolExecutor stops all its processes when one dies. Leaving the
-    context by an exception kills the processes: their units can be repeated.
-    """
 
-    def __init__(self, count: int) -> None:
-        # Spawned, not forked: a fork would copy the locks of the caller's threads (Prefect, MLflow).
-        self.context = multiprocessing.get_context("spawn")
-        self.alive, self.here = self.context.Pipe(duplex=False)
-        self.pools = [self._start() for _ in range(count)]
-        self.futures: list[list[Future]] = [[] for _ in range(count)]
-
-    def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, self.context, end_with_parent, (self.alive,))
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
-        if kind:
-            self.here.close()
-        self.shutdown(cancel_futures=kind is not None)
-        self.here.close()
-        self.alive.close()
-
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future:
-        self.futures = [[future for future in futures if not future.done()] for futures in self.futures]
-        idlest = min(range(len(self.pools)), key=lambda index: len(self.futures[index]))
-        with interrupts_blocked():
-            try:
-                future = self.pools[idlest].submit(function, *arguments, **named)
-            except BrokenProcessPool:
-                self.pools[idlest] = self._start()
-                future = self.pools[idlest].submit(function, *arguments, **named)
-        self.futures[idlest].append(future)
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        for pool in self.pools:
-            pool.shutdown(wait, cancel_futures=cancel_futures)
+@contextmanager
+def dask_executor(address: str) -> Iterator[Executor]:
+    """An executor on the Dask scheduler at an address. A worker that dies has its units run by another; after four
+    deaths the future raises KilledWorker. Raises InputError where Dask is not installed or no scheduler answers."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise InputError(
+            "resources.dask is set, but Dask is not installed: pip install 'alpro-pipeline[dask]'"
+        ) from None
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except OSError as error:
+        raise InputError(f"resources.dask = {address}: no Dask scheduler answers there ({error})") from error
+    with client:
+        yield client.get_executor(pure=False)
 
 
 def run_units(
@@ -102,55 +92,37 @@ def run_units(
     processes keep dying.
     """
     pending = iter(units)
-    if not (lost := deque(islice(pending, 1))):
-        return
-    running: dict[Future, UnitT] = {}
-    deaths: set[BaseException] = set()  # all futures of a dead process have the same exception
-    with work_pool(resources) as pool:
-        while True:
-            # A cluster reports its current number of workers: machines may join at any time.
-            max_running = 2 * getattr(pool, "worker_count", resources.worker_count)
-            while len(running) < max_running and (unit := lost.popleft() if lost else next(pending, None)) is not None:
-                running[pool.submit(function, unit)] = unit
-            if not running:
-                return
-            STOP.get().check()
-            for future in wait(running, timeout=REFILL_SECONDS, return_when=FIRST_COMPLETED).done:
-                unit, error = running.pop(future), future.exception()
-                # Dask raises KilledWorker, by default after four deaths.
-                if isinstance(error, BrokenProcessPool) or (error and type(error).__name__ == "KilledWorker"):
-                    deaths.add(error)
-                    lost.append(unit)
-                else:
-                    deaths.clear()
-                    yield unit, future.result()
-            if len(deaths) > MAX_DEATHS:
-                raise InputError(
-                    f"{len(deaths)} worker processes died in succession; if memory is short, lower resources.workers"
-                )
-
-
-@contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Blocks Ctrl-C in this thread and in processes that the body starts. Ctrl-C goes to every process of a terminal.
-    Their parent ends them; by themselves they would print tracebacks, even before their first import."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def end_with_parent(alive: Connection) -> None:
-    """Ends this pool process when the other end of the connection is closed: by its parent, or because its parent has
-    ended. Otherwise it would finish its unit, or wait for work forever."""
-
-    def watch() -> None:
-        with suppress(EOFError, OSError):
-            alive.recv_bytes()
-        os._exit(EXIT_TIMEOUT)
-
-    threading.Thread(target=watch, daemon=True).start()
+    lost = deque(islice(pending, 1))
+    deaths: set[BaseException] = set()  # all futures of a broken pool have the same exception
+    max_running = DASK_UNITS if resources.dask else 2 * resources.worker_count
+    while lost:  # once, and again with a new pool after a process died
+        running: dict[Future, UnitT] = {}
+        broken = False
+        with work_pool(resources) as pool:
+            while True:
+                while not broken and len(running) < max_running:
+                    if (unit := lost.popleft() if lost else next(pending, None)) is None:
+                        break
+                    try:
+                        running[pool.submit(function, unit)] = unit
+                    except BrokenProcessPool:
+                        lost.append(unit)
+                        broken = True
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    unit, error = running.pop(future), future.exception()
+                    if isinstance(error, BrokenProcessPool) or (error and type(error).__name__ == "KilledWorker"):
+                        broken |= isinstance(error, BrokenProcessPool)
+                        deaths.add(error)
+                        lost.append(unit)
+                    else:
+                        deaths.clear()
+                        yield unit, future.result()
+                if len(deaths) > MAX_DEATHS:
+                    raise InputError(
+                        f"{len(deaths)} workers died in succession; if memory is short, lower resources.workers"
+                    )
 
 
 @contextmanager

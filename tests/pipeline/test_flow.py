@@ -264,7 +264,7 @@ def test_a_failed_branch_stops_only_what_depends_on_it(first, workspace, monkeyp
         started.append(step.name)
         raise StageFailed(f"{step.name} broke") if step.stage == "finetune_retrieval" else InputError("also broken")
 
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", fail)
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", fail)
     monkeypatch.setenv("ALPRO_COMMAND_LINE", "1")
     changes = ["finetune_retrieval.lr=3e-4", "finetune_qa.lr=3e-4"]
     with pytest.raises(StageFailed, match="finetune_retrieval broke"):
@@ -350,7 +350,7 @@ def test_a_pipeline_that_is_stopped_ends_its_runs_as_killed(first, workspace, mo
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", stop)
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", stop)
     with pytest.raises(KeyboardInterrupt):
         alpro(TINY, changes=["evaluate.seed=31"], workspace=str(workspace))
     parents, nested = runs(workspace)
@@ -366,7 +366,7 @@ def test_a_pipeline_that_is_stopped_ends_its_runs_as_killed(first, workspace, mo
 def test_the_test_split_is_checked_before_the_first_training(task, first, workspace, monkeypatch):
     """What evaluation would refuse after days: a corpus without test items."""
     started: list[str] = []
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", lambda step, *_: started.append(step.stage))
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", lambda step, *_: started.append(step.stage))
     changes = [f"evaluate.{task}=stills", "build_vocabulary.entities=7", "train_prompter.lr=2e-3"]
     with pytest.raises(InputError, match=r"stills: no test item has (captions|questions)"):
         alpro(TINY, changes=changes, workspace=str(workspace))

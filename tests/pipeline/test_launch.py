@@ -1,4 +1,4 @@
-"""Launching a stage in this process or in its own: resources, results and exit statuses."""
+"""Launching a stage as a group of processes: resources, results and exit statuses."""
 
 import os
 import sys
@@ -12,13 +12,14 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.execution import launch
 from alpro.pipeline.execution.devices import reserved
-from alpro.pipeline.execution.launch import command, work
+from alpro.pipeline.execution.launch import command, run_stage
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages import STAGES, cache_prompts, evaluate, pretrain, render_sample
-from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed
-from tests.pipeline.conftest import TINY
+from alpro.stages.execution.interface import Interrupted, Resources, StageFailed, Stopped
+from alpro.stages.execution.stop import STOP, Stop
 
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
+DATA = Step("render_sample", "render_sample", render_sample.Config())
 CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
 
 
@@ -47,7 +48,7 @@ def group(monkeypatch) -> dict[str, Any]:
 
 def test_resources_reach_the_process_of_a_stage(group, tmp_path):
     resources = Resources(workers=3, device="cpu", compile=True, profile=True, rank_timeout=7.5, processes=2)
-    work(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5)
+    run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5)
     assert Resources.model_validate(group["work"]["resources"]) == resources
     assert group["work"]["config"] == PRETRAIN.config.model_dump(mode="json")
     assert (group["work"]["out"], group["locks"], group["settings"]) == (str(tmp_path), (5,), {})
@@ -58,7 +59,7 @@ def test_threads_are_limited_unless_the_user_or_torchrun_does(processes, own, ex
     monkeypatch.delenv("OMP_NUM_THREADS")
     if own:
         monkeypatch.setenv("OMP_NUM_THREADS", own)
-    work(PRETRAIN, tmp_path, Store(tmp_path), Resources(device="cpu", processes=processes), threads=3)
+    run_stage(PRETRAIN, tmp_path, Store(tmp_path), Resources(device="cpu", processes=processes), threads=3)
     assert group["settings"].get("OMP_NUM_THREADS") == expected
 
 
@@ -78,34 +79,11 @@ def test_a_stage_on_a_cpu_has_one_process_per_core(step, threads, own, expected,
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))  # that this process may use
     if own:
         monkeypatch.setenv("OMP_NUM_THREADS", own)
-    work(step, tmp_path, Store(tmp_path), Resources(device="cpu", cpu_processes=3), threads=threads)
+    run_stage(step, tmp_path, Store(tmp_path), Resources(device="cpu", cpu_processes=3), threads=threads)
     assert (f"--nproc-per-node={expected}" in group["arguments"]) == (expected > 1)
     assert group["settings"] == (
         {"OMP_NUM_THREADS": str((threads or 4) // expected)} if expected > 1 or threads else {}
     )
-
-
-def test_resources_of_a_pipeline_reach_the_process_of_a_stage(group, first, workspace):
-    from alpro.pipeline.flows.flow import evaluate as evaluate_flow
-
-    changes = ["evaluate.seed=41", "resources.workers=3", "resources.device=cpu", "resources.profile=true"]
-    group["result"]["metrics"] = {}
-    with pytest.raises(FileNotFoundError, match=r"results\.json"):  # no process has written it
-        evaluate_flow(TINY, changes=changes, workspace=str(workspace))
-    received = Resources.model_validate(group["work"]["resources"])
-    assert (received.workers, received.device, received.profile, received.processes) == (3, "cpu", True, 1)
-    assert len(group["locks"]) == 1  # held as long as the process lives
-
-
-def test_resources_reach_a_stage_that_runs_in_this_process(group, tmp_path, monkeypatch):
-    received = []
-    monkeypatch.setattr(
-        render_sample, "run", lambda *everything: (received.extend(everything), Outcome({"clips": 1}))[1]
-    )
-    step, resources = Step("render_sample", "render_sample", render_sample.Config()), Resources(workers=3)
-    assert work(step, tmp_path, Store(tmp_path), resources).counts == {"clips": 1}
-    assert received == [step.config, {}, tmp_path, resources]
-    assert "arguments" not in group
 
 
 ALONE = [sys.executable, "-m", "alpro.pipeline.execution.run_stage", "work.json"]
@@ -140,7 +118,7 @@ def test_an_evaluation_stays_on_one_machine():
 def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
     printed: list[str] = []
     resources = Resources(nodes=2, rendezvous="host:29500")
-    work(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
+    run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
     (line,) = printed
     assert line.startswith("pretrain: start on each other node: python -m torch.distributed.run --nproc-per-node=1 ")
     assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
@@ -152,37 +130,60 @@ def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
         (2, {"error": "clips: no captions"}, InputError, "^clips: no captions$"),
         (1, {"error": "clips: no captions"}, InputError, "^clips: no captions$"),  # torchrun's own status
         (75, None, Interrupted, "evaluate"),
-        (1, {"interrupted": True}, Interrupted, "evaluate"),
-        (1, None, StageFailed, "evaluate ended with status 1"),
-        (-9, None, StageFailed, "evaluate was killed, probably for memory: .*; the same command resumes$"),
-        (-11, None, StageFailed, "evaluate ended with status -11"),
+        (1, {"interrupted": "x"}, Interrupted, "evaluate"),
+        (-15, None, Interrupted, "evaluate"),
+        (1, None, StageFailed, "status 1"),
+        (-9, None, StageFailed, "memory"),
+        (-11, None, StageFailed, "status -11"),
     ],
 )
 def test_the_status_of_the_process_is_the_status_of_the_stage(status, result, error, message, group, tmp_path):
+    write_json(tmp_path / "result.json", {"error": "of an earlier try"})
     group |= {"status": status, "result": result}
-    with pytest.raises(error, match=message):
-        work(EVALUATE, tmp_path, Store(tmp_path), Resources())
+    with pytest.raises(error, match=message) as raised:
+        run_stage(EVALUATE, tmp_path, Store(tmp_path), Resources())
+    assert type(raised.value) is error
+    stop = Stop()
+    stop.request()
+    token = STOP.set(stop)
+    try:  # a pipeline that stops is not a stage that failed
+        with pytest.raises(InputError if result and "error" in result else Stopped):
+            run_stage(EVALUATE, tmp_path, Store(tmp_path), Resources())
+    finally:
+        STOP.reset(token)
 
 
-def test_a_successful_process_returns_its_outcome(group, tmp_path):
+def test_a_successful_process_returns_its_outcome_and_leaves_no_files_of_its_own(group, tmp_path):
     write_json(tmp_path / "result.json", {"error": "of an earlier try"})
-    outcome = work(EVALUATE, tmp_path, Store(tmp_path), Resources())
-    assert (outcome.counts, outcome.metrics) == ({"items": 3}, {"score": 0.5})
-    assert not (tmp_path / "result.json").exists()
+    for step in (EVALUATE, DATA):
+        outcome = run_stage(step, tmp_path, Store(tmp_path), Resources())
+        assert (outcome.counts, outcome.metrics) == ({"items": 3}, {"score": 0.5})
+        assert group["work"]["stage"] == step.stage
+        assert not list(tmp_path.iterdir())
 
 
-def test_an_earlier_result_is_not_used(group, tmp_path):
-    write_json(tmp_path / "result.json", {"error": "of an earlier try"})
-    group |= {"status": 1, "result": None}
-    with pytest.raises(StageFailed):
-        work(EVALUATE, tmp_path, Store(tmp_path), Resources())
-
-
-def test_a_process_knows_who_started_it_and_its_output_is_read():
+def test_the_output_of_a_process_is_read():
     lines: list[str] = []
-    program = "import os, sys; print(os.environ['ALPRO_PARENT']); print('to stderr', file=sys.stderr); sys.exit(3)"
+    program = "import sys; print('to stdout'); print('to stderr', file=sys.stderr); sys.exit(3)"
     assert launch.run_group([sys.executable, "-c", program], (), lines.append) == 3
-    assert sorted(lines) == sorted([str(os.getpid()), "to stderr"])
+    assert sorted(lines) == ["to stderr", "to stdout"]
+
+
+def test_a_stop_ends_the_group_and_none_starts_after_it():
+    stop, lines = Stop(), []
+    token = STOP.set(stop)
+    try:
+        program = "import signal; signal.signal(15, lambda *_: exit(75)); print('ready', flush=True); signal.pause()"
+        status = launch.run_group(
+            [sys.executable, "-c", program], (), lambda line: (lines.append(line), stop.request())
+        )
+        assert (status, lines) == (75, ["ready"])
+        with pytest.raises(Stopped):
+            launch.run_group([sys.executable, "-c", "print('started')"], (), lines.append)
+        with pytest.raises(Stopped):
+            stop.wait(600)
+    finally:
+        STOP.reset(token)
 
 
 def test_what_a_process_leaves_behind_ends_with_it():
@@ -210,8 +211,8 @@ def test_output_is_read_to_its_end_whatever_the_log_raises():
 def test_a_stage_gets_free_devices_and_their_locks(group, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "visible_devices", lambda resources: {"0": "a", "GPU-1": "b", "2": "c"})
     monkeypatch.setattr(launch, "reserved", partial(reserved, folder=tmp_path / "locks"))
-    work(PRETRAIN, tmp_path, Store(tmp_path), Resources(processes=2), lock_file=5)
+    run_stage(PRETRAIN, tmp_path, Store(tmp_path), Resources(processes=2), lock_file=5)
     assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0,GPU-1"}
     assert len(group["locks"]) == 3
-    work(CACHE, tmp_path, Store(tmp_path), Resources(processes=2))  # it is neither training nor evaluation
+    run_stage(CACHE, tmp_path, Store(tmp_path), Resources(processes=2))  # it is neither training nor evaluation
     assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0"}

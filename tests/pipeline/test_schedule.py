@@ -18,8 +18,8 @@ from alpro.pipeline.plan.dag import plan, planned
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.steps import check_files
 from alpro.pipeline.store.artifacts import Step, Store
-from alpro.stages.execution.interface import Outcome, StageFailed, Stopped
-from alpro.stages.execution.stop import STOP, Stop
+from alpro.stages.execution.interface import Outcome, StageFailed
+from alpro.stages.execution.stop import STOP
 from tests.pipeline.conftest import TINY, newest, runs
 from tests.stages.conftest import write_manifest
 
@@ -43,7 +43,7 @@ def work(monkeypatch) -> SimpleNamespace:
             seen.running -= 1
         raise StageFailed(f"{step.name} broke")
 
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", fail)
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", fail)
     return seen
 
 
@@ -75,7 +75,7 @@ def test_stages_that_run_at_the_same_time_stop_together(first, workspace, monkey
         STOP.get().wait(120)
         raise AssertionError("not stopped")
 
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", run_until_stopped)
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", run_until_stopped)
     limits = ["resources.max_stages=2"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     try:
@@ -88,19 +88,6 @@ def test_stages_that_run_at_the_same_time_stop_together(first, workspace, monkey
     assert parents[0].info.status == "KILLED"
     assert (statuses["finetune_retrieval"], statuses["finetune_qa"]) == ("KILLED", "KILLED")
     assert "evaluate" not in statuses
-
-
-def test_a_stop_reaches_registered_process_groups_and_later_checks():
-    stop, received = Stop(), []
-    stop.check()
-    with stop.signals(received.append):
-        stop.request()
-    stop.request()
-    assert len(received) == 1
-    with pytest.raises(Stopped):
-        stop.wait(60)
-    with pytest.raises(Stopped), stop.signals(received.append):
-        pass
 
 
 @pytest.fixture

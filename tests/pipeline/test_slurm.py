@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from alpro.files import read_json, write_json
 from tests.pipeline.started import ROOT, TINY, wait_for
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol")
@@ -152,14 +151,10 @@ def test_a_cancelled_job_and_a_failed_job_are_not_queued_again(slurm, tmp_path):
 
 
 @pytest.mark.long
-def test_a_stage_runs_through_torchrun_from_its_work_file(slurm, tmp_path):
-    job = slurm.submit("slurm_train.sh", *training(tmp_path, 60))
+def test_a_stage_on_several_nodes_is_an_artifact(slurm, tmp_path):
+    """Of one node here: it starts the stage through torchrun with a rendezvous."""
+    (tmp_path / "w").mkdir()
+    _, stage, *options = training(tmp_path / "w", 60)
+    job = slurm.submit("slurm_nodes.sh", stage, tmp_path / "w", *options, options=("--nodes=1", "--gpus-per-node=0"))
     wait_for(lambda: slurm.state(job) == "COMPLETED", 1200)
-    (done,) = tmp_path.glob("artifacts/pretrain/*/work.json")
-    work = tmp_path / "again" / "work.json"
-    work.parent.mkdir()
-    write_json(work, read_json(done) | {"out": str(work.parent)})
-    job = slurm.submit("slurm_nodes.sh", work, options=("--nodes=1", "--gpus-per-node=0"))
-    wait_for(lambda: slurm.state(job) == "COMPLETED", 600)
-    assert f"done: {work.parent}" in slurm.output(job)
-    assert read_json(work.with_name("result.json"))["counts"]["steps"] == 60
+    assert list(tmp_path.glob("w/artifacts/pretrain/*/artifact.json"))

@@ -62,7 +62,7 @@ def built(monkeypatch, prefect) -> list[Step]:
             write_json(out / "results.json", [row(VALUES[pretrain.lr, pretrain.seed])])
         return Outcome()
 
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.work", work)
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", work)
     monkeypatch.setattr("alpro.pipeline.flows.schedule.check_test_split", lambda *_: None)
     return steps
 

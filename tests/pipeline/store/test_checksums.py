@@ -8,7 +8,7 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline.execution.launch import work
+from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.store import checksums as contents_module
 from alpro.pipeline.store.artifacts import Step, Store, check_inputs
 from alpro.pipeline.store.checksums import describe_contents, unreadable_records, verify
@@ -134,7 +134,7 @@ def test_a_stage_does_not_start_with_a_damaged_input(store):
     (folder / "model" / "weights").write_bytes(b"w")
     step = Step("decode_videos", "decode_videos", decode_videos.Config(), {"sample": STEP})
     with pytest.raises(InputError, match="model/weights is damaged"):
-        work(step, store.folder(step), store, Resources())
+        run_stage(step, store.folder(step), store, Resources())
 
 
 def test_an_unreadable_record_is_found(store):

@@ -20,8 +20,9 @@ pytestmark = pytest.mark.long
 # What the kernel says of a child's memory begins with that of its parent, so the process tells it itself.
 PROGRAM = """
 import re, sys
+from pathlib import Path
 from alpro.pipeline.execution.run_stage import main
-status = main(sys.argv[1:])
+status = main(Path(sys.argv[1]))
 print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 sys.exit(status)
 """

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -37,4 +38,4 @@ def fail(how: str) -> None:
 
 if __name__ == "__main__":
     run.run = stage
-    os._exit(run.main(sys.argv[1:2]))
+    os._exit(run.main(Path(sys.argv[1])))

@@ -1,0 +1,46 @@
+"""Child processes that end with their parent, by the kernel.
+
+`python -m alpro.stages.execution.lifecycle PARENT COMMAND...` becomes COMMAND, which receives SIGTERM when the thread
+that started it ends, however that happens: a training writes a checkpoint then. This works on Linux only.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import suppress
+
+PR_SET_PDEATHSIG = 1
+
+
+def with_parent(command: list[str]) -> list[str]:
+    """The command line of a program that ends with this process."""
+    return [sys.executable, "-m", "alpro.stages.execution.lifecycle", str(os.getpid()), *command]
+
+
+def end_with_parent(parent: int, number: signal.Signals) -> None:
+    """From now on this process receives a signal when its parent ends. Exits if that has happened already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def signal_group(leader: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # the group is empty
+        os.killpg(leader, number)
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+if __name__ == "__main__":
+    end_with_parent(int(sys.argv[1]), signal.SIGTERM)
+    os.execvp(sys.argv[2], sys.argv[2:])
