@@ -41,7 +41,7 @@ def export(model: Model, folder: Path, card: str) -> None:
     Raises InputError if the folder exists, or for a CLIP or SigLIP, whose folder transformers loads as it is.
     """
     kept, video = model.folder, model.folder.model.config.video
-    if not (isinstance(kept.model, Alpro) or type(kept.model) is Prompter):
+    if not isinstance(kept.model, Prompter):
         raise InputError("a CLIP or SigLIP is not exported: transformers loads the folder model/ of its artifact")
     if folder.exists():
         raise InputError(f"{folder}: exists already; choose another folder")

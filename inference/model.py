@@ -24,7 +24,7 @@ from alpro.errors import InputError
 from alpro.inference.clips import Source, decode_ahead, file_name, is_image, load_frames
 from alpro.inference.find import find_model, find_prompter
 from alpro.inputs import WHOLE, Box, check_text, patches_of
-from alpro.models.alpro import Alpro, Prompter
+from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, load_labels
 from alpro.models.losses import box_mask
 from alpro.models.precision import autocast, precision
@@ -353,7 +353,6 @@ class Model:
                 fused = model.fused_patches(caption.tokens, caption.mask, model.encode_video(pixels))
                 labels = model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
             else:
-                assert isinstance(model, Prompter)
                 kind = "image" if is_image(file) and "image" in self.prompts else "video"
                 labels = model.pseudo_labels(pixels, boxes, self.prompts[kind], self.encoder.black)
         return self._best(labels[0], self.folder.entities, top_k)

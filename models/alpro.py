@@ -1,6 +1,7 @@
 """ALPRO: two encoders and their projections, the multimodal encoder, and the heads (paper, section 3.1)."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -39,11 +40,83 @@ class ModelConfig(BaseModel):
 TEMPERATURES = (0.001, 0.5)
 
 
-class DualEncoder(nn.Module):
-    """Video and text encoders with projections into a shared space (paper, section 3.1).
+class DualEncoder(nn.Module, ABC):
+    """A video and a text encoder with a shared embedding space: ALPRO's own (`Prompter`), or a CLIP's (`ClipPrompter`).
 
-    The prompter has no other part; ALPRO adds the multimodal encoder and its heads.
+    config: its sizes, of which `video.image_size` and `video.frames` hold for every one.
     """
+
+    config: ModelConfig
+
+    @abstractmethod
+    def encode_video(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
+        """Normalized frames (B, T, 3, S, S) -> video tokens (B, 1 + N, D), or [CLS] (B, 1, D) with `cls_only`.
+
+        kept (B, K): indices of the patches to encode; None: all N.
+        """
+
+    @abstractmethod
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and attention mask (B, L) -> text tokens (B, L, D)."""
+
+    @abstractmethod
+    def project_video(self, tokens: Tensor) -> Tensor:
+        """Video tokens (B, 1 + N, D) -> L2-normalized embeddings (B, E) of [CLS]: g_v in equation 1."""
+
+    @abstractmethod
+    def project_text(self, tokens: Tensor) -> Tensor:
+        """Text tokens (B, L, D) -> L2-normalized embeddings (B, E) of [CLS]: g_t in equation 1."""
+
+    @property
+    @abstractmethod
+    def temperature_parameter(self) -> nn.Parameter:
+        """The parameter that the temperature is computed from."""
+
+    @abstractmethod
+    def clamped_temperature(self) -> Tensor:
+        """The learnable temperature (), clamped to TEMPERATURES."""
+
+    @abstractmethod
+    def clamp_temperature_(self) -> None:
+        """Clamps the parameter in place after an optimizer step: outside the range it has no gradient."""
+
+    @abstractmethod
+    def set_frames(self, frames: int) -> None:
+        """Changes the number of frames of a clip; time embeddings are resized (nearest neighbor)."""
+
+    @abstractmethod
+    def text_length(self, length: int) -> int:
+        """The number of tokens of a text that is read: at most `length`, or as many as the model always takes."""
+
+    @abstractmethod
+    def sizes(self, max_text_tokens: int) -> list[str]:
+        """Lines for the log with the sizes of the encoders."""
+
+    def probabilities(self, frames: Tensor, prompts: Tensor) -> Tensor:
+        """Probabilities (B, M) of the entities in normalized frames (B, T, 3, S, S) (equation 4).
+
+        prompts (M, E): one embedding per entity.
+        """
+        with torch.inference_mode():
+            tokens = self.encode_video(frames, cls_only=True)
+            # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
+            with torch.autocast("cuda" if frames.is_cuda else "cpu", enabled=False):
+                features = self.project_video(tokens.float())
+                probabilities = ((features @ prompts.T) / self.clamped_temperature()).softmax(dim=-1)
+        return probabilities.clone()  # a normal tensor: autograd cannot save inference tensors for backward
+
+    def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor) -> Tensor:
+        """Probabilities (B, M) of the entities in a crop of normalized frames (B, T, 3, S, S).
+
+        boxes (B, 4) in patches (left, top, width, height): the crop stays in place in every frame and the rest is
+        black; black (3, 1, 1): a black pixel after normalization. prompts (M, E) as of `probabilities`.
+        """
+        return self.probabilities(crop(frames, boxes, self.config.video.patch_size, black), prompts)
+
+
+class Prompter(DualEncoder):
+    """ALPRO's encoders, with their projections; the frozen teacher of prompting entity modeling has no other part
+    (paper, section 3.2.2)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -56,56 +129,48 @@ class DualEncoder(nn.Module):
         initialize(self, config.init)
 
     def encode_video(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
-        """Normalized frames (B, T, 3, S, S) -> video tokens (B, 1 + N, D), or [CLS] (B, 1, D) with `cls_only`.
-
-        kept (B, K): indices of the patches to encode; None: all N.
-        """
         return self.video_encoder(frames, cls_only, kept)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids and attention mask (B, L) -> text tokens (B, L, D)."""
         return self.text_encoder(ids, mask)
 
     def project_video(self, tokens: Tensor) -> Tensor:
-        """Video tokens (B, 1 + N, D) -> L2-normalized embeddings (B, E) of [CLS]: g_v in equation 1."""
         return F.normalize(self.video_proj(tokens[:, 0]), dim=-1)
 
     def project_text(self, tokens: Tensor) -> Tensor:
-        """Text tokens (B, L, D) -> L2-normalized embeddings (B, E) of [CLS]: g_t in equation 1."""
         return F.normalize(self.text_proj(tokens[:, 0]), dim=-1)
-
-    def clamped_temperature(self) -> Tensor:
-        """The learnable temperature, clamped to [0.001, 0.5]."""
-        return self.temperature.clamp(*TEMPERATURES)
 
     @property
     def temperature_parameter(self) -> nn.Parameter:
-        """The parameter that the temperature is computed from."""
         return self.temperature
+
+    def clamped_temperature(self) -> Tensor:
+        return self.temperature.clamp(*TEMPERATURES)
 
     @torch.no_grad()
     def clamp_temperature_(self) -> None:
-        """Clamps the parameter in place after an optimizer step: outside the range it has no gradient."""
         self.temperature.clamp_(*TEMPERATURES)
 
+    def set_frames(self, frames: int) -> None:
+        self.video_encoder.set_frames(frames)
+        self.config = self.config.model_copy(update={"video": self.video_encoder.config})
 
-class Prompter(DualEncoder):
-    """The frozen teacher of prompting entity modeling (paper, section 3.2.2)."""
+    def text_length(self, length: int) -> int:
+        return length
 
-    def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor) -> Tensor:
-        """Probabilities (B, M) of the entities in a crop (equation 4).
+    def sizes(self, max_text_tokens: int) -> list[str]:
+        video, text = self.config.video, self.config.text
+        return [
+            f"video encoder: {video.depth} blocks of width {video.width}, {video.frames} frames of "
+            f"{video.image_size} x {video.image_size} pixels, {video.frames * video.grid**2 + 1} tokens, "
+            f"{millions(self.video_encoder)}",
+            f"text encoder: {text.fusion_layer} layers of width {text.width}, texts of up to {max_text_tokens} tokens, "
+            f"{millions(self.text_encoder)}; the whole model: {millions(self)}",
+        ]
 
-        frames (B, T, 3, S, S), normalized; boxes (B, 4) in patches (left, top, width, height): the crop stays in
-        place in every frame and the rest is black; prompts (M, E): one embedding per entity; black (3, 1, 1): a
-        black pixel after normalization.
-        """
-        with torch.inference_mode():
-            tokens = self.encode_video(crop(frames, boxes, self.config.video.patch_size, black), cls_only=True)
-            # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
-            with torch.autocast("cuda" if frames.is_cuda else "cpu", enabled=False):
-                features = self.project_video(tokens.float())
-                probabilities = ((features @ prompts.T) / self.clamped_temperature()).softmax(dim=-1)
-        return probabilities.clone()  # a normal tensor: autograd cannot save inference tensors for backward
+
+def millions(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.3g} M parameters"
 
 
 def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
@@ -116,8 +181,8 @@ def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
     return torch.where(inside[:, None, None], frames, black.to(frames.dtype))
 
 
-class Alpro(DualEncoder):
-    """The video-language model (paper, section 3.1).
+class Alpro(Prompter):
+    """The video-language model (paper, section 3.1): the encoders, the multimodal encoder and its heads.
 
     entities: outputs of the PEM head, which comes with an MLM head; 0: neither. answers: outputs of the
     question-answering head; 0: no such head.
@@ -133,6 +198,11 @@ class Alpro(DualEncoder):
         self.pem_head = classifier(width, entities) if entities else None
         self.qa_head = classifier(width, answers) if answers else None
         initialize(self, config.init)
+
+    def sizes(self, max_text_tokens: int) -> list[str]:
+        layers = self.config.text.depth - self.config.text.fusion_layer
+        fusion = f"multimodal encoder: {layers} layers, {millions(self.multimodal_encoder)}"
+        return [*super().sizes(max_text_tokens), fusion]
 
     def fuse(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """text (B, L, D), mask (B, L), video (B, V, D) -> fused tokens (B, L + V, D), text first."""

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,10 +19,9 @@ from torch.nn.functional import normalize
 
 from alpro.errors import InputError
 from alpro.files import read_small_json
-from alpro.models.alpro import TEMPERATURES, ModelConfig, Prompter
+from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig, millions
 from alpro.models.attention import Attention
-from alpro.models.folder import ModelFolder, Preprocessing, check_weights, set_frames
-from alpro.models.frames import resize
+from alpro.models.folder import ModelFolder, Preprocessing, check_weights
 from alpro.models.official import first_line
 from alpro.models.timesformer import VideoConfig
 from alpro.models.word_pieces import WordPieces
@@ -41,8 +40,6 @@ class TemporalAttention(nn.Module):
     The embedding of the times is inside this branch. With another number of frames, the nearest time is used.
     """
 
-    frames: int  # of the clips that are encoded now
-
     def __init__(self, layer: Any, heads: int, frames: int):
         super().__init__()
         width = layer.self_attn.q_proj.in_features
@@ -57,83 +54,65 @@ class TemporalAttention(nn.Module):
             nn.init.zeros_(self.attn.proj.weight)
             nn.init.zeros_(self.attn.proj.bias)
 
-    def before(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A forward pre-hook of the layer: its arguments, of which the first is x (B * T, N, D)."""
-        x, *others = args
-        y = self.norm(x).unflatten(0, (-1, self.frames)).transpose(1, 2)  # (B, N, T, D)
-        times = torch.arange(self.frames, device=x.device) * len(self.time_embed) // self.frames
-        y = y + self.time_embed[times]
+    def times(self, frames: int) -> Tensor:
+        """The embeddings (T, D) of the times of `frames` frames."""
+        nearest = torch.arange(frames, device=self.time_embed.device) * len(self.time_embed) // frames
+        return self.time_embed[nearest]
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """x (B * T, N, D) of clips of T `frames` -> the same shape."""
+        y = self.norm(x).unflatten(0, (-1, frames)).transpose(1, 2) + self.times(frames)  # (B, N, T, D)
         y = self.attn(y.flatten(0, 1)).unflatten(0, y.shape[:2])
-        return x + y.transpose(1, 2).flatten(0, 1), *others
+        return x + y.transpose(1, 2).flatten(0, 1)
 
 
-class ClipPrompter(Prompter):
+class ClipPrompter(DualEncoder):
     """A CLIP or SigLIP with the interface of the trained prompter, and its pseudo-labels; frozen until `unfreeze`.
 
     It encodes the frames of a clip one by one; the embedding of a clip is the mean of theirs, normalized again. With
     temporal attention, frames see each other in every layer. The temperature is the inverse of the model's logit scale.
     SigLIP adds a bias to its logits, which cancels in the softmax over the entities.
 
-    model: a CLIPModel or SiglipModel. mean, std: its normalization, per channel, of pixels in [0, 1]; frames are given
-    with it, until `accept` changes this.
+    model: a CLIPModel or SiglipModel. pad_id: of its tokenizer.
     """
 
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float]):
-        nn.Module.__init__(self)  # not that of DualEncoder: the encoders are the model's
+    def __init__(self, model: Any, pad_id: int = 0):
+        super().__init__()
         self.clip = model.float().requires_grad_(False)
-        self.mean, self.std = mean, std
-        self.register_buffer("scale", torch.ones(3, 1, 1), persistent=False)
-        self.register_buffer("shift", torch.zeros(3, 1, 1), persistent=False)
+        self.pad_id = pad_id
         vision = model.config.vision_config
-        self.image_size: int = vision.image_size
         # Boxes on whole frames: a 14-pixel patch does not divide every image size.
-        patch = next(p for p in range(vision.patch_size, 0, -1) if self.image_size % p == 0)
-        self.config = ModelConfig(video=VideoConfig(image_size=self.image_size, patch_size=patch))
+        patch = next(p for p in range(vision.patch_size, 0, -1) if vision.image_size % p == 0)
+        self.config = ModelConfig(video=VideoConfig(image_size=vision.image_size, patch_size=patch))
         self.temporal = nn.ModuleList()
-        self.pad_id = 0
         self.eval()
 
     def add_temporal(self, frames: int) -> None:
         """Adds temporal attention for clips of `frames` frames, which does not change the embeddings yet."""
-        vision = self.clip.vision_model
-        heads = self.clip.config.vision_config.num_attention_heads
-        self.temporal = nn.ModuleList(TemporalAttention(layer, heads, frames) for layer in vision.encoder.layers)
-        self.temporal.to(self.scale.device)
-        for layer, temporal in zip(vision.encoder.layers, self.temporal, strict=True):
-            layer.register_forward_pre_hook(temporal.before)  # a method: copies of the model have copies of it
-        set_frames(self, frames)
+        heads, layers = self.clip.config.vision_config.num_attention_heads, self.clip.vision_model.encoder.layers
+        self.temporal.extend(TemporalAttention(layer, heads, frames) for layer in layers)
+        self.temporal.to(self.clip.logit_scale.device)
+        self.set_frames(frames)
 
-    def unfreeze(self, frames: int, frozen_layers: int = 0) -> None:
-        """Makes it trainable, with temporal attention for clips of `frames` frames, unless it has some; all but the
-        embeddings and the first `frozen_layers` layers of both towers."""
+    def unfreeze(self, frames: int) -> None:
+        """Makes it trainable, with temporal attention for clips of `frames` frames."""
         if not self.temporal:
             self.add_temporal(frames)
-        set_frames(self, frames)
+        self.set_frames(frames)
         self.requires_grad_(True)
-        for tower in (self.clip.vision_model, self.clip.text_model):
-            frozen = [tower.embeddings, getattr(tower, "pre_layrnorm", None), *tower.encoder.layers[:frozen_layers]]
-            for part in filter(None, frozen if frozen_layers else ()):
-                part.requires_grad_(False)
         if hasattr(self.clip, "logit_bias"):  # cancels in the softmax
             self.clip.logit_bias.requires_grad_(False)
 
-    def accept(self, video: VideoConfig, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Accepts frames and boxes of another model: of its size and patches, normalized with its mean and std."""
-        own_mean, own_std, mean_, std_ = (
-            torch.tensor(v, device=self.scale.device).view(3, 1, 1) for v in (self.mean, self.std, mean, std)
-        )
-        self.scale, self.shift = std_ / own_std, (mean_ - own_mean) / own_std
-        self.config = self.config.model_copy(update={"video": video})
-
     def encode_video(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
-        """Normalized frames (B, T, 3, S, S) of any size S -> the mean of their unit-length embeddings (B, 1, E)."""
-        for temporal in self.temporal:
-            cast(TemporalAttention, temporal).frames = frames.shape[1]
-        pixels = resize((frames * self.scale + self.shift).flatten(0, 1), self.image_size)
-        features = self.clip.get_image_features(pixel_values=pixels).pooler_output.float()
+        """Normalized frames (B, T, 3, S, S) -> the mean of their unit-length embeddings (B, 1, E)."""
+        count, tower, is_clip = frames.shape[1], self.clip.vision_model, self.clip.config.model_type == "clip"
+        x = tower.embeddings(frames.flatten(0, 1))
+        x = tower.pre_layrnorm(x) if is_clip else x
+        for number, layer in enumerate(tower.encoder.layers):
+            x = self.temporal[number](x, count) if self.temporal else x
+            x = layer(x, attention_mask=None)
+        x = tower.post_layernorm(x[:, 0] if is_clip else x)
+        features = (self.clip.visual_projection(x) if is_clip else tower.head(x)).float()
         return normalize(features, dim=-1).view(*frames.shape[:2], -1).mean(dim=1, keepdim=True)
 
     def project_video(self, tokens: Tensor) -> Tensor:
@@ -143,7 +122,7 @@ class ClipPrompter(Prompter):
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token ids (B, L) -> embeddings (B, 1, E). The mask is not needed: in a CLIP, no token sees the padding behind
         it; SigLIP saw texts padded to its full length, without a mask."""
-        length = self.clip.config.text_config.max_position_embeddings
+        length = self.text_length(0)
         ids = ids[:, :length]
         if self.clip.config.model_type == "siglip":
             ids = F.pad(ids, (0, length - ids.shape[1]), value=self.pad_id)
@@ -157,22 +136,28 @@ class ClipPrompter(Prompter):
         return cast(nn.Parameter, self.clip.logit_scale)
 
     def clamped_temperature(self) -> Tensor:
-        return (-self.temperature_parameter.float()).exp().view(())
+        return (-self.clip.logit_scale.float()).exp().view(())
 
     @torch.no_grad()
     def clamp_temperature_(self) -> None:
         low, high = TEMPERATURES
         self.clip.logit_scale.clamp_(-math.log(high), -math.log(low))
 
-    @torch.no_grad()
-    def embed_texts(self, tokenizer: Any, texts: list[str], batch: int = 256) -> Tensor:
-        """Texts -> L2-normalized embeddings (N, E). tokenizer: that of transformers."""
-        words, length = ClipWords(tokenizer), self.clip.config.text_config.max_position_embeddings
-        features = []
-        for start in range(0, len(texts), batch):
-            ids, mask = words.batch(texts[start : start + batch], length)
-            features.append(self.project_text(self.encode_text(ids.to(self.scale.device), mask.to(self.scale.device))))
-        return torch.cat(features)
+    def set_frames(self, frames: int) -> None:
+        for temporal in cast(Iterable[TemporalAttention], self.temporal):
+            if frames != len(temporal.time_embed):
+                temporal.time_embed = nn.Parameter(temporal.times(frames).detach())
+        video = self.config.video.model_copy(update={"frames": frames})
+        self.config = self.config.model_copy(update={"video": video})
+
+    def text_length(self, length: int) -> int:
+        return self.clip.config.text_config.max_position_embeddings
+
+    def sizes(self, max_text_tokens: int) -> list[str]:
+        video = self.config.video
+        size = f"{video.frames} frames of {video.image_size} x {video.image_size} pixels"
+        temporal = " with temporal attention" if self.temporal else ""
+        return [f"both towers of a {self.clip.config.model_type}{temporal}: {size}, {millions(self)}"]
 
 
 class ClipWords(WordPieces):
@@ -216,7 +201,7 @@ class ClipFolder(ModelFolder):
             file = folder / "model.safetensors"
             save_file(load_file(file) | own, file, {"format": "pt"})
         self.tokenizer.save_pretrained(folder)
-        constants = {"image_mean": self.model.mean, "image_std": self.model.std}
+        constants = {"image_mean": self.preprocessing.mean, "image_std": self.preprocessing.std}
         (folder / "preprocessor_config.json").write_text(json.dumps(constants) + "\n")
 
 
@@ -269,8 +254,7 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
             f"network run 'hf download {name} --local-dir FOLDER', copy the folder here, and set "
             f"{key} to its path"
         ) from error
-    prompter = ClipPrompter(model, preprocessing.mean, preprocessing.std).to(device)
-    prompter.pad_id = pad_of(tokenizer)
+    prompter = ClipPrompter(model, pad_of(tokenizer)).to(device)
     load_temporal(prompter, Path(name) / "model.safetensors", where)
     return ClipFolder("prompter", prompter, tokenizer, preprocessing)
 

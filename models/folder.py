@@ -1,7 +1,6 @@
 """A model folder in the style of Hugging Face: config.json, model.safetensors, tokenizer.json and label lists."""
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from tokenizers import Tokenizer
 from alpro.files import read_small_json
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
+from alpro.models.timesformer import resize_embedding
 from alpro.models.word_pieces import read_tokenizer
 
 
@@ -211,48 +211,3 @@ def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
         raise ValueError(f"weights of another shape: {', '.join(wrong[:3])}; use the same [model] sizes")
     model.load_state_dict(shared, strict=False)
     return model, sorted(own.keys() - shared.keys())
-
-
-def set_frames(model: DualEncoder, frames: int) -> None:
-    """Changes a model's number of frames in place; its time embedding, if any, is resized (nearest neighbor)."""
-    if not hasattr(model, "video_encoder"):
-        video = model.config.video.model_copy(update={"frames": frames})
-        model.config = model.config.model_copy(update={"video": video})
-        return
-    encoder = model.video_encoder
-    if frames == encoder.config.frames:
-        return
-    current = encoder.time_embed.data
-    target = current.new_empty(1, frames, current.shape[2])
-    encoder.time_embed = torch.nn.Parameter(resize_embedding("time_embed", current, target))
-    encoder.config = encoder.config.model_copy(update={"frames": frames})
-    model.config = model.config.model_copy(update={"video": encoder.config})
-
-
-def resize_embedding(key: str, embedding: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """A time embedding (1, T, D) or position embedding (1, 1 + N, D) resized to the length of `target`.
-
-    An embedding that differs in more than its length is returned unchanged, and the caller rejects it. Raises
-    ValueError for a position embedding that is not [CLS] and a square grid, such as that of a distilled ViT.
-    """
-    if embedding.dim() != 3 or embedding.shape[::2] != target.shape[::2] or embedding.shape[1] in (0, target.shape[1]):
-        return embedding
-    if key.endswith("time_embed"):
-        return torch.nn.functional.interpolate(
-            embedding.transpose(1, 2), size=target.shape[1], mode="nearest"
-        ).transpose(1, 2)
-    old, new = grid_side(embedding.shape[1], key), grid_side(target.shape[1], key)
-    patches = embedding[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
-    patches = torch.nn.functional.interpolate(patches, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
-
-
-def grid_side(positions: int, key: str = "pos_embed") -> int:
-    """Side length of the square grid of a position embedding whose first position is [CLS].
-
-    Raises ValueError if there is no such grid.
-    """
-    side = math.isqrt(max(0, positions - 1))
-    if not side or side**2 != positions - 1:
-        raise ValueError(f"{key} has {positions} positions, which are not [CLS] and a square grid")
-    return side

@@ -9,20 +9,18 @@ from torch import Tensor, nn
 from alpro.models.alpro import DualEncoder
 
 
-def normalize_frames(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Frames (B, T, 3, H, W) uint8 -> (B, T, 3, size, size): resized if needed, scaled to [0, 1] and normalized.
-
-    mean, std (3, 1, 1): per channel, of pixels in [0, 1].
-    """
-    pixels = resize(frames.flatten(0, 1).float() / 255, size)
-    return ((pixels - mean) / std).view(*frames.shape[:2], 3, size, size)
-
-
-def resize(pixels: Tensor, size: int) -> Tensor:
-    """Images (N, 3, H, W) -> (N, 3, size, size), if they are not of this size."""
+def scale_frames(frames: Tensor, size: int) -> Tensor:
+    """Frames (B, T, 3, H, W), uint8 or in [0, 1] -> (B, T, 3, size, size) in [0, 1], resized if needed."""
+    pixels = frames if frames.is_floating_point() else frames.float() / 255
     if pixels.shape[-2:] == (size, size):
         return pixels
-    return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    resized = F.interpolate(pixels.flatten(0, 1), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return resized.unflatten(0, frames.shape[:2])
+
+
+def normalize_frames(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """`scale_frames`, normalized. mean, std (3, 1, 1): per channel, of pixels in [0, 1]."""
+    return (scale_frames(frames, size) - mean) / std
 
 
 class NormalizedModel(nn.Module):
@@ -43,5 +41,5 @@ class NormalizedModel(nn.Module):
         return -self.mean / self.std
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """Frames (B, T, 3, H, W) uint8, resized to the encoder's size (B, T, 3, S, S) and normalized."""
+        """Frames (B, T, 3, H, W), uint8 or in [0, 1], resized to the encoder's size (B, T, 3, S, S) and normalized."""
         return normalize_frames(frames, self.model.config.video.image_size, self.mean, self.std)

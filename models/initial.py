@@ -8,11 +8,11 @@ import torch
 
 from alpro.errors import InputError
 from alpro.files import read_small_json
-from alpro.models.alpro import DualEncoder
+from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import load_clip
-from alpro.models.folder import other_shapes, resize_embedding
+from alpro.models.folder import other_shapes
 from alpro.models.official import WEIGHT_FILES, StateDict, first_line, from_official, read_checkpoint
-from alpro.models.timesformer import CLIP_EPS, VideoConfig
+from alpro.models.timesformer import CLIP_EPS, VideoConfig, resize_embedding
 
 # The names of the vision tower's weights in transformers, and in timm.
 CLIP_NAMES = (
@@ -97,7 +97,7 @@ def check_type(bert: str, model_type: str) -> None:
         raise InputError(f"bert = {bert!r}: this is a {model_type}; only models of the type bert are supported")
 
 
-def load_vit(model: DualEncoder, name: str) -> None:
+def load_vit(model: Prompter, name: str) -> None:
     """Loads ViT weights into the video encoder. name: a timm model name with its tag, a state-dict file, or the folder
     or hub name of a CLIP of transformers, of which it is the vision tower.
 
@@ -210,7 +210,7 @@ def timm_weights(name: str) -> StateDict:
     return dict(vit.state_dict())
 
 
-def load_bert(model: DualEncoder, name: str) -> None:
+def load_bert(model: Prompter, name: str) -> None:
     """Loads BERT weights: the first layers into the text encoder, the others into the multimodal encoder, and the
     prediction head into the MLM head.
 

@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alpro.models.alpro import ModelConfig
-from alpro.models.folder import grid_side
 from alpro.models.text import TextConfig
-from alpro.models.timesformer import VideoConfig
+from alpro.models.timesformer import VideoConfig, grid_side
 
 StateDict = dict[str, Tensor]
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")

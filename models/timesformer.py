@@ -1,8 +1,10 @@
 """The video encoder: TimeSformer with divided space-time attention (paper, section 3.1, "Visual Encoder")."""
 
+import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -171,6 +173,14 @@ class TimeSformer(nn.Module):
         x = self.norm(x)
         return x if cls_only else torch.cat([x[:, :1], x[:, 1:].unflatten(1, (t, -1)).mean(dim=1)], dim=1)
 
+    def set_frames(self, frames: int) -> None:
+        """Changes the number of frames of a clip; the time embedding is resized."""
+        if frames != self.config.frames:
+            times = self.time_embed.data
+            target = times.new_empty(1, frames, times.shape[2])
+            self.time_embed = nn.Parameter(resize_embedding("time_embed", times, target))
+            self.config = self.config.model_copy(update={"frames": frames})
+
     def sample_drop_path(self, samples: int) -> Tensor | None:
         """Stochastic depth factors (depth, 3, B): 0 for a dropped branch, else 1 / keep probability; None in eval mode.
 
@@ -180,3 +190,30 @@ class TimeSformer(nn.Module):
             return None
         rates = self.keep_rates[:, None, None].expand(-1, 3, samples)
         return torch.bernoulli(rates) / rates
+
+
+def resize_embedding(key: str, embedding: Tensor, target: Tensor) -> Tensor:
+    """A time embedding (1, T, D) or position embedding (1, 1 + N, D) resized to the length of `target`.
+
+    An embedding that differs in more than its length is returned unchanged, and the caller rejects it. Raises
+    ValueError for a position embedding that is not [CLS] and a square grid, such as that of a distilled ViT.
+    """
+    if embedding.dim() != 3 or embedding.shape[::2] != target.shape[::2] or embedding.shape[1] in (0, target.shape[1]):
+        return embedding
+    if key.endswith("time_embed"):
+        return F.interpolate(embedding.transpose(1, 2), size=target.shape[1], mode="nearest").transpose(1, 2)
+    old, new = grid_side(embedding.shape[1], key), grid_side(target.shape[1], key)
+    patches = embedding[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
+    patches = F.interpolate(patches, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def grid_side(positions: int, key: str = "pos_embed") -> int:
+    """Side length of the square grid of a position embedding whose first position is [CLS].
+
+    Raises ValueError if there is no such grid.
+    """
+    side = math.isqrt(max(0, positions - 1))
+    if not side or side**2 != positions - 1:
+        raise ValueError(f"{key} has {positions} positions, which are not [CLS] and a square grid")
+    return side

@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 
 from alpro.models.clip_prompter import load_clip
-from alpro.models.folder import set_frames
 from alpro.progress import progress
 from alpro.shards.pictures import retrieval_picture
 from alpro.shards.reader import ShardReader
@@ -104,7 +103,7 @@ def retrieval(config: Config, inputs: dict[str, Path], results: Results, device:
 def add_baseline(results: Results, config: Config, gallery: Gallery, frames: int, device: torch.device) -> None:
     """Retrieval by the similarity of a CLIP or SigLIP that averages the embeddings of as many frames as ours sees."""
     baseline = load_clip(config.baseline, device, key="evaluate.baseline")
-    set_frames(baseline.model, frames)
+    baseline.model.set_frames(frames)
     texts = embed_texts(baseline.model, baseline.tokenizer, gallery.texts, 0, device)
     videos = encode_videos(baseline.normalized(device), gallery.reader, gallery.numbers, device)
     similarity = similarities(texts, videos.features).cpu().numpy()

@@ -12,7 +12,7 @@ from alpro.errors import InputError
 from alpro.files import atomic_write
 from alpro.log import log
 from alpro.models.alpro import Alpro, Prompter
-from alpro.models.clip_prompter import ClipPrompter
+from alpro.models.clip_prompter import ClipFolder
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.cache_prompts import read_entities, read_prompts
@@ -85,12 +85,13 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         config.load_initial(model)
         if prompter and config.start == "prompter":
-            start_from(model, prompter)
+            start_from(model, cast(Prompter, prompter.model))
         elif config.start != "scratch":
             copy_start(model, tokenizer, preprocessing, load_model(Path(config.start), device))
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
+        teacher = prompter.normalized(device) if prompter else None
         pool, uniform = config.negative_pool_size, config.negatives == "uniform"
-        objective = PretrainObjective(model, *norm, prompter, prompts, *losses, pool, uniform)
+        objective = PretrainObjective(model, *norm, teacher, prompts, *losses, pool, uniform)
 
         def draw(data: TrainingDataset, step: int) -> None:
             if step and not (config.pictures_every and step % config.pictures_every == 0 and step < len(data)):
@@ -114,19 +115,14 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 def load_teacher(
     config: Config, inputs: dict[str, Path], device: torch.device
-) -> tuple[Prompter | None, Tokenizer, Preprocessing]:
+) -> tuple[ModelFolder | None, Tokenizer, Preprocessing]:
     """The prompter, if one is required, and the tokenizer and the normalization of the model to train: those of a
-    trained prompter. A CLIP or SigLIP keeps its own, and converts the frames."""
+    trained prompter. A CLIP or SigLIP keeps its own."""
     teacher = load_prompter(inputs.get("prompter", inputs["prompts"]), device) if config.needs_prompter else None
-    if teacher and not isinstance(teacher.model, ClipPrompter):
-        return cast(Prompter, teacher.model), teacher.tokenizer, teacher.preprocessing
+    if teacher and not isinstance(teacher, ClipFolder):
+        return teacher, teacher.tokenizer, teacher.preprocessing
     tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
-    preprocessing = measure_preprocessing(config, inputs)
-    if teacher is None:
-        return None, tokenizer, preprocessing
-    prompter = cast(ClipPrompter, teacher.model)
-    prompter.accept(config.model.video, preprocessing.mean, preprocessing.std)
-    return prompter, tokenizer, preprocessing
+    return teacher, tokenizer, measure_preprocessing(config, inputs)
 
 
 def copy_start(model: Alpro, tokenizer: Tokenizer, preprocessing: Preprocessing, start: ModelFolder) -> None:

@@ -104,5 +104,5 @@ def load_towers(config: Config, device: torch.device) -> ClipFolder:
         )
     if config.frozen_layers > (layers := towers.vision_config.num_hidden_layers):
         raise InputError(f"train_prompter.frozen_layers {config.frozen_layers}: the vision tower has {layers} layers")
-    folder.model.unfreeze(config.model.video.frames, config.frozen_layers)
+    folder.model.unfreeze(config.model.video.frames)
     return folder

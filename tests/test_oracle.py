@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alpro.models.alpro import ModelConfig, VideoConfig
 from alpro.models.folder import ModelFolder
+from alpro.models.frames import NormalizedModel
 from alpro.models.import_checkpoint import Task, build, prompt_features
 from alpro.models.official import split_prompter
 from alpro.models.text import TextConfig
@@ -84,8 +85,10 @@ def pretrain(arrays: Arrays) -> Results:
     model, prompter = imported("pretrain", arrays, own).model, imported("prompter", arrays, teacher).model
     # With these statistics the oracle's frames, which are normalized already, go through normalization unchanged, and a
     # black pixel is the zero that the oracle has outside the crop.
-    identity = [0.0] * 3, [1 / 255] * 3
-    objective = PretrainObjective(model, *identity, prompter, prompt_features(teacher), LossWeights(), threshold=0.0)
+    identity = [0.0] * 3, [1.0] * 3
+    objective = PretrainObjective(
+        model, *identity, NormalizedModel(prompter, *identity), prompt_features(teacher), LossWeights(), threshold=0.0
+    )
     seen = {
         "video": noted(model, "encode_video"),
         "text": noted(model, "encode_text"),
@@ -94,7 +97,7 @@ def pretrain(arrays: Arrays) -> Results:
         "itm_scores": noted(model.vtm_head, "forward"),
         "mlm_scores": noted(model, "mlm_scores"),
         "mpm_logits": noted(model, "pem_logits"),
-        "mpm_labels": noted(prompter, "pseudo_labels"),
+        "mpm_labels": noted(prompter, "probabilities"),
     }
     batch = masked_batch(arrays)
     loss, metrics = objective.eval()(batch)

@@ -32,7 +32,6 @@ def add_eval(commands: Any) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     from alpro.inference.find import find_prompter
     from alpro.inference.scores import MISSED, add_answers, add_entities, add_retrieval, encode, labeled
-    from alpro.models.folder import set_frames
     from alpro.pipeline.reports.comparison import comparison_table
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_result_table
@@ -62,7 +61,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             scores, threshold = add_retrieval(results, model, decoded, videos, "by similarity", "similarity")
             if other:
                 baseline = load(arguments, other)
-                set_frames(baseline.folder.model, model.folder.model.config.video.frames)
+                baseline.folder.model.set_frames(model.folder.model.config.video.frames)
                 same, theirs = encode(baseline, decoded)
                 if len(same) < len(decoded):
                     raise InputError("some videos could be decoded for the model, and not for the baseline")

@@ -13,12 +13,11 @@ from torch import Tensor
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.models.alpro import DualEncoder
-from alpro.models.clip_prompter import ClipPrompter, is_clip, load_clip
+from alpro.models.clip_prompter import is_clip, load_clip, words_of
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.models.precision import WIDE
 from alpro.models.timesformer import VideoConfig
-from alpro.models.word_pieces import WordPieces
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.sampling import segment_starts
 from alpro.shards.transforms import squash
@@ -87,15 +86,15 @@ def encode_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
 ) -> Texts:
     """Encodes texts. Their tokens stay on the device; for many texts use `embed_texts`."""
-    if isinstance(model, ClipPrompter):  # its fused tokens are of no use: their embeddings stand for them
-        features = model.embed_texts(tokenizer, texts, batch)
-        return Texts(features[:, None], torch.ones(len(features), 1, device=device), features)
-    ids, mask = WordPieces(tokenizer).batch(texts, length)
-    mask = mask.to(device)
-    tokens = torch.empty(*ids.shape, model.config.text.width, device=device)  # filled in place to avoid a second copy
+    ids, mask = words_of(tokenizer).batch(texts, model.text_length(length))
+    mask, tokens = mask.to(device), torch.empty(0)
     for start in range(0, len(ids), batch):
         part = slice(start, start + batch)
-        tokens[part] = model.encode_text(ids[part].to(device), mask[part])
+        encoded = model.encode_text(ids[part].to(device), mask[part])
+        if not start:  # filled in place to avoid a second copy
+            tokens = torch.empty(len(ids), *encoded.shape[1:], device=device)
+        tokens[part] = encoded
+    mask = mask[:, : tokens.shape[1]]  # a CLIP has one token of a text, its embedding
     with float32(device):
         return Texts(tokens, mask, model.project_text(tokens).float())
 
@@ -105,8 +104,6 @@ def embed_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
 ) -> Tensor:
     """The features (N, E) of texts, without their tokens. A CLIP truncates texts at its own length."""
-    if isinstance(model, ClipPrompter):
-        return model.embed_texts(tokenizer, texts, batch)
     parts = [texts[start : start + batch] for start in range(0, len(texts), batch)]
     return torch.cat([encode_texts(model, tokenizer, part, length, device, batch).features for part in parts])
 

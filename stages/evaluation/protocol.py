@@ -11,7 +11,7 @@ from pydantic import Field
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.models.alpro import Alpro
-from alpro.models.folder import ModelFolder, set_frames
+from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
 from alpro.stages.encoding.encode import Reorder, Texts, Videos, load_model
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
@@ -121,7 +121,7 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
 def load_for_evaluation(config: EvaluationConfig, folder: Path, device: torch.device) -> ModelFolder:
     loaded = load_model(folder, device)
     if config.frames:
-        set_frames(loaded.model, config.frames)
+        loaded.model.set_frames(config.frames)
     return loaded
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from alpro.errors import InputError
-from alpro.models.alpro import DualEncoder, ModelConfig
+from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.initial import load_bert, load_vit
 from alpro.stages.execution.interface import FILE_OR_NAME, OPTIONAL, StageConfig
 
@@ -229,7 +229,7 @@ class EncoderConfig(TrainingConfig):
         del values["validation"]["times"]
         return values
 
-    def load_initial(self, model: DualEncoder) -> None:
+    def load_initial(self, model: Prompter) -> None:
         """Loads the ViT and BERT weights into a model. Raises InputError if they are not available or do not match."""
         try:
             if self.vit:

@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alpro.models.alpro import Alpro, Prompter
+from alpro.models.alpro import Alpro, crop
+from alpro.models.frames import NormalizedModel, scale_frames
 from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
@@ -42,7 +43,7 @@ class PretrainObjective(MatchingObjective):
         model: Alpro,
         mean: Sequence[float],
         std: Sequence[float],
-        prompter: Prompter | None,
+        prompter: NormalizedModel | None,
         prompts: dict[str, Tensor],
         weights: LossWeights,
         threshold: float,
@@ -90,14 +91,19 @@ class PretrainObjective(MatchingObjective):
         if "pem" not in self.losses or batch.pseudo_labels is not None:
             return batch
         assert batch.boxes is not None
-        return replace(batch, pseudo_labels=self.pseudo_labels(frames, batch.boxes, batch.kind))
+        return replace(batch, pseudo_labels=self.pseudo_labels(batch.frames, batch.boxes, batch.kind))
 
     def pseudo_labels(self, frames: Tensor, boxes: Tensor, kind: str) -> Tensor:
-        """The prompter's probabilities (B, M) for crops (B, 4), in patches, of normalized frames (B, T, 3, S, S) of
-        videos or images."""
+        """The prompter's probabilities (B, M) of the entities in crops of frames (B, T, 3, H, W) uint8, black outside.
+
+        boxes (B, 4) in patches of this model; the prompter sees the crops with its own size and normalization.
+        """
         assert self.prompter is not None
         prompts = self.image_prompts if kind == "image" else self.video_prompts
-        return self.prompter.pseudo_labels(frames, boxes, prompts, self.black)
+        video = self.model.config.video
+        black = torch.zeros(3, 1, 1, device=boxes.device)
+        shown = crop(scale_frames(frames, video.image_size), boxes, video.patch_size, black)
+        return self.prompter.model.probabilities(self.prompter.pixels(shown), prompts)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """VTM: pairs; MLM: masked words; PEM: kept samples of a batch with pseudo-labels."""

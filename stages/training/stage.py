@@ -8,12 +8,10 @@ from typing import cast
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import nn
 
 from alpro.files import read_json
 from alpro.log import log
-from alpro.models.alpro import Alpro, DualEncoder, ModelConfig
-from alpro.models.clip_prompter import ClipPrompter
+from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.models.precision import autocast, name_of
 from alpro.stages.execution.interface import Outcome, Resources, require
@@ -82,7 +80,7 @@ def train(
         if training.enabled:
             dtype = training_precision(objective, config, world)
         if world.main:
-            for line in sizes(folder.model, config.max_text_tokens):
+            for line in folder.model.sizes(config.max_text_tokens):
                 log.info(line)
             log.info(f"matrix products in {name_of(dtype)}, on {world.device.type}")
         shape = video.frames, video.image_size, video.grid
@@ -132,25 +130,6 @@ def mix(objective: Objective, start: dict[str, torch.Tensor], share: float) -> N
     for name, parameter in objective.named_parameters():
         if name in start:
             parameter.lerp_(start[name].to(parameter.device), share)
-
-
-def sizes(model: DualEncoder, max_text_tokens: int) -> list[str]:
-    """Lines with the sizes of a model's encoders: layers, width, inputs, parameters."""
-
-    def millions(*modules: nn.Module | None) -> str:
-        return f"{sum(p.numel() for module in modules if module for p in module.parameters()) / 1e6:.3g} M parameters"
-
-    if isinstance(model, ClipPrompter):
-        size = f"{model.config.video.frames} frames of {model.image_size} x {model.image_size} pixels"
-        return [f"both towers of a {model.clip.config.model_type} with temporal attention: {size}, {millions(model)}"]
-    video, text, fusion = model.config.video, model.config.text, getattr(model, "multimodal_encoder", None)
-    layers = f"{text.fusion_layer} layers" + (f" and {text.depth - text.fusion_layer} that fuse" if fusion else "")
-    return [
-        f"video encoder: {video.depth} blocks of width {video.width}, {video.frames} frames of {video.image_size} x "
-        f"{video.image_size} pixels, {video.frames * video.grid**2 + 1} tokens, {millions(model.video_encoder)}",
-        f"text encoder: {layers}, of width {text.width}, texts of up to {max_text_tokens} tokens, "
-        f"{millions(model.text_encoder, fusion)}; the whole model: {millions(model)}",
-    ]
 
 
 def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

@@ -10,7 +10,7 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.inference.model import Model
 from alpro.models.alpro import Alpro
-from alpro.models.clip_prompter import ClipPrompter, load_clip
+from alpro.models.clip_prompter import ClipFolder, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.models.templates import Templates
 from alpro.stages import cache_prompts, pretrain, zero_shot
@@ -96,17 +96,18 @@ def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(cached, v
     config = pretrain.Config(phases=phases, model=tiny_model(), normalization="corpus", max_text_tokens=16)
     inputs = {"vocabulary": vocabulary, "prompts": cached, "clips": clips}
     prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, torch.device("cpu"))
-    assert isinstance(prompter, ClipPrompter)
+    assert isinstance(prompter, ClipFolder)
     assert tokenizer.token_to_id("[CLS]") is not None
-    assert prompter.config.video == config.model.video
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    assert mean.flatten().tolist() != pytest.approx([0.48, 0.46, 0.41], abs=1e-3)
-    frames = torch.rand(2, 4, 3, 32, 32)
-    own = load_clip(str(cached / "model")).model
-    own_mean, own_std = (torch.tensor(values).view(3, 1, 1) for values in (own.mean, own.std))
-    with torch.no_grad():
-        actual = prompter.encode_video((frames - mean) / std)
-        torch.testing.assert_close(actual, own.encode_video((frames - own_mean) / own_std), atol=1e-4, rtol=1e-3)
+    assert preprocessing.mean != pytest.approx([0.48, 0.46, 0.41], abs=1e-3)
+    prompts = read_prompts(cached)
+    arguments = preprocessing.mean, preprocessing.std, prompter.normalized(torch.device("cpu")), prompts
+    objective = PretrainObjective(Alpro(config.model, 8), *arguments, LossWeights(), 0.0)
+    frames, boxes = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8), torch.tensor([[0, 1, 2, 3]] * 2)
+    black = frames.clone()
+    black[..., :8, :], black[..., 16:] = 0, 0
+    for kind in ("video", "image"):  # crops in the patches of the student, with the normalization of the prompter
+        expected = prompter.model.probabilities(prompter.normalized(torch.device("cpu")).pixels(black), prompts[kind])
+        torch.testing.assert_close(objective.pseudo_labels(frames, boxes, kind), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_operations_of_the_prompter_count(cached, vocabulary, tiny_model, clips, training, tokenizer):
@@ -115,7 +116,7 @@ def test_the_operations_of_the_prompter_count(cached, vocabulary, tiny_model, cl
     inputs = {"vocabulary": vocabulary, "prompts": cached}
     prompter, _, preprocessing = pretrain.load_teacher(config, inputs, torch.device("cpu"))
     data = TrainingDataset(training(("clips",)), {"clips": clips}, tokenizer, "sample", 4, 32, 4, 0.3)
-    arguments = preprocessing.mean, preprocessing.std, prompter, read_prompts(cached)
+    arguments = preprocessing.mean, preprocessing.std, prompter.normalized(torch.device("cpu")), read_prompts(cached)
     counts = []
     for pem in (0, 1):
         objective = PretrainObjective(Alpro(config.model, 8), *arguments, LossWeights(pem=pem), 0.0)

@@ -15,6 +15,7 @@ from alpro.models.clip_prompter import load_clip
 from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate, zero_shot
 from alpro.stages.evaluate import add_contrasts, add_subsets
+from alpro.stages.encoding.encode import embed_texts
 from alpro.stages.evaluation import metrics
 from alpro.stages.evaluation import results as evaluation_results
 from alpro.stages.evaluation.entities import EntityScore
@@ -471,9 +472,9 @@ def test_a_clip_with_averaged_frames_is_beside_ours(kind, clips_of_brightness, c
     assert rows["baseline/v2t/R1"]["items"] == rows["retrieval/v2t/R1"]["items"] == 4
 
     clip = load_clip(str(clip_folders[kind]))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.model.mean, clip.model.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.preprocessing.mean, clip.preprocessing.std))
     gallery = Gallery.of(clips_of_brightness, "test")
-    texts = clip.model.embed_texts(clip.tokenizer, gallery.texts)
+    texts = embed_texts(clip.model, clip.tokenizer, gallery.texts, 0, torch.device("cpu"))
     for row, text in zip(pq.read_table(out / "baseline_t2v.parquet").to_pylist(), texts, strict=True):
         number = gallery.numbers[gallery.ids.index(row["id"])]
         frames = torch.from_numpy(gallery.reader[number].frames([0, 2, 4, 6])).permute(0, 3, 1, 2) / 255

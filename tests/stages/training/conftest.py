@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
+from alpro.models.frames import NormalizedModel
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
 from alpro.stages.training.batch import Batch
@@ -75,7 +76,7 @@ def small_objective() -> Callable[..., Objective]:
         if name == "qa":
             return QaObjective(Alpro(shape, answers=ANSWERS), MEAN, STD)
         prompts = {kind: torch.randn(ENTITIES, 8) for kind in ("video", "image")}
-        model, teacher = Alpro(shape, ENTITIES), Prompter(shape)
+        model, teacher = Alpro(shape, ENTITIES), NormalizedModel(Prompter(shape), MEAN, STD)
         return PretrainObjective(model, MEAN, STD, teacher, prompts, LossWeights(**weights), 0.0, pool)
 
     return make
@@ -99,7 +100,7 @@ def pretraining(tiny_model, tokenizer) -> Callable[..., PretrainObjective]:
     def make(threshold: float = 0.0, **weights: float) -> PretrainObjective:
         torch.manual_seed(0)
         shape = tiny_model(tokenizer.get_vocab_size())
-        prompter = Prompter(shape)
+        prompter = NormalizedModel(Prompter(shape), MEAN, STD)
         prompts = {kind: F.normalize(torch.randn(8, 16), dim=1) for kind in ("video", "image")}
         torch.manual_seed(0)
         return PretrainObjective(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
+from alpro.models.frames import NormalizedModel
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import all_reduce_sum, gather, init_distributed
@@ -56,7 +57,7 @@ def objectives() -> dict[str, Objective]:
     torch.manual_seed(0)
     prompts = {kind: torch.randn(ENTITIES, 8) for kind in ("video", "image")}
     mean_std = [0.5] * 3, [0.25] * 3
-    teacher = Prompter(config)
+    teacher = NormalizedModel(Prompter(config), *mean_std)
     return {
         "prompter": PrompterObjective(Prompter(config), *mean_std),
         "matching": MatchingObjective(Alpro(config), *mean_std),

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
+from alpro.models.frames import NormalizedModel
 from alpro.models.losses import box_mask
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
@@ -65,7 +66,7 @@ def shape(tokenizer: Tokenizer, **changes: object) -> ModelConfig:
 
 def pretraining(tokenizer: Tokenizer) -> PretrainObjective:
     model = Alpro(shape(tokenizer), entities=len(ENTITIES))
-    prompter = ColourPrompter(shape(tokenizer, temperature=0.03))
+    prompter = NormalizedModel(ColourPrompter(shape(tokenizer, temperature=0.03)), MEAN, STD)
     return PretrainObjective(model, MEAN, STD, prompter, {"video": COLOURS}, LossWeights(), threshold=0.2)
 
 
