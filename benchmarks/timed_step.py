@@ -15,9 +15,9 @@ from five_passes import FivePasses
 from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
-from alpro.models.frames import NormalizedModel
 from alpro.models.attention import Attention
 from alpro.models.folder import Preprocessing
+from alpro.models.frames import NormalizedModel
 from alpro.models.text import TextConfig
 from alpro.models.timesformer import TimeSformer, VideoConfig
 from alpro.stages.execution.interface import Resources
@@ -147,7 +147,9 @@ def bench(variant: Variant, settings: Settings) -> Bench:
         prompts = F.normalize(torch.randn(entities, shape.embed_dim), dim=1)
         norm = [list(Preprocessing().mean), list(Preprocessing().std)]
         # Threshold 0: otherwise rounding would decide which pseudo-labels are kept.
-        ours = PretrainObjective(model, *norm, NormalizedModel(prompter, *norm), {"video": prompts, "image": prompts}, LossWeights(), 0.0)
+        ours = PretrainObjective(
+            model, *norm, NormalizedModel(prompter, *norm), {"video": prompts, "image": prompts}, LossWeights(), 0.0
+        )
     batch = examples(settings, shape, variant.patch_dropping).to(torch.device(settings.device))
     flops = StepFlops(ours)(batch)
     module: PretrainObjective | FivePasses = ours

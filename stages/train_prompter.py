@@ -33,35 +33,12 @@ class Config(EncoderConfig):
         "or a folder; of `model`, only video.frames applies",
         json_schema_extra=FILE_OR_NAME | OPTIONAL,
     )
-    tower_lr_ratio: float = Field(
-        1.0,
-        ge=0,
-        le=1,
-        description="learning rate of these towers as a fraction of lr",
-        json_schema_extra=OPTIONAL,
-    )
-    frozen_layers: int = Field(
-        0,
-        ge=0,
-        description="first layers of each tower that are not trained, with its embeddings",
-        json_schema_extra=OPTIONAL,
-    )
-    start_weight: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of the weights before training in the result (WiSE-FT)",
-        json_schema_extra=OPTIONAL,
-    )
 
     @model_validator(mode="after")
     def _both_towers(self) -> "Config":
-        if not self.clip:
-            if (self.tower_lr_ratio, self.frozen_layers, self.start_weight) != (1, 0, 0):
-                raise ValueError("tower_lr_ratio, frozen_layers and start_weight are for the towers of `clip`: set it")
-        elif self.vit or self.bert:
+        if self.clip and (self.vit or self.bert):
             raise ValueError("clip has both towers; remove vit and bert")
-        elif any(phase.patch_dropping for phase in self.phases):
+        if self.clip and any(phase.patch_dropping for phase in self.phases):
             raise ValueError("patch_dropping is not for the towers of `clip`; set it to 0")
         return self
 
@@ -75,7 +52,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             norm = folder.preprocessing.mean, folder.preprocessing.std
             towers = PrompterObjective(folder.model, *norm)
             validation = partial(validate_contrast, towers, inputs, folder.tokenizer, config)
-            return Training(folder, "sample", towers, lambda: (validation(), ""), start_weight=config.start_weight)
+            return Training(folder, "sample", towers, lambda: (validation(), ""))
         tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
         model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
         config.load_initial(model)
@@ -93,8 +70,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 
 def load_towers(config: Config, device: torch.device) -> ClipFolder:
-    """The towers of `clip`, to be trained. Raises InputError if they are not available or too small for the texts or
-    for frozen_layers."""
+    """The towers of `clip`, to be trained. Raises InputError if they are not available or too small for the texts."""
     folder = load_clip(config.clip, device, "train_prompter.clip")
     towers = folder.model.clip.config
     if config.max_text_tokens > (length := towers.text_config.max_position_embeddings):
@@ -102,7 +78,5 @@ def load_towers(config: Config, device: torch.device) -> ClipFolder:
             f"train_prompter.max_text_tokens {config.max_text_tokens}: the text tower of clip = {config.clip!r} takes "
             f"{length}; set it to at most that"
         )
-    if config.frozen_layers > (layers := towers.vision_config.num_hidden_layers):
-        raise InputError(f"train_prompter.frozen_layers {config.frozen_layers}: the vision tower has {layers} layers")
     folder.model.unfreeze(config.model.video.frames)
     return folder

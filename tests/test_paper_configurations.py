@@ -81,7 +81,7 @@ def make(config, folder: Path) -> dict[str, Path]:
 
 
 # What the paper and the official code train with. Batches are over all GPUs, parts of accumulation included.
-EVERYWHERE = {"weight_decay": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6, "min_lr_ratio": 0.0}
+EVERYWHERE = {"weight_decay": 1e-3, "min_lr_ratio": 0.0}
 PRETRAINING = {
     "warmup_ratio": 0.05,
     "max_grad_norm": 20.0,

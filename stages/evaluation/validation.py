@@ -76,12 +76,13 @@ def pem_scores(
         places = [place for place, number in enumerate(gallery.numbers) if kinds[number] == kind]
         for start in range(0, len(places), batch):
             some = places[start : start + batch]
-            frames = [sample_frames(gallery.reader[gallery.numbers[place]], model.config.video) for place in some]
-            pixels = objective.pixels(torch.from_numpy(np.stack(frames)).to(device))
+            stored = [sample_frames(gallery.reader[gallery.numbers[place]], model.config.video) for place in some]
+            frames = torch.from_numpy(np.stack(stored)).to(device)
             text, mask = (t.to(device) for t in words.batch([gallery.texts[first[place]] for place in some], length))
             boxes = torch.tensor([random_box(model.config.video.grid, rng) for _ in some], device=device)
-            labels = objective.pseudo_labels(pixels, boxes, kind)
-            fused = model.fused_patches(model.encode_text(text, mask), mask, model.encode_video(pixels))
+            labels = objective.pseudo_labels(frames, boxes, kind)
+            video = model.encode_video(objective.pixels(frames))
+            fused = model.fused_patches(model.encode_text(text, mask), mask, video)
             logits = model.pem_logits(fused, box_mask(boxes, model.config.video.grid)).float()
             kept = kept_labels(labels, objective.threshold)
             values = objective.pem_metrics(logits, labels, kept, kept.new_ones(()).float())

@@ -98,8 +98,6 @@ class TrainingConfig(StageConfig):
     weight_decay: float = Field(
         1e-3, ge=0, description="weight decay of AdamW; not applied to biases, norms and position embeddings"
     )
-    betas: tuple[float, float] = Field((0.9, 0.98), description="betas of AdamW")
-    eps: float = Field(1e-6, gt=0, description="epsilon of AdamW")
     max_grad_norm: float = Field(20.0, gt=0, description="gradient clipping: maximum L2 norm")
     max_text_tokens: int = Field(30, ge=4, description="maximum length of a text in tokens, with [CLS] and [SEP]")
     sampling: Literal["halves", "random"] = Field(

@@ -297,7 +297,7 @@ class _Trainer:
         """
         rate = learning_rate(*self.data.schedule_of(self.state.step), self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["ratio"]
+            group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         parts, rows = batch.split(self.config.accumulation_steps), []
         for number, (part, context) in enumerate(self.contrasted(parts), 1):

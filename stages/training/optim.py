@@ -1,7 +1,5 @@
 """AdamW with its parameter groups, and the learning rate schedule (paper, section 4.1)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -9,27 +7,18 @@ from alpro.stages.training.config import TrainingConfig
 
 NO_DECAY = {"pos_embed", "time_embed", "cls_token", "position_embeddings", "temperature", "token_type_embeddings"}
 NO_DECAY |= {"position_embedding"}  # of a CLIP
+BETAS, EPS = (0.9, 0.98), 1e-6
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only: not on biases, norms, position and time embeddings, temperature.
-
-    The `ratio` of a group is the multiple of the learning rate that it has: `tower_lr_ratio` for the towers of a CLIP.
-    """
-    decayed: dict[float, list[nn.Parameter]] = {}  # by rate, as a multiple of lr
-    not_decayed: dict[float, list[nn.Parameter]] = {}
+    """AdamW with weight decay on matrices only: not on biases, norms, position and time embeddings, temperature."""
+    decayed, not_decayed = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        excluded = any(part in NO_DECAY for part in name.split("."))
-        ratio = getattr(config, "tower_lr_ratio", 1.0) if name.startswith("model.clip.") else 1.0
-        (not_decayed if parameter.ndim < 2 or excluded else decayed).setdefault(ratio, []).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": parameters, "weight_decay": decay, "ratio": ratio}
-        for kind, decay in ((decayed, config.weight_decay), (not_decayed, 0.0))
-        for ratio, parameters in kind.items()
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        if parameter.requires_grad:
+            excluded = parameter.ndim < 2 or any(part in NO_DECAY for part in name.split("."))
+            (not_decayed if excluded else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": not_decayed, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=BETAS, eps=EPS, fused=True)
 
 
 def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:

@@ -37,8 +37,7 @@ class Training:
     example is (see `CorpusExamples`). validation: returns the validation function, if any, and the metric for model
     selection (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and
     crops. enabled: False skips the training steps and validates the initial weights. draw: called by rank 0 with the
-    data set after every step, and with step 0 after training. start_weight: the share of the weights before training in
-    the result.
+    data set after every step, and with step 0 after training.
     """
 
     folder: ModelFolder
@@ -48,7 +47,6 @@ class Training:
     mlm_probability: float | None = None
     enabled: bool = True
     draw: Callable[[TrainingDataset, int], None] | None = None
-    start_weight: float = 0.0
 
 
 @dataclass
@@ -95,11 +93,7 @@ def train(
         draw = training.draw
         if training.enabled:
             on_step = (lambda step: draw(data, step)) if draw else None
-            start = weights_of(objective) if training.start_weight else {}
             metrics = fit(objective, data, config, out, world, resources, validate, select, on_step)
-            if start:
-                mix(objective, start, training.start_weight)
-                metrics = validated(objective, validate, dtype)
         else:
             metrics = validated(objective, validate, dtype)
         if world.main:
@@ -117,19 +111,6 @@ def validated(objective: Objective, validate: Validate | None, dtype: torch.dtyp
     objective.eval()
     with torch.no_grad(), autocast(dtype, objective.mean.device):
         return validate() if validate else {}
-
-
-def weights_of(objective: Objective) -> dict[str, torch.Tensor]:
-    """Copies of the weights that are trained, in the memory of the CPU."""
-    return {name: p.detach().cpu().clone() for name, p in objective.named_parameters() if p.requires_grad}
-
-
-@torch.no_grad()
-def mix(objective: Objective, start: dict[str, torch.Tensor], share: float) -> None:
-    """Averages the weights with `start`, which has this share (WiSE-FT)."""
-    for name, parameter in objective.named_parameters():
-        if name in start:
-            parameter.lerp_(start[name].to(parameter.device), share)
 
 
 def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

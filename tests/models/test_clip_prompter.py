@@ -175,7 +175,10 @@ def damaged(folder, damage: str) -> None:
         (folder / damage).unlink()
 
 
-@pytest.mark.parametrize("damage", ["kind", "weights", "tokenizer", "shape", "a weight", "preprocessor_config.json", "config.json"])
+DAMAGES = ("kind", "weights", "tokenizer", "shape", "a weight", "preprocessor_config.json", "config.json")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_wrong_with_a_folder_is_one_line(damage, clip_folders, tmp_path):
     folder = shutil.copytree(clip_folders["clip"], tmp_path / "clip")
     damaged(folder, damage)

@@ -14,8 +14,8 @@ from alpro.errors import InputError
 from alpro.models.clip_prompter import load_clip
 from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate, zero_shot
-from alpro.stages.evaluate import add_contrasts, add_subsets
 from alpro.stages.encoding.encode import embed_texts
+from alpro.stages.evaluate import add_contrasts, add_subsets
 from alpro.stages.evaluation import metrics
 from alpro.stages.evaluation import results as evaluation_results
 from alpro.stages.evaluation.entities import EntityScore

@@ -107,7 +107,7 @@ def test_the_frozen_prompter_has_a_forward_pass_only(small_objective, small_batc
     whole = StepFlops(objective)(small_batch)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         args = objective.pixels(small_batch.frames), small_batch.boxes, objective.video_prompts, objective.black
-        entities = objective.prompter.pseudo_labels(*args).shape[1]
+        entities = objective.prompter.model.pseudo_labels(*args).shape[1]
     zeros = lambda self, frames, *_: frames.new_zeros(len(frames), entities)  # noqa: E731
     monkeypatch.setattr(Prompter, "pseudo_labels", zeros)
     assert whole - StepFlops(objective)(small_batch) == counter.get_total_flops() > 0
