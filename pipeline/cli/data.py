@@ -165,7 +165,6 @@ def check(arguments: argparse.Namespace) -> int:
     from alpro.pipeline.config.pipeline_config import load_config
     from alpro.shards.storage import located
     from alpro.stages.corpora.check_data import check_data
-    from alpro.stages.training.cost import training_costs
 
     settings = load_config(arguments.config, arguments.data, arguments.changes)
     corpus = settings.corpora["data"]
@@ -182,12 +181,6 @@ def check(arguments: argparse.Namespace) -> int:
         samples=arguments.samples,
         max_text_tokens=lengths,
         vocabulary=vocabulary,
-    )
-    report["training"] = training_costs(
-        {stage: training for stage, training in stages if stage in lengths},
-        report["splits"]["train"],
-        settings.model,
-        settings.resources,
     )
     if arguments.json:
         print_json(report)
@@ -272,12 +265,6 @@ def print_check(report: dict[str, Any]) -> None:
         print(
             f"all of them: about {rough_duration(cost['seconds'])} with {cost['workers']} workers, and "
             f"{cost['bytes'] / 1e9:.2g} GB ({cost['free_bytes'] / 1e9:.0f} GB are free)"
-        )
-    for stage, costs in report.get("training", {}).items():
-        print(
-            f"{stage}: {costs['steps']:,} steps of {costs['batch_size']:,} = {costs['epochs']:.2g} epochs of "
-            f"{costs['examples']:,}, about {rough_duration(costs['seconds'])} on {costs['device']}, and "
-            f"{costs['bytes'] / 1e9:.2g} GB of checkpoints"
         )
     for problem in report["problems"]:
         print(f"problem: {problem}")

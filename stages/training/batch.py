@@ -34,12 +34,6 @@ class Batch:
     lengths: list[int] = field(default_factory=list)  # of the texts; empty if all batches have the same length
     unreadable: list[str] = field(default_factory=list)  # errors of the examples that were replaced
 
-    @property
-    def shape(self) -> tuple:
-        """What the amount of computation depends on: the shapes of all tensors, and the bound of the masked tokens."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return self.max_masked, *(value.shape if isinstance(value, Tensor) else None for value in values)
-
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `change` applied to each tensor."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -61,15 +61,8 @@ def pick_device(resources: Resources, local: int = 0) -> torch.device:
 
 
 def gather(local: Tensor) -> Tensor:
-    """All-gather with gradients: (B, ...) -> (ranks * B, ...), in rank order.
-
-    Nothing is communicated for meta tensors, on which operations are counted (`StepFlops`).
-    """
-    if not dist.is_initialized():
-        return local
-    if local.is_meta:
-        return torch.cat([local] * dist.get_world_size())
-    return cast(Tensor, _Gather.apply(local))
+    """All-gather with gradients: (B, ...) -> (ranks * B, ...), in rank order."""
+    return cast(Tensor, _Gather.apply(local)) if dist.is_initialized() else local
 
 
 class _Gather(torch.autograd.Function):
@@ -121,9 +114,9 @@ def all_reduce_max(values: list[float], device: torch.device) -> list[float]:
 
 
 def all_reduce_sum(local: Tensor) -> Tensor:
-    """Sum over all ranks, without gradient. Nothing is communicated for meta tensors."""
+    """Sum over all ranks, without gradient."""
     summed = local.detach().clone()
-    if dist.is_initialized() and not summed.is_meta:
+    if dist.is_initialized():
         dist.all_reduce(summed)
     return summed
 

@@ -35,7 +35,7 @@ from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
-from alpro.stages.training.throughput import Clock, StepFlops, memory_gib, peak
+from alpro.stages.training.throughput import Clock, memory_gib
 
 SYNC_SECONDS = 2.0  # interval at which ranks agree on stopping and saving
 MAX_LOGGED = 20  # unreadable examples that are logged one by one
@@ -217,7 +217,6 @@ class _Trainer:
         self.mean = Mean()
         self.mean.restore(self.state.unlogged, self.world.device)
         self.skipped = Skipped(self.state.skipped_in_row)
-        self.flops = StepFlops(self.objective)
         self.dtype = training_precision(self.objective, self.config, self.world)
         self.unreadable: list[str] = []  # of this rank, since the last count
         self.loading: set[BaseProcess] = set()  # the loader's processes
@@ -237,9 +236,9 @@ class _Trainer:
             clock.batch_loaded()
             self.loading = self.loading or set(multiprocessing.active_children())
             self.log_unreadable(batch)
-            flops = self.step(batch.to(self.world.device))
+            self.step(batch.to(self.world.device))
             self.state.step += 1
-            clock.step_done(flops)
+            clock.step_done()
             step, last = self.state.step, self.state.step == len(self.data)
             logged = step % self.config.log_every == 0 or last
             if logged or self.world.device.type == "cpu":  # on a GPU this is a synchronization
@@ -290,11 +289,8 @@ class _Trainer:
             log.info(f"stopped after step {self.state.step}")
         raise SystemExit(EXIT_INTERRUPTED)
 
-    def step(self, batch: Batch) -> float:
-        """One optimizer step on this rank's part of the global batch, without a device synchronization.
-
-        Returns its floating-point operations on this rank.
-        """
+    def step(self, batch: Batch) -> None:
+        """One optimizer step on this rank's part of the global batch, without a device synchronization."""
         rate = learning_rate(*self.data.schedule_of(self.state.step), self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -319,7 +315,6 @@ class _Trainer:
         names = (*metrics, "grad_norm")
         self.mean.add(names, values, finite)
         self.skipped.add(self.state.step, batch.ids, names, values, finite)
-        return sum(self.flops(part) for part in parts)
 
     def contrasted(self, parts: list[Batch]) -> list[MicroBatch]:
         """The micro-batches of a step, each with the context of its forward pass; see `TrainingConfig.contrast`."""
@@ -349,10 +344,7 @@ class _Trainer:
         values["train/unreadable"] = self.state.unreadable
         values["train/data_wait"] = waited = clock.waited / seconds
         values["train/samples_per_second"] = self.config.batch_size * clock.steps / seconds
-        values["train/tflops"] = clock.flops / seconds / 1e12
         if self.world.device.type == "cuda":
-            if peak_flops := peak(torch.cuda.get_device_name(self.world.device)):
-                values["train/utilization"] = clock.flops / seconds / peak_flops
             values["train/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         else:
             values["train/memory_gib"] = memory_gib()

@@ -56,7 +56,7 @@ class WholeBatch:
 class Objective(NormalizedModel):
     """A model to train; forward(batch) -> (loss, metrics).
 
-    The forward pass reads no value back from the device: a GPU would wait, and `StepFlops` runs it without data.
+    The forward pass reads no value back from the device: a GPU would wait.
     losses: names of the losses, keys of `TRAINED_BY`. The metrics have `loss_<name>` of each, detached. whole: set
     while a micro-batch is computed whose contrast is over the whole batch. totals: set while a micro-batch is computed
     whose losses are averaged over the whole batch, see `totals_of`.

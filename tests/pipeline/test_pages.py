@@ -88,7 +88,6 @@ NOT_IN_EVERY_RUN = {
     "<split>/qa/acc_answers_<group>",
     "<split>/named/recall",
     "<split>/named_vtc/recall",
-    "train/utilization",
 }
 
 

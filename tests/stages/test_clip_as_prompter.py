@@ -15,10 +15,8 @@ from alpro.models.folder import ModelFolder
 from alpro.models.templates import Templates
 from alpro.stages import cache_prompts, pretrain, zero_shot
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
-from alpro.stages.training.throughput import StepFlops
 
 TEMPLATES = Templates(video=("A video of a {}.",), image=("A photo of a {}.", "one {}"))
 
@@ -108,21 +106,6 @@ def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(cached, v
     for kind in ("video", "image"):  # crops in the patches of the student, with the normalization of the prompter
         expected = prompter.model.probabilities(prompter.normalized(torch.device("cpu")).pixels(black), prompts[kind])
         torch.testing.assert_close(objective.pseudo_labels(frames, boxes, kind), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_the_operations_of_the_prompter_count(cached, vocabulary, tiny_model, clips, training, tokenizer):
-    """As those of a trained prompter: `StepFlops` runs the objective without data, also that of transformers."""
-    config = pretrain.Config(phases=training(("clips",)).phases, model=tiny_model(tokenizer.get_vocab_size()))
-    inputs = {"vocabulary": vocabulary, "prompts": cached}
-    prompter, _, preprocessing = pretrain.load_teacher(config, inputs, torch.device("cpu"))
-    data = TrainingDataset(training(("clips",)), {"clips": clips}, tokenizer, "sample", 4, 32, 4, 0.3)
-    arguments = preprocessing.mean, preprocessing.std, prompter.normalized(torch.device("cpu")), read_prompts(cached)
-    counts = []
-    for pem in (0, 1):
-        objective = PretrainObjective(Alpro(config.model, 8), *arguments, LossWeights(pem=pem), 0.0)
-        counts.append(StepFlops(objective)(data[0]))
-    # 8 clips of 4 frames of 4 patches of 3 x 16 x 16 pixels
-    assert counts[1] - counts[0] > 8 * 4 * 4 * 2 * 3 * 16 * 16 * 16
 
 
 def test_zero_shot_names_entities_of_clips_and_crops(cached, pretraining, vocabulary, clips, tmp_path, resources):

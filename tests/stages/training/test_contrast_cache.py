@@ -37,7 +37,6 @@ def step(objective: Objective, batch: Batch, config) -> tuple[dict[str, float], 
     alone = World(0, 1, torch.device("cpu"))
     optimizer = build_optimizer(objective, config)
     run = _Trainer(objective, objective, optimizer, Steps(), config, alone, None, None, TrainerState(), Path("nowhere"))
-    run.flops = lambda part: 0.0
     run.step(batch)
     return run.mean.read(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
 
@@ -150,7 +149,6 @@ def test_every_step_has_its_own_dropout(name, config, monkeypatch):
     run = _Trainer(
         objective, objective, optimizer, Steps(), values, World(3, 4, CPU), None, None, state, Path("nowhere")
     )
-    run.flops = lambda part: 0.0
     for number in (0, 1):
         run.state.step = number
         run.contrasted(whole_batch().split(2))

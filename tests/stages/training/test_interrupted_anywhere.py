@@ -22,7 +22,7 @@ from tests.stages.training.part_of_a_life import STEPS
 
 pytestmark = pytest.mark.long
 PROGRAM = Path(__file__).with_name("part_of_a_life.py")
-TIMING = ("time", "train/data_wait", "train/samples_per_second", "train/tflops", "train/memory_gib")
+TIMING = ("time", "train/data_wait", "train/samples_per_second", "train/memory_gib")
 
 
 @pytest.fixture

@@ -300,7 +300,9 @@ def test_pixels_outside_the_crop_are_zeroed_before_normalization(pretraining, ba
     batch = batches["video"].map(lambda tensor: tensor)
     batch.frames = torch.randint(0, 256, (8, 4, 3, 32, 32), dtype=torch.uint8)
     encode = objective.prompter.model.encode_video
-    monkeypatch.setattr(objective.prompter.model, "encode_video", lambda x, cls_only: seen.append(x) or encode(x, cls_only))
+    monkeypatch.setattr(
+        objective.prompter.model, "encode_video", lambda x, cls_only: seen.append(x) or encode(x, cls_only)
+    )
     objective(batch)
     cut = torch.zeros_like(batch.frames)
     for number, (left, top, width, height) in enumerate((batch.boxes * 8).tolist()):  # patches of 8 pixels

@@ -10,7 +10,7 @@ from alpro.stages.training.loop import EXIT_INTERRUPTED
 from alpro.stages.training.metrics import read_metrics
 
 pytestmark = pytest.mark.long
-TIMING = ("time", "train/data_wait", "train/samples_per_second", "train/tflops", "train/memory_gib")
+TIMING = ("time", "train/data_wait", "train/samples_per_second", "train/memory_gib")
 PROGRAM = Path(__file__).with_name("part_of_a_run.py")
 
 
