@@ -13,13 +13,12 @@ import io
 import os
 import posixpath
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -29,7 +28,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.files import atomic_write, make_folder
 
 Location = Path | str
 Answer = TypeVar("Answer")
@@ -309,46 +307,16 @@ def exists(location: Location) -> bool:
 
 def listing(folder: Location, extension: str) -> list[Location]:
     """The files of a folder with the extension, in order. Raises FileNotFoundError if there is no such folder."""
-    return [join(folder, name) for name in _names(folder, "file") if name.endswith(extension)]
+    return [join(folder, name) for name in _names(folder) if name.endswith(extension)]
 
 
-def subfolders(folder: Location) -> list[Location]:
-    """The folders in a folder, in order. Raises FileNotFoundError if there is no such folder."""
-    return [join(folder, name) for name in _names(folder, "directory")]
-
-
-def _names(folder: Location, kind: Literal["file", "directory"]) -> list[str]:
+def _names(folder: Location) -> list[str]:
     if isinstance(folder, Path):
-        return sorted(path.name for path in folder.iterdir() if (path.is_file() if kind == "file" else path.is_dir()))
+        return sorted(path.name for path in folder.iterdir() if path.is_file())
     entries = call_store(folder, lambda system, name: system.ls(name, detail=True, refresh=True))
-    paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == kind]
+    paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "file"]
     # Stores return names in different forms (over HTTP, URLs); the part after the last slash is the file name.
     return sorted(unquote(p.rpartition("/")[2]) if "://" in p else p.rpartition("/")[2] for p in paths)
-
-
-def write_bytes(location: Location, data: bytes) -> None:
-    """Writes a small file, atomically on the local disk and in object stores."""
-    if isinstance(location, Path):
-        make_folder(location.parent)
-        with atomic_write(location) as temporary:
-            temporary.write_bytes(data)
-        return
-    call_store(location, lambda system, name: system.pipe_file(name, data))
-
-
-def send_file(path: Path, location: Location) -> None:
-    if isinstance(location, Path):
-        make_folder(location.parent)
-        with atomic_write(location) as temporary:
-            shutil.copyfile(path, temporary)
-        return
-    call_store(location, lambda system, name: system.put_file(str(path), name))
-
-
-def fetch_file(location: Location, path: Path) -> None:
-    make_folder(path.parent)
-    with atomic_write(path) as temporary:
-        call_store(location, lambda system, name: system.get_file(name, str(temporary)))
 
 
 @contextmanager

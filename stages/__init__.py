@@ -19,13 +19,11 @@ class Stage:
     process of their own and in the pool `gpu`. `training` may use several processes, `evaluation` writes results.json.
     inputs: the names of its inputs, each with the stage that builds it. A configuration may leave some out.
     corpora: whether it also reads corpora, under the names that the configuration gives them.
-    reads: the only file that it reads of an input, by the input's name: changes of the rest do not concern it.
     """
 
     kind: Literal["data", "text", "training", "model", "evaluation"]
     inputs: dict[str, str] = field(default_factory=dict)
     corpora: bool = False
-    reads: dict[str, str] = field(default_factory=dict)
 
 
 STAGES = {  # the DAG: inputs before the stages that read them
@@ -37,7 +35,6 @@ STAGES = {  # the DAG: inputs before the stages that read them
         "training",
         {"vocabulary": "build_vocabulary"},
         corpora=True,
-        reads={"vocabulary": "tokenizer.json"},
     ),
     "cache_prompts": Stage("model", {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}),
     "pretrain": Stage(

@@ -67,11 +67,6 @@ class Config(StageConfig):
     )
     word_pieces: int = Field(8000, ge=50, description="maximum number of word pieces of a trained tokenizer")
 
-    def keys_of(self, file: str) -> set[str] | None:
-        if file != "tokenizer.json":
-            return None
-        return {"tokenizer", "word_pieces", "templates"} if self.tokenizer == "train" else {"tokenizer"}
-
 
 @dataclass(frozen=True)
 class Candidate:

@@ -3,16 +3,11 @@
 import argparse
 import sys
 from math import ceil
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
 from alpro.pipeline.cli.arguments import ARTIFACT, add_action, add_group, add_json, add_workspace, print_json, user_path
-
-if TYPE_CHECKING:
-    from alpro.inference.index import Item
-    from alpro.pipeline.store.forget import Held
 
 MIN_FOREIGN = 0.05  # share of captions in other languages from which on they are mentioned
 
@@ -22,7 +17,6 @@ def add_data_commands(commands: Any) -> None:
     actions = add_group(commands, "data", "check data before a run, describe decoded corpora")
     add_check(actions)
     add_inspect(actions)
-    add_forget(actions)
 
 
 def add_check(actions: Any) -> None:
@@ -74,90 +68,6 @@ def add_inspect(actions: Any) -> None:
     )
     add_json(parser)
     add_workspace(parser, "folder of the artifacts")
-
-
-def add_forget(actions: Any) -> None:
-    parser = add_action(
-        actions,
-        "forget",
-        forget,
-        "list what holds videos, and delete them from indexes",
-        "Lists the artifacts and reports of the workspace that hold frames or texts of the videos, or were made from "
-        "them, deletes the entries of indexes, and prints what a run will replace.",
-    )
-    parser.add_argument("videos", nargs="+", metavar="FILE", help="a file, a URL, or the id of a video")
-    parser.add_argument(
-        "--index",
-        action="append",
-        default=[],
-        type=user_path,
-        metavar="INDEX",
-        help="another index than those in the current folder and the workspace; repeatable",
-    )
-    add_json(parser)
-    add_workspace(parser, "folder of the artifacts")
-
-
-def forget(arguments: argparse.Namespace) -> None:
-    """`alpro data forget`."""
-    from alpro.inference.index_videos import remove_items
-    from alpro.pipeline.store.artifacts import Store
-    from alpro.pipeline.store.forget import entries, held
-
-    found = held(Store(arguments.workspace / "artifacts"), arguments.videos)
-    near = [file.parent for place in (Path(), arguments.workspace) for file in place.glob("*/index.json")]
-    near = [folder for folder in near if is_index(folder)]
-    removed: dict[Path, list[Item]] = {}
-    failed: list[str] = []
-    for folder in dict.fromkeys(map(Path.resolve, [*arguments.index, *near])):
-        try:
-            removed[folder] = remove_items(folder, lambda index: entries(index, arguments.videos, found.corpora))
-        except InputError as error:  # another process changes it; the list is still printed
-            failed.append(str(error))
-    print_held(arguments, found, removed)
-    if failed:
-        raise InputError("; ".join(failed))
-    if not (arguments.json or found.corpora or found.rejects or any(removed.values())):
-        raise InputError(f"{', '.join(arguments.videos)}: neither in {arguments.workspace} nor in an index")
-
-
-def print_held(arguments: argparse.Namespace, found: "Held", removed: "dict[Path, list[Item]]") -> None:
-    """Prints what holds the videos, and what was deleted of indexes."""
-    from alpro.inference.search import hit_path
-
-    if arguments.json:
-        tables = {key: getattr(found, key) for key in ("corpora", "rejects", "derived")}
-        values = {key: {str(folder): value for folder, value in table.items()} for key, table in tables.items()}
-        lists = {"reports": [*map(str, found.reports)], "unfinished": [*map(str, found.unfinished)]}
-        print_json({**values, **lists, "indexes": {str(f): [*map(hit_path, items)] for f, items in removed.items()}})
-        return
-    for folder, samples in found.corpora.items():
-        print(f"frames and texts: {folder}: {', '.join(f'{name} ({shard})' for name, shard in samples.items())}")
-    for folder, names in found.rejects.items():
-        print(f"names of rejects: {folder}: {', '.join(names)}")
-    for folder, name in found.derived.items():
-        print(f"made from them (weights, words, scores or pictures): {name}: {folder}")
-    print(*(f"report: {file}" for file in found.reports), sep="\n", end="\n" if found.reports else "")
-    for folder in found.unfinished:
-        print(f"interrupted, may hold frames, or weights trained on them; delete it: {folder}")
-    for folder, items in removed.items():
-        print(f"index {folder}: {len(items):,} deleted")
-    if found.corpora or found.rejects:
-        stages = dict.fromkeys(folder.parent.name for folder in [*found.corpora, *found.rejects, *found.derived])
-        print(
-            f"Remove the files and their rows of the manifest and run again: {', '.join(stages)} get new artifacts. "
-            "Then delete the runs of these in MLflow, and `alpro artifacts gc --yes` removes what is listed here."
-        )
-
-
-def is_index(folder: Path) -> bool:
-    from alpro.inference.index import read_about
-
-    try:
-        read_about(folder)
-    except InputError:  # an index.json of something else
-        return False
-    return True
 
 
 def check(arguments: argparse.Namespace) -> int:

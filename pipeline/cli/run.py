@@ -182,8 +182,6 @@ def plan_rows(steps: "list[Step]", store: "Store") -> list[dict[str, str]]:
             state = "cached"
         elif step.blocked:
             state, why = "blocked", step.blocked
-        elif store.is_shared(step):
-            state = "to fetch"
         elif step in wanted:
             state, why = "to run", reason(step, store)
         else:

@@ -172,7 +172,6 @@ class PipelineConfig(BaseModel):
                 raise ValueError(f"corpora.{name}.root: it is only used with annotations; remove this key")
             if corpus.manifest and self.render_sample is None:
                 raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
-        refuse_credentials("resources.artifacts", self.resources.artifacts)
         used = {(f"{stage}.phases", name) for stage, config in self.trainings().items() for name in config.corpora}
         used |= {(f"evaluate.{key}", name) for key in ("retrieval", "qa") if (name := getattr(self.evaluate, key))}
         for where, name in sorted(used):

@@ -21,7 +21,7 @@ from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.flows.pages import about_run, link_to_mlflow, name_run, show_results
 from alpro.pipeline.flows.schedule import run_steps
 from alpro.pipeline.flows.session import Place, Request, Session, open_tracker, place_of, start_session
-from alpro.pipeline.flows.tasks import announce, at_terminal, fetch_input
+from alpro.pipeline.flows.tasks import announce, at_terminal, check_input
 from alpro.pipeline.plan.dag import Planned, plan, planned
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.steps import check_files, needed
@@ -259,8 +259,8 @@ def step(
     workspace: Internal = "",
     tracking_uri: Internal = "",
 ) -> dict[str, str]:
-    """Runs one step of a pipeline, which starts this. The artifacts of its inputs must be here, or in
-    `resources.artifacts`. The pipeline logs the step again if this machine has an MLflow store of its own.
+    """Runs one step of a pipeline, which starts this. The artifacts of its inputs must be here. The pipeline logs
+    the step again if this machine has an MLflow store of its own.
 
     Args:
         name: The name of the step in the plan.
@@ -276,10 +276,10 @@ def step(
         root, tracking_uri = places(workspace, tracking_uri)
         root.mkdir(parents=True, exist_ok=True)
         config = PipelineConfig.model_validate(settings)
-        store = Store(root / "artifacts", config.resources.artifacts)
-        chosen = step_of(plan(config, Digests(root / "digests.sqlite"), store), name, fingerprint)
+        store = Store(root / "artifacts")
+        chosen = step_of(plan(config, Digests(root / "digests.sqlite")), name, fingerprint)
         for other in chosen.inputs.values():
-            fetch_input(store, other)
+            check_input(store, other)
         tracker = open_tracker(tracking_uri, root, config.name)
         parent = Run(parent_run) if tracker.has_run(parent_run) else None
         session = Session(store, tracker, parent, config.resources, git_commit(), config.name, arguments)

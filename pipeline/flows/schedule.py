@@ -101,7 +101,7 @@ class Schedule:
         self.session.progress[step.name] = f"stage {len(self.futures) + 1} of {self.total}, "
         if STAGES[step.stage].kind != "data":
             check_test_split(store, [other for other in self.steps if other.name not in self.failures], self.checked)
-        exists = store.find(step) or store.is_shared(step)
+        exists = store.find(step)
         inputs = [self.futures[other.name] for other in step.inputs.values() if other.name in self.futures]
         task: Task[..., Any] = make if step.stage in WITH_MODEL else make_data
         if self.session.passed is not None and not exists:

@@ -92,18 +92,13 @@ def failed(error: Exception) -> State:
 
 
 def find_or_build(session: Session, step: Step) -> State | None:
-    """Finds a step's artifact, here or in the shared place, or builds it. Returns a state of its own if it exists."""
+    """Finds a step's artifact, or builds it. Returns a state of its own if it exists."""
     store, tracker, number = session.store, session.tracker, session.progress.get(step.name, "")
     folder, tags = store.folder(step), about_run(run_tags(session.commit, step))
     with store.lock(step, announce) as lock:
         log.debug(f"{step.name}: {folder}")
         record = store.find(step)
-        if record is None and (record := store.fetch(step)):
-            announce(f"{step.name}: fetched from {store.shared}")
-        if record is None and (record := store.adopt(step)):
-            announce(f"{step.name}: its inputs are equal byte for byte to those of an earlier artifact")
         if record is not None:
-            share(store, step)
             result = StageResult(step, folder, record, cached=True)
             log_cached(tracker, result, session.parent, tags, store)
             append(session, result)
@@ -123,7 +118,6 @@ def find_or_build(session: Session, step: Step) -> State | None:
             result = StageResult(step, folder, record, cached=False)
             log_result(tracker, result, run, session.parent)
         append(session, result)
-        share(store, step)
     announce(done_line(step, record))
     return None
 
@@ -133,12 +127,6 @@ def done_line(step: Step, record: dict[str, Any]) -> str:
     scores = [f", {name} {record['metrics'][key]:.1f} %" for key, name in VALIDATED.items() if key in record["metrics"]]
     scores = [*scores[:1], *([f", PEM accuracy {record['metrics'][PEM]:.1f} %"] if PEM in record["metrics"] else [])]
     return f"{step.name}: done in {record['run']['seconds']:.0f} s{''.join(scores)}"
-
-
-def share(store: Store, step: Step) -> None:
-    """Sends an artifact to where other machines find it; hours of work do not fail with that."""
-    if problem := store.share(step):
-        announce(f"{step.name}: {problem}")
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
@@ -179,11 +167,11 @@ def build_by_deployment(session: Session, step: Step) -> None:
     state = wait_for_run(submitted)
     if not state.is_completed():
         raise StageFailed(f"deployment step/{pool}: run {submitted.name} did not complete: {state.message}")
-    record = find_or_fetch(session.store, step)
+    record = session.store.find(step)
     if record is None:
         raise StageFailed(
             f"deployment step/{pool}: run {submitted.name} completed, but {session.store.folder(step)} does not exist; "
-            "the workers must share the workspace, or resources.artifacts"
+            "the workers must share the workspace"
         )
     result = StageResult(step, session.store.folder(step), record, cached=False)
     # The worker that built it may log to an MLflow store of its own machine, where this one's users do not look.
@@ -238,18 +226,12 @@ def cancel(client: SyncPrefectClient, run: FlowRun) -> None:
     announce(f"Prefect's server does not answer; {run.name} continues: prefect flow-run cancel {run.id} ends it")
 
 
-def find_or_fetch(store: Store, step: Step) -> dict[str, Any] | None:
-    """The record of a step's artifact, here or fetched from the shared place; None if it is in neither."""
-    with store.lock(step, announce):
-        return store.find(step) or store.fetch(step)
-
-
-def fetch_input(store: Store, step: Step) -> None:
-    """Fetches an input that is not here. Raises InputError if it is not in the shared place either."""
-    if find_or_fetch(store, step) is None:
+def check_input(store: Store, step: Step) -> None:
+    """Raises InputError if an input does not exist."""
+    if store.find(step) is None:
         raise InputError(
             f"{step.name}: the pipeline has this artifact, but {store.folder(step)} does not exist; "
-            "the workers must share the workspace, or resources.artifacts"
+            "the workers must share the workspace"
         )
 
 

@@ -21,17 +21,16 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
 
     warn: log `repeated_frames`.
 
-    Raises InputError for anything wrong with them, or if `resources.artifacts` cannot be reached.
+    Raises InputError for anything wrong with them.
     """
     settings = loaded(config, data, changes, root)
-    store = Store(root / "artifacts", settings.resources.artifacts)
-    steps = plan(settings, Digests(root / "digests.sqlite"), store)
+    store = Store(root / "artifacts")
+    steps = plan(settings, Digests(root / "digests.sqlite"))
     steps = needed(steps, stage) if stage else steps
     if settings.pretrained:
         check_text_lengths(steps, Path(settings.pretrained))
     for line in repeated_frames(steps) if warn else ():
         log.warning(line)
-    store.is_shared(steps[0])  # raises InputError if resources.artifacts cannot be reached
     return settings, steps, store
 
 
@@ -58,9 +57,9 @@ def repeated_frames(steps: list[Step]) -> list[str]:
     return lines
 
 
-def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -> list[Step]:
+def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
     """The DAG, in an order in which it can run: a step for each stage of STAGES that the configuration asks for, with
-    the inputs that are declared there. Where videos are not on this machine, `store` has their digests."""
+    the inputs that are declared there."""
     folder = Path(config.pretrained) if config.pretrained else None
     task = model_task(folder) if folder else ""
     configs = stage_configs(config, task)
@@ -69,7 +68,7 @@ def plan(config: PipelineConfig, digests: Digests, store: Store | None = None) -
     for stage, declared in STAGES.items():
         if stage == "decode_videos":  # a step for each corpus, of index_shards if it names shards
             for name, corpus in config.corpora.items():
-                corpora[name] = decoding(name, corpus, made.get("render_sample"), digests, store)
+                corpora[name] = decoding(name, corpus, made.get("render_sample"), digests)
         if (values := configs[stage]) is None:
             continue
         inputs = {name: made[source] for name, source in declared.inputs.items() if source in made}

@@ -7,12 +7,11 @@ from typing import Any, cast
 
 from alpro.errors import InputError
 from alpro.files import digest, read_json
-from alpro.log import log
 from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, PipelineConfig, is_word
 from alpro.pipeline.plan.digests import Digests, digest_data, digest_model, digest_shards
-from alpro.pipeline.store.artifacts import Step, Store, flatten, inputs_of
+from alpro.pipeline.store.artifacts import Step, Store, flatten
 from alpro.shards.storage import Location, located
 from alpro.stages import EVALUATIONS
 from alpro.stages.corpora.check_data import items_of_split
@@ -35,15 +34,6 @@ def with_files(step: Step, digests: Digests) -> Step:
     except InputError as error:
         return replace(step, missing=str(error))
     return replace(step, files=files)
-
-
-def recorded(step: Step, store: Store) -> dict[str, Any] | None:
-    """The record of the newest artifact of the same videos: decoded with the same configuration, and with the same
-    manifest or annotation files if they are on this machine, else from the same paths. None if there is none."""
-    description = step.description
-    same = ("name", "stage_version", "config", "source" if step.source else "paths")
-    records = [r for r in store.records(step.stage) if all(r[key] == description[key] for key in same)]
-    return max(records, key=lambda record: record["run"]["at"], default=None)
 
 
 def digest_files(path: Path, digests: Digests) -> str:
@@ -83,10 +73,9 @@ def check_text_lengths(steps: list[Step], folder: Path) -> None:
         )
 
 
-def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests, store: Store | None = None) -> Step:
+def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -> Step:
     """The step that makes one corpus: of the rendered sample, of files whose contents are in its fingerprint, or of
-    shards that are there already. `missing` says why the files cannot be read on this machine; if it has no videos,
-    the digests that an artifact in `store` has recorded are used."""
+    shards that are there already. `missing` says why the files cannot be read on this machine."""
     if corpus.manifest:
         assert sample is not None
         config = corpus.decoding
@@ -97,23 +86,11 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests, s
     else:
         paths: dict[str, Location] = {"data": located(corpus.data), **corpus.annotation_files}
         paths |= {"root": corpus.names_root} if corpus.names_root else {}
-        source = source_digest(located(corpus.data), corpus.annotation_files, digests)
-        step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, paths=paths, source=source)
+        step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, paths=paths)
     try:
-        return index_step(step, digests) if corpus.shards else decode_step(step, corpus, digests, store)
+        return index_step(step, digests) if corpus.shards else decode_step(step, corpus, digests)
     except InputError as error:
         return replace(step, missing=str(error))
-
-
-def source_digest(data: Location, annotations: Mapping[str, Path], digests: Digests) -> str:
-    """SHA-256 of the annotation files, each with its split, or of the manifest; empty if they are not on this machine,
-    or for a folder."""
-    files: list[Location] = [*annotations.values()] or [data]
-    local = [file for file in files if isinstance(file, Path) and file.is_file()]
-    if len(local) != len(files):
-        return ""
-    contents = digests.of(local)
-    return digest(dict(zip(annotations, contents, strict=True)) if annotations else contents)
 
 
 def index_step(step: Step, digests: Digests) -> Step:
@@ -122,18 +99,9 @@ def index_step(step: Step, digests: Digests) -> Step:
     return outside(step, {"shards": contents}, lambda: digest_shards(shards, digests) == contents)
 
 
-def decode_step(step: Step, corpus: Corpus, digests: Digests, store: Store | None) -> Step:
+def decode_step(step: Step, corpus: Corpus, digests: Digests) -> Step:
     data, annotations, root = step.paths["data"], corpus.annotation_files, corpus.names_root
-    contents, problem = None, InputError(f"{data}: its media files are not on this machine")
-    try:
-        contents = digest_data(data, digests, annotations, root)
-    except InputError as error:
-        problem = error
-    if store and not (contents and contents.has_media) and (record := recorded(step, store)):
-        log.info(f"{step.name}: {problem}; using its artifact of {record['run']['at']}")
-        return replace(step, files=record["files"])
-    if contents is None:
-        raise problem
+    contents = digest_data(data, digests, annotations, root)
     return outside(
         step,
         {"data": contents.all, **decoder_files(corpus.decoding)},
@@ -173,7 +141,7 @@ def required(steps: list[Step], store: Store) -> list[Step]:
     them exists, nothing is decoded again.
     """
     inputs = {other.fingerprint for step in steps for other in step.inputs.values()}
-    exists = {step.fingerprint: bool(store.find(step)) or store.is_shared(step) for step in steps}
+    exists = {step.fingerprint: bool(store.find(step)) for step in steps}
     wanted = {step.fingerprint for step in steps if step.fingerprint not in inputs}
     for step in reversed(steps):
         if step.fingerprint in wanted and not exists[step.fingerprint]:
@@ -197,7 +165,7 @@ def check_test_items(settings: PipelineConfig, steps: list[Step], store: Store) 
         config = cast(EvaluationConfig, step.config)
         for name in config.corpora:
             corpus, decoded = settings.corpora[name], step.inputs[name]
-            if not corpus.data or decoded not in wanted or store.find(decoded) or store.is_shared(decoded):
+            if not corpus.data or decoded not in wanted or store.find(decoded):
                 continue
             counts, why = items_of_split(
                 located(corpus.data), corpus.decoding, config.split, corpus.annotation_files, corpus.names_root
@@ -230,7 +198,7 @@ def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> li
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             changes.append(f"{description['stage']}.{key} = {new.get(key)!r} (was {old.get(key)!r})")
-    old, new = inputs_of(record), inputs_of(description)
+    old, new = record["inputs"], description["inputs"]
     changes += [f"input {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     old, new = record["files"], description["files"]
     changes += [f"files of {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]

@@ -1,10 +1,9 @@
-"""What differs between runs: configuration, data, code, versions and machines."""
+"""What differs between runs: configuration, data, code, versions and precisions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alpro.pipeline.store.artifacts import flatten
-from alpro.pipeline.store.hardware import described
 from alpro.stages import CORPUS_STAGES
 
 Record = dict[str, Any]  # artifact.json
@@ -29,7 +28,7 @@ def differing(kind: str, runs: Sequence[Mapping[str, Any]]) -> list[Difference]:
 def differences(runs: Sequence[Sequence[Record]]) -> list[Difference]:
     """What differs between the artifacts of runs, each with all that it was built from."""
     values = [flatten({record["name"]: record["config"] for record in records}) for records in runs]
-    parts = {"data": data, "code": code, "version": versions, "machine": machines}
+    parts = {"data": data, "code": code, "version": versions, "precision": precisions}
     rows = differing("configuration", values)
     return rows + [row for kind, of in parts.items() for row in differing(kind, [of(records) for records in runs])]
 
@@ -61,8 +60,6 @@ def versions(records: Sequence[Record]) -> dict[str, str]:
     return {package: ", ".join(used) for package, used in values.items()}
 
 
-def machines(records: Sequence[Record]) -> dict[str, str]:
-    """The machines that the artifacts were built on, as far as their records name one."""
-    used = dict.fromkeys(described(m) for record in records if (m := record["run"].get("hardware")))
-    precisions = {f"{record['name']} in": record["precision"] for record in records if record.get("precision")}
-    return ({"built on": "; ".join(used)} if used else {}) | precisions
+def precisions(records: Sequence[Record]) -> dict[str, str]:
+    """The type of the matrix products of each artifact that a model built."""
+    return {record["name"]: record["precision"] for record in records if record.get("precision")}

@@ -11,7 +11,6 @@ from alpro.pipeline.reports.figures import panel_pictures
 from alpro.pipeline.reports.pages import Picture, write_page
 from alpro.pipeline.reports.results import Listed, headline_scores, results, tables
 from alpro.pipeline.reports.summary import RunSummary, StepSummary
-from alpro.pipeline.store.hardware import described
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls.settings import CONTROLS
 from alpro.stages.training.metrics import read_metrics
@@ -60,12 +59,6 @@ def write_report(path: Path, run: RunSummary, artifacts: list[Listed]) -> Path:
 
 def facts(run: RunSummary, artifacts: list[Listed]) -> list[tuple[str, str]]:
     """What identifies a run, as pairs of a label and a text; those that are not known are left out."""
-    machines: dict[str, list[str]] = {}
-    for name, _, record, _ in artifacts:
-        if machine := record["run"].get("hardware"):
-            machines.setdefault(described(machine), []).append(name)
-    several = len(machines) > 1
-    built = [f"{machine} ({', '.join(names)})" if several else machine for machine, names in machines.items()]
     pairs = [
         ("started", run.started[:19].replace("T", " ") + " UTC" if run.started else ""),
         ("took", duration(run.seconds) if run.seconds else ""),
@@ -73,7 +66,6 @@ def facts(run: RunSummary, artifacts: list[Listed]) -> list[tuple[str, str]]:
         ("configuration", run.arguments.get("config", "")),
         ("data", run.arguments.get("data", "")),
         ("changed values", "\n".join(run.arguments.get("changes", [])) or "none"),
-        ("built on", "\n".join(built)),
     ]
     return [(label, text) for label, text in pairs if text]
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alpro.artifact import RECORD, SUM, THREADS, sum_of
-from alpro.errors import InputError
 from alpro.files import checksum, read_json
 from alpro.progress import progress
 
-LOCAL_FILES = {"work.json", "sessions.json"}  # of the machine that created the artifact
+LOCAL_FILES = {"work.json"}  # of the machine that created the artifact
 UNFINISHED = ("checkpoints", "parts")  # only read by a resumed run; deleted from a finished artifact
 
 Contents = dict[str, dict[str, Any]]  # size in bytes and sha256, by the file's name relative to the folder
@@ -48,14 +47,6 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
     with ThreadPoolExecutor(THREADS) as threads:
         values = {**known, **dict(zip(unread, threads.map(lambda name: checksum(files[name]), unread), strict=True))}
     return {name: {"size": path.stat().st_size, "sha256": values[name]} for name, path in files.items()}
-
-
-def check_sums(record: Mapping[str, Any], sums: Mapping[str, str], folder: object) -> None:
-    """Raises InputError if the SHA-256 of a file differs from the record. Records of earlier versions have none."""
-    for name, sha256 in sums.items():
-        recorded = record.get("contents", {}).get(name)
-        if recorded and recorded["sha256"] != sha256:
-            raise InputError(f"{folder}: {name} differs from the artifact's record; delete {folder} to rebuild it")
 
 
 def verify(artifacts: Iterable[tuple[Path, dict[str, Any]]]) -> Iterator[Problem]:

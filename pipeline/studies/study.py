@@ -189,7 +189,7 @@ def work_left(members: list[Member]) -> dict[str, dict[str, int]]:
     work: dict[str, dict[str, int]] = {}
     for step in {step.fingerprint: step for member in members for step in required(*member.plan[1:])}.values():
         of_name = work.setdefault(step.name, {"to_run": 0, "cached": 0})
-        of_name["cached" if store.find(step) or store.is_shared(step) else "to_run"] += 1
+        of_name["cached" if store.find(step) else "to_run"] += 1
     return work
 
 

@@ -71,11 +71,6 @@ class StageConfig(BaseModel):
                 del values[key]
         return values
 
-    def keys_of(self, file: str) -> set[str] | None:
-        """The keys that one file of the result depends on; None: all. Stages that read only this file keep their
-        fingerprints if other keys change."""
-        return None
-
 
 def cores() -> int:
     """The number of cores that this process may use."""
@@ -120,11 +115,6 @@ class Resources(StageConfig):
     )
     rendezvous: str = Field("", description="host:port of this machine, which several nodes connect to")
     rank_timeout: float = Field(600.0, gt=0, description="seconds that training processes wait for an unresponsive one")
-    artifacts: str = Field(
-        "",
-        description="a folder or URL that machines share: new artifacts are uploaded, and existing ones "
-        "downloaded instead of built",
-    )
     profile: bool = Field(False, description="write a trace of a few training steps for Perfetto")
     dask: str = Field("", description="address of a Dask scheduler for decoding and tagging")
     checkpoint_interval: float = Field(60.0, gt=0, description="seconds between the checkpoints of a training run")

@@ -247,11 +247,11 @@ def test_a_tilde_is_expanded_to_the_home_folder(tmp_path, monkeypatch):
         (CONFIGS / "webvid_cc3m.toml").read_text().replace('data = ""', 'data = "~/videos"')
     )
     changes = ["corpora.cc3m.data=~/images", "corpora.webvid.annotations.train=~/a.csv", "pretrain.bert=~/bert"]
-    config = load_config("~/mine.toml", changes=[*changes, "resources.artifacts=~/shared"])
+    config = load_config("~/mine.toml", changes=[*changes, "build_vocabulary.tokenizer=~/bert"])
     assert config.corpora["webvid"].data == str(tmp_path / "videos")
     assert config.corpora["webvid"].annotations == {"train": str(tmp_path / "a.csv")}
     assert config.corpora["cc3m"].data == str(tmp_path / "images")
-    assert (config.pretrain.bert, config.resources.artifacts) == (f"{tmp_path}/bert", f"{tmp_path}/shared")
+    assert (config.pretrain.bert, config.build_vocabulary.tokenizer) == (f"{tmp_path}/bert",) * 2
     qa = load_config("msvd_qa", "~/videos", ["pretrained=~/model"])
     assert (qa.corpora["data"].data, qa.pretrained) == (f"{tmp_path}/videos", f"{tmp_path}/model")
 

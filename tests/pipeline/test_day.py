@@ -207,7 +207,7 @@ def look_at_pages(day: Day, machine: Up, done: dict) -> None:
 def send_a_password(machine: Up) -> None:
     """A URL with a password is refused, and shown nowhere. No process has the database's on its command line."""
     url = f"s3://key:{SECRET}@bucket/x"
-    refused = machine.deploy("decode-videos/decode-videos", config="day.toml", changes=[f"resources.artifacts={url!r}"])
+    refused = machine.deploy("decode-videos/decode-videos", config="day.toml", changes=[f"corpora.clips.data={url!r}"])
     assert "this URL contains a user name" in refused["state"]["message"]
     assert SECRET not in refused["name"] + refused["state"]["message"]
     lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]

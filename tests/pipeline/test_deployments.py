@@ -158,26 +158,6 @@ def test_a_configuration_arrives_complete(config):
     assert PipelineConfig.model_validate(json.loads(json.dumps(loaded.model_dump(mode="json")))) == loaded
 
 
-def test_a_stage_on_a_machine_with_a_workspace_and_a_store_of_its_own(first, workspace, deployments, tmp_path):
-    """It gets its inputs from the shared artifacts, and each MLflow store has a run of the stage."""
-    elsewhere = tmp_path / "elsewhere"
-    deployments(workspace=str(elsewhere))
-    changes = [f"resources.artifacts='{tmp_path}/shared'", "evaluate.seed=12"]
-    folders = flow.alpro(TINY, changes=changes, workspace=str(workspace), stages_by_deployment=True)
-    assert Path(folders["evaluate"]).is_relative_to(workspace)
-    there = {path.parent.name for path in elsewhere.glob("artifacts/*/*/artifact.json")}
-    steps = planning.plan(load_config(TINY, changes=changes), Digests(tmp_path / "digests.sqlite"))
-    inputs = {step.name for step in steps[-1].inputs.values()}
-    assert there == {Path(folders[name]).name for name in inputs | {"evaluate"}}
-    (child,) = stage_runs(elsewhere, "evaluate")
-    assert "mlflow.parentRunId" not in child.data.tags
-    parent = newest_pipeline(workspace)
-    here = stage_runs(workspace, "evaluate")[0]
-    assert here.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert here.data.metrics == child.data.metrics
-    assert parent.data.metrics["test/retrieval/t2v/R1"] == here.data.metrics["test/retrieval/t2v/R1"]
-
-
 def test_a_deployment_that_fails_fails_the_pipeline(first, workspace, monkeypatch):
     monkeypatch.setattr(tasks, "run_deployment", lambda *_, **__: SimpleNamespace(name="blue-fox"))
     monkeypatch.setattr(tasks, "wait_for_run", lambda run: Failed(message="no GPU"))
@@ -226,7 +206,7 @@ def walls(tmp_path) -> Callable[[], dict[str, Step]]:
         for n in range(12)
     ]
     manifest = str(write_manifest(tmp_path / "data", rows))
-    changes = [f"resources.artifacts='{tmp_path}/shared'", "build_vocabulary.entities=2", "corpora.data.size=16"]
+    changes = ["build_vocabulary.entities=2", "corpora.data.size=16"]
 
     def steps() -> dict[str, Step]:
         config = load_config(TINY, manifest, changes)
@@ -238,20 +218,9 @@ def walls(tmp_path) -> Callable[[], dict[str, Step]]:
 def parameters_of(tmp_path: Path, step: Step, **more: Any) -> dict[str, Any]:
     """What a pipeline on another machine passes for a step of `walls`, as JSON values."""
     manifest = str(tmp_path / "data" / "items.jsonl")
-    changes = [f"resources.artifacts='{tmp_path}/shared'", "build_vocabulary.entities=2", "corpora.data.size=16"]
+    changes = ["build_vocabulary.entities=2", "corpora.data.size=16"]
     settings = load_config(TINY, manifest, [*changes, "resources.workers=1"]).model_dump(mode="json")
     return {"name": step.name, "fingerprint": step.fingerprint, "settings": settings, "arguments": {}, **more}
-
-
-def test_a_step_needs_the_artifacts_of_its_corpora_and_not_their_files(walls, tmp_path):
-    steps = walls()
-    passed = {name: parameters_of(tmp_path, step) for name, step in steps.items()}
-    decoded = flow.step(**passed["decode_videos data"], workspace=str(tmp_path / "a"))
-    assert list(decoded) == ["decode_videos data"]
-    (tmp_path / "data").rename(tmp_path / "not on this machine")
-    folders = flow.step(**passed["build_vocabulary"], workspace=str(tmp_path / "b"))
-    assert list(folders) == ["build_vocabulary"]
-    assert Path(folders["build_vocabulary"]).name == steps["build_vocabulary"].fingerprint[:16]
 
 
 def test_a_step_without_inputs_names_the_missing_ones(walls, tmp_path):

@@ -14,7 +14,7 @@ from alpro.pipeline.config.pipeline_config import Corpus, load_config
 from alpro.pipeline.plan.dag import decoding, plan
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.store import artifacts as artifacts
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
 from alpro.stages import decode_videos
 from tests.stages.conftest import write_manifest
 
@@ -29,7 +29,7 @@ KEYS = {
     "pretrain.start": AFTER_PROMPTER - {"cache_prompts"},
     "cache_prompts.prompter": AFTER_PROMPTER,
     "build_vocabulary.tokenizer": {"build_vocabulary", "train_prompter"} | AFTER_PROMPTER,
-    "build_vocabulary.tagger": {"build_vocabulary"} | AFTER_PROMPTER,
+    "build_vocabulary.tagger": {"build_vocabulary", "train_prompter"} | AFTER_PROMPTER,
 }
 
 
@@ -162,17 +162,6 @@ def test_a_word_is_no_path_where_a_folder_has_its_name(fingerprints, tmp_path, m
     assert (fingerprints(), fingerprints(*changes)) == before
 
 
-def test_videos_that_are_elsewhere_are_those_of_the_same_split(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"clip_name": "x", "caption": "y"}')
-    digests = Digests(tmp_path / "digests.sqlite")
-
-    def step(**annotations: str) -> Step:
-        return decoding("c", Corpus(data=str(tmp_path), annotations=annotations), None, digests)
-
-    train = step(train=str(tmp_path / "a.jsonl"))
-    assert train.source != step(test=str(tmp_path / "a.jsonl")).source
-
-
 def test_what_is_logged_drawn_or_accepted_changes_no_fingerprint(fingerprints):
     """`validation.times` does where it selects the weights: in fine-tuning."""
     before = fingerprints()
@@ -185,26 +174,3 @@ def test_what_is_logged_drawn_or_accepted_changes_no_fingerprint(fingerprints):
     assert fingerprints(*changes) == before
     after = fingerprints("finetune_qa.validation.times=3")
     assert {stage for stage in before if after[stage] != before[stage]} == {"finetune_qa", "evaluate"}
-
-
-@pytest.mark.parametrize(
-    ("change", "trained_again"),
-    [
-        ("build_vocabulary.entities=6", False),
-        ("build_vocabulary.exclude=[]", False),
-        ("build_vocabulary.min_count=3", False),
-        ("build_vocabulary.word_pieces=600", True),
-        ('templates.video=["a movie of {}"]', True),  # its words are learned
-    ],
-)
-def test_a_prompter_serves_all_vocabularies_with_its_tokenizer(change, trained_again, fingerprints):
-    again = changed(fingerprints(), fingerprints(change))
-    assert again == {"build_vocabulary"} | AFTER_PROMPTER | ({"train_prompter"} if trained_again else set())
-
-
-def test_a_prompter_serves_all_templates_if_its_tokenizer_is_given(fingerprints, tmp_path):
-    write(tmp_path / "tokenizer.json", "{}")
-    given = f"build_vocabulary.tokenizer={tmp_path / 'tokenizer.json'}"
-    again = changed(fingerprints(given), fingerprints(given, 'templates.video=["a movie of {}"]'))
-    assert again == {"build_vocabulary"} | AFTER_PROMPTER
-    assert "train_prompter" in changed(fingerprints(given), fingerprints(given, "corpora.clips.frames=3"))

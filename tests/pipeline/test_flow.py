@@ -167,7 +167,6 @@ def test_which_runs_have_nothing_to_do(first, workspace, tmp_path):
     assert finished() == []  # nothing of it is in MLflow
     (tmp_path / "mlflow.db").touch()
     assert finished() == STAGES
-    assert finished("resources.artifacts=file:///a") == []  # they may have to be sent
     assert finished("evaluate.seed=77") == []
     report = report_file(tmp_path, *planning.planned("", TINY, "", [], tmp_path)[:2]).with_suffix(".json")
     summary = next(summaries(workspace / "reports"))[1]
@@ -395,25 +394,6 @@ def test_existing_shards_go_through_every_stage(first, workspace, tmp_path):
     results = [row for name in EVALUATIONS for row in json.loads((Path(made[name]) / "results.json").read_text())]
     assert {"zero-shot retrieval", "question answering"} <= {row["what"] for row in results}
     assert {was_cached(run) for name, run in newest(workspace).items() if "stills" in name} == {True}
-
-
-@pytest.mark.parametrize("form", ["file", pytest.param("memory", marks=pytest.mark.long)])
-def test_what_one_machine_made_another_fetches(first, workspace, tmp_path, memory, form):
-    shared = {"file": f"file://{tmp_path}/shared", "memory": memory}[form]
-    place = [f"resources.artifacts='{shared}'"]
-    assert alpro(TINY, changes=place, workspace=str(workspace)) == first  # nothing is made anew; all is sent
-    elsewhere = tmp_path / "elsewhere"
-    fetched = alpro(TINY, changes=place, workspace=str(elsewhere))
-    assert all(was_cached(run) for run in newest(elsewhere).values())
-    for name, folder in fetched.items():
-        assert Path(folder) == elsewhere / "artifacts" / Path(first[name]).relative_to(workspace / "artifacts")
-        assert contents(folder) == {n: c for n, c in contents(first[name]).items() if n != "work.json"}
-    assert newest(elsewhere)["evaluate"].data.metrics == newest(workspace)["evaluate"].data.metrics
-
-
-def contents(folder: str) -> dict[str, bytes]:
-    files = [path for path in Path(folder).rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_only_an_interrupted_stage_is_tried_again():

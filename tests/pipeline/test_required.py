@@ -1,4 +1,4 @@
-"""Which steps have to run, and which record stands for videos that are not on this machine."""
+"""Which steps have to run."""
 
 import os
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from alpro.pipeline.flows.schedule import Schedule
-from alpro.pipeline.plan.steps import recorded, required
+from alpro.pipeline.plan.steps import required
 from alpro.progress import PLAIN
 
 
@@ -28,19 +28,8 @@ def step(name: str, *inputs: SimpleNamespace) -> SimpleNamespace:
 def test_an_input_is_built_only_for_a_step_that_runs(exist, expected):
     a, b = step("a"), step("b")
     c = step("c", a, b)
-    store = SimpleNamespace(find=lambda s: s.fingerprint in exist, is_shared=lambda s: False)
+    store = SimpleNamespace(find=lambda s: s.fingerprint in exist)
     assert "".join(s.fingerprint for s in required([a, b, c, step("d", c)], store)) == expected
-    shared = SimpleNamespace(find=lambda s: False, is_shared=lambda s: s.fingerprint in exist)
-    assert "".join(s.fingerprint for s in required([a, b, c, step("d", c)], shared)) == expected
-
-
-def test_the_newest_record_of_the_same_videos_is_taken():
-    same = {"name": "n", "stage_version": 1, "config": {"size": 8}, "source": "x", "paths": {}}
-    records = [same | {"run": {"at": at}} for at in ("2026-01-01", "2026-03-01", "2026-02-01")]
-    records.append(same | {"source": "y", "run": {"at": "2026-09-01"}})
-    store = SimpleNamespace(records=lambda stage: records)
-    asked = SimpleNamespace(description=same, source="x", stage="decode_videos")
-    assert recorded(asked, store)["run"]["at"] == "2026-03-01"
 
 
 @pytest.mark.parametrize(

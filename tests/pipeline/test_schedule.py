@@ -1,9 +1,7 @@
 """Which stages run at the same time, how they are stopped, and plans on a machine that lacks the videos."""
 
-import shutil
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,16 +10,12 @@ import pytest
 from alpro.errors import InputError
 from alpro.pipeline.cli.main import parser
 from alpro.pipeline.cli.run import plan_rows, print_plan, run_pipeline
-from alpro.pipeline.config.pipeline_config import load_config
 from alpro.pipeline.flows.flow import alpro
-from alpro.pipeline.plan.dag import plan, planned
-from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.plan.steps import check_files
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.plan.dag import planned
+from alpro.pipeline.store.artifacts import Step
 from alpro.stages.execution.interface import Outcome, StageFailed
 from alpro.stages.execution.stop import STOP
 from tests.pipeline.conftest import TINY, newest, runs
-from tests.stages.conftest import write_manifest
 
 CORPORA = ["corpora.clips.quality=71", "corpora.stills.quality=71"]
 FINE_TUNING = ["finetune_retrieval.lr=7e-4", "finetune_qa.lr=7e-4"]
@@ -88,45 +82,6 @@ def test_stages_that_run_at_the_same_time_stop_together(first, workspace, monkey
     assert parents[0].info.status == "KILLED"
     assert (statuses["finetune_retrieval"], statuses["finetune_qa"]) == ("KILLED", "KILLED")
     assert "evaluate" not in statuses
-
-
-@pytest.fixture
-def walls(tmp_path) -> Callable[[str], tuple[list[Step], Store]]:
-    """walls(machine): the steps of the tiny pipeline on pictures of the user's, planned on a machine that shares its
-    artifacts with others, and that machine's store."""
-    rows = [{"id": f"wall {n}", "captions": [f"a wall and a dog {n}"], "split": "train"} for n in range(6)]
-    manifest = str(write_manifest(tmp_path / "data", rows))
-    changes = [f"resources.artifacts='{tmp_path}/shared'", "corpora.data.size=16"]
-
-    def steps(machine: str) -> tuple[list[Step], Store]:
-        config = load_config(TINY, manifest, changes)
-        (tmp_path / machine).mkdir(exist_ok=True)
-        store = Store(tmp_path / machine / "artifacts", config.resources.artifacts)
-        return plan(config, Digests(tmp_path / machine / "digests.sqlite"), store), store
-
-    return steps
-
-
-@pytest.mark.parametrize("left", ["nothing", "manifest", "changed manifest"])
-def test_on_a_machine_without_the_videos_recorded_digests_suffice(
-    left, walls, tmp_path, resources, inline_pool, capsys
-):
-    steps, store = walls("a")
-    decode = steps[0]
-    store.make(decode, lambda step, out: step.module.run(step.config, step.paths, out, resources), {})
-    assert store.share(decode) == ""
-    if left == "nothing":
-        shutil.rmtree(tmp_path / "data")
-    for picture in tmp_path.glob("data/*.png"):
-        picture.unlink()
-    if left == "changed manifest":
-        with open(tmp_path / "data" / "items.jsonl", "a") as file:
-            file.write('{"id": "another", "path": "wall 0.png", "caption": "one more"}\n')
-    elsewhere, other_store = walls("b")
-    same = elsewhere[0].fingerprint == decode.fingerprint
-    assert same == (left != "changed manifest")
-    assert ("using its artifact of 20" in capsys.readouterr().err) == same
-    check_files(elsewhere[:1], other_store)
 
 
 def test_a_dry_run_shows_what_is_blocked_and_a_run_fails_at_once(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Parts of pages: data cards, what differs between runs, the machine."""
+"""Parts of pages: data cards, what differs between runs."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from alpro.files import write_json
 from alpro.pipeline.reports.data_card import data_tables
 from alpro.pipeline.reports.differences import differences
 from alpro.pipeline.reports.results import Listed
-from alpro.pipeline.store import hardware
 
 
 @pytest.fixture
@@ -38,12 +37,9 @@ def test_the_data_card_has_the_counts_of_each_split(corpora):
 
 
 def record(name: str, fingerprint: str = "f" * 64, **more: Any) -> dict[str, Any]:
-    run = {"commit": "abc", "hardware": MACHINE}
+    run = {"commit": "abc"}
     values = {"stage": name.split()[0], "name": name, "fingerprint": fingerprint, "stage_version": 1, "run": run}
     return values | {"config": {}, "counts": {}, "files": {}, "versions": {"torch": "2.11"}} | more
-
-
-MACHINE = {"host": "a", "cpu": "EPYC", "cores": 2, "memory": 24.0, "gpus": []}
 
 
 def test_only_what_differs_is_listed():
@@ -58,7 +54,8 @@ def test_only_what_differs_is_listed():
         record(
             "pretrain",
             config={"lr": 1, "weights": {"x": 3}},
-            run={"commit": "def", "hardware": MACHINE | {"gpus": ["A100"]}},
+            run={"commit": "def"},
+            precision="bfloat16",
             stage_version=2,
             versions={"torch": "2.12"},
             files={"model": "0123456789"},
@@ -71,28 +68,5 @@ def test_only_what_differs_is_listed():
         ("code", "commit", ["abc", "abc", "abc, def"]),
         ("code", "pretrain, version", ["1", "1", "2"]),
         ("version", "torch", ["2.11", "2.11", "2.11, 2.12"]),
-        (
-            "machine",
-            "built on",
-            ["a: EPYC, 2 cores, 24 GiB, no GPU"] * 2
-            + ["a: EPYC, 2 cores, 24 GiB, no GPU; a: EPYC, 2 cores, 24 GiB, 1 x A100"],
-        ),
+        ("precision", "pretrain", ["-", "-", "bfloat16"]),
     ]
-
-
-def test_the_machine_has_cores_memory_and_the_gpus_that_its_driver_lists(tmp_path, monkeypatch):
-    machine = hardware.hardware()
-    assert machine.keys() == {"host", "cpu", "cores", "memory", "gpus"}
-    assert machine["cores"] >= 1
-    assert machine["memory"] > 0.1
-    program = tmp_path / "nvidia-smi"
-    for script, names in (("echo NVIDIA H200; echo NVIDIA H200", ["NVIDIA H200"] * 2), ("exit 9", [])):
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", str(tmp_path))
-        assert hardware.gpus() == names
-    monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    assert hardware.gpus() == []
-    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name : A CPU @ 2 GHz\nmodel name : other\n")
-    assert hardware.cpu(tmp_path / "cpuinfo") == "A CPU @ 2 GHz"
-    assert hardware.cpu(tmp_path / "missing")

@@ -1,15 +1,12 @@
 """Fingerprints, and the record that makes a folder an artifact."""
 
 import hashlib
-import os
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -17,7 +14,6 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import digest, read_json, write_json
 from alpro.pipeline.store.artifacts import Step, Store
-from alpro.pipeline.store.checksums import verify
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import Outcome, Resources, Stopped, require
 from alpro.stages.execution.stop import STOP, Stop
@@ -217,95 +213,3 @@ def test_a_corrupt_record_is_reported_and_ignored(content, tmp_path, capsys):
     (tmp_path / "artifact.json").write_text(content)
     assert read_record(tmp_path) is None
     assert "is corrupt" in capsys.readouterr().err
-
-
-def test_the_seconds_of_an_artifact_are_those_of_all_its_sessions(tmp_path, monkeypatch):
-    """The first fails after 5 s, the second is killed 7 s after its start, 3 s after it wrote a file."""
-    store, step, now = Store(tmp_path), sample_step(), [1000.0]
-    monkeypatch.setattr("alpro.pipeline.store.artifacts.time", SimpleNamespace(time=lambda: now[0]))
-
-    def build(seconds: float, error: type[BaseException] | None = None) -> Any:
-        def work(_: Step, out: Path) -> Outcome:
-            now[0] += seconds
-            (out / "a").write_text("")
-            if error:
-                raise error
-            return Outcome()
-
-        return store.make(step, work, {})
-
-    with pytest.raises(InputError):
-        build(5, InputError)
-    sessions = store.folder(step) / "sessions.json"
-    assert read_json(sessions) == {"seconds": 5, "running_since": None}
-    write_json(sessions, {"seconds": 5, "running_since": 2000.0})
-    for file in store.folder(step).iterdir():
-        os.utime(file, (2004.0, 2004.0))
-    now[0] = 3000.0
-    assert build(30)["run"]["seconds"] == 39.0
-    assert not sessions.exists()
-    assert list(verify(store.all())) == []
-
-
-def test_a_stage_does_not_run_again_if_its_inputs_are_the_same_byte_for_byte(tmp_path):
-    """The first stage runs again with another configuration, and its output is the same except for bookkeeping."""
-    store = Store(tmp_path)
-
-    def build(step: Step, text: str) -> None:
-        def work(_: Step, out: Path) -> Outcome:
-            (out / "model").mkdir()
-            (out / "model" / "weights").write_text(text)
-            (out / "units.parquet").write_text(step.fingerprint)
-            return Outcome({"items": 3})
-
-        store.make(step, work, {"commit": "abc"})
-
-    one, same, other = (sample_step(seed=seed) for seed in range(3))
-    for step, text in ((one, "a"), (same, "a"), (other, "b")):
-        build(step, text)
-    assert store.adopt(decode_step(one)) is None
-    build(decode_step(one), "c")
-    wanted = decode_step(same)
-    with store.lock(wanted):
-        record = store.adopt(wanted)
-    assert record == store.find(wanted)
-    assert (record["fingerprint"], record["counts"]) == (wanted.fingerprint, {"items": 3})
-    assert record["inputs"]["sample"]["fingerprint"] == same.fingerprint
-    assert store.folder(wanted).joinpath("model", "weights").read_text() == "c"
-    assert list(verify(store.all())) == []
-    for different in (decode_step(other), decode_step(same, size=64), replace(wanted, files={}), one):
-        assert store.adopt(different) is None
-
-
-@pytest.mark.parametrize(
-    ("stage", "changed", "without_effect"),
-    [
-        ("train_prompter", {"lr": 1e-5}, {"validation": {"times": 2}}),
-        ("pretrain", {"negatives": "uniform"}, {"validation": {"times": 2}}),
-        ("finetune_retrieval", {"lr": 1e-5}, {}),
-        ("finetune_qa", {"frames": 4}, {}),
-    ],
-)
-def test_only_a_training_with_the_same_configuration_is_taken(stage, changed, without_effect, tmp_path):
-    """Also if the other one sets a key that is recorded only where it is set."""
-    store, phases = Store(tmp_path), ({"corpora": ("clips",), "steps": 1},)
-    first, second = sample_step(seed=0), sample_step(seed=1)
-
-    def training(sample: Step, **config) -> Step:
-        module = import_module(f"alpro.stages.{stage}")
-        return Step(stage, stage, module.Config(phases=phases, **config), {"clips": sample})
-
-    def build(step: Step) -> None:
-        def work(_: Step, out: Path) -> Outcome:
-            (out / "content").write_text(step.stage)
-            return Outcome({"items": 3})
-
-        store.make(step, work, {"commit": "abc"})
-
-    for step in (first, second, training(first, **changed)):
-        build(step)
-    assert store.adopt(training(second)) is None
-    build(training(first, **without_effect))
-    with store.lock(wanted := training(second)):
-        assert store.adopt(wanted)["config"] == wanted.description["config"]
-    assert store.adopt(training(second, seed=3)) is None

@@ -47,9 +47,7 @@ def decode(sample, tmp_path) -> Callable[..., subprocess.Popen]:
 def results(out: Path) -> dict[str, str]:
     """The results, without metadata of the run and without files that are deleted from a finished artifact."""
     return {
-        name: digest
-        for name, digest in contents(out).items()
-        if not name.startswith("parts/") and ".part" not in name and name != "sessions.json"
+        name: digest for name, digest in contents(out).items() if not name.startswith("parts/") and ".part" not in name
     }
 
 
