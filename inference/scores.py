@@ -147,7 +147,8 @@ def add_retrieval(
     rankings = {name: (what, "all pairs", similarity)}
     if isinstance(model.folder.model, Alpro):
         with model.precision():
-            scores = match_top_k(model.folder.model, model.texts(labels.texts), videos, RERANKED, both=False)
+            texts = model.texts(labels.texts)
+            (scores,) = match_top_k(model.folder.model, texts, videos, RERANKED, directions=("t2v",))
         rankings["search"] = "as alpro search ranks", f"top {RERANKED}", scores
     for key, (line, pairs, scores) in rankings.items():
         for direction in ("t2v", "v2t") if key == name else ("t2v",):

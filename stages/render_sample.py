@@ -176,10 +176,6 @@ def item(
         "split": split,
         "group": group,
         "things": [{"kind": t.kind, "colour": t.colour, "motion": t.motion} for t in scene.things],
-        "words": {
-            "motion": grammar.MOTION_WORDS[scene.main.motion],
-            "relation": grammar.RELATION_WORDS.get(scene.relation or "", ""),
-        },
         "entities": [t.kind for t in scene.things],
         "unseen": split != "train" and scene.main.held_out,
     }

@@ -140,7 +140,6 @@ def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, i
         *SIZES,
         *SHORT,
         f"train_prompter.clip={clip}",
-        f"evaluate.baseline={clip}",
         f"pretrain.vit={clip}",
         "pretrain.bert=",
     ]
@@ -157,6 +156,5 @@ def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, i
     changes += ["evaluate.controls=[]"]
     folders = make(load_config("from_clip", str(sample / "clips.jsonl"), changes), tmp_path / "run")
     assert is_clip(folders["train_prompter"] / "model")
-    rows = read_json(folders["evaluate"] / "results.json")
-    assert any("baseline: CLIP, frames averaged" in row.values() for row in rows)
+    assert (folders["evaluate"] / "results.json").is_file()
     assert (folders["zero_shot"] / "results.json").is_file()

@@ -392,9 +392,7 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
     replaced = ("manifest", "data", "shards", "kinds", "annotations", "root")
     settings = {key: value for key, value in first.items() if key not in replaced}
     values["corpora"] = {"data": settings | {"data": str(absolute(data))}}
-    if values.pop("render_sample", None) is not None:
-        for key in ("subsets", "word_controls"):  # they name columns of the sample's manifests
-            dict_of(values.get("evaluate")).pop(key, None)
+    values.pop("render_sample", None)
     for stage in TRAININGS:
         phases = values.get(stage, {}).get("phases", [])
         lengths = [{key: phase[key] for key in ("steps", "epochs") if phase.get(key)} for phase in phases]

@@ -62,9 +62,8 @@ def check_text_lengths(steps: list[Step], folder: Path) -> None:
     limit = read_json(folder / "config.json").get("model", {}).get("text", {}).get("max_length")
     tables = {"zero_shot": "evaluate"}
     lengths = {
-        f"{tables.get(step.stage, step.stage)}.{key}": getattr(step.config, key, 0)
+        f"{tables.get(step.stage, step.stage)}.max_text_tokens": getattr(step.config, "max_text_tokens", 0)
         for step in steps
-        for key in ("max_text_tokens", "qa_max_text_tokens")
     }
     if limit is not None and (long := [key for key, n in lengths.items() if padded(n) > limit]):
         raise InputError(

@@ -12,7 +12,7 @@ from alpro.pipeline.reports.pages import Picture, write_page
 from alpro.pipeline.reports.results import Listed, headline_scores, results, tables
 from alpro.pipeline.reports.summary import RunSummary, StepSummary
 from alpro.stages import EVALUATIONS
-from alpro.stages.evaluation.controls.settings import CONTROLS
+from alpro.stages.evaluation.controls import CONTROLS
 from alpro.stages.training.metrics import read_metrics
 
 # What the pictures of the stages show, by the name of the file.
@@ -42,8 +42,7 @@ def write_report(path: Path, run: RunSummary, artifacts: list[Listed]) -> Path:
         facts=facts(run, artifacts),
         headlines=headline_scores(rows),
         scores=tables(rows),
-        without_baseline=any(row["table"] == "retrieval" for row in rows)
-        and not any(row["name"].startswith("baseline/") for row in rows),
+        without_baseline=any(row["table"] == "retrieval" for row in rows),
         notes=[control for control in CONTROLS.values() if f"control: {control.label}" in shown],
         warnings=[f"{name}: {line}" for name, _, record, _ in artifacts for line in record.get("warnings", [])],
         data=data_tables(artifacts),

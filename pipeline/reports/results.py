@@ -29,7 +29,6 @@ PRINTED = (
     "retrieval_vtc/t2v/R1",
     "retrieval/t2v/R10",
     "retrieval_single_frame/t2v/R1",
-    "baseline/t2v/R1",
     "qa/acc",
     "qa_text_only/acc",
     "entities/acc",
@@ -187,7 +186,7 @@ def note_of(rows: list[dict[str, Any]]) -> str:
 
 def few_videos_note(rows: list[dict[str, Any]]) -> str:
     """A warning if there are few test videos. Of the directions of retrieval, that with the queries of fewer videos
-    counts; not the rows of subsets."""
+    counts."""
     whole: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["items"] > whole.get(row["direction"], {"items": 0})["items"]:

@@ -20,9 +20,9 @@ from alpro.stages.execution.lifecycle import alive
 from alpro.stages.training.metrics import read_metrics
 
 # By evaluation and input: the first part of the names of its metrics.
-EVALUATED = {
+EVALUATED: dict[str, dict[str, tuple[str, ...]]] = {
     "zero_shot": {"pretrained": ("zero_shot",), "prompter": ("entities", "entity_crops")},
-    "evaluate": {"qa": ("qa",), "retrieval": ("retrieval", "clip_or_reversed", "counterfactual")},
+    "evaluate": {"qa": ("qa",), "retrieval": ("retrieval",)},
 }
 
 

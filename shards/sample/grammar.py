@@ -25,12 +25,6 @@ RELATIONS = {
     "between": ("between",),
 }
 NUMBERS = ("one", "two", "three")
-# The words by which the phrases above can be told apart, for `evaluate.word_controls`: each phrase has exactly one
-# spelling of its own word, and none of another's.
-MOTION_WORDS = {"left": "left|leftwards", "right": "right|rightwards", "up": "up|upwards|top"}
-MOTION_WORDS |= {"down": "down|downwards|bottom", "circle": "circle|circles", "growing": "grows|bigger|larger"}
-MOTION_WORDS |= {"shrinking": "shrinks|smaller", "spinning": "spins|rotates|turns", "still": "still|not|rests"}
-RELATION_WORDS = {"above": "above|over", "below": "below|under", "beside": "beside|next", "between": "between"}
 
 
 def motion_phrase(motion: str, rng: np.random.Generator) -> str:

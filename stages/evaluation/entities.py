@@ -4,144 +4,130 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.models.alpro import Alpro, Prompter
+from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
-from alpro.stages.encoding.encode import Texts, encode_videos, float32, sample_frames, similarities
-from alpro.stages.evaluation.metrics import CAPTIONS
+from alpro.stages.encoding.encode import encode_videos, sample_frames, similarities
+from alpro.stages.evaluation.metrics import (
+    CAPTIONS,
+    CROP_ACCURACY,
+    ENTITY_ACCURACY,
+    KEPT_CROP_ACCURACY,
+    KEPT_CROPS,
+    Queries,
+    Score,
+)
+from alpro.stages.evaluation.results import Results
 from alpro.stages.training.masking import random_box
 
-
-@dataclass
-class EntityScore:
-    """Accuracy (%) of the most likely entity over clips with known entities, and the prediction for each clip with its
-    captions."""
-
-    accuracy: float
-    best_constant: float
-    ids: list[str]
-    named: list[str]
-    truth: list[list[str]]
-    captions: list[str]
-
-    @property
-    def right(self) -> np.ndarray:
-        """Whether the prediction for each clip is right: (clips,) boolean."""
-        return np.array([name in truth for name, truth in zip(self.named, self.truth, strict=True)])
-
-
-def entity_accuracy(
-    prompter: ModelFolder,
-    prompts: dict[str, Tensor],
-    entities: list[str],
-    folder: Path,
-    split: str,
-    device: torch.device,
-    exclude: Collection[str] = (),
-) -> EntityScore | None:
-    """Predicts the most likely entity of every video of a split. None if no video has a known entity.
-
-    The true entities are those in the manifest's column `entities` if present, otherwise those in the captions.
-    """
-    reader = ShardReader(folder, split, "video", exclude)
-    truths = known_entities(reader, entities)
-    if not truths:
-        return None
-    numbers = list(truths)
-    videos = encode_videos(prompter.normalized(device), reader, numbers, device)
-    best = similarities(videos.features, prompts["video"].to(device)).argmax(1).tolist()
-    named = [entities[i] for i in best]
-    right = float(np.mean([name in truths[n] for n, name in zip(numbers, named, strict=True)]) * 100)
-    constant, ids = best_constant(list(truths.values()), entities), reader.column("id").to_pylist()
-    captions = [CAPTIONS.join(reader[n].about["captions"]) for n in numbers]
-    return EntityScore(right, constant, [ids[n] for n in numbers], named, list(truths.values()), captions)
+CROPS = "prompter on random crops, which may show no entity of the clip"
 
 
 @dataclass
-class Crop:
-    """The most likely entity of a random crop of a clip, and the entities of the whole clip."""
+class Named:
+    """The most likely entity of a clip, or of a crop of it, and the entities of the whole clip."""
 
     id: str
-    box: tuple[int, int, int, int]  # left, top, width, height in patches
-    named: str
-    probability: float
+    captions: str
     truth: list[str]
+    named: str
+    probability: float = 0.0  # of crops only
+    box: tuple[int, int, int, int] | None = None  # left, top, width, height of the crop in patches
 
     @property
     def right(self) -> bool:
         return self.named in self.truth
 
 
-def entities_of_crops(
+def entities_of_clips(
     prompter: ModelFolder,
-    prompts: dict[str, Tensor],
+    prompts: Tensor,
     entities: list[str],
     folder: Path,
     split: str,
-    crops: int,
+    exclude: Collection[str],
     device: torch.device,
-    exclude: Collection[str] = (),
+) -> list[Named]:
+    """The most likely entity of every video of a split with a known entity (`true_entities`). prompts: (M, E)."""
+    reader = ShardReader(folder, split, "video", exclude)
+    clips = known(reader, entities)
+    if not clips:
+        return []
+    videos = encode_videos(prompter.normalized(device), reader, list(clips), device)
+    best = similarities(videos.features, prompts).argmax(1).tolist()
+    return [Named(*clip, entities[i]) for clip, i in zip(clips.values(), best, strict=True)]
+
+
+def entities_of_crops(
+    prompter: ModelFolder,
+    prompts: Tensor,
+    entities: list[str],
+    folder: Path,
+    split: str,
+    exclude: Collection[str],
+    device: torch.device,
+    crops: int,
     batch: int = 32,
-) -> list[Crop]:
-    """The prompter's entities on `crops` random crops of every video with known entities, each black outside as in PEM
+) -> list[Named]:
+    """The most likely entities of `crops` random crops of every video with a known entity, each black outside as in PEM
     (paper, section 3.2.2), of 30 to 50 % of the frame, drawn with a fixed seed."""
     reader = ShardReader(folder, split, "video", exclude)
-    truths, ids = known_entities(reader, entities), reader.column("id").to_pylist()
+    clips = known(reader, entities)
     encoder, model = prompter.normalized(device), cast(Prompter, prompter.model)
     config, rng = model.config.video, np.random.default_rng([0, 59])
-    found = []
-    numbers = list(truths)
+    found, numbers = [], list(clips)
     for start in range(0, len(numbers), batch):
         some = numbers[start : start + batch]
         frames = np.stack([sample_frames(reader[n], config) for n in some])
         pixels = encoder.pixels(torch.from_numpy(frames).to(device))
         for _ in range(crops):
             boxes = [random_box(config.grid, rng) for _ in some]
-            labels = model.pseudo_labels(
-                pixels, torch.tensor(boxes, device=device), prompts["video"].to(device), encoder.black
-            )
+            labels = model.pseudo_labels(pixels, torch.tensor(boxes, device=device), prompts, encoder.black)
             best = labels.max(dim=1)
-            found += [
-                Crop(ids[n], box, entities[entity], probability, truths[n])
-                for n, box, entity, probability in zip(
-                    some, boxes, best.indices.tolist(), best.values.tolist(), strict=True
-                )
-            ]
+            for n, box, i, probability in zip(some, boxes, best.indices.tolist(), best.values.tolist(), strict=True):
+                found.append(Named(*clips[n], entities[i], probability, box))
     return found
 
 
-@torch.no_grad()
-def points_at(model: Alpro, text: Texts, videos: Tensor, pairs: np.ndarray, batch: int = 64) -> np.ndarray:
-    """The patch (N,) where the PEM head gives the highest probability to an entity in a video, for pairs (N, 2) of
-    video and entity. videos: their tokens (V, 1 + P, D). text: the one that is fused with each of them."""
-    assert model.pem_head
-    best = []
-    for start in range(0, len(pairs), batch):
-        of_video, entity = torch.from_numpy(pairs[start : start + batch].T).to(videos.device)
-        both = text.tokens.expand(len(entity), -1, -1), text.mask.expand(len(entity), -1)
-        fused = model.fused_patches(*both, videos[of_video])
-        with float32(videos.device):
-            probabilities = model.pem_head(fused.float()).softmax(2)  # (B, P, M)
-        best.append(probabilities[torch.arange(len(entity)), :, entity].argmax(1))
-    return torch.cat(best).cpu().numpy()
+def add_entities(results: Results, clips: list[Named], entities: list[str]) -> None:
+    """Adds the accuracy on whole clips, with that of the best constant; nothing without a clip."""
+    if clips:
+        right = np.array([clip.right for clip in clips])
+        queries = Queries.of([clip.id for clip in clips], [clip.captions for clip in clips])
+        chance = best_constant([clip.truth for clip in clips], entities)
+        results.add(Score(ENTITY_ACCURACY, right * 100.0, chance, queries), "prompter", "entities")
+        rows = [{"id": c.id, "named": c.named, "truth": c.truth, "right": c.right} for c in clips]
+        results.table("entities", rows)
 
 
-def patches_of(thing: dict[str, Any], grid: int) -> np.ndarray:
-    """The patches (grid * grid,) whose middle is inside a thing, a circle with `x`, `y`, `radius` as fractions of the
-    frame."""
-    middles = (np.arange(grid) + 0.5) / grid
-    return (np.hypot(middles[:, None] - thing["y"], middles - thing["x"]) <= thing["radius"]).ravel()
+def add_crops(results: Results, crops: list[Named], entities: list[str], threshold: float) -> None:
+    """Adds the accuracy on all crops and on those that PEM keeps, with the best constant on the same crops, and the
+    share that it keeps. The truth is what the clip shows: a crop may show none of it."""
+    kept = np.array([crop.probability >= threshold for crop in crops], bool)
+    right = np.array([crop.right for crop in crops], bool)
+    queries = Queries.of([crop.id for crop in crops], [str(crop.box) for crop in crops])
+    for metric, some in ((CROP_ACCURACY, np.ones_like(kept)), (KEPT_CROP_ACCURACY, kept)):
+        if some.any():
+            chance = best_constant([crop.truth for crop, taken in zip(crops, some, strict=True) if taken], entities)
+            results.add(Score(metric, right[some] * 100.0, chance, queries.select(some)), CROPS, "entity_crops")
+    if crops:
+        results.add(Score(KEPT_CROPS, kept * 100.0, None, queries), CROPS, "entity_crops")
+        columns = ("id", "box", "named", "probability", "truth", "right")
+        rows = [{key: getattr(crop, key) for key in columns} for crop in crops]
+        results.table("entity_crops", [row | {"kept": bool(keeps)} for row, keeps in zip(rows, kept, strict=True)])
 
 
-def known_entities(reader: ShardReader, entities: list[str]) -> dict[int, list[str]]:
-    """The known entities of each sample that has some, by its number."""
-    return {n: truth for n in range(len(reader)) if (truth := true_entities(reader[n].about, entities))}
+def known(reader: ShardReader, entities: list[str]) -> dict[int, tuple[str, str, list[str]]]:
+    """The id, the captions and the known entities of each sample that has some, by its number."""
+    rows = ((n, reader[n].about) for n in range(len(reader)))
+    truths = ((n, about, true_entities(about, entities)) for n, about in rows)
+    return {n: (about["id"], CAPTIONS.join(about["captions"]), truth) for n, about, truth in truths if truth}
 
 
 def best_constant(truths: list[list[str]], entities: list[str]) -> float:
@@ -150,6 +136,8 @@ def best_constant(truths: list[list[str]], entities: list[str]) -> float:
 
 
 def true_entities(about: dict, entities: list[str]) -> list[str]:
+    """Those of `entities` that a sample shows: by the column `entities` of the manifest if it is a list, otherwise the
+    words of the captions."""
     stated = about["meta"].get("entities")
     if isinstance(stated, list):
         return [e for e in stated if e in entities]

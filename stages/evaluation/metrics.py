@@ -5,7 +5,7 @@ there.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -171,8 +171,6 @@ MEAN_AVERAGE_PRECISION = Metric("mAP", "mAP", "retrieval")
 NDCG = Metric("nDCG10", "nDCG@10", "retrieval")
 ACCURACY = Metric("acc", "all questions", "qa", baseline="most frequent answer")
 ENTITY_ACCURACY = Metric("acc", "entity accuracy", "entities", baseline="best constant")
-ENTITY_RECALL = Metric("recall", "entities named", "entities")
-POINTING = Metric("pointing", "entities pointed at", "entities", baseline="any patch")
 CROP_ACCURACY = replace(ENTITY_ACCURACY, label="all crops")
 KEPT_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_kept", label="crops that PEM keeps")
 KEPT_CROPS = replace(ENTITY_ACCURACY, key="kept", label="share that PEM keeps")
@@ -190,11 +188,18 @@ def contrast_of(pair: tuple[str, str]) -> Metric:
 def retrieval_ranks(scores: np.ndarray, video_of_text: np.ndarray) -> dict[str, Ranks]:
     """The ranks of texts (t2v) and of videos that have a text (v2t).
 
-    scores (texts, videos), higher is better; video_of_text (texts,): the column of each text's own video.
+    scores (texts, videos), higher is better, or (2, texts, videos): those that rank videos for texts, and those that
+    rank texts for videos; video_of_text (texts,): the column of each text's own video.
     """
-    relevant = video_of_text[:, None] == np.arange(scores.shape[1])[None]
+    t2v, v2t = directions_of(scores)
+    relevant = video_of_text[:, None] == np.arange(t2v.shape[1])[None]
     with_text = relevant.any(axis=0)
-    return {"t2v": Ranks.of(scores, relevant), "v2t": Ranks.of(scores.T[with_text], relevant.T[with_text])}
+    return {"t2v": Ranks.of(t2v, relevant), "v2t": Ranks.of(v2t.T[with_text], relevant.T[with_text])}
+
+
+def directions_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scores (texts, videos) of each direction, of those of `retrieval_ranks`."""
+    return (scores, scores) if scores.ndim == 2 else (scores[0], scores[1])
 
 
 def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> dict[str, float]:
@@ -263,28 +268,10 @@ def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
     return recalls / len(right)
 
 
-def accuracy_by_type(right: np.ndarray, types: list[str]) -> dict[str, float]:
-    """Accuracy (%) of right (Q,): overall as "acc", and of each type as "acc_<type>"."""
-    by_type: dict[str, list[bool]] = defaultdict(list)
-    for value, kind in zip(right, types, strict=True):
-        by_type[kind].append(bool(value))
-    return {ACCURACY.key: float(np.mean(right) * 100)} | {
-        accuracy_of(kind).key: float(np.mean(values) * 100) for kind, values in sorted(by_type.items())
-    }
-
-
-def accuracy_scores(
-    right: np.ndarray,
-    baseline: np.ndarray,
-    types: list[str],
-    queries: Queries,
-    groups: Mapping[str, np.ndarray] | None = None,
-) -> list[Score]:
-    """Accuracy of right (Q,) overall, by type and of groups of queries, each (Q,) boolean, with that of baseline (Q,)
-    as chance level."""
+def accuracy_scores(right: np.ndarray, baseline: np.ndarray, types: list[str], queries: Queries) -> list[Score]:
+    """Accuracy of right (Q,) overall and by type, with that of baseline (Q,) as chance level."""
     metrics = [(ACCURACY, np.ones(len(types), bool))]
     metrics += [(accuracy_of(kind), np.array(types) == kind) for kind in sorted(set(types))]
-    metrics += [(accuracy_of(f"answers_{name}"), chosen) for name, chosen in (groups or {}).items() if chosen.any()]
     return [
         Score(metric, right[chosen] * 100.0, float(baseline[chosen].mean() * 100), queries.select(chosen))
         for metric, chosen in metrics

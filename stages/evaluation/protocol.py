@@ -15,7 +15,7 @@ from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
 from alpro.stages.encoding.encode import Reorder, Texts, Videos, load_model
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
-from alpro.stages.execution.interface import OPTIONAL, StageConfig, require
+from alpro.stages.execution.interface import StageConfig, require
 from alpro.stages.training.config import Protocol
 
 TASKS = {"captions": "retrieval", "questions": "qa"}
@@ -60,19 +60,11 @@ class EvaluationConfig(StageConfig):
         description="number of random crops of each clip on which the prompter's entities are also evaluated; "
         "0: only on whole clips",
     )
-    name_entities: bool = Field(
-        False,
-        description="zero-shot: also score the entities that the pre-trained model names",
-        json_schema_extra=OPTIONAL,
-    )
 
     @property
     def corpora(self) -> list[str]:
         """The distinct names of the corpora to evaluate."""
         return list(dict.fromkeys(filter(None, (self.retrieval, self.qa))))
-
-    def check_columns(self, folder: Path) -> None:
-        """Raises InputError if the corpus for retrieval lacks a column of the manifest that the evaluation reads."""
 
 
 def also_in_training(folder: Path, split: str) -> set[str]:
@@ -90,8 +82,7 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
     """Checks that the evaluation items of a corpus are decoded.
 
     Returns (column, decoded, annotated) for `captions` (retrieval) and `questions` (question answering), if evaluated.
-    Raises InputError if no item or too small a fraction is decoded, and as `check_columns`; the pipeline calls this
-    before training.
+    Raises InputError if no item or too small a fraction is decoded; the pipeline calls this before training.
     """
     counts = []
     for evaluated, column in ((config.retrieval, "captions"), (config.qa, "questions")):
@@ -113,12 +104,11 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
                 f"{folder / 'rejects.parquet'}"
             )
         counts.append((column, decoded, annotated))
-        if column == "captions":
-            config.check_columns(folder)
     return counts
 
 
 def load_for_evaluation(config: EvaluationConfig, folder: Path, device: torch.device) -> ModelFolder:
+    """The model in a folder, with the configured number of frames."""
     loaded = load_model(folder, device)
     if config.frames:
         loaded.model.set_frames(config.frames)
@@ -132,7 +122,7 @@ def score_pairs(
     device: torch.device,
     reorder: Reorder | None = None,
 ) -> tuple[np.ndarray, Texts, Videos]:
-    """Scores (texts, videos) by the configured protocol, with the encoded texts and videos."""
+    """Scores by the configured protocol, as of `match_pairs`, with the encoded texts and videos."""
     model = cast(Alpro, folder.model)
     texts, videos = encode_gallery(
         folder.normalized(device), gallery, folder.tokenizer, length_of(config, folder), device, reorder
@@ -141,6 +131,7 @@ def score_pairs(
 
 
 def length_of(config: EvaluationConfig, folder: ModelFolder) -> int:
+    """The maximum length of a text in tokens."""
     return config.max_text_tokens or folder.preprocessing.max_text_tokens
 
 

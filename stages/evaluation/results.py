@@ -21,9 +21,17 @@ from alpro.log import log
 from alpro.models.folder import ModelFolder
 from alpro.models.precision import autocast, name_of, precision
 from alpro.shards.reader import ShardReader
-from alpro.stages.encoding.encode import Texts, Videos, similarities, width_of
+from alpro.stages.encoding.encode import similarities, width_of
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
-from alpro.stages.evaluation.metrics import DIRECTIONS, Metric, Ranks, Score, retrieval_ranks, retrieval_scores
+from alpro.stages.evaluation.metrics import (
+    DIRECTIONS,
+    Metric,
+    Ranks,
+    Score,
+    directions_of,
+    retrieval_ranks,
+    retrieval_scores,
+)
 from alpro.stages.evaluation.protocol import EvaluationConfig, also_in_training, check_items, protocol_of, score_pairs
 from alpro.stages.evaluation.retrieval import Gallery, dual_softmax
 from alpro.stages.evaluation.statistics import bootstrap_interval, independent_videos
@@ -137,20 +145,21 @@ def add_rankers(
     gallery: Gallery,
     config: EvaluationConfig,
     device: torch.device,
-) -> tuple[np.ndarray, dict[str, Ranks], tuple[Texts, Videos]]:
+) -> np.ndarray:
     """Adds retrieval by matching (VTM) as `name`, by similarity (VTC) as <name>_vtc, and by similarity with a dual
-    softmax as <name>_dual. Returns the scores (texts, videos) and the ranks of matching, and the encoded texts and
-    videos."""
+    softmax as <name>_dual. Returns the scores of matching."""
     scores, texts, videos = score_pairs(folder, gallery, config, device)
-    protocol = protocol_of(config, folder)
-    ranks = add_retrieval(results, f"{what} retrieval", name, scores, gallery, protocol=protocol)
     similarity = similarities(texts.features, videos.features).cpu().numpy()
-    protocol = protocol_of(config, folder, by_similarity=True)
-    add_retrieval(results, f"{what} by similarity", f"{name}_vtc", similarity, gallery, protocol=protocol)
     dual = dual_softmax(similarity, folder.model.clamped_temperature().item())
-    what = f"{what}, dual softmax over the whole test set"
-    add_retrieval(results, what, f"{name}_dual", dual, gallery, protocol=protocol)
-    return scores, ranks, (texts, videos)
+    all_pairs = protocol_of(config, folder, by_similarity=True)
+    for label, key, ranker, protocol in (
+        ("retrieval", "", scores, protocol_of(config, folder)),
+        ("by similarity", "_vtc", similarity, all_pairs),
+        ("dual softmax over the whole test set", "_dual", dual, all_pairs),
+    ):
+        comma = "," if key == "_dual" else ""
+        add_retrieval(results, f"{what}{comma} {label}", f"{name}{key}", ranker, gallery, protocol=protocol)
+    return scores
 
 
 def add_retrieval(
@@ -161,45 +170,27 @@ def add_retrieval(
     gallery: Gallery,
     directions: tuple[str, ...] = DIRECTIONS,
     protocol: str = "all pairs",
-) -> dict[str, Ranks]:
-    """Adds the metrics of retrieval, writes the rank of every query, and returns the ranks of texts and videos."""
+) -> None:
+    """Adds the metrics of retrieval, and writes the rank of every query with the best items of its gallery. scores: as
+    of `retrieval_ranks`."""
     ranks = retrieval_ranks(scores, gallery.video_of_text)
     for direction in directions:
         for score in retrieval_scores(ranks[direction], gallery.queries(direction)):
             results.add(score, what, name, direction, protocol)
-    scores = np.where(np.isnan(scores), -np.inf, scores)  # NaN is the lowest score, as in the ranks
-    results.table(f"{name}_t2v", text_queries(gallery, scores, ranks["t2v"]))
+    t2v, v2t = (np.where(np.isnan(part), -np.inf, part) for part in directions_of(scores))  # NaN: lowest, as in ranks
+    ids, own = np.array(gallery.ids, object), gallery.video_of_text
+    columns = {"text": gallery.texts, "id": ids[own], "score": t2v[np.arange(len(own)), own].tolist()}
+    results.table(f"{name}_t2v", query_rows(columns, ranks["t2v"], t2v, ids))
     if "v2t" in directions:
-        results.table(f"{name}_v2t", video_queries(gallery, scores, ranks["v2t"]))
-    return ranks
+        results.table(f"{name}_v2t", query_rows({"id": ids}, ranks["v2t"], v2t.T, np.array(gallery.texts, object)))
 
 
-def text_queries(gallery: Gallery, scores: np.ndarray, ranks: Ranks) -> list[dict[str, Any]]:
-    """A row for each text: its rank, the score of its own video, and the five best videos."""
+def query_rows(columns: dict[str, Any], ranks: Ranks, scores: np.ndarray, items: np.ndarray) -> list[dict[str, Any]]:
+    """A row for each query (Q): columns (Q,) by name, the rank, and the five best items (G,) by scores (Q, G)."""
     best = scores.argsort(axis=1)[:, ::-1][:, :5]
-    queries = zip(gallery.texts, gallery.video_of_text, ranks.expected, scores, best, strict=True)
-    return [
-        {
-            "text": text,
-            "id": gallery.ids[video],
-            "rank": float(rank),
-            "score": float(row[video]),
-            "best": [gallery.ids[i] for i in first],
-            "best_scores": row[first].tolist(),
-        }
-        for text, video, rank, row, first in queries
-    ]
-
-
-def video_queries(gallery: Gallery, scores: np.ndarray, ranks: Ranks) -> list[dict[str, Any]]:
-    """A row for each video: its rank, and the five best texts."""
-    best = scores.T.argsort(axis=1)[:, ::-1][:, :5]
-    return [
-        {
-            "id": video,
-            "rank": float(rank),
-            "best": [gallery.texts[i] for i in first],
-            "best_scores": row[first].tolist(),
-        }
-        for video, rank, row, first in zip(gallery.ids, ranks.expected, scores.T, best, strict=True)
-    ]
+    columns |= {
+        "rank": ranks.expected.tolist(),
+        "best": items[best].tolist(),
+        "best_scores": np.take_along_axis(scores, best, axis=1).tolist(),
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -14,7 +14,7 @@ from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.encoding.encode import Reorder, Texts, Videos, encode_texts, encode_videos, similarities
 from alpro.stages.encoding.pairs import score
-from alpro.stages.evaluation.metrics import CAPTIONS, Queries
+from alpro.stages.evaluation.metrics import CAPTIONS, DIRECTIONS, Queries
 from alpro.stages.training.config import Protocol
 
 
@@ -72,7 +72,8 @@ def encode_gallery(
 
 
 def match_pairs(model: Alpro, texts: Texts, videos: Videos, protocol: Protocol, k: int) -> np.ndarray:
-    """Scores (texts, videos) by a protocol: VTM of all pairs, or of the k most similar pairs of each query."""
+    """Scores by a protocol, as of `retrieval_ranks`: VTM of all pairs (texts, videos), or of the k most similar pairs
+    of each query (2, texts, videos)."""
     return match_all(model, texts, videos) if protocol == "all" else match_top_k(model, texts, videos, k)
 
 
@@ -103,16 +104,19 @@ def dual_softmax(similarity: np.ndarray, temperature: float) -> np.ndarray:
     return (logits.log_softmax(1) + logits.log_softmax(0)).numpy()
 
 
-def match_top_k(model: Alpro, texts: Texts, videos: Videos, k: int, batch: int = 0, both: bool = True) -> np.ndarray:
-    """Scores (texts, videos): logit margin + similarity for the k most similar videos of each text and, if `both`,
-    texts of each video; all other pairs are ranked by similarity below them."""
+def match_top_k(
+    model: Alpro, texts: Texts, videos: Videos, k: int, batch: int = 0, directions: tuple[str, ...] = DIRECTIONS
+) -> np.ndarray:
+    """Scores (directions, texts, videos): logit margin + similarity for the k most similar videos of each text (t2v),
+    or texts of each video (v2t); the other pairs of a direction are ranked by similarity below them."""
     similarity = similarities(texts.features, videos.features).cpu()
-    chosen = torch.zeros_like(similarity, dtype=torch.bool)
-    chosen.scatter_(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices, True)
-    if both:
-        chosen.T.scatter_(1, similarity.T.topk(min(k, similarity.shape[0]), dim=1).indices, True)
-    pairs = chosen.nonzero()
-    margins = match(model, texts, videos, pairs.numpy(), batch).cpu()
-    scores = similarity - similarity.max() + (margins.min() - 10)
-    scores[pairs[:, 0], pairs[:, 1]] = margins + similarity[pairs[:, 0], pairs[:, 1]]
-    return scores.numpy()
+    chosen = torch.zeros(len(directions), *similarity.shape, dtype=torch.bool)
+    for direction, pairs in zip(directions, chosen, strict=True):
+        axis = 1 if direction == "t2v" else 0
+        pairs.scatter_(axis, similarity.topk(min(k, similarity.shape[axis]), dim=axis).indices, True)
+    matched = chosen.any(0)
+    margins = torch.zeros_like(similarity)
+    margins[matched] = match(model, texts, videos, matched.nonzero().numpy(), batch).cpu()
+    lowest = margins[matched].min() - 10  # below margin + similarity, which is at least margin - 1
+    others = similarity - similarity.max() + lowest
+    return torch.where(chosen, margins + similarity, others).numpy()

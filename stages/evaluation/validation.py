@@ -16,7 +16,7 @@ from alpro.models.frames import NormalizedModel
 from alpro.models.losses import box_mask, kept_labels
 from alpro.models.word_pieces import WordPieces
 from alpro.stages.encoding.encode import sample_frames, similarities
-from alpro.stages.evaluation.metrics import accuracy_by_type, mean_recall, retrieval_metrics
+from alpro.stages.evaluation.metrics import accuracy_scores, mean_recall, retrieval_metrics
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
 from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
@@ -134,7 +134,8 @@ def validate_qa(
     def metrics(part: Questions) -> dict[str, float]:
         best = answer_logits(encoder, part, tokenizer, config.max_text_tokens, encoder.mean.device).argmax(1)
         right = np.array([answers[int(i)] == answer for i, answer in zip(best, part.answers, strict=True)])
-        return {f"validation/qa/{name}": value for name, value in accuracy_by_type(right, part.types).items()}
+        scores = accuracy_scores(right, right, part.types, part.queries)
+        return {f"validation/qa/{score.metric.key}": score.value for score in scores}
 
     return lambda: averaged(parts, metrics), "validation/qa/acc"
 

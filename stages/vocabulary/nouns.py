@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from alpro.errors import InputError
 from alpro.progress import progress
@@ -79,25 +78,6 @@ def tag_unit(unit: CaptionUnit, tagger: str, lemma: bool = False) -> Words:
     return words
 
 
-class Word(NamedTuple):
-    """A word of a text: its offset, its lower-cased form, its part of speech (UPOS) and, of a noun, its lemma."""
-
-    start: int
-    form: str
-    part: str
-    lemma: str
-
-
-def tag_texts(texts: list[str]) -> list[list[Word]]:
-    """The words of each text by the embedded tagger. Raises InputError as `load_tagger`."""
-    nlp = load_tagger("embedded", True)
-    from threadpoolctl import threadpool_limits
-
-    with _tagging, threadpool_limits(1, "blas"):
-        documents = nlp.pipe(texts, batch_size=CAPTIONS_PER_BATCH)
-        return [[Word(t.idx, t.lower_, t.pos_, t.lemma_.lower()) for t in document] for document in documents]
-
-
 @lru_cache(maxsize=1)
 def load_tagger(name: str, lemma: bool = False):
     """Loads a spaCy pipeline, once per process: the embedded one, or an installed one by name or folder.
@@ -109,10 +89,7 @@ def load_tagger(name: str, lemma: bool = False):
         import spacy
         from thinc.api import NumpyOps
     except ImportError:
-        raise InputError(
-            "build_vocabulary, and evaluate with the control counterfactual, need spaCy: "
-            "pip install 'alpro-pipeline[vocabulary]'"
-        ) from None
+        raise InputError("build_vocabulary needs spaCy: pip install 'alpro-pipeline[vocabulary]'") from None
     try:
         nlp = spacy.load(EMBEDDED if name == "embedded" else name)
     except OSError:

@@ -153,11 +153,6 @@ def test_own_data_replaces_every_corpus(tmp_path):
     assert [p.corpora for p in config.train_prompter.phases] == [("data",)]
     assert config.train_prompter.phases[0].steps == sum(p.steps for p in before)
     assert config.evaluate.retrieval == config.evaluate.qa == "data"
-    sample = load_config("sample").evaluate
-    assert sample.subsets == {"seen": {"unseen": False}, "unseen": {"unseen": True}}
-    assert (config.evaluate.subsets, config.evaluate.word_controls) == ({}, {})  # of columns of the sample's manifest
-    changed = load_config("sample", str(tmp_path), ["evaluate.subsets.news.genre=news"])
-    assert changed.evaluate.subsets == {"news": {"genre": "news"}}
 
 
 def test_questions_of_the_data_are_looked_for_only_if_a_stage_asks_them(tmp_path):

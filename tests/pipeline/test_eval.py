@@ -106,7 +106,7 @@ def test_the_order_of_a_search_is_scored(data, trained, tmp_path):
     about = About(model="x", digest="y", embed_dim=model.embed_dim)
     update_index(tmp_path / "index", model, about, [item for item in scan_videos(data) if item["id"] != "e"])
     texts = ["a ball", "a star"]
-    scores = match_top_k(model.folder.model, model.texts(texts), videos, 2, both=False)
+    scores = match_top_k(model.folder.model, model.texts(texts), videos, 2, directions=("t2v",))[0]
     for text, row in zip(texts, scores, strict=True):
         hits = search(Index.open(tmp_path / "index"), model, text, k=4, rerank=2).hits
         assert [hit.item["id"] for hit in hits] == [items[i].id for i in np.argsort(-row)]

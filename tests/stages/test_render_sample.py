@@ -263,29 +263,6 @@ def test_full_captions_are_complete(whole):
             assert all(f"{t.colour} {t.kind}" in caption for t in item.scene.things)
 
 
-def test_the_words_of_a_motion_or_a_relation_tell_it_apart():
-    """Every phrase has exactly one spelling of its own word, and none of another motion or relation."""
-    phrases = {m: list(p) for m, p in grammar.OTHER_MOTIONS.items()}
-    phrases |= {d: [f"{go} {where}" for go in grammar.GO for where in grammar.WHERE[d]] for d in DIRECTIONS}
-    for spellings, table in ((grammar.MOTION_WORDS, phrases), (grammar.RELATION_WORDS, grammar.RELATIONS)):
-        assert spellings.keys() == table.keys()
-        words = [word for spelled in spellings.values() for word in spelled.split("|")]
-        assert len(words) == len(set(words))
-        for name, texts in table.items():
-            for text in texts:
-                assert [word for word in text.split() if word in words] in [[w] for w in spellings[name].split("|")], (
-                    text
-                )
-
-
-def test_an_item_has_the_words_of_its_motion_and_relation(whole):
-    """So that a full caption mentions each once, and no other."""
-    for item in whole["clips"]:
-        row, scene = item.row, item.scene
-        relation = grammar.RELATION_WORDS[scene.relation] if scene.relation else ""
-        assert row["words"] == {"motion": grammar.MOTION_WORDS[scene.main.motion], "relation": relation}
-
-
 def test_captions_of_one_item_differ(whole):
     for items in whole.values():
         for item in items:

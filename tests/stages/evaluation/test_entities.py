@@ -2,25 +2,24 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
 
 from alpro.models.folder import ModelFolder, Preprocessing
-from alpro.stages.encoding.encode import Texts, Videos
+from alpro.stages.encoding.encode import Videos
 from alpro.stages.evaluation import entities as entities_module
 from alpro.stages.evaluation.entities import (
-    Crop,
+    Named,
+    add_crops,
+    add_entities,
+    best_constant,
+    entities_of_clips,
     entities_of_crops,
-    entity_accuracy,
-    patches_of,
-    points_at,
     true_entities,
 )
 from alpro.stages.evaluation.results import Results
-from alpro.stages.zero_shot import add_crops
 
 ENTITIES = ["ball", "box", "star"]
 
@@ -59,9 +58,8 @@ def named(corpus_of, tmp_path, monkeypatch):
             return Videos(torch.zeros(0), torch.tensor(features))
 
         monkeypatch.setattr(entities_module, "encode_videos", encode)
-        prompts = {"video": torch.eye(3), "image": torch.zeros(3, 3)}
         prompter = SimpleNamespace(normalized=lambda device: None)
-        actual = entity_accuracy(prompter, prompts, ENTITIES, folder, split, torch.device("cpu"))
+        actual = entities_of_clips(prompter, torch.eye(3), ENTITIES, folder, split, (), torch.device("cpu"))
         return actual, encoded
 
     return score
@@ -70,15 +68,20 @@ def named(corpus_of, tmp_path, monkeypatch):
 def test_accuracy_is_over_the_clips_with_a_known_entity(named):
     actual, encoded = named([[0.9, 0.1, 0.0], [0.0, 0.2, 0.4], [0.3, 0.2, 0.1]])
     assert encoded == [0, 2, 3]
-    assert actual.named == ["ball", "star", "ball"]
-    assert actual.truth == [["ball"], ["ball", "star"], ["box"]]
-    assert actual.ids == ["a", "c", "d"]
-    assert actual.accuracy == pytest.approx(200 / 3)
-    assert actual.best_constant == pytest.approx(200 / 3)  # "ball", in two of three
+    assert actual == [
+        Named("a", "x", ["ball"], "ball"),
+        Named("c", "x", ["ball", "star"], "star"),
+        Named("d", "x", ["box"], "ball"),
+    ]
+    assert best_constant([clip.truth for clip in actual], ENTITIES) == pytest.approx(200 / 3)  # "ball", in two of three
 
 
-def test_nothing_known_is_no_score(named):
-    assert named([], split="validation")[0] is None
+def test_nothing_known_is_no_score(named, tmp_path):
+    assert named([], split="validation") == ([], [])
+    results = Results("test", tmp_path)
+    add_entities(results, [], ENTITIES)
+    add_crops(results, [], ENTITIES, 0.2)
+    assert results.rows == []
 
 
 class Halves(nn.Module):
@@ -107,11 +110,11 @@ def crops(corpus_of, tmp_path):
     ]
     folder = corpus_of(tmp_path / "corpus", rows)
 
-    def make(number: int) -> tuple[list[Crop], list[list[int]]]:
+    def make(number: int) -> tuple[list[Named], list[list[int]]]:
         model = Halves(grid=4)
         prompter = ModelFolder("prompter", model, None, Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3))
-        prompts = {"video": torch.eye(3)}
-        actual = entities_of_crops(prompter, prompts, ENTITIES, folder, "test", number, torch.device("cpu"))
+        split = folder, "test", ()
+        actual = entities_of_crops(prompter, torch.eye(3), ENTITIES, *split, torch.device("cpu"), number)
         return actual, [box for boxes in model.seen for box in boxes.tolist()]
 
     return make
@@ -129,8 +132,8 @@ def test_every_clip_with_a_known_entity_has_crops_with_a_fixed_seed(crops):
         assert crop.truth == {"a": ["ball"], "c": ["box", "star"]}[crop.id]
 
 
-def crop(name: str, named: str, probability: float, *truth: str) -> Crop:
-    return Crop(name, (0, 0, 2, 3), named, probability, list(truth))
+def crop(name: str, named: str, probability: float, *truth: str) -> Named:
+    return Named(name, "x", list(truth), named, probability, (0, 0, 2, 3))
 
 
 def test_the_accuracy_of_crops_and_of_those_that_are_kept(tmp_path):
@@ -170,21 +173,3 @@ def test_without_a_kept_crop_there_is_no_accuracy_of_them(tmp_path):
     results = Results("test", tmp_path)
     add_crops(results, [crop("a", "ball", 0.1, "ball")], ENTITIES, 0.2)
     assert {row["name"]: row["value"] for row in results.rows} == {"entity_crops/acc": 100, "entity_crops/kept": 0}
-
-
-def test_a_thing_covers_the_patches_whose_middle_it_has():
-    thing = {"x": 0.375, "y": 0.125, "radius": 0.26}  # one patch of a 4 x 4 grid, and its neighbors
-    assert np.flatnonzero(patches_of(thing, 4)).tolist() == [0, 1, 2, 5]
-
-
-def test_an_entity_is_where_the_head_gives_it_the_highest_probability():
-    tokens = torch.zeros(2, 5, 3)  # [CLS] and four patches, whose tokens are their logits of three entities
-    tokens[0, 0, 1] = 9  # not a patch
-    tokens[0, 3, 1], tokens[0, 1, 2] = 2, 2
-    tokens[0, 2, :2] = torch.tensor([5, 4])  # a higher logit of 1, and a lower probability
-    tokens[1, 4, 1] = 1
-    head = nn.Identity()
-    model = SimpleNamespace(pem_head=head, fused_patches=lambda text, mask, video: video[:, 1:])
-    text = Texts(torch.zeros(1, 2, 3), torch.ones(1, 2), torch.zeros(1, 3))
-    pairs = np.array([[0, 1], [1, 1], [0, 2]])
-    assert points_at(model, text, tokens, pairs, batch=2).tolist() == [2, 3, 0]

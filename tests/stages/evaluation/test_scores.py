@@ -10,7 +10,6 @@ from alpro.stages.evaluation.metrics import (
     RETRIEVAL,
     Queries,
     Ranks,
-    accuracy_by_type,
     accuracy_scores,
     chance_recalls,
     majority_baseline,
@@ -166,11 +165,6 @@ def test_scores_that_are_not_numbers_are_no_success():
     assert not values["t2v/R1"] > 10
 
 
-def test_accuracy_by_type():
-    right = np.array([True, False, True, True])
-    assert accuracy_by_type(right, ["what", "what", "who", "who"]) == {"acc": 75.0, "acc_what": 50.0, "acc_who": 100.0}
-
-
 def test_accuracies_have_their_labels_items_and_baselines():
     right, baseline = np.array([True, False, True]), np.array([True, True, False])
     scores = accuracy_scores(
@@ -178,23 +172,22 @@ def test_accuracies_have_their_labels_items_and_baselines():
         baseline,
         ["how_many", "how_many", "who"],
         Queries.of(["a", "a", "b"], ["1", "2", "3"]),
-        {"silent": np.array([True, False, True]), "none": np.zeros(3, bool)},
     )
     assert [(s.metric.key, s.metric.label, s.value, s.items, s.chance) for s in scores] == [
         ("acc", "all questions", pytest.approx(200 / 3), 3, pytest.approx(200 / 3)),
         ("acc_how_many", "how many", 50, 2, 100),
         ("acc_who", "who", 100, 1, 0),
-        ("acc_answers_silent", "answers silent", 100, 2, 50),
     ]
     assert {s.metric.baseline for s in scores} == {"most frequent answer"}
-    assert [s.queries.texts.tolist() for s in scores] == [["1", "2", "3"], ["1", "2"], ["3"], ["1", "3"]]
+    assert [s.queries.texts.tolist() for s in scores] == [["1", "2", "3"], ["1", "2"], ["3"]]
 
 
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(["what", "who", "how"])), min_size=1, max_size=20))
 def test_accuracies_by_type_weighted_by_their_questions_are_the_accuracy(answers):
     right, types = np.array([a for a, _ in answers]), [t for _, t in answers]
-    actual = accuracy_by_type(right, types)
+    queries = Queries.of([""] * len(types), [""] * len(types))
+    actual = {score.metric.key: score.value for score in accuracy_scores(right, right, types, queries)}
     weighted = sum(actual[f"acc_{kind}"] * types.count(kind) for kind in set(types)) / len(types)
     assert weighted == pytest.approx(actual["acc"])
 
@@ -224,6 +217,7 @@ def test_a_model_is_selected_by_the_recalls_of_both_directions():
         ([2, 2, 1], [1, 1, 0], 1, 1),  # tied right items
         ([2, 2, 1], [1, 0, 0], 1 / 1.5, (1 + 1 / np.log2(3)) / 2),
         ([np.nan, 2, 1], [1, 0, 0], 1 / 3, 1 / 2),
+        ([*range(12, 0, -1)], [0] * 9 + [1, 0, 0], 1 / 10, 1 / np.log2(11)),
         ([*range(12, 0, -1)], [0] * 10 + [1, 0], 1 / 11, 0),
     ],
 )

@@ -12,7 +12,7 @@ from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages import cache_prompts
 from alpro.stages.encoding import encode
-from alpro.stages.evaluation.controls.settings import Shuffle
+from alpro.stages.evaluation.controls import Shuffle
 from tests.stages.evaluation.part_of_an_evaluation import evaluate
 
 PROGRAM = Path(__file__).with_name("part_of_an_evaluation.py")

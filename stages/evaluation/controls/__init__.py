@@ -1,1 +1,0 @@
-"""Controls: what a score is without a part of the input, from frames in another order to swapped words."""
