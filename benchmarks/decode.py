@@ -38,7 +38,7 @@ os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder then logs errors only
 import av
 import numpy as np
 
-from alpro.shards.decoding.decode import decode_video, ffmpeg_binary
+from alpro.shards.decoding import decode_video, ffmpeg_binary
 
 SIZE = 256
 OPTIONS = {"crf": "23", "preset": "veryfast"}

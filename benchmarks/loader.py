@@ -35,7 +35,7 @@ from PIL import features
 from alpro.models.word_pieces import WordPieces, train_tokenizer
 from alpro.pipeline.store.artifacts import versions
 from alpro.shards import reader as shard_reader
-from alpro.shards.decoding.decode import ffmpeg_binary
+from alpro.shards.decoding import ffmpeg_binary
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.schema import Row
 from alpro.shards.sources.manifest import scan_manifest

@@ -18,7 +18,7 @@ from alpro.inference.clips import Source, decode_ahead
 from alpro.inference.index import Item, key_of, source_of
 from alpro.inference.model import Model
 from alpro.progress import progress
-from alpro.shards.decoding.decode import DecodeError
+from alpro.shards.decoding import DecodeError
 from alpro.shards.schema import Reject
 
 Name = Callable[[Source, Tensor | None], list[tuple[str, float]]]  # words with probabilities for a video, best first

@@ -10,7 +10,7 @@ import numpy as np
 
 from alpro.errors import InputError
 from alpro.models.timesformer import VideoConfig
-from alpro.shards.decoding.decode import DecodeError, decode_image, decode_video
+from alpro.shards.decoding import DecodeError, decode_image, decode_video
 from alpro.shards.reader import Sample, Unreadable
 from alpro.shards.schema import IMAGE_EXTENSIONS, Row
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, absolute, local_copy, located, suffix

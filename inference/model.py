@@ -29,7 +29,7 @@ from alpro.models.folder import ModelFolder, load_labels
 from alpro.models.losses import box_mask
 from alpro.models.precision import autocast, precision
 from alpro.progress import progress
-from alpro.shards.decoding.decode import DecodeError
+from alpro.shards.decoding import DecodeError
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.cache_prompts import read_prompts
 from alpro.stages.encoding.encode import Texts, Videos, embed_texts, encode_texts, load_prompter

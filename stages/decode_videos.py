@@ -16,8 +16,7 @@ from alpro.errors import InputError
 from alpro.files import checksum, digest, read_json
 from alpro.log import log
 from alpro.progress import progress
-from alpro.shards.decoding.decode import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
-from alpro.shards.decoding.ffmpeg_binary import ffmpeg_version
+from alpro.shards.decoding import Clip, DecodeError, Decoder, Limits, decode_image, decode_video, ffmpeg_version
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.sources.annotations import ANNOTATION_FILES, scan_source, split_of
 from alpro.shards.sources.identity import identities

@@ -22,9 +22,9 @@ ONLY_IN = {  # packages that one room or file may import
     "matplotlib": "pipeline/reports/figures.py",
     "jinja2": "pipeline/reports/pages.py",
     # What is exported runs without the decoder of this package.
-    "av": ("shards/decoding/pyav_decoder.py", "stages/render_sample.py", "inference/hub/processing_alpro.py"),
-    "ffmpeg": "shards/decoding/ffmpeg_binary.py",
-    "imageio_ffmpeg": "shards/decoding/ffmpeg_binary.py",
+    "av": ("shards/decoding.py", "stages/render_sample.py", "inference/hub/processing_alpro.py"),
+    "ffmpeg": "shards/decoding.py",
+    "imageio_ffmpeg": "shards/decoding.py",
     "fsspec": "shards/storage.py",
     "gradio": "pipeline/serving/",
 }

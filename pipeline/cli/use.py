@@ -119,7 +119,7 @@ def name_entities(arguments: argparse.Namespace) -> None:
 def show(arguments: argparse.Namespace, about: dict[str, Any], ranks: "Mapping[str, tuple[Model, Name]]") -> None:
     """Prints words with their probabilities, best first, of each model, or writes those of the first model for many
     videos. Raises InputError if a single video cannot be decoded."""
-    from alpro.shards.decoding.decode import DecodeError
+    from alpro.shards.decoding import DecodeError
 
     if arguments.out:
         write_table(arguments, about, *next(iter(ranks.items())))

@@ -26,7 +26,7 @@ from alpro.files import file_state
 from alpro.pipeline.servers.origin import LOCAL, is_own
 from alpro.pipeline.serving.media import MAX_UPLOADS, Media, Unknown
 from alpro.pipeline.serving.turns import MAX_BODY
-from alpro.shards.decoding.decode import DecodeError
+from alpro.shards.decoding import DecodeError
 
 MAX_FUNCTIONS = 1000  # that a page may have
 GRADIO = "/gradio_api"

@@ -15,7 +15,7 @@ from alpro.inputs import WHOLE, parse_box
 from alpro.pipeline.serving.media import CLIPS, Media, Unknown
 from alpro.pipeline.serving.mistakes import Missing, Mistake
 from alpro.pipeline.serving.turns import Turns
-from alpro.shards.decoding.decode import DecodeError
+from alpro.shards.decoding import DecodeError
 
 MAX_TEXT = 500  # characters of a text or a question
 Ranked = dict[str, float]

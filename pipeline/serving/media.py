@@ -14,8 +14,8 @@ from typing import Any
 from alpro.inference.clips import FETCH_SECONDS, MAX_FETCHED_BYTES, Source, file_name, is_image, load_frames
 from alpro.inference.index import Index, source_of
 from alpro.models.timesformer import VideoConfig
-from alpro.shards.decoding.decode import DecodeError
-from alpro.shards.decoding.preview import save_animation, save_frame, write_frame, write_webm
+from alpro.pipeline.serving.preview import save_animation, save_frame, write_frame, write_webm
+from alpro.shards.decoding import DecodeError
 from alpro.shards.reader import Sample
 from alpro.shards.schema import Row
 from alpro.shards.storage import absolute, local_copy, suffix

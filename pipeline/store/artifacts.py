@@ -26,7 +26,7 @@ from alpro.artifact_names import artifacts
 from alpro.errors import InputError
 from alpro.files import digest, make_folder, sync_tree, write_json
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
-from alpro.shards.decoding.ffmpeg_binary import ffmpeg_version
+from alpro.shards.decoding import ffmpeg_version
 from alpro.shards.storage import Location, absolute, located
 from alpro.stages.execution.interface import CHANGED, Outcome, StageConfig
 from alpro.stages.execution.stop import STOP

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from alpro.errors import InputError
-from alpro.shards.decoding.decode import DecodeError
+from alpro.shards.decoding import DecodeError
 from alpro.shards.schema import SPLITS, Reject, Row
 from alpro.shards.sources.adapters import form_of, read_annotations
 from alpro.shards.sources.annotations import annotation_file, table_of

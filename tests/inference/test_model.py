@@ -14,7 +14,7 @@ from alpro.files import write_json
 from alpro.inference.clips import load_frames
 from alpro.inference.find import find_model, find_prompter
 from alpro.inference.model import Model
-from alpro.shards.decoding.decode import DecodeError
+from alpro.shards.decoding import DecodeError
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery
 

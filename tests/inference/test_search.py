@@ -17,8 +17,8 @@ from alpro.inference.index import About, Index
 from alpro.inference.index_videos import scan_videos, update_index
 from alpro.inference.model import UNKNOWN, Model
 from alpro.inference.search import hit_path, most_similar, search
-from alpro.shards.decoding.decode import DecodeError
-from alpro.shards.decoding.decode import decode_video as decode
+from alpro.shards.decoding import DecodeError
+from alpro.shards.decoding import decode_video as decode
 from alpro.shards.schema import Row
 
 

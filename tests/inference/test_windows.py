@@ -14,8 +14,7 @@ from alpro.inference.index_videos import in_windows, remove_from_index, scan_vid
 from alpro.inference.model import Model
 from alpro.inference.search import Hit, group_windows, most_similar_hits, neighbors, search
 from alpro.pipeline.cli.data import print_check
-from alpro.shards.decoding.ffmpeg_binary import ffmpeg_binary
-from alpro.shards.decoding.pyav_decoder import video_seconds
+from alpro.shards.decoding import ffmpeg_binary, video_seconds
 from alpro.stages import decode_videos
 from alpro.stages.corpora.check_data import check_data
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alpro.shards.decoding.decode import Clip
+from alpro.shards.decoding import Clip
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.manifest import scan_manifest
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.shards import reader
-from alpro.shards.decoding.decode import Clip
+from alpro.shards.decoding import Clip
 from alpro.shards.reader import ShardReader, Unreadable, decode_jpeg, read_index
 from alpro.shards.schema import Question, Row
 from alpro.shards.storage import join

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
-from alpro.shards.decoding.decode import DecodeError
+from alpro.shards.decoding import DecodeError
 from alpro.shards.sources import identity
 from alpro.shards.sources.identity import file_identity, identities
 from alpro.shards.storage import (

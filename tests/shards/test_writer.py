@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.shards.decoding.decode import Clip
+from alpro.shards.decoding import Clip
 from alpro.shards.schema import INDEX, Question, Row
 from alpro.shards.writer import ShardWriter, encode_jpeg, index_shard
 

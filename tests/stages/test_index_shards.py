@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.decoding.decode import Clip
+from alpro.shards.decoding import Clip
 from alpro.shards.reader import ShardReader, read_index
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter

@@ -13,7 +13,7 @@ import pytest
 
 from alpro import Model
 from alpro.files import digest
-from alpro.shards.decoding.ffmpeg_binary import ffmpeg_binary
+from alpro.shards.decoding import ffmpeg_binary
 
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")

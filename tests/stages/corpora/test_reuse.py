@@ -8,7 +8,7 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.files import checksum
-from alpro.shards.decoding.decode import DecodeError
+from alpro.shards.decoding import DecodeError
 from alpro.shards.reader import ShardReader
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing
 from alpro.models.word_pieces import train_tokenizer
-from alpro.shards.decoding.decode import Clip
+from alpro.shards.decoding import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.evaluation import protocol

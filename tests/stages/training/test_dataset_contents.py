@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from alpro.models.word_pieces import load_tokenizer
-from alpro.shards.decoding.decode import Clip
+from alpro.shards.decoding import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.training import dataset

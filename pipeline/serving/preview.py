@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alpro.shards.decoding.decode import DecodeError, decode_image, decode_video
-from alpro.shards.decoding.ffmpeg_binary import ffmpeg_binary
-from alpro.shards.decoding.request import CONTAINERS
+from alpro.shards.decoding import CONTAINERS, DecodeError, decode_image, decode_video, ffmpeg_binary
 
 MAX_SECONDS = 60.0  # of a video; the rest is left out
 MAX_WIDTH = 640  # pixels

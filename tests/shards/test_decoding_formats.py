@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alpro.shards.decoding.decode import Clip, decode_video
+from alpro.shards.decoding import Clip, decode_video
 
 pytest.importorskip("av")
 pytest.importorskip("ffmpeg")

@@ -1,1 +1,0 @@
-"""Decodes videos and images to frames, within limits."""

@@ -1,0 +1,307 @@
+"""A bad file never stops a worker, whatever its time, memory and pixels, and a malicious one opens no other file."""
+
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alpro.shards import decoding
+from alpro.shards.decoding import Clip, DecodeError, Limits, decode_image, decode_video, ffmpeg_binary, memory_limit
+from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+
+pytest.importorskip("av")
+pytest.importorskip("ffmpeg")
+
+Make = Callable[..., Path]
+Numbers = Callable[[Clip], list[int]]
+
+decoders = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg"])
+every_decoder = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg", "auto"])
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
+
+
+def refusal(path: Path, decoder, limits: Limits = Limits()) -> str:  # noqa: B008
+    with pytest.raises(DecodeError) as error:
+        decode_video(path, 4, 32, decoder=decoder, limits=limits)
+    return str(error.value)
+
+
+class Clock:
+    """Stands still, or jumps far ahead after `stops_at` readings."""
+
+    def __init__(self, stops_at: float = np.inf):
+        self.readings, self.stops_at, self.ahead = 0, stops_at, 0.0
+
+    def monotonic(self) -> float:
+        self.readings += 1
+        return 1e6 if self.readings > self.stops_at else self.ahead
+
+
+def test_a_slow_decoder_is_stopped_at_any_point(make_video: Make, numbers: Numbers, monkeypatch):
+    """Before it opens the file, while it reads packets and while it decodes; in any thread. The next starts anew."""
+    path, whole, reasons = make_video("a.mp4", 24), Clock(), []
+    monkeypatch.setattr(decoding, "time", whole)
+    decode_video(path, 4, 32, decoder="pyav")
+    assert whole.readings > 24
+
+    def decode_slowly() -> None:
+        for readings in range(1, whole.readings):
+            monkeypatch.setattr(decoding, "time", Clock(readings))
+            reasons.append(refusal(path, "auto", Limits(timeout=10)))
+
+    thread = threading.Thread(target=decode_slowly)
+    thread.start()
+    thread.join()
+    assert reasons == ["too slow: longer than 10 s"] * (whole.readings - 1)
+    assert refusal(path, "ffmpeg", Limits(timeout=0)) == "too slow: longer than 0 s"
+    monkeypatch.setattr(decoding, "time", Clock())
+    assert numbers(decode_video(path, 2, 32, decoder="pyav")) == [0, 12]
+
+
+def test_both_decoders_share_the_time_limit(make_video: Make, monkeypatch):
+    path, time = make_video("a.mp4", 24), Clock()
+
+    def slow(request):
+        time.ahead = 0.5
+        raise DecodeError("unreadable")
+
+    monkeypatch.setattr(decoding, "time", time)
+    monkeypatch.setattr(decoding, "_decode_with_pyav", slow)
+    assert refusal(path, "auto", Limits(timeout=0.4)) == "too slow: longer than 0.4 s"
+    assert len(decode_video(path, 4, 32, limits=Limits(timeout=60)).frames) == 4
+
+
+def test_a_hanging_ffmpeg_is_killed_with_its_children(tmp_path: Path, make_video: Make, monkeypatch, wait_for_end):
+    stuck, child = tmp_path / "stuck", tmp_path / "child"
+    os.mkfifo(f"{child}.started")
+    stuck.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {child}; echo > {child}.started\nwait\n")
+    stuck.chmod(0o755)
+
+    def communicate(self, timeout: float):
+        """The time limit is reached after ffmpeg has started its child process."""
+        Path(f"{child}.started").read_text()
+        raise subprocess.TimeoutExpired(self.args, timeout)
+
+    path = make_video("a.mp4", 4)
+    monkeypatch.setattr(decoding, "ffmpeg_binary", lambda: str(stuck))
+    monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
+    assert refusal(path, "ffmpeg", Limits(timeout=60)) == "too slow: longer than 60 s"
+    wait_for_end(int(child.read_text()))
+
+
+@decoders
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.avi", "mjpeg")])
+def test_a_video_with_too_many_pixels_is_rejected(make_video: Make, decoder, name, codec):
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = make_video(name, 2, codec=codec, pixels=pixels, size=(640, 480))
+    reason = refusal(path, decoder, Limits(max_pixels=640 * 480 - 1))
+    # Motion JPEG's size is looked up in its frames, and FFmpeg then does not say why it did not.
+    assert reason.startswith(("too large", "unreadable") if codec == "mjpeg" else "too large")
+    decode_video(path, 2, 32, decoder=decoder, limits=Limits(max_pixels=640 * 480))
+
+
+@decoders
+def test_a_size_that_lies_or_grows_is_rejected(make_video: Make, decoder):
+    """Matroska stores the size in any number of bytes; of two joined transport streams the header has the first's."""
+    content = make_video("a.mkv", 2, codec="ffv1", pixels="bgr0").read_bytes()
+    path = make_video("b.mkv", 1)
+    at = content.index(b"\xb0\x81\x40\xba\x81\x30")  # PixelWidth 64, PixelHeight 48
+    path.write_bytes(content[:at] + b"\xb0\x83\x0f\x42\x40" + content[at + 3 :])
+    assert refusal(path, decoder).startswith(("too large: 1000000 x 48", "unreadable"))
+    both = path.with_name("both.ts")
+    both.write_bytes(
+        make_video("a.ts", 12).read_bytes() + make_video("b.ts", 12, size=(640, 480)).read_bytes(),
+    )
+    assert refusal(both, decoder, Limits(max_pixels=100_000)).startswith(("too large", "unreadable"))
+
+
+@on_linux
+def test_the_memory_limit_fails_allocations_and_the_process_survives(make_video: Make, tmp_path: Path):
+    """In a new process: this one may reuse memory that it has freed."""
+    video = make_video("a.mp4", 2, size=(3840, 2160), options={"preset": "ultrafast"})
+    Image.new("RGB", (4000, 4000)).save(tmp_path / "a.png")
+    program = f"""
+import resource
+import av
+import numpy as np
+from pathlib import Path
+from alpro.shards.decoding import DecodeError, Limits, decode_image, decode_video, memory_limit
+def array(mib):
+    with memory_limit(Limits(memory=64 << 20)):
+        np.ones(mib << 20, np.uint8)
+def tried(work, *arguments):
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        work(*arguments)
+        print("done")
+    except DecodeError as error:
+        print(error.reason)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+video, image, little, much = Path({str(video)!r}), Path({str(tmp_path / "a.png")!r}), Limits(memory=20 << 20), Limits()
+tried(array, 100), tried(array, 10)
+tried(decode_image, image, 32, little), tried(decode_image, image, 32, much)
+for limits in (little, much):
+    tried(decode_video, video, 2, 32, None, None, "pyav", limits)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    reasons = done.stdout.splitlines()
+    assert reasons[:4] == ["too much memory", "done"] * 2
+    assert reasons[4] in ("too much memory", "unreadable")  # some of FFmpeg's decoders call want of memory bad data
+    assert reasons[5] == "done"
+
+
+@on_linux
+def test_each_decoding_thread_has_its_own_memory_limit():
+    limits, inside, filled = Limits(memory=128 << 20), threading.Barrier(2), threading.Barrier(2)
+    results = []
+
+    def hold() -> None:
+        with memory_limit(limits):
+            inside.wait()
+            try:
+                results.append(np.ones(100 << 20, np.uint8)[-1])
+            finally:
+                filled.wait()
+
+    threads = [threading.Thread(target=hold) for _ in range(2)]
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [1, 1]
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@on_linux
+def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path: Path, make_video: Make, monkeypatch):
+    asked, most = tmp_path / "ffmpeg", (100 + 128) * 1024  # KiB, with what ffmpeg itself takes
+    asked.write_text(f"#!/bin/sh\nuntil [ $(ulimit -d) = {most} ]; do :; done\necho {most} > {tmp_path}/limit\n")
+    asked.chmod(0o755)
+    monkeypatch.setattr(decoding, "ffmpeg_binary", lambda: str(asked))
+    refusal(make_video("a.mp4", 4), "ffmpeg", Limits(memory=100 << 20))
+    assert int((tmp_path / "limit").read_text()) == most
+
+
+def noise(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8)
+
+
+def test_corrupt_frames_are_not_kept(make_video: Make):
+    """Forty changed bytes of a film: if PyAV accepts the file, ffmpeg reports no error either."""
+    path = make_video("a.mp4", 24, {"g": "24", "bf": "0"}, picture=noise)
+    content = path.read_bytes()
+    refused = []
+    for seed in range(30):
+        at = int(np.random.default_rng(seed).integers(content.index(b"mdat") + 1000, len(content) - 2500))
+        path.write_bytes(content[:at] + bytes(40) + content[at + 40 :])
+        try:
+            frames = decode_video(path, 24, 32, decoder="pyav").frames
+        except DecodeError as error:
+            refused.append(error.reason)
+        else:
+            assert np.abs(frames.astype(int) - decode_video(path, 24, 32, decoder="ffmpeg").frames).mean() < 8
+    assert len(refused) > 10
+    assert set(refused) == {"unreadable"}
+
+
+def test_a_missing_segment_is_rejected(make_video: Make, monkeypatch):
+    """The index at the beginning names frames that were cut off."""
+    monkeypatch.setattr(decoding, "FAR_SECONDS", 0.5)
+    monkeypatch.setattr(decoding, "BACK_SECONDS", 0.5)
+    content = make_video("a.mp4", 60, {"g": "5"}, faststart=True, picture=noise).read_bytes()
+    path = make_video("b.mp4", 1)
+    path.write_bytes(content[: len(content) * 8 // 10])
+    assert len(decode_video(path, 4, 32, 2.0, 3.0, decoder="pyav").frames) == 4
+    with pytest.raises(DecodeError, match="unreadable"):
+        decode_video(path, 4, 32, 4.0, 6.0, decoder="pyav")
+
+
+# Malicious files
+
+SCRIPTS = {
+    "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:2.4,\n{}\n#EXT-X-ENDLIST\n",
+    "hls of a key": '#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXT-X-KEY:METHOD=AES-128,URI="{}"\n#EXTINF:1,\n{}\n',
+    "concat": "ffconcat version 1.0\nfile '{}'\n",
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><BaseURL>{}</BaseURL></MPD>',
+    "image flow": '<?xml version="1.0"?><AssetMap xmlns="http://www.smpte-ra.org/schemas/429-9/2007/AM">{}</AssetMap>',
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {port} RTP/AVP 96\na=rtpmap:96 H264/9\n",
+    "subtitles": "1\n00:00:00,000 --> 00:00:02,000\n<img src='{}'>\n",
+    "smil": "<smil><body><video src='{}'/></body></smil>",
+    "svg": "<svg xmlns='http://www.w3.org/2000/svg'><image href='{}'/></svg>",
+}
+
+
+def test_a_script_cannot_read_other_files_or_contact_hosts(tmp_path: Path, make_video: Make):
+    """Under any name. Otherwise a data set could copy other local files of its reader into its frames."""
+    (tmp_path / "file.ts").symlink_to(make_video("secret.ts", 4))
+    (tmp_path / "secret.mp4").write_bytes(make_video("other.mp4", 4).read_bytes())
+    with socket.create_server(("127.0.0.1", 0)) as server:  # must not receive a connection
+        server.setblocking(False)
+        port = server.getsockname()[1]
+        names = ["secret.mp4", "file.ts", f"{tmp_path}/secret.mp4", f"file:{tmp_path}/secret.mp4"]
+        names += [f"http://127.0.0.1:{port}/a.ts", f"tcp://127.0.0.1:{port}"]
+        for kind, script in SCRIPTS.items():
+            for name in names:
+                extensions = {".mp4", ".m3u8", ".ffconcat", ".sdp", ".mpd"}
+                if kind == "hls":
+                    extensions |= VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+                for extension in sorted(extensions):
+                    path = tmp_path / f"list{extension}"
+                    path.write_text(script.replace("{}", name).replace("{port}", str(port)))
+                    for decoder in ("pyav", "auto") if extension == ".mp4" else ("pyav",):  # auto: then ffmpeg
+                        assert refusal(path, decoder).startswith(("unreadable", "no video"))
+                    with pytest.raises(DecodeError, match="unreadable"):
+                        decode_image(path, 32)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@every_decoder
+def test_a_video_with_frames_in_another_file_is_rejected(tmp_path: Path, make_video: Make, decoder):
+    """QuickTime tracks can do so by an alias in the data reference."""
+    content = bytearray(make_video("secret.mov", 4, codec="mjpeg", pixels="yuvj420p").read_bytes())
+    at = content.index(b"dref") + 12  # name, version and flags, number of entries; then the entry's size
+    assert content[at + 4 : at + 8] == b"url "
+    content[at + 4 : at + 8] = b"alis"
+    content[at + 8 : at + 12] = struct.pack(">I", 0)  # not: in this file
+    data = content.index(b"mdat")
+    content[data + 4 : data + 3000] = bytes(2996)  # the pictures are not here
+    (tmp_path / "a.mov").write_bytes(content)
+    assert refusal(tmp_path / "a.mov", decoder).startswith(("unreadable", "no video"))
+
+
+NAMES = ["-y.mp4", "-i", "--help.mp4", "it's.mp4", 'say "x".mp4', "two\nlines.mp4", "concat:a.mp4|b.mp4"]
+NAMES += ["subfile,,start,0,end,0,,:a.mp4", "http:a.mp4", "file:a.mp4", "pipe:0", "a%03d.mp4", "a*.mp4"]
+NAMES += ["[v][a];null.mp4", "$(touch gone).mp4", "`touch gone`.mp4", "Grüße 世界 🎬.mp4", "a\udcff.mp4"]
+
+
+def test_file_names_are_not_interpreted(tmp_path: Path, make_video: Make, numbers: Numbers, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    video = make_video("any.mp4", 4)
+    for name in NAMES:
+        video = video.rename(tmp_path / "here" / name)
+        for decoder in ("pyav", "ffmpeg"):
+            assert numbers(decode_video(Path(name), 4, 32, decoder=decoder)) == [0, 1, 2, 3]
+        assert [path.name for path in (tmp_path / "here").iterdir()] == [name]
+
+
+def test_file_metadata_is_not_parsed_as_the_decoders_output(make_video: Make, numbers: Numbers):
+    """A title that looks like what ffmpeg writes about frames."""
+    path = make_video("a.mkv", 4)
+    line, titled = "\n#dimensions 0: 8x8\n0, 9, 9, 1, 9, 0x1\n", path.with_name("titled.mkv")
+    command = [ffmpeg_binary(), "-v", "error", "-i", str(path), "-c", "copy", "-metadata", f"title={line}", str(titled)]
+    subprocess.run(command, check=True)
+    clip = decode_video(titled, 4, 32, decoder="ffmpeg")
+    assert (numbers(clip), clip.width, clip.height) == ([0, 1, 2, 3], 64, 48)
+    assert clip.duration == pytest.approx(0.4)
