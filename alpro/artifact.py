@@ -4,6 +4,7 @@ and of itself."""
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,46 @@ SUM = "sum"  # the digest of the record's other values
 THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL
 
 Record = Mapping[str, Any]
+
+# Keys that say what is logged, drawn or accepted: no sample and no weight depends on them. The last weights of a
+# prompter and of pre-training are the result: how often they are validated selects none.
+WITHOUT_EFFECT: tuple[str, ...] = ("*.log_every", "*.pictures_every", "*.max_reject_share")
+WITHOUT_EFFECT += ("train_prompter.validation.times", "pretrain.validation.times")
+
+
+def digest_of(record: Record) -> str:
+    """The fingerprint of an artifact: SHA-256 of the stage, its version, its configuration, the fingerprints of its
+    inputs and the contents of outside files, as its record has them. The path of a file whose contents count does not
+    count itself; such a file has the name of its key, STAGE.KEY."""
+    stage, files = record["stage"], record["files"]
+    config = flatten(record["config"], f"{stage}.")
+    counted = {key: value for key, value in config.items() if key not in files and not has_no_effect(key)}
+    inputs = {name: source["fingerprint"] for name, source in record["inputs"].items()}
+    return digest(
+        {"stage": stage, "version": record["stage_version"], "config": counted, "inputs": inputs, "files": files}
+    )
+
+
+def has_no_effect(key: str) -> bool:
+    """Whether a result does not depend on a key of a configuration, STAGE.KEY."""
+    return any(fnmatchcase(key, pattern) for pattern in WITHOUT_EFFECT)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as one level with dotted keys; lists of tables are numbered.
+
+    >>> flatten({"a": {"b": 1}, "c": [{"d": 2}]})
+    {'a.b': 1, 'c.0.d': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            value = {str(i): item for i, item in enumerate(value)}
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

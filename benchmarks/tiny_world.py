@@ -87,7 +87,7 @@ def write_corpus(folder: Path, kind: str = "video", seed: int = 0, **splits: int
 
 
 def write_vocabulary(folder: Path) -> Path:
-    """Writes what build_vocabulary would: skies and grounds as entities, and a tokenizer with all words."""
+    """Writes skies and grounds as entities, and a tokenizer with all words."""
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"entity": list(ENTITIES)}), folder / "entities.parquet")
     texts = [*QUESTIONS, *(f"{sky} over {ground}" for sky, ground in SCENES), *TEMPLATES["video"], *TEMPLATES["image"]]
@@ -110,11 +110,13 @@ def configuration(stage: str, steps: int, changes: dict[str, Any] | None = None)
 
 
 def write_inputs(folder: Path) -> dict[str, Path]:
-    """Writes the corpora and the vocabulary; returns their folders by name."""
+    """Writes the corpora, the vocabulary and the tokenizer; returns their folders by name."""
+    vocabulary = write_vocabulary(folder / "vocabulary")
     return {
         "clips": write_corpus(folder / "clips", train=8, validation=1),
         "stills": write_corpus(folder / "stills", "image", seed=1, train=4),
-        "vocabulary": write_vocabulary(folder / "vocabulary"),
+        "vocabulary": vocabulary,
+        "tokenizer": vocabulary,
     }
 
 

@@ -30,16 +30,18 @@ STAGES = {  # the DAG: inputs before the stages that read them
     "render_sample": Stage("data"),
     "decode_videos": Stage("data", {"sample": "render_sample"}),
     "index_shards": Stage("data"),
+    "train_tokenizer": Stage("text", corpora=True),
     "build_vocabulary": Stage("text", corpora=True),
-    "train_prompter": Stage(
-        "training",
-        {"vocabulary": "build_vocabulary"},
-        corpora=True,
-    ),
+    "train_prompter": Stage("training", {"tokenizer": "train_tokenizer"}, corpora=True),
     "cache_prompts": Stage("model", {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}),
     "pretrain": Stage(
         "training",
-        {"vocabulary": "build_vocabulary", "prompter": "train_prompter", "prompts": "cache_prompts"},
+        {
+            "tokenizer": "train_tokenizer",
+            "vocabulary": "build_vocabulary",
+            "prompter": "train_prompter",
+            "prompts": "cache_prompts",
+        },
         corpora=True,
     ),
     "zero_shot": Stage(

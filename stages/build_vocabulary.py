@@ -1,24 +1,22 @@
-"""Selects the M most frequent nouns of the captions as entities, and trains a tokenizer."""
+"""Selects the M most frequent nouns of the captions as entities."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from alpro.errors import InputError
-from alpro.models.templates import Templates, fill
+from alpro.models.templates import Templates
 from alpro.models.word_lists import read_word_list
-from alpro.models.word_pieces import load_tokenizer, train_tokenizer
-from alpro.shards.reader import index_batches
 from alpro.stages.execution.interface import FILE, Outcome, Resources, StageConfig, file_or_word
+from alpro.stages.vocabulary.captions import read_captions
 from alpro.stages.vocabulary.nouns import Words, count_words
 
-VERSION = 3
+VERSION = 4
 # Nouns that do not name an object: amounts and kinds, places in the image, the image and its parts, words for anything.
 NON_OBJECTS = (
     "amount bit bunch couple half lot lots number pair part parts piece pieces series variety "
@@ -33,7 +31,7 @@ LEFT_OUT = {"count": pa.int64(), "reason": pa.string()}
 
 
 class Config(StageConfig):
-    """Selection of entities, and the tokenizer."""
+    """Selection of entities."""
 
     entities: int = Field(1000, ge=2, description="number of entities: the most frequent nouns (M in the paper)")
     entities_file: str = Field(
@@ -60,12 +58,6 @@ class Config(StageConfig):
     )
     min_count: int = Field(2, ge=1, description="minimum number of occurrences of an entity")
     templates: Templates = Templates()
-    tokenizer: str = Field(
-        "train",
-        description="train: a new tokenizer from these captions; or a tokenizer.json, or a BERT's folder or hub name",
-        json_schema_extra=file_or_word("train"),
-    )
-    word_pieces: int = Field(8000, ge=50, description="maximum number of word pieces of a trained tokenizer")
 
 
 @dataclass(frozen=True)
@@ -78,29 +70,20 @@ class Candidate:
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: decoded corpora. Writes entities.parquet, left_out.parquet, rejects.parquet and tokenizer.json."""
+    """inputs: decoded corpora. Writes entities.parquet, left_out.parquet and rejects.parquet."""
     captions, without = read_captions(inputs)
-    if not captions:
-        raise InputError("the training split has no captions, so there are no nouns; check the splits of the corpora")
     nouns: list[Candidate] = []
     if config.entities_file:
         entities, left_out = first_entities(config)
     else:
         nouns = merge_forms(count_words(captions, config.tagger, config.lemma, resources))
         entities, left_out = select_words(nouns, config)
-    templates = config.templates.video + config.templates.image
-    if config.tokenizer == "train":
-        prompts = Counter(fill(template, "") for template in templates)
-        tokenizer = train_tokenizer(captions + read_questions(inputs) + prompts, config.word_pieces)
-    else:
-        tokenizer = load_tokenizer(config.tokenizer)
-    tokenizer.save(str(out / "tokenizer.json"))
     write(out / "entities.parquet", {"entity": pa.string(), "count": pa.int64()}, entities)
     write(out / "left_out.parquet", {"noun": pa.string(), **LEFT_OUT}, left_out)
     rejected = [(name, source, "no caption") for name, source in without]
     write(out / "rejects.parquet", {"id": pa.string(), "path": pa.string(), "reason": pa.string()}, rejected)
     counts = {"captions": captions.total(), "distinct_captions": len(captions), "nouns": len(nouns)}
-    counts |= {"entities": len(entities), "left_out": len(left_out), "word_pieces": tokenizer.get_vocab_size()}
+    counts |= {"entities": len(entities), "left_out": len(left_out)}
     return Outcome(counts | {"samples_without_caption": len(without)})
 
 
@@ -108,33 +91,6 @@ def write(path: Path, columns: Mapping[str, pa.DataType], rows: list[tuple]) -> 
     """Writes rows as a table with typed columns, even without rows."""
     arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(columns.values())]
     pq.write_table(pa.table(arrays, names=list(columns)), path)
-
-
-def read_captions(inputs: dict[str, Path]) -> tuple[Counter[str], list[tuple[str, str]]]:
-    """The captions of all training splits with their counts, and (id, source) of training samples without a caption.
-    Memory holds each distinct caption once."""
-    captions: Counter[str] = Counter()
-    without: list[tuple[str, str]] = []
-    for folder in inputs.values():
-        for row in training_rows(folder, ["id", "source", "captions"]):
-            captions.update(row["captions"])
-            if not row["captions"]:
-                without.append((row["id"], row["source"]))
-    return captions, without
-
-
-def read_questions(inputs: dict[str, Path]) -> Counter[str]:
-    """The questions of all training splits with their counts, for the tokenizer."""
-    questions: Counter[str] = Counter()
-    for folder in inputs.values():
-        for row in training_rows(folder, ["questions"]):
-            questions.update(q["question"] for q in row["questions"])
-    return questions
-
-
-def training_rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for batch in index_batches(folder, ["split", *columns]):
-        yield from (row for row in batch.to_pylist() if row["split"] == "train")
 
 
 def merge_forms(words: Words) -> list[Candidate]:

@@ -19,7 +19,7 @@ from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.encoding.encode import load_model, load_prompter
 from alpro.stages.evaluation.entities import true_entities
 from alpro.stages.evaluation.validation import validate_pretraining
-from alpro.stages.execution.interface import OPTIONAL, Outcome, Resources, file_or_word, require
+from alpro.stages.execution.interface import Outcome, Resources, file_or_word, require
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
@@ -46,7 +46,6 @@ class Config(EncoderConfig, MatchingConfig):
     negatives: Literal["hard", "uniform"] = Field(
         "hard",
         description="negatives of VTM: by similarity, or uniform, as without VTC",
-        json_schema_extra=OPTIONAL,
     )
 
     @model_validator(mode="after")
@@ -70,8 +69,8 @@ class Config(EncoderConfig, MatchingConfig):
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `vocabulary`, the corpora of the phases by name; `prompter` and `prompts` if `config.needs_prompter`, or
-    only `prompts`, of a CLIP or SigLIP.
+    """inputs: `tokenizer`, `vocabulary`, the corpora of the phases by name; `prompter` and `prompts` if
+    `config.needs_prompter`, or only `prompts`, of a CLIP or SigLIP.
 
     Writes model/ and pictures/.
     """
@@ -121,7 +120,7 @@ def load_teacher(
     teacher = load_prompter(inputs.get("prompter", inputs["prompts"]), device) if config.needs_prompter else None
     if teacher and not isinstance(teacher, ClipFolder):
         return teacher, teacher.tokenizer, teacher.preprocessing
-    tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
+    tokenizer = Tokenizer.from_file(str(require(inputs["tokenizer"], "tokenizer.json")))
     return teacher, tokenizer, measure_preprocessing(config, inputs)
 
 
@@ -130,7 +129,7 @@ def copy_start(model: Alpro, tokenizer: Tokenizer, preprocessing: Preprocessing,
     if start.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise InputError(
             "pretrain.start: this model has other word pieces than the vocabulary of this run, so its word embeddings "
-            "would be those of other words; set build_vocabulary.tokenizer to the tokenizer.json in its folder"
+            "would be those of other words; set train_tokenizer.tokenizer to the tokenizer.json in its folder"
         )
     if (start.preprocessing.mean, start.preprocessing.std) != (preprocessing.mean, preprocessing.std):
         log.warning("pretrain.start: this model was trained with another normalization of the pixels")

@@ -16,7 +16,7 @@ from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import ClipFolder, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.stages.evaluation.validation import validate_contrast
-from alpro.stages.execution.interface import FILE_OR_NAME, OPTIONAL, Outcome, Resources, require
+from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, require
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
@@ -31,7 +31,7 @@ class Config(EncoderConfig):
         "",
         description="both towers of a CLIP or SigLIP to start from, with its tokenizer and normalization: a hub name "
         "or a folder; of `model`, only video.frames applies",
-        json_schema_extra=FILE_OR_NAME | OPTIONAL,
+        json_schema_extra=FILE_OR_NAME,
     )
 
     @model_validator(mode="after")
@@ -44,7 +44,7 @@ class Config(EncoderConfig):
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `vocabulary`, and the decoded corpora of the phases by name. Writes model/."""
+    """inputs: `tokenizer`, and the decoded corpora of the phases by name. Writes model/."""
 
     def build(device: torch.device) -> Training:
         if config.clip:
@@ -53,7 +53,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             towers = PrompterObjective(folder.model, *norm)
             validation = partial(validate_contrast, towers, inputs, folder.tokenizer, config)
             return Training(folder, "sample", towers, lambda: (validation(), ""))
-        tokenizer = Tokenizer.from_file(str(require(inputs["vocabulary"], "tokenizer.json")))
+        tokenizer = Tokenizer.from_file(str(require(inputs["tokenizer"], "tokenizer.json")))
         model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
         config.load_initial(model)
         preprocessing = measure_preprocessing(config, inputs)

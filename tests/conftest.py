@@ -249,11 +249,14 @@ def corpora(clips, lessons, stills) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def vocabulary(build_once, corpora, resources) -> Path:
-    """The build_vocabulary artifact of the sample: 8 entities and a tokenizer."""
-    from alpro.stages import build_vocabulary
+    """What build_vocabulary and train_tokenizer make of the sample, in one folder: 8 entities and a tokenizer."""
+    from alpro.stages import build_vocabulary, train_tokenizer
 
-    config = build_vocabulary.Config(entities=8, word_pieces=300)
-    return build_once("vocabulary", lambda out: build_vocabulary.run(config, corpora, out, resources))
+    def build(out: Path) -> None:
+        build_vocabulary.run(build_vocabulary.Config(entities=8), corpora, out, resources)
+        train_tokenizer.run(train_tokenizer.Config(word_pieces=300), corpora, out, resources)
+
+    return build_once("vocabulary", build)
 
 
 @pytest.fixture(scope="session")

@@ -213,7 +213,7 @@ def test_the_model_and_the_losses_are_those_of_the_paper():
     losses = {name: weight for name, weight in config.pretrain.weights if weight}  # those that are computed
     assert losses == dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 1.0)
     vocabulary = config.build_vocabulary
-    assert (vocabulary.entities, vocabulary.tokenizer) == (1000, "bert-base-uncased")
+    assert (vocabulary.entities, config.train_tokenizer.tokenizer) == (1000, "bert-base-uncased")
     assert (vocabulary.min_noun_share, vocabulary.exclude, vocabulary.lemma) == (0, (), False)  # every noun counts
 
 
@@ -333,7 +333,7 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, tiny_model, vo
         "corpora.webvid.size=36",
         "corpora.cc3m.size=36",
         "build_vocabulary.entities=8",
-        f"build_vocabulary.tokenizer={tmp_path / 'bert'}",
+        f"train_tokenizer.tokenizer={tmp_path / 'bert'}",
         "train_prompter.phases=[{corpora=['webvid', 'cc3m'], steps=2}]",
         "pretrain.phases=[{corpora=['webvid', 'cc3m'], steps=2}]",
         *(f"model.{key}" for key in ("video.image_size=32", "video.patch_size=8", "embed_dim=16")),

@@ -28,7 +28,7 @@ def test_every_layer_computes_what_transformers_does(tmp_path):
     folder = str(Path(str(PACKAGE.origin)).parent / "model")
     config = load_config("own_videos", str(tmp_path), [f"pretrain.bert={folder}", "model.video.width=384"])
     assert (config.model.text.depth, config.model.text.fusion_layer, config.model.text.width) == (6, 3, 384)
-    tokenizer = load_tokenizer(str(config.build_vocabulary.tokenizer))
+    tokenizer = load_tokenizer(str(config.train_tokenizer.tokenizer))
     text_sizes = config.model.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
     torch.manual_seed(0)
     model = Alpro(config.model.model_copy(update={"text": text_sizes})).eval()

@@ -29,7 +29,8 @@ from alpro.stages import STAGES
 
 if TYPE_CHECKING:
     from alpro.pipeline.plan.dag import Planned
-    from alpro.pipeline.store.artifacts import Step, Store
+    from alpro.pipeline.plan.step import Step
+    from alpro.pipeline.store.artifacts import Store
 
 
 def add_stage_commands(commands: Any) -> None:

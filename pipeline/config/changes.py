@@ -34,7 +34,7 @@ def with_sizes(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for name in stages if sizes else ():
             models[name][part] = model.get(part, {}) | sizes.get(name, next(iter(sizes.values())))
         if sizes and part == "text":
-            values.setdefault("build_vocabulary", {}).setdefault("tokenizer", names[next(iter(sizes))])
+            values.setdefault("train_tokenizer", {}).setdefault("tokenizer", names[next(iter(sizes))])
     return models
 
 

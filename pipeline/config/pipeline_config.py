@@ -30,6 +30,7 @@ from alpro.stages.finetune_retrieval import Config as FinetuneRetrieval
 from alpro.stages.pretrain import Config as Pretrain
 from alpro.stages.render_sample import Config as RenderSample
 from alpro.stages.train_prompter import Config as TrainPrompter
+from alpro.stages.train_tokenizer import Config as TrainTokenizer
 from alpro.stages.training.config import TrainingConfig
 
 CONFIGS = Path(__file__).with_name("shipped")
@@ -97,6 +98,7 @@ class PipelineConfig(BaseModel):
     corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
     model: ModelConfig = Field(ModelConfig(), description="sizes of the prompter and of ALPRO")
     templates: Templates = Field(Templates(), description="the prompts, or a file of them")
+    train_tokenizer: TrainTokenizer = TrainTokenizer()
     build_vocabulary: BuildVocabulary = BuildVocabulary()
     train_prompter: TrainPrompter | None = None
     cache_prompts: CachePrompts = CachePrompts()
@@ -371,7 +373,6 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
             resolve(corpus["annotations"], split)
         if isinstance(root := corpus.get("root"), str) and root:  # maybe of another machine: links are not resolved
             corpus["root"] = os.path.normpath(base.absolute() / root)
-    resolve(values.get("resources"), "artifacts")
     resolve(values, "pretrained")
     resolve(values, "templates")
     for stage, key in FILES:

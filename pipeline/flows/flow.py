@@ -24,13 +24,14 @@ from alpro.pipeline.flows.session import Place, Request, Session, open_tracker, 
 from alpro.pipeline.flows.tasks import announce, at_terminal, check_input
 from alpro.pipeline.plan.dag import Planned, plan, planned
 from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.plan.steps import check_files, needed
 from alpro.pipeline.reports.report import write_report
 from alpro.pipeline.reports.results import Listed
 from alpro.pipeline.reports.summary import FINISHED, STATES, RunSummary, StepSummary, first_line, report_file
 from alpro.pipeline.servers.checks import check_tracking_uri
 from alpro.pipeline.servers.deployed_run import continued_later
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.tracking.stage_runs import git_commit, log_stages, status_after
 from alpro.pipeline.tracking.tracker import Run
 from alpro.shards.storage import absolute
@@ -239,6 +240,7 @@ alpro = flow_of("")
 render_sample = flow_of("render_sample")
 decode_videos = flow_of("decode_videos")
 index_shards = flow_of("index_shards")
+train_tokenizer = flow_of("train_tokenizer")
 build_vocabulary = flow_of("build_vocabulary")
 train_prompter = flow_of("train_prompter")
 cache_prompts = flow_of("cache_prompts")

@@ -13,8 +13,9 @@ from prefect.utilities.annotations import quote
 from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.session import Session
 from alpro.pipeline.flows.tasks import announce, make, make_by_deployment, make_data
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.plan.steps import required
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.tracking.stage_runs import step_title
 from alpro.progress import PLAIN
 from alpro.stages import EVALUATIONS, STAGES, WITH_MODEL

@@ -19,8 +19,9 @@ from alpro.log import log
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.flows.pages import about_run, artifact_key, link_to_mlflow, show_metrics
 from alpro.pipeline.flows.session import Session
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.reports.summary import first_line
-from alpro.pipeline.store.artifacts import Step, Store, lock_number
+from alpro.pipeline.store.artifacts import Store, lock_number
 from alpro.pipeline.tracking.stage_runs import (
     StageResult,
     log_cached,

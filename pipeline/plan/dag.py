@@ -6,11 +6,13 @@ from typing import Any, cast
 from alpro.log import log
 from alpro.pipeline.config.pipeline_config import PipelineConfig, load_config
 from alpro.pipeline.plan.digests import Digests, asks_questions
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.plan.steps import check_text_lengths, decoding, model_task, needed, with_files
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
 from alpro.stages import STAGES
 from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.execution.interface import StageConfig
+from alpro.stages.train_tokenizer import Config as TrainTokenizer
 from alpro.stages.zero_shot import Config as ZeroShot
 
 Planned = tuple[PipelineConfig, list[Step], Store]
@@ -74,8 +76,8 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         inputs = {name: made[source] for name, source in declared.inputs.items() if source in made}
         if stage == "zero_shot" and "prompts" not in inputs:
             inputs.pop("vocabulary", None)  # only entities need it
-        if declared.corpora:
-            read = config.pretrain if stage == "build_vocabulary" else values
+        if declared.corpora and getattr(values, "tokenizer", "train") == "train":  # another one reads no captions
+            read = config.pretrain if declared.kind == "text" else values
             inputs |= {name: corpora[name] for name in getattr(read, "corpora", corpora)}
         given = {"finetune_retrieval": "model", "finetune_qa": "model", "zero_shot": task}
         given |= {"evaluate": task} if is_evaluated(config, task) else {}
@@ -92,7 +94,9 @@ def stage_configs(config: PipelineConfig, task: str) -> dict[str, StageConfig | 
     configs: dict[str, StageConfig | None] = {stage: getattr(config, stage, None) for stage in STAGES}
     prompts = config.pretrain is not None and config.pretrain.needs_prompter
     if config.pretrain is None:
-        configs["build_vocabulary"] = None
+        configs |= {"train_tokenizer": None, "build_vocabulary": None}
+    elif (tokenizer := config.train_tokenizer.tokenizer) != "train":  # of the other keys, it depends on none
+        configs["train_tokenizer"] = TrainTokenizer(tokenizer=tokenizer)
     if not prompts:
         configs |= {"train_prompter": None, "cache_prompts": None}
     elif config.cache_prompts.prompter:

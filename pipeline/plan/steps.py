@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+from alpro.artifact import flatten, has_no_effect
 from alpro.errors import InputError
 from alpro.files import digest, read_json
 from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, PipelineConfig, is_word
 from alpro.pipeline.plan.digests import Digests, digest_data, digest_model, digest_shards
-from alpro.pipeline.store.artifacts import Step, Store, flatten
+from alpro.pipeline.plan.step import Step
+from alpro.pipeline.store.artifacts import Store
 from alpro.shards.storage import Location, located
 from alpro.stages import EVALUATIONS
 from alpro.stages.corpora.check_data import items_of_split
@@ -28,12 +31,22 @@ def with_files(step: Step, digests: Digests) -> Step:
             if stage != step.stage or not (value := getattr(step.config, key)) or is_word(stage, key, value):
                 continue
             if (path := Path(value)).exists():
-                files[key] = digest_files(path, digests)
+                files[f"{stage}.{key}"] = digest_files(path, digests)
+            elif key == "tagger" and (version := package_version(value)):
+                files[f"{stage}.{key}"] = f"{value} {version}"
             elif (stage, key) in FILES:
                 raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
     except InputError as error:
         return replace(step, missing=str(error))
     return replace(step, files=files)
+
+
+def package_version(name: str) -> str:
+    """The version of an installed package, such as a spaCy pipeline; empty if there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def digest_files(path: Path, digests: Digests) -> str:
@@ -193,10 +206,11 @@ def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> li
     changes = []
     if record["stage_version"] != description["stage_version"]:
         changes.append("the stage's code has a new version")
-    old, new = flatten(record["config"]), flatten(description["config"])
+    files = record["files"].keys() & description["files"].keys()
+    old, new = (flatten(one["config"], f"{one['stage']}.") for one in (record, description))
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            changes.append(f"{description['stage']}.{key} = {new.get(key)!r} (was {old.get(key)!r})")
+        if old.get(key) != new.get(key) and key not in files and not has_no_effect(key):
+            changes.append(f"{key} = {new.get(key)!r} (was {old.get(key)!r})")
     old, new = record["inputs"], description["inputs"]
     changes += [f"input {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     old, new = record["files"], description["files"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from alpro.pipeline.store.artifacts import flatten
+from alpro.artifact import flatten
 from alpro.stages import CORPUS_STAGES
 
 Record = dict[str, Any]  # artifact.json

@@ -11,8 +11,8 @@ from typing import Any
 from alpro.files import read_json, write_json
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.dag import Planned
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.plan.steps import required
-from alpro.pipeline.store.artifacts import Step
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 STATES = {"FINISHED": FINISHED, "FAILED": FAILED, "KILLED": STOPPED}  # of MLflow

@@ -11,24 +11,21 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
-from alpro.artifact import RECORD, RECORD_VERSION, SUM, check_artifact, check_record, read_record, sum_of
+from alpro.artifact import RECORD, SUM, check_artifact, check_record, read_record, sum_of
 from alpro.artifact_names import artifacts
 from alpro.errors import InputError
-from alpro.files import digest, make_folder, sync_tree, write_json
+from alpro.files import make_folder, sync_tree, write_json
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.shards.decoding import ffmpeg_version
-from alpro.shards.storage import Location, absolute, located
-from alpro.stages.execution.interface import CHANGED, Outcome, StageConfig
+from alpro.shards.storage import Location, located
+from alpro.stages.execution.interface import CHANGED, Outcome
 from alpro.stages.execution.stop import STOP
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
@@ -36,73 +33,24 @@ PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset
 PACKAGES += ["av", "spacy", "numpy", "pillow", "pyarrow"]
 
 
-@dataclass(frozen=True)
-class Step:
-    """A stage with everything that determines its result, and so its fingerprint."""
-
-    stage: str
-    name: str  # name for users: the stage, and the corpus if there are several
-    config: StageConfig
-    inputs: Mapping[str, "Step"] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)  # external files: name to SHA-256
-    paths: Mapping[str, Location] = field(default_factory=dict)  # their locations; not part of the fingerprint
-    unchanged: Callable[[], bool] | None = None  # whether the local external files are unchanged
-    missing: str = ""  # why the external files cannot be read on this machine; the step cannot run then
+class Planned(Protocol):
+    """What the store needs of a step of a plan."""
 
     @property
-    def blocked(self) -> str:
-        """Why this step cannot run on this machine: external files of it, or of an input, cannot be read."""
-        return self.missing or next((f"needs {s.name}" for s in self.inputs.values() if s.blocked), "")
-
+    def stage(self) -> str: ...
     @property
-    def module(self) -> ModuleType:
-        return import_module(f"alpro.stages.{self.stage}")
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that determines the result."""
-        inputs = {name: step.fingerprint for name, step in self.inputs.items()}
-        return fingerprint(self.stage, self.config, inputs, self.files)
-
+    def name(self) -> str: ...
     @property
-    def description(self) -> dict[str, Any]:
-        """The part of the artifact record that is known before the stage runs."""
-        return {
-            "version": RECORD_VERSION,
-            "stage": self.stage,
-            "name": self.name,
-            "fingerprint": self.fingerprint,
-            "stage_version": self.module.VERSION,
-            "config": self.config.recorded(),
-            "inputs": {
-                name: {"stage": step.stage, "fingerprint": step.fingerprint} for name, step in self.inputs.items()
-            },
-            "files": dict(self.files),
-            "paths": {name: str(absolute(path)) for name, path in self.paths.items()},
-        }
+    def fingerprint(self) -> str: ...
+    @property
+    def description(self) -> dict[str, Any]: ...  # what its record has before it is built
+    @property
+    def paths(self) -> Mapping[str, Location]: ...
+    @property
+    def unchanged(self) -> Callable[[], bool] | None: ...
 
 
-def fingerprint(stage: str, config: StageConfig, inputs: Mapping[str, str], files: Mapping[str, str]) -> str:
-    """SHA-256 of everything that determines a result; inputs and files map names to fingerprints or SHA-256."""
-    version, values = import_module(f"alpro.stages.{stage}").VERSION, config.determining(files)
-    return digest({"stage": stage, "version": version, "config": values, "inputs": dict(inputs), "files": dict(files)})
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values as one level with dotted keys; lists of tables are numbered.
-
-    >>> flatten({"a": {"b": 1}, "c": [{"d": 2}]})
-    {'a.b': 1, 'c.0.d': 2}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
-            value = {str(i): item for i, item in enumerate(value)}
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+Step = TypeVar("Step", bound=Planned)
 
 
 class Store:
@@ -111,10 +59,10 @@ class Store:
     def __init__(self, root: Path):
         self.root = root
 
-    def folder(self, step: Step) -> Path:
+    def folder(self, step: Planned) -> Path:
         return self.root / step.stage / step.fingerprint[:16]
 
-    def find(self, step: Step) -> dict[str, Any] | None:
+    def find(self, step: Planned) -> dict[str, Any] | None:
         """The record of a step's artifact, None if there is none. Raises InputError if the record was changed."""
         record = read_record(self.folder(step))
         if record is not None:
@@ -126,7 +74,7 @@ class Store:
         return artifacts(self.root)
 
     @contextmanager
-    def lock(self, step: Step, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:
+    def lock(self, step: Planned, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:
         """Locks a step's folder for writing. Of two runs with the same fingerprint, the second announces that it waits,
         and reads the artifact of the first. Raises InputError if the store's folder is not writable, and Stopped."""
         folder = self.folder(step)

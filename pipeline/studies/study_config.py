@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from alpro.artifact import flatten
 from alpro.errors import InputError
 from alpro.pipeline.config.errors import one_line
 from alpro.pipeline.config.pipeline_config import CONFIGS, STAGE_CONFIGS, PipelineConfig, read_toml
-from alpro.pipeline.store.artifacts import flatten
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.reports.figures import metric_curves
 from alpro.pipeline.reports.results import HEADLINES
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.tracking.tracker import Logged, Run, Tracker, system_metrics
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
 from alpro.stages.execution.interface import Interrupted

@@ -43,11 +43,11 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from alpro.artifact import flatten
 from alpro.errors import InputError
 from alpro.files import atomic_write
 from alpro.log import log
 from alpro.pipeline.reports.results import HEADLINES
-from alpro.pipeline.store.artifacts import flatten
 from alpro.stages.training.metrics import read_metrics
 
 for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like

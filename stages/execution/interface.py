@@ -1,10 +1,9 @@
 """What stages share with those who run them: configuration, resources, outcome, errors and exit statuses."""
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
@@ -39,37 +38,10 @@ def file_or_word(*words: str) -> JsonDict:
     return {**FILE_OR_NAME, "words": [*words]}
 
 
-# `json_schema_extra` of keys that are part of a fingerprint only if they are set: older results keep theirs.
-OPTIONAL: JsonDict = {"optional": True}
-
-# Keys of stages that say what is logged, drawn or accepted: no sample and no weight depends on them.
-WITHOUT_EFFECT = {"log_every", "pictures_every", "max_reject_share"}
-
-
 class StageConfig(BaseModel):
     """Base of every stage's configuration: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def recorded(self) -> dict[str, Any]:
-        """All values but unset OPTIONAL keys, which older records do not have."""
-        values = self.model_dump(mode="json")
-        for key, about in type(self).model_fields.items():
-            value, extra = getattr(self, key), about.json_schema_extra
-            if isinstance(extra, dict) and "optional" in extra and value == about.default:
-                del values[key]
-            elif isinstance(value, tuple) and value and isinstance(value[0], StageConfig):
-                values[key] = [part.recorded() for part in value]
-        return values
-
-    def determining(self, files: Collection[str]) -> dict[str, Any]:
-        """The values that a result depends on: all that are recorded but WITHOUT_EFFECT, and the paths of `files`,
-        whose contents count."""
-        values = {key: value for key, value in self.recorded().items() if key not in WITHOUT_EFFECT}
-        for key, about in type(self).model_fields.items():
-            if key in files and isinstance(about.json_schema_extra, dict) and "path" in about.json_schema_extra:
-                del values[key]
-        return values
 
 
 def cores() -> int:

@@ -1,14 +1,13 @@
 """The configuration that all training stages share: data, schedule and optimizer."""
 
-from collections.abc import Collection
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.initial import load_bert, load_vit
-from alpro.stages.execution.interface import FILE_OR_NAME, OPTIONAL, StageConfig
+from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
 
 Protocol = Literal["all", "top_k"]
 
@@ -32,7 +31,6 @@ class Phase(StageConfig):
         lt=1,
         description="fraction of the patches that training drops at random, the same in all frames of a clip (FLIP); "
         "at most 0.5 with PEM",
-        json_schema_extra=OPTIONAL,
     )
 
     @model_validator(mode="after")
@@ -219,13 +217,6 @@ class EncoderConfig(TrainingConfig):
         description="mean and std of the pixels: those of CLIP, of the corpora, of ImageNet (DINOv2), or 0.5 (SigLIP); "
         "pre-training with a trained prompter uses the prompter's",
     )
-
-    def determining(self, files: Collection[str]) -> dict[str, Any]:
-        """As of every stage, without `validation.times`: here the last weights are the result, and validation selects
-        none."""
-        values = super().determining(files)
-        del values["validation"]["times"]
-        return values
 
     def load_initial(self, model: Prompter) -> None:
         """Loads the ViT and BERT weights into a model. Raises InputError if they are not available or do not match."""

@@ -69,7 +69,7 @@ def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monk
     """Its first M words, even if they are in no caption, excluded, or in a template."""
     (tmp_path / "unigrams.txt").write_text("video 90\nzebra 80\nthing 70\nball 60\n")
     monkeypatch.setattr(build_vocabulary, "count_words", None)  # no noun is counted
-    config = build_vocabulary.Config(entities=3, entities_file=str(tmp_path / "unigrams.txt"), word_pieces=300)
+    config = build_vocabulary.Config(entities=3, entities_file=str(tmp_path / "unigrams.txt"))
     (tmp_path / "out").mkdir()
     counts = build_vocabulary.run(config, corpora, tmp_path / "out", resources).counts
     assert pq.read_table(tmp_path / "out" / "entities.parquet")["entity"].to_pylist() == ["video", "zebra", "thing"]

@@ -242,11 +242,11 @@ def test_a_tilde_is_expanded_to_the_home_folder(tmp_path, monkeypatch):
         (CONFIGS / "webvid_cc3m.toml").read_text().replace('data = ""', 'data = "~/videos"')
     )
     changes = ["corpora.cc3m.data=~/images", "corpora.webvid.annotations.train=~/a.csv", "pretrain.bert=~/bert"]
-    config = load_config("~/mine.toml", changes=[*changes, "build_vocabulary.tokenizer=~/bert"])
+    config = load_config("~/mine.toml", changes=[*changes, "train_tokenizer.tokenizer=~/bert"])
     assert config.corpora["webvid"].data == str(tmp_path / "videos")
     assert config.corpora["webvid"].annotations == {"train": str(tmp_path / "a.csv")}
     assert config.corpora["cc3m"].data == str(tmp_path / "images")
-    assert (config.pretrain.bert, config.build_vocabulary.tokenizer) == (f"{tmp_path}/bert",) * 2
+    assert (config.pretrain.bert, config.train_tokenizer.tokenizer) == (f"{tmp_path}/bert",) * 2
     qa = load_config("msvd_qa", "~/videos", ["pretrained=~/model"])
     assert (qa.corpora["data"].data, qa.pretrained) == (f"{tmp_path}/videos", f"{tmp_path}/model")
 
@@ -326,9 +326,9 @@ def test_sizes_are_those_of_the_folders_of_encoders(tmp_path, clip_folders):
     assert (video.pre_norm, video.activation, video.stem, video.image_size) == (True, "quick_gelu", "patch", 112)
     assert (text.width, text.depth, text.fusion_layer, text.heads) == (16, 8, 4, 4)
     assert (text.mlp_ratio, text.max_length) == (2.0, 128)
-    assert config.build_vocabulary.tokenizer == str(tmp_path / "bert")
+    assert config.train_tokenizer.tokenizer == str(tmp_path / "bert")
     named = load_config("webvid_cc3m", str(tmp_path), ["pretrain.vit=a_vit.b", "pretrain.bert=a-bert"])
-    assert (named.model, named.build_vocabulary.tokenizer) == (ModelConfig(), "bert-base-uncased")
+    assert (named.model, named.train_tokenizer.tokenizer) == (ModelConfig(), "bert-base-uncased")
     with pytest.raises(InputError, match="SigLIP"):  # before anything is decoded
         load_config("own_videos", str(tmp_path), [f"pretrain.vit={clip_folders['siglip']}"])
 

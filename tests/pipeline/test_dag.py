@@ -11,8 +11,9 @@ from alpro.errors import InputError
 from alpro.pipeline.config.pipeline_config import Corpus, load_config
 from alpro.pipeline.plan.dag import plan
 from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.plan.steps import check_files, decoding, needed
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
 from alpro.shards.reader import ShardReader
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
 from tests.pipeline.conftest import TINY, of_shards
@@ -118,7 +119,7 @@ def steps_of(tmp_path, *changes: str) -> dict[str, Step]:
         ("render_sample.seed=1", "render_sample"),
         ("corpora.clips.quality=80", "decode_videos clips"),
         ("build_vocabulary.entities=7", "build_vocabulary"),
-        ('templates.image=["{}"]', "build_vocabulary"),
+        ("train_tokenizer.word_pieces=300", "train_tokenizer"),
         ("train_prompter.lr=1e-4", "train_prompter"),
         ("pretrain.weights.pem=0.5", "pretrain"),
         ("finetune_qa.lr=3e-4", "finetune_qa"),
@@ -156,7 +157,7 @@ def test_with_a_clip_no_prompter_is_trained(tmp_path):
     after = steps_of(tmp_path, "pretrain.start=scratch", "cache_prompts.prompter=openai/clip-vit-base-patch32")
     assert before.keys() - after.keys() == {"train_prompter"}
     assert set(after["cache_prompts"].inputs) == {"vocabulary"}
-    assert set(after["pretrain"].inputs) == {"vocabulary", "prompts", "clips", "stills"}
+    assert set(after["pretrain"].inputs) == {"tokenizer", "vocabulary", "prompts", "clips", "stills"}
     assert set(after["zero_shot"].inputs) == {"pretrained", "vocabulary", "prompts", "clips"}
     changed = {name for name in after if before[name].fingerprint != after[name].fingerprint}
     assert changed == {"cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}

@@ -20,7 +20,8 @@ from alpro.pipeline.flows import flow, tasks
 from alpro.pipeline.flows.session import Place, Request, start_session
 from alpro.pipeline.plan import dag as planning
 from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.plan.step import Step
+from alpro.pipeline.store.artifacts import Store
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop
@@ -128,9 +129,9 @@ def test_only_missing_steps_run_by_deployment(first, workspace, deployments, mon
     record = read_record(Path(folders["evaluate"]))["run"]
     assert (record["mlflow_run"], record["arguments"]) == (run.info.run_id, parameters["arguments"])
     # The log of the pipeline says what happened to each step, and where the report is.
-    assert "stage 1 of 11, render_sample: cached" in lines
+    assert "stage 1 of 12, render_sample: cached" in lines
     title = f"evaluate · {parameters['fingerprint'][:8]}"
-    assert f"stage 11 of 11, evaluate: waits for a worker of the pool gpu or runs there, as {title}" in lines
+    assert f"stage 12 of 12, evaluate: waits for a worker of the pool gpu or runs there, as {title}" in lines
     assert any(line.startswith("evaluate: done in ") for line in lines)
     assert lines[-1] == f"report: {workspace}/reports/tiny-{parameters['fingerprint'][:6]}.html"
 

@@ -13,6 +13,7 @@ from alpro.artifact import read_record
 from alpro.pipeline.config.pipeline_config import Corpus, load_config
 from alpro.pipeline.plan.dag import decoding, plan
 from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.store import artifacts as artifacts
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import decode_videos
@@ -28,8 +29,8 @@ KEYS = {
     "pretrain.bert": AFTER_PROMPTER - {"cache_prompts"},
     "pretrain.start": AFTER_PROMPTER - {"cache_prompts"},
     "cache_prompts.prompter": AFTER_PROMPTER,
-    "build_vocabulary.tokenizer": {"build_vocabulary", "train_prompter"} | AFTER_PROMPTER,
-    "build_vocabulary.tagger": {"build_vocabulary", "train_prompter"} | AFTER_PROMPTER,
+    "train_tokenizer.tokenizer": {"train_tokenizer", "train_prompter"} | AFTER_PROMPTER,
+    "build_vocabulary.tagger": {"build_vocabulary"} | AFTER_PROMPTER,
 }
 
 
@@ -84,15 +85,6 @@ def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key,
     assert find(moved) == before
 
 
-def test_an_optional_key_counts_only_if_it_is_set(fingerprints):
-    config = load_config(TINY).pretrain
-    assert "negatives" not in config.recorded()
-    assert "patch_dropping" not in config.determining(())["phases"][0]
-    before = fingerprints()
-    for change in ("negatives=uniform", "phases.0.patch_dropping=0.5"):
-        assert changed(before, fingerprints(f"pretrain.{change}")) == KEYS["pretrain.start"]
-
-
 def test_every_file_of_a_given_model_changes_what_is_made_of_it(tmp_path):
     folder, digests = tmp_path / "model", Digests(tmp_path / "digests.sqlite")
     for name in ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "entities.json"):
@@ -143,7 +135,7 @@ def test_another_ffmpeg_changes_the_fingerprint_if_it_decodes_everything(tmp_pat
 
 def test_the_record_of_an_artifact_has_the_versions_of_both_decoders(tmp_path, ffmpeg_is):
     ffmpeg_is("9.0.2-x")
-    step = artifacts.Step("decode_videos", "decode_videos a", decode_videos.Config())
+    step = Step("decode_videos", "decode_videos a", decode_videos.Config())
     store = Store(tmp_path)
     store.make(step, lambda *_: artifacts.Outcome(), {})
     versions = read_record(store.folder(step))["versions"]
@@ -174,3 +166,34 @@ def test_what_is_logged_drawn_or_accepted_changes_no_fingerprint(fingerprints):
     assert fingerprints(*changes) == before
     after = fingerprints("finetune_qa.validation.times=3")
     assert {stage for stage in before if after[stage] != before[stage]} == {"finetune_qa", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("change", "first_changed"),
+    [
+        ("build_vocabulary.entities=6", {"build_vocabulary"}),
+        ("build_vocabulary.exclude=[]", {"build_vocabulary"}),
+        ("train_tokenizer.word_pieces=600", {"train_tokenizer", "train_prompter"}),
+        # Its words are no entities, and they are learned.
+        ('templates.video=["a movie of {}"]', {"build_vocabulary", "train_tokenizer", "train_prompter"}),
+    ],
+)
+def test_one_prompter_serves_many_vocabularies(change, first_changed, fingerprints):
+    assert changed(fingerprints(), fingerprints(change)) == first_changed | AFTER_PROMPTER
+
+
+def test_a_given_tokenizer_depends_on_no_captions_and_no_templates(fingerprints, tmp_path):
+    write(tmp_path / "tokenizer.json", "{}")
+    given = f"train_tokenizer.tokenizer={tmp_path / 'tokenizer.json'}"
+    for change in ('templates.video=["a movie of {}"]', "train_tokenizer.word_pieces=600", "corpora.clips.frames=3"):
+        again = changed(fingerprints(given), fingerprints(given, change))
+        assert "train_tokenizer" not in again
+        assert ("train_prompter" in again) == ("frames" in change)
+
+
+def test_the_version_of_a_tagger_in_a_package_counts(fingerprints, monkeypatch):
+    versions = []
+    for version in ("3.7.0", "3.8.0"):
+        monkeypatch.setattr("importlib.metadata.version", lambda name, version=version: version)
+        versions.append(fingerprints("build_vocabulary.tagger=en_core_web_sm"))
+    assert changed(*versions) == {"build_vocabulary"} | AFTER_PROMPTER

@@ -27,9 +27,10 @@ from alpro.pipeline.flows.tasks import interrupted
 from alpro.pipeline.plan import dag as planning
 from alpro.pipeline.plan.dag import plan
 from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.reports.results import HEADLINES
 from alpro.pipeline.reports.summary import RunSummary, finished_steps, report_file, summaries
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.checksums import verify
 from alpro.stages import EVALUATIONS
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed
@@ -37,8 +38,8 @@ from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import TINY, newest, of_shards, runs, was_cached
 
 pytestmark = pytest.mark.usefixtures("prefect")
-STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "build_vocabulary", "train_prompter"]
-STAGES += ["cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"]
+STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "train_tokenizer", "build_vocabulary"]
+STAGES += ["train_prompter", "cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"]
 
 
 def test_every_stage_leaves_its_artifact(first, workspace):
@@ -152,7 +153,7 @@ def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, tmp_pa
     assert Path(whole["report"]).is_file()
     assert printed("run", "--set", "resources.workers=1") == whole
     part = printed("run", "train_prompter")
-    assert list(part["artifacts"]) == STAGES[:5]
+    assert list(part["artifacts"]) == [*STAGES[:4], "train_prompter"]
     assert part["report"] == ""  # no run was of this stage
     assert len(runs(workspace)[0]) == before + 1
 
@@ -337,12 +338,13 @@ def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace):
     assert re.search(r'class="state failed"><b>Failed</b>: build_vocabulary\.entities = 9999, but', report)
     assert {step.name: step.state for step in summary.steps if "decode" not in step.name} == {
         "render_sample": "cached",
+        "train_tokenizer": "cached",
         "build_vocabulary": "failed",
         **dict.fromkeys(STAGES[STAGES.index("build_vocabulary") + 1 :], "unfinished"),
     }
     statuses = {r.info.run_name.split(" · ")[0]: r.info.status for r in nested[parents[0].info.run_id]}
     assert statuses == {"build_vocabulary": "FAILED"}
-    assert parents[0].data.tags["cached"] == "render_sample, decode_videos clips, decode_videos stills"
+    assert parents[0].data.tags["cached"] == "render_sample, decode_videos clips, decode_videos stills, train_tokenizer"
 
 
 def test_a_pipeline_that_is_stopped_ends_its_runs_as_killed(first, workspace, monkeypatch):

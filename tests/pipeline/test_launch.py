@@ -13,7 +13,8 @@ from alpro.files import read_json, write_json
 from alpro.pipeline.execution import launch
 from alpro.pipeline.execution.devices import reserved
 from alpro.pipeline.execution.launch import command, run_stage
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.plan.step import Step
+from alpro.pipeline.store.artifacts import Store
 from alpro.stages import STAGES, cache_prompts, evaluate, pretrain, render_sample
 from alpro.stages.execution.interface import Interrupted, Resources, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop

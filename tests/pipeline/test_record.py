@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.tracking.stage_runs import end_dead_runs, run_tags, stage_run
 from alpro.pipeline.tracking.tracker import Run, Tracker
 from alpro.stages import render_sample

@@ -12,7 +12,7 @@ from alpro.pipeline.cli.main import parser
 from alpro.pipeline.cli.run import plan_rows, print_plan, run_pipeline
 from alpro.pipeline.flows.flow import alpro
 from alpro.pipeline.plan.dag import planned
-from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.plan.step import Step
 from alpro.stages.execution.interface import Outcome, StageFailed
 from alpro.stages.execution.stop import STOP
 from tests.pipeline.conftest import TINY, newest, runs

@@ -18,7 +18,7 @@ from alpro.files import read_json, write_json
 from alpro.pipeline.flows import flow
 from alpro.pipeline.flows.session import Place, Request
 from alpro.pipeline.plan import dag as planning
-from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.studies import study as studies
 from alpro.pipeline.studies.study import (
     Member,
@@ -89,7 +89,7 @@ def test_shared_stages_are_built_once_and_the_table_is_that_of_the_results(built
     run_study(source, members)
     assert len({step.fingerprint for step in built}) == len(built)
     assert Counter(step.name for step in built) == planned
-    once = ("render_sample", "decode_videos clips", "build_vocabulary")
+    once = ("render_sample", "decode_videos clips", "train_tokenizer", "build_vocabulary")
     assert planned == {**dict.fromkeys(once, 1), "pretrain": 4, "zero_shot": 4}
     assert {work["to_run"] for work in work_left(members).values()} == {0}
 

@@ -13,7 +13,7 @@ from prefect.utilities.annotations import quote
 from alpro.errors import InputError
 from alpro.pipeline.flows import tasks
 from alpro.pipeline.flows.tasks import failed, interrupted, make, make_data, transient, wait_for_run
-from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.plan.step import Step
 from alpro.stages import pretrain, render_sample
 from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP, Stop

@@ -52,7 +52,10 @@ def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory,
         log_every=1,
     )
     pretrain.run(
-        config, {"vocabulary": vocabulary, "prompts": cached, "clips": clips, "stills": stills}, out, resources
+        config,
+        {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached, "clips": clips, "stills": stills},
+        out,
+        resources,
     )
     return out
 
@@ -92,7 +95,7 @@ def test_pretraining_learns_from_its_pseudo_labels(pretraining, clips, stills):
 def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(cached, vocabulary, tiny_model, clips, training):
     phases = training(("clips",)).phases
     config = pretrain.Config(phases=phases, model=tiny_model(), normalization="corpus", max_text_tokens=16)
-    inputs = {"vocabulary": vocabulary, "prompts": cached, "clips": clips}
+    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached, "clips": clips}
     prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, torch.device("cpu"))
     assert isinstance(prompter, ClipFolder)
     assert tokenizer.token_to_id("[CLS]") is not None

@@ -15,7 +15,7 @@ def test_a_wider_prompter_teaches_a_narrow_model(clips, vocabulary, tiny_model, 
         update={part: getattr(narrow, part).model_copy(update={"width": 48}) for part in ("video", "text")}
         | {"embed_dim": 24}
     )
-    inputs = {"vocabulary": vocabulary, "clips": clips}
+    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "clips": clips}
     values = {"phases": [{"corpora": ["clips"], "steps": 2}], "normalization": "corpus", "log_every": 1}
     values |= {"batch_size": 4, "max_text_tokens": 16, "validation": {"videos": 2}}
 

@@ -40,7 +40,7 @@ def frames() -> torch.Tensor:
 def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
     """The artifact of four steps on batches of videos and of images."""
     out = tmp_path_factory.mktemp("train_prompter")
-    inputs = {"vocabulary": vocabulary, "clips": clips, "stills": stills}
+    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "clips": clips, "stills": stills}
     train_prompter.run(configured(folder), inputs, out, resources)
     return out
 

@@ -13,7 +13,8 @@ import pytest
 from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import digest, read_json, write_json
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.plan.step import Step
+from alpro.pipeline.store.artifacts import Store
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import Outcome, Resources, Stopped, require
 from alpro.stages.execution.stop import STOP, Stop
@@ -123,7 +124,8 @@ def test_two_processes_build_a_step_once(tmp_path):
         import os, sys, time
         from pathlib import Path
         from alpro.stages import render_sample
-        from alpro.pipeline.store.artifacts import Step, Store
+        from alpro.pipeline.plan.step import Step
+        from alpro.pipeline.store.artifacts import Store
         from alpro.stages.execution.interface import Outcome
 
         store, step = Store(Path(sys.argv[1])), Step("render_sample", "sample", render_sample.Config())

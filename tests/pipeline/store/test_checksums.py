@@ -9,8 +9,9 @@ import pytest
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.execution.launch import run_stage
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.store import checksums as contents_module
-from alpro.pipeline.store.artifacts import Step, Store, check_inputs
+from alpro.pipeline.store.artifacts import Store, check_inputs
 from alpro.pipeline.store.checksums import describe_contents, unreadable_records, verify
 from alpro.stages import decode_videos, render_sample
 from alpro.stages.execution.interface import Outcome, Resources

@@ -18,7 +18,7 @@ from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
-from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.tracking.registry import registered_folder
 from alpro.pipeline.tracking.stage_runs import StageResult, log_result
 from alpro.pipeline.tracking.tracker import Run, Tracker

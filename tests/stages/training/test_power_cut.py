@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from alpro.artifact import read_record
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.plan.step import Step
+from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.checksums import verify
 from alpro.stages.execution.interface import Outcome, StageConfig
 from alpro.stages.training.checkpoint import trainable, write_tensors

@@ -22,7 +22,7 @@ def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
         (tmp_path / name).mkdir()
         values = {"phases": [{"corpora": ["clips"], "steps": 1}], "model": tiny_model(), "weights": NO_LOSSES}
         values |= {"batch_size": 2, "max_text_tokens": 16, "validation": {"videos": 2}}
-        inputs = {"vocabulary": vocabulary, "clips": clips}
+        inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "clips": clips}
         pretrain.run(pretrain.Config.model_validate(values | config), inputs, tmp_path / name, resources)
         return ModelFolder.from_pretrained(tmp_path / name / "model")
 
@@ -67,7 +67,7 @@ def test_a_start_with_other_word_pieces_is_refused(pretrained, tokenizer, tiny_m
     size = tokenizer.get_vocab_size()
     model = Alpro(tiny_model(size), 8)
     ModelFolder("pretrain", model, words, Preprocessing(), [str(n) for n in range(8)]).save_pretrained(tmp_path / "a")
-    with pytest.raises(InputError, match=r"^pretrain\.start: .* other word pieces .* build_vocabulary\.tokenizer"):
+    with pytest.raises(InputError, match=r"^pretrain\.start: .* other word pieces .* train_tokenizer\.tokenizer"):
         pretrained("one", start=str(tmp_path / "a"))
 
 

@@ -1,0 +1,43 @@
+"""Trains word pieces on the captions, or takes those of a BERT.
+
+A stage of its own, so that one prompter serves many vocabularies: the prompter depends on the tokenizer, and not on the
+entities.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from pydantic import Field
+
+from alpro.models.templates import Templates, fill
+from alpro.models.word_pieces import load_tokenizer, train_tokenizer
+from alpro.stages.execution.interface import Outcome, Resources, StageConfig, file_or_word
+from alpro.stages.vocabulary.captions import read_captions, read_questions
+
+VERSION = 1
+
+
+class Config(StageConfig):
+    """The tokenizer of all models."""
+
+    tokenizer: str = Field(
+        "train",
+        description="train: a new tokenizer from the captions; or a tokenizer.json, or a BERT's folder or hub name",
+        json_schema_extra=file_or_word("train"),
+    )
+    word_pieces: int = Field(8000, ge=50, description="maximum number of word pieces of a trained tokenizer")
+    templates: Templates = Templates()
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
+    """inputs: decoded corpora, none for a tokenizer that is not trained. Writes tokenizer.json."""
+    counts: dict[str, int] = {}
+    if config.tokenizer == "train":
+        captions, _ = read_captions(inputs)
+        prompts = Counter(fill(template, "") for template in config.templates.video + config.templates.image)
+        tokenizer = train_tokenizer(captions + read_questions(inputs) + prompts, config.word_pieces)
+        counts = {"captions": captions.total()}
+    else:
+        tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer.save(str(out / "tokenizer.json"))
+    return Outcome(counts | {"word_pieces": tokenizer.get_vocab_size()})
