@@ -1,6 +1,7 @@
 """Imports run one way: pipeline -> inference -> stages -> {models, shards}; a GPU worker needs few packages."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,8 @@ ONLY_IN = {  # packages that one room or file may import
     "gradio": "pipeline/serving/",
 }
 
-
-PIPELINE = (
+# Of pipeline/, each imports only those before it.
+PIPELINE = [
     "config",
     "store",
     "plan",
@@ -42,61 +43,48 @@ PIPELINE = (
     "studies",
     "serving",
     "cli",
-)
+]
 
 
-def sources() -> list[Path]:
-    return [file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py"))]
+@functools.cache
+def modules() -> dict[Path, set[str]]:
+    """The modules that each file imports, anywhere in it."""
+    found = {}
+    for file in (file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py"))):
+        nodes = list(ast.walk(ast.parse(file.read_text("utf-8"))))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        froms = {(node.level, node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert {level for level, _ in froms} <= {0}, f"{file}: relative import"
+        assert (0, "alpro.pipeline") not in froms, f"{file}: name the package of pipeline/"
+        found[file.relative_to(ROOT)] = names | {module for _, module in froms}
+    return found
 
 
-def modules(file: Path) -> set[str]:
-    """The modules that a file imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            assert node.module != "alpro.pipeline", f"{file}: name the package of pipeline/"
-            names.add(node.module)
-    return names
+def packages() -> dict[Path, set[str]]:
+    """The packages that each file imports: `torch` for torch.nn, `stages` for alpro.stages.training."""
+    return {file: {name.removeprefix("alpro.").split(".")[0] for name in names} for file, names in modules().items()}
 
 
-def imported(file: Path) -> set[str]:
-    """The packages that a file imports: `torch` for torch.nn, `stages` for alpro.stages.training."""
-    return {name.removeprefix("alpro.").split(".")[0] for name in modules(file)}
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_run_one_way(room):
-    files = [file for file in sources() if file.relative_to(ROOT).parts[0] == room]
-    assert len(files) > 4
-    for file in files:
-        assert (imported(file) & ROOMS.keys()) - {room} <= ROOMS[room], file
+def test_imports_run_one_way():
+    for file, names in packages().items():
+        assert (names & ROOMS.keys()) - {file.parts[0]} <= ROOMS[file.parts[0]], file
+    for file, names in modules().items():
+        if file.parts[0] == "pipeline" and len(file.parts) > 2:  # each of its packages imports only those before it
+            others = {name.split(".")[2] for name in names if name.startswith("alpro.pipeline.")}
+            assert others <= set(PIPELINE[: PIPELINE.index(file.parts[1]) + 1]), file
 
 
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_only_one_place_imports(package):
-    users = [str(file.relative_to(ROOT)) for file in sources() if package in imported(file)]
+    users = [str(file) for file, names in packages().items() if package in names]
     assert users, f"nobody imports {package}: take it out of this table"
     assert [user for user in users if not user.startswith(ONLY_IN[package])] == []
 
 
-def test_rooms_of_the_pipeline_import_one_way():
-    """Each package of pipeline/ imports only those before it in PIPELINE."""
-    for file in sorted((ROOT / "pipeline").glob("*/**/*.py")):
-        room = file.relative_to(ROOT).parts[1]
-        others = {name.split(".")[2] for name in modules(file) if name.startswith("alpro.pipeline.")}
-        assert others <= set(PIPELINE[: PIPELINE.index(room) + 1]), file
-
-
 def test_shards_and_models_do_not_know_each_others_libraries():
-    for file in sources():
-        room = file.relative_to(ROOT).parts[0]
-        if room == "shards":
-            assert not imported(file) & {"torch", "transformers", "tokenizers"}, file
-        if room == "models":
-            assert not imported(file) & {"pyarrow", "PIL", "webdataset"}, file
+    foreign = {"shards": {"torch", "transformers", "tokenizers"}, "models": {"pyarrow", "PIL", "webdataset"}}
+    for file, names in packages().items():
+        assert not names & foreign.get(file.parts[0], set()), file
 
 
 LIGHT = (

@@ -11,12 +11,6 @@ from PIL import Image
 from alpro.shards.decoding import DecodeError, Limits, decode_image
 
 
-def scenery() -> np.ndarray:
-    down, across = np.mgrid[0:48, 0:64]
-    waves = [128 + 90 * np.sin(across / 11 + k) * np.cos(down / 9 - k) for k in range(3)]
-    return np.stack(waves, axis=2).astype(np.uint8)
-
-
 def test_a_still_image_is_one_rgb_frame(tmp_path: Path):
     for name, mode in (("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "L"), ("a.bmp", "RGB")):
         grey = Image.new("RGB", (60, 40), (102, 102, 102)).convert(mode)  # a colour of the usual palette too
@@ -118,41 +112,41 @@ def bomb(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_the_size_of_an_image_is_checked_before_decoding(tmp_path: Path):
-    for width, height in ((100_000, 100_000), (1_000_000, 8), (8200, 8200), (13_000, 13_000)):
-        with pytest.raises(DecodeError, match="too large"):
-            decode_image(bomb(tmp_path / "a.png", width, height), 32)
+@pytest.mark.parametrize("size", [(100_000, 100_000), (1_000_000, 8), (8200, 8200), (13_000, 13_000)])
+def test_the_size_of_an_image_is_checked_before_decoding(tmp_path: Path, size):
+    """A PNG of some kilobytes with this size in its header, and valid rows as far as they are read."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress(bytes(1 << 22))) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + rows)
+    with pytest.raises(DecodeError, match="too large"):
+        decode_image(tmp_path / "a.png", 32)
 
 
 def test_the_maximum_image_size_depends_on_the_limits(tmp_path: Path):
-    Image.fromarray(scenery()).save(tmp_path / "a.jpg")
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg")
     decode_image(tmp_path / "a.jpg", 32, Limits(max_pixels=64 * 48))
     with pytest.raises(DecodeError, match="too large: 64 x 48 pixels"):
         decode_image(tmp_path / "a.jpg", 32, Limits(max_pixels=64 * 48 - 1))
 
 
-def test_broken_exif_is_rejected_with_the_reason(tmp_path: Path):
-    """An invalid resolution unit raises struct.error in Pillow when it rotates the image."""
+def test_an_invalid_image_is_rejected_with_the_reason(tmp_path: Path):
+    Image.fromarray(quarters()).save(tmp_path / "whole.png")
+    # An invalid resolution unit raises struct.error in Pillow when it rotates the image.
     turned, unit = (0x0112, 3, 1, 6 << 16), (0x0128, 4, 1, 100000)
     exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIIHHIII", 8, 2, *turned, *unit, 0)
-    Image.fromarray(scenery()).save(tmp_path / "a.jpg", exif=exif)
-    with pytest.raises(DecodeError, match="unreadable: 'H' format"):
-        decode_image(tmp_path / "a.jpg", 32)
-
-
-def test_an_invalid_image_is_rejected_with_the_reason(tmp_path: Path):
-    with pytest.raises(DecodeError, match="missing"):
-        decode_image(tmp_path / "nowhere.jpg", 32)
-    (tmp_path / "empty.jpg").touch()
-    with pytest.raises(DecodeError, match="empty"):
-        decode_image(tmp_path / "empty.jpg", 32)
-    Image.fromarray(scenery()).save(tmp_path / "whole.png")
-    for name, content in {
-        "text.jpg": b"not an image",
-        "cut.png": (tmp_path / "whole.png").read_bytes()[:500],
-        "script.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",  # would start Ghostscript
-    }.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DecodeError, match="unreadable") as error:
-            decode_image(tmp_path / name, 32)
+    Image.fromarray(quarters()).save(tmp_path / "exif.jpg", exif=exif)
+    for content, reason in (
+        (b"", "empty"),
+        (b"not an image", "unreadable"),
+        ((tmp_path / "whole.png").read_bytes()[:100], "unreadable"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "unreadable"),  # would start Ghostscript
+        ((tmp_path / "exif.jpg").read_bytes(), "unreadable"),
+    ):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(DecodeError, match=reason) as error:
+            decode_image(tmp_path / "a.png", 32)
         assert str(tmp_path) not in str(error.value)
