@@ -7,17 +7,34 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+PROGRAMS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    """benchmark(name, *options): the figures that a program writes."""
+
+    def run(name: str, *options: str) -> dict:
+        command = [sys.executable, PROGRAMS / f"{name}.py", *options, "--json", tmp_path / "figures.json"]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads((tmp_path / "figures.json").read_text())
+
+    return run
 
 
 @pytest.mark.long
-def test_no_request_of_many_clients_is_lost(tmp_path):
+def test_decoding_loading_and_training_have_figures(benchmark):
+    figures = benchmark("decode", "--runs", "1")
+    assert all(each["processor"] > 0 for methods in figures.values() for each in methods.values())
+    assert len(benchmark("loader", "--clips", "16")["samples/s"]) == 3
+    assert benchmark("gpu", "--small", "--steps", "3", "--batch", "8")["utilization"] > 0
+
+
+@pytest.mark.long
+def test_no_request_of_many_clients_is_lost(benchmark):
     """More clients than places."""
-    options = ["--clients", "40", "--requests", "2", "--videos", "8", "--json", tmp_path / "figures.json"]
-    command = [sys.executable, ROOT / "benchmarks" / "serve.py", *options]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "figures.json").read_text())
+    rows = benchmark("serve", "--clients", "40", "--requests", "2", "--videos", "8")
     assert {name: row["answers"] for name, row in rows.items()} == {
         "similarity, 1 client": 8,
         "similarity, 40 clients": 80,
