@@ -18,12 +18,11 @@ help: ## list the targets
 
 install: $(STAMP) ## make .venv with the exact versions of requirements.lock
 
-$(STAMP): requirements.lock requirements-serve.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; give another: make PYTHON=python3.12 install"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about a minute, 2 GB)"
 	@$(PIP) -r requirements.lock
-	@$(PIP) --no-deps -r requirements-serve.lock
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 

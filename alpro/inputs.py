@@ -43,9 +43,11 @@ def patches_of(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
 
 
 def check_text(text: Any, what: str = "text") -> str:
-    """A text that says something. Raises ValueError if it is empty, or not a str."""
+    """A text that says something. Raises ValueError if it is empty, not a str, or not Unicode: bytes of an argument."""
     if not isinstance(text, str):
         raise ValueError(f"a {what} is a str, not {text!r}")
+    if text.encode(errors="replace").decode() != text:
+        raise ValueError(f"the {what} {text!r} is not UTF-8")
     if not text.strip():
         raise ValueError(f"the {what} is empty")
     return text

@@ -86,25 +86,24 @@ def save(page: Page, name: str) -> None:
 
 def shoot_page(chromium: Browser, url: str) -> None:
     """A search, and its first result with a question and a box."""
-    plays = "() => [...document.querySelectorAll('.card video')].slice(0, 4).every(video => video.currentTime > 0.4)"
-    with opened(chromium, url, WINDOW, until="What the videos should show") as page:
+    with opened(chromium, url, WINDOW, until="clips") as page:
         page.get_by_label("What the videos should show").fill("a red ball gets smaller beside an orange flower")
         page.get_by_role("button", name="Search").click()
-        page.locator(".card").first.wait_for()
-        page.wait_for_function(plays)
+        page.locator("meter").first.wait_for()
+        page.wait_for_load_state("networkidle")
         save(page, "serve-search")
-        page.locator(".card button").first.click()
+        page.get_by_role("link", name="Open").first.click()
         page.get_by_label("Question").fill("which colour is the ball?")
         page.get_by_role("button", name="Ask").click()
-        page.locator("#answers .confidence-set").first.wait_for()
-        area = page.locator("#frame img").bounding_box()
+        page.locator("#ask dd").first.wait_for()
+        area = page.locator("#media").bounding_box()
         assert area
         page.mouse.move(area["x"] + 0.5 * area["width"], area["y"] + 0.3 * area["height"])  # around the flower
         page.mouse.down()
         page.mouse.move(area["x"] + 0.92 * area["width"], area["y"] + 0.75 * area["height"], steps=4)
         page.mouse.up()
-        page.locator("#entities .confidence-set").first.wait_for()
-        page.mouse.move(0, 0)
+        page.get_by_role("button", name="Name what the box shows").click()
+        page.locator("#entities dd").first.wait_for()
         save(page, "serve-video")
 
 

@@ -1,23 +1,27 @@
-"""Decodes any number of videos for a model, a few ahead of it: memory does not grow with their number."""
+"""Loads clips for a model: of a file, a URL, the content of a file, a part of one, or a sample of a decoded corpus."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from tempfile import NamedTemporaryFile
+from typing import Any, TypeVar
 
 import numpy as np
 
 from alpro.errors import InputError
 from alpro.models.timesformer import VideoConfig
-from alpro.shards.decoding import DecodeError, decode_image, decode_video
+from alpro.shards.decoding import Clip, DecodeError, decode_image, decode_video
 from alpro.shards.reader import Sample, Unreadable
-from alpro.shards.schema import IMAGE_EXTENSIONS, Row
-from alpro.shards.storage import DISK_FULL, Location, TooLarge, absolute, local_copy, located, suffix
-from alpro.stages.encoding.encode import sample_frames
+from alpro.shards.sampling import segment_starts
+from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Row
+from alpro.shards.storage import DISK_FULL, Location, TooLarge, absolute, is_url, local_copy, located, suffix
+from alpro.shards.transforms import squash
 from alpro.stages.execution.interface import cores
 
-Source = Location | Row | Sample  # a file; a file or a part of it, as in a manifest; a sample of a decoded corpus
+Source = Location | bytes | Row | Sample  # a file, by its place or its content; a part of one; a sample of a corpus
 S = TypeVar("S", bound=Source)
 
 MAX_THREADS = 16  # of a machine with many cores; a file is decoded by one
@@ -29,28 +33,40 @@ def file_name(source: Source) -> str:
     """The file of a source, or the shard and the id of a sample, for messages."""
     if isinstance(source, Sample):
         return f"{source.shard}: {source.about['id']}"
-    return str(source.path if isinstance(source, Row) else source)
+    return "upload" if isinstance(source, bytes) else str(source.path if isinstance(source, Row) else source)
+
+
+def is_file(text: Any) -> bool:
+    """Whether what a person writes is a file and not a text: a path, a URL, or a name like that of a video or image."""
+    return not isinstance(text, str) or is_url(text) or suffix(Path(text)) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 
 
 def is_image(source: Source) -> bool:
+    if isinstance(source, bytes):
+        return source.startswith((b"\xff\xd8\xff", b"\x89PNG", b"BM")) or source[8:12] == b"WEBP"
     if isinstance(source, Sample):
         return source.about["kind"] == "image"
     return source.kind == "image" if isinstance(source, Row) else suffix(located(source)) in IMAGE_EXTENSIONS
 
 
-def load_frames(source: Source, video: VideoConfig) -> np.ndarray:
-    """The frames of a video, or those of an image repeated: (T, 3, H, W) uint8, sampled as in evaluation.
+def load_clip(source: Source, count: int, size: int) -> Clip:
+    """`count` frames of a video, each the first of one of as many segments, or those of an image repeated: (count,
+    size, size, 3) uint8. The frames of a sample have their stored size.
 
-    Frames of a file have the encoder's size, those of a decoded video their stored size. Raises DecodeError, whatever
-    the reason, so that one file does not end a stream; and InputError if no decoder is installed.
+    Raises DecodeError, whatever the reason, so that one file does not end a stream; and InputError if no decoder is
+    installed.
     """
     try:
         if isinstance(source, Sample):
-            return sample_frames(source, video)
-        row = source if isinstance(source, Row) else None
-        location = absolute(row.path if row else source)  # type: ignore[arg-type]
-        with local_copy(location, MAX_FETCHED_BYTES, seconds=FETCH_SECONDS) as path:
-            frames = _decode(path, source, row, video)
+            frames = source.frames(segment_starts(len(source), count))
+            frames = squash(frames, size) if is_image(source) else frames
+            return Clip(frames, 0.0, source.about.get("width", size), source.about.get("height", size))
+        with local_file(source.path if isinstance(source, Row) else source) as path:
+            if not is_image(source):
+                window = (source.start, source.end) if isinstance(source, Row) else ()
+                return decode_video(path, count, size, *window)
+            image = decode_image(path, size)
+            return replace(image, frames=np.repeat(image.frames, count, axis=0))
     except Unreadable as error:
         raise DecodeError("unreadable", str(error)) from error
     except (DecodeError, InputError):
@@ -65,14 +81,24 @@ def load_frames(source: Source, video: VideoConfig) -> np.ndarray:
         fetching = isinstance(error, OSError) and error.errno is None
         message = " ".join([f"{type(error).__name__}:", *str(error).split()])
         raise DecodeError("not fetched" if fetching else "unexpected error", message) from error
-    return frames.transpose(0, 3, 1, 2)
 
 
-def _decode(path: Path, source: Source, row: Row | None, video: VideoConfig) -> np.ndarray:
-    if is_image(source):
-        return np.repeat(decode_image(path, video.image_size).frames, video.frames, axis=0)
-    start, end = (row.start, row.end) if row else (None, None)
-    return decode_video(path, video.frames, video.image_size, start, end).frames
+def load_frames(source: Source, video: VideoConfig) -> np.ndarray:
+    """The frames of a source as a model takes them: (T, 3, H, W) uint8. Raises as `load_clip`."""
+    return load_clip(source, video.frames, video.image_size).frames.transpose(0, 3, 1, 2)
+
+
+@contextmanager
+def local_file(source: Location | bytes) -> Iterator[Path]:
+    """A path of a file on this machine; a temporary one for a URL, or for the content of a file."""
+    if not isinstance(source, bytes):
+        with local_copy(absolute(source), MAX_FETCHED_BYTES, seconds=FETCH_SECONDS) as path:
+            yield path
+        return
+    with NamedTemporaryFile() as file:
+        file.write(source)
+        file.flush()
+        yield Path(file.name)
 
 
 def decode_ahead(

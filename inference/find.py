@@ -9,7 +9,10 @@ from alpro.errors import InputError
 from alpro.files import checksum, file_state, read_json
 from alpro.stages.encoding.encode import model_folder
 
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+REQUIRED = ("config.json", "model.safetensors")
+# Also decide what a model computes, if they are there: the tokenizer, and the preprocessing of a CLIP.
+OTHERS = [f"{name}.json" for name in ("tokenizer", "tokenizer_config", "special_tokens_map", "preprocessor_config")]
+OTHERS += ["vocab.json", "merges.txt", "vocab.txt", "spiece.model"]
 
 
 def find_model(name: str | Path, workspace: Path) -> Path:
@@ -87,8 +90,9 @@ def model_digest(folder: Path) -> str:
     """SHA-256 of the files that determine what a model computes, wherever they are. Raises InputError if one is
     missing."""
     inside, total = model_folder(folder), hashlib.sha256()
-    for name in MODEL_FILES:
-        if file_state(inside / name) is None:
+    for name in (*REQUIRED, *OTHERS):
+        if file_state(inside / name) is not None:
+            total.update(f"{name} {checksum(inside / name)}\n".encode())
+        elif name in REQUIRED:
             raise InputError(f"{inside}: {name} is missing, or not a regular file; this is not a model folder")
-        total.update(bytes.fromhex(checksum(inside / name)))
     return total.hexdigest()

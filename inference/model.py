@@ -1,4 +1,4 @@
-"""A trained model for its users: embed and compare, match, ask, name the entities of a region (docs/python.md).
+"""A trained model for its users: encode and compare, match, ask, name the entities of a region (docs/python.md).
 
 Videos are encoded a batch at a time and decoded a few ahead, so their number is not limited by memory. A file that
 cannot be decoded is reported with the reason, and the others go on.
@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.errors import InputError
-from alpro.inference.clips import Source, decode_ahead, file_name, is_image, load_frames
+from alpro.inference.clips import Source, decode_ahead, file_name, is_file, is_image, load_frames
 from alpro.inference.find import find_model, find_prompter
 from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.models.alpro import Alpro
@@ -150,7 +150,7 @@ class Model:
         return torch.from_numpy(frames)[None].to(self.device)
 
     @torch.inference_mode()
-    def encode(
+    def batches(
         self, files: Iterable[S], batch_size: int = BATCH, cls_only: bool = False, total: int | None = None
     ) -> Iterator[Encoded]:
         """Encodes a stream of sources batch by batch, with progress after a few seconds. Memory holds one batch.
@@ -184,7 +184,7 @@ class Model:
 
     def stream(self, files: Iterable[S], batch_size: int = BATCH) -> Iterator[Embedded]:
         """Embeds a stream of files, such as `Path("videos").rglob("*.mp4")`: one `Embedded` for each, in order."""
-        for batch in self.encode(files, batch_size, cls_only=True):
+        for batch in self.batches(files, batch_size, cls_only=True):
             features = dict(zip(batch.decoded, batch.videos.features, strict=True))
             for i, source in enumerate(batch.sources):
                 yield Embedded(source, features.get(i), batch.errors.get(i))
@@ -231,21 +231,41 @@ class Model:
     def _numbered(self, files: list[Any], batch_size: int, cls_only: bool = False) -> Iterator[tuple[int, Encoded]]:
         """The batches of a list, each with the place of its first file. Warns of files that cannot be decoded."""
         start = 0
-        for batch in self.encode(files, batch_size, cls_only, len(files)):
+        for batch in self.batches(files, batch_size, cls_only, len(files)):
             for i, error in batch.errors.items():
                 warnings.warn(f"{file_name(batch.sources[i])}: {error}", stacklevel=3)
             yield start, batch
             start += len(batch.sources)
 
-    def similarity(self, files: Iterable[Source], texts: Sequence[str], batch_size: int = BATCH) -> Tensor:
-        """VTC similarity (texts, videos), -1 to 1. NaN for a file that cannot be decoded."""
-        return self.embed_texts(texts) @ self.embed_videos(files, batch_size).T
+    def encode(self, inputs: Any, batch_size: int = BATCH) -> np.ndarray:
+        """The embeddings (N, E) of a list of texts or of files, float32 and of length 1; (E,) of a single one.
+
+        A `Path`, a URL, and a str that ends like a video or an image is a file, any other str a text. The row of a file
+        that cannot be decoded is NaN, and a warning names it.
+        """
+        if isinstance(inputs, str | Path):
+            return self.encode([inputs], batch_size)[0]
+        listed = several(inputs)
+        if len(kinds := {is_file(one) for one in listed}) > 1:
+            raise InputError("expected a list of texts or a list of files, not both in one")
+        embedded = self.embed_videos(listed, batch_size) if kinds.pop() else self.embed_texts(listed)
+        return embedded.cpu().numpy()
+
+    def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> Tensor:
+        """VTC similarity (N, M), -1 to 1, of the N texts or files of `a` and the M of `b`, as `encode` takes or returns
+        them. NaN for a file that cannot be decoded."""
+        arrays = (x if isinstance(x, np.ndarray | Tensor) else self.encode(x, batch_size) for x in (a, b))
+        first, second = (torch.atleast_2d(torch.as_tensor(array)) for array in arrays)
+        return first @ second.T
 
     @torch.inference_mode()
-    def match(self, files: Iterable[Source], texts: Sequence[str], batch_size: int = BATCH) -> Tensor:
-        """VTM probabilities that text and video match: (texts, videos). NaN for a file that cannot be decoded."""
-        model, files, encoded = self._alpro("match"), several(files), self.texts(texts)
-        out = torch.full((len(encoded.features), len(files)), torch.nan)
+    def match(self, texts: Sequence[str], files: Iterable[Source], batch_size: int = BATCH) -> Tensor:
+        """VTM probabilities (texts, files) that text and video match. NaN for a file that cannot be decoded."""
+        model, texts, files = self._alpro("match"), several(texts), several(files)
+        if any(map(is_file, texts)):
+            raise InputError(f"match takes texts, then files; {texts[0]!r} is no text")
+        encoded = self.texts(texts)
+        out = torch.full((len(texts), len(files)), torch.nan)
         for start, batch in self._numbered(files, batch_size):
             with self.precision():
                 scores = match_all(model, encoded, batch.videos)
@@ -263,7 +283,7 @@ class Model:
                 texts.append(text)
                 yield file
 
-        for batch in self.encode(files(), batch_size):
+        for batch in self.batches(files(), batch_size):
             own, texts[:] = texts[: len(batch.sources)], texts[len(batch.sources) :]
             results = self._score_pairs(batch.videos, [own[i] for i in batch.decoded])
             by_place = dict(zip(batch.decoded, results, strict=True))

@@ -27,7 +27,6 @@ ONLY_IN = {  # packages that one room or file may import
     "ffmpeg": "shards/decoding.py",
     "imageio_ffmpeg": "shards/decoding.py",
     "fsspec": "shards/storage.py",
-    "gradio": "pipeline/serving/",
 }
 
 # Of pipeline/, each imports only those before it.

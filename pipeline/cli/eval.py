@@ -30,8 +30,8 @@ def add_eval(commands: Any) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
+    from alpro.inference.evaluate import add_answers, add_entities, add_retrieval, encode, labeled
     from alpro.inference.find import find_prompter
-    from alpro.inference.scores import MISSED, add_answers, add_entities, add_retrieval, encode, labeled
     from alpro.pipeline.reports.comparison import comparison_table
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_result_table
@@ -90,5 +90,5 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if compared:
         print_result_table(comparison_table(["baseline", "by similarity"], [Comparison(compared, {}, 0)]))
     if threshold:
-        line = f"--nothing-below {threshold.similarity:.3f} rejects {MISSED:.0%} of these texts"
-        print(f"{line}, and {threshold.rejected:.0%} if their videos are left out")
+        line = f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of these texts"
+        print(f"{line}, and accepts {threshold.accepted:.0%} of them if their videos are left out")

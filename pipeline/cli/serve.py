@@ -2,21 +2,19 @@
 
 import argparse
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.arguments import add_action, port, positive, user_path
-from alpro.pipeline.cli.index import add_nothing_below, add_rerank, open_index
+from alpro.pipeline.cli.arguments import add_action, natural, port, user_path
+from alpro.pipeline.cli.index import add_nothing_below, open_index
 from alpro.pipeline.cli.model import add_model_use, load, model_path
 from alpro.pipeline.servers.checks import check_port
 
 if TYPE_CHECKING:
     from alpro import Model
-    from alpro.inference.index import Index
-    from alpro.pipeline.serving.answers import Models
+    from alpro.pipeline.serving.app import Models
 
 MIN_TOKEN = 16  # characters: guesses are not counted
 
@@ -30,7 +28,8 @@ def add_serve(actions: Any) -> None:
     parser.add_argument("--model", default="", metavar="MODEL", help=help)
     parser.add_argument("--ask", default="", metavar="MODEL", help="a model of finetune_qa, for questions")
     parser.add_argument("--entities", default="", metavar="MODEL", help="a prompter, or a model of pretrain")
-    add_rerank(parser)
+    help = "rank this many of the best clips by matching (default: 0)"
+    parser.add_argument("--rerank", type=natural, default=0, metavar="N", help=help)
     add_nothing_below(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)"
@@ -38,38 +37,25 @@ def add_serve(actions: Any) -> None:
     parser.add_argument("--port", type=port, default=7860, help="port to listen on (default 7860)")
     help = "a token that every request needs; required with another --host (default: $ALPRO_TOKEN)"
     parser.add_argument("--token-file", type=user_path, metavar="FILE", help=help)
-    parser.add_argument(
-        "--max-upload", type=positive, default=200, metavar="MIB", help="largest upload in MiB (default: 200)"
-    )
     add_model_use(parser)
 
 
 def serve(arguments: argparse.Namespace) -> None:
     """Raises InputError if the server cannot start."""
-    from alpro.pipeline.serving import server
-    from alpro.pipeline.serving.answers import Answers
-    from alpro.pipeline.serving.media import Media
+    from alpro.pipeline.serving import guard
+    from alpro.pipeline.serving.app import application
 
-    token = token_of(arguments)
+    token = token_of(arguments.host, arguments.token_file)
     check_port("--port", arguments.port, arguments.host)
-    index = open_index(arguments.index) if arguments.index else None
-    with tempfile.TemporaryDirectory(prefix="alpro-serve-") as temporary:
-        uploads, converted = Path(temporary, "uploads"), Path(temporary, "converted")
-        uploads.mkdir()
-        converted.mkdir()
-        server.prepare_gradio(uploads)
-        models = load_models(arguments, index)
-        media = Media(index, converted, models.any().folder.model.config.video)
-        answers = Answers(models, media, arguments.rerank, arguments.nothing_below)
-        app = server.application(answers, arguments.host, uploads, arguments.max_upload, token)
-        server.run(app, answers.turns, arguments.host, arguments.port)
+    app = application(load_models(arguments), arguments.rerank, arguments.nothing_below)
+    guard.serve(guard.guarded(app, arguments.host, token), arguments.host, arguments.port)
 
 
-def token_of(arguments: argparse.Namespace) -> str:
+def token_of(host: str, file: Path | None) -> str:
     """The token that requests need; empty: none. Raises InputError if other machines could do without."""
-    from alpro.pipeline.servers.origin import LOCAL
+    from alpro.pipeline.serving.guard import LOCAL
 
-    file, token = arguments.token_file, os.environ.get("ALPRO_TOKEN", "")
+    token = os.environ.get("ALPRO_TOKEN", "")
     if file:
         try:
             token = file.read_text("utf-8").partition("\n")[0].strip()
@@ -77,19 +63,20 @@ def token_of(arguments: argparse.Namespace) -> str:
             raise InputError(f"--token-file {file}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
     if (file or token) and len(token) < MIN_TOKEN:
         raise InputError(f"{file or 'ALPRO_TOKEN'}: the token has {len(token)} characters; use {MIN_TOKEN} or more")
-    if not token and arguments.host not in LOCAL:
+    if not token and host not in LOCAL:
         raise InputError(
-            f"--host {arguments.host}: other machines need a token; write one with `openssl rand -hex 32 > token`, and "
-            "add --token-file token"
+            f"--host {host}: other machines need a token; write one with `openssl rand -hex 32 > token`, and add "
+            "--token-file token"
         )
     return token
 
 
-def load_models(arguments: argparse.Namespace, index: "Index | None") -> "Models":
+def load_models(arguments: argparse.Namespace) -> "Models":
     """The models for what INDEX, --ask and --entities can do. Raises InputError if that is nothing."""
     from alpro.inference.find import find_prompter, is_pretrained, model_digest
-    from alpro.pipeline.serving.answers import Models
+    from alpro.pipeline.serving.app import Models
 
+    index = open_index(arguments.index) if arguments.index else None
     if arguments.model and not index:
         raise InputError("--model is that of an index; name the INDEX, or use --ask and --entities alone")
     ask, entities = (
@@ -100,7 +87,6 @@ def load_models(arguments: argparse.Namespace, index: "Index | None") -> "Models
         raise InputError("nothing to serve; name an INDEX to search, or models with --ask and --entities")
     named = entities or first
     prompter, prompts = find_prompter(named, follow=True)
-    has_prompts = bool(prompts) or (prompter / "prompts.safetensors").is_file()
 
     @cache
     def model(folder: Path) -> "Model":
@@ -110,16 +96,10 @@ def load_models(arguments: argparse.Namespace, index: "Index | None") -> "Models
     if model(ask or first).folder.answers:
         folders["ask"] = ask or first
     elif ask:
-        raise InputError(
-            f"{arguments.ask}: this {model(ask).folder.task} model does not answer questions; --ask takes a model of "
-            "finetune_qa"
-        )
-    folders |= {"entities": prompter} if has_prompts else {}
+        raise InputError(f"{arguments.ask}: this {model(ask).folder.task} model does not answer questions")
+    folders |= {"entities": prompter} if prompts or (prompter / "prompts.safetensors").is_file() else {}
     folders |= {"pretrained": named} if is_pretrained(named) else {}
     if entities and not folders.keys() & {"entities", "pretrained"}:
-        raise InputError(
-            f"{arguments.entities}: no prompter with embedded entities; --entities takes a train_prompter, "
-            "cache_prompts or pretrain artifact"
-        )
+        raise InputError(f"{arguments.entities}: no prompter with embedded entities, and no model of pretrain")
     digests = {what: model_digest(folder) for what, folder in folders.items()}
     return Models(index, **{what: model(folder) for what, folder in folders.items()}, digests=digests)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,11 @@ from alpro.pipeline.cli.arguments import add_action, positive, user_path
 from alpro.pipeline.cli.model import add_model, add_shared, load, model_path, videos_at
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from alpro import Model
-    from alpro.inference.bulk import Name
+
+    Name = Callable[[Any, Any], list[tuple[str, float]]]  # words with probabilities, best first, of a video, its frames
 
 
 def add_use_commands(commands: Any) -> None:
@@ -55,7 +57,7 @@ def add_model_and_video(parser: argparse.ArgumentParser, what: str, results: str
     parser.add_argument("video", metavar="VIDEO", help=text)
     help = f"number of {results} (default: {number})"
     parser.add_argument("-k", type=positive, default=number, metavar="N", help=help)
-    text = "write a row for each video to a .parquet or .csv; an interrupted command continues"
+    text = "write a row for each video to a .parquet or .csv"
     parser.add_argument("--out", type=user_path, metavar="TABLE", help=text)
 
 
@@ -116,18 +118,18 @@ def name_entities(arguments: argparse.Namespace) -> None:
     show(arguments, {"box": list(box)}, ranks)
 
 
-def show(arguments: argparse.Namespace, about: dict[str, Any], ranks: "Mapping[str, tuple[Model, Name]]") -> None:
-    """Prints words with their probabilities, best first, of each model, or writes those of the first model for many
-    videos. Raises InputError if a single video cannot be decoded."""
+def show(arguments: argparse.Namespace, about: dict[str, Any], named_by: "dict[str, tuple[Model, Name]]") -> None:
+    """Prints words with their probabilities, best first, of each model, or writes a table of those of the first model.
+    Raises InputError if a single video cannot be decoded."""
     from alpro.shards.decoding import DecodeError
 
     if arguments.out:
-        write_table(arguments, about, *next(iter(ranks.items())))
+        write_table(arguments, *next(iter(named_by.values())))
         return
     if Path(arguments.video).is_dir():
         raise InputError(f"{arguments.video}: a folder; --out TABLE writes a row for each of its videos")
     try:
-        ranked = {key: name(arguments.video, None) for key, (_, name) in ranks.items()}
+        ranked = {key: name(arguments.video, None) for key, (_, name) in named_by.items()}
     except DecodeError as error:
         file, _, detail = error.detail.partition(": ")  # the decoder's message
         raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
@@ -143,15 +145,47 @@ def show(arguments: argparse.Namespace, about: dict[str, Any], ranks: "Mapping[s
             print(f"{word:{width}}  {probability:.3f}")
 
 
-def write_table(arguments: argparse.Namespace, about: dict[str, Any], key: str, named: "tuple[Model, Name]") -> None:
-    from alpro.inference.bulk import write_words
-    from alpro.inference.index_videos import scan_videos
+def write_table(arguments: argparse.Namespace, model: "Model", name: "Name") -> None:
+    """Writes a row for each video to a .parquet or .csv: id, path, start, end, the words with their probabilities, and
+    an error instead of them."""
+    import numpy as np
+    import pyarrow as pa
+    import torch
+    from pyarrow import csv, parquet
 
-    model, name = named
-    word = "answer" if key == "answers" else "entity"
-    words = model.folder.answers if word == "answer" else model.folder.entities
-    about |= {"model": str(model_path(arguments, arguments.model).resolve()), "text": getattr(arguments, "text", "")}
-    about |= {"words": key, "k": min(arguments.k, len(words))}
+    from alpro.files import atomic_write
+    from alpro.inference.clips import decode_ahead
+    from alpro.inference.index import source_of
+    from alpro.inference.index_videos import scan_videos
+    from alpro.progress import progress
+    from alpro.shards.schema import Reject
+
+    out = arguments.out
+    writers = {".parquet": parquet.write_table, ".csv": csv.write_csv}
+    if out.suffix not in writers or out.exists():
+        raise InputError(f"--out {out}: " + ("exists already" if out.exists() else "must end with .parquet or .csv"))
     items = list(scan_videos(videos_at(arguments, arguments.video)))
-    rows, out = write_words(arguments.out, about, model, name, word, items), str(arguments.out)
-    print(json.dumps({"out": out, "rows": rows}) if arguments.json else f"{out}: {rows:,} rows")
+    clips = decode_ahead((source_of(i) for i in items if not isinstance(i, Reject)), model.folder.model.config.video)
+    word = "answer" if model.folder.answers else "entity"
+    fields = [("id", pa.string()), ("path", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
+    for place in range(1, min(arguments.k, len(model.folder.answers or model.folder.entities)) + 1):
+        fields += [(f"{word}_{place}", pa.string()), (f"probability_{place}", pa.float64())]
+    names, rows = [name for name, _ in fields[4:]], []
+    with progress("videos", len(items), "videos") as advance:
+        for item in items:
+            about = vars(item) if isinstance(item, Reject) else item
+            row = {key: about.get(key) for key in ("id", "path", "start", "end")}
+            source, frames = (None, f"{item.reason}: {item.detail}") if isinstance(item, Reject) else next(clips)
+            if isinstance(frames, np.ndarray):
+                ranked = name(source, torch.from_numpy(frames)[None].to(model.device))
+                row |= zip(names, (value for pair in ranked for value in pair), strict=True)
+            else:
+                row["error"] = str(frames)
+            rows.append(row)
+            advance()
+    try:
+        with atomic_write(out) as temporary:
+            writers[out.suffix](pa.Table.from_pylist(rows, pa.schema([*fields, ("error", pa.string())])), temporary)
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror or error}") from error
+    print(json.dumps({"out": str(out), "rows": len(rows)}) if arguments.json else f"{out}: {len(rows):,} rows")

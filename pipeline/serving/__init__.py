@@ -1,1 +1,1 @@
-"""The page and the API of `alpro serve`. Gradio is imported by `page.py` and `server.py` only."""
+"""`alpro serve`: a page and a JSON API to search videos, ask about them and name what they show."""

@@ -11,6 +11,7 @@ from alpro.artifact import RECORD_VERSION, read_record
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
 from alpro.files import write_json
+from alpro.inference import clips as clips_module
 from alpro.inference.clips import load_frames
 from alpro.inference.find import find_model, find_prompter
 from alpro.inference.model import Model
@@ -21,144 +22,12 @@ from alpro.stages.evaluation.retrieval import Gallery, encode_gallery
 TEXTS = ["a red ball moves left", "something slides up"]
 
 
-def test_embeddings_are_those_of_the_evaluation(folders, videos, clips, tokenizer):
-    model = Model.from_pretrained(folders["retrieval"], device="cpu")
-    actual = model.embed_videos(videos)
-    assert actual.shape == (3, 16)
-    torch.testing.assert_close(actual.norm(dim=1), torch.ones(3))
-    gallery = Gallery.of(clips, "test")
-    texts, evaluated = encode_gallery(model.encoder, gallery, tokenizer, 30, torch.device("cpu"))
-    places = [gallery.ids.index(path.stem) for path in videos]
-    # Shards hold JPEGs of another size, so that pixels differ a little.
-    assert (actual * evaluated.features[places]).sum(dim=1).min() > 0.95
-    torch.testing.assert_close(model.embed_texts(gallery.texts[:2]), texts.features[:2], atol=1e-4, rtol=0)
-
-
-def test_matching_gives_a_probability_for_every_pair(folders, videos):
-    model = Model.from_pretrained(folders["retrieval"], device="cpu")
-    both = model.match(videos, TEXTS)
-    assert both.shape == (2, 3)
-    assert ((both > 0) & (both < 1)).all()
-    torch.testing.assert_close(model.match(videos[1:2], TEXTS), both[:, 1:2], atol=1e-5, rtol=1e-4)
-
-
-def test_answers_are_the_best_first(folders, videos):
-    model = Model.from_pretrained(folders["qa"], device="cpu")
-    answers = model.ask(videos[0], "where does it go?", top_k=9)
-    assert {word for word, _ in answers} == {"ball", "box", "left"}
-    assert [p for _, p in answers] == sorted((p for _, p in answers), reverse=True)
-    assert sum(p for _, p in answers) == pytest.approx(1, abs=1e-5)
-
-
-def test_entities_of_a_region_are_those_of_the_prompter(folders, videos, tmp_path):
-    model = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
-    whole = model.entities(videos[0], top_k=99)
-    assert len(whole) == 8
-    assert sum(p for _, p in whole) == pytest.approx(1, abs=1e-5)
-    assert dict(model.entities(videos[0], (0.5, 0.5, 0.5, 0.5), top_k=99)) != dict(whole)
-    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(tmp_path / "still.png")
-    assert len(model.entities(tmp_path / "still.png")) == 3
-    picture = model.draw_entities(videos[0], [(0, 0, 1, 1), (0, 0, 0.5, 0.5)])
-    assert picture.width > 2 * 176
-
-
-def test_a_pre_trained_model_names_a_region_by_its_fused_patches(folders, videos):
-    model = Model.from_pretrained(folders["pretrain"], device="cpu")
-    box, text = (0.5, 0, 0.25, 1), "a ball moves to the left"
-    named = dict(model.entities(videos[0], box, 99, text))
-    assert named.keys() == set("abcdefgh")
-    assert sum(named.values()) == pytest.approx(1, abs=1e-5)
-    caption, video = model.texts([text]), model.folder.model.encode_video(model.encoder.pixels(model.frames(videos[0])))
-    fused = model.folder.model.fuse(caption.tokens, caption.mask, video)[:, -16:]
-    inside = fused.view(1, 4, 4, -1)[:, :, 2].mean(1)  # the third column of the patches
-    expected = model.folder.model.pem_head(inside).softmax(1)[0].tolist()
-    assert expected == pytest.approx([named[name] for name in "abcdefgh"], abs=1e-6)
-    assert dict(model.entities(videos[0], box, 99)) != named  # without a text
-    assert len(model.entities(videos[0], top_k=2)) == 2
-    assert model.draw_entities(videos[0], [box], text).width > 176
-
-
-def test_an_image_is_named_with_the_prompts_of_images_and_a_video_with_those_of_videos(folders, videos, tmp_path):
-    model = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
-    for file, kind, other in ((tmp_path / "a.png", "image", "video"), (videos[0], "video", "image")):
-        pixels, whole = model.encoder.pixels(model.frames(file)), torch.tensor([[0, 0, 4, 4]])
-        named = dict(model.entities(file, top_k=99))
-        for prompts, same in ((model.prompts[kind], True), (model.prompts[other], False)):
-            labels = model.folder.model.pseudo_labels(pixels, whole, prompts, model.encoder.black)[0].tolist()
-            assert (labels == pytest.approx([named[name] for name in model.folder.entities], abs=1e-6)) is same
-
-
-def test_a_region_is_left_top_width_and_height(folders, videos, monkeypatch):
-    model, seen = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu"), []
-    whole = model.folder.model.pseudo_labels
-
-    def watched(frames, boxes, *rest):
-        seen.append(boxes.tolist())
-        return whole(frames, boxes, *rest)
-
-    monkeypatch.setattr(model.folder.model, "pseudo_labels", watched)
-    model.entities(videos[0], (0, 0.75, 0.5, 0.25))  # of 4 x 4 patches: left, top, width, height
-    model.draw_entities(videos[0], [(0.5, 0.25, 0.25, 0.75)])
-    assert seen == [[[0, 3, 2, 1]], [[2, 1, 1, 3]]]
-
-
-def test_a_folder_is_saved_and_read_again(folders, videos, tmp_path):
-    model = Model.from_pretrained(folders["qa"], device="cpu")
-    model.save_pretrained(tmp_path / "copy")
-    again = Model.from_pretrained(tmp_path / "copy", device="cpu")
-    assert again.ask(videos[0], "what?") == model.ask(videos[0], "what?")
-
-
-def test_what_a_model_cannot_do_is_one_line(folders, videos, tmp_path):
-    prompter = Model.from_pretrained(folders["prompter"], device="cpu")
-    with pytest.raises(InputError, match="a prompter with its prompts"):
-        prompter.entities(videos[0])
-    with pytest.raises(InputError, match="without a text"):
-        Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu").entities(videos[0], text="a ball")
-    with pytest.raises(InputError, match="this retrieval model names no entities"):
-        Model.from_pretrained(folders["retrieval"], device="cpu").entities(videos[0])
-    with pytest.raises(InputError, match="no multimodal encoder"):
-        prompter.match(videos[:1], TEXTS)
-    with pytest.raises(InputError, match="does not answer questions"):
-        Model.from_pretrained(folders["retrieval"], device="cpu").ask(videos[0], "what?")
-    with pytest.raises(InputError, match="not a model folder"):
-        Model.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"no prompts\.safetensors in this folder"):
-        Model.from_pretrained(folders["prompter"], tmp_path / "nowhere", device="cpu")
-
-
-def test_wrong_arguments_are_reported(folders, videos, tmp_path):
-    model = Model.from_pretrained(folders["retrieval"], device="cpu")
-    for call in (model.embed_texts, model.embed_videos, lambda texts: model.similarity(videos, texts)):
-        for argument in ("a dog", [], None):
-            with pytest.raises(InputError, match="expected a list of one or more"):
-                call(argument)
-    qa = Model.from_pretrained(folders["qa"], device="cpu")
-    for text, message in {
-        "": "the text is empty",
-        " \n": "the text is empty",
-        None: "a text is a str, not None",
-    }.items():
-        for call in (
-            lambda text: model.embed_texts(["a dog", text]),
-            lambda text: model.similarity(videos, [text]),
-            lambda text: model.match(videos, [text]),
-            lambda text: list(model.pairs([(videos[0], text)])),
-            lambda text: qa.ask(videos[0], text),
-        ):
-            with pytest.raises(InputError, match=message):
-                call(text)
-    with pytest.raises(DecodeError, match=r"missing: .*none\.mp4"):
-        model.frames(tmp_path / "none.mp4")
-    with pytest.raises(InputError, match="dtype 'float8' is not one of auto, float32, bfloat16, float16"):
-        Model.from_pretrained(folders["retrieval"], device="cpu", dtype="float8")
-    prompter = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
-    for box in ((0, 0, 50, 50), (0.5, 0.5, 1, 1), (0.5, 0.5), None):
-        with pytest.raises(InputError, match="is not a region of the frame: it takes left, top, width and height"):
-            prompter.entities(videos[0], box)
-    with pytest.raises(InputError, match="folder of a cache_prompts artifact"):
-        Model.from_pretrained(folders["prompter"], folders["qa"], device="cpu")
+@pytest.fixture(scope="module")
+def models(folders):
+    """A model of each task, and a prompter without prompts."""
+    models = {task: Model.from_pretrained(folders[task], device="cpu") for task in ("retrieval", "pretrain", "qa")}
+    models["prompter"] = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
+    return models | {"bare": Model.from_pretrained(folders["prompter"], device="cpu")}
 
 
 @pytest.fixture
@@ -168,38 +37,166 @@ def mixed(videos, tmp_path):
     return [videos[0], tmp_path / "notes.mp4", str(videos[1]), videos[2], tmp_path / "none.mp4"]
 
 
-def test_a_bad_file_is_reported_and_the_others_are_scored(folders, videos, mixed):
-    model = Model.from_pretrained(folders["retrieval"], device="cpu")
+def test_embeddings_are_those_of_the_evaluation(models, videos, clips, tokenizer):
+    model, reader, gallery = models["retrieval"], ShardReader(clips, "test"), Gallery.of(clips, "test")
+    texts, evaluated = encode_gallery(model.encoder, gallery, tokenizer, 30, torch.device("cpu"))
+    actual = model.encode(videos)
+    assert (actual.shape, actual.dtype) == ((3, 16), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(actual, axis=1), 1, atol=1e-5)
+    places = [gallery.ids.index(path.stem) for path in videos]
+    # Shards hold JPEGs of another size, so that pixels differ a little.
+    assert (actual * evaluated.features[places].numpy()).sum(axis=1).min() > 0.95
+    np.testing.assert_allclose(model.encode(gallery.texts[:2]), texts.features[:2], atol=1e-4)
+    samples = model.encode([reader[number] for number in gallery.numbers])
+    np.testing.assert_allclose(samples, evaluated.features, atol=1e-5, rtol=1e-4)
+
+
+def test_similarity_has_the_order_of_its_arguments(models, videos):
+    model = models["retrieval"]
+    scores = model.similarity(TEXTS, videos)
+    assert scores.shape == (2, 3)
+    torch.testing.assert_close(model.similarity(videos, TEXTS), scores.T)
+    torch.testing.assert_close(model.similarity(model.encode(TEXTS[1]), model.encode(videos)), scores[1:])
+    torch.testing.assert_close(model.similarity(TEXTS[0], str(videos[2])), scores[:1, 2:])
+    one = model.encode(str(videos[0]))
+    np.testing.assert_allclose(one, model.encode(videos)[0], atol=1e-6)
+    np.testing.assert_allclose(model.encode([videos[0].read_bytes()])[0], one, atol=1e-6)
+
+
+def test_matching_gives_a_probability_for_every_pair(models, videos):
+    both = models["retrieval"].match(TEXTS, videos)
+    assert both.shape == (2, 3)
+    assert ((both > 0) & (both < 1)).all()
+    torch.testing.assert_close(models["retrieval"].match(TEXTS, videos[1:2]), both[:, 1:2], atol=1e-5, rtol=1e-4)
+
+
+def test_answers_are_the_best_first(models, videos):
+    answers = models["qa"].ask(videos[0], "where does it go?", top_k=9)
+    assert {word for word, _ in answers} == {"ball", "box", "left"}
+    assert [p for _, p in answers] == sorted((p for _, p in answers), reverse=True)
+    assert sum(p for _, p in answers) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_pre_trained_model_names_a_region_by_its_fused_patches(models, videos):
+    model, box, text = models["pretrain"], (0.5, 0, 0.25, 1), "a ball moves to the left"
+    named = dict(model.entities(videos[0], box, 99, text))
+    caption, video = model.texts([text]), model.folder.model.encode_video(model.encoder.pixels(model.frames(videos[0])))
+    fused = model.folder.model.fuse(caption.tokens, caption.mask, video)[:, -16:]
+    inside = fused.view(1, 4, 4, -1)[:, :, 2].mean(1)  # the third column of the patches
+    expected = model.folder.model.pem_head(inside).softmax(1)[0].tolist()
+    assert expected == pytest.approx([named[name] for name in "abcdefgh"], abs=1e-6)
+    assert dict(model.entities(videos[0], box, 99)) != named  # without a text
+    assert len(model.entities(videos[0], top_k=2)) == 2
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_images_and_videos_are_named_with_the_prompts_of_their_kind(models, videos, tmp_path, kind):
+    model, image = models["prompter"], tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(image)
+    sources = [image, image.read_bytes()] if kind == "image" else [videos[0], videos[0].read_bytes()]
+    for source in sources:
+        pixels, whole = model.encoder.pixels(model.frames(source)), torch.tensor([[0, 0, 4, 4]])
+        named = dict(model.entities(source, top_k=99))
+        assert sum(named.values()) == pytest.approx(1, abs=1e-5)
+        for prompts in ("image", "video"):
+            expected = model.folder.model.pseudo_labels(pixels, whole, model.prompts[prompts], model.encoder.black)[0]
+            same = expected.tolist() == pytest.approx([named[name] for name in model.folder.entities], abs=1e-6)
+            assert same is (prompts == kind)
+
+
+def test_a_region_is_left_top_width_and_height_and_drawn_with_its_entities(models, videos, monkeypatch):
+    model, seen, drawn = models["prompter"], [], []
+    whole = model.folder.model.pseudo_labels
+    monkeypatch.setattr(
+        model.folder.model,
+        "pseudo_labels",
+        lambda x, boxes, *rest: seen.append(boxes.tolist()) or whole(x, boxes, *rest),
+    )
+    model.entities(videos[0], (0, 0.75, 0.5, 0.25))  # of 4 x 4 patches: left, top, width, height
+    picture = model.draw_entities(videos[0], [(0.5, 0.25, 0.25, 0.75), (0, 0, 1, 1)])
+    assert seen == [[[0, 3, 2, 1]], [[2, 1, 1, 3]], [[0, 0, 4, 4]]]
+    assert picture.width > 2 * 176
+    draw = lambda frame, box, entities, name: drawn.append((box, entities)) or Image.new("RGB", (9, 9))  # noqa: E731
+    monkeypatch.setattr("alpro.inference.model.draw_entities", draw)
+    box = (0.5, 0, 0.25, 1)
+    models["pretrain"].draw_entities(videos[0], [box], "a ball")
+    assert drawn == [(box, models["pretrain"].entities(videos[0], box, text="a ball"))]
+    assert drawn != [(box, models["pretrain"].entities(videos[0], box))]
+
+
+def test_a_folder_is_saved_and_read_again(models, videos, tmp_path):
+    models["qa"].save_pretrained(tmp_path / "copy")
+    again = Model.from_pretrained(tmp_path / "copy", device="cpu")
+    assert again.ask(videos[0], "what?") == models["qa"].ask(videos[0], "what?")
+
+
+@pytest.mark.parametrize(
+    ("task", "call", "named"),
+    [
+        ("bare", lambda m, v: m.entities(v[0]), "prompts"),
+        ("prompter", lambda m, v: m.entities(v[0], text="a ball"), "text"),
+        ("prompter", lambda m, v: m.entities(v[0], (0, 0, 50, 50)), "region"),
+        ("prompter", lambda m, v: m.entities(v[0], (0.5, 0.5, 1, 1)), "region"),
+        ("prompter", lambda m, v: m.entities(v[0], None), "region"),
+        ("retrieval", lambda m, v: m.entities(v[0]), "retrieval"),
+        ("prompter", lambda m, v: m.match(TEXTS, v), "match"),
+        ("retrieval", lambda m, v: m.match(v, TEXTS), "texts, then files"),
+        ("retrieval", lambda m, v: m.ask(v[0], "what?"), "finetune_qa"),
+        ("qa", lambda m, v: m.ask(v[0], " \n"), "empty"),
+        ("retrieval", lambda m, v: list(m.pairs([(v[0], "")])), "empty"),
+        ("retrieval", lambda m, v: m.match([None], v), "None"),
+        ("retrieval", lambda m, v: m.encode(["a dog", ""]), "empty"),
+        ("retrieval", lambda m, v: m.encode(["a dog", "\udcff"]), "UTF-8"),
+        ("retrieval", lambda m, v: m.encode(["a dog", v[0]]), "not both"),
+        ("retrieval", lambda m, v: m.encode([]), r"\[\]"),
+        ("retrieval", lambda m, v: m.similarity(None, v), "None"),
+        ("retrieval", lambda m, v: m.embed_texts("a dog"), "a dog"),
+    ],
+)
+def test_what_a_model_cannot_do_is_one_line(models, videos, task, call, named):
+    with pytest.raises(InputError, match=named):
+        call(models[task], videos)
+
+
+def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path, models):
+    with pytest.raises(InputError, match="model folder"):
+        Model.from_pretrained(tmp_path)
+    for prompts in (tmp_path / "nowhere", folders["qa"]):
+        with pytest.raises(InputError, match=r"prompts\.safetensors"):
+            Model.from_pretrained(folders["prompter"], prompts, device="cpu")
+    with pytest.raises(InputError, match="float8"):
+        Model.from_pretrained(folders["retrieval"], device="cpu", dtype="float8")
+    with pytest.raises(DecodeError, match=r"missing: .*none\.mp4"):
+        models["qa"].frames(tmp_path / "none.mp4")
+
+
+def test_a_bad_file_is_reported_and_the_others_are_scored(models, videos, mixed):
+    model = models["retrieval"]
     for call in (model.match, model.similarity):
         with pytest.warns(UserWarning, match="missing|unreadable") as warned:
-            scores = call(mixed, TEXTS, batch_size=2)
-        messages = sorted(str(one.message) for one in warned)
-        assert [message.rpartition("/")[2].split(":")[:2] for message in messages] == [
-            ["none.mp4", " missing"],
-            ["notes.mp4", " unreadable"],
-        ]
-        torch.testing.assert_close(scores[:, [0, 2, 3]], call(videos, TEXTS), atol=1e-5, rtol=1e-4)
+            scores = call(TEXTS, mixed, batch_size=2)
+        assert {str(one.message).rpartition("/")[2].partition(":")[0] for one in warned} == {"none.mp4", "notes.mp4"}
+        torch.testing.assert_close(scores[:, [0, 2, 3]], call(TEXTS, videos), atol=1e-5, rtol=1e-4)
         assert scores[:, [1, 4]].isnan().all()
     with pytest.warns(UserWarning, match="missing"):
-        assert model.embed_videos(mixed[4:]).isnan().all()  # a batch without any video
+        assert np.isnan(model.encode(mixed[4:])).all()  # a batch without any video
 
 
-def test_a_stream_has_a_result_for_every_file_in_order(folders, videos, mixed):
-    model = Model.from_pretrained(folders["prompter"], device="cpu")
-    results = list(model.stream((file for file in mixed), batch_size=2))
+def test_a_stream_has_a_result_for_every_file_in_order(models, videos, mixed):
+    results = list(models["bare"].stream((file for file in mixed), batch_size=2))
     assert [result.file for result in results] == mixed
     reasons = [result.error.reason if result.error else "" for result in results]
     assert reasons == ["", "unreadable", "", "", "missing"]
     embeddings = torch.stack([result.embedding for result in results if result.embedding is not None])
-    torch.testing.assert_close(embeddings, model.embed_videos(videos))
+    torch.testing.assert_close(embeddings, models["bare"].embed_videos(videos))
 
 
-def test_a_stream_is_read_and_decoded_only_a_little_ahead(folders, videos, monkeypatch):
+def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkeypatch):
     """500 videos do not fill memory: clips that are decoded and not yet encoded are those of some batches."""
-    model, read, decoded, waiting = Model.from_pretrained(folders["prompter"], device="cpu"), [], [], []
-    monkeypatch.setattr("alpro.inference.clips.cores", lambda: 2)
+    model, read, decoded, waiting = models["bare"], [], [], []
     frames = load_frames(videos[0], model.folder.model.config.video)
-    monkeypatch.setattr("alpro.inference.clips.load_frames", lambda *_: decoded.append(1) or frames)
+    monkeypatch.setattr(clips_module, "cores", lambda: 2)
+    monkeypatch.setattr(clips_module, "load_frames", lambda *_: decoded.append(1) or frames)
 
     def files():
         for number in range(500):
@@ -207,50 +204,36 @@ def test_a_stream_is_read_and_decoded_only_a_little_ahead(folders, videos, monke
             yield videos[0]
 
     for number, _ in enumerate(model.stream(files(), batch_size=4), 1):
-        waiting.append((len(read) - number, len(decoded) - number))
+        waiting.append(max(len(read), len(decoded)) - number)
     assert len(read) == len(decoded) == 500
-    assert max(ahead for ahead, _ in waiting) <= 4 + 2 * 2
-    assert max(clips for _, clips in waiting) <= 4 + 2 * 2
+    assert max(waiting) <= 4 + 2 * 2
     stream = model.stream(files(), batch_size=4)
     next(stream)
     stream.close()  # leaves no thread waiting
 
 
-def test_pairs_are_scored_as_one_by_one(folders, videos, mixed):
-    model = Model.from_pretrained(folders["retrieval"], device="cpu")
-    texts = [TEXTS[i % 2] for i in range(5)]
+def test_pairs_are_scored_as_one_by_one(models, videos, mixed):
+    model, texts = models["retrieval"], [TEXTS[i % 2] for i in range(5)]
     with pytest.warns(UserWarning, match="missing"):
         rows = list(model.pairs(zip(mixed, texts, strict=True), batch_size=3))
     assert [row["match"] is None for row in rows] == [False, True, False, False, True]
     for file, text, row in zip(mixed, texts, rows, strict=True):
         if row["match"] is not None:
-            assert row["match"] == pytest.approx(model.match([file], [text]).item(), abs=1e-5)
-            assert row["similarity"] == pytest.approx(model.similarity([file], [text]).item(), abs=1e-5)
-    qa = Model.from_pretrained(folders["qa"], device="cpu")
-    (first,) = qa.pairs([(videos[0], "where?")])
-    assert (first["answer"], pytest.approx(first["probability"], abs=1e-6)) == qa.ask(videos[0], "where?")[0]
+            assert row["match"] == pytest.approx(model.match([text], [file]).item(), abs=1e-5)
+            assert row["similarity"] == pytest.approx(model.similarity(text, [file]).item(), abs=1e-5)
+    (first,) = models["qa"].pairs([(videos[0], "where?")])
+    assert (first["answer"], pytest.approx(first["probability"], abs=1e-6)) == models["qa"].ask(videos[0], "where?")[0]
+    (first,) = models["bare"].pairs([(videos[0], "a ball")])
+    assert first == {"similarity": pytest.approx(models["bare"].similarity("a ball", [videos[0]]).item(), abs=1e-5)}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_lower_precision_changes_scores_a_little(folders, videos, dtype):
-    whole = Model.from_pretrained(folders["retrieval"], device="cpu")
-    half = Model.from_pretrained(folders["retrieval"], device="cpu", dtype=dtype)
-    assert half.embed_videos(videos).dtype == torch.float32
-    for expected, actual in (
-        (whole.similarity(videos, TEXTS), half.similarity(videos, TEXTS)),
-        (whole.match(videos, TEXTS), half.match(videos, TEXTS)),
-    ):
+def test_lower_precision_changes_scores_a_little(models, folders, videos, dtype):
+    whole, half = models["retrieval"], Model.from_pretrained(folders["retrieval"], device="cpu", dtype=dtype)
+    assert half.encode(videos).dtype == np.float32
+    for name in ("similarity", "match"):
+        expected, actual = (getattr(model, name)(TEXTS, videos) for model in (whole, half))
         assert 0 < (expected - actual).abs().max() < 0.05
-    prompter = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu", dtype=dtype)
-    assert len(prompter.entities(videos[0])) == 3
-
-
-def test_a_sample_of_a_decoded_corpus_is_a_source(folders, clips, tokenizer):
-    model, reader = Model.from_pretrained(folders["retrieval"], device="cpu"), ShardReader(clips, "test")
-    gallery = Gallery.of(clips, "test")
-    _, evaluated = encode_gallery(model.encoder, gallery, tokenizer, 30, torch.device("cpu"))
-    actual = model.embed_videos([reader[number] for number in gallery.numbers])
-    torch.testing.assert_close(actual, evaluated.features, atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture
@@ -276,16 +259,11 @@ def test_a_model_is_found_by_its_fingerprint(workspace, videos):
     assert len(qa.ask(videos[0], "where?")) == 3
     for name in ("aaaa", "b" * 64, workspace / "artifacts" / "train_prompter" / ("a" * 16)):
         assert len(Model.load(name, workspace, device="cpu").entities(videos[0])) == 3
-    for name, message in {
-        "c": "2 artifacts start with it",
-        "f": "no such folder, and no artifact starts with it",
-        "../x": "no such folder",
-        "finetune_qa@ef": "no such folder, and no artifact starts with it",
-    }.items():
-        with pytest.raises(InputError, match=message):
+    for name in ("c", "f", "../x", "finetune_qa@ef"):  # two, and none
+        with pytest.raises(InputError, match=name):
             Model.load(name, workspace, device="cpu")
     (workspace / "empty").mkdir()
-    with pytest.raises(InputError, match="not a model folder"):
+    with pytest.raises(InputError, match="empty"):
         Model.load(workspace / "empty", device="cpu")
 
 
@@ -315,8 +293,7 @@ def test_a_stage_stands_for_the_artifact_that_was_built_last(workspace, built, c
     names = ("finetune_qa@cd", "finetune-qa@cdcd", "cdcdcd", old, str(old))
     assert [find_model(name, workspace) for name in names] == [old] * len(names)
     assert capsys.readouterr().err == ""
-    message = r"^evaluate: no such folder, and no artifact of this stage in .*/artifacts; `alpro artifacts ls`"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match="evaluate"):
         find_model("evaluate", workspace)
     (new / "artifact.json").write_text("")  # after a power failure
     assert find_model("finetune_qa", workspace) == old
@@ -336,12 +313,8 @@ def test_a_trial_after_the_last_whole_run_is_not_taken_by_its_stage(workspace, b
     run("one-stage", "2026-02-01", "ef", stage="finetune_qa")
     run("failed", "2026-02-02", "ef", state="failed")
     (workspace / "reports" / "other.json").write_text("[")
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=r"finetune_qa@efefefef .*steps=5.* or finetune_qa@cdcdcdcd"):
         find_model("finetune_qa", workspace)
-    assert str(error.value) == (
-        "finetune_qa: its newest artifact is not that of the last `alpro run`; name one: finetune_qa@efefefef "
-        "(own_videos finetune_qa.steps=5, 2026-02-01 00:00) or finetune_qa@cdcdcdcd (own_videos, 2026-01-01 00:00)"
-    )
     assert find_model("finetune_qa@ef", workspace) == trial
     assert find_model("train_prompter", workspace).parent.name == "train_prompter"  # the run had none of this stage
     run("later", "2026-03-01", "ef")

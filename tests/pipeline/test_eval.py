@@ -10,9 +10,9 @@ import pytest
 from alpro import Model
 from alpro.errors import InputError
 from alpro.files import digest
-from alpro.inference.index import About, Index
-from alpro.inference.index_videos import scan_videos, update_index
-from alpro.inference.scores import Labels, Threshold, encode, labeled
+from alpro.inference.evaluate import Labels, Threshold, encode, labeled
+from alpro.inference.index import Index
+from alpro.inference.index_videos import add_videos, settings
 from alpro.inference.search import search
 from alpro.stages.evaluation.retrieval import match_top_k
 from tests.pipeline.test_cli import call
@@ -85,9 +85,9 @@ def test_retrieval_is_that_of_the_model_and_of_the_baseline(scored, data, traine
     found = scored(RETRIEVAL, data, "--baseline", clip_folders["clip"], "--out", tmp_path / "out")
     rows = {row["name"]: row for row in found["results"]}
     assert rows["decoded/data"]["value"] == 80
-    assert {name.partition("/")[0] for name in rows} == {"decoded", "similarity", "search", "baseline"}
+    assert {name.partition("/")[0] for name in rows} == {"decoded", "similarity", "rerank", "baseline"}
     similarity = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32").similarity(
-        [item.source.path for item in labeled(data, "test")[0][:4]], ["a ball", "one ball", "a star", "a box"]
+        ["a ball", "one ball", "a star", "a box"], [item.source.path for item in labeled(data, "test")[0][:4]]
     )
     right = [similarity[0].argmax() in (0, 1), similarity[1].argmax() == 0]
     right += [similarity[2].argmax() in (2, 3), similarity[3].argmax() == 3]
@@ -100,11 +100,11 @@ def test_retrieval_is_that_of_the_model_and_of_the_baseline(scored, data, traine
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == found["results"]
 
 
-def test_the_order_of_a_search_is_scored(data, trained, tmp_path):
+def test_the_order_of_a_search_with_rerank_is_scored(data, trained, tmp_path):
     model = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32")
     items, videos = encode(model, labeled(data, "test")[0])
-    about = About(model="x", digest="y", embed_dim=model.embed_dim)
-    update_index(tmp_path / "index", model, about, [item for item in scan_videos(data) if item["id"] != "e"])
+    folder = next((trained / "artifacts" / "finetune_retrieval").iterdir())
+    add_videos(tmp_path / "index", model, settings(tmp_path / "index", folder), data)
     texts = ["a ball", "a star"]
     scores = match_top_k(model.folder.model, model.texts(texts), videos, 2, directions=("t2v",))[0]
     for text, row in zip(texts, scores, strict=True):
@@ -112,13 +112,14 @@ def test_the_order_of_a_search_is_scored(data, trained, tmp_path):
         assert [hit.item["id"] for hit in hits] == [items[i].id for i in np.argsort(-row)]
 
 
-def test_a_threshold_rejects_few_texts_with_a_video_and_counts_those_without():
-    """By hand: the best right similarities are 0.1, 0.2, ..., 2.1, so 5 % are below 0.2, and so are 5 of the others."""
-    right = np.arange(1, 22)[::-1] / 10
-    wrong = np.where(np.arange(21) < 5, 0.1, 0.5)
+def test_a_threshold_is_wrong_least_often():
+    """By hand: at 0.5, of the best right similarities 0.3, 0.5, 0.7, 0.9 one is below, and of the others (texts without
+    their videos) 0.1, 0.35, 0.45, 0.6 one is not."""
+    right, wrong = np.array([0.3, 0.5, 0.7, 0.9]), np.array([0.6, 0.1, 0.45, 0.35])
     similarity = np.stack([right, wrong, right - 1], axis=1)
-    threshold = Threshold.of(similarity, np.tile([True, False, True], (21, 1)))
-    assert vars(threshold) == {"similarity": pytest.approx(0.2), "rejected": pytest.approx(5 / 21)}
+    threshold = Threshold.of(similarity, np.tile([True, False, True], (4, 1)))
+    assert vars(threshold) == {"similarity": pytest.approx(0.5), "missed": 0.25, "accepted": 0.25}
+    assert Threshold.of(similarity, np.ones((4, 3), bool)).missed == 0
 
 
 def test_answers_and_entities_are_scored(scored, data, monkeypatch, capsys, trained):

@@ -3,8 +3,6 @@
 import json
 import shutil
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
@@ -14,6 +12,7 @@ from alpro.artifact import RECORD_VERSION
 from alpro.files import digest, write_json
 from alpro.inference.index import Index
 from alpro.inference.model import UNKNOWN
+from alpro.inference.search import search
 from tests.pipeline.test_cli import call
 
 
@@ -43,136 +42,74 @@ def videos(sample):
 RETRIEVAL, QA, PROMPTER = (digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter"))
 
 
-def test_videos_are_indexed_once_and_searched(alpro_model, videos, workspace, tmp_path):
-    folder, index = tmp_path / "videos", tmp_path / "index"
-    folder.mkdir()
-    for video in videos:
-        shutil.copy(video, folder)
-    (folder / "bad.mp4").write_text("no video")
-    status, out, err = alpro_model("index add", index, folder, "--model", RETRIEVAL)
-    assert (status, err) == (0, f"rejected: {folder / 'bad.mp4'}: unreadable: moov atom not found\n")
-    assert out.splitlines() == [
-        f"{index}: 3 clips",
-        "  3 embedded, 0 unchanged since an earlier run",
-        f"  1 rejected (1 unreadable): {index / 'rejects.parquet'}",
-    ]
-    status, out, err = alpro_model("index add", index, folder, "--model", RETRIEVAL, "--json")
-    assert (status, err) == (0, "")
-    assert json.loads(out) == {
-        "clips": 3,
-        "embedded": 0,
-        "rejected": 0,
-        "skipped": 4,
-        "replaced": 0,
-        "reasons": {},
-    }
-
-    text = "a red ball moves left"
-    status, out, err = alpro_model("search", index, text, "-k", 2, "--json")
-    assert (status, err) == (0, "")
-    found = json.loads(out)
-    assert (found["clips"], found["matched"], len(found["hits"])) == (3, 3, 2)
-    assert found["seconds"].keys() == {"index", "model", "text", "similarity", "matching"}
-    model = Model.load(RETRIEVAL, workspace, device="cpu")
-    for hit in found["hits"]:
-        assert hit["similarity"] == pytest.approx(model.similarity([hit["path"]], [text]).item(), abs=1e-5)
-        assert hit["match"] == pytest.approx(model.match([hit["path"]], [text]).item(), abs=1e-5)
-    _, out, _ = alpro_model("search", index, text)
-    assert out.splitlines()[0].split() == ["rank", "similarity", "match", "video"]
-    assert found["hits"][0]["path"] in out.splitlines()[1]
-    assert out.splitlines()[-1].startswith("3 clips by similarity, 3 by matching: index ")
-
-
-def test_videos_are_listed_and_removed(alpro_model, videos, tmp_path):
-    """The vectors and the names are gone at once, those of rejects too; what is not there changes nothing."""
-    folder, index = tmp_path / "videos", tmp_path / "index"
+@pytest.fixture
+def own(videos, tmp_path):
+    """A folder of three videos, one of them in a folder of its own, and a file that is none."""
+    folder = tmp_path / "videos"
     (folder / "more").mkdir(parents=True)
     for video, place in zip(videos, (folder, folder, folder / "more"), strict=True):
         shutil.copy(video, place)
     (folder / "bad.mp4").write_text("no video")
-    refused = f"error: {index}: no index yet; --model MODEL creates it\n"
-    assert alpro_model("index add", index, folder) == (2, "", refused)
-    alpro_model("index add", index, folder, "--model", RETRIEVAL)
-    first, second, third = (folder / videos[0].name, folder / videos[1].name, folder / "more" / videos[2].name)
-    status, out, _ = alpro_model("index ls", index)
-    assert (status, out.split()) == (0, [str(third), str(first), str(second)])
+    return folder
+
+
+def test_videos_are_indexed_searched_listed_and_removed(alpro_model, videos, own, workspace, tmp_path):
+    index, text = tmp_path / "index", "a red ball moves left"
+    assert alpro_model("index add", index, own)[0] == 2  # no index yet
+    status, out, err = alpro_model("index add", index, own, "--model", RETRIEVAL)
+    assert (status, err.startswith(f"rejected: {own / 'bad.mp4'}: unreadable"), err.count("\n")) == (0, True, 1)
+    assert out.splitlines()[0] == f"{index}: 3 clips"
+    counts = {"clips": 3, "embedded": 0, "rejected": 0, "skipped": 4, "replaced": 0, "reasons": {}}
+    assert json.loads(alpro_model("index add", index, own, "--json")[1]) == counts
+
+    model = Model.load(RETRIEVAL, workspace, device="cpu")
+    expected = search(Index.open(index), model, text, 2)
+    assert json.loads(alpro_model("search", index, text, "-k", 2, "--json")[1]) == {"text": text, **expected.json()}
+    lines = alpro_model("search", index, text, "-k", 3, "--rerank", 1)[1].splitlines()
+    assert [line.split()[0] for line in lines] == ["rank", "1", "2", "3", "3"]
+    assert len(lines[1].split()) == len(lines[2].split()) + 1  # one has a match
+    assert "match" not in alpro_model("search", index, text)[1].splitlines()[0]
+    assert "nothing fits" in alpro_model("search", index, text, "--nothing-below", 1)[2]
+    assert json.loads(alpro_model("search", index, text, "--filter", "id=none", "--json")[1])["hits"] == []
+
+    first, second, third = own / videos[0].name, own / videos[1].name, own / "more" / videos[2].name
+    assert alpro_model("index ls", index)[1].split() == [str(third), str(first), str(second)]
+    out = tmp_path / "vectors.parquet"
+    assert alpro_model("index ls", index, "--out", out)[:2] == (0, f"{out}: 3 clips, 16 numbers each\n")
     status, _, err = alpro_model("index rm", index, first, "none.mp4")
-    assert (status, "not in this index: none.mp4;" in err) == (2, True)
-    before = Index.open(index).embeddings[0].copy()
-
+    assert (status, "none.mp4" in err) == (2, True)
     first.unlink()
-    status, out, _ = alpro_model("index rm", index, first, folder / "more", folder / "bad.mp4")
+    assert "(missing)" in alpro_model("search", index, text)[1]
+    status, out, _ = alpro_model("index rm", index, first, own / "more", own / "bad.mp4")
     assert (status, out.splitlines()[-1]) == (0, f"{index}: 3 removed")
-    left = Index.open(index)
-    assert json.loads(alpro_model("index ls", index, "--json")[1]) == {
-        "model": left.about.model,
-        "rejected": 0,
-        "clips": [{"id": second.stem, "path": str(second), "kind": "video", "start": None, "end": None, "columns": {}}],
-    }
-    assert np.array_equal(left.embeddings[0], before[2:])
-    contents = b"".join(file.read_bytes() for file in index.iterdir())
-    assert [name.encode() in contents for name in (first.stem, second.stem, third.stem, "bad")] == [0, 1, 0, 0]
-    assert before[0].tobytes() not in contents
-    shutil.rmtree(folder / "more")
-    (folder / "bad.mp4").unlink()
-    assert json.loads(alpro_model("index add", index, folder, "--json")[1])["skipped"] == 1
+    listed = json.loads(alpro_model("index ls", index, "--json")[1])
+    assert (listed["rejected"], [clip["path"] for clip in listed["clips"]]) == (0, [str(second)])
     assert json.loads(alpro_model("index rm", index, second.stem, "--json")[1]) == {"removed": [str(second)]}
-    assert len(Index.open(index)) == 0
 
 
-def test_vectors_are_written_as_parquet(alpro_model, videos, tmp_path, monkeypatch):
-    """Of several parts, a row group at a time; plain products of them rank as the search by similarity does."""
-    monkeypatch.setattr("alpro.inference.index.GROUP_CLIPS", 1)
-    index, out = tmp_path / "index", tmp_path / "vectors.parquet"
-    for n, some in enumerate((videos[:1], videos[1:])):
-        folder = tmp_path / f"videos {n}"
-        folder.mkdir()
-        for video in some:
-            shutil.copy(video, folder)
-        alpro_model("index add", index, folder, "--model", RETRIEVAL)
-    assert alpro_model("index ls", index, "--out", out) == (0, f"{out}: 3 clips, 16 numbers each\n", "")
-    file = pq.ParquetFile(out)
-    assert (file.num_row_groups, file.schema_arrow.names) == (
-        3,
-        ["id", "path", "kind", "start", "end", "columns", "embedding"],
-    )
-    assert file.schema_arrow.field("embedding").type == pa.list_(pa.float32(), 16)
-    about = Index.open(index).about
-    assert file.schema_arrow.metadata[b"digest"].decode() == about.digest
-    table = file.read()
-    listed = json.loads(alpro_model("index ls", index, "--json")[1])["clips"]
-    clips = table.drop_columns("embedding").to_pylist(maps_as_pydicts="strict")
-    assert [clip | {"columns": clip["columns"] or {}} for clip in clips] == listed
-    vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(3, 16)
-    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
-    hits = json.loads(alpro_model("search", index, "a ball", "--rerank", 0, "--json")[1])["hits"]
-    scores = vectors @ Model.from_pretrained(about.model, device="cpu").embed_texts(["a ball"])[0].numpy()
-    best = [(table["id"][row].as_py(), pytest.approx(scores[row])) for row in np.argsort(-scores)]
-    assert [(hit["id"], hit["similarity"]) for hit in hits] == best
-    for refused, message in {"v.csv": "must end with .parquet", "no/v.parquet": "No such file"}.items():
-        status, _, err = alpro_model("index ls", index, "--out", tmp_path / refused)
-        assert (status, message in err, err.count("\n")) == (2, True, 1)
+def test_an_index_keeps_its_options_when_videos_are_added(alpro_model, own, videos, tmp_path):
+    index = tmp_path / "index"
+    for number in (1, 2):
+        row = {"path": videos[number].name, "day": str(number)}
+        shutil.copy(videos[number], own)
+        (own / f"{number}.jsonl").write_text(json.dumps(row) + "\n")
+        options = ("--model", RETRIEVAL, "--columns", "day", "--window", 0.5) if number == 1 else ()
+        assert alpro_model("index add", index, own / f"{number}.jsonl", *options)[0] == 0
+    clips = json.loads(alpro_model("index ls", index, "--json")[1])["clips"]
+    assert {clip["columns"]["day"] for clip in clips} == {"1", "2"}
+    assert all(clip["end"] - clip["start"] <= 0.5 for clip in clips)
 
 
-def test_the_options_of_a_search_reach_it(alpro_model, videos, tmp_path, monkeypatch):
-    """And those of every model: its device and its precision."""
+def test_the_device_and_precision_reach_every_model(alpro_model, videos, own, tmp_path, monkeypatch):
     calls, real = [], Model.from_pretrained
     monkeypatch.setattr(Model, "from_pretrained", lambda *a, **options: calls.append(options) or real(*a, **options))
-    index, single = tmp_path / "index", tmp_path / "videos"
-    single.mkdir()
-    for video in videos:
-        shutil.copy(video, single)
-    assert alpro_model("index add", index, single, "--model", RETRIEVAL, "--dtype", "bfloat16")[0] == 0
-    _, out, _ = alpro_model("search", index, "a ball", "-k", 3, "--rerank", 1, "--dtype", "float16", "--json")
-    assert [hit["match"] is None for hit in json.loads(out)["hits"]] == [False, True, True]
+    index = tmp_path / "index"
+    alpro_model("index add", index, own, "--model", RETRIEVAL, "--dtype", "bfloat16")
+    alpro_model("search", index, "a ball", "--dtype", "float16")
     alpro_model("ask", QA, videos[0], "what?", "--dtype", "bfloat16")
     assert calls == [{"device": "cpu", "dtype": dtype} for dtype in ("bfloat16", "float16", "bfloat16")]
-    shutil.rmtree(single)
-    _, out, err = alpro_model("search", index, "\u4f60\u597d", "--rerank", 0)
-    assert out.count("(missing)") == 3
-    assert err == f"note: {UNKNOWN}\n"
-    _, _, err = alpro_model("ask", QA, videos[0], "\u4f60\u597d?")
-    assert err == f"note: {UNKNOWN}\n"
+    for arguments in (("search", index, "\u4f60\u597d"), ("ask", QA, videos[0], "\u4f60\u597d?")):
+        assert alpro_model(*arguments)[2] == f"note: {UNKNOWN}\n"
 
 
 def test_a_question_is_answered_from_the_list(alpro_model, videos, workspace):
@@ -271,95 +208,70 @@ def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, workspace
     assert (status, err) == (2, f"error: {tmp_path / 'out'}: exists already; choose another folder\n")
 
 
-def test_mistakes_are_one_line(alpro_model, videos, workspace, tmp_path):
-    text, empty = tmp_path / "notes.txt", tmp_path / "empty"
-    text.write_text("no video")
-    empty.mkdir()
-    write_json(empty / "index.json", {"model": "x", "digest": "y", "embed_dim": 16})
-    (tmp_path / "nothing").mkdir()
-    (tmp_path / "bad").mkdir()
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("ask", "0000", "VIDEO", "what?"), "0000"),
+        (("ask", "FOLDER", "VIDEO", "what?"), "FOLDER"),
+        (("ask", RETRIEVAL, "VIDEO", "what?"), "finetune_qa"),
+        (("ask", QA, "VIDEO", " "), "question"),
+        (("ask", QA, "VIDEO", "\udcff"), "question"),
+        (("ask", QA, "FOLDER", "what?"), "--out"),
+        (("ask", QA, "FOLDER/notes.txt", "what?"), "FOLDER/notes.txt"),
+        (("ask", QA, "FOLDER/none.mp4", "what?"), "none.mp4"),
+        (("ask", QA, "FOLDER", "what?", "--out", "FOLDER/a.txt"), "a.txt"),
+        (("ask", QA, "FOLDER", "what?", "--out", "FOLDER/notes.txt"), "notes.txt"),
+        (("entities", RETRIEVAL, "VIDEO"), "train_prompter"),
+        (("entities", PROMPTER, "VIDEO", "--box", "0.5,0,0.6,1"), "--box"),
+        (("search", "FOLDER/none", "a"), "index.json"),
+        (("search", "FOLDER/empty", "a"), "empty"),
+        (("search", "FOLDER/empty", ""), "text"),
+        (("search", "FOLDER/empty", "\udcff"), "text"),
+        (("search", "FOLDER/empty", "a", "--nothing-below", "nan"), "--nothing-below"),
+        (("index add", "FOLDER/i", "FOLDER/none", "--model", RETRIEVAL), "FOLDER/none"),
+        (("index add", "FOLDER/i", "FOLDER/nothing", "--model", RETRIEVAL), "FOLDER/nothing"),
+        (("index add", "FOLDER/j", "FOLDER/bad", "--model", RETRIEVAL), "FOLDER/j"),
+        (("index add", "FOLDER/k", "FOLDER/bad", "--model", "models:/none@best"), "models:/none@best"),
+        (("index add", "FOLDER/notes.txt", "FOLDER/bad", "--model", RETRIEVAL), "FOLDER/notes.txt"),
+        (("index ls", "FOLDER/empty", "--out", "FOLDER/v.csv"), "v.csv"),
+        (("model export", RETRIEVAL, "FOLDER/bad"), "FOLDER/bad"),
+    ],
+)
+def test_mistakes_are_one_line(alpro_model, videos, tmp_path, arguments, named):
+    (tmp_path / "notes.txt").write_text("no video")
+    for folder in ("empty", "nothing", "bad"):
+        (tmp_path / folder).mkdir()
+    write_json(tmp_path / "empty" / "index.json", {"model": "x", "digest": "y"})
     (tmp_path / "bad" / "a.mp4").write_text("no video")
-    for arguments, message in {
-        ("ask", "0000", videos[0], "what?"): "0000: no such folder, and no artifact starts with it",
-        ("ask", tmp_path, videos[0], "what?"): "not a model folder",
-        ("ask", RETRIEVAL, videos[0], "what?"): "this retrieval model does not answer questions; load a model of",
-        ("ask", QA, videos[0], " "): "the question is empty",
-        ("ask", QA, text, "what?"): f"{text}: unreadable: ",
-        ("ask", QA, tmp_path / "none.mp4", "what?"): "none.mp4: missing",
-        ("entities", RETRIEVAL, videos[0]): "this retrieval model names no entities, and no prompter",
-        ("entities", PROMPTER, text): f"{text}: unreadable: ",
-        ("search", tmp_path / "none", "a"): "no index.json; `alpro index add",
-        ("search", empty, "a"): "the index is empty; `alpro index add` adds videos to it",
-        ("search", empty, ""): "the text is empty",
-        ("index add", tmp_path / "i", tmp_path / "none", "--model", RETRIEVAL): "no such file or folder",
-        ("index add", tmp_path / "i", tmp_path / "nothing", "--model", RETRIEVAL): "no video or image in this folder",
-        ("index add", tmp_path / "j", tmp_path / "bad", "--model", RETRIEVAL): "none of the videos could be decoded",
-        (
-            "index add",
-            tmp_path / "k",
-            tmp_path / "bad",
-            "--model",
-            "models:/none@best",
-        ): "models:/none@best: no MLflow store",
-    }.items():
-        status, _, err = alpro_model(*arguments)
-        lines = [line for line in err.splitlines() if not line.startswith("rejected: ")]
-        assert status == 2, arguments
-        assert len(lines) == 1, err
-        assert lines[0].startswith("error: ")
-        assert message in lines[0]
-
-
-def test_a_box_over_the_edge_is_refused(alpro_model, videos):
-    status, _, err = alpro_model("entities", PROMPTER, videos[0], "--box", "0.5,0,0.6,1")
-    assert status == 2
-    assert "argument --box: 0.5,0,0.6,1 is not a region of the frame" in err
+    real = {"VIDEO": str(videos[0]), "FOLDER": str(tmp_path)}
+    for name, value in real.items():
+        arguments = [argument.replace(name, value) for argument in arguments]
+        named = named.replace(name, value)
+    status, _, err = alpro_model(*arguments)
+    lines = [line for line in err.splitlines() if not line.startswith("rejected: ")]
+    assert (status, len(lines), lines[0].startswith("error: "), named in lines[0]) == (2, 1, True, True), err
 
 
 @pytest.mark.parametrize("end", ["parquet", "csv"])
-def test_many_videos_are_one_table_and_a_stopped_command_continues(alpro_model, videos, tmp_path, monkeypatch, end):
-    folder, out = tmp_path / "videos", tmp_path / f"answers.{end}"
-    folder.mkdir()
-    copies = [shutil.copy(video, folder) for video in videos]
-    (folder / "bad.mp4").write_text("no video")
-    command, real, asked = ("ask", QA, folder, "what moves?", "-k", 9, "--out", out), Model.ask, []
-
-    def ask(self, file, *more):
-        asked.append(file.path.name)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return real(self, file, *more)
-
-    expected = json.loads(alpro_model("ask", QA, copies[0], "what moves?", "--json")[1])["answers"][0]
-    monkeypatch.setattr(Model, "ask", ask)
-    assert alpro_model(*command)[0] == 130
-    assert not out.exists()
-    journal = out.with_name(f"{out.name}.part")
-    journal.write_text(journal.read_text() + '["cut')
-    message = "of another model or request"
-    assert message in alpro_model("ask", QA, folder, "who moves?", "--out", out)[2]
-    status, printed, _ = alpro_model(*command)
-    assert (status, printed) == (0, f"{out}: 4 rows\n")
-    assert [asked[0], *asked[2:]] == [video.name for video in videos]
-    table = pq.read_table(out) if end == "parquet" else csv.read_csv(out)
-    rows = {row["id"]: row for row in table.to_pylist()}
-    assert table.column_names[4:] == ["answer_1", "probability_1", "answer_2", "probability_2", "error"]
-    assert rows["bad"]["error"].startswith("unreadable")
-    row = rows[videos[0].stem]
-    assert (row["answer_1"], row["path"]) == (expected["text"], str(copies[0]))
-    assert row["probability_1"] == pytest.approx(expected["probability"])
-    assert [file.name for file in tmp_path.glob("answers*")] == [out.name]
-    assert "exists already" in alpro_model(*command)[2]
-
-
-def test_entities_of_many_videos_are_a_table(alpro_model, videos, tmp_path):
-    rows = "".join(json.dumps({"path": str(video)}) + "\n" for video in videos[:1])
-    (videos[0].parent / "some.jsonl").write_text(rows)
-    out = tmp_path / "entities.csv"
-    options = ("--box", "0,0,0.5,1", "-k", 2)
-    assert alpro_model("entities", PROMPTER, videos[0].parent / "some.jsonl", *options, "--out", out)[0] == 0
-    single = json.loads(alpro_model("entities", PROMPTER, videos[0], *options, "--json")[1])["entities"]
-    (row,) = csv.read_csv(out).to_pylist()
-    assert [row["entity_1"], row["entity_2"]] == [entity["text"] for entity in single]
-    assert row["probability_2"] == pytest.approx(single[1]["probability"])
-    assert ".parquet or .csv" in alpro_model("entities", PROMPTER, videos[0].parent, "--out", tmp_path / "a.txt")[2]
+def test_many_videos_are_one_table(alpro_model, own, videos, tmp_path, end):
+    rows = [{"path": "bad.mp4"}, {"path": videos[0].name}, {"path": videos[1].name}, {"file": "x"}]
+    (own / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = pq.read_table if end == "parquet" else csv.read_csv
+    for command, word, options in (
+        (("ask", QA), "answer", ("what moves?", "-k", 9)),
+        (("entities", PROMPTER), "entity", ("--box", "0,0,0.5,1", "-k", 2)),
+    ):
+        out = tmp_path / f"{word}.{end}"
+        status, printed, _ = alpro_model(*command, own / "m.jsonl", *options, "--out", out)
+        assert (status, printed) == (0, f"{out}: 4 rows\n")
+        table = read(out)
+        assert table.column_names[4:] == [f"{word}_1", "probability_1", f"{word}_2", "probability_2", "error"]
+        bad, *good, broken = table.to_pylist()
+        assert (bad["id"], bad["error"][:10], broken["error"][:7]) == ("bad", "unreadable", "bad row")
+        for row, video in zip(good, videos, strict=False):
+            single = json.loads(alpro_model(*command, own / video.name, *options, "--json")[1])
+            words = single["answers" if word == "answer" else "entities"]
+            assert [row[f"{word}_{n}"] for n in (1, 2)] == [one["text"] for one in words]
+            probabilities = [row["probability_1"], row["probability_2"]]
+            assert probabilities == pytest.approx([one["probability"] for one in words])
+            assert not row["error"]

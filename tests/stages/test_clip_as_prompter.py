@@ -129,4 +129,4 @@ def test_entities_in_python_come_from_the_artifact_of_the_prompts(cached, sample
     texts = model.embed_texts(["A video of a box.", "A photo of a box."])
     assert (model.embed_videos([video]) @ texts.T).abs().max() <= 1 + 1e-5
     with pytest.raises(InputError, match="no multimodal encoder"):
-        model.match([video], ["a box"])
+        model.match(["a box"], [video])

@@ -6,7 +6,7 @@ import pytest
 from alpro.artifact import read_record
 from alpro.inference import index as index_module
 from alpro.inference.index import About, Index
-from alpro.inference.index_videos import update_index
+from alpro.inference.index_videos import add_videos
 from alpro.pipeline.plan.step import Step
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.checksums import verify
@@ -59,7 +59,7 @@ class Batch:
 
 
 class Model:
-    def encode(self, sources, *arguments, **options):
+    def batches(self, sources, *arguments, **options):
         return (Batch([source]) for source in sources)
 
 
@@ -72,12 +72,11 @@ def test_indexing(tmp_path, monkeypatch, every, record_property):
     folder = tmp_path / "disk" / "index"
 
     def job() -> None:
-        update_index(folder, Model(), About(model="m", digest="d", embed_dim=2), list(items))
+        add_videos(folder, Model(), About(model="m", digest="d"), list(items))
 
     def result() -> dict:
         index = Index.open(folder)
-        vectors = np.concatenate(index.embeddings)
-        return {index.item(n)["id"]: vectors[n].tobytes() for n in range(len(index))}
+        return {index.item(n)["id"]: index.embeddings[n].tobytes() for n in range(len(index))}
 
     counts = cut_everywhere(tmp_path / "disk", job, result, monkeypatch, every)
     record_property("index", counts)

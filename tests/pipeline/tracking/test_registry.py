@@ -81,7 +81,7 @@ def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sampl
     else:
         expected = {"similarity": (model.embed_videos(videos) * model.embed_texts(texts)).sum(1).tolist()}
     if stage == "finetune_retrieval":
-        expected["match"] = model.match(videos, texts).diagonal().tolist()
+        expected["match"] = model.match(texts, videos).diagonal().tolist()
 
     arguments = ("--name", "shapes", "--alias", "champion", "--workspace", workspace)
     for _ in range(2):  # the same model is the same version

@@ -1,4 +1,4 @@
-"""Scores of any model on any labels: `alpro eval`. Unlike in the stages, a text may have several right videos."""
+"""`alpro eval`: scores of any model on any labels, as rows of `Results`. A text may have several right videos."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,7 @@ from alpro.stages.evaluation.qa import answer_head
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.retrieval import match_top_k
 
-RERANKED = 20  # clips that a search matches
-MISSED = 0.05  # share of texts that a threshold rejects although a video fits
+RERANKED = 20  # clips of a text that are also ranked by matching
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
     """The items that could be decoded, and their encoded videos. Raises InputError if there are none."""
     kept, tokens, features = list[Labeled](), [], []
     first, whole = 0, isinstance(model.folder.model, Alpro)
-    for batch in model.encode([item.source for item in items], cls_only=not whole, total=len(items)):
+    for batch in model.batches([item.source for item in items], cls_only=not whole, total=len(items)):
         kept += [items[first + i] for i in batch.decoded]
         tokens += [batch.videos.tokens] * bool(batch.decoded)
         features += [batch.videos.features] * bool(batch.decoded)
@@ -118,27 +117,34 @@ def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A similarity below which nothing fits, for `alpro search --nothing-below`. It rejects MISSED of the texts; and
-    `rejected`, a share, of those whose right videos are left out of the gallery."""
+    """A similarity below which nothing fits, for `alpro search --nothing-below`, and its two errors, shares of the
+    texts: `missed`, those that it rejects although a video fits; `accepted`, those that it accepts although their
+    videos are left out of the gallery. Of all thresholds, the one with the smallest sum."""
 
     similarity: float
-    rejected: float
+    missed: float
+    accepted: float
 
     @classmethod
     def of(cls, similarity: np.ndarray, relevant: np.ndarray) -> "Threshold":
         """similarity, relevant (boolean): (texts, videos)."""
-        right = np.where(relevant, similarity, -np.inf).max(1)
-        others = np.where(relevant, -np.inf, similarity).max(1)
-        least = float(np.quantile(right, MISSED))
-        return cls(least, float((others < least).mean()))
+        right = np.sort(np.where(relevant, similarity, -np.inf).max(1))
+        others = np.sort(np.where(relevant, -np.inf, similarity).max(1))
+        levels = np.unique(np.concatenate([right, others]))
+        missed, accepted = (
+            np.searchsorted(right, levels) / len(right),
+            1 - np.searchsorted(others, levels) / len(others),
+        )
+        best = int(np.argmin(missed + accepted))
+        return cls(float(levels[best]), float(missed[best]), float(accepted[best]))
 
 
 @torch.inference_mode()
 def add_retrieval(
     results: Results, model: Model, items: list[Labeled], videos: Videos, what: str, name: str
 ) -> tuple[dict[str, Score], Threshold | None]:
-    """Adds retrieval by similarity and, of a model that matches, as `alpro search` ranks. Returns the scores by
-    similarity, such as t2v/R1, and a threshold if there are texts."""
+    """Adds retrieval by similarity and, of a model that matches, as `alpro search --rerank` ranks. Returns the scores
+    by similarity, such as t2v/R1, and a threshold if there are texts."""
     labels, found = Labels.of(items), dict[str, Score]()
     if not labels.texts:
         return {}, None
@@ -149,7 +155,7 @@ def add_retrieval(
         with model.precision():
             texts = model.texts(labels.texts)
             (scores,) = match_top_k(model.folder.model, texts, videos, RERANKED, directions=("t2v",))
-        rankings["search"] = "as alpro search ranks", f"top {RERANKED}", scores
+        rankings["rerank"] = f"with --rerank {RERANKED}", f"top {RERANKED}", scores
     for key, (line, pairs, scores) in rankings.items():
         for direction in ("t2v", "v2t") if key == name else ("t2v",):
             ranked, relevant, queries = labels.direction(direction, scores)

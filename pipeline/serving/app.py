@@ -1,0 +1,285 @@
+"""The API of `alpro serve` and its page. Parameters are in the query of an address; the body of a POST is a file."""
+
+import asyncio
+import io
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Annotated, Any, Literal, TypeVar
+
+import pyarrow.compute as pc
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import Path as InPath
+from fastapi.responses import FileResponse
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
+
+from alpro.errors import InputError
+from alpro.inference.clips import Source, is_image, load_clip
+from alpro.inference.index import Index, source_of
+from alpro.inference.model import Model
+from alpro.inference.search import listed, search, similar
+from alpro.inputs import WHOLE, parse_box
+from alpro.shards.decoding import DecodeError
+from alpro.shards.storage import located, suffix
+
+HERE = Path(__file__).parent
+MAX_TEXT = 500  # characters
+MAX_RESULTS = 100  # of one answer
+MAX_RANK = 10_000  # to which results can be paged through
+MAX_WAITING = 32  # requests, beside the one that is computed
+MAX_UPLOADS = 8  # bodies that are received at a time
+MAX_UPLOAD = 200 << 20  # bytes
+UPLOAD_SECONDS = 120.0  # for a whole body
+PREVIEW_PIXELS, PREVIEW_FRAMES = 320, 8
+PRIVATE = {"Cache-Control": "private, max-age=3600"}
+# Of files that browsers may play as they are; whether they do depends on the codec.
+PLAYABLE = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
+T = TypeVar("T")
+
+
+@dataclass
+class Models:
+    """The models; None where the server cannot search, answer or name entities. digests: SHA-256 of each, by field."""
+
+    index: Index | None = None
+    search: Model | None = None
+    ask: Model | None = None
+    entities: Model | None = None  # a prompter
+    pretrained: Model | None = None  # names entities, too
+    digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def naming(self) -> dict[str, Model]:
+        models = {"entities": self.entities, "model_entities": self.pretrained}
+        return {name: model for name, model in models.items() if model}
+
+    def require(self, what: str, option: str) -> Any:
+        """Raises 404 if the server does not do it."""
+        if not (model := getattr(self, what)):
+            raise HTTPException(404, f"this server was started without {option}")
+        return model
+
+
+class Of(BaseModel):
+    """A clip of the index, by its number or its id; neither: the body of the request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    clip: int | None = Field(None, ge=0, description="number of a clip of the index")
+    id: str = Field("", description="its id, instead")
+    k: int = Field(10, ge=1, le=MAX_RESULTS, description="number of results")
+
+
+class Search(Of):
+    text: str = Field("", max_length=MAX_TEXT, description="what the videos should show")
+    offset: int = Field(0, ge=0, le=MAX_RANK, description="results to skip: those of earlier pages")
+    filter: list[str] = Field([], max_length=20, description="conditions, such as kind=video or date>=2024-01-01")
+    rerank: int = Field(0, ge=0, le=MAX_RESULTS, description="of the best clips, those to rank by matching")
+
+
+class Question(Of):
+    question: str = Field(max_length=MAX_TEXT)
+
+
+class Region(Of):
+    box: str = Field("", max_length=100, description="left,top,width,height as fractions of the frame")
+    text: str = Field("", max_length=MAX_TEXT, description="caption, which a model of pretrain reads")
+
+
+class Queue:
+    """Runs functions of the models one at a time, in order, in one thread: torch keeps workers for each thread."""
+
+    def __init__(self) -> None:
+        self.places, self.uploads = MAX_WAITING + 1, MAX_UPLOADS
+        self.thread = ThreadPoolExecutor(1, "models")
+
+    async def run(self, request: Request, function: Callable[[Path | None], T]) -> T:
+        """The result of a function of the uploaded file, if there is one. Raises 429 if too many requests wait, and
+        408, 413 and 429 for uploads. A client that goes away gives up its turn."""
+        async with self._received(request) as file:
+            if not self.places:
+                raise HTTPException(429, "too many requests are waiting", {"Retry-After": "1"})
+            self.places -= 1
+            work = asyncio.wrap_future(self.thread.submit(answered, function, file))
+            try:
+                while not (await asyncio.wait([work], timeout=1))[0]:
+                    if await request.is_disconnected():
+                        raise HTTPException(499)
+                return work.result()
+            finally:
+                work.cancel()
+                self.places += 1
+
+    @asynccontextmanager
+    async def _received(self, request: Request) -> AsyncIterator[Path | None]:
+        """The body of a POST as a file, which is deleted. It needs a place of its own, so slow ones block no others."""
+        if request.method != "POST":
+            yield None
+            return
+        if not self.uploads:
+            raise HTTPException(429, "too many uploads", {"Retry-After": "1", "Connection": "close"})
+        self.uploads -= 1
+        try:
+            with NamedTemporaryFile(prefix="alpro-upload-") as file:
+                async with asyncio.timeout(UPLOAD_SECONDS):
+                    async for part in request.stream():
+                        file.write(part)
+                        if file.tell() > MAX_UPLOAD:
+                            raise HTTPException(413, f"more than {MAX_UPLOAD >> 20} MiB", {"Connection": "close"})
+                file.flush()
+                yield Path(file.name) if file.tell() else None
+        except (TimeoutError, ClientDisconnect):
+            raise HTTPException(408, "the upload takes too long", {"Connection": "close"}) from None
+        finally:
+            self.uploads += 1
+
+
+def answered(function: Callable[[Path | None], T], file: Path | None) -> T:
+    """Turns the errors of a person's input into answers of HTTP."""
+    try:
+        return function(file)
+    except DecodeError as error:
+        raise HTTPException(400, f"this file cannot be decoded: {error.reason}") from error
+    except (InputError, ValueError) as error:
+        raise HTTPException(400, str(error)) from error
+
+
+def application(models: Models, rerank: int = 0, nothing_below: float | None = None) -> FastAPI:
+    """The API and the page, without the checks of `guard.py`. rerank: clips that a search matches at least."""
+    app = FastAPI(title="ALPRO", version=version("alpro-pipeline"), openapi_url="/api/openapi.json", docs_url=None)
+    queue, previews = Queue(), ThreadPoolExecutor(os.cpu_count(), "previews")
+    app.state.queue = queue
+    example_texts = examples(models)
+
+    def number(of: Of) -> int:
+        """The number of a clip. Raises 404."""
+        clips = models.index
+        found = of.clip if of.clip is not None or not clips else clips.number(of.id)
+        if clips is None or found is None or found >= len(clips):
+            raise HTTPException(404, "there is no such clip")
+        return found
+
+    def source(of: Of, file: Path | None) -> Source:
+        """What decodes the clip that a request names, or its body."""
+        if (of.clip is None and not of.id) == (file is None) or (of.clip is not None and of.id):
+            raise HTTPException(400, "name a clip by its number or its id, or send a file")
+        if file:
+            with file.open("rb") as opened:
+                return opened.read() if is_image(opened.read(16)) and not opened.seek(0) else file
+        place = number(of)
+        assert models.index
+        return source_of(models.index.item(place))
+
+    @app.get("/api/search")
+    @app.post("/api/search", operation_id="search_upload")
+    async def search_clips(request: Request, wanted: Annotated[Search, Query()]) -> dict[str, Any]:
+        """The clips that fit a text, or that are similar to a clip or to the body; all clips if there is neither."""
+        index, model = models.require("index", "INDEX"), models.require("search", "INDEX")
+        page = wanted.k, wanted.offset, wanted.filter
+
+        def run(file: Path | None) -> dict[str, Any]:
+            if wanted.text and (wanted.clip is not None or wanted.id or file):
+                raise HTTPException(400, "search for a text or for a clip, not both")
+            if wanted.text:
+                return search(index, model, wanted.text, *page, max(rerank, wanted.rerank), nothing_below).json()
+            if wanted.clip is not None or wanted.id:
+                place = number(wanted)
+                return similar(index, index.embeddings[place], *page, without=place).json()
+            if not file:
+                return listed(index, *page).json()
+            (embedded,) = model.stream([source(wanted, file)])
+            if embedded.error:
+                raise embedded.error
+            return similar(index, embedded.embedding.cpu().numpy(), *page).json()
+
+        return await queue.run(request, run)
+
+    @app.get("/api/ask")
+    @app.post("/api/ask", operation_id="ask_upload")
+    async def ask(request: Request, wanted: Annotated[Question, Query()]) -> dict[str, Any]:
+        """Answers to a question about a clip or the body, best first."""
+        model = models.require("ask", "--ask MODEL")
+        answers = await queue.run(request, lambda file: model.ask(source(wanted, file), wanted.question, wanted.k))
+        return {"answers": words(answers)}
+
+    @app.get("/api/entities")
+    @app.post("/api/entities", operation_id="entities_upload")
+    async def entities(request: Request, wanted: Annotated[Region, Query()]) -> dict[str, Any]:
+        """Entities in a region of a clip or the body, best first: by the prompter, and by a pre-trained model."""
+        naming = models.require("naming", "--entities MODEL")
+
+        def run(file: Path | None) -> dict[str, Any]:
+            box, of = parse_box(wanted.box) if wanted.box.strip() else WHOLE, source(wanted, file)
+            texts = {"entities": "", "model_entities": wanted.text.strip()}  # a prompter reads none
+            return {name: words(model.entities(of, box, wanted.k, texts[name])) for name, model in naming.items()}
+
+        return await queue.run(request, run)
+
+    @lru_cache(maxsize=1000)
+    def preview(clip: int, frames: int) -> bytes:
+        """The middle frame of a clip, or some frames that move, as WebP in their original shape."""
+        assert models.index
+        decoded = load_clip(source_of(models.index.item(clip)), frames if frames > 1 else 3, PREVIEW_PIXELS)
+        ratio = decoded.width / decoded.height if decoded.width and decoded.height else 1.0
+        size = (PREVIEW_PIXELS, max(1, round(PREVIEW_PIXELS / ratio)))
+        chosen = decoded.frames if frames > 1 else decoded.frames[1:2]
+        first, *others = (Image.fromarray(frame).resize(size) for frame in chosen)
+        first.save(out := io.BytesIO(), "WEBP", save_all=True, append_images=others, duration=300, loop=0, quality=80)
+        return out.getvalue()
+
+    @app.get("/api/clip/{clip}")
+    async def clip(clip: Annotated[int, InPath(ge=0)], view: Literal["file", "still", "moving"] = "file") -> Response:
+        """The file of a clip, in ranges, if browsers may play it; or its middle frame, or eight frames that move."""
+        place = number(Of(clip=clip))
+        if view != "file":
+            loop, frames = asyncio.get_running_loop(), PREVIEW_FRAMES if view == "moving" else 1
+            picture = await loop.run_in_executor(previews, answered, lambda _: preview(place, frames), None)
+            return Response(picture, media_type="image/webp", headers=PRIVATE)
+        assert models.index
+        item = models.index.item(place)
+        path = located(item["path"])
+        if item["frame_offsets"] is not None or not isinstance(path, Path) or suffix(path) not in PLAYABLE:
+            raise HTTPException(404, "this is no file that browsers play; view=moving shows some frames")
+        if not path.is_file():
+            raise HTTPException(404, "this file is missing")
+        return FileResponse(path, media_type=PLAYABLE[suffix(path)], headers=PRIVATE)
+
+    @app.get("/api/health")
+    async def health() -> dict[str, Any]:
+        """What this server does; it waits for no model."""
+        offers = {"search": models.search, "ask": models.ask, "entities": models.naming, "text": models.pretrained}
+        about = {"status": "ok", "version": app.version, "clips": len(models.index) if models.index else 0}
+        return about | {
+            "offers": [name for name, model in offers.items() if model],
+            "examples": example_texts,
+            "models": models.digests,
+        }
+
+    for address, name in (("/", "page.html"), ("/page.css", "page.css"), ("/page.js", "page.js")):
+        app.get(address, include_in_schema=False)(lambda name=name: FileResponse(HERE / name))
+    return app
+
+
+def words(ranked: list[tuple[str, float]]) -> list[dict[str, Any]]:
+    return [{"text": text, "probability": probability} for text, probability in ranked]
+
+
+def examples(models: Models) -> list[str]:
+    """Three texts that different clips fit best: of the captions of the index, or else of the entities."""
+    if not models.index or not models.search:
+        return []
+    texts = [text for text in pc.unique(models.index.items["caption"]).to_pylist() if text and len(text) <= 80]
+    texts = texts or [name for model in models.naming.values() for name in model.folder.entities]
+    if not (some := texts[:: len(texts) // 64 + 1]):
+        return []
+    similarity = models.index.embeddings @ models.search.encode(some).T  # (clips, texts)
+    order = similarity.max(0).argsort()  # the best one of a clip is the last
+    return list({int(similarity[:, i].argmax()): some[i] for i in order.tolist()}.values())[-3:][::-1]

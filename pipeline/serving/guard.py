@@ -1,0 +1,94 @@
+"""Who may ask the server, and until when it runs."""
+
+import base64
+import binascii
+from contextlib import suppress
+from secrets import compare_digest
+from typing import Any
+
+import uvicorn
+from fastapi.responses import PlainTextResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOCAL = ("127.0.0.1", "localhost")
+IDLE_TICKS = 300  # of a tenth of a second, in which a connection has to send a request
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+CHALLENGE = {"WWW-Authenticate": 'Basic realm="ALPRO: any name, the token as password", charset="UTF-8"'}
+
+
+class Guard:
+    """Refuses requests without the token if there is one, and those of pages of other sites. A name that is made to
+    resolve to this machine is known by Host, which `guarded` checks; other pages by Sec-Fetch-Site and Origin."""
+
+    def __init__(self, app: ASGIApp, token: str = ""):
+        self.app, self.token = app, token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message["headers"], *added]
+            await send(message)
+
+        await (self.refusal(scope) or self.app)(scope, receive, with_headers)
+
+    def refusal(self, scope: Scope) -> ASGIApp | None:
+        headers = dict(scope["headers"])
+        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site", b"none")
+        foreign = scope["path"].startswith("/api") and site not in (b"none", b"same-origin")
+        if foreign or (origin is not None and origin.partition(b"://")[2] != headers.get(b"host")):
+            return PlainTextResponse("a page of another site", 403)
+        if self.token and not compare_digest(password(headers.get(b"authorization", b"")), self.token):
+            return PlainTextResponse("the token is missing or wrong", 401, CHALLENGE)
+        return None
+
+
+def password(authorization: bytes) -> bytes:
+    """The token of a bearer, or the password that a browser asks for."""
+    scheme, _, value = authorization.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    try:
+        return base64.b64decode(value).partition(b":")[2] if scheme.lower() == b"basic" else b""
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def guarded(app: ASGIApp, host: str, token: str = "") -> ASGIApp:
+    """An application within the checks. host: the address that it listens on."""
+    return TrustedHostMiddleware(Guard(app, token), [*LOCAL] if host in LOCAL else ["*"], www_redirect=False)
+
+
+def serve(app: ASGIApp, host: str, port: int) -> None:
+    """Serves until Ctrl-C or SIGTERM, and then until open requests are answered."""
+    config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=10, ws="none")
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has stopped
+        Server(config).run()
+
+
+class Server(uvicorn.Server):
+    """Prints its address once it answers, and closes connections that send no request, which uvicorn keeps."""
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.idle: dict[Any, int] = {}  # ticks by connection
+        if self.started:
+            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+            print(f"the page is at http://{host}:{self.config.port} (Ctrl-C stops it)", flush=True)
+
+    async def on_tick(self, counter: int) -> bool:
+        waiting = {one for one in self.server_state.connections if getattr(one, "cycle", None) is None}
+        self.idle = {one: self.idle.get(one, 0) + 1 for one in waiting}
+        for connection in [one for one, ticks in self.idle.items() if ticks > IDLE_TICKS]:
+            connection.transport.close()
+        return await super().on_tick(counter)

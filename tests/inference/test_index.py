@@ -1,0 +1,529 @@
+"""An index of videos: what it embeds and when, and what a search ranks and opens. Parts and batches have two clips."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alpro.errors import InputError
+from alpro.inference import clips as clips_module
+from alpro.inference import index as index_module
+from alpro.inference.find import model_digest
+from alpro.inference.index import ITEMS, Index, rows_of
+from alpro.inference.index_videos import add_videos, in_windows, remove_videos, scan_videos, settings
+from alpro.inference.model import UNKNOWN, Model
+from alpro.inference.search import (
+    Hit,
+    fitting,
+    group_windows,
+    listed,
+    most_similar,
+    place_of,
+    search,
+    similar,
+    similar_hits,
+)
+from alpro.shards.decoding import DecodeError, ffmpeg_binary, video_seconds
+from alpro.shards.decoding import decode_video as decode
+from alpro.shards.schema import Row
+
+TEXT = "a red ball moves left"
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    monkeypatch.setattr(index_module, "PART_CLIPS", 2)
+    monkeypatch.setattr("alpro.inference.index_videos.BATCH", 2)
+    monkeypatch.setattr("alpro.inference.index_videos.CHUNK", 2)
+    monkeypatch.setattr("alpro.inference.search.BATCH", 2)
+
+
+@pytest.fixture(scope="module")
+def model(folders):
+    return Model.from_pretrained(folders["retrieval"], device="cpu")
+
+
+@pytest.fixture
+def update(tmp_path, folders, model):
+    """update(videos, window, stride, columns): adds a folder, a manifest or a corpus to the index; the counts, and the
+    reported lines."""
+
+    def add(videos, *options, task="retrieval"):
+        lines = []
+        about = settings(tmp_path / "index", folders[task], *options)
+        chosen = model if task == "retrieval" else Model.from_pretrained(folders[task], device="cpu")
+        return add_videos(tmp_path / "index", chosen, about, videos, lines.append), lines
+
+    return add
+
+
+@pytest.fixture
+def own(tmp_path, videos):
+    """A folder of five videos, three of them different, and a file that is none."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(5):
+        shutil.copy(videos[number % 3], folder / f"{number}.mp4")
+    (folder / "notes.mp4").write_text("no video")
+    return folder
+
+
+def opened(tmp_path):
+    return Index.open(tmp_path / "index")
+
+
+def vectors(tmp_path):
+    index = opened(tmp_path)
+    return {index.item(i)["id"]: index.embeddings[i] for i in range(len(index))}
+
+
+def files(tmp_path):
+    return {file.name: file.read_bytes() for file in (tmp_path / "index").iterdir()}
+
+
+def test_only_new_and_changed_files_are_embedded(update, own, model, videos, tmp_path):
+    counts, lines = update(own)
+    assert (counts.embedded, counts.rejected, counts.skipped, counts.reasons) == (5, 1, 0, {"unreadable": 1})
+    assert [line.startswith(f"{own / 'notes.mp4'}: unreadable") for line in lines] == [True]
+    assert len(opened(tmp_path).about.parts) > 2
+    first = vectors(tmp_path)
+    np.testing.assert_allclose([first[str(n)] for n in range(3)], model.encode(videos), atol=1e-6)
+    counts, lines = update(own)
+    assert (counts.embedded, counts.rejected, counts.skipped, lines) == (0, 0, 6, [])
+    shutil.copy(videos[0], own / "notes.mp4")  # repaired
+    (own / "1.mp4").write_bytes(videos[2].read_bytes() + b"\0")  # changed
+    shutil.copy(videos[2], own / "zz.mp4")  # new
+    counts, _ = update(own)
+    assert (counts.embedded, counts.replaced, counts.rejected, counts.skipped) == (3, 2, 0, 4)
+    second, index = vectors(tmp_path), opened(tmp_path)
+    assert (len(index), len(index.about.parts), index.rejects.num_rows) == (7, 1, 0)
+    for name, same in {"notes": "0", "1": "2", "zz": "2", "4": "1"}.items():
+        np.testing.assert_allclose(second[name], first[same], atol=1e-6)
+    assert pq.read_table(tmp_path / "index" / "rejects.parquet").num_rows == 0
+
+
+def test_an_interrupted_run_keeps_its_parts_and_many_are_merged(update, own, tmp_path, monkeypatch):
+    def interrupted():
+        for number, item in enumerate(scan_videos(own)):
+            if number == 4:
+                raise KeyboardInterrupt
+            yield item
+
+    monkeypatch.setattr("alpro.inference.clips.cores", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        update(interrupted())
+    kept = len(opened(tmp_path))
+    assert 0 < kept < 5
+    (tmp_path / "index" / "half.parquet").write_bytes(b"of a killed process")
+    (tmp_path / "index" / ".index.json.0.part").write_bytes(b"of a killed process")
+    monkeypatch.setattr(index_module, "MAX_PARTS", 2)
+    counts, _ = update(own)
+    assert (counts.embedded, counts.skipped + counts.embedded + counts.rejected) == (5 - kept, 6)
+    index = opened(tmp_path)
+    assert (len(index), index.rejects.num_rows) == (5, 1)
+    assert sorted(files(tmp_path)) == sorted(
+        [".lock", "index.json", "rejects.parquet", f"{index.about.parts[0]}.parquet"]
+    )
+
+
+@pytest.mark.parametrize("killed_at", range(4))
+def test_what_is_removed_is_not_on_the_disk_also_after_a_kill(update, own, tmp_path, monkeypatch, killed_at):
+    """At any of its writes and deletions; the next change of the index deletes what the list does not name."""
+    update(own)
+    gone, before = vectors(tmp_path)["1"].tobytes(), len(opened(tmp_path))
+    steps = iter(range(100))
+
+    def kill(function):
+        def run(*arguments):
+            if next(steps) == killed_at:
+                raise KeyboardInterrupt
+            return function(*arguments)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        for name in ("_add_part", "_delete_others"):
+            patch.setattr(index_module.IndexWriter, name, kill(getattr(index_module.IndexWriter, name)))
+        with suppress(KeyboardInterrupt):
+            remove_videos(tmp_path / "index", [str(own / "1.mp4"), "4"])
+    assert len(opened(tmp_path)) in (before, before - 2)
+    with suppress(InputError):  # they were removed before the kill
+        remove_videos(tmp_path / "index", ["1", "4"])
+    contents = b"".join(files(tmp_path).values())
+    assert gone not in contents
+    assert b"1.mp4" not in contents
+    assert sorted(vectors(tmp_path)) == ["0", "2", "3"]
+    assert [item["id"] for item in remove_videos(tmp_path / "index", [str(own)])] == ["0", "2", "3", "notes"]
+    assert len(opened(tmp_path)) == 0
+
+
+def test_rows_of_a_manifest_have_windows_captions_and_columns(update, own, tmp_path):
+    rows = [{"path": "0.mp4", "start": 0, "end": 0.3, "day": "1"}, {"path": "0.mp4", "start": 0.3, "caption": "a ball"}]
+    rows += [{"file": "x"}]
+    (own / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts, _ = update(own / "m.jsonl", None, None, ["day"])
+    assert (counts.embedded, counts.reasons) == (2, {"bad row": 1})
+    index = opened(tmp_path)
+    assert [place_of(index.item(i)).partition(" ")[2] for i in range(2)] == ["0-0.3 s", "0.3- s"]
+    assert index.items["caption"].to_pylist() == [None, "a ball"]
+    assert not np.allclose(*index.embeddings)
+    assert pq.read_table(tmp_path / "index" / "rejects.parquet")["reason"].to_pylist() == ["bad row"]
+    (own / "more.jsonl").write_text(json.dumps({"path": "1.mp4", "day": "2"}) + "\n")
+    update(own / "more.jsonl")  # keeps the columns of the index
+    assert fitting(opened(tmp_path), ["day=2"]).tolist() == [False, False, True]
+
+
+def test_the_frames_of_a_window_are_those_between_its_start_and_its_end(videos, model):
+    video = model.folder.model.config.video
+
+    def frames(start, end):
+        return decode(videos[0], video.frames, video.image_size, start, end).frames.transpose(0, 3, 1, 2)
+
+    row = Row(id="a", path=videos[0], kind="video", start=0.25, end=0.5)
+    np.testing.assert_array_equal(clips_module.load_frames(row, video), frames(0.25, 0.5))
+    np.testing.assert_array_equal(clips_module.load_frames(videos[0].read_bytes(), video), frames(None, None))
+    assert not np.array_equal(frames(0.25, 0.5), frames(0.25, None))
+    assert not np.array_equal(frames(0.25, 0.5), frames(None, 0.5))
+
+
+def test_a_video_that_could_not_be_fetched_is_tried_again_and_one_that_is_none_is_not(update, own, monkeypatch):
+    real = clips_module.load_frames
+
+    def down(source, video):
+        if source.path.name == "1.mp4":
+            raise DecodeError("not fetched", "the server is down")
+        return real(source, video)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clips_module, "load_frames", down)
+        assert update(own)[0].reasons == {"not fetched": 1, "unreadable": 1}
+    counts, lines = update(own)
+    assert (counts.embedded, counts.replaced, counts.skipped, counts.rejected, lines) == (1, 0, 5, 0, [])
+
+
+def test_a_full_disk_ends_a_run_and_is_no_reject(update, own, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(clips_module, "local_copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        update(own)
+
+
+def test_samples_of_a_decoded_corpus_are_indexed_and_matched(update, clips, model, tmp_path):
+    counts, _ = update(clips)
+    assert counts.embedded == len(opened(tmp_path)) > 20
+    assert update(clips)[0].embedded == 0
+    found = search(opened(tmp_path), model, TEXT, k=5, rerank=5)
+    assert all(hit.match is not None and hit.item["caption"] for hit in found.hits)
+    assert found.hits[0].place.startswith(str(clips))
+
+
+def test_what_cannot_be_added_to_an_index_is_refused(update, own, tmp_path):
+    update(own)
+    with pytest.raises(InputError, match=r"another model, .*retrieval .*prompter"):
+        update(own, task="prompter")
+    for options, named in {(5.0,): "windows", (None, 1.0): "--stride", (1.0, 2.0): "--stride"}.items():
+        with pytest.raises(InputError, match=named):
+            update(own, *options)
+    with pytest.raises(InputError, match="columns"):
+        update(own, None, None, ["day"])
+    with FileLock(tmp_path / "index" / ".lock"), pytest.raises(InputError, match="another process"):
+        update(own)
+    part = tmp_path / "index" / f"{opened(tmp_path).about.parts[1]}.parquet"
+    part.write_bytes(b"")
+    with pytest.raises(InputError, match="corrupt"):
+        opened(tmp_path)
+    (tmp_path / "index" / "index.json").write_text("{")
+    with pytest.raises(InputError, match=r"index\.json"):
+        update(own)
+    (tmp_path / "index" / "index.json").unlink()
+    with pytest.raises(InputError, match="not an index"):
+        update(own)
+    with pytest.raises(InputError, match=r"no index\.json"):
+        opened(tmp_path)
+
+
+@given(
+    values=st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 0.5, 0.9]), max_size=9),
+    kept=st.lists(st.booleans(), min_size=9, max_size=9),
+    k=st.integers(1, 10),
+)
+def test_the_most_similar_rows_are_those_of_a_stable_sort(values, kept, k):
+    matrix, chosen = (
+        np.array([[value, 1.0] for value in values], np.float32).reshape(-1, 2),
+        np.array(kept[: len(values)], bool),
+    )
+    rows, scores = most_similar(matrix, np.array([1, 0], np.float32), k, chosen)
+    expected = sorted(np.flatnonzero(chosen), key=lambda row: (-values[row], row))[:k]
+    assert rows.tolist() == expected
+    assert scores.tolist() == pytest.approx([values[row] for row in expected])
+
+
+def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(update, own, model, tmp_path):
+    update(own)
+    index = opened(tmp_path)
+    paths = [index.item(i)["path"] for i in range(5)]
+    similarity = dict(zip(paths, model.similarity([TEXT], paths)[0].tolist(), strict=True))
+    probability = dict(zip(paths, model.match([TEXT], paths)[0].tolist(), strict=True))
+    found = search(index, model, TEXT)
+    plain = [hit.item["path"] for hit in found.hits]
+    assert [similarity[path] for path in plain] == pytest.approx(sorted(similarity.values(), reverse=True), abs=1e-5)
+    assert (found.clips, found.matched, found.hits[0].match, found.nothing_fits) == (5, 0, None, None)
+    first = similar_hits(index, model.encode(TEXT), 4, np.ones(5, bool))
+    order = sorted(
+        first, key=lambda hit: -(np.log(probability[p := hit.item["path"]] / (1 - probability[p])) + hit.similarity)
+    )
+    found = search(index, model, TEXT, rerank=4)
+    assert [hit.item["path"] for hit in found.hits] == [*(hit.item["path"] for hit in order), plain[4]]
+    assert [hit.match is None for hit in found.hits] == [False] * 4 + [True]
+    for hit in found.hits[:4]:
+        assert hit.match == pytest.approx(probability[hit.item["path"]], abs=1e-5)
+    pages = [hit.number for at in (0, 2, 4, 6) for hit in search(index, model, TEXT, 2, at, rerank=4).hits]
+    assert pages == [hit.number for hit in found.hits]
+    best = found.hits[0].similarity if found.hits[0].similarity > similarity[plain[1]] else similarity[plain[0]]
+    for below, nothing in ((best + 0.01, True), (best - 0.01, False)):
+        assert search(index, model, TEXT, nothing_below=below).nothing_fits is nothing
+
+
+def test_clips_of_a_rerank_that_cannot_be_decoded_follow_with_a_note(update, own, model, tmp_path):
+    """In the first of two batches: the scores of the second stay those of its own clips."""
+    update(own)
+    index = opened(tmp_path)
+    first = search(index, model, TEXT, rerank=5)
+    bad = similar_hits(index, model.encode(TEXT), 5, np.ones(5, bool))[1].item["path"]
+    stat = os.stat(bad)
+    with open(bad, "r+b") as file:
+        file.write(b"\0" * (stat.st_size))
+    os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the same identity
+    found = search(index, model, TEXT, rerank=5)
+    assert [hit.item["path"] for hit in found.hits] == [
+        *(p for hit in first.hits if (p := hit.item["path"]) != bad),
+        bad,
+    ]
+    scores = {hit.number: hit.match for hit in first.hits}
+    assert [hit.match for hit in found.hits[:-1]] == pytest.approx([scores[hit.number] for hit in found.hits[:-1]])
+    assert (found.hits[-1].match, found.hits[-1].note[:10], found.matched) == (None, "unreadable", 4)
+
+
+def test_a_clip_that_is_gone_or_changed_is_noted_and_not_matched(update, own, model, tmp_path):
+    update(own)
+    (own / "0.mp4").unlink()
+    (own / "1.mp4").write_bytes(b"something else")
+    index, notes = opened(tmp_path), {"0": "missing", "1": "changed since"}
+    for rerank in (0, 5):
+        found = search(index, model, TEXT, rerank=rerank)
+        assert {hit.item["id"]: hit.note for hit in found.hits if hit.note} == notes
+    assert {hit.item["id"] for hit in found.hits[3:]} == notes.keys()
+
+
+def test_a_prompter_ranks_by_similarity_alone_and_a_foreign_text_is_noted(update, own, folders, tmp_path):
+    update(own, task="prompter")
+    index = opened(tmp_path)
+    model = index.load_model(device="cpu")
+    found = search(index, model, "a red ball", rerank=3)
+    assert (len(found.hits), found.matched) == (5, 0)
+    for text, note in {"a red ball": "", "\u4f60\u597d?": UNKNOWN, "\U0001f600": UNKNOWN, "\u4f60 ball": ""}.items():
+        assert search(index, model, text).note == note
+
+
+def test_a_search_opens_only_the_index_and_the_files_that_are_matched(update, own, model, tmp_path, monkeypatch):
+    update(own)
+    names, watching = [], [True]
+    sys.addaudithook(lambda event, args: names.append(str(args[0])) if event == "open" and watching[0] else None)
+    search(opened(tmp_path), model, TEXT)
+    watching[0] = False
+    inside = {path for path in names if path.startswith(str(tmp_path))}
+    assert inside
+    assert all(path.startswith(str(tmp_path / "index")) for path in inside)
+    decoded = []
+    monkeypatch.setattr(clips_module, "decode_video", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    found = search(opened(tmp_path), model, TEXT, k=3, rerank=1)
+    assert [str(path) for path in decoded] == [found.hits[0].item["path"]]
+
+
+def test_the_model_of_an_index_is_that_of_its_embeddings_wherever_it_is(update, own, folders, model, tmp_path):
+    update(own)
+    with pytest.raises(InputError, match="another model"):
+        opened(tmp_path).load_model(folders["qa"], device="cpu")
+    moved = shutil.copytree(folders["retrieval"], tmp_path / "moved")
+    assert opened(tmp_path).model_folder(moved) == moved
+    about = settings(tmp_path / "index", moved)
+    add_videos(tmp_path / "index", model, about, own)
+    assert opened(tmp_path).about.model == str(moved)  # recorded
+    shutil.rmtree(moved)
+    with pytest.raises(InputError, match="--model"):
+        opened(tmp_path).load_model(device="cpu")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
+def test_the_digest_of_a_model_has_all_that_decides_what_it_computes(folders, tmp_path, name):
+    folder = shutil.copytree(folders["retrieval"], tmp_path / "copy")
+    assert model_digest(folder) == model_digest(folders["retrieval"])
+    with (folder / "model" / name).open("ab") as file:
+        file.write(b" ")
+    assert model_digest(folder) != model_digest(folders["retrieval"])
+    (folder / "model" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json"):
+        model_digest(folder)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """An index of clips without files, in two parts."""
+    folder, empty = tmp_path_factory.mktemp("table") / "index", dict.fromkeys(ITEMS.names)
+    folder.mkdir()
+    writer = index_module.IndexWriter(folder, index_module.About(model="m", digest="d", columns=("day", "views")))
+    rows = [("7", "/v/2024/a.mp4", "video", None, {"day": "2024-02-01", "views": "9"})]
+    rows += [("07", "/v/2023/b.mp4", "video", 3.0, {"day": "2024-01-01", "views": "10"})]
+    rows += [("red", "/v/2024/c.png", "image", None, {"views": "many"})]
+    for number, (id, path, kind, start, columns) in enumerate(rows):
+        item = {"id": id, "path": path, "kind": kind, "start": start, "end": start and start + 2.0, "identity": ""}
+        item |= {"columns": list(columns.items()), "caption": ["a ball", None, "two balls"][number]}
+        writer.add(empty | item, np.array([number == 0, number == 1, number == 2], np.float32))
+        writer.commit()
+    writer.finish()
+    return Index.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ((), [0, 1, 2]),
+        (("kind=image",), [2]),
+        (("kind!=image",), [0, 1]),
+        (("id=7",), [0]),  # a text: 07 is another one
+        (("id>=07", "id<7"), [1]),
+        (("path~*/2024/*",), [0, 2]),
+        (("path~*?.png",), [2]),
+        (("caption~*ball*",), [0, 2]),
+        (("day>=2024-01-15",), [0]),
+        (("views<10",), [0]),
+        (("views>=9", "kind=video"), [0, 1]),
+        (("views=9.0",), [0]),
+        (("views=many",), [2]),
+        (("start>0",), [1]),
+        ((" end <= 5 ",), [1]),
+        (("day=",), []),
+    ],
+)
+def test_filters(table, filters, expected):
+    assert fitting(table, filters).nonzero()[0].tolist() == expected
+    assert [hit.number for hit in listed(table, filters=filters).hits] == expected
+    found = similar(table, np.array([1, 2, 3], np.float32), filters=filters)
+    assert ([hit.number for hit in found.hits], found.clips) == (expected[::-1], len(expected))
+
+
+@pytest.mark.parametrize("text", ["x", "=3", "color=red", "start~1", "end>soon", "kind=\udcff"])
+def test_a_wrong_filter_is_refused(table, text):
+    with pytest.raises(InputError):
+        fitting(table, [text])
+
+
+def test_clips_have_numbers_through_all_parts(table):
+    assert [table.number(id) for id in ("7", "07", "red", "none")] == [0, 1, 2, None]
+    assert [table.item(n)["id"] for n in range(3)] == ["7", "07", "red"]
+    found = similar(table, table.embeddings[2], k=1, without=2)
+    assert [hit.number for hit in found.hits] == [0]
+
+
+def test_vectors_are_written_with_their_clips(table, tmp_path):
+    table.write_vectors(tmp_path / "vectors.parquet")
+    file = pq.ParquetFile(tmp_path / "vectors.parquet")
+    assert (file.num_row_groups, file.schema_arrow.metadata[b"digest"]) == (2, b"d")
+    rows = file.read().to_pylist(maps_as_pydicts="strict")
+    assert [(row["id"], row["embedding"]) for row in rows] == [("7", [1, 0, 0]), ("07", [0, 1, 0]), ("red", [0, 0, 1])]
+    assert rows[0]["columns"] == {"day": "2024-02-01", "views": "9"}
+    with pytest.raises(InputError, match=r"v\.parquet"):
+        table.write_vectors(tmp_path / "none" / "v.parquet")
+
+
+def join(parts, film):
+    """Writes videos of one format after another into a file, without encoding them again."""
+    names = film.with_suffix(".list")
+    names.write_text("".join(f"file '{clip}'\n" for clip in parts))
+    command = [ffmpeg_binary(), "-y", "-v", "error", "-f", "concat", "-safe", "0", "-i", names, "-c", "copy", film]
+    subprocess.run([str(part) for part in command], check=True)
+    names.unlink()
+
+
+@pytest.fixture
+def films(tmp_path):
+    (tmp_path / "films").mkdir()
+    return tmp_path / "films"
+
+
+def test_a_search_finds_the_window_of_a_film_that_shows_a_clip(update, videos, model, films, tmp_path):
+    """Two minutes of one clip, with another one at 80 s: it is the clip that is searched for."""
+    common, rare, _ = videos
+    count = round(120 / video_seconds(rare))
+    join([rare if number == count * 2 // 3 else common for number in range(count)], films / "film.mp4")
+    assert update(films, 10.0, 5.0)[0].embedded == 23
+    hits = similar_hits(opened(tmp_path), model.encode(rare), 3, np.ones(23, bool))
+    assert (hits[0].item["start"], hits[0].item["end"], hits[0].span) == (80, 90, (75, 90))
+    assert hits[0].remarks == ["neighbors fit too: 75-90 s"]
+    assert all(hit.item["end"] < 80 or hit.item["start"] > 90 for hit in hits[1:])
+
+
+@pytest.mark.parametrize("length", [1e15, float("inf"), float("nan")])
+def test_a_wrong_length_in_a_header_makes_no_windows(length, update, videos, films):
+    """One flipped bit of a length in a Matroska file turns seconds into millennia."""
+    join([videos[0]] * 4, films / "film.mkv")
+    content = bytearray((films / "film.mkv").read_bytes())
+    place = content.index(b"\x44\x89\x88") + 3  # Duration, in milliseconds
+    content[place : place + 8] = struct.pack(">d", length)
+    (films / "film.mkv").write_bytes(content)
+    counts, _ = update(films, 1.0, 0.5)
+    assert counts.embedded + counts.rejected == 1
+
+
+def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(update, videos, films, tmp_path):
+    def windows():
+        return sorted((row["start"], row["end"]) for row in rows_of(opened(tmp_path).items))
+
+    join([videos[0]] * 5, films / "film.mp4")
+    join([videos[0]] * 4, films / "other.mp4")
+    update(films, 2.0, 1.5)
+    assert windows() == [(0, 2), (0, 2), (1.5, 3.5), (1.5, 3.5), (3, 4), (3, 5)]
+    assert update(films)[0].skipped == 6
+    join([videos[1]] * 3, films / "film.mp4")
+    assert update(films)[0].embedded == 2
+    assert windows() == [(0, 2), (0, 2), (1.5, 3), (1.5, 3.5), (3, 4)]
+    with pytest.raises(InputError, match=r"1\.5 s"):
+        update(films, 2.0, 1.0)
+    assert len(remove_videos(tmp_path / "index", ["film"])) == 2
+
+
+def test_what_has_no_windows(clips, videos):
+    lines = [
+        {"id": "a", "path": "https://host/a.mp4", "kind": "video", "start": None, "end": None, "frame_offsets": None}
+    ]
+    (reject,) = in_windows(lines, 10.0, 5.0)
+    assert reject.reason == "bad row"
+    part = lines[0] | {"start": 3.0}
+    assert list(in_windows([part], 1.0, 1.0)) == [part]
+    short = list(scan_videos(videos[0].parent))  # also files that are no videos: decoding says why
+    assert list(in_windows(short, 5.0, 5.0)) == short
+    with pytest.raises(InputError, match="decoded corpus"):
+        list(in_windows(scan_videos(clips), 10.0, 5.0))
+
+
+def test_windows_of_several_files_are_grouped_by_file():
+    """In order of similarity; a window that touches a group's best one belongs to it."""
+    windows = [("a", 10, 20), ("b", 15, 25), ("a", 20, 30), ("a", 31, 40), ("a", 5, 15), ("c", None, None)]
+    hits = [
+        Hit({"path": path, "start": start, "end": end}, number, 1 - number / 10)
+        for number, (path, start, end) in enumerate(windows)
+    ]
+    groups = [(hit.number, hit.span) for hit in group_windows(hits)]
+    assert groups == [(0, (5, 30)), (1, (15, 25)), (3, (31, 40)), (5, None)]

@@ -1,0 +1,364 @@
+"""The API of `alpro serve`: its answers are those of Python, and what it refuses."""
+
+import base64
+import threading
+
+import numpy as np
+import pytest
+
+from alpro.errors import InputError
+from alpro.inference.search import listed, search, similar
+from alpro.pipeline.cli.serve import token_of
+
+TEXT = "a red ball moves left"
+SHOT = {"text": TEXT}
+
+
+def numbers(answer):
+    assert answer.status_code == 200, answer.text
+    return [hit["clip"] for hit in answer.json()["hits"]]
+
+
+def upload(path):
+    return {"content": path.read_bytes()}
+
+
+def test_a_search_has_the_hits_of_python_in_pages(client, models):
+    expected = search(models.index, models.search, TEXT, 10).json()
+    assert client.get("/api/search", params=SHOT).json() == expected
+    pages = [client.get("/api/search", params=SHOT | {"k": 3, "offset": at}) for at in (0, 3, 6)]
+    assert [n for page in pages for n in numbers(page)][:10] == [hit["clip"] for hit in expected["hits"]][:9]
+    reranked = client.get("/api/search", params=SHOT | {"rerank": 3}).json()
+    assert reranked == search(models.index, models.search, TEXT, 10, rerank=3).json()
+    assert reranked["matched"] == 3
+    assert client.get("/api/search", params={"k": 7}).json() == listed(models.index, 7).json()  # the gallery
+    assert client.get("/api/search", params={"filter": ["day>=2024-02-01", "kind=video"], "k": 9}).json()["clips"] == 2
+    assert numbers(client.get("/api/search", params=SHOT | {"filter": "path~*.png"})) == [4]
+
+
+def test_options_of_the_server_reach_a_search(models):
+    from starlette.testclient import TestClient
+
+    from alpro.pipeline.serving.app import application
+
+    found = TestClient(application(models, rerank=2, nothing_below=0.999)).get("/api/search", params=SHOT).json()
+    assert (found["matched"], found["nothing_fits"]) == (2, True)
+
+
+def test_clips_and_uploads_have_similar_clips(client, models, videos):
+    vector = models.search.encode(videos[2])
+    upload_found = client.post("/api/search", params={"k": 5}, **upload(videos[2])).json()["hits"]
+    expected = similar(models.index, vector, 5).json()["hits"]
+    assert [hit["clip"] for hit in upload_found] == [hit["clip"] for hit in expected]
+    assert [hit["similarity"] for hit in upload_found] == pytest.approx(
+        [hit["similarity"] for hit in expected], abs=1e-5
+    )
+    by_number = numbers(client.get("/api/search", params={"clip": 4, "k": 5}))
+    assert by_number == [hit.number for hit in similar(models.index, models.index.embeddings[4], 5, without=4).hits]
+    assert numbers(client.get("/api/search", params={"id": "red", "k": 5})) == by_number  # in the second part
+
+
+def test_questions_and_entities_of_clips_and_uploads(client, models, videos):
+    def words(ranked):
+        return [{"text": text, "probability": pytest.approx(p, abs=1e-6)} for text, p in ranked]
+
+    image = videos[0].parent / "red.png"
+    box, region = (0.5, 0.0, 0.5, 1.0), {"box": "0.5,0,0.5,1", "k": 3}
+    for number, file in ((1, videos[1]), (4, image)):
+        answers = {"answers": words(models.ask.ask(file, "what moves?", 2))}
+        question = {"question": "what moves?", "k": 2}
+        assert client.get("/api/ask", params=question | {"clip": number}).json() == answers
+        assert client.post("/api/ask", params=question, **upload(file)).json() == answers
+        named = {"entities": words(models.entities.entities(file, box, 3))}
+        assert client.get("/api/entities", params=region | {"clip": number}).json() == named
+        assert client.post("/api/entities", params=region, **upload(file)).json() == named
+    part = client.get("/api/ask", params=question | {"clip": 3}).json()
+    assert part != client.get("/api/ask", params=question | {"clip": 0}).json()
+
+
+def test_a_pre_trained_model_reads_the_caption(models, pretrained, videos):
+    from dataclasses import replace
+
+    from starlette.testclient import TestClient
+
+    from alpro import Model
+    from alpro.pipeline.serving.app import application
+
+    model = Model.from_pretrained(pretrained, device="cpu")
+    client = TestClient(application(replace(models, pretrained=model)))
+    found = client.get("/api/entities", params={"clip": 0, "text": "a ball", "k": 1}).json()
+    assert list(found) == ["entities", "model_entities"]
+    ((word, p),) = model.entities(videos[0], top_k=1, text="a ball")
+    assert found["model_entities"] == [{"text": word, "probability": pytest.approx(p, abs=1e-6)}]
+
+
+def test_files_are_played_in_ranges_and_stay_private(client, models, videos):
+    whole = client.get("/api/clip/1")
+    assert (whole.content, whole.headers["content-type"]) == (videos[1].read_bytes(), "video/mp4")
+    part = client.get("/api/clip/1", headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, whole.content[10:20])
+    last = len(models.index) - 1  # a sample of the corpus
+    for clip in (0, 3, 4, last):
+        for view in ("still", "moving"):
+            picture = client.get(f"/api/clip/{clip}", params={"view": view})
+            assert (picture.status_code, picture.content[8:12]) == (200, b"WEBP")
+            assert (b"ANMF" in picture.content) is (view == "moving" and clip != 4)
+            assert picture.headers["cache-control"].startswith("private")
+    assert whole.headers["cache-control"].startswith("private")
+    assert [client.get(f"/api/clip/{clip}").status_code for clip in (4, last, last + 1, -1)] == [404, 404, 404, 422]
+
+
+def test_what_the_server_does_is_known_without_a_model(client, app, models):
+    health = client.get("/api/health").json()
+    assert (health["status"], health["clips"], health["models"]) == ("ok", len(models.index), {"search": "abc"})
+    assert health["offers"] == ["search", "ask", "entities"]
+    captions = set(models.index.items["caption"].to_pylist())
+    assert len(set(health["examples"]) & captions) == 3
+    routes = set(app.openapi()["paths"])
+    assert routes == {f"/api/{name}" for name in ("search", "ask", "entities", "clip/{clip}", "health")}
+
+
+def test_a_server_without_an_index_refuses_what_it_has_no_model_for(models):
+    from starlette.testclient import TestClient
+
+    from alpro.pipeline.serving.app import Models, application
+
+    client = TestClient(application(Models(ask=models.ask)))
+    assert client.get("/api/health").json()["offers"] == ["ask"]
+    paths = ("search?text=a", "ask?clip=0&question=a", "entities?clip=0", "clip/0")
+    assert [client.get(f"/api/{path}").status_code for path in paths] == [404] * 4
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("search?text=+", 400),
+        ("search?text=a&k=0", 422),
+        ("search?text=a&k=101", 422),
+        ("search?text=a&k=1e999", 422),
+        ("search?text=a&k=NaN", 422),
+        ("search?text=a&k=-1", 422),
+        ("search?text=a&k=", 422),
+        ("search?text=a&offset=99999999999999999999", 422),
+        ("search?text=a&limit=3", 422),
+        ("search?text=" + "a" * 501, 422),
+        ("search?text=%ed%a0%80", 200),
+        ("search?text=%00%ff", 200),
+        ("search?text=a&filter=x", 400),
+        ("search?text=a&filter=color=red", 400),
+        ("search?text=a&filter=kind=%ed%a0%80", 200),
+        ("search?text=a&filter=start>1e999", 200),
+        ("search?text=a&clip=1", 400),
+        ("search?clip=999999999999999999999999", 404),
+        ("search?id=none", 404),
+        ("ask?question=a", 400),
+        ("ask?question=&clip=1", 400),
+        ("ask?question=a&clip=1&id=red", 400),
+        ("entities?clip=1&box=1,2,3,4", 400),
+        ("entities?clip=1&box=nan,0,1,1", 400),
+        ("entities?clip=1&box=%ff", 400),
+        ("clip/1?view=all", 422),
+        ("clip/1e999", 422),
+        ("clip/..%2f..%2fetc%2fpasswd", 404),
+        ("other", 404),
+    ],
+)
+def test_a_wrong_request_is_refused_and_no_request_is_an_error(client, path, status):
+    assert client.get(f"/api/{path}").status_code == status
+
+
+@pytest.mark.parametrize("body", [b"no video", b'{"text": "a", "k": 1e999}', b'"\\ud800"', b"\x89PNG", b"\xff\xd8\xff"])
+@pytest.mark.parametrize("path", ["search", "ask?question=a", "entities"])
+def test_a_body_that_is_no_video_is_refused(client, path, body):
+    answer = client.post(f"/api/{path}", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, "cannot be decoded" in answer.json()["detail"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://127.0.0.1:7860"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "same-site"}, 403),  # another port or subdomain
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://127.0.0.1:8000"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "\xe9"}, 403),
+        ({"Host": "evil.example"}, 400),  # a name that resolves to this machine
+        ({"Host": "localhost:7860"}, 200),
+        ({"Authorization": "Basic \xe9"}, 200),
+    ],
+)
+def test_pages_of_other_sites_do_not_reach_the_api(client, headers, status):
+    raw = [(name, value.encode("latin-1")) for name, value in headers.items()]
+    answer = client.get("/api/health", headers=raw)
+    assert answer.status_code == status
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    if status != 400:
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert client.get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200  # a link
+
+
+def test_a_token_is_required_everywhere(app):
+    from starlette.testclient import TestClient
+
+    from alpro.pipeline.serving.guard import guarded
+
+    token = "0123456789abcdef"
+    basic = [b"Basic " + base64.b64encode(b"me:" + password.encode()) for password in (token, "x")]
+    wrong = [b"", b"Bearer ", f"Bearer {token}x".encode(), b"Bearer \xe9", basic[1], b"Basic !", b"Basic \xe9"]
+    client = TestClient(guarded(app, "0.0.0.0", token), base_url="http://videos.example:7860")
+    for path in ("/", "/page.js", "/api/health", "/api/clip/0", "/api/openapi.json", "/none"):
+        for value in wrong:
+            answer = client.get(path, headers=[("Authorization", value)])
+            assert (answer.status_code, answer.headers["www-authenticate"][:5]) == (401, "Basic")
+        for value in (f"Bearer {token}".encode(), f"bearer {token}".encode(), basic[0]):
+            assert client.get(path, headers=[("Authorization", value)]).status_code == (404 if path == "/none" else 200)
+
+
+@pytest.mark.parametrize(
+    ("host", "file", "variable", "expected"),
+    [
+        ("127.0.0.1", None, "", ""),
+        ("127.0.0.1", None, "v" * 16, "v" * 16),
+        ("0.0.0.0", b"f" * 16 + b"\nsecond line", "v" * 16, "f" * 16),
+        ("0.0.0.0", None, "", None),
+        ("192.0.2.1", None, "short", None),
+        ("127.0.0.1", b"", "v" * 16, None),
+        ("127.0.0.1", b"\xff", "v" * 16, None),
+        ("127.0.0.1", "none", "v" * 16, None),
+    ],
+)
+def test_other_machines_need_a_token(host, file, variable, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALPRO_TOKEN", variable)
+    path = tmp_path / "token" if file is not None else None
+    if isinstance(file, bytes):
+        path.write_bytes(file)
+    if expected is not None:
+        assert token_of(host, path) == expected
+        return
+    with pytest.raises(InputError, match=r"(?i)token"):
+        token_of(host, path)
+
+
+def test_too_many_requests_are_refused_at_once_and_the_others_are_answered(client, app):
+    """Two places: one computes, one waits. Uploads that do not end hold none of them."""
+    queue, started, go_on, results = app.state.queue, threading.Event(), threading.Event(), []
+    queue.places = 2
+    queue.thread.submit(lambda: (started.set(), go_on.wait()))
+    started.wait()
+    waiting = [
+        threading.Thread(target=lambda: results.append(client.get("/api/search", params=SHOT))) for _ in range(2)
+    ]
+    for thread in waiting:
+        thread.start()
+    while queue.places:
+        pass
+    refused = client.get("/api/search", params=SHOT)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert client.get("/api/health").status_code == 200  # needs no place
+    go_on.set()
+    for thread in waiting:
+        thread.join()
+    assert [answer.status_code for answer in results] == [200, 200]
+    assert queue.places == 2
+
+
+def call(app, messages, path="/api/search"):
+    """The statuses of a POST whose body arrives as these messages; one that is None never arrives."""
+    import asyncio
+
+    sent, left = [], list(messages)
+
+    async def receive():
+        if left and left[0] is None:
+            await asyncio.Event().wait()
+        return left.pop(0) if left else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {"headers": [(b"host", b"127.0.0.1")], "http_version": "1.1", "scheme": "http", "root_path": ""}
+    asyncio.run(app(scope | {"server": ("127.0.0.1", 1), "client": ("127.0.0.1", 2)}, receive, send))
+    return [message["status"] for message in sent if message["type"] == "http.response.start"]
+
+
+def test_uploads_are_bounded_in_size_time_and_number_and_deleted(app, monkeypatch, tmp_path):
+    from alpro.pipeline.serving import app as module
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "MAX_UPLOAD", 10)
+    part = {"type": "http.request", "body": b"123456", "more_body": True}
+    assert call(app, [part, part, None]) == [413]
+    assert call(app, [part, part | {"body": b"1234", "more_body": False}]) == [400]
+    assert call(app, [part, {"type": "http.disconnect"}]) == [408]
+    monkeypatch.setattr(module, "UPLOAD_SECONDS", 0.01)
+    assert call(app, [part, None]) == [408]
+    assert (app.state.queue.places, app.state.queue.uploads) == (module.MAX_WAITING + 1, module.MAX_UPLOADS)
+    app.state.queue.uploads = 0
+    assert call(app, [None]) == [429]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_client_that_goes_away_gives_up_its_turn(app):
+    queue, go_on, computed = app.state.queue, threading.Event(), []
+    queue.thread.submit(go_on.wait)
+    statuses = call(app, [{"type": "http.request", "body": b"x", "more_body": False}])
+    go_on.set()
+    queue.thread.submit(computed.append, 1).result()
+    assert (statuses, computed, queue.places) == ([499], [1], 33)
+
+
+@pytest.mark.long
+def test_the_page_in_a_browser(models, free_port, videos):
+    """Gallery, examples, a search with pages, hover, a shared address, similar clips, a question and a box."""
+    import uvicorn
+    from playwright.sync_api import sync_playwright
+
+    from alpro.pipeline.serving.app import application
+    from alpro.pipeline.serving.guard import Server, guarded
+
+    port = free_port()
+    server = Server(uvicorn.Config(guarded(application(models), "127.0.0.1"), "127.0.0.1", port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+            page, errors = browser.new_page(viewport={"width": 400, "height": 800}), []
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+            page.goto(f"http://127.0.0.1:{port}/")
+            page.wait_for_selector(".card >> nth=11")
+            assert page.locator("#examples a").count() == 3
+            page.click("#examples a >> nth=0")
+            page.wait_for_selector("meter")
+            page.click("#pages >> text=Next")
+            page.wait_for_selector("#about:text-matches('^13 to')")
+            assert "offset=12" in page.url
+            page.hover(".card .still >> nth=0")
+            page.wait_for_selector(".card .still > :nth-child(2)")
+            page.goto(f"http://127.0.0.1:{port}/?clip=4&filter=kind%3Dvideo;day%3E0")
+            page.wait_for_selector(".card >> nth=2")
+            page.click(".card nav a:text('Open') >> nth=0")
+            page.fill("#ask input", "what moves?")
+            page.click("#ask button")
+            page.wait_for_selector("#ask dd >> nth=1")
+            page.set_input_files("#upload", str(videos[0]))
+            page.wait_for_selector("h2:text-matches('mp4$')")
+            area = page.locator("#media").bounding_box()
+            page.mouse.move(area["x"] + area["width"] / 2, area["y"] + 5)
+            page.mouse.down()
+            page.mouse.move(area["x"] + area["width"] - 2, area["y"] + area["height"] / 2)
+            page.mouse.up()
+            page.click("#entities button")
+            page.wait_for_selector("#entities dd >> nth=4")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 400
+            assert errors == []
+            browser.close()
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert np.isfinite(models.index.embeddings).all()
