@@ -138,7 +138,7 @@ def test_prefect_accepts_the_commands():
         pools |= {bound.arguments["name"]} if "work_pool" in words[0] else set()
         names |= {bound.arguments["name"]} if words[0] == "deployment" and bound.arguments else set()
     assert pools == {deployment["work_pool"]["name"] for deployment in deployments}
-    assert {"alpro/alpro"} <= names <= {f"{flow}/{d['name']}" for d in deployments for flow in ("alpro", d["name"])}
+    assert {"alpro/alpro"} <= names <= {f"alpro/{d['name']}" for d in deployments}
 
 
 def test_other_programs_targets_extras_and_versions_exist():

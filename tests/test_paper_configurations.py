@@ -17,7 +17,7 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.import_checkpoint import import_checkpoint
 from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
-from alpro.pipeline.flows.schedule import check_test_split
+from alpro.pipeline.flows.tasks import check_test_split
 from alpro.pipeline.plan.dag import plan
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.store.artifacts import Store
@@ -277,7 +277,7 @@ def test_invalid_evaluation_is_refused_before_training(tmp_path, pretrained, sam
     store = Store(tmp_path / "artifacts")
     store.make(steps[0], lambda s, out: s.module.run(s.config, dict(s.paths), out, RESOURCES), {})
     with pytest.raises(InputError, match="msrvtt: no test item has questions"):
-        check_test_split(store, steps, set())
+        check_test_split(store, steps)
 
 
 def test_weights_and_models_are_in_the_fingerprint_by_their_contents(tmp_path, pretrained, sample):

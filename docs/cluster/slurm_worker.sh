@@ -1,7 +1,7 @@
 #!/bin/bash
 # A Prefect worker as a Slurm job: it takes runs from a work pool as long as the job lasts. If the job is preempted or
-# reaches its time limit, its runs write checkpoints and are scheduled again, and the job is queued again. Submit it in
-# an activated environment, with the address of Prefect's server and the workspace of its runs:
+# reaches its time limit, its runs write checkpoints and end, and the job is queued again. Submit it in an activated
+# environment, with the address of Prefect's server and the workspace of its runs:
 #   export PREFECT_API_URL=http://server.example.com:4200/api ALPRO_WORKSPACE=/shared/alpro
 #   sbatch docs/cluster/slurm_worker.sh gpu
 #   sbatch --gpus=0 docs/cluster/slurm_worker.sh cpu --limit 4
@@ -17,10 +17,10 @@
 set -u
 
 if [ $# -eq 0 ] || [ -z "${PREFECT_API_URL:-}" ] || [ -z "${ALPRO_WORKSPACE:-}" ]; then
-  echo "usage: PREFECT_API_URL=http://HOST:4200/api ALPRO_WORKSPACE=/FOLDER sbatch $0 POOL [--limit RUNS]" >&2
+  echo "usage: PREFECT_API_URL=http://HOST:4200/api ALPRO_WORKSPACE=/FOLDER sbatch $0 POOL [OPTION...]" >&2
   exit 2
 fi
-srun python -m alpro.pipeline.servers.worker "$@" &
+srun prefect worker start --type process --limit 1 --pool "$@" &
 step=$!
 ended=
 # Slurm sends SIGTERM to this shell before the time limit, and to the step if the job is preempted. (srun would kill the

@@ -93,12 +93,11 @@ def execute(arguments: argparse.Namespace) -> int:
 def disk_full(error: Exception, workspace: Path | None) -> str:
     """The line of an error because of a full disk; empty for others. Errors of Prefect's server and of databases do not
     say so: then the disk of the workspace, of Prefect's folder or of temporary files has less than a MiB left."""
-    from alpro.pipeline.servers.temporary import prefect_home
     from alpro.shards.storage import DISK_FULL
 
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    for folder in (workspace, prefect_home(), Path(gettempdir())):
+    for folder in (workspace, Path(gettempdir())):
         if folder is not None and folder.is_dir() and shutil.disk_usage(folder).free < 2**20:
             return f"the disk of {folder} is full ({(str(error).splitlines() or [type(error).__name__])[0]})"
     return ""

@@ -120,14 +120,15 @@ def run_flow(arguments: argparse.Namespace, plan: "Planned") -> dict[str, str]:
     """Runs a plan as a Prefect flow. Returns the folder of each artifact."""
     server = start_temporary_server()
     from alpro.pipeline.flows import flow  # imports Prefect and MLflow; meanwhile the server starts
-    from alpro.pipeline.flows.session import Request, open_tracker
+    from alpro.pipeline.flows.run import open_tracker
 
     root, uri = arguments.workspace.resolve(), arguments.tracking_uri
     if server:
         # The database of a new MLflow store is created while the server creates its own.
-        open_tracker(uri, root, plan[0].name)
+        open_tracker(uri, root, plan[0].name).close()
         server.wait()
-    return flow.start(Request(arguments.stage, arguments.config, arguments.data, arguments.changes, root, uri), plan)
+    parameters = {name: getattr(arguments, name) for name in ("config", "data", "changes", "stage")}
+    return flow.start(plan, parameters, root, uri)
 
 
 def prepare_run(arguments: argparse.Namespace) -> Path:

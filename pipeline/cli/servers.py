@@ -7,7 +7,7 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.pipeline.cli.arguments import add_action, add_workspace, port
-from alpro.pipeline.servers.checks import check_port, problems
+from alpro.pipeline.servers.checks import check_port
 
 
 def add_ui(commands: Any) -> None:
@@ -16,20 +16,17 @@ def add_ui(commands: Any) -> None:
     add_workspace(parser, "folder of the artifacts")
 
 
-def run_up(arguments: argparse.Namespace) -> int:
+def run_up(arguments: argparse.Namespace) -> None:
     workspace = arguments.workspace.resolve()
-    ports = {"--prefect-port": arguments.prefect_port, "--mlflow-port": arguments.mlflow_port}
-    if wrong := list(problems(workspace, ports)):
-        print(*(f"error: {problem}" for problem in wrong), sep="\n", file=sys.stderr)
-        return 1
-    if arguments.check:
-        print("ok: ports, databases, and no other alpro up")
-        return 0
+    if arguments.prefect_port == arguments.mlflow_port:
+        raise InputError("--prefect-port and --mlflow-port are the same port; choose another for one of them")
+    check_port("--prefect-port", arguments.prefect_port)
+    check_port("--mlflow-port", arguments.mlflow_port)
     from alpro.pipeline.cli.run import create_workspace
     from alpro.pipeline.servers.up import up
 
     create_workspace(workspace, True)
-    return up(workspace, *ports.values())
+    up(workspace, arguments.prefect_port, arguments.mlflow_port)
 
 
 def add_up(commands: Any) -> None:
@@ -39,9 +36,8 @@ def add_up(commands: Any) -> None:
         run_up,
         "start Prefect, MLflow and workers here",
         description="Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1, "
-        "deploys every flow, and prints the addresses. Ctrl-C stops all of it.",
+        "registers the deployments, and prints the addresses. Ctrl-C stops all of it.",
     )
-    parser.add_argument("--check", action="store_true", help="only check ports and databases")
     for name, number in (("prefect", 4200), ("mlflow", 5000)):
         parser.add_argument(
             f"--{name}-port", type=port, default=number, metavar="PORT", help=f"port to listen on (default {number})"

@@ -16,6 +16,7 @@ from alpro.log import TIMES, log
 from alpro.pipeline.execution.devices import VISIBLE, reserved, visible_devices
 from alpro.pipeline.plan.step import Step
 from alpro.pipeline.store.artifacts import Store, check_inputs
+from alpro.progress import PLAIN
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
 from alpro.stages.execution.interface import (
@@ -86,6 +87,8 @@ def run_stage(
         # torchrun would give each process one thread
         if with_model and not gpus and (threads or count > 1) and "OMP_NUM_THREADS" not in os.environ:
             settings["OMP_NUM_THREADS"] = str(max(1, (threads or cores()) // count))
+        if resources.max_stages > 1:  # progress bars of several stages would overwrite each other
+            settings[PLAIN] = "1"
         log.debug(f"{step.name}: {shlex.join([*(f'{name}={value}' for name, value in settings.items()), *arguments])}")
         status = run_group(arguments, (*locks, *more_locks), say, settings)
     result = read_json(result_file) if result_file.exists() else {}

@@ -1,306 +1,175 @@
-"""The pipeline as Prefect flows: `alpro` runs all of it, each stage has a flow, and `step` runs one step for them.
-These are the flows of deployments; `alpro run` calls `start`.
+"""The pipeline as one Prefect flow with a task for each step.
 
-A flow reads the configuration, makes the plan, and runs the steps that have no artifact. The runs of its deployment do
-so in the work pool `cpu`, where mistakes are found at once, and leave each step to a deployment of `step`: steps with a
-model wait for a slot of the pool `gpu`, in the order in which they were submitted.
+`alpro run` calls `start`; deployments in prefect.yaml are the flow `alpro`, each with a stage and a work pool.
 """
 
 import os
-from datetime import UTC, datetime
+import signal
+from concurrent.futures import wait
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import prefect
 from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.runtime import deployment, flow_run
-from pydantic.json_schema import SkipJsonSchema
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
 
 from alpro.errors import InputError
-from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.flows.pages import about_run, link_to_mlflow, name_run, show_results
-from alpro.pipeline.flows.schedule import run_steps
-from alpro.pipeline.flows.session import Place, Request, Session, open_tracker, place_of, start_session
-from alpro.pipeline.flows.tasks import announce, at_terminal, check_input
-from alpro.pipeline.plan.dag import Planned, plan, planned
-from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.plan.step import Step
-from alpro.pipeline.plan.steps import check_files, needed
-from alpro.pipeline.reports.report import write_report
-from alpro.pipeline.reports.results import Listed
-from alpro.pipeline.reports.summary import FINISHED, STATES, RunSummary, StepSummary, first_line, report_file
-from alpro.pipeline.servers.checks import check_tracking_uri
-from alpro.pipeline.servers.deployed_run import continued_later
-from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.tracking.stage_runs import git_commit, log_stages, status_after
-from alpro.pipeline.tracking.tracker import Run
-from alpro.shards.storage import absolute
-from alpro.stages.execution.interface import Interrupted
-
-# Parameters that no person gives are not in the form on Prefect's page. A switch would have no empty state there: it
-# would pass false for a field that nobody touched.
-Internal = Annotated[str, SkipJsonSchema()]
-InternalSwitch = Annotated[bool, SkipJsonSchema()]
-InternalObject = Annotated[dict[str, Any], SkipJsonSchema()]
+from alpro.pipeline.execution.launch import GRACE_SECONDS
+from alpro.pipeline.flows.pages import link_to_mlflow, name_run, show_results
+from alpro.pipeline.flows.run import PipelineRun, title_of
+from alpro.pipeline.flows.tasks import announce, at_terminal, make
+from alpro.pipeline.plan.dag import Planned, planned
+from alpro.pipeline.plan.steps import check_files, required
+from alpro.pipeline.tracking.stage_runs import status_after, step_title
+from alpro.stages.execution.lifecycle import end_with_parent
+from alpro.stages.execution.stop import STOP, Stop
 
 
-def start(request: Request, plan: Planned, place: Place | None = None) -> dict[str, str]:
-    """Runs a plan as a flow of this process. Returns the folder of each artifact."""
-    place = place or place_of(request, plan)
+def start(
+    plan: Planned, arguments: dict[str, Any], workspace: Path, tracking_uri: str = "", **appearance: Any
+) -> dict[str, str]:
+    """Runs a plan as a flow of this process. Returns the folder of each artifact.
 
-    def pipeline(config: str, data: str, changes: list[str]) -> dict[str, str]:  # for Prefect's page, which shows them
-        return run(request, plan, place)
+    arguments: config, data, changes and stage, as the parameters of `alpro`. appearance: title, tags and parent of
+    PipelineRun.
+    """
 
-    name = request.stage.replace("_", "-") or "alpro"
-    flow = Flow(pipeline, name=name, flow_run_name=lambda: place.title, persist_result=False)
-    return flow(**request.arguments)
+    def body(config: str, data: str, changes: list[str], stage: str) -> dict[str, str]:  # Prefect's page shows them
+        return run(plan, arguments, workspace, tracking_uri, {}, **appearance)
+
+    title = appearance.get("title") or title_of(plan, arguments)
+    return Flow(body, name="alpro", flow_run_name=lambda: title, persist_result=False)(**arguments)
 
 
-def run(request: Request, plan: Planned, place: Place) -> dict[str, str]:
+def flow_run_name() -> str:
+    """The name of a deployment's run until its configuration is read."""
+    parameters = flow_run.parameters
+    parts = (Path(parameters["config"]).stem, parameters["stage"], parameters["data"], " ".join(parameters["changes"]))
+    return " · ".join(part for part in parts if part)
+
+
+@prefect.flow(name="alpro", flow_run_name=flow_run_name, persist_result=False)
+def alpro(
+    config: str = "sample",
+    data: str = "",
+    changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
+    stage: str = "",
+) -> dict[str, str]:
+    """Runs every step that has no cached result. Relative paths are relative to the workspace.
+
+    Args:
+        config: A configuration that ships, or a TOML file.
+        data: A manifest or a folder of your videos, which replaces every corpus. Empty: the configuration's.
+        changes: Values to change, also of other stages, each as stage.key=value, such as pretrain.lr=1e-4.
+        stage: Only this stage and its missing inputs. Empty: the whole pipeline.
+    """
+    arguments = {"config": config, "data": data, "changes": changes, "stage": stage}
+    if deployment.id:
+        end_with_parent(os.getppid(), signal.SIGTERM)
+    workspace = Path(os.environ.get("ALPRO_WORKSPACE", "" if deployment.id else "workspace"))
+    if deployment.id and not workspace.is_absolute():
+        raise InputError(f"ALPRO_WORKSPACE of this worker is not an absolute path but {str(workspace)!r}")
+    workspace.mkdir(parents=True, exist_ok=True)
+    if deployment.id:  # Prefect started this process in a temporary folder
+        os.chdir(workspace)
+    plan = planned(stage, config, data, changes, workspace.resolve())
+    return run(plan, arguments, workspace.resolve(), os.environ.get("ALPRO_TRACKING_URI", ""), elsewhere())
+
+
+def elsewhere() -> dict[str, str]:
+    """The deployments of single stages in other work pools than that of this run, by the names of the stages. Empty for
+    a run of no deployment."""
+    if not deployment.id:
+        return {}
+    with get_client(sync_client=True) as client:
+        own = client.read_deployment(deployment.id).work_pool_name
+        found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["alpro"])))
+    others = [other for other in found if other.work_pool_name != own and other.parameters.get("stage") == other.name]
+    return {other.name: f"alpro/{other.name}" for other in others}
+
+
+def run(
+    plan: Planned,
+    arguments: dict[str, Any],
+    workspace: Path,
+    tracking_uri: str,
+    deployments: dict[str, str],
+    **appearance: Any,
+) -> dict[str, str]:
     """Runs a plan in a flow, with its run in MLflow and its report. Returns the folder of each artifact."""
-    settings, steps, store = plan
-    check_files(steps, store)
-    labels = [settings.name, f"result {steps[-1].fingerprint[:8]}"]
-    name_run(place.title, labels)
-    session = start_session(request, plan, place, about_run)
-    link_to_mlflow(session.tracker, session.run, "mlflow")
+    check_files(plan[1], plan[2])
+    current = PipelineRun(plan, arguments, workspace, tracking_uri, deployments, **appearance)
+    labels = [current.settings.name, f"result {current.steps[-1].fingerprint[:8]}"]
+    name_run(current.title, labels)
+    link_to_mlflow(current.tracker, current.run, "mlflow")
     try:
         with prefect.tags(*labels):
-            run_steps(session, steps)
+            run_steps(current)
     except BaseException as error:
-        finish(session, plan, request.workspace, error)
+        finish(current, error)
         raise
-    finish(session, plan, request.workspace)
-    return session.folders
+    finish(current)
+    return {name: str(folder) for name, folder, *_ in current.listed()}
 
 
-def finish(session: Session, plan: Planned, root: Path, error: BaseException | None = None) -> None:
+def run_steps(current: PipelineRun) -> None:
+    """Runs the steps, each once its inputs exist, and at most `resources.max_stages` here at a time.
+
+    A step that fails stops the steps that depend on it, and no others; the first error is raised at the end. If this
+    thread is interrupted, all stages are stopped: they have time to write a checkpoint, then they are killed.
+    """
+    steps, stop = required(current.steps, current.store), Stop()
+    deployed = sum(step.stage in current.elsewhere for step in steps)
+    token = STOP.set(stop)
+    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(current.settings.resources.max_stages + deployed)
+    with workers as runner:
+        futures: dict[str, Any] = {}
+        try:
+            for number, step in enumerate(steps, 1):
+                inputs = [futures[other.name] for other in step.inputs.values() if other.name in futures]
+                values: dict[str, Any] = {"title": step_title(step), "number": f"stage {number} of {len(steps)}, "}
+                values |= {"current": quote(current), "step": quote(step)}
+                futures[step.name] = runner.submit(make, values, wait_for=inputs)
+            for step in steps:
+                state = futures[step.name].wrapped_future.result()
+                if state.name == "NotReady":
+                    announce(f"{step.name}: skipped, because an input failed")
+                elif not state.is_completed():
+                    current.failures[step.name] = error = state.result(raise_on_failure=False)
+                    if not isinstance(error, Exception):
+                        raise error
+                    if step is not steps[-1]:
+                        announce(f"{step.name}: failed: {error}")
+        except BaseException:
+            stop.request()
+            try:
+                wait([future.wrapped_future for future in futures.values()], GRACE_SECONDS)
+            finally:
+                stop.request(signal.SIGKILL)
+            raise
+        finally:
+            STOP.reset(token)
+    if current.failures:
+        raise next(iter(current.failures.values()))
+
+
+def finish(current: PipelineRun, error: BaseException | None = None) -> None:
     """Writes the report, shows the results in Prefect and MLflow, and ends the pipeline's run. error: what ended it."""
     try:
-        report = report_run(session, plan, root, error)
-        link_to_mlflow(session.tracker, session.run, "report", report)
+        report = current.write_report(error)
+        link_to_mlflow(current.tracker, current.run, "report", report)
         if not at_terminal():  # the command line prints it below the results
             announce(f"report: {report}")
-        show_results(session.experiment, listed(session))
+        show_results(current.settings.name, current.listed())
     except BaseException as problem:
         if error is None or not isinstance(problem, Exception):
             error = error or problem
             raise
         announce(f"no report of the run that failed: {problem}")  # must not hide why it failed
     finally:
-        session.tracker.end(session.run, status_after(error) if error else "FINISHED")
-        session.tracker.close()
-
-
-def report_run(session: Session, plan: Planned, root: Path, error: BaseException | None = None) -> Path:
-    """Writes the report of a run into a workspace and logs it to the run of the pipeline in MLflow. error: what ended
-    the run, if it did not finish."""
-    config, steps, _ = plan
-    report = write_report(report_file(root, config, steps), summarize(session, plan, error), listed(session))
-    if session.parent:
-        session.tracker.file(session.parent, report)
-        session.tracker.text(session.parent, config.model_dump_json(indent=1), "config.json")
-        log_stages(session.tracker, session.parent, session.results)
-    return report
-
-
-def listed(session: Session) -> list[Listed]:
-    """The artifacts of a session, as tables of results take them."""
-    return [(result.step.name, result.folder, result.record, result.cached) for result in session.results]
-
-
-def summarize(session: Session, plan: Planned, error: BaseException | None) -> RunSummary:
-    """What a run has done."""
-    config, steps, _ = plan
-    state = STATES[status_after(error)] if error else FINISHED
-    return RunSummary(
-        title=session.title,
-        name=config.name,
-        stage=session.stage,
-        state=state,
-        reason=reason(session, error) if error else "",
-        started=session.started.isoformat(timespec="seconds"),
-        seconds=round((datetime.now(UTC) - session.started).total_seconds(), 1),
-        commit=session.commit,
-        arguments=session.arguments,
-        config=config.model_dump(mode="json"),
-        steps=[step_summary(step, session, finished=state == FINISHED) for step in steps],
-    )
-
-
-def reason(session: Session, error: BaseException) -> str:
-    """Why a run did not finish, in a line that names the stage."""
-    line = first_line(error)
-    failed = [name for name, own in session.failures.items() if own is error]
-    return f"{failed[0]}: {line}" if failed and not line.startswith(failed[0]) else line
-
-
-def step_summary(step: Step, session: Session, finished: bool) -> StepSummary:
-    """A step with its state at the end of the run."""
-    result = next((result for result in session.results if result.step.name == step.name), None)
-    if result:
-        state = "cached" if result.cached else "built"
-    elif step.name in session.failures and not isinstance(session.failures[step.name], Interrupted):
-        state = "failed"
-    else:
-        state = "unused" if finished else "unfinished"
-    seconds = result.record["run"]["seconds"] if result else None
-    inputs = [source.name for source in step.inputs.values()]
-    return StepSummary(step.name, step.stage, step.fingerprint, inputs, state, seconds)
-
-
-def request_of(
-    stage: str, config: str, data: str, changes: list[str], workspace: str, tracking_uri: str, by_deployment: bool
-) -> Request:
-    """The parameters of a flow, checked. A run of a deployment is in the workspace of its worker."""
-    check_tracking_uri(tracking_uri)
-    passed = {"workspace": str(absolute(workspace)) if workspace else "", "tracking_uri": tracking_uri}
-    root, tracking_uri = places(workspace, tracking_uri)
-    return Request(stage, found_config(config), data, changes, root, tracking_uri, passed if by_deployment else None)
-
-
-def places(workspace: str, tracking_uri: str) -> tuple[Path, str]:
-    """The workspace and the MLflow store of a run, of a deployment's by default those of its worker.
-
-    A deployment's run has a process of its own in a temporary folder of Prefect: it moves to its workspace, so that
-    relative paths are relative to that. Raises InputError if the worker names no workspace.
-    """
-    if deployment.id is None:
-        return Path(absolute(workspace or "workspace")), tracking_uri
-    named = os.environ.get("ALPRO_WORKSPACE", "")
-    if not workspace and not Path(named).is_absolute():
-        raise InputError(
-            f"ALPRO_WORKSPACE = {named!r} of this worker is not an absolute path; start the worker with "
-            "ALPRO_WORKSPACE=/shared/alpro, say"
-        )
-    root = Path(workspace or named).resolve()
-    root.mkdir(parents=True, exist_ok=True)
-    os.chdir(root)
-    return root, tracking_uri or os.environ.get("ALPRO_TRACKING_URI", "")
-
-
-def found_config(source: str) -> str:
-    """A configuration with the files that are in the folder `configs` of the workspace, or in those that ALPRO_CONFIGS
-    of the worker names, by their paths. Others are shipped ones, and paths."""
-    if deployment.id is None:
-        return source
-    named = [name.strip() for name in os.environ.get("ALPRO_CONFIGS", "").split(",") if name.strip()]
-    folders = [Path(name) for name in named or ["configs"]]
-
-    def found(name: str) -> str:
-        files = (folder / name for folder in folders)
-        return next((str(absolute(file)) for file in files if file.is_file()), name)
-
-    return "+".join(found(part.strip()) for part in source.split("+"))
-
-
-def flow_run_name() -> str:
-    """The name of a flow run on Prefect's pages, until its configuration is read: the configuration, the stage, and
-    what was changed."""
-    flow, parameters = flow_run.flow_name, flow_run.parameters
-    name = "+".join(Path(part).stem for part in parameters["config"].split("+"))
-    stage = "" if flow == "alpro" else flow.replace("-", "_")
-    parts = (name, stage, parameters["data"], " ".join(parameters["changes"]))
-    return " · ".join(part for part in parts if part)
-
-
-def flow_of(stage: str) -> Flow[..., dict[str, str]]:
-    """A flow of one stage and its missing inputs, or, for "", of the whole pipeline."""
-
-    def body(
-        config: str = "sample",
-        data: str = "",
-        changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
-        workspace: Internal = "",
-        tracking_uri: Internal = "",
-        stages_by_deployment: InternalSwitch = False,
-    ) -> dict[str, str]:
-        """Runs every step that has no cached result.
-
-        Args:
-            config: A configuration that ships, or a TOML file in the folder `configs` of the workspace. Several are
-                joined by +; later ones complete and override the earlier.
-            data: A manifest or a folder of your videos, which replaces every corpus. Empty: the configuration's.
-            changes: Values to change, also of other stages, each as stage.key=value, such as pretrain.lr=1e-4.
-            workspace: The folder of artifacts, reports and the MLflow store; default: workspace, or the worker's.
-            tracking_uri: An MLflow server. Empty: an SQLite file in the workspace, or the worker's.
-            stages_by_deployment: Run each step as a run of a deployment of `step`, in a work pool.
-        """
-        with continued_later():
-            request = request_of(stage, config, data, changes, workspace, tracking_uri, stages_by_deployment)
-            plan = planned(stage, request.config, data, changes, request.workspace)
-            return run(request, plan, place_of(request, plan))
-
-    body.__name__ = body.__qualname__ = stage or "alpro"
-    name = body.__name__.replace("_", "-")
-    return Flow(body, name=name, flow_run_name=flow_run_name, persist_result=False)
-
-
-alpro = flow_of("")
-render_sample = flow_of("render_sample")
-decode_videos = flow_of("decode_videos")
-index_shards = flow_of("index_shards")
-train_tokenizer = flow_of("train_tokenizer")
-build_vocabulary = flow_of("build_vocabulary")
-train_prompter = flow_of("train_prompter")
-cache_prompts = flow_of("cache_prompts")
-pretrain = flow_of("pretrain")
-zero_shot = flow_of("zero_shot")
-finetune_retrieval = flow_of("finetune_retrieval")
-finetune_qa = flow_of("finetune_qa")
-evaluate = flow_of("evaluate")
-
-
-@prefect.flow(name="step", persist_result=False)
-def step(
-    name: Internal,
-    fingerprint: Internal,
-    settings: InternalObject,
-    arguments: InternalObject,
-    parent_run: Internal = "",
-    workspace: Internal = "",
-    tracking_uri: Internal = "",
-) -> dict[str, str]:
-    """Runs one step of a pipeline, which starts this. The artifacts of its inputs must be here. The pipeline logs
-    the step again if this machine has an MLflow store of its own.
-
-    Args:
-        name: The name of the step in the plan.
-        fingerprint: Its fingerprint on the machine that runs the pipeline.
-        settings: The configuration of the pipeline, complete.
-        arguments: What the pipeline was started with, for the record of the artifact.
-        parent_run: The MLflow run of the pipeline.
-        workspace: The folder of artifacts; default: the worker's.
-        tracking_uri: An MLflow server; default: the worker's.
-    """
-    with continued_later():
-        check_tracking_uri(tracking_uri)
-        root, tracking_uri = places(workspace, tracking_uri)
-        root.mkdir(parents=True, exist_ok=True)
-        config = PipelineConfig.model_validate(settings)
-        store = Store(root / "artifacts")
-        chosen = step_of(plan(config, Digests(root / "digests.sqlite")), name, fingerprint)
-        for other in chosen.inputs.values():
-            check_input(store, other)
-        tracker = open_tracker(tracking_uri, root, config.name)
-        parent = Run(parent_run) if tracker.has_run(parent_run) else None
-        session = Session(store, tracker, parent, config.resources, git_commit(), config.name, arguments)
-        try:
-            run_steps(session, [chosen])
-            return session.folders
-        finally:
-            tracker.close()
-
-
-def step_of(steps: list[Step], name: str, fingerprint: str) -> Step:
-    """The step of a plan that another machine made, too. Raises InputError if this one computes another fingerprint,
-    because files that it reads are missing or differ, or because the versions of this project differ."""
-    chosen = next((step for step in steps if step.name == name), None)
-    if chosen and chosen.fingerprint == fingerprint and not chosen.missing:
-        return chosen
-    if chosen and (missing := [step.missing for step in needed(steps, chosen.stage) if step.missing]):
-        raise InputError(f"{name}: {missing[0]}")
-    raise InputError(
-        f"{name}: this machine and the one that runs the pipeline have different files, or different versions of this "
-        "project; `alpro artifacts show` lists the digests of an artifact's files"
-    )
+        current.tracker.end(current.run, status_after(error) if error else "FINISHED")
+        current.tracker.close()

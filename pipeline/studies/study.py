@@ -17,7 +17,7 @@ from alpro.errors import InputError
 from alpro.files import atomic_write, digest, write_json
 from alpro.log import log
 from alpro.pipeline.flows import flow
-from alpro.pipeline.flows.session import Place, Request, open_tracker
+from alpro.pipeline.flows.run import open_tracker
 from alpro.pipeline.plan import dag as planning
 from alpro.pipeline.plan.steps import check_files, required
 from alpro.pipeline.reports.figures import study_figure
@@ -102,9 +102,10 @@ def run_study(source: Source, members: list[Member], as_json: bool = False) -> N
 def outcome(source: Source, member: Member, parent: Run) -> list[dict[str, Any]] | Exception:
     """Runs one member as `alpro run` would. Returns its rows of results.json, or the error that it failed with."""
     tags = {"study": source.study.name, "variant": member.variant, "seed": str(member.seed)}
-    request = Request(source.study.until, source.config, source.data, member.changes, source.root, source.tracking_uri)
+    arguments = {"config": source.config, "data": source.data, "changes": member.changes, "stage": source.study.until}
+    appearance = {"title": member.title, "tags": tags, "parent": parent}
     try:
-        folders = flow.start(request, member.plan, Place(member.title, tags, parent))
+        folders = flow.start(member.plan, arguments, source.root, source.tracking_uri, **appearance)
     except Exception as error:
         if status_after(error) == "KILLED":
             raise

@@ -6,7 +6,7 @@ import shutil
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # before Prefect is imported
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,10 +103,19 @@ def in_process() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def first(workspace, prefect) -> dict[str, str]:
     """The artifacts of a first run of the tiny pipeline, by stage."""
-    from alpro.pipeline.flows.flow import alpro
+    return alpro(TINY, workspace=workspace)
 
+
+def alpro(
+    config: str, data: str = "", changes: Iterable[str] = (), stage: str = "", *, workspace: Path
+) -> dict[str, str]:
+    """Runs a pipeline, or one stage of it, as a flow whose stages run in this process."""
+    from alpro.pipeline.flows.flow import start
+    from alpro.pipeline.plan.dag import planned
+
+    arguments = {"config": config, "data": data, "changes": list(changes), "stage": stage}
     with in_process():
-        return alpro(TINY, workspace=str(workspace))
+        return start(planned(stage, config, data, list(changes), workspace), arguments, workspace)
 
 
 @pytest.fixture

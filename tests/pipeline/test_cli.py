@@ -20,7 +20,6 @@ from alpro.files import write_json
 from alpro.log import log
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli.arguments import changes_of
-from alpro.pipeline.flows.session import Request
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import Interrupted, StageFailed
 
@@ -406,8 +405,9 @@ def test_options_reach_the_flow(command, stage, tmp_path, monkeypatch, capsys):
     options = ["--config", TINY, *changes, "--profile", "--tracking-uri", "http://host:5000"]
     assert call(monkeypatch, capsys, *command, *options, "--workspace", tmp_path)[0] == 0
     expected = ["resources.workers=3", "pretrain.lr=1e-4", "resources.profile=true"]
-    request, plan = received
-    assert request == Request(stage, TINY, "", expected, tmp_path, "http://host:5000")
+    plan, parameters, *where = received
+    assert parameters == {"config": TINY, "data": "", "changes": expected, "stage": stage}
+    assert where == [tmp_path, "http://host:5000"]
     assert [step.stage for step in plan[1]][-1] == (stage or "evaluate")
 
 
@@ -452,7 +452,6 @@ def test_an_error_in_a_flow_is_one_line_without_the_output_of_prefect(tmp_path):
     *progress, error = done.stderr.splitlines()
     assert [re.sub(r"(?<=: done) in \d+ s|: /.*/rejects.parquet", "", line) for line in progress] == [
         f"configuration: {TINY}",
-        f"creating Prefect's database in {tmp_path / 'new' / 'prefect'}, once: about 10 s",
         "stage 1 of 4, render_sample: started",
         "render_sample: done",
         "stage 2 of 4, decode_videos clips: started",

@@ -16,7 +16,6 @@ from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.flows import flow
-from alpro.pipeline.flows.session import Place, Request
 from alpro.pipeline.plan import dag as planning
 from alpro.pipeline.plan.step import Step
 from alpro.pipeline.studies import study as studies
@@ -63,7 +62,7 @@ def built(monkeypatch, prefect) -> list[Step]:
         return Outcome()
 
     monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", work)
-    monkeypatch.setattr("alpro.pipeline.flows.schedule.check_test_split", lambda *_: None)
+    monkeypatch.setattr("alpro.pipeline.flows.tasks.check_test_split", lambda *_: None)
     return steps
 
 
@@ -118,8 +117,11 @@ def test_shared_stages_are_built_once_and_the_table_is_that_of_the_results(built
 def test_a_study_goes_on_after_a_stop_and_after_a_failure(tmp_path, monkeypatch, capsys):
     ends = iter(["done", KeyboardInterrupt(), "done", StageFailed("it broke"), "done"])
 
-    def start(request: Request, plan: planning.Planned, place: Place) -> dict[str, str]:
-        assert (request.stage, request.workspace) == ("zero_shot", tmp_path)
+    def start(
+        plan: planning.Planned, arguments: dict, workspace: Path, uri: str, title: str, tags: dict, parent: object
+    ) -> dict[str, str]:
+        assert (arguments["stage"], workspace, uri) == ("zero_shot", tmp_path, "")
+        assert title == f"{tags['variant']} · seed {tags['seed']}"
         if isinstance(end := next(ends), BaseException):
             raise end
         settings, _, _ = plan

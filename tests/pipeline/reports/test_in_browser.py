@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alpro.pipeline.cli import main as cli
-from tests.pipeline.conftest import TINY
+from tests.pipeline.conftest import TINY, alpro
 
 pytest.importorskip("playwright")
 
@@ -50,11 +50,10 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def urls(first, workspace) -> dict[str, str]:
     """The pages of a run with a run before it, of one that failed, and of a comparison."""
-    from alpro.pipeline.flows.flow import alpro
 
-    changed = alpro(TINY, changes=["evaluate.seed=5"], workspace=str(workspace))
+    changed = alpro(TINY, changes=["evaluate.seed=5"], workspace=workspace)
     with pytest.raises(Exception, match="9998"):
-        alpro(TINY, changes=["build_vocabulary.entities=9998"], workspace=str(workspace))
+        alpro(TINY, changes=["build_vocabulary.entities=9998"], workspace=workspace)
     failed = next(p for p in workspace.glob("reports/*.json") if '"build_vocabulary.entities=9998"' in p.read_text())
     names = [Path(run["evaluate"]).name[:8] for run in (first, changed)]
     parsed = cli.parser().parse_args(["compare", *names, "--workspace", str(workspace)])
