@@ -1,0 +1,132 @@
+"""The arms of the silent study, and the objective that they share: pre-training with other labels of PEM."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alpro.models.alpro import Alpro
+from alpro.models.folder import ModelFolder
+from alpro.shards.reader import ShardReader
+from alpro.stages import pretrain
+from alpro.stages.cache_prompts import read_entities, read_prompts
+from alpro.stages.encoding.encode import load_model
+from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.training.batch import Batch
+from alpro.stages.training.distributed import gather
+from alpro.stages.training.objective import Metrics, rank, world_size
+from alpro.stages.training.pretrain_objective import PretrainObjective
+from alpro.stages.training.stage import Training, train, with_vocab_size
+
+Labels = Literal["prompter", "permuted", "true"]
+Things = list[dict[str, Any]]  # each with `kind`, and `x`, `y`, `radius` as fractions of the frame
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to pre-train. labels: of PEM; prompter: which of PROMPTERS names them; start: the weights
+    before training, the common start or those of another arm with the same seed; only_head: nothing but PEM's head is
+    trained. changes: further keys of `[pretrain]`."""
+
+    labels: Labels = "prompter"
+    prompter: str = "prompter"
+    start: str = "start"
+    only_head: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+# The teachers by name, each with further keys of `[train_prompter]`.
+PROMPTERS: dict[str, dict[str, Any]] = {"prompter": {}}
+WITHOUT_PEM = {"weights": {"pem": 0}}
+ARMS = {
+    "none": Arm(changes=WITHOUT_PEM),
+    "prompter": Arm(),
+    "true": Arm("true"),
+    "permuted": Arm("permuted"),
+    # Whether places are in the patches without PEM: a head on the frozen model of `none`.
+    "head on none": Arm(start="none", only_head=True, changes={"weights": {"vtc": 0, "vtm": 0, "mlm": 0}}),
+}
+
+
+class SilentObjective(PretrainObjective):
+    """Pre-training where PEM has the labels of an arm.
+
+    true: the share of each entity in the area of the things that a crop shows; things: those of each still, by id.
+    permuted: each crop has the prompter's label of another sample of the batch. They are exchanged where the loss is
+    computed, which all ranks do, and not where pictures of the labels are drawn, which only the first one does.
+    """
+
+    labels: Labels = "prompter"
+
+    def use(self, labels: Labels, entities: list[str], things: dict[str, Things]) -> "SilentObjective":
+        self.labels, self.known, self.things = labels, {name: i for i, name in enumerate(entities)}, things
+        return self
+
+    def labeled(self, batch: Batch, frames: Tensor) -> Batch:
+        if self.labels != "true" or "pem" not in self.losses or batch.pseudo_labels is not None:
+            return super().labeled(batch, frames)
+        assert batch.boxes is not None
+        grid, boxes = self.model.config.video.grid, batch.boxes.tolist()
+        labels = [true_labels(self.things[i], box, grid, self.known) for i, box in zip(batch.ids, boxes, strict=True)]
+        return replace(batch, pseudo_labels=torch.from_numpy(np.stack(labels)).to(batch.boxes.device))
+
+    def entities(self, batch: Batch, patches: Tensor, inside: Tensor) -> tuple[Tensor, Metrics]:
+        if self.labels == "permuted":
+            assert batch.pseudo_labels is not None
+            others = gather(batch.pseudo_labels).roll(1, 0).chunk(world_size())[rank()]
+            batch = replace(batch, pseudo_labels=others)
+        return super().entities(batch, patches, inside)
+
+
+def true_labels(things: Things, box: list[int], grid: int, entities: dict[str, int]) -> np.ndarray:
+    """The share (M,) of each entity in the area of the things that a crop shows; zeros if it shows none.
+
+    Each thing counts as a square. box: left, top, width, height in patches. entities: their positions by name.
+    """
+    start, size = np.array(box).reshape(2, 2) / grid
+    labels = np.zeros(len(entities), np.float32)
+    for thing in things:
+        if thing["kind"] in entities:
+            place = np.array([thing["x"], thing["y"]])
+            sides = np.minimum(place + thing["radius"], start + size) - np.maximum(place - thing["radius"], start)
+            labels[entities[thing["kind"]]] += np.maximum(sides, 0).prod()
+    return labels / (labels.sum() or 1)
+
+
+def things_of(corpus: Path, split: str) -> dict[str, Things]:
+    """The things of each still of a split, by its id."""
+    reader = ShardReader(corpus, split, "image")
+    return {about["id"]: about["meta"]["things"] for about in (reader[n].about for n in range(len(reader)))}
+
+
+def pretrain_arm(
+    arm: Arm, config: pretrain.Config, inputs: dict[str, Path], out: Path, resources: Resources
+) -> Outcome:
+    """Pre-trains with the labels of an arm; config, inputs and results are those of `pretrain.run`."""
+    entities = read_entities(inputs["vocabulary"])
+    things = {name: of for corpus in config.corpora for name, of in things_of(inputs[corpus], "train").items()}
+
+    def build(device: torch.device) -> Training:
+        prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, device)
+        prompts = {kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()}
+        model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
+        pretrain.copy_start(model, tokenizer, preprocessing, load_model(Path(config.start), device))
+        if arm.only_head:
+            assert model.pem_head
+            model.requires_grad_(False)
+            model.pem_head.requires_grad_(True)
+        teacher = prompter.normalized(device) if prompter else None
+        norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
+        objective = SilentObjective(model, *norm, teacher, prompts, *losses, config.negative_pool_size)
+        return Training(
+            ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
+            "sample",
+            objective.use(arm.labels, entities, things),
+            lambda: (None, ""),
+            mlm_probability=config.mlm_probability,
+        )
+
+    return train(build, config, inputs, out, resources).outcome({"entities": len(entities)})

@@ -1,0 +1,96 @@
+"""What a pre-trained model knows of the things in a still: which ones it names, and where PEM's head finds them."""
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alpro.models.alpro import Alpro
+from alpro.stages.encoding.encode import (
+    Texts,
+    encode_texts,
+    encode_videos,
+    float32,
+    load_model,
+    similarities,
+)
+from alpro.stages.evaluation.metrics import retrieval_metrics
+from alpro.stages.evaluation.retrieval import Gallery, match_all
+from experiments.silent.arms import Things, things_of
+
+
+@torch.no_grad()
+def scores_of(model_folder: Path, corpus: Path, device: torch.device) -> dict[str, tuple[float, float]]:
+    """The scores (%) of a pre-trained model on the test split of a corpus, each with its chance level.
+
+    naming: the share of the four things of a still that are among the four entities which matching ranks first;
+    naming_vtc: which similarity ranks first; pointing: how often the patch to which PEM's head gives the highest
+    probability of an entity, without a text, lies in that thing, beside the share of the patches that do; R1: text to
+    video by similarity.
+    """
+    folder = load_model(model_folder, device)
+    model, length, entities = cast(Alpro, folder.model.eval()), folder.preprocessing.max_text_tokens, folder.entities
+    gallery = Gallery.of(corpus, "test")
+    things = things_of(corpus, "test")
+    videos = encode_videos(folder.normalized(device), gallery.reader, gallery.numbers, device)
+    texts = encode_texts(model, folder.tokenizer, gallery.texts, length, device)
+    names = encode_texts(model, folder.tokenizer, [f"a photo of a {entity}" for entity in entities], length, device)
+    of_items = [things[name] for name in gallery.ids]
+    shown = np.array([[entity in {t["kind"] for t in of_item} for of_item in of_items] for entity in entities])
+    similarity = similarities(names.features, videos.features).cpu().numpy()
+    found = {
+        "naming": share_named(match_all(model, names, videos), shown),
+        "naming_vtc": share_named(similarity, shown),
+    }
+    scores = {name: (100 * float(share.mean()), 100 * float(shown.mean())) for name, share in found.items()}
+    ranks = retrieval_metrics(similarities(texts.features, videos.features).cpu().numpy(), gallery.video_of_text)
+    scores["R1"] = ranks["t2v/R1"], 100 / len(gallery.ids)
+    if model.pem_head:
+        empty = encode_texts(model, folder.tokenizer, [""], length, device)
+        scores["pointing"] = pointing(model, empty, videos.tokens, of_items, entities)
+    return scores
+
+
+def share_named(scores: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Share (items,) of the shown entities among as many with the highest scores. scores, shown: (entities, items)."""
+    place = (-scores).argsort(axis=0, kind="stable").argsort(axis=0)
+    count = shown.sum(axis=0)
+    return ((place < count) & shown).sum(axis=0) / count
+
+
+def pointing(
+    model: Alpro, text: Texts, videos: Tensor, things: list[Things], entities: list[str]
+) -> tuple[float, float]:
+    """How often (%) the best patch of an entity lies in its thing, and how often a random patch does. things: those of
+    each item; videos: the items' tokens (V, 1 + P, D); text: the one that is fused with each of them."""
+    grid = model.config.video.grid
+    known = [(item, thing) for item, some in enumerate(things) for thing in some if thing["kind"] in entities]
+    inside = np.array([patches_of(thing, grid) for _, thing in known])
+    pairs = np.array([(item, entities.index(thing["kind"])) for item, thing in known])
+    best = best_patches(model, text, videos, pairs)
+    return 100 * float(inside[np.arange(len(best)), best].mean()), 100 * float(inside.mean())
+
+
+@torch.no_grad()
+def best_patches(model: Alpro, text: Texts, videos: Tensor, pairs: np.ndarray, batch: int = 64) -> np.ndarray:
+    """The patch (N,) to which PEM's head gives the highest probability of an entity, for pairs (N, 2) of video and
+    entity. videos: their tokens (V, 1 + P, D). text: the one that is fused with each of them."""
+    assert model.pem_head
+    best = []
+    for start in range(0, len(pairs), batch):
+        of_video, entity = torch.from_numpy(pairs[start : start + batch].T).to(videos.device)
+        both = text.tokens.expand(len(entity), -1, -1), text.mask.expand(len(entity), -1)
+        fused = model.fused_patches(*both, videos[of_video])
+        with float32(videos.device):
+            probabilities = model.pem_head(fused.float()).softmax(2)  # (B, P, M)
+        best.append(probabilities[torch.arange(len(entity)), :, entity].argmax(1))
+    return torch.cat(best).cpu().numpy()
+
+
+def patches_of(thing: dict, grid: int) -> np.ndarray:
+    """The patches (grid * grid,) whose middle is inside a thing, a circle with `x`, `y`, `radius` as fractions of the
+    frame."""
+    middles = (np.arange(grid) + 0.5) / grid
+    return (np.hypot(middles[:, None] - thing["y"], middles - thing["x"]) <= thing["radius"]).ravel()

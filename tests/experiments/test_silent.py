@@ -1,0 +1,198 @@
+"""The silent study: its stills, the labels of its arms, its scores, and a run at tiny sizes."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from alpro.shards.reader import ShardReader
+from alpro.shards.writer import index_shard
+from alpro.stages.encoding.encode import Texts
+from alpro.stages.training.batch import Batch
+from alpro.stages.training.pretrain_objective import PretrainObjective
+from experiments.silent import arms, study
+from experiments.silent.arms import SilentObjective, true_labels
+from experiments.silent.render import ABSENT, NOUNS, items, write_shards
+from experiments.silent.scores import best_patches, patches_of, pointing, share_named
+
+
+@pytest.mark.parametrize("named", [1, 2, 4])
+def test_all_captions_of_a_still_name_the_same_things_and_those_of_the_start_all(named):
+    rendered = list(items(40, 3, 2, named))
+    assert [corpus for corpus, *_ in rendered] == ["second", "first"] * 20 + ["test"] * 5
+    for corpus, row, still in rendered:
+        shown, names = {thing.kind for thing in still.things}, row.meta["named"]
+        assert len(names) == (named if corpus == "first" else 4)
+        assert set(names) <= shown == {thing["kind"] for thing in row.meta["things"]}
+        for caption in row.captions:
+            assert sorted(word for word in caption.split() if word in NOUNS) == sorted(names)
+    assert any(word in ABSENT for _, row, _ in rendered for caption in row.captions for word in caption.split())
+    assert [row for corpus, row, _ in rendered if corpus == "test"] == [
+        row for corpus, row, _ in items(40, 3, 2, 3) if corpus == "test"
+    ]
+
+
+def test_the_shards_show_every_thing_at_its_place(tmp_path):
+    import pyarrow.parquet as pq
+
+    write_shards(tmp_path, stills=4, test=1, new_style=1, named=1, size=48)
+    assert len((tmp_path / "kinds.txt").read_text().split()) == len(NOUNS + ABSENT)
+    for corpus, split in (("first", "train"), ("second", "train"), ("test", "test")):
+        pq.write_table(index_shard(tmp_path / corpus / "000000.tar"), tmp_path / corpus / "index.parquet")
+        reader = ShardReader(tmp_path / corpus, split, "image")
+        assert len(reader) == 2
+        for sample in (reader[0], reader[1]):
+            (pixels,) = sample.frames().astype(int)
+            ground = np.median(pixels, axis=(0, 1))
+            for thing in sample.about["meta"]["things"]:
+                x, y, reach = (round(thing[key] * 48) for key in ("x", "y", "radius"))
+                part = pixels[y - reach : y + reach, x - reach : x + reach]
+                assert np.abs(part - ground).max() > 80, thing
+
+
+A, B = ({"kind": kind, "x": x, "y": 0.25, "radius": 0.15} for kind, x in (("a", 0.25), ("b", 0.75)))
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),  # on a grid of 6 x 6
+    [
+        ((0, 0, 6, 3), (0.5, 0.5, 0)),  # the upper half
+        ((0, 0, 3, 6), (1, 0, 0)),  # the left half
+        ((0, 3, 6, 3), (0, 0, 0)),  # the lower half
+        ((0, 0, 4, 3), (0.3, 1 / 15, 0)),  # of b a strip of 1/15
+    ],
+)
+def test_true_labels_are_shares_of_the_area_that_the_crop_shows(box, expected):
+    labels = true_labels([A, B, A | {"kind": "unknown"}], box, 6, {"a": 0, "b": 1, "c": 2})
+    assert labels == pytest.approx(np.array(expected) / (sum(expected) or 1))
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch(
+        step=0,
+        kind="image",
+        ids=["left", "right", "none"],
+        video=torch.arange(3),
+        frames=torch.zeros(3, 1, 3, 32, 32, dtype=torch.uint8),
+        text=torch.zeros(3, 4, dtype=torch.long),
+        mask=torch.ones(3, 4, dtype=torch.long),
+        boxes=torch.tensor([[0, 0, 2, 4]] * 3),
+    )
+
+
+@pytest.fixture
+def objective(tiny_model, monkeypatch):
+    """objective(labels): two kinds of things; the prompter's label of sample n is 0.1 n for the first of them."""
+    from alpro.models.alpro import Alpro
+    from alpro.stages.training.pretrain_objective import LossWeights
+
+    prompted = torch.tensor([[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]])
+    monkeypatch.setattr(PretrainObjective, "pseudo_labels", lambda self, frames, boxes, kind: prompted)
+
+    def make(labels: arms.Labels) -> SilentObjective:
+        model = Alpro(tiny_model(50), entities=2)
+        made = SilentObjective(model, [0.5] * 3, [0.25] * 3, None, {}, LossWeights(), 0.2)
+        return made.use(labels, ["a", "b"], {"left": [A, B], "right": [B], "none": []})
+
+    return make
+
+
+def used(objective: SilentObjective, batch: Batch, monkeypatch) -> list[list[float]]:
+    """The labels with which the loss of PEM is computed."""
+    seen: list[Batch] = []
+    monkeypatch.setattr(PretrainObjective, "entities", lambda self, given, *_: seen.append(given))
+    objective.entities(objective.labeled(batch, batch.frames), None, None)
+    return [[round(p, 3) for p in row] for row in seen[0].pseudo_labels.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("prompter", [[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]]),
+        ("permuted", [[0.2, 0.8], [0.0, 1.0], [0.1, 0.9]]),
+        ("true", [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]),  # the left half of the still
+    ],
+)
+def test_pem_has_the_labels_of_the_arm(objective, batch, monkeypatch, labels, expected):
+    assert used(objective(labels), batch, monkeypatch) == expected
+
+
+def test_labels_are_permuted_over_all_ranks_and_only_for_the_loss(objective, batch, monkeypatch):
+    """What one rank draws without the others is not permuted, and so asks for nothing from them."""
+    made, whole = objective("permuted"), torch.arange(12.0).view(6, 2)
+    shown = made.labeled(batch, batch.frames).pseudo_labels
+    assert shown[:, 0].tolist() == pytest.approx([0.0, 0.1, 0.2])
+    monkeypatch.setattr(arms, "gather", lambda local: whole)
+    monkeypatch.setattr(arms, "world_size", lambda: 2)
+    for rank, rows in ((0, [5, 0, 1]), (1, [2, 3, 4])):
+        monkeypatch.setattr(arms, "rank", lambda rank=rank: rank)
+        assert used(made, batch, monkeypatch) == whole[rows].tolist()
+
+
+def test_as_many_entities_are_named_as_an_item_shows():
+    scores = np.array([[3, 0], [2, 3], [1, 2], [0, 1]])  # of four entities for two items
+    shown = np.array([[True, True], [False, False], [True, False], [False, False]])
+    assert share_named(scores, shown).tolist() == [0.5, 0]
+
+
+def test_an_entity_is_where_the_head_gives_it_the_highest_probability():
+    tokens = torch.zeros(2, 5, 3)  # [CLS] and four patches, whose tokens are their logits of three entities
+    tokens[0, 0, 1] = 9  # not a patch
+    tokens[0, 3, 1], tokens[0, 1, 2] = 2, 2
+    tokens[0, 2, :2] = torch.tensor([5, 4])  # a higher logit of 1, and a lower probability
+    tokens[1, 4, 1] = 1
+    video = SimpleNamespace(grid=2)
+    model = SimpleNamespace(pem_head=nn.Identity(), config=SimpleNamespace(video=video))
+    model.fused_patches = lambda text, mask, video: video[:, 1:]
+    text = Texts(torch.zeros(1, 2, 3), torch.ones(1, 2), torch.zeros(1, 3))
+    pairs = np.array([[0, 1], [1, 1], [0, 2]])
+    assert best_patches(model, text, tokens, pairs, batch=2).tolist() == [2, 3, 0]
+    quarter = {"x": 0.25, "y": 0.75, "radius": 0.2}  # the lower left patch of four
+    things = [[quarter | {"kind": "b"}, quarter | {"kind": "unknown"}], [quarter | {"kind": "b"}]]
+    assert pointing(model, text, tokens, things, ["a", "b", "c"]) == (50, 25)
+
+
+def test_a_thing_covers_the_patches_whose_middle_it_has():
+    thing = {"x": 0.375, "y": 0.125, "radius": 0.26}  # one patch of a 4 x 4 grid, and its neighbors
+    assert np.flatnonzero(patches_of(thing, 4)).tolist() == [0, 1, 2, 5]
+
+
+def test_the_table_pairs_differences_by_seed():
+    scores = {
+        "none": {0: {"naming": (10.0, 4.0)}, 1: {"naming": (20.0, 4.0)}},
+        "true": {0: {"naming": (13.0, 4.0), "pointing": (50.0, 9.0)}, 1: {"naming": (21.0, 4.0)}},
+    }
+    lines = [line.split() for line in study.table(scores).splitlines()]
+    assert lines[1] == ["naming", "none", "15.0", "±", "63.5", "10.0", "20.0,", "4.0"]
+    assert lines[2] == ["naming", "true", "17.0", "±", "50.8", "+2.0", "±", "12.7", "13.0", "21.0,", "4.0"]
+    assert lines[3] == ["pointing", "true", "50.0", "50.0,", "9.0"]
+
+
+@pytest.mark.long
+def test_a_run_at_tiny_sizes(tmp_path, monkeypatch, capsys):
+    """Every arm finishes; a study with more seeds continues; one of other sizes is refused."""
+    trained: list[Path] = []
+    monkeypatch.setattr(study, "pretrain_arm", lambda *a: trained.append(a[3]) or arms.pretrain_arm(*a))
+    tiny = ["--out", str(tmp_path), "--stills", "24", "--test", "5", "--steps", "2", "2", "2", "--batch-size", "8"]
+    assert study.main([*tiny, "--seeds", "0", "--arms", "none", "permuted", "true"]) == 0
+    assert study.main([*tiny, "--seeds", "0", "1", "--arms", "none", "head on none"]) == 0
+    assert [out.name for out in trained] == [
+        "none-0",
+        "permuted-0",
+        "true-0",
+        "head-on-none-0",
+        "none-1",
+        "head-on-none-1",
+    ]
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert {arm: sorted(runs) for arm, runs in scores.items()} == {"none": ["0", "1"], "head on none": ["0", "1"]}
+    assert scores["none"]["0"].keys() == {"naming", "naming_vtc", "R1", "pointing"}
+    same = {name: value for name, (value, _) in scores["none"]["0"].items() if name != "pointing"}
+    assert {name: value for name, (value, _) in scores["head on none"]["0"].items() if name != "pointing"} == same
+    assert study.main([*tiny, "--stills", "26"]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
