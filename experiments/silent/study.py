@@ -112,7 +112,7 @@ def shared_inputs(out: Path, sizes: dict[str, Any], resources: Resources) -> dic
     words = {"entities_file": str(shards / "kinds.txt"), "entities": len(NOUNS + ABSENT)}
     paths["tokenizer"] = stage(out / "tokenizer", train_tokenizer, {"word_pieces": 400}, corpora, resources)
     paths["vocabulary"] = stage(out / "vocabulary", build_vocabulary, words, corpora, resources)
-    trained = [("start", "second", start, START_SEED, {})]
+    trained: list[tuple[str, str, int, int, dict[str, Any]]] = [("start", "second", start, START_SEED, {})]
     trained += [(name, "first", prompter, PROMPTER_SEED, changes) for name, changes in PROMPTERS.items()]
     for name, corpus, steps, seed, changes in trained:
         phases = [{"corpora": [corpus], "steps": steps}]
