@@ -9,19 +9,13 @@ import argparse
 import io
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 OUT = Path(__file__).parent / "pictures"
-WIDE = {"width": 1100, "height": 1240}
-WINDOW = {"width": 1100, "height": 900}
 MAX_BYTES = 200_000
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main() -> None:
@@ -30,47 +24,17 @@ def main() -> None:
     parser.add_argument("--serve", default="", metavar="URL", help="address of `alpro serve` on the sample")
     arguments = parser.parse_args()
     pages = sorted((arguments.workspace.resolve() / "reports").glob("*.html"), key=lambda path: path.stat().st_mtime)
-    reports = [path.as_uri() for path in pages if not path.name.startswith("compare-")]
-    comparisons = [path.as_uri() for path in pages if path.name.startswith("compare-")]
-    with browser() as chromium:
-        for url in reports[-1:]:
-            shoot(chromium, url, "report", WIDE)
-        for url in comparisons[-1:]:
-            shoot(chromium, url, "compare", WIDE)
-        if arguments.serve:
-            shoot_page(chromium, arguments.serve)
-
-
-@contextmanager
-def browser() -> Iterator[Browser]:
-    """A headless Chromium: that of the system if there is one, else playwright's own."""
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=program, chromium_sandbox=os.getuid() != 0)
-        try:
-            yield chromium
-        finally:
-            chromium.close()
-
-
-@contextmanager
-def opened(chromium: Browser, url: str, size: Any, dark: bool = False, until: str = "") -> Iterator[Page]:
-    """A page in a window of a size, light or dark, with everything loaded, or when it has a text: the pages of servers
-    ask for news all the time."""
-    page = chromium.new_page(viewport=size, color_scheme="dark" if dark else "light")
-    try:
-        page.goto(url, wait_until="load" if until else "networkidle")
-        if until:
-            page.get_by_text(until).last.wait_for(timeout=120_000)
-        yield page
-    finally:
-        page.close()
-
-
-def shoot(chromium: Browser, url: str, name: str, size: Any) -> None:
-    """Opens a page and writes a picture of the window."""
-    with opened(chromium, url, size) as page:
-        save(page, name)
+        for name in ("report", "compare"):
+            for path in [path for path in pages if path.name.startswith("compare-") == (name == "compare")][-1:]:
+                page = chromium.new_page(viewport={"width": 1100, "height": 1240})
+                page.goto(path.as_uri(), wait_until="networkidle")
+                save(page, name)
+        if arguments.serve:
+            shoot_page(chromium, arguments.serve)
+        chromium.close()
 
 
 def save(page: Page, name: str) -> None:
@@ -86,25 +50,27 @@ def save(page: Page, name: str) -> None:
 
 def shoot_page(chromium: Browser, url: str) -> None:
     """A search, and its first result with a question and a box."""
-    with opened(chromium, url, WINDOW, until="clips") as page:
-        page.get_by_label("What the videos should show").fill("a red ball gets smaller beside an orange flower")
-        page.get_by_role("button", name="Search").click()
-        page.locator("meter").first.wait_for()
-        page.wait_for_load_state("networkidle")
-        save(page, "serve-search")
-        page.get_by_role("link", name="Open").first.click()
-        page.get_by_label("Question").fill("which colour is the ball?")
-        page.get_by_role("button", name="Ask").click()
-        page.locator("#ask dd").first.wait_for()
-        area = page.locator("#media").bounding_box()
-        assert area
-        page.mouse.move(area["x"] + 0.5 * area["width"], area["y"] + 0.3 * area["height"])  # around the flower
-        page.mouse.down()
-        page.mouse.move(area["x"] + 0.92 * area["width"], area["y"] + 0.75 * area["height"], steps=4)
-        page.mouse.up()
-        page.get_by_role("button", name="Name what the box shows").click()
-        page.locator("#entities dd").first.wait_for()
-        save(page, "serve-video")
+    page = chromium.new_page(viewport={"width": 1100, "height": 900})
+    page.goto(url)
+    page.get_by_text("clips").last.wait_for(timeout=120_000)
+    page.get_by_label("What the videos should show").fill("a red ball gets smaller beside an orange flower")
+    page.get_by_role("button", name="Search").click()
+    page.locator("meter").first.wait_for()
+    page.wait_for_load_state("networkidle")
+    save(page, "serve-search")
+    page.get_by_role("link", name="Open").first.click()
+    page.get_by_label("Question").fill("which colour is the ball?")
+    page.get_by_role("button", name="Ask").click()
+    page.locator("#ask dd").first.wait_for()
+    area = page.locator("#media").bounding_box()
+    assert area
+    page.mouse.move(area["x"] + 0.5 * area["width"], area["y"] + 0.3 * area["height"])  # around the flower
+    page.mouse.down()
+    page.mouse.move(area["x"] + 0.92 * area["width"], area["y"] + 0.75 * area["height"], steps=4)
+    page.mouse.up()
+    page.get_by_role("button", name="Name what the box shows").click()
+    page.locator("#entities dd").first.wait_for()
+    save(page, "serve-video")
 
 
 if __name__ == "__main__":
