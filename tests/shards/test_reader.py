@@ -34,8 +34,11 @@ ROWS = {name: entry for shard in WRITTEN.values() for name, entry in shard.items
 @pytest.fixture
 def rows(make_row: Callable[..., Row]) -> dict[str, Row]:
     question = Question(question="what is it?", answer="雪", type="what")
-    more = {"captions": ("a dog", "ein Hündchen 🐕"), "questions": (question,), "meta": {"tags": ["é", None]}}
-    return {name: make_row(name, split=split, kind=kind, **more) for name, (split, kind, _) in ROWS.items()}
+    more = {"questions": (question,), "meta": {"tags": ["é", None]}}
+    return {
+        name: make_row(name, split=split, kind=kind, captions=(f"dog {name}", "ein Hündchen 🐕"), **more)
+        for name, (split, kind, _) in ROWS.items()
+    }
 
 
 @pytest.fixture
@@ -44,13 +47,16 @@ def clips(smooth_clip: Callable[..., Clip]) -> dict[str, Clip]:
 
 
 @pytest.fixture
-def corpus(rows: dict[str, Row], clips: dict[str, Clip], tmp_path: Path) -> Path:
+def corpus(rows: dict[str, Row], clips: dict[str, Clip], tmp_path: Path, monkeypatch) -> Path:
+    """A corpus of three row groups and batches, as a large one has many."""
+    monkeypatch.setattr("alpro.shards.reader.ROWS_PER_BATCH", 2)
     for shard, names in WRITTEN.items():
         writer = ShardWriter(tmp_path / shard, quality=95)
         for name in names:
             writer.write(rows[name], clips[name])
         writer.close()
-    pq.write_table(pa.concat_tables([index_shard(tmp_path / shard) for shard in WRITTEN]), tmp_path / "index.parquet")
+    index = pa.concat_tables([index_shard(tmp_path / shard) for shard in WRITTEN])
+    pq.write_table(index, tmp_path / "index.parquet", row_group_size=2)
     return tmp_path
 
 
@@ -65,7 +71,7 @@ def test_samples_round_trip(corpus: Path, rows: dict[str, Row], clips: dict[str,
             "kind": row.kind,
             "split": row.split,
             "group": name,
-            "captions": ["a dog", "ein Hündchen 🐕"],
+            "captions": [f"dog {name}", "ein Hündchen 🐕"],
             "questions": [{"question": "what is it?", "answer": "雪", "type": "what"}],
             "duration": 2.5,
             "width": 64,
@@ -189,20 +195,23 @@ def test_frames_are_chosen_by_number_and_may_repeat(corpus: Path):
 
 
 @pytest.mark.parametrize(
-    ("split", "kind", "names"),
+    ("split", "kind", "exclude", "names"),
     [
-        (None, None, list(ROWS)),
-        ("train", None, ["a", "b/ü", "d"]),
-        (None, "image", ["b/ü", "e"]),
-        ("train", "video", ["a", "d"]),
-        ("validation", None, ["雪"]),
-        ("test", "video", []),
+        (None, None, (), list(ROWS)),
+        ("train", None, (), ["a", "b/ü", "d"]),
+        ("train", None, ("a", "e"), ["b/ü", "d"]),
+        (None, "image", (), ["b/ü", "e"]),
+        ("train", "video", (), ["a", "d"]),
+        ("validation", None, (), ["雪"]),
+        ("test", "video", (), []),
     ],
 )
-def test_filtering_by_split_and_kind(corpus: Path, split: str | None, kind: str | None, names: list[str]):
-    reader = ShardReader(corpus, split, kind)
+def test_filtering_by_split_kind_and_id(corpus: Path, split: str | None, kind: str | None, exclude, names: list[str]):
+    reader = ShardReader(corpus, split, kind, exclude)
     assert len(reader) == len(names)
     assert reader.column("id").to_pylist() == names
+    assert [captions[0] for captions in reader.column("captions").to_pylist()] == [f"dog {name}" for name in names]
+    assert [reader.frame_count(number) for number in range(len(reader))] == [ROWS[name][2] for name in names]
     samples = [reader[number] for number in range(len(reader))]
     assert [sample.about["id"] for sample in samples] == names
     assert [len(sample) for sample in samples] == [ROWS[name][2] for name in names]
