@@ -1,10 +1,7 @@
-"""Where an artifact comes from, and which artifacts no run needs."""
+"""What an artifact was built from, which artifacts the newest results need, and removal of the others."""
 
-import glob
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ from filelock import FileLock
 
 from alpro.artifact import RECORD
 from alpro.errors import InputError
-from alpro.files import read_json
+from alpro.files import sync
 from alpro.pipeline.store.artifacts import Store, acquired
 
 Artifact = tuple[Path, dict[str, Any]]  # its folder and its record
@@ -48,121 +45,59 @@ def lineage(store: Store, record: dict[str, Any]) -> list[Artifact]:
     return list(ordered.values())
 
 
-def required_by(records: Iterable[Mapping[str, Any]], kept: Iterable[str]) -> set[str]:
-    """The fingerprints of `kept`, and of everything that these were built from as far as it is in `records`."""
-    inputs = {
-        record["fingerprint"]: [source["fingerprint"] for source in record["inputs"].values()] for record in records
-    }
-    required, left = set(), list(kept)
+def unreachable(artifacts: list[Artifact], kept: Iterable[str] = ()) -> list[Artifact]:
+    """The artifacts that no kept one was built from, newest first, so that users come before their inputs.
+
+    artifacts: all of a store, oldest first. kept: fingerprints; by default the newest artifact of each name.
+    """
+    newest = {record["name"]: record["fingerprint"] for _, record in artifacts}
+    inputs = {record["fingerprint"]: record["inputs"].values() for _, record in artifacts}
+    reached, left = set(), [*kept] or [*newest.values()]
     while left:
-        if (one := left.pop()) not in required:
-            required.add(one)
-            left += inputs.get(one, [])
-    return required
+        if (one := left.pop()) not in reached:
+            reached.add(one)
+            left += [source["fingerprint"] for source in inputs.get(one, ())]
+    return [(folder, record) for folder, record in reversed(artifacts) if record["fingerprint"] not in reached]
 
 
-@dataclass(frozen=True)
-class Unneeded:
-    """A folder of the store that can be removed: an artifact, or unfinished work (without a record)."""
-
-    folder: Path
-    record: dict[str, Any] | None
-    size: int  # bytes that its removal frees
-
-    @property
-    def name(self) -> str:
-        return self.record["name"] if self.record else f"{self.folder.parent.name}, unfinished"
+def unfinished(store: Store) -> list[Path]:
+    """The folders of interrupted stages: they have no record, and the same stage continues in them."""
+    finished = {folder for folder, _ in store.all()}
+    return [folder for folder in sorted(store.root.glob("*/*")) if folder.is_dir() and folder not in finished]
 
 
-def unneeded(store: Store, kept: set[str], known: set[str]) -> list[Unneeded]:
-    """The artifacts and the unfinished work in the store that those of the fingerprints `kept` do not need, newest
-    first, so that users are before their inputs.
+def is_elsewhere(store: Store, folder: Path) -> bool:
+    """Whether a folder of the store is a link to another place, or in one. Such a folder is never removed."""
+    return not folder.resolve().is_relative_to(store.root.resolve())
 
-    known: the fingerprints to choose from: others may belong to runs that are logged elsewhere.
+
+def remove(store: Store, folders: Iterable[Path]) -> None:
+    """Removes folders of the store, in this order.
+
+    Raises InputError, before it removes a folder, if that is outside of the store, or if a stage is being built: it
+    reads artifacts that only its own record, which is written last, will name.
     """
-    artifacts = store.all()
-    required = required_by((record for _, record in artifacts), kept)
-    finished = {folder for folder, _ in artifacts}
-    others = [(folder, None) for folder in store.root.glob("*/*") if folder.is_dir() and folder not in finished]
-    names = {fingerprint[:16] for fingerprint in known} - {fingerprint[:16] for fingerprint in required}
-    chosen = [(folder, record) for folder, record in [*others, *reversed(artifacts)] if folder.name in names]
-    sizes = sizes_of([folder for folder, _ in chosen], freed=True)
-    return [Unneeded(folder, record, size) for (folder, record), size in zip(chosen, sizes, strict=True)]
+    for folder in folders:
+        if is_elsewhere(store, folder):
+            raise InputError(f"{folder}: is outside of {store.root}, at {folder.resolve()}; remove it there")
+        for path in store.root.glob("*/*.lock"):
+            lock = FileLock(path)
+            if not acquired(lock):
+                raise InputError(f"{path.parent.name}/{path.stem} is being built; run this command when it is done")
+            lock.release()
+        with FileLock(folder.with_suffix(".lock")):  # a run that needs it now waits, and builds it again
+            (folder / RECORD).unlink(missing_ok=True)  # first, so that no record describes an incomplete folder
+            sync(folder)
+            shutil.rmtree(folder)
 
 
-def sizes_of(folders: list[Path], freed: bool = False) -> list[int]:
-    """The bytes of each folder. A file with several hard links counts in the first folder that has one.
-
-    freed: the bytes that removing the folders frees: such a file counts with its last link, and not at all if a link
-    outside of the folders keeps it.
-    """
-    links: dict[tuple[int, int], int] = {}
+def sizes_of(folders: Iterable[Path]) -> list[int]:
+    """The bytes of each folder. A file with several hard links counts in the first folder that has one."""
+    seen: set[tuple[int, int]] = set()
     sizes = []
     for folder in folders:
-        size = 0
-        for status in regular_files(folder):
-            file = status.st_dev, status.st_ino
-            links[file] = links.get(file, 0) + 1
-            if links[file] == (status.st_nlink if freed else 1):
-                size += status.st_size
-        sizes.append(size)
+        files = [path.stat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        new = {(file.st_dev, file.st_ino): file.st_size for file in files if (file.st_dev, file.st_ino) not in seen}
+        seen |= new.keys()
+        sizes.append(sum(new.values()))
     return sizes
-
-
-def regular_files(folder: Path) -> Iterator[os.stat_result]:
-    """The status of each file in a folder; links to files elsewhere occupy nothing."""
-    for path in (folder, *folder.rglob("*")):
-        if not path.is_symlink() and path.is_file():
-            yield path.stat()
-
-
-def occupied(workspace: Path) -> dict[str, int]:
-    """The bytes of each file and folder of a workspace, largest first. A file with several hard links counts once."""
-    places = sorted(workspace.iterdir())
-    sizes = sizes_of(places)
-    return dict(sorted(((p.name, size) for p, size in zip(places, sizes, strict=True)), key=lambda pair: -pair[1]))
-
-
-def leftovers(workspace: Path, gone: set[str]) -> list[Path]:
-    """Files of a workspace that nothing needs while nothing runs: reports with an artifact of the fingerprints `gone`,
-    interrupted downloads, and temporary files of killed processes."""
-    fetched = sorted((workspace / "artifacts" / ".fetched").glob("*/*"))
-    return [*reports_of(workspace, gone), *fetched, *sorted(workspace.rglob(".*.part"))]
-
-
-def reports_of(workspace: Path, fingerprints: set[str]) -> Iterator[Path]:
-    """The files of the reports of runs with one of these artifacts."""
-    for summary in sorted((workspace / "reports").glob("*.json")):
-        try:
-            steps = {step["fingerprint"] for step in read_json(summary)["steps"]}
-        except (ValueError, KeyError, TypeError):  # something else
-            continue
-        if steps & fingerprints:
-            yield from sorted(workspace.glob(f"reports/{glob.escape(summary.stem)}.*"))
-
-
-def remove(store: Store, items: list[Unneeded], files: Iterable[Path] = ()) -> None:
-    """Removes folders of the store, and `leftovers`. Raises InputError if a stage is being built, before anything is
-    removed: it reads artifacts that only its own record, which is written last, will name. If one starts in the
-    meantime, the rest stays."""
-    for item in items:
-        check_locks(store)
-        with FileLock(item.folder.with_suffix(".lock")):  # a run that needs it now waits, and builds it again
-            if item.folder.is_dir():
-                (item.folder / RECORD).unlink(missing_ok=True)  # first, so that no incomplete artifact remains
-                shutil.rmtree(item.folder)
-    check_locks(store)
-    for file in files:
-        if file.is_dir():
-            shutil.rmtree(file)
-        else:
-            file.unlink(missing_ok=True)
-
-
-def check_locks(store: Store) -> None:
-    """Raises InputError if a process holds the lock of an artifact."""
-    for path in store.root.glob("*/*.lock"):
-        lock = FileLock(path)
-        if not acquired(lock):
-            raise InputError(f"{path.parent.name}/{path.stem} is being built; run this command when it is done")
-        lock.release()

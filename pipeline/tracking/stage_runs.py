@@ -149,7 +149,7 @@ def log_cached(tracker: Tracker, result: StageResult, parent: Run | None, tags: 
 
 def log_stages(tracker: Tracker, parent: Run, results: list[StageResult]) -> None:
     """Logs a table of the stages to the pipeline's run: which were cached, and the run of each. The fingerprints of
-    the cached ones are in a tag, by which `alpro artifacts gc` knows that the run needs them."""
+    the cached ones are in a tag."""
     cached = [result for result in results if result.cached]
     tracker.tags(
         parent,

@@ -1,4 +1,4 @@
-"""The command that `alpro artifacts lineage` prints builds the same results on a fresh clone of the commit."""
+"""The command that `alpro artifacts show` prints builds the same results on a fresh clone of the commit."""
 
 import os
 import re
@@ -61,7 +61,7 @@ def test_the_printed_command_gives_the_same_results_on_a_fresh_clone(tmp_path):
     run("alpro", "run", "--config", "tests/tiny.toml", "--set", change, cwd=first, path=programs)
     (folder,) = (first / "workspace" / "artifacts" / "evaluate").glob("*/artifact.json")
     fingerprint = folder.parent.name
-    printed = run("alpro", "artifacts", "lineage", fingerprint, cwd=first, path=programs)
+    printed = run("alpro", "artifacts", "show", fingerprint, cwd=first, path=programs)
     found = re.search(r"^To build it again, at commit ([0-9a-f]+):\n  (.*)$", printed, re.MULTILINE)
     assert found, printed
     commit, command = found.groups()

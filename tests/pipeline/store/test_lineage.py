@@ -1,222 +1,201 @@
-"""Where an artifact comes from, and which artifacts no run in MLflow needs."""
+"""What artifacts were built from, which of them the newest results need, and the commands `alpro artifacts ...`."""
 
+import json
 import os
-import socket
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mlflow.entities import ViewType
-from mlflow.tracking import MlflowClient
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline.store import lineage as upkeep
+from alpro.pipeline.cli import main as cli
+from alpro.pipeline.store import lineage as module
 from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.lineage import lineage, remove, required_by, unneeded
-from alpro.pipeline.tracking.queries import logged_fingerprints, running
-from tests.pipeline.test_cli import call
+from alpro.pipeline.store.lineage import lineage, remove, unreachable
 from tests.pipeline.test_console import artifact as written
 
 
-def mark(name: str) -> str:
-    return name * 64
-
-
-def artifact(root: Path, name: str, *inputs: str) -> Path:
-    """Writes an artifact of a stage of that name; each is newer than the one before, and larger."""
+def artifact(root: Path, mark: str, name: str, *inputs: str) -> Path:
+    """Writes an artifact; each is newer than the one before, and larger."""
     day = 1 + len(list(root.glob("*/*/artifact.json")))
-    arguments = {"config": "sample", "data": "", "changes": ["pretrain.lr=1e-4", "name='my own'"]}
-    run = {"at": f"2026-01-0{day}T00:00:00", "seconds": 1.0, "commit": "abc123", "arguments": arguments}
-    more = {"run": run, "config": {"seed": 7}, "versions": {"torch": "9.9"}, "counts": {"rows_read": 3}, "paths": {}}
-    return written(root, name, name, name, day, {source: source for source in inputs}, **more)
+    arguments = {"config": "sample", "data": "", "changes": ["pretrain.lr=1e-4", "name='my own'"], "folder": "/home/me"}
+    run = {"at": f"2026-01-0{day}T00:00:00", "seconds": 1.0, "commit": "abc123+", "arguments": arguments}
+    more = {"run": run, "config": {"seed": 7, "lr": 0.1234567891}, "versions": {"torch": "9.9"}, "counts": {"rows": 3}}
+    return written(root, name.split()[0], name, mark, day, {source: source for source in inputs}, **more)
 
 
 @pytest.fixture
-def store(tmp_path):
-    """a -> b -> d, a -> c -> d; e on its own; unfinished work of f."""
+def store(tmp_path) -> Store:
+    """Two corpora and two results of each stage; the newer `train` needs a, the older ones b and a; f is unfinished."""
     root = tmp_path / "artifacts"
-    for name, *inputs in (("a",), ("b", "a"), ("c", "a"), ("d", "b", "c"), ("e",)):
-        artifact(root, name, *inputs)
-    (root / "f" / mark("f")[:16] / "parts").mkdir(parents=True)
+    artifact(root, "a", "decode clips")
+    artifact(root, "b", "decode stills")
+    artifact(root, "c", "train", "a", "b")
+    artifact(root, "d", "evaluate", "c", "a")
+    artifact(root, "e", "train", "a")
+    artifact(root, "0", "evaluate", "e", "a")
+    (root / "train" / ("f" * 16) / "parts").mkdir(parents=True)
     return Store(root)
 
 
-def names(found) -> list[str]:
-    return [record["name"] for _, record in found]
+def marks(artifacts: list) -> str:
+    return "".join(record["fingerprint"][0] for _, record in artifacts)
 
 
-def record_of(store: Store, name: str) -> dict:
-    return next(record for _, record in store.all() if record["name"] == name)
+def folder_of(store: Store, mark: str) -> Path:
+    return next(folder for folder, record in store.all() if record["fingerprint"][0] == mark)
+
+
+def alpro(store: Store, *words: str) -> int:
+    """Calls `alpro artifacts ...`; returns its exit status."""
+    return cli.execute(cli.parser().parse_args(["artifacts", *words, "--workspace", str(store.root.parent)]))
+
+
+def as_json(capsys, store: Store, *words: str) -> Any:
+    alpro(store, *words, "--json")
+    return json.loads(capsys.readouterr().out)
 
 
 def test_lineage_has_inputs_before_users_and_each_once(store):
-    assert names(lineage(store, record_of(store, "d"))) == ["a", "b", "c", "d"]
-    assert names(lineage(store, record_of(store, "e"))) == ["e"]
-
-
-def test_a_missing_input_is_named(store):
-    d = record_of(store, "d")
-    (store.root / "a" / mark("a")[:16] / "artifact.json").unlink()
-    with pytest.raises(InputError, match=f"{mark('a')[:16]}, an input of b, is not in"):
-        lineage(store, d)
-
-
-def test_what_a_kept_artifact_requires(store):
-    records = [record for _, record in store.all()]
-    assert required_by(records, [mark("b")]) == {mark("a"), mark("b")}
-    assert required_by(records, [mark("gone")]) == {mark("gone")}
-
-
-everything = {mark(name) for name in "abcdef"}
+    records = {record["fingerprint"][0]: record for _, record in store.all()}
+    assert marks(lineage(store, records["d"])) == "abcd"
+    assert marks(lineage(store, records["0"])) == "ae0"
+    (folder_of(store, "b") / "artifact.json").unlink()
+    with pytest.raises(InputError, match="b" * 16):
+        lineage(store, records["d"])
 
 
 @pytest.mark.parametrize(
-    ("kept", "known", "chosen"),
+    ("kept", "removed"),
     [
-        ("d", everything, ["f, unfinished", "e"]),
-        ("b", everything, ["f, unfinished", "e", "d", "c"]),
-        ("bf", everything, ["e", "d", "c"]),
-        ("", everything, ["f, unfinished", "e", "d", "c", "b", "a"]),
-        ("", {mark("e")}, ["e"]),  # the others were logged elsewhere
-        ("", set(), []),
+        ("", "dc"),
+        ("0", "dcb"),
+        ("d", "0e"),
+        ("c", "0ed"),
+        ("ec", "0d"),
+        ("de", "0"),
+        ("b", "0edca"),
+        ("gone", "0edcba"),
     ],
 )
-def test_users_are_removed_before_their_inputs_and_never_what_a_kept_run_needs(store, kept, known, chosen):
-    items = unneeded(store, {mark(name) for name in kept}, known)
-    assert [item.name for item in items] == chosen
-    before = {folder for folder, _ in store.all()}
-    remove(store, items)
-    assert before - {folder for folder, _ in store.all()} == {item.folder for item in items if item.record}
-    assert not any(item.folder.exists() for item in items)
+def test_what_no_kept_result_was_built_from_goes_users_first(kept, removed, store):
+    """By default the newest of each name is kept, also a corpus that no result needs."""
+    fingerprints = ["gone"] if kept == "gone" else [mark * 64 for mark in kept]
+    assert marks(unreachable(store.all(), fingerprints)) == removed
 
 
-def test_a_file_with_several_links_frees_its_bytes_once_and_only_with_its_last_link(store):
-    a, e = store.root / "a" / mark("a")[:16], store.root / "e" / mark("e")[:16]
-    os.link(e / "data", e / "again")  # within one folder
-    (a / "data").unlink()
-    os.link(store.root / "b" / mark("b")[:16] / "data", a / "data")  # b is kept here
-    records = {name: (store.root / name / mark(name)[:16] / "artifact.json").stat().st_size for name in "ae"}
-    items = unneeded(store, set(), {mark("a"), mark("e")})
-    assert {item.name: item.size for item in items} == {"e": 500_000 + records["e"], "a": records["a"]}
+def test_gc_lists_and_then_removes_and_touches_nothing_else(store, tmp_path, capsys):
+    for place in ("reports/a.html", "mlflow/1/picture.png", "mlflow.db"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    before = {path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    gone = {file for mark in "cd" for file in folder_of(store, mark).iterdir()}
+    alpro(store, "gc")
+    printed = capsys.readouterr().out
+    assert "c" * 16 in printed
+    assert f"alpro artifacts rm {'f' * 16}" in printed
+    assert marks(store.all()) == "abcde0"
+    alpro(store, "gc", "--yes")
+    assert marks(store.all()) == "abe0"
+    assert {path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"} == before - gone
+    assert (store.root / "train" / ("f" * 16) / "parts").is_dir()
+    capsys.readouterr()
+    alpro(store, "gc", "--yes")
+    assert "nothing to remove" in capsys.readouterr().out
+    assert as_json(capsys, store, "gc", "00", "--yes") == {
+        "removed": True,
+        "artifacts": [str(store.root / "decode" / ("b" * 16))],
+    }
 
 
-def test_nothing_is_removed_while_a_stage_is_being_built(store):
-    items = unneeded(store, set(), everything)
-    (store.root / "g").mkdir()
-    step = type("Step", (), {"stage": "g", "fingerprint": mark("g")})()
-    with store.lock(step), pytest.raises(InputError, match=r"g/.* is being built; run this command when it is done"):
-        remove(store, items)
-    assert len(store.all()) == 5
+def test_what_lies_outside_of_the_workspace_is_listed_and_stays(store, tmp_path, capsys):
+    """Also if an artifact is a link to that of another workspace."""
+    folder, other = folder_of(store, "c"), tmp_path / "another workspace"
+    shutil.move(folder, other)
+    folder.symlink_to(other)
+    alpro(store, "gc", "--yes")
+    assert str(folder) in capsys.readouterr().out
+    assert read_record(other)
+    assert marks(store.all()) == "abce0"
+    for place in (folder, other):
+        with pytest.raises(InputError, match=str(other)):
+            remove(store, [place])
+    assert (other / "data").is_file()
 
 
-def test_a_run_keeps_its_artifacts_until_it_or_its_parent_is_deleted(store, tmp_path, monkeypatch, capsys):
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client = MlflowClient(uri)
-    experiment = client.create_experiment("sample")
+def test_an_interrupted_removal_leaves_no_record_over_an_incomplete_folder(store, monkeypatch):
+    def killed(folder: Path) -> None:
+        (folder / "data").unlink()
+        raise KeyboardInterrupt
 
-    def run(name: str = "", parent: str = "") -> str:
-        tags = {"fingerprint": mark(name)} if name else {}
-        tags |= {"mlflow.parentRunId": parent} if parent else {}
-        return client.create_run(experiment, tags=tags).info.run_id
-
-    first, second = run(), run()
-    for name in "abcd":
-        run(name, first)
-    alone = run("e", second)
-    run("b", second)
-    assert logged_fingerprints(uri) == ({mark(name) for name in "abcde"},) * 2
-
-    def gc(*more):
-        return call(monkeypatch, capsys, "artifacts", "gc", "--workspace", tmp_path, *more)
-
-    assert gc()[1].startswith("runs in MLflow need all artifacts")
-    client.delete_run(first)
-    client.delete_run(alone)
-    assert logged_fingerprints(uri) == ({mark("b")}, {mark(name) for name in "abcde"})
-    status, out, _ = gc()
-    assert (status, len(store.all())) == (0, 5)
-    assert "3 artifacts, 1.2 MB, and 0 other files could be removed; add --yes to remove them" in out
-    reports = tmp_path / "reports"
-    reports.mkdir()
-    for name in "be":  # each with the page of a run that needs the artifact
-        write_json(reports / f"{name}.json", {"steps": [{"fingerprint": mark(name)}]})
-        (reports / f"{name}.html").touch()
-    (tmp_path / "artifacts" / ".fetched" / "b" / "half").mkdir(parents=True)
-    (reports / ".e.html.0123.part").touch()
-    write_json(reports / "compare.json", {})
-    status, out, _ = gc("--yes")
-    assert (status, names(store.all())) == (0, ["a", "b"])
-    assert "removed 3 artifacts, 1.2 MB, and 4 other files" in out
-    assert "the workspace before: " in out
-    assert "the workspace after: " in out
-    assert sorted(file.name for file in reports.iterdir()) == ["b.html", "b.json", "compare.json"]
-    assert not (tmp_path / "artifacts" / ".fetched" / "b" / "half").exists()
-    left = MlflowClient(uri).search_runs([experiment], "", ViewType.ALL)
-    assert len(left) == 2, "those of the deleted parent and its children are gone"
+    monkeypatch.setattr(module.shutil, "rmtree", killed)
+    folders = [folder for folder, _ in unreachable(store.all())]
+    with pytest.raises(KeyboardInterrupt):
+        remove(store, folders)
+    assert marks(store.all()) == "abce0"
+    assert not (folders[0] / "artifact.json").exists()
+    assert all((folder / "data").is_file() for folder, _ in store.all())
 
 
-def test_without_an_mlflow_store_nothing_is_removed(store, tmp_path, monkeypatch, capsys):
-    status, _, err = call(monkeypatch, capsys, "artifacts", "gc", "--workspace", tmp_path, "--yes")
-    assert (status, err.count("\n")) == (2, 1)
-    assert "mlflow.db does not exist; name the MLflow server of the runs with --tracking-uri" in err
-    assert len(store.all()) == 5
+def test_nothing_is_removed_while_a_stage_is_built(store):
+    step = type("Step", (), {"stage": "g", "fingerprint": "9" * 64})()
+    with store.lock(step), pytest.raises(InputError, match="g/9999"):
+        remove(store, [folder_of(store, "d")])
+    assert len(store.all()) == 6
 
 
-def test_the_lineage_is_printed_with_the_command_that_builds_the_artifact(store, tmp_path, monkeypatch, capsys):
-    status, out, _ = call(monkeypatch, capsys, "artifacts", "lineage", mark("d")[:6], "--workspace", tmp_path)
-    assert status == 0
-    assert [line.split()[1] for line in out.splitlines() if "2026-01-0" in line] == ["a", "b", "c", "d"]
-    assert "built with torch 9.9" in out
-    expected = "alpro run d --config sample --set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
-    assert f"To build it again, at commit abc123:\n  {expected}\n" in out
+def test_rm_removes_artifacts_and_unfinished_work(store, capsys):
+    assert alpro(store, "rm", "dd", "f" * 16, "dddd") == 0
+    assert marks(store.all()) == "abce0"
+    assert not (store.root / "train" / ("f" * 16)).exists()
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_the_lineage_shows_rows_entities_files_and_the_folder_of_the_command(store, tmp_path, monkeypatch, capsys):
-    folder = store.root / "d" / mark("d")[:16]
-    (folder / "index.parquet").touch()
-    (folder / "entities.parquet").touch()
-    record = read_json(folder / "artifact.json")
-    record["run"] |= {"commit": "abc123+", "arguments": {**record["run"]["arguments"], "folder": "/home/me"}}
-    write_json(folder / "artifact.json", record | {"files": {"data": "12ab"}, "paths": {"data": "/videos/m.jsonl"}})
-    _, out, _ = call(monkeypatch, capsys, "artifacts", "lineage", mark("d")[:6], "--workspace", tmp_path)
-    text = " ".join(out.split())
-    assert "from b, c reads /videos/m.jsonl, SHA-256 12ab rows read 3" in text
-    assert f"{folder}: index.parquet (rows), entities.parquet (entities)" in text
-    assert "at commit abc123, in the folder /home/me: alpro run d" in text
-    assert text.endswith("The checkout had changes that are not in this commit.")
+def test_artifacts_are_listed_with_inputs_and_sizes(store, capsys):
+    """A file with several links counts once."""
+    os.link(folder_of(store, "a") / "data", folder_of(store, "b") / "shard.tar")
+    alpro(store, "ls")
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (number for number, text in enumerate(lines) if text.startswith("c" * 16))
+    assert lines[line].split()[1:] == ["train", "2026-01-03", "00:00", "1", "s", "0.3", "MB"]
+    assert [text.split()[-1] for text in lines[line + 1 : line + 3]] == ["a" * 8, "b" * 8]
+    assert lines[-1] == "6 artifacts, 2.1 MB"
+    rows = as_json(capsys, store, "ls")
+    assert [row["bytes"] // 100_000 for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert (rows[2]["name"], rows[2]["folder"]) == ("train", str(folder_of(store, "c")))
+
+
+def test_an_artifact_is_shown_with_all_that_it_was_built_from_and_its_command(store, capsys):
+    path = folder_of(store, "d") / "artifact.json"
+    write_json(path, read_json(path) | {"files": {"data": "12ab"}})
+    alpro(store, "show", "dd")
+    shown = capsys.readouterr().out
+    assert [line[0] for line in shown.partition("built from\n")[2].splitlines() if "2026" in line] == ["a", "b", "c"]
+    for part in (
+        "lr: 0.123457\n",
+        "rows: 3\n",
+        "torch: 9.9\n",
+        "data: 12ab\n",
+        "commit abc123, in the folder /home/me",
+    ):
+        assert part in shown
+    command = "alpro run evaluate --config sample --set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
+    assert f":\n  {command}\n" in shown
+    assert "changes that are not in this commit" in shown
+    shown = as_json(capsys, store, "show", "dd")
+    assert (shown["command"], [record["name"] for record in shown["built_from"]]) == (
+        command,
+        ["decode clips", "decode stills", "train"],
+    )
+    (folder_of(store, "b") / "artifact.json").unlink()
+    assert as_json(capsys, store, "show", "dd")["built_from"] == []
 
 
 def test_the_folder_of_a_command_is_relative_to_the_checkout(monkeypatch, tmp_path):
-    root = Path(upkeep.__file__).parents[2]
+    root = Path(module.__file__).parents[2]
     for folder, name in ((root, "."), (root / "docs", "docs"), (tmp_path, str(tmp_path))):
         monkeypatch.chdir(folder)
-        assert upkeep.current_folder() == name
-
-
-def test_nothing_is_removed_while_a_run_is_active(store, tmp_path, monkeypatch, capsys):
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client = MlflowClient(uri)
-    experiment = client.create_experiment("sample")
-    here = {"host": socket.gethostname(), "pid": str(os.getppid())}
-
-    def run(**tags: str) -> str:
-        return client.create_run(experiment, tags=tags, run_name="mine").info.run_id
-
-    client.delete_run(run(fingerprint=mark("e")))
-    run()  # not of this project
-    run(host=here["host"], pid="999999999")  # dead
-    assert running(uri) == []
-    active = run(**here)
-    client.delete_run(active)  # its process goes on
-    assert running(uri) == [f"mine on {here['host']}"]
-    status, _, err = call(monkeypatch, capsys, "artifacts", "gc", "--workspace", tmp_path, "--yes")
-    assert (status, err.count("\n")) == (2, 1)
-    assert f"mine on {here['host']} is running" in err
-    assert "e" in names(store.all())
-    client.restore_run(active)
-    client.set_terminated(active)
-    elsewhere = run(host="elsewhere", pid="1")
-    assert running(uri) == ["mine on elsewhere"]
-    client.delete_run(elsewhere)
-    status, _, _ = call(monkeypatch, capsys, "artifacts", "gc", "--workspace", tmp_path, "--yes")
-    assert (status, "e" in names(store.all())) == (0, False)
+        assert module.current_folder() == name
