@@ -7,6 +7,7 @@ import fsspec
 import pytest
 from PIL import Image
 
+from alpro.artifact import digest_of
 from alpro.errors import InputError
 from alpro.pipeline.config.pipeline_config import Corpus, load_config
 from alpro.pipeline.plan.dag import plan
@@ -163,6 +164,17 @@ def test_with_a_clip_no_prompter_is_trained(tmp_path):
     assert changed == {"cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
     none = steps_of(tmp_path, "cache_prompts.prompter=a/b", "pretrain.start=scratch", "pretrain.weights.pem=0")
     assert not {"train_prompter", "cache_prompts"} & none.keys()
+
+
+def test_the_fingerprint_follows_from_the_recorded_json_alone(tmp_path):
+    """So a record that lacks a key never stands for a step that has it, whatever the default of the key."""
+    logged = {"log_every", "pictures_every", "max_reject_share"}
+    for step in steps_of(tmp_path).values():
+        record = json.loads(json.dumps(step.description))
+        assert digest_of(record) == step.fingerprint
+        for key in record["config"]:
+            older = record | {"config": {name: value for name, value in record["config"].items() if name != key}}
+            assert (digest_of(older) == step.fingerprint) == (key in logged), (step.name, key)
 
 
 @pytest.mark.parametrize("change", ["resources.workers=2", "resources.processes=3", "resources.device='cpu'"])
