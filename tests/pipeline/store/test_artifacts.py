@@ -137,8 +137,7 @@ def test_two_processes_build_a_step_once(tmp_path):
         import os, sys, time
         from pathlib import Path
         from alpro.stages import render_sample
-        from alpro.files import read_json, write_json
-from alpro.pipeline.plan.step import Step
+        from alpro.pipeline.plan.step import Step
         from alpro.pipeline.store.artifacts import Store
         from alpro.stages.execution.interface import Outcome
 
