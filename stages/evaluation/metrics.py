@@ -48,13 +48,6 @@ class Ranks:
     def __len__(self) -> int:
         return len(self.better)
 
-    def select(self, queries: np.ndarray) -> "Ranks":
-        """The ranks of some queries (Q,) boolean, in the same gallery."""
-        better, tied_wrong, tied_right, right = (
-            column[queries] for column in (self.better, self.tied_wrong, self.tied_right, self.right)
-        )
-        return Ranks(better, tied_wrong, tied_right, right, self.gallery)
-
     def recall(self, k: int) -> np.ndarray:
         """Recall at k (Q,): the probability that a right item is among the first k, with ties in random order."""
         slots = np.clip(k - self.better, 0, None)  # places for the tied items

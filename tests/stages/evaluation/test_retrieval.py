@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from alpro.models.alpro import Alpro
 from alpro.stages.encoding.encode import Texts, Videos, encode_texts, encode_videos, similarities
-from alpro.stages.evaluation.metrics import retrieval_metrics, retrieval_ranks
+from alpro.stages.evaluation.metrics import retrieval_ranks
 from alpro.stages.evaluation.retrieval import (
     Gallery,
     dual_softmax,
@@ -63,9 +63,10 @@ def test_all_pairs_are_matched_as_each_pair_is(objective, encoded):
 
 def test_the_size_of_the_batches_does_not_matter(objective, encoded, gallery, tokenizer):
     texts, videos = encoded
-    np.testing.assert_allclose(
-        match_all(objective.model, texts, videos, batch=6), match_all(objective.model, texts, videos), atol=1e-5
-    )
+    for size in (6, 7):  # of 64 pairs the last batch has 4, and 1
+        np.testing.assert_allclose(
+            match_all(objective.model, texts, videos, batch=size), match_all(objective.model, texts, videos), atol=1e-5
+        )
     few = encode_texts(objective.model, tokenizer, gallery.texts, 24, CPU, batch=3)
     torch.testing.assert_close(few.features, texts.features, atol=1e-5, rtol=0)
     few = encode_videos(objective, gallery.reader, gallery.numbers, CPU, batch=3)
@@ -89,14 +90,6 @@ def test_each_text_and_each_video_is_encoded_once(objective, gallery, tokenizer,
     match_all(model, texts, videos)
     match_top_k(model, texts, videos, 3)
     assert encoded == {"text": len(gallery.texts), "video": len(gallery.numbers)}
-
-
-def test_a_last_batch_of_one_pair_is_a_batch(objective, encoded):
-    """64 pairs in batches of 7 leave one; so does any gallery of 512 n + 1 pairs by itself."""
-    texts, videos = encoded
-    np.testing.assert_allclose(
-        match_all(objective.model, texts, videos, batch=7), match_all(objective.model, texts, videos), atol=1e-5
-    )
 
 
 def test_top_k_of_all_is_margin_and_similarity(objective, encoded):
@@ -174,10 +167,6 @@ SIMILARITY = [[0.1, 0.9, 0.2], [0.8, 0.3, 0.1], [0.0, 0.1, 0.7]]
 MARGINS = [[-1.0, -2.0, -3.0], [-9.0, -0.5, -4.0], [-5.0, -6.0, -7.0]]
 
 
-def test_all_pairs_are_scored_by_their_margin(by_hand):
-    np.testing.assert_array_equal(match_pairs(*by_hand(MARGINS, SIMILARITY), "all", 1), np.float32(MARGINS))
-
-
 scores_of = arrays(np.float32, (4, 3), elements=st.floats(-1, 1, width=32))
 
 
@@ -207,17 +196,6 @@ def test_both_directions_choose_pairs_of_their_own(by_hand):
     exact = np.isclose(scores, np.array(MARGINS) + similarity)
     assert np.argwhere(exact[0]).tolist() == [[0, 1], [1, 1], [2, 1]]
     assert np.argwhere(exact[1]).tolist() == [[0, 0], [0, 1], [2, 2]]
-
-
-def test_recalls_of_the_two_directions_differ_where_the_scores_do(by_hand):
-    """Text 0 prefers video 1, and so does text 1: t2v finds 2 of 3. Video 0 prefers text 0: v2t finds 2 of 3, another
-    two."""
-    margins = [[-2.0, -1.0, -9.0], [-9.0, -0.5, -9.0], [-9.0, -0.4, -0.3]]
-    scores = match_pairs(*by_hand(margins, SIMILARITY), "all", 1)
-    metrics, ranks = retrieval_metrics(scores, np.arange(3)), retrieval_ranks(scores, np.arange(3))
-    assert ranks["t2v"].expected.tolist() == [2, 1, 1]
-    assert ranks["v2t"].expected.tolist() == [1, 2, 1]
-    assert metrics["t2v/R1"] == metrics["v2t/R1"] == pytest.approx(200 / 3)
 
 
 def test_a_dual_softmax_is_the_product_of_both_softmaxes():

@@ -125,6 +125,14 @@ def test_the_p_value_is_the_share_of_exchanges_that_differ_as_much():
     assert again == pytest.approx(actual)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=3, max_size=6))
+def test_exchanges_that_differ_by_rounding_alone_count(rows):
+    """All exchanges of one video have the same difference, with either sign, but not always to the last bit."""
+    a, b = np.array(rows).T
+    assert paired_difference(a, b, np.zeros(len(a)), "mean").p == 1
+
+
 def test_a_clear_difference_of_many_videos_has_the_smallest_p_value():
     a = np.random.default_rng(0).normal(size=200)
     for statistic in ("mean", "median"):

@@ -126,9 +126,9 @@ def test_a_corpus_that_is_not_in_the_phases_is_not_validated_on(objective, sever
 
 def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(objective, lessons, tokenizer, tiny_model):
     inputs = {"lessons": lessons}
-    with pytest.raises(InputError, match="no corpus has validation videos with captions"):
+    with pytest.raises(InputError, match="captions"):
         validate_retrieval(objective, inputs, tokenizer, config(Retrieval, ("lessons",)))
-    with pytest.raises(InputError, match="no corpus has validation videos with questions"):
+    with pytest.raises(InputError, match="questions"):
         validate_qa(objective, inputs, tokenizer, [], config(Qa, ("lessons",)))
     prompter = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
     assert validate_contrast(prompter, inputs, tokenizer, config(TrainPrompter, ("lessons",))) is None
