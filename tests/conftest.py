@@ -62,7 +62,6 @@ HEAVY = {
         "pipeline/tracking/test_registry",
         "stages/corpora/test_rejects",
         "stages/evaluation/test_several_processes",
-        "inference/test_export",
         "test_oracle",
         "test_paper_configurations",
     )

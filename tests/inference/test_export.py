@@ -113,13 +113,27 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, np.asarray(expected), atol=1e-5, rtol=0)
 
 
-def test_a_retrieval_model_computes_the_same_without_this_package(exported, videos):
+@pytest.mark.long
+def test_a_model_computes_the_same_without_this_package(exported, videos):
     models, root = exported
     model, results = models["retrieval"], np.load(root / "retrieval.npz")
-    assert_close(results["videos"], model.embed_videos(videos))
-    assert_close(results["texts"], model.embed_texts(TEXTS))
-    assert_close(results["similarity"], model.similarity(videos, TEXTS))
-    assert_close(results["match"], model.match(videos, TEXTS))
+    assert_close(results["videos"], model.encode(videos))
+    assert_close(results["texts"], model.encode(TEXTS))
+    assert_close(results["similarity"], model.similarity(TEXTS, videos))
+    assert_close(results["match"], model.match(TEXTS, videos))
+    model, results = models["qa"], np.load(root / "qa.npz")
+    for row, video, text in zip(results["answers"], videos, TEXTS, strict=True):
+        expected = dict(model.ask(video, text, top_k=9))
+        assert_close(row, [expected[answer] for answer in model.folder.answers])
+    model, results = models["prompter"], np.load(root / "prompter.npz")
+    for key, box in (("entities", (0, 0, 1, 1)), ("region", (0.5, 0, 0.25, 1))):
+        for row, video in zip(results[key], videos, strict=True):
+            expected = dict(model.entities(video, box, top_k=99))
+            assert_close(row, [expected[name] for name in model.folder.entities])
+    pixels, whole = model.encoder.pixels(model.frames(videos[0])), torch.tensor([[0, 0, 4, 4]])
+    expected = model.folder.model.pseudo_labels(pixels, whole, model.prompts["image"], model.encoder.black)[0]
+    assert_close(results["image"][0], expected)
+    assert not np.allclose(results["image"], results["entities"], atol=1e-5)
 
 
 @pytest.mark.long
@@ -127,36 +141,28 @@ def test_a_sentence_transformer_embeds_the_same_texts_frames_and_files(exported,
     models, root = exported
     run(SENTENCES, root, *videos)
     model, results = models["retrieval"], np.load(root / "sentences.npz")
-    assert_close(results["texts"], model.embed_texts(TEXTS))
-    assert_close(results["frames"], model.embed_videos(videos))
-    assert_close(results["files"], model.embed_videos(videos))
-    assert_close(results["similarity"], model.similarity(videos, TEXTS))
+    assert_close(results["texts"], model.encode(TEXTS))
+    assert_close(results["frames"], model.encode(videos))
+    assert_close(results["files"], model.encode(videos))
+    assert_close(results["similarity"], model.similarity(TEXTS, videos))
 
 
-def test_a_qa_model_computes_the_same_without_this_package(exported, videos):
-    models, root = exported
-    model, results = models["qa"], np.load(root / "qa.npz")
-    answers = json.loads((root / "qa" / "config.json").read_text())["answers"]
-    for row, video, text in zip(results["answers"], videos, TEXTS, strict=True):
-        expected = dict(model.ask(video, text, top_k=9))
-        assert_close(row, [expected[answer] for answer in answers])
+def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(folders, tmp_path):
+    """Sizes, labels and prompts are those of the model."""
+    from safetensors.torch import load_file
 
-
-def test_a_prompter_names_the_same_entities_without_this_package(exported, videos):
-    models, root = exported
-    model, results = models["prompter"], np.load(root / "prompter.npz")
-    names = json.loads((root / "prompter" / "config.json").read_text())["entities"]
-    for key, box in (("entities", (0, 0, 1, 1)), ("region", (0.5, 0, 0.25, 1))):
-        for row, video in zip(results[key], videos, strict=True):
-            expected = dict(model.entities(video, box, top_k=99))
-            assert_close(row, [expected[name] for name in names])
-    for row, video in zip(results["image"], videos, strict=True):
-        pixels = model.encoder.pixels(model.frames(video))
-        boxes = torch.tensor([[0, 0, 4, 4]])
-        assert_close(
-            row, model.folder.model.pseudo_labels(pixels, boxes, model.prompts["image"], model.encoder.black)[0]
-        )
-    assert not np.allclose(results["image"], results["entities"], atol=1e-5)
+    model = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
+    export(model, tmp_path / "out", "# A card\n")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["task"], config["entities"]) == ("prompter", model.folder.entities)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    for kind in ("video", "image"):
+        assert torch.equal(weights[f"{kind}_prompts"], model.prompts[kind])
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names >= {"README.md", "tokenizer.json", "processor_config.json", "modules.json", "modeling_alpro.py"}
+    with pytest.raises(InputError, match="out"):
+        export(model, tmp_path / "out", "")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_code_is_that_of_this_package_with_relative_imports():
@@ -167,11 +173,7 @@ def test_the_code_is_that_of_this_package_with_relative_imports():
         assert "from alpro" not in source
 
 
-def test_an_existing_folder_and_a_clip_are_refused(folders, clip_folders, tmp_path):
-    model = Model.from_pretrained(folders["retrieval"], device="cpu")
-    with pytest.raises(InputError, match="exists already"):
-        export(model, tmp_path, "")
+def test_a_clip_is_refused(clip_folders, tmp_path):
     clip = Model.from_pretrained(clip_folders["clip"], device="cpu")
-    with pytest.raises(InputError, match="a CLIP or SigLIP is not exported"):
+    with pytest.raises(InputError, match="CLIP"):
         export(clip, tmp_path / "out", "")
-    assert torch.is_tensor(clip.embed_texts(["a"]))
