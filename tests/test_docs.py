@@ -13,7 +13,7 @@ import yaml
 from alpro.pipeline.cli.arguments import changes_of
 from alpro.pipeline.cli.main import parser
 from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
-from alpro.pipeline.studies.study_config import Study, load_study, shipped_studies
+from alpro.pipeline.studies.study import Study, load_study, shipped_studies
 from alpro.shards.schema import Reason
 from alpro.stages import STAGES
 from docs.write_command_line import document, leaves

@@ -20,8 +20,8 @@ ONLY_IN = {  # packages that one room or file may import
     "prefect": ("pipeline/flows/", "pipeline/servers/"),
     "mlflow": "pipeline/tracking/",
     "spacy": "stages/vocabulary/nouns.py",
-    "matplotlib": "pipeline/reports/figures.py",
-    "jinja2": "pipeline/reports/pages.py",
+    "matplotlib": "pipeline/reports/curves.py",
+    "jinja2": "pipeline/reports/page.py",
     # What is exported runs without the decoder of this package.
     "av": ("shards/decoding.py", "stages/render_sample.py", "inference/hub/processing_alpro.py"),
     "ffmpeg": "shards/decoding.py",

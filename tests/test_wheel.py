@@ -30,13 +30,13 @@ import alpro.models.alpro, alpro.pipeline.flows.flow, alpro.shards.reader, alpro
 from alpro import Model
 from alpro.models.templates import OFFICIAL
 from alpro.pipeline.config.pipeline_config import load_config
-from alpro.pipeline.reports.pages import TEMPLATES
+from alpro.pipeline.reports import page
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
 from alpro.stages.vocabulary.nouns import tag_unit
 
 assert callable(Model.from_pretrained)
-assert len(OFFICIAL["video"]) == 12 and (TEMPLATES / "report.html.jinja").is_file()
+assert len(OFFICIAL["video"]) == 12 and Path(page.__file__).with_name("page.html.jinja").is_file()
 assert load_config("sample").corpora
 unit = ["a dog runs on the grass"], [1]
 ((_, words),) = run_units([unit], partial(tag_unit, tagger="embedded"), Resources(workers=1))  # in a spawned process

@@ -1,6 +1,7 @@
 """`alpro artifacts ...` and `alpro compare`: they read the artifacts of a workspace and run no stage."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections import Counter
@@ -10,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
-from alpro.pipeline.cli.arguments import ARTIFACT, add_action, add_group, add_json, add_workspace, print_json, user_path
+from alpro.pipeline.cli.arguments import (
+    ARTIFACT,
+    add_action,
+    add_group,
+    add_json,
+    add_tracking_uri,
+    add_workspace,
+    print_json,
+    user_path,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +43,10 @@ def add_artifact_commands(commands: Any) -> None:
         verify_artifacts,
         "read every file of artifacts, and print which are damaged, missing or extra",
     )
+    logging = add_action(actions, "log", log_artifacts, "log artifacts to MLflow again, or to another server")
+    logging.add_argument("artifacts", nargs="+", metavar="ARTIFACT", help=ARTIFACT)
+    add_workspace(logging, "folder of the artifacts")
+    add_tracking_uri(logging)
     remove = add_action(actions, "rm", remove_artifacts, "remove artifacts, or what an interrupted stage left")
     collect = add_action(
         actions, "gc", collect_garbage, "list the artifacts that the newest one of each name was not built from"
@@ -207,24 +221,39 @@ def print_removed(arguments: argparse.Namespace, folders: "list[Path]") -> None:
         print(*(f"removed {folder}" for folder in folders), sep="\n")
 
 
+def log_artifacts(arguments: argparse.Namespace) -> None:
+    """`alpro artifacts log`: logs artifacts again, each as a new run in the experiment of its configuration."""
+    from alpro.pipeline.tracking.tracker import Tracker
+
+    for name in arguments.artifacts:
+        folder, record = find_artifact(name, arguments.workspace)
+        experiment = record["run"].get("arguments", {}).get("config", "alpro").rpartition("/")[2].removesuffix(".toml")
+        tracker = Tracker.open(arguments.tracking_uri, arguments.workspace.resolve(), experiment)
+        run = tracker.log_artifact(folder.resolve(), record)
+        if not run or tracker.warned:
+            raise InputError(f"MLflow store {tracker.uri}: {record['name']} is not logged")
+        print(f"{record['name']} {record['fingerprint'][:16]}: run {run} in the experiment {experiment}")
+
+
 def compare_artifacts(arguments: argparse.Namespace) -> None:
-    from alpro.pipeline.reports.comparison import compared_runs
-    from alpro.pipeline.reports.terminal import print_result_table, print_text_table
+    from alpro.pipeline.reports.comparison import compared_runs, write_comparison
+    from alpro.pipeline.reports.terminal import print_table
 
     if len(arguments.runs) < 2:
         raise InputError("compare needs two evaluations or more")
-    store = store_of(arguments)
-    # The name of a run ends with the fingerprint of its last artifact.
-    artifacts = [find_artifact(name.split(" · ")[-1], arguments.workspace) for name in arguments.runs]
-    compared = compared_runs(store, artifacts)
+    # The name of a run has the start of the fingerprint of its last artifact: "sample 3f2a9c · pretrain.lr=1e-4".
+    marks = [re.search(r" ([0-9a-f]{6,})( ·|$)", name) for name in arguments.runs]
+    chosen = [mark[1] if mark else name for mark, name in zip(marks, arguments.runs, strict=True)]
+    artifacts = [find_artifact(name, arguments.workspace) for name in chosen]
+    tables, values = compared_runs(store_of(arguments), artifacts)
     if arguments.json:
-        print_json(compared.json())
+        print_json(values)
     else:
-        if (differences := compared.differences_table()).lines:
-            print_text_table(differences)
-        print_result_table(compared.scores_table(intervals=len(artifacts) > 2))
-    page = arguments.out or arguments.workspace / "reports" / f"compare-{'-'.join(compared.names)}.html"
-    print(f"page: {compared.write(page)}", file=sys.stderr)
+        for table in tables[1:]:
+            print_table(table)
+    names = "-".join(folder.name[:8] for folder, _ in artifacts)
+    page = arguments.out or arguments.workspace / "reports" / f"compare-{names}.html"
+    print(f"page: {write_comparison(page, tables)}", file=sys.stderr)
 
 
 def print_artifacts(records: Sequence[Record], sizes: Sequence[int] = ()) -> None:

@@ -32,9 +32,8 @@ def add_eval(commands: Any) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     from alpro.inference.evaluate import add_answers, add_entities, add_retrieval, encode, labeled
     from alpro.inference.find import find_prompter
-    from alpro.pipeline.reports.comparison import comparison_table
     from alpro.pipeline.reports.results import tables
-    from alpro.pipeline.reports.terminal import print_result_table
+    from alpro.pipeline.reports.terminal import print_table
     from alpro.stages.evaluation.comparison import Comparison
     from alpro.stages.evaluation.results import Results
     from alpro.stages.evaluation.statistics import paired_difference
@@ -85,10 +84,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         nothing_below = {"nothing_below": vars(threshold) if threshold else None}
         print(json.dumps({"results": results.rows, "differences": differences, **nothing_below}, indent=1))
         return
-    for table in tables(results.rows):
-        print_result_table(table)
-    if compared:
-        print_result_table(comparison_table(["baseline", "by similarity"], [Comparison(compared, {}, 0)]))
+    against = [row for row in results.rows if row["name"].startswith("baseline/")]
+    runs = {"score": [row for row in results.rows if row not in against]}
+    if against:  # beside the scores of the same names
+        named = [row | {"name": row["name"].replace("baseline", "similarity", 1)} for row in against]
+        runs = {"baseline": named, "model": runs["score"]}
+    for table in tables(runs, [Comparison(compared, {}, 0)] if against else ()):
+        print_table(table)
     if threshold:
         line = f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of these texts"
         print(f"{line}, and accepts {threshold.accepted:.0%} of them if their videos are left out")

@@ -177,7 +177,7 @@ def export_model(arguments: argparse.Namespace) -> None:
     from alpro import Model
     from alpro.inference.export import export
     from alpro.inference.find import find_prompter
-    from alpro.pipeline.reports.model_card import model_card
+    from alpro.pipeline.reports.card import model_card
 
     folder = model_path(arguments, arguments.model).resolve()
     if arguments.folder.exists():  # before the model is loaded
@@ -194,6 +194,6 @@ def register_model(arguments: argparse.Namespace) -> None:
     workspace = arguments.workspace.resolve()
     uri = arguments.tracking_uri or f"sqlite:///{workspace / 'mlflow.db'}"
     artifact = find_artifact(arguments.model, workspace)
-    version = register(uri, workspace / "mlflow", *artifact, arguments.name, arguments.alias)
+    version = register(uri, workspace, *artifact, arguments.name, arguments.alias)
     loaded = f"models:/{arguments.name}{'@' + arguments.alias if arguments.alias else '/' + version}"
     print(f"{arguments.name}, version {version}; load it with mlflow.pyfunc.load_model({loaded!r})")

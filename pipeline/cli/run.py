@@ -43,7 +43,7 @@ def add_stage_commands(commands: Any) -> None:
     study_parser = add_action(
         commands,
         "study",
-        run_study,
+        study_command,
         "run variants of a configuration with several seeds",
         description="Runs every variant of a study with every seed, and prints the mean of each score, its interval "
         "over the seeds, and the difference to the first variant. Results of stages are shared and cached.",
@@ -89,7 +89,7 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     from alpro.pipeline.config.pipeline_config import skips_questions
     from alpro.pipeline.plan.dag import planned
     from alpro.pipeline.plan.steps import check_files, check_test_items
-    from alpro.pipeline.reports.summary import finished_steps, report_file
+    from alpro.pipeline.reports.page import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
 
     stage, config, data, changes = arguments.stage, arguments.config, arguments.data, arguments.changes
@@ -120,12 +120,12 @@ def run_flow(arguments: argparse.Namespace, plan: "Planned") -> dict[str, str]:
     """Runs a plan as a Prefect flow. Returns the folder of each artifact."""
     server = start_temporary_server()
     from alpro.pipeline.flows import flow  # imports Prefect and MLflow; meanwhile the server starts
-    from alpro.pipeline.flows.run import open_tracker
+    from alpro.pipeline.tracking.tracker import Tracker
 
     root, uri = arguments.workspace.resolve(), arguments.tracking_uri
     if server:
         # The database of a new MLflow store is created while the server creates its own.
-        open_tracker(uri, root, plan[0].name).close()
+        Tracker.open(uri, root, plan[0].name)
         server.wait()
     parameters = {name: getattr(arguments, name) for name in ("config", "data", "changes", "stage")}
     return flow.start(plan, parameters, root, uri)
@@ -145,31 +145,46 @@ def prepare_run(arguments: argparse.Namespace) -> Path:
     return workspace
 
 
-def run_study(arguments: argparse.Namespace) -> None:
+def study_command(arguments: argparse.Namespace) -> None:
+    """`alpro study`."""
     workspace = prepare_run(arguments)
     server = None if arguments.dry_run else start_temporary_server()
-    from alpro.pipeline.studies import study
-    from alpro.pipeline.studies.study_config import load_study
+    from alpro.pipeline.studies.study import load_study, members_of, run_study, work_left
 
-    loaded = load_study(arguments.file)
+    loaded, data = load_study(arguments.file), arguments.data
     config = arguments.config or loaded.config
-    source = study.Source(loaded, config, arguments.data, arguments.changes, workspace, arguments.tracking_uri)
-    members = study.members_of(source)
+    members = members_of(loaded, config, data, arguments.changes, workspace)
     if arguments.dry_run:
-        study.print_study_plan(members, arguments.json)
+        work = work_left(members)
+        if arguments.json:
+            print_json(work)
+            return
+        for name, counts in work.items():
+            print(f"{name:24} {counts['to_run']:4} to run {counts['cached']:4} cached")
+        to_run, cached = (sum(counts[key] for counts in work.values()) for key in ("to_run", "cached"))
+        print(f"{len(members)} runs: {to_run} stage runs to do, {cached} cached")
         return
     if server:
         server.wait()
-    from alpro.stages.execution.interface import Stopped
+    from alpro.pipeline.reports.terminal import print_line, print_table
+    from alpro.stages.execution.interface import StageFailed, Stopped
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped("the study was stopped")
 
     before = signal.signal(signal.SIGTERM, stop)  # between two flows, and after Prefect has ended one
     try:
-        study.run_study(source, members, arguments.json)
+        table, file, failed = run_study(loaded, members, config, data, workspace, arguments.tracking_uri)
     finally:
         signal.signal(signal.SIGTERM, before)
+    if arguments.json:
+        print(file.read_text("utf-8"))
+    elif table:
+        print_table(table)
+    if not arguments.json:
+        print_line(f"all scores: {file}" if table else "no scores: no run evaluated a model")
+    if failed:
+        raise StageFailed(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}")
 
 
 def plan_rows(steps: "list[Step]", store: "Store") -> list[dict[str, str]]:

@@ -47,7 +47,7 @@ def add_up(commands: Any) -> None:
 
 def serve_mlflow(arguments: argparse.Namespace) -> None:
     """`alpro ui`: MLflow's server, reachable from this machine only, until Ctrl-C."""
-    from alpro.pipeline.tracking.queries import start_page
+    from alpro.pipeline.tracking.tracker import start_page
 
     database = arguments.workspace.resolve() / "mlflow.db"
     if not database.is_file():

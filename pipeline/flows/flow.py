@@ -19,29 +19,34 @@ from prefect.utilities.annotations import quote
 
 from alpro.errors import InputError
 from alpro.pipeline.execution.launch import GRACE_SECONDS
-from alpro.pipeline.flows.pages import link_to_mlflow, name_run, show_results
+from alpro.pipeline.flows.pages import about_run, link_to_mlflow, name_run
 from alpro.pipeline.flows.run import PipelineRun, title_of
 from alpro.pipeline.flows.tasks import announce, at_terminal, make
 from alpro.pipeline.plan.dag import Planned, planned
 from alpro.pipeline.plan.steps import check_files, required
-from alpro.pipeline.tracking.stage_runs import status_after, step_title
+from alpro.pipeline.tracking.tracker import Tracker, stage_title
 from alpro.stages.execution.lifecycle import end_with_parent
 from alpro.stages.execution.stop import STOP, Stop
 
 
 def start(
-    plan: Planned, arguments: dict[str, Any], workspace: Path, tracking_uri: str = "", **appearance: Any
+    plan: Planned,
+    arguments: dict[str, Any],
+    workspace: Path,
+    tracking_uri: str = "",
+    title: str = "",
+    tags: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """Runs a plan as a flow of this process. Returns the folder of each artifact.
 
-    arguments: config, data, changes and stage, as the parameters of `alpro`. appearance: title, tags and parent of
-    PipelineRun.
+    arguments: config, data, changes and stage, as the parameters of `alpro`. title, tags: of the run in MLflow;
+    default: `title_of`, none.
     """
+    title = title or title_of(plan, arguments)
 
     def body(config: str, data: str, changes: list[str], stage: str) -> dict[str, str]:  # Prefect's page shows them
-        return run(plan, arguments, workspace, tracking_uri, {}, **appearance)
+        return run(plan, arguments, workspace, tracking_uri, {}, title, tags)
 
-    title = appearance.get("title") or title_of(plan, arguments)
     return Flow(body, name="alpro", flow_run_name=lambda: title, persist_result=False)(**arguments)
 
 
@@ -77,7 +82,8 @@ def alpro(
     if deployment.id:  # Prefect started this process in a temporary folder
         os.chdir(workspace)
     plan = planned(stage, config, data, changes, workspace.resolve())
-    return run(plan, arguments, workspace.resolve(), os.environ.get("ALPRO_TRACKING_URI", ""), elsewhere())
+    uri, title = os.environ.get("ALPRO_TRACKING_URI", ""), title_of(plan, arguments)
+    return run(plan, arguments, workspace.resolve(), uri, elsewhere(), title)
 
 
 def elsewhere() -> dict[str, str]:
@@ -98,22 +104,30 @@ def run(
     workspace: Path,
     tracking_uri: str,
     deployments: dict[str, str],
-    **appearance: Any,
+    title: str,
+    tags: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """Runs a plan in a flow, with its run in MLflow and its report. Returns the folder of each artifact."""
-    check_files(plan[1], plan[2])
-    current = PipelineRun(plan, arguments, workspace, tracking_uri, deployments, **appearance)
-    labels = [current.settings.name, f"result {current.steps[-1].fingerprint[:8]}"]
-    name_run(current.title, labels)
-    link_to_mlflow(current.tracker, current.run, "mlflow")
-    try:
-        with prefect.tags(*labels):
-            run_steps(current)
-    except BaseException as error:
-        finish(current, error)
-        raise
-    finish(current)
-    return {name: str(folder) for name, folder, *_ in current.listed()}
+    settings, steps, store = plan
+    check_files(steps, store)
+    labels = [settings.name, f"result {steps[-1].fingerprint[:8]}"]
+    name_run(title, labels)
+    tracker = Tracker.open(tracking_uri, workspace, settings.name)
+    changed = settings.model_dump(mode="json", exclude_defaults=True)
+    with tracker.run(title, changed, about_run(tags or {})) as mlflow_run:
+        current = PipelineRun(plan, arguments, workspace, deployments, tracker, mlflow_run, title)
+        link_to_mlflow(tracker, mlflow_run, "mlflow")
+        try:
+            with prefect.tags(*labels):
+                run_steps(current)
+        except BaseException as error:
+            try:
+                finish(current, error)
+            except Exception as problem:  # must not hide why it failed
+                announce(f"no report of the run that failed: {problem}")
+            raise
+        finish(current)
+    return {name: str(folder) for name, (folder, _) in current.artifacts.items()}
 
 
 def run_steps(current: PipelineRun) -> None:
@@ -131,7 +145,10 @@ def run_steps(current: PipelineRun) -> None:
         try:
             for number, step in enumerate(steps, 1):
                 inputs = [futures[other.name] for other in step.inputs.values() if other.name in futures]
-                values: dict[str, Any] = {"title": step_title(step), "number": f"stage {number} of {len(steps)}, "}
+                values: dict[str, Any] = {
+                    "title": stage_title(step.description),
+                    "number": f"stage {number} of {len(steps)}, ",
+                }
                 values |= {"current": quote(current), "step": quote(step)}
                 futures[step.name] = runner.submit(make, values, wait_for=inputs)
             for step in steps:
@@ -158,18 +175,8 @@ def run_steps(current: PipelineRun) -> None:
 
 
 def finish(current: PipelineRun, error: BaseException | None = None) -> None:
-    """Writes the report, shows the results in Prefect and MLflow, and ends the pipeline's run. error: what ended it."""
-    try:
-        report = current.write_report(error)
-        link_to_mlflow(current.tracker, current.run, "report", report)
-        if not at_terminal():  # the command line prints it below the results
-            announce(f"report: {report}")
-        show_results(current.settings.name, current.listed())
-    except BaseException as problem:
-        if error is None or not isinstance(problem, Exception):
-            error = error or problem
-            raise
-        announce(f"no report of the run that failed: {problem}")  # must not hide why it failed
-    finally:
-        current.tracker.end(current.run, status_after(error) if error else "FINISHED")
-        current.tracker.close()
+    """Writes the report and links it on Prefect's page. error: what ended the run, if it did not finish."""
+    report = current.write_report(error)
+    link_to_mlflow(current.tracker, current.run, "report", report)
+    if not at_terminal():  # the command line prints it below the results
+        announce(f"report: {report}")

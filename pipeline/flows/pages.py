@@ -1,17 +1,16 @@
-"""What Prefect's pages show of a run: its name, links to MLflow, and tables."""
+"""What Prefect's pages show of a run: its name, and links to MLflow and the report."""
 
 import os
 import re
 from pathlib import Path
 
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
-from alpro.pipeline.reports.results import Listed, results, shown, shown_score
 from alpro.pipeline.servers.temporary import TEMPORARY
-from alpro.pipeline.tracking.tracker import Run, Tracker
+from alpro.pipeline.tracking.tracker import Tracker
 
 
 def name_run(name: str, tags: list[str]) -> None:
@@ -35,7 +34,7 @@ def prefect_address() -> str:
     return f"{server}/runs/flow-run/{flow.flow_run.id}" if flow and flow.flow_run else ""
 
 
-def link_to_mlflow(tracker: Tracker, run: Run, key: str, report: Path | None = None) -> None:
+def link_to_mlflow(tracker: Tracker, run: str, key: str, report: Path | None = None) -> None:
     """A link on Prefect's page to a run in MLflow, or to the report that the run has. Without an MLflow server, the
     link to the report is that of its file, and there is no link to the run."""
     address = tracker.address(run, report.name if report else "")
@@ -43,31 +42,7 @@ def link_to_mlflow(tracker: Tracker, run: Run, key: str, report: Path | None = N
         link = address or report.as_uri()
         create_link_artifact(link, link_text=report.name, key=key, description=f"Report: {report}")
     elif address:
-        create_link_artifact(address, link_text="MLflow run", key=key, description=f"MLflow run {run.id}")
-
-
-def show_results(name: str, artifacts: list[Listed]) -> None:
-    """A table of every score with its interval and its chance level."""
-    rows = [
-        {
-            "what": row["what"],
-            "metric": f"{row['direction']} {row['metric']}".strip(),
-            "score": shown_score(row),
-            "chance": shown(row["chance"], row["unit"]),
-            "items": row["items"],
-        }
-        for row in results(artifacts)
-    ]
-    if rows:
-        about = f"{name}: results; in brackets: 95 % bootstrap interval over test videos"
-        create_table_artifact(rows, key="results", description=about)
-
-
-def show_metrics(name: str, folder: Path, metrics: dict[str, float]) -> None:
-    """A table of the metrics of a stage, which ran or was cached."""
-    rows = [{"metric": metric, "value": round(value, 4)} for metric, value in metrics.items()]
-    if rows:
-        create_table_artifact(rows, key=artifact_key(name), description=f"{name}: {folder}")
+        create_link_artifact(address, link_text="MLflow run", key=key, description=f"MLflow run {run}")
 
 
 def artifact_key(name: str) -> str:

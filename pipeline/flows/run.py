@@ -5,28 +5,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from alpro.pipeline.flows.pages import about_run
+from alpro.artifact import Record
 from alpro.pipeline.plan.dag import Planned
-from alpro.pipeline.plan.step import Step
-from alpro.pipeline.reports.report import write_report
-from alpro.pipeline.reports.results import Listed
-from alpro.pipeline.reports.summary import FINISHED, STATES, RunSummary, StepSummary, first_line, report_file
+from alpro.pipeline.reports.page import FAILED, FINISHED, STOPPED, report_file, summary, write_report
 from alpro.pipeline.store.lineage import current_folder
-from alpro.pipeline.tracking.stage_runs import (
-    StageResult,
-    end_dead_runs,
-    git_commit,
-    log_stages,
-    run_tags,
-    status_after,
-)
-from alpro.pipeline.tracking.tracker import Run, Tracker
+from alpro.pipeline.tracking.tracker import Tracker, first_line, git_commit, status_after
 from alpro.stages.execution.interface import Interrupted, cores
-
-
-def open_tracker(uri: str, root: Path, experiment: str) -> Tracker:
-    """The MLflow store of a run: the server, or a file in the workspace."""
-    return Tracker.open(uri or f"sqlite:///{root / 'mlflow.db'}", root / "mlflow", experiment)
 
 
 class PipelineRun:
@@ -36,9 +20,9 @@ class PipelineRun:
         plan: of `planned`.
         arguments: config, data, changes and stage, the parameters of the flow.
         workspace: the folder of artifacts and reports.
-        tracking_uri: an MLflow server; empty: a file in the workspace.
         elsewhere: the deployments that run the steps of a stage, by the names of the stages.
-        title, tags, parent: how a study names its runs, and the run of their variant.
+        tracker, run: where it is logged, and its run there.
+        title: its name.
     """
 
     def __init__(
@@ -46,24 +30,20 @@ class PipelineRun:
         plan: Planned,
         arguments: Mapping[str, Any],
         workspace: Path,
-        tracking_uri: str,
         elsewhere: Mapping[str, str],
-        title: str = "",
-        tags: Mapping[str, str] | None = None,
-        parent: Run | None = None,
+        tracker: Tracker,
+        run: str,
+        title: str,
     ):
         self.plan, self.arguments, self.workspace, self.elsewhere = plan, arguments, workspace, elsewhere
+        self.tracker, self.run, self.title = tracker, run, title
         self.settings, self.steps, self.store = plan
-        self.title = title or title_of(plan, arguments)
         self.started, self.commit = datetime.now(UTC), git_commit()
         self.recorded = {name: arguments[name] for name in ("config", "data", "changes")} | {"folder": current_folder()}
-        self.results: list[StageResult] = []
-        self.failures: dict[str, BaseException] = {}  # by the names of the steps that failed or were interrupted
-        self.tracker = open_tracker(tracking_uri, workspace, self.settings.name)
-        end_dead_runs(self.tracker, {})
-        changed = self.settings.model_dump(mode="json", exclude_defaults=True)
-        about = about_run({**run_tags(self.commit), **(tags or {})})
-        self.run = self.tracker.start(self.title, changed, about, parent)
+        # By the names of the steps: what they left, whether they ran, and why they failed or were interrupted.
+        self.found: dict[str, tuple[Path, Record]] = {}
+        self.cached: set[str] = set()
+        self.failures: dict[str, BaseException] = {}
 
     @property
     def threads(self) -> int:
@@ -71,38 +51,33 @@ class PipelineRun:
         together = self.settings.resources.max_stages
         return max(1, cores() // together) if together > 1 else 0
 
-    def listed(self) -> list[Listed]:
-        """The artifacts, in order, as tables of results take them."""
-        names = [step.name for step in self.steps]
-        self.results.sort(key=lambda result: names.index(result.step.name))
-        return [(result.step.name, result.folder, result.record, result.cached) for result in self.results]
+    @property
+    def artifacts(self) -> dict[str, tuple[Path, Record]]:
+        """The artifacts with their records, by the names of the steps, in order."""
+        return {step.name: self.found[step.name] for step in self.steps if step.name in self.found}
 
     def write_report(self, error: BaseException | None) -> Path:
-        """Writes the report into the workspace and logs it to MLflow. error: what ended the run, if it did not
+        """Writes the report into the workspace and logs the results to MLflow. error: what ended the run, if it did not
         finish."""
-        artifacts = self.listed()
-        report = write_report(report_file(self.workspace, self.settings, self.steps), self.summary(error), artifacts)
-        self.tracker.file(self.run, report)
-        self.tracker.text(self.run, self.settings.model_dump_json(indent=1), "config.json")
-        log_stages(self.tracker, self.run, self.results)
-        return report
-
-    def summary(self, error: BaseException | None) -> RunSummary:
-        """What the run has done."""
-        state = STATES[status_after(error)] if error else FINISHED
-        return RunSummary(
-            title=self.title,
-            name=self.settings.name,
+        states = {name: "cached" if name in self.cached else "built" for name in self.found}
+        states |= {name: "failed" for name, own in self.failures.items() if not isinstance(own, Interrupted)}
+        about = summary(
+            self.title,
+            self.settings,
+            self.steps,
+            states,
             stage=self.arguments["stage"],
-            state=state,
+            state=FINISHED if error is None else FAILED if status_after(error) == "FAILED" else STOPPED,
             reason=self._reason(error) if error else "",
-            started=self.started.isoformat(timespec="seconds"),
-            seconds=round((datetime.now(UTC) - self.started).total_seconds(), 1),
+            started=self.started,
             commit=self.commit,
             arguments=self.recorded,
-            config=self.settings.model_dump(mode="json"),
-            steps=[self._step_summary(step, finished=state == FINISHED) for step in self.steps],
         )
+        artifacts = list(self.artifacts.values())
+        report = write_report(report_file(self.workspace, self.settings, self.steps), about, artifacts)
+        config = self.settings.model_dump_json(indent=1)
+        self.tracker.log_pipeline(self.run, artifacts, self.cached, report, config)
+        return report
 
     def _reason(self, error: BaseException) -> str:
         """Why the run did not finish, in a line that names the stage."""
@@ -110,21 +85,10 @@ class PipelineRun:
         failed = [name for name, own in self.failures.items() if own is error]
         return f"{failed[0]}: {line}" if failed and not line.startswith(failed[0]) else line
 
-    def _step_summary(self, step: Step, finished: bool) -> StepSummary:
-        result = next((result for result in self.results if result.step.name == step.name), None)
-        if result:
-            state = "cached" if result.cached else "built"
-        elif step.name in self.failures and not isinstance(self.failures[step.name], Interrupted):
-            state = "failed"
-        else:
-            state = "unused" if finished else "unfinished"
-        seconds = result.record["run"]["seconds"] if result else None
-        inputs = [source.name for source in step.inputs.values()]
-        return StepSummary(step.name, step.stage, step.fingerprint, inputs, state, seconds)
-
 
 def title_of(plan: Planned, arguments: Mapping[str, Any]) -> str:
-    """The name of a run: the configuration, the stage, the changes, and the last step's fingerprint."""
+    """The name of a run, which differs where pages cut it: the configuration and the last step's fingerprint, then the
+    stage and the changes."""
     settings, steps, _ = plan
-    parts = (settings.name, arguments["stage"], " ".join(arguments["changes"]), steps[-1].fingerprint[:6])
+    parts = (f"{settings.name} {steps[-1].fingerprint[:6]}", arguments["stage"], " ".join(arguments["changes"]))
     return " · ".join(part for part in parts if part)

@@ -14,20 +14,11 @@ from prefect.states import Cancelling, Completed, Failed, State
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.pipeline.execution.launch import run_stage
-from alpro.pipeline.flows.pages import about_run, artifact_key, link_to_mlflow, show_metrics
+from alpro.pipeline.flows.pages import about_run, artifact_key, link_to_mlflow
 from alpro.pipeline.flows.run import PipelineRun
 from alpro.pipeline.plan.step import Step
-from alpro.pipeline.reports.summary import first_line
 from alpro.pipeline.store.artifacts import Store, lock_number
-from alpro.pipeline.tracking.stage_runs import (
-    StageResult,
-    log_cached,
-    log_corpora,
-    log_result,
-    run_tags,
-    stage_run,
-    step_title,
-)
+from alpro.pipeline.tracking.tracker import stage_title
 from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
@@ -81,7 +72,7 @@ def one_line(error: Exception) -> str:
 def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None:
     """Finds a step's artifact or builds it, here or by a deployment. Returns a state of its own if it exists."""
     store, tracker = current.store, current.tracker
-    folder, tags = store.folder(step), about_run(run_tags(current.commit, step))
+    folder, tags = store.folder(step), about_run({})
     exists = store.find(step) is not None
     if STAGES[step.stage].kind != "data":
         check_test_split(store, current.steps)
@@ -91,9 +82,9 @@ def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None
         log.debug(f"{step.name}: {folder}")
         record = store.find(step)
         if record is not None:
-            result = StageResult(step, folder, record, cached=exists)
-            log_cached(tracker, result, current.run, tags, store)
-            append(current, result)
+            tracker.log_cached(folder, record, current.run, tags)
+            current.found[step.name] = folder, record
+            current.cached |= {step.name} if exists else set()
             announce(f"{number}{step.name}: cached" if exists else done_line(step, record))
             return Completed(name="Cached", message=f"{folder} is of {record['run']['at']}") if exists else None
         if step.stage in current.elsewhere:
@@ -102,19 +93,16 @@ def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None
                 "workspace and the files that the configuration names"
             )
         announce(f"{number}{step.name}: started")
-        with stage_run(tracker, step, folder, current.run, tags) as run:
+        with tracker.stage_run(step, folder, current.run, tags) as run:
             link_to_mlflow(tracker, run, f"{artifact_key(step.name)}-mlflow")
-            log_corpora(tracker, run, store, step)
-            about = {"commit": current.commit, "mlflow_run": run.id, "prefect_run": tags.get("prefect_run", "")}
+            about = {"commit": current.commit, "mlflow_run": run, "prefect_run": tags.get("prefect_run", "")}
             resources, file = current.settings.resources, lock_number(lock)
             record = store.make(
                 step,
                 lambda step, out: run_stage(step, out, store, resources, file, say(), current.threads),
                 {**about, "arguments": current.recorded},
             )
-            result = StageResult(step, folder, record, cached=False)
-            log_result(tracker, result, run, current.run)
-        append(current, result)
+        current.found[step.name] = folder, record
     announce(done_line(step, record))
     return None
 
@@ -136,7 +124,7 @@ def run_elsewhere(current: PipelineRun, step: Step, number: str) -> None:
     name = current.elsewhere[step.stage]
     parameters = {**current.arguments, "stage": step.stage}
     # Not timeout=None: that does not wake up when the pipeline stops.
-    submitted: Any = run_deployment(name, parameters=parameters, timeout=0, flow_run_name=step_title(step))
+    submitted: Any = run_deployment(name, parameters=parameters, timeout=0, flow_run_name=stage_title(step.description))
     announce(f"{number}{step.name}: waits for a worker or runs there, as {name} {submitted.name}")
     with get_client(sync_client=True) as client:
         while True:
@@ -153,16 +141,6 @@ def run_elsewhere(current: PipelineRun, step: Step, number: str) -> None:
                 break
     if not state.is_completed():
         raise StageFailed(f"{step.name}: {name} {submitted.name} did not complete: {state.message}")
-
-
-def append(current: PipelineRun, result: StageResult) -> None:
-    """Appends a result to the run, and shows its metrics on Prefect's page. A page that cannot be written to does not
-    fail a finished stage."""
-    current.results.append(result)
-    try:
-        show_metrics(result.step.name, result.folder, result.record["metrics"])
-    except Exception as error:  # of Prefect's client
-        announce(f"{result.step.name}: Prefect's page has no table of its metrics: {first_line(error)}")
 
 
 def done_line(step: Step, record: dict[str, Any]) -> str:

@@ -1,33 +1,135 @@
-"""Runs a study: every variant of a configuration with every seed, and a table of their scores.
+"""Studies: every variant of a configuration with every seed, and a table of their scores.
 
-The runs are those of `alpro run`, one after another, in one process with one temporary server of Prefect. What they
-share is built once, because an artifact is found by its fingerprint; so a study that was stopped continues when it is
-run again. The seeds are the outer loop: after the first, all variants can be compared.
+The runs are those of `alpro run`, one after another. What they share is built once, because an artifact is found by its
+fingerprint; so a study that was stopped continues when it is run again. The seeds are the outer loop: after the first,
+all variants can be compared.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from statistics import mean, stdev
+from typing import Annotated, Any
 
-from alpro.artifact import read_record
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from alpro.artifact import flatten, read_record
 from alpro.errors import InputError
-from alpro.files import atomic_write, digest, write_json
+from alpro.files import digest, write_json
 from alpro.log import log
-from alpro.pipeline.flows import flow
-from alpro.pipeline.flows.run import open_tracker
+from alpro.pipeline.config.errors import one_line
+from alpro.pipeline.config.pipeline_config import CONFIGS, STAGE_CONFIGS, read_toml
 from alpro.pipeline.plan import dag as planning
 from alpro.pipeline.plan.steps import check_files, required
-from alpro.pipeline.reports.figures import study_figure
-from alpro.pipeline.reports.results import results
-from alpro.pipeline.reports.terminal import console, print_result_table
-from alpro.pipeline.studies.study_config import Study
-from alpro.pipeline.studies.table import score_rows, study_table
-from alpro.pipeline.tracking.stage_runs import end_dead_runs, git_commit, run_tags, status_after
-from alpro.pipeline.tracking.tracker import Run, Tracker
-from alpro.stages.execution.interface import StageFailed
+from alpro.pipeline.reports.results import Rows, Table, change_text, metric_text, number_text, rows
+from alpro.shards.storage import absolute
+from alpro.stages import STAGES
+
+STUDIES = CONFIGS / "studies"
+SCORES = ("zero_shot/t2v/R1", "zero_shot_vtc/t2v/R1", "retrieval/t2v/R1", "qa/acc", "entities/acc")
+SEEDED = tuple(stage for stage, config in STAGE_CONFIGS.items() if "seed" in config.model_fields)
+NOTE = (
+    "Means over the seeds, with Student's 95 % interval of the mean. Differences are paired by seed: the variant minus "
+    "the first with the same seed. The intervals cover what a seed changes, and not the choice of test items."
+)
+
+
+def as_changes(value: Any) -> Any:
+    """A table, nested or with dotted keys, as the changes of `--set`; a list of changes as it is.
+
+    >>> as_changes({"pretrain": {"lr": 0.001}, "templates.video": ["A film of a {}."]})
+    ['pretrain.lr=0.001', 'templates.video=["A film of a {}."]']
+    """
+    if not isinstance(value, dict):
+        return value
+    try:
+        return [f"{key}={json.dumps(item, ensure_ascii=False)}" for key, item in flatten(value).items()]
+    except TypeError as error:
+        raise ValueError(f"a value is not a text, a number, true, false or a list of these: {error}") from error
+
+
+Changes = Annotated[tuple[str, ...], BeforeValidator(as_changes)]
+
+
+class Variant(BaseModel):
+    """A variant of the study's configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, description="name in the table and in MLflow")
+    changes: Changes = Field(
+        (), alias="set", description='changes of this variant: a list such as `["pretrain.lr=1e-4"]`, or a table'
+    )
+
+
+class Study(BaseModel):
+    """A study. The other variants are compared with the first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(
+        "", pattern=r"^[\w-]*$", description="name of the experiment in MLflow; default: the name of the file"
+    )
+    config: str = Field(
+        "sample", description="the configuration, as for `--config`; the path of a file is relative to the study file"
+    )
+    changes: Changes = Field((), alias="set", description="changes of all variants, as those of a variant")
+    until: str = Field("", description="last stage to run, such as `zero_shot`; default: the whole pipeline")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2), min_length=1, description="the seeds; every variant runs with each"
+    )
+    seed_stages: tuple[str, ...] = Field(
+        SEEDED,
+        description="stages whose seed varies; default: all that have one. Without `render_sample`, all runs have the "
+        "same corpus",
+    )
+    scores: tuple[str, ...] = Field(
+        SCORES,
+        min_length=1,
+        description="scores of the printed table: names of rows of `results.json`, `*` matches any characters",
+    )
+    variants: tuple[Variant, ...] = Field((Variant(name="base"),), min_length=1, description="the variants")
+
+    @field_validator("variants", "seeds")
+    @classmethod
+    def _distinct(cls, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [item.name if isinstance(item, Variant) else item for item in items]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
+        return items
+
+    @field_validator("until", "seed_stages")
+    @classmethod
+    def _known_stages(cls, value: Any, info: Any) -> Any:
+        known = STAGES if info.field_name == "until" else SEEDED
+        for stage in [value] if isinstance(value, str) else value:
+            if stage and stage not in known:
+                raise ValueError(f"no stage {stage!r}; the stages are {', '.join(known)}")
+        return value
+
+
+def shipped_studies() -> list[str]:
+    """Names of the shipped studies."""
+    return sorted(path.stem for path in STUDIES.glob("*.toml"))
+
+
+def load_study(source: str) -> Study:
+    """Loads a study from a TOML file, or a shipped one by name. Raises InputError if it is invalid."""
+    path = Path(source).expanduser()
+    if not path.is_file():
+        if source not in shipped_studies():
+            raise InputError(f"{source}: neither a file nor a shipped study; those are {', '.join(shipped_studies())}")
+        path = STUDIES / f"{source}.toml"
+    values = read_toml(path)
+    if isinstance(values.get("config"), str):
+        parts = values["config"].split("+")
+        values["config"] = "+".join(str(absolute(p, path.parent)) if p.endswith(".toml") else p for p in parts)
+    try:
+        return Study.model_validate({"name": path.stem} | values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {one_line(error, Study)}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,163 +146,157 @@ class Member:
         return f"{self.variant} · seed {self.seed}"
 
 
-@dataclass(frozen=True)
-class Source:
-    """What the members of a study share: the study, its configuration, and where they run."""
+def members_of(study: Study, config: str, data: str, changes: list[str], root: Path) -> list[Member]:
+    """The plans of all runs, seeds first. `changes` are those of the command line: they come after those of the study,
+    and before those of a variant and its seed, which are what is compared.
 
-    study: Study
-    config: str
-    data: str
-    changes: list[str]
-    root: Path
-    tracking_uri: str = ""
-
-
-Outcomes = dict[Member, list[dict[str, Any]] | Exception]  # rows of results.json, or why the run failed
-
-
-def members_of(source: Source) -> list[Member]:
-    """The plans of all runs, seeds first. Raises InputError, which names the variant, if one of them is invalid."""
-    members, study = [], source.study
+    Raises InputError, which names the variant, if one of them is invalid.
+    """
+    members = []
     for seed in study.seeds:
         for variant in study.variants:
-            changes = [*study.changes, *source.changes, *variant.changes, f'name="{study.name}"']
+            own = [*study.changes, *changes, *variant.changes, f'name="{study.name}"']
             try:
-                changes += study.seed_changes(planning.loaded(source.config, source.data, changes, source.root), seed)
-                plan = planning.planned(study.until, source.config, source.data, changes, source.root, warn=False)
+                loaded = planning.loaded(config, data, own, root)
+                own += [f"{stage}.seed={seed}" for stage in study.seed_stages if getattr(loaded, stage) is not None]
+                plan = planning.planned(study.until, config, data, own, root, warn=False)
             except InputError as error:
                 raise InputError(f"variant {variant.name!r}: {error}") from error
-            members.append(Member(variant.name, seed, changes, plan))
-    lines = (line for member in members for line in planning.repeated_frames(member.plan[1]))
-    for line in dict.fromkeys(lines):
+            members.append(Member(variant.name, seed, own, plan))
+    for line in dict.fromkeys(line for member in members for line in planning.repeated_frames(member.plan[1])):
         log.warning(line)
     return members
-
-
-def run_study(source: Source, members: list[Member], as_json: bool = False) -> None:
-    """Runs all members; prints, writes and logs the table of their scores. One that fails does not stop the others.
-
-    Raises InputError before the first one if files are missing, and StageFailed at the end if any failed.
-    """
-    for member in members:
-        check_files(*member.plan[1:])
-    outcomes: Outcomes = {}
-    tracker = open_tracker(source.tracking_uri, source.root, source.study.name)
-    try:
-        with variant_runs(tracker, members, outcomes) as runs:
-            for member in members:
-                log.info(f"{member.title} ({len(outcomes) + 1} of {len(members)})")
-                outcomes[member] = outcome(source, member, runs[member.variant])
-            report(source, outcomes, folder_of(source, members), tracker, runs, as_json)
-    finally:
-        tracker.close()
-    failed = [member.title for member, rows in outcomes.items() if isinstance(rows, Exception)]
-    if failed:
-        raise StageFailed(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}")
-
-
-def outcome(source: Source, member: Member, parent: Run) -> list[dict[str, Any]] | Exception:
-    """Runs one member as `alpro run` would. Returns its rows of results.json, or the error that it failed with."""
-    tags = {"study": source.study.name, "variant": member.variant, "seed": str(member.seed)}
-    arguments = {"config": source.config, "data": source.data, "changes": member.changes, "stage": source.study.until}
-    appearance = {"title": member.title, "tags": tags, "parent": parent}
-    try:
-        folders = flow.start(member.plan, arguments, source.root, source.tracking_uri, **appearance)
-    except Exception as error:
-        if status_after(error) == "KILLED":
-            raise
-        log.warning(f"{member.title}: failed: {error}")
-        return error
-    listed = [(name, Path(folder), read_record(Path(folder)) or {}, False) for name, folder in folders.items()]
-    return results(listed)
-
-
-@contextmanager
-def variant_runs(tracker: Tracker, members: list[Member], outcomes: Outcomes) -> Iterator[dict[str, Run]]:
-    """A run in MLflow for each variant, with the configuration of its first seed, for the time of the body."""
-    end_dead_runs(tracker, {})
-    tags, runs = run_tags(git_commit()), {}
-    for member in members:
-        if member.variant not in runs:
-            settings = member.plan[0].model_dump(mode="json")
-            about = {"study": settings["name"], "variant": member.variant}
-            runs[member.variant] = tracker.start(member.variant, settings, tags | about)
-    status = "FINISHED"
-    try:
-        yield runs
-    except BaseException as error:
-        status = status_after(error)
-        raise
-    finally:
-        failed = {member.variant for member, rows in outcomes.items() if isinstance(rows, Exception)}
-        for variant, run in runs.items():
-            tracker.end(run, "FAILED" if status == "FINISHED" and variant in failed else status)
-
-
-def folder_of(source: Source, members: list[Member]) -> Path:
-    """The folder of the report: the same for a study that continues, another one if anything of it has changed."""
-    mark = digest([member.plan[1][-1].fingerprint for member in members])[:6]
-    return source.root / "reports" / f"{source.study.name}-{mark}"
-
-
-def report(
-    source: Source, outcomes: Outcomes, folder: Path, tracker: Tracker, runs: dict[str, Run], as_json: bool = False
-) -> None:
-    """Prints the selected scores as a table, or all as JSON; writes study.json (all) and study.png (the selected ones),
-    and logs these files to MLflow."""
-    study = source.study
-    scores: dict[str, dict[int, list[dict[str, Any]]]] = {variant.name: {} for variant in study.variants}
-    for member, rows in outcomes.items():
-        if not isinstance(rows, Exception):
-            scores[member.variant][member.seed] = rows
-    failed = {member.title: str(rows) for member, rows in outcomes.items() if isinstance(rows, Exception)}
-    rows = score_rows(scores, study.bases())
-    if not rows:
-        log.warning("no scores: no run finished an evaluation")
-        return
-    selected = [row for row in rows if study.selects(row["score"])] or rows
-    if not as_json:
-        print_result_table(study_table(study.name, selected, study.variants[0].name))
-    about: dict[str, Any] = {"study": study.model_dump(mode="json", by_alias=True), "config": source.config}
-    about |= {"data": source.data, "set": source.changes, "commit": git_commit(), "failed": failed, "scores": rows}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "study.json", about)
-    with atomic_write(folder / "study.png") as temporary:
-        study_figure(selected).savefig(temporary, format="png", dpi=150)
-    for variant, run in runs.items():
-        tracker.metrics(run, numbers([row for row in rows if row["variant"] == variant]))
-        for file in sorted(folder.iterdir()):
-            tracker.file(run, file, "study")
-    if as_json:
-        print((folder / "study.json").read_text("utf-8"))
-    else:
-        console.print(f"report: {folder}", markup=False)
-
-
-def numbers(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The numbers of a variant for MLflow, such as `mean/retrieval/t2v/R1`."""
-    kinds = ("mean", "interval", "difference", "difference_interval")
-    return {f"{kind}/{row['score']}": row[kind] for row in rows for kind in kinds if row[kind] is not None}
 
 
 def work_left(members: list[Member]) -> dict[str, dict[str, int]]:
     """The stage runs of a study by the names of the steps, each fingerprint once: how many are left `to_run`, and how
     many are `cached`."""
-    store = members[0].plan[2]
-    work: dict[str, dict[str, int]] = {}
+    store, work = members[0].plan[2], dict[str, dict[str, int]]()
     for step in {step.fingerprint: step for member in members for step in required(*member.plan[1:])}.values():
         of_name = work.setdefault(step.name, {"to_run": 0, "cached": 0})
         of_name["cached" if store.find(step) else "to_run"] += 1
     return work
 
 
-def print_study_plan(members: list[Member], as_json: bool = False) -> None:
-    """Prints how many stages have to run, and how many are cached."""
-    work = work_left(members)
-    if as_json:
-        print(json.dumps(work, indent=1))
-        return
-    for name, counts in work.items():
-        print(f"{name:24} {counts['to_run']:4} to run {counts['cached']:4} cached")
-    to_run, cached = (sum(counts[key] for counts in work.values()) for key in ("to_run", "cached"))
-    print(f"{len(members)} runs: {to_run} stage runs to do, {cached} cached")
+def run_study(
+    study: Study, members: list[Member], config: str, data: str, root: Path, tracking_uri: str = ""
+) -> tuple[Table | None, Path, list[str]]:
+    """Runs all members. Returns the table of the selected scores, None if there is none, the file with all of them, and
+    the titles of the runs that failed: one does not stop the others. A run for each variant in MLflow has its means and
+    differences.
+
+    Raises InputError before the first run if files are missing.
+    """
+    from alpro.pipeline.flows import flow
+    from alpro.pipeline.tracking.tracker import Tracker, status_after
+
+    for member in members:
+        check_files(*member.plan[1:])
+    scores: dict[str, dict[int, Rows]] = {variant.name: {} for variant in study.variants}
+    failed: dict[str, str] = {}
+    for number, member in enumerate(members, 1):
+        log.info(f"{member.title} ({number} of {len(members)})")
+        tags = {"study": study.name, "variant": member.variant, "seed": str(member.seed)}
+        arguments = {"config": config, "data": data, "changes": member.changes, "stage": study.until}
+        try:
+            folders = flow.start(member.plan, arguments, root, tracking_uri, member.title, tags)
+        except Exception as error:
+            if status_after(error) == "KILLED":
+                raise
+            log.warning(f"{member.title}: failed: {error}")
+            failed[member.title] = str(error)
+            continue
+        found = [(folder, read_record(folder)) for folder in map(Path, folders.values())]
+        scores[member.variant][member.seed] = rows([(folder, record) for folder, record in found if record])
+    summaries = score_rows(scores)
+    # The same file for a study that continues, another one if anything of it has changed.
+    mark = digest([member.plan[1][-1].fingerprint for member in members])[:6]
+    file = root / "reports" / f"{study.name}-{mark}" / "study.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    about = {"study": study.model_dump(mode="json", by_alias=True), "config": config, "data": data}
+    write_json(file, about | {"failed": failed, "scores": summaries})
+    tracker = Tracker.open(tracking_uri, root, study.name)
+    for variant in study.variants:
+        params = next(member.plan[0] for member in members if member.variant == variant.name)
+        values = params.model_dump(mode="json", exclude_defaults=True)
+        with tracker.run(f"{variant.name} · mean", values, {"study": study.name, "variant": variant.name}) as run:
+            own = [row for row in summaries if row["variant"] == variant.name]
+            for kind in ("mean", "interval", "difference", "difference_interval"):
+                tracker.log_metrics(run, {f"{kind}/{row['score']}": v for row in own if (v := row[kind]) is not None})
+            tracker.log_file(run, file)
+    selected = [row for row in summaries if any(fnmatchcase(row["score"], pattern) for pattern in study.scores)]
+    return study_table(study.name, selected or summaries) if summaries else None, file, list(failed)
+
+
+def score_rows(scores: dict[str, dict[int, Rows]]) -> list[dict[str, Any]]:
+    """A row for each score and variant, scores in the order of the results. scores: rows of results.json by variant and
+    seed; the first variant is the one that the others are compared with.
+
+    `values`, `items` and `seeds` are lists in the same order; `difference` is the mean of the difference to the first
+    over the seeds that both have. `interval` and `difference_interval` are half widths, None for fewer than two seeds.
+    """
+    found = {
+        variant: {
+            seed: {row["name"]: row for row in of_run if row["value"] is not None} for seed, of_run in runs.items()
+        }
+        for variant, runs in scores.items()
+    }
+    first = next(iter(found.values()))
+    table = []
+    for name in dict.fromkeys(name for runs in found.values() for of_run in runs.values() for name in of_run):
+        base = {seed: of_run[name]["value"] for seed, of_run in first.items() if name in of_run}
+        for variant, runs in found.items():
+            shown = {seed: of_run[name] for seed, of_run in runs.items() if name in of_run}
+            if not shown:
+                continue
+            values = [row["value"] for row in shown.values()]
+            pairs = [row["value"] - base[seed] for seed, row in shown.items() if seed in base and runs is not first]
+            chances = [row["chance"] for row in shown.values() if row["chance"] is not None]
+            about = next(iter(shown.values()))
+            table.append(
+                {
+                    "score": name,
+                    "variant": variant,
+                    **{key: about[key] for key in ("what", "direction", "metric", "unit", "higher_is_better")},
+                    "seeds": list(shown),
+                    "values": values,
+                    "items": [row["items"] for row in shown.values()],
+                    "mean": mean(values),
+                    "interval": interval(values),
+                    "difference": mean(pairs) if pairs else None,
+                    "difference_interval": interval(pairs),
+                    "chance": mean(chances) if chances else None,
+                }
+            )
+    return table
+
+
+def interval(values: list[float]) -> float | None:
+    """Half the width of Student's 95 % interval of the mean; None for fewer than two values.
+
+    >>> round(interval([1.0, 2.0, 3.0]), 2)  # 4.303 x 1 / sqrt(3)
+    2.48
+    """
+    from scipy.stats import t as student
+
+    if len(values) < 2:
+        return None
+    return float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def study_table(title: str, summaries: list[dict[str, Any]]) -> Table:
+    """The rows as a table to print; without the columns of variants and differences if there is only one variant."""
+    several = len({row["variant"] for row in summaries}) > 1
+    lines = []
+    for row in summaries:
+        difference = "" if row["difference"] is None else change_text(row["difference"], None, None)
+        cells = [number_text(row["mean"], row["unit"]), half_width(row["interval"])]
+        cells += [difference, half_width(row["difference_interval"])] if several else []
+        cells += [" ".join(f"{value:.1f}" for value in row["values"]), number_text(row["chance"], row["unit"])]
+        lines.append([f"{row['what']}, {metric_text(row)}", row["variant"] if several else "", *cells])
+    heads = ["score", "variant" if several else "", "mean", "±", *["difference", "±"] * several, "each seed", "chance"]
+    return Table(title, heads, lines, NOTE)
+
+
+def half_width(interval: float | None) -> str:
+    return "" if interval is None else f"± {interval:.1f}"

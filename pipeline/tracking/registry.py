@@ -12,89 +12,73 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, Schema
 
 from alpro import Model
+from alpro.artifact import Record
 from alpro.errors import InputError
-from alpro.pipeline.tracking.tracker import Tracker
+from alpro.pipeline.tracking.tracker import Tracker, unusable
 
 EXPERIMENT = "models"  # for models whose run is in another store
 INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
-EXAMPLE = {"video": "videos/0001.mp4", "text": "a red ball moves left"}
 
 
-def register(uri: str, files: Path, folder: Path, record: dict[str, Any], name: str, alias: str) -> str:
-    """Registers the model of an artifact, unless a version has it, and sets an alias. Returns its version.
+def register(uri: str, workspace: Path, folder: Path, record: Record, name: str, alias: str) -> str:
+    """Registers a copy of the model of an artifact, unless a version has it, and sets an alias. Returns its version.
 
-    uri: of the MLflow store; files: where a store that is an SQLite file has its artifacts. The model belongs to the
-    run that built the artifact, if the store has it. Raises InputError if MLflow refuses.
+    The version links the logged model that the training has made, which has the scores, if the store has it. Raises
+    InputError if MLflow refuses.
     """
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record['name']} {record['fingerprint'][:16]} has no model")
-    model = Model.from_pretrained(folder, device="cpu")
-    outputs: list[Any] = [ColSpec("string" if name == "answer" else "double", name) for name in model.pair_columns]
+    columns = Model.from_pretrained(folder, device="cpu").pair_columns
+    outputs: list[Any] = [ColSpec("string" if column == "answer" else "double", column) for column in columns]
+    about = {"fingerprint": record["fingerprint"]}
     try:
         client = MlflowClient(uri)
         mlflow.set_tracking_uri(uri)
         versions = client.search_model_versions(f"name = '{name}'")
         version = next((str(v.version) for v in versions if v.tags.get("fingerprint") == record["fingerprint"]), "")
-        version = version or new_version(client, uri, files, folder, record, name, outputs)
+        if not version:
+            try:
+                run = client.get_run(record["run"]["mlflow_run"]).info
+            except (KeyError, MlflowException):  # it is in another store
+                run = None
+            experiment = client.get_experiment(run.experiment_id).name if run else EXPERIMENT
+            tracker = Tracker.open(uri, workspace, experiment)
+            model = (
+                tracker.logged_model(record["fingerprint"])
+                or mlflow.initialize_logged_model(
+                    record["stage"],
+                    run.run_id if run else None,
+                    about,
+                    model_type="ALPRO",
+                    experiment_id=tracker.experiment,
+                ).model_id
+            )
+            # MLflow prints what the command prints, and misses an example: no video is on every machine.
+            with warnings.catch_warnings(), redirect_stderr(StringIO()):
+                warnings.filterwarnings("ignore", message=".*input example")
+                logged = mlflow.pyfunc.log_model(
+                    model_id=model,
+                    name=record["stage"],
+                    loader_module=__name__,
+                    data_path=str(folder / "model"),
+                    signature=ModelSignature(INPUTS, Schema(outputs)),
+                    pip_requirements=["alpro-pipeline"],
+                    registered_model_name=name,
+                    metadata=about,
+                )
+            version = str(logged.registered_model_version)
+            client.set_model_version_tag(name, version, "fingerprint", record["fingerprint"])
         if alias:
             client.set_registered_model_alias(name, alias, version)
     except Exception as error:
-        raise InputError(f"MLflow store {uri}: {str(error).splitlines()[0]}") from error
+        raise unusable(uri, error) from error
     return version
-
-
-def new_version(
-    client: MlflowClient,
-    uri: str,
-    files: Path,
-    folder: Path,
-    record: dict[str, Any],
-    name: str,
-    outputs: list[Any],
-) -> str:
-    """Registers a version with a copy of a model. It links the logged model that the training has made, which has the
-    scores, if the store has it."""
-    built = built_by(client, record)
-    tracker = Tracker.open(uri, files, client.get_experiment(built.info.experiment_id).name if built else EXPERIMENT)
-    if not (model := tracker.logged_model(record["fingerprint"])):
-        about = {"fingerprint": record["fingerprint"]}
-        run = built.info.run_id if built else None
-        entry = mlflow.initialize_logged_model(
-            record["stage"], run, tags=about, model_type="ALPRO", experiment_id=tracker.experiment
-        )
-        model = entry.model_id
-    # MLflow prints what the command prints, and warns that it has no example to call the model with: there is no video
-    # that every machine has.
-    with warnings.catch_warnings(), redirect_stderr(StringIO()):
-        warnings.filterwarnings("ignore", message=".*input example")
-        logged = mlflow.pyfunc.log_model(
-            model_id=model,
-            name=record["stage"],
-            loader_module=__name__,
-            data_path=str(folder / "model"),
-            signature=ModelSignature(INPUTS, Schema(outputs)),
-            pip_requirements=["alpro-pipeline"],
-            registered_model_name=name,
-            metadata={"fingerprint": record["fingerprint"], "example": EXAMPLE},
-        )
-    version = str(logged.registered_model_version)
-    client.set_model_version_tag(name, version, "fingerprint", record["fingerprint"])
-    return version
-
-
-def built_by(client: MlflowClient, record: dict[str, Any]) -> Run | None:
-    """The run that built an artifact, if this store has it."""
-    try:
-        return client.get_run(record["run"]["mlflow_run"])
-    except (KeyError, MlflowException):
-        return None
 
 
 def registered_folder(uri: str, name: str) -> Path:

@@ -1,53 +1,50 @@
 """Logging to MLflow: a run for each pipeline, a nested run for each stage, a logged model for each model.
 
-Stages write metrics.jsonl, tables and pictures into their folders and know nothing of MLflow; this follows those files
-while a stage runs and logs the rest when it is done. So one process, the one that drives the pipeline, logs; training
-processes on other machines need no MLflow, and a cached stage's curves come from the same file.
+Stages write metrics.jsonl, tables and pictures into their folders and know nothing of MLflow. The process that drives
+the pipeline follows those files while a stage runs, and logs the rest from the artifact when it is done; processes of a
+training need no MLflow.
 
-Only opening the store raises an error. After that, logging is best effort: what MLflow does not take is left out with
-a warning, and the run is marked as incomplete. The next run of the pipeline logs such a stage again, from the files of
-its artifact.
+Only opening the store raises an error. After that, what MLflow does not take is left out, with one warning:
+`alpro artifacts log` logs an artifact again. MLflow's fluent API has one active run per process and stages run side by
+side, so each call names its run.
 """
 
+import getpass
 import json
 import logging
 import os
 import re
+import socket
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # some seconds
 
 from filelock import FileLock
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModelInput,
-    LoggedModelOutput,
-    Metric,
-    Param,
-    RunTag,
-    ViewType,
-)
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from pydantic import ValidationError
 
-from alpro.artifact import flatten
+from alpro.artifact import Record, flatten, read_record
 from alpro.errors import InputError
 from alpro.files import atomic_write
 from alpro.log import log
+from alpro.pipeline.plan.step import Step
 from alpro.pipeline.reports.results import HEADLINES
+from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
+from alpro.stages.execution.interface import Interrupted
 from alpro.stages.training.metrics import read_metrics
 
 for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like
@@ -55,197 +52,173 @@ for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables.
 for _name in ("urllib3.connectionpool", "mlflow.store.db.utils"):  # each retry, and tracebacks of failed calls
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-T = TypeVar("T")
 FOLLOW_SECONDS = 2.0
-RETRY_SECONDS = 30.0  # without calls after one that MLflow did not answer: each may take a connection timeout
+PAUSE_SECONDS = 30.0  # without calls after one that MLflow did not answer: each may take a connection timeout
 PICTURES_OF_STEPS = "pictures/*-step-*.png"
-TABLES = ("results", "entities", "left_out", "prompts", "rejects", "qa", "retrieval_t2v")
+TABLES = ("results.json", *(f"{n}.parquet" for n in ("entities", "left_out", "prompts", "rejects", "qa")))
+TABLES += ("retrieval_t2v.parquet",)
 TABLE_ROWS = 500
-SEPARATOR = " · "  # of the parts of a run's name
-NUMBER = re.compile(rf"{SEPARATOR}run \d+(?={SEPARATOR}|$)")
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 VIEW = "alpro"  # of the columns of MLflow's table of runs, by its key in addresses
 COLUMNS = [*(f"metrics.`{name}`" for name in HEADLINES), "attributes.`Dataset`", "attributes.`Models`"]
-INCOMPLETE = "incomplete"  # the tag of a run that misses entries
-MODEL_TRAINING = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
+PAGES = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
+# The input of an evaluation whose model a headline score is of. What a model reached on the validation split, without
+# an evaluation, is logged with it, too.
+SCORED = {"R1": "retrieval", "R10": "retrieval", "R1_zero_shot": "pretrained", "QA": "qa", "entities": "prompter"}
+VALIDATED = ("validation/t2v/R1", "validation/qa/acc", "validation/vtc/t2v/R1")
+
+Artifacts = list[tuple[Path, Record]]  # folders with their records
 
 
-@dataclass
-class Run:
-    """A run in MLflow. The id is empty if MLflow did not answer. missed: some of its entries are not logged."""
-
-    id: str = ""
-    missed: bool = False
-
-
-@dataclass(frozen=True)
-class Logged:
-    """A model and a corpus that metrics belong to: the id of the model, the name and the digest of the corpus."""
-
-    model: str = ""
-    corpus: str = ""
-    digest: str = ""
-
-
-@dataclass
 class Tracker:
-    """Logs to one MLflow store, in one experiment."""
+    """Logs to one experiment of one MLflow store. Runs are named by their ids; an empty id is a run that MLflow does
+    not have, of which nothing is logged."""
 
-    client: MlflowClient
-    experiment: str
-    uri: str
-    name: str = ""  # of the experiment
-    missed: int = 0  # entries that are not logged
-    asks_again: float = 0.0  # the time of `time.monotonic` before which no call is made
-    lock: Any = field(default_factory=threading.RLock)
+    def __init__(self, client: MlflowClient, experiment: str, uri: str, name: str = ""):
+        self.client, self.experiment, self.uri, self.name = client, experiment, uri, name
+        self.warned, self.paused_until = False, 0.0
+        self.lock = threading.RLock()
 
     @classmethod
-    def open(cls, uri: str, artifacts: Path, experiment: str) -> "Tracker":
-        """The store at `uri` (an SQLite file or a server). Creates the experiment if it does not exist."""
-        local = uri.startswith("sqlite:///")
+    def open(cls, uri: str, workspace: Path, experiment: str) -> "Tracker":
+        """The store at `uri`, or, if it is empty, the SQLite file of a workspace. Creates the experiment if it does not
+        exist. Raises InputError."""
+        uri = uri or f"sqlite:///{workspace / 'mlflow.db'}"
+        database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
         # Two pipelines that start at once would both create the tables of a new database.
-        lock = FileLock(uri.removeprefix("sqlite:///") + ".lock") if local else nullcontext()
+        lock = FileLock(f"{database}.lock") if database else nullcontext()
         try:
             with lock:
-                if local:
-                    create_store(Path(uri.removeprefix("sqlite:///")), artifacts)
+                if database and not database.exists():
+                    create_store(database, workspace / "mlflow")
                 client = MlflowClient(uri)
                 existing = client.get_experiment_by_name(experiment)
-                if existing is None:
-                    location = (artifacts / experiment).resolve().as_uri() if local else None
-                    identity = client.create_experiment(experiment, artifact_location=location, tags=KIND)
-                else:
-                    identity = existing.experiment_id
-                key = f"mlflow.sharedViewState.{VIEW}"
-                if existing is None or key not in existing.tags:
-                    client.set_experiment_tag(identity, key, json.dumps({"selectedColumns": COLUMNS}))
+                location = (workspace / "mlflow" / experiment).resolve().as_uri() if database else None
+                identity = existing.experiment_id if existing else client.create_experiment(experiment, location, KIND)
+                if not existing or f"mlflow.sharedViewState.{VIEW}" not in existing.tags:
+                    view = json.dumps({"selectedColumns": COLUMNS})
+                    client.set_experiment_tag(identity, f"mlflow.sharedViewState.{VIEW}", view)
         except Exception as error:  # of MLflow, SQLAlchemy, alembic: a corrupt file, a server that is not there
-            raise InputError(f"MLflow store {uri}: not usable: {str(error).splitlines()[0]}") from error
+            raise unusable(uri, error) from error
         return cls(client, identity, uri, experiment)
 
-    def start(self, name: str, params: dict[str, Any], tags: dict[str, str], parent: Run | None = None) -> Run:
-        """Starts a run, nested in `parent` if there is one. A name that a run of the experiment has gets a number."""
-        run, now = Run(), milliseconds()
-
-        def create() -> None:
-            nested = {"mlflow.parentRunId": parent.id} if parent else {}
-            shown = self.numbered(name)
-            created = self.client.create_run(self.experiment, start_time=now, run_name=shown, tags=tags | nested)
-            run.id = created.info.run_id
-
-        self._send(run, create)
-        # MLflow accepts at most a hundred parameters in a call.
+    @contextmanager
+    def run(self, name: str, params: dict[str, Any], tags: dict[str, str], parent: str = "") -> Iterator[str]:
+        """A run for the time of the body, nested in `parent` if there is one: its id. It ends as the body does:
+        FINISHED, FAILED or KILLED."""
+        tags = common_tags() | tags | ({"mlflow.parentRunId": parent} if parent else {})
+        run = self._call(lambda: self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id) or ""
         flat = [Param(key, str(value)[:6000]) for key, value in flatten(params).items()]
-        for start in range(0, len(flat), 100):
-            self._send(run, partial(self.client.log_batch, run.id, params=flat[start : start + 100]))
-        return run
-
-    def numbered(self, name: str) -> str:
-        """The name of a run, with its number if the experiment has others of this name. A fingerprint stays the last
-        part: "sample · 3f2a9c" becomes "sample · run 2 · 3f2a9c"."""
-        *first, last = name.split(SEPARATOR)
-        pattern = re.sub(r"['\"\\]", "_", last)  # a filter cannot escape quotes; _ is any character
-        query = f"attributes.run_name LIKE '%{pattern}%'"
-        runs = self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
-        count = 1 + sum(re.sub(NUMBER, "", run.info.run_name or "") == name for run in runs)
-        number = [f"run {count}"] if count > 1 else []
-        return SEPARATOR.join([*first, *number, last] if first else [last, *number])
-
-    def address(self, run: Run, artifact: str = "") -> str:
-        """The address of a run's page, or of one of its files; empty if the store is a file, or does not answer."""
-        if not self.uri.startswith("http") or not run.id:
-            return ""
-        path = f"experiments/{self.experiment}/runs/{run.id}" + (f"/artifacts/{artifact}" if artifact else "")
-        return f"{self.uri.rstrip('/')}/#/{path}?{MODEL_TRAINING}"
-
-    def find(self, fingerprint: str, run_id: str) -> str | None:
-        """The run that built an artifact and has all of its entries: `run_id` if the store has it, else a run of the
-        experiment with the fingerprint. Empty if there is none; None if MLflow does not answer."""
-
-        def search() -> str:
-            try:
-                runs = [self.client.get_run(run_id)] if run_id else []
-            except MlflowException as error:
-                if is_outage(error):
-                    raise
-                runs = []
-            query = f"attributes.status = 'FINISHED' and tags.fingerprint = '{fingerprint}'"
-            runs += self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
-            complete = (run for run in runs if run.info.status == "FINISHED" and INCOMPLETE not in run.data.tags)
-            return next((run.info.run_id for run in complete), "")
-
-        return self._ask(None, search)
-
-    def started_before(self, fingerprint: str) -> bool:
-        """Whether the experiment has a run that was stopped while it built an artifact, and so its first steps."""
-
-        def search() -> bool:
-            query = f"attributes.status != 'FINISHED' and tags.fingerprint = '{fingerprint}'"
-            runs = self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY)
-            return any(INCOMPLETE not in run.data.tags for run in runs)
-
-        return bool(self._ask(None, search))
-
-    def tags(self, run: Run, tags: dict[str, str]) -> None:
-        logged = [RunTag(key, value) for key, value in tags.items()]
-        self._send(run, lambda: self.client.log_batch(run.id, tags=logged))
-
-    def table(self, run: Run, rows: list[dict[str, Any]], name: str) -> None:
-        """Logs rows as a table, which MLflow shows among the artifacts."""
-        columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else {})}
-        self._send(run, lambda: self.client.log_table(run.id, columns, name))
-
-    def end(self, run: Run, status: str = "FINISHED") -> None:
-        """Ends a run: FINISHED, FAILED or KILLED."""
-        now = milliseconds()
-        if run.missed:
-            self.tags(run, {INCOMPLETE: "MLflow did not answer; the next run of the pipeline logs this stage again"})
-        self._send(run, lambda: self.client.set_terminated(run.id, status, now))
-
-    def metrics(self, run: Run, values: dict[str, float], step: int = 0, of: Logged | None = None) -> bool:
-        """Logs values; `of`: the model and the corpus that they belong to. Returns whether MLflow took them."""
-        now, of = milliseconds(), of or Logged()
-        about = of.model or None, of.corpus or None, of.digest or None
-        return self._send_metrics(run, [Metric(key, value, now, step, *about) for key, value in values.items()])
-
-    def lines(self, run: Run, lines: list[dict[str, Any]]) -> bool:
-        """Logs lines of a metrics.jsonl. Returns whether MLflow took them."""
-        return self._send_metrics(
-            run,
-            [
-                Metric(key, value, int(line["time"] * 1000), line["step"])
-                for line in lines
-                for key, value in line.items()
-                if key not in ("step", "time")
-            ],
-        )
-
-    def _send_metrics(self, run: Run, metrics: list[Metric]) -> bool:
-        for metric in metrics:
-            metric._key = metric_name(metric.key)
-        parts = [metrics[start : start + 1000] for start in range(0, len(metrics), 1000)]
-        return all(self._send(run, partial(self.client.log_batch, run.id, metrics=part)) for part in parts)
+        for start in range(0, len(flat), 100):  # MLflow accepts at most a hundred parameters in a call
+            self._log(run, "log_batch", params=flat[start : start + 100])
+        status = "FINISHED"
+        try:
+            yield run
+        except BaseException as error:
+            status = status_after(error)
+            raise
+        finally:
+            self._log(run, "set_terminated", status)
 
     @contextmanager
-    def follow(self, run: Run, file: Path, resumed: bool = False) -> Iterator[None]:
-        """Logs the lines of a metrics.jsonl as they are written, from a thread, and the last ones at the end; so too
-        the pictures of single steps that appear beside it. resumed: lines that are there already are left out: the
-        run that wrote them has them."""
-        done = threading.Event()
-        last = max((line["step"] for line in read_metrics(file)), default=-1) if resumed else -1
-        shown = set(file.parent.glob(PICTURES_OF_STEPS))
+    def stage_run(self, step: Step, folder: Path, parent: str, tags: dict[str, str]) -> Iterator[str]:
+        """The run of a stage for the time that it runs. Logs its metrics while it writes them, and its artifact if the
+        body leaves a finished one in `folder`."""
+        about = step.description
+        with self.run(stage_title(about), params_of(about), stage_tags(about) | tags, parent) as run:
+            self._corpora(run, folder, about)
+            monitor = None
+            if run and STAGES[step.stage].kind == "training":
+                monitor = SystemMetricsMonitor(run, tracking_uri=self.uri)  # use of processor, memory, disk, GPUs
+                monitor.start()
+            try:
+                with self._followed(run, folder):
+                    yield run
+            finally:
+                if monitor:
+                    monitor.finish()
+            if record := read_record(folder):
+                self._result(run, folder, record)
+
+    def log_artifact(self, folder: Path, record: Record, parent: str = "", tags: dict[str, str] | None = None) -> str:
+        """Logs all of a finished artifact as a run of its stage. Returns the run's id."""
+        with self.run(stage_title(record), params_of(record), stage_tags(record) | (tags or {}), parent) as run:
+            self._corpora(run, folder, record)
+            with self._followed(run, folder):
+                pass
+            self._result(run, folder, record)
+        return run
+
+    def log_cached(self, folder: Path, record: Record, parent: str, tags: dict[str, str]) -> None:
+        """Logs an artifact that was found in the workspace, unless the store has a finished run of it: it is then of
+        another machine, or was logged to another store."""
+        query = f"attributes.status = 'FINISHED' and tags.fingerprint = '{record['fingerprint']}'"
+        if self._call(lambda: list(self.client.search_runs(self._experiments(), query, max_results=1))) == []:
+            self.log_artifact(folder, record, parent, tags)
+
+    def log_pipeline(self, run: str, artifacts: Artifacts, cached: set[str], report: Path, config: str) -> None:
+        """Logs to the run of a pipeline what its stages have reached, and its report. MLflow's pages start with the
+        metric that is logged first, and a comparison plots it: the headline scores.
+
+        cached: the names of the steps that did not run. config: the configuration as JSON.
+        """
+        scores, training, rows = dict[str, float](), dict[str, float](), []
+        for folder, record in artifacts:
+            name, stage = record["name"], record["stage"]
+            if stage in EVALUATIONS:
+                scores |= record["metrics"]
+            else:
+                training |= {f"training/{stage}/{key}": value for key, value in record["metrics"].items()}
+            if stage in CORPUS_STAGES:
+                self._dataset(run, name.partition(" ")[2] or name, folder, record, "pipeline")
+            state = {"stage": name, "state": "cached" if name in cached else "built"}
+            about = {"built at": record["run"].get("at", ""), "seconds": record["run"].get("seconds", "")}
+            rows.append(state | {"fingerprint": record["fingerprint"][:16]} | about)
+        self.log_metrics(run, headlines(scores) | scores | training)
+        by_column = {key: [row[key] for row in rows] for key in (rows[0] if rows else {})}
+        self._log(run, "log_table", by_column, "tables/stages.json")
+        self._log(run, "log_text", config, "config.json")
+        self.log_file(run, report)
+
+    def log_file(self, run: str, path: Path, folder: str | None = None) -> None:
+        self._log(run, "log_artifact", str(path), folder)
+
+    def address(self, run: str, artifact: str = "") -> str:
+        """The address of a run's page, or of one of its files; empty if the store is a file, or does not answer."""
+        if not self.uri.startswith("http") or not run:
+            return ""
+        path = f"experiments/{self.experiment}/runs/{run}" + (f"/artifacts/{artifact}" if artifact else "")
+        return f"{self.uri.rstrip('/')}/#/{path}?{PAGES}"
+
+    def logged_model(self, fingerprint: str) -> str:
+        """The id of the newest logged model of an artifact; empty if the store has none."""
+        query = f"tags.fingerprint = '{fingerprint}'"
+        models = self._call(lambda: self.client.search_logged_models(self._experiments(), query, max_results=1))
+        return models[0].model_id if models else ""
+
+    @contextmanager
+    def _followed(self, run: str, folder: Path) -> Iterator[None]:
+        """Logs the lines of metrics.jsonl and the pictures of single steps as they are written, from a thread, and the
+        last ones at the end."""
+        done, last, shown = threading.Event(), -1, set[Path]()
 
         def read() -> None:
             nonlocal last
-            fresh = [line for line in read_metrics(file) if line["step"] > last]
-            if fresh:
-                # Several lines may share a step (training, validation): the newest step waits for its last line.
-                ready = fresh if done.is_set() else [line for line in fresh if line["step"] < fresh[-1]["step"]]
-                if ready and self.lines(run, ready):  # after an outage, all lines since
-                    last = ready[-1]["step"]
-            for picture in sorted(set(file.parent.glob(PICTURES_OF_STEPS)) - shown):
-                shown.add(picture)
-                self.picture(run, picture)
+            fresh = [line for line in read_metrics(folder / "metrics.jsonl") if line["step"] > last]
+            # Several lines may share a step (training, validation): the newest step waits for its last line.
+            ready = fresh if done.is_set() else [line for line in fresh if line["step"] < fresh[-1]["step"]]
+            metrics = [
+                Metric(metric_name(key), value, int(line["time"] * 1000), line["step"])
+                for line in ready
+                for key, value in line.items()
+                if key not in ("step", "time")
+            ]
+            if ready and self._send(run, metrics):  # after an outage, all lines since
+                last = ready[-1]["step"]
+            for path in sorted(set(folder.glob(PICTURES_OF_STEPS)) - shown):
+                shown.add(path)
+                key, _, step = path.stem.partition("-step-")  # an image of a step, which MLflow's page shows over steps
+                self._log(run, "log_image", Image.open(path).convert("RGB"), key=key, step=int(step))
 
         def loop() -> None:
             while not done.wait(FOLLOW_SECONDS):
@@ -260,175 +233,199 @@ class Tracker:
             thread.join()
             read()
 
-    def artifact_folder(self, run: Run, folder: Path) -> None:
-        """Logs what a person looks at of an artifact: its record, pictures, and tables (the first rows of each)."""
-        self.file(run, folder / "artifact.json")
-        pictures = set((folder / "pictures").glob("*.png")) - set(folder.glob(PICTURES_OF_STEPS))
-        for picture in sorted(pictures):
-            self.file(run, picture, "pictures")
+    def _result(self, run: str, folder: Path, record: Record) -> None:
+        """Logs what a person looks at of an artifact: its record, numbers, pictures, and the first rows of its tables;
+        its model, or its scores of the models that it evaluates."""
+        stage, lines = record["stage"], read_metrics(folder / "metrics.jsonl")
+        step = lines[-1]["step"] if lines else 0
+        numbers = dict(record["metrics"])
+        if stage in EVALUATIONS:
+            short = headlines(numbers)
+            self._scores(run, record, short, step)
+            numbers = short | numbers
+        elif (folder / "model").is_dir() and STAGES[stage].kind == "training":
+            model = self._model(run, folder, record, step)
+            validated = {key: numbers[key] for key in VALIDATED if key in numbers}
+            self.log_metrics(run, dict(list(validated.items())[:1]), step, model)
+        if stage not in EVALUATIONS:
+            numbers |= {f"counts/{name}": float(count) for name, count in record["counts"].items()}
+        self.log_metrics(run, numbers | {"seconds": record["run"].get("seconds", 0.0)}, step)
+        self.log_file(run, folder / "artifact.json")
+        for picture in sorted(set(folder.glob("pictures/*.png")) - set(folder.glob(PICTURES_OF_STEPS))):
+            self.log_file(run, picture, "pictures")
         for name in TABLES:
-            path = folder / (f"{name}.json" if name == "results" else f"{name}.parquet")
-            if path.is_file():
-                table, place = read_table(path), f"tables/{name}.json"
-                self._send(run, partial(self.client.log_table, run.id, table, place))
+            if (folder / name).is_file():
+                self._log(run, "log_table", read_table(folder / name), f"tables/{Path(name).stem}.json")
 
-    def pictures_of_steps(self, run: Run, folder: Path) -> None:
-        """Logs the pictures of single steps of an artifact, which `follow` logs while a stage runs."""
-        for picture in sorted(folder.glob(PICTURES_OF_STEPS)):
-            self.picture(run, picture)
-
-    def picture(self, run: Run, path: Path) -> None:
-        """Logs NAME-step-000200.png as the image NAME of step 200, which MLflow's page shows over the steps."""
-        name, _, step = path.stem.partition("-step-")
-
-        def log_image() -> None:
-            with Image.open(path) as picture:
-                self.client.log_image(run.id, picture.convert("RGB"), key=name, step=int(step))
-
-        self._send(run, log_image)
-
-    def file(self, run: Run, path: Path, folder: str | None = None) -> None:
-        self._send(run, lambda: self.client.log_artifact(run.id, str(path), folder))
-
-    def model(self, run: Run, name: str, folder: Path, fingerprint: str, params: dict[str, Any], step: int) -> str:
-        """Logs a model that stays in its folder as the output of its run at a step: MLflow lists it, and has no copy
-        of it. Returns its id; empty if MLflow did not answer."""
+    def _model(self, run: str, folder: Path, record: Record, step: int) -> str:
+        """Logs a model that stays in its folder as the output of its run: MLflow lists it, and has no copy of it."""
+        if not run:
+            return ""
+        tags = {"mlflow.model.isExternal": "true", "path": str(folder / "model"), "fingerprint": record["fingerprint"]}
+        params = {key: str(value)[:500] for key, value in flatten(params_of(record)).items()}
+        # MLflow's names of models have none of these characters.
+        name = re.sub(r"[/:.%\"']", "_", f"{record['fingerprint'][:8]} {record['stage']} · {self.name}")
 
         def create() -> str:
-            tags = {"mlflow.model.isExternal": "true", "path": str(folder), "fingerprint": fingerprint}
-            flat = {key: str(value)[:500] for key, value in flatten(params).items()}
-            # MLflow's names of models have none of these characters.
-            shown = re.sub(r"[/:.%\"']", "_", name)
-            logged = self.client.create_logged_model(self.experiment, shown, run.id, tags, flat, "ALPRO")
+            logged = self.client.create_logged_model(self.experiment, name, run, tags, params, "ALPRO")
             self.client.finalize_logged_model(logged.model_id, "READY")
-            self.client.log_outputs(run.id, [LoggedModelOutput(logged.model_id, step)])
+            self.client.log_outputs(run, [LoggedModelOutput(logged.model_id, step)])
             return logged.model_id
 
-        return self._ask(run, create) or ""
+        return self._call(create) or ""
 
-    def logged_model(self, fingerprint: str) -> str:
-        """The id of the newest logged model of an artifact; empty if the store has none."""
+    def _scores(self, run: str, record: Record, scores: dict[str, float], step: int) -> None:
+        """Logs the headline scores of an evaluation with the models that they are of: MLflow's table of models sorts by
+        them."""
+        inputs, models = record["inputs"], dict[str, str]()
+        for short, value in scores.items():
+            source = inputs.get(SCORED[short])
+            if not source or not (model := self.logged_model(source["fingerprint"])):
+                continue
+            models[model] = short
+            corpus = record["config"].get("qa" if short == "QA" else "retrieval", "")
+            digest = inputs.get(corpus, {}).get("fingerprint", "")[:16]
+            self.log_metrics(run, {short: value}, step, model, corpus, digest)
+        if models:
+            self._log(run, "log_inputs", models=[LoggedModelInput(model) for model in models])
 
-        def search() -> str:
-            query = f"tags.fingerprint = '{fingerprint}'"
-            experiments = [one.experiment_id for one in self.client.search_experiments()]
-            models = self.client.search_logged_models(experiments, query, max_results=1)
-            return next((model.model_id for model in models), "")
+    def log_metrics(
+        self, run: str, values: dict[str, float], step: int = 0, model: str = "", corpus: str = "", digest: str = ""
+    ) -> None:
+        """Logs values of a step; `model`, `corpus` and its `digest`: what they are of."""
+        now, of = int(time.time() * 1000), (model or None, corpus or None, digest or None)
+        self._send(run, [Metric(metric_name(key), value, now, step, *of) for key, value in values.items()])
 
-        return self._ask(None, search) or ""
+    def _send(self, run: str, metrics: list[Metric]) -> bool:
+        """Logs metrics. Returns whether MLflow took them all."""
+        parts = [metrics[start : start + 1000] for start in range(0, len(metrics), 1000)]
+        return all(self._log(run, "log_batch", metrics=part) for part in parts)
 
-    def evaluated(self, run: Run, models: Iterable[str]) -> None:
-        """Lists logged models as the inputs of the run that evaluates them."""
-        inputs = [LoggedModelInput(model) for model in dict.fromkeys(models)]
-        if inputs:
-            self._send(run, lambda: self.client.log_inputs(run.id, models=inputs))
+    def _corpora(self, run: str, folder: Path, record: Record) -> None:
+        """Logs the corpora that a stage reads as data sets of its run."""
+        for name, source in record["inputs"].items():
+            place = folder.parents[1] / source["stage"] / source["fingerprint"][:16]
+            if source["stage"] in CORPUS_STAGES and (corpus := read_record(place)):
+                kind = STAGES[record["stage"]].kind
+                self._dataset(run, name, place, corpus, kind if kind in ("training", "evaluation") else "vocabulary")
 
-    def dataset(self, run: Run, name: str, artifact: Path, fingerprint: str, counts: dict[str, int], use: str) -> None:
-        """Logs a corpus that a run reads or builds. use: training, evaluation, or another purpose."""
-        about = json.dumps({"path": str(artifact)})
-        corpus = Dataset(name, fingerprint[:16], "artifact", about, profile=json.dumps(counts))
-        tags = [InputTag("mlflow.data.context", use)]
-        self._send(run, lambda: self.client.log_inputs(run.id, [DatasetInput(corpus, tags)]))
+    def _dataset(self, run: str, name: str, folder: Path, record: Record, use: str) -> None:
+        about, counts = json.dumps({"path": str(folder)}), json.dumps(record["counts"])
+        corpus = Dataset(name, record["fingerprint"][:16], "artifact", about, profile=counts)
+        self._log(run, "log_inputs", [DatasetInput(corpus, [InputTag("mlflow.data.context", use)])])
 
-    def text(self, run: Run, text: str, name: str) -> None:
-        self._send(run, lambda: self.client.log_text(run.id, text, name))
+    def _experiments(self) -> list[str]:
+        return [experiment.experiment_id for experiment in self.client.search_experiments()]
 
-    def figure(self, run: Run, figure: Any, name: str) -> None:
-        self._send(run, lambda: self.client.log_figure(run.id, figure, name))
+    def _log(self, run: str, method: str, *args: Any, **values: Any) -> bool:
+        """Calls a method of the client for a run. Returns whether MLflow took it."""
+        return bool(run) and self._call(lambda: getattr(self.client, method)(run, *args, **values) or True) is not None
 
-    def has_run(self, run_id: str) -> bool:
-        """Whether the store has a run, and so is the store of the process that started it."""
-        try:
-            return bool(run_id) and self.client.get_run(run_id) is not None
-        except Exception as error:
-            if not is_outage(error):
-                return False
-            raise InputError(f"MLflow store {self.uri}: not usable: {str(error).splitlines()[0]}") from error
-
-    def kill_stale(self, tags: dict[str, str], is_stale: Callable[[dict[str, str]], bool]) -> None:
-        """Marks as killed the runs that are listed as running, have these tags, and are stale by all their tags."""
-
-        def kill() -> None:
-            wanted = [f"tags.{key} = '{value}'" for key, value in tags.items()]
-            query = " and ".join(["attributes.status = 'RUNNING'", *wanted])
-            for run in self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY):
-                if is_stale(run.data.tags):
-                    self.client.set_terminated(run.info.run_id, "KILLED")
-
-        self._send(None, kill)
-
-    def _send(self, run: Run | None, call: Callable[[], object]) -> bool:
-        """Makes a call to MLflow about a run. Returns whether MLflow took it: not if it does not answer, if the run was
-        not created because of that, and if it refuses the call."""
+    def _call(self, call: Callable[[], Any]) -> Any:
+        """What a call to MLflow returns; None if it fails, or if MLflow did not answer a moment ago."""
         with self.lock:
-            if time.monotonic() < self.asks_again or (run and run.missed and not run.id):
-                return self._miss(run)
+            if time.monotonic() < self.paused_until:
+                return None
             try:
-                call()
+                return call()
             except Exception as error:  # of MLflow, requests, or the client of a store of artifacts
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                if not is_outage(error):
-                    log.warning(f"warning: MLflow store {self.uri}: an entry is not logged: {reason}")
-                    return False
-                if not self.missed:
-                    log.warning(f"warning: MLflow store {self.uri} does not answer ({reason}); entries are left out")
-                self.asks_again = time.monotonic() + RETRY_SECONDS
-                return self._miss(run)
-            return True
-
-    def _ask(self, run: Run | None, call: Callable[[], T]) -> T | None:
-        """What a call to MLflow returns; None if `_send` returns False for it."""
-        answers: list[T] = []
-        self._send(run, lambda: answers.append(call()))
-        return answers[0] if answers else None
-
-    def _miss(self, run: Run | None) -> bool:
-        self.missed += 1
-        if run:
-            run.missed = True
-        return False
-
-    def close(self) -> None:
-        """Prints a warning if entries are missing."""
-        if self.missed:
-            log.warning(
-                f"warning: MLflow store {self.uri} did not answer; {self.missed} entries are not logged; run the same "
-                "command again later to log the metrics of what is finished"
-            )
+                refused = isinstance(error, MlflowException) and error.get_http_status_code() in (400, 404)
+                if not refused:
+                    self.paused_until = time.monotonic() + PAUSE_SECONDS
+                if refused or not self.warned:
+                    self.warned |= not refused
+                    log.warning(
+                        f"warning: MLflow store {self.uri} {'refuses' if refused else 'misses'} entries: "
+                        f"{first_line(error)}; `alpro artifacts log ARTIFACT` logs a finished stage again"
+                    )
+                return None
 
 
-def create_store(path: Path, artifacts: Path) -> None:
-    """Creates an SQLite store if there is none, under another name, which is renamed: a store whose tables are not all
-    there, because its process was killed or the disk is full, can never be opened again."""
-    if path.exists():
-        return
-    with atomic_write(path) as temporary:
-        SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.resolve().as_uri()).engine.dispose()
+def create_store(database: Path, files: Path) -> None:
+    """Creates an SQLite store under another name, which is renamed: a store whose tables are not all there, because its
+    process was killed or the disk is full, can never be opened again."""
+    with atomic_write(database) as temporary:
+        SqlAlchemyStore(f"sqlite:///{temporary}", files.resolve().as_uri()).engine.dispose()
 
 
-@contextmanager
-def system_metrics(tracker: Tracker, run: Run) -> Iterator[None]:
-    """Logs the use of this machine (processor, memory, disk, network, GPUs) while the body runs."""
-    monitor = SystemMetricsMonitor(run.id, tracking_uri=tracker.uri) if run.id else None
-    if monitor:
-        monitor.start()
+def start_page(uri: str) -> str:
+    """The path of the page of the newest experiment in MLflow's server, or of the list of experiments. Raises
+    InputError."""
     try:
-        yield
-    finally:
-        if monitor:
-            monitor.finish()
+        newest = MlflowClient(uri).search_experiments(order_by=["last_update_time DESC"], max_results=1)
+    except Exception as error:
+        raise unusable(uri, error) from error
+    if not newest:
+        return f"/#/experiments?{PAGES}"
+    return f"/#/experiments/{newest[0].experiment_id}/runs?{PAGES}&viewStateShareKey={VIEW}"
 
 
-def is_outage(error: Exception) -> bool:
-    """Whether a failed call may succeed later: not if MLflow answered that the call is wrong (the run was deleted,
-    say), and not if the file to log is missing."""
-    if isinstance(error, MlflowException):
-        return error.get_http_status_code() not in (400, 404)
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+def unusable(uri: str, error: Exception) -> InputError:
+    return InputError(f"MLflow store {uri}: not usable: {first_line(error)}")
 
 
-def milliseconds() -> int:
-    return int(time.time() * 1000)
+def first_line(error: BaseException) -> str:
+    """The message of an error as a line; the kind of the error if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def status_after(error: BaseException) -> str:
+    """The status of a run that an exception ended: KILLED if somebody stopped it, else FAILED."""
+    stopped = isinstance(error, KeyboardInterrupt | SystemExit | Interrupted)
+    stopped = stopped or type(error).__name__ in ("TerminationSignal", "Abort", "CancelledError")
+    return "KILLED" if stopped else "FAILED"
+
+
+def headlines(metrics: dict[str, float]) -> dict[str, float]:
+    """The headline scores of an evaluation under their short names; metrics: by split and name, as in its record."""
+    by_name = {name.partition("/")[2]: value for name, value in metrics.items()}
+    return {short: by_name[name] for short, name in HEADLINES.items() if name in by_name}
+
+
+def stage_title(record: Record) -> str:
+    """The name of a stage's run: its name, and its fingerprint."""
+    return f"{record['name']} · {record['fingerprint'][:8]}"
+
+
+def params_of(record: Record) -> dict[str, Any]:
+    """The values of a stage's configuration that are not the defaults; artifact.json has all of them."""
+    config = import_module(f"alpro.stages.{record['stage']}").Config
+    try:
+        values = config.model_validate(record["config"]).model_dump(mode="json", exclude_defaults=True)
+    except ValidationError:  # of another version of this project
+        values = record["config"]
+    return {record["stage"]: values}
+
+
+def stage_tags(record: Record) -> dict[str, str]:
+    return {"stage": record["stage"], "fingerprint": record["fingerprint"]}
+
+
+def common_tags() -> dict[str, str]:
+    """Where a run comes from: commit, machine and user, also in MLflow's own columns."""
+    commit = git_commit()
+    tags = {"commit": commit, "host": socket.gethostname()}
+    tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": "alpro"}
+    with suppress(KeyError, OSError):  # a process whose user has no name, as in some containers
+        tags["mlflow.user"] = getpass.getuser()
+    return tags | ({"mlflow.source.git.commit": commit.removesuffix("+")} if commit != "unknown" else {})
+
+
+@cache
+def git_commit() -> str:
+    """The commit of this code, with + where files differ from it; "unknown" outside a checkout."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(Path(__file__)))  # installed elsewhere: a repository of the user's
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def metric_name(name: str) -> str:
@@ -444,8 +441,7 @@ def read_table(path: Path) -> Any:
     """The first rows of a table as a data frame with plain columns."""
     import pandas as pd
 
-    frame = pd.read_json(path) if path.suffix == ".json" else pd.read_parquet(path)
-    frame = frame.head(TABLE_ROWS)
+    frame = (pd.read_json(path) if path.suffix == ".json" else pd.read_parquet(path)).head(TABLE_ROWS)
     for column in frame.columns:
         if frame[column].map(lambda v: hasattr(v, "__len__") and not isinstance(v, str)).any():
             frame[column] = frame[column].map(lambda v: ", ".join(map(str, v)))

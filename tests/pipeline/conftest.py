@@ -1,5 +1,6 @@
 """What tests of flows share: Prefect's server for tests, and one small pipeline that ran from end to end."""
 
+import json
 import os
 import shutil
 
@@ -107,7 +108,13 @@ def first(workspace, prefect) -> dict[str, str]:
 
 
 def alpro(
-    config: str, data: str = "", changes: Iterable[str] = (), stage: str = "", *, workspace: Path
+    config: str,
+    data: str = "",
+    changes: Iterable[str] = (),
+    stage: str = "",
+    *,
+    workspace: Path,
+    uri: str = "",
 ) -> dict[str, str]:
     """Runs a pipeline, or one stage of it, as a flow whose stages run in this process."""
     from alpro.pipeline.flows.flow import start
@@ -115,7 +122,7 @@ def alpro(
 
     arguments = {"config": config, "data": data, "changes": list(changes), "stage": stage}
     with in_process():
-        return start(planned(stage, config, data, list(changes), workspace), arguments, workspace)
+        return start(planned(stage, config, data, list(changes), workspace), arguments, workspace, uri)
 
 
 @pytest.fixture
@@ -154,21 +161,25 @@ def runs(workspace: Path) -> tuple[list, dict[str, list]]:
 def newest(workspace: Path) -> dict[str, Any]:
     """The runs of the newest pipeline's stages by name: its nested runs, and for cached stages those that built them,
     tagged here."""
-    parents, nested = runs(workspace)
-    parent = parents[0]
-    by_fingerprint = {
-        run.data.tags["fingerprint"]: run for many in nested.values() for run in many if run.info.status == "FINISHED"
+    from mlflow.tracking import MlflowClient
+
+    (parent, *_), nested = runs(workspace)
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "tables/stages.json")).read_text())
+    states = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    built = {
+        run.data.tags["fingerprint"][:16]: run
+        for many in nested.values()
+        for run in many
+        if run.info.status == "FINISHED"
     }
     found = {run.info.run_name.split(" · ")[0]: run for run in nested.get(parent.info.run_id, [])}
-    for fingerprint in parent.data.tags["cached_fingerprints"].split():
-        run = by_fingerprint[fingerprint]
-        if run not in found.values():
+    for state in states:
+        if state["state"] == "cached":
+            run = built[state["fingerprint"]]
             tags = {**run.data.tags, "cached": "true"}
             data = SimpleNamespace(tags=tags, metrics=run.data.metrics, params=run.data.params)
-            run = SimpleNamespace(info=run.info, data=data)
-        else:
-            run.data.tags["cached"] = "true"  # of another machine: logged here
-        found[run.info.run_name.split(" · ")[0]] = run
+            found[state["stage"]] = SimpleNamespace(info=run.info, data=data)
     return found
 
 

@@ -211,8 +211,8 @@ def test_a_folder_is_recorded_as_it_was_written_and_a_wrong_name_is_one_line(pre
 def test_a_study_has_its_own_configuration_unless_another_is_given(options, expected, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.toml").write_text('config = "webvid_cc3m"\n')
     seen = []
-    monkeypatch.setattr("alpro.pipeline.studies.study.members_of", lambda source: seen.append(source.config) or [])
-    monkeypatch.setattr("alpro.pipeline.studies.study.print_study_plan", lambda members, as_json: None)
+    monkeypatch.setattr("alpro.pipeline.studies.study.members_of", lambda _, config, *more: seen.append(config) or [])
+    monkeypatch.setattr("alpro.pipeline.studies.study.work_left", lambda members: {})
     call(monkeypatch, capsys, "study", tmp_path / "mine.toml", "--dry-run", "--workspace", tmp_path / "w", *options)
     assert seen == [expected]
 
@@ -313,10 +313,10 @@ def test_an_empty_workspace_has_no_artifacts_and_no_mlflow_store(tmp_path, monke
     assert status == 2
     assert "no artifact starts with it" in err
     status, _, err = call(
-        monkeypatch, capsys, "compare", "sample · pretrain.lr=5e-4 · abc", "def", "--workspace", tmp_path
+        monkeypatch, capsys, "compare", "sample abcdef · pretrain.lr=5e-4", "def", "--workspace", tmp_path
     )
     assert status == 2
-    assert err.startswith("error: abc: no such folder, and no artifact starts with it")
+    assert err.startswith("error: abcdef: ")
     status, _, err = call(monkeypatch, capsys, "ui", "--workspace", tmp_path)
     assert "no MLflow store; `alpro run` creates it" in err
 

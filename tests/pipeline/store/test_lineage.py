@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from alpro.artifact import read_record
+from alpro.artifact import RECORD_VERSION, read_record
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.store import lineage as module
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.lineage import lineage, remove, unreachable
-from tests.pipeline.test_console import artifact as written
 
 
 def artifact(root: Path, mark: str, name: str, *inputs: str) -> Path:
@@ -23,8 +22,14 @@ def artifact(root: Path, mark: str, name: str, *inputs: str) -> Path:
     day = 1 + len(list(root.glob("*/*/artifact.json")))
     arguments = {"config": "sample", "data": "", "changes": ["pretrain.lr=1e-4", "name='my own'"], "folder": "/home/me"}
     run = {"at": f"2026-01-0{day}T00:00:00", "seconds": 1.0, "commit": "abc123+", "arguments": arguments}
-    more = {"run": run, "config": {"seed": 7, "lr": 0.1234567891}, "versions": {"torch": "9.9"}, "counts": {"rows": 3}}
-    return written(root, name.split()[0], name, mark, day, {source: source for source in inputs}, **more)
+    folder = root / name.split()[0] / (mark * 16)
+    folder.mkdir(parents=True)
+    (folder / "data").write_bytes(bytes(day * 100_000))
+    record = {"version": RECORD_VERSION, "stage": name.split()[0], "name": name, "fingerprint": mark * 64, "run": run}
+    record |= {"inputs": {source: {"stage": source, "fingerprint": source * 64} for source in inputs}}
+    record |= {"files": {}, "counts": {"rows": 3}, "metrics": {}, "config": {"seed": 7, "lr": 0.1234567891}}
+    write_json(folder / "artifact.json", record | {"versions": {"torch": "9.9"}})
+    return folder
 
 
 @pytest.fixture

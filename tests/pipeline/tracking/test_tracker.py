@@ -1,318 +1,299 @@
-"""Logging to MLflow, also during outages, with a recording client."""
+"""Logging to MLflow: what a run has, while its stage runs and from its artifact, and what an outage costs."""
 
 import json
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
-from mlflow.utils.validation import validate_param_and_metric_name
+from PIL import Image
 
 from alpro.errors import InputError
-from alpro.pipeline.tracking import tracker as tracking
-from alpro.pipeline.tracking.tracker import Run, Tracker, flatten, metric_name, read_table
+from alpro.files import write_json
+from alpro.stages.execution.interface import Interrupted
+from tests.pipeline.tracking.conftest import history, runs_of
+
+PHASES = ({"corpora": ("clips",), "steps": 1},)
 
 
-class Memory:
-    """A client that records what is logged. While `error` is set, every call raises it."""
-
-    def __init__(self):
-        self.metrics, self.params, self.sizes, self.files = [], {}, [], []
-        self.times: list[int] = []
-        self.runs: dict[str, SimpleNamespace] = {}
-        self.error: Exception | None = None
-        self.failed = threading.Semaphore(0)  # released at each call that fails
-        self.logged = threading.Semaphore(0)  # released at each batch
-
-    def answer(self) -> None:
-        if self.error is not None:
-            self.failed.release()
-            raise self.error
-
-    def create_run(self, experiment, start_time, run_name, tags):
-        self.answer()
-        info = SimpleNamespace(run_id=f"run-{len(self.runs) + 1}", run_name=run_name, status="RUNNING")
-        run = SimpleNamespace(info=info, data=SimpleNamespace(tags=dict(tags)), started=start_time)
-        self.runs[info.run_id] = run
-        return run
-
-    def get_run(self, run_id):
-        self.answer()
-        if run_id not in self.runs:
-            raise MlflowException("no such run", RESOURCE_DOES_NOT_EXIST)
-        return self.runs[run_id]
-
-    def search_runs(self, experiments, query, view):
-        self.answer()
-        if query.startswith("attributes.run_name LIKE"):
-            last = query.partition("%")[2].strip("%'")
-            return [run for run in self.runs.values() if last in run.info.run_name]
-        status, *others = query.split(" and ")
-        _, sign, value = status.split(" ")
-        wanted = dict(part.removeprefix("tags.").split(" = ") for part in others)
-        of_status = [run for run in self.runs.values() if (run.info.status == value.strip("'")) == (sign == "=")]
-        return [run for run in of_status if all(run.data.tags.get(k) == v.strip("'") for k, v in wanted.items())]
-
-    def set_terminated(self, run, status, end_time=None):
-        self.answer()
-        self.runs[run].info.status, self.runs[run].ended = status, end_time
-
-    def log_batch(self, run, metrics=(), params=(), tags=()):
-        self.answer()
-        if tags:
-            self.runs[run].data.tags |= {tag.key: tag.value for tag in tags}
-            return
-        if any(m.key == "refused" for m in metrics):
-            raise MlflowException("refused: not a name", INVALID_PARAMETER_VALUE)
-        self.sizes.append(len(metrics) + len(params))
-        self.metrics += [(m.key, m.value, m.step) for m in metrics]
-        self.times += [m.timestamp for m in metrics]
-        self.params |= {p.key: p.value for p in params}
-        self.logged.release()
-
-    def log_artifact(self, run, path, folder=None):
-        self.answer()
-        self.files.append((run, Path(path).name, folder))
-
-
-OUTAGE = MlflowException("API request to http://host failed: connection refused")
-
-
-@pytest.fixture
-def client() -> Memory:
-    return Memory()
-
-
-@pytest.fixture
-def tracker(client) -> Tracker:
-    return Tracker(client, "1", "memory")
-
-
-@pytest.fixture
-def quick(monkeypatch) -> None:
-    monkeypatch.setattr(tracking, "FOLLOW_SECONDS", 0.01)
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0)
-
-
-def write(file, step: int, **values: float) -> None:
+def write(file: Path, step: int, **values: float) -> None:
     with open(file, "a") as lines:
-        lines.write(json.dumps({"step": step, "time": 1.5, **values}) + "\n")
+        lines.write(json.dumps({"step": step, "time": 1.5 + step, **values}) + "\n")
 
 
-def test_metrics_are_logged_while_they_are_written_each_line_once(tracker, client, tmp_path, quick):
-    file = tmp_path / "metrics.jsonl"
-    write(file, 1, loss=3.0)
-    with tracker.follow(Run("run-1"), file):
+class Client:
+    """A client of a store that counts calls, and raises `error` while it is set."""
+
+    def __init__(self, client):
+        self.client, self.error, self.calls = client, None, []
+        self.failed, self.logged = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __getattr__(self, name):
+        def call(*args, **values):
+            self.calls.append(name)
+            if self.error:
+                self.failed.release()
+                raise self.error
+            result = getattr(self.client, name)(*args, **values)
+            if name == "log_batch" and values.get("metrics"):
+                self.logged.release()
+            return result
+
+        return call
+
+
+@pytest.fixture
+def client(tracker, monkeypatch) -> Client:
+    from alpro.pipeline.tracking import tracker as tracking
+
+    tracker.client = Client(tracker.client)
+    monkeypatch.setattr(tracking, "FOLLOW_SECONDS", 0.01)
+    return tracker.client
+
+
+def step_of(**config):
+    from alpro.pipeline.plan.step import Step
+    from alpro.stages.finetune_retrieval import Config
+
+    return Step("finetune_retrieval", "finetune_retrieval", Config(phases=PHASES, **config))
+
+
+def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end(client, tracker, tmp_path):
+    step, folder = step_of(lr=1e-3), tmp_path / "artifacts" / "finetune_retrieval" / "f"
+    (folder / "pictures").mkdir(parents=True)
+    file = folder / "metrics.jsonl"
+    write(file, 1, loss=4.0)  # of a session before, which was stopped: this run has the whole curve
+    with tracker.run("pipeline", {}, {}) as parent, tracker.stage_run(step, folder, parent, {"seed": "3"}) as run:
         write(file, 2, loss=2.0)
         assert client.logged.acquire(timeout=60)  # step 1: of step 2 more lines may come
-        assert client.metrics == [("loss", 3.0, 1)]
-        write(file, 2, accuracy=50.0)  # the validation of that step
+        assert history(tracker, run, "loss") == [(4.0, 1, 2500)]
+        write(file, 2, **{"validation/t2v/R1": 50.0})
         write(file, 3, loss=1.0)
-        assert client.logged.acquire(timeout=60)
-    assert client.metrics == [("loss", 3.0, 1), ("loss", 2.0, 2), ("accuracy", 50.0, 2), ("loss", 1.0, 3)]
+        for name in ("samples", "labels-step-000200"):
+            Image.new("RGB", (4, 4)).save(folder / "pictures" / f"{name}.png")
+        numbers = {"metrics": {"validation/t2v/R1": 50.0}, "counts": {"steps": 3}, "run": {"seconds": 7.0}}
+        write_json(folder / "artifact.json", step.description | numbers)
+        assert tracker.client.get_run(run).info.status == "RUNNING"
+    logged = tracker.client.get_run(run)
+    assert [value[:2] for value in history(tracker, run, "loss")] == [(4.0, 1), (2.0, 2), (1.0, 3)]
+    assert logged.data.metrics["validation/t2v/R1"] == 50
+    assert (logged.data.metrics["counts/steps"], logged.data.metrics["seconds"]) == (3, 7)
+    assert logged.data.params["finetune_retrieval.lr"] == "0.001"
+    assert "finetune_retrieval.batch_size" not in logged.data.params  # the default
+    tags = logged.data.tags
+    assert (tags["stage"], tags["fingerprint"], tags["seed"]) == (step.stage, step.fingerprint, "3")
+    assert (tags["mlflow.parentRunId"], logged.info.status) == (parent, "FINISHED")
+    assert tracker.client.get_run(parent).info.status == "FINISHED"
+    files = [file.path for place in ("", "pictures") for file in tracker.client.list_artifacts(run, place)]
+    assert {"artifact.json", "pictures/samples.png"} <= set(files)
+    assert "pictures/labels-step-000200.png" not in files
+    assert len(tracker.client.list_artifacts(run, "images")) == 2  # of the step: the image and its thumbnail
 
 
-def test_the_last_metrics_of_a_failing_stage_are_logged(tracker, client, tmp_path):
-    def fail():
-        with tracker.follow(Run("run-1"), tmp_path / "metrics.jsonl"):
+class TerminationSignal(BaseException):
+    """Prefect's, by its name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyboardInterrupt(), "KILLED"),
+        (Interrupted("pretrain"), "KILLED"),
+        (SystemExit(75), "KILLED"),
+        (TerminationSignal(), "KILLED"),
+        (ValueError("a bug"), "FAILED"),
+    ],
+)
+def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(error, status, tracker, tmp_path):
+    def stage() -> None:
+        with tracker.stage_run(step_of(), tmp_path, "", {}):
             write(tmp_path / "metrics.jsonl", 7, loss=9.0)
-            raise RuntimeError("the stage failed")
+            raise error
 
-    with pytest.raises(RuntimeError, match="the stage failed"):
-        fail()
-    assert client.metrics == [("loss", 9.0, 7)]
-
-
-def test_the_time_of_a_point_is_that_of_its_line_in_milliseconds(tracker, client):
-    tracker.lines(Run("run-1"), [{"step": 1, "time": 1_700_000_000.125, "loss": 3.0}])
-    assert client.times == [1_700_000_000_125]
-    before = time.time()
-    tracker.metrics(Run("run-1"), {"loss": 1.0})
-    assert before * 1000 - 1 <= client.times[1] <= time.time() * 1000
+    with pytest.raises(type(error)):
+        stage()
+    (run,) = runs_of(tracker).values()
+    assert (run.info.status, run.data.metrics) == (status, {"loss": 9.0})
 
 
-def test_a_resumed_stage_logs_only_its_new_steps(tracker, client, tmp_path):
-    """The run that was stopped has the others. A run that MLflow does not have is logged from its first step."""
-    file = tmp_path / "metrics.jsonl"
-    for resumed, expected in ((False, [1, 2, 3]), (True, [4])):
-        write(file, 1 if not resumed else 3, loss=1.0)
-        with tracker.follow(Run("run-1"), file, resumed):
-            for step in (2, 3) if not resumed else (4,):
-                write(file, step, loss=2.0)
-        assert [step for _, _, step in client.metrics] == expected
-        client.metrics.clear()
-    first = tracker.start("pretrain", {}, {"fingerprint": "a"})
-    assert [tracker.started_before(fingerprint) for fingerprint in "ab"] == [True, False]
-    tracker.end(first)
-    assert not tracker.started_before("a")
+def test_an_artifact_is_logged_from_its_files_once_a_store(tracker, artifact):
+    clips = artifact("decode_videos", counts={"samples": 3}, name="decode_videos clips")
+    lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
+    config = {"phases": PHASES, "lr": 1e-3}
+    folder, record = artifact("finetune_retrieval", "", {"clips": clips[1]}, lines, config=config)
+    for _ in range(2):
+        tracker.log_cached(folder, record, "", {"seed": "1"})
+    (run,) = runs_of(tracker).values()
+    assert run.info.run_name == f"finetune_retrieval · {record['fingerprint'][:8]}"
+    assert (run.data.metrics["loss"], run.data.params["finetune_retrieval.lr"]) == (2.0, "0.001")
+    assert run.data.tags["seed"] == "1"
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("clips", clips[1]["fingerprint"][:16])
+    assert (data.tags[0].value, json.loads(data.dataset.profile)) == ("training", {"samples": 3})
+    tracker.log_artifact(folder, record)  # asked for: again
+    assert len(tracker.client.search_runs([tracker.experiment])) == 2
+    failed, other = artifact("build_vocabulary")
+    with pytest.raises(ValueError, match="broke"), tracker.run("x", {}, {"fingerprint": other["fingerprint"]}):
+        raise ValueError("broke")
+    tracker.log_cached(failed, other, "", {})  # that run has not all of it
+    assert len(tracker.client.search_runs([tracker.experiment])) == 4
 
 
-def test_an_outage_while_metrics_are_followed_loses_none(tracker, client, tmp_path, quick, capsys):
-    file = tmp_path / "metrics.jsonl"
-    client.error = OUTAGE
-    run = Run("run-1")
-    with tracker.follow(run, file):
-        write(file, 1, loss=3.0)
-        write(file, 2, loss=2.0)
+def test_an_outage_is_one_warning_and_no_line_of_metrics_is_lost(client, tracker, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("alpro.pipeline.tracking.tracker.PAUSE_SECONDS", 0)
+    with tracker.stage_run(step_of(), tmp_path, "", {}) as run:
+        client.error = OSError("no route to host")
+        for step in (1, 2, 3):
+            write(tmp_path / "metrics.jsonl", step, loss=step)
         for _ in range(3):  # the thread goes on trying
             assert client.failed.acquire(timeout=60)
-        write(file, 3, loss=1.0)
         client.error = None
-        assert client.logged.acquire(timeout=60)
-    assert client.metrics == [("loss", 3.0, 1), ("loss", 2.0, 2), ("loss", 1.0, 3)]
+    assert [value for value, *_ in history(tracker, run, "loss")] == [1, 2, 3]
     (warning,) = capsys.readouterr().err.splitlines()
-    assert warning.startswith("warning: MLflow store memory does not answer (API request to http://host failed")
+    assert "no route to host" in warning
+    assert "alpro artifacts log" in warning
 
 
-def test_a_stage_with_missing_entries_is_not_found_so_that_the_next_run_logs_it(tracker, client, quick, capsys):
-    """`find` says None while MLflow does not answer: then nothing is known."""
-    whole, partial = (tracker.start("stage", {}, {"fingerprint": name}) for name in "ab")
-    tracker.end(whole)
-    client.error = OUTAGE
-    tracker.metrics(partial, {"loss": 1.0})
-    late = tracker.start("stage", {"stage": {"lr": 0.1}}, {"fingerprint": "c"})
-    assert (late.id, tracker.find("a", "")) == ("", None)
-    client.error = None
-    tracker.metrics(late, {"loss": 1.0})
-    for run in (partial, late):
-        tracker.end(run)
-    assert client.metrics == []
-    assert [tracker.find(name, "") for name in "abc"] == [whole.id, "", ""]
-    assert [tracker.find(name, run.id) for name, run in (("a", whole), ("b", partial))] == [whole.id, ""]
-    tracker.close()
-    assert "entries are not logged; run the same command again later" in capsys.readouterr().err
-
-
-def test_during_an_outage_mlflow_is_not_asked_again_and_again(tracker, client):
-    """Each attempt may take as long as a connection timeout, and a finished stage has many entries."""
+def test_during_an_outage_mlflow_is_not_asked_again_and_again(client, tracker, artifact, capsys):
+    """Each call may take a connection timeout. A run that was not created has nothing."""
     client.error = OSError("no route to host")
-    for number in range(5):
-        tracker.metrics(Run("run-1"), {"loss": float(number)})
-    assert client.failed.acquire(blocking=False)
-    assert not client.failed.acquire(blocking=False)
+    with tracker.run("pipeline", {"a": 1}, {}) as run:
+        assert run == ""
+        tracker.log_cached(*artifact("pretrain", config={"unknown": 1}), run, {})
+    assert client.calls == ["create_run"]
+    client.error, tracker.paused_until = None, 0
+    assert tracker.log_artifact(*artifact("zero_shot"), run)
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_an_entry_that_mlflow_refuses_is_a_warning_and_does_not_block_others(tracker, client, tmp_path, capsys):
-    tracker.metrics(Run("run-1"), {"refused": 1.0})
-    tracker.metrics(Run("run-1"), {"loss": 1.0})
-    assert client.metrics == [("loss", 1.0, 0)]
-    printed = capsys.readouterr().err
-    assert printed == "warning: MLflow store memory: an entry is not logged: refused: not a name\n"
+def test_an_entry_that_mlflow_refuses_does_not_block_others(tracker, capsys):
+    with tracker.run("a", {}, {}) as run:
+        tracker.log_metrics("0" * 32, {"loss": 2.0})  # no such run
+        tracker.log_metrics(run, {"loss": 1.0})
+    assert history(tracker, run, "loss")[0][0] == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_store_knows_its_own_runs(tracker, client):
-    run = tracker.start("stage", {}, {})
-    assert tracker.has_run(run.id)
-    assert not tracker.has_run("run-of-another-store")
-    assert not tracker.has_run("")
-    client.error = OUTAGE
-    with pytest.raises(InputError, match="not usable: API request"):
-        tracker.has_run(run.id)
-
-
-def test_only_stale_runs_with_the_tags_are_killed(tracker, client):
-    runs = [tracker.start("stage", {}, {"host": host, "pid": pid}) for host in "ab" for pid in "12"]
-    tracker.end(runs[0])
-    tracker.kill_stale({"host": "a"}, lambda tags: True)
-    tracker.kill_stale({"host": "b"}, lambda tags: tags["pid"] == "1")
-    assert [client.runs[run.id].info.status for run in runs] == ["FINISHED", "KILLED", "KILLED", "RUNNING"]
-
-
-def test_a_name_that_a_run_has_gets_a_number(tracker, client):
-    names = ("sample · 3f2a9c", "sample · 3f2a9c", "alone", "sample · lr=1 · 3f2a9c", "sample · 3f2a9c", "alone")
-    shown = [client.runs[tracker.start(name, {}, {}).id].info.run_name for name in names]
-    assert shown == [
-        "sample · 3f2a9c",
-        "sample · run 2 · 3f2a9c",
-        "alone",
-        "sample · lr=1 · 3f2a9c",
-        "sample · run 3 · 3f2a9c",
-        "alone · run 2",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("uri", "address"),
-    [
-        ("sqlite:///mlflow.db", ""),
-        ("http://host:5000/", "http://host:5000/#/experiments/7/runs/r1?workflowType=machine_learning"),
-    ],
-)
-def test_a_run_has_a_page_on_a_server(uri, address, client):
-    assert Tracker(client, "7", uri).address(Run("r1")) == address
-    assert Tracker(client, "7", uri).address(Run()) == ""
-
-
-def test_quotes_in_a_name_do_not_break_the_query(tmp_path):
-    tracker = Tracker.open(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, "x")
-    names = ["x · name='a' · b=\"c\\d\"", "it's", "it_s"]
-    for name in [*names, *names]:
-        tracker.start(name, {}, {})
-    shown = {run.info.run_name for run in tracker.client.search_runs([tracker.experiment])}
-    assert shown == {*names, "x · name='a' · run 2 · b=\"c\\d\"", "it's · run 2", "it_s · run 2"}
-
-
-@pytest.mark.parametrize(
-    ("name", "taken"),
-    [
-        ("test/qa/acc_what's", "test/qa/acc_what_s"),
-        ("acc_(how many?)", "acc__how many__"),
-        ("validation/qa/acc_où", "validation/qa/acc_où"),
-        ("a.b-c: d_1/e", "a.b-c: d_1/e"),
-        (300 * "x", 250 * "x"),
-    ],
-)
-def test_metric_names_are_valid_in_mlflow(tracker, client, name, taken):
-    assert validate_param_and_metric_name(metric_name(name))
-    tracker.metrics(Run("run-1"), {name: 1.0})
-    assert client.metrics == [(taken, 1.0, 0)]
-
-
-def test_a_configuration_is_logged_a_hundred_values_at_a_time(tracker, client):
-    values = {"stage": {f"value_{n}": n for n in range(150)} | {"phases": ({"steps": 3}, {"steps": 4})}}
-    run = tracker.start("name", values, {"stage": "stage"}, parent=Run("run-0"))
-    assert client.runs[run.id].data.tags == {"stage": "stage", "mlflow.parentRunId": "run-0"}
-    assert client.params["stage.phases.1.steps"] == "4"
-    assert len(client.params) == 152
-    assert max(client.sizes) <= 100
-
-
-def test_nested_values_are_flattened():
-    assert flatten({"a": {"b": {"c": 1}}, "d": [1, 2], "e": [], "f": [{"g": 2}, {"g": 3}]}) == {
-        "a.b.c": 1,
-        "d": [1, 2],
-        "e": [],
-        "f.0.g": 2,
-        "f.1.g": 3,
+def test_many_parameters_and_names_of_metrics_that_mlflow_does_not_take(tracker):
+    values = {
+        "stage": {f"value_{n}": n for n in range(150)} | {"phases": [{"steps": 3}, {"steps": 4}], "text": "x" * 7000}
     }
+    with tracker.run("a", values, {}) as run:
+        tracker.log_metrics(
+            run, {"test/qa/acc_what's": 1.0, "acc_où": 2.0, 300 * "x": 3.0} | {f"{n}": n for n in range(1200)}
+        )
+    logged = tracker.client.get_run(run).data
+    assert (len(logged.params), logged.params["stage.phases.1.steps"]) == (153, "4")
+    assert len(logged.metrics) == 1203
+    assert (logged.metrics["test/qa/acc_what_s"], logged.metrics["acc_où"], logged.metrics[250 * "x"]) == (1, 2, 3)
+
+
+def test_models_are_sorted_by_the_headline_scores_that_evaluations_give_them(tracker, artifact):
+    """Two models with two evaluations: each score is that of its model, on the corpus that it is of."""
+    _, clips = artifact("decode_videos", name="decode_videos clips")
+    evaluations = []
+    for lr, score in ((1e-3, 25.0), (1e-4, 75.0)):
+        config, metrics = {"phases": PHASES, "lr": lr}, {"validation/mean_recall": 50.0, "validation/t2v/R1": 40.0}
+        model = artifact("finetune_retrieval", f"{lr}", {"clips": clips}, config=config, metrics=metrics)
+        (model[0] / "model").mkdir()
+        (model[0] / "model" / "model.safetensors").write_bytes(b"weights")
+        tracker.log_artifact(*model)
+        scores = {"test/retrieval/t2v/R5": 80.0, "test/retrieval/t2v/R1": score, "test/qa/acc": 9.0}
+        inputs = {"retrieval": model[1], "clips": clips}
+        evaluation = artifact("evaluate", f"{lr}", inputs, config={"retrieval": "clips"}, metrics=scores)
+        evaluations.append((evaluation, tracker.log_artifact(*evaluation)))
+    order = [{"field_name": "metrics.R1", "ascending": False}]
+    models = tracker.client.search_logged_models([tracker.experiment], order_by=order)
+    shown = [{m.key: (m.value, m.dataset_name) for m in model.metrics} for model in models]
+    assert shown == [{"validation/t2v/R1": (40.0, None), "R1": (score, "clips")} for score in (75.0, 25.0)]
+    assert models[0].params["finetune_retrieval.lr"] == "0.0001"
+    assert models[0].name[:8] != models[1].name[:8]  # where MLflow cuts them
+    (_, best), logged = evaluations[1]
+    run = tracker.client.get_run(logged)
+    assert [used.model_id for used in run.inputs.model_inputs] == [models[0].model_id]
+    assert (run.data.metrics["R1"], run.data.metrics["QA"], run.data.metrics["test/retrieval/t2v/R5"]) == (75, 9, 80)
+    assert tracker.logged_model(best["inputs"]["retrieval"]["fingerprint"]) == models[0].model_id
+    assert not list(Path(tracker.uri.removeprefix("sqlite:///")).parent.glob("mlflow/**/*.safetensors"))
+
+
+def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached(tracker, artifact, tmp_path):
+    clips = artifact("decode_videos", name="decode_videos clips", counts={"samples": 4})
+    trained = artifact("pretrain", metrics={"validation/vtc/t2v/R1": 1.0})
+    scores = {"test/retrieval/t2v/R10": 9.0, "test/qa/acc": 3.0, "test/retrieval/t2v/R1": 2.0}
+    evaluated = artifact("evaluate", metrics=scores)
+    report = tmp_path / "sample.html"
+    report.touch()
+    sent = []
+    tracker.log_metrics = lambda run, values: sent.append((run, values))
+    with tracker.run("sample 3f2a9c", {}, {}) as run:
+        tracker.log_pipeline(run, [clips, trained, evaluated], {"pretrain"}, report, "{}")
+    ((of, values),) = sent
+    assert of == run
+    assert list(values.items()) == [
+        ("R1", 2.0),
+        ("QA", 3.0),
+        ("R10", 9.0),
+        *scores.items(),
+        ("training/pretrain/validation/vtc/t2v/R1", 1.0),
+    ]
+    folder = Path(tracker.client.download_artifacts(run, ""))
+    table = json.loads((folder / "tables" / "stages.json").read_text())
+    states = [row[:2] for row in table["data"]]
+    assert states == [["decode_videos clips", "built"], ["pretrain", "cached"], ["evaluate", "built"]]
+    assert {"sample.html", "config.json"} <= {path.name for path in folder.iterdir()}
+    (data,) = tracker.client.get_run(run).inputs.dataset_inputs
+    assert data.dataset.name == "clips"
+
+
+@pytest.mark.parametrize(
+    ("uri", "run", "file", "address"),
+    [
+        ("sqlite:///mlflow.db", "r1", "", ""),
+        ("http://host:5000/", "", "", ""),
+        ("http://host:5000/", "r1", "", "http://host:5000/#/experiments/7/runs/r1?workflowType=machine_learning"),
+        (
+            "http://host",
+            "r1",
+            "a.html",
+            "http://host/#/experiments/7/runs/r1/artifacts/a.html?workflowType=machine_learning",
+        ),
+    ],
+)
+def test_a_run_has_a_page_on_a_server(uri, run, file, address):
+    from alpro.pipeline.tracking.tracker import Tracker
+
+    assert Tracker(SimpleNamespace(), "7", uri).address(run, file) == address
 
 
 def test_a_table_is_its_first_rows_with_plain_columns(tmp_path):
+    import pandas as pd
+
+    from alpro.pipeline.tracking.tracker import TABLE_ROWS, read_table
+
     frame = pd.DataFrame({"text": [f"t{n}" for n in range(600)], "best": [["a", "b"]] * 600, "rank": 1.5})
     frame.to_parquet(tmp_path / "retrieval_t2v.parquet")
     table = read_table(tmp_path / "retrieval_t2v.parquet")
-    assert len(table) == tracking.TABLE_ROWS
+    assert len(table) == TABLE_ROWS
     assert table.iloc[0].to_dict() == {"text": "t0", "best": "a, b", "rank": 1.5}
 
 
-def test_a_store_whose_creation_is_interrupted_is_created_again_by_the_next_run(tmp_path, monkeypatch):
+def test_a_store_whose_creation_is_interrupted_is_created_by_the_next_run(tmp_path, monkeypatch):
     """Some of its tables are there then, and MLflow fails for ever to create the others."""
+    from alpro.pipeline.tracking.tracker import Tracker
 
     def upgrade(engine):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mlflow.store.db.utils._upgrade_db", upgrade)
     with pytest.raises(KeyboardInterrupt):
-        Tracker.open(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, "x")
+        Tracker.open("", tmp_path, "x")
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
 
 
 def test_a_corrupt_store_is_a_one_line_error(tmp_path):
+    from alpro.pipeline.tracking.tracker import Tracker
+
     (tmp_path / "mlflow.db").write_bytes(b"garbage" * 500)
-    with pytest.raises(InputError, match="not usable") as caught:
-        Tracker.open(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, "x")
+    with pytest.raises(InputError, match=r"mlflow\.db") as caught:
+        Tracker.open("", tmp_path, "x")
     assert "\n" not in str(caught.value)

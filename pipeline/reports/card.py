@@ -1,0 +1,153 @@
+"""The card of an exported model, README.md: what is known of it from its artifact, its inputs and its evaluations."""
+
+from pathlib import Path
+from typing import Any
+
+from alpro.artifact import Record, read_record, read_results
+from alpro.errors import InputError
+from alpro.models.folder import ModelFolder
+from alpro.pipeline.reports.results import Table, data_table, tables
+from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.lineage import lineage
+from alpro.stages import EVALUATIONS
+
+OWN_SCORES = {  # how the names of a stage's scores start, in results.json of evaluate and zero_shot
+    "finetune_retrieval": ("retrieval",),
+    "finetune_qa": ("qa",),
+    "pretrain": ("zero_shot",),
+    "train_prompter": ("entities", "entity_crops"),
+}
+# By the task of a model: what it is, what its text is in the example, and the call.
+TASKS = {
+    "prompter": ("a prompter: a video and a text encoder, trained with contrast (VTC)", '"a dog runs"', ""),
+    "pretrain": ("a pre-trained video-language model", '"a dog runs"', "print(model.match(**inputs))  # probabilities"),
+    "retrieval": (
+        "a video-language model, fine-tuned for text-video retrieval",
+        '"a dog runs"',
+        "print(model.match(**inputs))  # probabilities",
+    ),
+    "qa": (
+        "a video-language model, fine-tuned to answer questions with {answers:,} answers",
+        '"what color is the ball?"',
+        "probabilities = model.answer(**inputs)[0]\nprint(model.config.answers[probabilities.argmax()])",
+    ),
+}
+CARD = """---
+library_name: transformers
+license: {license_tag}
+pipeline_tag: {tag}
+tags: [alpro, video-text]
+---
+
+# {name}
+
+ALPRO ([Align and Prompt](https://arxiv.org/abs/2112.09583)), {what}. It has {parameters:,} parameters and takes \
+{video.frames} frames of {video.image_size} x {video.image_size} pixels and texts of at most {tokens} word pieces. \
+It was exported by alpro-pipeline.
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+folder = "."  # this folder, or its name on the hub
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+inputs = processor(videos=["a.mp4"], text=[{text}])  # or frames (F, H, W, 3) uint8
+{call}
+```
+
+`pip install torch transformers numpy pydantic av` installs what this needs. `SentenceTransformer` also loads the
+folder. Read the code in it before you trust it.
+
+## Training
+
+{training}
+
+## Data
+
+{data}
+
+## Evaluation
+
+{evaluation}
+
+## Limits
+
+{limits}- A video is {video.frames} frames, whatever its length: what happens between them is not seen, and sound
+  is not heard.
+- Texts are those of the training captions: their language, their words, and their biases.
+- Scores are of the test set above. Nothing is known about other videos, or about fairness.
+- Probabilities are not calibrated.
+
+## License
+
+{license} The code in this folder is BSD 3-Clause. The licenses of the training data, and of weights that the training
+started from, may restrict the use of the weights.
+"""
+
+
+def model_card(artifact: Path, model: ModelFolder, name: str, license: str = "") -> str:
+    """The text of README.md. artifact: of the store, or any model folder, of which less is known."""
+    record, answers = read_record(artifact), len(model.answers)
+    what, text, call = TASKS[model.task]
+    sources, evaluated = list[tuple[Path, dict[str, Any]]](), ""
+    if record:
+        store = Store(artifact.parents[1])
+        evaluated = evaluation(store, record)
+        try:
+            sources = lineage(store, record)
+        except InputError:  # an input was removed
+            sources = [(artifact, record)]
+    similarity = "" if model.task == "qa" else "print(model(**inputs).similarity)  # (texts, videos)"
+    rendered = "All of it is rendered by alpro-pipeline: moving shapes with captions by rules."
+    limit = f"- Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
+    data = [markdown(table) if (table := data_table(sources)) else "Not recorded."]
+    data += [rendered] if any(source["stage"] == "render_sample" for _, source in sources) else []
+    return CARD.format(
+        license_tag=license or "other",
+        tag="visual-question-answering" if model.task == "qa" else "feature-extraction",
+        name=name,
+        what=what.format(answers=answers),
+        parameters=sum(p.numel() for p in model.model.parameters()),
+        video=model.model.config.video,
+        tokens=model.preprocessing.max_text_tokens,
+        text=text,
+        call="\n".join(filter(None, [similarity, call])),
+        training=training(sources),
+        data="\n\n".join(data),
+        evaluation=evaluated or "Not recorded: no evaluation of this model is known.",
+        limits=limit if answers else "",
+        license=f"The weights: {license}." if license else "No license of the weights was stated at export.",
+    )
+
+
+def training(sources: list[tuple[Path, dict[str, Any]]]) -> str:
+    if not sources:
+        return "Not recorded: the model was exported from a folder without an artifact."
+    lines = []
+    for _, record in sources:
+        if "lr" in (config := record["config"]):
+            steps, lr = record["counts"].get("steps", ""), f"{config['lr']:g}"
+            lines.append([record["name"], record["fingerprint"][:16], str(steps), str(config["batch_size"]), lr])
+    _, last = sources[-1]
+    versions = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
+    built = f"Built {last['run']['at'][:10]}, commit {last['run'].get('commit') or 'unknown'}, with {versions}."
+    return markdown(Table("", ["stage", "fingerprint", "steps", "batch size", "learning rate"], lines, built))
+
+
+def evaluation(store: Store, record: Record) -> str:
+    """The scores of the newest evaluation of the model; empty if there is none."""
+    text = ""
+    for folder, other in store.all():
+        used = {source["fingerprint"] for source in other["inputs"].values()}
+        if other["stage"] in EVALUATIONS and record["fingerprint"] in used:
+            prefixes = OWN_SCORES.get(record["stage"], ("-",))
+            own = [row for row in read_results(folder) if row["name"].partition("/")[0].startswith(prefixes)]
+            if own:
+                shown = "\n\n".join(markdown(table) for table in tables({"score": own}))
+                text = f"On the {other['config']['split']} split.\n\n{shown}"
+    return text
+
+
+def markdown(table: Table) -> str:
+    lines = [f"| {' | '.join(line)} |" for line in (table.heads, ["---"] * len(table.heads), *table.lines)]
+    return "\n".join([*lines, "", table.note]).strip()

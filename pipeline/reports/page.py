@@ -1,0 +1,193 @@
+"""The page of a run, or of runs side by side: one HTML file that needs no other, and a summary of the run as JSON."""
+
+import base64
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from alpro.artifact import Record
+from alpro.files import atomic_write, read_json, write_json
+from alpro.pipeline.config.pipeline_config import PipelineConfig
+from alpro.pipeline.plan.dag import Planned
+from alpro.pipeline.plan.step import Step
+from alpro.pipeline.plan.steps import required
+from alpro.pipeline.reports.curves import panel_pictures
+from alpro.pipeline.reports.results import HEADLINES, Table, data_table, main_table, rows, tables
+from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.controls import CONTROLS
+from alpro.stages.training.metrics import read_metrics
+
+FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
+KINDS = {b"\x89PNG": "image/png", b"<?xm": "image/svg+xml"}
+# What the pictures of the stages show, by the name of the file.
+CAPTIONS = {
+    "samples": "Evenly spaced samples of the corpus with their texts.",
+    "augmentation": "A stored clip of each corpus, the same clip after each operation, and augmented examples.",
+    "pseudo_labels": "The prompter's pseudo-labels on crops of training examples (Figure 3 of the paper); if the "
+    "manifest lists what a clip shows, they are green if the clip shows the entity and red if not.",
+    "retrieval": "Queries with the best and with the worst ranks, and the videos that are first; the right one has a "
+    "green border.",
+}
+
+
+def report_file(root: Path, config: PipelineConfig, steps: Sequence[Step]) -> Path:
+    """The report of a run of these steps in a workspace. Its summary is the .json beside it."""
+    return root / "reports" / f"{config.name}-{steps[-1].fingerprint[:6]}.html"
+
+
+def summary(
+    title: str,
+    config: PipelineConfig,
+    steps: Sequence[Step],
+    states: Mapping[str, str],
+    *,
+    stage: str = "",
+    state: str = FINISHED,
+    reason: str = "",
+    started: datetime | None = None,
+    commit: str = "",
+    arguments: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a run has done, as values of JSON.
+
+    states: of the steps by name: built, cached, or failed; others are unused if the run finished, else unfinished.
+    stage: the one that was asked for; empty for the whole pipeline. state: FINISHED, FAILED or STOPPED. reason: why it
+    failed or was stopped, in a line. arguments: config, data and changes.
+    """
+    left = "unused" if state == FINISHED else "unfinished"
+    return {
+        "title": title,
+        "name": config.name,
+        "stage": stage,
+        "state": state,
+        "reason": reason,
+        "started": started.isoformat(timespec="seconds") if started else "",
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1) if started else 0.0,
+        "commit": commit,
+        "arguments": dict(arguments or {}),
+        "config": config.model_dump(mode="json"),
+        "steps": [
+            {
+                "name": step.name,
+                "stage": step.stage,
+                "fingerprint": step.fingerprint,
+                "inputs": [source.name for source in step.inputs.values()],
+                "state": states.get(step.name, left),
+            }
+            for step in steps
+        ],
+    }
+
+
+def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]]) -> Path:
+    """Writes the page of a run, and its `summary` beside it.
+
+    artifacts: of the steps that ran or were cached, in order; all steps unless the run failed.
+    """
+    found, records = rows(artifacts), {record["name"]: (folder, record) for folder, record in artifacts}
+    shown = {row["what"] for row in found}
+    counted, stages = [], []
+    for step in run["steps"]:
+        folder, record = records.get(step["name"], (None, None))
+        time = duration(record["run"]["seconds"]) if record and step["state"] == "built" else step["state"]
+        counts = record["counts"] if record and record["stage"] not in EVALUATIONS else {}
+        text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts.items())
+        counted.append([step["name"], step["fingerprint"][:8], time, ", ".join(step["inputs"]), text])
+        if folder:
+            stages.append(stage_pictures(step["name"], folder))
+    arguments = run["arguments"]
+    facts = [
+        ("started", run["started"][:19].replace("T", " ") + " UTC" if run["started"] else ""),
+        ("took", duration(run["seconds"]) if run["seconds"] else ""),
+        ("commit", run["commit"]),
+        ("configuration", arguments.get("config", "")),
+        ("data", arguments.get("data", "")),
+        ("changed values", "\n".join(arguments.get("changes", [])) or "none"),
+    ]
+    heads = ["stage", "fingerprint", "time", "inputs", "counts"]
+    last = [data_table(artifacts), Table("Stages", heads, counted, texts=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path.with_suffix(".json"), run)
+    return write_page(
+        path,
+        run["title"],
+        state=run["state"],
+        reason=run["reason"],
+        headlines=main_table(found, HEADLINES.values()),
+        tables=tables({"score": found}) if found else [],
+        without_baseline=any(row["table"] == "retrieval" for row in found),
+        notes=[control for control in CONTROLS.values() if f"control: {control.label}" in shown],
+        warnings=[f"{record['name']}: {line}" for _, record in artifacts for line in record.get("warnings", [])],
+        stages=[stage for stage in stages if any(stage.values())],
+        last=[table for table in last if table],
+        facts=[(label, text) for label, text in facts if text],
+    )
+
+
+def write_page(path: Path, title: str, **values: Any) -> Path:
+    """Renders the template into one file that needs no other."""
+    templates = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("page.html.jinja").render(title=title, **values)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, "utf-8")
+    return path
+
+
+def stage_pictures(name: str, folder: Path) -> dict[str, Any]:
+    """The curves of a stage, its pictures, and why items of a corpus were rejected, most frequent first."""
+    panels = panel_pictures(read_metrics(folder / "metrics.jsonl"))
+    curves = [picture(svg.encode(), f"{name}: {panel} over steps.") for panel, svg in panels.items()]
+    pictures = []
+    for path in sorted((folder / "pictures").glob("*.png")):
+        kind, _, step = path.stem.partition("-step-")
+        caption = CAPTIONS.get(kind) or f"{re.sub('[-_]+', ' ', kind).capitalize()}."
+        pictures.append(picture(path.read_bytes(), f"Step {int(step)}: {caption}" if step.isdigit() else caption))
+    statistics = folder / "statistics.json"
+    reasons = read_json(statistics).get("reasons", {}) if statistics.is_file() else {}
+    return {
+        "curves": curves,
+        "pictures": pictures,
+        "reasons": reasons,
+        "name": name if curves or pictures or reasons else "",
+    }
+
+
+def picture(content: bytes, caption: str) -> dict[str, Any]:
+    """A PNG or SVG file as a part of the page; its width in pixels is 0 for a drawing, which has any size."""
+    kind = KINDS[content[:4]]
+    width = struct.unpack(">I", content[16:20])[0] if kind == "image/png" else 0
+    return {"caption": caption, "width": width, "uri": f"data:{kind};base64,{base64.b64encode(content).decode()}"}
+
+
+def duration(seconds: float) -> str:
+    """A time as people write it.
+
+    >>> [duration(s) for s in (20.24, 119.9, 120, 125, 7200)]
+    ['20.2 s', '119.9 s', '2 min 0 s', '2 min 5 s', '2 h 0 min']
+    """
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def finished_steps(plan: Planned, report: Path) -> list[Step]:
+    """The steps of a run that has nothing to do: every artifact is in the workspace, which has an MLflow store, and the
+    last run of these steps did not fail or stop. Empty if anything is left to do. report: the file of `report_file`."""
+    _, steps, store = plan
+    wanted = required(steps, store)
+    if not (report.parents[1] / "mlflow.db").is_file():
+        return []
+    try:
+        if read_json(report.with_suffix(".json"))["state"] != FINISHED:
+            return []
+    except (OSError, ValueError, TypeError, KeyError):  # no summary
+        pass
+    return wanted if all(map(store.find, wanted)) else []
