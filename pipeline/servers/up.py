@@ -115,7 +115,8 @@ class Programs:
 def programs(logs: Path) -> Iterator[Programs]:
     """Ends the programs at the end of the body, the last first: runs report their end to the servers. SIGTERM ends the
     body as Ctrl-C does; a second signal ends everything at once."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore Ctrl-C, and so would the programs
+        signal.signal(number, signal.default_int_handler)
     started = Programs(logs)
     try:
         yield started

@@ -88,7 +88,7 @@ def training(folder: Path) -> list[int]:
 
 def servers(workspace: Path) -> list[int]:
     """The ids of the temporary servers of a workspace."""
-    return processes("alpro.pipeline.servers.prefect_server", "environ", f"PREFECT_HOME={workspace / 'prefect'}\0")
+    return processes("uvicorn", "environ", f"PREFECT_HOME={workspace / 'prefect'}\0")
 
 
 def rows(database: Path, query: str) -> list[str]:

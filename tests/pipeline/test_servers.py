@@ -1,0 +1,253 @@
+"""`alpro up` with real servers and workers: runs of deployments, kills, a schedule, cancellation, and its end."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from alpro.errors import InputError
+from tests.pipeline.started import ROOT, TINY, wait_for
+
+LONG = ["train_prompter.phases.0.steps=100000", "resources.checkpoint_interval=600"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(("--prefect-port", "4300", "--mlflow-port", "4300"), "--mlflow-port"), (("--prefect-port", "{used}"), "{used}")],
+)
+def test_up_names_a_port_that_it_cannot_have(options, named, tmp_path):
+    import socket
+
+    from alpro.pipeline.cli.main import parser
+
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = str(used.getsockname()[1])
+        arguments = [option.format(used=port) for option in options]
+        parsed = parser().parse_args(["up", "--workspace", str(tmp_path), *arguments])
+        with pytest.raises(InputError, match=named.format(used=port)):
+            parsed.run(parsed)
+
+
+@pytest.mark.parametrize("uri", ["http://me:hush@host:5000", "postgresql+psycopg://me:hush@host/mlflow"])
+def test_a_tracking_uri_with_a_password_is_refused(uri):
+    from alpro.pipeline.servers.checks import check_tracking_uri
+
+    check_tracking_uri("http://host:5000")
+    with pytest.raises(InputError, match="tracking_uri"):
+        check_tracking_uri(uri)
+
+
+def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(monkeypatch):
+    from alpro.pipeline.servers import temporary
+
+    monkeypatch.setattr(temporary, "TemporaryServer", lambda: "started")
+    monkeypatch.setenv("PREFECT_API_URL", "http://host/api")
+    assert temporary.start_temporary_server() is None
+    monkeypatch.delenv("PREFECT_API_URL")
+    assert temporary.start_temporary_server() == "started"
+
+
+@pytest.mark.parametrize("ends", [1, 3])
+def test_a_server_that_ends_is_started_again_at_most_twice(ends, monkeypatch):
+    from alpro.pipeline.servers import temporary
+
+    commands: list[list[str]] = []
+    popen = subprocess.Popen
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen:
+        commands.append(command)
+        assert options["start_new_session"]
+        program = "raise SystemExit(3)" if len(commands) <= ends else "import signal; signal.pause()"
+        return popen([sys.executable, "-c", program])
+
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(temporary.subprocess, "Popen", start)
+    monkeypatch.setattr(temporary, "answers", lambda url: len(commands) > ends)
+    server = temporary.TemporaryServer()
+    assert os.environ["PREFECT_API_URL"] == f"{server.address}/api"
+    if ends == 3:
+        with pytest.raises(InputError, match="status 3"):
+            server.wait()
+    else:
+        server.wait()
+    server.stop()
+    assert len(commands) == min(ends + 1, 3)
+    assert len({command[-3] for command in commands}) == 1  # the same port
+    assert "PREFECT_API_URL" not in os.environ
+
+
+class Machine:
+    """A running `alpro up` in a workspace."""
+
+    def __init__(self, workspace: Path, ports: tuple[int, int]):
+        self.workspace, self.api = workspace, f"http://127.0.0.1:{ports[0]}/api"
+        self.log = workspace / "up.out"
+        own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        self.environment = own | {"PREFECT_API_URL": self.api, "PREFECT_HOME": str(workspace / "client")}
+        command = [sys.executable, "-m", "alpro.pipeline.cli.main", "up", "--workspace", str(workspace)]
+        command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=own | {"OMP_NUM_THREADS": "1"})
+        wait_for(lambda: "Ctrl-C stops everything" in self.log.read_text(), 1200, self.check)
+        self.programs = psutil.Process(self.process.pid).children(recursive=True)
+
+    def check(self) -> None:
+        assert self.process.poll() is None, self.log.read_text()
+
+    def prefect(self, *words: str) -> str:
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start(self, name: str, *changes: str) -> str:
+        """Starts a run of a deployment; returns its id."""
+        values = ("-p", f"config={TINY}", "-p", f"changes={json.dumps(changes)}")
+        return re.findall(r"UUID: (\S+)", self.prefect("deployment", "run", f"alpro/{name}", *values))[0]
+
+    def client(self) -> Any:
+        from prefect.client.orchestration import SyncPrefectClient
+
+        return SyncPrefectClient(self.api, httpx_settings={"timeout": 120})
+
+    def ended(self, run: str) -> Any:
+        """The final state of a run."""
+        with self.client() as client:
+            return wait_for(
+                lambda: (state := client.read_flow_run(run).state) and state.is_final() and state, 1800, self.check
+            )
+
+    def program(self, *words: str) -> psutil.Process:
+        (found,) = (one for one in self.programs if one.is_running() and set(words) <= set(one.cmdline()))
+        return found
+
+    def step(self) -> int:
+        """The last step of the training of the prompter; 0 before the first."""
+        files = self.workspace.glob("artifacts/train_prompter/*/metrics.jsonl")
+        lines = [line for file in files for line in file.read_text().splitlines() if line.endswith("}")]
+        return max((json.loads(line)["step"] for line in lines), default=0)
+
+    def trains(self) -> int:
+        before = self.step()
+        wait_for(lambda: self.step() > before, 1200, self.check)
+        return self.step()
+
+    def checkpoint(self) -> int:
+        found = self.workspace.glob("artifacts/train_prompter/*/checkpoints/step-*")
+        return max((int(path.name.removeprefix("step-")) for path in found if path.suffix == ""), default=0)
+
+    def stages(self) -> list[psutil.Process]:
+        """The processes of stages of this workspace."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            line = " ".join(process.info["cmdline"] or ())
+            found += [process] * ("execution.run_stage" in line and str(self.workspace) in line)
+        return found
+
+    def end(self, number: signal.Signals, status: int) -> None:
+        """Ends `alpro up`; nothing is left behind."""
+        everything = {*self.programs, *psutil.Process(self.process.pid).children(recursive=True), *self.stages()}
+        self.process.send_signal(number)
+        assert self.process.wait(300) == status
+        assert psutil.wait_procs(everything, 120)[1] == []
+
+
+@pytest.fixture
+def machine(tmp_path, free_port) -> Iterator[Callable[[], Machine]]:
+    """machine(): `alpro up` in one workspace, with the same ports each time."""
+    ports, started = (free_port(), free_port()), []
+
+    def start() -> Machine:
+        started.append(Machine(tmp_path, ports))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+
+
+def status_of(url: str, **headers: str) -> int:
+    request = urllib.request.Request(url, b'{"name": "evil"}', headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.long
+def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
+    first = machine()
+    for kind in ("application/json", "text/plain"):
+        assert status_of(f"{first.api}/flows/", **{"Content-Type": kind, "Origin": "http://evil.example"}) == 403
+
+    # A pipeline in the pool `cpu`, whose steps with a model are runs in `gpu`.
+    run = first.start("alpro")
+    assert first.ended(run).is_completed()
+    with first.client() as client:
+        runs = client.read_flow_runs()
+        pools = {one.work_pool_name for one in runs if one.id != client.read_flow_run(run).id}
+        assert pools == {"gpu"}
+    assert len(runs) == 8
+    assert len(list(tmp_path.glob("artifacts/*/*/artifact.json"))) == 12
+
+    # A mistake is one line.
+    state = first.ended(first.start("pretrain", "pretrain.lrr=1"))
+    assert state.is_failed()
+    assert "pretrain.lrr" in state.message
+
+    # A schedule, as in docs/operate.md, every minute.
+    pool = ("--pool", "cpu", "--cron", "* * * * *", "--param", f"config={TINY}", "--param", "stage=build_vocabulary")
+    first.prefect("deploy", "alpro.pipeline.flows.flow:alpro", "--name", "nightly", *pool)
+
+    def scheduled() -> bool:
+        with first.client() as client:
+            found = client.read_flow_runs()
+        return any(one.auto_scheduled and one.state and one.state.is_completed() for one in found)
+
+    wait_for(scheduled, 900, first.check)
+    first.prefect("deployment", "delete", "alpro/nightly")
+
+    # A run that is cancelled leaves a checkpoint and no process.
+    run = first.start("alpro", *LONG)
+    step = first.trains()
+    first.prefect("flow-run", "cancel", run)
+    assert first.ended(run).is_cancelled()
+    wait_for(lambda: not first.stages(), 300, first.check)
+    assert first.checkpoint() >= step
+
+    # A worker that is killed ends its run with a checkpoint, and `alpro up` with it.
+    run = first.start("train_prompter", *LONG)
+    step = first.trains()
+    first.program("worker", "gpu").kill()
+    assert first.process.wait(300) == 1
+    assert "worker-gpu" in first.log.read_text().splitlines()[-1]
+    wait_for(lambda: not first.stages(), 300)
+    reached = first.checkpoint()
+    assert reached >= step
+
+    # The same deployment run again continues; Ctrl-C leaves nothing behind.
+    second = machine()
+    second.start("train_prompter", *LONG)
+    wait_for(lambda: second.step() > reached, 1200, second.check)
+    log = (tmp_path / "logs" / "worker-gpu.log").read_text()
+    assert int(re.findall(r"continuing from step (\d+) of 100000", log)[-1]) == reached
+    second.end(signal.SIGINT, 130)
+    assert second.checkpoint() >= reached
+
+    # If it is killed, the kernel ends the rest.
+    third = machine()
+    third.start("train_prompter", *LONG)
+    third.trains()
+    third.end(signal.SIGKILL, -signal.SIGKILL)
