@@ -42,7 +42,7 @@ def test_answers_are_the_most_frequent_of_training_alone_with_ties_in_alphabetic
 
 def test_fewer_than_two_answers_is_a_mistake(corpus_of, tmp_path):
     folder = corpus_of(tmp_path / "one", [{"id": "a", "questions": asked("ball", "ball")}])
-    with pytest.raises(InputError, match="the training split has 1 different answers"):
+    with pytest.raises(InputError, match="1 different"):
         frequent_answers([folder], 10)
 
 
