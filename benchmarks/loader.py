@@ -33,7 +33,7 @@ from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 
-RUNS, BATCH, BATCHES = 3, 16, 12  # 16 samples per GPU: the paper's 256 on 16 GPUs
+RUNS, BATCH, BATCHES = 3, 16, 6  # 16 samples per GPU: the paper's 256 on 16 GPUs
 CAPTION = "bright clouds drift slowly over other clouds on a windy day"
 
 
