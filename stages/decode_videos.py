@@ -16,7 +16,7 @@ from alpro.errors import InputError
 from alpro.files import checksum, digest, read_json
 from alpro.log import log
 from alpro.progress import progress
-from alpro.shards.decoding import Clip, DecodeError, Decoder, Limits, decode_image, decode_video, ffmpeg_version
+from alpro.shards.decoding import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.sources.annotations import ANNOTATION_FILES, scan_source, split_of
 from alpro.shards.sources.identity import identities
@@ -60,9 +60,6 @@ class Config(StageConfig):
         "ratio, the shorter side",
     )
     quality: int = Field(90, ge=1, le=100, description="JPEG quality of stored frames")
-    decoder: Decoder = Field(
-        "auto", description="auto: PyAV, with ffmpeg as a fallback; pyav or ffmpeg: only that decoder"
-    )
     timeout: float = Field(60.0, gt=0, description="seconds after which a video is rejected")
     max_bytes: int = Field(4 * 2**30, ge=1, description="file size in bytes above which an item is rejected")
     max_pixels: int = Field(8192**2, ge=1, description="pixels per frame above which an item is rejected")
@@ -98,7 +95,7 @@ class Config(StageConfig):
 
 
 # Settings that affect the frames of an item, or whether it is rejected.
-UNIT_SETTINGS = {"frames", "size", "quality", "decoder", "timeout", "max_bytes", "max_pixels", "max_memory"}
+UNIT_SETTINGS = {"frames", "size", "quality", "timeout", "max_bytes", "max_pixels", "max_memory"}
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -219,15 +216,7 @@ def unit_key(unit: DecodeUnit, config: Config) -> str:
         row.model_dump(mode="json") | {"path": str(row.path), "file": file}
         for row, file in zip(unit.rows, files, strict=True)
     ]
-    return digest(
-        {"version": VERSION, "config": config.model_dump(include=UNIT_SETTINGS), "rows": rows, **decoder_files(config)}
-    )
-
-
-def decoder_files(config: Config) -> dict[str, str]:
-    """The version of the ffmpeg binary, if it decodes all videos. With `auto` it is only a fallback, and its version is
-    in the artifact record instead of the fingerprint."""
-    return {"ffmpeg": ffmpeg_version()} if config.decoder == "ffmpeg" else {}
+    return digest({"version": VERSION, "config": config.model_dump(include=UNIT_SETTINGS), "rows": rows})
 
 
 def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Reject], np.ndarray]:
@@ -301,12 +290,12 @@ def decode_in_subprocess(row: Row, path: Path, config: Config) -> Clip:
     except TimeoutError as error:
         raise DecodeError("too slow", f"the decoder hangs, {error}") from None
     except WorkerDied as error:
-        if row.kind == "video" and config.decoder == "auto":
-            return decode(row, path, config.model_copy(update={"decoder": "ffmpeg"}))
+        if row.kind == "video":
+            return decode(row, path, config, "ffmpeg")
         raise DecodeError("crashed", str(error)) from None
 
 
-def decode(row: Row, path: Path, config: Config) -> Clip:
+def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> Clip:
     """Decodes the frames of an item from its local file.
 
     Raises DecodeError with the reason for any exception of a decoder, so that one file does not stop the stage. A
@@ -316,7 +305,7 @@ def decode(row: Row, path: Path, config: Config) -> Clip:
     try:
         if row.kind == "image":
             return decode_image(path, config.size, limits, keep_ratio=True)
-        return decode_video(path, config.frames, config.size, row.start, row.end, config.decoder, limits)
+        return decode_video(path, config.frames, config.size, row.start, row.end, decoder, limits)
     except (DecodeError, InputError):
         raise
     except Exception as error:

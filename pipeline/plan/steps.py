@@ -18,7 +18,6 @@ from alpro.pipeline.store.artifacts import Store
 from alpro.shards.storage import Location, located
 from alpro.stages import EVALUATIONS
 from alpro.stages.corpora.check_data import items_of_split
-from alpro.stages.decode_videos import decoder_files
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig
 from alpro.stages.index_shards import Config as IndexConfig
 
@@ -91,7 +90,7 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
     if corpus.manifest:
         assert sample is not None
         config = corpus.decoding
-        return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample}, decoder_files(config))
+        return Step("decode_videos", f"decode_videos {name}", config, {"sample": sample})
     if corpus.shards:
         index = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
         step = Step("index_shards", f"index_shards {name}", index, paths={"shards": located(corpus.shards)})
@@ -116,7 +115,7 @@ def decode_step(step: Step, corpus: Corpus, digests: Digests) -> Step:
     contents = digest_data(data, digests, annotations, root)
     return outside(
         step,
-        {"data": contents.all, **decoder_files(corpus.decoding)},
+        {"data": contents.all},
         lambda: digest_data(data, digests, annotations, root, ask=False).here == contents.here,
     )
 

@@ -77,7 +77,6 @@ OTHER_SETTINGS = {
     "frames": 8,
     "size": 20,
     "quality": 80,
-    "decoder": "pyav",
     "timeout": 30.0,
     "max_bytes": 10**6,
     "max_pixels": 10**6,
@@ -102,9 +101,6 @@ def test_shards_of_another_version_are_not_reused(tmp_path, resources, inline_po
     with monkeypatch.context() as patch:
         patch.setattr(decode_videos, "VERSION", decode_videos.VERSION + 1)
         assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 0
-    for version, linked in (("9.0.1", 0), ("9.0.2", 0), ("9.0.1", 4)):  # of the binary, if it decodes everything
-        monkeypatch.setattr(decode_videos, "ffmpeg_version", lambda version=version: version)
-        assert decode_images(rows, tmp_path, resources, decoder="ffmpeg")[0].counts["linked"] == linked
 
 
 def test_shards_with_a_changed_file_are_not_reused(tmp_path, resources, inline_pool):
