@@ -31,7 +31,7 @@ from alpro.shards.decoding import decode_video
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import Phase, TrainingConfig
-from alpro.stages.training.dataset import TrainingDataset
+from alpro.stages.training.dataset import Examples, TrainingDataset
 
 RUNS, BATCH, BATCHES = 3, 16, 6  # 16 samples per GPU: the paper's 256 on 16 GPUs
 CAPTION = "bright clouds drift slowly over other clouds on a windy day"
@@ -75,9 +75,8 @@ def dataset(corpus: Path, augmentation: str) -> TrainingDataset:
     """The batches of pre-training at the paper's sizes."""
     phase = Phase(corpora=("clips",), steps=100_000)
     config = TrainingConfig(phases=(phase,), batch_size=BATCH, augmentation=augmentation)
-    shape = {"frames": 4, "image_size": 224, "grid": 14}
     tokenizer = train_tokenizer([CAPTION], 300)
-    return TrainingDataset(config, {"clips": corpus}, tokenizer, "sample", **shape, mlm_probability=0.15)
+    return TrainingDataset(config, {"clips": corpus}, tokenizer, Examples("sample", 4, 224, 14, mlm_probability=0.15))
 
 
 def loading(data: TrainingDataset, workers: int) -> float:

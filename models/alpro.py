@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -66,11 +65,6 @@ class DualEncoder(nn.Module, ABC):
     @abstractmethod
     def project_text(self, tokens: Tensor) -> Tensor:
         """Text tokens (B, L, D) -> L2-normalized embeddings (B, E) of [CLS]: g_t in equation 1."""
-
-    @property
-    @abstractmethod
-    def temperature_parameter(self) -> nn.Parameter:
-        """The parameter that the temperature is computed from."""
 
     @abstractmethod
     def clamped_temperature(self) -> Tensor:
@@ -140,10 +134,6 @@ class Prompter(DualEncoder):
     def project_text(self, tokens: Tensor) -> Tensor:
         return F.normalize(self.text_proj(tokens[:, 0]), dim=-1)
 
-    @property
-    def temperature_parameter(self) -> nn.Parameter:
-        return self.temperature
-
     def clamped_temperature(self) -> Tensor:
         return self.temperature.clamp(*TEMPERATURES)
 
@@ -204,22 +194,16 @@ class Alpro(Prompter):
         fusion = f"multimodal encoder: {layers} layers, {millions(self.multimodal_encoder)}"
         return [*super().sizes(max_text_tokens), fusion]
 
-    def fuse(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
-        """text (B, L, D), mask (B, L), video (B, V, D) -> fused tokens (B, L + V, D), text first."""
-        return self.multimodal_encoder(text, mask, video)
+    def fuse(self, text: Tensor, mask: Tensor, video: Tensor, first: int | None = None) -> Tensor:
+        """text (B, L, D), mask (B, L), video (B, V, D) -> fused tokens (B, L + V, D), text first.
 
-    def fuse_at(self, positions: Sequence[Tensor], text: Tensor, mask: Tensor, video: Tensor) -> tuple[Tensor, ...]:
-        """Fused tokens at selected positions; the last layer computes no others.
-
-        positions: for each group of R consecutive rows, indices (R, P) into [text; video]. Returns one tensor
-        (R, P, D) per group.
+        With `first`, the last layer computes the first tokens only: (B, first, D).
         """
-        return self.multimodal_encoder(text, mask, video, positions)
+        return self.multimodal_encoder(text, mask, video, first)
 
     def fuse_cls(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The fused [CLS] token (B, D)."""
-        first = torch.zeros(len(text), 1, dtype=torch.long, device=text.device)
-        return self.fuse_at([first], text, mask, video)[0][:, 0]
+        return self.fuse(text, mask, video, 1)[:, 0]
 
     def match(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The VTM head on the fused [CLS]: logits (B, 2), index 1 = match."""

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class Attention(nn.Module):
     """Multi-head self-attention with one linear for queries, keys and values (in that order).
 
-    `forward(x, mask, queries)`: x (B, L, D) -> (B, L, D). `mask` (B, 1, 1, L) is boolean, True where a token may be
-    attended to; None attends to all tokens. With `queries` (B, Q, D), only these tokens attend -> (B, Q, D).
+    `forward(x, mask, first)`: x (B, L, D) -> (B, L, D). `mask` (B, 1, 1, L) is boolean, True where a token may be
+    attended to; None attends to all tokens. With `first`, only the first tokens attend -> (B, first, D).
     `attend(qkv, mask)` is the part after the first linear, whose output (B, L, 3D) it takes.
     """
 
@@ -22,16 +22,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
-        if queries is None:
+    def forward(self, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
+        if first is None:
             return self.attend(self.qkv(x), mask)
-        width = x.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(queries, weight[:width], bias[:width])
-        if not self.training and queries.shape[1] < width // self.heads:
-            return self.attend_few(q, x, mask)
+        width, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
+        (q,) = self.by_head(F.linear(x[:, :first], weight[:width], bias[:width]), 1)
         k, v = self.by_head(F.linear(x, weight[width:], bias[width:]), 2)
-        return self.output(self.by_head(q, 1)[0], k, v, mask)
+        return self.output(q, k, v, mask)
 
     def attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.by_head(qkv, 3)
@@ -45,22 +42,6 @@ class Attention(nn.Module):
         attend = attention_by_products if slow else F.scaled_dot_product_attention
         out = attend(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.proj(out.transpose(1, 2).flatten(2))
-
-    def attend_few(self, q: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The same for projected queries q (B, Q, D), fewer than the size of a head: x is neither projected to keys nor
-        to values. A score is q . W x = (q W) . x, and the mean of the values W x is W of the mean of x. The bias of the
-        keys is the same for all tokens, so that the softmax removes it. Scores are float32, as in the fused kernel."""
-        size, precision = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
-            q, x = q.to(precision).unflatten(2, (self.heads, -1)), x.to(precision)
-            _, key, value = self.qkv.weight.to(precision).view(3, self.heads, -1, size)
-            scores = torch.einsum("bqhd,hdw->bhqw", q, key).flatten(1, 2) @ x.transpose(1, 2) * q.shape[-1] ** -0.5
-            scores = scores.unflatten(1, (self.heads, -1))
-            if mask is not None:
-                scores = scores.masked_fill(~mask, -torch.inf)
-            mean = (scores.softmax(dim=-1).flatten(1, 2) @ x).unflatten(1, (self.heads, -1))
-            out = torch.einsum("bhqw,hdw->bqhd", mean, value).flatten(2) + self.qkv.bias[2 * size :].to(precision)
-        return self.proj(out.to(self.proj.weight.dtype))
 
     def by_head(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, L, parts * D) -> `parts` tensors (B, heads, L, D / heads)."""

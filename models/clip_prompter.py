@@ -131,10 +131,6 @@ class ClipPrompter(DualEncoder):
     def project_text(self, tokens: Tensor) -> Tensor:
         return normalize(tokens[:, 0], dim=-1)
 
-    @property
-    def temperature_parameter(self) -> nn.Parameter:
-        return cast(nn.Parameter, self.clip.logit_scale)
-
     def clamped_temperature(self) -> Tensor:
         return (-self.clip.logit_scale.float()).exp().view(())
 

@@ -1,6 +1,5 @@
 """BERT split in two: the first layers encode text, the last ones fuse text and video (paper, section 3.1)."""
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -64,8 +63,8 @@ class TextEmbeddings(nn.Module):
 class Layer(nn.Module):
     """A post-norm transformer layer as in BERT: x (B, L, D), mask (B, 1, 1, L) -> (B, L, D).
 
-    With `positions` (B, P), only the tokens at these positions are queries: (B, P, D). `qkv` (B, L, 3D): the projected
-    queries, keys and values of x, where the caller has them.
+    With `first`, only the first tokens are computed: (B, first, D). `qkv` (B, L, 3D): the projected queries, keys and
+    values of x, where the caller has them.
     """
 
     def __init__(self, config: TextConfig):
@@ -76,42 +75,31 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None, positions: Tensor | None = None, qkv: Tensor | None = None
-    ) -> Tensor:
-        queries = None if positions is None else x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
-        attended = self.attention(x, mask, queries) if qkv is None else self.attention.attend(qkv, mask)
-        attended = self.dropout(attended)
-        x = self.norm1((x if queries is None else queries) + attended)
+    def forward(self, x: Tensor, mask: Tensor | None, first: int | None = None, qkv: Tensor | None = None) -> Tensor:
+        attended = self.attention(x, mask, first) if qkv is None else self.attention.attend(qkv, mask)
+        x = self.norm1(x[:, :first] + self.dropout(attended))
         return self.norm2(x + self.dropout(self.mlp(x)))
 
 
 class Layers(nn.ModuleList):
     """A stack of layers: x (B, L, D), mask (B, L) with 1 for tokens and 0 for padding -> (B, L, D).
 
-    `positions`: for each group of R consecutive rows, the output positions (R, P). The last layer then computes these
-    only and returns a tuple of one tensor (R, P, D) per group.
+    With `first`, the last layer computes the first tokens only: (B, first, D).
     """
 
     def __init__(self, config: TextConfig, count: int):
         super().__init__(Layer(config) for _ in range(count))
         self.checkpoint_activations = False
 
-    def forward(self, x: Tensor, mask: Tensor, positions: Sequence[Tensor] = ()) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, x: Tensor, mask: Tensor, first: int | None = None) -> Tensor:
         mask = mask.bool()[:, None, None, :]
-        layers = list(self)[:-1] if positions else list(self)
-        for layer in layers:
-            x = self.run(layer, x, mask)
-        if not positions:
-            return x
-        sizes = [len(group) for group in positions]
-        groups = zip(x.split(sizes), mask.split(sizes), positions, strict=True)
-        return tuple(self.run(self[-1], *group) for group in groups)
-
-    def run(self, layer: nn.Module, *args: Tensor) -> Tensor:
-        if self.checkpoint_activations and self.training:
-            return checkpoint(layer, *args, use_reentrant=False)
-        return layer(*args)
+        for number, layer in enumerate(self, 1):
+            args = x, mask, first if number == len(self) else None
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(layer, *args, use_reentrant=False)
+            else:
+                x = layer(*args)
+        return x
 
 
 class TextEncoder(nn.Module):
@@ -123,25 +111,23 @@ class TextEncoder(nn.Module):
         self.layers = Layers(config, config.fusion_layer)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return cast(Tensor, self.layers(self.embeddings(ids), mask))
+        return self.layers(self.embeddings(ids), mask)
 
 
 class MultimodalEncoder(nn.Module):
     """Self-attention over [text tokens; video tokens] (paper, section 3.1, "Multimodal Encoder").
 
     text (B, L, D), mask (B, L), video (B, V, D) -> (B, L + V, D), text first. No position embedding is added:
-    both encoders add their own. `positions` as in `Layers`.
+    both encoders add their own. `first` as in `Layers`.
     """
 
     def __init__(self, config: TextConfig):
         super().__init__()
         self.layers = Layers(config, config.depth - config.fusion_layer)
 
-    def forward(
-        self, text: Tensor, mask: Tensor, video: Tensor, positions: Sequence[Tensor] = ()
-    ) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, text: Tensor, mask: Tensor, video: Tensor, first: int | None = None) -> Tensor:
         video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
-        return self.layers(torch.cat([text, video], dim=1), torch.cat([mask, video_mask], dim=1), positions)
+        return self.layers(torch.cat([text, video], dim=1), torch.cat([mask, video_mask], dim=1), first)
 
     def project(self, tokens: Tensor) -> Tensor:
         """The queries, keys and values (B, L, 3D) of tokens (B, L, D) in the first layer, which depend on no other
@@ -160,7 +146,7 @@ class MultimodalEncoder(nn.Module):
             x = layer(x, None, qkv=torch.cat([self.project(text)[of_text], qkv[of_video]], dim=1))
         for layer in layers[1:]:
             x = layer(x, None)
-        return last(x, None, of_text.new_zeros(len(of_text), 1))[:, 0]
+        return last(x, None, 1)[:, 0]
 
 
 class MlmHead(nn.Module):

@@ -105,7 +105,7 @@ class Block(nn.Module):
 
         # [CLS] attends to every frame separately; its T updates are averaged.
         y = self.norm1(torch.cat([cls.unsqueeze(1).expand(b, t, 1, d), patches], dim=2).view(b * t, n + 1, d))
-        y = drop_path(self.attn(y, queries=y[:, :1] if cls_only else None), keep, 1).unflatten(0, (b, t))
+        y = drop_path(self.attn(y, first=1 if cls_only else None), keep, 1).unflatten(0, (b, t))
         x = cls + y[:, :, 0].mean(dim=1, keepdim=True)
         if not cls_only:
             x = torch.cat([x, (patches + y[:, :, 1:]).reshape(b, t * n, d)], dim=1)

@@ -59,12 +59,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         else:
             answers = frequent_answers([inputs[name] for name in config.corpora], config.answers)
         model = fine_tuned(start, config.frames, device, answers=len(answers))
-        objective = QaObjective(model, start.preprocessing.mean, start.preprocessing.std)
+        objective = QaObjective(model, start.preprocessing.mean, start.preprocessing.std, answers).to(device)
         return Training(
             ModelFolder("qa", model, start.tokenizer, start.preprocessing, answers=answers),
-            "question",
             objective,
-            lambda: validate_qa(objective, inputs, start.tokenizer, answers, config),
+            *validate_qa(objective, inputs, start.tokenizer, answers, config),
         )
 
     trained = train(build, config, inputs, out, resources)

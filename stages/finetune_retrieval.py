@@ -32,12 +32,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         start = load_model(inputs["model"], device)
         model = fine_tuned(start, config.frames, device, entities=len(start.entities))
         mean, std = start.preprocessing.mean, start.preprocessing.std
-        objective = MatchingObjective(model, mean, std, config.negative_pool_size)
+        objective = MatchingObjective(model, mean, std, config.negative_pool_size).to(device)
         return Training(
             ModelFolder("retrieval", model, start.tokenizer, start.preprocessing, start.entities),
-            "caption",
             objective,
-            lambda: validate_retrieval(objective, inputs, start.tokenizer, config),
+            *validate_retrieval(objective, inputs, start.tokenizer, config),
         )
 
     trained = train(build, config, inputs, out, resources)

@@ -89,8 +89,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             copy_start(model, tokenizer, preprocessing, load_model(Path(config.start), device))
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
         teacher = prompter.normalized(device) if prompter else None
-        pool, uniform = config.negative_pool_size, config.negatives == "uniform"
-        objective = PretrainObjective(model, *norm, teacher, prompts, *losses, pool, uniform)
+        negatives = config.negative_pool_size, config.negatives == "uniform"
+        objective = PretrainObjective(model, *norm, teacher, prompts, *losses, *negatives, config.mlm_probability)
+        objective.to(device)
 
         def draw(data: TrainingDataset, step: int) -> None:
             if step and not (config.pictures_every and step % config.pictures_every == 0 and step < len(data)):
@@ -100,11 +101,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
         return Training(
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
-            "sample",
             objective,
-            lambda: (validate_pretraining(objective, inputs, tokenizer, config), ""),
-            mlm_probability=config.mlm_probability,
-            enabled=bool(objective.losses),
+            validate_pretraining(objective, inputs, tokenizer, config),
             draw=draw if config.weights.pem else None,
         )
 
@@ -158,7 +156,7 @@ def draw_pseudo_labels(
     source = data.sources[data.source_of[step]]
     batch = data[step].to(objective.mean.device)
     with torch.compiler.set_stance("force_eager"):
-        batch = objective.labeled(batch, objective.pixels(batch.frames))
+        batch = objective.labeled(batch)
     assert batch.boxes is not None
     assert batch.pseudo_labels is not None
     labels = batch.pseudo_labels.cpu()

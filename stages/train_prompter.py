@@ -4,7 +4,6 @@ Or both towers of a CLIP or SigLIP, beyond the paper: its embedding of a clip is
 frames, so that this fine-tunes what is otherwise the baseline.
 """
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,24 +48,21 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     def build(device: torch.device) -> Training:
         if config.clip:
             folder: ModelFolder = load_towers(config, device)
-            norm = folder.preprocessing.mean, folder.preprocessing.std
-            towers = PrompterObjective(folder.model, *norm)
-            validation = partial(validate_contrast, towers, inputs, folder.tokenizer, config)
-            return Training(folder, "sample", towers, lambda: (validation(), ""))
-        tokenizer = Tokenizer.from_file(str(require(inputs["tokenizer"], "tokenizer.json")))
-        model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
-        config.load_initial(model)
-        preprocessing = measure_preprocessing(config, inputs)
-        objective = PrompterObjective(model, preprocessing.mean, preprocessing.std)
-        return Training(
-            ModelFolder("prompter", model, tokenizer, preprocessing),
-            "sample",
-            objective,
-            lambda: (validate_contrast(objective, inputs, tokenizer, config), ""),
-        )
+        else:
+            folder = untrained(config, inputs, device)
+        objective = PrompterObjective(folder.model, folder.preprocessing.mean, folder.preprocessing.std).to(device)
+        return Training(folder, objective, validate_contrast(objective, inputs, folder.tokenizer, config))
 
     trained = train(build, config, inputs, out, resources)
     return trained.outcome({"samples_without_caption": trained.data.skipped})
+
+
+def untrained(config: Config, inputs: dict[str, Path], device: torch.device) -> ModelFolder:
+    """A prompter with the configured sizes, initial weights and normalization."""
+    tokenizer = Tokenizer.from_file(str(require(inputs["tokenizer"], "tokenizer.json")))
+    model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
+    config.load_initial(model)
+    return ModelFolder("prompter", model, tokenizer, measure_preprocessing(config, inputs))
 
 
 def load_towers(config: Config, device: torch.device) -> ClipFolder:

@@ -100,7 +100,8 @@ def pretrain(arrays: Arrays) -> Results:
         "mpm_labels": noted(prompter, "probabilities"),
     }
     batch = masked_batch(arrays)
-    loss, metrics = objective.eval()(batch)
+    batch = objective.eval().labeled(batch)
+    loss, metrics = objective(batch, objective.step_counts([batch]))
 
     yield "video_embeds", seen["video"][0][:, ::28]
     yield "text_embeds", seen["text"][0][:size]  # the clean texts; the masked ones are behind them

@@ -17,7 +17,7 @@ from alpro.stages.encoding.encode import load_model
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import gather
-from alpro.stages.training.objective import Metrics, rank, world_size
+from alpro.stages.training.objective import Counts, Metrics, rank, world_size
 from alpro.stages.training.pretrain_objective import PretrainObjective
 from alpro.stages.training.stage import Training, train, with_vocab_size
 
@@ -65,20 +65,20 @@ class SilentObjective(PretrainObjective):
         self.labels, self.known, self.things = labels, {name: i for i, name in enumerate(entities)}, things
         return self
 
-    def labeled(self, batch: Batch, frames: Tensor) -> Batch:
+    def labeled(self, batch: Batch) -> Batch:
         if self.labels != "true" or "pem" not in self.losses or batch.pseudo_labels is not None:
-            return super().labeled(batch, frames)
+            return super().labeled(batch)
         assert batch.boxes is not None
         grid, boxes = self.model.config.video.grid, batch.boxes.tolist()
         labels = [true_labels(self.things[i], box, grid, self.known) for i, box in zip(batch.ids, boxes, strict=True)]
         return replace(batch, pseudo_labels=torch.from_numpy(np.stack(labels)).to(batch.boxes.device))
 
-    def entities(self, batch: Batch, patches: Tensor, inside: Tensor) -> tuple[Tensor, Metrics]:
+    def entities(self, batch: Batch, patches: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
         if self.labels == "permuted":
             assert batch.pseudo_labels is not None
             others = gather(batch.pseudo_labels).roll(1, 0).chunk(world_size())[rank()]
             batch = replace(batch, pseudo_labels=others)
-        return super().entities(batch, patches, inside)
+        return super().entities(batch, patches, counts)
 
 
 def true_labels(things: Things, box: list[int], grid: int, entities: dict[str, int]) -> np.ndarray:
@@ -120,13 +120,9 @@ def pretrain_arm(
             model.pem_head.requires_grad_(True)
         teacher = prompter.normalized(device) if prompter else None
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
-        objective = SilentObjective(model, *norm, teacher, prompts, *losses, config.negative_pool_size)
-        return Training(
-            ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
-            "sample",
-            objective.use(arm.labels, entities, things),
-            lambda: (None, ""),
-            mlm_probability=config.mlm_probability,
-        )
+        masking = {"mlm_probability": config.mlm_probability}
+        objective = SilentObjective(model, *norm, teacher, prompts, *losses, config.negative_pool_size, **masking)
+        objective.to(device).use(arm.labels, entities, things)
+        return Training(ModelFolder("pretrain", model, tokenizer, preprocessing, entities), objective, None)
 
     return train(build, config, inputs, out, resources).outcome({"entities": len(entities)})

@@ -65,9 +65,6 @@ def add_run_options(command: argparse.ArgumentParser, default: str = "sample; wi
     command.add_argument(
         "--dry-run", action="store_true", help="only print which stages would run, and which are cached"
     )
-    command.add_argument(
-        "--profile", action="store_true", help="write a trace of a few steps of each training stage, for Perfetto"
-    )
     add_json(command)
     add_workspace(command, "folder of artifacts, reports and the MLflow store")
     add_tracking_uri(command)
@@ -135,7 +132,7 @@ def prepare_run(arguments: argparse.Namespace) -> Path:
     """Creates the workspace and sets Prefect's environment. Call before Prefect is imported."""
     check_tracking_uri(arguments.tracking_uri)
     workspace = arguments.workspace.resolve()
-    arguments.changes = changes_of(arguments) + ["resources.profile=true"] * arguments.profile
+    arguments.changes = changes_of(arguments)
     create_workspace(workspace, check_writable=not arguments.dry_run)
     prepare_prefect(workspace / "prefect")
     tracking_uri = arguments.tracking_uri or workspace / "mlflow.db"

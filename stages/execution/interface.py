@@ -87,7 +87,6 @@ class Resources(StageConfig):
     )
     rendezvous: str = Field("", description="host:port of this machine, which several nodes connect to")
     rank_timeout: float = Field(600.0, gt=0, description="seconds that training processes wait for an unresponsive one")
-    profile: bool = Field(False, description="write a trace of a few training steps for Perfetto")
     dask: str = Field("", description="address of a Dask scheduler for decoding and tagging")
     checkpoint_interval: float = Field(60.0, gt=0, description="seconds between the checkpoints of a training run")
 

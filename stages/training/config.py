@@ -86,9 +86,6 @@ class TrainingConfig(StageConfig):
         "the step: micro-batches are then encoded twice, and negative_pool_size must be set where it exists",
     )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
-    schedule: Literal["run", "phase"] = Field(
-        "run", description="warm-up and decay of the learning rate once over all phases, or in each phase"
-    )
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="fraction of the steps with linear warm-up")
     min_lr_ratio: float = Field(
         0.0, ge=0, le=1, description="final learning rate of the linear decay, as a fraction of lr"
@@ -129,7 +126,7 @@ class TrainingConfig(StageConfig):
 
     @property
     def contrasts_whole_batch(self) -> bool:
-        """Whether contrast goes beyond a micro-batch (`contrast_cache`)."""
+        """Whether contrast goes beyond a micro-batch."""
         return self.contrast == "batch" and self.accumulation_steps > 1
 
     @property

@@ -77,12 +77,29 @@ class CorpusExamples:
         return examples
 
 
+@dataclass(frozen=True)
+class Examples:
+    """What a training example is made of.
+
+    unit: see `CorpusExamples`. frames, image_size, grid: shape of the video encoder's input, grid in patches.
+    mlm_probability: unless None, examples have masked tokens and crops. keep_crops: patches that are dropped are not
+    those of the crop. answers: the classes of question answering.
+    """
+
+    unit: Unit
+    frames: int
+    image_size: int
+    grid: int = 0
+    mlm_probability: float | None = None
+    keep_crops: bool = False
+    answers: tuple[str, ...] = ()
+
+
 class TrainingDataset(Dataset[Batch]):
     """The batches of a training run: item n is this rank's part of step n, a pure function of seed, step and rank.
 
-    corpora: folders of decoded corpora by name. frames, image_size, grid: shape of the video encoder's input, grid in
-    patches. mlm_probability: unless None, batches have masked tokens and crops. answers: index of each answer.
-    Raises InputError if a phase has no examples or the batch size is not divisible.
+    corpora: folders of decoded corpora by name. one_length: all texts are padded to max_text_tokens. Raises InputError
+    if a phase has no examples or the batch size is not divisible.
     """
 
     def __init__(
@@ -90,27 +107,21 @@ class TrainingDataset(Dataset[Batch]):
         config: TrainingConfig,
         corpora: dict[str, Path],
         tokenizer: Tokenizer,
-        unit: Unit,
-        frames: int,
-        image_size: int,
-        grid: int = 0,
-        mlm_probability: float | None = None,
-        answers: dict[str, int] | None = None,
+        examples: Examples,
         rank: int = 0,
         ranks: int = 1,
+        one_length: bool = False,
     ):
-        self.config, self.words, self.unit, self.answers = config, words_of(tokenizer), unit, answers
-        self.frames, self.image_size, self.grid, self.mlm_probability = frames, image_size, grid, mlm_probability
-        self.rank, self.ranks = rank, ranks
-        self.keep_crops = True  # patches that are dropped are not those of the crop
-        self.one_length = ranks > 1  # all texts are padded to max_text_tokens: ranks need equal shapes
+        self.config, self.words, self.of = config, words_of(tokenizer), examples
+        self.answers = {answer: index for index, answer in enumerate(examples.answers)}
+        self.rank, self.ranks, self.one_length = rank, ranks, one_length
         config.check_division(ranks)
         self.sources: list[CorpusExamples] = []
         self.skipped = 0
         for name in config.corpora:
             for kind in ("video", "image"):
                 first = sum(len(s.reader) for s in self.sources)
-                source = CorpusExamples(name, corpora[name], kind, unit, first)
+                source = CorpusExamples(name, corpora[name], kind, examples.unit, first)
                 self.skipped += source.skipped  # also for a source without examples
                 if len(source):
                     self.sources.append(source)
@@ -118,13 +129,13 @@ class TrainingDataset(Dataset[Batch]):
 
     def cut_texts(self) -> Iterator[str]:
         """A warning for each source with texts of more than `max_text_tokens` tokens, of which the rest is not used."""
-        limit, name = self.config.max_text_tokens, "questions" if self.unit == "question" else "captions"
+        limit, name = self.config.max_text_tokens, "questions" if self.of.unit == "question" else "captions"
         for source in self.sources:
             # Of a large corpus, evenly spaced samples.
             rows = source.reader.column(name).take(
                 segment_starts(len(source.reader), min(len(source.reader), MAX_MEASURED))
             )
-            texts = [one["question"] if self.unit == "question" else one for row in rows.to_pylist() for one in row]
+            texts = [one["question"] if self.of.unit == "question" else one for row in rows.to_pylist() for one in row]
             lengths = [len(ids) for ids in self.words.ids(texts, limit + 1)]
             if cut := sum(length > limit for length in lengths):
                 yield (
@@ -139,7 +150,7 @@ class TrainingDataset(Dataset[Batch]):
         for phase in self.config.phases:
             sources = [i for i, s in enumerate(self.sources) if s.name in phase.corpora]
             if not sources:
-                text = "question" if self.unit == "question" else "caption"
+                text = "question" if self.of.unit == "question" else "caption"
                 raise InputError(f"no training examples with a {text} in {', '.join(phase.corpora)}")
             shares = np.array([self._share(i, phase) for i in sources])
             chosen.append(rng.choice(sources, self.steps_of(phase, sources), p=shares / shares.sum()))
@@ -167,13 +178,6 @@ class TrainingDataset(Dataset[Batch]):
         ends = np.cumsum(self.phase_steps)
         phase = int(np.searchsorted(ends, step, side="right"))
         return phase, int(ends[phase]) - self.phase_steps[phase]
-
-    def schedule_of(self, step: int) -> tuple[int, int]:
-        """The number of a step in its learning rate schedule, and the number of steps of that schedule."""
-        if self.config.schedule == "run":
-            return step, len(self)
-        phase, first = self.phase_of(step)
-        return step - first, self.phase_steps[phase]
 
     def __len__(self) -> int:
         return len(self.source_of)
@@ -220,7 +224,7 @@ class TrainingDataset(Dataset[Batch]):
         rng = np.random.default_rng([self.config.seed, 23, source.first_video, epoch, number])
         sample_number, text_number = source.examples[number]
         sample = source.reader[int(sample_number)]
-        if self.unit == "question":
+        if self.of.unit == "question":
             question = sample.about["questions"][text_number]
             text = question["question"]
             full_text = f"{text} {question['answer']}"
@@ -235,24 +239,23 @@ class TrainingDataset(Dataset[Batch]):
             "frames": np.ascontiguousarray(frames.transpose(0, 3, 1, 2)),
             "ids": ids,
         }
-        if self.unit == "question":
-            assert self.answers is not None
+        if self.of.unit == "question":
             item["answer"] = self.answers.get(question["answer"], -100)
-        if self.mlm_probability is not None:
+        if self.of.mlm_probability is not None:
             special = np.zeros(len(ids), bool)
             special[[0, -1]] = True
-            masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.mlm_probability, rng)
+            masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.of.mlm_probability, rng)
             item["masked"], item["labels"] = masked
-            item["box"] = random_box(self.grid, rng)
+            item["box"] = random_box(self.of.grid, rng)
         item["uniforms"] = rng.random(2)
         if dropped:
-            item["kept"] = keep_patches(self.grid, dropped, rng, item.get("box") if self.keep_crops else None)
+            item["kept"] = keep_patches(self.of.grid, dropped, rng, item.get("box") if self.of.keep_crops else None)
         return item
 
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
         """Sampled, cropped and augmented frames of a video (T, H, W, 3) uint8; the model resizes them."""
         choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
-        chosen = choose(len(sample), self.frames, rng) if len(sample) > 1 else [0] * self.frames
+        chosen = choose(len(sample), self.of.frames, rng) if len(sample) > 1 else [0] * self.of.frames
         frames = random_crop(sample.frames(chosen), self.config.random_crop, rng)
         return augment_video(frames, text, rng) if self.config.augmentation == "official" else frames
 
@@ -260,10 +263,10 @@ class TrainingDataset(Dataset[Batch]):
         """An image of any aspect ratio: a still clip (T, size, size, 3) uint8, or one frame."""
         frame = sample.frames([0])
         if self.config.augmentation == "official":
-            frame = augment_image(frame[0], self.image_size, text, rng)[None]
+            frame = augment_image(frame[0], self.of.image_size, text, rng)[None]
         else:
-            frame = squash(random_crop(frame, self.config.random_crop, rng), self.image_size)
-        return np.broadcast_to(frame, (self.frames if self.config.repeat_images else 1, *frame.shape[1:]))
+            frame = squash(random_crop(frame, self.config.random_crop, rng), self.of.image_size)
+        return np.broadcast_to(frame, (self.of.frames if self.config.repeat_images else 1, *frame.shape[1:]))
 
     def draw_augmentation(self, path: Path) -> None:
         """Draws a stored clip of each source, the clip after each single operation, and augmented examples."""
@@ -285,7 +288,6 @@ class TrainingDataset(Dataset[Batch]):
 
     def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:
         """Yields the batches from step `first` on, in order; on a GPU worker processes prefetch them."""
-        self.one_length |= resources.compile  # every new length triggers a recompilation
         # On a CPU, worker processes would compete with training for the same cores.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes on this machine
         workers = max(1, resources.worker_count // local) if device.type == "cuda" else 0

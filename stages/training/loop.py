@@ -5,8 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, checksum, make_folder
@@ -29,7 +27,6 @@ from alpro.stages.execution.interface import EXIT_INTERRUPTED, Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.training.contrast_cache import MicroBatch, contrast_whole_batch
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_sum, distributed, gather_bytes
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
@@ -62,204 +59,159 @@ class TrainerState:
     unreadable: int = 0  # examples that could not be read from their shards
 
 
-def fit(
-    objective: Objective,
-    data: TrainingDataset,
-    config: TrainingConfig,
-    out: Path,
-    world: World,
-    resources: Resources,
-    validate: Validate | None = None,
-    select: str = "",
-    on_step: Callable[[int], None] | None = None,
-) -> dict[str, float]:
-    """Trains the objective's model on all steps of `data`, from the newest checkpoint in `out` if there is one.
+class Run:
+    """The training of an objective's model on all steps of a data set, from the newest checkpoint in `out` if there is
+    one. Raises InputError if ranks find different checkpoints."""
 
-    `validate()` returns metrics and is called `validation.times` times, the last time at the end. If `select` names one
-    of them, the weights with its highest value are the result, otherwise the last weights. Rank 0 calls `on_step(step)`
-    after every step. Returns the final metrics. SIGTERM and Ctrl-C write a checkpoint and exit with status
-    EXIT_INTERRUPTED. Raises InputError if ranks find different checkpoints, if too many examples are unreadable, or
-    after MAX_SKIPPED_IN_ROW non-finite steps.
-    """
-    for name in objective.unused_parameters:  # otherwise DDP needs find_unused_parameters
-        getattr(objective.model, name).requires_grad_(False)
-    configure_layers(objective, resources)
-    if world.rank:  # otherwise dropout is the same on every rank
-        torch.manual_seed(config.seed + world.rank)
-    optimizer = build_optimizer(objective, config)
-    checkpoints, file = Checkpoints(out / "checkpoints"), MetricsFile(out, world.main)
-    state = restore(checkpoints, objective, optimizer, world)
-    file.cut(state.step)
-    module: nn.Module = objective
-    if world.size > 1:
-        module = distributed(objective)
-    runner = _Trainer(objective, module, optimizer, data, config, world, checkpoints, file, state, out)
-    if world.main and config.augmentation != "none" and not state.step:
-        data.draw_augmentation(out / "pictures" / "augmentation.png")
-    if state.step and world.main:
-        log.info(f"continuing from step {state.step} of {len(data)}")
-    trace = profiler_trace(out / "trace.json.gz") if resources.profile and world.main else nullcontext(lambda: None)
-    steps = progress(out.parent.name.replace("_", " "), len(data), "steps", state.step)
-    with catch_stop_signals() as stopping, steps as advance, trace as trace_step:
-
-        def step_end(step: int, message: str) -> None:
-            trace_step()
-            if world.main:
-                advance(1, message)
-                if on_step:
-                    on_step(step)
-
-        before = set(multiprocessing.active_children())
-        try:
-            final = runner.train(resources, stopping, step_end, validate, select)
-        except InputError:
-            raise
-        except Exception as error:
-            if not lost_process(runner.loading - before):
-                raise
-            # The error may interrupt a step: only the last checkpoint is consistent.
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            log.warning(f"a loading process died ({reason}); continue from the last checkpoint")
-            raise SystemExit(EXIT_INTERRUPTED) from error
-    if select and state.best_step and world.main:  # rank 0 saves the model
-        load_best(objective, out, state)
-    return final
-
-
-def lost_process(processes: set[BaseProcess]) -> bool:
-    """Whether one of the loading processes has died.
-
-    The type of the error does not tell: torch's handler of SIGCHLD raises a RuntimeError anywhere, which other code may
-    replace by its own, and the sockets of a dying process close before it has ended: ConnectionResetError, EOFError.
-    """
-    return bool(wait([process.sentinel for process in processes], LOST_SECONDS)) if processes else False
-
-
-def training_precision(objective: Objective, config: TrainingConfig, world: World) -> torch.dtype:
-    """The type of the matrix products of a training run."""
-    return precision(objective.model.config.video.width, world.device, config.mixed_precision)
-
-
-def restore(
-    checkpoints: Checkpoints, objective: Objective, optimizer: torch.optim.Optimizer, world: World
-) -> TrainerState:
-    """Restores the newest intact checkpoint, if any. Raises InputError if the ranks find different ones."""
-    state = TrainerState(**(checkpoints.restore(objective, optimizer, world.rank) or {}))
-    newest, oldest = all_reduce_max([state.step, -state.step], world.device)
-    if newest != -oldest:
-        raise InputError(
-            f"{checkpoints.folder.parent}: ranks found checkpoints of steps {int(-oldest)} and {int(newest)}; restart "
-            "when all ranks see the same files"
-        )
-    if not world.main:
-        state.unlogged = {}  # the sums over all ranks, which rank 0 restores
-    return state
-
-
-def load_best(objective: Objective, out: Path, state: TrainerState) -> None:
-    """Loads the weights that were the best on validation. Raises InputError if their file is missing or corrupt."""
-    best = best_weights(out, state.best_step)
-    if not best.exists() or checksum(best) != state.best_sum:
-        raise InputError(f"{best}: corrupt; delete {out} and run again")
-    objective.load_state_dict(load_file(best), strict=False)
-
-
-def best_weights(out: Path, step: int) -> Path:
-    """The file of the weights after `step`, which were the best on validation at that time."""
-    return out / "checkpoints" / f"best-{step:08d}.safetensors"
-
-
-def configure_layers(objective: Objective, resources: Resources) -> None:
-    """Sets up activation checkpointing and compilation of the encoders' layers.
-
-    Layers are compiled one by one (regional compilation): layers of one type share compiled code, and collectives,
-    sampling and losses are not compiled.
-    """
-    if resources.compile:  # no graph breaks at DDP bucket boundaries
-        torch._dynamo.config.optimize_ddp = False
-    for module in objective.modules():
-        if isinstance(module, TimeSformer | Layers):
-            module.checkpoint_activations = resources.checkpoint_activations
-        if isinstance(module, ClipPrompter) and module.temporal and resources.checkpoint_activations:
-            module.clip.gradient_checkpointing_enable({"use_reentrant": False})
-        if resources.compile and isinstance(module, Block | Layer):
-            module.compile(dynamic=False)
-
-
-@contextmanager
-def profiler_trace(path: Path) -> Iterator[Callable[[], None]]:
-    """Traces steps 6 to 8 for Perfetto. Yields a function to call after every step."""
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-    steps = schedule(wait=3, warmup=2, active=3, repeat=1)
-
-    def write(trace: profile) -> None:
-        trace.export_chrome_trace(str(path))
-        log.info(f"trace of steps 6 to 8: {path} (open it on ui.perfetto.dev)")
-
-    with profile(activities=activities, schedule=steps, on_trace_ready=write) as profiler:
-        yield profiler.step
-
-
-@dataclass
-class _Trainer:
-    objective: Objective
-    module: nn.Module
-    optimizer: torch.optim.AdamW
-    data: TrainingDataset
-    config: TrainingConfig
-    world: World
-    checkpoints: Checkpoints
-    file: MetricsFile
-    state: TrainerState
-    out: Path
-
-    def __post_init__(self) -> None:
-        self.mean = Mean()
-        self.mean.restore(self.state.unlogged, self.world.device)
-        self.skipped = Skipped(self.state.skipped_in_row)
-        self.dtype = training_precision(self.objective, self.config, self.world)
+    def __init__(
+        self,
+        objective: Objective,
+        data: TrainingDataset,
+        config: TrainingConfig,
+        out: Path,
+        world: World,
+        resources: Resources,
+    ):
+        self.objective, self.data, self.config, self.out = objective, data, config, out
+        self.world, self.resources = world, resources
+        self.dtype = training_precision(objective, config, world)
+        for name in objective.unused_parameters:  # otherwise DDP needs find_unused_parameters
+            getattr(objective.model, name).requires_grad_(False)
+        configure_layers(objective, resources)
+        if world.rank:  # otherwise dropout is the same on every rank
+            torch.manual_seed(config.seed + world.rank)
+        self.optimizer = build_optimizer(objective, config)
+        self.checkpoints, self.file = Checkpoints(out / "checkpoints"), MetricsFile(out, world.main)
+        self.state = self.restore()
+        self.file.cut(self.state.step)
+        self.module: nn.Module = distributed(objective) if world.size > 1 else objective
+        self.mean, self.skipped = Mean(), Skipped(self.state.skipped_in_row)
+        self.mean.restore(self.state.unlogged, world.device)
         self.unreadable: list[str] = []  # of this rank, since the last count
-        self.loading: set[BaseProcess] = set()  # the loader's processes
+
+    def restore(self) -> TrainerState:
+        state = TrainerState(**(self.checkpoints.restore(self.objective, self.optimizer, self.world.rank) or {}))
+        newest, oldest = all_reduce_max([state.step, -state.step], self.world.device)
+        if newest != -oldest:
+            raise InputError(
+                f"{self.out}: ranks found checkpoints of steps {int(-oldest)} and {int(newest)}; restart when all "
+                "ranks see the same files"
+            )
+        if not self.world.main:
+            state.unlogged = {}  # the sums over all ranks, which rank 0 restores
+        return state
 
     def train(
         self,
-        resources: Resources,
-        stopping: list[int],
-        step_end: Callable[[int, str], None],
-        validate: Validate | None,
-        select: str,
+        validate: Validate | None = None,
+        select: str = "",
+        on_step: Callable[[int], None] | None = None,
     ) -> dict[str, float]:
-        final = dict[str, float]()
-        clock, next_sync = Clock(), self.state.step
+        """Trains to the last step and returns the final metrics.
+
+        `validate()` returns metrics and is called `validation.times` times, the last time at the end. If `select` names
+        one of them, the weights with its highest value are the result, otherwise the last weights. Rank 0 calls
+        `on_step(step)` after every step. SIGTERM and Ctrl-C write a checkpoint and exit with status EXIT_INTERRUPTED.
+        Raises InputError if too many examples are unreadable, or after MAX_SKIPPED_IN_ROW non-finite steps.
+        """
+        state, steps, world = self.state, len(self.data), self.world
+        final, clock, next_sync = dict[str, float](), Clock(), state.step
+        if world.main and self.config.augmentation != "none" and not state.step:
+            self.data.draw_augmentation(self.out / "pictures" / "augmentation.png")
+        if world.main and state.step:
+            log.info(f"continuing from step {state.step} of {steps}")
+        others, loading = set(multiprocessing.active_children()), set[BaseProcess]()
+        bar = progress(self.out.parent.name.replace("_", " "), steps, "steps", state.step)
         self.objective.train()
-        for batch in self.data.loader(self.state.step, resources, self.world.device):
-            clock.batch_loaded()
-            self.loading = self.loading or set(multiprocessing.active_children())
-            self.log_unreadable(batch)
-            self.step(batch.to(self.world.device))
-            self.state.step += 1
-            clock.step_done()
-            step, last = self.state.step, self.state.step == len(self.data)
-            logged = step % self.config.log_every == 0 or last
-            if logged or self.world.device.type == "cpu":  # on a GPU this is a synchronization
-                self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
-            step_end(step, self.log(clock) if logged else "")
-            if validate and self.is_validated(step):
-                final = self.validate(validate, select)
-                clock.start_window()
-            # Ranks agree on stopping and saving with a collective, about every SYNC_SECONDS.
-            if not last and (step >= next_sync or self.world.size == 1):
-                due = clock.since_saved > max(resources.checkpoint_interval, MIN_SAVE_INTERVAL_RATIO * clock.saving)
-                stop, save, pace = all_reduce_max([bool(stopping), due, clock.pace], self.world.device)
-                next_sync = step + max(1, min(self.config.log_every, int(SYNC_SECONDS / pace)))
-                if stop or save:
-                    started = time.monotonic()
-                    self.save()
-                    clock.saved(time.monotonic() - started)
-                if stop:
-                    self.exit_interrupted()
-            clock.step_ended()
+        with catch_stop_signals() as stopping, bar as advance:
+            try:
+                batches = self.data.loader(state.step, self.resources, world.device)
+                for step, batch in enumerate(batches, state.step + 1):
+                    clock.batch_loaded()
+                    loading = loading or set(multiprocessing.active_children()) - others
+                    self.log_unreadable(batch)
+                    self.update(batch.to(world.device))
+                    state.step, last = step, step == steps
+                    clock.step_done()
+                    logged = step % self.config.log_every == 0 or last
+                    if logged or world.device.type == "cpu":  # on a GPU this is a synchronization
+                        state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
+                    message = self.log(clock) if logged else ""
+                    if world.main:
+                        advance(1, message)
+                        if on_step:
+                            on_step(step)
+                    if validate and self.is_validated(step):
+                        final = self.validate(validate, select)
+                        clock.start_window()
+                    # Ranks agree on stopping and saving with a collective, about every SYNC_SECONDS.
+                    if not last and (step >= next_sync or world.size == 1):
+                        interval = max(self.resources.checkpoint_interval, MIN_SAVE_INTERVAL_RATIO * clock.saving)
+                        flags = [bool(stopping), clock.since_saved > interval, clock.pace]
+                        stop, save, pace = all_reduce_max(flags, world.device)
+                        next_sync = step + max(1, min(self.config.log_every, int(SYNC_SECONDS / pace)))
+                        if stop or save:
+                            started = time.monotonic()
+                            self.save()
+                            clock.saved(time.monotonic() - started)
+                        if stop:
+                            if world.main:
+                                log.info(f"stopped after step {step}")
+                            raise SystemExit(EXIT_INTERRUPTED)
+                    clock.step_ended()
+            except InputError:
+                raise
+            except Exception as error:
+                if not lost_process(loading):
+                    raise
+                # The error may interrupt a step: only the last checkpoint is consistent.
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                log.warning(f"a loading process died ({reason}); continue from the last checkpoint")
+                raise SystemExit(EXIT_INTERRUPTED) from error
+        if select and state.best_step and world.main:  # rank 0 saves the model
+            best = self.best_weights(state.best_step)
+            if not best.exists() or checksum(best) != state.best_sum:
+                raise InputError(f"{best}: corrupt; delete {self.out} and run again")
+            self.objective.load_state_dict(load_file(best), strict=False)
         return final
+
+    def update(self, batch: Batch) -> None:
+        """One optimizer step on this rank's part of the global batch, without a device synchronization."""
+        rate = learning_rate(self.state.step, len(self.data), self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        features, rows = None, []
+        with self.autocast():
+            parts = [self.objective.labeled(part) for part in batch.split(self.config.accumulation_steps)]
+            counts = self.objective.step_counts(parts)
+            if self.config.contrasts_whole_batch:
+                features = self.objective.step_features(parts)
+        for number, part in enumerate(parts):
+            if features:
+                features = replace(features, part=number)
+            with self.gradient_sync(last=number == len(parts) - 1):
+                with self.autocast():
+                    loss, metrics = self.module(part, counts, features)
+                (loss / len(parts)).backward()
+            metrics["loss"] = loss.detach()
+            rows.append(torch.stack([value.float() for value in metrics.values()]))
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
+        values = torch.cat([torch.stack(rows).mean(0), norm.detach()[None]])
+        # The gradient and its norm are those of all ranks; the losses are this rank's.
+        finite = all_reduce_sum((~torch.isfinite(values)).any().float()) == 0
+        step_if(self.optimizer, finite)
+        self.objective.model.clamp_temperature_()
+        names = (*metrics, "grad_norm")
+        self.mean.add(names, values, finite)
+        self.skipped.add(self.state.step, batch.ids, names, values, finite)
+
+    def gradient_sync(self, last: bool) -> AbstractContextManager:
+        """Averages gradients over the ranks in the last micro-batch of a step only."""
+        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not last else nullcontext()
+
+    def autocast(self) -> AbstractContextManager:
+        return autocast(self.dtype, self.world.device)
 
     def is_validated(self, step: int) -> bool:
         """Whether to validate after `step`: `validation.times` in a run, equally spaced, the last one at the end."""
@@ -284,75 +236,25 @@ class _Trainer:
                 "delete the corpus's folder and run again to rebuild it"
             )
 
-    def exit_interrupted(self) -> None:
-        if self.world.main:
-            log.info(f"stopped after step {self.state.step}")
-        raise SystemExit(EXIT_INTERRUPTED)
-
-    def step(self, batch: Batch) -> None:
-        """One optimizer step on this rank's part of the global batch, without a device synchronization."""
-        rate = learning_rate(*self.data.schedule_of(self.state.step), self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        parts, rows = batch.split(self.config.accumulation_steps), []
-        for number, (part, context) in enumerate(self.contrasted(parts), 1):
-            with self.gradient_sync(last=number == len(parts)):
-                with self.autocast(), context(), record_function("forward"):
-                    loss, metrics = self.module(part)
-                with record_function("backward"):
-                    (loss / len(parts)).backward()
-            metrics["loss"] = loss.detach()
-            rows.append(torch.stack([value.float() for value in metrics.values()]))
-        with record_function("clip"):
-            norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
-        values = torch.cat([torch.stack(rows).mean(0), norm.detach()[None]])
-        # The gradient and its norm are those of all ranks; the losses are this rank's.
-        finite = all_reduce_sum((~torch.isfinite(values)).any().float()) == 0
-        with record_function("optimizer"):
-            step_if(self.optimizer, finite)
-        self.objective.model.clamp_temperature_()
-        names = (*metrics, "grad_norm")
-        self.mean.add(names, values, finite)
-        self.skipped.add(self.state.step, batch.ids, names, values, finite)
-
-    def contrasted(self, parts: list[Batch]) -> list[MicroBatch]:
-        """The micro-batches of a step, each with the context of its forward pass; see `TrainingConfig.contrast`."""
-        if len(parts) == 1:
-            return [(parts[0], nullcontext)]
-        if not self.config.contrasts_whole_batch:
-            context = partial(self.objective.averaged_over, self.objective.totals_of(parts))
-            return [(part, context) for part in parts]
-        with record_function("contrast"):
-            key = (self.config.seed, 41, self.state.step, self.world.rank)
-            return contrast_whole_batch(self.objective, parts, self.autocast, key)
-
-    def gradient_sync(self, last: bool) -> AbstractContextManager:
-        """Averages gradients over the ranks in the last micro-batch of a step only."""
-        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not last else nullcontext()
-
-    def autocast(self) -> AbstractContextManager:
-        return autocast(self.dtype, self.world.device)
-
-    def log(self, clock: "Clock") -> str:
+    def log(self, clock: Clock) -> str:
         """Writes mean metrics over all ranks and throughput since the last log; returns the progress bar's message."""
         self.count_unreadable()
         values = {f"train/{name}": value for name, value in self.mean.read().items()}
-        seconds = clock.window
-        values["train/lr"] = learning_rate(*self.data.schedule_of(self.state.step - 1), self.config)
-        values["train/skipped_steps"] = self.state.skipped
-        values["train/unreadable"] = self.state.unreadable
-        values["train/data_wait"] = waited = clock.waited / seconds
-        values["train/samples_per_second"] = self.config.batch_size * clock.steps / seconds
-        if self.world.device.type == "cuda":
-            values["train/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        else:
-            values["train/memory_gib"] = memory_gib()
+        seconds, is_gpu = clock.window, self.world.device.type == "cuda"
+        values |= {
+            "train/lr": learning_rate(self.state.step - 1, len(self.data), self.config),
+            "train/skipped_steps": self.state.skipped,
+            "train/unreadable": self.state.unreadable,
+            "train/data_wait": clock.waited / seconds,
+            "train/samples_per_second": self.config.batch_size * clock.steps / seconds,
+            "train/memory_gib": torch.cuda.max_memory_allocated() / 2**30 if is_gpu else memory_gib(),
+        }
         clock.start_window()
         self.file.write(self.state.step, values)
         loss = f"loss {values['train/loss']:.3f}, " if "train/loss" in values else "no finite step, "
-        speed = f"{values['train/samples_per_second']:.3g} samples/s, waiting for data {waited:.0%}"
-        return f"{loss}{speed}, {values['train/memory_gib']:.3g} GiB at most"
+        speed = f"{values['train/samples_per_second']:.3g} samples/s"
+        waited, memory = values["train/data_wait"], values["train/memory_gib"]
+        return f"{loss}{speed}, waiting for data {waited:.0%}, {memory:.3g} GiB at most"
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
         """Validates in the precision of training, and saves the weights if they are the best so far."""
@@ -364,12 +266,16 @@ class _Trainer:
         if select and values[select] > self.state.best:
             self.state.best, self.state.best_step, self.state.best_metrics = values[select], self.state.step, values
             if self.world.main:
-                best = best_weights(self.out, self.state.step)
+                best = self.best_weights(self.state.step)
                 make_folder(best.parent)
                 with atomic_write(best) as temporary:
                     write_tensors(trainable(self.objective), temporary)
                 self.state.best_sum = checksum(best)
         return self.state.best_metrics | {"selected_step": float(self.state.best_step)} if select else values
+
+    def best_weights(self, step: int) -> Path:
+        """The file of the weights after `step`, which were the best on validation at that time."""
+        return self.out / "checkpoints" / f"best-{step:08d}.safetensors"
 
     def save(self) -> None:
         """Writes a checkpoint with the random states of all ranks.
@@ -390,6 +296,37 @@ class _Trainer:
                     f"no checkpoint written after step {self.state.step}: {error.strerror or error}; "
                     f"a restart resumes from step {last}"
                 )
+
+
+def training_precision(objective: Objective, config: TrainingConfig, world: World) -> torch.dtype:
+    """The type of the matrix products of a training run."""
+    return precision(objective.model.config.video.width, world.device, config.mixed_precision)
+
+
+def lost_process(processes: set[BaseProcess]) -> bool:
+    """Whether one of the loading processes has died.
+
+    The type of the error does not tell: torch's handler of SIGCHLD raises a RuntimeError anywhere, which other code may
+    replace by its own, and the sockets of a dying process close before it has ended: ConnectionResetError, EOFError.
+    """
+    return bool(wait([process.sentinel for process in processes], LOST_SECONDS)) if processes else False
+
+
+def configure_layers(objective: Objective, resources: Resources) -> None:
+    """Sets up activation checkpointing and compilation of the encoders' layers.
+
+    Layers are compiled one by one (regional compilation): layers of one type share compiled code, and collectives,
+    sampling and losses are not compiled.
+    """
+    if resources.compile:  # no graph breaks at DDP bucket boundaries
+        torch._dynamo.config.optimize_ddp = False
+    for module in objective.modules():
+        if isinstance(module, TimeSformer | Layers):
+            module.checkpoint_activations = resources.checkpoint_activations
+        if isinstance(module, ClipPrompter) and module.temporal and resources.checkpoint_activations:
+            module.clip.gradient_checkpointing_enable({"use_reentrant": False})
+        if resources.compile and isinstance(module, Block | Layer):
+            module.compile(dynamic=False)
 
 
 @contextmanager

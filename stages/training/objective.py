@@ -1,9 +1,11 @@
-"""Training objectives: a batch in, loss and metrics out (paper, section 3.2). That of pre-training has its own file."""
+"""Training objectives: a batch in, loss and metrics out (paper, section 3.2). That of pre-training has its own file.
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import MappingProxyType
+Losses and metrics of a step are the means of those of its micro-batches and ranks. A loss that is a mean over items,
+such as masked words, divides the sum of a micro-batch by the mean number of items (`Counts`): each item counts alike.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -14,9 +16,11 @@ from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import hard_negatives, vtc_loss, vtm_loss
 from alpro.stages.training.batch import Batch
+from alpro.stages.training.dataset import Examples, Unit
 from alpro.stages.training.distributed import all_reduce_sum, gather
 
 Metrics = dict[str, Tensor]
+Counts = Mapping[str, Tensor]  # by loss, the mean number of items in a micro-batch of a step, on all ranks
 
 # The parts of the model that each loss trains, besides the video and text encoders, which every loss trains.
 TRAINED_BY = {
@@ -28,43 +32,49 @@ TRAINED_BY = {
 }
 
 
-@dataclass
-class WholeBatch:
-    """What a micro-batch of b pairs has to know of the batch of its step if contrast is over all of it
-    (`contrast_cache`).
+@dataclass(frozen=True)
+class StepFeatures:
+    """Embeddings of all P micro-batches of a step on this rank, without gradient, for VTC over the whole batch.
 
-    vtc: VTC of this rank's pairs, detached, with its metrics. video, text (b, E), temperature (): its gradient with
-    respect to the features of the micro-batch and the temperature. counts: by loss, the number of items that it is
-    averaged over, on all ranks and per micro-batch. parts: the number of micro-batches.
+    video, text (P, b, E); numbers (P, b): index of each pair's video; part: the micro-batch that is computed.
     """
 
-    vtc: Tensor
-    metrics: Metrics
     video: Tensor
     text: Tensor
-    temperature: Tensor
-    counts: dict[str, Tensor]
-    parts: int
+    numbers: Tensor
+    part: int = 0
 
-    def loss(self, video: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
-        """VTC of the whole batch as a function of the features (b, E) of one micro-batch: it has the value of the whole
-        loss, and the mean over the micro-batches has its gradient."""
-        linear = ((video * self.video).sum() + (text * self.text).sum()) * self.parts + temperature * self.temperature
-        return self.vtc + (linear - linear.detach())
+    def with_own(self, features: Tensor, own: Tensor) -> Tensor:
+        """Features (P, b, E) with those of this micro-batch (b, E) in their place -> (P * b, E).
+
+        Only they have a gradient, in one of P losses that are averaged: it is multiplied by P.
+        """
+        own = torch.lerp(own.detach(), own, float(len(features)))
+        return torch.cat([*features[: self.part], own, *features[self.part + 1 :]])
+
+    def of_part(self, similarity: Tensor) -> Tensor:
+        """Similarities (P * b, ranks * P * b) -> those of the pairs of this micro-batch (b, ranks * b)."""
+        parts, size = self.numbers.shape
+        own = similarity[self.part * size : (self.part + 1) * size]
+        return own.unflatten(1, (-1, parts, size))[:, :, self.part].flatten(1)
 
 
 class Objective(NormalizedModel):
-    """A model to train; forward(batch) -> (loss, metrics).
+    """A model to train; forward(batch, counts, features) -> (loss, metrics) of a micro-batch.
 
-    The forward pass reads no value back from the device: a GPU would wait.
-    losses: names of the losses, keys of `TRAINED_BY`. The metrics have `loss_<name>` of each, detached. whole: set
-    while a micro-batch is computed whose contrast is over the whole batch. totals: set while a micro-batch is computed
-    whose losses are averaged over the whole batch, see `totals_of`.
+    counts: of `step_counts`. features: of `step_features`, if contrast is over the whole batch of a step; None: over
+    the micro-batch. The forward pass reads no value back from the device: a GPU would wait. losses: names of the
+    losses, keys of `TRAINED_BY`. The metrics have `loss_<name>` of each, detached.
     """
 
+    unit: Unit
     losses: tuple[str, ...]
-    whole: WholeBatch | None = None
-    totals: Mapping[str, Tensor] = MappingProxyType({})
+
+    @property
+    def examples(self) -> Examples:
+        """What a training example is made of."""
+        video = self.model.config.video
+        return Examples(self.unit, video.frames, video.image_size, video.grid)
 
     @property
     def unused_parameters(self) -> set[str]:
@@ -73,97 +83,91 @@ class Objective(NormalizedModel):
         unused = parts.difference(*(TRAINED_BY[name] for name in self.losses))
         return {name for name in unused if getattr(self.model, name, None) is not None}
 
-    def encode_texts(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Text tokens (B, L, D); objectives that encode other texts in the same pass return them behind."""
-        return (self.model.encode_text(batch.text, batch.mask),)
+    def encode_video(self, batch: Batch, cls_only: bool = False) -> Tensor:
+        """Tokens of the frames of a batch, of its kept patches."""
+        return self.model.encode_video(self.pixels(batch.frames), cls_only, batch.kept)
 
-    def encode_video(self, batch: Batch, frames: Tensor, cls_only: bool = False) -> Tensor:
-        """Tokens of the normalized frames (B, T, 3, S, S) of a batch, of its kept patches."""
-        return self.model.encode_video(frames, cls_only, batch.kept)
-
-    def labeled(self, batch: Batch, frames: Tensor) -> Batch:
-        """The batch with pseudo-labels, if the objective uses any. frames (B, T, 3, S, S), normalized."""
+    def labeled(self, batch: Batch) -> Batch:
+        """The batch with pseudo-labels, if the objective uses any."""
         return batch
 
-    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, E) of videos and texts that `forward` contrasts, from the same random numbers."""
-        video = self.encode_video(batch, self.pixels(batch.frames), cls_only=True)
-        return self.project(video, self.encode_texts(batch)[0])
+    def shares_texts(self, pairs: int) -> bool:
+        """Whether ranks with this many pairs each use texts of each other, which then need one length."""
+        return False
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """By loss, the number of items of this micro-batch that it is averaged over, of losses that have items."""
+        return {}
+
+    def step_counts(self, parts: Sequence[Batch]) -> Counts:
+        """The counts of the micro-batches of a step on this rank; one collective of all ranks, if there are any."""
+        rows = [self.counts(part) for part in parts]
+        if not rows[0]:
+            return {}
+        own = torch.stack([torch.stack([row[name] for row in rows]).sum() for name in rows[0]]).float()
+        means = all_reduce_sum(own).clamp(min=1) / (len(parts) * world_size())
+        return dict(zip(rows[0], means.unbind(), strict=True))
+
+    @torch.no_grad()
+    def step_features(self, parts: Sequence[Batch]) -> StepFeatures:
+        """The features of the micro-batches of a step on this rank, from a forward pass without gradient.
+
+        A micro-batch then contrasts with the whole batch in its own memory (as in OpenCLIP). Where it is computed
+        again, dropout and stochastic depth are drawn anew.
+        """
+        rows = []
+        for part in parts:
+            text = self.model.encode_text(part.text, part.mask)
+            rows.append((*self.project(self.encode_video(part, cls_only=True), text), part.video))
+        video, texts, numbers = (torch.stack(column) for column in zip(*rows, strict=True))
+        return StepFeatures(video, texts, numbers)
 
     def project(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Video tokens (B, V, D) and text tokens (B, L, D) -> embeddings (B, E) of both, in float32."""
         with torch.autocast("cuda" if video.is_cuda else "cpu", enabled=False):
             return self.model.project_video(video.float()), self.model.project_text(text.float())
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """The number of this rank's items that a loss is averaged over (see `total`), by the name of the loss."""
-        return {}
-
-    def total(self, name: str, count: Tensor) -> Tensor:
-        """The number of items that a loss is averaged over, at least 1: `count` of this rank, summed over all ranks.
-
-        If contrast is over the whole batch, the mean is over the whole batch too: its count per micro-batch.
-        """
-        known = self.totals if self.whole is None else self.whole.counts
-        return known[name] if name in known else all_reduce_sum(count).clamp(min=1)
-
-    def totals_of(self, parts: list[Batch]) -> dict[str, Tensor]:
-        """By the name of a loss that is averaged over all micro-batches of a step: its count per micro-batch, over all
-        ranks. Other losses are averaged over each micro-batch."""
-        return {}
-
-    @contextmanager
-    def averaged_over(self, totals: Mapping[str, Tensor]) -> Iterator[None]:
-        """Losses are averaged over `totals` (of `totals_of`)."""
-        self.totals = totals
-        try:
-            yield
-        finally:
-            del self.totals
-
-    def contrast(self, batch: Batch, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Metrics]:
-        """VTC over the global batch of G pairs from video tokens (B, V, D) and text tokens (B, L, D).
-
-        Returns the loss, similarity / temperature (B, G) of this rank's videos to all texts and of its texts to all
-        videos, and metrics. With `whole`, the similarities cover the micro-batch only, and the loss the whole batch.
-        """
-        features = self.project(video, text)
-        if self.whole is None:
-            return self.contrast_features(batch.video, *features)
-        with torch.no_grad():
-            _, v2t, t2v, _ = self.contrast_features(batch.video, *features)
-        return self.whole.loss(*features, self.model.temperature_parameter), v2t, t2v, dict(self.whole.metrics)
-
-    def contrast_features(
-        self, numbers: Tensor, video_feat: Tensor, text_feat: Tensor
+    def contrast(
+        self, batch: Batch, video: Tensor, text: Tensor, features: StepFeatures | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Metrics]:
-        """`contrast` from embeddings (B, E) of videos and texts. numbers (B,): index of each pair's video."""
-        all_video, all_text, all_numbers = gather(video_feat), gather(text_feat), gather(numbers)
+        """VTC over G pairs from video tokens (B, V, D) and text tokens (B, L, D): the pairs of all ranks in this
+        micro-batch, or with `features` in all micro-batches.
+
+        Returns the loss, similarity / temperature (B, ranks * B) of this rank's videos to all texts of the micro-batch
+        and of its texts to all videos, and metrics.
+        """
+        video, text = self.project(video, text)
+        numbers = batch.video
+        if features:
+            video, text = features.with_own(features.video, video), features.with_own(features.text, text)
+            numbers = features.numbers.flatten()
+        all_video, all_text, all_numbers = gather(video), gather(text), gather(numbers)
         temperature = self.model.clamped_temperature()
         # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
-        with torch.autocast("cuda" if video_feat.is_cuda else "cpu", enabled=False):
-            v2t, t2v = video_feat @ all_text.T / temperature, text_feat @ all_video.T / temperature
+        with torch.autocast("cuda" if video.is_cuda else "cpu", enabled=False):
+            v2t, t2v = video @ all_text.T / temperature, text @ all_video.T / temperature
         # Labels by global rank: this rank's pairs start at column rank * B.
-        target = torch.arange(len(video_feat), device=v2t.device) + rank() * len(video_feat)
-        same = numbers[:, None] == all_numbers[None]
-        loss = vtc_loss(v2t, t2v, target, same)
+        target = torch.arange(len(video), device=v2t.device) + rank() * len(video)
+        loss = vtc_loss(v2t, t2v, target, numbers[:, None] == all_numbers[None])
         metrics = {
             "loss_vtc": loss.detach(),
             "temperature": temperature.detach(),
             "in_batch_recall": (t2v.argmax(1) == target).float().mean(),
         }
+        if features:
+            v2t, t2v = features.of_part(v2t), features.of_part(t2v)
         return loss, v2t, t2v, metrics
 
 
 class PrompterObjective(Objective):
     """VTC only: training of the prompter (section 3.2.2)."""
 
+    unit: Unit = "sample"
     losses = ("vtc",)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        video = self.encode_video(batch, self.pixels(batch.frames), cls_only=True)
-        (text,) = self.encode_texts(batch)
-        loss, _, _, metrics = self.contrast(batch, video, text)
+    def forward(self, batch: Batch, counts: Counts, features: StepFeatures | None = None) -> tuple[Tensor, Metrics]:
+        video = self.encode_video(batch, cls_only=True)
+        loss, _, _, metrics = self.contrast(batch, video, self.model.encode_text(batch.text, batch.mask), features)
         return loss, metrics
 
 
@@ -175,6 +179,7 @@ class MatchingObjective(Objective):
     """
 
     model: Alpro
+    unit: Unit = "caption"
     losses: tuple[str, ...] = ("vtc", "vtm")
 
     def __init__(self, model: Alpro, mean: Sequence[float], std: Sequence[float], negative_pool_size: int = 0):
@@ -190,7 +195,7 @@ class MatchingObjective(Objective):
         """
         size, excluded = len(batch.video), self.excluded(batch)
         videos, texts, masks = video, text, batch.mask
-        if excluded.shape[1] > size:  # pools span ranks
+        if self.shares_texts(size):
             videos, texts, masks = (gather(x) for x in (video, text, batch.mask))
         else:
             own = slice(rank() * size, (rank() + 1) * size)
@@ -201,6 +206,10 @@ class MatchingObjective(Objective):
         pairs = [(text, batch.mask, videos[other_videos]), (texts[other_texts], masks[other_texts], video)]
         return pairs, valid.repeat(2)
 
+    def shares_texts(self, pairs: int) -> bool:
+        """Whether a pool of negatives spans ranks."""
+        return (self.negative_pool_size or pairs * world_size()) > pairs
+
     def excluded(self, batch: Batch) -> Tensor:
         """Pairs (B, G) of the global batch that are no negatives of this rank's pairs: those of other pools and of the
         same video. If no pool spans ranks, (B, B): this rank's pairs only."""
@@ -209,7 +218,7 @@ class MatchingObjective(Objective):
         first = rank() * size  # index of this rank's first pair in the global batch
         rows = columns = torch.arange(first, first + size, device=batch.video.device)
         numbers = batch.video
-        if pool > size:
+        if self.shares_texts(size):
             numbers = gather(batch.video)
             columns = torch.arange(len(numbers), device=batch.video.device)
         return (rows[:, None] // pool != columns[None] // pool) | (batch.video[:, None] == numbers[None])
@@ -218,17 +227,16 @@ class MatchingObjective(Objective):
         """VTM: B positives, and 2B negatives without the rows that have none."""
         return {"vtm": len(batch.video) + 2 * (~self.excluded(batch).all(dim=1)).sum()}
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        video = self.encode_video(batch, self.pixels(batch.frames))
-        (text,) = self.encode_texts(batch)
-        vtc, v2t, t2v, metrics = self.contrast(batch, video, text)
+    def forward(self, batch: Batch, counts: Counts, features: StepFeatures | None = None) -> tuple[Tensor, Metrics]:
+        video, text = self.encode_video(batch), self.model.encode_text(batch.text, batch.mask)
+        vtc, v2t, t2v, metrics = self.contrast(batch, video, text, features)
         others, valid = self.negatives(batch, video, text, v2t, t2v)
         fused = self.model.fuse_cls(*concatenate([(text, batch.mask, video), *others]))
-        vtm, more = self.matching(fused, valid)
+        vtm, more = self.matching(fused, valid, counts)
         return vtc + vtm, metrics | more
 
-    def matching(self, cls: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
-        """VTM, averaged over the pairs of all ranks (`total`).
+    def matching(self, cls: Tensor, valid: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
+        """VTM, averaged over the pairs that count.
 
         cls (3B, D): fused [CLS] of B positives, B texts with a negative video, B videos with a negative text. valid
         (2B,): which negatives count.
@@ -236,9 +244,8 @@ class MatchingObjective(Objective):
         logits = self.model.vtm_head(cls).float()
         labels = (torch.arange(len(cls), device=cls.device) < len(cls) - len(valid)).long()
         weight = torch.cat([valid.new_ones(len(cls) - len(valid)), valid]).float()
-        count = self.total("vtm", weight.sum())
-        loss = vtm_loss(logits, labels, weight) * world_size() / count
-        accuracy = ((logits.argmax(1) == labels) * weight).sum() * world_size() / count
+        loss = vtm_loss(logits, labels, weight) / counts["vtm"]
+        accuracy = ((logits.argmax(1) == labels) * weight).sum() / counts["vtm"]
         return loss, {"loss_vtm": loss.detach(), "vtm_accuracy": accuracy.detach()}
 
 
@@ -249,30 +256,34 @@ def concatenate(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Ten
 
 
 class QaObjective(Objective):
-    """Question answering as classification of the fused [CLS] (section 4.1). Unknown answers are ignored."""
+    """Question answering as classification of the fused [CLS] (section 4.1). Unknown answers are ignored.
+
+    answers: the classes, in order.
+    """
 
     model: Alpro
+    unit: Unit = "question"
     losses = ("qa",)
+
+    def __init__(self, model: Alpro, mean: Sequence[float], std: Sequence[float], answers: Sequence[str] = ()):
+        super().__init__(model, mean, std)
+        self.answers = tuple(answers)
+
+    @property
+    def examples(self) -> Examples:
+        return replace(super().examples, answers=self.answers)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """The known answers."""
         assert batch.answers is not None
         return {"qa": (batch.answers != -100).sum()}
 
-    def totals_of(self, parts: list[Batch]) -> dict[str, Tensor]:
-        """The known answers of all micro-batches: the step is that of the batch in one piece."""
-        known = torch.stack([self.counts(part)["qa"] for part in parts]).sum()
-        return {"qa": all_reduce_sum(known).clamp(min=1) / len(parts)}
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def forward(self, batch: Batch, counts: Counts, features: StepFeatures | None = None) -> tuple[Tensor, Metrics]:
         assert batch.answers is not None
-        video = self.encode_video(batch, self.pixels(batch.frames))
         text = self.model.encode_text(batch.text, batch.mask)
-        logits = self.model.answer(text, batch.mask, video).float()
-        loss = F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum")
-        count = self.total("qa", self.counts(batch)["qa"])
-        loss = loss * world_size() / count
-        accuracy = (logits.argmax(1) == batch.answers).sum() * world_size() / count
+        logits = self.model.answer(text, batch.mask, self.encode_video(batch)).float()
+        loss = F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum") / counts["qa"]
+        accuracy = (logits.argmax(1) == batch.answers).sum() / counts["qa"]
         return loss, {"loss_qa": loss.detach(), "qa_accuracy": accuracy.detach()}
 
 
@@ -282,5 +293,5 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """The number of ranks. DDP averages gradients, so losses normalized by a global count are multiplied by it."""
+    """The number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1

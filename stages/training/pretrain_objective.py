@@ -1,8 +1,8 @@
 """The pre-training objective: VTC + VTM + MLM + PEM (paper, section 3.2, equation 6).
 
 To add a loss, add its weight to `LossWeights`, its parts of the model to `TRAINED_BY` (objective.py), and a term to
-`PretrainObjective.forward` (and to `counts`, if it is a mean over what differs between ranks). Report, MLflow,
-checkpoints and FLOPs follow from these.
+`PretrainObjective.forward` (and to `counts`, if it is a mean over items). Report, MLflow and checkpoints follow from
+these.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,15 @@ from alpro.models.frames import NormalizedModel, scale_frames
 from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.objective import MatchingObjective, Metrics, concatenate, world_size
+from alpro.stages.training.dataset import Examples, Unit
+from alpro.stages.training.objective import (
+    Counts,
+    MatchingObjective,
+    Metrics,
+    StepFeatures,
+    concatenate,
+    world_size,
+)
 
 
 class LossWeights(StageConfig):
@@ -32,9 +40,11 @@ class LossWeights(StageConfig):
 class PretrainObjective(MatchingObjective):
     """Weighted sum of VTC, VTM, MLM and PEM. A loss of weight 0 is not computed; PEM needs the prompter.
 
-    uniform_negatives: negatives of VTM are sampled uniformly and not by similarity, as without VTC.
+    uniform_negatives: negatives of VTM are sampled uniformly and not by similarity, as without VTC. mlm_probability:
+    the share of the words that are masked.
     """
 
+    unit: Unit = "sample"
     video_prompts: Tensor
     image_prompts: Tensor
 
@@ -49,12 +59,13 @@ class PretrainObjective(MatchingObjective):
         threshold: float,
         negative_pool_size: int = 0,
         uniform_negatives: bool = False,
+        mlm_probability: float = 0.15,
     ):
         super().__init__(model, mean, std, negative_pool_size)
         self.prompter = prompter.requires_grad_(False).eval() if prompter else None
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
-        self.threshold, self.uniform_negatives = threshold, uniform_negatives
+        self.threshold, self.uniform_negatives, self.mlm_probability = threshold, uniform_negatives, mlm_probability
         self.weights = weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
 
@@ -64,29 +75,35 @@ class PretrainObjective(MatchingObjective):
             self.prompter.eval()  # frozen: no dropout in the pseudo-labels
         return self
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        frames = self.pixels(batch.frames)
-        batch = self.labeled(batch, frames)
-        video = self.encode_video(batch, frames)
+    @property
+    def examples(self) -> Examples:
+        return replace(super().examples, mlm_probability=self.mlm_probability, keep_crops="pem" in self.losses)
+
+    def forward(self, batch: Batch, counts: Counts, features: StepFeatures | None = None) -> tuple[Tensor, Metrics]:
+        on, length = self.losses, batch.text.shape[1]
+        video = self.encode_video(batch)
         text, masked = self.encode_texts(batch)
         terms: dict[str, tuple[Tensor, Metrics]] = {}
         v2t = t2v = torch.zeros(len(video), len(video) * world_size(), device=video.device)
-        if "vtc" in self.losses:
-            loss, v2t, t2v, metrics = self.contrast(batch, video, text)
+        if "vtc" in on:
+            loss, v2t, t2v, metrics = self.contrast(batch, video, text, features)
             terms["vtc"] = loss, metrics
         if self.uniform_negatives:
             v2t, t2v = torch.zeros_like(v2t), torch.zeros_like(t2v)
-        fused = self.fuse(batch, video, text, masked, v2t, t2v)
-        if "vtm" in fused:
-            terms["vtm"] = self.matching(*fused["vtm"])
-        if "mlm" in fused:
-            terms["mlm"] = self.masked_words(*fused["mlm"])
-        if "pem" in fused:
-            terms["pem"] = self.entities(batch, *fused["pem"])
+        if "vtm" in on or "pem" in on:  # VTM reads [CLS], PEM the patches
+            positive = self.model.fuse(text, batch.mask, video, None if "pem" in on else 1)
+        if "vtm" in on:
+            negatives, valid = self.negatives(batch, video, text, v2t, t2v)
+            cls = torch.cat([positive[:, 0], self.model.fuse_cls(*concatenate(negatives))])
+            terms["vtm"] = self.matching(cls, valid, counts)
+        if "mlm" in on:
+            terms["mlm"] = self.masked_words(batch, self.model.fuse(masked, batch.mask, video, length), counts)
+        if "pem" in on:
+            terms["pem"] = self.entities(batch, positive[:, length + 1 :], counts)
         total = torch.stack([self.weights[name] * loss for name, (loss, _) in terms.items()]).sum()
         return total, {name: value for _, metrics in terms.values() for name, value in metrics.items()}
 
-    def labeled(self, batch: Batch, frames: Tensor) -> Batch:
+    def labeled(self, batch: Batch) -> Batch:
         """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them already."""
         if "pem" not in self.losses or batch.pseudo_labels is not None:
             return batch
@@ -125,71 +142,33 @@ class PretrainObjective(MatchingObjective):
         both = self.model.encode_text(torch.cat([batch.text, batch.masked]), batch.mask.repeat(2, 1))
         return both[: len(batch.text)], both[len(batch.text) :]
 
-    def fuse(
-        self, batch: Batch, video: Tensor, text: Tensor, masked: Tensor, v2t: Tensor, t2v: Tensor
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """One pass of the multimodal encoder over all pairs: B positives, 2B negatives, B masked texts.
-
-        Its last layer computes the used tokens only. Returns them for each loss that is on: vtm: [CLS] (3B, D) and
-        valid (2B,), see `matching`; mlm: masked words (B, P, D) and their labels (B, P); pem: patches (B, P, D) and
-        whether they are inside the crop (B, P).
-        """
-        on, length = self.losses, batch.text.shape[1]
-        cls = batch.mask.new_zeros(len(batch.text), 1)
-        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        positions: list[Tensor] = []  # for each group of pairs the tokens that the losses read, [CLS] first
-        if "vtm" in on or "pem" in on:
-            pairs.append((text, batch.mask, video))
-            positions.append(cls)
-        if "pem" in on:
-            assert batch.boxes is not None
-            grid = self.model.config.video.grid
-            patches, inside = box_patches(batch.boxes, grid, max(1, grid**2 // 2), batch.kept)
-            positions[0] = torch.cat([cls, length + 1 + patches], dim=1)
-        if "vtm" in on:
-            negatives, valid = self.negatives(batch, video, text, v2t, t2v)
-            pairs += negatives
-            positions.append(cls.repeat(2, 1))
-        if "mlm" in on:
-            assert batch.labels is not None
-            pairs.append((masked, batch.mask, video))
-            words, labels = masked_positions(batch.labels, batch.max_masked)
-            positions.append(words)
-        if not pairs:
-            return {}
-        tokens = self.model.fuse_at(positions, *concatenate(pairs))
-        fused: dict[str, tuple[Tensor, Tensor]] = {}
-        if "vtm" in on:
-            fused["vtm"] = torch.cat([tokens[0][:, 0], tokens[1][:, 0]]), valid
-        if "mlm" in on:
-            fused["mlm"] = tokens[-1], labels
-        if "pem" in on:
-            fused["pem"] = tokens[0][:, 1:], inside
-        return fused
-
-    def masked_words(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
-        """MLM, averaged over the masked words of all ranks. tokens (B, P, D), labels (B, P), -100 = not masked."""
-        scores = self.model.mlm_scores(tokens)
-        count = self.total("mlm", (labels != -100).sum())
-        loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) * world_size() / count
+    def masked_words(self, batch: Batch, words: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
+        """MLM, averaged over the masked words. words (B, L, D): the fused tokens of the masked texts."""
+        assert batch.labels is not None
+        places, labels = masked_positions(batch.labels, batch.max_masked)
+        scores = self.model.mlm_scores(words.gather(1, places[..., None].expand(-1, -1, words.shape[2])))
+        loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) / counts["mlm"]
         return loss, {"loss_mlm": loss.detach()}
 
-    def entities(self, batch: Batch, patches: Tensor, inside: Tensor) -> tuple[Tensor, Metrics]:
-        """PEM, averaged over the kept samples of all ranks (`total`), with `pem_metrics`.
+    def entities(self, batch: Batch, patches: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
+        """PEM, averaged over the kept samples, with `pem_metrics`.
 
-        patches (B, P, D): fused patch tokens of the positive pairs, averaged where `inside` (B, P) the crop.
+        patches (B, P, D): the fused patch tokens of the positive pairs, which are averaged inside the crop.
         """
+        assert batch.boxes is not None
         assert batch.pseudo_labels is not None
+        inside = box_mask(batch.boxes, self.model.config.video.grid)
+        if batch.kept is not None:
+            inside = inside.gather(1, batch.kept)
         logits, labels = self.model.pem_logits(patches, inside), batch.pseudo_labels
         summed, kept = pem_loss(logits, labels, self.threshold)
-        each = world_size() / self.total("pem", kept.sum())
-        loss = summed * each
-        return loss, {"loss_pem": loss.detach(), **self.pem_metrics(logits, labels, kept, each)}
+        loss = summed / counts["pem"]
+        return loss, {"loss_pem": loss.detach(), **self.pem_metrics(logits, labels, kept, 1 / counts["pem"])}
 
     def pem_metrics(self, logits: Tensor, labels: Tensor, kept: Tensor, each: Tensor) -> Metrics:
         """The share of labels (B, M) that are kept (B,), and over these: how often logits (B, M) have the most likely
         entity of the label, and the entropy of the labels, below which the loss cannot fall. each: the weight of a kept
-        label in a mean over all ranks."""
+        label in the mean."""
         right = (logits.argmax(1) == labels.argmax(1)) & kept
         entropy = torch.special.entr(labels.float()).sum(1) * kept
         return {
@@ -206,16 +185,3 @@ def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """
     chosen = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, : limit or labels.shape[1]]
     return chosen, labels.gather(1, chosen)
-
-
-def box_patches(boxes: Tensor, grid: int, limit: int, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The patches inside boxes (B, 4) of at most `limit` = P patches: indices and whether they are inside, both (B, P).
-
-    kept (B, K): the patches that were encoded, to which the indices refer; None: all. P is known on the host, so that
-    no device synchronization is needed.
-    """
-    inside = box_mask(boxes, grid)
-    if kept is not None:
-        inside = inside.gather(1, kept)
-    chosen = inside.int().argsort(dim=1, descending=True, stable=True)[:, :limit]
-    return chosen, inside.gather(1, chosen)

@@ -13,13 +13,13 @@ from alpro.files import read_json
 from alpro.log import log
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
-from alpro.models.precision import autocast, name_of
+from alpro.models.precision import name_of
 from alpro.stages.execution.interface import Outcome, Resources, require
 from alpro.stages.training.chance import losses_at_chance
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
-from alpro.stages.training.dataset import TrainingDataset, Unit
+from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import init_distributed
-from alpro.stages.training.loop import Validate, fit, training_precision
+from alpro.stages.training.loop import Run, Validate, training_precision
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective
 
@@ -33,19 +33,16 @@ CONSTANTS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "half":
 class Training:
     """What a training stage defines; `train` does the rest.
 
-    folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. unit: what an
-    example is (see `CorpusExamples`). validation: returns the validation function, if any, and the metric for model
-    selection (empty: the last weights are the result). mlm_probability: unless None, batches have masked tokens and
-    crops. enabled: False skips the training steps and validates the initial weights. draw: called by rank 0 with the
-    data set after every step, and with step 0 after training.
+    folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. validate: the
+    validation function, if any; select: the metric for model selection (empty: the last weights are the result). draw:
+    called by rank 0 with the data set after every step, and with step 0 after training. An objective without losses
+    skips training and validates the initial weights.
     """
 
     folder: ModelFolder
-    unit: Unit
     objective: Objective
-    validation: Callable[[], tuple[Validate | None, str]]
-    mlm_probability: float | None = None
-    enabled: bool = True
+    validate: Validate | None
+    select: str = ""
     draw: Callable[[TrainingDataset, int], None] | None = None
 
 
@@ -69,33 +66,36 @@ def train(
     build: Callable[[torch.device], Training], config: TrainingConfig, inputs: Inputs, out: Path, resources: Resources
 ) -> Trained:
     """Runs a training stage: seeds the generators, builds its model and objective on this rank's device, loads the
-    data, trains, and writes `out`/model. Raises InputError as `TrainingDataset`, the validation and `fit` do."""
+    data, trains, and writes `out`/model. Raises InputError as `TrainingDataset`, the validation and `Run` do."""
     with init_distributed(resources) as world:
         torch.manual_seed(config.seed)
         training = build(world.device)
-        folder, objective = training.folder, training.objective.to(world.device)
-        video, dtype = folder.model.config.video, torch.float32
-        if training.enabled:
+        folder, objective, draw = training.folder, training.objective, training.draw
+        # Texts have one length where ranks use those of each other, and where a new one compiles the layers again.
+        local = config.batch_size // (world.size * config.accumulation_steps)
+        one_length = resources.compile or objective.shares_texts(local)
+        ranks = world.rank, world.size
+        data = TrainingDataset(config, inputs, folder.tokenizer, objective.examples, *ranks, one_length)
+        warnings, metrics, steps, dtype = list[str](), dict[str, float](), len(data), torch.float32
+        if objective.losses:
             dtype = training_precision(objective, config, world)
         if world.main:
             for line in folder.model.sizes(config.max_text_tokens):
                 log.info(line)
             log.info(f"matrix products in {name_of(dtype)}, on {world.device.type}")
-        shape = video.frames, video.image_size, video.grid
-        answers = {answer: index for index, answer in enumerate(folder.answers)}
-        tokenizer, masked, ranks = folder.tokenizer, training.mlm_probability, (world.rank, world.size)
-        data = TrainingDataset(config, inputs, tokenizer, training.unit, *shape, masked, answers, *ranks)
-        data.keep_crops = "pem" in objective.losses
-        warnings = [*data.cut_texts()] if world.main else []
-        for warning in warnings:
-            log.warning(f"warning: {warning}")
-        validate, select = training.validation()
-        draw = training.draw
-        if training.enabled:
+            warnings += data.cut_texts()
+            for warning in warnings:
+                log.warning(f"warning: {warning}")
+        if objective.losses:
             on_step = (lambda step: draw(data, step)) if draw else None
-            metrics = fit(objective, data, config, out, world, resources, validate, select, on_step)
+            metrics = Run(objective, data, config, out, world, resources).train(
+                training.validate, training.select, on_step
+            )
         else:
-            metrics = validated(objective, validate, dtype)
+            steps = 0
+            objective.eval()
+            with torch.no_grad():
+                metrics = training.validate() if training.validate else {}
         if world.main:
             folder.preprocessing = folder.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
             folder.save_pretrained(out / "model")
@@ -104,13 +104,7 @@ def train(
             for warning in losses_at_chance(read_metrics(out / "metrics.jsonl"), config, len(folder.answers)):
                 log.warning(f"warning: {warning}")
                 warnings.append(warning)
-        return Trained(folder, data, len(data) * training.enabled, metrics, warnings, dtype)
-
-
-def validated(objective: Objective, validate: Validate | None, dtype: torch.dtype) -> dict[str, float]:
-    objective.eval()
-    with torch.no_grad(), autocast(dtype, objective.mean.device):
-        return validate() if validate else {}
+        return Trained(folder, data, steps, metrics, warnings, dtype)
 
 
 def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

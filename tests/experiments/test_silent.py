@@ -106,7 +106,7 @@ def used(objective: SilentObjective, batch: Batch, monkeypatch) -> list[list[flo
     """The labels with which the loss of PEM is computed."""
     seen: list[Batch] = []
     monkeypatch.setattr(PretrainObjective, "entities", lambda self, given, *_: seen.append(given))
-    objective.entities(objective.labeled(batch, batch.frames), None, None)
+    objective.entities(objective.labeled(batch), None, None)
     return [[round(p, 3) for p in row] for row in seen[0].pseudo_labels.tolist()]
 
 
@@ -125,7 +125,7 @@ def test_pem_has_the_labels_of_the_arm(objective, batch, monkeypatch, labels, ex
 def test_labels_are_permuted_over_all_ranks_and_only_for_the_loss(objective, batch, monkeypatch):
     """What one rank draws without the others is not permuted, and so asks for nothing from them."""
     made, whole = objective("permuted"), torch.arange(12.0).view(6, 2)
-    shown = made.labeled(batch, batch.frames).pseudo_labels
+    shown = made.labeled(batch).pseudo_labels
     assert shown[:, 0].tolist() == pytest.approx([0.0, 0.1, 0.2])
     monkeypatch.setattr(arms, "gather", lambda local: whole)
     monkeypatch.setattr(arms, "world_size", lambda: 2)

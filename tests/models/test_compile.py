@@ -35,7 +35,6 @@ def test_compiled_equals_eager(compiled_as, tiny):
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
     inside = box_mask(torch.tensor([[0, 0, 2, 2], [1, 1, 2, 3]]), 4)
-    read = [torch.tensor([[0, 3, 9]]), torch.tensor([[1]])]  # of the first pair and of the second
 
     def step(frames, ids, mask, inside):
         video, text = model.encode_video(frames), model.encode_text(ids, mask)
@@ -46,7 +45,7 @@ def test_compiled_equals_eager(compiled_as, tiny):
             model.mlm_scores(fused[:, :9]),
             model.pem_logits(fused[:, 10:], inside),
             model.qa_head(fused[:, 0]),
-            *model.fuse_at(read, text, mask, video),
+            model.fuse(text, mask, video, 9),
         )
 
     def gradients(run):

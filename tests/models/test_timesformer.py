@@ -237,9 +237,9 @@ def test_attention_against_pytorchs_own():
     torch.testing.assert_close(attention(x, mask[:, None, None]), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("at", [[0], [4, 1, 1], [0, 1, 2, 3, 4]])
-def test_attention_of_selected_queries_equals_those_rows_of_full_attention(at: list[int]):
+@pytest.mark.parametrize("first", [1, 3, 5])
+def test_attention_of_the_first_tokens_equals_those_rows_of_full_attention(first: int):
     attention = Attention(16, heads=4)
     x, mask = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()[:, None, None]
     for used in (None, mask):
-        torch.testing.assert_close(attention(x, used, x[:, at]), attention(x, used)[:, at], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(attention(x, used, first), attention(x, used)[:, :first], atol=1e-6, rtol=1e-5)

@@ -402,9 +402,9 @@ def test_options_reach_the_flow(command, stage, tmp_path, monkeypatch, capsys):
     received = []
     monkeypatch.setattr("alpro.pipeline.flows.flow.start", lambda *arguments: received.extend(arguments) or {})
     changes = ["--set", "resources.workers=3", "--set", "pretrain.lr=1e-4"]
-    options = ["--config", TINY, *changes, "--profile", "--tracking-uri", "http://host:5000"]
+    options = ["--config", TINY, *changes, "--tracking-uri", "http://host:5000"]
     assert call(monkeypatch, capsys, *command, *options, "--workspace", tmp_path)[0] == 0
-    expected = ["resources.workers=3", "pretrain.lr=1e-4", "resources.profile=true"]
+    expected = ["resources.workers=3", "pretrain.lr=1e-4"]
     plan, parameters, *where = received
     assert parameters == {"config": TINY, "data": "", "changes": expected, "stage": stage}
     assert where == [tmp_path, "http://host:5000"]

@@ -48,7 +48,7 @@ def group(monkeypatch) -> dict[str, Any]:
 
 
 def test_resources_reach_the_process_of_a_stage(group, tmp_path):
-    resources = Resources(workers=3, device="cpu", compile=True, profile=True, rank_timeout=7.5, processes=2)
+    resources = Resources(workers=3, device="cpu", compile=True, rank_timeout=7.5, processes=2)
     run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5)
     assert Resources.model_validate(group["work"]["resources"]) == resources
     assert group["work"]["config"] == PRETRAIN.config.model_dump(mode="json")

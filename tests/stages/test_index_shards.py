@@ -19,7 +19,7 @@ from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter
 from alpro.stages import index_shards
 from alpro.stages.execution.interface import Outcome, Resources
-from alpro.stages.training.dataset import TrainingDataset
+from alpro.stages.training.dataset import Examples, TrainingDataset
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_real_workers_index_shards_over_http(shards, tmp_path, served, clips):
 def test_training_reads_the_same_samples(shards, index, clips, training, tokenizer):
     artifact, _ = index(shards)
     steps = [
-        TrainingDataset(training(["clips"]), {"clips": folder}, tokenizer, "caption", 2, 32)
+        TrainingDataset(training(["clips"]), {"clips": folder}, tokenizer, Examples("caption", 2, 32))
         for folder in (artifact, clips)
     ]
     shown = [sorted(id for step in range(4) for id in one[step].ids) for one in steps]

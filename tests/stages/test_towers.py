@@ -1,6 +1,6 @@
 """A prompter from both towers of a CLIP or SigLIP: at first the mean of the frames; trained, as any other prompter."""
 
-from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +12,10 @@ from alpro.pipeline.config.pipeline_config import load_config
 from alpro.stages import cache_prompts, pretrain, train_prompter
 from alpro.stages.train_prompter import load_towers
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.contrast_cache import contrast_whole_batch
 from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import PrompterObjective
+from tests.stages.training.conftest import losses_of
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,7 @@ def test_the_trained_model_embeds_texts_and_videos_and_teaches(
     assert model.similarity(videos, ["a red ball"]).isfinite().all()
     prompts = tmp_path / "prompts"
     prompts.mkdir()
-    inputs = {"vocabulary": vocabulary, "prompter": trained}
+    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompter": trained}
     cache_prompts.run(cache_prompts.Config(), inputs, prompts, resources)
     values = {"phases": [{"corpora": ["clips"], "steps": 2}], "model": tiny_model(), "threshold": 0.0}
     config = pretrain.Config.model_validate(values | {"batch_size": 4, "max_text_tokens": 16, "log_every": 1})
@@ -101,23 +101,24 @@ def gradients(objective: PrompterObjective) -> dict[str, torch.Tensor | None]:
 
 def test_every_weight_that_is_trained_has_a_gradient(objective, batch):
     """DistributedDataParallel waits for all of them."""
-    objective(batch)[0].backward()
+    losses_of(objective, batch)[0].backward()
     assert [name for name, gradient in gradients(objective).items() if gradient is None] == []
 
 
 def test_micro_batches_with_contrast_over_all_have_the_gradients_of_the_batch(objective, batch):
-    objective(batch)[0].backward()
+    losses_of(objective, batch)[0].backward()
     expected = gradients(objective)
     objective.zero_grad(set_to_none=True)
-    for part, context in contrast_whole_batch(objective, batch.split(2), nullcontext, (1,)):
-        with context():
-            (objective(part)[0] / 2).backward()
+    parts = batch.split(2)
+    counts, features = objective.step_counts(parts), objective.step_features(parts)
+    for number, part in enumerate(parts):
+        (objective(part, counts, replace(features, part=number))[0] / 2).backward()
     for name, gradient in gradients(objective).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3)
 
 
 def test_recomputed_activations_change_nothing(objective, batch, resources):
-    objective(batch)[0].backward()
+    losses_of(objective, batch)[0].backward()
     expected = gradients(objective)
     objective.zero_grad(set_to_none=True)
     for module in objective.modules():
@@ -128,7 +129,7 @@ def test_recomputed_activations_change_nothing(objective, batch, resources):
     for tower in (objective.model.clip.vision_model, objective.model.clip.text_model):
         for layer in tower.encoder.layers:
             layer.training, layer.self_attn.dropout = True, 0.0  # only then activations are recomputed
-    objective(batch)[0].backward()
+    losses_of(objective, batch)[0].backward()
     for name, gradient in gradients(objective).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
 

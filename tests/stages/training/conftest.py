@@ -17,9 +17,11 @@ from alpro.models.frames import NormalizedModel
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.dataset import TrainingDataset
+from alpro.stages.training.config import TrainingConfig
+from alpro.stages.training.dataset import Examples, TrainingDataset
 from alpro.stages.training.distributed import World
-from alpro.stages.training.loop import EXIT_INTERRUPTED, fit
+from alpro.stages.training.loop import EXIT_INTERRUPTED
+from alpro.stages.training.loop import Run as TrainingRun
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import (
     MatchingObjective,
@@ -31,6 +33,7 @@ from alpro.stages.training.pretrain_objective import LossWeights, PretrainObject
 
 SIZE, LENGTH, WORDS, ENTITIES, ANSWERS = 4, 8, 40, 6, 5
 MEAN, STD = [0.5] * 3, [0.25] * 3
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -86,7 +89,7 @@ def small_objective() -> Callable[..., Objective]:
 def batches(clips, stills, training, tokenizer) -> dict[str, Batch]:
     """A batch of videos and one of images, by kind."""
     config = training(("clips", "stills"), 12)
-    data = TrainingDataset(config, {"clips": clips, "stills": stills}, tokenizer, "sample", 4, 32, 4, 0.3)
+    data = TrainingDataset(config, {"clips": clips, "stills": stills}, tokenizer, Examples("sample", 4, 32, 4, 0.3))
     actual = {}
     for step in range(len(data)):
         actual.setdefault(data.sources[data.source_of[step]].kind, data[step])
@@ -108,6 +111,24 @@ def pretraining(tiny_model, tokenizer) -> Callable[..., PretrainObjective]:
         )
 
     return make
+
+
+def losses_of(objective: Objective, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and metrics of a step of one micro-batch."""
+    batch = objective.labeled(batch)
+    return objective(batch, objective.step_counts([batch]))
+
+
+class Steps:
+    """A data set of ten steps without batches."""
+
+    def __len__(self) -> int:
+        return 10
+
+
+def run_of(objective: Objective, config: TrainingConfig, out: Path, world: World | None = None) -> TrainingRun:
+    """A training run in one process, to update by hand."""
+    return TrainingRun(objective.train(), Steps(), config, out, world or ALONE, Resources(device="cpu"))
 
 
 def sample_rows(
@@ -150,14 +171,14 @@ def corpus(corpus_of, tmp_path_factory):
 def steps_of(tokenizer, training):
     """steps_of(corpora, steps, unit=..., rank=..., ranks=..., **config): the batches of a training run."""
 
-    def make(corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=None, **config) -> TrainingDataset:
+    def make(corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=(), **config) -> TrainingDataset:
         config = training(tuple(corpora), steps, **config)
-        return TrainingDataset(config, corpora, tokenizer, unit, 4, 8, 4, mlm, answers, rank, ranks)
+        examples = Examples(unit, 4, 8, 4, mlm, answers=answers)
+        return TrainingDataset(config, corpora, tokenizer, examples, rank, ranks, ranks > 1)
 
     return make
 
 
-ALONE = World(0, 1, torch.device("cpu"))
 # Metrics that differ between equal runs.
 TIMING = ("time", "train/data_wait", "train/samples_per_second", "train/memory_gib")
 
@@ -194,7 +215,7 @@ class Run:
         resources = Resources(workers=1, device="cpu", checkpoint_interval=self.checkpoint_interval)
         validate = (lambda: self.validate(self.trained)) if self.validate else None
         self.out.mkdir(exist_ok=True)
-        return fit(self.trained, data, self.config, self.out, ALONE, resources, validate, self.select)
+        return TrainingRun(self.trained, data, self.config, self.out, ALONE, resources).train(validate, self.select)
 
     def interrupt(self, before: int) -> None:
         """A SIGTERM as step `before` begins."""
@@ -239,7 +260,7 @@ def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model, monkeypatc
             tmp_path / name,
             config,
             lambda: objective(kind(shape), MEAN, STD),
-            lambda: TrainingDataset(config, corpora, tokenizer, "sample", 4, 32),
+            lambda: TrainingDataset(config, corpora, tokenizer, Examples("sample", 4, 32)),
             **dict(run),
         )
 

@@ -74,7 +74,8 @@ def losses_and_gradients(rank: int, ranks: int) -> dict[str, Tensor]:
     actual = {}
     for name, objective in objectives().items():
         module = DistributedDataParallel(objective, find_unused_parameters=True) if ranks > 1 else objective
-        loss, _ = module(part)
+        mine = objective.labeled(part)
+        loss, _ = module(mine, objective.step_counts([mine]))
         loss.backward()
         actual[f"{name}/loss"] = loss.detach()
         actual |= {f"{name}/{key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}

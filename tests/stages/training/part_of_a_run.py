@@ -19,9 +19,9 @@ from alpro.models.alpro import ModelConfig, Prompter
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.training.dataset import TrainingDataset
+from alpro.stages.training.dataset import Examples, TrainingDataset
 from alpro.stages.training.distributed import World, init_distributed
-from alpro.stages.training.loop import fit
+from alpro.stages.training.loop import Run
 from alpro.stages.training.objective import Objective, PrompterObjective
 
 VIDEO = {"image_size": 16, "patch_size": 8, "frames": 2, "width": 16, "depth": 1, "heads": 2, "drop_path": 0.0}
@@ -44,7 +44,7 @@ def train(
         torch.manual_seed(config.seed)
         text = TEXT | {"vocab_size": tokenizer.get_vocab_size()}
         objective = build(ModelConfig.model_validate({"video": VIDEO, "text": text, "embed_dim": 8, "init": "scratch"}))
-        data = TrainingDataset(config, {"clips": corpus}, tokenizer, unit, 2, 16, rank=world.rank, ranks=world.size)
+        data = TrainingDataset(config, {"clips": corpus}, tokenizer, Examples(unit, 2, 16), world.rank, world.size)
         load = data.loader
 
         def loader(*args):
@@ -53,7 +53,7 @@ def train(
                 yield batch
 
         data.loader = loader
-        fit(objective, data, config, out, world, resources)
+        Run(objective, data, config, out, world, resources).train()
         if world.main:
             save_file({name: p.detach() for name, p in objective.named_parameters()}, out / "weights.safetensors")
 

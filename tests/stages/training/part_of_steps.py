@@ -21,14 +21,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training import distributed, loop
+from alpro.stages.training import distributed, loop, optim
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.distributed import World, init_distributed
-from alpro.stages.training.loop import fit
+from alpro.stages.training.loop import Run
 from alpro.stages.training.objective import MatchingObjective
 from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, whole_batch
 
+optim.EPS = 1e-3  # AdamW makes steps of gradients that are zero but for rounding
 loop.SYNC_SECONDS = 0  # the ranks ask each other after every step
 RUNS = {
     "plain": {"steps": 4},
@@ -47,8 +48,8 @@ class Spoiled(MatchingObjective):
 
     spoil, steps, last = "", 0, False
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = super().forward(batch)
+    def forward(self, *step) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().forward(*step)
         self.steps += 1
         if self.steps == 2 and self.last and self.spoil == "loss":
             loss = loss + torch.nan  # a constant: the gradient does not see it
@@ -70,9 +71,6 @@ class Batches:
 
     def __len__(self) -> int:
         return self.steps
-
-    def schedule_of(self, step: int) -> tuple[int, int]:
-        return step, self.steps
 
     def loader(self, first: int, *_) -> Iterator[Batch]:
         for step in range(first, self.steps):
@@ -99,7 +97,7 @@ def train(
     config = MatchingConfig.model_validate(
         {"phases": [{"corpora": ["x"], "steps": steps}], "batch_size": SIZE, "accumulation_steps": accumulation_steps}
         | {"contrast": contrast, "negative_pool_size": pool}
-        | {"lr": 1e-2, "eps": 1e-3, "warmup_ratio": 0.0, "log_every": 4 if steps == 4 else 1}
+        | {"lr": 1e-2, "warmup_ratio": 0.0, "log_every": 4 if steps == 4 else 1}
     )
     torch.manual_seed(0)
     objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3, pool)
@@ -112,7 +110,8 @@ def train(
     next(part for part in objective.modules() if isinstance(part, nn.Dropout)).register_forward_hook(note)
     averaged = count_averages()
     try:
-        fit(objective, Batches(world, steps, accumulation_steps, stop), config, out, world, resources)
+        batches = Batches(world, steps, accumulation_steps, stop)
+        Run(objective, batches, config, out, world, resources).train()
     except SystemExit:
         if world.size > 1:
             dist.barrier()  # the restart follows when the checkpoint is written

@@ -18,7 +18,7 @@ from alpro.stages.execution.interface import Resources
 from alpro.stages.training import dataset
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig, Phase
-from alpro.stages.training.dataset import TrainingDataset
+from alpro.stages.training.dataset import Examples, TrainingDataset
 
 
 def sample_ids(data: TrainingDataset) -> list[str]:
@@ -122,7 +122,7 @@ def test_dropped_patches_change_nothing_else(clips, steps_of):
 def test_patches_of_crops_are_kept_only_for_pem(clips, steps_of):
     for keep_crops in (True, False):
         data = steps_of({"clips": clips}, 8, mlm=0.3, patch_dropping=0.75)
-        data.keep_crops = keep_crops
+        data.of = replace(data.of, keep_crops=keep_crops)
         inside = [box_mask(batch.boxes, 4).gather(1, batch.kept).all() for batch in (data[step] for step in range(8))]
         assert all(inside) == keep_crops  # of 16 patches 4 are kept, and a crop has more
 
@@ -142,18 +142,14 @@ def test_twins_are_in_one_batch(lessons, steps_of):
         assert {name.removesuffix("-back") for name in names} <= names
 
 
-def test_phases_differ_in_grouping_and_a_schedule_covers_the_run_or_each_phase(lessons, tokenizer, training):
+def test_phases_differ_in_grouping(lessons, tokenizer, training):
     phases = [
         {"corpora": ("lessons",), "steps": 3, "group_batches": True},
         {"corpora": ("lessons",), "steps": 5},
     ]
-    for schedule, expected in (
-        ("run", [(step, 8) for step in range(8)]),
-        ("phase", [(0, 3), (1, 3), (2, 3), (0, 5), (1, 5), (2, 5), (3, 5), (4, 5)]),
-    ):
-        config = training(phases=phases, schedule=schedule, batch_size=4)
-        data = TrainingDataset(config, {"lessons": lessons}, tokenizer, "sample", 4, 8)
-        assert [data.schedule_of(step) for step in range(8)] == expected
+    config = training(phases=phases, batch_size=4)
+    data = TrainingDataset(config, {"lessons": lessons}, tokenizer, Examples("sample", 4, 8))
+    assert len(data) == 8
 
     def groups(step):
         return len({name.removesuffix("-back") for name in data[step].ids})
@@ -186,7 +182,7 @@ def test_samples_without_a_text_are_left_out_and_counted(rows, corpus_of, tmp_pa
     corpus = corpus_of(tmp_path, [*rows(3), *rows(2, captions=0, prefix="q", questions=question)])
     steps = steps_of({"a": corpus}, 3, batch_size=3)
     assert (set(sample_ids(steps)), steps.skipped) == ({"v0", "v1", "v2"}, 2)
-    questions = steps_of({"a": corpus}, 3, "question", batch_size=2, answers={"two": 7})
+    questions = steps_of({"a": corpus}, 3, "question", batch_size=2, answers=(*"abcdefg", "two"))
     assert (set(sample_ids(questions)), questions.skipped) == ({"q0", "q1"}, 3)
     assert questions[0].answers.tolist() == [7, 7]
     silent = corpus_of(tmp_path / "silent", rows(4, captions=0, prefix="s", questions=question))
@@ -197,7 +193,7 @@ def test_samples_without_a_text_are_left_out_and_counted(rows, corpus_of, tmp_pa
 def test_an_answer_outside_the_classes_is_ignored(rows, corpus_of, tmp_path, steps_of):
     question = [{"question": "how many?", "answer": "nine", "type": "how"}]
     corpus = corpus_of(tmp_path, rows(2, questions=question))
-    assert steps_of({"a": corpus}, 1, "question", batch_size=2, answers={"two": 0})[0].answers.tolist() == [-100, -100]
+    assert steps_of({"a": corpus}, 1, "question", batch_size=2, answers=("two",))[0].answers.tolist() == [-100, -100]
 
 
 def test_only_the_training_split_is_used(clips, steps_of):

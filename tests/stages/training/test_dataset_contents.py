@@ -13,7 +13,7 @@ from alpro.shards.decoding import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.training import dataset
-from alpro.stages.training.dataset import TrainingDataset
+from alpro.stages.training.dataset import Examples, TrainingDataset
 
 
 def test_an_image_is_a_still_clip(stills, steps_of):
@@ -89,7 +89,7 @@ def test_texts_are_padded_with_the_tokenizers_own_padding(corpus_of, tmp_path, t
     tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
     rows = [{"id": "short", "captions": ["a"]}, {"id": "long", "captions": ["a red ball and a big red ball"]}]
     corpora = {"a": corpus_of(tmp_path / "corpus", rows)}
-    batch = TrainingDataset(training(corpora, 1, batch_size=2), corpora, tokenizer, "sample", 4, 8, 4, 0.3)[0]
+    batch = TrainingDataset(training(corpora, 1, batch_size=2), corpora, tokenizer, Examples("sample", 4, 8, 4, 0.3))[0]
     for tokens in (batch.text, batch.masked):
         assert set(tokens[batch.mask == 0].tolist()) == {1}
 
@@ -129,7 +129,7 @@ def test_the_text_and_the_answer_are_passed_to_the_augmentation(clips, stills, s
     monkeypatch.setattr(
         dataset, "augment_image", lambda frame, size, text, rng: texts["image"].append(text) or frame[:size, :size]
     )
-    batches = steps_of({"clips": clips}, 3, unit="question", answers={"left": 0}, augmentation="official")
+    batches = steps_of({"clips": clips}, 3, unit="question", answers=("left",), augmentation="official")
     assert batches[0].frames.shape[-2:] == (35, 35)  # augmented after the crop, 0.875 of 40
     assert steps_of({"stills": stills}, 1, augmentation="official")[0].frames.shape[-2:] == (8, 8)
     for step in (1, 2):

@@ -25,12 +25,13 @@ from alpro.models.losses import box_mask
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch, collate
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.training.dataset import TrainingDataset, Unit
+from alpro.stages.training.dataset import Examples, TrainingDataset, Unit
 from alpro.stages.training.distributed import World
-from alpro.stages.training.loop import fit
-from alpro.stages.training.objective import Objective, QaObjective
+from alpro.stages.training.loop import Run
+from alpro.stages.training.objective import Objective, QaObjective, concatenate
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from benchmarks.tiny_world import ENTITIES, MODEL, SCENES, write_corpus, write_vocabulary
+from tests.stages.training.conftest import losses_of
 
 STEPS, COPIES, GRID = 200, 4, 4  # steps of training, clips of each scene, patches along a side
 CHANCE = {"vtc": 1 / 16, "vtm": 1 / 2, "mlm": 1 / 8, "pem": 1 / 8, "qa": 1 / 8}  # of uniform guesses
@@ -80,11 +81,12 @@ def pretraining_metrics(objective: PretrainObjective, batch: Batch, tokenizer: T
     model, frames = objective.model, objective.pixels(batch.frames)
     video, (text, masked) = model.encode_video(frames), objective.encode_texts(batch)
     _, v2t, t2v, metrics = objective.contrast(batch, video, text)
-    fused = objective.fuse(batch, video, text, masked, v2t, t2v)
-    match = model.vtm_head(fused["vtm"][0]).argmax(1).float()
-    words, labels = model.mlm_scores(fused["mlm"][0]).argmax(-1), fused["mlm"][1]
+    positive, length = model.fuse(text, batch.mask, video), text.shape[1]
+    negative = model.fuse_cls(*concatenate(objective.negatives(batch, video, text, v2t, t2v)[0]))
+    match = model.vtm_head(torch.cat([positive[:, 0], negative])).argmax(1).float()
+    words, labels = model.mlm_scores(model.fuse(masked, batch.mask, video, length)).argmax(-1), batch.labels
     content = torch.isin(labels, torch.tensor([tokenizer.token_to_id(word) for word in ENTITIES]))
-    entities = model.pem_logits(*fused["pem"]).argmax(1)
+    entities = model.pem_logits(positive[:, length + 1 :], box_mask(batch.boxes, GRID)).argmax(1)
     truth, known = crop_truth(batch)
     return {
         "vtc": metrics["in_batch_recall"].item(),
@@ -103,7 +105,7 @@ def crop_truth(batch: Batch) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def answering_metrics(objective: QaObjective, batch: Batch, tokenizer: Tokenizer) -> dict[str, float]:
-    return {"qa": objective(batch)[1]["qa_accuracy"].item()}
+    return {"qa": losses_of(objective, batch)[1]["qa_accuracy"].item()}
 
 
 STAGES: dict[str, tuple[Unit, Callable, Callable]] = {
@@ -132,7 +134,7 @@ class Steps:
 
 
 @dataclass
-class Examples:
+class Batches:
     """Training and held-out batches by unit of an example, and the tokenizer."""
 
     training: dict[str, list[Batch]]
@@ -140,11 +142,11 @@ class Examples:
     tokenizer: Tokenizer
 
 
-def examples(folder: Path) -> Examples:
+def examples(folder: Path) -> Batches:
     tokenizer = Tokenizer.from_file(str(write_vocabulary(folder / "vocabulary") / "tokenizer.json"))
     training = write_corpus(folder / "training", train=COPIES)
     held_out = write_corpus(folder / "held out", train=COPIES, seed=1)
-    return Examples(
+    return Batches(
         {unit: read(training, tokenizer, unit, epochs) for unit, epochs in (("sample", 20), ("question", 4))},
         {unit: read(held_out, tokenizer, unit, 1) for unit in ("sample", "question")},
         tokenizer,
@@ -153,9 +155,9 @@ def examples(folder: Path) -> Examples:
 
 def read(folder: Path, tokenizer: Tokenizer, unit: Unit, epochs: int) -> list[Batch]:
     """The batches of some epochs of a corpus, one for each copy of the scenes."""
-    config, answers = TrainingConfig.model_validate(CONFIG), {name: number for number, name in enumerate(ENTITIES)}
+    config, answers = TrainingConfig.model_validate(CONFIG), tuple(ENTITIES)
     masking = 0.3 if unit == "sample" else None
-    data = TrainingDataset(config, {"clips": folder}, tokenizer, unit, 2, 32, GRID, masking, answers)
+    data = TrainingDataset(config, {"clips": folder}, tokenizer, Examples(unit, 2, 32, GRID, masking, answers=answers))
     (source,) = data.sources
     size = len(source) // COPIES
     return [
@@ -175,7 +177,7 @@ def without_gradient(term: Callable) -> Callable:
     return call
 
 
-def learn(data: Examples, stage: str, out: Path, cut: str = "", seed: int = 0) -> dict[str, float]:
+def learn(data: Batches, stage: str, out: Path, cut: str = "", seed: int = 0) -> dict[str, float]:
     """The metrics after training, with the gradient of a loss cut if one is named."""
     unit, build, measure = STAGES[stage]
     with pytest.MonkeyPatch.context() as patch:
@@ -185,7 +187,7 @@ def learn(data: Examples, stage: str, out: Path, cut: str = "", seed: int = 0) -
             patch.setattr(type(objective), TERMS[cut], without_gradient(getattr(type(objective), TERMS[cut])))
         config = TrainingConfig.model_validate(CONFIG | {"seed": seed})
         resources = Resources(workers=1, device="cpu", checkpoint_interval=3600)
-        fit(objective, Steps(data.training[unit]), config, out, ALONE, resources)
+        Run(objective, Steps(data.training[unit]), config, out, ALONE, resources).train()
     objective.eval()
     metrics = [measure(objective, batch, data.tokenizer) for batch in data.held_out[unit]]
     return {name: sum(values[name] for values in metrics) / len(metrics) for name in metrics[0]}
@@ -197,7 +199,7 @@ def failed(metrics: dict[str, float]) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Examples:
+def data(tmp_path_factory) -> Batches:
     return examples(tmp_path_factory.mktemp("tiny world"))
 
 

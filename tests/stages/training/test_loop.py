@@ -13,6 +13,7 @@ from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.loop import MAX_SKIPPED_IN_ROW
 from alpro.stages.training.objective import Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate
+from tests.stages.training.conftest import losses_of
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 
@@ -21,8 +22,8 @@ def spoiled(*bad: int) -> type[PrompterObjective]:
     """An objective whose loss is not finite in some steps."""
 
     class Spoiled(PrompterObjective):
-        def forward(self, batch):
-            loss, metrics = super().forward(batch)
+        def forward(self, batch, *step):
+            loss, metrics = super().forward(batch, *step)
             return (loss * float("nan") if batch.step in bad else loss), metrics
 
     return Spoiled
@@ -103,7 +104,7 @@ def test_micro_batches_are_one_step_on_their_mean(new_run):
     torch.manual_seed(run.config.seed)
     objective = run.build().train()
     optimizer = build_optimizer(objective, run.config)
-    losses = [objective(part)[0] for part in run.data()[0].split(2)]
+    losses = [losses_of(objective, part)[0] for part in run.data()[0].split(2)]
     (sum(losses) / 2).backward()
     norm = clip_grad_norm_(objective.parameters(), run.config.max_grad_norm)
     optimizer.step()

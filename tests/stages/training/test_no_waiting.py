@@ -6,7 +6,6 @@ it goes on the GPU has nothing to do. On a CPU such places cost nothing and show
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alpro.models.losses import hard_negatives
 from alpro.stages.training.distributed import World
-from alpro.stages.training.loop import TrainerState, _Trainer
-from alpro.stages.training.objective import Objective
-from alpro.stages.training.optim import build_optimizer
+from tests.stages.training.conftest import losses_of, run_of
 
 # Operations that on a GPU wait for it: they give the program a number, or their shape depends on the numbers.
 WAIT = {
@@ -69,23 +66,6 @@ def no_waiting() -> Iterator[None]:
         yield
 
 
-class Data:
-    """A data set of so many steps: only its schedule is used."""
-
-    def __len__(self) -> int:
-        return 10
-
-    def schedule_of(self, step: int) -> tuple[int, int]:
-        return step, len(self)
-
-
-def run_of(objective: Objective, config) -> _Trainer:
-    """A training run of one process that never logs and saves nothing."""
-    alone, nowhere = World(0, 1, torch.device("cpu")), Path("nowhere")
-    optimizer = build_optimizer(objective, config)
-    return _Trainer(objective.train(), objective, optimizer, Data(), config, alone, None, None, TrainerState(), nowhere)
-
-
 OBJECTIVES = {
     "prompter": {},
     "retrieval": {},
@@ -108,32 +88,34 @@ WHOLE_BATCH = [name for name in OBJECTIVES if name not in ("qa", "pretrain witho
         *((name, 2, "batch") for name in WHOLE_BATCH),
     ],
 )
-def test_a_step_reads_nothing_back(name, accumulation_steps, contrast, small_objective, small_batch, training):
+def test_a_step_reads_nothing_back(
+    name, accumulation_steps, contrast, small_objective, small_batch, training, tmp_path
+):
     objective = small_objective(name.split()[0], dropout=0.1, **OBJECTIVES[name])
-    run = run_of(objective, training(batch_size=4, accumulation_steps=accumulation_steps, contrast=contrast))
+    run = run_of(objective, training(batch_size=4, accumulation_steps=accumulation_steps, contrast=contrast), tmp_path)
     before = {key: p.detach().clone() for key, p in objective.named_parameters()}
     for number in range(3):  # the first makes the optimiser's state
         run.state.step = number
         with no_waiting():
-            run.step(small_batch)
+            run.update(small_batch)
     assert run.skipped.read(5) == 0
     assert any(not torch.equal(p, before[key]) for key, p in objective.named_parameters())
 
 
-def test_a_non_finite_step_reads_nothing_back(small_objective, small_batch, training):
+def test_a_non_finite_step_reads_nothing_back(small_objective, small_batch, training, tmp_path):
     objective = small_objective("retrieval")
     with torch.no_grad():
         objective.model.video_proj.weight[0, 0] = torch.nan
-    run = run_of(objective, training(batch_size=4))
+    run = run_of(objective, training(batch_size=4), tmp_path)
     with no_waiting():
-        run.step(small_batch)
+        run.update(small_batch)
     assert run.skipped.read(5) == 1
 
 
 def test_the_step_finds_its_negatives_and_masked_words_where_reading_would(small_objective, small_batch):
     """So that the test above is of steps in which there is something to read."""
     assert (small_batch.labels != -100).any()
-    metrics = small_objective("pretrain")(small_batch)[1]
+    metrics = losses_of(small_objective("pretrain"), small_batch)[1]
     assert {"loss_vtc", "loss_vtm", "loss_mlm", "loss_pem"} <= metrics.keys()
     assert metrics["pseudo_labels_kept"] == 1
 
@@ -190,15 +172,15 @@ def test_a_wait_in_the_backward_pass_is_detected():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["prompter", "retrieval", "pretrain", "qa"])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="requires a GPU: PyTorch warns about synchronizations")
-def test_a_step_on_a_gpu_does_not_synchronize(name, small_objective, small_batch, training):
+def test_a_step_on_a_gpu_does_not_synchronize(name, small_objective, small_batch, training, tmp_path):
     device = torch.device("cuda")
-    run = run_of(small_objective(name, dropout=0.1).to(device), training(batch_size=4, accumulation_steps=2))
-    run.world = World(0, 1, device)
+    config = training(batch_size=4, accumulation_steps=2)
+    run = run_of(small_objective(name, dropout=0.1).to(device), config, tmp_path, World(0, 1, device))
     batch = small_batch.to(device)
-    run.step(batch)  # libraries set themselves up
+    run.update(batch)  # libraries set themselves up
     torch.cuda.set_sync_debug_mode("error")  # a wait raises
     try:
-        run.step(batch)
+        run.update(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert run.skipped.read(limit=5) == 0

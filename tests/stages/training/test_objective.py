@@ -15,6 +15,7 @@ from alpro.stages.training.objective import (
     PrompterObjective,
     QaObjective,
 )
+from tests.stages.training.conftest import losses_of
 
 PROGRAM = Path(__file__).with_name("part_of_a_batch.py")
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -28,19 +29,15 @@ def passes(model: Alpro) -> dict[str, list[int]]:
     return actual
 
 
-def test_pre_training_runs_each_encoder_once(pretraining, batches):
-    """8 videos; 8 texts and the same masked; 8 positives, 8 + 8 negatives, 8 masked texts. The official code goes
-    twice through the text encoder and three times through the multimodal one."""
+def test_each_encoder_runs_once_over_clips_and_texts(pretraining, tiny_model, tokenizer, batches):
+    """8 videos; 8 texts and the same masked; 8 positives, 8 + 8 negatives, 8 masked texts."""
     objective = pretraining()
     actual = passes(objective.model)
-    objective(batches["video"])
-    assert actual == {"video_encoder": [8], "text_encoder": [16], "multimodal_encoder": [32]}
-
-
-def test_retrieval_runs_each_encoder_once(tiny_model, tokenizer, batches):
+    losses_of(objective, batches["video"])
+    assert actual == {"video_encoder": [8], "text_encoder": [16], "multimodal_encoder": [8, 16, 8]}
     objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
     actual = passes(objective.model)
-    objective(batches["video"])
+    losses_of(objective, batches["video"])
     assert actual == {"video_encoder": [8], "text_encoder": [8], "multimodal_encoder": [24]}
 
 
@@ -108,7 +105,7 @@ def test_labels_are_by_global_rank(tiny_model, tokenizer, batches, monkeypatch):
     objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD)
     batch = batches["video"].map(lambda tensor: tensor)
     batch.video = torch.arange(8)
-    loss, _ = objective(batch)
+    loss, _ = losses_of(objective, batch)
     halves = batch.split(2)
     parts = []
     for half in halves:
@@ -121,7 +118,7 @@ def test_labels_are_by_global_rank(tiny_model, tokenizer, batches, monkeypatch):
         gathered = iter(everything)  # videos, texts and numbers are gathered in this order
         monkeypatch.setattr("alpro.stages.training.objective.rank", lambda number=number: number)
         monkeypatch.setattr("alpro.stages.training.objective.gather", lambda _, gathered=gathered: next(gathered))
-        losses.append(objective(half)[0])
+        losses.append(losses_of(objective, half)[0])
     torch.testing.assert_close(sum(losses) / 2, loss)
 
 
@@ -130,7 +127,7 @@ def test_the_loss_does_not_depend_on_the_order_of_the_batch(tiny_model, tokenize
     objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
     batch = batches["video"]
     turned = batch.map(lambda tensor: tensor.flip(0))
-    torch.testing.assert_close(objective(turned)[0], objective(batch)[0])
+    torch.testing.assert_close(losses_of(objective, turned)[0], losses_of(objective, batch)[0])
 
 
 def test_two_captions_of_one_video_are_not_each_others_negatives(tiny_model, tokenizer, batches):
@@ -138,7 +135,7 @@ def test_two_captions_of_one_video_are_not_each_others_negatives(tiny_model, tok
     objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
     batch = batches["video"].map(lambda tensor: tensor)
     batch.video = torch.zeros_like(batch.video)
-    loss, metrics = objective(batch)
+    loss, metrics = losses_of(objective, batch)
     assert metrics["loss_vtc"] == 0
     assert torch.isfinite(loss)
 
@@ -148,9 +145,9 @@ def test_questions_with_unknown_answers_are_ignored(tiny_model, tokenizer, batch
     batch = batches["video"].map(lambda tensor: tensor)
     batch.answers = torch.tensor([0, 1, 2, 0, -100, -100, -100, -100])
     known = batch.split(2)[0]
-    torch.testing.assert_close(objective(batch)[0], objective(known)[0])
+    torch.testing.assert_close(losses_of(objective, batch)[0], losses_of(objective, known)[0])
     batch.answers = torch.full((8,), -100)
-    assert objective(batch)[0] == 0
+    assert losses_of(objective, batch)[0] == 0
 
 
 def test_frames_are_scaled_normalized_and_resized():

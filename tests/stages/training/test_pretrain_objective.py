@@ -16,16 +16,17 @@ from alpro.shards.pictures import draw_entities
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.evaluation.validation import pem_scores
 from alpro.stages.pretrain import draw_pseudo_labels
-from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.masking import keep_patches, random_box
-from alpro.stages.training.pretrain_objective import LossWeights, box_patches, masked_positions
+from alpro.stages.training.dataset import Examples, TrainingDataset
+from alpro.stages.training.masking import keep_patches
+from alpro.stages.training.pretrain_objective import LossWeights, masked_positions
+from tests.stages.training.conftest import losses_of
 
 ALL = tuple(LossWeights.model_fields)
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])
 def test_pre_training_reports_every_loss_and_their_sum(pretraining, batches, kind):
-    loss, metrics = pretraining()(batches[kind])
+    loss, metrics = losses_of(pretraining(), batches[kind])
     losses = [metrics[f"loss_{name}"] for name in ALL]
     assert all(torch.isfinite(value) for value in losses)
     torch.testing.assert_close(loss.detach(), sum(losses))
@@ -39,7 +40,7 @@ def test_uniform_negatives_do_not_depend_on_the_similarity(pretraining, batches,
     def chosen_by(objective) -> dict:
         draw = objective.negatives
         monkeypatch.setattr(objective, "negatives", lambda *a: chosen.append(pairs := draw(*a)) or pairs)
-        return objective(batches["video"])[1]
+        return losses_of(objective, batches["video"])[1]
 
     hard, uniform = pretraining(), pretraining()
     uniform.uniform_negatives = True
@@ -53,21 +54,21 @@ def test_uniform_negatives_do_not_depend_on_the_similarity(pretraining, batches,
 
 def test_labels_of_the_batch_need_no_prompter(pretraining, batches):
     objective, batch = pretraining(), batches["video"]
-    labels = objective.labeled(batch, objective.pixels(batch.frames)).pseudo_labels
+    labels = objective.labeled(batch).pseudo_labels
     torch.manual_seed(1)
-    expected, _ = objective(batch)
+    expected, _ = losses_of(objective, batch)
     objective.prompter = None
     torch.manual_seed(1)
-    loss, _ = objective(replace(batch, pseudo_labels=labels))
+    loss, _ = losses_of(objective, replace(batch, pseudo_labels=labels))
     torch.testing.assert_close(loss, expected)
 
 
 def test_similarities_stay_exact_under_mixed_precision(pretraining, batches):
     torch.manual_seed(1)
-    exact, expected = pretraining()(batches["video"])
+    exact, expected = losses_of(pretraining(), batches["video"])
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, metrics = pretraining()(batches["video"])
+        loss, metrics = losses_of(pretraining(), batches["video"])
     assert loss.dtype == metrics["loss_vtc"].dtype == torch.float32
     torch.testing.assert_close(metrics["loss_vtc"], expected["loss_vtc"], rtol=2e-2, atol=0)
     torch.testing.assert_close(loss, exact, rtol=5e-2, atol=0)
@@ -80,18 +81,19 @@ def test_no_loss_reads_a_dropped_patch(pretraining, batches, kind):
     objective, batch = pretraining(), batches[kind]
     batch = replace(batch, frames=torch.randint(0, 256, (*batch.frames.shape[:3], 32, 32), dtype=torch.uint8))
     torch.manual_seed(1)
-    expected, metrics = objective(batch)
+    expected, metrics = losses_of(objective, batch)
     torch.manual_seed(1)
-    loss, others = objective(replace(batch, kept=torch.arange(16).expand(len(batch.ids), -1)))
+    everything = replace(batch, kept=torch.arange(16).expand(len(batch.ids), -1))
+    loss, others = losses_of(objective, everything)
     torch.testing.assert_close((loss, others), (expected, metrics))
     rng = np.random.default_rng(0)
     kept = torch.from_numpy(np.stack([keep_patches(4, 0.5, rng, tuple(box.tolist())) for box in batch.boxes]))
     torch.manual_seed(1)
-    loss, metrics = objective(replace(batch, kept=kept))
+    loss, metrics = losses_of(objective, replace(batch, kept=kept))
     shown = torch.zeros(len(kept), 16, dtype=torch.bool).scatter(1, kept, True).view(-1, 1, 1, 4, 4)
     shown = shown.repeat_interleave(8, dim=3).repeat_interleave(8, dim=4)
     torch.manual_seed(1)
-    hidden = objective(replace(batch, kept=kept, frames=batch.frames * shown))
+    hidden = losses_of(objective, replace(batch, kept=kept, frames=batch.frames * shown))
     torch.testing.assert_close((loss, metrics), hidden)
 
 
@@ -147,7 +149,7 @@ def test_metrics_of_pem_count_what_the_threshold_keeps(pretraining):
 def test_losses_are_weighted(pretraining, batches):
     weights = {"vtc": 0.5, "vtm": 2.0, "mlm": 0.25, "pem": 4.0}
     torch.manual_seed(1)  # the same hard negatives
-    loss, metrics = pretraining(**weights)(batches["video"])
+    loss, metrics = losses_of(pretraining(**weights), batches["video"])
     torch.testing.assert_close(loss.detach(), sum(metrics[f"loss_{name}"] * w for name, w in weights.items()))
 
 
@@ -162,7 +164,7 @@ def test_a_loss_of_weight_0_is_not_computed(off, pretraining, batches, monkeypat
         raise AssertionError("computed")
 
     monkeypatch.setattr(objective, WORK[off], work)
-    loss, metrics = objective(batches["video"])
+    loss, metrics = losses_of(objective, batches["video"])
     assert f"loss_{off}" not in metrics
     kept = [name for name in ALL if name != off]
     torch.testing.assert_close(loss.detach(), sum(metrics[f"loss_{name}"] for name in kept))
@@ -171,28 +173,25 @@ def test_a_loss_of_weight_0_is_not_computed(off, pretraining, batches, monkeypat
 @pytest.mark.parametrize("off", WORK)
 def test_a_loss_that_is_off_trains_no_head(off, pretraining, batches):
     objective = pretraining(**{off: 0.0})
-    objective(batches["video"])[0].backward()
+    losses_of(objective, batches["video"])[0].backward()
     heads = {"vtm": objective.model.vtm_head, "mlm": objective.model.mlm_head, "pem": objective.model.pem_head}
     for name, head in heads.items():
         assert all((p.grad is None) == (name == off) for p in head.parameters()), name
 
 
 @pytest.mark.parametrize("weights", [{}, {"pem": 0.0}, {"mlm": 0.0}, {"vtm": 0.0}, {"vtc": 0.0}], ids=str)
-def test_the_loss_is_the_same_if_every_position_is_fused(pretraining, batches, monkeypatch, weights):
+def test_the_loss_is_the_same_if_every_token_is_fused(pretraining, batches, monkeypatch, weights):
     """And so are the gradients: no loss reads what the last layer leaves out."""
-
-    def fuse_everything(self, read, text, mask, video):
-        rows = self.fuse(text, mask, video).split([len(positions) for positions in read])
-        return tuple(x.gather(1, at[..., None].expand(-1, -1, x.shape[2])) for x, at in zip(rows, read, strict=True))
+    fuse = Alpro.fuse
 
     def loss_and_gradients():
         objective = pretraining(**weights)
-        loss, _ = objective(batches["video"])
+        loss, _ = losses_of(objective, batches["video"])
         loss.backward()
         return loss.detach(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
 
     loss, gradients = loss_and_gradients()
-    monkeypatch.setattr(Alpro, "fuse_at", fuse_everything)
+    monkeypatch.setattr(Alpro, "fuse", lambda self, *pairs: fuse(self, *pairs[:3])[:, : (*pairs, None)[3]])
     expected, expected_gradients = loss_and_gradients()
     torch.testing.assert_close(loss, expected)
     assert gradients.keys() == expected_gradients.keys()
@@ -214,32 +213,6 @@ def test_every_masked_word_is_selected_once(data, rows, length):
         assert at[word != -100].tolist() == row.ne(-100).nonzero().flatten().tolist()  # each masked one, in order
 
 
-@given(data=st.data(), grid=st.integers(2, 6))
-def test_every_patch_in_the_crop_is_selected_once(data, grid):
-    boxes = []
-    for _ in range(data.draw(st.integers(1, 4))):
-        height = data.draw(st.integers(1, grid))
-        width = data.draw(st.integers(1, max(1, min(grid, grid**2 // 2 // height))))
-        if height * width > grid**2 // 2:
-            height = 1
-        top, left = data.draw(st.integers(0, grid - height)), data.draw(st.integers(0, grid - width))
-        boxes.append((left, top, width, height))
-    patches, inside = box_patches(torch.tensor(boxes), grid, max(1, grid**2 // 2))
-    assert patches.shape == inside.shape == (len(boxes), grid**2 // 2)
-    for (left, top, width, height), at, counted in zip(boxes, patches, inside, strict=True):
-        assert len(set(at.tolist())) == len(at)
-        rows, columns = range(top, top + height), range(left, left + width)
-        assert at[counted].tolist() == [row * grid + column for row in rows for column in columns]
-
-
-@pytest.mark.parametrize("grid", range(1, 17))
-def test_the_selected_patches_have_room_for_every_random_box(grid):
-    rng = np.random.default_rng(0)
-    boxes = torch.tensor([random_box(grid, rng) for _ in range(40)])
-    _, inside = box_patches(boxes, grid, max(1, grid**2 // 2))
-    assert torch.equal(inside.sum(1), boxes[:, 2] * boxes[:, 3])
-
-
 def test_the_picture_shows_the_crops(pretraining, clips, training, tokenizer, tmp_path, monkeypatch):
     objective, drawn = pretraining(), []
 
@@ -249,9 +222,9 @@ def test_the_picture_shows_the_crops(pretraining, clips, training, tokenizer, tm
 
     monkeypatch.setattr("alpro.stages.pretrain.draw_entities", record)
     config = training(("clips",), 1)
-    data = TrainingDataset(config, {"clips": clips}, tokenizer, "sample", 4, 32, 4, 0.3)
+    data = TrainingDataset(config, {"clips": clips}, tokenizer, Examples("sample", 4, 32, 4, 0.3))
     draw_pseudo_labels(objective, data, [str(n) for n in range(8)], tmp_path, 0)
-    chosen = objective.labeled(data[0], objective.pixels(data[0].frames))
+    chosen = objective.labeled(data[0])
     assert [[int(4 * side) for side in box] for box, _ in drawn] == chosen.boxes.tolist()
     assert [value for _, value in drawn] == pytest.approx(chosen.pseudo_labels.amax(1).tolist())
     assert (tmp_path / "pseudo_labels.png").exists()
@@ -264,14 +237,14 @@ def test_pem_reports_its_accuracy_and_the_entropy_of_its_labels(pretraining, bat
     logits = torch.tensor([[5.0, 1.0, 0.0], [9.0, 0.0, 0.0], [3.0, 0.0, 1.0], [0.0, 0.0, 9.0]])
     objective.model.pem_logits = lambda patches, inside: logits
     batch = replace(batches["video"], pseudo_labels=labels)
-    _, metrics = objective.entities(batch, torch.zeros(4, 2, 3), torch.ones(4, 2, dtype=torch.bool))
+    _, metrics = objective.entities(batch, torch.zeros(8, 16, 3), {"pem": torch.tensor(2.0)})
     assert (metrics["pseudo_labels_kept"], metrics["pem_accuracy"]) == (0.5, 0.5)
     entropy = -(0.7 * np.log(0.7) + 0.3 * np.log(0.3)) / 2
     assert metrics["pseudo_label_entropy"].item() == pytest.approx(entropy, abs=1e-6)
 
 
 def test_no_pseudo_label_kept_is_no_loss_and_no_nan(pretraining, batches):
-    loss, metrics = pretraining(threshold=1.1)(batches["video"])
+    loss, metrics = losses_of(pretraining(threshold=1.1), batches["video"])
     assert (metrics["loss_pem"].item(), metrics["pseudo_labels_kept"].item()) == (0.0, 0.0)
     loss.backward()
     assert torch.isfinite(loss)
@@ -280,7 +253,7 @@ def test_no_pseudo_label_kept_is_no_loss_and_no_nan(pretraining, batches):
 def test_a_batch_without_masked_words_is_no_nan(pretraining, batches):
     batch = batches["video"].map(lambda tensor: tensor)
     batch.masked, batch.labels = batch.text, torch.full_like(batch.text, -100)
-    loss, metrics = pretraining()(batch)
+    loss, metrics = losses_of(pretraining(), batch)
     assert metrics["loss_mlm"] == 0
     loss.backward()
     assert torch.isfinite(loss)
@@ -290,7 +263,7 @@ def test_the_prompter_stays_frozen_and_without_dropout(pretraining, batches):
     objective = pretraining().train()
     assert not objective.prompter.training
     assert not any(p.requires_grad for p in objective.prompter.parameters())
-    objective(batches["video"])[0].backward()
+    losses_of(objective, batches["video"])[0].backward()
     assert all(p.grad is None for p in objective.prompter.parameters())
 
 
@@ -303,7 +276,7 @@ def test_pixels_outside_the_crop_are_zeroed_before_normalization(pretraining, ba
     monkeypatch.setattr(
         objective.prompter.model, "encode_video", lambda x, cls_only: seen.append(x) or encode(x, cls_only)
     )
-    objective(batch)
+    losses_of(objective, batch)
     cut = torch.zeros_like(batch.frames)
     for number, (left, top, width, height) in enumerate((batch.boxes * 8).tolist()):  # patches of 8 pixels
         inside = (number, ..., slice(top, top + height), slice(left, left + width))
@@ -313,9 +286,9 @@ def test_pixels_outside_the_crop_are_zeroed_before_normalization(pretraining, ba
 
 def test_images_use_the_image_prompts(pretraining, batches):
     objective = pretraining()
-    one = objective(batches["image"])[1]["loss_pem"]
+    one = losses_of(objective, batches["image"])[1]["loss_pem"]
     objective.video_prompts.zero_()
-    torch.testing.assert_close(objective(batches["image"])[1]["loss_pem"], one)
-    assert not torch.equal(objective(batches["video"])[1]["loss_pem"], one)
+    torch.testing.assert_close(losses_of(objective, batches["image"])[1]["loss_pem"], one)
+    assert not torch.equal(losses_of(objective, batches["video"])[1]["loss_pem"], one)
     objective.image_prompts.zero_()
-    assert not torch.allclose(objective(batches["image"])[1]["loss_pem"], one)
+    assert not torch.allclose(losses_of(objective, batches["image"])[1]["loss_pem"], one)

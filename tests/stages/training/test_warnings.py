@@ -49,10 +49,10 @@ def test_cut_texts_are_counted_in_each_unit(rows, corpus_of, tmp_path, steps_of,
     texts = ["red ball", "how many balls are there?"]
     length = {text: len(tokenizer.encode(text).ids) for text in texts}
     limit = length[texts[1]] - 1
-    (line,) = steps_of({"a": corpus}, 1, "question", answers={}, batch_size=1, max_text_tokens=limit).cut_texts()
+    (line,) = steps_of({"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit).cut_texts()
     assert line == f"a: 3 of 3 questions have more than max_text_tokens = {limit} tokens and are cut"
     assert not [
-        *steps_of({"a": corpus}, 1, "question", answers={}, batch_size=1, max_text_tokens=limit + 1).cut_texts()
+        *steps_of({"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit + 1).cut_texts()
     ]
     (line,) = steps_of({"a": corpus}, 1, batch_size=1, max_text_tokens=4).cut_texts()
     assert line.startswith("a: 6 of 6 captions have more")
@@ -61,16 +61,19 @@ def test_cut_texts_are_counted_in_each_unit(rows, corpus_of, tmp_path, steps_of,
 def test_the_warnings_are_logged_and_in_the_result(
     corpus, training, tiny_model, tokenizer, tmp_path, monkeypatch, capsys
 ):
-    def fit(objective, data, config, out, *others):
-        (out / "metrics.jsonl").write_text(json.dumps({"step": 1, "time": 1.0, "train/loss_vtc": 1.0}) + "\n")
-        return {}
+    class Run:
+        def __init__(self, objective, data, config, out, *others):
+            (out / "metrics.jsonl").write_text(json.dumps({"step": 1, "time": 1.0, "train/loss_vtc": 1.0}) + "\n")
+
+        def train(self, *_):
+            return {}
 
     def build(device: torch.device) -> Training:
         model = Prompter(tiny_model(tokenizer.get_vocab_size()))
         folder = ModelFolder("prompter", model, tokenizer)
-        return Training(folder, "sample", PrompterObjective(model, (0.5,) * 3, (0.5,) * 3), lambda: (None, ""))
+        return Training(folder, PrompterObjective(model, (0.5,) * 3, (0.5,) * 3), None)
 
-    monkeypatch.setattr(stage, "fit", fit)
+    monkeypatch.setattr(stage, "Run", Run)
     config = training(("a",), 1, batch_size=2, max_text_tokens=4)
     trained = train(build, config, {"a": corpus(4)}, tmp_path, Resources(device="cpu", workers=1))
     cut, chance = trained.warnings
