@@ -54,43 +54,27 @@ Changes = Annotated[tuple[str, ...], BeforeValidator(as_changes)]
 
 
 class Variant(BaseModel):
-    """A variant of the study's configuration."""
+    """A variant of the study's configuration: its name in the table and in MLflow, and its changes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, description="name in the table and in MLflow")
-    changes: Changes = Field(
-        (), alias="set", description='changes of this variant: a list such as `["pretrain.lr=1e-4"]`, or a table'
-    )
+    name: str = Field(min_length=1)
+    changes: Changes = Field((), alias="set")
 
 
 class Study(BaseModel):
-    """A study. The other variants are compared with the first."""
+    """A study; docs/evaluate.md has its keys. The other variants are compared with the first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(
-        "", pattern=r"^[\w-]*$", description="name of the experiment in MLflow; default: the name of the file"
-    )
-    config: str = Field(
-        "sample", description="the configuration, as for `--config`; the path of a file is relative to the study file"
-    )
-    changes: Changes = Field((), alias="set", description="changes of all variants, as those of a variant")
-    until: str = Field("", description="last stage to run, such as `zero_shot`; default: the whole pipeline")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2), min_length=1, description="the seeds; every variant runs with each"
-    )
-    seed_stages: tuple[str, ...] = Field(
-        SEEDED,
-        description="stages whose seed varies; default: all that have one. Without `render_sample`, all runs have the "
-        "same corpus",
-    )
-    scores: tuple[str, ...] = Field(
-        SCORES,
-        min_length=1,
-        description="scores of the printed table: names of rows of `results.json`, `*` matches any characters",
-    )
-    variants: tuple[Variant, ...] = Field((Variant(name="base"),), min_length=1, description="the variants")
+    name: str = Field("", pattern=r"^[\w-]*$")  # of the experiment in MLflow; default: the name of the file
+    config: str = "sample"  # the path of a file is relative to the study file
+    changes: Changes = Field((), alias="set")  # of all variants
+    until: str = ""  # the last stage to run; default: the whole pipeline
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    seed_stages: tuple[str, ...] = SEEDED  # without `render_sample`, all runs have the same corpus
+    scores: tuple[str, ...] = Field(SCORES, min_length=1)  # of the printed table; `*` matches any characters
+    variants: tuple[Variant, ...] = Field((Variant(name="base"),), min_length=1)
 
     @field_validator("variants", "seeds")
     @classmethod
@@ -290,13 +274,9 @@ def study_table(title: str, summaries: list[dict[str, Any]]) -> Table:
     lines = []
     for row in summaries:
         difference = "" if row["difference"] is None else change_text(row["difference"], None, None)
-        cells = [number_text(row["mean"], row["unit"]), half_width(row["interval"])]
-        cells += [difference, half_width(row["difference_interval"])] if several else []
+        spreads = ["" if row[key] is None else f"± {row[key]:.1f}" for key in ("interval", "difference_interval")]
+        cells = [number_text(row["mean"], row["unit"]), spreads[0], *[difference, spreads[1]] * several]
         cells += [" ".join(f"{value:.1f}" for value in row["values"]), number_text(row["chance"], row["unit"])]
         lines.append([f"{row['what']}, {metric_text(row)}", row["variant"] if several else "", *cells])
     heads = ["score", "variant" if several else "", "mean", "±", *["difference", "±"] * several, "each seed", "chance"]
     return Table(title, heads, lines, NOTE)
-
-
-def half_width(interval: float | None) -> str:
-    return "" if interval is None else f"± {interval:.1f}"

@@ -60,7 +60,7 @@ TABLES += ("retrieval_t2v.parquet",)
 TABLE_ROWS = 500
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 VIEW = "alpro"  # of the columns of MLflow's table of runs, by its key in addresses
-COLUMNS = [*(f"metrics.`{name}`" for name in HEADLINES), "attributes.`Dataset`", "attributes.`Models`"]
+COLUMNS = [f"metrics.`{name}`" for name in HEADLINES]
 PAGES = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
 # The input of an evaluation whose model a headline score is of. What a model reached on the validation split, without
 # an evaluation, is logged with it, too.

@@ -1,5 +1,6 @@
 """The report and the page of a comparison in a real browser: errors, requests, contrast."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,12 @@ from tests.pipeline.conftest import TINY, alpro
 
 pytest.importorskip("playwright")
 
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, sync_playwright
 
-from docs.screenshots import PROGRAMS, browser
-
+PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(not any(map(shutil.which, PROGRAMS)), reason="no Chromium"),
+    pytest.mark.skipif(not PROGRAM, reason="no Chromium"),
 ]
 # The lowest contrast (WCAG) of the text of any element to the background of its page or box.
 CONTRAST = """() => {
@@ -43,8 +43,10 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    with browser() as started:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=PROGRAM, chromium_sandbox=os.getuid() != 0)
         yield started
+        started.close()
 
 
 @pytest.fixture(scope="module")
