@@ -13,7 +13,7 @@ from alpro.stages.training.config import FineTuningConfig, MatchingConfig, Match
 from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
-VERSION = 3
+VERSION = 4
 
 
 class Config(FineTuningConfig, MatchingConfig):
