@@ -1,4 +1,4 @@
-"""Captions to entities and to a tokenizer."""
+"""Captions to entities."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,9 +13,6 @@ from alpro.models.templates import Templates
 from alpro.shards.reader import read_index
 from alpro.stages import build_vocabulary
 from alpro.stages.build_vocabulary import Candidate, Config, exclusion_reason, merge_forms, select_words
-
-ROOT = Path(__file__).parents[2]
-TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue star", "a fish swims in the sea"] * 2
 
 
 def nouns(**counts: int) -> list[Candidate]:
