@@ -139,6 +139,21 @@ def test_an_artifact_is_logged_from_its_files_once_a_store(tracker, artifact):
     assert len(tracker.client.search_runs([tracker.experiment])) == 4
 
 
+def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, artifact, tmp_path, capsys):
+    from alpro.pipeline.cli import main as cli
+
+    run = {"seconds": 1.0, "at": "2026-01-01T00:00:00", "arguments": {"config": "configs/sample.toml", "changes": []}}
+    marks = [artifact(stage, run=run)[1]["fingerprint"] for stage in ("build_vocabulary", "zero_shot")]
+    command = ["artifacts", "log", *(mark[:8] for mark in marks), "--workspace", str(tmp_path)]
+    for number in (1, 2):
+        assert cli.execute(cli.parser().parse_args(command)) == 0
+        found = tracker.client.search_runs([tracker.experiment], "attributes.status = 'FINISHED'")
+        assert sorted(run.data.tags["fingerprint"] for run in found) == sorted(marks * number)
+    capsys.readouterr()
+    assert cli.execute(cli.parser().parse_args([*command, "--tracking-uri", "http://127.0.0.1:9"])) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_an_outage_is_one_warning_and_no_line_of_metrics_is_lost(client, tracker, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("alpro.pipeline.tracking.tracker.PAUSE_SECONDS", 0)
     with tracker.stage_run(step_of(), tmp_path, "", {}) as run:
