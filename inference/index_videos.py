@@ -52,7 +52,7 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item 
         if isinstance(row, Reject):
             yield row
         else:
-            values = {"split": row.split, "group": row.group} | row.meta
+            values = {"split": row.split, "group": row.group or row.name} | row.meta
             kept = [(name, text_of(values[name])) for name in columns if name in values]
             fields = row.model_dump(include={"id", "kind", "start", "end"})
             caption = next(iter(row.captions), None)

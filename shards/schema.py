@@ -39,6 +39,16 @@ class Question(BaseModel):
     type: str = ""
 
 
+class Member(BaseModel):
+    """A file inside an uncompressed tar: its name, and the position of its bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    offset: int
+    size: int
+
+
 class Row(BaseModel):
     """An item of a manifest: a video (or `start`..`end` seconds of it) or an image, with its texts."""
 
@@ -53,6 +63,8 @@ class Row(BaseModel):
     end: float | None = Field(None, gt=0, le=MAX_SECONDS)
     split: Literal["", "train", "validation", "test"] = ""
     group: str = ""  # items of the same source, which stay in one split
+    name: str = ""  # of the file in the data; the group of rows without one, or what a pattern finds in it
+    member: Member | None = None  # of the tar `path`
     meta: dict[str, Any] = Field(default_factory=dict)  # every other column
 
     @field_validator("path")
@@ -63,10 +75,12 @@ class Row(BaseModel):
     @property
     def file_name(self) -> str:
         """The name of the file without its folder, also for a URL, without its query."""
+        if self.member:
+            return PurePosixPath(self.member.name).name
         if isinstance(self.path, Path):
             return self.path.name
         link = next(link for link in self.path.split("::") if "://" in link)  # the link of a chain that has the path
-        if link.lower().startswith(("http", "member")):
+        if link.lower().startswith("http"):
             link = unquote(re.split("[?#]", link)[0])
         return PurePosixPath(link).name
 
@@ -123,6 +137,27 @@ class Reject(BaseModel):
 
 
 REJECTS = pa.schema([(name, pa.string()) for name in ("id", "path", "reason", "detail")])
+QUESTIONS = pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string()), ("type", pa.string())]))
+
+# One row per item of a source, as it is imported. `cut` is a hash of the id, which decides where shards are cut; `meta`
+# is JSON.
+MANIFEST = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("kind", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("questions", QUESTIONS),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("split", pa.string()),
+        ("group", pa.string()),
+        ("name", pa.string()),
+        ("member", pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])),
+        ("cut", pa.uint32()),
+        ("meta", pa.string()),
+    ]
+)
 
 # One row per sample: its metadata, its shard, and the offsets, sizes (bytes) and CRC-32 of its members.
 INDEX = pa.schema(
@@ -132,7 +167,7 @@ INDEX = pa.schema(
         ("kind", pa.string()),
         ("group", pa.string()),
         ("captions", pa.list_(pa.string())),
-        ("questions", pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string()), ("type", pa.string())]))),
+        ("questions", QUESTIONS),
         ("duration", pa.float64()),
         ("width", pa.int32()),
         ("height", pa.int32()),

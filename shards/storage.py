@@ -16,7 +16,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote, unquote
@@ -28,6 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
+from alpro.shards.schema import Member
 
 Location = Path | str
 Answer = TypeVar("Answer")
@@ -37,6 +38,7 @@ URL = re.compile(r"(?:[a-z][\w+.-]*::)*(?P<protocol>[a-z][\w+.-]*)://", re.IGNOR
 NETWORK_PROTOCOLS = {"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf"}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the local disk
 MAX_CONCURRENT_REQUESTS = 16
+CHUNK_BYTES = 1 << 22  # of a member of a tar that are copied at a time
 RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds before a failed request is retried
 
 
@@ -321,21 +323,31 @@ def _names(folder: Location) -> list[str]:
 
 @contextmanager
 def local_copy(
-    location: Location, max_bytes: int | None = None, folder: Path | None = None, seconds: float | None = None
+    location: Location,
+    max_bytes: int | None = None,
+    folder: Path | None = None,
+    seconds: float | None = None,
+    member: Member | None = None,
 ) -> Iterator[Path]:
-    """Yields a local path of the file: the path itself, or a temporary copy of a URL.
+    """Yields a local path of the file: the path itself, or a temporary copy of a URL, or of a member of a tar.
 
-    The copy has the URL's extension and is in `folder` (default: the system's temporary folder). Raises TooLarge if the
-    file exceeds `max_bytes`, without fetching more, and OSError if the store fails or after `seconds`.
+    The copy has the file's extension and is in `folder` (default: the system's temporary folder). Raises TooLarge if
+    the file exceeds `max_bytes`, without fetching more, OSError if the store fails or after `seconds`, and EOFError if
+    the tar ends inside the member.
     """
-    if isinstance(location, Path):
+    if isinstance(location, Path) and not member:
         yield location
         return
     deadline = None if seconds is None else time.monotonic() + seconds
-    handle, name = tempfile.mkstemp(suffix(location), ".fetched.", folder)
+    handle, name = tempfile.mkstemp(suffix(Path(member.name) if member else location), ".fetched.", folder)
     os.close(handle)
     copy = Path(name)
     try:
+        if member:
+            _TransferLimit(max_bytes).set_size(member.size)
+            _unpack(member, location, copy)
+            yield copy
+            return
         call_store(
             location,
             lambda system, name: system.get_file(name, str(copy), callback=_TransferLimit(max_bytes, deadline)),
@@ -344,6 +356,18 @@ def local_copy(
         yield copy
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _unpack(member: Member, tar: Location, copy: Path) -> None:
+    with open_binary(tar) if isinstance(tar, Path) else nullcontext() as file, open(copy, "wb") as out:
+        for start in range(0, member.size, CHUNK_BYTES):
+            size = min(CHUNK_BYTES, member.size - start)
+            if file:
+                file.seek(member.offset + start)
+            data = file.read(size) if file else read_range(tar, member.offset + start, size)
+            if len(data) != size:
+                raise EOFError(f"{tar} ends inside {member.name}")
+            out.write(data)
 
 
 class _TransferLimit(Callback):

@@ -87,7 +87,7 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
                 extended |= _extended_header(content, data)
         else:
             name = extended.get("path", header.name).rstrip("/")
-            sparse = header.issparse() or any(key.startswith("GNU.sparse") for key in extended)
+            sparse = header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended)
             yield TarMember(name, data, size, header.isreg() and not sparse, header.isdir())
             extended = {}
         at = at_next

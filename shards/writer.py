@@ -112,6 +112,12 @@ def index_shard(shard: Location) -> pa.Table:
                     _add_member(samples, member, file, shard)
     except (DamagedTar, OSError) as error:
         raise InputError(f"{shard}: not a readable shard: {error}") from error
+    if not samples:
+        raise InputError(f"{shard}: it has no samples")
+    *others, (last, members) = samples.items()
+    is_own = re.fullmatch("[0-9a-f]{32}", last)  # all samples of a shard have the same number of frames
+    if is_own and others and len(members.frames) < min(len(other.frames) for _, other in others):
+        raise InputError(f"{shard}: sample {last} has fewer frames than all others: the shard may end inside it")
     name = shard.name if isinstance(shard, Path) else shard
     rows = [_index_row(shard, key, sample) | {"shard": name} for key, sample in samples.items()]
     return pa.Table.from_pylist(rows, schema=INDEX)

@@ -1,11 +1,11 @@
 """Decodes the items of a manifest into WebDataset shards. Every item ends in either a shard or rejects.parquet."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,18 +13,18 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from alpro.errors import InputError
-from alpro.files import checksum, digest, read_json
+from alpro.files import checksum, digest, file_state, read_json
 from alpro.log import log
 from alpro.progress import progress
 from alpro.shards.decoding import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
-from alpro.shards.sources.annotations import ANNOTATION_FILES, scan_source, split_of
+from alpro.shards.sources.annotations import ANNOTATION_FILES, split_of
 from alpro.shards.sources.identity import identities
-from alpro.shards.sources.members import member_of, unpacked
+from alpro.shards.sources.manifest import import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.corpora.reuse import REJECTED, UNITS, WrittenShard, index_earlier_units, reuse_unit
+from alpro.stages.corpora.reuse import REJECTED, UNITS, reuse_unit
 from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap, write_tables
 from alpro.stages.corpora.units import (
     forget_unit,
@@ -101,59 +101,46 @@ UNIT_SETTINGS = {"frames", "size", "quality", "timeout", "max_bytes", "max_pixel
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
     """inputs: `data`, a manifest, a folder of shards of video2dataset, or a folder of videos, the latter with optional
     annotation files by split, and the `root` that their names are relative to; or `sample`, the rendered sample, with
-    Config.manifest in it.
+    Config.manifest in it. `manifests`: the folder in which the source is already imported.
 
     Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/corpora/reuse.py), statistics.json,
-    overlap.parquet and pictures/samples.png. Memory does not grow with the number of items.
+    overlap.parquet and pictures/samples.png.
     """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
     parts = open_parts(out, resources)
     annotations = {name: path for name, path in inputs.items() if split_of(name) in ANNOTATION_FILES}
-    with plan_of(config, source, annotations, inputs.get("root"), parts) as plan:
-        check_texts(source, plan)
-        if not config.group_pattern and (hint := group_hint(plan)):
-            log.info(f"hint: {hint}")
-        index_earlier_units(out)
-        with progress("decoding", plan.count("rows"), "items") as advance:
-            done = partial(is_finished, config=config, out=out)
-            process = partial(process_unit, config=config, out=out)
-            run_unfinished(plan.units(), done, process, resources, advance, lambda unit: len(unit.rows))
-        (out / REJECTED).unlink(missing_ok=True)
-        outcome = merge(plan, out)
-        counts, outcome.warnings = write_overlap(out, COMPARED)
-        outcome.counts |= counts
-        draw_samples(out)
-        if error := too_many_rejects(source, outcome, config.max_reject_share, out):
-            delete_rejected_units(plan, out)
-            (out / REJECTED).touch()
-            raise error
+    plan = plan_of(config, source, annotations, inputs.get("root"), inputs.get("manifests", parts))
+    check_texts(source, plan)
+    if not config.group_pattern and (hint := group_hint(plan)):
+        log.info(f"hint: {hint}")
+    with progress("decoding", len(plan.numbers), "items") as advance:
+        done = partial(is_finished, config=config, out=out)
+        process = partial(process_unit, config=config, out=out)
+        run_unfinished(plan.units(), done, process, resources, advance, lambda unit: len(unit.rows))
+    (out / REJECTED).unlink(missing_ok=True)
+    outcome = merge(plan, out)
+    counts, outcome.warnings = write_overlap(out, COMPARED)
+    outcome.counts |= counts
+    draw_samples(out)
+    if error := too_many_rejects(source, outcome, config.max_reject_share, out):
+        delete_rejected_units(plan, out)
+        (out / REJECTED).touch()
+        raise error
     return outcome
 
 
 def plan_of(
-    config: Config,
-    source: Location,
-    annotations: Mapping[str, Path] | None,
-    root: Path | None,
-    folder: Path,
-    note: Callable[[Row], None] = lambda row: None,
-) -> AbstractContextManager[DecodePlan]:
-    """The plan of decoding a source, in `folder`. `note` is called with each row of the kinds that are decoded."""
-
-    def records() -> Iterator[Row | Reject]:
-        for record in scan_source(source, annotations, root, config.group_pattern):
-            if isinstance(record, Row):
-                if config.kinds not in ("all", record.kind):
-                    continue
-                note(record)
-            yield record
-
-    return DecodePlan.create(folder, records(), config.validation, config.test, config.seed, config.samples_per_shard)
+    config: Config, source: Location, annotations: Mapping[str, Path] | None, root: Path | None, cache: Path
+) -> DecodePlan:
+    """The plan of decoding a source, which is imported to the folder `cache`."""
+    manifest = import_source(source, cache, annotations, root)
+    shares = config.validation, config.test
+    return DecodePlan(manifest, config.kinds, config.group_pattern, *shares, config.seed, config.samples_per_shard)
 
 
 def check_texts(source: Location, plan: DecodePlan) -> None:
     """Raises InputError if no item has a caption or a question."""
-    if not plan.count("rows"):
+    if not len(plan.numbers):
         bad = next(plan.rejects(), None)
         raise InputError(f"{source}: no rows of these kinds" if bad is None else f"{source}: {bad.id}: {bad.detail}")
     if not any(texts["items"] for texts in plan.texts_by_split().values()):
@@ -200,22 +187,19 @@ def process_unit(unit: DecodeUnit, config: Config, out: Path) -> None:
         rejects, sums = write_shard(unit, config, out)
         shard = out / f"{unit.name}.tar"
         index = index_shard(shard) if shard.is_file() else INDEX.empty_table()
-        sha256 = checksum(shard) if shard.is_file() else ""
-        written = WrittenShard(unit.name, key, sha256, index.num_rows, len(rejects), sums.ravel().tolist())
+        record: dict[str, Any] = {"name": unit.name, "key": key, "sha256": checksum(shard) if shard.is_file() else ""}
+        record |= {"samples": index.num_rows, "rejected": len(rejects), "sums": sums.ravel().tolist()}
         rejected = pa.Table.from_pylist([r.model_dump() for r in rejects], schema=REJECTS)
     else:
-        written, index, rejected = reused
-    write_unit(unit.name, out, index, rejected, vars(written) | {"decoded": reused is None})
+        record, index, rejected = reused
+    write_unit(unit.name, out, index, rejected, record | {"decoded": reused is None})
     part_path(unit.name, "suspects", out).unlink(missing_ok=True)
 
 
 def unit_key(unit: DecodeUnit, config: Config) -> str:
     """The digest of everything that determines a shard: its rows, the identities of their files, and the settings."""
     files = identities(row.path for row in unit.rows)
-    rows = [
-        row.model_dump(mode="json") | {"path": str(row.path), "file": file}
-        for row, file in zip(unit.rows, files, strict=True)
-    ]
+    rows = [row.model_dump(mode="json") | {"file": file} for row, file in zip(unit.rows, files, strict=True)]
     return digest({"version": VERSION, "config": config.model_dump(include=UNIT_SETTINGS), "rows": rows})
 
 
@@ -228,7 +212,7 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
             try:
                 if not row.captions and not row.questions:
                     raise DecodeError("no text")
-                with fetched(row.path, config.max_bytes, out / "parts") as path:
+                with fetched(row, config.max_bytes, out / "parts") as path:
                     suspects.add(number)
                     clip = (decode_in_subprocess if number in suspects.earlier else decode_with_timeout)(
                         row, path, config
@@ -316,16 +300,15 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
 
 
 @contextmanager
-def fetched(location: Location, max_bytes: int, folder: Path) -> Iterator[Path]:
-    """Yields the local path, or a temporary copy of a URL or of a member of a tar. Raises DecodeError if the file
-    cannot be fetched."""
+def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
+    """Yields the local path of a row's file, or a temporary copy of a URL or of a member of a tar. Raises DecodeError
+    if the file cannot be fetched."""
     with ExitStack() as stack:
-        member = member_of(location)
         try:
-            if member:
-                path = stack.enter_context(unpacked(member, max_bytes, folder))
-            else:
-                path = stack.enter_context(local_copy(location, max_bytes, folder, FETCH_SECONDS))
+            copy = local_copy(row.path, max_bytes, folder, FETCH_SECONDS, row.member)
+            path = stack.enter_context(copy)
+            if isinstance(row.path, Path) and (state := file_state(path)) and state[0] > max_bytes:
+                raise TooLarge(f"{state[0]} bytes")
         except FileNotFoundError:
             raise DecodeError("missing") from None
         except TooLarge as error:
@@ -336,17 +319,13 @@ def fetched(location: Location, max_bytes: int, folder: Path) -> Iterator[Path]:
             if error.errno is not None:  # local, such as a full disk
                 raise
             raise DecodeError("not fetched", str(error)) from None
-        if isinstance(location, Path):
-            with suppress(OSError, ValueError):  # the decoder reports missing files
-                if (size := path.stat().st_size) > max_bytes:
-                    raise DecodeError("too large", f"{size} bytes")
         yield path
 
 
 def delete_rejected_units(plan: DecodePlan, out: Path) -> None:
     """Forgets that units with rejects are finished, so that a rerun decodes them again after the cause is fixed. Their
     shards stay: a run that accepts more rejects reuses them."""
-    for name in plan.unit_names():
+    for name in plan.places:
         if pq.read_metadata(part_path(name, "rejects.parquet", out)).num_rows:
             forget_unit(name, out)
             for kind in ("rejects.parquet", "index.parquet"):
@@ -360,11 +339,10 @@ def merge(plan: DecodePlan, out: Path) -> Outcome:
     """
     linked, training, everything = 0, np.zeros(9), np.zeros(9)
     sha256: dict[str, str] = {}
-    invalid = (pa.Table.from_pylist([reject.model_dump()], schema=REJECTS) for reject in plan.rejects())
 
     def units() -> Iterator[pa.Table]:
         nonlocal linked
-        for name in plan.unit_names():
+        for name in plan.places:
             record = read_json(part_path(name, "json", out))
             everything[:] += record["sums"]
             training[:] += np.array(record["sums"]) * name.startswith("train")
@@ -372,9 +350,9 @@ def merge(plan: DecodePlan, out: Path) -> Outcome:
             sha256.update({f"{name}.tar": record["sha256"]} if record["sha256"] else {})
             yield pa.Table.from_pylist([record], schema=UNITS)
 
-    corpus = merge_parts(plan.unit_names, out, invalid)
+    corpus = merge_parts(plan.places, out, [plan.manifest.rejects()])
     write_tables(out / "units.parquet", UNITS, units())
     counts = corpus.all() | {"linked": linked}
-    assert counts["items"] == plan.count("rows") + plan.count("rejects")
+    assert counts["items"] == len(plan.numbers) + plan.manifest.about["rejects"]
     write_statistics(out, corpus, training.reshape(3, 3), everything.reshape(3, 3), plan.texts_by_split())
     return Outcome(counts, sha256=sha256)

@@ -205,7 +205,7 @@ def merge(units: list[ShardUnit], out: Path) -> Outcome:
         for split, counts in numbers["expected"].items():
             for name in COUNT_NAMES:
                 expected[split][name] += counts[name]
-    corpus = merge_parts(lambda: (unit.name for unit in units), out)
+    corpus = merge_parts([unit.name for unit in units], out)
     counts = corpus.all() | {"shards": len(units)}
     assert counts["items"] == sum(split["items"] for split in expected.values())
     write_statistics(out, corpus, training, everything, expected)

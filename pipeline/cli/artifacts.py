@@ -127,11 +127,10 @@ def show_artifact(arguments: argparse.Namespace) -> None:
     print(f"{record['name']}  {folder}")
     print(f"fingerprint {record['fingerprint']}")
     print(f"built {run['at']} in {run['seconds']:g} s, commit {run.get('commit')}, MLflow run {run.get('mlflow_run')}")
-    inputs = {name: f"{source['stage']} {source['fingerprint'][:16]}" for name, source in record["inputs"].items()}
-    for heading in ("inputs", "files", "counts", "metrics", "config", "versions"):
+    for heading in ("files", "counts", "metrics", "config", "versions"):
         if values := record[heading]:
             print(f"\n{heading}")
-        for key, value in (inputs if heading == "inputs" else values).items():
+        for key, value in values.items():
             print(f"  {key}: {value:g}" if isinstance(value, float) else f"  {key}: {value}")
     if built_from:
         print("\nbuilt from")

@@ -2,14 +2,11 @@
 
 import argparse
 import sys
-from math import ceil
 from typing import Any
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
 from alpro.pipeline.cli.arguments import ARTIFACT, add_action, add_group, add_json, add_workspace, print_json, user_path
-
-MIN_FOREIGN = 0.05  # share of captions in other languages from which on they are mentioned
 
 
 def add_data_commands(commands: Any) -> None:
@@ -24,10 +21,9 @@ def add_check(actions: Any) -> None:
         actions,
         "check",
         check,
-        "what is there, what is missing, the splits, and an estimate of time and disk space",
+        "what is there, what is missing, and the splits",
         description="Reads every row of a manifest, folder or set of shards, decodes a few items, and prints what is "
-        "there, what is missing, the splits, and an estimate of time and disk space. The exit status is 1 if a run "
-        "would fail.",
+        "there, what is missing, and the splits. The exit status is 1 if a run would fail.",
     )
     parser.add_argument("data", metavar="FOLDER_OR_MANIFEST", help="your videos, as for `alpro run --data`")
     parser.add_argument(
@@ -44,7 +40,7 @@ def add_check(actions: Any) -> None:
         metavar="KEY=VALUE",
         help="change one value, such as corpora.data.frames=16; repeatable",
     )
-    parser.add_argument("--samples", type=int, default=20, metavar="N", help="number of items to decode (default: 20)")
+    parser.add_argument("--samples", type=int, default=5, metavar="N", help="number of items to decode (default: 5)")
     add_json(parser)
 
 
@@ -83,15 +79,7 @@ def check(arguments: argparse.Namespace) -> int:
     paths = corpus.annotation_files, corpus.names_root
     stages = settings.trainings().items()
     lengths = {stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora}
-    vocabulary = settings.build_vocabulary if "pretrain" in lengths else None
-    report = check_data(
-        located(corpus.data),
-        corpus.decoding,
-        *paths,
-        samples=arguments.samples,
-        max_text_tokens=lengths,
-        vocabulary=vocabulary,
-    )
+    report = check_data(located(corpus.data), corpus.decoding, *paths, arguments.samples, lengths)
     if arguments.json:
         print_json(report)
     else:
@@ -120,8 +108,6 @@ def inspect_corpora(arguments: argparse.Namespace) -> None:
 
 def print_check(report: dict[str, Any]) -> None:
     """Prints the report of `check_data`."""
-    from alpro.progress import rough_duration
-
     kinds = " and ".join(f"{count:,} {kind}s" for kind, count in report["kinds"].items())
     print(f"{report['data']}: {report['form']}; {report['items']:,} items ({kinds})")
     for split, texts in report["splits"].items():
@@ -143,12 +129,6 @@ def print_check(report: dict[str, Any]) -> None:
     for split, copies in report["copies_of_training"].items():
         if copies:
             print(f"  {len(copies)} {split} files are copies of training files, such as {copies[0]}")
-    texts = report["foreign"]
-    if texts["other"] >= MIN_FOREIGN * max(1, texts["captions"]):
-        print(
-            f"  {texts['other']:,} of {texts['captions']:,} captions ({texts['other'] / texts['captions']:.0%}) look "
-            "like other languages than English: set build_vocabulary.tagger and .exclude, and [templates], for theirs"
-        )
     cut: dict[str, list[str]] = {}
     for stage, texts in report["long_texts"].items():
         if texts["cut"]:
@@ -159,22 +139,9 @@ def print_check(report: dict[str, Any]) -> None:
         print(f"  {line} ({', '.join(stages)})")
     if report["group_hint"]:
         print(f"hint: {report['group_hint']}")
-    decoded, cost = report["decoded"], report["estimate"]
-    rejected = sum(decoded["rejected"].values())
-    print(f"decoded {decoded['items']} items in {decoded['seconds']:.1f} s, {rejected} rejected")
+    decoded = report["decoded"]
+    print(f"decoded {decoded['items']} items, {sum(decoded['rejected'].values())} rejected")
     for example in decoded["examples"]:
         print(f"    {example}")
-    if long := decoded["long"]:
-        windows = sum(ceil((seconds - 10) / 5) + 1 for seconds in long) * report["items"] // decoded["items"]
-        print(
-            f"{len(long)} of them are longer than a minute, up to {max(long) / 60:.0f}: a few frames stand for a whole "
-            f"video. For training, name parts by `start` and `end`; `alpro index add --window 10` makes about "
-            f"{windows:,} windows of all"
-        )
-    if decoded["items"] > rejected:
-        print(
-            f"all of them: about {rough_duration(cost['seconds'])} with {cost['workers']} workers, and "
-            f"{cost['bytes'] / 1e9:.2g} GB ({cost['free_bytes'] / 1e9:.0f} GB are free)"
-        )
     for problem in report["problems"]:
         print(f"problem: {problem}")

@@ -17,7 +17,8 @@ from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config.changes import apply_change, with_sizes, without_stages
 from alpro.pipeline.config.errors import one_line
-from alpro.shards.sources.annotations import has_questions, keyed
+from alpro.shards.sources.annotations import keyed
+from alpro.shards.sources.manifest import has_questions
 from alpro.shards.storage import Location, absolute
 from alpro.stages import INPUTS, STAGES, TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary

@@ -5,10 +5,11 @@ from typing import Any, cast
 
 from alpro.log import log
 from alpro.pipeline.config.pipeline_config import PipelineConfig, load_config
-from alpro.pipeline.plan.digests import Digests, asks_questions
+from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.step import Step
 from alpro.pipeline.plan.steps import check_text_lengths, decoding, model_task, needed, with_files
 from alpro.pipeline.store.artifacts import Store
+from alpro.shards.sources.manifest import has_questions
 from alpro.stages import STAGES
 from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.execution.interface import StageConfig
@@ -40,7 +41,7 @@ def loaded(config: str, data: str, changes: list[str] | None, root: Path) -> Pip
     """`load_config` in a workspace, which remembers whether the data has questions."""
     root.mkdir(parents=True, exist_ok=True)
     digests = Digests(root / "digests.sqlite")
-    return load_config(config, data, changes, lambda location: asks_questions(location, digests))
+    return load_config(config, data, changes, lambda location: has_questions(location, digests.manifests))
 
 
 def repeated_frames(steps: list[Step]) -> list[str]:

@@ -97,6 +97,7 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
     else:
         paths: dict[str, Location] = {"data": located(corpus.data), **corpus.annotation_files}
         paths |= {"root": corpus.names_root} if corpus.names_root else {}
+        paths["manifests"] = digests.manifests
         step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, paths=paths)
     try:
         return index_step(step, digests) if corpus.shards else decode_step(step, corpus, digests)
@@ -178,9 +179,8 @@ def check_test_items(settings: PipelineConfig, steps: list[Step], store: Store) 
             corpus, decoded = settings.corpora[name], step.inputs[name]
             if not corpus.data or decoded not in wanted or store.find(decoded):
                 continue
-            counts, why = items_of_split(
-                located(corpus.data), corpus.decoding, config.split, corpus.annotation_files, corpus.names_root
-            )
+            files, cache = (corpus.annotation_files, corpus.names_root), Path(str(decoded.paths["manifests"]))
+            counts, why = items_of_split(located(corpus.data), corpus.decoding, config.split, *files, cache)
             for column, task in TASKS.items():
                 if getattr(config, task) == name and not counts[column]:
                     reason = f": {why}" if why else ""

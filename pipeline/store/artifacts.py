@@ -107,7 +107,7 @@ class Store:
             for name in UNFINISHED:  # results from the changed files must not be reused if the files are restored
                 shutil.rmtree(folder / name, ignore_errors=True)
             write_json(folder / CHANGED, {})
-            where = " or ".join(str(path) for path in step.paths.values())
+            where = " or ".join(str(path) for name, path in step.paths.items() if name != "manifests")
             raise InputError(f"{step.name}: its input files changed during the run ({where}); run again")
         (folder / CHANGED).unlink(missing_ok=True)
         return write_record(

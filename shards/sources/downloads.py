@@ -5,8 +5,8 @@ further columns. The table `<shard>.parquet` beside a shard also lists the downl
 Members are found from the headers of the tar, so no media are read. A key `00000_0003_001` is a clip of `00000_0003`:
 clips of one video are one group.
 
-Of a damaged tar, the samples before the damage are read, and the tar is a reject. So is every further sample that the
-table lists, or, if there is none, `<shard>_stats.json` counts.
+Of a damaged tar, the samples before the damage are read, and the tar is a reject; so is a tar without samples. So is
+every further sample that the table lists, or, if there is none, `<shard>_stats.json` counts.
 """
 
 import json
@@ -21,11 +21,8 @@ from typing import Any, BinaryIO
 
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
-from alpro.shards.database import database
-from alpro.shards.schema import IMAGE_EXTENSIONS, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Reject, Row
-from alpro.shards.sources.adapters import split_name
-from alpro.shards.sources.manifest import Groups, Ids
-from alpro.shards.sources.members import Member
+from alpro.shards.schema import IMAGE_EXTENSIONS, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Member, Reject, Row
+from alpro.shards.sources.forms import split_name
 from alpro.shards.sources.records import plain, read_records
 from alpro.shards.storage import Location, exists, join, listing, open_binary, parent, read_bytes, suffix
 from alpro.shards.tar import DamagedTar, TarMember, tar_members
@@ -74,28 +71,24 @@ def tars(data: Location) -> list[Location]:
         return []
 
 
-def scan_downloads(folder: Location, group_pattern: str = "") -> Iterator[Row | Reject]:
+def scan_downloads(folder: Location) -> Iterator[Row | Reject]:
     """Yields the rows of all shards of a folder, and a reject for each failed download and each invalid sample.
 
-    group_pattern: as in `scan_manifest`, applied to `<shard>/<key>`; default: clips of a sample are a group. Raises
-    InputError if a shard cannot be read, or if two samples have the same key.
+    Raises InputError if a shard cannot be read, or if two samples have the same key.
     """
-    groups = Groups(group_pattern)
-    with database() as db:
-        ids = Ids(folder, db)
-        for shard in tars(folder):
-            found, problem = samples(shard)
-            if problem:
-                detail = f"{problem}; {len(found)} samples before it"
-                yield Reject(id=PurePosixPath(str(shard)).name, path=str(shard), reason="unreadable", detail=detail)
-            for key, sample in found.items():
-                row = row_of(key, sample, shard, groups)
-                if isinstance(row, Row):
-                    ids.add(row.id, str(shard))
-                yield row
-                yield from [row] * (max(sample.copies.values()) - 1)  # a reject for each of them
-            yield from lost(shard, found.keys())
-    groups.check(folder)
+    ids: dict[str, Location] = {}
+    for shard in tars(folder):
+        found, problem = samples(shard)
+        if problem or not found:
+            detail = f"{problem}; {len(found)} samples before it" if problem else "it has no samples"
+            yield Reject(id=PurePosixPath(str(shard)).name, path=str(shard), reason="unreadable", detail=detail)
+        for key, sample in found.items():
+            row = row_of(key, sample, shard)
+            if isinstance(row, Row) and (other := ids.setdefault(key, shard)) is not shard:
+                raise InputError(f"{shard}: id {key!r} is also used in {other}; ids must be unique")
+            yield row
+            yield from [row] * (max(sample.copies.values()) - 1)  # a reject for each of them
+        yield from lost(shard, found.keys())
 
 
 def samples(shard: Location) -> tuple[dict[str, Download], str]:
@@ -106,7 +99,7 @@ def samples(shard: Location) -> tuple[dict[str, Download], str]:
     try:
         with open_binary(shard, **BLOCKS) as file:
             for member in tar_members(file):
-                last = add_member(found, member, file, shard) or last
+                last = add_member(found, member, file) or last
     except DamagedTar as error:
         problem = str(error)
     except OSError as error:
@@ -124,7 +117,7 @@ def may_lack_members(last: Download, all_samples: Collection[Download], damaged:
     return ".json" not in last.copies and any(".json" in other.copies for other in all_samples)
 
 
-def add_member(found: dict[str, Download], member: TarMember, file: BinaryIO, shard: Location) -> str:
+def add_member(found: dict[str, Download], member: TarMember, file: BinaryIO) -> str:
     """Adds a member of a tar to its sample. Returns the key, or an empty string for other files."""
     path = PurePosixPath(member.name)
     key, _, extension = path.name.partition(".")
@@ -138,7 +131,7 @@ def add_member(found: dict[str, Download], member: TarMember, file: BinaryIO, sh
     elif extension in (".json", ".txt"):
         read_text(member, file, extension, sample)
     elif extension in VIDEO_EXTENSIONS or (extension in IMAGE_EXTENSIONS and sample.media is None):
-        sample.media = Member(shard, member.name, member.offset, member.size)
+        sample.media = Member(name=member.name, offset=member.offset, size=member.size)
     return key
 
 
@@ -146,44 +139,47 @@ def read_text(member: TarMember, file: BinaryIO, extension: str, sample: Downloa
     if member.size > MAX_JSON_BYTES:
         sample.problem = f"{member.name} has {member.size} bytes, the limit is {MAX_JSON_BYTES}"
         return
-    data = member.read(file)
     try:
-        if extension == ".txt":
-            sample.caption = data.decode()
-            return
-        about = json.loads(data)
-        sample.about = plain(about, ("caption",)) if isinstance(about, dict) else {}
+        text = member.read(file).decode()
+        about = {"caption": text} if extension == ".txt" else json.loads(text)
+        about = plain(about, ("caption",)) if isinstance(about, dict) else {}
+        sample.caption, sample.about = (text, sample.about) if extension == ".txt" else (sample.caption, about)
     except UnicodeDecodeError as error:
         sample.problem = f"{member.name}: not UTF-8: {error.reason} at byte {error.start}"
     except (ValueError, RecursionError) as error:
         sample.problem = f"{member.name}: not JSON: {getattr(error, 'msg', error)}"
 
 
-def row_of(key: str, sample: Download, shard: Location, groups: Groups) -> Row | Reject:
+def row_of(key: str, sample: Download, shard: Location) -> Row | Reject:
     """The row of a sample, or a reject with the reason."""
     about = sample.about
-    url = url_of(about)
-    status = str(about.get("status") or "")
-    if sample.media is None or status not in SUCCESS:
-        detail = ": ".join(text for text in (status, str(about.get("error_message") or "")) if text)
-        return Reject(id=key, path=url, reason="not fetched", detail=detail or "no media in the shard")
+    if sample.media is None or str(about.get("status") or "") not in SUCCESS:
+        return not_fetched(key, about, "no media in the shard")
     try:
         if sample.problem:
             raise ValueError(sample.problem)
         caption = " ".join((sample.caption or str(about.get("caption") or "")).split())
         clip = CLIP.fullmatch(key) if about.get("clips") else None
-        name = f"{stem(shard)}/{key}"
         return Row(
             id=key,
-            path=sample.media.location,
+            path=shard,
+            member=sample.media,
             kind="image" if PurePosixPath(sample.media.name).suffix.lower() in IMAGE_EXTENSIONS else "video",
             captions=(caption,) if caption else (),
             split=split_name(about.get("split")),
-            group=groups.of(name) if groups.pattern else clip[1] if clip else key,
+            group=clip[1] if clip else "",
+            name=key,
             meta={k: v for k, v in about.items() if is_meta(k, v)},
         )
     except ValueError as error:
-        return Reject(id=key, path=url, reason="bad row", detail=str(error))
+        return Reject(id=key, path=url_of(about), reason="bad row", detail=str(error))
+
+
+def not_fetched(key: str, about: dict[str, Any], otherwise: str) -> Reject:
+    """The reject of a download that failed, with its status and message, or another reason."""
+    texts = (str(about.get(name) or "") for name in ("status", "error_message"))
+    detail = ": ".join(text for text in texts if text not in SUCCESS) or otherwise
+    return Reject(id=key, path=url_of(about), reason="not fetched", detail=detail)
 
 
 def url_of(record: dict[str, Any]) -> str:
@@ -202,37 +198,30 @@ def is_meta(key: str, value: Any) -> bool:
 def lost(shard: Location, keys: Collection[str]) -> Iterator[Reject]:
     """The downloads of a shard that failed, and those that succeeded and that it lacks, from the table beside it, or
     from the statistics if there is no table."""
-    table = join(parent(shard), f"{stem(shard)}.parquet")
+    name = PurePosixPath(str(shard)).stem
+    table = join(parent(shard), f"{name}.parquet")
     if not exists(table):
         missing = successes(shard) - len({match[1] if (match := CLIP.fullmatch(key)) else key for key in keys})
         for number in range(min(missing, MAX_LOST)):
-            detail = f"a sample that {stem(shard)}_stats.json counts is not in the shard"
-            yield Reject(id=f"{stem(shard)}.tar lost {number}", path=str(shard), reason="unreadable", detail=detail)
+            detail = f"a sample that {name}_stats.json counts is not in the shard"
+            yield Reject(id=f"{name}.tar lost {number}", path=str(shard), reason="unreadable", detail=detail)
         return
     for where, record in read_records(table):
         if isinstance(record, str):
-            yield Reject(id=f"{stem(shard)}.parquet {where}", path="", reason="bad row", detail=record)
+            yield Reject(id=f"{name}.parquet {where}", path="", reason="bad row", detail=record)
+        elif (key := str(record.get("key"))) in keys:
             continue
-        status, key = str(record.get("status") or ""), str(record.get("key"))
-        if key in keys:
-            continue
-        url = url_of(record)
-        if status in SUCCESS:
-            detail = f"a sample that {stem(shard)}.parquet lists is not in {stem(shard)}.tar"
-            yield Reject(id=key, path=url, reason="unreadable", detail=detail)
+        elif str(record.get("status") or "") in SUCCESS:
+            detail = f"a sample that {name}.parquet lists is not in {name}.tar"
+            yield Reject(id=key, path=url_of(record), reason="unreadable", detail=detail)
         else:
-            detail = ": ".join(text for text in (status, str(record.get("error_message") or "")) if text)
-            yield Reject(id=key, path=url, reason="not fetched", detail=detail)
+            yield not_fetched(key, record, "")
 
 
 def successes(shard: Location) -> int:
     """The number of downloads of a shard that succeeded, from the statistics beside it; 0 if there are none."""
-    statistics = join(parent(shard), f"{stem(shard)}_stats.json")
+    statistics = join(parent(shard), f"{PurePosixPath(str(shard)).stem}_stats.json")
     try:
         return int(json.loads(read_bytes(statistics))["successes"]) if exists(statistics) else 0
     except (ValueError, KeyError, TypeError, RecursionError):
         return 0
-
-
-def stem(shard: Location) -> str:
-    return PurePosixPath(str(shard)).stem

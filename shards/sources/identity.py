@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from alpro.shards.sources.members import member_of
 from alpro.shards.storage import MAX_CONCURRENT_REQUESTS, Location, call_store
 
 # Keys that different stores use for a file's version, the most reliable first.
@@ -18,11 +17,8 @@ VERSION_KEYS += ["generation", "lastmodified", "mtime", "modified", "updated", "
 def file_identity(location: Location) -> str:
     """The size of a file and its ETag, digest or modification time, without reading it.
 
-    For a local file, size and time; for a member of a tar, those of the tar, and its place in it. Raises
-    FileNotFoundError, and OSError if it is not a file.
+    For a local file, size and time. Raises FileNotFoundError, and OSError if it is not a file.
     """
-    if member := member_of(location):
-        return f"{file_identity(member.shard)} {member.offset}+{member.size}"
     info = call_store(location, lambda system, name: system.info(name))
     if info.get("type", "file") != "file":
         raise OSError(errno.EISDIR, "not a file", str(location))

@@ -1,11 +1,11 @@
-"""Streams the records of a file: JSON Lines, a JSON list, CSV, TSV or Parquet.
+"""Streams the records of a file: JSON Lines, a JSON list or object, CSV, TSV or Parquet.
 
 Reading continues after an invalid record: the reason is yielded instead, with the line or row number. The whole file is
-invalid if the start of the next record is unknown: after an unclosed quote in CSV, or an entry of a JSON list that is
-not JSON.
+invalid if the start of the next record is unknown: after an unclosed quote in CSV, or in a JSON list. The readers of
+pyarrow are not used for text: after an unclosed quote its CSV reader takes the next rows for one text, in silence, and
+its JSON reader refuses a whole file for one line.
 
-TSV has no quoting: every line is a record, and a quotation mark is part of the text; a text that was quoted around a
-newline is invalid. CSV is strict: a quoted text ends with a quotation mark, and quotation marks inside it are doubled.
+TSV has no quoting: every line is a record. CSV is strict: quotation marks inside a quoted text are doubled.
 """
 
 import csv
@@ -15,6 +15,7 @@ import json
 import re
 import zlib
 from collections.abc import Collection, Iterator
+from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 import pyarrow as pa
@@ -25,15 +26,12 @@ from alpro.shards.schema import MAX_JSON_BYTES
 from alpro.shards.storage import Location, open_binary
 
 Record = dict[str, Any]
-MAX_LINE_BYTES = MAX_JSON_BYTES  # also the limit of an entry of a JSON list
+MAX_LINE = MAX_JSON_BYTES  # characters
+MAX_DOCUMENT = 1 << 30  # characters of a .json file, which is read as a whole
 MAX_DEPTH = 64  # of nested lists and objects; pydantic reads the JSON of a sample with a limit of about 200
-CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
-LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[")  # start of a JSON list, with or without a byte order mark
-FIRST = re.compile(r"\s*\[\s*(\S)")  # up to the first entry
-SEPARATOR = re.compile(r"\s*([,\]])\s*")  # after an entry of a JSON list
-QUOTED = "a text quoted around a newline, which TSV cannot have; save it as CSV"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # written by spreadsheets; not part of the first column's name
+NOT_TEXT = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as `surrogateescape` decodes it
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class BadRecord(ValueError):
@@ -52,156 +50,119 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
                 yield from _parquet(file)
                 return
             unpacked = gzip.open(file) if str(path).endswith(".gz") else io.BufferedReader(cast(io.RawIOBase, file))
-            text = cast(io.BufferedReader, unpacked)
-            if name.endswith((".jsonl", ".json", ".ndjson")):
-                yield from _json_list(text) if LIST.match(text.peek(1024)) else _json_lines(text)
-            elif name.endswith(".csv"):
-                yield from _csv(text)
-            elif name.endswith(".tsv"):
-                yield from _tsv(text)
-            else:
+            head = cast(io.BufferedReader, unpacked).peek(4096)[:4096]
+            if head.startswith(UTF_16) or b"\0" in head[:1024]:
+                raise ValueError("it is UTF-16 or not text; save it as UTF-8")
+            text = io.TextIOWrapper(cast(IO[bytes], unpacked), "utf-8-sig", "surrogateescape", newline="\n")
+            if not (read := READERS.get(PurePosixPath(name).suffix)):
                 raise InputError(
                     f"{path}: unsupported format; a manifest is a .jsonl, .csv, .tsv or .parquet file (also .gz), "
                     "or a folder of videos"
                 )
+            yield from read(text)
     except (OSError, EOFError, zlib.error, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, str | BadRecord]]:
-    """The lines of a file as text, numbered from 1. At most MAX_LINE_BYTES of a line are in memory.
-
-    Raises ValueError if the file is UTF-16 or binary.
-    """
+def _lines(text: IO[str]) -> Iterator[tuple[str, str | BadRecord]]:
+    """The lines that are not blank, with their numbers. At most MAX_LINE characters of a line are in memory."""
     number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
+    while line := text.readline(MAX_LINE + 1):
         number += 1
-        if number == 1:
-            line = line.removeprefix(BYTE_ORDER_MARK)
-            if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:1024]:
-                raise ValueError("it is UTF-16 or not text; save it as UTF-8")
-        if len(line) > MAX_LINE_BYTES:
-            while line and not line.endswith(b"\n"):
-                line = file.readline(MAX_LINE_BYTES)
-            yield number, BadRecord(f"a line of more than {MAX_LINE_BYTES:,} bytes")
-            continue
-        try:
-            yield number, line.decode()
-        except UnicodeDecodeError as error:
-            yield number, BadRecord(f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}")
+        if len(line) > MAX_LINE:
+            while line and not line.endswith("\n"):
+                line = text.readline(MAX_LINE)
+            yield f"line {number}", BadRecord(f"a line of more than {MAX_LINE:,} characters")
+        elif found := NOT_TEXT.search(line):
+            yield f"line {number}", BadRecord(_not_utf8(found))
+        elif line.strip():
+            yield f"line {number}", line.rstrip("\r\n")
 
 
-def _json_lines(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
-    for number, line in _lines(file):
-        where = f"line {number}"
-        if isinstance(line, BadRecord):
-            yield where, str(line)
-            continue
-        if not line.strip():
-            continue
+def _not_utf8(found: re.Match[str]) -> str:
+    return f"not UTF-8: byte 0x{ord(found[0]) - 0xDC00:02x} at position {found.start() + 1}"
+
+
+def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
+    for where, line in _lines(text):
+        yield where, str(line) if isinstance(line, BadRecord) else {"video_id": line.strip()}
+
+
+def _json_lines(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
+    for where, line in _lines(text):
         try:
+            if isinstance(line, BadRecord):
+                raise line
             record = json.loads(line)
+            yield where, record if isinstance(record, dict) else "not a JSON object"
+        except BadRecord as error:
+            yield where, str(error)
         except RecursionError:
             yield where, "not JSON: nested too deeply"
         except ValueError as error:  # also raised for numbers with too many digits
             yield where, f"not JSON: {getattr(error, 'msg', error)}"
-        else:
-            yield where, record if isinstance(record, dict) else "not a JSON object"
 
 
-def _json_list(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
-    """The entries of a JSON list, read in chunks: at most a chunk and an entry are in memory."""
-    reader, decoder = io.TextIOWrapper(file, "utf-8-sig"), json.JSONDecoder()
-    text = ""
-    while not (start := FIRST.match(text)):
-        if not (more := reader.read(CHUNK)):
-            raise ValueError("the list has no end")
-        text += more
-    closed = start[1] == "]"
-    at, number = start.start(1) + closed, 0
-    while not closed:
-        number += 1
-        while True:
-            try:
-                record, end = decoder.raw_decode(text, at)
-                if separator := SEPARATOR.match(text, end):
-                    break
-                problem = "no comma or bracket after it"
-            except RecursionError:
-                raise ValueError(f"entry {number}: not JSON: nested too deeply") from None
-            except ValueError as error:  # also raised if the chunk ends inside the entry
-                problem = f"not JSON: {getattr(error, 'msg', error)}"
-            if len(text) - at > MAX_LINE_BYTES:
-                raise ValueError(f"entry {number}: more than {MAX_LINE_BYTES:,} characters")
-            if not (more := reader.read(max(CHUNK, len(text) - at))):
-                raise ValueError(f"entry {number}: {problem}")
-            text, at = (text[at:] + more).lstrip(), 0
-        yield f"entry {number}", record if isinstance(record, dict) else "not a JSON object"
-        at, closed = separator.end(), separator[1] == "]"
-    if text[at:].strip() or reader.read(CHUNK).strip():
-        raise ValueError("text after the end of the list")
+def _json(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
+    """The entries of a list; those of an object, each with its key as `video`; or the records of JSON Lines."""
+    content, value = text.read(MAX_DOCUMENT), None
+    if text.read(1):
+        raise ValueError(f"JSON of more than {MAX_DOCUMENT:,} characters; write it as JSON Lines (.jsonl)")
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("not JSON: nested too deeply") from None
+    except ValueError as error:
+        if not content.lstrip().startswith("{"):
+            raise ValueError(f"not JSON: {error}") from None
+    if NOT_TEXT.search(content):
+        raise ValueError("not UTF-8")
+    if isinstance(value, list):
+        for number, entry in enumerate(value, 1):
+            yield f"entry {number}", entry if isinstance(entry, dict) else "not a JSON object"
+    elif not isinstance(value, dict) or not all(isinstance(part, dict | list) for part in value.values()):
+        yield from _json_lines(io.StringIO(content))
+    elif isinstance(value.get("sentences"), list):
+        yield from _videos_with_sentences(value)
+    else:
+        for key, entry in value.items():
+            yield f"entry {key!r}", {**entry, "video": key} if isinstance(entry, dict) else "not a JSON object"
 
 
-def _tsv(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
+def _videos_with_sentences(value: Record) -> Iterator[tuple[str, Record | str]]:
+    """The videos of MSR-VTT, each with its captions as `sen_ids`."""
+    captions: dict[str, list[Any]] = {}
+    for sentence in value["sentences"]:
+        if isinstance(sentence, dict):
+            captions.setdefault(str(sentence.get("video_id")), []).append(sentence.get("caption"))
+    about = {str(video.get("video_id")): video for video in value.get("videos") or [] if isinstance(video, dict)}
+    for name in {**about, **captions}:
+        yield f"video {name!r}", {**about.get(name, {}), "video_id": name, "sen_ids": captions.get(name, [])}
+
+
+def _tsv(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
     columns: list[str] = []
-    held: tuple[int, list[str]] | None = None  # a line that may end inside a quoted text: the next one shows it
-    is_quoted = False
-    for number, line in _lines(file):
-        cells = line if isinstance(line, BadRecord) else line.rstrip("\r\n").split("\t")
-        if cells == [""]:
-            continue
+    for where, line in _lines(text):
+        cells = line if isinstance(line, BadRecord) else line.split("\t")
         if not columns:
             columns = _columns(cells)
-            continue
-        first, last, count = (
-            ("", "", len(columns)) if isinstance(cells, BadRecord) else (cells[0], cells[-1], len(cells))
-        )
-        ends = first.count('"') % 2 == 1
-        is_rest = is_quoted and (ends or count < len(columns))
-        if held:
-            yield f"line {held[0]}", QUOTED if is_rest else _in_columns(columns, held[1])
-        starts = last.startswith('"') and last.count('"') % 2 == 1
-        is_quoted = (is_rest and not ends) or (starts and not (is_rest and count == 1))
-        held = (number, cells) if starts and not is_rest and not isinstance(cells, BadRecord) else None
-        if not held:
-            yield f"line {number}", QUOTED if is_rest else _in_columns(columns, cells)
-    if held:
-        yield f"line {held[0]}", _in_columns(columns, held[1])
+        elif isinstance(cells, list) and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
+            yield where, "an unclosed quotation mark at the start of a text; save a table with quoted texts as CSV"
+        else:
+            yield where, _in_columns(columns, cells)
 
 
-class _LinesOfCsv:
-    """The lines of a file for csv.reader, which can continue after a line that raises BadRecord."""
-
-    def __init__(self, file: IO[bytes]):
-        self.lines, self.number, self.ended = _lines(file), 0, False
-
-    def __iter__(self) -> "_LinesOfCsv":
-        return self
-
-    def __next__(self) -> str:
-        try:
-            self.number, line = next(self.lines)
-        except StopIteration:
-            self.ended = True
-            raise
-        if isinstance(line, BadRecord):
-            raise line
-        return line
-
-
-def _csv(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
-    lines = _LinesOfCsv(file)
-    reader = csv.reader(lines, strict=True)
+def _csv(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
+    reader = csv.reader(text, strict=True)
     columns: list[str] = []
     while True:
-        first = lines.number + 1
+        first = reader.line_num + 1
         try:
             cells: list[str] | BadRecord = next(reader)
         except StopIteration:
             return
-        except (csv.Error, BadRecord) as error:
-            if lines.ended or lines.number > first:
-                # The end of this text is unknown: continuing could lose rows.
+        except csv.Error as error:
+            if reader.line_num > first:  # the end of this text is unknown: continuing could lose rows
                 raise ValueError(
                     f"line {first}: unclosed quotation mark at the start of a text ({error}); "
                     "double the quotation marks that are part of a text"
@@ -227,6 +188,8 @@ def _in_columns(columns: list[str], cells: list[str] | BadRecord) -> Record | st
         return str(cells)
     if len(cells) > len(columns):
         return "more cells than columns; quote texts with commas"
+    if found := next(filter(None, map(NOT_TEXT.search, cells)), None):
+        return _not_utf8(found)
     return dict(zip(columns, cells, strict=False))
 
 
@@ -252,35 +215,36 @@ def _rows(batch: pa.RecordBatch) -> Iterator[Record | str]:
                 yield from _rows(batch.slice(row, 1))
 
 
+READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".txt": _names}
+
+
 def plain(record: Record, texts: Collection[str]) -> Record:
     """Converts a record to JSON values: bytes and dates become strings, a lone surrogate becomes a question mark.
 
-    Raises BadRecord if the record is nested too deeply or too large, or if a column in `texts` has bytes that are not
-    UTF-8.
+    Raises BadRecord if the record is nested too deeply or too large, contains a NUL, as a hole in a file does, or if a
+    column in `texts` has bytes that are not UTF-8.
     """
+
+    def text_of(value: Any) -> str:
+        try:
+            return value.decode() if isinstance(value, bytes) else str(value)
+        except UnicodeDecodeError:
+            binary.append(value)
+            return value.hex()
+
     if _nested(record, MAX_DEPTH):
         raise BadRecord(f"lists and objects nested more than {MAX_DEPTH} deep")
     binary: list[bytes] = []
-
-    def as_text(value: Any) -> str:
-        if isinstance(value, bytes):
-            try:
-                return value.decode()
-            except UnicodeDecodeError:
-                binary.append(value)
-                return value.hex()
-        return str(value)
-
-    text = json.dumps(record, default=as_text, ensure_ascii=False).encode("utf-8", "replace")
+    for name in sorted(record.keys() & set(texts)):
+        json.dumps(record[name], default=text_of)
+        if binary:
+            raise BadRecord(f"{name}: bytes that are not UTF-8")
+    text = json.dumps(record, default=text_of, ensure_ascii=False)
     if len(text) > MAX_JSON_BYTES // 2:
-        raise BadRecord(f"{len(text):,} bytes; a column holds texts and numbers, not media")
-    if binary:
-        for name in sorted(texts):
-            binary.clear()
-            json.dumps(record.get(name), default=as_text)
-            if binary:
-                raise BadRecord(f"{name}: bytes that are not UTF-8")
-    return json.loads(text)
+        raise BadRecord(f"{len(text):,} characters; a column holds texts and numbers, not media")
+    if "\\u0000" in text:
+        raise BadRecord("a NUL character")
+    return json.loads(text.encode("utf-8", "replace"))
 
 
 def _nested(value: Any, depth: int) -> bool:

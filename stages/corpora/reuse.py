@@ -1,29 +1,27 @@
 """Reuses shards of earlier artifacts with the same rows, files and settings, and without transient rejects.
 
-After rows are added, removed or changed in a manifest, only the shards with these rows are decoded. A shard is reused
-as a hard link (or a copy, if links are not supported) after its checksum is verified.
+After rows are added, removed or changed, only the shards with these rows are decoded. A shard is reused as a hard link,
+or a copy if links are not supported, after its checksum is verified.
 """
 
 import os
 import shutil
-import sqlite3
-from contextlib import closing
-from dataclasses import dataclass
-from itertools import chain
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alpro.files import checksum, publish, temporary_name
-from alpro.shards.database import database
 from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS
 from alpro.stages.execution.interface import CHANGED
 
 REJECTED = "too_many_rejects"  # file of a corpus with more rejects than its configuration allows
-FINISHED = ("artifact.json", CHANGED, REJECTED)
+FINISHED = ("artifact.json", CHANGED, REJECTED)  # also without a record: an input file changed during the run
 
-# One row per unit in an artifact's units.parquet. A unit has no shard if all of its rows are rejected.
+# One row per unit in units.parquet, which is written after the index. A unit has no shard if all rows are rejected.
 UNITS = pa.schema(
     [
         ("name", pa.string()),
@@ -36,69 +34,38 @@ UNITS = pa.schema(
 )
 
 
-@dataclass
-class WrittenShard:
-    """The record of a finished unit: a row of UNITS."""
-
-    name: str
-    key: str
-    sha256: str
-    samples: int
-    rejected: int
-    sums: list[float]
-
-
-def index_earlier_units(out: Path) -> None:
-    """Writes a database of the units of the corpora beside `out`, for lookups by workers. It includes finished corpora
-    without an artifact record: an input file changed during the run, or too many items were rejected."""
-    with database(out / "parts" / "earlier.sqlite") as db:
-        db.execute("create table earlier (key, folder, name)")
-        db.execute("create index by_key on earlier (key)")
-        for marker in sorted(chain.from_iterable(out.parent.glob(f"*/{name}") for name in FINISHED)):
-            table = marker.with_name("units.parquet")
-            if marker.parent == out or not table.is_file():
-                continue
-            try:
-                units = pq.read_table(table, columns=["key", "name"]).to_pylist()
-            except (OSError, pa.ArrowException):  # deleted or corrupt: its units are decoded again
-                continue
-            rows = ((unit["key"], str(marker.parent), unit["name"]) for unit in units)
-            db.executemany("insert into earlier values (?, ?, ?)", rows)
-
-
-def reuse_unit(key: str, name: str, ids: list[str], out: Path) -> tuple[WrittenShard, pa.Table, pa.Table] | None:
-    """The unit `key` of an earlier artifact, with its index rows and rejects; its shard is linked into `out` as `name`.
-    None if no artifact has the complete unit."""
-    database = (out / "parts" / "earlier.sqlite").absolute()
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
-        places = db.execute("select folder, name from earlier where key = ?", (key,)).fetchall()
-    for folder, old in places:
-        try:
-            unit = _reuse(Path(folder), old, name, ids, out)
-        except (OSError, ValueError, TypeError, pa.ArrowException):  # deleted or corrupt
+@lru_cache(maxsize=1)
+def earlier_units(out: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """The units of the finished corpora beside `out` by their keys: the folder, and the row of UNITS."""
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for table in sorted(out.parent.glob("*/units.parquet")):
+        if not any((table.parent / name).exists() for name in FINISHED):
             continue
-        if unit:
-            return unit
-    return None
+        with suppress(OSError, pa.ArrowException):  # deleted or corrupt: its units are decoded again
+            units = pq.read_table(table).to_pylist() if table.parent != out else []
+            found |= {unit["key"]: (table.parent, unit) for unit in units}
+    return found
 
 
-def _reuse(
-    folder: Path, old: str, name: str, ids: list[str], out: Path
-) -> tuple[WrittenShard, pa.Table, pa.Table] | None:
-    (row,) = pq.read_table(folder / "units.parquet", filters=[("name", "==", old)]).to_pylist()
-    written = WrittenShard(**row | {"name": name})
-    index = pq.read_table(folder / "index.parquet", filters=[("shard", "==", f"{old}.tar")], schema=INDEX)
-    rejected = REJECTS.empty_table()
-    if written.rejected:
-        rejected = pq.read_table(folder / "rejects.parquet", filters=[("id", "in", ids)], schema=REJECTS)
-    if (index.num_rows, rejected.num_rows) != (written.samples, written.rejected):
+def reuse_unit(key: str, name: str, ids: list[str], out: Path) -> tuple[dict[str, Any], pa.Table, pa.Table] | None:
+    """The record of an earlier unit with this key, its index rows and its rejects; its shard is linked into `out` as
+    `name`. None if no corpus has the complete unit."""
+    if key not in (units := earlier_units(out)):
         return None
-    if not TRANSIENT_REASONS.isdisjoint(rejected["reason"].to_pylist()):
-        return None
-    if written.samples and not _link(folder / f"{old}.tar", out / f"{name}.tar", written.sha256):
+    folder, unit = units[key]
+    try:
+        index = pq.read_table(folder / "index.parquet", filters=[("shard", "==", f"{unit['name']}.tar")], schema=INDEX)
+        filters = [("id", "in", ids)] if unit["rejected"] else [("id", "==", "")]
+        rejected = pq.read_table(folder / "rejects.parquet", filters=filters, schema=REJECTS)
+        complete = (index.num_rows, rejected.num_rows) == (unit["samples"], unit["rejected"])
+        if not complete or not TRANSIENT_REASONS.isdisjoint(rejected["reason"].to_pylist()):
+            return None
+        if unit["samples"] and not _link(folder / f"{unit['name']}.tar", out / f"{name}.tar", unit["sha256"]):
+            return None
+    except (OSError, pa.ArrowException):  # deleted or corrupt
         return None
     shard = pa.array([f"{name}.tar"] * index.num_rows, pa.string())
-    return written, index.set_column(index.schema.get_field_index("shard"), "shard", shard), rejected
+    return unit | {"name": name}, index.set_column(index.schema.get_field_index("shard"), "shard", shard), rejected
 
 
 def _link(old: Path, new: Path, sha256: str) -> bool:
@@ -111,6 +78,5 @@ def _link(old: Path, new: Path, sha256: str) -> bool:
     except OSError:  # links are not supported, or the file has too many
         shutil.copyfile(old, temporary)
     publish(temporary, new)
-    # Renaming a link over another link to the same file keeps both.
-    temporary.unlink(missing_ok=True)
+    temporary.unlink(missing_ok=True)  # renaming a link over another link to the same file keeps both
     return True

@@ -5,8 +5,9 @@ last: it marks the unit as finished. A resumed run skips finished units. When al
 merged into the tables of the corpus.
 """
 
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,8 @@ def open_parts(out: Path, resources: Resources) -> Path:
     make_folder(parts)
     if not resources.dask:
         for stale in (*out.rglob(".*.part"), *parts.glob(".fetched.*")):
+            if stale.is_dir():
+                shutil.rmtree(stale)
             stale.unlink(missing_ok=True)
     return parts
 
@@ -95,14 +98,14 @@ def run_unfinished(
         advance(size(unit))
 
 
-def merge_parts(names: Callable[[], Iterable[str]], out: Path, invalid: Iterable[pa.Table] = ()) -> CorpusCounts:
+def merge_parts(names: Collection[str], out: Path, invalid: Iterable[pa.Table] = ()) -> CorpusCounts:
     """Merges the parts of all units into index.parquet and rejects.parquet, and counts their rows.
 
     names: the names of the units, in order. invalid: rejects that belong to no unit.
     """
 
     def parts(kind: str) -> Iterator[pa.Table]:
-        return (pq.read_table(part_path(name, kind, out)) for name in names())
+        return (pq.read_table(part_path(name, kind, out)) for name in names)
 
     corpus = CorpusCounts()
     write_tables(out / "index.parquet", INDEX, map(corpus.samples, parts("index.parquet")))

@@ -53,7 +53,7 @@ def test_an_unchanged_file_is_read_once_and_a_changed_one_again(tmp_path, digest
 
 def test_another_pipeline_can_write_while_files_are_read(tmp_path, digests, monkeypatch):
     checksum = files.checksum
-    monkeypatch.setattr(files, "SECONDS_BETWEEN_COMMITS", 0)
+    monkeypatch.setattr(files, "BATCH", 1)
 
     def write_meanwhile(path):
         with sqlite3.connect(digests.path, timeout=5) as other:  # a commit is short
@@ -78,6 +78,7 @@ def test_an_interrupted_run_keeps_its_digests(tmp_path, digests, monkeypatch):
         return Path(path).name
 
     monkeypatch.setattr(files, "checksum", checksum)
+    monkeypatch.setattr(files, "BATCH", 1)
     for name in "ab":
         (tmp_path / name).touch()
     with pytest.raises(KeyboardInterrupt):
@@ -134,35 +135,18 @@ def test_a_relative_manifest_and_a_path_with_dots_give_the_same_digest(data, dig
     assert (digest_data(Path(data.name), digests), digest_data(Path(), digests)) == before
 
 
-def test_a_corrupt_cache_is_rebuilt(tmp_path):
-    (tmp_path / "digests.sqlite").write_bytes(b"garbage" * 500)
-    (tmp_path / "a").write_bytes(b"one")
-    (sha256,) = Digests(tmp_path / "digests.sqlite").of([tmp_path / "a"])
-    assert len(sha256) == 64
-
-
-def test_a_cache_that_is_corrupt_inside_is_rebuilt(tmp_path, digests, monkeypatch):
-    files = [tmp_path / f"a file with a long name {number}" for number in range(300)]
-    for file in files:
-        file.write_text(file.name)
-    expected = digests.of(files)
-    whole = digests.path.read_bytes()
-    digests.path.write_bytes(whole[:8192] + b"x" * (len(whole) - 8192))  # the schema is intact
-    again = Digests(digests.path)
-    assert again.of(files) == expected
-    digests.path.write_bytes(whole[:8192] + b"x" * (len(whole) - 8192))
-    monkeypatch.setattr("alpro.pipeline.plan.digests.identities", lambda locations: ["one"] * len(locations))
-    assert again.identities(["https://example.org/a"]) == ["one"]
-    assert again.of(files) == expected
-
-
-def test_a_cache_that_is_in_use_is_named(tmp_path, digests, monkeypatch):
+@pytest.mark.parametrize("damage", ["garbage", "in use"])
+def test_a_cache_that_cannot_be_used_is_named(damage, tmp_path, digests, monkeypatch):
     (tmp_path / "a").write_text("a")
-    monkeypatch.setattr(Digests, "_open", lambda self: sqlite3.connect(self.path, timeout=0))
-    with sqlite3.connect(digests.path) as other:
+    connect = sqlite3.connect
+    other = connect(digests.path)
+    if damage == "in use":
+        monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0))
         other.execute("begin exclusive")
-        with pytest.raises(InputError, match=r"digests\.sqlite: database is locked"):
-            digests.of([tmp_path / "a"])
+    else:
+        digests.path.write_bytes(b"garbage" * 500)
+    with pytest.raises(InputError, match=r"digests\.sqlite"):
+        digests.of([tmp_path / "a"])
     other.close()
 
 

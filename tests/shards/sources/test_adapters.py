@@ -9,7 +9,7 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.annotations import scan_source
+from alpro.shards.sources.manifest import scan_source
 
 CAPTIONS = Path(os.environ.get("ALPRO_CAPTIONS", Path(__file__).parents[4] / "shared" / "captions"))
 

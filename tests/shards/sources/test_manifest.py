@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alpro.shards.schema import Row, SampleMetadata
-from alpro.shards.sources.manifest import question_type, scan_manifest
+from alpro.shards.sources.forms import question_type
 from tests.shards.conftest import QUESTION, read_manifest, single_row
 
 RECORDS = [
@@ -64,7 +64,7 @@ def test_all_manifest_formats_give_the_same_rows(form: Callable[[Path], Path], t
             start=1.5,
             end=3.0,
             split="train",
-            group="a.mp4",
+            name="a.mp4",
             meta={"source": "tv"},
         ),
         Row(
@@ -73,7 +73,7 @@ def test_all_manifest_formats_give_the_same_rows(form: Callable[[Path], Path], t
             kind="image",
             captions=("ein Hund — läuft",),
             split="test",
-            group="b.jpg",
+            name="b.jpg",
             meta={"source": "web"},
         ),
     ]
@@ -214,33 +214,12 @@ def test_rows_of_a_file_form_one_group_however_its_path_is_spelled(write_records
     for path in ("./a.mp4", "x/../a.mp4", "{folder}/a.mp4"):
         named = {"path": path.format(folder=tmp_path), "caption": "x", "id": "other"}
         rows, _ = read_manifest(write_records({"path": "a.mp4", "caption": "x"}, named))
-        assert len({row.group for row in rows}) == 1
-
-
-def test_a_pattern_gives_the_group_of_rows_without_one(write_records):
-    paths = [
-        "tv/star_ABC_0.mp4",
-        "tv/star_ABC_1.mp4",
-        "star_DE_10.mp4",
-        "other.mp4",
-        "https://host/star_ABC_2.mp4?x=1",
-    ]
-    rows = [{"path": path, "caption": "x"} for path in paths] + [
-        {"path": "star_ABC_3.mp4", "caption": "x", "group": "mine"}
-    ]
-    for pattern, groups in (
-        (r"star_(\w+)_\d+", ["ABC", "ABC", "DE", "other.mp4", "ABC", "mine"]),
-        (r"star_[A-Z]+", ["star_ABC", "star_ABC", "star_DE", "other.mp4", "star_ABC", "mine"]),
-        (r"(.+?)_\d+\.[^.]+$", ["tv/star_ABC", "tv/star_ABC", "star_DE", "other.mp4", "https://host/star_ABC", "mine"]),
-        (r"^(tv)/|^\w+_10", ["tv", "tv", "star_DE_10", "other.mp4", "https://host/star_ABC_2.mp4?x=1", "mine"]),
-        ("", [*paths[:4], "https://host/star_ABC_2.mp4?x=1", "mine"]),
-    ):
-        assert [row.group for row in scan_manifest(write_records(*rows), pattern)] == groups
+        assert len({row.name for row in rows}) == 1
 
 
 def test_a_query_is_not_part_of_an_id(write_records):
     row = single_row(write_records({"path": "https://host/clips/a.mp4?v=7", "caption": "x"}))
-    assert (row.id, row.group, row.file_name) == ("host/clips/a", "https://host/clips/a.mp4?v=7", "a.mp4")
+    assert (row.id, row.name, row.file_name) == ("host/clips/a", "https://host/clips/a.mp4?v=7", "a.mp4")
 
 
 def test_a_text_beside_a_video_that_is_not_utf8_is_a_reject(tmp_path):

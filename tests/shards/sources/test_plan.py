@@ -1,26 +1,28 @@
 """Splits keep groups whole; every row is in one unit, and a new or removed row changes few units."""
 
-import gc
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alpro.errors import InputError
 from alpro.shards.schema import SPLITS, Reject, Row
-from alpro.shards.sources.manifest import scan_manifest
+from alpro.shards.sources import manifest, plan
+from alpro.shards.sources.manifest import Manifest, write_manifest
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit, SimilarNames
 
 
 @contextmanager
 def plan_of(records: list[Row | Reject], **how) -> Iterator[DecodePlan]:
     """The plan of some rows."""
-    with TemporaryDirectory() as folder, DecodePlan.create(Path(folder), iter(records), **how) as plan:
-        yield plan
+    with TemporaryDirectory() as folder:
+        write_manifest(Path("source"), iter(records), Path(folder), "rows")
+        yield DecodePlan(Manifest(Path(folder)), **how)
 
 
 def units_of(rows: list[Row], **how) -> list[DecodeUnit]:
@@ -32,6 +34,13 @@ def assign_splits(rows: list[Row], validation: float, test: float, seed: int) ->
     """The rows with their splits, in their original order."""
     done = {row.id: row for unit in units_of(rows, validation=validation, test=test, seed=seed) for row in unit.rows}
     return [done[row.id] for row in rows]
+
+
+@pytest.fixture(autouse=True)
+def small_row_groups(monkeypatch):
+    """Units span several row groups, and row groups have rows of several units."""
+    monkeypatch.setattr(manifest, "ROW_GROUP", 7)
+    monkeypatch.setattr(plan, "ROW_GROUP", 7)
 
 
 def rows_of(groups: list[int], split: str = "") -> list[Row]:
@@ -80,18 +89,8 @@ def test_another_seed_gives_another_split():
     assert first != other
 
 
-def test_clips_of_one_video_stay_in_one_split(tmp_path):
-    clips = [{"path": f"{v}.mp4", "caption": "x", "start": s, "end": s + 1} for v in range(10) for s in range(3)]
-    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
-    rows = [
-        row for unit in units_of(scan_manifest(tmp_path / "clips.jsonl"), validation=0.3, test=0.3) for row in unit.rows
-    ]
-    assert len({(row.path, row.split) for row in rows}) == 10
-    assert {row.split for row in rows} == {"train", "validation", "test"}
-
-
 def files(*names: str, **more) -> list[Row]:
-    return [Row(id=name, path=Path(name), kind="video", **{"group": name, **more}) for name in names]
+    return [Row(id=name, path=Path(name), kind="video", name=name, **more) for name in names]
 
 
 CLIPS = [
@@ -180,37 +179,56 @@ def test_adding_or_removing_a_row_changes_few_units(change):
     assert len(before - after) <= 4
 
 
-def test_rejects_are_kept_in_order_and_counted():
+def test_rejects_are_kept_in_order_and_texts_are_counted():
     bad = [Reject(id=f"line {n}", path="", reason="bad row", detail="no path") for n in (2, 5)]
-    with plan_of([bad[0], Row(id="a", path=Path("a"), kind="video", captions=("x", "y")), bad[1]]) as plan:
-        assert list(plan.rejects()) == bad
-        assert (plan.count("rows"), plan.count("rejects"), plan.count("units")) == (1, 2, 1)
-        assert plan.texts_by_split()["train"] == {"items": 1, "captions": 2, "questions": 0}
+    still = Row(id="b", path=Path("b"), kind="image", captions=("z",))
+    with plan_of([bad[0], Row(id="a", path=Path("a"), kind="video", captions=("x", "y")), still, bad[1]]) as planned:
+        assert list(planned.rejects()) == bad
+        assert (list(planned.numbers), list(planned.places)) == ([0, 1], ["train-video-00000", "train-image-00000"])
+        assert planned.texts_by_split()["train"] == {"items": 2, "captions": 3, "questions": 0}
+    with plan_of([*bad, still, Row(id="a", path=Path("a"), kind="video")], kinds="image") as planned:
+        assert [row.id for unit in planned.units() for row in unit.rows] == ["b"]
+        assert planned.texts_by_split()["train"] == {"items": 1, "captions": 1, "questions": 0}
 
 
-def test_urls_are_preserved():
-    rows = [Row(id="a", path="s3://bucket/a.mp4", kind="video"), Row(id="b", path=Path("/b.mp4"), kind="video")]
+def test_a_row_is_planned_as_it_was_imported():
+    member = {"name": "a/0.mp4", "offset": 512, "size": 7}
+    asked = [{"question": "what?", "answer": "a dog", "type": "what"}]
+    rows = [
+        Row(id="a", path="s3://bucket/a.mp4", kind="video", split="train", group="g", start=1.5, meta={"a": [1, None]}),
+        Row(id="b", path=Path("/b.tar"), kind="video", split="train", member=member, group="g"),
+        Row(id="c", path=Path("/c.mp4"), kind="video", split="train", captions=("x",), questions=asked, group="g"),
+    ]
     (unit,) = units_of(rows)
-    assert [row.path for row in unit.rows] == ["s3://bucket/a.mp4", Path("/b.mp4")]
+    assert unit.rows == rows
+    assert [row.file_name for row in unit.rows] == ["a.mp4", "0.mp4", "c.mp4"]
+    with plan_of(rows) as planned:
+        assert planned.evenly_spaced(2) == [rows[0], rows[1]]
+        assert planned.evenly_spaced(9) == rows
+        assert list(planned.rows(np.array([2]))) == [rows[2]]
 
 
-def held() -> int:
-    """How many rows are in memory."""
-    return sum(type(one) is Row for one in gc.get_objects())
+CLIP_NAMES = ["tv/star_ABC_0.mp4", "tv/star_ABC_1.mp4", "star_DE_10.mp4", "other.mp4", "https://host/star_ABC_2.mp4"]
 
 
-def test_few_rows_are_in_memory(tmp_path):
-    lines = (json.dumps({"path": f"{number}.mp4", "captions": ["a man rides", "a horse"]}) for number in range(1000))
-    (tmp_path / "m.jsonl").write_text("\n".join(lines))
-    before, most = held(), 0
+@pytest.mark.parametrize(
+    ("pattern", "groups"),
+    [
+        (r"star_(\w+)_\d+", ["ABC", "ABC", "DE", "other.mp4", "ABC", "mine"]),
+        (r"star_[A-Z]+", ["star_ABC", "star_ABC", "star_DE", "other.mp4", "star_ABC", "mine"]),
+        (r"^(tv)/|^\w+_10", ["tv", "tv", "star_DE_10", "other.mp4", "https://host/star_ABC_2.mp4", "mine"]),
+        ("", [*CLIP_NAMES, "mine"]),
+    ],
+)
+def test_a_pattern_gives_the_group_of_rows_without_one(pattern, groups):
+    rows = [*files(*CLIP_NAMES), *files("star_ABC_3.mp4", group="mine")]
+    for shares in ({}, {"validation": 0.3, "test": 0.3}):
+        done = {row.id: row for unit in units_of(rows, group_pattern=pattern, **shares) for row in unit.rows}
+        assert [done[row.id].group for row in rows] == groups
+        assert len({(row.group, row.split) for row in done.values()}) == len(set(groups))
 
-    def watched(rows: Iterable[Row | Reject]) -> Iterator[Row | Reject]:
-        nonlocal most
-        for number, row in enumerate(rows):
-            most = max(most, held()) if number % 300 == 299 else most
-            yield row
 
-    with DecodePlan.create(tmp_path, watched(scan_manifest(tmp_path / "m.jsonl")), 0.1, 0.1, max_rows=64) as plan:
-        assert most - before <= 3
-        assert max(held() - before for number, _ in enumerate(plan.units()) if number % 4 == 3) <= 2 * 64
-        assert plan.count("units") > 15
+def test_a_pattern_without_matches_raises_an_error():
+    with pytest.raises(InputError, match=r"group_pattern = 'star_' .*'a\.mp4'"):
+        units_of(files("a.mp4", "b.mp4"), group_pattern="star_")
+    assert len(units_of(files("a.mp4", group="all have one"), group_pattern="star_")) == 1

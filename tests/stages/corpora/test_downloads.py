@@ -13,11 +13,8 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.pipeline.plan.digests import Digests, digest_data
-from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.annotations import scan_source
-from alpro.shards.sources.identity import file_identity
-from alpro.shards.sources.members import Member, member_of
-from alpro.shards.storage import resolve
+from alpro.shards.schema import Member, Reject, Row
+from alpro.shards.sources.manifest import scan_source
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 
@@ -76,7 +73,7 @@ def downloads(sample, tmp_path) -> Path:
 def test_captions_statuses_and_clips_are_read(downloads):
     records = list(scan_source(downloads))
     rows = {r.id: r for r in records if isinstance(r, Row)}
-    assert {name: (row.captions, row.group, row.split) for name, row in rows.items()} == {
+    assert {name: (row.captions, row.group or row.name, row.split) for name, row in rows.items()} == {
         "000000000": (("caption of 000000000",), "000000000", "train"),
         "000000001": (("caption of 000000001",), "000000001", "train"),
         "000000003": ((), "000000003", "train"),
@@ -108,11 +105,11 @@ def test_members_are_decoded_as_the_same_files_in_a_folder(downloads, tmp_path, 
     rows = [row for row in scan_source(downloads) if isinstance(row, Row)]
     lines = []
     for row in rows:
-        member = member_of(row.path)
-        data = member.shard.read_bytes()[member.offset : member.offset + member.size]
+        data = row.path.read_bytes()[row.member.offset :][: row.member.size]
         (loose / row.file_name).write_bytes(data)
         lines.append(
-            {"path": row.file_name, **row.model_dump(include={"id", "captions", "split", "group"}), **row.meta}
+            {"path": row.file_name, **row.model_dump(include={"id", "captions", "split"}), **row.meta}
+            | {"group": row.group or row.name}
         )
     (loose / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     decode_videos.run(config, {"data": loose / "manifest.jsonl"}, other, resources)
@@ -124,10 +121,11 @@ def test_shards_at_a_url_give_the_same_rows(downloads, memory):
         fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
     here, there = list(scan_source(downloads)), list(scan_source(memory))
     assert [record.id for record in here] == [record.id for record in there]
-    member = member_of(there[0].path)
-    assert member.shard == f"{memory}/00000.tar"
-    with decode_videos.fetched(there[0].path, 1 << 30, downloads) as path:
+    member = there[0].member
+    assert there[0].path == f"{memory}/00000.tar"
+    with decode_videos.fetched(there[0], 1 << 30, downloads) as path:
         assert path.read_bytes() == (downloads / "00000.tar").read_bytes()[member.offset :][: member.size]
+        assert path.suffix == ".mp4"
 
 
 def test_images_of_img2dataset(tmp_path, inline_pool, resources):
@@ -153,7 +151,6 @@ def test_the_digest_is_that_of_the_shards(downloads, tmp_path):
     moved = downloads.rename(tmp_path / "moved")
     assert digest_data(moved, digests) == before
     assert digest_data(moved, digests, ask=False).here == before.here
-    assert before.has_media
     data = bytearray((moved / "00001.tar").read_bytes())
     data[600] ^= 1  # in a video
     (moved / "00001.tar").write_bytes(data)
@@ -163,8 +160,7 @@ def test_the_digest_is_that_of_the_shards(downloads, tmp_path):
 def test_a_shard_that_ends_early_is_a_reject(downloads, tmp_path, inline_pool, resources):
     shard = downloads / "00000.tar"
     last = [row for row in scan_source(downloads) if isinstance(row, Row)][2]
-    member = member_of(last.path)
-    shard.write_bytes(shard.read_bytes()[: member.offset + 100])
+    shard.write_bytes(shard.read_bytes()[: last.member.offset + 100])
     records = [r for r in scan_source(downloads) if r.id.startswith("00000")]
     assert {r.id for r in records if isinstance(r, Row)} == {"000000000", "000000001"}
     assert [(r.id, r.reason) for r in records if isinstance(r, Reject)] == [
@@ -182,27 +178,12 @@ def test_a_shard_that_ends_early_is_a_reject(downloads, tmp_path, inline_pool, r
 
 
 def test_a_member_beyond_the_end_of_its_shard_is_a_reject(downloads):
-    whole = Member(downloads / "00000.tar", "a.mp4", 512, 1 << 30).location
+    member = Member(name="a.mp4", offset=512, size=1 << 30)
+    whole = Row(id="a", path=downloads / "00000.tar", member=member, kind="video")
     for limit, reason in ((1 << 40, r"unreadable: .*ends inside a\.mp4"), (100, "too large")):
         with pytest.raises(decode_videos.DecodeError, match=reason), decode_videos.fetched(whole, limit, downloads):
             pass
     assert not list(downloads.glob(".fetched.*"))
-
-
-def test_a_location_keeps_every_name(tmp_path):
-    for name in ("a b.mp4", "x::y.mp4", "a?key=1#2.mp4", "ü.mp4", "a/b.mp4"):
-        for shard in (tmp_path / "a b.tar", "s3://bucket/00000.tar"):
-            member = Member(shard, name, 512, 3)
-            assert member_of(member.location) == member
-    assert member_of("s3://bucket/a.mp4") is None
-    assert member_of(tmp_path / "a.mp4") is None
-
-
-def test_a_manifest_cannot_name_a_member(tmp_path, downloads):
-    location = Member(downloads / "00000.tar", "000000000.mp4", 512, 10).location
-    with pytest.raises(InputError, match="is outside the data folder"):
-        resolve(tmp_path, location)
-    assert file_identity(location).endswith("512+10")
 
 
 def test_raw_shards_as_existing_shards_get_a_hint(downloads):

@@ -1,0 +1,137 @@
+"""A source is imported once into a table; every record of it is a row or a reject of the table."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alpro.errors import InputError
+from alpro.shards.schema import Row
+from alpro.shards.sources import manifest
+from alpro.shards.sources.manifest import Manifest, import_source, scan_source
+from alpro.shards.sources.plan import DecodePlan
+
+GOOD, BAD, QUESTION = "good", "bad", "asked"
+KINDS = st.lists(st.sampled_from([GOOD, BAD, QUESTION]), min_size=1, max_size=20)
+
+
+def records(kinds: list[str]) -> Iterator[dict]:
+    """Records of a manifest: valid ones, ones with a bad time, and ones with a question."""
+    for number, kind in enumerate(kinds):
+        record = {"path": f"{number}.mp4", "caption": f'a "dog", {number}', "start": "soon" if kind == BAD else "1"}
+        asked = json.dumps([{"question": "what?", "answer": "a dog"}])
+        yield record | ({"questions": asked} if kind == QUESTION else {"questions": "[]"})
+
+
+def write(folder: Path, form: str, kinds: list[str]) -> Path:
+    path, rows = folder / f"m.{form}", list(records(kinds))
+    if form in ("jsonl", "json"):
+        path.write_text(json.dumps(rows) if form == "json" else "".join(f"{json.dumps(row)}\n" for row in rows))
+    elif form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
+    elif form == "tsv":
+        path.write_text("\n".join("\t".join(row) for row in [list(rows[0]), *(list(row.values()) for row in rows)]))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_row_groups(monkeypatch):
+    monkeypatch.setattr(manifest, "ROW_GROUP", 4)
+    monkeypatch.setattr("alpro.shards.sources.plan.ROW_GROUP", 4)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet"])
+@settings(max_examples=15, deadline=None)
+@given(kinds=KINDS)
+def test_rows_of_every_form_are_samples_or_rejects(form, kinds):
+    with TemporaryDirectory() as name:
+        source = write(Path(name), form, kinds)
+        imported = import_source(source, Path(name) / "manifests")
+        plan, about = DecodePlan(imported), imported.about
+        assert (about["rows"], about["rejects"]) == (len(kinds) - kinds.count(BAD), kinds.count(BAD))
+        assert about["questions"] == (QUESTION in kinds)
+        rows = {row.id: row for unit in plan.units() for row in unit.rows}
+        expected = [record for record in scan_source(source) if isinstance(record, Row)]
+        assert len(rows) == len(expected)
+        for row in expected:
+            assert rows[row.id] == row.model_copy(update={"split": "train", "group": row.name})
+        assert len(list(plan.rejects())) == kinds.count(BAD)
+
+
+def imported_again(monkeypatch, source: Path, first: Manifest, **how) -> bool:
+    """Whether a second import reads the records again."""
+    read = []
+    scan = manifest.scan_source
+    monkeypatch.setattr(manifest, "scan_source", lambda *place: (read.append(place), scan(*place))[1])
+    again = import_source(source, first.folder.parent, **how)
+    monkeypatch.undo()
+    assert (again.folder == first.folder) == (not read)
+    assert [folder.name for folder in first.folder.parent.iterdir()] == [again.folder.name]  # no earlier one stays
+    return bool(read)
+
+
+def test_an_unchanged_source_is_imported_once(tmp_path, monkeypatch):
+    source = write(tmp_path, "jsonl", [GOOD, QUESTION])
+    first = import_source(source, tmp_path / "manifests")
+    assert not imported_again(monkeypatch, source, first)
+    (tmp_path / "other.mp4").touch()  # rows of a manifest name their files
+    assert not imported_again(monkeypatch, source, first)
+    digest = first.about["digest"]
+    os.utime(source, ns=(1, 1))
+    assert imported_again(monkeypatch, source, first)
+    assert import_source(source, tmp_path / "manifests").about["digest"] == digest  # equal rows
+    moved = source.rename(tmp_path / "moved.jsonl")
+    assert import_source(moved, tmp_path / "others").about["digest"] == digest
+
+
+@pytest.mark.parametrize("what", ["a text", "a new text", "a new video", "a removed video"])
+def test_a_changed_folder_is_imported_again(what, tmp_path, monkeypatch):
+    folder = tmp_path / "videos"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.mp4", "b.mp4", "deep/c.mp4", "a.txt", "deep/c.txt"):
+        (folder / name).write_text("a dog")
+    first = import_source(folder, tmp_path / "manifests")
+    assert not imported_again(monkeypatch, folder, first)
+    if what == "a removed video":
+        (folder / "deep" / "c.mp4").unlink()
+    else:
+        name = {"a text": "deep/c.txt", "a new text": "b.txt", "a new video": "deep/d.mp4"}[what]
+        (folder / name).write_text("another one")
+    assert imported_again(monkeypatch, folder, first)
+
+
+def test_annotations_are_imported_again_with_another_file_video_or_root(tmp_path, monkeypatch):
+    videos, table = tmp_path / "videos", tmp_path / "train.jsonl"
+    videos.mkdir()
+    (videos / "a.webm").touch()
+    table.write_text('{"clip_name": "a", "caption": "a dog"}\n{"clip_name": "b", "caption": "a cat"}\n')
+    first = import_source(videos, tmp_path / "manifests", {"train": table})
+    assert not imported_again(monkeypatch, videos, first, annotations={"train": table})
+    (videos / "b.webm").touch()
+    assert imported_again(monkeypatch, videos, first, annotations={"train": table})
+    for how in ({"annotations": {"test": table}}, {"annotations": {"train": table}, "root": videos}):
+        assert import_source(videos, tmp_path / "manifests", **how).folder.name[:16] != first.folder.name[:16]
+    beside = import_source(table, tmp_path / "manifests")
+    (tmp_path / "a.mp4").touch()  # the videos of a file of a data set lie beside it
+    assert import_source(table, tmp_path / "manifests").folder != beside.folder
+
+
+def test_an_unusable_source_leaves_nothing(tmp_path):
+    source = write(tmp_path, "jsonl", [GOOD, GOOD])
+    source.write_text(source.read_text().replace("1.mp4", "0.mp4"))
+    with pytest.raises(InputError, match="line 2: id '0"):
+        import_source(source, tmp_path / "manifests")
+    assert list((tmp_path / "manifests").iterdir()) == []
