@@ -155,6 +155,7 @@ def answered(function: Callable[[Path | None], T], file: Path | None) -> T:
 def application(models: Models, rerank: int = 0, nothing_below: float | None = None) -> FastAPI:
     """The API and the page, without the checks of `guard.py`. rerank: clips that a search matches at least."""
     app = FastAPI(title="ALPRO", version=version("alpro-pipeline"), openapi_url="/api/openapi.json", docs_url=None)
+    app.router.redirect_slashes = False
     queue, previews = Queue(), ThreadPoolExecutor(os.cpu_count(), "previews")
     app.state.queue = queue
     example_texts = examples(models)
@@ -281,5 +282,6 @@ def examples(models: Models) -> list[str]:
     if not (some := texts[:: len(texts) // 64 + 1]):
         return []
     similarity = models.index.embeddings @ models.search.encode(some).T  # (clips, texts)
-    order = similarity.max(0).argsort()  # the best one of a clip is the last
-    return list({int(similarity[:, i].argmax()): some[i] for i in order.tolist()}.values())[-3:][::-1]
+    order = (-similarity.max(0)).argsort().tolist()
+    of_clip = {int(similarity[:, i].argmax()): i for i in reversed(order)}  # the best text of each clip
+    return [some[i] for i in dict.fromkeys([*sorted(of_clip.values(), key=order.index), *order])][:3]
