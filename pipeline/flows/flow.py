@@ -5,6 +5,7 @@
 
 import os
 import signal
+import threading
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
@@ -162,11 +163,16 @@ def run_steps(current: PipelineRun) -> None:
                     if step is not steps[-1]:
                         announce(f"{step.name}: failed: {error}")
         except BaseException:
+            # The kernel sends SIGTERM for each thread of a worker that is killed: a second one must not cut this short.
+            main = threading.current_thread() is threading.main_thread()
+            before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if main else None
             stop.request()
             try:
                 wait([future.wrapped_future for future in futures.values()], GRACE_SECONDS)
             finally:
                 stop.request(signal.SIGKILL)
+                if main:
+                    signal.signal(signal.SIGTERM, before)
             raise
         finally:
             STOP.reset(token)
