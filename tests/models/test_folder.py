@@ -178,19 +178,22 @@ def test_the_time_embedding_is_resized_to_the_nearest(
 @torch.no_grad()
 def test_the_position_embedding_is_interpolated_over_the_grid(tiny: ModelConfig):
     old, new = Prompter(tiny), Prompter(resized(tiny, image_size=64))  # a grid of 4 x 4 to one of 8 x 8
-    ramp = torch.arange(4.0)[:, None].expand(4, 4)  # grows from row to row
-    positions = old.video_encoder.pos_embed
-    positions[0, 1:, 0] = ramp.flatten()
-    positions[0, 1:, 1] = 7.0
     start_from(new, old)
-    resized_positions = new.video_encoder.pos_embed
-    assert resized_positions.shape == (1, 65, 16)
-    assert torch.equal(resized_positions[:, 0], positions[:, 0])  # [CLS] is not part of the grid
-    grid = resized_positions[0, 1:, 0].view(8, 8)
-    torch.testing.assert_close(resized_positions[0, 1:, 1], torch.full((64,), 7.0))  # a constant stays constant
-    torch.testing.assert_close(grid, grid[:, :1].expand(8, 8))  # rows stay rows
-    assert (grid[1:, 0] > grid[:-1, 0]).all()
-    torch.testing.assert_close(grid.mean(), torch.tensor(1.5))
+    before, after = old.video_encoder.pos_embed[0], new.video_encoder.pos_embed[0]
+    grid = torch.nn.functional.interpolate(before[1:].T.view(1, -1, 4, 4), size=(8, 8), mode="bicubic")
+    torch.testing.assert_close(after, torch.cat([before[:1], grid[0].flatten(1).T]))  # [CLS] is not part of the grid
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [("video", "heads", 1), ("video", "activation", "quick_gelu"), ("text", "heads", 1), ("text", "fusion_layer", 3)],
+)
+def test_a_setting_that_no_shape_shows_is_compared(tiny: ModelConfig, part: str, key: str, value):
+    other = getattr(tiny, part).model_copy(update={"depth": 4} if key == "fusion_layer" else {})
+    tiny = tiny.model_copy(update={part: other})
+    changed = tiny.model_copy(update={part: other.model_copy(update={key: value})})
+    with pytest.raises(ValueError, match=rf"{part}\.{key} is"):
+        start_from(Prompter(tiny), Prompter(changed))
 
 
 def test_a_head_of_another_size_is_not_copied(tiny: ModelConfig):
