@@ -1,8 +1,8 @@
 """The pictures of pages in the documentation: `python docs/screenshots.py --workspace W [--serve URL]`.
 
-Reads the newest report and the newest comparison of a workspace (`alpro run`, then `alpro compare`), and with `--serve
-URL` the page of `alpro serve` (docs/search.md has the command). Needs playwright, and Chromium: that of the
-system, or `playwright install chromium`.
+Reads the newest report and comparison of a workspace (`alpro run`, `alpro artifacts compare`), and with `--serve URL`
+the page of `alpro serve` (docs/search.md has the command). Needs playwright, and Chromium: that of the system, or
+`playwright install chromium`.
 """
 
 import argparse

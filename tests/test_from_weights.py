@@ -13,9 +13,8 @@ from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import is_clip
 from alpro.models.folder import ModelFolder
-from alpro.pipeline.cli import run as run_command
-from alpro.pipeline.cli.main import execute, parser
-from alpro.pipeline.cli.run import prepare_run
+from alpro.pipeline.cli.main import execute
+from alpro.pipeline.cli.options import Source
 from alpro.pipeline.config.pipeline_config import load_config
 from alpro.pipeline.plan import dag as planning
 from tests.official_checkpoints import to_official
@@ -50,32 +49,18 @@ def official(tmp_path_factory, tiny_model, vocabulary) -> Path:
         words = {"pretrain": "--words unigrams.txt", "qa": "--words train_ans2label.json"}.get(task, "")
         words = words.replace("--words ", f"--words {folder}/")
         line = f"model import {file} {folder / task} --task {task} --tokenizer {tokenizer} {words}"
-        assert execute(parser().parse_args(shlex.split(line))) == 0
+        assert execute(shlex.split(line)) == 0
     return folder
 
 
 @pytest.fixture
 def planned(sample, tmp_path, monkeypatch):
     """planned(config, model folder, *options): the configuration of `alpro run ... --pretrained`."""
-    monkeypatch.setattr(run_command, "prepare_prefect", lambda home: None)
 
     def load(config: str, model: Path, *options: str):
         data = sample / "clips.jsonl"
-        sets = [part for change in (*SIZES, *options) for part in ("--set", change)]
-        line = [
-            "run",
-            "--config",
-            config,
-            "--data",
-            str(data),
-            "--pretrained",
-            str(model),
-            "--workspace",
-            str(tmp_path / "w"),
-        ]
-        arguments = parser().parse_args([*line, *sets])
-        prepare_run(arguments)
-        return load_config(arguments.config, arguments.data, arguments.changes)
+        source = Source(str(data), str(model), (*SIZES, *options))
+        return load_config(config, source.data, source.changes(tmp_path / "w"))
 
     return load
 

@@ -1,126 +1,66 @@
-"""`alpro artifacts ...` and `alpro compare`: they read the artifacts of a workspace and run no stage."""
+"""`alpro artifacts ...`: the commands that read the artifacts of a workspace and run no stage."""
 
-import argparse
 import re
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
-from alpro.pipeline.cli.arguments import (
-    ARTIFACT,
-    add_action,
-    add_group,
-    add_json,
-    add_tracking_uri,
-    add_workspace,
-    print_json,
-    user_path,
-)
+from alpro.pipeline.cli.options import ARTIFACT, WORKSPACE, Artifact, File, Json, TrackingUri, Workspace, print_json
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from alpro.pipeline.store.artifacts import Store
 
+group = App(name="artifacts", help="List, show, verify, compare and remove artifacts.")
+Artifacts = Annotated[str, Parameter(help=ARTIFACT)]
 Record = dict[str, Any]
 
 
-def add_artifact_commands(commands: Any) -> None:
-    """`alpro artifacts ...`: the commands about the artifacts of a workspace."""
-    actions = add_group(commands, "artifacts", "list, show, verify and remove artifacts")
-    listing = add_action(actions, "ls", list_artifacts, "list the artifacts and their inputs")
-    show = add_action(
-        actions, "show", show_artifact, "show an artifact, what it was built from, and the command that builds it again"
-    )
-    verify = add_action(
-        actions,
-        "verify",
-        verify_artifacts,
-        "read every file of artifacts, and print which are damaged, missing or extra",
-    )
-    logging = add_action(actions, "log", log_artifacts, "log artifacts to MLflow again, or to another server")
-    logging.add_argument("artifacts", nargs="+", metavar="ARTIFACT", help=ARTIFACT)
-    add_workspace(logging, "folder of the artifacts")
-    add_tracking_uri(logging)
-    remove = add_action(actions, "rm", remove_artifacts, "remove artifacts, or what an interrupted stage left")
-    collect = add_action(
-        actions, "gc", collect_garbage, "list the artifacts that the newest one of each name was not built from"
-    )
-    show.add_argument("artifact", metavar="ARTIFACT", help=ARTIFACT)
-    verify.add_argument("artifacts", nargs="*", metavar="ARTIFACT", help="as `show` takes it (default: all artifacts)")
-    remove.add_argument("artifacts", nargs="+", metavar="ARTIFACT", help=ARTIFACT)
-    collect.add_argument(
-        "artifacts", nargs="*", metavar="ARTIFACT", help="keep these, and what they were built from, instead"
-    )
-    collect.add_argument("--yes", action="store_true", help="remove them")
-    for parser in (listing, show, verify, remove, collect):
-        add_json(parser)
-        add_workspace(parser, "folder of the artifacts")
-
-
-def add_compare(commands: Any) -> None:
-    parser = add_action(
-        commands,
-        "compare",
-        compare_artifacts,
-        "compare evaluations score by score",
-        description="Prints what differs between artifacts of evaluate (or of zero_shot) in configuration, data, code "
-        "and versions, and for each score that they have over the same queries the values, the difference of each to "
-        "the first, its 95 % paired bootstrap interval, and the p value of a paired permutation test, by test video. "
-        "Writes the same as a page.",
-    )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help=f"two or more evaluations: {ARTIFACT}, or the name of a pipeline's run in MLflow",
-    )
-    parser.add_argument(
-        "--out", type=user_path, metavar="FILE", help="the page (default: WORKSPACE/reports/compare-RUN-RUN.html)"
-    )
-    add_json(parser)
-    add_workspace(parser, "folder of the artifacts")
-
-
-def store_of(arguments: argparse.Namespace) -> "Store":
+def store_of(workspace: Path) -> "Store":
     from alpro.pipeline.store.artifacts import Store
 
-    return Store(arguments.workspace / "artifacts")
+    return Store(workspace / "artifacts")
 
 
-def list_artifacts(arguments: argparse.Namespace) -> None:
-    """`alpro artifacts ls`: the artifacts, oldest first. A file that several artifacts share counts for the oldest."""
+@group.command(name="ls")
+def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
+    """List the artifacts and their inputs, oldest first.
+
+    A file that several artifacts share counts for the oldest.
+    """
     from alpro.pipeline.store.lineage import sizes_of
 
-    found = store_of(arguments).all()
+    found = store_of(workspace).all()
     sizes = sizes_of([folder for folder, _ in found])
-    if arguments.json:
+    if json:
         rows = zip(found, sizes, strict=True)
         print_json([{"folder": str(folder), "bytes": size, **record} for (folder, record), size in rows])
     elif not found:
-        print(f"no artifacts in {arguments.workspace / 'artifacts'}; `alpro run` creates them")
+        print(f"no artifacts in {workspace / 'artifacts'}; `alpro run` creates them")
     else:
         print_artifacts([record for _, record in found], sizes)
 
 
-def show_artifact(arguments: argparse.Namespace) -> None:
-    """`alpro artifacts show`: the record of an artifact, everything that it was built from, inputs before their users,
-    and the command that builds it again."""
+@group.command(name="show")
+def show_artifact(artifact: Artifact, /, *, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
+    """Show an artifact, what it was built from, and the command that builds it again."""
     from alpro.pipeline.store.lineage import lineage
 
-    folder, record = find_artifact(arguments.artifact, arguments.workspace)
+    folder, record = find_artifact(artifact, workspace)
     try:
-        built_from = [other for _, other in lineage(store_of(arguments), record)[:-1]]
+        built_from = [other for _, other in lineage(store_of(workspace), record)[:-1]]
     except InputError as error:  # an input was removed
         print(error, file=sys.stderr)
         built_from = []
     command = shlex.join(command_of(record))
-    if arguments.json:
+    if json:
         print_json({"folder": str(folder), **record, "built_from": built_from, "command": command})
         return
     run = record["run"]
@@ -152,14 +92,18 @@ def command_of(record: Record) -> list[str]:
     return words + [word for change in arguments["changes"] for word in ("--set", change)]
 
 
-def verify_artifacts(arguments: argparse.Namespace) -> int:
-    """`alpro artifacts verify`: a line for each file that is not as recorded, with status 1, and a summary."""
+@group.command(name="verify")
+def verify_artifacts(*artifacts: Artifacts, json: Json = False, workspace: Workspace = WORKSPACE) -> int:
+    """Read every file of artifacts, by default of all, and print which are damaged, missing or extra.
+
+    The exit status is 1 if some are.
+    """
     from alpro.pipeline.store.checksums import unreadable_records, verify
 
-    store = store_of(arguments)
-    found = [find_artifact(name, arguments.workspace) for name in arguments.artifacts] or store.all()
-    problems = list(chain([] if arguments.artifacts else unreadable_records(store.root), verify(found)))
-    if arguments.json:
+    store = store_of(workspace)
+    found = [find_artifact(name, workspace) for name in artifacts] or store.all()
+    problems = list(chain([] if artifacts else unreadable_records(store.root), verify(found)))
+    if json:
         print_json([{**vars(problem), "folder": str(problem.folder)} for problem in problems])
         return 1 if problems else 0
     for problem in problems:
@@ -174,33 +118,47 @@ def verify_artifacts(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def remove_artifacts(arguments: argparse.Namespace) -> None:
-    """`alpro artifacts rm`: the artifacts of these names, and interrupted stages by their fingerprints."""
+@group.command(name="rm")
+def remove_artifacts(*artifacts: Artifacts, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
+    """Remove artifacts, or what an interrupted stage left."""
     from alpro.pipeline.store.lineage import remove, unfinished
 
-    store, folders = store_of(arguments), []
+    if not artifacts:
+        raise InputError("alpro artifacts rm: name the artifacts to remove")
+    store, folders = store_of(workspace), []
     interrupted = unfinished(store)
-    for name in arguments.artifacts:
+    for name in artifacts:
         named = [folder for folder in interrupted if folder.name == name or str(folder) == name]
-        folders.append(named[0] if named else find_artifact(name, arguments.workspace)[0])
+        folders.append(named[0] if named else find_artifact(name, workspace)[0])
     remove(store, dict.fromkeys(folders))
-    print_removed(arguments, list(dict.fromkeys(folders)))
+    print_removed(list(dict.fromkeys(folders)), json)
 
 
-def collect_garbage(arguments: argparse.Namespace) -> None:
-    """`alpro artifacts gc`. What interrupted stages left, and links to other places, are only listed."""
+@group.command(name="gc")
+def collect_garbage(
+    *artifacts: Artifacts, yes: bool = False, json: Json = False, workspace: Workspace = WORKSPACE
+) -> None:
+    """List the artifacts that the newest one of each name, or those that are named, were not built from.
+
+    What interrupted stages left, and links to other places, are only listed.
+
+    Parameters
+    ----------
+    yes
+        Remove them.
+    """
     from alpro.pipeline.store.lineage import is_elsewhere, remove, sizes_of, unfinished, unreachable
 
-    store = store_of(arguments)
-    kept = [find_artifact(name, arguments.workspace)[1]["fingerprint"] for name in arguments.artifacts]
+    store = store_of(workspace)
+    kept = [find_artifact(name, workspace)[1]["fingerprint"] for name in artifacts]
     unused = unreachable(store.all(), kept)
     chosen = [(folder, record) for folder, record in unused if not is_elsewhere(store, folder)]
     folders = [folder for folder, _ in chosen]
     sizes = sizes_of(folders)
-    if arguments.yes:
+    if yes:
         remove(store, folders)
-    if arguments.json:
-        print_removed(arguments, folders)
+    if json:
+        print_removed(folders, json, yes)
         return
     for folder, _ in unused:
         if folder not in folders:
@@ -211,48 +169,68 @@ def collect_garbage(arguments: argparse.Namespace) -> None:
         print("nothing to remove")
         return
     print_artifacts([record for _, record in chosen], sizes)
-    print("removed" if arguments.yes else "add --yes to remove them")
+    print("removed" if yes else "add --yes to remove them")
 
 
-def print_removed(arguments: argparse.Namespace, folders: "list[Path]") -> None:
-    if arguments.json:
-        print_json({"removed": getattr(arguments, "yes", True), "artifacts": [str(folder) for folder in folders]})
+def print_removed(folders: list[Path], json: bool, removed: bool = True) -> None:
+    if json:
+        print_json({"removed": removed, "artifacts": [str(folder) for folder in folders]})
     else:
         print(*(f"removed {folder}" for folder in folders), sep="\n")
 
 
-def log_artifacts(arguments: argparse.Namespace) -> None:
-    """`alpro artifacts log`: logs artifacts again, each as a new run in the experiment of its configuration."""
+@group.command(name="log")
+def log_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE, tracking_uri: TrackingUri = "") -> None:
+    """Log artifacts to MLflow again, or to another server.
+
+    Each becomes a new run in the experiment of its configuration.
+    """
     from alpro.pipeline.tracking.tracker import Tracker
 
-    for name in arguments.artifacts:
-        folder, record = find_artifact(name, arguments.workspace)
+    if not artifacts:
+        raise InputError("alpro artifacts log: name the artifacts to log")
+    for name in artifacts:
+        folder, record = find_artifact(name, workspace)
         experiment = record["run"].get("arguments", {}).get("config", "alpro").rpartition("/")[2].removesuffix(".toml")
-        tracker = Tracker.open(arguments.tracking_uri, arguments.workspace.resolve(), experiment)
+        tracker = Tracker.open(tracking_uri, workspace.resolve(), experiment)
         run = tracker.log_artifact(folder.resolve(), record)
         if not run or tracker.warned:
             raise InputError(f"MLflow store {tracker.uri}: {record['name']} is not logged")
         print(f"{record['name']} {record['fingerprint'][:16]}: run {run} in the experiment {experiment}")
 
 
-def compare_artifacts(arguments: argparse.Namespace) -> None:
+@group.command(name="compare")
+def compare_artifacts(
+    *runs: Artifacts, out: File | None = None, json: Json = False, workspace: Workspace = WORKSPACE
+) -> None:
+    """Compare evaluations score by score.
+
+    Prints what differs in configuration, data, code and versions, and for each score that they have over the same
+    queries the values, the difference of each to the first, its 95 % paired bootstrap interval, and the p value of a
+    paired permutation test, by test video. Writes the same as a page.
+
+    Parameters
+    ----------
+    out
+        The page; by default WORKSPACE/reports/compare-RUN-RUN.html.
+    """
     from alpro.pipeline.reports.comparison import compared_runs, write_comparison
     from alpro.pipeline.reports.terminal import print_table
 
-    if len(arguments.runs) < 2:
-        raise InputError("compare needs two evaluations or more")
+    if len(runs) < 2:
+        raise InputError("alpro artifacts compare: name two evaluations or more")
     # The name of a run has the start of the fingerprint of its last artifact: "sample 3f2a9c · pretrain.lr=1e-4".
-    marks = [re.search(r" ([0-9a-f]{6,})( ·|$)", name) for name in arguments.runs]
-    chosen = [mark[1] if mark else name for mark, name in zip(marks, arguments.runs, strict=True)]
-    artifacts = [find_artifact(name, arguments.workspace) for name in chosen]
-    tables, values = compared_runs(store_of(arguments), artifacts)
-    if arguments.json:
+    marks = [re.search(r" ([0-9a-f]{6,})( ·|$)", name) for name in runs]
+    chosen = [mark[1] if mark else name for mark, name in zip(marks, runs, strict=True)]
+    artifacts = [find_artifact(name, workspace) for name in chosen]
+    tables, values = compared_runs(store_of(workspace), artifacts)
+    if json:
         print_json(values)
     else:
         for table in tables[1:]:
             print_table(table)
     names = "-".join(folder.name[:8] for folder, _ in artifacts)
-    page = arguments.out or arguments.workspace / "reports" / f"compare-{names}.html"
+    page = out or workspace / "reports" / f"compare-{names}.html"
     print(f"page: {write_comparison(page, tables)}", file=sys.stderr)
 
 

@@ -1,49 +1,31 @@
 """`alpro config ...`: the shipped configurations, a configuration with all its values, and a file to start from."""
 
-import argparse
-import json
+import json as json_format
 import re
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.arguments import (
-    add_action,
-    add_group,
-    add_json,
-    add_source_options,
-    add_workspace,
-    changes_of,
-    print_json,
-    user_path,
-)
+from alpro.pipeline.cli.options import WORKSPACE, File, Json, Source, Workspace, print_json
 
 if TYPE_CHECKING:
     from alpro.pipeline.config.pipeline_config import PipelineConfig
 
-
-def add_config_commands(commands: Any) -> None:
-    """`alpro config ...`: the commands about configurations."""
-    actions = add_group(commands, "config", "list, show and copy configurations")
-    add_json(add_action(actions, "list", list_configs, "list the shipped configurations"))
-    show = add_action(actions, "show", show_config, "print a configuration with all its values, as TOML")
-    show.add_argument("config", metavar="NAME_OR_FILE", help="as for `alpro run --config`")
-    add_source_options(show)
-    add_workspace(show, "folder of the artifacts that --pretrained may name")
-    init = add_action(actions, "init", init_config, "write a copy of a shipped configuration to edit")
-    init.add_argument("file", type=user_path, metavar="FILE", help="the file to write, NAME.toml")
-    init.add_argument(
-        "--from", dest="source", default="own_videos", metavar="NAME", help="the configuration (default: own_videos)"
-    )
+group = App(name="config", help="List, show and copy configurations.")
 
 
-def list_configs(arguments: argparse.Namespace) -> None:
-    """`alpro config list`. JSON: the descriptions by name."""
+@group.command(name="list")
+def list_configs(*, json: Json = False) -> None:
+    """List the shipped configurations."""
     from alpro.pipeline.config.pipeline_config import CONFIGS, shipped
     from alpro.pipeline.reports.terminal import console
 
-    described = {name: description((CONFIGS / f"{name}.toml").read_text("utf-8")) for name in shipped()}
-    if arguments.json:
+    # The first line of a configuration file, which is a comment.
+    first = {name: (CONFIGS / f"{name}.toml").read_text("utf-8").partition("\n")[0] for name in shipped()}
+    described = {name: line.removeprefix("#").strip() for name, line in first.items()}
+    if json:
         print_json(described)
         return
     width = max(map(len, described)) + 2
@@ -52,35 +34,46 @@ def list_configs(arguments: argparse.Namespace) -> None:
         print(wrapper.fill(f"{name:{width}}{text}"))
 
 
-def description(text: str) -> str:
-    """The first line of a configuration file, which is a comment."""
-    return text.partition("\n")[0].removeprefix("#").strip()
+@group.command(name="show")
+def show_config(config: str, /, *, source: Source = Source(), workspace: Workspace = WORKSPACE) -> None:
+    """Print a configuration with all its values, as TOML.
 
-
-def show_config(arguments: argparse.Namespace) -> None:
+    Parameters
+    ----------
+    config
+        A shipped configuration, or a TOML file, as for `alpro run --config`.
+    """
     from alpro.pipeline.config.pipeline_config import load_config
 
-    print(to_toml(values_of(load_config(arguments.config, arguments.data, changes_of(arguments)))), end="")
+    print(to_toml(values_of(load_config(config, source.data, source.changes(workspace)))), end="")
 
 
-def init_config(arguments: argparse.Namespace) -> None:
-    """`alpro config init`: a copy of a shipped configuration, with its comments."""
+@group.command(name="init")
+def init_config(file: File, /, *, source: Annotated[str, Parameter(name="--from")] = "own_videos") -> None:
+    """Write a copy of a shipped configuration to edit.
+
+    Parameters
+    ----------
+    file
+        The file to write, NAME.toml.
+    source
+        The shipped configuration.
+    """
     from alpro.pipeline.config.pipeline_config import CONFIGS, shipped
 
-    path, source = arguments.file, arguments.source
     if source not in shipped():
         raise InputError(f"{source}: no such shipped configuration; those are {', '.join(shipped())}")
-    if path.suffix != ".toml" or not re.fullmatch(r"[\w-]+", path.stem):
-        raise InputError(f"{path}: the file must be named NAME.toml, with letters, digits, _ and - in NAME")
-    text = (CONFIGS / f"{source}.toml").read_text("utf-8").replace(f"--config {source}", f"--config {path}")
-    text = text.replace(f'\nname = "{source}"\n', f'\nname = "{path.stem}"\n')
+    if file.suffix != ".toml" or not re.fullmatch(r"[\w-]+", file.stem):
+        raise InputError(f"{file}: the file must be named NAME.toml, with letters, digits, _ and - in NAME")
+    text = (CONFIGS / f"{source}.toml").read_text("utf-8").replace(f"--config {source}", f"--config {file}")
+    text = text.replace(f'\nname = "{source}"\n', f'\nname = "{file.stem}"\n')
     note = f"# From the shipped configuration {source}. docs/configuration.md describes every key.\n"
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(note + text)
+        with file.open("x", encoding="utf-8") as out:
+            out.write(note + text)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    print(f"{path}: edit it, then run: alpro run --config {path}")
+        raise InputError(f"{file}: {error.strerror}") from error
+    print(f"{file}: edit it, then run: alpro run --config {file}")
 
 
 def values_of(config: "PipelineConfig") -> dict[str, Any]:
@@ -112,7 +105,7 @@ def to_toml(values: dict[str, Any], table: str = "") -> str:
 
 
 def toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json_format.dumps(key)
 
 
 def toml_value(value: Any) -> str:
@@ -121,4 +114,4 @@ def toml_value(value: Any) -> str:
         return "{" + ", ".join(f"{toml_key(key)} = {toml_value(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(toml_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json_format.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

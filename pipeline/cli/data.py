@@ -1,109 +1,96 @@
 """`alpro data ...`: data before and after decoding."""
 
-import argparse
 import sys
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
-from alpro.pipeline.cli.arguments import ARTIFACT, add_action, add_group, add_json, add_workspace, print_json, user_path
+from alpro.pipeline.cli.options import ARTIFACT, WORKSPACE, Count, File, Json, Workspace, print_json
+
+group = App(name="data", help="Check data before a run, describe decoded corpora.")
 
 
-def add_data_commands(commands: Any) -> None:
-    """`alpro data ...`: the commands about data, before and after decoding."""
-    actions = add_group(commands, "data", "check data before a run, describe decoded corpora")
-    add_check(actions)
-    add_inspect(actions)
+@group.command
+def check(
+    data: str,
+    /,
+    *,
+    config: str = "own_videos",
+    set: tuple[str, ...] = (),
+    samples: Count = 5,
+    json: Json = False,
+) -> int:
+    """Print what is there, what is missing, and the splits.
 
+    Reads every row of a manifest, folder or set of shards, and decodes a few items. The exit status is 1 if a run
+    would fail.
 
-def add_check(actions: Any) -> None:
-    parser = add_action(
-        actions,
-        "check",
-        check,
-        "what is there, what is missing, and the splits",
-        description="Reads every row of a manifest, folder or set of shards, decodes a few items, and prints what is "
-        "there, what is missing, and the splits. The exit status is 1 if a run would fail.",
-    )
-    parser.add_argument("data", metavar="FOLDER_OR_MANIFEST", help="your videos, as for `alpro run --data`")
-    parser.add_argument(
-        "--config",
-        default="own_videos",
-        metavar="NAME_OR_FILE",
-        help="the configuration whose decoding settings are used (default: own_videos)",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="changes",
-        metavar="KEY=VALUE",
-        help="change one value, such as corpora.data.frames=16; repeatable",
-    )
-    parser.add_argument("--samples", type=int, default=5, metavar="N", help="number of items to decode (default: 5)")
-    add_json(parser)
-
-
-def add_inspect(actions: Any) -> None:
-    parser = add_action(
-        actions,
-        "inspect",
-        inspect_corpora,
-        "describe decoded corpora: counts, lengths, captions, overlap of test and training",
-        description="Prints counts, lengths, captions, repeated captions, and how many test videos also occur in "
-        "training.",
-    )
-    parser.add_argument("corpora", nargs="+", metavar="CORPUS", help=f"a decoded corpus: {ARTIFACT} or URL")
-    parser.add_argument("--out", type=user_path, metavar="FOLDER", help="write inspect.json and sheets of frames there")
-    parser.add_argument(
-        "--max-samples",
-        type=int,
-        default=20_000,
-        metavar="N",
-        help="maximum number of samples whose frames are compared, validation and test first (default: 20000; 0: none)",
-    )
-    add_json(parser)
-    add_workspace(parser, "folder of the artifacts")
-
-
-def check(arguments: argparse.Namespace) -> int:
-    """`alpro data check`. Exit status 1 if something would end a run."""
+    Parameters
+    ----------
+    data
+        Your videos, as for `alpro run --data`.
+    config
+        The configuration whose decoding settings are used.
+    set
+        Change a value, such as corpora.data.frames=16; repeatable.
+    samples
+        Number of items to decode.
+    """
     from alpro.pipeline.config.pipeline_config import load_config
     from alpro.shards.storage import located
     from alpro.stages.corpora.check_data import check_data
 
-    settings = load_config(arguments.config, arguments.data, arguments.changes)
+    settings = load_config(config, data, list(set))
     corpus = settings.corpora["data"]
     if corpus.shards:
         raise InputError("corpora.data.shards are not decoded; `alpro data inspect` describes decoded corpora")
     paths = corpus.annotation_files, corpus.names_root
     stages = settings.trainings().items()
     lengths = {stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora}
-    report = check_data(located(corpus.data), corpus.decoding, *paths, arguments.samples, lengths)
-    if arguments.json:
+    report = check_data(located(corpus.data), corpus.decoding, *paths, samples, lengths)
+    if json:
         print_json(report)
     else:
         print_check(report)
     return 1 if report["problems"] else 0
 
 
-def inspect_corpora(arguments: argparse.Namespace) -> None:
+@group.command
+def inspect(
+    *corpora: Annotated[str, Parameter(help=f"A decoded corpus. {ARTIFACT}")],
+    out: File | None = None,
+    max_samples: int = 20_000,
+    json: Json = False,
+    workspace: Workspace = WORKSPACE,
+) -> None:
+    """Describe decoded corpora: counts, lengths, captions, repeated captions, overlap of test and training.
+
+    Parameters
+    ----------
+    out
+        Write inspect.json and sheets of frames there.
+    max_samples
+        Maximum number of samples whose frames are compared, validation and test first; 0: none.
+    """
     from alpro.pipeline.reports.terminal import print_inspection
     from alpro.shards.inspect_corpus import inspect, save
     from alpro.shards.storage import absolute
 
+    if not corpora:
+        raise InputError("alpro data inspect: name a decoded corpus")
     folders = [
-        place if isinstance(place, str) or place.is_dir() else find_artifact(name, arguments.workspace)[0]
-        for name, place in ((name, absolute(name)) for name in arguments.corpora)
+        place if isinstance(place, str) or place.is_dir() else find_artifact(name, workspace)[0]
+        for name, place in ((name, absolute(name)) for name in corpora)
     ]
-    report = inspect(folders, arguments.max_samples)
-    if arguments.json:
+    report = inspect(folders, max_samples)
+    if json:
         print_json(report)
     else:
         print_inspection(report)
-    if arguments.out:
-        files = save(report, folders, arguments.out)
-        print(*files, sep=", ", file=sys.stderr if arguments.json else sys.stdout)
+    if out:
+        print(*save(report, folders, out), sep=", ", file=sys.stderr if json else sys.stdout)
 
 
 def print_check(report: dict[str, Any]) -> None:

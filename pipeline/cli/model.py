@@ -1,166 +1,85 @@
-"""`alpro model ...`, and what every command that runs a model shares."""
+"""`alpro model ...` and `alpro eval`: what a person does with a model."""
 
-import argparse
+import json as json_format
 import os
-import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
-from alpro.pipeline.cli.arguments import add_action, add_group, add_json, add_tracking_uri, add_workspace, user_path
+from alpro.inputs import parse_box
+from alpro.log import log
+from alpro.pipeline.cli.options import (
+    WORKSPACE,
+    Artifact,
+    Count,
+    File,
+    Json,
+    Models,
+    Named,
+    TrackingUri,
+    Workspace,
+    require_text,
+)
 
 if TYPE_CHECKING:
-    from alpro import Model
-    from alpro.shards.storage import Location
+    from collections.abc import Callable
 
-MODEL = (
-    "a model folder, a stage (its newest artifact is taken), the fingerprint of an artifact or its first characters, "
-    "STAGE@FINGERPRINT, or models:/NAME@ALIAS of the registry"
-)
-TASKS = ("pretrain", "retrieval", "qa", "prompter")  # of official checkpoints
-
-
-def add_model_commands(commands: Any) -> None:
-    """`alpro model ...`: the commands about model folders."""
-    actions = add_group(commands, "model", "import, export and register models")
-    add_import(actions)
-    add_export(actions)
-    add_register(actions)
-
-
-def add_import(actions: Any) -> None:
-    parser = add_action(
-        actions,
-        "import",
-        import_model,
-        "convert a checkpoint of the official ALPRO to a model folder",
-        description="Reads only the tensors of a checkpoint of the official code and writes a model folder, which "
-        "--pretrained and `pretrained` in a configuration take. The prompter of a pre-training checkpoint is written "
-        "to OUT/prompter.",
-    )
-    parser.add_argument("file", type=user_path, metavar="FILE", help="the checkpoint")
-    parser.add_argument("out", type=user_path, metavar="OUT", help="the folder to write, which must not exist yet")
-    parser.add_argument("--task", required=True, choices=TASKS, help="what the checkpoint was trained for")
-    parser.add_argument(
-        "--tokenizer",
-        type=os.path.expanduser,
-        default="bert-base-uncased",
-        metavar="NAME_OR_FOLDER",
-        help="its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt (default: bert-base-uncased)",
-    )
-    parser.add_argument(
-        "--words",
-        type=user_path,
-        metavar="FILE",
-        help="names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON "
-        "object of word to number (ans2label.json), or lines; without it they are numbered",
-    )
-    parser.add_argument(
-        "--max-text-tokens",
-        type=int,
-        metavar="N",
-        help="maximum word pieces of a text, as in its training (default: 30; for retrieval and qa 40)",
-    )
-
-
-def add_export(actions: Any) -> None:
-    text = "write a folder that transformers and sentence-transformers load without this package"
-    more = (
-        "Its code is beside the weights: AutoModel, AutoProcessor and SentenceTransformer take trust_remote_code=True."
-    )
-    parser = add_action(actions, "export", export_model, text, more)
-    add_model(parser)
-    parser.add_argument(
-        "folder", type=user_path, metavar="FOLDER", help="the folder to write, which must not exist yet"
-    )
-    parser.add_argument("--license", default="", metavar="NAME", help="license of the weights, for the model card")
-    add_named_models(parser)
-
-
-def add_register(actions: Any) -> None:
-    text = "add a model to MLflow's registry, for mlflow.pyfunc.load_model"
-    description = "Copies the model of an artifact to MLflow's registry as a new version of NAME."
-    parser = add_action(actions, "register", register_model, text, description=description)
-    parser.add_argument("model", metavar="MODEL", help=MODEL.rpartition(", or models:")[0])
-    parser.add_argument("--name", required=True, help="name of the registered model")
-    parser.add_argument("--alias", default="", help="an alias for this version, such as champion")
-    add_workspace(parser, "folder of the artifacts")
-    add_tracking_uri(parser)
-
-
-def add_model(parser: argparse.ArgumentParser, what: str = "") -> None:
-    parser.add_argument("model", metavar="MODEL", help=f"{what}{MODEL}")
-
-
-def add_shared(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that runs a model and prints its results."""
-    add_json(parser)
-    add_model_use(parser)
-
-
-def add_model_use(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that runs a model."""
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="precision of the encoders; auto: bfloat16 if this machine computes it faster",
-    )
-    add_named_models(parser)
-
-
-def add_named_models(parser: argparse.ArgumentParser) -> None:
-    add_workspace(parser, "folder of the artifacts that MODEL may name")
-    add_tracking_uri(parser)
-
-
-def model_path(arguments: argparse.Namespace, name: str) -> Path:
-    """The folder of the model that a person names. Raises InputError if there is none."""
-    from alpro.inference.find import find_model
-
-    if not name.startswith("models:/"):
-        return find_model(name, arguments.workspace)
-    from alpro.pipeline.tracking.registry import registered_folder
-
-    database = arguments.workspace.resolve() / "mlflow.db"
-    if not arguments.tracking_uri and not database.is_file():  # MLflow would create it
-        raise InputError(f"{name}: no MLflow store {database}; name the server with --tracking-uri")
-    return registered_folder(arguments.tracking_uri or f"sqlite:///{database}", name)
-
-
-def videos_at(arguments: argparse.Namespace, name: str) -> "Location":
-    """Where videos are that a person names: a file or folder, a URL, or a decoded corpus of the workspace."""
-    from alpro.shards.storage import absolute
-
-    videos = absolute(name)
-    if isinstance(videos, Path) and not videos.exists() and re.fullmatch(r"[\w-]+(@\w+)?", name):
-        videos, _ = find_artifact(name, arguments.workspace)
-    return videos
-
-
-def load(arguments: argparse.Namespace, folder: Path, prompts: Path | str = "") -> "Model":
     from alpro import Model
 
-    return Model.from_pretrained(folder, prompts, device=arguments.device, dtype=arguments.dtype)
+    Name = Callable[[Any, Any], list[tuple[str, float]]]  # words with probabilities, best first, of a video, its frames
+
+group = App(name="model", help="Use, import, export and register models.")
+Video = Annotated[
+    str,
+    Parameter(help="A video or an image: a file or a URL; with --out a folder, a manifest or a decoded corpus."),
+]
+Table = Annotated[File | None, Parameter(help="Write a row for each video to a .parquet or .csv.")]
+Results = Annotated[Count, Parameter(name=("-k", "--results"), help="Number of results.")]
 
 
-def import_model(arguments: argparse.Namespace) -> None:
+@group.command(name="import")
+def import_model(
+    file: File,
+    out: File,
+    /,
+    *,
+    task: Literal["pretrain", "retrieval", "qa", "prompter"],
+    tokenizer: str = "bert-base-uncased",
+    words: File | None = None,
+    max_text_tokens: Count | None = None,
+) -> None:
+    """Convert a checkpoint of the official ALPRO to a model folder.
+
+    Reads only the tensors of a checkpoint of the official code and writes a model folder, which --pretrained and
+    `pretrained` in a configuration take. The prompter of a pre-training checkpoint is written to OUT/prompter.
+
+    Parameters
+    ----------
+    file
+        The checkpoint.
+    out
+        The folder to write, which must not exist yet.
+    task
+        What the checkpoint was trained for.
+    tokenizer
+        Its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt.
+    words
+        Names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON object of
+        word to number (ans2label.json), or lines; without it they are numbered.
+    max_text_tokens
+        Maximum word pieces of a text, as in its training; by default 30, for retrieval and qa 40.
+    """
     from alpro.models.import_checkpoint import import_checkpoint
 
-    imported = import_checkpoint(
-        arguments.file,
-        arguments.out,
-        arguments.task,
-        arguments.tokenizer,
-        arguments.words,
-        max_text_tokens=arguments.max_text_tokens,
-    )
+    tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a hub name is no path)
+    imported = import_checkpoint(file, out, task, tokenizer, words, max_text_tokens=max_text_tokens)
     video, text = imported.config.video, imported.config.text
-    print(f"{arguments.out}: {imported.read} tensors read")
+    print(f"{out}: {imported.read} tensors read")
     print(
         f"  video {video.image_size} x {video.image_size}, patch {video.patch_size}, {video.frames} frames, "
         f"{video.depth} blocks; text {text.fusion_layer} + {text.depth - text.fusion_layer} layers; width {video.width}"
@@ -173,27 +92,315 @@ def import_model(arguments: argparse.Namespace) -> None:
         print(f"  {remark}")
 
 
-def export_model(arguments: argparse.Namespace) -> None:
+@group.command(name="export")
+def export_model(model: Named, folder: File, /, *, license: str = "", models: Models = Models()) -> None:
+    """Write a folder that transformers and sentence-transformers load without this package.
+
+    Its code is beside the weights: AutoModel, AutoProcessor and SentenceTransformer take trust_remote_code=True.
+
+    Parameters
+    ----------
+    folder
+        The folder to write, which must not exist yet.
+    license
+        License of the weights, for the model card.
+    """
     from alpro import Model
     from alpro.inference.export import export
     from alpro.inference.find import find_prompter
     from alpro.pipeline.reports.card import model_card
 
-    folder = model_path(arguments, arguments.model).resolve()
-    if arguments.folder.exists():  # before the model is loaded
-        raise InputError(f"{arguments.folder}: exists already; choose another folder")
-    inside, prompts = find_prompter(folder)
-    model = Model.from_pretrained(inside, prompts, device="cpu")
-    export(model, arguments.folder, model_card(inside, model.folder, arguments.folder.name, arguments.license))
-    print(f"{arguments.folder}: a {model.folder.task} model for transformers; README.md is its model card")
+    source = models.folder(model).resolve()
+    if folder.exists():  # before the model is loaded
+        raise InputError(f"{folder}: exists already; choose another folder")
+    inside, prompts = find_prompter(source)
+    loaded = Model.from_pretrained(inside, prompts, device="cpu")
+    export(loaded, folder, model_card(inside, loaded.folder, folder.name, license))
+    print(f"{folder}: a {loaded.folder.task} model for transformers; README.md is its model card")
 
 
-def register_model(arguments: argparse.Namespace) -> None:
+@group.command(name="register")
+def register_model(
+    model: Artifact,
+    /,
+    *,
+    name: str,
+    alias: str = "",
+    workspace: Workspace = WORKSPACE,
+    tracking_uri: TrackingUri = "",
+) -> None:
+    """Add a model to MLflow's registry, for mlflow.pyfunc.load_model.
+
+    Copies the model of an artifact to MLflow's registry as a new version of NAME.
+
+    Parameters
+    ----------
+    name
+        Name of the registered model.
+    alias
+        An alias for this version, such as champion.
+    """
     from alpro.pipeline.tracking.registry import register
 
-    workspace = arguments.workspace.resolve()
-    uri = arguments.tracking_uri or f"sqlite:///{workspace / 'mlflow.db'}"
-    artifact = find_artifact(arguments.model, workspace)
-    version = register(uri, workspace, *artifact, arguments.name, arguments.alias)
-    loaded = f"models:/{arguments.name}{'@' + arguments.alias if arguments.alias else '/' + version}"
-    print(f"{arguments.name}, version {version}; load it with mlflow.pyfunc.load_model({loaded!r})")
+    workspace = workspace.resolve()
+    uri = tracking_uri or f"sqlite:///{workspace / 'mlflow.db'}"
+    version = register(uri, workspace, *find_artifact(model, workspace), name, alias)
+    loaded = f"models:/{name}{'@' + alias if alias else '/' + version}"
+    print(f"{name}, version {version}; load it with mlflow.pyfunc.load_model({loaded!r})")
+
+
+@group.command
+def ask(
+    model: Named,
+    video: Video,
+    question: str,
+    /,
+    *,
+    k: Results = 3,
+    out: Table = None,
+    json: Json = False,
+    models: Models = Models(),
+) -> None:
+    """Answer a question about a video, from the model's list of answers.
+
+    The model is one of finetune_qa. The answers are those of its training questions; it gives no others.
+
+    Parameters
+    ----------
+    question
+        The question, in quotes.
+    """
+    require_text(question, "question")
+    from alpro.inference.model import UNKNOWN
+
+    loaded = models.load(models.folder(model))
+    if not loaded.knows(question):
+        print(f"note: {UNKNOWN}", file=sys.stderr)
+
+    def answer(source: Any, frames: Any = None) -> list[tuple[str, float]]:
+        return loaded.ask(source, question, k, frames)
+
+    if out:
+        write_table(out, models, video, loaded, answer, k, json)
+    else:
+        show_words(video, {"question": question}, {"answers": answer}, json)
+
+
+@group.command
+def entities(
+    model: Named,
+    video: Video,
+    /,
+    *,
+    box: str = "",
+    text: str = "",
+    k: Results = 5,
+    out: Table = None,
+    json: Json = False,
+    models: Models = Models(),
+) -> None:
+    """Name the entities in a video, or in a region of it.
+
+    The names are those of the vocabulary. A model of pretrain answers beside its prompter, by its PEM head.
+
+    Parameters
+    ----------
+    box
+        Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1; by default all of it.
+    text
+        Caption of the video, which a model of pretrain reads.
+    """
+    from alpro.inference.find import find_prompter, is_pretrained
+    from alpro.inputs import WHOLE
+
+    try:
+        region = parse_box(box) if box else WHOLE
+    except ValueError as error:
+        raise InputError(f"--box {error}") from None
+    folder = models.folder(model)
+    named = find_prompter(folder, follow=True)
+    loaded = [models.load(*named)]
+    if is_pretrained(folder) and named[0] != folder:
+        loaded.append(models.load(folder))
+
+    def named_by(one: "Model") -> "Name":
+        caption = "" if one.prompts else text
+
+        def name(source: Any, frames: Any = None) -> list[tuple[str, float]]:
+            return one.entities(source, region, k, caption, frames)
+
+        return name
+
+    naming = [one for one in loaded if one.names_entities]
+    if not naming:
+        raise InputError(
+            f"{folder}: this {loaded[0].folder.task} model names no entities, and no prompter with embedded entities "
+            "was found for it; name a train_prompter, cache_prompts or pretrain artifact"
+        )
+    if out:
+        write_table(out, models, video, naming[0], named_by(naming[0]), k, json)
+        return
+    ranks = {"entities" if one.prompts else "model_entities": named_by(one) for one in naming}
+    show_words(video, {"box": list(region)}, ranks, json)
+
+
+def show_words(video: str, about: dict[str, Any], named_by: "dict[str, Name]", json: bool) -> None:
+    """Prints words with their probabilities, best first, of each model. Raises InputError if the video cannot be
+    decoded."""
+    from alpro.shards.decoding import DecodeError
+
+    if Path(video).is_dir():
+        raise InputError(f"{video}: a folder; --out TABLE writes a row for each of its videos")
+    try:
+        ranked = {key: name(video, None) for key, name in named_by.items()}
+    except DecodeError as error:
+        file, _, detail = error.detail.partition(": ")  # the decoder's message
+        raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
+    if json:
+        rows = {key: [{"text": word, "probability": p} for word, p in words] for key, words in ranked.items()}
+        print(json_format.dumps({"video": video, **about, **rows}))
+        return
+    width = max(len(word) for words in ranked.values() for word, _ in words)
+    for key, words in ranked.items():
+        if len(ranked) > 1:
+            print("prompter:" if key == "entities" else "model:")
+        for word, probability in words:
+            print(f"{word:{width}}  {probability:.3f}")
+
+
+def write_table(out: Path, models: Models, videos: str, model: "Model", name: "Name", count: int, json: bool) -> None:
+    """Writes a row for each video to a .parquet or .csv: id, path, start, end, the words with their probabilities, and
+    an error instead of them."""
+    import numpy as np
+    import pyarrow as pa
+    import torch
+    from pyarrow import csv, parquet
+
+    from alpro.files import atomic_write
+    from alpro.inference.clips import decode_ahead
+    from alpro.inference.index import source_of
+    from alpro.inference.index_videos import scan_videos
+    from alpro.progress import progress
+    from alpro.shards.schema import Reject
+
+    writers = {".parquet": parquet.write_table, ".csv": csv.write_csv}
+    if out.suffix not in writers or out.exists():
+        raise InputError(f"--out {out}: " + ("exists already" if out.exists() else "must end with .parquet or .csv"))
+    items = list(scan_videos(models.videos(videos)))
+    clips = decode_ahead((source_of(i) for i in items if not isinstance(i, Reject)), model.folder.model.config.video)
+    word = "answer" if model.folder.answers else "entity"
+    fields = [("id", pa.string()), ("path", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
+    for place in range(1, min(count, len(model.folder.answers or model.folder.entities)) + 1):
+        fields += [(f"{word}_{place}", pa.string()), (f"probability_{place}", pa.float64())]
+    names, rows = [name for name, _ in fields[4:]], []
+    with progress("videos", len(items), "videos") as advance:
+        for item in items:
+            about = vars(item) if isinstance(item, Reject) else item
+            row = {key: about.get(key) for key in ("id", "path", "start", "end")}
+            source, frames = (None, f"{item.reason}: {item.detail}") if isinstance(item, Reject) else next(clips)
+            if isinstance(frames, np.ndarray):
+                ranked = name(source, torch.from_numpy(frames)[None].to(model.device))
+                row |= zip(names, (value for pair in ranked for value in pair), strict=True)
+            else:
+                row["error"] = str(frames)
+            rows.append(row)
+            advance()
+    try:
+        with atomic_write(out) as temporary:
+            writers[out.suffix](pa.Table.from_pylist(rows, pa.schema([*fields, ("error", pa.string())])), temporary)
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror or error}") from error
+    print(json_format.dumps({"out": str(out), "rows": len(rows)}) if json else f"{out}: {len(rows):,} rows")
+
+
+def evaluate(
+    model: Named,
+    data: str,
+    /,
+    *,
+    split: Literal["train", "validation", "test"] = "test",
+    baseline: str = "",
+    out: File | None = None,
+    json: Json = False,
+    models: Models = Models(),
+) -> None:
+    """Score any model on any videos with labels.
+
+    Retrieval with all right videos of a text, answers to questions, and entities: what the model can and the data has
+    labels for. Equal captions are one text; a column `relevant` names other right videos by their ids.
+
+    Parameters
+    ----------
+    data
+        A decoded corpus, a manifest, or a folder of videos with texts.
+    split
+        The videos to evaluate, if the data names splits.
+    baseline
+        Another model, such as the folder of a CLIP, to compare with.
+    out
+        Write results.json and scores.parquet there.
+    """
+    from alpro.inference.evaluate import add_answers, add_entities, add_retrieval, encode, labeled
+    from alpro.inference.find import find_prompter
+    from alpro.pipeline.reports.results import tables
+    from alpro.pipeline.reports.terminal import print_table
+    from alpro.stages.evaluation.comparison import Comparison
+    from alpro.stages.evaluation.results import Results
+    from alpro.stages.evaluation.statistics import paired_difference
+
+    folder = models.folder(model)
+    other = models.folder(baseline) if baseline else None
+    items, what = labeled(models.videos(data), split)
+    log.info(f"{len(items):,} videos ({what})")
+    with TemporaryDirectory() as temporary:
+        place = out or Path(temporary)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {place}: {error.strerror}") from error
+        results, compared, threshold = Results(split, place), [], None
+        prompter, prompts = find_prompter(folder, follow=True)
+        loaded = models.load(folder, prompts if prompter == folder else "")
+        decoded, videos = encode(loaded, items)
+        if len(decoded) < len(items):
+            results.add_share("decoded", "data", "videos of the data", "decoded", len(decoded), len(items))
+        if loaded.folder.answers:
+            add_answers(results, loaded, decoded, videos)
+        else:
+            scores, threshold = add_retrieval(results, loaded, decoded, videos, "by similarity", "similarity")
+            if other:
+                theirs = models.load(other)
+                theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
+                same, encoded = encode(theirs, decoded)
+                if len(same) < len(decoded):
+                    raise InputError("some videos could be decoded for the model, and not for the baseline")
+                line = f"baseline: {other.name}, frames averaged"
+                against, _ = add_retrieval(results, theirs, same, encoded, line, "baseline")
+                rows = {row["name"]: row for row in results.rows}
+                pairs = [(rows[f"similarity/{key}"], scores[key], against[key]) for key in scores]
+                compared = [
+                    (row, paired_difference(b.values, a.values, a.queries.ids, row["statistic"])) for row, a, b in pairs
+                ]
+            if prompts or (prompter / "prompts.safetensors").is_file():
+                if prompter != folder:
+                    loaded = models.load(prompter, prompts)
+                    decoded, videos = encode(loaded, decoded)
+                add_entities(results, loaded, decoded, videos)
+        if not results.rows:
+            raise InputError(f"{data}: no labels that this {loaded.folder.task} model could be scored on")
+        results.outcome()
+    if json:
+        differences = {row["name"]: difference._asdict() for row, difference in compared}
+        nothing_below = {"nothing_below": vars(threshold) if threshold else None}
+        print(json_format.dumps({"results": results.rows, "differences": differences, **nothing_below}, indent=1))
+        return
+    against = [row for row in results.rows if row["name"].startswith("baseline/")]
+    runs = {"score": [row for row in results.rows if row not in against]}
+    if against:  # beside the scores of the same names
+        named = [row | {"name": row["name"].replace("baseline", "similarity", 1)} for row in against]
+        runs = {"baseline": named, "model": runs["score"]}
+    for table in tables(runs, [Comparison(compared, {}, 0)] if against else ()):
+        print_table(table)
+    if threshold:
+        line = f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of these texts"
+        print(f"{line}, and accepts {threshold.accepted:.0%} of them if their videos are left out")

@@ -1,159 +1,134 @@
 """`alpro run` and `alpro study`."""
 
-import argparse
 import atexit
 import gc
 import os
 import signal
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from alpro.errors import InputError
 from alpro.log import log
-from alpro.pipeline.cli.arguments import (
-    add_action,
-    add_json,
-    add_source_options,
-    add_tracking_uri,
-    add_verbosity,
-    add_workspace,
-    changes_of,
-    nearest,
-    print_json,
-)
+from alpro.pipeline.cli.options import WORKSPACE, Json, Output, Source, TrackingUri, Workspace, print_json
 from alpro.pipeline.servers.checks import check_tracking_uri
 from alpro.pipeline.servers.temporary import start_temporary_server
 from alpro.stages import STAGES
 
 if TYPE_CHECKING:
     from alpro.pipeline.plan.dag import Planned
-    from alpro.pipeline.plan.step import Step
+    from alpro.pipeline.plan.steps import Step
     from alpro.pipeline.store.artifacts import Store
 
-
-def add_stage_commands(commands: Any) -> None:
-    """The commands that run stages: all of them or one, and a study."""
-    description = "Runs the pipeline: every stage that has no cached result, or one STAGE after its missing inputs."
-    run_parser = add_action(commands, "run", run_pipeline, "run the whole pipeline, or one stage", "", description)
-    text = f"only this stage (default: all): {', '.join(STAGES)}"
-    run_parser.add_argument("stage", nargs="?", default="", metavar="STAGE", help=text)
-    add_run_options(run_parser)
-    study_parser = add_action(
-        commands,
-        "study",
-        study_command,
-        "run variants of a configuration with several seeds",
-        description="Runs every variant of a study with every seed, and prints the mean of each score, its interval "
-        "over the seeds, and the difference to the first variant. Results of stages are shared and cached.",
-    )
-    study_parser.add_argument("file", metavar="NAME_OR_FILE", help="a shipped study, or a TOML file")
-    add_run_options(study_parser, default="of the study")
+DryRun = Annotated[bool, Parameter(help="Only print which stages would run, and which are cached.")]
 
 
-def add_run_options(command: argparse.ArgumentParser, default: str = "sample; with --data own_videos") -> None:
-    """default: what --config is if it is not given, in words."""
-    command.add_argument(
-        "--config",
-        default="",
-        metavar="NAME_OR_FILE",
-        help="a shipped configuration, or a TOML file; several joined by +, of which later ones complete and override "
-        f"the earlier (default: {default})",
-    )
-    add_source_options(command)
-    command.add_argument(
-        "--dry-run", action="store_true", help="only print which stages would run, and which are cached"
-    )
-    add_json(command)
-    add_workspace(command, "folder of artifacts, reports and the MLflow store")
-    add_tracking_uri(command)
-    add_verbosity(command)
+def run(
+    stage: str = "",
+    /,
+    *,
+    config: str = "",
+    source: Source = Source(),
+    dry_run: DryRun = False,
+    json: Json = False,
+    workspace: Workspace = WORKSPACE,
+    tracking_uri: TrackingUri = "",
+    output: Output = Output(),
+) -> None:
+    """Run the whole pipeline, or one stage.
 
+    Runs every stage that has no cached result, or one STAGE after its missing inputs.
 
-def run_pipeline(arguments: argparse.Namespace) -> None:
-    """`alpro run`."""
-    if arguments.stage and arguments.stage not in STAGES:
-        raise InputError(f"no stage {arguments.stage}{nearest(arguments.stage, STAGES)}")
-    if not arguments.config:
-        arguments.config = "own_videos" if arguments.data else "sample"
-        if arguments.data:
+    Parameters
+    ----------
+    stage
+        Only this stage; by default all of them.
+    config
+        A shipped configuration, or a TOML file; several joined by +, of which later ones complete and override the
+        earlier. By default sample, with --data own_videos.
+    """
+    output.apply()
+    if stage and stage not in STAGES:
+        close = get_close_matches(stage, STAGES, 1)
+        hint = f"did you mean {close[0]}?" if close else f"the stages are {', '.join(STAGES)}"
+        raise InputError(f"no stage {stage}; {hint}")
+    if not config:
+        config = "own_videos" if source.data else "sample"
+        if source.data:
             log.info(
                 "configuration: own_videos, small models from random weights for a first look, not for results; "
                 "--config from_clip takes a pre-trained CLIP, --config from_weights an ALPRO"
             )
-    workspace = prepare_run(arguments)
+    changes, root = source.changes(workspace), prepare_run(workspace, tracking_uri, dry_run)
     from alpro.pipeline.config.pipeline_config import skips_questions
     from alpro.pipeline.plan.dag import planned
     from alpro.pipeline.plan.steps import check_files, check_test_items
     from alpro.pipeline.reports.page import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
 
-    stage, config, data, changes = arguments.stage, arguments.config, arguments.data, arguments.changes
-    plan = planned(stage, config, data, changes, workspace)  # reports errors before anything starts
+    plan = planned(stage, config, source.data, changes, root)  # reports errors before anything starts
     _, steps, store = plan
-    if data and not stage and skips_questions(config, changes, plan[0]):
-        log.warning(f"no questions in {data}: question answering is skipped")
-    if arguments.dry_run:
+    if source.data and not stage and skips_questions(config, changes, plan[0]):
+        log.warning(f"no questions in {source.data}: question answering is skipped")
+    if dry_run:
         rows = plan_rows(steps, store)
-        (print_json if arguments.json else print_plan)(rows)
+        (print_json if json else print_plan)(rows)
         check_files(steps, store)  # the exit status is that of the run
         return
     check_files(steps, store)
     check_test_items(*plan)
     if stage:
-        log.info(f"configuration: {config}{f', with --data {data}' if data else ''}")
-    report = report_file(workspace, plan[0], steps)
-    existing = [] if arguments.tracking_uri else finished_steps(plan, report)
+        log.info(f"configuration: {config}{f', with --data {source.data}' if source.data else ''}")
+    report = report_file(root, plan[0], steps)
+    existing = [] if tracking_uri else finished_steps(plan, report)
     if existing:
         log.info("every artifact exists: no run was started")
         folders = {step.name: str(store.folder(step)) for step in existing}
     else:
-        folders = run_flow(arguments, plan)
-    print_results({name: Path(folder) for name, folder in folders.items()}, workspace, report, arguments.json)
+        parameters = {"config": config, "data": source.data, "changes": changes, "stage": stage}
+        folders = run_flow(plan, parameters, root, tracking_uri)
+    print_results({name: Path(folder) for name, folder in folders.items()}, root, report, json)
 
 
-def run_flow(arguments: argparse.Namespace, plan: "Planned") -> dict[str, str]:
-    """Runs a plan as a Prefect flow. Returns the folder of each artifact."""
-    server = start_temporary_server()
-    from alpro.pipeline.flows import flow  # imports Prefect and MLflow; meanwhile the server starts
-    from alpro.pipeline.tracking.tracker import Tracker
+def study(
+    file: str,
+    /,
+    *,
+    config: str = "",
+    source: Source = Source(),
+    dry_run: DryRun = False,
+    json: Json = False,
+    workspace: Workspace = WORKSPACE,
+    tracking_uri: TrackingUri = "",
+    output: Output = Output(),
+) -> None:
+    """Run variants of a configuration with several seeds.
 
-    root, uri = arguments.workspace.resolve(), arguments.tracking_uri
-    if server:
-        # The database of a new MLflow store is created while the server creates its own.
-        Tracker.open(uri, root, plan[0].name)
-        server.wait()
-    parameters = {name: getattr(arguments, name) for name in ("config", "data", "changes", "stage")}
-    return flow.start(plan, parameters, root, uri)
+    Runs every variant of a study with every seed, and prints the mean of each score, its interval over the seeds, and
+    the difference to the first variant. Results of stages are shared and cached.
 
-
-def prepare_run(arguments: argparse.Namespace) -> Path:
-    """Creates the workspace and sets Prefect's environment. Call before Prefect is imported."""
-    check_tracking_uri(arguments.tracking_uri)
-    workspace = arguments.workspace.resolve()
-    arguments.changes = changes_of(arguments)
-    create_workspace(workspace, check_writable=not arguments.dry_run)
-    prepare_prefect(workspace / "prefect")
-    tracking_uri = arguments.tracking_uri or workspace / "mlflow.db"
-    log.debug(f"workspace {workspace}, MLflow {tracking_uri}")
-    # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
-    atexit.register(gc.freeze)
-    return workspace
-
-
-def study_command(arguments: argparse.Namespace) -> None:
-    """`alpro study`."""
-    workspace = prepare_run(arguments)
-    server = None if arguments.dry_run else start_temporary_server()
+    Parameters
+    ----------
+    file
+        A shipped study, or a TOML file.
+    config
+        The configuration, as of `alpro run`; by default that of the study.
+    """
+    output.apply()
+    changes, root = source.changes(workspace), prepare_run(workspace, tracking_uri, dry_run)
+    server = None if dry_run else start_temporary_server()
     from alpro.pipeline.studies.study import load_study, members_of, run_study, work_left
 
-    loaded, data = load_study(arguments.file), arguments.data
-    config = arguments.config or loaded.config
-    members = members_of(loaded, config, data, arguments.changes, workspace)
-    if arguments.dry_run:
+    loaded = load_study(file)
+    config = config or loaded.config
+    members = members_of(loaded, config, source.data, changes, root)
+    if dry_run:
         work = work_left(members)
-        if arguments.json:
+        if json:
             print_json(work)
             return
         for name, counts in work.items():
@@ -171,17 +146,43 @@ def study_command(arguments: argparse.Namespace) -> None:
 
     before = signal.signal(signal.SIGTERM, stop)  # between two flows, and after Prefect has ended one
     try:
-        table, file, failed = run_study(loaded, members, config, data, workspace, arguments.tracking_uri)
+        table, scores, failed = run_study(loaded, members, config, source.data, root, tracking_uri)
     finally:
         signal.signal(signal.SIGTERM, before)
-    if arguments.json:
-        print(file.read_text("utf-8"))
-    elif table:
-        print_table(table)
-    if not arguments.json:
-        print_line(f"all scores: {file}" if table else "no scores: no run evaluated a model")
+    if json:
+        print(scores.read_text("utf-8"))
+    else:
+        if table:
+            print_table(table)
+        print_line(f"all scores: {scores}" if table else "no scores: no run evaluated a model")
     if failed:
         raise StageFailed(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}")
+
+
+def run_flow(plan: "Planned", parameters: dict[str, Any], root: Path, tracking_uri: str) -> dict[str, str]:
+    """Runs a plan as a Prefect flow. Returns the folder of each artifact."""
+    server = start_temporary_server()
+    from alpro.pipeline.flows import flow  # imports Prefect and MLflow; meanwhile the server starts
+    from alpro.pipeline.tracking.tracker import Tracker
+
+    if server:
+        # The database of a new MLflow store is created while the server creates its own.
+        Tracker.open(tracking_uri, root, plan[0].name)
+        server.wait()
+    return flow.start(plan, parameters, root, tracking_uri)
+
+
+def prepare_run(workspace: Path, tracking_uri: str, dry_run: bool) -> Path:
+    """Creates the workspace and sets Prefect's environment; returns its absolute path. Call before Prefect is
+    imported."""
+    check_tracking_uri(tracking_uri)
+    root = workspace.resolve()
+    create_workspace(root, check_writable=not dry_run)
+    prepare_prefect(root / "prefect")
+    log.debug(f"workspace {root}, MLflow {tracking_uri or root / 'mlflow.db'}")
+    # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
+    atexit.register(gc.freeze)
+    return root
 
 
 def plan_rows(steps: "list[Step]", store: "Store") -> list[dict[str, str]]:

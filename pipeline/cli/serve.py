@@ -1,54 +1,62 @@
 """`alpro serve`: loads the models, and serves the page and the API until Ctrl-C."""
 
-import argparse
 import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.arguments import add_action, natural, port, user_path
-from alpro.pipeline.cli.index import add_nothing_below, open_index
-from alpro.pipeline.cli.model import add_model_use, load, model_path
+from alpro.pipeline.cli.index import IndexFolder, NothingBelow, Rerank, open_index
+from alpro.pipeline.cli.options import File, Models, Port
 from alpro.pipeline.servers.checks import check_port
 
 if TYPE_CHECKING:
     from alpro import Model
-    from alpro.pipeline.serving.app import Models
+    from alpro.pipeline.serving.app import Models as Served
 
 MIN_TOKEN = 16  # characters: guesses are not counted
 
 
-def add_serve(actions: Any) -> None:
-    text = "serve a page and an API to search videos, ask questions and name entities"
-    more = "What they offer follows from the models. Only this machine reaches them, unless --host says otherwise."
-    parser = add_action(actions, "serve", serve, text, more)
-    parser.add_argument("index", nargs="?", type=user_path, metavar="INDEX", help="an index to search")
-    help = "the model of INDEX, if it has moved; it also answers questions and names entities if it can"
-    parser.add_argument("--model", default="", metavar="MODEL", help=help)
-    parser.add_argument("--ask", default="", metavar="MODEL", help="a model of finetune_qa, for questions")
-    parser.add_argument("--entities", default="", metavar="MODEL", help="a prompter, or a model of pretrain")
-    help = "rank this many of the best clips by matching (default: 0)"
-    parser.add_argument("--rerank", type=natural, default=0, metavar="N", help=help)
-    add_nothing_below(parser)
-    parser.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)"
-    )
-    parser.add_argument("--port", type=port, default=7860, help="port to listen on (default 7860)")
-    help = "a token that every request needs; required with another --host (default: $ALPRO_TOKEN)"
-    parser.add_argument("--token-file", type=user_path, metavar="FILE", help=help)
-    add_model_use(parser)
+def serve(
+    index: IndexFolder | None = None,
+    /,
+    *,
+    model: str = "",
+    ask: str = "",
+    entities: str = "",
+    rerank: Rerank = 0,
+    nothing_below: NothingBelow = None,
+    host: str = "127.0.0.1",
+    port: Port = 7860,
+    token_file: File | None = None,
+    models: Models = Models(),
+) -> None:
+    """Serve a page and an API to search videos, ask questions and name entities.
 
+    What they offer follows from the models. Only this machine reaches them, unless --host says otherwise.
 
-def serve(arguments: argparse.Namespace) -> None:
-    """Raises InputError if the server cannot start."""
+    Parameters
+    ----------
+    model
+        The model of INDEX, if it has moved; it also answers questions and names entities if it can.
+    ask
+        A model of finetune_qa, for questions.
+    entities
+        A prompter, or a model of pretrain.
+    host
+        Address to listen on.
+    port
+        Port to listen on.
+    token_file
+        A token that every request needs; required with another --host; by default $ALPRO_TOKEN.
+    """
     from alpro.pipeline.serving import guard
     from alpro.pipeline.serving.app import application
 
-    token = token_of(arguments.host, arguments.token_file)
-    check_port("--port", arguments.port, arguments.host)
-    app = application(load_models(arguments), arguments.rerank, arguments.nothing_below)
-    guard.serve(guard.guarded(app, arguments.host, token), arguments.host, arguments.port)
+    token = token_of(host, token_file)
+    check_port("--port", port, host)
+    app = application(load_models(index, model, ask, entities, models), rerank, nothing_below)
+    guard.serve(guard.guarded(app, host, token), host, port)
 
 
 def token_of(host: str, file: Path | None) -> str:
@@ -71,35 +79,33 @@ def token_of(host: str, file: Path | None) -> str:
     return token
 
 
-def load_models(arguments: argparse.Namespace) -> "Models":
+def load_models(index: Path | None, own: str, ask: str, entities: str, models: Models) -> "Served":
     """The models for what INDEX, --ask and --entities can do. Raises InputError if that is nothing."""
     from alpro.inference.find import find_prompter, is_pretrained, model_digest
-    from alpro.pipeline.serving.app import Models
+    from alpro.pipeline.serving.app import Models as Served
 
-    index = open_index(arguments.index) if arguments.index else None
-    if arguments.model and not index:
+    opened = open_index(index) if index else None
+    if own and not opened:
         raise InputError("--model is that of an index; name the INDEX, or use --ask and --entities alone")
-    ask, entities = (
-        model_path(arguments, name).resolve() if name else None for name in (arguments.ask, arguments.entities)
-    )
-    search = index.model_folder(model_path(arguments, arguments.model) if arguments.model else "") if index else None
-    if not (first := search or ask or entities):
+    asked, naming = (models.folder(name).resolve() if name else None for name in (ask, entities))
+    search = opened.model_folder(models.folder(own) if own else "") if opened else None
+    if not (first := search or asked or naming):
         raise InputError("nothing to serve; name an INDEX to search, or models with --ask and --entities")
-    named = entities or first
+    named = naming or first
     prompter, prompts = find_prompter(named, follow=True)
 
     @cache
     def model(folder: Path) -> "Model":
-        return load(arguments, folder, prompts if folder == prompter else "")
+        return models.load(folder, prompts if folder == prompter else "")
 
     folders = {"search": search} if search else {}
-    if model(ask or first).folder.answers:
-        folders["ask"] = ask or first
-    elif ask:
-        raise InputError(f"{arguments.ask}: this {model(ask).folder.task} model does not answer questions")
+    if model(asked or first).folder.answers:
+        folders["ask"] = asked or first
+    elif asked:
+        raise InputError(f"{ask}: this {model(asked).folder.task} model does not answer questions")
     folders |= {"entities": prompter} if prompts or (prompter / "prompts.safetensors").is_file() else {}
     folders |= {"pretrained": named} if is_pretrained(named) else {}
-    if entities and not folders.keys() & {"entities", "pretrained"}:
-        raise InputError(f"{arguments.entities}: no prompter with embedded entities, and no model of pretrain")
+    if naming and not folders.keys() & {"entities", "pretrained"}:
+        raise InputError(f"{entities}: no prompter with embedded entities, and no model of pretrain")
     digests = {what: model_digest(folder) for what, folder in folders.items()}
-    return Models(index, **{what: model(folder) for what, folder in folders.items()}, digests=digests)
+    return Served(opened, **{what: model(folder) for what, folder in folders.items()}, digests=digests)

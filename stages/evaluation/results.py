@@ -1,6 +1,6 @@
 """The results of an evaluation: rows of results.json, metrics, and tables of queries.
 
-A score of any evaluation gets its interval, and its part in `alpro compare`, from `Results.add`: it takes the values of
+A score of any evaluation gets its interval, and its part in a comparison, from `Results.add`: it takes the values of
 the queries and not their mean.
 """
 

@@ -12,7 +12,7 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
 from alpro.models.import_checkpoint import import_checkpoint
-from alpro.pipeline.cli.main import execute, parser
+from alpro.pipeline.cli.main import execute
 from tests.official_checkpoints import to_official
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(295))]
@@ -111,8 +111,7 @@ def test_the_length_of_texts_is_the_tasks_by_default(task, usual, official, toke
     for name, options, expected in (("usual", [], usual), ("given", ["--max-text-tokens", "50"], 50)):
         out = tmp_path / "imported" / name
         command = ["model", "import", str(tmp_path / "a.pt"), str(out), "--task", task, *options]
-        arguments = parser().parse_args([*command, "--tokenizer", tokenizer])
-        assert execute(arguments) == 0
+        assert execute([*command, "--tokenizer", str(tokenizer)]) == 0
         assert ModelFolder.from_pretrained(out).preprocessing.max_text_tokens == expected
     with pytest.raises(InputError, match="--max-text-tokens 65 must be from 4 to 64"):
         import_checkpoint(tmp_path / "a.pt", tmp_path / "long", task, tokenizer, max_text_tokens=65)

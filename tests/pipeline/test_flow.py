@@ -150,8 +150,7 @@ def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, tmp_pa
     before = len(runs(workspace)[0])
 
     def printed(*words: str) -> dict:
-        arguments = cli.parser().parse_args([*words, "--config", TINY, "--workspace", str(workspace), "--json"])
-        assert cli.execute(arguments) == 0
+        assert cli.execute([*words, "--config", TINY, "--workspace", str(workspace), "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
     alpro(TINY, workspace=workspace)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.main import execute, parser
+from alpro.pipeline.cli.main import execute
 from alpro.shards.inspect_corpus import (
     BLANK,
     NOT_HASHED,
@@ -146,7 +146,7 @@ def test_quantiles():
 
 
 def test_the_command_prints_a_table(clips, capsys):
-    assert execute(parser().parse_args(["data", "inspect", str(clips)])) == 0
+    assert execute(["data", "inspect", str(clips)]) == 0
     output = capsys.readouterr().out
     assert "also in training" in output
     assert "words of a caption" in output
@@ -154,7 +154,7 @@ def test_the_command_prints_a_table(clips, capsys):
 
 def test_the_command_prints_json(clips, tmp_path, capsys):
     arguments = ["data", "inspect", str(clips), "--json", "--out", str(tmp_path)]
-    assert execute(parser().parse_args(arguments)) == 0
+    assert execute(arguments) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "inspect.json").read_text())
 
 

@@ -58,8 +58,7 @@ def urls(first, workspace) -> dict[str, str]:
         alpro(TINY, changes=["build_vocabulary.entities=9998"], workspace=workspace)
     failed = next(p for p in workspace.glob("reports/*.json") if '"build_vocabulary.entities=9998"' in p.read_text())
     names = [Path(run["evaluate"]).name[:8] for run in (first, changed)]
-    parsed = cli.parser().parse_args(["compare", *names, "--workspace", str(workspace)])
-    assert cli.execute(parsed) == 0
+    assert cli.execute(["artifacts", "compare", *names, "--workspace", str(workspace)]) == 0
     paths = {
         "report": workspace / "reports" / f"tiny-{names[1][:6]}.html",
         "failed": failed.with_suffix(".html"),

@@ -115,7 +115,7 @@ def evaluations(tmp_path) -> Path:
 
 
 def compare(workspace: Path, *arguments: str) -> int:
-    return cli.execute(cli.parser().parse_args(["compare", *arguments, "--workspace", str(workspace)]))
+    return cli.execute(["artifacts", "compare", *arguments, "--workspace", str(workspace)])
 
 
 def test_two_evaluations_are_compared_by_the_first_characters_or_the_name_of_a_run(evaluations, capsys):

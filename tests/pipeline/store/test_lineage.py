@@ -56,7 +56,7 @@ def folder_of(store: Store, mark: str) -> Path:
 
 def alpro(store: Store, *words: str) -> int:
     """Calls `alpro artifacts ...`; returns its exit status."""
-    return cli.execute(cli.parser().parse_args(["artifacts", *words, "--workspace", str(store.root.parent)]))
+    return cli.execute(["artifacts", *words, "--workspace", str(store.root.parent)])
 
 
 def as_json(capsys, store: Store, *words: str) -> Any:

@@ -1,0 +1,141 @@
+"""What several commands share: the types of their options, and how values are printed."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter, Token
+from cyclopts.validators import MutuallyExclusive, Number
+
+from alpro.artifact_names import find_artifact
+from alpro.errors import InputError
+from alpro.log import set_level
+
+if TYPE_CHECKING:
+    from alpro import Model
+    from alpro.shards.storage import Location
+
+
+def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
+    """A path from the command line. `~` is the home folder, also if the shell does not expand it (--out=~/x)."""
+    return Path(os.path.expanduser(tokens[0].value))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
+
+
+File = Annotated[Path, Parameter(converter=user_path)]
+Workspace = Annotated[File, Parameter(help="Folder of the artifacts, the reports and the MLflow store.")]
+TrackingUri = Annotated[str, Parameter(help="An MLflow server; by default a file in the workspace.")]
+Json = Annotated[bool, Parameter(help="Print JSON instead of text.")]
+Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+WORKSPACE = Path("workspace")
+ARTIFACT = (
+    "A stage (its newest artifact is taken), a fingerprint as `alpro artifacts ls` prints it or its first characters, "
+    "STAGE@FINGERPRINT, or a folder."
+)
+MODEL = (
+    "A model folder, a stage (its newest artifact is taken), the fingerprint of an artifact or its first characters, "
+    "STAGE@FINGERPRINT, or models:/NAME@ALIAS of the registry."
+)
+Artifact = Annotated[str, Parameter(help=ARTIFACT)]
+Named = Annotated[str, Parameter(help=MODEL)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Source:
+    """The options that change a configuration."""
+
+    data: str = ""
+    "Your videos (a folder, a manifest or a URL), in place of the configuration's corpora."
+    pretrained: str = ""
+    "Start from this model, a folder or an artifact, in place of the configuration's prompter and pre-training."
+    set: tuple[str, ...] = ()
+    "Change a value, such as pretrain.lr=1e-4, or leave out a stage: finetune_qa=false; repeatable."
+
+    def changes(self, workspace: Path) -> list[str]:
+        """The changes of `--set`, after those of `--pretrained`."""
+        if not self.pretrained:
+            return list(self.set)
+        from alpro.inference.find import find_model
+        from alpro.stages.encoding.encode import model_folder
+
+        named = self.pretrained
+        if not Path(named, "config.json").expanduser().is_file():
+            named = str(model_folder(find_model(named, workspace)).resolve())
+        return [f"pretrained={json.dumps(named)}", "train_prompter=false", "pretrain=false", *self.set]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Models:
+    """The options of the commands that run a model: where it is looked up, and how it is loaded."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    "Auto: the GPU if there is one."
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    "Precision of the encoders; auto: bfloat16 if this machine computes it faster."
+    workspace: Workspace = WORKSPACE
+    tracking_uri: TrackingUri = ""
+
+    def folder(self, name: str) -> Path:
+        """The folder of the model that a person names. Raises InputError if there is none."""
+        from alpro.inference.find import find_model
+
+        if not name.startswith("models:/"):
+            return find_model(name, self.workspace)
+        from alpro.pipeline.tracking.registry import registered_folder
+
+        database = self.workspace.resolve() / "mlflow.db"
+        if not self.tracking_uri and not database.is_file():  # MLflow would create it
+            raise InputError(f"{name}: no MLflow store {database}; name the server with --tracking-uri")
+        return registered_folder(self.tracking_uri or f"sqlite:///{database}", name)
+
+    def load(self, folder: Path, prompts: Path | str = "") -> "Model":
+        from alpro import Model
+
+        return Model.from_pretrained(folder, prompts, device=self.device, dtype=self.dtype)
+
+    def videos(self, name: str) -> "Location":
+        """Where videos are that a person names: a file or folder, a URL, or a decoded corpus of the workspace."""
+        from alpro.shards.storage import absolute
+
+        videos = absolute(name)
+        if isinstance(videos, Path) and not videos.exists() and re.fullmatch(r"[\w-]+(@\w+)?", name):
+            videos, _ = find_artifact(name, self.workspace)
+        return videos
+
+
+OUTPUT = Group("Output", validator=MutuallyExclusive())
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Output:
+    """How much a command that runs stages prints."""
+
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), group=OUTPUT)] = False
+    "Print no progress, only results, warnings and errors."
+    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), group=OUTPUT)] = False
+    "Also print the paths and processes of the stages."
+
+    def apply(self) -> None:
+        if self.quiet or self.verbose:
+            set_level("WARNING" if self.quiet else "DEBUG")
+
+
+def print_json(values: Any) -> None:
+    print(json.dumps(values, indent=1, ensure_ascii=False))
+
+
+def require_text(text: str, what: str = "text") -> None:
+    """Refuses an empty text before a model is loaded."""
+    from alpro.inputs import check_text
+
+    try:
+        check_text(text, what)
+    except ValueError as error:
+        raise InputError(str(error)) from error
