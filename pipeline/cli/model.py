@@ -394,12 +394,12 @@ def evaluate(
         nothing_below = {"nothing_below": vars(threshold) if threshold else None}
         print(json_format.dumps({"results": results.rows, "differences": differences, **nothing_below}, indent=1))
         return
-    against = [row for row in results.rows if row["name"].startswith("baseline/")]
-    runs = {"score": [row for row in results.rows if row not in against]}
-    if against:  # beside the scores of the same names
-        named = [row | {"name": row["name"].replace("baseline", "similarity", 1)} for row in against]
+    rivals = [row for row in results.rows if row["name"].startswith("baseline/")]
+    runs = {"score": [row for row in results.rows if row not in rivals]}
+    if rivals:  # beside the scores of the same names
+        named = [row | {"name": row["name"].replace("baseline", "similarity", 1)} for row in rivals]
         runs = {"baseline": named, "model": runs["score"]}
-    for table in tables(runs, [Comparison(compared, {}, 0)] if against else ()):
+    for table in tables(runs, [Comparison(compared, {}, 0)] if rivals else ()):
         print_table(table)
     if threshold:
         line = f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of these texts"

@@ -25,17 +25,16 @@ LONG = ["train_prompter.phases.0.steps=100000", "resources.checkpoint_interval=6
     ("options", "named"),
     [(("--prefect-port", "4300", "--mlflow-port", "4300"), "--mlflow-port"), (("--prefect-port", "{used}"), "{used}")],
 )
-def test_up_names_a_port_that_it_cannot_have(options, named, tmp_path):
+def test_up_names_a_port_that_it_cannot_have(options, named, tmp_path, capsys):
     import socket
 
-    from alpro.pipeline.cli.main import parser
+    from alpro.pipeline.cli.main import execute
 
     with socket.create_server(("127.0.0.1", 0)) as used:
         port = str(used.getsockname()[1])
         arguments = [option.format(used=port) for option in options]
-        parsed = parser().parse_args(["up", "--workspace", str(tmp_path), *arguments])
-        with pytest.raises(InputError, match=named.format(used=port)):
-            parsed.run(parsed)
+        assert execute(["up", "--workspace", str(tmp_path), *arguments]) == 2
+    assert named.format(used=port) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("uri", ["http://me:hush@host:5000", "postgresql+psycopg://me:hush@host/mlflow"])
