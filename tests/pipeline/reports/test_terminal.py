@@ -65,7 +65,7 @@ def test_the_end_of_a_run_fits_on_a_screen(evaluated, tmp_path, monkeypatch, cap
     assert len(printed) <= 14
     assert max(map(len, printed)) <= 80
     assert printed[0].split() == ["score", "[95", "%]", "chance"]
-    assert [cells(line)[0] for line in printed[1:11]] == [
+    assert [cells(line)[0] for line in printed[1 : 1 + len(PRINTED)]] == [
         [f"best single frame {n}", "t2v R@1", "49.5 [42.5, 56.5]", "0.5 %"] for n in range(len(PRINTED))
     ]
     assert "9" in printed[11]
