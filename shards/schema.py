@@ -101,6 +101,7 @@ class SampleMetadata(BaseModel):
     width: int = Field(ge=0, le=MAX_SIDE)
     height: int = Field(ge=0, le=MAX_SIDE)
     source: str
+    frames: int = Field(0, ge=0)  # that the writer wrote; 0: not known
     meta: dict[str, Any] = Field(default_factory=dict)
 
 

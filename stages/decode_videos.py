@@ -40,7 +40,7 @@ from alpro.stages.corpora.units import (
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
-VERSION = 8
+VERSION = 9
 FETCH_SECONDS = 1800.0  # time limit of fetching a file
 
 

@@ -127,7 +127,7 @@ def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, i
         f"train_prompter.clip={clip}",
         f"pretrain.vit={clip}",
         "pretrain.bert=",
-        "build_vocabulary.tokenizer=train",
+        "train_tokenizer.tokenizer=train",
     ]
     changes += ["model.embed_dim=16", "model.init=scratch", "build_vocabulary.entities=8"]
     changes += [

@@ -195,7 +195,6 @@ def test_joined_configurations_evaluate_each_task_as_alone(retrieval, questions,
     joined = load_config("+".join(names), changes=[f"corpora.{corpus}.data='x'" for corpus in corpora])
     evaluation = joined.evaluate
     assert (evaluation.frames, evaluation.max_text_tokens) == EVALUATED[retrieval]
-    assert (evaluation.qa_frames, evaluation.qa_max_text_tokens) == (0, 0)  # as in training:
     assert (joined.finetune_qa.frames, joined.finetune_qa.max_text_tokens) == (16, 40)
     assert (evaluation.retrieval, evaluation.qa) == (retrieval.split("_")[0], questions.split("_")[0])
     assert joined.finetune_retrieval == shipped_config(retrieval).finetune_retrieval

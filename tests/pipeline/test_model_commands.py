@@ -106,23 +106,23 @@ def test_the_device_and_precision_reach_every_model(alpro_model, videos, own, tm
     index = tmp_path / "index"
     alpro_model("index add", index, own, "--model", RETRIEVAL, "--dtype", "bfloat16")
     alpro_model("search", index, "a ball", "--dtype", "float16")
-    alpro_model("ask", QA, videos[0], "what?", "--dtype", "bfloat16")
+    alpro_model("model ask", QA, videos[0], "what?", "--dtype", "bfloat16")
     assert calls == [{"device": "cpu", "dtype": dtype} for dtype in ("bfloat16", "float16", "bfloat16")]
-    for arguments in (("search", index, "\u4f60\u597d"), ("ask", QA, videos[0], "\u4f60\u597d?")):
+    for arguments in (("search", index, "\u4f60\u597d"), ("model ask", QA, videos[0], "\u4f60\u597d?")):
         assert alpro_model(*arguments)[2] == f"note: {UNKNOWN}\n"
 
 
 def test_a_question_is_answered_from_the_list(alpro_model, videos, workspace):
-    status, out, err = alpro_model("ask", QA, videos[0], "what moves?", "--json")
+    status, out, err = alpro_model("model ask", QA, videos[0], "what moves?", "--json")
     assert (status, err) == (0, "")
     expected = Model.load(QA, workspace, device="cpu").ask(videos[0], "what moves?")
     assert json.loads(out)["answers"] == [{"text": a, "probability": pytest.approx(p)} for a, p in expected]
-    _, out, _ = alpro_model("ask", QA, videos[0], "what moves?", "-k", 1)
+    _, out, _ = alpro_model("model ask", QA, videos[0], "what moves?", "-k", 1)
     assert out == f"{expected[0][0]}  {expected[0][1]:.3f}\n"
 
 
 def test_entities_of_a_region_are_named(alpro_model, videos, workspace):
-    status, out, err = alpro_model("entities", PROMPTER, videos[0], "--box", "0.5,0,0.25,1", "--json")
+    status, out, err = alpro_model("model entities", PROMPTER, videos[0], "--box", "0.5,0,0.25,1", "--json")
     assert (status, err) == (0, "")
     model = Model.load(PROMPTER, workspace, device="cpu")
     expected = model.entities(videos[0], (0.5, 0, 0.25, 1), top_k=5)
@@ -132,16 +132,16 @@ def test_entities_of_a_region_are_named(alpro_model, videos, workspace):
 
 
 def test_a_pre_trained_model_answers_beside_its_prompter(alpro_model, videos, pretrained):
-    status, out, err = alpro_model("entities", pretrained, videos[0], "--text", "a ball", "--json", "-k", 2)
+    status, out, err = alpro_model("model entities", pretrained, videos[0], "--text", "a ball", "--json", "-k", 2)
     assert (status, err) == (0, "")
     prompter = Model.from_pretrained(pretrained / "prompter", device="cpu").entities(videos[0], top_k=2)
     own = Model.from_pretrained(pretrained, device="cpu").entities(videos[0], top_k=2, text="a ball")
     for key, expected in (("entities", prompter), ("model_entities", own)):
         assert json.loads(out)[key] == [{"text": word, "probability": pytest.approx(p)} for word, p in expected]
-    _, out, _ = alpro_model("entities", pretrained, videos[0], "-k", 1)
+    _, out, _ = alpro_model("model entities", pretrained, videos[0], "-k", 1)
     assert [line.split()[0] for line in out.splitlines()] == ["prompter:", prompter[0][0], "model:", own[0][0]]
     shutil.rmtree(pretrained / "prompter")
-    _, out, _ = alpro_model("entities", pretrained, videos[0], "-k", 1)
+    _, out, _ = alpro_model("model entities", pretrained, videos[0], "-k", 1)
     assert out.split()[0] == own[0][0]
 
 
@@ -149,8 +149,10 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, workspace, tm
     """Its scores are those of its own evaluation, with intervals; that of the other model in it is left out."""
     scores = [
         {"name": "retrieval/t2v/R1", "what": "fine-tuned retrieval", "metric": "R@1", "direction": "t2v"}
+        | {"table": "retrieval", "higher_is_better": True, "protocol": "", "baseline": ""}
         | {"value": 51.5, "low": 44.25, "high": 58.0, "unit": "%", "chance": 0.5, "items": 1200},
         {"name": "qa/acc", "what": "question answering", "metric": "all", "direction": "", "value": 99.0}
+        | {"table": "qa", "higher_is_better": True, "protocol": "", "baseline": ""}
         | {"low": None, "high": None, "unit": "%", "chance": 1.0, "items": 7},
     ]
     retrieval, qa = digest("finetune_retrieval"), digest("finetune_qa")
@@ -189,8 +191,8 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, workspace, tm
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: cc-by-4.0\n" in card
     assert f"| finetune_retrieval | {retrieval[:16]} | 500 | 64 | 0.0001 |" in card
-    assert "| films | 1,300 | 1,000 | 0 | 0 | 2,600 | 0 | 0 |" in card
-    assert "| fine-tuned retrieval | t2v R@1 | 51.5 % | 44.2 to 58.0 | 0.5 | 1,200 |" in card
+    assert "| films | all | 1,300 | 2,600 | 0 | 0 |" in card
+    assert "| fine-tuned retrieval | t2v R@1 | 51.5 [44.2, 58.0] | 0.5 % | 1200 |" in card
     assert "question answering" not in card
     assert "Built 2026-01-02, commit abc, with torch 2.13.0." in card
     for heading in ("Training", "Data", "Evaluation", "Limits", "License"):
@@ -211,18 +213,18 @@ def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, workspace
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("ask", "0000", "VIDEO", "what?"), "0000"),
-        (("ask", "FOLDER", "VIDEO", "what?"), "FOLDER"),
-        (("ask", RETRIEVAL, "VIDEO", "what?"), "finetune_qa"),
-        (("ask", QA, "VIDEO", " "), "question"),
-        (("ask", QA, "VIDEO", "\udcff"), "question"),
-        (("ask", QA, "FOLDER", "what?"), "--out"),
-        (("ask", QA, "FOLDER/notes.txt", "what?"), "FOLDER/notes.txt"),
-        (("ask", QA, "FOLDER/none.mp4", "what?"), "none.mp4"),
-        (("ask", QA, "FOLDER", "what?", "--out", "FOLDER/a.txt"), "a.txt"),
-        (("ask", QA, "FOLDER", "what?", "--out", "FOLDER/notes.txt"), "notes.txt"),
-        (("entities", RETRIEVAL, "VIDEO"), "train_prompter"),
-        (("entities", PROMPTER, "VIDEO", "--box", "0.5,0,0.6,1"), "--box"),
+        (("model ask", "0000", "VIDEO", "what?"), "0000"),
+        (("model ask", "FOLDER", "VIDEO", "what?"), "FOLDER"),
+        (("model ask", RETRIEVAL, "VIDEO", "what?"), "finetune_qa"),
+        (("model ask", QA, "VIDEO", " "), "question"),
+        (("model ask", QA, "VIDEO", "\udcff"), "question"),
+        (("model ask", QA, "FOLDER", "what?"), "--out"),
+        (("model ask", QA, "FOLDER/notes.txt", "what?"), "FOLDER/notes.txt"),
+        (("model ask", QA, "FOLDER/none.mp4", "what?"), "none.mp4"),
+        (("model ask", QA, "FOLDER", "what?", "--out", "FOLDER/a.txt"), "a.txt"),
+        (("model ask", QA, "FOLDER", "what?", "--out", "FOLDER/notes.txt"), "notes.txt"),
+        (("model entities", RETRIEVAL, "VIDEO"), "train_prompter"),
+        (("model entities", PROMPTER, "VIDEO", "--box", "0.5,0,0.6,1"), "--box"),
         (("search", "FOLDER/none", "a"), "index.json"),
         (("search", "FOLDER/empty", "a"), "empty"),
         (("search", "FOLDER/empty", ""), "text"),
@@ -258,8 +260,8 @@ def test_many_videos_are_one_table(alpro_model, own, videos, tmp_path, end):
     (own / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = pq.read_table if end == "parquet" else csv.read_csv
     for command, word, options in (
-        (("ask", QA), "answer", ("what moves?", "-k", 9)),
-        (("entities", PROMPTER), "entity", ("--box", "0,0,0.5,1", "-k", 2)),
+        (("model ask", QA), "answer", ("what moves?", "-k", 9)),
+        (("model entities", PROMPTER), "entity", ("--box", "0,0,0.5,1", "-k", 2)),
     ):
         out = tmp_path / f"{word}.{end}"
         status, printed, _ = alpro_model(*command, own / "m.jsonl", *options, "--out", out)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -333,7 +334,7 @@ def test_a_copy_stops_at_the_deadline(memory, monkeypatch):
     monkeypatch.setattr(decode_videos, "FETCH_SECONDS", -1.0)
     with (
         pytest.raises(DecodeError, match="not fetched: fetching takes too long"),
-        decode_videos.fetched(f"{memory}/a.mp4", 1000, Path()),
+        decode_videos.fetched(SimpleNamespace(path=f"{memory}/a.mp4", member=None), 1000, Path()),
     ):
         pass
 

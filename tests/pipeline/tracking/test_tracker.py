@@ -146,11 +146,11 @@ def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, arti
     marks = [artifact(stage, run=run)[1]["fingerprint"] for stage in ("build_vocabulary", "zero_shot")]
     command = ["artifacts", "log", *(mark[:8] for mark in marks), "--workspace", str(tmp_path)]
     for number in (1, 2):
-        assert cli.execute(cli.parser().parse_args(command)) == 0
+        assert cli.execute(command) == 0
         found = tracker.client.search_runs([tracker.experiment], "attributes.status = 'FINISHED'")
         assert sorted(run.data.tags["fingerprint"] for run in found) == sorted(marks * number)
     capsys.readouterr()
-    assert cli.execute(cli.parser().parse_args([*command, "--tracking-uri", "http://127.0.0.1:9"])) == 2
+    assert cli.execute([*command, "--tracking-uri", "http://127.0.0.1:9"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -29,8 +30,6 @@ from alpro.stages.training.loop import Run
 from alpro.stages.training.objective import MatchingObjective
 from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, whole_batch
 
-optim.EPS = 1e-3  # AdamW makes steps of gradients that are zero but for rounding
-loop.SYNC_SECONDS = 0  # the ranks ask each other after every step
 RUNS = {
     "plain": {"steps": 4},
     "accumulated": {"steps": 2, "accumulation_steps": 2},
@@ -111,7 +110,9 @@ def train(
     averaged = count_averages()
     try:
         batches = Batches(world, steps, accumulation_steps, stop)
-        Run(objective, batches, config, out, world, resources).train()
+        # AdamW makes steps of gradients that are zero but for rounding; the ranks ask each other after every step.
+        with patch.object(optim, "EPS", 1e-3), patch.object(loop, "SYNC_SECONDS", 0):
+            Run(objective, batches, config, out, world, resources).train()
     except SystemExit:
         if world.size > 1:
             dist.barrier()  # the restart follows when the checkpoint is written
