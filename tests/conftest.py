@@ -143,9 +143,7 @@ def two_ranks(free_port) -> Callable[..., list[int]]:
     """two_ranks(program, *arguments): runs it as the two processes of a job; their exit statuses. Both get SIGTERM
     once `stop_after` is true."""
 
-    def run(
-        program: Path, *arguments: object, timeout: float = 120, stop_after: Callable[[], object] | None = None
-    ) -> list[int]:
+    def run(program: Path, *arguments: object, stop_after: Callable[[], object] | None = None) -> list[int]:
         job = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "PYTHONPATH": ROOT}
         command = [sys.executable, program, *arguments]
         both = []
@@ -154,11 +152,11 @@ def two_ranks(free_port) -> Callable[..., list[int]]:
             env = os.environ | {key: str(value) for key, value in (job | {"RANK": rank, "LOCAL_RANK": 0}).items()}
             both.append(subprocess.Popen([str(part) for part in command], env=env, cwd=ROOT))
         try:
-            while stop_after and not stop_after():
+            while stop_after and not stop_after() and all(process.poll() is None for process in both):
                 time.sleep(0.01)
             for process in both if stop_after else []:
                 process.terminate()
-            return [process.wait(timeout=timeout) for process in both]
+            return [process.wait() for process in both]
         finally:
             for process in both:
                 process.kill()

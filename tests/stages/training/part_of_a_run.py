@@ -44,7 +44,10 @@ def train(
         torch.manual_seed(config.seed)
         text = TEXT | {"vocab_size": tokenizer.get_vocab_size()}
         objective = build(ModelConfig.model_validate({"video": VIDEO, "text": text, "embed_dim": 8, "init": "scratch"}))
-        data = TrainingDataset(config, {"clips": corpus}, tokenizer, Examples(unit, 2, 16), world.rank, world.size)
+        shared = objective.shares_texts(config.batch_size // world.size)
+        data = TrainingDataset(
+            config, {"clips": corpus}, tokenizer, Examples(unit, 2, 16), world.rank, world.size, shared
+        )
         load = data.loader
 
         def loader(*args):

@@ -95,7 +95,7 @@ def test_resumed_with_another_number_of_ranks_each_sample_is_used_once(live, two
     assert live(whole).wait(600) == 0
     broken.mkdir()
     part = (PROGRAM, broken, clips, vocabulary / "tokenizer.json")
-    assert two_ranks(*part, timeout=600, stop_after=lambda: list((broken / "checkpoints").glob("step-*"))) == [75, 75]
+    assert two_ranks(*part, stop_after=lambda: list((broken / "checkpoints").glob("step-*"))) == [75, 75]
     assert live(broken).wait(600) == 0
     shards: dict[int, dict[int, list[str]]] = {}
     for rank in (1, 0):  # what one process did again alone comes last
