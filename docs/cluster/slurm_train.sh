@@ -15,7 +15,7 @@
 set -u
 
 if [ $# -eq 0 ]; then
-  echo "usage: sbatch $0 COMMAND [OPTION...], such as: pretrain --config sample" >&2
+  echo "usage: sbatch $0 COMMAND [OPTION...], such as: run pretrain --config sample" >&2
   exit 2
 fi
 srun alpro "$@" &
