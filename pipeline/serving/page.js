@@ -172,11 +172,11 @@ opened.onclose = () => {
   media.querySelectorAll("video").forEach((video) => video.pause());
   if (new URLSearchParams(location.search).has("open")) go({ open: null });
 };
-$("#upload").onchange = ({ target }) => {
+$("#upload").onchange = async ({ target }) => {
   [upload] = target.files;
   target.value = "";
   history.pushState(null, "", address({ text: null, clip: null, offset: null, open: null }));
-  render();
+  await render(); // it closes what was open
   if (offers.includes("ask") || offers.includes("entities")) show(null, upload);
 };
 addEventListener("popstate", render);

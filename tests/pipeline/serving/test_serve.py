@@ -1,6 +1,7 @@
 """The API of `alpro serve`: its answers are those of Python, and what it refuses."""
 
 import base64
+import shutil
 import threading
 
 import numpy as np
@@ -10,6 +11,7 @@ from alpro.errors import InputError
 from alpro.inference.search import listed, search, similar
 from alpro.pipeline.cli.serve import token_of
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TEXT = "a red ball moves left"
 SHOT = {"text": TEXT}
 
@@ -312,6 +314,7 @@ def test_a_client_that_goes_away_gives_up_its_turn(app):
 
 
 @pytest.mark.long
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
 def test_the_page_in_a_browser(models, free_port, videos):
     """Gallery, examples, a search with pages, hover, a shared address, similar clips, a question and a box."""
     import uvicorn
@@ -326,8 +329,9 @@ def test_the_page_in_a_browser(models, free_port, videos):
     thread.start()
     try:
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             page, errors = browser.new_page(viewport={"width": 400, "height": 800}), []
+            page.set_default_timeout(120_000)  # of a busy machine
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
             page.goto(f"http://127.0.0.1:{port}/")
@@ -340,7 +344,7 @@ def test_the_page_in_a_browser(models, free_port, videos):
             assert "offset=12" in page.url
             page.hover(".card .still >> nth=0")
             page.wait_for_selector(".card .still > :nth-child(2)")
-            page.goto(f"http://127.0.0.1:{port}/?clip=4&filter=kind%3Dvideo;day%3E0")
+            page.goto(f"http://127.0.0.1:{port}/?clip=4&filter=kind%3Dvideo;day%3E%3D2024-01-01")
             page.wait_for_selector(".card >> nth=2")
             page.click(".card nav a:text('Open') >> nth=0")
             page.fill("#ask input", "what moves?")
