@@ -335,6 +335,8 @@ def video_seconds(path: Path) -> float:
 def _timestamps(container: Any, stream: Any, request: _Request, seek: bool) -> tuple[np.ndarray, np.ndarray, int]:
     """The timestamps of the frames that the window needs, ascending; those of key frames (n, 2), when they are
     presented and decoded; and that of the video's first frame. A far window is read from a key frame before it."""
+    if seek and container.format.name == "mpeg":  # a seek in a program stream may lead to another frame
+        raise DecodeError("unreadable", "a program stream")
     second, vp8 = float(1 / stream.time_base), stream.codec_context.name == "vp8"
     start, end, far = request.start or 0.0, request.end, seek and (request.start or 0.0) > FAR_SECONDS
     if container.format.name == "avi" and stream.codec_context.has_b_frames:  # numbered in the order of the file

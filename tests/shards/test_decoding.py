@@ -61,7 +61,7 @@ CODECS = {
     "libx264": ["a.mp4", "a.mkv", "a.ts", "a.flv"],
     "libx265": ["a.mp4", "a.ts"],
     "mpeg4": ["a.mp4", "a.mkv", "a.avi"],
-    "mpeg2video": ["a.ts", "a.mkv", "a.mpg"],
+    "mpeg2video": ["a.ts", "a.mkv"],
     "libvpx": ["a.webm"],
     "libvpx-vp9": ["a.webm"],
     "mjpeg": ["a.mov"],
