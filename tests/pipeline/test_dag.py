@@ -21,11 +21,6 @@ from tests.pipeline.conftest import TINY, of_shards
 from tests.stages.conftest import write_manifest
 
 
-def edges(steps: list[Step]) -> set[tuple[str, str]]:
-    """The arrows of a plan, by the names of the stages."""
-    return {(other.stage, step.stage) for step in steps for other in step.inputs.values()}
-
-
 @pytest.fixture
 def two_plans(tmp_path) -> list[list[Step]]:
     """The plans of the tiny pipeline, of its sample and of existing shards; together they have every arrow."""
@@ -43,18 +38,6 @@ def test_the_steps_have_the_inputs_that_their_stages_declare(two_plans):
         assert {name: stage for name, stage in inputs.items() if name not in corpora} == {
             name: stage for name, stage in declared.inputs.items() if name != "sample" or inputs
         }
-
-
-def test_the_diagram_of_the_method_is_the_dag(two_plans):
-    dag = {arrow for steps in two_plans for arrow in edges(steps)}
-    page = (Path(TINY).parents[1] / "docs" / "method.md").read_text()
-    diagram = page.partition("```mermaid\n")[2].partition("```")[0]
-    drawn = set()
-    for line in diagram.splitlines():
-        if "-->" in line:
-            sources, targets = (side.split("&") for side in line.split("-->"))
-            drawn |= {(source.strip(), target.strip()) for source in sources for target in targets}
-    assert drawn == dag
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it is decoded", "after"])
