@@ -71,7 +71,7 @@ class About(BaseModel):
 @dataclass(frozen=True)
 class Index:
     """An index in memory: `items` has a row for each clip, and `embeddings` (N, E) its vector; `rejects` are the files
-    that have none."""
+    that could not be decoded."""
 
     folder: Path
     about: About
@@ -81,7 +81,7 @@ class Index:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Index":
-        """Reads an index. Raises InputError if there is none, or if it is corrupt."""
+        """Reads an index. Raises InputError if it is missing or corrupt."""
         folder = Path(folder)
         while True:
             about = read_about(folder)
@@ -121,7 +121,7 @@ class Index:
     def model_folder(self, name: str | Path = "", workspace: Path = Path("workspace")) -> Path:
         """The folder of the model of this index: where it was, or that of `name` if it has moved.
 
-        Raises InputError if it is gone, or if it is another model.
+        Raises InputError if it is missing, or if it is another model.
         """
         if not name and not Path(self.about.model).is_dir():
             raise InputError(f"{self.folder}: its model {self.about.model} is gone; name a copy of it with --model")

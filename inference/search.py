@@ -30,8 +30,8 @@ NUMBER = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
 class Hit:
     """A clip of an index, its number there, and its scores: the similarity of the embeddings (-1 to 1; None: the clips
     are only listed), and the probability that text and clip match, None if it was not matched. `note`: whether its file
-    is gone, changed or unreadable. `span`: of a window with the less similar neighbors that it stands for, from and to,
-    in seconds."""
+    is missing, changed or unreadable. `span`: of a window with the less similar neighbors that it stands for, from and
+    to, in seconds."""
 
     item: Item
     number: int
@@ -65,7 +65,7 @@ class Found:
     clips: int
     matched: int = 0
     note: str = ""
-    nothing_fits: bool | None = None  # None: there is no threshold
+    nothing_fits: bool | None = None  # None without a threshold
 
     def json(self) -> dict[str, Any]:
         return vars(self) | {"hits": [hit.json() for hit in self.hits]}
@@ -208,7 +208,7 @@ def group_windows(hits: list[Hit]) -> list[Hit]:
 
 
 def noted(hits: list[Hit]) -> list[Hit]:
-    """The hits, with a note on those whose file is gone or has changed."""
+    """The hits, with a note on those whose file is missing or has changed."""
     current = identities(located(hit.item["path"]) for hit in hits)
     return [
         hit

@@ -279,7 +279,7 @@ def _decode_with_pyav(request: _Request) -> Clip:
 
 def _clip(request: _Request, seek: bool) -> Clip:
     """seek: before the window and to the key frames before its frames. Otherwise everything from the first key frame on
-    is read and decoded, for files in which a seek leads elsewhere, or whose key frames are none."""
+    is read and decoded, for files in which a seek leads to another frame, or that have no key frames."""
     with _opened(request) as (container, stream):
         times, keys, origin = _timestamps(container, stream, request, seek)
         indices, duration = request.choose((times - origin) * float(stream.time_base))
@@ -553,7 +553,7 @@ def ffmpeg_version() -> str:
 
 @lru_cache(maxsize=1)
 def ffmpeg_binary() -> str:
-    """The ffmpeg in PATH, otherwise the one of imageio-ffmpeg. Raises InputError if there is none."""
+    """The ffmpeg in PATH, otherwise the one of imageio-ffmpeg. Raises InputError if neither exists."""
     if path := shutil.which("ffmpeg"):
         return path
     try:

@@ -17,11 +17,11 @@ LINES = {
     "alpro": 568,
     "models": 2_277,
     "shards": 4_439,
-    "stages": 6_897,
+    "stages": 6_887,
     "inference": 1_969,
-    "pipeline": 6_919,
+    "pipeline": 6_893,
     "experiments": 595,
-    "tests": 26_202,
+    "tests": 26_182,
     "programs": 1_414,
 }
 FILES = 174

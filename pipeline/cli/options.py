@@ -13,7 +13,6 @@ from cyclopts.validators import MutuallyExclusive, Number
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
-from alpro.log import set_level
 
 if TYPE_CHECKING:
     from alpro import Model
@@ -114,17 +113,18 @@ OUTPUT = Group("Output", validator=MutuallyExclusive())
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Output:
-    """How much a command that runs stages prints."""
+class RunOptions:
+    """The options of the commands that run stages."""
 
+    dry_run: bool = False
+    "Only print which stages would run, and which are cached."
+    json: Json = False
+    workspace: Workspace = WORKSPACE
+    tracking_uri: TrackingUri = ""
     quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), group=OUTPUT)] = False
     "Print no progress, only results, warnings and errors."
     verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), group=OUTPUT)] = False
     "Also print the paths and processes of the stages."
-
-    def apply(self) -> None:
-        if self.quiet or self.verbose:
-            set_level("WARNING" if self.quiet else "DEBUG")
 
 
 def print_json(values: Any) -> None:

@@ -8,13 +8,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from alpro.errors import InputError
-from alpro.log import log
-from alpro.pipeline.cli.options import WORKSPACE, Json, Output, Source, TrackingUri, Workspace, print_json
+from alpro.log import log, set_level
+from alpro.pipeline.cli.options import RunOptions, Source, print_json
 from alpro.pipeline.servers.checks import check_tracking_uri
 from alpro.pipeline.servers.temporary import start_temporary_server
 from alpro.stages import STAGES
@@ -24,21 +22,8 @@ if TYPE_CHECKING:
     from alpro.pipeline.plan.steps import Step
     from alpro.pipeline.store.artifacts import Store
 
-DryRun = Annotated[bool, Parameter(help="Only print which stages would run, and which are cached.")]
 
-
-def run(
-    stage: str = "",
-    /,
-    *,
-    config: str = "",
-    source: Source = Source(),
-    dry_run: DryRun = False,
-    json: Json = False,
-    workspace: Workspace = WORKSPACE,
-    tracking_uri: TrackingUri = "",
-    output: Output = Output(),
-) -> None:
+def run(stage: str = "", /, *, config: str = "", source: Source = Source(), options: RunOptions = RunOptions()) -> None:
     """Run the whole pipeline, or one stage.
 
     Runs every stage that has no cached result, or one STAGE after its missing inputs.
@@ -51,7 +36,6 @@ def run(
         A shipped configuration, or a TOML file; several joined by +, of which later ones complete and override the
         earlier. By default sample, with --data own_videos.
     """
-    output.apply()
     if stage and stage not in STAGES:
         close = get_close_matches(stage, STAGES, 1)
         hint = f"did you mean {close[0]}?" if close else f"the stages are {', '.join(STAGES)}"
@@ -63,7 +47,7 @@ def run(
                 "configuration: own_videos, small models from random weights for a first look, not for results; "
                 "--config from_clip takes a pre-trained CLIP, --config from_weights an ALPRO"
             )
-    changes, root = source.changes(workspace), prepare_run(workspace, tracking_uri, dry_run)
+    changes, root = source.changes(options.workspace), prepare_run(options)
     from alpro.pipeline.config.pipeline_config import skips_questions
     from alpro.pipeline.plan.dag import planned
     from alpro.pipeline.plan.steps import check_files, check_test_items
@@ -74,9 +58,9 @@ def run(
     _, steps, store = plan
     if source.data and not stage and skips_questions(config, changes, plan[0]):
         log.warning(f"no questions in {source.data}: question answering is skipped")
-    if dry_run:
+    if options.dry_run:
         rows = plan_rows(steps, store)
-        (print_json if json else print_plan)(rows)
+        (print_json if options.json else print_plan)(rows)
         check_files(steps, store)  # the exit status is that of the run
         return
     check_files(steps, store)
@@ -84,28 +68,17 @@ def run(
     if stage:
         log.info(f"configuration: {config}{f', with --data {source.data}' if source.data else ''}")
     report = report_file(root, plan[0], steps)
-    existing = [] if tracking_uri else finished_steps(plan, report)
+    existing = [] if options.tracking_uri else finished_steps(plan, report)
     if existing:
         log.info("every artifact exists: no run was started")
         folders = {step.name: str(store.folder(step)) for step in existing}
     else:
         parameters = {"config": config, "data": source.data, "changes": changes, "stage": stage}
-        folders = run_flow(plan, parameters, root, tracking_uri)
-    print_results({name: Path(folder) for name, folder in folders.items()}, root, report, json)
+        folders = run_flow(plan, parameters, root, options.tracking_uri)
+    print_results({name: Path(folder) for name, folder in folders.items()}, root, report, options.json)
 
 
-def study(
-    file: str,
-    /,
-    *,
-    config: str = "",
-    source: Source = Source(),
-    dry_run: DryRun = False,
-    json: Json = False,
-    workspace: Workspace = WORKSPACE,
-    tracking_uri: TrackingUri = "",
-    output: Output = Output(),
-) -> None:
+def study(file: str, /, *, config: str = "", source: Source = Source(), options: RunOptions = RunOptions()) -> None:
     """Run variants of a configuration with several seeds.
 
     Runs every variant of a study with every seed, and prints the mean of each score, its interval over the seeds, and
@@ -118,17 +91,16 @@ def study(
     config
         The configuration, as of `alpro run`; by default that of the study.
     """
-    output.apply()
-    changes, root = source.changes(workspace), prepare_run(workspace, tracking_uri, dry_run)
-    server = None if dry_run else start_temporary_server()
+    changes, root = source.changes(options.workspace), prepare_run(options)
+    server = None if options.dry_run else start_temporary_server()
     from alpro.pipeline.studies.study import load_study, members_of, run_study, work_left
 
     loaded = load_study(file)
     config = config or loaded.config
     members = members_of(loaded, config, source.data, changes, root)
-    if dry_run:
+    if options.dry_run:
         work = work_left(members)
-        if json:
+        if options.json:
             print_json(work)
             return
         for name, counts in work.items():
@@ -146,10 +118,10 @@ def study(
 
     before = signal.signal(signal.SIGTERM, stop)  # between two flows, and after Prefect has ended one
     try:
-        table, scores, failed = run_study(loaded, members, config, source.data, root, tracking_uri)
+        table, scores, failed = run_study(loaded, members, config, source.data, root, options.tracking_uri)
     finally:
         signal.signal(signal.SIGTERM, before)
-    if json:
+    if options.json:
         print(scores.read_text("utf-8"))
     else:
         if table:
@@ -172,14 +144,16 @@ def run_flow(plan: "Planned", parameters: dict[str, Any], root: Path, tracking_u
     return flow.start(plan, parameters, root, tracking_uri)
 
 
-def prepare_run(workspace: Path, tracking_uri: str, dry_run: bool) -> Path:
+def prepare_run(options: RunOptions) -> Path:
     """Creates the workspace and sets Prefect's environment; returns its absolute path. Call before Prefect is
     imported."""
-    check_tracking_uri(tracking_uri)
-    root = workspace.resolve()
-    create_workspace(root, check_writable=not dry_run)
+    if options.quiet or options.verbose:
+        set_level("WARNING" if options.quiet else "DEBUG")
+    check_tracking_uri(options.tracking_uri)
+    root = options.workspace.resolve()
+    create_workspace(root, check_writable=not options.dry_run)
     prepare_prefect(root / "prefect")
-    log.debug(f"workspace {root}, MLflow {tracking_uri or root / 'mlflow.db'}")
+    log.debug(f"workspace {root}, MLflow {options.tracking_uri or root / 'mlflow.db'}")
     # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
     atexit.register(gc.freeze)
     return root

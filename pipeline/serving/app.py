@@ -53,7 +53,7 @@ class Models:
     search: Model | None = None
     ask: Model | None = None
     entities: Model | None = None  # a prompter
-    pretrained: Model | None = None  # names entities, too
+    pretrained: Model | None = None  # also names entities
     digests: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -219,7 +219,7 @@ def application(models: Models, rerank: int = 0, nothing_below: float | None = N
 
         def run(file: Path | None) -> dict[str, Any]:
             box, of = parse_box(wanted.box) if wanted.box.strip() else WHOLE, source(wanted, file)
-            texts = {"entities": "", "model_entities": wanted.text.strip()}  # a prompter reads none
+            texts = {"entities": "", "model_entities": wanted.text.strip()}  # a prompter reads no caption
             return {name: words(model.entities(of, box, wanted.k, texts[name])) for name, model in naming.items()}
 
         return await queue.run(request, run)
@@ -248,7 +248,7 @@ def application(models: Models, rerank: int = 0, nothing_below: float | None = N
         item = models.index.item(place)
         path = located(item["path"])
         if item["frame_offsets"] is not None or not isinstance(path, Path) or suffix(path) not in PLAYABLE:
-            raise HTTPException(404, "this is no file that browsers play; view=moving shows some frames")
+            raise HTTPException(404, "browsers cannot play this file; view=moving shows some frames")
         if not path.is_file():
             raise HTTPException(404, "this file is missing")
         return FileResponse(path, media_type=PLAYABLE[suffix(path)], headers=PRIVATE)

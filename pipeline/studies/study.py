@@ -165,7 +165,7 @@ def work_left(members: list[Member]) -> dict[str, dict[str, int]]:
 def run_study(
     study: Study, members: list[Member], config: str, data: str, root: Path, tracking_uri: str = ""
 ) -> tuple[Table | None, Path, list[str]]:
-    """Runs all members. Returns the table of the selected scores, None if there is none, the file with all of them, and
+    """Runs all members. Returns the table of the selected scores, None without scores, the file with all of them, and
     the titles of the runs that failed: one does not stop the others. A run for each variant in MLflow has its means and
     differences.
 

@@ -6,7 +6,7 @@ Members are found from the headers of the tar, so no media are read. A key `0000
 clips of one video are one group.
 
 Of a damaged tar, the samples before the damage are read, and the tar is a reject; so is a tar without samples. So is
-every further sample that the table lists, or, if there is none, `<shard>_stats.json` counts.
+every further sample that the table lists, or, without a table, `<shard>_stats.json` counts.
 """
 
 import json
@@ -62,7 +62,7 @@ def is_downloads(data: Location) -> bool:
 
 
 def tars(data: Location) -> list[Location]:
-    """The tars of a folder or URL, in order; none if it is a file or does not exist."""
+    """The tars of a folder or URL, in order; empty if it is a file or does not exist."""
     if data.is_file() if isinstance(data, Path) else suffix(data):
         return []
     try:
@@ -219,7 +219,7 @@ def lost(shard: Location, keys: Collection[str]) -> Iterator[Reject]:
 
 
 def successes(shard: Location) -> int:
-    """The number of downloads of a shard that succeeded, from the statistics beside it; 0 if there are none."""
+    """The number of downloads of a shard that succeeded, from the statistics beside it; 0 without statistics."""
     statistics = join(parent(shard), f"{PurePosixPath(str(shard)).stem}_stats.json")
     try:
         return int(json.loads(read_bytes(statistics))["successes"]) if exists(statistics) else 0

@@ -41,7 +41,7 @@ class Entry:
     kind: str  # of its texts: caption, sentence or question
     texts: tuple[Any, ...]
     problem: str = ""
-    other_names: tuple[str, ...] = ()  # of the file, if there is none with this name
+    other_names: tuple[str, ...] = ()  # of the file, if no file has this name
     url: str = ""
 
 
@@ -131,7 +131,7 @@ def question_of(record: Record, kind: str) -> dict[str, str]:
 
 
 def unused(record: Record, form: Form) -> str:
-    """A note on the columns that are not used, of a table that is not of a known data set; empty if there are none."""
+    """A note on the columns that are not used, of a table that is not of a known data set; empty if all are used."""
     if not form.texts:
         return ""
     name, text = (next(key for key in keys if key in record) for keys in (NAME_COLUMNS, TEXT_COLUMNS))
