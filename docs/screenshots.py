@@ -59,7 +59,7 @@ def shoot_page(chromium: Browser, url: str) -> None:
     page.wait_for_load_state("networkidle")
     save(page, "serve-search")
     page.get_by_role("link", name="Open").first.click()
-    page.get_by_label("Question").fill("which colour is the ball?")
+    page.get_by_label("Question").fill("what color is the ball?")
     page.get_by_role("button", name="Ask").click()
     page.locator("#ask dd").first.wait_for()
     area = page.locator("#media").bounding_box()

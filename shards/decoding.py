@@ -6,7 +6,7 @@ Frames: the window lies between the frames nearest to `start` and `end`, relativ
 are divided into segments with equal numbers of frames, as in the paper, and exactly the first frame of each is decoded.
 A video without a key frame at its start, such as a cut from a broadcast, starts at its first key frame.
 
-Colours: as converted by FFmpeg's scaler. The stream's tags (matrix, range) are respected; untagged streams are BT.601
+Colors: as converted by FFmpeg's scaler. The stream's tags (matrix, range) are respected; untagged streams are BT.601
 in the limited range, for any size. High dynamic range is not tone-mapped. Transparency is dropped in videos and
 composited on white in images. Of an animated image, the first frame is used.
 """
@@ -48,7 +48,7 @@ OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 # Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer; VP9 and AV1 carry
 # statistics from every frame to the next.
 CODECS_WITH_UNREFERENCED_FRAMES = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
-# FFmpeg's flags for scaling and colour conversion; images use the same filter. Without accurate_rnd, a frame that
+# FFmpeg's flags for scaling and color conversion; images use the same filter. Without accurate_rnd, a frame that
 # already has the target size comes out darker by 1 of 255.
 SCALING = ("bicubic", "accurate_rnd")
 FAR_SECONDS, BACK_SECONDS = 10.0, 5.0  # a window after the first is read from the second before it

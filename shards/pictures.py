@@ -19,7 +19,7 @@ def font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image.Image:
-    """A frame (H, W, 3) uint8 as a tile, with an optional coloured border."""
+    """A frame (H, W, 3) uint8 as a tile, with an optional colored border."""
     image = Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BICUBIC)
     if border:
         ImageDraw.Draw(image).rectangle([0, 0, TILE - 1, TILE - 1], outline=border, width=5)
@@ -27,15 +27,15 @@ def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image
 
 
 def strip(tiles: Sequence[Image.Image], lines: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> Image.Image:
-    """Tiles side by side with coloured lines of text below; text is wrapped at `width` pixels."""
-    wrapped = [(line, colour) for text, colour in lines for line in textwrap.wrap(text, max(20, width // 7)) or [""]]
+    """Tiles side by side with colored lines of text below; text is wrapped at `width` pixels."""
+    wrapped = [(line, color) for text, color in lines for line in textwrap.wrap(text, max(20, width // 7)) or [""]]
     height = TILE + 8 + 17 * len(wrapped) + 12
     image = Image.new("RGB", (width, height), PAPER)
     for i, picture in enumerate(tiles):
         image.paste(picture, (i * (TILE + 4), 0))
     draw = ImageDraw.Draw(image)
-    for i, (text, colour) in enumerate(wrapped):
-        draw.text((2, TILE + 6 + 17 * i), text, colour, font())
+    for i, (text, color) in enumerate(wrapped):
+        draw.text((2, TILE + 6 + 17 * i), text, color, font())
     return image
 
 
@@ -89,8 +89,8 @@ def draw_entities(
     clip, which are drawn in green and the others in red (None: not known).
     """
     image = crop_tile(frame, box)
-    colours = [INK if shown is None else GREEN if name in shown else RED for name, _ in entities]
-    lines = [(f"{name} ({value:.2f})", colour) for (name, value), colour in zip(entities, colours, strict=True)]
+    colors = [INK if shown is None else GREEN if name in shown else RED for name, _ in entities]
+    lines = [(f"{name} ({value:.2f})", color) for (name, value), color in zip(entities, colors, strict=True)]
     if kept is not None:
         lines.append(("kept" if kept else "dropped: below the threshold", INK if kept else FAINT))
     return strip([image], [*lines, (caption, FAINT)], TILE + 4)

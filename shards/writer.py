@@ -92,7 +92,7 @@ def sample_key(name: str) -> str:
 
 
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
-    """Encodes a frame (H, W, 3) uint8 as JPEG, without chroma subsampling, which blurs the colours of small frames."""
+    """Encodes a frame (H, W, 3) uint8 as JPEG, without chroma subsampling, which blurs the colors of small frames."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()

@@ -28,7 +28,7 @@ from alpro.shards.sample.scene import (
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import run_units
 
-VERSION = 4
+VERSION = 5
 
 
 class Config(StageConfig):
@@ -49,7 +49,7 @@ class Config(StageConfig):
         0.5,
         ge=0,
         le=1,
-        description="fraction of the validation and test clips with a kind, colour and motion not combined in training",
+        description="fraction of the validation and test clips with a kind, color and motion not combined in training",
     )
     captions: int = Field(5, ge=1, description="captions per training clip")
     size: int = Field(96, ge=32, multiple_of=2, description="height and width, pixels")
@@ -175,7 +175,7 @@ def item(
         "questions": [] if image or corpus == "lessons" else grammar.questions(scene, rng),
         "split": split,
         "group": group,
-        "things": [{"kind": t.kind, "colour": t.colour, "motion": t.motion} for t in scene.things],
+        "things": [{"kind": t.kind, "color": t.color, "motion": t.motion} for t in scene.things],
         "entities": [t.kind for t in scene.things],
         "unseen": split != "train" and scene.main.held_out,
     }
@@ -200,7 +200,7 @@ def encode_video(frames: np.ndarray, path: Path) -> None:
     """Frames (T, H, W, 3) uint8, of even height and width, to an H.264 MP4, reproducible byte for byte.
 
     x264's lookahead reads uninitialized memory, which makes it nondeterministic; its vector code and that of FFmpeg's
-    colour conversion differ between processors. All three are disabled.
+    color conversion differ between processors. All three are disabled.
     """
     import av
 

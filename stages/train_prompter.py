@@ -15,7 +15,7 @@ from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import ClipFolder, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.stages.evaluation.validation import validate_contrast
-from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, require
+from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
@@ -23,8 +23,24 @@ from alpro.stages.training.stage import Training, measure_preprocessing, train, 
 VERSION = 4
 
 
+class Crops(StageConfig):
+    """Training clips that show a crop of the frame, black outside, as PEM asks the prompter (section 3.2.2). Their
+    captions are unchanged. Without them, the probabilities of a crop mean little: the prompter never saw one."""
+
+    share: float = Field(0.0, ge=0, le=1, description="share of the examples that show a crop")
+    area: tuple[float, float] = Field((0.3, 0.75), description="least and greatest share of the frame that a crop has")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Crops":
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area {self.area} must be two shares in order, above 0 and at most 1")
+        return self
+
+
 class Config(EncoderConfig):
     """Training of the prompter."""
+
+    crops: Crops = Crops()
 
     clip: str = Field(
         "",
@@ -39,6 +55,8 @@ class Config(EncoderConfig):
             raise ValueError("clip has both towers; remove vit and bert")
         if self.clip and any(phase.patch_dropping for phase in self.phases):
             raise ValueError("patch_dropping is not for the towers of `clip`; set it to 0")
+        if self.clip and self.optimizer == "muon":
+            raise ValueError("optimizer = muon is not for the towers of `clip`; set it to adamw")
         return self
 
 
@@ -50,7 +68,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             folder: ModelFolder = load_towers(config, device)
         else:
             folder = untrained(config, inputs, device)
-        objective = PrompterObjective(folder.model, folder.preprocessing.mean, folder.preprocessing.std).to(device)
+        norm = folder.preprocessing.mean, folder.preprocessing.std
+        objective = PrompterObjective(folder.model, *norm, config.crops.share, config.crops.area).to(device)
         return Training(folder, objective, validate_contrast(objective, inputs, folder.tokenizer, config))
 
     trained = train(build, config, inputs, out, resources)

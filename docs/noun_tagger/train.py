@@ -218,7 +218,7 @@ GRAMMAR = rules(
     },
     being={"is/AUX": 1, "is/AUX being/AUX": 1},
     shown={"VBN place": 1, "VBN by/ADP object": 1, "VBN": 0.7, "VBN VBG object": 0.7},
-    object={"one": 4, "many": 2, "one place": 2, "many place": 1, "NN": 1.5, "NNP": 0.2, "thing JJ colour": 0.1},
+    object={"one": 4, "many": 2, "one place": 2, "many place": 1, "NN": 1.5, "NNP": 0.2, "thing JJ color": 0.1},
     place={"preposition one": 4, "preposition many": 1, "preposition NN": 0.7, "preposition one place": 0.5},
     one={
         "article thing": 6,
@@ -241,7 +241,7 @@ GRAMMAR = rules(
         "NN NNS": 0.2,
     },
     thing={"NN": 5, "NN NN": 1.2, "VBG NN": 0.2, "NNP NN": 0.2},
-    colour={"in/ADP JJ": 1},
+    color={"in/ADP JJ": 1},
     possessive={"'s/PART": 1, "s/PART": 1},
     article={"a/DET": 5, "the/DET": 2, "another/DET": 0.2, "this/DET": 0.2, "one/NUM": 0.3},
     owner=words("PRON", "his her their its"),

@@ -5,11 +5,11 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from alpro.shards.sample.scene import COLOURS, Scene, Thing
+from alpro.shards.sample.scene import COLORS, Scene, Thing
 
 SPRITE = 64  # pixels of a sprite's side; a thing of radius 1 fills it
 OVERSAMPLE = 4
-# Colours of the marks, which differ from the named colours.
+# Colors of the marks, which differ from the named colors.
 WHITE, BLACK, GREY, BROWN, CREAM = (250, 250, 250), (15, 15, 15), (130, 130, 130), (115, 70, 35), (235, 215, 165)
 
 
@@ -42,7 +42,7 @@ def paste(picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | No
     cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale
     across, down = x * size - left, y * size - top
     matrix = (cos, sin, SPRITE / 2 - cos * across - sin * down, -sin, cos, SPRITE / 2 + sin * across - cos * down)
-    image = Image.fromarray(sprite(thing.kind, thing.colour) if drawn is None else drawn).transform(
+    image = Image.fromarray(sprite(thing.kind, thing.color) if drawn is None else drawn).transform(
         (right - left, bottom - top), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
     )
     rgba = np.asarray(image, np.float32)  # premultiplied
@@ -60,16 +60,16 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def sprite(kind: str, colour: str) -> np.ndarray:
+def sprite(kind: str, color: str) -> np.ndarray:
     """A thing as premultiplied RGBA (SPRITE, SPRITE, 4) uint8."""
-    return draw_shape(kind, COLOURS[colour])
+    return draw_shape(kind, COLORS[color])
 
 
-def draw_shape(kind: str, colour: tuple[int, int, int]) -> np.ndarray:
+def draw_shape(kind: str, color: tuple[int, int, int]) -> np.ndarray:
     """A thing in any color (RGB), as `sprite`."""
     side = SPRITE * OVERSAMPLE
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
-    _SHAPES[kind](_Pen(ImageDraw.Draw(image), side), colour)
+    _SHAPES[kind](_Pen(ImageDraw.Draw(image), side), color)
     rgba = np.asarray(image, np.float32)
     rgba[..., :3] *= rgba[..., 3:] / 255
     small = rgba.reshape(SPRITE, OVERSAMPLE, SPRITE, OVERSAMPLE, 4).mean(axis=(1, 3))
@@ -96,79 +96,79 @@ class _Pen:
         self.draw.polygon([self.at(*p) for p in points], fill=fill)
 
 
-def _ball(pen, colour):
-    pen.disc(colour)
+def _ball(pen, color):
+    pen.disc(color)
     pen.box(WHITE, -0.93, -0.28, 0.93, 0.28)
 
 
-def _box(pen, colour):
-    pen.box(colour, -0.85, -0.85, 0.85, 0.85)
+def _box(pen, color):
+    pen.box(color, -0.85, -0.85, 0.85, 0.85)
     pen.box(BLACK, -0.2, -0.85, 0.2, 0.85)
     pen.box(BLACK, -0.85, -0.2, 0.85, 0.2)
 
 
-def _triangle(pen, colour):
-    pen.polygon(colour, (0, -1), (0.95, 0.75), (-0.95, 0.75))
+def _triangle(pen, color):
+    pen.polygon(color, (0, -1), (0.95, 0.75), (-0.95, 0.75))
     pen.polygon(GREY, (0, 0.75), (0.5, -0.1), (-0.5, -0.1))
 
 
-def _star(pen, colour):
+def _star(pen, color):
     angles = np.arange(10) * np.pi / 5 - np.pi / 2
     radii = np.where(np.arange(10) % 2, 0.45, 1.0)
-    pen.polygon(colour, *((r * np.cos(a), r * np.sin(a)) for a, r in zip(angles, radii, strict=True)))
+    pen.polygon(color, *((r * np.cos(a), r * np.sin(a)) for a, r in zip(angles, radii, strict=True)))
     pen.disc(CREAM, rx=0.42)
 
 
-def _heart(pen, colour):
-    pen.disc(colour, -0.47, -0.35, 0.52)
-    pen.disc(colour, 0.47, -0.35, 0.52)
-    pen.polygon(colour, (-0.93, -0.1), (0.93, -0.1), (0, 0.98))
+def _heart(pen, color):
+    pen.disc(color, -0.47, -0.35, 0.52)
+    pen.disc(color, 0.47, -0.35, 0.52)
+    pen.polygon(color, (-0.93, -0.1), (0.93, -0.1), (0, 0.98))
     pen.disc(WHITE, -0.45, -0.36, 0.38)
 
 
-def _cross(pen, colour):
-    pen.box(colour, -0.35, -0.95, 0.35, 0.95)
-    pen.box(colour, -0.95, -0.35, 0.95, 0.35)
+def _cross(pen, color):
+    pen.box(color, -0.35, -0.95, 0.35, 0.95)
+    pen.box(color, -0.95, -0.35, 0.95, 0.35)
     pen.box(BROWN, -0.4, -0.4, 0.4, 0.4)
 
 
-def _ring(pen, colour):
-    pen.disc(colour)
+def _ring(pen, color):
+    pen.disc(color)
     pen.disc((0, 0, 0, 0), rx=0.5)
     for angle in np.arange(4) * np.pi / 2:
         pen.disc(GREY, 0.75 * np.cos(angle), 0.75 * np.sin(angle), 0.24)
 
 
-def _moon(pen, colour):
-    pen.disc(colour)
+def _moon(pen, color):
+    pen.disc(color)
     pen.disc((0, 0, 0, 0), 0.45, -0.15, 0.8)
     pen.disc(CREAM, -0.55, 0.3, 0.3)
 
 
-def _flower(pen, colour):
+def _flower(pen, color):
     for angle in np.arange(6) * np.pi / 3:
-        pen.disc(colour, 0.62 * np.cos(angle), 0.62 * np.sin(angle), 0.38)
+        pen.disc(color, 0.62 * np.cos(angle), 0.62 * np.sin(angle), 0.38)
     pen.disc(WHITE, rx=0.46)
     pen.disc(BLACK, rx=0.22)
 
 
-def _fish(pen, colour):
-    pen.disc(colour, -0.18, 0, 0.75, 0.5)
-    pen.polygon(colour, (0.35, 0), (1, -0.6), (1, 0.6))
+def _fish(pen, color):
+    pen.disc(color, -0.18, 0, 0.75, 0.5)
+    pen.polygon(color, (0.35, 0), (1, -0.6), (1, 0.6))
     pen.disc(WHITE, -0.58, -0.1, 0.2)
     pen.box(BLACK, -0.22, -0.47, 0.12, 0.47)
 
 
-def _house(pen, colour):
-    pen.box(colour, -0.75, -0.15, 0.75, 0.95)
+def _house(pen, color):
+    pen.box(color, -0.75, -0.15, 0.75, 0.95)
     pen.polygon(BROWN, (0, -1), (0.98, -0.12), (-0.98, -0.12))
     pen.box(CREAM, -0.28, 0.25, 0.28, 0.95)
 
 
-def _tree(pen, colour):
+def _tree(pen, color):
     pen.box(BROWN, -0.28, 0.3, 0.28, 1)
-    pen.polygon(colour, (0, -1), (0.62, -0.2), (-0.62, -0.2))
-    pen.polygon(colour, (0, -0.6), (0.85, 0.42), (-0.85, 0.42))
+    pen.polygon(color, (0, -1), (0.62, -0.2), (-0.62, -0.2))
+    pen.polygon(color, (0, -0.6), (0.85, 0.42), (-0.85, 0.42))
 
 
 _SHAPES = {"ball": _ball, "box": _box, "triangle": _triangle, "star": _star, "heart": _heart, "cross": _cross}

@@ -1,4 +1,4 @@
-"""Scenes of the sample corpus: things with a kind and a colour, their motion and positions, and the splits."""
+"""Scenes of the sample corpus: things with a kind and a color, their motion and positions, and the splits."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -7,15 +7,15 @@ from itertools import product
 import numpy as np
 
 THING_KINDS = ("ball", "box", "triangle", "star", "heart", "cross", "ring", "moon", "flower", "fish", "house", "tree")
-COLOURS = {"red": (225, 35, 35), "green": (40, 170, 50), "blue": (50, 80, 235), "yellow": (240, 225, 40)}
-COLOURS |= {"orange": (250, 140, 20), "purple": (140, 50, 190), "pink": (255, 130, 190), "cyan": (50, 215, 225)}
+COLORS = {"red": (225, 35, 35), "green": (40, 170, 50), "blue": (50, 80, 235), "yellow": (240, 225, 40)}
+COLORS |= {"orange": (250, 140, 20), "purple": (140, 50, 190), "pink": (255, 130, 190), "cyan": (50, 215, 225)}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "circle", "growing", "shrinking", "spinning", "still")
 MOTION_WEIGHTS = (0.15, 0.15, 0.15, 0.15, 0.08, 0.08, 0.08, 0.08, 0.08)
 OPPOSITES = (("left", "right"), ("up", "down"), ("growing", "shrinking"))
 REVERSED = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
 HELD_OUT_SHARE = 0.25
-COMBINATIONS = tuple(product(THING_KINDS, COLOURS, MOTIONS))
+COMBINATIONS = tuple(product(THING_KINDS, COLORS, MOTIONS))
 
 
 def _share(combination: tuple[str, str, str]) -> float:
@@ -32,7 +32,7 @@ class Thing:
     """A thing: its position (x, y: fractions of the frame, from the top left), radius (fraction) and motion."""
 
     kind: str
-    colour: str
+    color: str
     motion: str
     x: float
     y: float
@@ -61,11 +61,11 @@ class Thing:
 
     @property
     def combination(self) -> tuple[str, str, str]:
-        return self.kind, self.colour, self.motion
+        return self.kind, self.color, self.motion
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination of kind, colour and motion is not in training."""
+        """Whether this combination of kind, color and motion is not in training."""
         return self.combination in HELD_OUT
 
 
@@ -99,15 +99,15 @@ def draw_scene(
 ) -> Scene:
     """A random scene of 1 to 3 things; the main thing moves, the others are still beside its path.
 
-    wide: a single thing is anywhere in the frame and its size varies more (for still images). main: kind and colour of
+    wide: a single thing is anywhere in the frame and its size varies more (for still images). main: kind and color of
     the main thing; None: random.
     """
     kinds = draw_names(rng, THING_KINDS, count, main and main[0])
-    colours = draw_names(rng, tuple(COLOURS), count, main and main[1])
+    colors = draw_names(rng, tuple(COLORS), count, main and main[1])
     motion = motion or str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
     relation, places = _arrange(rng, count, motion)
     things = []
-    for i, (kind, colour) in enumerate(zip(kinds, colours, strict=True)):
+    for i, (kind, color) in enumerate(zip(kinds, colors, strict=True)):
         radius = rng.uniform(0.22, 0.30) if count == 1 else rng.uniform(0.16, 0.19)
         moves = motion if i == 0 else "still"
         x, y = places[i] + rng.uniform(-0.03, 0.03, 2)
@@ -121,7 +121,7 @@ def draw_scene(
             radius = rng.uniform(0.18, 0.32)
             x, y = rng.uniform(0.22, 0.78, 2)
         angle, clockwise = float(rng.uniform(-15, 15)), bool(rng.random() < 0.5)
-        things.append(Thing(kind, colour, moves, float(x), float(y), float(radius), float(reach), angle, clockwise))
+        things.append(Thing(kind, color, moves, float(x), float(y), float(radius), float(reach), angle, clockwise))
     return Scene(tuple(things), relation, int(rng.integers(2**31)))
 
 
@@ -165,10 +165,10 @@ def training_scene(rng: np.random.Generator, count: int, motion: str | None = No
 
 
 def draw_main(rng: np.random.Generator, held_out: bool, taken: set[tuple[str, str, str]]) -> tuple[str, str, str]:
-    """A combination of kind, colour and motion that is not taken, held out from training or not."""
+    """A combination of kind, color and motion that is not taken, held out from training or not."""
     while True:
-        kind, colour = str(rng.choice(THING_KINDS)), str(rng.choice(list(COLOURS)))
-        combination = kind, colour, str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
+        kind, color = str(rng.choice(THING_KINDS)), str(rng.choice(list(COLORS)))
+        combination = kind, color, str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
         if combination not in taken and (combination in HELD_OUT) == held_out:
             return combination
 

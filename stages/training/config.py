@@ -193,8 +193,13 @@ class MatchingConfig(TrainingConfig):
 
 
 class EncoderConfig(TrainingConfig):
-    """Settings of the stages that create a model: its sizes and its initial weights."""
+    """Settings of the stages that create a model: its sizes, its initial weights and its optimizer."""
 
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="muon: orthogonalized momentum for the matrices of the transformer layers, at the learning rate of "
+        "AdamW, which trains the rest",
+    )
     validation: ContrastValidation = ContrastValidation()
     model: ModelConfig = ModelConfig()
     vit: str = Field(

@@ -83,7 +83,8 @@ class Examples:
 
     unit: see `CorpusExamples`. frames, image_size, grid: shape of the video encoder's input, grid in patches.
     mlm_probability: unless None, examples have masked tokens and crops. keep_crops: patches that are dropped are not
-    those of the crop. answers: the classes of question answering.
+    those of the crop. crop_share: share of the examples that show a crop, of crop_area of the frame; their box is then
+    that of what is shown. answers: the classes of question answering.
     """
 
     unit: Unit
@@ -92,6 +93,8 @@ class Examples:
     grid: int = 0
     mlm_probability: float | None = None
     keep_crops: bool = False
+    crop_share: float = 0.0
+    crop_area: tuple[float, float] = (0.3, 0.75)
     answers: tuple[str, ...] = ()
 
 
@@ -247,6 +250,10 @@ class TrainingDataset(Dataset[Batch]):
             masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.of.mlm_probability, rng)
             item["masked"], item["labels"] = masked
             item["box"] = random_box(self.of.grid, rng)
+        if self.of.crop_share:
+            shows_crop = rng.random() < self.of.crop_share
+            grid = self.of.grid
+            item["box"] = random_box(grid, rng, self.of.crop_area) if shows_crop else (0, 0, grid, grid)
         item["uniforms"] = rng.random(2)
         if dropped:
             item["kept"] = keep_patches(self.of.grid, dropped, rng, item.get("box") if self.of.keep_crops else None)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from alpro.models.alpro import Alpro
+from alpro.models.alpro import Alpro, DualEncoder, crop
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import hard_negatives, vtc_loss, vtm_loss
 from alpro.stages.training.batch import Batch
@@ -160,10 +160,32 @@ class Objective(NormalizedModel):
 
 
 class PrompterObjective(Objective):
-    """VTC only: training of the prompter (section 3.2.2)."""
+    """VTC only: training of the prompter (section 3.2.2). crop_share, crop_area: the share of the examples that show a
+    crop, and the share of the frame that a crop has."""
 
     unit: Unit = "sample"
     losses = ("vtc",)
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_share: float = 0.0,
+        crop_area: tuple[float, float] = (0.3, 0.75),
+    ):
+        super().__init__(model, mean, std)
+        self.crop_share, self.crop_area = crop_share, crop_area
+
+    @property
+    def examples(self) -> Examples:
+        return replace(super().examples, crop_share=self.crop_share, crop_area=self.crop_area)
+
+    def encode_video(self, batch: Batch, cls_only: bool = False) -> Tensor:
+        pixels = self.pixels(batch.frames)
+        if batch.boxes is not None:
+            pixels = crop(pixels, batch.boxes, pixels.shape[-1] // self.examples.grid, self.black)
+        return self.model.encode_video(pixels, cls_only, batch.kept)
 
     def forward(self, batch: Batch, counts: Counts, features: StepFeatures | None = None) -> tuple[Tensor, Metrics]:
         video = self.encode_video(batch, cls_only=True)

@@ -134,7 +134,7 @@ NESTED = "[" * 100_000
             ("config.json", text, "config.json: ")
             for text in ("", "{", "[]", "null", '{"model_type": "bert", "task": "qa", "model": {}}')
         ),
-        ("config.json", '{"task": "qa", "model": {"colour": "red"}}', "colour"),
+        ("config.json", '{"task": "qa", "model": {"color": "red"}}', "color"),
         ("tokenizer.json", "{", "tokenizer.json"),
         ("entities.json", "[", "entities.json"),
         *(

@@ -115,7 +115,7 @@ def test_a_wrong_frame_size_is_refused_with_both_sizes(encoder: TimeSformer, sha
     [
         ({"image_size": 30}, "30 is not a multiple of patch_size 8"),
         ({"heads": 3}, "16 is not a multiple of heads 3"),
-        ({"colour": 1}, "colour"),
+        ({"color": 1}, "color"),
         ({"image_size": 36, "patch_size": 12, "stem": "conv"}, "a power of 2, not 12"),
     ],
 )

@@ -15,15 +15,15 @@ from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.manifest import scan_manifest
 
 
-def colour(number: int) -> tuple[int, int, int]:
-    """The colour of frame `number` (0 to 35) of a test video, far from all others."""
+def color(number: int) -> tuple[int, int, int]:
+    """The color of frame `number` (0 to 35) of a test video, far from all others."""
     return 40 * (number % 6) + 20, 40 * (number // 6) + 20, 128
 
 
 @pytest.fixture(scope="session")
 def numbers() -> Callable[[Clip], list[int]]:
-    """numbers(clip): the frame numbers in the test video, by colour."""
-    palette = np.array([colour(number) for number in range(36)])
+    """numbers(clip): the frame numbers in the test video, by color."""
+    palette = np.array([color(number) for number in range(36)])
 
     def identify(clip: Clip) -> list[int]:
         means = clip.frames.reshape(len(clip.frames), -1, 3).mean(axis=1)
@@ -33,13 +33,13 @@ def numbers() -> Callable[[Clip], list[int]]:
 
 
 def flat(number: int, height: int = 48, width: int = 64) -> np.ndarray:
-    return np.full((height, width, 3), colour(number), np.uint8)
+    return np.full((height, width, 3), color(number), np.uint8)
 
 
 @pytest.fixture
 def make_video(tmp_path: Path) -> Callable[..., Path]:
     """make_video(name, count, options, ...): by default H.264, 64 x 48, 10 frames a second, each frame of its own flat
-    colour. `stamps`: when each frame is shown, milliseconds. `tags`: attributes of the encoder, as its colour range."""
+    color. `stamps`: when each frame is shown, milliseconds. `tags`: attributes of the encoder, as its color range."""
     import av
 
     def make(
@@ -86,7 +86,7 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
 
 
 def _conversion(tags: dict[str, int]) -> dict[str, int]:
-    """The conversion that gives a frame the colours of its tags."""
+    """The conversion that gives a frame the colors of its tags."""
     matrices = {1: 1, 5: 5, 6: 5}  # AVColorSpace to swscale's numbers
     conversion = {"dst_colorspace": matrices[tags["colorspace"]]} if "colorspace" in tags else {}
     return conversion | ({"dst_color_range": tags["color_range"]} if "color_range" in tags else {})
@@ -105,7 +105,7 @@ def make_row() -> Callable[..., Row]:
 
 @pytest.fixture
 def smooth_clip() -> Callable[..., Clip]:
-    """smooth_clip(seed, count): frames (count, 32, 32, 3) of smooth colour gradients, as in photographs."""
+    """smooth_clip(seed, count): frames (count, 32, 32, 3) of smooth color gradients, as in photographs."""
 
     def make(seed: int, count: int = 3) -> Clip:
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Containers, codecs, pixel formats and time bases: frames have the correct times and colours."""
+"""Containers, codecs, pixel formats and time bases: frames have the correct times and colors."""
 
 import struct
 from collections.abc import Callable
@@ -201,7 +201,7 @@ def test_grey_stays_grey(make_video: Make, decoder, pixels):
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "yuv420p10le"])
 @pytest.mark.parametrize("range_", [LIMITED, FULL])
 @pytest.mark.parametrize("matrix", [BT601, BT709])
-def test_colours_follow_the_tags(make_video: Make, decoder, pixels, range_, matrix):
+def test_colors_follow_the_tags(make_video: Make, decoder, pixels, range_, matrix):
     tags = {"colorspace": matrix, "color_range": range_}
     path = make_video("a.mp4", 2, {"crf": "5"}, picture=bars, pixels=pixels, tags=tags)
     (frame,) = decode_video(path, 1, 64, decoder=decoder).frames.astype(int)
@@ -209,7 +209,7 @@ def test_colours_follow_the_tags(make_video: Make, decoder, pixels, range_, matr
 
 
 @decoders
-def test_untagged_colours_are_bt601_and_a_frame_of_the_target_size_keeps_its_brightness(make_video: Make, decoder):
+def test_untagged_colors_are_bt601_and_a_frame_of_the_target_size_keeps_its_brightness(make_video: Make, decoder):
     """BT.601 in the limited range, as in FFmpeg, for any size."""
     for size, bound in (((1280, 768), 6), ((64, 64), 4)):
         path = make_video("a.mp4", 1, {"crf": "1"}, picture=bars, size=size)

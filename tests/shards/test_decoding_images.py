@@ -13,7 +13,7 @@ from alpro.shards.decoding import DecodeError, Limits, decode_image
 
 def test_a_still_image_is_one_rgb_frame(tmp_path: Path):
     for name, mode in (("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "L"), ("a.bmp", "RGB")):
-        grey = Image.new("RGB", (60, 40), (102, 102, 102)).convert(mode)  # a colour of the usual palette too
+        grey = Image.new("RGB", (60, 40), (102, 102, 102)).convert(mode)  # a color of the usual palette too
         grey.save(tmp_path / name)
         clip = decode_image(tmp_path / name, 32)
         assert clip.frames.shape == (1, 32, 32, 3)
@@ -95,7 +95,7 @@ def test_transparency_becomes_white(tmp_path: Path):
 
 def test_the_first_frame_of_an_animated_image_is_used(tmp_path: Path):
     for name in ("a.gif", "a.webp", "a.png"):
-        pictures = [Image.new("RGB", (60, 40), colour) for colour in ((200, 40, 40), (40, 200, 40), (40, 40, 200))]
+        pictures = [Image.new("RGB", (60, 40), color) for color in ((200, 40, 40), (40, 200, 40), (40, 40, 200))]
         pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], duration=100, loop=0)
         assert np.abs(decode_image(tmp_path / name, 32).frames.astype(int) - (200, 40, 40)).max() <= 8
 

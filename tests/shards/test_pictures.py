@@ -21,10 +21,10 @@ WHITE = np.full((32, 32, 3), 255, np.uint8)
 
 
 def test_the_border_shows_correct_and_wrong_results():
-    for colour in (GREEN, RED):
-        pixels = np.asarray(tile(WHITE, colour))
+    for color in (GREEN, RED):
+        pixels = np.asarray(tile(WHITE, color))
         assert pixels.shape == (TILE, TILE, 3)
-        assert tuple(pixels[0, TILE // 2]) == tuple(pixels[TILE // 2, -1]) == colour
+        assert tuple(pixels[0, TILE // 2]) == tuple(pixels[TILE // 2, -1]) == color
         assert tuple(pixels[TILE // 2, TILE // 2]) == (255, 255, 255)
 
 
@@ -50,13 +50,13 @@ def test_a_crop_that_is_wider_than_tall_stays_where_it_is():
 
 
 def test_entities_of_the_clip_are_green_and_others_red():
-    def colours(shown, kept=True):
+    def colors(shown, kept=True):
         picture = draw_entities(WHITE, (0, 0, 1, 1), [("ball", 0.71)], "a ball", kept, shown)
         return {tuple(p) for p in np.asarray(picture)[TILE:].reshape(-1, 3)} & {GREEN, RED, INK, FAINT}
 
-    assert colours(["ball", "box"]) == {GREEN, INK, FAINT}
-    assert colours(["box"]) == {RED, INK, FAINT}
-    assert colours(None, kept=False) == {INK, FAINT}
+    assert colors(["ball", "box"]) == {GREEN, INK, FAINT}
+    assert colors(["box"]) == {RED, INK, FAINT}
+    assert colors(None, kept=False) == {INK, FAINT}
 
 
 def test_a_strip_grows_with_its_text():

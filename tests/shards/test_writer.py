@@ -139,7 +139,7 @@ def test_the_index_has_the_metadata_of_a_sample(make_row, smooth_clip, tmp_path:
     }
 
 
-def test_colours_of_small_frames_are_kept(smooth_clip):
+def test_colors_of_small_frames_are_kept(smooth_clip):
     """Without chroma subsampling a single red pixel stays red."""
     frame = smooth_clip(0).frames[0] * 0 + 255
     frame[8, 8] = (255, 0, 0)

@@ -17,10 +17,10 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def write_manifest(folder: Path, rows: list[dict]) -> Path:
-    """A manifest of images, one for each row: black, or of the row's `colour`."""
+    """A manifest of images, one for each row: black, or of the row's `color`."""
     folder.mkdir(exist_ok=True)
     for row in rows:
-        Image.new("RGB", (20, 10), row.pop("colour", "black")).save(folder / f"{row['id']}.png")
+        Image.new("RGB", (20, 10), row.pop("color", "black")).save(folder / f"{row['id']}.png")
         row["path"] = f"{row['id']}.png"
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "items.jsonl"

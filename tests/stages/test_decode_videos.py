@@ -155,9 +155,9 @@ def test_kinds_selects_one_kind(decode_rows):
 
 def test_statistics_are_those_of_the_training_frames(decode_rows):
     rows = [
-        {"id": "dark", "captions": ["night"], "split": "train", "colour": "black"},
-        {"id": "light", "captions": ["snow"], "split": "train", "colour": (255, 255, 0)},
-        {"id": "grey", "captions": ["fog"], "split": "test", "colour": "grey"},
+        {"id": "dark", "captions": ["night"], "split": "train", "color": "black"},
+        {"id": "light", "captions": ["snow"], "split": "train", "color": (255, 255, 0)},
+        {"id": "grey", "captions": ["fog"], "split": "test", "color": "grey"},
     ]
     _, out = decode_rows(rows)
     statistics = read_json(out / "statistics.json")
@@ -166,7 +166,7 @@ def test_statistics_are_those_of_the_training_frames(decode_rows):
 
 
 SHOTS = [  # clips of four videos, of which two share a caption with others
-    {"id": f"star_{video}_{n}", "captions": [f"{video} {n}", f"all of {video}"], "colour": (40 * v, 60 * n, 90)}
+    {"id": f"star_{video}_{n}", "captions": [f"{video} {n}", f"all of {video}"], "color": (40 * v, 60 * n, 90)}
     for v, video in enumerate(("AB", "CD", "EF", "GH"))
     for n in range(3)
 ]

@@ -20,7 +20,7 @@ EVERY = [pytest.param(47, id="some"), pytest.param(1, id="all", marks=pytest.mar
 
 @pytest.mark.parametrize("every", EVERY)
 def test_decoding(tmp_path, inline_pool, resources, monkeypatch, every, record_property):
-    rows = [{"id": f"v{n}", "captions": ["a wall"], "split": "train", "colour": (n, 9, 9)} for n in range(5)]
+    rows = [{"id": f"v{n}", "captions": ["a wall"], "split": "train", "color": (n, 9, 9)} for n in range(5)]
     source = write_manifest(tmp_path / "data", [*rows, {"id": "silent"}])
     step = Step("decode_videos", "decode_videos", Config(size=16, samples_per_shard=3, max_reject_share=1))
     store = Store(tmp_path / "disk")

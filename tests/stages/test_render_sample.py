@@ -15,7 +15,7 @@ from alpro.files import checksum
 from alpro.shards.sample import grammar
 from alpro.shards.sample import scene as scene_module
 from alpro.shards.sample.draw import render
-from alpro.shards.sample.scene import COLOURS, DIRECTIONS, REVERSED, THING_KINDS, Scene, Thing, draw_scene
+from alpro.shards.sample.scene import COLORS, DIRECTIONS, REVERSED, THING_KINDS, Scene, Thing, draw_scene
 from alpro.stages import render_sample
 from alpro.stages.render_sample import Config
 
@@ -153,7 +153,7 @@ def test_reversed_clips_differ_only_in_motion_and_share_a_group(corpus, whole):
         twin = rows[row["id"].removesuffix("-back")]
         assert row["group"] == twin["group"] == twin["id"]
         for one, other in zip(twin["things"], row["things"], strict=True):
-            assert (one["kind"], one["colour"]) == (other["kind"], other["colour"])
+            assert (one["kind"], one["color"]) == (other["kind"], other["color"])
             assert other["motion"] == REVERSED.get(one["motion"], one["motion"])
         assert row["things"][0]["motion"] != twin["things"][0]["motion"]
 
@@ -208,15 +208,15 @@ def test_a_moving_thing_moves_in_the_frames():
 def answers(scene: Scene, question: str) -> set[str]:
     """What can be answered to a question, from the scene alone."""
     words = question.rstrip("?").split()
+    if "color is the" in question:
+        return {t.color for t in scene.things if t.kind == words[-1]}
     if question.startswith("what is the"):
-        return {t.kind for t in scene.things if t.colour == words[3]}
+        return {t.kind for t in scene.things if t.color == words[3]}
     if question.startswith("what"):
         captions = " ".join(words[1:])
         phrases = {m: set(p) for m, p in grammar.OTHER_MOTIONS.items()}
         phrases |= {d: {f"{go} {where}" for go in grammar.GO for where in grammar.WHERE[d]} for d in DIRECTIONS}
         return {t.kind for t in scene.things if captions in phrases[t.motion]}
-    if question.startswith("which colour"):
-        return {t.colour for t in scene.things if t.kind == words[-1]}
     if question.startswith("how many"):
         return {grammar.NUMBERS[len(scene.things) - 1]}
     assert question.startswith("where does the")
@@ -237,14 +237,14 @@ def test_captions_only_name_things_in_the_scene(whole):
             for caption in item.row["captions"]:
                 words = set(caption.split())
                 assert words & set(THING_KINDS) <= {t.kind for t in things}
-                assert words & COLOURS.keys() <= {t.colour for t in things} | ({"orange"} & words)
+                assert words & COLORS.keys() <= {t.color for t in things} | ({"orange"} & words)
 
 
 def test_full_captions_are_complete(whole):
     for item in whole["clips"]:
         if item.row["split"] != "train":
             caption = item.row["captions"][0]
-            assert all(f"{t.colour} {t.kind}" in caption for t in item.scene.things)
+            assert all(f"{t.color} {t.kind}" in caption for t in item.scene.things)
 
 
 def test_captions_of_one_item_differ(whole):
@@ -255,7 +255,7 @@ def test_captions_of_one_item_differ(whole):
 
 def test_article_before_a_vowel():
     assert grammar.name(Thing("ball", "orange", "still", 0, 0, 0)) == "an orange ball"
-    assert grammar.name(Thing("ball", "orange", "still", 0, 0, 0), colour=False) == "a ball"
+    assert grammar.name(Thing("ball", "orange", "still", 0, 0, 0), color=False) == "a ball"
     assert grammar.name(Thing("ball", "red", "still", 0, 0, 0), "the") == "the red ball"
 
 

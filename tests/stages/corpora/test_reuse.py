@@ -52,7 +52,7 @@ WALLS = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n 
         ([*WALLS, {"id": "new", "captions": ["a new wall"], "split": "train"}], 16),
         (WALLS[:5] + WALLS[6:], 16),
         ([*WALLS[:5], WALLS[5] | {"captions": ["changed"]}, *WALLS[6:]], 20),
-        ([*WALLS[:5], WALLS[5] | {"colour": "white", "touched": 7}, *WALLS[6:]], 20),
+        ([*WALLS[:5], WALLS[5] | {"color": "white", "touched": 7}, *WALLS[6:]], 20),
         (WALLS, 24),
     ],
     ids=["a new row", "a removed row", "another caption", "another picture", "the same"],

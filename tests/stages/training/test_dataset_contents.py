@@ -175,4 +175,4 @@ def test_the_augmentation_is_drawn(clips, stills, steps_of, tmp_path):
     with Image.open(tmp_path / "pictures" / "augmentation.png") as picture:
         assert picture.width > 3 * 4 * 170
         assert picture.height > 8 * 170
-        assert picture.getcolors(1000) is None  # frames in colour, not an empty page
+        assert picture.getcolors(1000) is None  # frames in color, not an empty page

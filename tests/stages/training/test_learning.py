@@ -40,7 +40,7 @@ LEARNED = {"vtc": 0.8, "vtm": 0.7, "mlm": 0.8, "pem": 0.65, "qa": 0.8}  # lower 
 TERMS = {"vtc": "contrast", "vtm": "matching", "mlm": "masked_words", "pem": "entities", "qa": "forward"}
 MEAN, STD = [0.5] * 3, [0.25] * 3
 BLACK = -MEAN[0] / STD[0]
-COLOURS = F.normalize(torch.tensor(list(ENTITIES.values()), dtype=torch.float), dim=1)
+COLORS = F.normalize(torch.tensor(list(ENTITIES.values()), dtype=torch.float), dim=1)
 CONFIG = {"phases": [{"corpora": ["clips"], "steps": STEPS}], "random_crop": 1.0, "max_text_tokens": 16}
 CONFIG |= {"batch_size": len(SCENES), "lr": 3e-3, "warmup_ratio": 0.1, "log_every": 50}
 ALONE = World(0, 1, torch.device("cpu"))
@@ -49,7 +49,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 # Objectives and their metrics
 
 
-class ColourPrompter(Prompter):
+class ColorPrompter(Prompter):
     """A prompter that needs no training: the embedding of a clip is the hue of what is not black in it."""
 
     def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
@@ -66,8 +66,8 @@ def shape(tokenizer: Tokenizer, **changes: object) -> ModelConfig:
 
 def pretraining(tokenizer: Tokenizer) -> PretrainObjective:
     model = Alpro(shape(tokenizer), entities=len(ENTITIES))
-    prompter = NormalizedModel(ColourPrompter(shape(tokenizer, temperature=0.03)), MEAN, STD)
-    return PretrainObjective(model, MEAN, STD, prompter, {"video": COLOURS}, LossWeights(), threshold=0.2)
+    prompter = NormalizedModel(ColorPrompter(shape(tokenizer, temperature=0.03)), MEAN, STD)
+    return PretrainObjective(model, MEAN, STD, prompter, {"video": COLORS}, LossWeights(), threshold=0.2)
 
 
 def answering(tokenizer: Tokenizer) -> QaObjective:
