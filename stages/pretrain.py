@@ -17,7 +17,7 @@ from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.encoding.encode import load_model, load_prompter
-from alpro.stages.evaluation.entities import true_entities
+from alpro.stages.evaluation.entities import entities_in_crop, true_entities
 from alpro.stages.evaluation.validation import validate_pretraining
 from alpro.stages.execution.interface import Outcome, Resources, file_or_word, require
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
@@ -149,7 +149,7 @@ def draw_pseudo_labels(
 ) -> None:
     """Draws pseudo-labels of crops of the last video batch up to step `last`, or of images.
 
-    Entities of the clip are green and others red; see `true_entities`.
+    Entities of the crop are green and others red; see `entities_in_crop`.
     """
     video = [s for s in range(last, max(-1, last - 50), -1) if data.sources[data.source_of[s]].kind == "video"]
     step = video[0] if video else last
@@ -168,7 +168,8 @@ def draw_pseudo_labels(
         frame = batch.frames[i, batch.frames.shape[1] // 2].permute(1, 2, 0).cpu().numpy()
         box = [side / grid for side in batch.boxes[i].tolist()]
         words = data.words.tokenizer.decode(batch.text[i].tolist())
-        shown = true_entities(source.reader[int(batch.video[i]) - source.first_video].about, entities)
+        about = source.reader[int(batch.video[i]) - source.first_video].about
+        shown = entities_in_crop(about, true_entities(about, entities), batch.boxes[i].tolist(), grid)
         rows.append(draw_entities(frame, box, named, words, bool(top.values[0] >= objective.threshold), shown))
     folder.mkdir(parents=True, exist_ok=True)
     # Tracking uploads files as soon as they appear.

@@ -29,6 +29,7 @@ from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import run_units
 
 VERSION = 5
+TIMES = 5  # at which a row states the places of its things
 
 
 class Config(StageConfig):
@@ -177,9 +178,20 @@ def item(
         "group": group,
         "things": [{"kind": t.kind, "color": t.color, "motion": t.motion} for t in scene.things],
         "entities": [t.kind for t in scene.things],
+        "places": places(scene, 1 if image else TIMES),
         "unseen": split != "train" and scene.main.held_out,
     }
     return Item(corpus, path, scene, row)
+
+
+def places(scene: Scene, times: int) -> dict[str, list[list[float]]]:
+    """By its kind, the square that each thing fills (left, top, right, bottom: fractions of the frame) at evenly spaced
+    times of the clip."""
+    poses = {thing.kind: [thing.pose(time) for time in np.linspace(0, 1, times)] for thing in scene.things}
+    return {
+        kind: [[round(v, 3) for v in (x - radius, y - radius, x + radius, y + radius)] for x, y, radius, _ in some]
+        for kind, some in poses.items()
+    }
 
 
 def render_items(items: list[Item], config: Config, out: Path) -> int:

@@ -14,7 +14,7 @@ from alpro.stages.evaluation.results import Results, add_rankers, evaluating
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.execution.interface import Outcome, Resources
 
-VERSION = f"6 {TABLE_VERSION}"
+VERSION = f"7 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig):

@@ -1,7 +1,7 @@
-"""Entity accuracy of the prompter on clips and on crops, and that of the best constant prediction."""
+"""Entity accuracy of the prompter on clips and on crops, that of the best constant prediction, and its calibration."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,26 +12,33 @@ from torch import Tensor
 
 from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
+from alpro.shards.pictures import reliability_picture
 from alpro.shards.reader import ShardReader
 from alpro.stages.encoding.encode import encode_videos, sample_frames, similarities
 from alpro.stages.evaluation.metrics import (
+    CALIBRATION_ERROR,
     CAPTIONS,
     CROP_ACCURACY,
     ENTITY_ACCURACY,
     KEPT_CROP_ACCURACY,
     KEPT_CROPS,
+    SURE_CROP_ACCURACY,
+    SURE_CROPS,
     Queries,
     Score,
 )
 from alpro.stages.evaluation.results import Results
 from alpro.stages.training.masking import random_box
 
-CROPS = "prompter on random crops, which may show no entity of the clip"
+CROPS = "prompter on random crops"
+SURE = 0.6  # probability of the labels that are counted as sure
+BINS = 10  # of the expected calibration error
+LEAST_SHOWN = 0.5  # share of a thing that a crop must show to be right about it
 
 
 @dataclass
 class Named:
-    """The most likely entity of a clip, or of a crop of it, and the entities of the whole clip."""
+    """The most likely entity of a clip, or of a crop of it, and the entities that the clip or the crop shows."""
 
     id: str
     captions: str
@@ -76,7 +83,7 @@ def entities_of_crops(
     batch: int = 32,
 ) -> list[Named]:
     """The most likely entities of `crops` random crops of every video with a known entity, each black outside as in PEM
-    (paper, section 3.2.2), of 30 to 50 % of the frame, drawn with a fixed seed."""
+    (paper, section 3.2.2), of 30 to 50 % of the frame, drawn with a fixed seed. Their truth: `entities_in_crop`."""
     reader = ShardReader(folder, split, "video", exclude)
     clips = known(reader, entities)
     encoder, model = prompter.normalized(device), cast(Prompter, prompter.model)
@@ -91,7 +98,8 @@ def entities_of_crops(
             labels = model.pseudo_labels(pixels, torch.tensor(boxes, device=device), prompts, encoder.black)
             best = labels.max(dim=1)
             for n, box, i, probability in zip(some, boxes, best.indices.tolist(), best.values.tolist(), strict=True):
-                found.append(Named(*clips[n], entities[i], probability, box))
+                shown = entities_in_crop(reader[n].about, clips[n][2], box, config.grid)
+                found.append(Named(*clips[n][:2], shown, entities[i], probability, box))
     return found
 
 
@@ -107,20 +115,59 @@ def add_entities(results: Results, clips: list[Named], entities: list[str]) -> N
 
 
 def add_crops(results: Results, crops: list[Named], entities: list[str], threshold: float) -> None:
-    """Adds the accuracy on all crops and on those that PEM keeps, with the best constant on the same crops, and the
-    share that it keeps. The truth is what the clip shows: a crop may show none of it."""
-    kept = np.array([crop.probability >= threshold for crop in crops], bool)
+    """Adds the accuracy on the crops that show an entity, and with the best constant on the same crops on those that
+    PEM keeps and on those that the prompter is sure of, with the shares of both; the expected calibration error on the
+    crops that show an entity, and its picture."""
+    if not crops:
+        return
+    probability = np.array([crop.probability for crop in crops])
     right = np.array([crop.right for crop in crops], bool)
+    shows, kept = np.array([bool(crop.truth) for crop in crops]), probability >= threshold
     queries = Queries.of([crop.id for crop in crops], [str(crop.box) for crop in crops])
-    for metric, some in ((CROP_ACCURACY, np.ones_like(kept)), (KEPT_CROP_ACCURACY, kept)):
+    some_of = ((CROP_ACCURACY, shows), (KEPT_CROP_ACCURACY, kept), (SURE_CROP_ACCURACY, probability >= SURE))
+    for metric, some in some_of:
         if some.any():
             chance = best_constant([crop.truth for crop, taken in zip(crops, some, strict=True) if taken], entities)
             results.add(Score(metric, right[some] * 100.0, chance, queries.select(some)), CROPS, "entity_crops")
-    if crops:
-        results.add(Score(KEPT_CROPS, kept * 100.0, None, queries), CROPS, "entity_crops")
-        columns = ("id", "box", "named", "probability", "truth", "right")
-        rows = [{key: getattr(crop, key) for key in columns} for crop in crops]
-        results.table("entity_crops", [row | {"kept": bool(keeps)} for row, keeps in zip(rows, kept, strict=True)])
+    for metric, some in ((KEPT_CROPS, kept), (SURE_CROPS, probability >= SURE)):
+        results.add(Score(metric, some * 100.0, None, queries), CROPS, "entity_crops")
+    if shows.any():
+        bins = calibration(probability[shows], right[shows])
+        error = 100 * sum(count * abs(sure - accuracy) for count, sure, accuracy in bins) / shows.sum()
+        results.add_value(CALIBRATION_ERROR, CROPS, "entity_crops", error, int(shows.sum()))
+        (results.out / "pictures").mkdir(exist_ok=True)
+        reliability_picture(bins).save(results.out / "pictures" / "reliability.png")
+    columns = ("id", "box", "named", "probability", "truth", "right")
+    rows = [{key: getattr(crop, key) for key in columns} for crop in crops]
+    results.table("entity_crops", [row | {"kept": bool(keeps)} for row, keeps in zip(rows, kept, strict=True)])
+
+
+def calibration(probability: np.ndarray, right: np.ndarray) -> list[tuple[int, float, float]]:
+    """The number, mean probability and accuracy of the labels (N,) in each of BINS equal intervals of probability that
+    has any (Guo et al., On Calibration of Modern Neural Networks, 2017)."""
+    place = np.minimum((probability * BINS).astype(int), BINS - 1)
+    some_of = [place == number for number in range(BINS)]
+    return [(int(s.sum()), float(probability[s].mean()), float(right[s].mean())) for s in some_of if s.any()]
+
+
+def entities_in_crop(about: dict, truth: list[str], box: Sequence[int], grid: int) -> list[str]:
+    """Those of `truth`, the entities of a clip, of which a crop shows at least half, over the times of the column
+    `places`: squares (left, top, right, bottom; fractions of the frame) by entity. All of them if it has no places.
+
+    box: left, top, width, height in patches.
+    """
+    places = about["meta"].get("places")
+    if not isinstance(places, dict):
+        return truth
+    start, size = np.array(box, float).reshape(2, 2) / grid
+
+    def shown(name: str) -> float:
+        squares = np.array(places.get(name, []), float).reshape(-1, 2, 2).clip(0, 1)  # (T, corner, x or y)
+        inside = np.minimum(squares[:, 1], start + size) - np.maximum(squares[:, 0], start)
+        whole = (squares[:, 1] - squares[:, 0]).prod(axis=1)
+        return float(inside.clip(0).prod(axis=1).sum() / max(whole.sum(), 1e-9))
+
+    return [name for name in truth if shown(name) >= LEAST_SHOWN]
 
 
 def known(reader: ShardReader, entities: list[str]) -> dict[int, tuple[str, str, list[str]]]:

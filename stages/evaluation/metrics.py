@@ -164,9 +164,12 @@ MEAN_AVERAGE_PRECISION = Metric("mAP", "mAP", "retrieval")
 NDCG = Metric("nDCG10", "nDCG@10", "retrieval")
 ACCURACY = Metric("acc", "all questions", "qa", baseline="most frequent answer")
 ENTITY_ACCURACY = Metric("acc", "entity accuracy", "entities", baseline="best constant")
-CROP_ACCURACY = replace(ENTITY_ACCURACY, label="all crops")
+CROP_ACCURACY = replace(ENTITY_ACCURACY, label="crops that show an entity")
 KEPT_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_kept", label="crops that PEM keeps")
 KEPT_CROPS = replace(ENTITY_ACCURACY, key="kept", label="share that PEM keeps")
+SURE_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_sure", label="crops with p >= 0.6")
+SURE_CROPS = replace(ENTITY_ACCURACY, key="sure", label="share with p >= 0.6")
+CALIBRATION_ERROR = Metric("ece", "expected calibration error", "entities", higher_is_better=False, baseline="")
 
 
 def accuracy_of(kind: str) -> Metric:

@@ -87,6 +87,10 @@ class Results:
         values = pa.array(score.values, pa.float64())
         self.queries.append(pa.Table.from_arrays([names, *columns, values], SCORE_COLUMNS))
 
+    def add_value(self, metric: Metric, what: str, name: str, value: float, items: int) -> None:
+        """Adds a value that is no mean of those of queries, and has no interval, as <name>/<key of the metric>."""
+        self._row(metric, f"{name}/{metric.key}", (what, "", ""), value, items, None)
+
     def add_share(self, table: str, key: str, what: str, name: str, part: int, items: int) -> None:
         """Adds a share (%) of the items of a corpus, which has no interval, as <name>/<key>."""
         metric = Metric(key, f"{part} of {items}", table, baseline="")

@@ -71,8 +71,8 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW, or with `optimizer = "muon"` Muon for the matrices of transformer layers. Weight decay is on matrices only:
-    not on biases, norms, position and time embeddings, temperature."""
+    """AdamW, or with `optimizer = "muon"` Muon for the matrices of transformer layers. Weight decay is on matrices
+    only: not on biases, norms, position and time embeddings, temperature."""
     layers = [m for m in model.modules() if isinstance(m, Block | Layer)]
     hidden = {id(p): 1 for m in layers for p in m.parameters() if p.ndim == 2}
     hidden |= {id(m.qkv.weight): 3 for m in model.modules() if isinstance(m, Attention)}

@@ -15,6 +15,7 @@ from alpro.stages.evaluation.entities import (
     add_crops,
     add_entities,
     best_constant,
+    entities_in_crop,
     entities_of_clips,
     entities_of_crops,
     true_entities,
@@ -136,40 +137,54 @@ def crop(name: str, named: str, probability: float, *truth: str) -> Named:
     return Named(name, "x", list(truth), named, probability, (0, 0, 2, 3))
 
 
-def test_the_accuracy_of_crops_and_of_those_that_are_kept(tmp_path):
-    """Right: 3 of 5, and 2 of the 3 with at least 0.2. The best constant is "ball", in 3 of 5 and in 1 of 3, or "box",
-    in 2 of 3."""
+def test_the_accuracy_of_crops_and_their_calibration(tmp_path):
+    """Of five crops that show an entity 3 are right; of the 4 that are kept 2, one of which shows none; of the 2 that
+    are sure 1. The best constant is "ball" in 3 of 5 and in 1 of 4, or "box" in 2 of 4 and 1 of 2."""
     some = [
         crop("a", "ball", 0.1, "ball"),
         crop("a", "star", 0.1, "ball"),
         crop("a", "star", 0.5, "ball"),
         crop("b", "box", 0.2, "box"),
         crop("b", "star", 0.9, "box", "star"),
+        crop("c", "star", 0.6),
     ]
     results = Results("test", tmp_path)
     add_crops(results, some, ENTITIES, 0.2)
-    assert [(row["name"], row["metric"], row["items"]) for row in results.rows] == [
-        ("entity_crops/acc", "all crops", 5),
-        ("entity_crops/acc_kept", "crops that PEM keeps", 3),
-        ("entity_crops/kept", "share that PEM keeps", 5),
+    assert [(row["metric"], row["items"], row["value"], row["chance"]) for row in results.rows] == [
+        ("crops that show an entity", 5, pytest.approx(60), pytest.approx(60)),
+        ("crops that PEM keeps", 4, pytest.approx(50), pytest.approx(50)),
+        ("crops with p >= 0.6", 2, pytest.approx(50), pytest.approx(50)),
+        ("share that PEM keeps", 6, pytest.approx(400 / 6), None),
+        ("share with p >= 0.6", 6, pytest.approx(200 / 6), None),
+        ("expected calibration error", 5, pytest.approx(100 * (2 * 0.4 + 0.5 + 0.8 + 0.1) / 5), None),
     ]
-    assert [row["value"] for row in results.rows] == pytest.approx([60, 200 / 3, 60])
-    assert [row["chance"] for row in results.rows] == [pytest.approx(60), pytest.approx(200 / 3), None]
-    assert {row["what"] for row in results.rows} == {"prompter on random crops, which may show no entity of the clip"}
     table = pq.read_table(tmp_path / "entity_crops.parquet").to_pylist()
-    assert table[3] == {
-        "id": "b",
-        "box": [0, 0, 2, 3],
-        "named": "box",
-        "probability": 0.2,
-        "truth": ["box"],
-        "kept": True,
-        "right": True,
-    }
-    assert [row["kept"] for row in table] == [False, False, True, True, True]
+    assert table[3] | {"kept": True} == table[3]
+    assert [(row["kept"], row["right"]) for row in table] == [
+        (False, True), (False, False), (True, False), (True, True), (True, True), (True, False)
+    ]  # fmt: skip
+    assert (tmp_path / "pictures/reliability.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("places", "box", "shown"),
+    [
+        ({"ball": [[0, 0, 0.5, 0.5]], "star": [[0.5, 0.5, 1, 1]]}, (0, 0, 2, 2), ["ball"]),
+        ({"ball": [[0, 0, 0.5, 0.5]], "star": [[0.5, 0.5, 1, 1]]}, (0, 0, 4, 4), ["ball", "star"]),
+        ({"ball": [[0.25, 0, 0.75, 0.5]]}, (0, 0, 2, 4), ["ball"]),  # half of it exactly
+        ({"ball": [[0.25, 0, 0.76, 0.5]]}, (0, 0, 2, 4), []),
+        ({"ball": [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]}, (0, 0, 2, 2), ["ball"]),  # at one of two times
+        ({"ball": [[-0.5, 0, 0.5, 1]]}, (0, 0, 2, 4), ["ball"]),  # all that the frame shows of it
+        ({}, (0, 0, 4, 4), []),
+        (None, (0, 0, 1, 1), ["ball", "star"]),  # not known: those of the clip
+    ],
+)
+def test_what_a_crop_shows(places, box, shown):
+    assert entities_in_crop({"meta": {"places": places}}, ["ball", "star"], box, grid=4) == shown
 
 
 def test_without_a_kept_crop_there_is_no_accuracy_of_them(tmp_path):
     results = Results("test", tmp_path)
     add_crops(results, [crop("a", "ball", 0.1, "ball")], ENTITIES, 0.2)
-    assert {row["name"]: row["value"] for row in results.rows} == {"entity_crops/acc": 100, "entity_crops/kept": 0}
+    values = {row["name"]: row["value"] for row in results.rows}
+    assert values == {f"entity_crops/{k}": v for k, v in (("acc", 100), ("kept", 0), ("sure", 0), ("ece", 90))}

@@ -171,9 +171,11 @@ def corpus(corpus_of, tmp_path_factory):
 def steps_of(tokenizer, training):
     """steps_of(corpora, steps, unit=..., rank=..., ranks=..., **config): the batches of a training run."""
 
-    def make(corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=(), **config) -> TrainingDataset:
+    def make(
+        corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=(), crops=0.0, **config
+    ) -> TrainingDataset:
         config = training(tuple(corpora), steps, **config)
-        examples = Examples(unit, 4, 8, 4, mlm, answers=answers)
+        examples = Examples(unit, 4, 8, 4, mlm, answers=answers, crop_share=crops, crop_area=(0.25, 0.5))
         return TrainingDataset(config, corpora, tokenizer, examples, rank, ranks, ranks > 1)
 
     return make

@@ -53,7 +53,7 @@ def test_an_epoch_shows_each_example_exactly_once_over_any_number_of_ranks(
 @settings(max_examples=10)
 @given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 3))
 def test_the_batches_of_all_ranks_add_up_to_the_batch_of_one_process(clips, steps_of, ranks, step):
-    overrides = {"mlm": 0.3, "patch_dropping": 0.4}
+    overrides = {"mlm": 0.3, "patch_dropping": 0.4, "crops": 0.5}
     whole = steps_of({"clips": clips}, **overrides)[step]
     parts = [steps_of({"clips": clips}, rank=rank, ranks=ranks, **overrides)[step] for rank in range(ranks)]
     assert [name for part in parts for name in part.ids] == whole.ids
@@ -117,6 +117,19 @@ def test_dropped_patches_change_nothing_else(clips, steps_of):
         assert whole[step].kept is None
         assert_equal(replace(batch, kept=None), whole[step])
     assert not torch.equal(half[0].kept, half[1].kept)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_examples_shows_a_crop_and_the_rest_is_unchanged(clips, steps_of, share):
+    data, plain = steps_of({"clips": clips}, 40, crops=share), steps_of({"clips": clips}, 40)
+    boxes = []
+    for step in range(40):
+        batch = data[step]
+        boxes += [] if batch.boxes is None else batch.boxes.tolist()
+        assert_equal(replace(batch, boxes=None, uniforms=None), replace(plain[step], uniforms=None))
+    crops = [width * height / 16 for _, _, width, height in boxes if (width, height) != (4, 4)]
+    assert all(0.25 <= area <= 0.5 for area in crops)
+    assert len(crops) / max(1, len(boxes)) == pytest.approx(share, abs=0.12)  # four standard deviations
 
 
 def test_patches_of_crops_are_kept_only_for_pem(clips, steps_of):

@@ -1,6 +1,7 @@
 """Objectives: contrast over all ranks, hard negatives, one pass through each encoder."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.frames import normalize_frames
+from alpro.models.losses import box_mask
 from alpro.stages.training.objective import (
     MatchingObjective,
     PrompterObjective,
@@ -98,13 +100,23 @@ def test_each_direction_samples_by_its_own_similarity(tiny_model, tokenizer, bat
     assert texts.flatten().tolist() == [2, 3, 4, 5, 6, 7, 0, 1]
 
 
+def test_the_prompter_sees_its_crops_black_outside(small_objective, small_batch):
+    """As PEM shows them: equal to the prompter's own pseudo-labels' input."""
+    objective, batch = small_objective("prompter").eval(), small_batch
+    whole = torch.tensor([[0, 0, 4, 4]])
+    seen = objective.encode_video(batch)
+    inside = box_mask(batch.boxes, 4).view(-1, 1, 1, 4, 4).repeat_interleave(8, 3).repeat_interleave(8, 4)
+    by_hand = replace(batch, frames=torch.where(inside, batch.frames, 0), boxes=whole.expand(4, -1))
+    torch.testing.assert_close(seen, objective.encode_video(by_hand))
+    assert not torch.allclose(seen, objective.encode_video(replace(batch, boxes=None)))
+
+
 def test_labels_are_by_global_rank(tiny_model, tokenizer, batches, monkeypatch):
     """The official code counts by the rank within a machine: the first process of the second machine would be taught
     that its pairs are those of the first."""
     torch.manual_seed(0)
     objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD)
-    batch = batches["video"].map(lambda tensor: tensor)
-    batch.video = torch.arange(8)
+    batch = replace(batches["video"], video=torch.arange(8), boxes=None)
     loss, _ = losses_of(objective, batch)
     halves = batch.split(2)
     parts = []

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro
+from alpro.models.text import Layer, TextConfig
+from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 
@@ -98,14 +100,25 @@ def test_the_rate_is_that_of_the_configuration_and_betas_and_eps_are_the_officia
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
-@pytest.fixture
-def stepping(training):
-    """stepping(): a new small model that decays, and its optimiser; the same each time."""
+def layer_and_head() -> nn.Sequential:
+    """A small model with a transformer layer, whose matrices Muon trains; the same each time."""
+    torch.manual_seed(0)
+    layer = Layer(TextConfig(width=8, heads=2, depth=2, fusion_layer=1))
+    return nn.Sequential(layer, nn.Linear(8, 3))
+
+
+def encoder(optimizer: str, **values) -> EncoderConfig:
+    phases = [{"corpora": ["clips"], "steps": 4}]
+    return EncoderConfig(phases=phases, optimizer=optimizer, lr=0.1, **values)
+
+
+@pytest.fixture(params=["adamw", "muon"])
+def stepping(request):
+    """stepping(): a new small model that decays, and its optimizer; the same each time."""
 
     def make() -> tuple[nn.Module, torch.optim.AdamW]:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3))
-        return model, build_optimizer(model, training(lr=0.1, weight_decay=0.1))
+        model = layer_and_head()
+        return model, build_optimizer(model, encoder(request.param, weight_decay=0.1))
 
     return make
 
@@ -137,7 +150,7 @@ def test_a_skipped_step_changes_neither_weights_nor_optimizer_state(spoiled, ste
         give_gradient(model, seed)
         step_if(optimizer, YES)
     before = all_of(model, optimizer)
-    assert {key.split(".")[1] for key in before if key.startswith("0.")} >= {"exp_avg", "exp_avg_sq", "step"}
+    assert {key.split(".")[-1] for key in before} >= {"exp_avg", "exp_avg_sq", "step"}
     give_gradient(model, 3, spoiled)
     step_if(optimizer, NO)
     assert_equal(all_of(model, optimizer), before)
@@ -167,6 +180,35 @@ def test_a_finite_step_is_the_step_of_the_optimizer(stepping):
     assert_equal(all_of(model, optimizer), all_of(other, plain))
 
 
+def test_muon_takes_orthogonal_steps_of_the_matrices_of_layers_and_leaves_the_rest_to_adamw():
+    """Its state is momentum; queries, keys and values are three matrices. All singular values of a step are near 0.2
+    sqrt(larger side) times the rate. What it does not train takes the steps of AdamW, to the last bit."""
+    (model, plain), optimizers = (layer_and_head(), layer_and_head()), []
+    for name, one in (("muon", model), ("adamw", plain)):
+        optimizers.append(build_optimizer(one, encoder(name, weight_decay=0.0)))
+    before = deepcopy(model.state_dict())
+    for seed in range(2):
+        for one in (model, plain):
+            give_gradient(one, seed)
+        for optimizer in optimizers:
+            step_if(optimizer, YES)
+    moved = {f"0.{name}.weight" for name in ("attention.qkv", "attention.proj", "mlp.fc1", "mlp.fc2")}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name]) == (name not in moved), name
+    parameters = dict(model.named_parameters())
+    assert {n for n, p in parameters.items() if "momentum" in optimizers[0].state[p]} == moved
+    give_gradient(model, 2)
+    before = deepcopy(model.state_dict())
+    step_if(optimizers[0], YES)
+    for name in moved:
+        step = (before[name] - model.state_dict()[name]) / 0.1
+        for part in step.chunk(3) if "qkv" in name else [step]:
+            values = torch.linalg.svdvals(part) / (0.2 * max(part.shape) ** 0.5)
+            assert values.min() > 0.5, name
+            assert values.max() < 1.3, name
+
+
+@pytest.mark.parametrize("stepping", ["adamw"], indirect=True)
 def test_the_fused_step_is_adamws_as_published(stepping):
     """Against PyTorch's plain implementation, with the same two groups."""
     model, optimizer = stepping()
