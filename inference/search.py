@@ -85,7 +85,7 @@ def search(
     """The `k` best clips for a text after the first `offset`, of those that fit the filters (`fitting`).
 
     The `rerank` most similar ones are decoded and ordered by the sum of the logit margin of the matching head and the
-    similarity, as in the evaluation with `protocol = "top_k"`; a prompter has no such head. nothing_below: nothing fits
+    similarity, as in the evaluation with `top_k`; a prompter has no such head. nothing_below: nothing fits
     if all similarities are lower. Raises InputError for an invalid filter.
     """
     alpro = model.folder.model if isinstance(model.folder.model, Alpro) else None

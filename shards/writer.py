@@ -30,7 +30,7 @@ class ShardWriter:
     after an exception, which frees space on a full disk.
     """
 
-    def __init__(self, path: Path, quality: int):
+    def __init__(self, path: Path, quality: int = 90):
         import webdataset
 
         self.path, self.quality = path, quality

@@ -1,6 +1,5 @@
 """Selects the M most frequent nouns of the captions as entities."""
 
-from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ NON_OBJECTS = (
     "lapse motion picture pictures scene scenes segment segments sequence sequences shot shots view views "
     "item items object objects other others stuff thing things time times"
 )
+LETTERS, MIN_COUNT = range(2, 31), 2  # of an entity
 LEFT_OUT = {"count": pa.int64(), "reason": pa.string()}
 
 
@@ -45,24 +45,20 @@ class Config(StageConfig):
         description="a spaCy pipeline: embedded (included), or the name of an installed one",
         json_schema_extra=file_or_word("embedded"),
     )
-    lemma: bool = Field(False, description="count `dogs` as `dog`, with the spaCy pipeline's lemmatizer")
     exclude: tuple[str, ...] = Field(
         tuple(NON_OBJECTS.split()),
         description="nouns that are never entities, as the words of the templates; default: words for amounts, kinds, "
         "places and anything",
     )
-    min_letters: int = Field(2, ge=1, description="minimum number of letters of an entity")
-    max_letters: int = Field(30, ge=1, description="maximum number of letters of an entity")
     min_noun_share: float = Field(
         0.4, ge=0, le=1, description="minimum fraction of a word's occurrences that are nouns"
     )
-    min_count: int = Field(2, ge=1, description="minimum number of occurrences of an entity")
     templates: Templates = Templates()
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A noun of the captions: its count as such, and the occurrences of its forms as any part of speech."""
+    """A noun of the captions: its count as such, and its occurrences as any part of speech."""
 
     name: str
     count: int
@@ -76,7 +72,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     if config.entities_file:
         entities, left_out = first_entities(config)
     else:
-        nouns = merge_forms(count_words(captions, config.tagger, config.lemma, resources))
+        nouns = nouns_of(count_words(captions, config.tagger, resources))
         entities, left_out = select_words(nouns, config)
     write(out / "entities.parquet", {"entity": pa.string(), "count": pa.int64()}, entities)
     write(out / "left_out.parquet", {"noun": pa.string(), **LEFT_OUT}, left_out)
@@ -93,24 +89,11 @@ def write(path: Path, columns: Mapping[str, pa.DataType], rows: list[tuple]) -> 
     pq.write_table(pa.table(arrays, names=list(columns)), path)
 
 
-def merge_forms(words: Words) -> list[Candidate]:
-    """Merges counted word forms into nouns, the most frequent first, ties in alphabetical order.
-
-    A form's occurrences as another part of speech count towards its most frequent word (itself or its lemma).
-    """
-    by_form: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for (form, word), times in words.items():
-        by_form[form][word] += times
-    counts: Counter[str] = Counter()
-    occurrences: Counter[str] = Counter()
-    for form_words in by_form.values():
-        another_part = form_words.pop("", 0)
-        if form_words:
-            counts.update(form_words)
-            occurrences.update(form_words)
-            occurrences[max(sorted(form_words), key=form_words.__getitem__)] += another_part
-    merged = [Candidate(name, counts[name], occurrences[name]) for name in counts]
-    return sorted(merged, key=lambda word: (-word.count, word.name))
+def nouns_of(words: Words) -> list[Candidate]:
+    """The nouns among counted words, the most frequent first, ties in alphabetical order."""
+    counts = {name: count for (name, is_noun), count in words.items() if is_noun}
+    nouns = [Candidate(name, count, count + words[name, False]) for name, count in counts.items()]
+    return sorted(nouns, key=lambda noun: (-noun.count, noun.name))
 
 
 Chosen = list[tuple[str, int | None]]  # with their counts
@@ -149,7 +132,7 @@ def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOu
     if len(chosen) < config.entities:
         raise InputError(
             f"build_vocabulary.entities = {config.entities}, but the captions have {len(chosen)} nouns that qualify; "
-            f"add --set build_vocabulary.entities={len(chosen)}, or lower min_count"
+            f"add --set build_vocabulary.entities={len(chosen)}"
         )
     return chosen, left_out
 
@@ -158,16 +141,14 @@ def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
     """Why a noun cannot be in the vocabulary; empty if it can. `prompts` are the words of the templates."""
     if not word.name.isalpha():
         return "not of letters alone"
-    if len(word.name) < config.min_letters:
-        return f"fewer than {config.min_letters} letters"
-    if len(word.name) > config.max_letters:
-        return f"more than {config.max_letters} letters"
+    if len(word.name) not in LETTERS:
+        return f"not {LETTERS[0]} to {LETTERS[-1]} letters"
     if word.name in prompts:
         return "a word of the prompt templates"
     if word.name in config.exclude:
         return "excluded by the configuration"
     if word.count < config.min_noun_share * word.occurrences:
         return f"a noun in less than {config.min_noun_share:.0%} of its occurrences"
-    if word.count < config.min_count:
-        return f"fewer than {config.min_count} times"
+    if word.count < MIN_COUNT:
+        return f"fewer than {MIN_COUNT} times"
     return ""

@@ -59,13 +59,8 @@ class Config(StageConfig):
         description="height and width of a video's stored frames, in pixels; for an image, which keeps its aspect "
         "ratio, the shorter side",
     )
-    quality: int = Field(90, ge=1, le=100, description="JPEG quality of stored frames")
     timeout: float = Field(60.0, gt=0, description="seconds after which a video is rejected")
     max_bytes: int = Field(4 * 2**30, ge=1, description="file size in bytes above which an item is rejected")
-    max_pixels: int = Field(8192**2, ge=1, description="pixels per frame above which an item is rejected")
-    max_memory: int = Field(
-        2 * 2**30, ge=2**26, description="memory limit for decoding one file, in bytes (Linux only)"
-    )
     samples_per_shard: int = Field(256, ge=1, description="maximum number of items per shard, including rejects")
     validation: float = Field(
         0.1, ge=0, lt=1, description="chance of a video to be for validation, if the manifest has no splits"
@@ -95,7 +90,7 @@ class Config(StageConfig):
 
 
 # Settings that affect the frames of an item, or whether it is rejected.
-UNIT_SETTINGS = {"frames", "size", "quality", "timeout", "max_bytes", "max_pixels", "max_memory"}
+UNIT_SETTINGS = {"frames", "size", "timeout", "max_bytes"}
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
@@ -207,7 +202,7 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
     """Decodes the items of a unit into its shard. Returns the rejects and the sums of the frames' pixels."""
     rejects, sums = [], np.zeros((3, 3))
     suspects = Suspects(part_path(unit.name, "suspects", out))
-    with ShardWriter(out / f"{unit.name}.tar", config.quality) as writer, suspects:
+    with ShardWriter(out / f"{unit.name}.tar") as writer, suspects:
         for number, row in enumerate(unit.rows):
             try:
                 if not row.captions and not row.questions:
@@ -285,7 +280,7 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
     Raises DecodeError with the reason for any exception of a decoder, so that one file does not stop the stage. A
     missing decoder (InputError) and a full disk are not caused by the file and are raised unchanged.
     """
-    limits = Limits(config.timeout, config.max_memory, config.max_pixels)
+    limits = Limits(config.timeout)
     try:
         if row.kind == "image":
             return decode_image(path, config.size, limits, keep_ratio=True)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,26 +13,16 @@ from alpro.shards.reader import read_index
 from alpro.stages.encoding.encode import load_model
 from alpro.stages.evaluation.validation import validate_qa
 from alpro.stages.execution.interface import FILE, Outcome, Resources
-from alpro.stages.training.config import FineTuningConfig
+from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.objective import QaObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
 VERSION = 4  # micro-batches share the mean over known answers
 
 
-class Config(FineTuningConfig):
-    """Fine-tuning for question answering; the defaults are the official ones for MSRVTT-QA."""
+class Config(TrainingConfig):
+    """Fine-tuning for question answering; the official values are those of `msrvtt_qa`."""
 
-    batch_size: int = Field(192, ge=1, description="examples per optimizer step, over all processes")
-    accumulation_steps: int = Field(
-        2, ge=1, description="gradient accumulation: micro-batches per step; here it only saves memory"
-    )
-    lr: float = Field(5e-5, gt=0, description="peak learning rate")
-    augmentation: Literal["none", "official"] = Field(
-        "official",
-        description="official: RandAugment, and for images a random resized crop and flip; samples with left or right "
-        "in their text are never flipped",
-    )
     frames: int = Field(16, ge=1, description="number of frames of a clip; the time embedding is resized")
     answers: int = Field(1500, ge=2, description="number of answer classes: the most frequent training answers")
     answers_file: str = Field(

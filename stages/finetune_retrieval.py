@@ -9,18 +9,16 @@ from alpro.models.folder import ModelFolder
 from alpro.stages.encoding.encode import load_model
 from alpro.stages.evaluation.validation import validate_retrieval
 from alpro.stages.execution.interface import Outcome, Resources
-from alpro.stages.training.config import FineTuningConfig, MatchingConfig, MatchingValidation
+from alpro.stages.training.config import MatchingConfig, MatchingValidation
 from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
 VERSION = 4
 
 
-class Config(FineTuningConfig, MatchingConfig):
-    """Fine-tuning for retrieval; the defaults are the official ones for MSRVTT."""
+class Config(MatchingConfig):
+    """Fine-tuning for retrieval; the official values are those of `msrvtt_retrieval`."""
 
-    batch_size: int = Field(64, ge=1, description="examples per optimizer step, over all processes")
-    lr: float = Field(2.5e-5, gt=0, description="peak learning rate")
     validation: MatchingValidation = MatchingValidation()
     frames: int = Field(8, ge=1, description="number of frames of a clip; the time embedding is resized")
 

@@ -46,19 +46,12 @@ class Config(StageConfig):
     stills: int = Field(1600, ge=0, description="images of the corpus `stills`")
     validation: int = Field(120, ge=4, description="clips for validation")
     test: int = Field(200, ge=4, description="clips for testing")
-    unseen: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="fraction of the validation and test clips with a kind, color and motion not combined in training",
-    )
-    captions: int = Field(5, ge=1, description="captions per training clip")
     size: int = Field(96, ge=32, multiple_of=2, description="height and width, pixels")
     frames: int = Field(16, ge=4, description="frames per clip, at 8 frames per second")
 
     @model_validator(mode="after")
     def _enough_combinations(self) -> "Config":
-        unseen = round(self.validation * self.unseen) + round(self.test * self.unseen)
+        unseen = round(self.validation * UNSEEN) + round(self.test * UNSEEN)
         for requested, available, name in (
             (unseen, len(HELD_OUT), "unseen"),
             (self.validation + self.test - unseen, len(COMBINATIONS) - len(HELD_OUT), "seen"),
@@ -72,6 +65,8 @@ class Config(StageConfig):
 
 
 FRAMES_PER_SECOND = 8
+UNSEEN = 0.5  # fraction of the validation and test clips with a kind, color and motion not combined in training
+CAPTIONS = 5  # of a training clip
 X264 = {"qp": "20", "preset": "ultrafast", "bf": "0"}
 X264 |= {"x264-params": "asm=0:mbtree=0:weightp=0:scenecut=0:rc-lookahead=0"}
 CORPORA = ("lessons", "clips", "stills")
@@ -112,7 +107,7 @@ def lessons(config: Config) -> list[Item]:
     items = []
     for number in range(config.lessons):
         scene = training_scene(rng, 1, str(rng.choice(list(DIRECTIONS))))
-        items += with_reversed("lessons", f"lesson-{number:05d}", scene, config.captions, grammar.lesson_caption, rng)
+        items += with_reversed("lessons", f"lesson-{number:05d}", scene, CAPTIONS, grammar.lesson_caption, rng)
     return items
 
 
@@ -122,9 +117,9 @@ def clips(config: Config) -> list[Item]:
     items = []
     for number in range(config.clips):
         scene = training_scene(rng, draw_count(rng))
-        items += with_reversed("clips", f"train-{number:05d}", scene, config.captions, grammar.caption, rng)
+        items += with_reversed("clips", f"train-{number:05d}", scene, CAPTIONS, grammar.caption, rng)
     rng = np.random.default_rng([config.seed, 3])
-    scenes = evaluation_scenes(rng, (config.validation, config.test), config.unseen)
+    scenes = evaluation_scenes(rng, (config.validation, config.test), UNSEEN)
     for split, drawn in zip(("validation", "test"), scenes, strict=True):
         for number, scene in enumerate(drawn):
             name = f"{split}-{number:05d}"
@@ -139,7 +134,7 @@ def stills(config: Config) -> list[Item]:
     for number in range(config.stills):
         scene = training_scene(rng, int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])), "still", wide=True)
         name = f"still-{number:05d}"
-        items.append(item("stills", name, name, scene, "train", config.captions, grammar.still_caption, rng))
+        items.append(item("stills", name, name, scene, "train", CAPTIONS, grammar.still_caption, rng))
     return items
 
 

@@ -205,9 +205,7 @@ def sample(build_once, resources) -> Path:
     """A small rendered sample corpus."""
     from alpro.stages import render_sample
 
-    config = render_sample.Config(
-        lessons=6, clips=16, stills=12, validation=8, test=8, captions=3, size=48, frames=8, seed=1
-    )
+    config = render_sample.Config(lessons=6, clips=16, stills=12, validation=8, test=8, size=48, frames=8, seed=1)
     return build_once("sample", lambda out: render_sample.run(config, {}, out, resources))
 
 

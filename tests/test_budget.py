@@ -17,17 +17,17 @@ LINES = {
     "alpro": 568,
     "models": 2_277,
     "shards": 4_457,
-    "stages": 7_083,
+    "stages": 7_008,
     "inference": 1_969,
     "pipeline": 6_893,
     "experiments": 595,
-    "tests": 26_266,
+    "tests": 26_220,
     "programs": 1_414,
 }
 FILES = 174
-KEYS = 167
+KEYS = 140
 OPTIONS = 43
-WORDS = 15_111
+WORDS = 14_836
 
 
 @cache

@@ -16,7 +16,7 @@ from alpro.shards.reader import ShardReader
 from alpro.stages.encoding.encode import Reorder, Texts, Videos, load_model
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
 from alpro.stages.execution.interface import StageConfig, require
-from alpro.stages.training.config import Protocol
+from alpro.stages.training.config import TOP_K
 
 TASKS = {"captions": "retrieval", "questions": "qa"}
 
@@ -29,11 +29,7 @@ class EvaluationConfig(StageConfig):
     split: Literal["validation", "test"] = Field(
         "test", description="split to evaluate; use validation for model selection"
     )
-    protocol: Protocol = Field(
-        "all",
-        description="all: the matching head scores every pair; top_k: only the k most similar pairs of each query",
-    )
-    k: int = Field(128, ge=1, description="number of pairs per query that top_k scores")
+    top_k: int = Field(0, ge=0, description=TOP_K)
     min_decoded_share: float = Field(
         0.99, ge=0, le=1, description="minimum fraction of the split's items that must be decoded"
     )
@@ -127,7 +123,7 @@ def score_pairs(
     texts, videos = encode_gallery(
         folder.normalized(device), gallery, folder.tokenizer, length_of(config, folder), device, reorder
     )
-    return match_pairs(model, texts, videos, config.protocol, config.k), texts, videos
+    return match_pairs(model, texts, videos, config.top_k), texts, videos
 
 
 def length_of(config: EvaluationConfig, folder: ModelFolder) -> int:
@@ -138,6 +134,6 @@ def length_of(config: EvaluationConfig, folder: ModelFolder) -> int:
 def protocol_of(config: EvaluationConfig, folder: ModelFolder, by_similarity: bool = False) -> str:
     """What a score of retrieval is comparable with: the pairs that are scored, and the frames of a clip, such as
     "top 16, 4 frames". Similarity always scores all pairs."""
-    pairs = "all pairs" if by_similarity or config.protocol == "all" else f"top {config.k}"
+    pairs = "all pairs" if by_similarity or not config.top_k else f"top {config.top_k}"
     frames = folder.model.config.video.frames
     return f"{pairs}, {frames} frame{'' if frames == 1 else 's'}"

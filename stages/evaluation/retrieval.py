@@ -15,7 +15,6 @@ from alpro.shards.reader import ShardReader
 from alpro.stages.encoding.encode import Reorder, Texts, Videos, encode_texts, encode_videos, similarities
 from alpro.stages.encoding.pairs import score
 from alpro.stages.evaluation.metrics import CAPTIONS, DIRECTIONS, Queries
-from alpro.stages.training.config import Protocol
 
 
 @dataclass
@@ -71,10 +70,10 @@ def encode_gallery(
     return texts, encode_videos(encoder, gallery.reader, gallery.numbers, device, reorder=reorder)
 
 
-def match_pairs(model: Alpro, texts: Texts, videos: Videos, protocol: Protocol, k: int) -> np.ndarray:
+def match_pairs(model: Alpro, texts: Texts, videos: Videos, top_k: int) -> np.ndarray:
     """Scores by a protocol, as of `retrieval_ranks`: VTM of all pairs (texts, videos), or of the k most similar pairs
     of each query (2, texts, videos)."""
-    return match_all(model, texts, videos) if protocol == "all" else match_top_k(model, texts, videos, k)
+    return match_top_k(model, texts, videos, top_k) if top_k else match_all(model, texts, videos)
 
 
 def match_all(model: Alpro, texts: Texts, videos: Videos, batch: int = 0) -> np.ndarray:

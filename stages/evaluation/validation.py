@@ -109,7 +109,7 @@ def validate_retrieval(
 
     def metrics(gallery: Gallery) -> dict[str, float]:
         texts, videos = encode_gallery(encoder, gallery, tokenizer, config.max_text_tokens, encoder.mean.device)
-        scores = match_pairs(cast(Alpro, encoder.model), texts, videos, validation.protocol, validation.k)
+        scores = match_pairs(cast(Alpro, encoder.model), texts, videos, validation.top_k)
         values = retrieval_metrics(scores, gallery.video_of_text)
         values["mean_recall"] = mean_recall(values)
         return {f"validation/{name}": value for name, value in values.items()}

@@ -9,7 +9,7 @@ from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.initial import load_bert, load_vit
 from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
 
-Protocol = Literal["all", "top_k"]
+TOP_K = "the matching head scores only this many most similar pairs of each query; 0: every pair"
 
 
 class Phase(StageConfig):
@@ -62,11 +62,7 @@ class MatchingValidation(Validation):
     """Validation of retrieval by matching (VTM); the default is the test protocol."""
 
     captions: int = Field(0, ge=0, description="number of captions per video used as queries, the first ones; 0: all")
-    protocol: Protocol = Field(
-        "all",
-        description="all: the matching head scores every pair; top_k: only the k most similar pairs of each query",
-    )
-    k: int = Field(128, ge=1, description="number of pairs per query that top_k scores")
+    top_k: int = Field(0, ge=0, description=TOP_K)
 
 
 class TrainingConfig(StageConfig):
@@ -141,21 +137,6 @@ class TrainingConfig(StageConfig):
                 f"batch_size {self.batch_size} is not a multiple of {ranks} processes x {self.accumulation_steps} "
                 "accumulation_steps"
             )
-
-
-class FineTuningConfig(TrainingConfig):
-    """Settings of the fine-tuning stages; the defaults are the official code's for MSRVTT (paper, section 4.1)."""
-
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="fraction of the steps with linear warm-up")
-    max_grad_norm: float = Field(5.0, gt=0, description="gradient clipping: maximum L2 norm")
-    max_text_tokens: int = Field(40, ge=4, description="maximum length of a text in tokens, with [CLS] and [SEP]")
-    sampling: Literal["halves", "random"] = Field(
-        "random",
-        description="random frames in order. halves: half of them from each half of the clip; random: from all of it",
-    )
-    random_crop: float = Field(
-        1.0, gt=0, le=1, description="side of the random crop as a fraction of the frame; 1: no crop"
-    )
 
 
 class MatchingConfig(TrainingConfig):

@@ -16,8 +16,7 @@ from alpro.progress import progress
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
 
-# (form, word): the lower-cased form, and the noun that it is, empty for another part of speech.
-Words = Counter[tuple[str, str]]
+Words = Counter[tuple[str, bool]]  # lower-cased words, as nouns and as other parts of speech
 CaptionUnit = tuple[list[str], list[int]]  # texts and their counts
 
 EMBEDDED = Path(__file__).parent / "noun_tagger" / "model"
@@ -27,19 +26,18 @@ CAPTIONS_PER_BATCH = 256  # the fastest of 32 to 5000: the activations fit the c
 # spaCy stores every word; beyond this number the pipeline is loaded again. (Its memory zones would discard the words of
 # each unit and take a fifth of the time to process them again.)
 MAX_VOCAB_WORDS = 300_000
-# spaCy components that tagging does not need. Lemmatizers depend on `lemma`; third-party components are kept.
+# spaCy components that tagging does not need; third-party components are kept.
 UNUSED_COMPONENTS = {"parser", "beam_parser", "ner", "beam_ner", "senter", "sentencizer", "entity_linker"}
 UNUSED_COMPONENTS |= {"entity_ruler", "future_entity_ruler", "span_ruler", "span_finder", "spancat"}
 UNUSED_COMPONENTS |= {"spancat_singlelabel", "textcat", "textcat_multilabel", "merge_entities", "merge_noun_chunks"}
-UNUSED_COMPONENTS |= {"merge_subtokens", "doc_cleaner"}
-LEMMATIZERS = {"lemmatizer", "trainable_lemmatizer"}
+UNUSED_COMPONENTS |= {"merge_subtokens", "doc_cleaner", "lemmatizer", "trainable_lemmatizer"}
 _tagging = threading.Lock()  # a Dask worker may have threads; a pipeline's vocabulary is not thread-safe
 
 
-def count_words(captions: Counter[str], tagger: str, lemma: bool, resources: Resources) -> Words:
-    """Counts each word in captions (which have counts themselves), and the noun that it is."""
+def count_words(captions: Counter[str], tagger: str, resources: Resources) -> Words:
+    """Counts the words of captions (which have counts themselves), nouns apart."""
     units = split_captions(captions, CAPTIONS_PER_UNIT)
-    tag = partial(tag_unit, tagger=tagger, lemma=lemma)
+    tag = partial(tag_unit, tagger=tagger)
     few = len(captions) <= MAX_LOCAL_UNITS * CAPTIONS_PER_UNIT or resources.worker_count == 1
     local = few and not resources.dask
     total: Words = Counter()
@@ -57,33 +55,29 @@ def split_captions(captions: Counter[str], size: int) -> Iterator[CaptionUnit]:
         yield [text for text, _ in items], [count for _, count in items]
 
 
-def tag_unit(unit: CaptionUnit, tagger: str, lemma: bool = False) -> Words:
+def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     """Counts the words of a unit's texts, weighted by the counts of the texts."""
-    nlp = load_tagger(tagger, lemma)
-    from spacy.symbols import LEMMA, LOWER, NOUN, POS
+    nlp = load_tagger(tagger)
+    from spacy.symbols import LOWER, NOUN, POS
     from threadpoolctl import threadpool_limits
 
-    counts: Counter[tuple[int, int]] = Counter()
-    keys = [LOWER, POS, LEMMA if lemma else LOWER]
+    counts: Counter[tuple[int, bool]] = Counter()
     # One thread: the other cores process other units.
     with _tagging, threadpool_limits(1, "blas"):
         for doc, weight in zip(nlp.pipe(unit[0], batch_size=CAPTIONS_PER_BATCH), unit[1], strict=True):
-            for form, tag, word in doc.to_array(keys).tolist():
-                counts[form, word if tag == NOUN else 0] += weight
-        strings, words = nlp.vocab.strings, Words()
-        for (form, word), count in counts.items():
-            words[strings[form], strings[word].lower()] += count
+            for word, tag in doc.to_array([LOWER, POS]).tolist():
+                counts[word, tag == NOUN] += weight
+        words = Words({(nlp.vocab.strings[word], is_noun): count for (word, is_noun), count in counts.items()})
     if len(nlp.vocab) > MAX_VOCAB_WORDS:
         load_tagger.cache_clear()
     return words
 
 
 @lru_cache(maxsize=1)
-def load_tagger(name: str, lemma: bool = False):
+def load_tagger(name: str):
     """Loads a spaCy pipeline, once per process: the embedded one, or an installed one by name or folder.
 
-    Only the components for tagging and, with `lemma`, the lemmatizer are kept. Raises InputError if spaCy, the pipeline
-    or its lemmatizer is missing.
+    Only the components for tagging are kept. Raises InputError if spaCy or the pipeline is missing.
     """
     try:
         import spacy
@@ -97,12 +91,9 @@ def load_tagger(name: str, lemma: bool = False):
             f"build_vocabulary.tagger = {name!r}: not installed; "
             f"run 'python -m spacy download {name}', or use 'embedded'"
         ) from None
-    factories = {component: nlp.get_pipe_meta(component).factory for component in nlp.component_names}
-    for component, factory in factories.items():
-        if factory in UNUSED_COMPONENTS or (factory in LEMMATIZERS and not lemma):
+    for component in list(nlp.component_names):
+        if nlp.get_pipe_meta(component).factory in UNUSED_COMPONENTS:
             nlp.remove_pipe(component)
-    if lemma and not LEMMATIZERS & set(factories.values()):
-        raise InputError(f"build_vocabulary.lemma: the spaCy pipeline {name!r} has no lemmatizer; use another tagger")
     # NumPy's matrix products are 2 to 3 times as fast as spaCy's BLIS.
     for _, pipe in nlp.pipeline:
         model = getattr(pipe, "model", None)

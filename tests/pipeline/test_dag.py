@@ -101,7 +101,7 @@ def steps_of(tmp_path, *changes: str) -> dict[str, Step]:
     ("change", "first_changed"),
     [
         ("render_sample.seed=1", "render_sample"),
-        ("corpora.clips.quality=80", "decode_videos clips"),
+        ("corpora.clips.timeout=80", "decode_videos clips"),
         ("build_vocabulary.entities=7", "build_vocabulary"),
         ("train_tokenizer.word_pieces=300", "train_tokenizer"),
         ("train_prompter.lr=1e-4", "train_prompter"),

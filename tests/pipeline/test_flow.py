@@ -230,7 +230,7 @@ def test_the_headline_scores_have_short_names_that_come_first(first, workspace):
     metrics = parent.data.metrics
     assert {name.split("/")[0] for name in metrics} - set(HEADLINES) == {"test", "training"}
     assert {name: metrics[name] for name in HEADLINES} == {n: metrics[f"test/{full}"] for n, full in HEADLINES.items()}
-    assert {"evaluate.k", "pretrain.seed"}.isdisjoint(parent.data.params)  # only what is not the default
+    assert {"evaluate.top_k", "pretrain.seed"}.isdisjoint(parent.data.params)  # only what is not the default
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     found = client.search_logged_models([parent.info.experiment_id])
     of_first = [
@@ -419,7 +419,7 @@ def test_the_rows_of_table_1_are_weights_of_pre_training(row, first, workspace, 
     assert {name.removeprefix("train/loss_") for name in names if name.startswith("train/loss_")} == set(row.split())
 
 
-CORPORA = ["corpora.clips.quality=71", "corpora.stills.quality=71"]
+CORPORA = ["corpora.clips.timeout=71", "corpora.stills.timeout=71"]
 FINE_TUNING = ["finetune_retrieval.lr=7e-4", "finetune_qa.lr=7e-4"]
 
 

@@ -22,7 +22,7 @@ def work(tmp_path) -> Path:
     """The work file of a decoding with values that are not the defaults."""
     out = tmp_path / "out"
     out.mkdir()
-    described = {"stage": "decode_videos", "config": {"size": 64, "quality": 80}, "inputs": {"data": str(tmp_path)}}
+    described = {"stage": "decode_videos", "config": {"size": 64, "frames": 8}, "inputs": {"data": str(tmp_path)}}
     described |= {"out": str(out), "resources": Resources(workers=3, device="cpu").model_dump(mode="json")}
     write_json(out / "work.json", described)
     return out / "work.json"
@@ -58,7 +58,7 @@ def test_the_stage_receives_the_work_file_and_its_outcome_is_the_result(run, tmp
     outcome = Outcome({"items": 2, "left": 1}, {"loss": 0.5}, ["a", "b"], "float32", {"x.tar": "ab"})
     status, result, (config, inputs, out, resources) = run(outcome)
     assert (status, Outcome(**result)) == (0, outcome)
-    assert (config.size, config.quality) == (64, 80)
+    assert (config.size, config.frames) == (64, 8)
     assert (inputs, out) == ({"data": tmp_path}, tmp_path / "out")
     assert (resources.workers, resources.device) == (3, "cpu")
 

@@ -51,9 +51,7 @@ def decode(manifest: Path, out: Path) -> dict:
 def test_five_thousand_clips(tmp_path):
     sample = tmp_path / "sample"
     sample.mkdir()
-    config = render_sample.Config(
-        lessons=2, clips=3000, stills=2, validation=40, test=40, captions=2, size=64, frames=8, seed=3
-    )
+    config = render_sample.Config(lessons=2, clips=3000, stills=2, validation=40, test=40, size=64, frames=8, seed=3)
     render_sample.run(config, {}, sample, Resources(workers=2))
     lines = (sample / "clips.jsonl").read_text().splitlines()
     assert len(lines) >= 5000

@@ -76,11 +76,8 @@ def test_only_shards_with_new_or_changed_rows_are_decoded(rows, linked, tmp_path
 OTHER_SETTINGS = {
     "frames": 8,
     "size": 20,
-    "quality": 80,
     "timeout": 30.0,
     "max_bytes": 10**6,
-    "max_pixels": 10**6,
-    "max_memory": 2**30,
 }
 
 

@@ -144,14 +144,12 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("module", "model", "protocol"), [(evaluate, "retrieval", "top_k"), (zero_shot, "pretrained", "all")]
-)
-def test_evaluation_in_bfloat16(module, model, protocol, clips_of_brightness, reading, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("module", "model", "top_k"), [(evaluate, "retrieval", 2), (zero_shot, "pretrained", 0)])
+def test_evaluation_in_bfloat16(module, model, top_k, clips_of_brightness, reading, tmp_path, monkeypatch):
     """The scores of the fake model are exact in bfloat16."""
     reading("retrieval" if module is evaluate else "pretrain")
     controls = {"controls": ("reversed", "single_frame")} if module is evaluate else {}
-    config = {"retrieval": "clips", "protocol": protocol, "k": 2, **controls}
+    config = {"retrieval": "clips", "top_k": top_k, **controls}
     expected = evaluated(module, clips_of_brightness, tmp_path / "float32", (model,), **config)
     monkeypatch.setattr(evaluation_results, "precision", lambda *_: torch.bfloat16)
     actual = evaluated(module, clips_of_brightness, tmp_path / "bfloat16", (model,), **config)
@@ -169,7 +167,7 @@ def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, 
         "controls": ("shuffled", "reversed"),
         "contrasts": (("rising", "falling"),),
     }
-    wanted |= {"protocol": "top_k", "k": 3}
+    wanted |= {"top_k": 3}
     rows = evaluated(evaluate, clips_of_brightness, out := tmp_path / "out", ("retrieval", "qa"), **wanted)
     table = pq.read_table(out / "scores.parquet")
     texts = {
@@ -218,10 +216,10 @@ def test_the_protocol_is_the_one_that_is_asked_for(clips_of_brightness, reading,
     model, pairs = reading(), []
     head = model.vtm_head.forward
     monkeypatch.setattr(model.vtm_head, "forward", lambda fused: pairs.append(len(fused)) or head(fused))
-    for protocol_, expected in (("all", 16), ("top_k", range(4, 9))):  # of each text and of each video the first
+    for top_k, expected in ((0, 16), (1, range(4, 9))):  # of each text and of each video the first
         pairs.clear()
-        wanted = {"retrieval": "clips", "protocol": protocol_, "k": 1}
-        evaluated(evaluate, clips_of_brightness, tmp_path / protocol_, ("retrieval",), **wanted)
+        wanted = {"retrieval": "clips", "top_k": top_k}
+        evaluated(evaluate, clips_of_brightness, tmp_path / str(top_k), ("retrieval",), **wanted)
         assert sum(pairs) == expected if isinstance(expected, int) else sum(pairs) in expected
 
 

@@ -176,7 +176,7 @@ def test_top_k_ranks_the_pairs_of_a_query_above_its_others(by_hand, margins, sim
     """In each direction those with the k highest similarities, by margin + similarity; the others, also those that the
     other direction has matched, by similarity below them."""
     margins *= 9
-    scores = match_pairs(*by_hand(margins.tolist(), similarity.tolist()), "top_k", k)
+    scores = match_pairs(*by_hand(margins.tolist(), similarity.tolist()), k)
     (alone,) = match_top_k(*by_hand(margins.tolist(), similarity.tolist()), k, directions=("t2v",))
     assert np.array_equal(alone.argsort(1, kind="stable"), scores[0].argsort(1, kind="stable"))
     for ranked, margin, similar in ((scores[0], margins, similarity), (scores[1].T, margins.T, similarity.T)):
@@ -192,7 +192,7 @@ def test_both_directions_choose_pairs_of_their_own(by_hand):
     """Video 1 is the most similar one to every text; the texts most similar to the videos are 0, 0 and 2. Text 1 is not
     a candidate of video 1, although the pair is matched for text 1."""
     similarity = [[0.3, 0.9, 0.1], [0.1, 0.8, 0.2], [0.2, 0.7, 0.6]]
-    scores = match_pairs(*by_hand(MARGINS, similarity), "top_k", 1)
+    scores = match_pairs(*by_hand(MARGINS, similarity), 1)
     exact = np.isclose(scores, np.array(MARGINS) + similarity)
     assert np.argwhere(exact[0]).tolist() == [[0, 1], [1, 1], [2, 1]]
     assert np.argwhere(exact[1]).tolist() == [[0, 0], [0, 1], [2, 2]]

@@ -8,16 +8,16 @@ import spacy
 from spacy.training import Example
 
 from alpro.errors import InputError
-from alpro.stages.build_vocabulary import merge_forms
+from alpro.stages.build_vocabulary import nouns_of
 from alpro.stages.execution.interface import Resources
 from alpro.stages.vocabulary import nouns
 from alpro.stages.vocabulary.nouns import count_words, load_tagger, tag_unit
 
 
-def tagged_nouns(*captions: str, lemma: bool = False) -> Counter[str]:
+def tagged_nouns(*captions: str) -> Counter[str]:
     """The nouns of captions by the embedded tagger, with their counts."""
-    words = tag_unit((list(captions), [1] * len(captions)), "embedded", lemma)
-    return Counter({noun.name: noun.count for noun in merge_forms(words)})
+    words = tag_unit((list(captions), [1] * len(captions)), "embedded")
+    return Counter({noun.name: noun.count for noun in nouns_of(words)})
 
 
 CAPTIONS = [  # constructions that are frequent in captions and rare in treebanks
@@ -59,37 +59,16 @@ def test_capitals_and_full_stops_have_little_effect():
 
 def test_word_counts_are_weighted_by_captions_and_part_of_speech(resources):
     captions = Counter({"a dog is sleeping": 3, "a small dog and a cat": 1})
-    words = count_words(captions, "embedded", False, resources)
+    words = count_words(captions, "embedded", resources)
     assert words == {
-        ("a", ""): 5,
-        ("dog", "dog"): 4,
-        ("is", ""): 3,
-        ("sleeping", ""): 3,
-        ("small", ""): 1,
-        ("and", ""): 1,
-        ("cat", "cat"): 1,
+        ("a", False): 5,
+        ("dog", True): 4,
+        ("is", False): 3,
+        ("sleeping", False): 3,
+        ("small", False): 1,
+        ("and", False): 1,
+        ("cat", True): 1,
     }
-
-
-PLURALS = [
-    *[("men", "man"), ("women", "woman"), ("children", "child"), ("knives", "knife"), ("boxes", "box")],
-    *[("puppies", "puppy"), ("dogs", "dog"), ("feet", "foot"), ("dishes", "dish"), ("potatoes", "potato")],
-]
-
-
-def test_a_lemma_is_the_singular():
-    """A process keeps one tagger, so all captions are tagged with one before the next is loaded."""
-    plain, singular = (
-        [set(tagged_nouns(f"two {plural} are on the table", lemma=lemma)) for plural, _ in PLURALS]
-        for lemma in (False, True)
-    )
-    assert plain == [{word, "table"} for word, _ in PLURALS]
-    assert singular == [{word, "table"} for _, word in PLURALS]
-
-
-@pytest.mark.parametrize("word", ["glass", "bus", "dress", "news", "grass", "gas", "house", "lens", "boss"])
-def test_a_singular_ending_in_s_is_unchanged(word):
-    assert set(tagged_nouns(f"the {word} is on the table", lemma=True)) == {word, "table"}
 
 
 def captions_of(number: int) -> Counter[str]:
@@ -102,15 +81,15 @@ def captions_of(number: int) -> Counter[str]:
 
 def test_counts_do_not_depend_on_the_units(resources, monkeypatch):
     captions = captions_of(400)
-    whole = count_words(captions, "embedded", False, resources)
+    whole = count_words(captions, "embedded", resources)
     assert whole.total() == sum(len(text.split()) * count for text, count in captions.items())
     for unit, batch in ((40, 1), (7, 3), (64, 64), (300, 256), (4096, 1000)):
         monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", unit)
         monkeypatch.setattr(nouns, "CAPTIONS_PER_BATCH", batch)
-        assert count_words(captions, "embedded", False, resources) == whole, (unit, batch)
+        assert count_words(captions, "embedded", resources) == whole, (unit, batch)
     shuffled = list(captions.items())
     random.Random(4).shuffle(shuffled)
-    assert count_words(Counter(dict(shuffled)), "embedded", False, resources) == whole
+    assert count_words(Counter(dict(shuffled)), "embedded", resources) == whole
 
 
 @pytest.mark.long
@@ -118,16 +97,16 @@ def test_counts_do_not_depend_on_the_number_of_processes(monkeypatch):
     captions = captions_of(400)
     monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", 40)
     one, two, three = (
-        count_words(captions, "embedded", True, Resources(workers=workers, device="cpu")) for workers in (1, 2, 3)
+        count_words(captions, "embedded", Resources(workers=workers, device="cpu")) for workers in (1, 2, 3)
     )
     assert one == two == three
 
 
 def test_many_units_go_to_a_pool(inline_pool, monkeypatch):
     captions = captions_of(40)
-    whole = count_words(captions, "embedded", False, Resources(workers=1, device="cpu"))
+    whole = count_words(captions, "embedded", Resources(workers=1, device="cpu"))
     monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", 4)
-    assert count_words(captions, "embedded", False, Resources(workers=2, device="cpu")) == whole
+    assert count_words(captions, "embedded", Resources(workers=2, device="cpu")) == whole
 
 
 def test_a_tagger_is_loaded_once_a_process():
@@ -136,9 +115,9 @@ def test_a_tagger_is_loaded_once_a_process():
 
 def test_a_tagger_with_a_large_vocabulary_is_reloaded(monkeypatch):
     monkeypatch.setattr(nouns, "MAX_VOCAB_WORDS", 10)
-    before = load_tagger("embedded", False)
-    assert tag_unit((["a dog sleeps"], [1]), "embedded")["dog", "dog"] == 1
-    assert load_tagger("embedded", False) is not before
+    before = load_tagger("embedded")
+    assert tag_unit((["a dog sleeps"], [1]), "embedded")["dog", True] == 1
+    assert load_tagger("embedded") is not before
 
 
 def test_a_tagger_that_is_not_installed_raises_an_input_error():
@@ -148,9 +127,9 @@ def test_a_tagger_that_is_not_installed_raises_an_input_error():
 
 @pytest.fixture(scope="module")
 def other_tagger(tmp_path_factory) -> str:
-    """A spaCy pipeline with components as many models have them, most of no use for tags; and no lemmatizer."""
+    """A spaCy pipeline with components as many models have them, most of no use for tags."""
     folder = tmp_path_factory.mktemp("taggers") / "other"
-    nlp = spacy.load(nouns.EMBEDDED, exclude=["lemmatizer"])
+    nlp = spacy.load(nouns.EMBEDDED)
     nlp.add_pipe("sentencizer", first=True)
     nlp.add_pipe("attribute_ruler").add([[{"LOWER": "gizmo"}]], {"POS": "NOUN"})
     known = {"heads": [1, 1], "deps": ["A", "ROOT"], "entities": ["O", "U-A"], "cats": {"A": 1.0, "B": 0.0}}
@@ -163,9 +142,4 @@ def other_tagger(tmp_path_factory) -> str:
 
 def test_only_the_tagging_components_of_another_pipeline_run(other_tagger):
     assert load_tagger(other_tagger).pipe_names == ["tok2vec", "morphologizer", "attribute_ruler"]
-    assert tag_unit((["the gizmo shines"], [1]), other_tagger)["gizmo", "gizmo"] == 1
-
-
-def test_lemma_without_a_lemmatizer_raises_an_input_error(other_tagger):
-    with pytest.raises(InputError, match=r"build_vocabulary.lemma: .* has no lemmatizer"):
-        load_tagger(other_tagger, lemma=True)
+    assert tag_unit((["the gizmo shines"], [1]), other_tagger)["gizmo", True] == 1
