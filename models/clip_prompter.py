@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -21,7 +21,7 @@ from alpro.errors import InputError
 from alpro.files import read_small_json
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig, millions
 from alpro.models.attention import Attention
-from alpro.models.folder import ModelFolder, Preprocessing, check_weights
+from alpro.models.folder import ModelFolder, Preprocessing, check_weights, write_tensors
 from alpro.models.official import first_line
 from alpro.models.timesformer import VideoConfig
 from alpro.models.word_pieces import WordPieces
@@ -195,7 +195,7 @@ class ClipFolder(ModelFolder):
         if self.model.temporal:
             own = {f"{TEMPORAL}{key}": value.contiguous() for key, value in self.model.temporal.state_dict().items()}
             file = folder / "model.safetensors"
-            save_file(load_file(file) | own, file, {"format": "pt"})
+            write_tensors(load_file(file) | own, file, {"format": "pt"})
         self.tokenizer.save_pretrained(folder)
         constants = {"image_mean": self.preprocessing.mean, "image_std": self.preprocessing.std}
         (folder / "preprocessor_config.json").write_text(json.dumps(constants) + "\n")

@@ -1,6 +1,8 @@
 """A model folder in the style of Hugging Face: config.json, model.safetensors, tokenizer.json and label lists."""
 
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from alpro.files import read_small_json
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
@@ -40,6 +43,17 @@ class FolderConfig(BaseModel):
     preprocessing: Preprocessing = Preprocessing()
 
 
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file. Raises OSError if it cannot, for example if the disk is full."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
 @dataclass
 class ModelFolder:
     """A model with its tokenizer, preprocessing and labels."""
@@ -56,7 +70,7 @@ class ModelFolder:
         folder.mkdir(parents=True, exist_ok=True)
         config = FolderConfig(task=self.task, model=self.model.config, preprocessing=self.preprocessing)
         (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
-        save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, folder / "model.safetensors")
+        write_tensors({k: v.contiguous() for k, v in self.model.state_dict().items()}, folder / "model.safetensors")
         self.tokenizer.save(str(folder / "tokenizer.json"))
         for name, labels in (("entities", self.entities), ("answers", self.answers)):
             if labels:

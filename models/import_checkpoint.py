@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
-from alpro.models.folder import ModelFolder, Preprocessing, check_weights
+from alpro.models.folder import ModelFolder, Preprocessing, check_weights, write_tensors
 from alpro.models.official import WEIGHT_FILES, StateDict, from_official, read_checkpoint, sizes, split_prompter
 from alpro.models.word_lists import read_word_list
 from alpro.models.word_pieces import load_tokenizer
@@ -145,7 +144,7 @@ def prompt_features(state: StateDict) -> dict[str, Tensor]:
 def save_prompts(state: StateDict, folder: Path) -> None:
     """Writes prompts.safetensors in the format of cache_prompts if the checkpoint has prompt embeddings."""
     if prompts := prompt_features(state):
-        save_file({kind: value.contiguous() for kind, value in prompts.items()}, folder / "prompts.safetensors")
+        write_tensors({kind: value.contiguous() for kind, value in prompts.items()}, folder / "prompts.safetensors")
 
 
 def head_labels(file: Path | None, size: int, what: str, summary: Imported) -> list[str]:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -16,7 +16,7 @@ from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
-from alpro.models.folder import ModelFolder
+from alpro.models.folder import ModelFolder, write_tensors
 from alpro.models.templates import Templates, fill
 from alpro.stages.encoding.encode import embed_texts, load_prompter
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
@@ -56,7 +56,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         for kind, templates in config.templates.kinds.items()
     }
     table, metrics = compare_prompts(prompts, entities)
-    save_file({kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors")
+    write_tensors({kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors")
     write_json(out / "entities.json", entities)
     pq.write_table(table, out / "prompts.parquet")
     return Outcome({"entities": len(entities)}, metrics)

@@ -25,7 +25,7 @@ from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
-VERSION = 5
+VERSION = 6
 
 
 class Config(EncoderConfig, MatchingConfig):
@@ -56,10 +56,8 @@ class Config(EncoderConfig, MatchingConfig):
 
     @model_validator(mode="after")
     def _keeps_crops(self) -> "Config":
-        if self.weights.pem and any(phase.patch_dropping > 0.5 for phase in self.phases):
-            raise ValueError(
-                "patch_dropping above 0.5 with PEM: crops are up to half of the patches, and all are needed"
-            )
+        if self.weights.pem and any(phase.patch_dropping for phase in self.phases):
+            raise ValueError("patch_dropping with PEM: all patches of its crops are needed; set one of the two to 0")
         return self
 
     @property

@@ -115,25 +115,26 @@ def add_entities(results: Results, clips: list[Named], entities: list[str]) -> N
 
 
 def add_crops(results: Results, crops: list[Named], entities: list[str], threshold: float) -> None:
-    """Adds the accuracy on the crops that show an entity, and with the best constant on the same crops on those that
-    PEM keeps and on those that the prompter is sure of, with the shares of both; the expected calibration error on the
-    crops that show an entity, and its picture."""
+    """Adds the share of the crops that PEM keeps and the accuracy on them, which is 0 where a crop shows no entity. Of
+    the crops that show one: the accuracy, that of the labels that the prompter is sure of and their share, the expected
+    calibration error and its picture. Each accuracy has that of the best constant on the same crops."""
     if not crops:
         return
     probability = np.array([crop.probability for crop in crops])
     right = np.array([crop.right for crop in crops], bool)
     shows, kept = np.array([bool(crop.truth) for crop in crops]), probability >= threshold
+    sure = shows & (probability >= SURE)
     queries = Queries.of([crop.id for crop in crops], [str(crop.box) for crop in crops])
-    some_of = ((CROP_ACCURACY, shows), (KEPT_CROP_ACCURACY, kept), (SURE_CROP_ACCURACY, probability >= SURE))
+    some_of = ((CROP_ACCURACY, shows), (KEPT_CROP_ACCURACY, kept), (SURE_CROP_ACCURACY, sure))
     for metric, some in some_of:
         if some.any():
             chance = best_constant([crop.truth for crop, taken in zip(crops, some, strict=True) if taken], entities)
             results.add(Score(metric, right[some] * 100.0, chance, queries.select(some)), CROPS, "entity_crops")
-    for metric, some in ((KEPT_CROPS, kept), (SURE_CROPS, probability >= SURE)):
-        results.add(Score(metric, some * 100.0, None, queries), CROPS, "entity_crops")
+    results.add(Score(KEPT_CROPS, kept * 100.0, None, queries), CROPS, "entity_crops")
     if shows.any():
+        results.add(Score(SURE_CROPS, sure[shows] * 100.0, None, queries.select(shows)), CROPS, "entity_crops")
         bins = calibration(probability[shows], right[shows])
-        error = 100 * sum(count * abs(sure - accuracy) for count, sure, accuracy in bins) / shows.sum()
+        error = 100 * sum(count * abs(mean - accuracy) for count, mean, accuracy in bins) / shows.sum()
         results.add_value(CALIBRATION_ERROR, CROPS, "entity_crops", error, int(shows.sum()))
         (results.out / "pictures").mkdir(exist_ok=True)
         reliability_picture(bins).save(results.out / "pictures" / "reliability.png")

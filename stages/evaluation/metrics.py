@@ -167,8 +167,8 @@ ENTITY_ACCURACY = Metric("acc", "entity accuracy", "entities", baseline="best co
 CROP_ACCURACY = replace(ENTITY_ACCURACY, label="crops that show an entity")
 KEPT_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_kept", label="crops that PEM keeps")
 KEPT_CROPS = replace(ENTITY_ACCURACY, key="kept", label="share that PEM keeps")
-SURE_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_sure", label="crops with p >= 0.6")
-SURE_CROPS = replace(ENTITY_ACCURACY, key="sure", label="share with p >= 0.6")
+SURE_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_sure", label="of these, labels with p >= 0.6")
+SURE_CROPS = replace(ENTITY_ACCURACY, key="sure", label="share of labels with p >= 0.6")
 CALIBRATION_ERROR = Metric("ece", "expected calibration error", "entities", higher_is_better=False, baseline="")
 
 

@@ -1,7 +1,6 @@
 """Checkpoints with bit-exact resume: safetensors and JSON, written to a temporary folder, then renamed."""
 
 import json
-import os
 import re
 import shutil
 from contextlib import suppress
@@ -9,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alpro.files import checksum, make_folder, publish
 from alpro.log import log
+from alpro.models.folder import write_tensors
 
 KEEP = 2
 
@@ -86,17 +85,6 @@ class Checkpoints:
                 set_random_state(rng[f"random.{rank}"])
             return json.loads((folder / "state.json").read_text())
         return None
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file. Raises OSError if it cannot, for example if the disk is full."""
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:

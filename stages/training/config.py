@@ -30,7 +30,7 @@ class Phase(StageConfig):
         ge=0,
         lt=1,
         description="fraction of the patches that training drops at random, the same in all frames of a clip (FLIP); "
-        "at most 0.5 with PEM",
+        "not with PEM",
     )
 
     @model_validator(mode="after")

@@ -82,9 +82,9 @@ class Examples:
     """What a training example is made of.
 
     unit: see `CorpusExamples`. frames, image_size, grid: shape of the video encoder's input, grid in patches.
-    mlm_probability: unless None, examples have masked tokens and crops. keep_crops: patches that are dropped are not
-    those of the crop. crop_share: share of the examples that show a crop, of crop_area of the frame; their box is then
-    that of what is shown. answers: the classes of question answering.
+    mlm_probability: unless None, examples have masked tokens and crops. crop_share: share of the examples that show a
+    crop, of crop_area of the frame; their box is then that of what is shown. answers: the classes of question
+    answering.
     """
 
     unit: Unit
@@ -92,7 +92,6 @@ class Examples:
     image_size: int
     grid: int = 0
     mlm_probability: float | None = None
-    keep_crops: bool = False
     crop_share: float = 0.0
     crop_area: tuple[float, float] = (0.3, 0.75)
     answers: tuple[str, ...] = ()
@@ -256,7 +255,7 @@ class TrainingDataset(Dataset[Batch]):
             item["box"] = random_box(grid, rng, self.of.crop_area) if shows_crop else (0, 0, grid, grid)
         item["uniforms"] = rng.random(2)
         if dropped:
-            item["kept"] = keep_patches(self.of.grid, dropped, rng, item.get("box") if self.of.keep_crops else None)
+            item["kept"] = keep_patches(self.of.grid, dropped, rng)
         return item
 
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:

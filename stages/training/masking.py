@@ -42,14 +42,8 @@ def random_box(
     return 0, grid // 4, grid, max(1, grid // 2)
 
 
-def keep_patches(
-    grid: int, dropped: float, rng: np.random.Generator, box: tuple[int, int, int, int] | None = None
-) -> np.ndarray:
+def keep_patches(grid: int, dropped: float, rng: np.random.Generator) -> np.ndarray:
     """Indices (K,), ascending, of the patches that remain if the fraction `dropped` of all is dropped at random, at
-    least one. Those inside `box` (left, top, width, height) come first."""
-    priority = rng.random((grid, grid))
-    if box:
-        left, top, width, height = box
-        priority[top : top + height, left : left + width] += 1
+    least one."""
     count = max(1, round((1 - dropped) * grid**2))
-    return np.sort(np.argsort(priority.ravel())[-count:])
+    return np.sort(rng.permutation(grid**2)[:count])

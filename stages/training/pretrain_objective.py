@@ -77,7 +77,7 @@ class PretrainObjective(MatchingObjective):
 
     @property
     def examples(self) -> Examples:
-        return replace(super().examples, mlm_probability=self.mlm_probability, keep_crops="pem" in self.losses)
+        return replace(super().examples, mlm_probability=self.mlm_probability)
 
     def forward(self, batch: Batch, counts: Counts, features: StepFeatures | None = None) -> tuple[Tensor, Metrics]:
         on, length = self.losses, batch.text.shape[1]
@@ -158,8 +158,6 @@ class PretrainObjective(MatchingObjective):
         assert batch.boxes is not None
         assert batch.pseudo_labels is not None
         inside = box_mask(batch.boxes, self.model.config.video.grid)
-        if batch.kept is not None:
-            inside = inside.gather(1, batch.kept)
         logits, labels = self.model.pem_logits(patches, inside), batch.pseudo_labels
         summed, kept = pem_loss(logits, labels, self.threshold)
         loss = summed / counts["pem"]

@@ -97,6 +97,9 @@ def train(
             with torch.no_grad():
                 metrics = training.validate() if training.validate else {}
         if world.main:
+            if "pem_head" in objective.unused_parameters:  # nothing is named by a head that this training did not train
+                model = cast(Alpro, folder.model)
+                model.pem_head, model.mlm_head, folder.entities = None, None, []
             folder.preprocessing = folder.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
             folder.save_pretrained(out / "model")
             if draw:

@@ -95,7 +95,7 @@ PHASES = [{"corpora": ["clips"], "steps": 1}]
         (FinetuneQa, {}, "contrast = batch"),
         (
             Pretrain,
-            {"negative_pool_size": 4, "phases": [{"corpora": ["clips"], "steps": 1, "patch_dropping": 0.75}]},
+            {"negative_pool_size": 4, "phases": [{"corpora": ["clips"], "steps": 1, "patch_dropping": 0.25}]},
             "patch_dropping",
         ),
         (Pretrain, {"negative_pool_size": 4, "weights": {"vtc": 0}}, "weights.vtc"),

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from alpro.errors import InputError
-from alpro.models.losses import box_mask
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import dataset
 from alpro.stages.training.batch import Batch
@@ -130,14 +129,6 @@ def test_a_share_of_the_examples_shows_a_crop_and_the_rest_is_unchanged(clips, s
     crops = [width * height / 16 for _, _, width, height in boxes if (width, height) != (4, 4)]
     assert all(0.25 <= area <= 0.5 for area in crops)
     assert len(crops) / max(1, len(boxes)) == pytest.approx(share, abs=0.12)  # four standard deviations
-
-
-def test_patches_of_crops_are_kept_only_for_pem(clips, steps_of):
-    for keep_crops in (True, False):
-        data = steps_of({"clips": clips}, 8, mlm=0.3, patch_dropping=0.75)
-        data.of = replace(data.of, keep_crops=keep_crops)
-        inside = [box_mask(batch.boxes, 4).gather(1, batch.kept).all() for batch in (data[step] for step in range(8))]
-        assert all(inside) == keep_crops  # of 16 patches 4 are kept, and a crop has more
 
 
 def test_group_batches_keeps_groups_together(corpus, steps_of):

@@ -66,16 +66,12 @@ def test_a_box_in_a_grid_too_coarse_for_it_is_half_of_the_grid():
     assert random_box(2, np.random.default_rng(0), area=(0.3, 0.4)) == (0, 0, 2, 1)
 
 
-@given(st.integers(1, 16), st.floats(0, 0.5), st.integers(0, 100))
-def test_kept_patches_are_a_random_subset_with_those_of_the_crop(grid, dropped, seed):
-    rng = np.random.default_rng(seed)
-    box = random_box(grid, rng)
-    kept = keep_patches(grid, dropped, rng, box)
+@given(st.integers(1, 16), st.floats(0, 0.99), st.integers(0, 100))
+def test_kept_patches_are_a_random_subset(grid, dropped, seed):
+    kept = keep_patches(grid, dropped, np.random.default_rng(seed))
     assert len(kept) == max(1, round((1 - dropped) * grid**2))
     assert (np.diff(kept) > 0).all()
     assert 0 <= kept[0] <= kept[-1] < grid**2
-    if grid > 1:  # a crop of one patch of one is more than half
-        assert set(np.flatnonzero(box_mask(torch.tensor([box]), grid)[0])) <= set(kept.tolist())
 
 
 def test_every_patch_is_kept_equally_often():

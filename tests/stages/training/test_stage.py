@@ -40,22 +40,6 @@ def test_the_seed_alone_decides_the_initial_weights(pretrained):
     assert not torch.equal(one, weights(pretrained("other", seed=4)))
 
 
-def test_training_starts_with_the_sizes_of_both_encoders(pretrained, capsys, tiny_model):
-    model = pretrained("one").model
-    err = capsys.readouterr().err
-    assert "video encoder: 2 blocks of width 32, 4 frames of 32 x 32 pixels, 65 tokens, " in err
-    assert "text encoder: 1 layers of width 32, texts of up to 16 tokens, " in err
-    count = sum(p.numel() for p in model.parameters())
-    assert f"; the whole model: {count / 1e6:.3g} M parameters" in err
-    video, text = (sum(p.numel() for p in part.parameters()) for part in (model.video_encoder, model.text_encoder))
-    fusion = sum(p.numel() for p in model.multimodal_encoder.parameters())
-    assert [line.rpartition(", ")[2].split(";")[0] for line in model.sizes(16)] == [
-        f"{video / 1e6:.3g} M parameters",
-        f"{text / 1e6:.3g} M parameters",
-        f"{fusion / 1e6:.3g} M parameters",
-    ]
-
-
 def test_a_start_copies_the_weights_of_another_model(pretrained, tmp_path):
     other = pretrained("other", seed=4)
     assert torch.equal(weights(pretrained("one", start=str(tmp_path / "other" / "model"))), weights(other))
@@ -122,5 +106,6 @@ def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_traini
     config = stage.Config.model_validate(values | {"validation": {"videos": 2}})
     stage.run(config, {"model": tmp_path / "start", "clips": clips}, tmp_path / "tuned", resources)
     tuned = ModelFolder.from_pretrained(tmp_path / "tuned" / "model")
+    assert (tuned.entities, tuned.model.pem_head, tuned.model.mlm_head) == ([], None, None)  # not trained any more
     assert tuned.preprocessing.max_text_tokens == 11
     assert tuned.model.config.video.frames == 2
