@@ -1,5 +1,6 @@
 """`alpro eval`: scores of any model on any labels, as rows of `Results`. A text may have several right videos."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ class Labeled:
         return str(self.about["id"])
 
 
-def labeled(source: Location, split: str) -> tuple[list[Labeled], str]:
+def labeled(source: Location, split: str, trained: Collection[str] = ()) -> tuple[list[Labeled], str]:
     """The videos with labels of a decoded corpus, a manifest or a folder, and which those are. Of a corpus, those of
-    the split that are not also in training; of a manifest with a column `split`, those of the split; else all."""
+    the split that are not also in training; of a manifest with a column `split`, those of the split; else all but
+    those of `trained`, the ids of the items of the model's training and validation."""
     source = absolute(source)
     if is_corpus(source):
         listed = isinstance(source, Path) and (source / "overlap.parquet").is_file()
@@ -63,8 +65,11 @@ def labeled(source: Location, split: str) -> tuple[list[Labeled], str]:
     else:
         rows = [row for row in scan_manifest(source) if not isinstance(row, Reject)]
         named = any(row.split for row in rows)
+        some = [row for row in rows if (row.split == split if named else row.id not in trained)]
         what = f"split {split}" if named else "all: the data names no split"
-        items = [Labeled(row, row.model_dump()) for row in rows if not named or row.split == split]
+        if not named and len(some) < len(rows):
+            what = f"without {len(rows) - len(some)} of the model's training and validation"
+        items = [Labeled(row, row.model_dump()) for row in some]
     items = [item for item in items if item.about["captions"] or item.about["questions"]]
     if not items:
         raise InputError(f"{source}: no video with a caption or a question ({what})")

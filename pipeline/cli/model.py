@@ -341,7 +341,7 @@ def evaluate(
         Write results.json and scores.parquet there.
     """
     from alpro.inference.evaluate import add_answers, add_entities, add_retrieval, encode, labeled
-    from alpro.inference.find import find_prompter
+    from alpro.inference.find import find_prompter, trained_on
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
     from alpro.stages.evaluation.comparison import Comparison
@@ -350,7 +350,8 @@ def evaluate(
 
     folder = models.folder(model)
     other = models.folder(baseline) if baseline else None
-    items, what = labeled(models.videos(data), split)
+    trained = trained_on(folder) | (trained_on(other) if other else set())
+    items, what = labeled(models.videos(data), split, trained)
     log.info(f"{len(items):,} videos ({what})")
     with TemporaryDirectory() as temporary:
         place = out or Path(temporary)

@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from alpro import Model
 from alpro.errors import InputError
 from alpro.files import digest
 from alpro.inference.evaluate import Labels, Threshold, encode, labeled
+from alpro.inference.find import trained_on
 from alpro.inference.index import Index
 from alpro.inference.index_videos import add_videos, settings
 from alpro.inference.search import search
@@ -63,6 +66,26 @@ def test_a_text_has_all_its_videos(data):
         [0, 0, 0, 0, 1],
     ]
     assert labels.direction("v2t", np.zeros((5, 5)))[2].texts[3] == "a star | a box"
+
+
+def test_videos_of_the_models_training_are_left_out(data, tmp_path):
+    """Of the corpora of all stages that a model depends on; those of another workspace are not known."""
+    for stage, inputs in (("pretrain", ["decode_videos"]), ("finetune_retrieval", ["pretrain", "index_shards"])):
+        folder = tmp_path / "artifacts" / stage / "0"
+        folder.mkdir(parents=True)
+        sources = {name: {"stage": name, "fingerprint": "0"} for name in inputs}
+        (folder / "artifact.json").write_text(json.dumps({"version": 2, "stage": stage, "inputs": sources}))
+    for stage, ids in (("decode_videos", "ab"), ("index_shards", "c")):
+        folder = tmp_path / "artifacts" / stage / "0"
+        folder.mkdir(parents=True)
+        splits = {"a": "train", "b": "test", "c": "validation"}
+        index = {"id": list(ids), "split": [splits[name] for name in ids]}
+        pq.write_table(pa.table(index), folder / "index.parquet")
+    trained = trained_on(tmp_path / "artifacts/finetune_retrieval/0")
+    assert trained == {"a", "c"}
+    assert [item.id for item in labeled(data, "test", trained)[0]] == ["b", "d", "e"]
+    with pytest.raises(InputError, match="training"):
+        labeled(data, "test", set("abcde"))
 
 
 def test_the_split_is_that_of_the_data(data, clips):
