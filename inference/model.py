@@ -43,7 +43,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 T = TypeVar("T")
 S = TypeVar("S", bound=Source)
 BATCH = 16  # videos that are encoded together
-UNKNOWN = "the model's vocabulary has no word of this text, so the scores mean nothing"
+MIN_PIECE = 3  # letters of a word piece, on average, of a word that the model knows
 
 
 def several(items: Iterable[T]) -> list[T]:
@@ -214,14 +214,23 @@ class Model:
         folder, length = self.folder, self.folder.preprocessing.max_text_tokens
         return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length, self.device)
 
-    def knows(self, text: str) -> bool:
-        """Whether the vocabulary has a piece of a text. Scores of other texts, such as those of another script, mean
-        nothing."""
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that are not in the tokenizer, or only in pieces of fewer than MIN_PIECE letters on
+        average, such as words that no training caption has. Scores of such a text mean little."""
         tokenizer = self.folder.tokenizer
         if not isinstance(tokenizer, Tokenizer):  # that of a CLIP, which has all bytes
-            return True
-        pieces = tokenizer.encode(text, add_special_tokens=False).tokens
-        return any(piece != "[UNK]" and re.search(r"\w", piece) for piece in pieces)
+            return []
+        unknown = []
+        for word in re.findall(r"\w+|[^\w\s.,;:!?'\"()-]+", text):
+            pieces = tokenizer.encode(word, add_special_tokens=False).tokens
+            if "[UNK]" in pieces or not pieces or (len(pieces) > 1 and len(word) < MIN_PIECE * len(pieces)):
+                unknown.append(word)
+        return unknown
+
+    def note(self, text: str) -> str:
+        """A line on the words of a text that the model does not know; empty if there are none."""
+        words = ", ".join(self.unknown_words(text))
+        return f"the model does not know: {words}; the scores may mean nothing" if words else ""
 
     @cached_property
     def embed_dim(self) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from alpro.errors import InputError
 from alpro.inference.index import Index, Item, source_of
-from alpro.inference.model import BATCH, UNKNOWN, Model
+from alpro.inference.model import BATCH, Model
 from alpro.models.alpro import Alpro
 from alpro.shards.sources.identity import identities
 from alpro.shards.storage import located
@@ -59,7 +59,7 @@ class Hit:
 @dataclass
 class Found:
     """The hits of a search, best first; the number of clips that fit its filters, and how many of them were matched; a
-    note if the model knows no word of the text, or if nothing fits it."""
+    note on words that the model does not know, or if nothing fits the text."""
 
     hits: list[Hit]
     clips: int
@@ -97,12 +97,14 @@ def search(
     first = match_hits(model, noted(hits[:matched]), encoded) if encoded and matched else []
     shown = [*first[offset : offset + k], *noted(hits[max(offset, len(first)) : offset + k])]
     found = Found(shown, int(kept.sum()), sum(hit.match is not None for hit in first))
-    found.note = "" if model.knows(text) else UNKNOWN
+    found.note = model.note(text)
     if nothing_below is not None:
         best = hits[0].similarity or 0.0 if hits else -1.0
         found.nothing_fits = best < nothing_below
         if found.nothing_fits:
-            found.note = found.note or f"nothing fits: the highest similarity is {best:.3f}, below {nothing_below:g}"
+            found.note += (
+                "; " * bool(found.note) + f"nothing fits: the highest similarity is {best:.3f}, below {nothing_below:g}"
+            )
     return found
 
 

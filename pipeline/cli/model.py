@@ -171,11 +171,9 @@ def ask(
         The question, in quotes.
     """
     require_text(question, "question")
-    from alpro.inference.model import UNKNOWN
-
     loaded = models.load(models.folder(model))
-    if not loaded.knows(question):
-        print(f"note: {UNKNOWN}", file=sys.stderr)
+    if note := loaded.note(question):
+        print(f"note: {note}", file=sys.stderr)
 
     def answer(source: Any, frames: Any = None) -> list[tuple[str, float]]:
         return loaded.ask(source, question, k, frames)

@@ -209,7 +209,7 @@ def application(models: Models, rerank: int = 0, nothing_below: float | None = N
         """Answers to a question about a clip or the body, best first."""
         model = models.require("ask", "--ask MODEL")
         answers = await queue.run(request, lambda file: model.ask(source(wanted, file), wanted.question, wanted.k))
-        return {"answers": words(answers)}
+        return {"answers": words(answers), "note": model.note(wanted.question)}
 
     @app.get("/api/entities")
     @app.post("/api/entities", operation_id="entities_upload")

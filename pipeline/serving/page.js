@@ -125,9 +125,9 @@ for (const name of ["ask", "entities"])
     const query = { ...current.query, k: 5, ...(name === "ask" ? form : { box: region, ...(form.text ? form : {}) }) };
     list.replaceChildren(make("dt", { className: "head", textContent: "…" }));
     try {
-      const found = Object.entries(await api(name, query, current.file));
+      const { note, ...answered } = await api(name, query, current.file), found = Object.entries(answered);
       const heads = { answers: "", entities: found.length > 1 ? "prompter" : "", model_entities: "pre-trained model" };
-      list.replaceChildren(...found.flatMap(([key, words]) => [
+      list.replaceChildren(...(note ? [make("dt", { className: "head", textContent: note })] : []), ...found.flatMap(([key, words]) => [
         ...(heads[key] ? [make("dt", { className: "head", textContent: heads[key] })] : []),
         ...words.flatMap(({ text, probability }) => [
           make("dt", { textContent: text }), make("meter", { value: probability }), make("dd", { textContent: `${(100 * probability).toFixed(1)} %` })]),

@@ -21,7 +21,7 @@ from alpro.inference import index as index_module
 from alpro.inference.find import model_digest
 from alpro.inference.index import ITEMS, Index, rows_of
 from alpro.inference.index_videos import add_videos, in_windows, remove_videos, scan_videos, settings
-from alpro.inference.model import UNKNOWN, Model
+from alpro.inference.model import Model
 from alpro.inference.search import (
     Hit,
     fitting,
@@ -333,8 +333,15 @@ def test_a_prompter_ranks_by_similarity_alone_and_a_foreign_text_is_noted(update
     model = index.load_model(device="cpu")
     found = search(index, model, "a red ball", rerank=3)
     assert (len(found.hits), found.matched) == (5, 0)
-    for text, note in {"a red ball": "", "\u4f60\u597d?": UNKNOWN, "\U0001f600": UNKNOWN, "\u4f60 ball": ""}.items():
-        assert search(index, model, text).note == note
+    for text, unknown in {
+        "a red ball": [],
+        "the ball gives a speech in parliament!": ["gives", "speech", "parliament"],
+        "\u4f60\u597d?": ["\u4f60\u597d"],
+        "\U0001f600 ball": ["\U0001f600"],
+    }.items():
+        assert model.unknown_words(text) == unknown
+        assert all(word in search(index, model, text).note for word in unknown)
+        assert bool(search(index, model, text).note) == bool(unknown)
 
 
 def test_a_search_opens_only_the_index_and_the_files_that_are_matched(update, own, model, tmp_path, monkeypatch):

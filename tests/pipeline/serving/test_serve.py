@@ -67,7 +67,7 @@ def test_questions_and_entities_of_clips_and_uploads(client, models, videos):
     image = videos[0].parent / "red.png"
     box, region = (0.5, 0.0, 0.5, 1.0), {"box": "0.5,0,0.5,1", "k": 3}
     for number, file in ((1, videos[1]), (4, image)):
-        answers = {"answers": words(models.ask.ask(file, "what moves?", 2))}
+        answers = {"answers": words(models.ask.ask(file, "what moves?", 2)), "note": models.ask.note("what moves?")}
         question = {"question": "what moves?", "k": 2}
         assert client.get("/api/ask", params=question | {"clip": number}).json() == answers
         assert client.post("/api/ask", params=question, **upload(file)).json() == answers
