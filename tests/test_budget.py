@@ -17,11 +17,11 @@ LINES = {
     "alpro": 568,
     "models": 2_290,
     "shards": 4_457,
-    "stages": 6_989,
+    "stages": 6_999,
     "inference": 2_004,
     "pipeline": 6_892,
     "experiments": 595,
-    "tests": 26_224,
+    "tests": 26_231,
     "programs": 1_414,
 }
 FILES = 174

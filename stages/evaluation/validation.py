@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from alpro.errors import InputError
+from alpro.log import log
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import box_mask, kept_labels
@@ -22,7 +23,10 @@ from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pai
 from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
 from alpro.stages.training.loop import Validate
 from alpro.stages.training.masking import random_box
+from alpro.stages.training.objective import rank
 from alpro.stages.training.pretrain_objective import PretrainObjective
+
+SEARCHES = 3  # texts whose best clip is printed
 
 Items = TypeVar("Items", Gallery, Questions)
 Inputs = dict[str, Path]
@@ -35,7 +39,10 @@ def validate_contrast(
     config: EncoderConfig,
     more: Callable[[Gallery], dict[str, float]] = lambda gallery: {},
 ) -> Validate | None:
-    """Validates retrieval by similarity (VTC), and what `more` measures; None if no corpus has a validation split."""
+    """Validates retrieval by similarity (VTC), and what `more` measures; None if no corpus has a validation split.
+
+    Each time it prints what a search for the first texts finds: the first result of a run, long before its end.
+    """
     galleries = validation_galleries(encoder, inputs, config, config.validation.captions)
     if not galleries:
         return None
@@ -43,6 +50,9 @@ def validate_contrast(
     def metrics(gallery: Gallery) -> dict[str, float]:
         texts, videos = encode_gallery(encoder, gallery, tokenizer, config.max_text_tokens, encoder.mean.device)
         similarity = similarities(texts.features, videos.features).cpu().numpy()
+        for text, best in list(zip(gallery.texts, similarity.argmax(1), strict=True))[: 0 if rank() else SEARCHES]:
+            caption = gallery.texts[int(np.searchsorted(gallery.video_of_text, best))]
+            log.info(f'search "{text}": found {gallery.ids[best]}, "{caption}"')
         values = retrieval_metrics(similarity, gallery.video_of_text)
         return {f"validation/vtc/{name}": value for name, value in values.items()} | more(gallery)
 

@@ -127,13 +127,20 @@ def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(objective, les
 
 
 @torch.no_grad()
-def test_contrast_is_validated_by_similarity_on_one_caption_a_video(several, tokenizer, tiny_model):
+def test_contrast_is_validated_by_similarity_on_one_caption_a_video(several, tokenizer, tiny_model, capsys):
     objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD).eval()
     actual = validate_contrast(objective, several, tokenizer, config(TrainPrompter, ("several",)))()
     gallery = Gallery.of(several["several"], "validation").first(500, 1)
     texts, videos = encode_gallery(objective, gallery, tokenizer, 24, CPU)
     expected = retrieval_metrics((texts.features @ videos.features.T).numpy(), gallery.video_of_text)
     assert actual == pytest.approx({f"validation/vtc/{name}": value for name, value in expected.items()})
+    best = (texts.features @ videos.features.T).argmax(1).tolist()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "search " in line]
+    assert len(lines) == 3
+    for line, text, found in zip(lines, gallery.texts, best, strict=False):
+        assert f'"{text}"' in line
+        assert gallery.ids[found] in line
+        assert f'"{gallery.texts[found]}"' in line
 
 
 @torch.no_grad()
