@@ -20,8 +20,8 @@ HEAD = """# Configuration
 A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration.
 `alpro config list` lists these, `alpro config show NAME` prints one with all its values, and
 `alpro config init FILE` writes a copy to edit.
-Several are joined by `+`, and each completes the ones before it and overrides their values:
-`webvid_cc3m+msrvtt_retrieval` pre-trains and fine-tunes.
+`base = "NAME"` at the top of a file starts from the values of another configuration: `msrvtt_retrieval`
+continues `webvid_cc3m`, or, with `--pretrained`, a model.
 
 `--set stage.key=value` changes a value on the command line, also in lists:
 `--set train_prompter.phases.0.steps=100`. Unknown keys and values out of range are refused before anything runs.

@@ -218,8 +218,10 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
     where = f"{key.rpartition('.')[2]} = {name!r}"
     try:
         from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers import logging as transformers_log
         from transformers.image_processing_base import ImageProcessingMixin
 
+        transformers_log.disable_progress_bar()  # "Loading weights", also into files
         config: Any = AutoConfig.from_pretrained(name)
         if config.model_type not in TYPES:
             raise InputError(f"{where}: it is a {config.model_type}, not a {' or '.join(TYPES)}")

@@ -33,7 +33,9 @@ LEFT_OUT = {"count": pa.int64(), "reason": pa.string()}
 class Config(StageConfig):
     """Selection of entities."""
 
-    entities: int = Field(1000, ge=2, description="number of entities: the most frequent nouns (M in the paper)")
+    entities: int = Field(
+        1000, ge=2, description="at most this many entities, the most frequent nouns (M in the paper)"
+    )
     entities_file: str = Field(
         "",
         description="a list of entities to use instead of the captions' nouns; its first "
@@ -80,7 +82,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     write(out / "rejects.parquet", {"id": pa.string(), "path": pa.string(), "reason": pa.string()}, rejected)
     counts = {"captions": captions.total(), "distinct_captions": len(captions), "nouns": len(nouns)}
     counts |= {"entities": len(entities), "left_out": len(left_out)}
-    return Outcome(counts | {"samples_without_caption": len(without)})
+    few = f"{len(entities)} entities: no more nouns of the captions qualify, of {config.entities} that are asked for"
+    warnings = [few] if len(entities) < config.entities else []
+    return Outcome(counts | {"samples_without_caption": len(without)}, warnings=warnings)
 
 
 def write(path: Path, columns: Mapping[str, pa.DataType], rows: list[tuple]) -> None:
@@ -115,7 +119,7 @@ def first_entities(config: Config) -> tuple[Chosen, LeftOut]:
 def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOut]:
     """The most frequent nouns (M entities) with their counts, and the others with the reason.
 
-    Both are in the order of `words`. Raises InputError if there are fewer than the configuration asks for.
+    Both are in the order of `words`. Raises InputError if there are fewer than two.
     """
     prompts = config.templates.words()
     prompts |= {f"{word}s" for word in prompts}
@@ -129,11 +133,8 @@ def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOu
             left_out.append((word.name, word.count, reason))
         else:
             chosen.append((word.name, word.count))
-    if len(chosen) < config.entities:
-        raise InputError(
-            f"build_vocabulary.entities = {config.entities}, but the captions have {len(chosen)} nouns that qualify; "
-            f"add --set build_vocabulary.entities={len(chosen)}"
-        )
+    if len(chosen) < 2:
+        raise InputError(f"the captions have {len(chosen)} nouns that qualify as entities; at least 2 are needed")
     return chosen, left_out
 
 

@@ -171,19 +171,17 @@ def test_every_number_is_that_of_the_paper(name, stage):
         assert (training.vit, training.bert) == ("vit_base_patch16_224.orig_in21k_ft_in1k", "bert-base-uncased")
 
 
-@pytest.mark.parametrize("retrieval", ["msrvtt_retrieval", "didemo_retrieval"])
-@pytest.mark.parametrize("questions", ["msrvtt_qa", "msvd_qa"])
-@pytest.mark.parametrize("order", [1, -1])
-def test_joined_configurations_evaluate_each_task_as_alone(retrieval, questions, order):
-    names = ["webvid_cc3m", *[retrieval, questions][::order]]
-    corpora = {name.split("_")[0] for name in (retrieval, questions)} | {"webvid", "cc3m"}
-    joined = load_config("+".join(names), changes=[f"corpora.{corpus}.data='x'" for corpus in corpora])
-    evaluation = joined.evaluate
-    assert (evaluation.frames, evaluation.max_text_tokens) == EVALUATED[retrieval]
-    assert (joined.finetune_qa.frames, joined.finetune_qa.max_text_tokens) == (16, 40)
-    assert (evaluation.retrieval, evaluation.qa) == (retrieval.split("_")[0], questions.split("_")[0])
-    assert joined.finetune_retrieval == shipped_config(retrieval).finetune_retrieval
-    assert joined.finetune_qa == shipped_config(questions).finetune_qa
+@pytest.mark.parametrize("name", sorted({name for name, _ in PAPER} - {"webvid_cc3m"}))
+def test_without_a_model_the_papers_pretraining_comes_first(name):
+    corpora = (name.partition("_")[0], "webvid", "cc3m")
+    config = load_config(name, changes=[f"corpora.{corpus}.data='x'" for corpus in corpora])
+    first, alone = shipped_config("webvid_cc3m"), shipped_config(name)
+    for stage in ("train_prompter", "pretrain", "build_vocabulary", "train_tokenizer", "model"):
+        assert getattr(config, stage) == getattr(first, stage)
+    for stage in ("finetune_retrieval", "finetune_qa", "evaluate"):
+        assert getattr(config, stage) == getattr(alone, stage)
+    assert set(config.corpora) == set(corpora)
+    assert list(alone.corpora) == [corpora[0]]
 
 
 def test_the_model_and_the_losses_are_those_of_the_paper():

@@ -65,7 +65,7 @@ class Source:
         named = self.pretrained
         if not Path(named, "config.json").expanduser().is_file():
             named = str(model_folder(find_model(named, workspace)).resolve())
-        return [f"pretrained={json.dumps(named)}", "train_prompter=false", "pretrain=false", *self.set]
+        return [f"pretrained={json.dumps(named)}", *self.set]
 
 
 @Parameter(name="*")

@@ -33,8 +33,7 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
     stage
         Only this stage; by default all of them.
     config
-        A shipped configuration, or a TOML file; several joined by +, of which later ones complete and override the
-        earlier. By default sample, with --data own_videos.
+        A shipped configuration, or a TOML file. By default sample, with --data own_videos.
     """
     if stage and stage not in STAGES:
         close = get_close_matches(stage, STAGES, 1)
@@ -61,10 +60,10 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
     if options.dry_run:
         rows = plan_rows(steps, store)
         (print_json if options.json else print_plan)(rows)
-        check_files(steps, store)  # the exit status is that of the run
-        return
     check_files(steps, store)
     check_test_items(*plan)
+    if options.dry_run:  # the exit status is that of the run
+        return
     if stage:
         log.info(f"configuration: {config}{f', with --data {source.data}' if source.data else ''}")
     report = report_file(root, plan[0], steps)
@@ -76,6 +75,10 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
         parameters = {"config": config, "data": source.data, "changes": changes, "stage": stage}
         folders = run_flow(plan, parameters, root, options.tracking_uri)
     print_results({name: Path(folder) for name, folder in folders.items()}, root, report, options.json)
+    if stage == "train_prompter" and (clip := plan[0].train_prompter and plan[0].train_prompter.clip):
+        log.info(
+            f"for its test scores beside the CLIP as it is: alpro eval train_prompter decode_videos --baseline {clip}"
+        )
 
 
 def study(file: str, /, *, config: str = "", source: Source = Source(), options: RunOptions = RunOptions()) -> None:

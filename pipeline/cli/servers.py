@@ -1,7 +1,6 @@
 """`alpro up` and `alpro ui`: servers of this machine."""
 
 import os
-import sys
 
 from alpro.errors import InputError
 from alpro.pipeline.cli.options import WORKSPACE, Port, Workspace
@@ -26,16 +25,22 @@ def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Worksp
 
 
 def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
-    """Open the MLflow pages on this machine."""
+    """Serve the MLflow pages on this machine, and print their address."""
+    from alpro.pipeline.servers import up as servers
+    from alpro.pipeline.servers.temporary import answers
     from alpro.pipeline.tracking.tracker import start_page
 
     database = workspace.resolve() / "mlflow.db"
     if not database.is_file():
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
     check_port("--port", port)
+    address, store = f"http://127.0.0.1:{port}", f"sqlite:///{database}"
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    page = start_page(f"sqlite:///{database}")
-    print(f"MLflow at http://127.0.0.1:{port}{page} (Ctrl-C stops it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execve(sys.executable, command, environment)
+    options = ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    page, logs = start_page(store), workspace.resolve() / "logs"
+    logs.mkdir(exist_ok=True)
+    with servers.programs(logs) as start:
+        start("mlflow", ["mlflow", "server", *options], environment)
+        start.until(lambda: answers(f"{address}/health"))
+        print(f"MLflow at {address}{page} (Ctrl-C stops it)", flush=True)
+        start.until(lambda: False, seconds=float("inf"))

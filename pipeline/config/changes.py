@@ -7,6 +7,7 @@ from alpro.errors import InputError
 from alpro.models.initial import text_sizes, video_sizes
 
 OPTIONAL_STAGES = ("render_sample", "train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
+LENGTHS = {"steps": "epochs", "epochs": "steps"}  # of a phase
 ENCODER_STAGES = ("train_prompter", "pretrain")  # they create models, from pre-trained encoders if they name any
 
 
@@ -53,6 +54,8 @@ def apply_change(values: dict[str, Any], change: str) -> None:
         inner = _key(at, parent, change)
         at = at.setdefault(inner, {}) if isinstance(at, dict) else at[inner]
     at[_key(at, last, change)] = value
+    if last in LENGTHS and isinstance(at, dict):  # one of the two replaces the other
+        at.pop(LENGTHS[last], None)
 
 
 def _key(at: Any, part: str, change: str) -> Any:

@@ -5,6 +5,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+ALIASES = {"learning_rate": "lr"}  # other names of keys, which are not spelled alike
+
 
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     """The first error of a model's validation, with its place and, for an unknown key, a suggestion."""
@@ -30,7 +32,7 @@ def _suggest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
             continue
         at = next((t for t in (field.annotation, *_inner(field.annotation)) if hasattr(t, "model_fields")), None)
     names = [field.alias or name for name, field in getattr(at, "model_fields", {}).items()]
-    close = get_close_matches(str(loc[-1]), names, 1)
+    close = [ALIASES[name]] if (name := str(loc[-1])) in ALIASES else get_close_matches(name, names, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(names)}" if names else ""
 
 

@@ -15,7 +15,7 @@ from alpro.log import log
 from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
-from alpro.pipeline.config.changes import apply_change, with_sizes, without_stages
+from alpro.pipeline.config.changes import ENCODER_STAGES, apply_change, with_sizes, without_stages
 from alpro.pipeline.config.errors import one_line
 from alpro.shards.sources.annotations import keyed
 from alpro.shards.sources.manifest import has_questions
@@ -112,10 +112,9 @@ class PipelineConfig(BaseModel):
     @model_validator(mode="after")
     def _one_start(self) -> "PipelineConfig":
         clip = self.cache_prompts.prompter
-        pretraining = bool(clip) or self.train_prompter is not None, self.pretrain is not None
-        if self.pretrained and any(pretraining):
-            raise ValueError("set pretrained, or a prompter and [pretrain], not both")
-        if not self.pretrained and not all(pretraining):
+        if self.pretrained and clip:
+            raise ValueError("set pretrained, or cache_prompts.prompter, not both")
+        if not self.pretrained and not ((clip or self.train_prompter) and self.pretrain):
             prompter = "[train_prompter] or cache_prompts.prompter"
             raise ValueError(f"set {prompter}, and [pretrain]; or pretrained: the model folder to start from")
         if clip and self.pretrain and self.pretrain.start == "prompter":
@@ -233,18 +232,11 @@ def load_config(
 ) -> PipelineConfig:
     """Loads a TOML file, or a shipped configuration by name, with `--set` changes such as "pretrain.lr=1e-4".
 
-    source: also several joined by "+": each completes the ones before it, and overrides their values.
     data: a manifest or folder that replaces all corpora. asks_questions: whether it has a question; by default all rows
     are read. Raises InputError with a one-line message if anything is invalid.
     """
-    values: dict[str, Any] = {}
-    changes = changes or []
-    files = find_configs(source)
-    for path in files:
-        log.debug(f"reading {path}")
-        part = read_toml(path)
-        check_tables(without_stages(part), path)  # what follows looks into the tables
-        values = without_stages(merged(values, resolve_data(part, path.parent)))
+    changes, path = changes or [], find_config(source)
+    values = read_config(path)
     if data:  # before the changes, which may name its corpus: corpora.data.size
         refuse_credentials("corpora.data.data", data)
         values = with_data(values, data)
@@ -260,12 +252,15 @@ def load_config(
     values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
     if isinstance(values.get("templates"), str):  # a file, by a path that is absolute now
         values["templates"] = read_toml(Path(values["templates"]))
+    if values.get("pretrained"):
+        values = {key: value for key, value in values.items() if key not in ENCODER_STAGES}
+    drop_unused(values)
     models = with_sizes(values)
     if "train_prompter" in models:
         models["train_prompter"] = merged(models["train_prompter"], values["train_prompter"].pop("model", {}))
     for key, stage in SHARED:
         if key in dict_of(values.get(stage)):
-            raise InputError(f"{name_of(files)}: {stage}.{key}: set it once, in [{key}]")
+            raise InputError(f"{path}: {stage}.{key}: set it once, in [{key}]")
         if isinstance(values.get(stage), dict) or stage in ALWAYS:
             values.setdefault(stage, {})[key] = models[stage] if key == "model" else values.get(key, {})
     values |= {"model": models["pretrain"]} if "pretrain" in models else {}
@@ -275,7 +270,7 @@ def load_config(
         message = one_line(error, PipelineConfig)
         place = message.partition(":")[0]
         causes = (change for change in changes if _overlaps(place, change.partition("=")[0].strip()))
-        raise InputError(f"{next((f'--set {change}' for change in causes), name_of(files))}: {message}") from error
+        raise InputError(f"{next((f'--set {change}' for change in causes), path)}: {message}") from error
 
 
 def changed(changes: list[str]) -> dict[str, Any]:
@@ -321,25 +316,37 @@ def dict_of(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def find_config(source: str) -> Path:
-    """A TOML file by path, or a shipped one by name."""
-    path = Path(os.path.expanduser(source))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
-    if path.suffix == ".toml" or path.is_file():
-        if not path.is_file():
-            raise InputError(f"{source}: no such configuration file; the shipped ones are {', '.join(shipped())}")
-        return path
-    if source in shipped():
-        return CONFIGS / f"{source}.toml"
-    raise InputError(f"{source}: neither a file nor a shipped configuration; those are {', '.join(shipped())}")
+def find_config(source: str, folder: Path = Path()) -> Path:
+    """A TOML file by its path in `folder`, or by its name: a shipped one, or one of the folder `configs`."""
+    path = folder / os.path.expanduser(source)  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
+    for file in (path, CONFIGS / f"{source}.toml", folder / "configs" / f"{source}.toml"):
+        if file.is_file():
+            return file
+    raise InputError(f"{source}: no such configuration file; the shipped ones are {', '.join(shipped())}")
 
 
-def find_configs(source: str) -> list[Path]:
-    """The files of a configuration: one, or several joined by "+"."""
-    return [find_config(part) for part in ([source] if Path(source).is_file() else source.split("+"))]
+def read_config(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a configuration file, with absolute paths, over those of its `base`."""
+    log.debug(f"reading {path}")
+    values = read_toml(path)
+    check_tables(without_stages(values), path)  # what follows looks into the tables
+    base, values = values.pop("base", ""), resolve_data(values, path.parent)
+    if base:
+        if not isinstance(base, str) or path in below:
+            raise InputError(f"{path}: base must be another configuration (it is {base!r})")
+        values = merged(read_config(find_config(base, path.parent), (*below, path)), values)
+    return without_stages(values)
 
 
-def name_of(files: list[Path]) -> str:
-    return "+".join(map(str, files))
+def drop_unused(values: dict[str, Any]) -> None:
+    """Drops corpora without data that no stage uses, as those of a `base` whose stages are left out."""
+    phases = [phase for stage in TRAININGS for phase in dict_of(values.get(stage)).get("phases", [])]
+    used = [name for phase in phases if isinstance(names := phase.get("corpora"), list) for name in names]
+    used += [dict_of(values.get("evaluate")).get(task) for task in ("retrieval", "qa")]
+    corpora = dict_of(values.get("corpora"))
+    for name, corpus in list(corpora.items()):
+        if name not in used and len(corpora) > 1 and not any(map(corpus.get, ("manifest", "data", "shards"))):
+            del corpora[name]
 
 
 def merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
@@ -388,9 +395,14 @@ def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
-    """Replaces all corpora by one, `data`. The phases of a stage become one phase of their total length; if some are
-    in steps and others in epochs, each keeps its own. The classes report lengths that are no numbers."""
-    first: dict[str, Any] = next(iter(values.get("corpora", {}).values()), {})
+    """Replaces all corpora by one, `data`, decoded as the first that is evaluated. The phases of a stage become one
+    phase of their total length; if some are in steps and others in epochs, each keeps its own. The classes report
+    lengths that are no numbers."""
+    corpora, evaluate = values.get("corpora", {}), values.setdefault("evaluate", {})
+    evaluated = [dict_of(evaluate).get(task) for task in ("retrieval", "qa")]
+    first: dict[str, Any] = next((c for name, c in corpora.items() if name in evaluated), {}) or next(
+        iter(corpora.values()), {}
+    )
     replaced = ("manifest", "data", "shards", "kinds", "annotations", "root")
     settings = {key: value for key, value in first.items() if key not in replaced}
     values["corpora"] = {"data": settings | {"data": str(absolute(data))}}
@@ -404,7 +416,6 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
             lengths = [{key: sum(length.get(key, 0) for length in lengths)}]
         if phases:
             values[stage]["phases"] = [{"corpora": ["data"], **length} for length in lengths]
-    evaluate = values.setdefault("evaluate", {})
     for task, stage in (("retrieval", "finetune_retrieval"), ("qa", "finetune_qa")):
         if stage in values or evaluate.get(task):
             evaluate[task] = "data"
@@ -414,6 +425,6 @@ def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
 def skips_questions(source: str, changes: list[str], config: PipelineConfig) -> bool:
     """Whether question answering is in the configuration file, no change leaves it out, and it was removed, because the
     data has no questions."""
-    if config.finetune_qa or not any("finetune_qa" in read_toml(path) for path in find_configs(source)):
+    if config.finetune_qa or "finetune_qa" not in read_config(find_config(source)):
         return False
     return "finetune_qa" in without_stages({"finetune_qa": {}, **changed(changes)})

@@ -108,8 +108,8 @@ def load_study(source: str) -> Study:
         path = STUDIES / f"{source}.toml"
     values = read_toml(path)
     if isinstance(values.get("config"), str):
-        parts = values["config"].split("+")
-        values["config"] = "+".join(str(absolute(p, path.parent)) if p.endswith(".toml") else p for p in parts)
+        config = values["config"]
+        values["config"] = str(absolute(config, path.parent)) if config.endswith(".toml") else config
     try:
         return Study.model_validate({"name": path.stem} | values)
     except ValidationError as error:

@@ -179,7 +179,7 @@ def pretrained(tmp_path) -> Path:
 @pytest.mark.parametrize("name", ["pretrain", "abab", "pretrain@abab", "{folder}", "{folder}/model"])
 def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(name, pretrained, tmp_path):
     source = Source(pretrained=name.format(folder=pretrained.parent), set=("pretrained=b",))
-    expected = [f'pretrained="{pretrained}"', "train_prompter=false", "pretrain=false", "pretrained=b"]
+    expected = [f'pretrained="{pretrained}"', "pretrained=b"]
     assert source.changes(tmp_path) == expected
 
 
@@ -267,7 +267,7 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch, capsys):
     _, out, _ = call(monkeypatch, capsys, "artifacts", "ls", "--workspace=~/w")
     assert f"{tmp_path}/w/artifacts" in out
     (tmp_path / "a.mp4").write_bytes(b"")
-    manifest(tmp_path, {"path": "a.mp4", "caption": "x"})
+    manifest(tmp_path, {"path": "a.mp4", "caption": "x", "split": "test"})
     arguments = ["--config", "own_videos", "--data=~/manifest.jsonl", "--workspace=~/w", "--dry-run"]
     status, out, err = call(monkeypatch, capsys, "run", *arguments)
     assert status == 0

@@ -21,15 +21,14 @@ TINY = str(Path(__file__).parents[1] / "tiny.toml")
 def test_every_shipped_configuration_is_valid(name, tmp_path):
     needs = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
     data = "" if name == "sample" else str(tmp_path)
-    config = load_config(name, data, [f"pretrained={tmp_path}"] if "pretrained" in needs else [])
+    config = load_config(name, data, [f"pretrained={tmp_path}"] if {"pretrained", "base"} & needs.keys() else [])
     assert config.name == name
 
 
 def test_pretraining_stages_and_a_pretrained_model_exclude_each_other(tmp_path):
     with pytest.raises(InputError, match=r"set \[train_prompter\] .* and \[pretrain\]; or pretrained"):
-        load_config("msrvtt_qa", str(tmp_path))
-    with pytest.raises(InputError, match="not both"):
-        load_config(TINY, changes=["pretrained=imported/alpro"])
+        load_config("from_weights", str(tmp_path))
+    assert load_config(TINY, changes=["pretrained=imported/alpro"]).pretrain is None
     with pytest.raises(InputError, match="not both"):
         load_config("msrvtt_qa", str(tmp_path), ["pretrained=imported/alpro", "cache_prompts.prompter=a/clip"])
 
@@ -73,7 +72,7 @@ def test_a_change_is_applied(change, is_applied):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("pretrain.learning_rate=1", "pretrain.learning_rate: unknown key"),
+        ("pretrain.learning_rate=1", "unknown key; did you mean 'lr'?"),
         ("pretrain.lrr=1", "--set pretrain.lrr=1: pretrain.lrr: unknown key; did you mean 'lr'?"),
         ("nothing.lr=1", "--set nothing.lr=1: nothing: unknown key"),
         ("pretrain.lr=-1", "pretrain.lr: Input should be greater than 0 (it is -1)"),
@@ -87,7 +86,7 @@ def test_a_change_is_applied(change, is_applied):
         ("pretrain.phases.7.steps=1", "'7' is not an index from 0 to 0"),
         ("pretrain", "write it as stage.key=value"),
         ("corpora.clips.data=elsewhere", "set one of data or shards"),
-        ("train_prompter.phases.0.epochs=2", "give either steps or epochs"),
+        ("train_prompter.phases.0={steps=1, epochs=2}", "train_prompter.phases.0"),
         ('templates.video=["A film."]', "templates.video: 'A film.' must contain {}"),
         ('cache_prompts.templates.video=["{}"]', "cache_prompts.templates: set it once, in [templates]"),
         ("templates=nowhere.toml", "nowhere.toml: not readable as TOML"),
@@ -184,8 +183,8 @@ PHASES = "[[pretrain.phases]]\ncorpora = ['a']\n{}\n[[pretrain.phases]]\ncorpora
     ],
 )
 def test_phases_on_own_data_keep_their_length(tmp_path, phases, expected):
-    (tmp_path / "x.toml").write_text(phases)
-    config = load_config(f"own_videos+{tmp_path}/x.toml", str(tmp_path))
+    (tmp_path / "x.toml").write_text(f'base = "own_videos"\n{phases}')
+    config = load_config(f"{tmp_path}/x.toml", str(tmp_path))
     assert [(phase.steps, phase.epochs) for phase in config.pretrain.phases] == expected
     assert {phase.corpora for phase in config.pretrain.phases} == {("data",)}
 
@@ -206,19 +205,19 @@ def test_phases_on_own_data_keep_their_length(tmp_path, phases, expected):
     ],
 )
 def test_a_wrong_table_or_phase_is_a_one_line_error_with_data_too(tmp_path, text, message, data):
-    (tmp_path / "x.toml").write_text(text)
+    (tmp_path / "x.toml").write_text(f'base = "own_videos"\n{text}')
     with pytest.raises(InputError, match=message):
-        load_config(f"own_videos+{tmp_path / 'x.toml'}", data, [] if data else ["corpora.data.data=x"])
+        load_config(str(tmp_path / "x.toml"), data, [] if data else ["corpora.data.data=x"])
 
 
 def test_a_folder_does_not_hide_a_shipped_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("sample", "webvid_cc3m+msvd_qa", "elsewhere"):
+    for name in ("sample", "msvd_qa", "elsewhere"):
         (tmp_path / name).mkdir()
     assert load_config("sample").name == "sample"
     changes = [f"corpora.{name}.data=x" for name in ("webvid", "cc3m", "msvd")]
-    assert load_config("webvid_cc3m+msvd_qa", changes=changes).name == "msvd_qa"
-    with pytest.raises(InputError, match="elsewhere: neither a file nor a shipped configuration"):
+    assert load_config("msvd_qa", changes=changes).name == "msvd_qa"
+    with pytest.raises(InputError, match="elsewhere"):
         load_config("elsewhere")
 
 
@@ -334,23 +333,41 @@ def test_sizes_are_those_of_the_folders_of_encoders(tmp_path, clip_folders):
 
 
 def test_a_split_may_have_several_annotation_files(tmp_path):
-    config = load_config(
-        "msrvtt_retrieval+msrvtt_qa",
-        changes=[
-            f"pretrained={tmp_path}",
-            f"corpora.msrvtt.data={tmp_path}",
-            f"corpora.msrvtt.annotations.train=['{tmp_path}/ret.jsonl', '{tmp_path}/qa.jsonl']",
-            f"corpora.msrvtt.annotations.test={tmp_path}/test.jsonl",
-        ],
+    (tmp_path / "own.toml").write_text(
+        'base = "msrvtt_retrieval"\n[corpora.msrvtt.annotations]\ntrain = ["a.jsonl", "b/c.jsonl"]\n'
     )
-    names = {"train": "ret.jsonl", "train.2": "qa.jsonl", "test": "test.jsonl"}
-    assert config.corpora["msrvtt"].annotation_files == {key: tmp_path / name for key, name in names.items()}
-    assert config.finetune_retrieval
-    assert config.finetune_qa
-    (tmp_path / "own.toml").write_text("[corpora.msrvtt.annotations]\ntrain = ['a.jsonl', 'b/c.jsonl']\n")
-    changes = [f"pretrained={tmp_path}", f"corpora.msrvtt.data={tmp_path}"]
-    config = load_config(f"msrvtt_retrieval+{tmp_path}/own.toml", changes=changes)
-    assert config.corpora["msrvtt"].annotations["train"] == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b/c.jsonl")
+    changes = [
+        f"pretrained={tmp_path}",
+        f"corpora.msrvtt.data={tmp_path}",
+        f"corpora.msrvtt.annotations.test={tmp_path}/t",
+    ]
+    corpus = load_config(str(tmp_path / "own.toml"), changes=changes).corpora["msrvtt"]
+    expected = {"train": tmp_path / "a.jsonl", "train.2": tmp_path / "b/c.jsonl", "test": tmp_path / "t"}
+    assert corpus.annotation_files == expected
+
+
+def test_a_base_gives_what_a_file_does_not_say(tmp_path, monkeypatch):
+    """Relative to the file, or shipped; its corpora stay only where a stage uses them or they have data."""
+    (tmp_path / "a.toml").write_text('base = "b.toml"\nfinetune_qa = false\n[pretrain]\nlr = 0.5\n')
+    (tmp_path / "b.toml").write_text('base = "own_videos"\nname = "b"\n[corpora.data]\ndata = "videos"\n')
+    config, whole = load_config(str(tmp_path / "a.toml")), load_config("own_videos", str(tmp_path / "videos"))
+    assert (config.name, config.corpora["data"].data, config.pretrain.lr) == ("b", str(tmp_path / "videos"), 0.5)
+    assert config.finetune_qa is None
+    assert config.finetune_retrieval == load_config("own_videos", changes=["corpora.data.data=x"]).finetune_retrieval
+    assert whole.train_prompter == config.train_prompter
+    changes = ["corpora.msrvtt.data=x", "pretrained=m"]
+    assert list(load_config("msrvtt_retrieval", changes=changes).corpora) == ["msrvtt"]
+    with pytest.raises(InputError, match=r"corpora\.(webvid|cc3m)"):
+        load_config("msrvtt_retrieval", changes=changes[:1])
+    (tmp_path / "b.toml").write_text('base = "a.toml"')
+    for wrong in ("a.toml", "c.toml"):
+        (tmp_path / "c.toml").write_text("base = 3")
+        with pytest.raises(InputError, match="base must be"):
+            load_config(str(tmp_path / wrong))
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.toml").write_text(Path(TINY).read_text())
+    monkeypatch.chdir(tmp_path)
+    assert load_config("mine") == load_config(TINY)
 
 
 def test_the_prompter_may_have_sizes_of_its_own():

@@ -18,7 +18,7 @@ def places(name: str, folder) -> list[str]:
     """The changes that a shipped configuration needs to be complete."""
     values = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
     changes = [f"corpora.{key}.data={folder}" for key, corpus in values["corpora"].items() if "manifest" not in corpus]
-    return [*changes, f"pretrained={folder / 'model'}"] if "pretrained" in values else changes
+    return [*changes, f"pretrained={folder / 'model'}"] if {"pretrained", "base"} & values.keys() else changes
 
 
 @pytest.mark.parametrize("name", shipped())

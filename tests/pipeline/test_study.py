@@ -275,8 +275,7 @@ def test_a_study_that_is_stopped_runs_no_other_member(start, tmp_path):
 def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, tmp_path):
     study = load_study(name)
     assert study.name == name
-    corpora = {"webvid": "webvid_cc3m", "cc3m": "webvid_cc3m", "msrvtt": "msrvtt_"}
-    data = [f"corpora.{corpus}.data=/{corpus}" for corpus, config in corpora.items() if config in study.config]
+    data = [f"corpora.{corpus}.data=/{corpus}" for corpus in ("webvid", "cc3m", "msrvtt") if "msrvtt" in study.config]
     members = members_of(study, study.config, "", data, tmp_path)
     assert len({member.plan[1][-1].fingerprint for member in members}) == len(study.variants) * len(study.seeds)
     stages = {step.stage for member in members for step in member.plan[1]}

@@ -88,9 +88,10 @@ def test_letters_of_any_language_are_accepted():
     assert chosen == [("hügel", 3), ("улица", 2)]
 
 
-def test_too_few_nouns_raise_an_error_with_their_number():
-    with pytest.raises(InputError, match=r"entities = 4, but the captions have 2 nouns that qualify; add --set "):
-        select_words(nouns(ball=3, box=2, star=1), Config(entities=4))
+def test_all_nouns_that_qualify_are_entities_if_they_are_few():
+    assert select_words(nouns(ball=3, box=2, star=1), Config(entities=4))[0] == [("ball", 3), ("box", 2)]
+    with pytest.raises(InputError, match="1 nouns"):
+        select_words(nouns(ball=3, box=1), Config(entities=4))
 
 
 WORDS = st.dictionaries(
