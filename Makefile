@@ -23,6 +23,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about a minute, 2 GB)"
 	@$(PIP) -r requirements.lock
+	@$(BIN)/python -c 'from importlib.metadata import version; import sys; builds = {version(name).partition("+")[2] for name in ("torch", "torchvision")}; len(builds) > 1 and print("warning: torch and torchvision are of different builds; install both from one index, as README.md does", file=sys.stderr)'
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 

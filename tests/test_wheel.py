@@ -40,7 +40,7 @@ assert len(OFFICIAL["video"]) == 12 and Path(page.__file__).with_name("page.html
 assert load_config("sample").corpora
 unit = ["a dog runs on the grass"], [1]
 ((_, words),) = run_units([unit], partial(tag_unit, tagger="embedded"), Resources(workers=1))  # in a spawned process
-assert words["dog", "dog"] == 1
+assert words["dog", True] == 1
 site = Path(sys.argv[1])
 outside = [
     name

@@ -75,7 +75,7 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
         if (values := configs[stage]) is None:
             continue
         inputs = {name: made[source] for name, source in declared.inputs.items() if source in made}
-        if stage == "train_prompter" and values.clip:
+        if stage == "train_prompter" and config.train_prompter and config.train_prompter.clip:
             inputs.pop("tokenizer")  # a CLIP has its own
         if stage == "zero_shot" and "prompts" not in inputs:
             inputs.pop("vocabulary", None)  # only entities need it
