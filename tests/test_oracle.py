@@ -26,7 +26,7 @@ from alpro.stages.training.pretrain_objective import LossWeights, PretrainObject
 ORACLE = Path(os.environ.get("ALPRO_ORACLE") or Path(__file__).parents[2] / "shared" / "oracle")
 FILES = sorted(ORACLE.glob("*_*.npz"))
 INPUTS = {"seed", "num_frames", "text_ids", "text_mask", "boxes"}
-TOLERANCE = 2e-4
+TOLERANCE = 1e-5
 
 # The oracle's README: the places (sample, position) of its masked words, and the id of [MASK].
 MASKED_SAMPLES, MASKED_POSITIONS, MASK_ID = [0, 0, 1], [2, 5, 3], 103
