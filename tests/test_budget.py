@@ -27,7 +27,7 @@ LINES = {
 FILES = 174
 KEYS = 140
 OPTIONS = 43
-WORDS = 15_216
+WORDS = 15_297
 
 
 @cache
