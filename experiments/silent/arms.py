@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from alpro.models.alpro import Alpro
+from alpro.models.alpro import Alpro, mean_inside
 from alpro.models.folder import ModelFolder
+from alpro.models.losses import box_mask, kept_labels
 from alpro.shards.reader import ShardReader
 from alpro.stages import pretrain
 from alpro.stages.cache_prompts import read_entities, read_prompts
@@ -29,23 +31,33 @@ Things = list[dict[str, Any]]  # each with `kind`, and `x`, `y`, `radius` as fra
 class Arm:
     """One way to pre-train. labels: of PEM; prompter: which of PROMPTERS names them; start: the weights
     before training, the common start or those of another arm with the same seed; only_head: nothing but PEM's head is
-    trained. changes: further keys of `[pretrain]`."""
+    trained. every_patch: PEM's loss is the mean of those of the patches of a crop, not that of their mean. power: of
+    the labels, before they are normalized again; above 1 they are sharper, as with a temperature of their own. changes:
+    further keys of `[pretrain]`."""
 
     labels: Labels = "prompter"
     prompter: str = "prompter"
     start: str = "start"
     only_head: bool = False
+    every_patch: bool = False
+    power: float = 1.0
     changes: dict[str, Any] = field(default_factory=dict)
 
 
 # The teachers by name, each with further keys of `[train_prompter]`.
-PROMPTERS: dict[str, dict[str, Any]] = {"prompter": {}}
+CROPS = {"share": 0.5, "area": [0.2, 0.6]}
+PROMPTERS: dict[str, dict[str, Any]] = {"prompter": {}, "crops": {"crops": CROPS, "optimizer": "muon"}}
 WITHOUT_PEM = {"weights": {"pem": 0}}
 ARMS = {
     "none": Arm(changes=WITHOUT_PEM),
     "prompter": Arm(),
     "true": Arm("true"),
     "permuted": Arm("permuted"),
+    # The same with a prompter that was trained on crops, and what may make more of its labels.
+    "crops": Arm(prompter="crops"),
+    "crops, all kept": Arm(prompter="crops", changes={"threshold": 0.0}),
+    "crops, sharper": Arm(prompter="crops", power=2.0, changes={"threshold": 0.0}),
+    "crops, every patch": Arm(prompter="crops", every_patch=True, changes={"threshold": 0.0}),
     # Whether places are in the patches without PEM: a head on the frozen model of `none`.
     "head on none": Arm(start="none", only_head=True, changes={"weights": {"vtc": 0, "vtm": 0, "mlm": 0}}),
 }
@@ -59,14 +71,14 @@ class SilentObjective(PretrainObjective):
     computed, which all ranks do, and not where pictures of the labels are drawn, which only the first one does.
     """
 
-    labels: Labels = "prompter"
+    arm = Arm()
 
-    def use(self, labels: Labels, entities: list[str], things: dict[str, Things]) -> "SilentObjective":
-        self.labels, self.known, self.things = labels, {name: i for i, name in enumerate(entities)}, things
+    def use(self, arm: Arm, entities: list[str], things: dict[str, Things]) -> "SilentObjective":
+        self.arm, self.known, self.things = arm, {name: i for i, name in enumerate(entities)}, things
         return self
 
     def labeled(self, batch: Batch) -> Batch:
-        if self.labels != "true" or "pem" not in self.losses or batch.pseudo_labels is not None:
+        if self.arm.labels != "true" or "pem" not in self.losses or batch.pseudo_labels is not None:
             return super().labeled(batch)
         assert batch.boxes is not None
         grid, boxes = self.model.config.video.grid, batch.boxes.tolist()
@@ -74,11 +86,21 @@ class SilentObjective(PretrainObjective):
         return replace(batch, pseudo_labels=torch.from_numpy(np.stack(labels)).to(batch.boxes.device))
 
     def entities(self, batch: Batch, patches: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
-        if self.labels == "permuted":
-            assert batch.pseudo_labels is not None
-            others = gather(batch.pseudo_labels).roll(1, 0).chunk(world_size())[rank()]
-            batch = replace(batch, pseudo_labels=others)
-        return super().entities(batch, patches, counts)
+        labels = batch.pseudo_labels
+        assert labels is not None
+        if self.arm.labels == "permuted":
+            labels = gather(labels).roll(1, 0).chunk(world_size())[rank()]
+        if self.arm.power != 1:
+            labels = F.normalize(labels**self.arm.power, p=1, dim=1)
+        loss, metrics = super().entities(replace(batch, pseudo_labels=labels), patches, counts)
+        if self.arm.every_patch:
+            assert self.model.pem_head is not None
+            assert batch.boxes is not None
+            inside = box_mask(batch.boxes, self.model.config.video.grid)
+            of_patches = -(self.model.pem_head(patches).float().log_softmax(2) @ labels[:, :, None]).squeeze(2)
+            each = mean_inside(of_patches[:, :, None], inside).squeeze(1)
+            loss = (each * kept_labels(labels, self.threshold)).sum() / counts["pem"]
+        return loss, metrics
 
 
 def true_labels(things: Things, box: list[int], grid: int, entities: dict[str, int]) -> np.ndarray:
@@ -122,7 +144,7 @@ def pretrain_arm(
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
         masking = {"mlm_probability": config.mlm_probability}
         objective = SilentObjective(model, *norm, teacher, prompts, *losses, config.negative_pool_size, **masking)
-        objective.to(device).use(arm.labels, entities, things)
+        objective.to(device).use(arm, entities, things)
         return Training(ModelFolder("pretrain", model, tokenizer, preprocessing, entities), objective, None)
 
     return train(build, config, inputs, out, resources).outcome({"entities": len(entities)})

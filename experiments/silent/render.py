@@ -166,10 +166,10 @@ def row_of(name: str, split: str, still: Still, captions: list[str]) -> Row:
     )
 
 
-def write_shards(out: Path, stills: int, test: int, new_style: int, named: int, size: int = 96) -> None:
+def write_shards(out: Path, stills: int, test: int, new_style: int, named: int, size: int = 96, seed: int = 0) -> None:
     """Writes the shards of each of CORPORA to out/<corpus>/, and the kinds, shown or not, to out/kinds.txt."""
     rows: dict[str, list[tuple[Row, Still]]] = {corpus: [] for corpus in CORPORA}
-    for corpus, row, still in items(stills, test, new_style, named):
+    for corpus, row, still in items(stills, test, new_style, named, seed):
         rows[corpus].append((row, still))
     for corpus, of_corpus in rows.items():
         (out / corpus).mkdir(parents=True, exist_ok=True)

@@ -7,23 +7,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.models.alpro import Alpro
+from alpro.models.alpro import Alpro, Prompter
+from alpro.shards.reader import ShardReader
+from alpro.stages.cache_prompts import read_prompts
 from alpro.stages.encoding.encode import (
     Texts,
     encode_texts,
     encode_videos,
     float32,
     load_model,
+    load_prompter,
+    sample_frames,
     similarities,
 )
+from alpro.stages.evaluation.entities import SURE, calibration, entities_in_crop
 from alpro.stages.evaluation.metrics import retrieval_metrics
 from alpro.stages.evaluation.retrieval import Gallery, match_all
+from alpro.stages.training.masking import random_box
 from experiments.silent.arms import Things, things_of
 
 
 @torch.no_grad()
-def scores_of(model_folder: Path, corpus: Path, device: torch.device) -> dict[str, tuple[float, float]]:
-    """The scores (%) of a pre-trained model on the test split of a corpus, each with its chance level.
+def scores_of(
+    model_folder: Path, entities: list[str], corpus: Path, device: torch.device
+) -> dict[str, tuple[float, float]]:
+    """The scores (%) of a pre-trained model on the test split of a corpus, each with its chance level. entities: those
+    of the vocabulary, which a model without PEM's head does not know.
 
     naming: the share of the four things of a still that are among the four entities which matching ranks first;
     naming_vtc: which similarity ranks first; pointing: how often the patch to which PEM's head gives the highest
@@ -31,7 +40,7 @@ def scores_of(model_folder: Path, corpus: Path, device: torch.device) -> dict[st
     video by similarity.
     """
     folder = load_model(model_folder, device)
-    model, length, entities = cast(Alpro, folder.model.eval()), folder.preprocessing.max_text_tokens, folder.entities
+    model, length = cast(Alpro, folder.model.eval()), folder.preprocessing.max_text_tokens
     gallery = Gallery.of(corpus, "test")
     things = things_of(corpus, "test")
     videos = encode_videos(folder.normalized(device), gallery.reader, gallery.numbers, device)
@@ -51,6 +60,45 @@ def scores_of(model_folder: Path, corpus: Path, device: torch.device) -> dict[st
         empty = encode_texts(model, folder.tokenizer, [""], length, device)
         scores["pointing"] = pointing(model, empty, videos.tokens, of_items, entities)
     return scores
+
+
+@torch.no_grad()
+def teacher_scores(
+    prompter: Path, prompts: Path, entities: list[str], corpus: Path, device: torch.device
+) -> dict[str, float]:
+    """How good (%) the labels of a prompter are on a crop of each test still, drawn with a fixed seed as in PEM.
+
+    right: names a thing of which the crop shows at least half, of the crops that show one; kept, right_kept: the same
+    with a probability of at least 0.2, and the share of these; sure, right_sure: of at least 0.6; ece: the expected
+    calibration error.
+    """
+    folder = load_prompter(prompter, device)
+    encoder, model = folder.normalized(device), cast(Prompter, folder.model.eval())
+    reader, features = ShardReader(corpus, "test", "image"), read_prompts(prompts)["image"].to(device)
+    grid, rng = model.config.video.grid, np.random.default_rng(59)
+    probability, right = [], []
+    for number in range(len(reader)):
+        box = random_box(grid, rng)
+        things = [t for t in reader[number].about["meta"]["things"] if t["kind"] in entities]
+        places = {t["kind"]: [square(t)] for t in things}
+        shown = entities_in_crop({"meta": {"places": places}}, [*places], box, grid)
+        pixels = encoder.pixels(torch.from_numpy(sample_frames(reader[number], model.config.video)[None]).to(device))
+        label = model.pseudo_labels(pixels, torch.tensor([box], device=device), features, encoder.black)[0]
+        if shown:
+            probability.append(float(label.max()))
+            right.append(entities[int(label.argmax())] in shown)
+    p, r = np.array(probability), np.array(right, bool)
+    values = {"right": r.mean(), "ece": sum(n * abs(a - b) for n, a, b in calibration(p, r)) / len(r)}
+    for name, least in (("kept", 0.2), ("sure", SURE)):
+        some = p >= least
+        values |= {name: some.mean(), f"right_{name}": r[some].mean() if some.any() else 0.0}
+    return {name: 100 * float(value) for name, value in values.items()}
+
+
+def square(thing: dict[str, float]) -> list[float]:
+    """Left, top, right and bottom of a thing, as fractions of the frame."""
+    x, y, radius = thing["x"], thing["y"], thing["radius"]
+    return [x - radius, y - radius, x + radius, y + radius]
 
 
 def share_named(scores: np.ndarray, shown: np.ndarray) -> np.ndarray:

@@ -3,11 +3,13 @@
     python experiments/silent/study.py --seeds 0 1 --out FOLDER
 
 All runs share a start, trained on captions of other stills that name all four things, and a prompter, trained on the
-captions that the student sees. Then every arm (arms.py) is pre-trained with every seed. FOLDER/scores.json has the
-scores of each run (scores.py). The printed table has their means, and the differences to the first arm paired by seed,
+captions that the student sees. Then every arm (arms.py) is pre-trained with every seed. Each run's scores are those of
+scores.py. The printed table has their means, and the differences to the first arm paired by seed,
 with Student's 95 % intervals over the seeds; they say nothing about other starts and prompters, of which there is one.
 
-A study that was stopped continues when it is started again with the same options.
+A study that was stopped continues when it is started again with the same options. Each row, a small JSON file in
+--results, is computed once: several sessions share the work by committing them. --draw: another corpus, start and
+prompter, so that the intervals over draws are of these too.
 """
 
 import argparse
@@ -25,11 +27,12 @@ from scipy.stats import t as student
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.stages import build_vocabulary, cache_prompts, index_shards, pretrain, train_prompter, train_tokenizer
+from alpro.stages.cache_prompts import read_entities
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import pick_device
 from experiments.silent.arms import ARMS, PROMPTERS, pretrain_arm
 from experiments.silent.render import ABSENT, CORPORA, NOUNS, write_shards
-from experiments.silent.scores import scores_of
+from experiments.silent.scores import scores_of, teacher_scores
 
 MODEL = {
     "embed_dim": 64,
@@ -60,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of pre-training")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms, the first is the base")
+    parser.add_argument("--draw", type=int, default=0, help="seed of the corpus, the start and the prompters")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of the rows")
     parser.add_argument("--named", type=int, default=1, choices=range(1, 5), help="things that a caption names")
     parser.add_argument("--stills", type=int, default=6000, help="training stills, half of them for the start")
     parser.add_argument("--test", type=int, default=1000, help="test stills; a fifth more are in a new style")
@@ -79,18 +84,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def study(options: argparse.Namespace) -> Scores:
     """Runs what is not finished; returns the scores. Raises InputError if the folder has results of other sizes."""
     out, resources = options.out, Resources()
-    sizes = {key: getattr(options, key) for key in ("named", "stills", "test", "steps", "batch_size")}
+    sizes = {key: getattr(options, key) for key in ("draw", "named", "stills", "test", "steps", "batch_size")}
     out.mkdir(parents=True, exist_ok=True)
     if (out / "sizes.json").exists() and read_json(out / "sizes.json") != sizes:
         raise InputError(f"{out}: has results of other sizes, {read_json(out / 'sizes.json')}; choose another --out")
     write_json(out / "sizes.json", sizes)
-    inputs = shared_inputs(out, sizes, resources)
+    options.results.mkdir(parents=True, exist_ok=True)
     scores: Scores = {arm: {} for arm in options.arms}
+    device, inputs = pick_device(resources), dict[str, Path]()
     for seed in options.seeds:
         for name in options.arms:
-            trained = train_arm(name, seed, out, inputs, sizes, resources)
-            scores[name][seed] = scores_of(trained, inputs["test"], pick_device(resources))
-            write_json(out / "scores.json", scores)
+            row = options.results / f"draw-{options.draw}-named-{options.named}-{slug(name)}-{seed}.json"
+            if not row.exists() or read_json(row)["sizes"] != sizes:
+                inputs = inputs or shared_inputs(out, sizes, resources)
+                trained = train_arm(name, seed, out, inputs, sizes, resources)
+                entities, prompter = read_entities(inputs["vocabulary"]), ARMS[name].prompter
+                test = entities, inputs["test"], device
+                teacher = teacher_scores(inputs[prompter], inputs[f"prompts of {prompter}"], *test)
+                of_row = scores_of(trained, *test)
+                write_json(row, {"sizes": sizes, "scores": of_row, "teacher": teacher})
+            scores[name][seed] = read_json(row)["scores"]
     return scores
 
 
@@ -100,7 +113,7 @@ def shared_inputs(out: Path, sizes: dict[str, Any], resources: Resources) -> dic
     test, (start, prompter, _) = sizes["test"], sizes["steps"]
 
     def render(folder: Path) -> Outcome:
-        write_shards(folder, sizes["stills"], test, test // 5, sizes["named"])
+        write_shards(folder, sizes["stills"], test, test // 5, sizes["named"], seed=sizes["draw"])
         return Outcome()
 
     shards = once(out / "shards", render)
@@ -116,7 +129,9 @@ def shared_inputs(out: Path, sizes: dict[str, Any], resources: Resources) -> dic
     trained += [(name, "first", prompter, PROMPTER_SEED, changes) for name, changes in PROMPTERS.items()]
     for name, corpus, steps, seed, changes in trained:
         phases = [{"corpora": [corpus], "steps": steps}]
-        config = TRAINING | {"phases": phases, "seed": seed, "batch_size": sizes["batch_size"]} | changes
+        config = (
+            TRAINING | {"phases": phases, "seed": seed + sizes["draw"], "batch_size": sizes["batch_size"]} | changes
+        )
         given = {"tokenizer": paths["tokenizer"], corpus: paths[corpus]}
         paths[name] = stage(out / name, train_prompter, config, given, resources)
     for name in PROMPTERS:
@@ -137,8 +152,12 @@ def train_arm(
     config = pretrain.Config.model_validate(values)
     given = {key: inputs[key] for key in ("first", "tokenizer", "vocabulary")}
     given |= {"prompter": inputs[arm.prompter], "prompts": inputs[f"prompts of {arm.prompter}"]}
-    folder = out / "runs" / f"{name.replace(' ', '-')}-{seed}"
+    folder = out / "runs" / f"{slug(name)}-{seed}"
     return once(folder, lambda folder: pretrain_arm(arm, config, given, folder, resources))
+
+
+def slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
 
 
 def stage(folder: Path, module: Any, values: dict[str, Any], inputs: dict[str, Path], resources: Resources) -> Path:

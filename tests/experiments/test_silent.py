@@ -1,6 +1,7 @@
 """The silent study: its stills, the labels of its arms, its scores, and a run at tiny sizes."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,10 +95,10 @@ def objective(tiny_model, monkeypatch):
     prompted = torch.tensor([[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]])
     monkeypatch.setattr(PretrainObjective, "pseudo_labels", lambda self, frames, boxes, kind: prompted)
 
-    def make(labels: arms.Labels) -> SilentObjective:
+    def make(labels: arms.Labels, **changes) -> SilentObjective:
         model = Alpro(tiny_model(50), entities=2)
         made = SilentObjective(model, [0.5] * 3, [0.25] * 3, None, {}, LossWeights(), 0.2)
-        return made.use(labels, ["a", "b"], {"left": [A, B], "right": [B], "none": []})
+        return made.use(arms.Arm(labels, **changes), ["a", "b"], {"left": [A, B], "right": [B], "none": []})
 
     return make
 
@@ -105,7 +106,7 @@ def objective(tiny_model, monkeypatch):
 def used(objective: SilentObjective, batch: Batch, monkeypatch) -> list[list[float]]:
     """The labels with which the loss of PEM is computed."""
     seen: list[Batch] = []
-    monkeypatch.setattr(PretrainObjective, "entities", lambda self, given, *_: seen.append(given))
+    monkeypatch.setattr(PretrainObjective, "entities", lambda self, given, *_: seen.append(given) or (None, {}))
     objective.entities(objective.labeled(batch), None, None)
     return [[round(p, 3) for p in row] for row in seen[0].pseudo_labels.tolist()]
 
@@ -120,6 +121,28 @@ def used(objective: SilentObjective, batch: Batch, monkeypatch) -> list[list[flo
 )
 def test_pem_has_the_labels_of_the_arm(objective, batch, monkeypatch, labels, expected):
     assert used(objective(labels), batch, monkeypatch) == expected
+
+
+def test_sharper_labels_are_raised_to_a_power_and_normalized(objective, batch, monkeypatch):
+    expected = [[0.0, 1.0], [0.012, 0.988], [0.059, 0.941]]
+    assert used(objective("prompter", power=2.0), batch, monkeypatch) == expected
+
+
+def test_every_patch_of_a_crop_has_the_label_or_only_their_mean(objective, batch):
+    """Patches of two kinds: where a head is not linear, the mean of their losses is not that of the mean."""
+    patches, counts = torch.randn(3, 16, 32), {"pem": torch.tensor(2.0)}
+    for threshold in (0.0, 0.85):
+        made = objective("prompter", every_patch=True)
+        made.threshold = threshold
+        given = made.labeled(batch)
+        loss, _ = made.entities(given, patches, counts)
+        inside = [row * 4 + column for row in range(4) for column in range(2)]
+        expected = sum(
+            torch.nn.functional.cross_entropy(made.model.pem_head(patches[n, inside]), label.expand(8, -1))
+            for n, label in enumerate(given.pseudo_labels)
+            if label.max() >= threshold
+        )
+        assert loss.item() == pytest.approx(expected.item() / 2, rel=1e-5)
 
 
 def test_labels_are_permuted_over_all_ranks_and_only_for_the_loss(objective, batch, monkeypatch):
@@ -178,7 +201,22 @@ def test_a_run_at_tiny_sizes(tmp_path, monkeypatch, capsys):
     """Every arm finishes; a study with more seeds continues; one of other sizes is refused."""
     trained: list[Path] = []
     monkeypatch.setattr(study, "pretrain_arm", lambda *a: trained.append(a[3]) or arms.pretrain_arm(*a))
-    tiny = ["--out", str(tmp_path), "--stills", "24", "--test", "5", "--steps", "2", "2", "2", "--batch-size", "8"]
+    tiny = [
+        "--out",
+        str(tmp_path / "work"),
+        "--results",
+        str(tmp_path / "rows"),
+        "--stills",
+        "24",
+        "--test",
+        "5",
+        "--steps",
+        "2",
+        "2",
+        "2",
+        "--batch-size",
+        "8",
+    ]
     assert study.main([*tiny, "--seeds", "0", "--arms", "none", "permuted", "true"]) == 0
     assert study.main([*tiny, "--seeds", "0", "1", "--arms", "none", "head on none"]) == 0
     assert [out.name for out in trained] == [
@@ -189,10 +227,15 @@ def test_a_run_at_tiny_sizes(tmp_path, monkeypatch, capsys):
         "none-1",
         "head-on-none-1",
     ]
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert {arm: sorted(runs) for arm, runs in scores.items()} == {"none": ["0", "1"], "head on none": ["0", "1"]}
-    assert scores["none"]["0"].keys() == {"naming", "naming_vtc", "R1", "pointing"}
-    same = {name: value for name, (value, _) in scores["none"]["0"].items() if name != "pointing"}
-    assert {name: value for name, (value, _) in scores["head on none"]["0"].items() if name != "pointing"} == same
+    rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "rows").iterdir()}
+    assert len(rows) == 6
+    one, head = (rows[f"draw-0-named-1-{arm}-0"] for arm in ("none", "head-on-none"))
+    assert head["scores"].keys() - one["scores"].keys() == {"pointing"}  # a head that was not trained is not kept
+    assert one["scores"].keys() == {"naming", "naming_vtc", "R1"}
+    assert one["teacher"].keys() == {"right", "ece", "kept", "right_kept", "sure", "right_sure"}
+    assert {name: value for name, value in head["scores"].items() if name != "pointing"} == one["scores"]
+    shutil.rmtree(tmp_path / "work")  # another session, which has the rows only
+    assert study.main([*tiny, "--seeds", "0", "1", "--arms", "none", "head on none"]) == 0
+    assert len(trained) == 6
     assert study.main([*tiny, "--stills", "26"]) == 2
     assert str(tmp_path) in capsys.readouterr().err
