@@ -21,7 +21,7 @@ from alpro.errors import InputError
 from alpro.files import read_small_json
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig, millions
 from alpro.models.attention import Attention
-from alpro.models.folder import ModelFolder, Preprocessing, check_weights, write_tensors
+from alpro.models.folder import ModelFolder, Preprocessing, check_finite, check_weights, read_header, write_tensors
 from alpro.models.official import first_line
 from alpro.models.timesformer import VideoConfig
 from alpro.models.word_pieces import WordPieces
@@ -217,17 +217,13 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
     """
     where = f"{key.rpartition('.')[2]} = {name!r}"
     try:
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
-        from transformers import logging as transformers_log
+        from transformers import AutoModel, AutoTokenizer
         from transformers.image_processing_base import ImageProcessingMixin
 
-        transformers_log.disable_progress_bar()  # "Loading weights", also into files
-        config: Any = AutoConfig.from_pretrained(name)
+        config = pretrained_config(name)
         if config.model_type not in TYPES:
             raise InputError(f"{where}: it is a {config.model_type}, not a {' or '.join(TYPES)}")
-        model, report = AutoModel.from_pretrained(name, output_loading_info=True)
-        if missing := sorted(report["missing_keys"]):
-            raise InputError(f"{where}: weights are missing, such as {missing[0]}")
+        model = load_pretrained(AutoModel, name, config)
         tokenizer, words = AutoTokenizer.from_pretrained(name), config.text_config.vocab_size
         if len(tokenizer) < words / 2:  # without its files, transformers makes one without words
             raise InputError(
@@ -238,6 +234,9 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
         mean, std = processor["image_mean"], processor["image_std"]
         length = config.text_config.max_position_embeddings
         preprocessing = Preprocessing(mean=mean, std=std, max_text_tokens=length)
+        prompter = ClipPrompter(model, pad_of(tokenizer))
+        prompter.encode_text(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2))  # a config's id may overflow
+        load_temporal(prompter, Path(name) / "model.safetensors", where)
     except InputError:
         raise
     except Exception as error:  # no folder, no network, no weights, no tokenizer: each library raises its own type
@@ -252,9 +251,52 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
             f"network run 'hf download {name} --local-dir FOLDER', copy the folder here, and set "
             f"{key} to its path"
         ) from error
-    prompter = ClipPrompter(model, pad_of(tokenizer)).to(device)
-    load_temporal(prompter, Path(name) / "model.safetensors", where)
-    return ClipFolder("prompter", prompter, tokenizer, preprocessing)
+    return ClipFolder("prompter", prompter.to(device), tokenizer, preprocessing)
+
+
+def pretrained_config(name: str) -> Any:
+    """The configuration of a model of transformers, of anyone. Raises ValueError for a folder with pipes or devices,
+    and what transformers raises."""
+    from transformers import AutoConfig
+
+    if Path(name).is_dir():
+        for file in Path(name).iterdir():
+            if not file.is_file() and not file.is_dir():
+                raise ValueError(f"{file.name} is not a regular file")
+    config = AutoConfig.from_pretrained(name)
+    # The files could name another attention, which is code from the hub.
+    for part in (config, *(getattr(config, key) for key in ("text_config", "vision_config") if hasattr(config, key))):
+        part._attn_implementation = "sdpa"
+    return config
+
+
+def load_pretrained(kind: Any, name: str, config: Any) -> Any:
+    """The model of a hub name or a folder with a `config`, of anyone: its sizes are compared with the header of its
+    weights before memory is taken, and its weights are finite. kind: a class of transformers that loads it. Raises
+    ValueError, and what transformers raises."""
+    from transformers import logging as transformers_log
+    from transformers.utils import cached_file
+
+    transformers_log.disable_progress_bar()  # "Loading weights", also into files
+    parts = [getattr(config, part, config) for part in ("text_config", "vision_config")]
+    layers = sum(part.num_hidden_layers for part in {id(part): part for part in parts}.values())
+    file = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    if file is None and Path(name).is_dir():
+        raise ValueError("no model.safetensors")
+    if file is not None:
+        header = read_header(Path(file))
+        if layers > len(header):
+            raise ValueError(f"config.json has {layers} layers, but model.safetensors only {len(header)} weights")
+        with torch.device("meta"):
+            expected = sum(parameter.numel() for parameter in kind.from_config(config).parameters())
+        stored = sum(math.prod(entry["shape"]) for entry in header.values())
+        if expected > stored:
+            raise ValueError(f"config.json has {expected} weights, but model.safetensors only {stored}")
+    model, report = kind.from_pretrained(name, config=config, attn_implementation="sdpa", output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"weights are missing, such as {missing[0]}")
+    check_finite(model.state_dict(), "model.safetensors")
+    return model
 
 
 def load_temporal(prompter: ClipPrompter, file: Path, where: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -132,17 +132,23 @@ def load_labels(path: Path) -> list[str]:
     return labels
 
 
+def read_header(file: Path) -> dict[str, Any]:
+    """The `dtype` and `shape` of each tensor of a safetensors file. Raises SafetensorError."""
+    with safe_open(file, framework="pt"):  # checks sizes and places
+        pass
+    with open(file, "rb") as content:
+        header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
 def shapes(file: Path) -> dict[str, torch.Tensor]:
-    """The weights of a file as tensors without contents, from its header. Raises SafetensorError, and ValueError if one
-    is not of a floating-point type."""
-    header = {}
-    with safe_open(file, framework="pt") as weights:
-        for name in weights.keys():  # noqa: SIM118
-            part = weights.get_slice(name)
-            if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                raise ValueError(f"{file}: {name} is {part.get_dtype()}, not of a floating-point type")
-            header[name] = torch.empty(part.get_shape(), device="meta")
-    return header
+    """The weights of a file as tensors without contents. Raises SafetensorError, and ValueError if one is not of a
+    floating-point type."""
+    header = read_header(file)
+    for name, entry in header.items():
+        if entry["dtype"] not in ("F64", "F32", "F16", "BF16"):
+            raise ValueError(f"{file}: {name} is {entry['dtype']}, not of a floating-point type")
+    return {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
 
 
 def check_sizes(
@@ -161,9 +167,14 @@ def check_sizes(
 
 
 def check_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:
-    """Raises ValueError if weights are missing, unexpected, of another shape than the model's, or not finite floats."""
+    """Raises ValueError if weights are missing, unexpected, of another shape than the model's, or not finite."""
     check_shapes(weights, model, where)
-    wrong = sorted(key for key, value in weights.items() if not value.is_floating_point() or not value.isfinite().all())
+    check_finite(weights, where)
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], where: Any) -> None:
+    """Raises ValueError if a weight is not a finite number."""
+    wrong = sorted(key for key, value in weights.items() if not value.isfinite().all())
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ValueError(

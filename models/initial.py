@@ -9,8 +9,8 @@ import torch
 from alpro.errors import InputError
 from alpro.files import read_small_json
 from alpro.models.alpro import Prompter
-from alpro.models.clip_prompter import load_clip
-from alpro.models.folder import other_shapes
+from alpro.models.clip_prompter import load_clip, load_pretrained, pretrained_config
+from alpro.models.folder import check_finite, other_shapes
 from alpro.models.official import WEIGHT_FILES, StateDict, first_line, from_official, read_checkpoint
 from alpro.models.timesformer import CLIP_EPS, VideoConfig, resize_embedding
 
@@ -228,11 +228,11 @@ def load_bert(model: Prompter, name: str) -> None:
 def bert_weights(name: str) -> StateDict:
     """The state dict of a BERT, with the key names of the official ALPRO checkpoints."""
     try:
-        from transformers import AutoConfig, BertForMaskedLM
+        from transformers import AutoModelForMaskedLM
 
-        config: Any = AutoConfig.from_pretrained(name)
+        config = pretrained_config(name)
         check_type(name, config.model_type)
-        bert = BertForMaskedLM.from_pretrained(name)
+        bert = load_pretrained(AutoModelForMaskedLM, name, config)
     except InputError:
         raise
     except Exception as error:
@@ -245,10 +245,11 @@ def bert_weights(name: str) -> StateDict:
 
 
 def check_match(source: str, weights: StateDict, own: StateDict) -> None:
-    """Raises ValueError if weights are missing or of another shape than the model's."""
+    """Raises ValueError if weights are missing, of another shape than the model's, or not finite."""
     if missing := sorted(own.keys() - weights.keys()):
         raise ValueError(
             f"{source}: weights are missing, such as {missing[0]}; check the depth and the type of the model"
         )
     if wrong := other_shapes(weights, own):
         raise ValueError(f"{source}: {wrong[0]}; set the sizes in [model] to those of these weights")
+    check_finite(weights, source)

@@ -108,14 +108,14 @@ def read_checkpoint(path: Path) -> StateDict:
     Unpickles tensors and plain values only. Raises ValueError with a one-line message if the file contains code, is not
     readable, or has no weights.
     """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, or not a regular file")
     try:
         content: Any = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
         name = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)):? ?([\w.]+)", str(error))
         raise ValueError(

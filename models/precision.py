@@ -12,9 +12,12 @@ NATIVE = ("amx_bf16", "avx512_bf16", "bf16")  # Intel since 2023, AMD since Zen 
 
 
 def precision(width: int, device: torch.device, mixed: bool = True) -> torch.dtype:
-    """The type of the matrix products of a model of this width: bfloat16 if `mixed`, on a GPU, and from width WIDE on
-    on a processor with instructions for it; otherwise float32."""
-    native = device.type != "cpu" or (width >= WIDE and cpu_has_bfloat16())
+    """The type of the matrix products of a model of this width: bfloat16 if `mixed`, on a GPU with instructions for it,
+    and from width WIDE on on such a processor; otherwise float32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = width >= WIDE and cpu_has_bfloat16()
     return torch.bfloat16 if mixed and native else torch.float32
 
 

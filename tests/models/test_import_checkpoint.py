@@ -1,6 +1,7 @@
 """Official checkpoints to model folders, and what is refused."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -189,7 +190,7 @@ def test_a_key_that_is_a_number_is_unknown(official, tokenizer, tmp_path):
     assert import_checkpoint(tmp_path / "a.pt", tmp_path / "out", "retrieval", tokenizer).unknown == ["7"]
 
 
-@pytest.mark.parametrize("what", ["bomb", "config object", "text", "cut", "empty", "nothing", "folder there"])
+@pytest.mark.parametrize("what", ["bomb", "config object", "text", "cut", "empty", "nothing", "pipe", "folder there"])
 def test_a_file_that_is_not_a_plain_checkpoint_is_refused_in_one_line(what, official, tokenizer, tmp_path, capsys):
     path, out = tmp_path / "x.pt", tmp_path / "out"
     _, state = official("retrieval")
@@ -201,6 +202,8 @@ def test_a_file_that_is_not_a_plain_checkpoint_is_refused_in_one_line(what, offi
         path.write_text("no checkpoint")
     elif what == "empty":
         path.touch()
+    elif what == "pipe":
+        os.mkfifo(path)
     elif what == "cut":
         torch.save(state, path)
         path.write_bytes(path.read_bytes()[:5000])
