@@ -116,7 +116,8 @@ def test_zero_shot_names_entities_of_clips_and_crops(cached, pretraining, vocabu
     config = zero_shot.Config(retrieval="clips", entity_crops=1, min_decoded_share=0.5)
     zero_shot.run(config, inputs, tmp_path, resources)
     keys = {row["what"] for row in read_json(tmp_path / "results.json")}
-    assert {"prompter", "prompter on random crops, which may show no entity of the clip"} <= keys
+    assert "prompter" in keys
+    assert any("crops" in key for key in keys)
 
 
 def test_entities_in_python_come_from_the_artifact_of_the_prompts(cached, sample, vocabulary):
