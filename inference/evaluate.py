@@ -1,21 +1,27 @@
 """`alpro eval`: scores of any model on any labels, as rows of `Results`. A text may have several right videos."""
 
-from collections.abc import Collection
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.inference.index_videos import is_corpus
 from alpro.inference.model import Model
+from alpro.inference.search import RERANKED
 from alpro.models.alpro import Alpro
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.manifest import scan_manifest
+from alpro.shards.sources.manifest import import_source, scan_manifest
+from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, absolute
+from alpro.stages import CORPUS_STAGES
 from alpro.stages.encoding.encode import Videos, similarities
 from alpro.stages.encoding.pairs import score
 from alpro.stages.evaluation.entities import best_constant, true_entities
@@ -35,8 +41,6 @@ from alpro.stages.evaluation.qa import answer_head
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.retrieval import match_top_k
 
-RERANKED = 20  # clips of a text that are also ranked by matching
-
 
 @dataclass(frozen=True)
 class Labeled:
@@ -51,10 +55,10 @@ class Labeled:
         return str(self.about["id"])
 
 
-def labeled(source: Location, split: str, trained: Collection[str] = ()) -> tuple[list[Labeled], str]:
+def labeled(source: Location, split: str, models: Sequence[Path] = ()) -> tuple[list[Labeled], str]:
     """The videos with labels of a decoded corpus, a manifest or a folder, and which those are. Of a corpus, those of
-    the split that are not also in training; of a manifest with a column `split`, those of the split; else all but
-    those of `trained`, the ids of the items of the model's training and validation."""
+    the split that are not also in training; of a manifest with a column `split`, those of the split. Otherwise all,
+    but if one of the `models` was trained on some of them, those of its run's split."""
     source = absolute(source)
     if is_corpus(source):
         listed = isinstance(source, Path) and (source / "overlap.parquet").is_file()
@@ -65,15 +69,50 @@ def labeled(source: Location, split: str, trained: Collection[str] = ()) -> tupl
     else:
         rows = [row for row in scan_manifest(source) if not isinstance(row, Reject)]
         named = any(row.split for row in rows)
-        some = [row for row in rows if (row.split == split if named else row.id not in trained)]
+        own = None if named else own_split(rows, source, models, split)
         what = f"split {split}" if named else "all: the data names no split"
-        if not named and len(some) < len(rows):
-            what = f"without {len(rows) - len(some)} of the model's training and validation"
-        items = [Labeled(row, row.model_dump()) for row in some]
+        if own is not None:
+            what = f"split {split} of the model's own run"
+        kept = [row for row in rows if not named or row.split == split] if own is None else own
+        items = [Labeled(row, row.model_dump()) for row in kept]
     items = [item for item in items if item.about["captions"] or item.about["questions"]]
     if not items:
         raise InputError(f"{source}: no video with a caption or a question ({what})")
     return items, what
+
+
+def own_split(rows: list[Row], source: Location, models: Sequence[Path], split: str) -> list[Row] | None:
+    """The rows of the split in the run that trained one of the models: of the rows that it decoded, its own; of others,
+    by the hash of their group, as it would decode them. None if its corpora have none of the rows.
+
+    Raises InputError if a corpus is not there to tell.
+    """
+    ids = {row.id for row in rows}
+    for corpus in (corpus for model in models for corpus in corpora_of(model)):
+        config = (read_record(corpus) or {}).get("config")
+        if config is None or not (corpus / "index.parquet").is_file():
+            raise InputError(
+                f"{source}: the data names no split, and {corpus}, on which a model was trained, is gone: add a "
+                "column split"
+            )
+        index = pq.read_table(corpus / "index.parquet", columns=["id", "split"])
+        known = dict(zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True))
+        if ids.isdisjoint(known):
+            continue
+        names = ("group_pattern", "validation", "test", "seed")
+        with TemporaryDirectory() as cache:
+            settings = {name: config[name] for name in names if name in config}
+            plan = DecodePlan(import_source(source, Path(cache)), **settings)
+            return [row for row in plan.rows(plan.numbers) if known.get(row.id, row.split) == split]
+    return None
+
+
+def corpora_of(model: Path) -> Iterator[Path]:
+    """The decoded corpora on which a model of a workspace was trained, and those on which its inputs were."""
+    artifact = model.parent if model.name == "model" else model
+    for source in (read_record(artifact) or {"inputs": {}})["inputs"].values():
+        folder = artifact.parents[1] / source["stage"] / source["fingerprint"][:16]
+        yield from [folder] if source["stage"] in CORPUS_STAGES else corpora_of(folder)
 
 
 @dataclass(frozen=True)

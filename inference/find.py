@@ -3,14 +3,10 @@
 import hashlib
 from pathlib import Path
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from alpro.artifact import check_artifact, read_record
 from alpro.artifact_names import artifacts, find_artifact
 from alpro.errors import InputError
 from alpro.files import checksum, file_state, read_json
-from alpro.stages import CORPUS_STAGES
 from alpro.stages.encoding.encode import model_folder
 
 REQUIRED = ("config.json", "model.safetensors")
@@ -82,21 +78,6 @@ def _find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | str
             if found[1] or (found[0] / "prompts.safetensors").is_file():
                 return found
     return folder, ""
-
-
-def trained_on(folder: Path) -> set[str]:
-    """The ids of the training and validation items of all corpora that a model depends on, those that are still in its
-    workspace."""
-    record = read_record(folder)
-    ids = set[str]()
-    for source in record["inputs"].values() if record else ():
-        artifact = folder.parents[2] / "artifacts" / source["stage"] / source["fingerprint"][:16]
-        if source["stage"] in CORPUS_STAGES and (artifact / "index.parquet").is_file():
-            index = pq.read_table(artifact / "index.parquet", columns=["id", "split"])
-            ids.update(index.filter(pc.not_equal(index["split"], "test"))["id"].to_pylist())
-        else:
-            ids |= trained_on(artifact)
-    return ids
 
 
 def is_pretrained(folder: Path) -> bool:

@@ -44,6 +44,11 @@ T = TypeVar("T")
 S = TypeVar("S", bound=Source)
 BATCH = 16  # videos that are encoded together
 MIN_PIECE = 3  # letters of a word piece, on average, of a word that the model knows
+FUNCTION_WORD = re.compile(  # a word without contents, which captions may lack
+    "a|an|the|and|or|but|not|of|in|on|at|to|from|by|for|with|as|is|are|was|were|be|been|do|does|did|has|have|had|it|its|"
+    "he|she|they|his|her|their|this|that|these|those|who|what|which|where|when|how|i|you|we|my|your|our|s|t",
+    re.IGNORECASE,
+)
 
 
 def several(items: Iterable[T]) -> list[T]:
@@ -215,15 +220,16 @@ class Model:
         return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length, self.device)
 
     def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that are not in the tokenizer, or only in pieces of fewer than MIN_PIECE letters on
-        average, such as words that no training caption has. Scores of such a text mean little."""
+        """The content words of a text that are not in the tokenizer, or only in pieces of fewer than MIN_PIECE letters
+        on average, such as words that no training caption has. Scores of such a text mean little."""
         tokenizer = self.folder.tokenizer
         if not isinstance(tokenizer, Tokenizer):  # that of a CLIP, which has all bytes
             return []
         unknown = []
-        for word in re.findall(r"\w+|[^\w\s.,;:!?'\"()-]+", text):
+        for word in dict.fromkeys(re.findall(r"\w+|[^\w\s.,;:!?'\"()-]+", text)):
             pieces = tokenizer.encode(word, add_special_tokens=False).tokens
-            if "[UNK]" in pieces or not pieces or (len(pieces) > 1 and len(word) < MIN_PIECE * len(pieces)):
+            split = not pieces or (len(pieces) > 1 and len(word) < MIN_PIECE * len(pieces))
+            if ("[UNK]" in pieces or split) and not FUNCTION_WORD.fullmatch(word):
                 unknown.append(word)
         return unknown
 

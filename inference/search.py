@@ -19,6 +19,7 @@ from alpro.shards.storage import located
 from alpro.stages.encoding.encode import Texts
 from alpro.stages.evaluation.retrieval import match
 
+RERANKED = 20  # clips that are matched if the model ranks by matching
 TEXTS, SECONDS = ("id", "path", "kind", "caption"), ("start", "end")
 COMPARE = {"<=": pc.less_equal, ">=": pc.greater_equal, "!=": pc.not_equal, "<": pc.less, ">": pc.greater}
 COMPARE |= {"=": pc.equal}
@@ -59,7 +60,7 @@ class Hit:
 @dataclass
 class Found:
     """The hits of a search, best first; the number of clips that fit its filters, and how many of them were matched; a
-    note on words that the model does not know, or if nothing fits the text."""
+    note if the model does not know words of the text, or if nothing fits it."""
 
     hits: list[Hit]
     clips: int
@@ -79,15 +80,18 @@ def search(
     k: int = 10,
     offset: int = 0,
     filters: Sequence[str] = (),
-    rerank: int = 0,
+    rerank: int | None = None,
     nothing_below: float | None = None,
 ) -> Found:
     """The `k` best clips for a text after the first `offset`, of those that fit the filters (`fitting`).
 
     The `rerank` most similar ones are decoded and ordered by the sum of the logit margin of the matching head and the
-    similarity, as in the evaluation with `top_k`; a prompter has no such head. nothing_below: nothing fits
-    if all similarities are lower. Raises InputError for an invalid filter.
+    similarity, as in the evaluation with `top_k`; a prompter has no such head. None: RERANKED if that was better when
+    the model was validated, else 0. nothing_below: nothing fits if all similarities are lower. Raises InputError for an
+    invalid filter.
     """
+    if rerank is None:
+        rerank = RERANKED if model.folder.ranking == "matching" else 0
     alpro = model.folder.model if isinstance(model.folder.model, Alpro) else None
     encoded = model.texts([text]) if alpro and rerank else None
     query = (encoded.features if encoded else model.embed_texts([text]))[0].cpu().numpy()
@@ -102,9 +106,8 @@ def search(
         best = hits[0].similarity or 0.0 if hits else -1.0
         found.nothing_fits = best < nothing_below
         if found.nothing_fits:
-            found.note += (
-                "; " * bool(found.note) + f"nothing fits: the highest similarity is {best:.3f}, below {nothing_below:g}"
-            )
+            note = f"nothing fits: the highest similarity is {best:.3f}, below {nothing_below:g}"
+            found.note = "; ".join(filter(None, (found.note, note)))
     return found
 
 

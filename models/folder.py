@@ -21,6 +21,8 @@ from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import resize_embedding
 from alpro.models.word_pieces import read_tokenizer
 
+Ranking = Literal["similarity", "matching"]
+
 
 class Preprocessing(BaseModel):
     """Input preprocessing: per-channel mean and std of pixels in [0, 1], and the maximum text length in tokens."""
@@ -41,6 +43,7 @@ class FolderConfig(BaseModel):
     task: Literal["prompter", "pretrain", "retrieval", "qa"]
     model: ModelConfig
     preprocessing: Preprocessing = Preprocessing()
+    ranking: Ranking = "similarity"
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -56,7 +59,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
 
 @dataclass
 class ModelFolder:
-    """A model with its tokenizer, preprocessing and labels."""
+    """A model with its tokenizer, preprocessing and labels, and by which of its scores it ranks clips better."""
 
     task: Literal["prompter", "pretrain", "retrieval", "qa"]
     model: DualEncoder
@@ -64,11 +67,14 @@ class ModelFolder:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     entities: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+    ranking: Ranking = "similarity"
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the folder. model.safetensors holds the model's state dict."""
         folder.mkdir(parents=True, exist_ok=True)
-        config = FolderConfig(task=self.task, model=self.model.config, preprocessing=self.preprocessing)
+        config = FolderConfig(
+            task=self.task, model=self.model.config, preprocessing=self.preprocessing, ranking=self.ranking
+        )
         (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
         write_tensors({k: v.contiguous() for k, v in self.model.state_dict().items()}, folder / "model.safetensors")
         self.tokenizer.save(str(folder / "tokenizer.json"))
@@ -111,7 +117,8 @@ class ModelFolder:
         check_weights(weights, model, folder)
         model.load_state_dict(weights)
         tokenizer = read_tokenizer(folder / "tokenizer.json")
-        return cls(config.task, model.to(device).eval(), tokenizer, config.preprocessing, *labels)
+        preprocessing, ranking = config.preprocessing, config.ranking
+        return cls(config.task, model.to(device).eval(), tokenizer, preprocessing, labels[0], labels[1], ranking)
 
 
 def read_task(folder: Path) -> str:

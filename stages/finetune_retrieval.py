@@ -24,7 +24,8 @@ class Config(MatchingConfig):
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `model`, and the corpora of the phases by name. Writes model/ with the best weights on validation."""
+    """inputs: `model`, and the corpora of the phases by name. Writes model/ with the best weights on validation,
+    and whether they rank better by similarity or by matching there."""
 
     def build(device: torch.device) -> Training:
         start = load_model(inputs["model"], device)

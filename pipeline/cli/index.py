@@ -1,6 +1,7 @@
 """`alpro index ...` and `alpro search`: an index of embedded videos."""
 
 import json as json_format
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,16 +20,28 @@ IndexFolder = Annotated[File, Parameter(help="The folder of the index.")]
 IndexModel = Annotated[
     str, Parameter(help="The model of a new index, or of one whose model has moved, named as for `alpro model ask`.")
 ]
-Seconds = Annotated[float, Parameter(validator=Number(gt=0, lt=float("inf")))]
+
+
+def is_number(of: object, value: float | None) -> None:
+    """Refuses NaN, which no comparison does."""
+    if value is not None and math.isnan(value):
+        raise ValueError("Must be a number.")
+
+
+Seconds = Annotated[float, Parameter(validator=(Number(gt=0, lt=float("inf")), is_number))]
 Rerank = Annotated[
-    int,
-    Parameter(help="Decode this many of the most similar clips, and rank them by matching.", validator=Number(gte=0)),
+    int | None,
+    Parameter(
+        help="Decode this many of the most similar clips, and rank them by matching; by default 20 if that was better "
+        "when the model was validated, else 0.",
+        validator=Number(gte=0),
+    ),
 ]
 NothingBelow = Annotated[
     float | None,
     Parameter(
         help="Say that nothing fits if no similarity reaches this one; `alpro eval` prints one.",
-        validator=Number(gte=-1, lte=1),
+        validator=(Number(gte=-1, lte=1), is_number),
     ),
 ]
 MAX_REPORTED = 20  # rejected files that are printed; rejects.parquet has all of them
@@ -154,7 +167,7 @@ def search(
     /,
     *,
     k: Annotated[Count, Parameter(name=("-k", "--results"))] = 10,
-    rerank: Rerank = 0,
+    rerank: Rerank = None,
     filter: tuple[str, ...] = (),
     nothing_below: NothingBelow = None,
     model: IndexModel = "",
@@ -163,7 +176,8 @@ def search(
 ) -> None:
     """Search an index for the videos that fit a text best.
 
-    All clips are ranked by the similarity of their embeddings and that of the text.
+    All clips are ranked by the similarity of their embeddings and that of the text. A line names words that the model
+    does not know.
 
     Parameters
     ----------

@@ -332,24 +332,25 @@ def evaluate(
     data
         A decoded corpus, a manifest, or a folder of videos with texts.
     split
-        The videos to evaluate, if the data names splits.
+        The videos to evaluate, if the data names splits, or if the model was trained on it.
     baseline
         Another model, such as the folder of a CLIP, to compare with.
     out
         Write results.json and scores.parquet there.
     """
     from alpro.inference.evaluate import add_answers, add_entities, add_retrieval, encode, labeled
-    from alpro.inference.find import find_prompter, trained_on
+    from alpro.inference.find import find_prompter
+    from alpro.models.clip_prompter import is_clip
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
+    from alpro.stages.encoding.encode import model_folder
     from alpro.stages.evaluation.comparison import Comparison
     from alpro.stages.evaluation.results import Results
     from alpro.stages.evaluation.statistics import paired_difference
 
     folder = models.folder(model)
     other = models.folder(baseline) if baseline else None
-    trained = trained_on(folder) | (trained_on(other) if other else set())
-    items, what = labeled(models.videos(data), split, trained)
+    items, what = labeled(models.videos(data), split, [folder, other] if other else [folder])
     log.info(f"{len(items):,} videos ({what})")
     with TemporaryDirectory() as temporary:
         place = out or Path(temporary)
@@ -373,7 +374,8 @@ def evaluate(
                 same, encoded = encode(theirs, decoded)
                 if len(same) < len(decoded):
                     raise InputError("some videos could be decoded for the model, and not for the baseline")
-                line = f"baseline: {other.name}, frames averaged"
+                averaged = ", frames averaged" if is_clip(model_folder(other)) else ""
+                line = f"baseline: {other.name}{averaged}"
                 against, _ = add_retrieval(results, theirs, same, encoded, line, "baseline")
                 rows = {row["name"]: row for row in results.rows}
                 pairs = [(rows[f"similarity/{key}"], scores[key], against[key]) for key in scores]

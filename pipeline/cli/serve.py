@@ -24,7 +24,7 @@ def serve(
     model: str = "",
     ask: str = "",
     entities: str = "",
-    rerank: Rerank = 0,
+    rerank: Rerank = None,
     nothing_below: NothingBelow = None,
     host: str = "127.0.0.1",
     port: Port = 7860,

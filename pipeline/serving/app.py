@@ -82,7 +82,7 @@ class Search(Of):
     text: str = Field("", max_length=MAX_TEXT, description="what the videos should show")
     offset: int = Field(0, ge=0, le=MAX_RANK, description="results to skip: those of earlier pages")
     filter: list[str] = Field([], max_length=20, description="conditions, such as kind=video or date>=2024-01-01")
-    rerank: int = Field(0, ge=0, le=MAX_RESULTS, description="of the best clips, those to rank by matching")
+    rerank: int | None = Field(None, ge=0, le=MAX_RESULTS, description="of the best clips, those to rank by matching")
 
 
 class Question(Of):
@@ -152,8 +152,9 @@ def answered(function: Callable[[Path | None], T], file: Path | None) -> T:
         raise HTTPException(400, str(error)) from error
 
 
-def application(models: Models, rerank: int = 0, nothing_below: float | None = None) -> FastAPI:
-    """The API and the page, without the checks of `guard.py`. rerank: clips that a search matches at least."""
+def application(models: Models, rerank: int | None = None, nothing_below: float | None = None) -> FastAPI:
+    """The API and the page, without the checks of `guard.py`. rerank: clips that a search matches, unless the
+    request says how many; see `search`."""
     app = FastAPI(title="ALPRO", version=version("alpro-pipeline"), openapi_url="/api/openapi.json", docs_url=None)
     app.router.redirect_slashes = False
     queue, previews = Queue(), ThreadPoolExecutor(os.cpu_count(), "previews")
@@ -190,7 +191,8 @@ def application(models: Models, rerank: int = 0, nothing_below: float | None = N
             if wanted.text and (wanted.clip is not None or wanted.id or file):
                 raise HTTPException(400, "search for a text or for a clip, not both")
             if wanted.text:
-                return search(index, model, wanted.text, *page, max(rerank, wanted.rerank), nothing_below).json()
+                matched = rerank if wanted.rerank is None else wanted.rerank
+                return search(index, model, wanted.text, *page, matched, nothing_below).json()
             if wanted.clip is not None or wanted.id:
                 place = number(wanted)
                 return similar(index, index.embeddings[place], *page, without=place).json()

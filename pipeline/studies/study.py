@@ -28,7 +28,8 @@ from alpro.shards.storage import absolute
 from alpro.stages import STAGES
 
 STUDIES = CONFIGS / "studies"
-SCORES = ("zero_shot/t2v/R1", "zero_shot_vtc/t2v/R1", "retrieval/t2v/R1", "qa/acc", "entities/acc")
+RANKED = ("zero_shot_vtc", "zero_shot", "retrieval_vtc", "retrieval")
+SCORES = (*(f"{name}/t2v/R1" for name in RANKED), "qa/acc", "entities/acc")
 SEEDED = tuple(stage for stage, config in STAGE_CONFIGS.items() if "seed" in config.model_fields)
 NOTE = (
     "Means over the seeds, with Student's 95 % interval of the mean. Differences are paired by seed: the variant minus "

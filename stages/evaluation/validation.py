@@ -108,7 +108,8 @@ def pem_scores(
 def validate_retrieval(
     encoder: NormalizedModel, inputs: Inputs, tokenizer: Tokenizer, config: TrainingConfig
 ) -> tuple[Validate, str]:
-    """Validates retrieval by matching (VTM) with the configured protocol; also returns the metric for model selection.
+    """Validates retrieval by matching (VTM) with the configured protocol, and by similarity (VTC); also returns the
+    metric for model selection, which is of matching as in the paper.
 
     Raises InputError if no corpus has validation captions.
     """
@@ -120,9 +121,13 @@ def validate_retrieval(
     def metrics(gallery: Gallery) -> dict[str, float]:
         texts, videos = encode_gallery(encoder, gallery, tokenizer, config.max_text_tokens, encoder.mean.device)
         scores = match_pairs(cast(Alpro, encoder.model), texts, videos, validation.top_k)
-        values = retrieval_metrics(scores, gallery.video_of_text)
-        values["mean_recall"] = mean_recall(values)
-        return {f"validation/{name}": value for name, value in values.items()}
+        similarity = similarities(texts.features, videos.features).cpu().numpy()
+        actual = dict[str, float]()
+        for prefix, ranked in (("validation", scores), ("validation/vtc", similarity)):
+            values = retrieval_metrics(ranked, gallery.video_of_text)
+            values["mean_recall"] = mean_recall(values)
+            actual |= {f"{prefix}/{name}": value for name, value in values.items()}
+        return actual
 
     return lambda: averaged(galleries, metrics), "validation/mean_recall"
 

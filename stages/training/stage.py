@@ -101,6 +101,8 @@ def train(
                 model = cast(Alpro, folder.model)
                 model.pem_head, model.mlm_head, folder.entities = None, None, []
             folder.preprocessing = folder.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
+            if metrics.get("validation/mean_recall", 0) > metrics.get("validation/vtc/mean_recall", np.inf):
+                folder.ranking = "matching"
             folder.save_pretrained(out / "model")
             if draw:
                 draw(data, 0)

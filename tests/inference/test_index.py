@@ -327,21 +327,37 @@ def test_a_clip_that_is_gone_or_changed_is_noted_and_not_matched(update, own, mo
     assert {hit.item["id"] for hit in found.hits[3:]} == notes.keys()
 
 
-def test_a_prompter_ranks_by_similarity_alone_and_a_foreign_text_is_noted(update, own, folders, tmp_path):
+def test_a_prompter_ranks_by_similarity_alone(update, own, folders, tmp_path):
     update(own, task="prompter")
     index = opened(tmp_path)
-    model = index.load_model(device="cpu")
-    found = search(index, model, "a red ball", rerank=3)
-    assert (len(found.hits), found.matched) == (5, 0)
-    for text, unknown in {
-        "a red ball": [],
-        "the ball gives a speech in parliament!": ["gives", "speech", "parliament"],
-        "\u4f60\u597d?": ["\u4f60\u597d"],
-        "\U0001f600 ball": ["\U0001f600"],
-    }.items():
-        assert model.unknown_words(text) == unknown
-        assert all(word in search(index, model, text).note for word in unknown)
-        assert bool(search(index, model, text).note) == bool(unknown)
+    found = search(index, index.load_model(device="cpu"), "a red ball", rerank=3)
+    assert (len(found.hits), found.matched, found.note) == (5, 0, "")
+
+
+def test_the_ranking_that_was_better_on_validation_is_the_default(update, own, model, tmp_path, monkeypatch):
+    update(own)
+    index = opened(tmp_path)
+    for ranking, matched in {"matching": 5, "similarity": 0}.items():
+        monkeypatch.setattr(model.folder, "ranking", ranking)
+        assert search(index, model, TEXT).matched == matched
+        assert search(index, model, TEXT, rerank=2).matched == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("a red ball", []),
+        ("a politician gives a speech in parliament", ["politician", "gives", "speech", "parliament"]),
+        ("a ball of the parliament, parliament", ["parliament"]),
+        ("\u4f60\u597d?", ["\u4f60\u597d"]),
+        ("\u4f60 ball!", ["\u4f60"]),
+        ("\U0001f600", ["\U0001f600"]),
+    ],
+)
+def test_words_that_the_model_does_not_know_are_named(model, text, unknown):
+    assert model.unknown_words(text) == unknown
+    assert bool(model.note(text)) == bool(unknown)
+    assert all(word in model.note(text) for word in unknown)
 
 
 def test_a_search_opens_only_the_index_and_the_files_that_are_matched(update, own, model, tmp_path, monkeypatch):

@@ -5,20 +5,21 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from alpro import Model
+from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
-from alpro.files import digest
+from alpro.files import digest, write_json
 from alpro.inference.evaluate import Labels, Threshold, encode, labeled
-from alpro.inference.find import trained_on
 from alpro.inference.index import Index
 from alpro.inference.index_videos import add_videos, settings
 from alpro.inference.search import search
+from alpro.stages import decode_videos
 from alpro.stages.evaluation.retrieval import match_top_k
 from tests.pipeline.test_cli import call
+from tests.stages.conftest import write_manifest
 
 RETRIEVAL, QA, PROMPTER = (digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter"))
 
@@ -68,26 +69,6 @@ def test_a_text_has_all_its_videos(data):
     assert labels.direction("v2t", np.zeros((5, 5)))[2].texts[3] == "a star | a box"
 
 
-def test_videos_of_the_models_training_are_left_out(data, tmp_path):
-    """Of the corpora of all stages that a model depends on; those of another workspace are not known."""
-    for stage, inputs in (("pretrain", ["decode_videos"]), ("finetune_retrieval", ["pretrain", "index_shards"])):
-        folder = tmp_path / "artifacts" / stage / "0"
-        folder.mkdir(parents=True)
-        sources = {name: {"stage": name, "fingerprint": "0"} for name in inputs}
-        (folder / "artifact.json").write_text(json.dumps({"version": 2, "stage": stage, "inputs": sources}))
-    for stage, ids in (("decode_videos", "ab"), ("index_shards", "c")):
-        folder = tmp_path / "artifacts" / stage / "0"
-        folder.mkdir(parents=True)
-        splits = {"a": "train", "b": "test", "c": "validation"}
-        index = {"id": list(ids), "split": [splits[name] for name in ids]}
-        pq.write_table(pa.table(index), folder / "index.parquet")
-    trained = trained_on(tmp_path / "artifacts/finetune_retrieval/0")
-    assert trained == {"a", "c"}
-    assert [item.id for item in labeled(data, "test", trained)[0]] == ["b", "d", "e"]
-    with pytest.raises(InputError, match="training"):
-        labeled(data, "test", set("abcde"))
-
-
 def test_the_split_is_that_of_the_data(data, clips):
     text = (
         data.read_text()
@@ -102,6 +83,49 @@ def test_the_split_is_that_of_the_data(data, clips):
     items, what = labeled(clips, "test")
     assert what.startswith("split test")
     assert {item.about["split"] for item in items} == {"test"}
+
+
+@pytest.fixture
+def own_run(trained, tmp_path, resources, inline_pool):
+    """own_run(seed): videos without splits, the corpus that a run decoded of them, and a model trained on it."""
+
+    def build(seed):
+        folder, artifacts = tmp_path / "videos", tmp_path / "workspace" / "artifacts"
+        rows = [{"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n}"]} for n in range(40)]
+        source = write_manifest(folder, rows)
+        corpus, model = artifacts / "decode_videos" / ("d" * 16), artifacts / "finetune_retrieval" / ("f" * 16)
+        corpus.mkdir(parents=True)
+        config = decode_videos.Config(size=16, validation=0.2, test=0.3, seed=seed)
+        decode_videos.run(config, {"data": source}, corpus, resources)
+        shutil.copytree(next((trained / "artifacts" / "finetune_retrieval").iterdir()), model)
+        for place, mark, inputs in ((corpus, "d", {}), (model, "f", {"clips": corpus})):
+            about = {"version": RECORD_VERSION, "stage": place.parent.name, "name": "x", "fingerprint": mark * 64}
+            named = {name: {"stage": to.parent.name, "fingerprint": "d" * 64} for name, to in inputs.items()}
+            write_json(place / "artifact.json", about | {"config": config.model_dump(mode="json"), "inputs": named})
+        return source, corpus, model
+
+    return build
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_data_of_the_models_own_run_has_its_split(own_run, seed):
+    """Also a video that came later, by its group; other data has all videos, and a corpus that is gone is a mistake."""
+    source, corpus, model = own_run(seed)
+    decoded = pq.read_table(corpus / "index.parquet", columns=["id", "split", "group"]).to_pylist()
+    for split in ("train", "validation", "test"):
+        items, what = labeled(source, split, [model])
+        assert sorted(item.id for item in items) == sorted(row["id"] for row in decoded if row["split"] == split)
+        assert split in what
+    later = [{"id": "late", "path": "v0.png", "group": row["group"], "caption": "x"} for row in decoded[-1:]]
+    with source.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in later))
+    assert "late" in {item.id for item in labeled(source, decoded[-1]["split"], [model / "model"])[0]}
+    other = source.with_name("other.jsonl")
+    other.write_text(json.dumps({"id": "foreign", "path": "v0.png", "caption": "x"}) + "\n")
+    assert len(labeled(other, "test", [model])[0]) == 1
+    shutil.rmtree(corpus)
+    with pytest.raises(InputError, match="decode_videos"):
+        labeled(source, "test", [model])
 
 
 def test_retrieval_is_that_of_the_model_and_of_the_baseline(scored, data, trained, clip_folders, tmp_path):

@@ -1,8 +1,11 @@
 """The API of `alpro serve`: its answers are those of Python, and what it refuses."""
 
 import base64
+import re
 import shutil
 import threading
+from pathlib import Path
+from urllib.parse import unquote_plus
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from alpro.errors import InputError
 from alpro.inference.search import listed, search, similar
 from alpro.pipeline.cli.serve import token_of
+from alpro.shards.sample.grammar import questions
+from alpro.shards.sample.scene import training_scene
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TEXT = "a red ball moves left"
@@ -43,8 +48,13 @@ def test_options_of_the_server_reach_a_search(models):
 
     from alpro.pipeline.serving.app import application
 
-    found = TestClient(application(models, rerank=2, nothing_below=0.999)).get("/api/search", params=SHOT).json()
+    client = TestClient(application(models, rerank=2, nothing_below=0.999))
+    found = client.get("/api/search", params=SHOT).json()
     assert (found["matched"], found["nothing_fits"]) == (2, True)
+    assert client.get("/api/search", params=SHOT | {"rerank": 0}).json()["matched"] == 0
+    foreign = client.get("/api/search", params={"text": "a politician gives a speech in parliament"}).json()
+    assert "politician" in foreign["note"]
+    assert "parliament" in foreign["note"]
 
 
 def test_clips_and_uploads_have_similar_clips(client, models, videos):
@@ -74,6 +84,7 @@ def test_questions_and_entities_of_clips_and_uploads(client, models, videos):
         named = {"entities": words(models.entities.entities(file, box, 3))}
         assert client.get("/api/entities", params=region | {"clip": number}).json() == named
         assert client.post("/api/entities", params=region, **upload(file)).json() == named
+    assert "parliament" in client.get("/api/ask", params={"clip": 1, "question": "what parliament?"}).json()["note"]
     part = client.get("/api/ask", params=question | {"clip": 3}).json()
     assert part != client.get("/api/ask", params=question | {"clip": 0}).json()
 
@@ -108,6 +119,17 @@ def test_files_are_played_in_ranges_and_stay_private(client, models, videos):
             assert picture.headers["cache-control"].startswith("private")
     assert whole.headers["cache-control"].startswith("private")
     assert [client.get(f"/api/clip/{clip}").status_code for clip in (4, last, last + 1, -1)] == [404, 404, 404, 422]
+
+
+def test_the_questions_of_the_page_and_the_docs_are_those_of_the_sample():
+    root, asked = Path(__file__).parents[3], set()
+    texts = [(root / name).read_text() for name in ("docs/search.md", "pipeline/serving/page.html")]
+    shown = {unquote_plus(text) for page in texts for text in re.findall(r'(?<=["=])wh(?:at|ich)[ +][^"&]+', page)}
+    for number in range(400):
+        rng = np.random.default_rng(number)
+        asked |= {question["question"].rstrip("?") for question in questions(training_scene(rng, 2), rng)}
+    assert shown
+    assert {text.rstrip("?") for text in shown} <= asked
 
 
 def test_what_the_server_does_is_known_without_a_model(client, app, models):
