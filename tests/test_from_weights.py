@@ -65,12 +65,9 @@ def planned(sample, tmp_path, monkeypatch):
     return load
 
 
-def test_imported_labels_have_their_names(official):
+def test_a_pretrained_checkpoint_searches_own_videos_and_is_fine_tuned(official, planned, tmp_path, inline_pool):
     assert ModelFolder.from_pretrained(official / "pretrain").entities == ["circle", "square", "triangle", "star"]
     assert ModelFolder.from_pretrained(official / "qa").answers == ["circle", "square", "left"]
-
-
-def test_a_pretrained_checkpoint_searches_own_videos_and_is_fine_tuned(official, planned, tmp_path, inline_pool):
     folders = make(planned("from_weights", official / "pretrain", *SHORT), tmp_path / "run")
     assert folders.keys() == {"decode_videos data", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
     for name in ("zero_shot", "evaluate"):
@@ -84,14 +81,6 @@ def test_a_fine_tuned_checkpoint_is_scored_as_it_is(official, planned, tmp_path,
         folders = make(planned("from_weights", official / task, *without), tmp_path / "run")
         assert folders.keys() == {"decode_videos data", "evaluate"}
         assert (folders["evaluate"] / "results.json").is_file()
-
-
-def test_pretrained_replaces_the_first_stages_of_any_configuration(official, planned):
-    config = planned("own_videos", official / "pretrain")
-    assert (config.pretrained, config.train_prompter, config.pretrain) == (str(official / "pretrain"), None, None)
-    assert config.finetune_retrieval is not None
-    with pytest.raises(InputError, match="not both"):
-        planned("own_videos", official / "pretrain", "cache_prompts.prompter=a/clip")
 
 
 def test_only_optional_stages_can_be_left_out(tmp_path):

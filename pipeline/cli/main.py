@@ -76,6 +76,9 @@ def main() -> None:
 
 def execute(arguments: Sequence[str]) -> int:
     """Runs a command; returns its exit status. Errors that are not bugs are one line on standard error."""
+    if wrong := [argument for argument in arguments if argument != argument.encode("utf-8", "ignore").decode()]:
+        print(f"error: {wrong[0]!a}: this argument is not UTF-8", file=sys.stderr)
+        return EXIT_INPUT_ERROR
     try:
         status = app([*arguments], exit_on_error=False, print_error=False) or 0
         sys.stdout.flush()

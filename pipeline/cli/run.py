@@ -191,6 +191,8 @@ def print_plan(rows: list[dict[str, str]]) -> None:
 def create_workspace(folder: Path, check_writable: bool) -> None:
     """Creates the workspace. Raises InputError if that fails, or if a file cannot be created in it."""
     home = folder / "prefect"
+    if "?" in str(folder):  # the address of a database ends there
+        raise InputError(f"--workspace {folder}: the path contains a question mark; choose another folder")
     try:
         home.mkdir(parents=True, exist_ok=True)
         for place in (folder, home) if check_writable else ():

@@ -1,6 +1,8 @@
 """The configuration of a pipeline: a TOML file and `--set` changes, validated into one frozen object."""
 
+import errno
 import os
+import stat
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -239,6 +241,7 @@ def load_config(
     values = read_config(path)
     if data:  # before the changes, which may name its corpus: corpora.data.size
         refuse_credentials("corpora.data.data", data)
+        refuse_special(data)
         values = with_data(values, data)
     for change in changes:
         apply_change(values, change)
@@ -336,6 +339,18 @@ def read_config(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
             raise InputError(f"{path}: base must be another configuration (it is {base!r})")
         values = merged(read_config(find_config(base, path.parent), (*below, path)), values)
     return without_stages(values)
+
+
+def refuse_special(data: str) -> None:
+    """Refuses a pipe or a device, which would be read for ever, and a link that leads to itself."""
+    try:
+        mode = os.stat(os.path.expanduser(data)).st_mode  # noqa: PTH111 (Path follows no link to itself)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            return  # a URL, or reported where it is read
+        raise InputError(f"--data {data}: {error.strerror}") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"--data {data}: neither a file nor a folder")
 
 
 def drop_unused(values: dict[str, Any]) -> None:

@@ -87,6 +87,32 @@ MISTAKES = [
     ("run --data {tmp}/words.csv", "path"),
     ("run --data {tmp}/words.csv --dry-run", "path"),
     ("run render_sample --config own_videos --data {tmp}/one.jsonl", "render_sample"),
+    ("run --data {tmp}/one.jsonl", "test item"),
+    ("run --data {tmp}/one.jsonl --dry-run", "test item"),
+    ("run --data http://me:hush@127.0.0.1:1/m.jsonl", "corpora.data.data"),
+    ("run --data http://127.0.0.1:1/m.jsonl?sig=hush", "corpora.data.data"),
+    ("run --data {tmp}/secret.jsonl", "line 1: path"),
+    ("run --tracking-uri http://me:hush@host --dry-run", "tracking_uri"),
+    ("run --workspace {tmp}/a?b", "a?b"),
+    ("run --config {tmp}/\udcff.toml", "UTF-8"),
+    ("run --set name=\udcff", "UTF-8"),
+    ("search i \udcff", "UTF-8"),
+    ("run --config {tmp}/loop.toml", "loop.toml"),
+    ("run --data {tmp}/loop.toml", "loop.toml"),
+    ("run --data {tmp}/fifo", "fifo"),
+    ("run --config {tmp}/fifo", "fifo"),
+    ("artifacts verify {tmp}/loop.toml", "loop.toml"),
+    ("artifacts rm", "name"),
+    ("artifacts log", "name"),
+    ("artifacts compare a", "two"),
+    ("study none", "none"),
+    ("up --prefect-port 5000", "--prefect-port"),
+    ("serve", "INDEX"),
+    ("serve {tmp}/none", "none"),
+    ("serve {tmp}/none --host 0.0.0.0", "--token-file"),
+    ("serve {tmp}/none --token-file {tmp}/there.toml", "there.toml"),
+    ("index add {tmp}/i {tmp}", "--model"),
+    ("eval {tmp}/none {tmp}", "none"),
 ]
 
 
@@ -97,18 +123,23 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, 
         ("there.toml", "mine"),
         ("empty.jsonl", ""),
         ("words.csv", "clip_file,words\n1,2\n"),
-        ("one.jsonl", '{"path": "a.mp4", "caption": "x"}\n'),
+        ("one.jsonl", '{"path": "a.mp4", "caption": "x", "split": "train"}\n'),
+        ("secret.jsonl", '{"path": "https://me:hush@host/a.mp4", "caption": "a"}'),
+        ("a.mp4", ""),
     ):
         (tmp_path / file).write_text(text)
-    status, _, err = call(monkeypatch, capsys, *command.format(tmp=tmp_path).split())
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    os.mkfifo(tmp_path / "fifo")
+    status, out, err = call(monkeypatch, capsys, *command.format(tmp=tmp_path).split())
     lines = [line for line in err.splitlines() if not line.startswith(("configuration: ", "no questions in "))]
-    assert status == 2
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
+    assert (status, len(lines), lines[0][:7]) == (2, 1, "error: "), err
     assert named in lines[0]
+    assert "hush" not in out + err
     assert (tmp_path / "there.toml").read_text() == "mine"
     assert not list(tmp_path.glob("*/mlflow.db"))
     assert not list(tmp_path.glob("*/artifacts/*/*/artifact.json"))
+    written = [path for path in tmp_path.glob("workspace/**/*") if path.is_file()]
+    assert not any(b"hush" in path.read_bytes() for path in written)
 
 
 @pytest.fixture
@@ -391,13 +422,3 @@ def test_data_check_prints_problems_or_json(tmp_path, monkeypatch, capsys):
     assert "problem: no test split" in out
     status, out, _ = call(monkeypatch, capsys, "data", "check", tmp_path / "manifest.jsonl", "--json")
     assert (status, json.loads(out)["decoded"]["rejected"]) == (1, {"empty": 1})
-
-
-def test_a_run_without_a_test_split_ends_before_decoding(tmp_path, monkeypatch, capsys):
-    (tmp_path / "a.mp4").write_bytes(b"")
-    manifest(tmp_path, {"path": "a.mp4", "caption": "x", "split": "train"})
-    arguments = ["--config", "own_videos", "--data", tmp_path / "manifest.jsonl", "--workspace", tmp_path / "w"]
-    status, _, err = call(monkeypatch, capsys, "run", *arguments)
-    assert status == 2
-    assert "no test item" in err
-    assert not (tmp_path / "w" / "artifacts" / "decode_videos").exists()
