@@ -27,7 +27,7 @@ LINES = {
 FILES = 174
 KEYS = 140
 OPTIONS = 43
-WORDS = 15_382
+WORDS = 15_705
 
 
 @cache
