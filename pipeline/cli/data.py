@@ -1,15 +1,13 @@
-"""`alpro data ...`: data before and after decoding."""
+"""`alpro data ...`: data before decoding."""
 
-import sys
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
-from alpro.pipeline.cli.options import ARTIFACT, WORKSPACE, Count, File, Json, Workspace, print_json
+from alpro.pipeline.cli.options import Count, Json, print_json
 
-group = App(name="data", help="Check data before a run, describe decoded corpora.")
+group = App(name="data", help="Check data before a run.")
 
 
 @group.command
@@ -45,7 +43,7 @@ def check(
     settings = load_config(config, data, list(set))
     corpus = settings.corpora["data"]
     if corpus.shards:
-        raise InputError("corpora.data.shards are not decoded; `alpro data inspect` describes decoded corpora")
+        raise InputError("corpora.data.shards are not decoded; `alpro run index_shards` checks them")
     paths = corpus.annotation_files, corpus.names_root
     stages = settings.trainings().items()
     lengths = {stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora}
@@ -55,42 +53,6 @@ def check(
     else:
         print_check(report)
     return 1 if report["problems"] else 0
-
-
-@group.command
-def inspect(
-    *corpora: Annotated[str, Parameter(help=f"A decoded corpus. {ARTIFACT}")],
-    out: File | None = None,
-    max_samples: int = 20_000,
-    json: Json = False,
-    workspace: Workspace = WORKSPACE,
-) -> None:
-    """Describe decoded corpora: counts, lengths, captions, repeated captions, overlap of test and training.
-
-    Parameters
-    ----------
-    out
-        Write inspect.json and sheets of frames there.
-    max_samples
-        Maximum number of samples whose frames are compared, validation and test first; 0: none.
-    """
-    from alpro.pipeline.reports.terminal import print_inspection
-    from alpro.shards.inspect_corpus import inspect, save
-    from alpro.shards.storage import absolute
-
-    if not corpora:
-        raise InputError("alpro data inspect: name a decoded corpus")
-    folders = [
-        place if isinstance(place, str) or place.is_dir() else find_artifact(name, workspace)[0]
-        for name, place in ((name, absolute(name)) for name in corpora)
-    ]
-    report = inspect(folders, max_samples)
-    if json:
-        print_json(report)
-    else:
-        print_inspection(report)
-    if out:
-        print(*save(report, folders, out), sep=", ", file=sys.stderr if json else sys.stdout)
 
 
 def print_check(report: dict[str, Any]) -> None:

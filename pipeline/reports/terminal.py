@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -95,46 +94,6 @@ def columns_that_fit(table: Table, width: int) -> list[list[int]]:
 
 def longest(texts: Iterable[str]) -> int:
     return max(map(len, texts), default=0)
-
-
-def print_inspection(report: dict[str, Any]) -> None:
-    """Prints the report of `alpro data inspect` as tables."""
-
-    def show(title: str, heads: list[str], lines: list[list[Any]]) -> None:
-        if lines:
-            texts = [
-                [v if isinstance(v, str) else f"{v:,}" if isinstance(v, int) else f"{v:,.4g}" for v in line]
-                for line in lines
-            ]
-            print_table(Table(title, heads, texts))
-
-    heads = ["samples", "captions", "questions", "hours"]
-    splits = [[row["split"], f"{row['kind']}s", *(row[head] for head in heads)] for row in report["splits"]]
-    show("samples", ["split", "", *heads], splits)
-    lengths = [[name, "", *values.values()] for name, values in report["lengths"].items() if values]
-    show("lengths", ["of", "", "minimum", "5 %", "median", "95 %", "maximum"], lengths)
-    captions = report["captions"]
-    words = captions["different words"]
-    print_line(f"captions: {captions['all']:,}, {captions['different']:,} different, of {words:,} words")
-    for text, times in captions["most repeated"]:
-        print_line(f"  {times:,} times: {text}")
-    print_line(f"  {captions['repeated']:,} occur more than once")
-    if report["unreadable"]:
-        print_line(f"unreadable samples: {report['unreadable']:,} of {report['compared']:,}")
-    overlaps = [
-        [split, "", samples, *(with_share(values[f"same {what}"], values[of]) for what, of in OVERLAPS.items())]
-        for split, values in report["also in training"].items()
-        if (samples := values["samples"])
-    ]
-    show("also in training", ["split", "", "samples", *(f"same {what}" for what in OVERLAPS)], overlaps)
-
-
-OVERLAPS = {"group": "samples", "caption": "samples", "frames": "compared"}  # with what they are a share of
-
-
-def with_share(count: int, of: int) -> str:
-    """A count and its share, as 3 of 40 (7.5 %)."""
-    return f"{count:,} of {of:,} ({count / of:.1%})" if of else "-"
 
 
 def print_line(text: str) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from alpro.files import atomic_write, read_json, write_json
 from alpro.log import log
-from alpro.shards.inspect_corpus import overlap
+from alpro.shards.overlap import overlap
 from alpro.shards.pictures import sample_strips, sheet
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import SPLITS

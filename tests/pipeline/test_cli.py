@@ -81,7 +81,6 @@ MISTAKES = [
     ("ui --workspace {tmp}", "alpro run"),
     ("artifacts show abc --workspace {tmp}", "abc"),
     ("data check {tmp}/none.jsonl", "none.jsonl"),
-    ("data inspect", "corpus"),
     ("run --data {tmp}/none.jsonl", "none.jsonl"),
     ("run --data {tmp}/empty.jsonl", "empty.jsonl"),
     ("run --data {tmp}/words.csv", "path"),

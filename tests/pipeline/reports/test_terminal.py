@@ -216,27 +216,3 @@ def test_a_table_wider_than_the_terminal_is_continued_below(width, tables, monke
         first = line[-1][0]
         assert re.findall(rf"\b{first}\d\.\d %|\b{first}000\b", printed) == line[2:]
     assert re.findall(r"run\d|items", printed) == heads[2:]
-
-
-def test_captions_are_not_parsed_as_markup(capsys):
-    captions = {"all": 3, "different": 2, "different words": 4, "repeated": 1}
-    captions |= {"most repeated": [["a [red] ball [/red]", 2]]}
-    terminal.print_inspection(
-        {
-            "splits": [
-                {"split": "[train]", "kind": "video", "samples": 1200, "captions": 3, "questions": 4, "hours": 0.5}
-            ],
-            "lengths": {"caption, words": None, "clip": {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 5.0}},
-            "captions": captions,
-            "unreadable": 0,
-            "also in training": {
-                "test": {"samples": 8, "compared": 4, "same group": 2, "same caption": 1, "same frames": 1},
-                "validation": {"samples": 0},
-            },
-        }
-    )
-    printed = capsys.readouterr().out
-    assert "  2 times: a [red] ball [/red]" in printed.splitlines()
-    assert ["[train]", "videos", "1,200", "3", "4", "0.5"] in cells(printed)
-    assert ["clip", "1", "2", "3", "4", "5"] in cells(printed)
-    assert ["test", "8", "2 of 8 (25.0%)", "1 of 8 (12.5%)", "1 of 4 (25.0%)"] in cells(printed)
