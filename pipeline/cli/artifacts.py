@@ -119,7 +119,7 @@ def verify_artifacts(*artifacts: Artifacts, json: Json = False, workspace: Works
 
 
 @group.command(name="rm")
-def remove_artifacts(*artifacts: Artifacts, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
+def remove_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE) -> None:
     """Remove artifacts, or what an interrupted stage left."""
     from alpro.pipeline.store.lineage import remove, unfinished
 
@@ -131,13 +131,11 @@ def remove_artifacts(*artifacts: Artifacts, json: Json = False, workspace: Works
         named = [folder for folder in interrupted if folder.name == name or str(folder) == name]
         folders.append(named[0] if named else find_artifact(name, workspace)[0])
     remove(store, dict.fromkeys(folders))
-    print_removed(list(dict.fromkeys(folders)), json)
+    print(*(f"removed {folder}" for folder in dict.fromkeys(folders)), sep="\n")
 
 
 @group.command(name="gc")
-def collect_garbage(
-    *artifacts: Artifacts, yes: bool = False, json: Json = False, workspace: Workspace = WORKSPACE
-) -> None:
+def collect_garbage(*artifacts: Artifacts, yes: bool = False, workspace: Workspace = WORKSPACE) -> None:
     """List the artifacts that the newest one of each name, or those that are named, were not built from.
 
     What interrupted stages left, and links to other places, are only listed.
@@ -157,9 +155,6 @@ def collect_garbage(
     sizes = sizes_of(folders)
     if yes:
         remove(store, folders)
-    if json:
-        print_removed(folders, json, yes)
-        return
     for folder, _ in unused:
         if folder not in folders:
             print(f"elsewhere, stays: {folder}")
@@ -170,13 +165,6 @@ def collect_garbage(
         return
     print_artifacts([record for _, record in chosen], sizes)
     print("removed" if yes else "add --yes to remove them")
-
-
-def print_removed(folders: list[Path], json: bool, removed: bool = True) -> None:
-    if json:
-        print_json({"removed": removed, "artifacts": [str(folder) for folder in folders]})
-    else:
-        print(*(f"removed {folder}" for folder in folders), sep="\n")
 
 
 @group.command(name="log")

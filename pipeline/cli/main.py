@@ -2,21 +2,17 @@
 These files import nothing slow before a command runs, so that `--help` and usage errors are immediate."""
 
 import os
-import re
 import select
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import gettempdir
 from types import FrameType
 from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from alpro.errors import InputError
-from alpro.pipeline.cli import artifacts, config, data, index, model, run, serve, servers
+from alpro.pipeline.cli import artifacts, config, data, index, model, run, serve
 
 EXIT_INPUT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
@@ -43,7 +39,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=(), show_default=shown),
 )
-for command in (run.run, run.study, index.search, serve.serve, servers.up, servers.ui):
+for command in (run.run, run.study, index.search, serve.serve, serve.up, serve.ui):
     app.command(command)
 app.command(model.evaluate, name="eval")
 for group in (data.group, config.group, artifacts.group, index.group, model.group):
@@ -96,6 +92,7 @@ def execute(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush the rest at exit, and fail
         return EXIT_BROKEN_PIPE
     except Exception as error:
+        from alpro.shards.storage import DISK_FULL
         from alpro.stages.execution.interface import EXIT_INTERRUPTED, Interrupted, StageFailed
 
         if isinstance(error, StageFailed):
@@ -104,24 +101,11 @@ def execute(arguments: Sequence[str]) -> int:
         if isinstance(error, Interrupted):
             print(f"{error}; run the same command again to continue", file=sys.stderr)
             return EXIT_INTERRUPTED
-        named = re.search(r"--workspace[=\0]([^\0]+)", "\0".join(arguments))
-        if not (line := disk_full(error, Path(named[1] if named else "workspace"))):
+        if not isinstance(error, OSError) or error.errno not in DISK_FULL:
             raise
-        print(f"error: {line}; free some disk space and run again to resume", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}; free some disk space and run again to resume", file=sys.stderr)
         return EXIT_INPUT_ERROR
-
-
-def disk_full(error: Exception, workspace: Path) -> str:
-    """The line of an error because of a full disk; empty for others. Errors of Prefect's server and of databases do not
-    say so: then the disk of the workspace, of Prefect's folder or of temporary files has less than a MiB left."""
-    from alpro.shards.storage import DISK_FULL
-
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    for folder in (workspace, Path(gettempdir())):
-        if folder.is_dir() and shutil.disk_usage(folder).free < 2**20:
-            return f"the disk of {folder} is full ({(str(error).splitlines() or [type(error).__name__])[0]})"
-    return ""
 
 
 def stdout_is_closed() -> bool:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -327,24 +326,6 @@ def test_the_exit_status_of_a_run(outcome, status, message, tmp_path, monkeypatc
     monkeypatch.setattr("alpro.pipeline.flows.flow.start", alpro)
     code, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
     assert (code, err) == (status, message)
-
-
-@pytest.mark.parametrize("free", [0, 2**30])
-def test_an_error_of_a_server_while_the_disk_is_full_is_one_line(free, tmp_path, monkeypatch, capsys):
-    """Prefect answers with status 500, and SQLite's error is one of SQLAlchemy."""
-
-    def alpro(*arguments):
-        raise RuntimeError("Server error '500 Internal Server Error'\nFor more information ...")
-
-    monkeypatch.setattr("alpro.pipeline.flows.flow.start", alpro)
-    monkeypatch.setattr(cli.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-    if free:
-        with pytest.raises(RuntimeError):
-            call(monkeypatch, capsys, "run", "--workspace", tmp_path)
-        return
-    code, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
-    assert (code, err.count("\n")) == (2, 1)
-    assert f"the disk of {tmp_path} is full" in err
 
 
 @pytest.mark.parametrize("stage", ["", "train_prompter"])
