@@ -1,7 +1,9 @@
 """The training loop of all stages; they differ in objective, data and validation."""
 
 import multiprocessing
+import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,7 +34,6 @@ from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
-from alpro.stages.training.throughput import Clock, memory_gib
 
 SYNC_SECONDS = 2.0  # interval at which ranks agree on stopping and saving
 MAX_LOGGED = 20  # unreadable examples that are logged one by one
@@ -57,6 +58,47 @@ class TrainerState:
     skipped: int = 0  # non-finite steps: in total, and consecutive
     skipped_in_row: int = 0
     unreadable: int = 0  # examples that could not be read from their shards
+
+
+class Clock:
+    """Throughput since the last logged step, without the time of validation."""
+
+    def __init__(self) -> None:
+        self.last_step = self.last_save = time.monotonic()
+        self.saving = 0.0  # seconds to write the last checkpoint
+        self.pace = 1e-3  # seconds per step
+        self.start_window()
+
+    def start_window(self) -> None:
+        self.started, self.steps, self.waited = time.monotonic(), 0, 0.0
+
+    def batch_loaded(self) -> None:
+        self.waited += time.monotonic() - self.last_step
+
+    def step_done(self) -> None:
+        self.steps += 1
+        self.pace = max(1e-3, (time.monotonic() - self.started) / self.steps)
+
+    def step_ended(self) -> None:
+        self.last_step = time.monotonic()
+
+    @property
+    def window(self) -> float:
+        """Seconds since the start of the window."""
+        return max(time.monotonic() - self.started, 1e-9)
+
+    def saved(self, seconds: float) -> None:
+        self.last_save, self.saving = time.monotonic(), seconds
+
+    @property
+    def since_saved(self) -> float:
+        return time.monotonic() - self.last_save
+
+
+def memory_gib() -> float:
+    """Peak resident memory of this process in GiB."""
+    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_rss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 class Run:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from torch import Tensor
 from alpro.errors import InputError
 from alpro.files import atomic_write, sync
 from alpro.log import log
+from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.distributed import all_reduce_sum, gather_objects
+
+CHANCE_SHARE = 0.98  # of the level, from which on a loss counts as being there
+LAST_VALUES = 3  # the last values that are averaged
 
 
 class MetricsFile:
@@ -134,3 +139,25 @@ class Skipped:
             f"{', '.join(quantities)} not finite in {limit} consecutive steps, the last being step {step} "
             f"(samples{on} {', '.join(samples)}, ...); lower lr or max_grad_norm"
         )
+
+
+def chance_levels(config: TrainingConfig, answers: int) -> dict[str, float]:
+    """The loss of a model that gives every pair, and every answer, the same probability, by the name of the loss.
+
+    VTC: ln of the pairs that are contrasted. VTM: the entropy of one pair that matches and two that do not. QA: ln of
+    the number of answers.
+    """
+    pairs = config.batch_size if config.contrasts_whole_batch else config.batch_size // config.accumulation_steps
+    matching = math.log(3) - 2 / 3 * math.log(2)
+    return {"vtc": math.log(pairs), "vtm": matching, "qa": math.log(max(answers, 1))}
+
+
+def losses_at_chance(lines: Sequence[dict[str, Any]], config: TrainingConfig, answers: int) -> Iterator[str]:
+    """A warning for each loss whose last values, of the lines of metrics.jsonl, are not below its level."""
+    for name, level in chance_levels(config, answers).items():
+        values = [line[f"train/loss_{name}"] for line in lines if f"train/loss_{name}" in line][-LAST_VALUES:]
+        if values and level and sum(values) / len(values) >= CHANCE_SHARE * level:
+            yield (
+                f"loss_{name} ended at {sum(values) / len(values):.3f}; a model that has learned nothing has "
+                f"{level:.3f}: train for more steps, or change lr or the batch size"
+            )

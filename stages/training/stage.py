@@ -15,12 +15,11 @@ from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.models.precision import name_of
 from alpro.stages.execution.interface import Outcome, Resources, require
-from alpro.stages.training.chance import losses_at_chance
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.loop import Run, Validate, training_precision
-from alpro.stages.training.metrics import read_metrics
+from alpro.stages.training.metrics import losses_at_chance, read_metrics
 from alpro.stages.training.objective import Objective
 
 Inputs = dict[str, Path]

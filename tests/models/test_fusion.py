@@ -1,10 +1,11 @@
-"""Fusion of the first tokens equals those of full fusion in values and gradients."""
+"""Fusion of the first tokens equals those of full fusion in values and gradients; dropout of its layers."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.text import Layer
 
 LENGTH, PATCHES = 6, 17
 
@@ -40,16 +41,13 @@ def test_the_first_tokens_are_those_of_full_fusion(model: Alpro, pairs: tuple[Te
     torch.testing.assert_close(model.fuse_cls(*pairs), found[1]["fused"][:, 0], atol=1e-6, rtol=0)
 
 
-def test_padding_is_not_attended_to(model: Alpro, pairs: tuple[Tensor, ...]):
-    text, mask, video = pairs
-    noise = torch.where(mask[..., None].bool(), text, torch.randn_like(text))
-    assert torch.equal(model.fuse(noise, mask, video, 1), model.fuse(text, mask, video, 1))
-    assert torch.equal(model.fuse(noise, mask, video)[:, LENGTH:], model.fuse(text, mask, video)[:, LENGTH:])
-
-
-def test_the_last_layer_computes_only_the_first_tokens(model: Alpro, pairs: tuple[Tensor, ...]):
-    rows: list[int] = []
-    for layer in model.multimodal_encoder.layers:
-        layer.mlp.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[:2].numel()))
-    model.fuse(*pairs, 2)
-    assert rows == [6 * (LENGTH + PATCHES)] * (len(rows) - 1) + [6 * 2]
+@pytest.mark.parametrize("branch", ["attention", "mlp"])
+def test_dropout_is_in_both_branches_of_a_layer(tiny: ModelConfig, branch: str):
+    layer = Layer(tiny.text.model_copy(update={"dropout": 0.5})).train()
+    layer.attention.dropout = 0.0  # that of the attention itself
+    other = layer.mlp.fc2 if branch == "attention" else layer.attention.proj
+    torch.nn.init.zeros_(other.weight)
+    torch.nn.init.zeros_(other.bias)
+    x = torch.randn(2, 5, 16)
+    assert not torch.equal(layer(x, None), layer(x, None))
+    assert torch.equal(layer.eval()(x, None), layer(x, None))

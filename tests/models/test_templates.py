@@ -30,8 +30,3 @@ def test_a_template_needs_exactly_one_placeholder(wrong):
     for kind in ("video", "image"):
         with pytest.raises(ValidationError, match="replaced by the entity"):
             Templates.model_validate({kind: (wrong,)})
-
-
-def test_a_kind_without_templates_is_refused():
-    with pytest.raises(ValidationError):
-        Templates(image=())

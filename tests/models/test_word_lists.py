@@ -10,6 +10,7 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
 from alpro.models.word_lists import read_word_list
+from alpro.models.word_pieces import train_tokenizer
 from alpro.pipeline.config.pipeline_config import load_config
 from alpro.pipeline.plan.dag import plan
 from alpro.pipeline.plan.digests import Digests
@@ -58,11 +59,6 @@ def test_other_formats_raise_a_one_line_error(name, text, message, tmp_path):
         read_word_list(tmp_path / name, "finetune_qa.answers_file")
     assert str(error.value).startswith("finetune_qa.answers_file = ")
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_file_raises_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="cannot be read: No such file"):
-        read_word_list(tmp_path / "none.txt", "key")
 
 
 def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monkeypatch):
@@ -117,3 +113,19 @@ def test_the_contents_of_a_list_are_in_the_fingerprint_and_it_must_exist(tmp_pat
     steps = plan(config, Digests(tmp_path / "digests.sqlite"))
     with pytest.raises(InputError, match=r"build_vocabulary.entities_file = '/none.txt': no such file"):
         check_files(steps, Store(tmp_path / "artifacts"))
+
+
+def test_a_tokenizer_counts_repeated_texts():
+    """Its pieces are the most frequent words, by the counts."""
+
+    def pieces(counts: dict[str, int], size: int) -> dict[str, int]:
+        vocabulary = train_tokenizer(counts, size).get_vocab()
+        repeated = [text for text, count in counts.items() for _ in range(count)]
+        assert vocabulary == train_tokenizer(repeated, size).get_vocab()
+        return vocabulary
+
+    sizes = range(6, 12)
+    once, often = ([pieces({"ab": 1, "ba": count}, size) for size in sizes] for count in (1, 5))
+    assert once != often
+    assert all("ba" in vocabulary for vocabulary in often if "ab" in vocabulary)
+    assert any("ba" not in vocabulary for vocabulary in once if "ab" in vocabulary)

@@ -37,8 +37,8 @@ RUNS = {
     "contrast over the batch": {"steps": 2, "pool": 4, "accumulation_steps": 2, "contrast": "batch"},
     "a loss of one rank is NaN": {"steps": 2, "spoil": "loss"},
     "a gradient of one rank is infinite": {"steps": 2, "spoil": "gradient"},
-    "dropout": {"steps": 1, "dropout": 0.5},
-    "resumed": {"steps": 4, "stop": 2},
+    "dropout": {"steps": 4, "dropout": 0.5},
+    "resumed": {"steps": 4, "dropout": 0.5, "stop": 2},
 }
 
 

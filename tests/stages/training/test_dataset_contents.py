@@ -16,13 +16,6 @@ from alpro.stages.training import dataset
 from alpro.stages.training.dataset import Examples, TrainingDataset
 
 
-def test_an_image_is_a_still_clip(stills, steps_of):
-    batch = steps_of({"stills": stills})[0]
-    assert batch.kind == "image"
-    assert batch.frames.shape[1] == 4
-    assert (batch.frames == batch.frames[:, :1]).all()
-
-
 @pytest.mark.parametrize("sampling", ["halves", "random"])
 def test_pre_training_draws_from_both_halves_of_a_clip(tmp_path, steps_of, sampling):
     """Of 8 frames, each of a brightness of its own, always two of the first four and two of the last."""

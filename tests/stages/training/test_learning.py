@@ -3,11 +3,9 @@
 Each loss has a metric on clips that are not in training. Trained with all losses, every metric passes its bound. With
 the gradient of one loss cut, its metric stays near chance, and the others pass as before.
 
-`python -m tests.stages.training.test_learning` prints a table of the metrics over five seeds. The
-bounds lie between the lowest with the gradient and the highest without it.
+Over five seeds, the bounds lie between the lowest with the gradient and the highest without it.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,6 @@ from benchmarks.tiny_world import ENTITIES, MODEL, SCENES, write_corpus, write_v
 from tests.stages.training.conftest import losses_of
 
 STEPS, COPIES, GRID = 200, 4, 4  # steps of training, clips of each scene, patches along a side
-CHANCE = {"vtc": 1 / 16, "vtm": 1 / 2, "mlm": 1 / 8, "pem": 1 / 8, "qa": 1 / 8}  # of uniform guesses
 CUT = {"vtc": 0.3, "vtm": 0.6, "mlm": 0.4, "pem": 0.45, "qa": 0.4}  # upper bounds without the gradient of the loss
 LEARNED = {"vtc": 0.8, "vtm": 0.7, "mlm": 0.8, "pem": 0.65, "qa": 0.8}  # lower bounds
 TERMS = {"vtc": "contrast", "vtm": "matching", "mlm": "masked_words", "pem": "entities", "qa": "forward"}
@@ -214,26 +211,3 @@ def test_without_its_gradient_only_its_own_task_is_not_learned(cut, data, tmp_pa
     metrics = learn(data, "qa" if cut == "qa" else "pretrain", tmp_path, cut)
     assert metrics.pop(cut) < CUT[cut]
     assert failed(metrics) == {}
-
-
-def main(seeds: int = 5) -> None:
-    """Prints the lowest and the highest of each metric over seeds, by the loss whose gradient is cut."""
-    torch.set_num_threads(1)
-    print(f"| cut | {' | '.join(TERMS)} |\n| --- |{' ---: |' * len(TERMS)}")
-    print(f"| chance | {' | '.join(f'{CHANCE[name]:.2f}' for name in TERMS)} |")
-    with tempfile.TemporaryDirectory() as temporary:
-        data = examples(Path(temporary))
-        for cut in ("", *TERMS):
-            stages = ["qa" if cut == "qa" else "pretrain"] if cut else list(STAGES)
-            runs: dict[str, list[float]] = {}
-            for stage in stages:
-                for seed in range(seeds):
-                    out = Path(tempfile.mkdtemp(dir=temporary))
-                    for name, value in learn(data, stage, out, cut, seed).items():
-                        runs.setdefault(name, []).append(value)
-            cells = [f"{min(runs[name]):.2f} to {max(runs[name]):.2f}" if name in runs else "" for name in TERMS]
-            print(f"| {cut or 'none'} | {' | '.join(cells)} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from alpro.errors import InputError
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.loop import MAX_SKIPPED_IN_ROW
+from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate
 from tests.stages.training.conftest import losses_of
@@ -116,6 +117,26 @@ def test_micro_batches_are_one_step_on_their_mean(new_run):
         torch.testing.assert_close(weight.detach(), run.weights[name], atol=1e-5, rtol=0, msg=name)
 
 
+def test_each_line_has_the_rate_of_its_step_and_a_throughput_without_validation(new_run, monkeypatch):
+    """By a clock that goes on by a second each time it is read, and by a week in a validation."""
+    clock = [0.0]
+
+    def read() -> float:
+        clock[0] += 1
+        return clock[0]
+
+    def validate(_: Objective) -> dict[str, float]:
+        clock[0] += 604_800
+        return {"validation/score": 1.0}
+
+    monkeypatch.setattr("alpro.stages.training.loop.time.monotonic", read)
+    run = new_run("run", run={"validate": validate}, validation={"times": 4}, warmup_ratio=0.4)
+    run.start()
+    lines = [line for line in read_metrics(run.out / "metrics.jsonl") if "train/lr" in line]
+    assert [line["train/lr"] for line in lines] == [learning_rate(step, 8, run.config) for step in (1, 3, 5, 7)]
+    assert min(line["train/samples_per_second"] for line in lines) > 0.1
+
+
 def test_gradients_are_clipped_to_max_grad_norm(new_run):
     """AdamW's first step is lr x g / (|g| + 1e-8): gradients clipped to far less than 1e-8 move nothing."""
     moved = []
@@ -159,13 +180,13 @@ def with_data(run, kind: type[TrainingDataset]):
 
 
 def test_unreadable_examples_are_logged_and_counted_across_an_interruption(new_run, capfd):
-    run = with_data(new_run("run", max_unreadable_share=0.5), damaged(1, 5))
-    run.interrupt(3)
+    run = with_data(new_run("run", max_unreadable_share=0.5), damaged(2, 5))
+    run.interrupt(2)  # before the step is logged
     run.start()
     output = capfd.readouterr().err
-    assert "step 1: a.tar: clip1: broken; replaced by another example" in output
+    assert "step 2: a.tar: clip2: broken; replaced by another example" in output
     assert "step 5: a.tar: clip5: broken" in output
-    assert [line["train/unreadable"] for line in run.lines if "train/loss" in line] == [1, 1, 2, 2]
+    assert [line["train/unreadable"] for line in run.lines if "train/loss" in line] == [0, 1, 2, 2]
 
 
 def test_too_many_unreadable_examples_are_an_error(new_run):

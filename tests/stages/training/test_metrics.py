@@ -19,15 +19,6 @@ def add(mean: Mean, values: list[float], counted: bool = True) -> None:
     mean.add(("a", "b"), torch.tensor(values), torch.tensor(counted))
 
 
-def test_a_mean_is_over_the_steps_since_the_last_reading():
-    mean = Mean()
-    add(mean, [1.0, 10.0])
-    add(mean, [2.0, 30.0])
-    assert mean.read() == {"a": 1.5, "b": 20.0}
-    add(mean, [5.0, 6.0])
-    assert mean.read() == {"a": 5.0, "b": 6.0}
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 7.0])
 def test_a_mean_leaves_out_steps_that_were_skipped(bad):
     mean = Mean()
@@ -74,15 +65,6 @@ def test_a_mean_resumes_from_a_checkpoint_to_the_last_bit():
     assert restored.read() == whole.read()
 
 
-def test_a_checkpoint_just_after_a_reading_keeps_nothing_of_it():
-    mean = Mean()
-    add(mean, [1.0, 2.0])
-    mean.read()
-    assert mean.state() == {}
-    mean.restore({}, CPU)
-    assert mean.read() == {}
-
-
 def skipped(finite: list[bool], values: list[float], in_row: int = 0) -> Skipped:
     """Steps 10, 11, ..., of which some are finite; all have the same values."""
     actual = Skipped(in_row)
@@ -100,12 +82,6 @@ def test_skipped_steps_are_counted_since_the_last_reading():
 
 def test_a_finite_step_ends_the_row():
     assert skipped([False] * 4 + [True] + [False] * 4, GOOD).read(5) == 8
-
-
-def test_steps_before_an_interruption_count_in_the_row():
-    assert skipped([False], GOOD, in_row=3).read(5) == 1
-    with pytest.raises(InputError, match="step 10 "):
-        skipped([False], GOOD, in_row=4).read(5)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -136,11 +112,3 @@ def test_the_rank_with_the_bad_loss_is_the_one_that_is_named(monkeypatch):
     monkeypatch.setattr("alpro.stages.training.metrics.gather_objects", lambda mine: others)
     with pytest.raises(InputError, match=r"^loss_pem not finite .* \(samples of rank 1 clip7, clip8, \.\.\.\)"):
         skipped([False] * 5, GOOD).read(5)
-
-
-def test_metrics_after_the_step_of_a_checkpoint_are_cut(tmp_path):
-    file = MetricsFile(tmp_path)
-    for step in (2, 4, 6):
-        file.write(step, {"train/loss": step / 2})
-    file.cut(4)
-    assert [(line["step"], line["train/loss"]) for line in read_metrics(file.path)] == [(2, 1.0), (4, 2.0)]

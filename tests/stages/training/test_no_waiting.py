@@ -4,17 +4,16 @@ A GPU works behind the program; the program stops where it reads a number back, 
 it goes on the GPU has nothing to do. On a CPU such places cost nothing and show in nothing but the operations.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alpro.models.losses import hard_negatives
 from alpro.stages.training.distributed import World
-from tests.stages.training.conftest import losses_of, run_of
+from tests.stages.training.conftest import run_of
 
 # Operations that on a GPU wait for it: they give the program a number, or their shape depends on the numbers.
 WAIT = {
@@ -112,56 +111,7 @@ def test_a_non_finite_step_reads_nothing_back(small_objective, small_batch, trai
     assert run.skipped.read(5) == 1
 
 
-def test_the_step_finds_its_negatives_and_masked_words_where_reading_would(small_objective, small_batch):
-    """So that the test above is of steps in which there is something to read."""
-    assert (small_batch.labels != -100).any()
-    metrics = losses_of(small_objective("pretrain"), small_batch)[1]
-    assert {"loss_vtc", "loss_vtm", "loss_mlm", "loss_pem"} <= metrics.keys()
-    assert metrics["pseudo_labels_kept"] == 1
-
-
-def official_negatives(similarity: torch.Tensor) -> list[int]:
-    """As the official code draws them: one by one, each read back."""
-    return [torch.multinomial(row.softmax(0), 1).item() for row in similarity]
-
-
-def each_read(similarity: torch.Tensor) -> list[int]:
-    """The same by another draw."""
-    columns, _ = hard_negatives(similarity, torch.eye(3, dtype=torch.bool), torch.rand(3))
-    return [column.item() for column in columns]
-
-
-def add_where_masked(similarity: torch.Tensor) -> None:
-    similarity[torch.eye(3, dtype=torch.bool)] += torch.ones(3)
-
-
-OFFICIAL: dict[str, Callable[[torch.Tensor], object]] = {
-    "masked words by a boolean index": lambda scores: scores[scores > 0],
-    "what a boolean index names, changed": add_where_masked,
-    "negatives drawn one by one": official_negatives,
-    "negatives read one by one": each_read,
-    "a branch on a loss": lambda scores: bool(scores.sum().isfinite()),
-    "a loss as a number": lambda scores: float(scores.mean()),
-    "several numbers": lambda scores: scores.tolist(),
-    "where labels are": lambda scores: torch.where(scores > 0),
-    "rows of unlike number": lambda scores: scores.repeat_interleave(torch.tensor([1, 2, 0]), dim=0),
-}
-
-
-@pytest.mark.parametrize("frozen", [False, True], ids=["training", "as the prompter"])
-@pytest.mark.parametrize("way", OFFICIAL)
-def test_a_wait_in_the_forward_pass_is_detected(way, frozen):
-    """The official way - boolean indexing of masked words, `.item()` for each negative - and others that wait."""
-    scores = torch.randn(3, 3)
-    with (
-        torch.inference_mode() if frozen else nullcontext(),
-        pytest.raises(AssertionError, match="waits"),
-        no_waiting(),
-    ):
-        OFFICIAL[way](scores)
-
-
-def test_a_wait_in_the_backward_pass_is_detected():
+def test_a_wait_is_detected_also_in_the_backward_pass():
     x = torch.randn(3, requires_grad=True)
     x.register_hook(lambda gradient: gradient * gradient.sum().item())
     loss = x.square().sum()

@@ -1,6 +1,5 @@
 """The objective of pre-training: its losses, their weights, and the frozen prompter."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpro.models.alpro import Alpro
-from alpro.models.losses import kept_labels
 from alpro.models.word_pieces import WordPieces
 from alpro.shards.pictures import draw_entities
 from alpro.stages.evaluation.retrieval import Gallery
@@ -50,17 +48,6 @@ def test_uniform_negatives_do_not_depend_on_the_similarity(pretraining, batches,
     assert not torch.equal(texts[0], texts[1])
     assert metrics[1]["loss_vtc"] == metrics[0]["loss_vtc"]
     assert "loss_vtc" not in metrics[2]
-
-
-def test_labels_of_the_batch_need_no_prompter(pretraining, batches):
-    objective, batch = pretraining(), batches["video"]
-    labels = objective.labeled(batch).pseudo_labels
-    torch.manual_seed(1)
-    expected, _ = losses_of(objective, batch)
-    objective.prompter = None
-    torch.manual_seed(1)
-    loss, _ = losses_of(objective, replace(batch, pseudo_labels=labels))
-    torch.testing.assert_close(loss, expected)
 
 
 def test_similarities_stay_exact_under_mixed_precision(pretraining, batches):
@@ -132,20 +119,6 @@ def test_validation_of_pem_is_over_the_crops_that_it_keeps(pretraining, clips, t
     )
 
 
-def test_metrics_of_pem_count_what_the_threshold_keeps(pretraining):
-    """A label at the threshold is kept; the denominator is the number of kept labels."""
-    labels = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.1, 0.7], [0.4, 0.3, 0.3], [0.0, 1.0, 0.0]])
-    logits = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
-    objective = pretraining(threshold=0.5)
-    kept = kept_labels(labels, objective.threshold)
-    assert kept.tolist() == [True, True, False, True]
-    metrics = objective.pem_metrics(logits, labels, kept, torch.tensor(1 / 3))
-    assert float(metrics["pseudo_labels_kept"]) == pytest.approx(3 / 4)
-    assert float(metrics["pem_accuracy"]) == pytest.approx(2 / 3)
-    entropies = math.log(2), -sum(p * math.log(p) for p in (0.2, 0.1, 0.7)), 0
-    assert float(metrics["pseudo_label_entropy"]) == pytest.approx(sum(entropies) / 3)
-
-
 def test_losses_are_weighted(pretraining, batches):
     weights = {"vtc": 0.5, "vtm": 2.0, "mlm": 0.25, "pem": 4.0}
     torch.manual_seed(1)  # the same hard negatives
@@ -168,15 +141,6 @@ def test_a_loss_of_weight_0_is_not_computed(off, pretraining, batches, monkeypat
     assert f"loss_{off}" not in metrics
     kept = [name for name in ALL if name != off]
     torch.testing.assert_close(loss.detach(), sum(metrics[f"loss_{name}"] for name in kept))
-
-
-@pytest.mark.parametrize("off", WORK)
-def test_a_loss_that_is_off_trains_no_head(off, pretraining, batches):
-    objective = pretraining(**{off: 0.0})
-    losses_of(objective, batches["video"])[0].backward()
-    heads = {"vtm": objective.model.vtm_head, "mlm": objective.model.mlm_head, "pem": objective.model.pem_head}
-    for name, head in heads.items():
-        assert all((p.grad is None) == (name == off) for p in head.parameters()), name
 
 
 @pytest.mark.parametrize("weights", [{}, {"pem": 0.0}, {"mlm": 0.0}, {"vtm": 0.0}, {"vtc": 0.0}], ids=str)

@@ -20,52 +20,26 @@ def assert_same(one, other) -> None:
     assert one.lines == other.lines
 
 
-def test_two_runs_of_one_configuration_are_the_same(new_run):
-    one, other = new_run("one", dropout=0.2), new_run("other", dropout=0.2)
-    assert one.start() == other.start()
-    assert_same(one, other)
-    assert [line["step"] for line in one.lines] == [2, 4, 6, 8]
+BATCH = {"accumulation_steps": 2, "contrast": "batch"}
 
 
-@pytest.mark.parametrize("before", [0, 3, 6])
-def test_an_interrupted_run_resumes_to_the_same_weights_and_metrics(new_run, before):
-    whole, broken = new_run("whole"), new_run("broken")
-    whole.start()
-    broken.interrupt(before)
-    assert broken.checkpoints == [f"step-{before + 1:08d}"]  # the step under way is finished
-    broken.start()
-    assert_same(whole, broken)
-
-
-def test_a_run_interrupted_several_times_has_the_same_result(new_run):
-    whole, broken = new_run("whole"), new_run("broken")
-    whole.start()
-    for before in (1, 2, 5):
-        broken.interrupt(before)
-    broken.start()
-    assert_same(whole, broken)
-
-
-WITH_RANDOMNESS = pytest.mark.parametrize(
-    ("objective", "dropout"), [(PrompterObjective, 0.2), (MatchingObjective, 0.0)], ids=["dropout", "hard negatives"]
+@pytest.mark.parametrize(
+    ("stops", "objective", "dropout", "settings"),
+    [
+        ((0,), PrompterObjective, 0.0, {}),
+        ((1, 2, 6), PrompterObjective, 0.2, {}),
+        ((3,), MatchingObjective, 0.0, {}),
+        ((3,), PrompterObjective, 0.2, BATCH),
+    ],
+    ids=["the first step", "several times, dropout", "hard negatives", "contrast over the batch"],
 )
-
-
-@WITH_RANDOMNESS
-def test_an_interrupted_run_with_randomness_has_the_same_result(new_run, objective, dropout):
-    whole, broken = (new_run(name, objective, dropout) for name in ("whole", "broken"))
+def test_an_interrupted_run_has_the_same_weights_and_metrics(new_run, stops, objective, dropout, settings):
+    whole, broken = (new_run(name, objective, dropout, **settings) for name in ("whole", "broken"))
     whole.start()
-    broken.interrupt(3)
-    broken.start()
-    assert_same(whole, broken)
-
-
-def test_an_interrupted_run_with_contrast_over_the_batch_has_the_same_result(new_run):
-    """Its random numbers are those of the step, not of the generator in the checkpoint."""
-    settings = {"dropout": 0.2, "accumulation_steps": 2, "contrast": "batch"}
-    whole, broken = (new_run(name, **settings) for name in ("whole", "broken"))
-    whole.start()
-    broken.interrupt(3)
+    assert [line["step"] for line in whole.lines] == [2, 4, 6, 8]
+    for before in stops:
+        broken.interrupt(before)
+    assert broken.checkpoints[-1] == f"step-{stops[-1] + 1:08d}"  # the step under way is finished
     broken.start()
     assert_same(whole, broken)
 
@@ -80,12 +54,6 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_and_rewrites_metrics(new_
     assert_same(whole, broken)
 
 
-def test_two_checkpoints_are_kept(new_run):
-    run = new_run("run", run=OFTEN)
-    run.kill(before=6)
-    assert run.checkpoints == ["step-00000005", "step-00000006"]
-
-
 def damage(path: Path, at: int) -> None:
     """Flips one bit of the byte at a place."""
     content = bytearray(path.read_bytes())
@@ -93,45 +61,36 @@ def damage(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
-@pytest.mark.parametrize("at", [0, -1], ids=["first", "last"])
-def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(new_run, file, at, capfd):
+def in_state(text: str, shift: int):
+    return lambda file: damage(file, file.read_text().index(text) + shift)
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil"),
+    [
+        ("model.safetensors", lambda file: damage(file, 0)),
+        ("optimizer.safetensors", lambda file: damage(file, -1)),
+        ("state.json", Path.unlink),
+        ("state.json", in_state('"step": 6', 8)),
+        ("state.json", in_state('"skipped_in_row"', 3)),
+        ("sums.json", Path.unlink),
+    ],
+    ids=["the first bit", "the last bit", "missing", "a value", "a name", "no sums"],
+)
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(new_run, file, spoil, all_of_them, capfd):
+    """Without an intact one, training starts again."""
     whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
     whole.start()
     broken.kill(before=6)
-    damage(broken.out / "checkpoints" / "step-00000006" / file, at)
+    assert broken.checkpoints == ["step-00000005", "step-00000006"]
+    for name in broken.checkpoints if all_of_them and file.startswith("model") else broken.checkpoints[-1:]:
+        spoil(broken.out / "checkpoints" / name / file)
+    capfd.readouterr()
     broken.start()
     output = capfd.readouterr().err
-    assert f"step-00000006: corrupt ({file}); using the previous checkpoint" in output
-    assert "continuing from step 5 of 8" in output
-    assert_same(whole, broken)
-
-
-def test_a_checkpoint_with_a_missing_file_is_skipped_for_the_previous_one(new_run, capfd):
-    run = new_run("run", run=OFTEN)
-    run.kill(before=6)
-    (run.out / "checkpoints" / "step-00000006" / "state.json").unlink()
-    run.start()
-    assert "continuing from step 5 of 8" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(("text", "place"), [('"step": 6', -1), ('"skipped_in_row"', -2)], ids=["a value", "a name"])
-def test_a_corrupt_state_is_skipped_for_the_previous_checkpoint(new_run, text, place, capfd):
-    run = new_run("run", run=OFTEN)
-    run.kill(before=6)
-    state = run.out / "checkpoints" / "step-00000006" / "state.json"
-    damage(state, state.read_text().index(text) + len(text) + place)
-    run.start()
-    assert "continuing from step 5 of 8" in capfd.readouterr().err
-
-
-def test_without_an_intact_checkpoint_training_starts_again(new_run, capfd):
-    whole, broken = new_run("whole"), new_run("broken")
-    whole.start()
-    broken.interrupt(3)
-    damage(broken.out / "checkpoints" / "step-00000004" / "model.safetensors", -1)
-    broken.start()
-    assert "corrupt" in capfd.readouterr().err
+    assert "step-00000006: corrupt" in output
+    assert ("continuing from step 5 of 8" in output) == (not all_of_them or not file.startswith("model"))
     assert_same(whole, broken)
 
 

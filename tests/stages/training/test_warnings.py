@@ -10,7 +10,7 @@ from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import stage
-from alpro.stages.training.chance import chance_levels, losses_at_chance
+from alpro.stages.training.metrics import chance_levels, losses_at_chance
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, train
 
