@@ -61,6 +61,7 @@ def test_the_prompter_is_a_name_or_an_existing_folder(tmp_path, monkeypatch):
     [
         ("pretrain.lr=3e-4", lambda c: c.pretrain.lr == 3e-4),
         ("train_prompter.phases.0.steps=9", lambda c: c.train_prompter.phases[0].steps == 9),
+        ("train_prompter.phases.0.epochs=2", lambda c: c.train_prompter.phases[0].steps == 0),
         ("model.video.depth=2", lambda c: c.pretrain.model.video.depth == 2),
         ("build_vocabulary.tagger=en_core_web_sm", lambda c: c.build_vocabulary.tagger == "en_core_web_sm"),
         ('evaluate.contrasts=[["up", "down"]]', lambda c: c.evaluate.contrasts == (("up", "down"),)),
