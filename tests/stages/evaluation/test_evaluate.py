@@ -1,8 +1,6 @@
 """What is evaluated, before fine-tuning and after it: rows of the results table, with fake models whose answers are
 known."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -13,16 +11,15 @@ from alpro.errors import InputError
 from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate, zero_shot
 from alpro.stages.evaluate import add_contrasts
-from alpro.stages.evaluation import metrics
 from alpro.stages.evaluation import results as evaluation_results
 from alpro.stages.evaluation.entities import Named
-from alpro.stages.evaluation.metrics import ACCURACY, Queries, Score, recall_at, retrieval_metrics
+from alpro.stages.evaluation.metrics import ACCURACY, Queries, Score, retrieval_metrics
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.evaluation.qa import Questions
 from alpro.stages.evaluation.results import Results, add_retrieval
 from alpro.stages.evaluation.retrieval import Gallery
 from alpro.stages.evaluation.statistics import bootstrap_interval
-from tests.stages.evaluation.conftest import RESOURCES, also_in_training, evaluated, rows_of, statistics
+from tests.stages.evaluation.conftest import also_in_training, evaluated, statistics
 
 CPU = torch.device("cpu")
 
@@ -56,14 +53,7 @@ def test_a_ranker_that_knows_nothing_reaches_chance(captions, results, gallery_o
         assert expected == pytest.approx(np.mean([draw[name] for draw in draws]), rel=0.05), name
 
 
-@pytest.fixture
-def paper_metrics(monkeypatch) -> None:
-    """Only the metrics of the paper, whatever else the table has."""
-    chosen = tuple(metric for metric in metrics.RETRIEVAL if metric.key in ("R1", "R5", "R10", "MdR"))
-    monkeypatch.setattr(metrics, "RETRIEVAL", chosen)
-
-
-def test_the_rows_say_what_was_asked_of_how_many(results, gallery_of, tmp_path, paper_metrics):
+def test_the_rows_say_what_was_asked_of_how_many(results, gallery_of, tmp_path):
     add_retrieval(results, "by hand", "hand", np.eye(4) + 0.1, gallery_of(1, 4))
     assert [(row["direction"], row["metric"], row["value"], row["items"]) for row in results.rows] == [
         *(("t2v", "R@1", 100, 4), ("t2v", "R@5", 100, 4), ("t2v", "R@10", 100, 4), ("t2v", "MdR", 1, 4)),
@@ -194,22 +184,6 @@ def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, 
         "retrieval_reversed": "top 3, 4 frames",
     }
     assert rows["retrieval_dual/t2v/R1"]["what"] == "fine-tuned, dual softmax over the whole test set"
-
-
-def test_a_new_metric_is_one_entry_of_the_table(clips_of_brightness, reading, tmp_path, paper_metrics, monkeypatch):
-    """It is in results.json and in the printed table with its chance, for subsets too, and in the metrics for MLflow.
-    Validation is tested with it in test_validation."""
-    reading()
-    monkeypatch.setattr(metrics, "RETRIEVAL", (*metrics.RETRIEVAL, recall_at(2)))
-    config = evaluate.Config(retrieval="clips")
-    outcome = evaluate.run(config, {"clips": clips_of_brightness, "retrieval": Path("x")}, tmp_path, RESOURCES)
-    assert {outcome.metrics[f"test/retrieval/{way}/R2"] for way in ("t2v", "v2t")} == {100}
-    row = rows_of(tmp_path)["retrieval/t2v/R2"]
-    assert (row["metric"], row["value"], row["chance"], row["items"]) == ("R@2", 100, 50, 4)
-    (table,) = tables({"score": list(rows_of(tmp_path).values())})
-    assert [line[2:4] for line in table.lines if line[:2] == ["fine-tuned retrieval", "t2v R@2"]] == [
-        ["100.0 %", "50.0 %"]
-    ]
 
 
 def test_the_protocol_is_the_one_that_is_asked_for(clips_of_brightness, reading, tmp_path, monkeypatch):

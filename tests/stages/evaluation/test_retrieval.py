@@ -73,32 +73,6 @@ def test_the_size_of_the_batches_does_not_matter(objective, encoded, gallery, to
     torch.testing.assert_close(few.features, videos.features, atol=1e-5, rtol=0)
 
 
-def test_each_text_and_each_video_is_encoded_once(objective, gallery, tokenizer, monkeypatch):
-    """The official code encodes every text again for every video."""
-    model, encoded = objective.model, {"text": 0, "video": 0}
-
-    def counting(what, encode):
-        def call(first, *rest):
-            encoded[what] += len(first)
-            return encode(first, *rest)
-
-        return call
-
-    for what in encoded:
-        monkeypatch.setattr(model, f"encode_{what}", counting(what, getattr(model, f"encode_{what}")))
-    texts, videos = encode_gallery(objective, gallery, tokenizer, 24, CPU)
-    match_all(model, texts, videos)
-    match_top_k(model, texts, videos, 3)
-    assert encoded == {"text": len(gallery.texts), "video": len(gallery.numbers)}
-
-
-def test_top_k_of_all_is_margin_and_similarity(objective, encoded):
-    texts, videos = encoded
-    similarity = (texts.features @ videos.features.T).numpy()
-    expected = match_all(objective.model, texts, videos) + similarity
-    np.testing.assert_allclose(match_top_k(objective.model, texts, videos, 1000, batch=5), [expected] * 2, atol=1e-5)
-
-
 def test_the_gallery_is_the_split_with_every_caption_once(gallery, corpus_of, tmp_path):
     assert len(gallery.ids) == len(gallery.texts) == 8
     rows = [
@@ -186,16 +160,6 @@ def test_top_k_ranks_the_pairs_of_a_query_above_its_others(by_hand, margins, sim
             assert (not matched.all() and like[matched].min() >= like[~matched].max()) or matched.all()
             assert row[matched].min() > row[~matched].max(initial=-np.inf)
             assert np.diff(row[~matched][like[~matched].argsort()]).min(initial=0) >= 0
-
-
-def test_both_directions_choose_pairs_of_their_own(by_hand):
-    """Video 1 is the most similar one to every text; the texts most similar to the videos are 0, 0 and 2. Text 1 is not
-    a candidate of video 1, although the pair is matched for text 1."""
-    similarity = [[0.3, 0.9, 0.1], [0.1, 0.8, 0.2], [0.2, 0.7, 0.6]]
-    scores = match_pairs(*by_hand(MARGINS, similarity), 1)
-    exact = np.isclose(scores, np.array(MARGINS) + similarity)
-    assert np.argwhere(exact[0]).tolist() == [[0, 1], [1, 1], [2, 1]]
-    assert np.argwhere(exact[1]).tolist() == [[0, 0], [0, 1], [2, 2]]
 
 
 def test_a_dual_softmax_is_the_product_of_both_softmaxes():

@@ -58,16 +58,6 @@ def test_ranks_see_the_order_of_scores_alone(scores):
 
 @settings(max_examples=60)
 @given(scores_of)
-def test_the_two_directions_are_each_other_transposed(scores):
-    there = retrieval_metrics(scores, np.arange(len(scores)))
-    back = retrieval_metrics(scores.T, np.arange(len(scores)))
-    for name in ("R1", "R5", "R10", "MdR", "MnR"):
-        assert there[f"t2v/{name}"] == pytest.approx(back[f"v2t/{name}"])
-        assert there[f"v2t/{name}"] == pytest.approx(back[f"t2v/{name}"])
-
-
-@settings(max_examples=60)
-@given(scores_of)
 def test_a_tie_is_the_mean_over_the_places_that_it_may_end_in(scores):
     actual = Ranks.of(scores, np.eye(len(scores), dtype=bool))
     for query, row in enumerate(scores):
@@ -108,15 +98,6 @@ def test_chance_is_what_constant_scores_reach(video_of_text, more):
         assert actual[f"{way}/MdR"] == np.mean(median)
         missed = 1 - np.array([0.0, *reached])
         assert actual[f"{way}/MnR"] == pytest.approx(missed.sum())  # the sum of P(rank > k) over k from 0
-
-
-def test_chance_of_a_large_gallery():
-    """By hand: of 20 texts a video the first 10 of 20,000 hold one of its own with probability 1 - 0.999^10."""
-    of = np.repeat(np.arange(1000), 20)
-    actual = chance_of(np.zeros((20000, 1000), np.float16), of)
-    assert (actual["t2v/R1"], actual["t2v/R10"], actual["t2v/MdR"]) == pytest.approx((0.1, 1.0, 500.5))
-    assert actual["v2t/R10"] == pytest.approx(100 * (1 - 0.999**10), rel=1e-3)
-    assert actual["v2t/MdR"] == pytest.approx(np.log(0.5) / np.log(0.999), rel=0.02)
 
 
 def test_several_captions_of_a_video_in_both_directions():

@@ -139,38 +139,6 @@ def test_a_clear_difference_of_many_videos_has_the_smallest_p_value():
         assert paired_difference(a, a + 2, np.arange(200), statistic).p == 1 / (PERMUTATIONS + 1)
 
 
-def synthetic(rng: np.random.Generator, videos: int = 40, each: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Results 0 or 100 whose videos differ in difficulty, with an expected score of 50; and the video of each."""
-    chance = np.repeat(rng.beta(1, 1, videos), each)
-    return (rng.random(videos * each) < chance) * 100.0, np.repeat(np.arange(videos), each)
-
-
-def test_intervals_cover_the_true_score_and_those_over_queries_would_not():
-    """95 % of 300 draws, with a standard error of 1.3 points; a bootstrap over questions is too certain."""
-    rng = np.random.default_rng(1)
-    draws = [synthetic(rng, each=8) for _ in range(300)]
-    by_video = [bootstrap_interval(values, video, "mean") for values, video in draws]
-    by_query = [bootstrap_interval(values, np.arange(len(values)), "mean") for values, _ in draws]
-    covered, too_few = (np.mean([low <= 50 <= high for low, high in both]) for both in (by_video, by_query))
-    assert 0.90 <= covered <= 0.98
-    assert too_few < 0.85
-
-
-def test_p_values_are_uniform_if_nothing_differs(monkeypatch):
-    """5 % of them are at most 0.05, and so on; of 400 draws, with a standard error of at most 2.5 points. Shares of
-    right answers have ties, so that fewer are as small, never more."""
-    monkeypatch.setattr(statistics, "PERMUTATIONS", 300)
-    rng, ranks, shares = np.random.default_rng(2), [], []
-    for _ in range(400):
-        (a, video), (b, _) = synthetic(rng), synthetic(rng)
-        shares.append(paired_difference(a, b, video, "mean").p)
-        noise = rng.normal(scale=10, size=(2, len(a)))
-        ranks.append(paired_difference(a + noise[0], b + noise[1], video, "mean").p)
-    for level in (0.05, 0.2, 0.5, 0.8):
-        assert np.mean(np.array(ranks) <= level) == pytest.approx(level, abs=0.05)
-        assert np.mean(np.array(shares) <= level) <= level + 0.05
-
-
 def test_draws_are_the_same_each_time_and_in_parts(monkeypatch):
     whole = np.concatenate(list(bootstrap_counts(30)))
     assert whole.shape == (statistics.RESAMPLES, 30)
