@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,6 +16,7 @@ from alpro.stages.evaluation.entities import (
     add_crops,
     add_entities,
     best_constant,
+    calibration,
     entities_in_crop,
     entities_of_clips,
     entities_of_crops,
@@ -174,13 +176,19 @@ def test_the_accuracy_of_crops_and_their_calibration(tmp_path):
         ({"ball": [[0.25, 0, 0.75, 0.5]]}, (0, 0, 2, 4), ["ball"]),  # half of it exactly
         ({"ball": [[0.25, 0, 0.76, 0.5]]}, (0, 0, 2, 4), []),
         ({"ball": [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]}, (0, 0, 2, 2), ["ball"]),  # at one of two times
-        ({"ball": [[-0.5, 0, 0.5, 1]]}, (0, 0, 2, 4), ["ball"]),  # all that the frame shows of it
+        ({"ball": [[-1, 0, 0.5, 1]]}, (0, 0, 2, 4), ["ball"]),  # all that the frame shows of it
+        ({"ball": [[0, 0, 0.25, 0.25]], "star": [[0.5, 0.5, 1, 1]]}, (2, 2, 2, 2), ["star"]),
         ({}, (0, 0, 4, 4), []),
         (None, (0, 0, 1, 1), ["ball", "star"]),  # not known: those of the clip
     ],
 )
 def test_what_a_crop_shows(places, box, shown):
     assert entities_in_crop({"meta": {"places": places}}, ["ball", "star"], box, grid=4) == shown
+
+
+def test_a_label_of_probability_1_is_in_the_last_interval():
+    actual = calibration(np.array([1.0, 0.05, 0.9]), np.array([True, False, False]))
+    assert actual == [(1, 0.05, 0.0), (2, 0.95, 0.5)]
 
 
 def test_without_a_kept_crop_there_is_no_accuracy_of_them(tmp_path):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro
 from alpro.models.text import Layer, TextConfig
+from alpro.stages.training import optim
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
@@ -225,3 +226,18 @@ def test_the_fused_step_is_adamws_as_published(stepping):
         plain.step()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, other.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def test_muon_steps_along_nesterov_momentum():
+    model = layer_and_head()
+    optimizer, weight, momentum = (
+        build_optimizer(model, encoder("muon", weight_decay=0.0)),
+        model[0].mlp.fc1.weight,
+        0.0,
+    )
+    for seed in range(3):
+        give_gradient(model, seed)
+        momentum = 0.95 * momentum + 0.05 * weight.grad
+        expected = weight.detach() - 0.1 * optim.orthogonalized(0.05 * weight.grad + 0.95 * momentum)
+        step_if(optimizer, YES)
+        assert torch.allclose(weight, expected, atol=1e-5)
