@@ -19,6 +19,7 @@ from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.log import log
 from alpro.pipeline.cli import main as cli
+from alpro.pipeline.cli.artifacts import command_of
 from alpro.pipeline.cli.options import Source
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import Interrupted, StageFailed
@@ -402,3 +403,12 @@ def test_data_check_prints_problems_or_json(tmp_path, monkeypatch, capsys):
     assert "problem: no test split" in out
     status, out, _ = call(monkeypatch, capsys, "data", "check", tmp_path / "manifest.jsonl", "--json")
     assert (status, json.loads(out)["decoded"]["rejected"]) == (1, {"empty": 1})
+
+
+@pytest.mark.parametrize("data", ["", "my videos"])
+def test_the_printed_command_of_an_artifact_has_its_data_and_changes(data):
+    arguments = {"config": "tiny", "data": data, "changes": ["a=1", "b=2"]}
+    command = command_of({"stage": "pretrain", "run": {"arguments": arguments}})
+    named = ["--data", data] if data else []
+    assert command == ["alpro", "run", "pretrain", "--config", "tiny", *named, "--set", "a=1", "--set", "b=2"]
+    assert command_of({"stage": "pretrain", "run": {}}) == []
