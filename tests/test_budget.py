@@ -27,7 +27,7 @@ LINES = {
 FILES = 171
 KEYS = 140
 OPTIONS = 43
-WORDS = 15_658
+WORDS = 15_680
 
 
 @cache
