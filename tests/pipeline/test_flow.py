@@ -335,12 +335,14 @@ def report_of(workspace: Path, key: str, value: object) -> tuple[str, dict]:
     return path.with_suffix(".html").read_text(), run
 
 
-def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace):
+def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace, tmp_path):
+    (tmp_path / "nouns.txt").write_text("ball\nstar\n")
+    changes = [f"build_vocabulary.entities_file={tmp_path / 'nouns.txt'}", "build_vocabulary.entities=9999"]
     with pytest.raises(Exception, match="9999"):
-        alpro(TINY, changes=["build_vocabulary.entities=9999"], workspace=workspace)
+        alpro(TINY, changes=changes, workspace=workspace)
     parents, nested = runs(workspace)
     assert parents[0].info.status == "FAILED"
-    report, summary = report_of(workspace, "changes", ["build_vocabulary.entities=9999"])
+    report, summary = report_of(workspace, "changes", changes)
     assert re.search(r'class="state failed"><b>Failed</b>: build_vocabulary\.entities = 9999, but', report)
     assert {step["name"]: step["state"] for step in summary["steps"] if "decode" not in step["name"]} == {
         "render_sample": "cached",
