@@ -47,12 +47,13 @@ TRAINING: dict[str, Any] = {
     "log_every": 1,
     "validation": {"videos": 4},
 }
+FINETUNING = {"max_grad_norm": 5.0, "sampling": "random", "random_crop": 1.0}
 ENCODERS = {"model": MODEL | {"video": MODEL["video"] | {"drop_path": 0.1}}}
 STAGES: dict[str, dict[str, Any]] = {  # in order, with the changes of each
     "train_prompter": ENCODERS,
     "pretrain": ENCODERS | {"start": "prompter", "mlm_probability": 0.3, "negative_pool_size": 8},
-    "finetune_retrieval": {"frames": 3, "lr": 5e-4},
-    "finetune_qa": {"frames": 2, "lr": 5e-4, "answers": len(ENTITIES), "accumulation_steps": 2},
+    "finetune_retrieval": FINETUNING | {"frames": 3, "lr": 5e-4},
+    "finetune_qa": FINETUNING | {"frames": 2, "lr": 5e-4, "answers": len(ENTITIES), "accumulation_steps": 2},
 }
 
 

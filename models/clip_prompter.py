@@ -223,7 +223,7 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
         config = pretrained_config(name)
         if config.model_type not in TYPES:
             raise InputError(f"{where}: it is a {config.model_type}, not a {' or '.join(TYPES)}")
-        model = load_pretrained(AutoModel, name, config)
+        model, _ = load_pretrained(AutoModel, name, config)
         tokenizer, words = AutoTokenizer.from_pretrained(name), config.text_config.vocab_size
         if len(tokenizer) < words / 2:  # without its files, transformers makes one without words
             raise InputError(
@@ -270,10 +270,11 @@ def pretrained_config(name: str) -> Any:
     return config
 
 
-def load_pretrained(kind: Any, name: str, config: Any) -> Any:
-    """The model of a hub name or a folder with a `config`, of anyone: its sizes are compared with the header of its
-    weights before memory is taken, and its weights are finite. kind: a class of transformers that loads it. Raises
-    ValueError, and what transformers raises."""
+def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
+    """The model of a hub name or a folder with a `config`, of anyone, and the names of the weights of its head that the
+    file does not have, which are random. Its sizes are compared with the header of the file before memory is taken, and
+    its weights are finite. kind: a class of transformers that loads it. Raises ValueError, and what transformers
+    raises."""
     from transformers import logging as transformers_log
     from transformers.utils import cached_file
 
@@ -288,15 +289,16 @@ def load_pretrained(kind: Any, name: str, config: Any) -> Any:
         if layers > len(header):
             raise ValueError(f"config.json has {layers} layers, but model.safetensors only {len(header)} weights")
         with torch.device("meta"):
-            expected = sum(parameter.numel() for parameter in kind.from_config(config).parameters())
+            expected = sum(parameter.numel() for parameter in kind.from_config(config).base_model.parameters())
         stored = sum(math.prod(entry["shape"]) for entry in header.values())
         if expected > stored:
             raise ValueError(f"config.json has {expected} weights, but model.safetensors only {stored}")
     model, report = kind.from_pretrained(name, config=config, attn_implementation="sdpa", output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
+    body = "" if model.base_model is model else f"{model.base_model_prefix}."
+    if missing := sorted(key for key in report["missing_keys"] if key.startswith(body)):
         raise ValueError(f"weights are missing, such as {missing[0]}")
     check_finite(model.state_dict(), "model.safetensors")
-    return model
+    return model, set(report["missing_keys"])
 
 
 def load_temporal(prompter: ClipPrompter, file: Path, where: str) -> None:

@@ -226,13 +226,14 @@ def load_bert(model: Prompter, name: str) -> None:
 
 
 def bert_weights(name: str) -> StateDict:
-    """The state dict of a BERT, with the key names of the official ALPRO checkpoints."""
+    """The state dict of a BERT, with the key names of the official ALPRO checkpoints; without an MLM head if its file
+    has none."""
     try:
         from transformers import AutoModelForMaskedLM
 
         config = pretrained_config(name)
         check_type(name, config.model_type)
-        bert = load_pretrained(AutoModelForMaskedLM, name, config)
+        bert, missing = load_pretrained(AutoModelForMaskedLM, name, config)
     except InputError:
         raise
     except Exception as error:
@@ -241,7 +242,7 @@ def bert_weights(name: str) -> StateDict:
             f"{first_line(error)}); on a machine with a network run 'hf download {name} --local-dir FOLDER', "
             "copy the folder here, and set bert to its path"
         ) from error
-    return {f"text_encoder.{key}": value for key, value in bert.state_dict().items()}
+    return {f"text_encoder.{key}": value for key, value in bert.state_dict().items() if key not in missing}
 
 
 def check_match(source: str, weights: StateDict, own: StateDict) -> None:

@@ -78,6 +78,13 @@ def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
     torch.testing.assert_close(scores[mask == 1], expected.logits[mask == 1], atol=1e-4, rtol=1e-4)
 
 
+def test_a_bert_without_its_mlm_head_leaves_the_models_own(model, bert, tmp_path):
+    bert[0].bert.save_pretrained(tmp_path)
+    own = {key: value.clone() for key, value in model.mlm_head.state_dict().items() if "decoder.weight" not in key}
+    load_bert(model, str(tmp_path))
+    assert all(torch.equal(model.mlm_head.state_dict()[key], value) for key, value in own.items())
+
+
 @pytest.mark.parametrize("size", [48, 64])
 def test_another_image_size_resizes_the_position_embedding(vit, tmp_path, size):
     sizes = {"video": VIDEO | {"image_size": size}, "text": TEXT}

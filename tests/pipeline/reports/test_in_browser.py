@@ -50,12 +50,15 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def urls(first, workspace) -> dict[str, str]:
+def urls(first, workspace, tmp_path_factory) -> dict[str, str]:
     """The pages of a run with a run before it, of one that failed, and of a comparison."""
 
     changed = alpro(TINY, changes=["evaluate.seed=5"], workspace=workspace)
+    nouns = tmp_path_factory.mktemp("nouns") / "nouns.txt"
+    nouns.write_text("ball\nstar\n")
+    changes = [f"build_vocabulary.entities_file={nouns}", "build_vocabulary.entities=9998"]
     with pytest.raises(Exception, match="9998"):
-        alpro(TINY, changes=["build_vocabulary.entities=9998"], workspace=workspace)
+        alpro(TINY, changes=changes, workspace=workspace)
     failed = next(p for p in workspace.glob("reports/*.json") if '"build_vocabulary.entities=9998"' in p.read_text())
     names = [Path(run["evaluate"]).name[:8] for run in (first, changed)]
     assert cli.execute(["artifacts", "compare", *names, "--workspace", str(workspace)]) == 0
