@@ -46,7 +46,7 @@ class Arm:
 
 # The teachers by name, each with further keys of `[train_prompter]`.
 CROPS = {"share": 0.5, "area": [0.2, 0.6]}
-PROMPTERS: dict[str, dict[str, Any]] = {"prompter": {}, "crops": {"crops": CROPS, "optimizer": "muon"}}
+PROMPTERS: dict[str, dict[str, Any]] = {"prompter": {}, "crops": {"crops": CROPS, "optimizer": "muon", "lr": 1.5e-3}}
 WITHOUT_PEM = {"weights": {"pem": 0}}
 ARMS = {
     "none": Arm(changes=WITHOUT_PEM),
@@ -56,7 +56,7 @@ ARMS = {
     # The same with a prompter that was trained on crops, and what may make more of its labels.
     "crops": Arm(prompter="crops"),
     "crops, all kept": Arm(prompter="crops", changes={"threshold": 0.0}),
-    "crops, sharper": Arm(prompter="crops", power=2.0, changes={"threshold": 0.0}),
+    "crops, sharper": Arm(prompter="crops", power=4.0, changes={"threshold": 0.0}),
     "crops, every patch": Arm(prompter="crops", every_patch=True, changes={"threshold": 0.0}),
     # Whether places are in the patches without PEM: a head on the frozen model of `none`.
     "head on none": Arm(start="none", only_head=True, changes={"weights": {"vtc": 0, "vtm": 0, "mlm": 0}}),

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--draw", type=int, default=0, help="seed of the corpus, the start and the prompters")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of the rows")
     parser.add_argument("--named", type=int, default=1, choices=range(1, 5), help="things that a caption names")
-    parser.add_argument("--stills", type=int, default=6000, help="training stills, half of them for the start")
+    parser.add_argument("--stills", type=int, default=12000, help="training stills, half of them for the start")
     parser.add_argument("--test", type=int, default=1000, help="test stills; a fifth more are in a new style")
     parser.add_argument(
         "--steps", type=int, nargs=3, default=[2000, 4000, 800], metavar=("START", "PROMPTER", "PRETRAIN")
