@@ -21,7 +21,7 @@ Record = Mapping[str, Any]
 
 # Keys that say what is logged, drawn or accepted: no sample and no weight depends on them. The last weights of a
 # prompter and of pre-training are the result: how often they are validated selects none.
-WITHOUT_EFFECT: tuple[str, ...] = ("*.log_every", "*.pictures_every", "*.max_reject_share")
+WITHOUT_EFFECT: tuple[str, ...] = ("*.log_every", "*.max_reject_share")
 WITHOUT_EFFECT += ("train_prompter.validation.times", "pretrain.validation.times")
 
 

@@ -42,10 +42,13 @@ TEMPERATURES = (0.001, 0.5)
 class DualEncoder(nn.Module, ABC):
     """A video and a text encoder with a shared embedding space: ALPRO's own (`Prompter`), or a CLIP's (`ClipPrompter`).
 
-    config: its sizes, of which `video.image_size` and `video.frames` hold for every one.
+    config: its sizes, of which `video.image_size` and `video.frames` hold for every one. video_proj, text_proj: of
+    [CLS] to the shared space.
     """
 
     config: ModelConfig
+    video_proj: nn.Module
+    text_proj: nn.Module
 
     @abstractmethod
     def encode_video(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
@@ -58,13 +61,13 @@ class DualEncoder(nn.Module, ABC):
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token ids and attention mask (B, L) -> text tokens (B, L, D)."""
 
-    @abstractmethod
     def project_video(self, tokens: Tensor) -> Tensor:
         """Video tokens (B, 1 + N, D) -> L2-normalized embeddings (B, E) of [CLS]: g_v in equation 1."""
+        return F.normalize(self.video_proj(tokens[:, 0]), dim=-1)
 
-    @abstractmethod
     def project_text(self, tokens: Tensor) -> Tensor:
         """Text tokens (B, L, D) -> L2-normalized embeddings (B, E) of [CLS]: g_t in equation 1."""
+        return F.normalize(self.text_proj(tokens[:, 0]), dim=-1)
 
     @abstractmethod
     def clamped_temperature(self) -> Tensor:
@@ -81,10 +84,6 @@ class DualEncoder(nn.Module, ABC):
     @abstractmethod
     def text_length(self, length: int) -> int:
         """The number of tokens of a text that is read: at most `length`, or as many as the model always takes."""
-
-    @abstractmethod
-    def sizes(self, max_text_tokens: int) -> list[str]:
-        """Lines for the log with the sizes of the encoders."""
 
     def probabilities(self, frames: Tensor, prompts: Tensor) -> Tensor:
         """Probabilities (B, M) of the entities in normalized frames (B, T, 3, S, S) (equation 4).
@@ -128,12 +127,6 @@ class Prompter(DualEncoder):
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.text_encoder(ids, mask)
 
-    def project_video(self, tokens: Tensor) -> Tensor:
-        return F.normalize(self.video_proj(tokens[:, 0]), dim=-1)
-
-    def project_text(self, tokens: Tensor) -> Tensor:
-        return F.normalize(self.text_proj(tokens[:, 0]), dim=-1)
-
     def clamped_temperature(self) -> Tensor:
         return self.temperature.clamp(*TEMPERATURES)
 
@@ -147,20 +140,6 @@ class Prompter(DualEncoder):
 
     def text_length(self, length: int) -> int:
         return length
-
-    def sizes(self, max_text_tokens: int) -> list[str]:
-        video, text = self.config.video, self.config.text
-        return [
-            f"video encoder: {video.depth} blocks of width {video.width}, {video.frames} frames of "
-            f"{video.image_size} x {video.image_size} pixels, {video.frames * video.grid**2 + 1} tokens, "
-            f"{millions(self.video_encoder)}",
-            f"text encoder: {text.fusion_layer} layers of width {text.width}, texts of up to {max_text_tokens} tokens, "
-            f"{millions(self.text_encoder)}; the whole model: {millions(self)}",
-        ]
-
-
-def millions(module: nn.Module) -> str:
-    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.3g} M parameters"
 
 
 def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
@@ -188,11 +167,6 @@ class Alpro(Prompter):
         self.pem_head = classifier(width, entities) if entities else None
         self.qa_head = classifier(width, answers) if answers else None
         initialize(self, config.init)
-
-    def sizes(self, max_text_tokens: int) -> list[str]:
-        layers = self.config.text.depth - self.config.text.fusion_layer
-        fusion = f"multimodal encoder: {layers} layers, {millions(self.multimodal_encoder)}"
-        return [*super().sizes(max_text_tokens), fusion]
 
     def fuse(self, text: Tensor, mask: Tensor, video: Tensor, first: int | None = None) -> Tensor:
         """text (B, L, D), mask (B, L), video (B, V, D) -> fused tokens (B, L + V, D), text first.

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from alpro.errors import InputError
 from alpro.files import read_small_json
-from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig, millions
+from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
 from alpro.models.attention import Attention
 from alpro.models.folder import ModelFolder, Preprocessing, check_finite, check_weights, read_header, write_tensors
 from alpro.models.official import first_line
@@ -27,6 +27,7 @@ from alpro.models.timesformer import VideoConfig
 from alpro.models.word_pieces import WordPieces
 
 TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip too
+DOWNLOAD = "use a folder with all of its files: hf download NAME --local-dir FOLDER, where there is a network"
 TEMPORAL = "temporal."  # start of the names of the weights that transformers' model does not have
 # It reports them as unexpected, although `load_temporal` reads them.
 logging.getLogger("transformers.modeling_utils").addFilter(lambda record: TEMPORAL not in record.getMessage())
@@ -85,6 +86,7 @@ class ClipPrompter(DualEncoder):
         patch = next(p for p in range(vision.patch_size, 0, -1) if vision.image_size % p == 0)
         self.config = ModelConfig(video=VideoConfig(image_size=vision.image_size, patch_size=patch))
         self.temporal = nn.ModuleList()
+        self.video_proj = self.text_proj = nn.Identity()  # the towers project themselves
         self.eval()
 
     def add_temporal(self, frames: int) -> None:
@@ -115,10 +117,6 @@ class ClipPrompter(DualEncoder):
         features = (self.clip.visual_projection(x) if is_clip else tower.head(x)).float()
         return normalize(features, dim=-1).view(*frames.shape[:2], -1).mean(dim=1, keepdim=True)
 
-    def project_video(self, tokens: Tensor) -> Tensor:
-        """The result of `encode_video` (B, 1, E) -> L2-normalized embeddings (B, E)."""
-        return normalize(tokens[:, 0], dim=-1)
-
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token ids (B, L) -> embeddings (B, 1, E). The mask is not needed: in a CLIP, no token sees the padding behind
         it; SigLIP saw texts padded to its full length, without a mask."""
@@ -127,9 +125,6 @@ class ClipPrompter(DualEncoder):
         if self.clip.config.model_type == "siglip":
             ids = F.pad(ids, (0, length - ids.shape[1]), value=self.pad_id)
         return self.clip.get_text_features(input_ids=ids).pooler_output.float()[:, None]
-
-    def project_text(self, tokens: Tensor) -> Tensor:
-        return normalize(tokens[:, 0], dim=-1)
 
     def clamped_temperature(self) -> Tensor:
         return (-self.clip.logit_scale.float()).exp().view(())
@@ -148,12 +143,6 @@ class ClipPrompter(DualEncoder):
 
     def text_length(self, length: int) -> int:
         return self.clip.config.text_config.max_position_embeddings
-
-    def sizes(self, max_text_tokens: int) -> list[str]:
-        video = self.config.video
-        size = f"{video.frames} frames of {video.image_size} x {video.image_size} pixels"
-        temporal = " with temporal attention" if self.temporal else ""
-        return [f"both towers of a {self.clip.config.model_type}{temporal}: {size}, {millions(self)}"]
 
 
 class ClipWords(WordPieces):
@@ -226,10 +215,7 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
         model, _ = load_pretrained(AutoModel, name, config)
         tokenizer, words = AutoTokenizer.from_pretrained(name), config.text_config.vocab_size
         if len(tokenizer) < words / 2:  # without its files, transformers makes one without words
-            raise InputError(
-                f"{where}: its tokenizer has {len(tokenizer)} tokens, and the model {words}; add the model's own "
-                "tokenizer, such as tokenizer.json"
-            )
+            raise ValueError(f"its tokenizer has {len(tokenizer)} tokens, and the model {words}")
         processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
         mean, std = processor["image_mean"], processor["image_std"]
         length = config.text_config.max_position_embeddings
@@ -240,17 +226,7 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
     except InputError:
         raise
     except Exception as error:  # no folder, no network, no weights, no tokenizer: each library raises its own type
-        cause = f"({type(error).__name__}: {first_line(error)})"
-        if Path(name).is_dir():
-            raise InputError(
-                f"{where}: not readable as a CLIP or SigLIP of transformers {cause}; the folder needs its config.json, "
-                "model.safetensors, tokenizer and preprocessor_config.json, as 'hf download' copies them"
-            ) from error
-        raise InputError(
-            f"{where}: no such folder, and not available from the cache or the hub {cause}; on a machine with a "
-            f"network run 'hf download {name} --local-dir FOLDER', copy the folder here, and set "
-            f"{key} to its path"
-        ) from error
+        raise InputError(f"{where}: not readable as a CLIP or SigLIP ({first_line(error)}); {DOWNLOAD}") from error
     return ClipFolder("prompter", prompter.to(device), tokenizer, preprocessing)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -181,12 +181,9 @@ def check_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module, wher
 
 def check_finite(weights: Mapping[str, torch.Tensor], where: Any) -> None:
     """Raises ValueError if a weight is not a finite number."""
-    wrong = sorted(key for key, value in weights.items() if not value.isfinite().all())
-    if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise ValueError(
-            f"{where}: weights that are not finite numbers: {wrong[0]}{more}; delete it, or train it again"
-        )
+    for key, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{where}: {key} has weights that are not finite numbers; delete it, or train it again")
 
 
 def check_shapes(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:
@@ -212,13 +209,12 @@ def other_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor])
     ]
 
 
-M = TypeVar("M", bound=DualEncoder)
 # Settings that change what a model computes, but not the shapes of the weights that two models share.
 SHAPELESS = {"video": ("depth", "heads", "pre_norm", "activation"), "text": ("depth", "fusion_layer", "heads")}
 
 
-def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
-    """Copies the weights that `model` and `other` share by name; returns the model and the names it did not copy.
+def start_from(model: DualEncoder, other: DualEncoder) -> None:
+    """Copies the weights that `model` and `other` share by name.
 
     The time embedding is resized to the model's number of frames (nearest neighbour, as in TimeSformer) and the
     position embedding to its image size (bicubic). Heads of another shape are not copied. Raises ValueError if any
@@ -242,4 +238,3 @@ def start_from(model: M, other: DualEncoder) -> tuple[M, list[str]]:
     if wrong := other_shapes(shared, own):
         raise ValueError(f"weights of another shape: {', '.join(wrong[:3])}; use the same [model] sizes")
     model.load_state_dict(shared, strict=False)
-    return model, sorted(own.keys() - shared.keys())

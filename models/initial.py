@@ -9,7 +9,7 @@ import torch
 from alpro.errors import InputError
 from alpro.files import read_small_json
 from alpro.models.alpro import Prompter
-from alpro.models.clip_prompter import load_clip, load_pretrained, pretrained_config
+from alpro.models.clip_prompter import DOWNLOAD, load_clip, load_pretrained, pretrained_config
 from alpro.models.folder import check_finite, other_shapes
 from alpro.models.official import WEIGHT_FILES, StateDict, first_line, from_official, read_checkpoint
 from alpro.models.timesformer import CLIP_EPS, VideoConfig, resize_embedding
@@ -27,13 +27,8 @@ CLIP_NAMES = (
     ("self_attn", "attn"),
 )
 # The vision tower's keys in transformers, whose config.json leaves out those that have these values.
-CLIP_TOWER: dict[str, Any] = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-}
-CLIP_TOWER |= {"patch_size": 32, "hidden_act": "quick_gelu"}
+CLIP_TOWER: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_TOWER |= {"intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu"}
 
 
 def read_config(name: str) -> dict[str, Any]:
@@ -52,7 +47,7 @@ def video_sizes(vit: str) -> dict[str, Any]:
     config = read_config(vit)
     if not isinstance(tower := config.get("vision_config"), dict):
         return {}
-    check_tower(vit, config.get("model_type", ""))
+    check_type("vit", vit, config.get("model_type", ""), "clip")
     return tower_sizes(tower)
 
 
@@ -65,14 +60,11 @@ def tower_sizes(config: dict[str, Any]) -> dict[str, Any]:
     return sizes | {"pre_norm": True, "activation": values["hidden_act"]}
 
 
-def check_tower(vit: str, model_type: str) -> None:
-    """Raises InputError if the video encoder cannot start exactly as the vision tower of a model of transformers."""
-    if model_type == "siglip":
-        raise InputError(
-            f"vit = {vit!r}: a SigLIP has no [CLS] token, from which the video encoder takes its embedding"
-        )
-    if model_type != "clip":
-        raise InputError(f"vit = {vit!r}: this is a {model_type}; of transformers only a CLIP is supported")
+def check_type(key: str, name: str, model_type: str, supported: str) -> None:
+    """Raises InputError for another type of model of transformers: a SigLIP has no [CLS] token, from which the video
+    encoder takes its embedding; what is like a BERT has other tokens, positions or layers."""
+    if model_type != supported:
+        raise InputError(f"{key} = {name!r}: this is a {model_type}; of transformers only a {supported} is supported")
 
 
 def text_sizes(bert: str) -> dict[str, Any]:
@@ -81,7 +73,7 @@ def text_sizes(bert: str) -> dict[str, Any]:
     config = read_config(bert)
     if not config:
         return {}
-    check_type(bert, config.get("model_type", "bert"))
+    check_type("bert", bert, config.get("model_type", "bert"), "bert")
     try:
         width, depth = config["hidden_size"], config["num_hidden_layers"]
         sizes = {"width": width, "depth": depth, "fusion_layer": max(1, depth // 2)}
@@ -89,12 +81,6 @@ def text_sizes(bert: str) -> dict[str, Any]:
         return sizes | {"max_length": config["max_position_embeddings"]}
     except (KeyError, TypeError, ZeroDivisionError):
         return {}
-
-
-def check_type(bert: str, model_type: str) -> None:
-    """Raises InputError if a model of transformers is not a BERT: others have other tokens, positions or layers."""
-    if model_type != "bert":
-        raise InputError(f"bert = {bert!r}: this is a {model_type}; only models of the type bert are supported")
 
 
 def load_vit(model: Prompter, name: str) -> None:
@@ -122,10 +108,7 @@ def load_vit(model: Prompter, name: str) -> None:
         raise ValueError(f"vit = {name!r} is not a plain ViT of {len(encoder.blocks)} blocks: it has {more[0]}{others}")
     weights = {key: value for key, value in vit.items() if key in plain}
     if "pos_embed" in weights:
-        try:
-            weights["pos_embed"] = resize_embedding("pos_embed", weights["pos_embed"], own["pos_embed"])
-        except ValueError as error:
-            raise ValueError(f"vit = {name!r}: {error}") from error
+        weights["pos_embed"] = resize_embedding(f"vit = {name!r}: pos_embed", weights["pos_embed"], own["pos_embed"])
     for spatial, temporal in ((".attn.", ".temporal_attn."), (".norm1.", ".temporal_norm1.")):
         weights |= {key.replace(spatial, temporal): value for key, value in weights.items() if spatial in key}
     for key in own:
@@ -139,7 +122,6 @@ def plain_vit(vit: StateDict) -> StateDict:
     """The weights of a timm ViT as those of a plain one with the same tokens.
 
     DINOv2: layer scales are multiplied into the layers before them. CLIP: the patches have no bias, so it is zero.
-    EVA: the norm of the averaged patches is the norm. SigLIP: it has no [CLS], whose token and position start at zero.
     """
     vit = {key.replace("patch_embed.proj.", "patch_embed."): value for key, value in vit.items()}
     vit = {re.sub("^norm_pre", "pre_norm", key): value for key, value in vit.items()}
@@ -151,12 +133,6 @@ def plain_vit(vit: StateDict) -> StateDict:
         vit[f"{layer}.bias"] = vit[f"{layer}.bias"] * gamma
     if "patch_embed.weight" in vit and "pre_norm.weight" in vit:
         vit.setdefault("patch_embed.bias", torch.zeros(len(vit["patch_embed.weight"])))
-    if "norm.weight" not in vit and "fc_norm.weight" in vit:
-        vit |= {f"norm.{kind}": vit[f"fc_norm.{kind}"] for kind in ("weight", "bias")}
-    if "cls_token" not in vit and "attn_pool.latent" in vit and "pos_embed" in vit:
-        vit["cls_token"] = torch.zeros_like(vit["pos_embed"][:, :1])
-        vit["pos_embed"] = torch.cat([vit["cls_token"], vit["pos_embed"]], dim=1)
-        vit = {key: value for key, value in vit.items() if not key.startswith("attn_pool.")}
     return vit
 
 
@@ -164,7 +140,7 @@ def clip_weights(name: str, own: VideoConfig) -> StateDict:
     """The vision tower of a CLIP of transformers, with timm's key names. Raises ValueError if the video encoder would
     not start exactly as it on each frame, and InputError as `load_clip`."""
     prompter = load_clip(name, key="vit").model
-    check_tower(name, prompter.clip.config.model_type)
+    check_type("vit", name, prompter.clip.config.model_type, "clip")
     if prompter.temporal:
         raise ValueError(f"vit = {name!r}: it has the temporal attention of train_prompter; name the CLIP that it was")
     config = prompter.clip.config.vision_config
@@ -201,9 +177,8 @@ def timm_weights(name: str) -> StateDict:
         raise ValueError(f"vit = {name!r} needs timm: pip install 'alpro-pipeline[timm]' ({error})") from error
     except Exception as error:  # unknown model, unknown tag, no network: each library raises its own type
         raise ValueError(
-            f"vit = {name!r}: not in the cache and not available from the hub ({type(error).__name__}: "
-            f"{first_line(error)}); on a machine with a network run timm.create_model({name!r}, pretrained=True), save "
-            "its state_dict() with torch.save, copy the file here, and set vit to its path"
+            f"vit = {name!r}: not available from the cache or the hub ({first_line(error)}); where there is a network, "
+            f"save timm.create_model({name!r}, pretrained=True).state_dict() with torch.save, and set vit to the file"
         ) from error
     if getattr(vit, "rope", None) is not None:  # its weights do not show them
         raise ValueError(f"vit = {name!r}: it has rotary positions; the video encoder learns its own")
@@ -232,25 +207,19 @@ def bert_weights(name: str) -> StateDict:
         from transformers import AutoModelForMaskedLM
 
         config = pretrained_config(name)
-        check_type(name, config.model_type)
+        check_type("bert", name, config.model_type, "bert")
         bert, missing = load_pretrained(AutoModelForMaskedLM, name, config)
     except InputError:
         raise
     except Exception as error:
-        raise ValueError(
-            f"bert = {name!r}: no such folder, and not available from the cache or the hub ({type(error).__name__}: "
-            f"{first_line(error)}); on a machine with a network run 'hf download {name} --local-dir FOLDER', "
-            "copy the folder here, and set bert to its path"
-        ) from error
+        raise ValueError(f"bert = {name!r}: not readable as a BERT ({first_line(error)}); {DOWNLOAD}") from error
     return {f"text_encoder.{key}": value for key, value in bert.state_dict().items() if key not in missing}
 
 
 def check_match(source: str, weights: StateDict, own: StateDict) -> None:
     """Raises ValueError if weights are missing, of another shape than the model's, or not finite."""
     if missing := sorted(own.keys() - weights.keys()):
-        raise ValueError(
-            f"{source}: weights are missing, such as {missing[0]}; check the depth and the type of the model"
-        )
+        raise ValueError(f"{source}: weights are missing, such as {missing[0]}; check the depth in [model]")
     if wrong := other_shapes(weights, own):
         raise ValueError(f"{source}: {wrong[0]}; set the sizes in [model] to those of these weights")
     check_finite(weights, source)

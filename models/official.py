@@ -1,4 +1,4 @@
-"""Conversion of state dicts of the official ALPRO code to those of this project.
+"""Checkpoints of the authors' code (.pt) as model folders: `alpro model import`.
 
 Official checkpoints store the text and multimodal encoders as one 12-layer BERT (`text_encoder.bert.*`, for question
 answering `text_encoder.*`) and contain unused tensors. Keys map one to one except in attention: the official text
@@ -7,24 +7,41 @@ layers have separate query, key and value matrices; this project concatenates th
 
 import pickle
 import re
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.models.alpro import ModelConfig
+from alpro.errors import InputError
+from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
+from alpro.models.folder import ModelFolder, Preprocessing, check_weights, write_tensors
 from alpro.models.text import TextConfig
 from alpro.models.timesformer import VideoConfig, grid_side
+from alpro.models.word_lists import read_word_list
+from alpro.models.word_pieces import load_tokenizer
 
 StateDict = dict[str, Tensor]
+Task = Literal["pretrain", "retrieval", "qa", "prompter"]
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
+# Text lengths of the official configurations in tokens; DiDeMo retrieval is the exception with 50.
+MAX_TEXT_TOKENS = {"pretrain": 30, "retrieval": 40, "qa": 40, "prompter": 30}
 
 # Unused keys of official checkpoints: the classifier of the video encoder, position ids, and the MLM decoder with its
 # bias (tied to the word embeddings and to predictions.bias).
 UNUSED = (r"visual_encoder\.model\.head\.", r"\.position_ids$", r"cls\.predictions\.decoder\.")
+# Prefixes of weights that official checkpoints contain but the model of the task does not have.
+UNUSED_PREFIXES: dict[str, tuple[str, ...]] = {
+    "pretrain": (),
+    "retrieval": ("mlm_head.", "pem_head."),
+    "qa": ("mlm_head.", "pem_head."),
+    "prompter": ("multimodal_encoder.", "mlm_head.", "vtm_head.", "pem_head."),
+}
 
 # Our prefix and the official one, longer prefixes first; BERT keys without `bert.`.
 _PREFIXES = (
@@ -53,6 +70,181 @@ _IN_LAYER = {
     "output.LayerNorm": "norm2",
 }
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
+
+
+@dataclass
+class Imported:
+    """Summary of a conversion: number of converted tensors, unused keys, unknown keys, and configuration."""
+
+    read: int
+    unused: list[str]
+    unknown: list[str]
+    config: ModelConfig
+
+
+def import_checkpoint(
+    file: Path, out: Path, task: Task, tokenizer: str, words: Path | None = None, max_text_tokens: int | None = None
+) -> Imported:
+    """Converts an official checkpoint to the model folder `out`; for a pre-training one also writes `out`/prompter.
+
+    tokenizer: as in `load_tokenizer`. words: the entities (pretrain, prompter) or answers (qa) in the order of the
+    head, as in `read_word_list`; without it they are numbered. max_text_tokens: maximum length of a text; None: the
+    task's MAX_TEXT_TOKENS. Raises InputError, and leaves no files, if the checkpoint is not one of this task or the
+    folder cannot be written.
+    """
+    if file.suffix not in WEIGHT_FILES:
+        raise InputError(f"{file}: a checkpoint is a .pt, .pth, .bin or .safetensors file")
+    building = out.parent / f".{out.name}.part"
+    try:
+        if out.exists():
+            raise InputError(f"{out}: exists already; choose another folder or delete it")
+        own, prompter = split_prompter(read_checkpoint(file))
+        if task == "prompter" and prompter:
+            own, prompter = prompter, {}
+        options = load_tokenizer(tokenizer), words, max_text_tokens
+        folder, summary = build(own, task, *options)
+        shutil.rmtree(building, ignore_errors=True)
+        folder.save_pretrained(building)
+        save_prompts(own, building)
+        if task == "pretrain" and prompter:
+            teacher, of_teacher = build(prompter, "prompter", *options)
+            teacher.save_pretrained(building / "prompter")
+            save_prompts(prompter, building / "prompter")
+            summary.read += of_teacher.read
+            summary.unused += [f"prompter.{key}" for key in of_teacher.unused]
+            summary.unknown += [f"prompter.{key}" for key in of_teacher.unknown]
+        building.rename(out)
+    except ValueError as error:
+        raise InputError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{out}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return summary
+
+
+def read_checkpoint(path: Path) -> StateDict:
+    """Reads the state dict in a .pt, .pth, .bin or .safetensors file, without training state and `module.` prefixes.
+
+    Unpickles tensors and plain values only. Raises ValueError with a one-line message if the file contains code, is not
+    readable, or has no weights.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, or not a regular file")
+    try:
+        content: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused: this file is not a plain checkpoint, it contains code; ask its author for the state "
+            "dict only"
+        ) from error
+    except Exception as error:  # a truncated zip file, a text file: torch raises many types
+        raise ValueError(f"{path}: not readable as a checkpoint: {first_line(error)}") from error
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    weights = {str(k).removeprefix("module."): v for k, v in content.items()} if isinstance(content, dict) else {}
+    weights = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
+    if not weights:
+        raise ValueError(f"{path}: contains no weights")
+    return weights
+
+
+def first_line(error: Exception) -> str:
+    """The first non-empty line of an error message, at most 200 characters; the type if there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def split_prompter(state: StateDict) -> tuple[StateDict, StateDict]:
+    """Splits a pre-training checkpoint into the weights of the model and those of its prompter (possibly empty)."""
+    prompter = {k.removeprefix("prompter."): v for k, v in state.items() if k.startswith("prompter.")}
+    return {k: v for k, v in state.items() if not k.startswith("prompter.")}, prompter
+
+
+def build(
+    state: StateDict, task: Task, tokenizer: Tokenizer, words: Path | None, max_text_tokens: int | None
+) -> tuple[ModelFolder, Imported]:
+    """Builds the model of a task from official weights. Raises ValueError if they do not match."""
+    prompts, config = prompt_features(state), sizes(state)
+    limit = config.text.max_length // 8 * 8  # texts are padded to a multiple of 8
+    if max_text_tokens is None:
+        max_text_tokens = min(MAX_TEXT_TOKENS[task], limit)
+    if not 4 <= max_text_tokens <= limit:
+        raise InputError(
+            f"--max-text-tokens {max_text_tokens} must be from 4 to {limit}, the limit of this text encoder"
+        )
+    if tokenizer.get_vocab_size() != config.text.vocab_size:
+        raise ValueError(
+            f"{config.text.vocab_size} word embeddings, but the tokenizer has {tokenizer.get_vocab_size()} pieces; "
+            "set --tokenizer to the one it was trained with"
+        )
+    weights, unused, unknown = from_official({k: v for k, v in state.items() if not k.endswith("prompt_feat")}, config)
+    entities, answers = list[str](), list[str]()
+    if task == "prompter" and "video" in prompts:
+        entities = read_labels(words, len(prompts["video"]), "entity")
+    elif task == "pretrain":
+        entities = read_labels(words, outputs(weights, "pem_head", task), "entity")
+    elif task == "qa":
+        answers = read_labels(words, outputs(weights, "qa_head", task), "answer")
+    model: DualEncoder = Prompter(config) if task == "prompter" else Alpro(config, len(entities), len(answers))
+    unused += [key for key in weights if key not in model.state_dict() and key.startswith(UNUSED_PREFIXES[task] or "-")]
+    weights = {key: value for key, value in weights.items() if key not in unused}
+    check_weights(weights, model, f"this checkpoint as --task {task}")
+    model.load_state_dict(weights, assign=True)
+    preprocessing = Preprocessing(max_text_tokens=max_text_tokens)
+    folder = ModelFolder(task, model.eval(), tokenizer, preprocessing, entities, answers)
+    return folder, Imported(len(weights) + len(prompts), unused, unknown, config)
+
+
+def sizes(state: StateDict) -> ModelConfig:
+    """The sizes of a model, from the shapes of its official weights. Raises ValueError if they are not ALPRO's.
+
+    Shapes do not determine the number of attention heads: it is one per 64 channels, as in ViT and BERT.
+    """
+    visual, text = "visual_encoder.model.", "text_encoder."
+    if f"{text}bert.embeddings.word_embeddings.weight" in state:
+        text += "bert."
+
+    def layers(prefix: str) -> int:
+        return len({key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)})
+
+    try:
+        width, _, patch, _ = state[f"{visual}patch_embed.proj.weight"].shape
+        _, positions, _ = state[f"{visual}pos_embed"].shape
+        _, frames, _ = state[f"{visual}time_embed"].shape
+        words, _ = state[f"{text}embeddings.word_embeddings.weight"].shape
+        max_length, _ = state[f"{text}embeddings.position_embeddings.weight"].shape
+        embed_dim, _ = state["vision_proj.weight"].shape
+        video_mlp, _ = state[f"{visual}blocks.0.mlp.fc1.weight"].shape
+        text_mlp, _ = state[f"{text}encoder.layer.0.intermediate.dense.weight"].shape
+        heads, depth = max(1, width // 64), layers(f"{text}encoder.layer.")
+        return ModelConfig(
+            video=VideoConfig(
+                image_size=grid_side(positions) * patch,
+                patch_size=patch,
+                frames=frames,
+                width=width,
+                depth=layers(f"{visual}blocks."),
+                heads=heads,
+                mlp_ratio=video_mlp / width,
+            ),
+            text=TextConfig(
+                vocab_size=words,
+                width=width,
+                depth=depth,
+                fusion_layer=depth // 2,
+                heads=heads,
+                mlp_ratio=text_mlp / width,
+                max_length=max_length,
+            ),
+            embed_dim=embed_dim,
+        )
+    except (KeyError, ValueError, ZeroDivisionError) as error:  # of a missing key, another shape, or a size
+        raise ValueError(f"not the weights of ALPRO's official code ({first_line(error)})") from error
 
 
 def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, list[str], list[str]]:
@@ -102,99 +294,30 @@ def _rename(key: str) -> str:
     return ""
 
 
-def read_checkpoint(path: Path) -> StateDict:
-    """Reads the state dict in a .pt, .pth, .bin or .safetensors file, without training state and `module.` prefixes.
-
-    Unpickles tensors and plain values only. Raises ValueError with a one-line message if the file contains code, is not
-    readable, or has no weights.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file, or not a regular file")
-    try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except pickle.UnpicklingError as error:
-        name = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)):? ?([\w.]+)", str(error))
-        raise ValueError(
-            f"{path}: refused: this file is not a plain checkpoint, it contains code{f' ({name[1]})' if name else ''}; "
-            "ask its author for the state dict only"
-        ) from error
-    except Exception as error:  # a truncated zip file, a text file: torch raises many types
-        raise ValueError(f"{path}: not readable as a checkpoint: {first_line(error)}") from error
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    weights = {str(k).removeprefix("module."): v for k, v in content.items()} if isinstance(content, dict) else {}
-    weights = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
-    if not weights:
-        raise ValueError(f"{path}: contains no weights")
-    return weights
+def outputs(weights: StateDict, head: str, task: str) -> int:
+    """Number of outputs of a head. Raises ValueError if the checkpoint does not have it."""
+    if f"{head}.2.bias" not in weights:
+        raise ValueError(f"no {head}, which --task {task} needs; choose the --task of this checkpoint")
+    return len(weights[f"{head}.2.bias"])
 
 
-def first_line(error: Exception) -> str:
-    """The first non-empty line of an error message, at most 200 characters; the type if there is none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+def read_labels(file: Path | None, size: int, what: str) -> list[str]:
+    """The labels of a head in order; numbered if `file` is None. Raises InputError if their number is another."""
+    if file is None:
+        return [f"{what} {number}" for number in range(size)]
+    words = read_word_list(file, "--words")
+    if len(words) != size:
+        raise InputError(f"--words {file}: {len(words)} words, but the checkpoint's head has {size}")
+    return words
 
 
-def split_prompter(state: StateDict) -> tuple[StateDict, StateDict]:
-    """Splits a pre-training checkpoint into the weights of the model and those of its prompter (possibly empty)."""
-    prompter = {k.removeprefix("prompter."): v for k, v in state.items() if k.startswith("prompter.")}
-    return {k: v for k, v in state.items() if not k.startswith("prompter.")}, prompter
+def prompt_features(state: StateDict) -> dict[str, Tensor]:
+    """The prompt embeddings (M, E) of a prompter's checkpoint by kind, if any."""
+    kinds = ("video", "image")
+    return {kind: state[f"{kind}_prompt_feat"] for kind in kinds if f"{kind}_prompt_feat" in state}
 
 
-def sizes(state: StateDict) -> ModelConfig:
-    """Infers the model configuration from the shapes of official weights. Raises ValueError if they are not ALPRO's.
-
-    Shapes do not determine the number of attention heads: it is one per 64 channels, as in ViT and BERT.
-    """
-
-    def shape(pattern: str, axes: int) -> tuple[int, ...]:
-        for key, value in state.items():
-            if re.fullmatch(pattern, key):
-                if value.dim() != axes or 0 in value.shape:
-                    raise ValueError(f"{key} is {tuple(value.shape)}, which is not its shape in ALPRO")
-                return tuple(value.shape)
-        plain = pattern.replace("\\", "").replace("(bert.)?", "bert.")
-        raise ValueError(f"no {plain}: these are not the weights of ALPRO's official code")
-
-    def layers(pattern: str) -> int:
-        return len({match[1] for key in state if (match := re.match(pattern, key))})
-
-    visual, text = r"visual_encoder\.model\.", r"text_encoder\.(bert\.)?"
-    width, _, patch, _ = shape(visual + r"patch_embed\.proj\.weight", 4)
-    grid, frames = grid_side(shape(visual + "pos_embed", 3)[1]), shape(visual + "time_embed", 3)[1]
-    words, positions = (shape(text + rf"embeddings\.{name}_embeddings\.weight", 2)[0] for name in ("word", "position"))
-    depth = layers(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.")
-    heads = max(1, width // 64)
-    blocks = layers(r"visual_encoder\.model\.blocks\.(\d+)\.")
-    video_mlp = shape(visual + r"blocks\.0\.mlp\.fc1\.weight", 2)[0]
-    text_mlp = shape(text + r"encoder\.layer\.0\.intermediate\.dense\.weight", 2)[0]
-    try:
-        return ModelConfig(
-            video=VideoConfig(
-                image_size=grid * patch,
-                patch_size=patch,
-                frames=frames,
-                width=width,
-                depth=blocks,
-                heads=heads,
-                mlp_ratio=video_mlp / width,
-            ),
-            text=TextConfig(
-                vocab_size=words,
-                width=width,
-                depth=depth,
-                fusion_layer=depth // 2,
-                heads=heads,
-                mlp_ratio=text_mlp / width,
-                max_length=positions,
-            ),
-            embed_dim=shape(r"vision_proj\.weight", 2)[0],
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        detail = ": ".join([error.title, *map(str, first["loc"]), first["msg"]])
-        raise ValueError(f"these are not the sizes of an ALPRO model: {detail}") from error
+def save_prompts(state: StateDict, folder: Path) -> None:
+    """Writes prompts.safetensors in the format of cache_prompts if the checkpoint has prompt embeddings."""
+    if prompts := prompt_features(state):
+        write_tensors({kind: value.contiguous() for kind, value in prompts.items()}, folder / "prompts.safetensors")

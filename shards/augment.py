@@ -50,13 +50,6 @@ def apply(operations: list[Operation], frame: np.ndarray, strength: float) -> np
     return np.asarray(picture)
 
 
-def each_operation(frames: np.ndarray, kind: str) -> list[tuple[str, np.ndarray]]:
-    """Previews of all operations: name, and the first and last frame of a clip (T, H, W, 3) after it (2, H, W, 3)."""
-    operations, strength = (IMAGE_OPERATIONS, IMAGE_STRENGTH) if kind == "image" else (VIDEO_OPERATIONS, VIDEO_STRENGTH)
-    ends = frames[[0, -1]]
-    return [(op.__name__, np.stack([apply([op], frame, strength) for frame in ends])) for op in operations]
-
-
 def affine(picture: Picture, *matrix: float) -> Picture:
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL)
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pydantic import Field
@@ -10,7 +9,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from alpro.errors import InputError
 from alpro.files import write_json
@@ -40,9 +38,8 @@ class Config(StageConfig):
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
     """inputs: `vocabulary`, and `prompter` unless it is configured.
 
-    Writes prompts.safetensors with `video` and `image`, each (M, E); entities.json; and prompts.parquet with the
-    disagreement of the prompts of each entity and the nearest other entity. A configured prompter is copied to model/:
-    the later stages then use these weights, whatever becomes of the folder or the hub.
+    Writes prompts.safetensors with `video` and `image`, each (M, E), and entities.json. A configured prompter is copied
+    to model/: the later stages then use these weights, whatever becomes of the folder or the hub.
     """
     device = pick_device(resources)
     if config.prompter:
@@ -55,11 +52,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         kind: embed(prompter.model, prompter.tokenizer, entities, templates, device)
         for kind, templates in config.templates.kinds.items()
     }
-    table, metrics = compare_prompts(prompts, entities)
     write_tensors({kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors")
     write_json(out / "entities.json", entities)
-    pq.write_table(table, out / "prompts.parquet")
-    return Outcome({"entities": len(entities)}, metrics)
+    return Outcome({"entities": len(entities)})
 
 
 def embed(
@@ -69,30 +64,6 @@ def embed(
     texts = [fill(template, word) for word in words for template in templates]
     features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS, device)
     return features.view(len(words), len(templates), -1).mean(dim=1)
-
-
-def disagreement(prompts: Tensor) -> Tensor:
-    """Disagreement (M,) of the prompts behind each mean embedding (M, E); 0 if they are identical.
-
-    Prompts have unit length, so the norm of their mean is their mean cosine to it; the disagreement is 1 minus it.
-    """
-    return (1 - prompts.norm(dim=1)).clamp(min=0)
-
-
-def compare_prompts(prompts: dict[str, Tensor], entities: list[str]) -> tuple[pa.Table, dict[str, float]]:
-    """The table of prompts.parquet, sorted by descending disagreement, and summary metrics."""
-    directions = normalize(prompts["video"], dim=1)
-    cosines = (directions @ directions.T).fill_diagonal_(-1)
-    nearest, which = cosines.max(dim=1)
-    disagree = {kind: disagreement(value) for kind, value in prompts.items()}
-    columns = {"entity": entities} | {f"disagreement_{kind}": value.tolist() for kind, value in disagree.items()}
-    columns |= {"nearest": [entities[i] for i in which.tolist()], "nearest_cosine": nearest.tolist()}
-    order = torch.stack(list(disagree.values())).amax(dim=0).argsort(descending=True, stable=True)
-    metrics = {"prompts/nearest_other_cosine": nearest.mean().item()}
-    for kind, value in disagree.items():
-        metrics |= {f"prompts/{kind}/disagreement": value.mean().item()}
-        metrics |= {f"prompts/{kind}/disagreement_max": value.max().item()}
-    return pa.table(columns).take(order.cpu().numpy()), metrics
 
 
 def read_entities(vocabulary: Path) -> list[str]:

@@ -55,9 +55,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             *validate_qa(objective, inputs, start.tokenizer, answers, config),
         )
 
-    trained = train(build, config, inputs, out, resources)
-    questions, answers = sum(len(source) for source in trained.data.sources), len(trained.folder.answers)
-    return trained.outcome({"questions": questions, "answers": answers})
+    return train(build, config, inputs, out, resources)
 
 
 def frequent_answers(folders: list[Path], count: int) -> list[str]:

@@ -38,6 +38,4 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             *validate_retrieval(objective, inputs, start.tokenizer, config),
         )
 
-    trained = train(build, config, inputs, out, resources)
-    pairs, skipped = sum(len(source) for source in trained.data.sources), trained.data.skipped
-    return trained.outcome({"pairs": pairs, "samples_without_caption": skipped})
+    return train(build, config, inputs, out, resources)

@@ -1,7 +1,7 @@
 """Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4)."""
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -9,9 +9,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.errors import InputError
-from alpro.files import atomic_write
 from alpro.log import log
-from alpro.models.alpro import Alpro, Prompter
+from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import ClipFolder
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
@@ -38,7 +37,6 @@ class Config(EncoderConfig, MatchingConfig):
         "folder, or scratch (none)",
         json_schema_extra=file_or_word("scratch", "prompter"),
     )
-    pictures_every: int = Field(0, ge=0, description="steps between pictures of pseudo-labels; 0: only at the end")
     mlm_probability: float = Field(0.15, ge=0, le=1, description="fraction of the tokens that MLM masks")
     threshold: float = Field(
         0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
@@ -82,7 +80,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         config.load_initial(model)
         if prompter and config.start == "prompter":
-            start_from(model, cast(Prompter, prompter.model))
+            start_from(model, prompter.model)
         elif config.start != "scratch":
             copy_start(model, tokenizer, preprocessing, load_model(Path(config.start), device))
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
@@ -91,11 +89,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         objective = PretrainObjective(model, *norm, teacher, prompts, *losses, *negatives, config.mlm_probability)
         objective.to(device)
 
-        def draw(data: TrainingDataset, step: int) -> None:
-            if step and not (config.pictures_every and step % config.pictures_every == 0 and step < len(data)):
-                return
-            last, suffix = (step or len(data)) - 1, f"-step-{step:06d}" if step else ""
-            draw_pseudo_labels(objective, data, entities, out / "pictures", last, suffix)
+        def draw(data: TrainingDataset) -> None:
+            draw_pseudo_labels(objective, data, entities, out / "pictures" / "pseudo_labels.png")
 
         return Training(
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
@@ -104,8 +99,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             draw=draw if config.weights.pem else None,
         )
 
-    trained = train(build, config, inputs, out, resources)
-    return trained.outcome({"samples_without_caption": trained.data.skipped, "entities": len(entities)})
+    return train(build, config, inputs, out, resources)
 
 
 def load_teacher(
@@ -137,24 +131,16 @@ def copy_start(model: Alpro, tokenizer: Tokenizer, preprocessing: Preprocessing,
 
 @torch.no_grad()
 def draw_pseudo_labels(
-    objective: PretrainObjective,
-    data: TrainingDataset,
-    entities: list[str],
-    folder: Path,
-    last: int,
-    suffix: str = "",
-    count: int = 12,
+    objective: PretrainObjective, data: TrainingDataset, entities: list[str], file: Path, count: int = 12
 ) -> None:
-    """Draws pseudo-labels of crops of the last video batch up to step `last`, or of images.
+    """Draws pseudo-labels of crops of the first batch of videos, or of images; they stay the same in training.
 
     Entities of the crop are green and others red; see `entities_in_crop`.
     """
-    video = [s for s in range(last, max(-1, last - 50), -1) if data.sources[data.source_of[s]].kind == "video"]
-    step = video[0] if video else last
+    video = (step for step in range(len(data)) if data.sources[data.source_of[step]].kind == "video")
+    step = next(video, 0)
     source = data.sources[data.source_of[step]]
-    batch = data[step].to(objective.mean.device)
-    with torch.compiler.set_stance("force_eager"):
-        batch = objective.labeled(batch)
+    batch = objective.labeled(data[step].to(objective.mean.device))
     assert batch.boxes is not None
     assert batch.pseudo_labels is not None
     labels = batch.pseudo_labels.cpu()
@@ -169,7 +155,5 @@ def draw_pseudo_labels(
         about = source.reader[int(batch.video[i]) - source.first_video].about
         shown = entities_in_crop(about, true_entities(about, entities), batch.boxes[i].tolist(), grid)
         rows.append(draw_entities(frame, box, named, words, bool(top.values[0] >= objective.threshold), shown))
-    folder.mkdir(parents=True, exist_ok=True)
-    # Tracking uploads files as soon as they appear.
-    with atomic_write(folder / f"pseudo_labels{suffix}.png") as temporary:
-        sheet(rows, columns=min(6, len(rows))).save(temporary, format="png")
+    file.parent.mkdir(exist_ok=True)
+    sheet(rows, columns=min(6, len(rows))).save(file)

@@ -72,8 +72,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         objective = PrompterObjective(folder.model, *norm, config.crops.share, config.crops.area).to(device)
         return Training(folder, objective, validate_contrast(objective, inputs, folder.tokenizer, config))
 
-    trained = train(build, config, inputs, out, resources)
-    return trained.outcome({"samples_without_caption": trained.data.skipped})
+    return train(build, config, inputs, out, resources)
 
 
 def untrained(config: Config, inputs: dict[str, Path], device: torch.device) -> ModelFolder:

@@ -17,8 +17,7 @@ from torch import Tensor
 from alpro.models.alpro import ModelConfig, VideoConfig
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
-from alpro.models.import_checkpoint import Task, build, prompt_features
-from alpro.models.official import split_prompter
+from alpro.models.official import Task, build, prompt_features, split_prompter
 from alpro.models.text import TextConfig
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective

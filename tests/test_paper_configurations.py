@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
-from alpro.models.import_checkpoint import import_checkpoint
+from alpro.models.official import import_checkpoint
 from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
 from alpro.pipeline.flows.tasks import check_test_split
 from alpro.pipeline.plan.dag import plan

@@ -18,8 +18,8 @@ from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.encoding.encode import load_model
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.distributed import gather
-from alpro.stages.training.objective import Counts, Metrics, rank, world_size
+from alpro.stages.training.distributed import gather, rank, world_size
+from alpro.stages.training.objective import Counts, Metrics
 from alpro.stages.training.pretrain_objective import PretrainObjective
 from alpro.stages.training.stage import Training, train, with_vocab_size
 
@@ -147,4 +147,4 @@ def pretrain_arm(
         objective.to(device).use(arm, entities, things)
         return Training(ModelFolder("pretrain", model, tokenizer, preprocessing, entities), objective, None)
 
-    return train(build, config, inputs, out, resources).outcome({"entities": len(entities)})
+    return train(build, config, inputs, out, resources)

@@ -74,7 +74,7 @@ def import_model(
     max_text_tokens
         Maximum word pieces of a text, as in its training; by default 30, for retrieval and qa 40.
     """
-    from alpro.models.import_checkpoint import import_checkpoint
+    from alpro.models.official import import_checkpoint
 
     tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a hub name is no path)
     imported = import_checkpoint(file, out, task, tokenizer, words, max_text_tokens=max_text_tokens)
@@ -88,8 +88,6 @@ def import_model(
         if keys:
             print(f"  {what}: {len(keys)} tensors")
             print("".join(f"    {key}\n" for key in sorted(keys)), end="")
-    for remark in imported.remarks:
-        print(f"  {remark}")
 
 
 @group.command(name="export")

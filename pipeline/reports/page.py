@@ -27,7 +27,6 @@ KINDS = {b"\x89PNG": "image/png", b"<?xm": "image/svg+xml"}
 # What the pictures of the stages show, by the name of the file.
 CAPTIONS = {
     "samples": "Evenly spaced samples of the corpus with their texts.",
-    "augmentation": "A stored clip of each corpus, the same clip after each operation, and augmented examples.",
     "pseudo_labels": "The prompter's pseudo-labels on crops of training examples (Figure 3 of the paper); if the "
     "manifest lists what a clip shows, they are green if the clip shows the entity and red if not.",
     "retrieval": "Queries with the best and with the worst ranks, and the videos that are first; the right one has a "
@@ -146,9 +145,8 @@ def stage_pictures(name: str, folder: Path) -> dict[str, Any]:
     curves = [picture(svg.encode(), f"{name}: {panel} over steps.") for panel, svg in panels.items()]
     pictures = []
     for path in sorted((folder / "pictures").glob("*.png")):
-        kind, _, step = path.stem.partition("-step-")
-        caption = CAPTIONS.get(kind) or f"{re.sub('[-_]+', ' ', kind).capitalize()}."
-        pictures.append(picture(path.read_bytes(), f"Step {int(step)}: {caption}" if step.isdigit() else caption))
+        caption = CAPTIONS.get(path.stem) or f"{re.sub('[-_]+', ' ', path.stem).capitalize()}."
+        pictures.append(picture(path.read_bytes(), caption))
     statistics = folder / "statistics.json"
     reasons = read_json(statistics).get("reasons", {}) if statistics.is_file() else {}
     return {

@@ -21,9 +21,9 @@ from alpro.stages.evaluation.metrics import accuracy_scores, mean_recall, retrie
 from alpro.stages.evaluation.qa import Questions, answer_logits
 from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
 from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
+from alpro.stages.training.distributed import rank
 from alpro.stages.training.loop import Validate
 from alpro.stages.training.masking import random_box
-from alpro.stages.training.objective import rank
 from alpro.stages.training.pretrain_objective import PretrainObjective
 
 SEARCHES = 3  # texts whose best clip is printed

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from alpro.files import checksum, make_folder, publish
 from alpro.log import log
@@ -25,7 +27,7 @@ class Checkpoints:
         self.folder = folder
 
     def save(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], rng: list[Tensor]
+        self, step: int, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], rng: Sequence[Tensor]
     ) -> None:
         """Writes the checkpoint after `step` steps and deletes all but the newest two.
 
@@ -63,7 +65,7 @@ class Checkpoints:
         folders = [p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)]
         return sorted(folders, reverse=True)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0) -> dict[str, Any] | None:
+    def restore(self, model: nn.Module, optimizer: Optimizer, rank: int = 0) -> dict[str, Any] | None:
         """Loads the newest intact checkpoint and returns its state; None if there is none.
 
         A corrupt checkpoint is logged and deleted, and the previous one is used. Restores the random state of `rank`;
@@ -92,7 +94,7 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimizer state as tensors named `<parameter index>.<state>`."""
     state = optimizer.state_dict()["state"]
     return {
@@ -102,7 +104,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alpro.errors import InputError
 from alpro.models.clip_prompter import words_of
-from alpro.shards.augment import augment_image, augment_video, each_operation
-from alpro.shards.pictures import clip_strip, sheet
+from alpro.shards.augment import augment_image, augment_video
 from alpro.shards.reader import Sample, ShardReader, Unreadable
 from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order, segment_starts
 from alpro.shards.transforms import random_crop, squash
@@ -273,24 +272,6 @@ class TrainingDataset(Dataset[Batch]):
         else:
             frame = squash(random_crop(frame, self.config.random_crop, rng), self.of.image_size)
         return np.broadcast_to(frame, (self.of.frames if self.config.repeat_images else 1, *frame.shape[1:]))
-
-    def draw_augmentation(self, path: Path) -> None:
-        """Draws a stored clip of each source, the clip after each single operation, and augmented examples."""
-        rows = []
-        for source in self.sources:
-            try:
-                sample = source.reader[int(source.examples[0, 0])]
-                stored = sample.frames([0, len(sample) - 1])
-                rows.append(clip_strip(stored, [f"{source.name}, {source.kind}s: {sample.about['id']} as stored"]))
-                rows += [clip_strip(frames, [name]) for name, frames in each_operation(stored, source.kind)]
-                for number in range(min(4, len(source))):
-                    example = self.example(source, 0, number)
-                    rows.append(clip_strip(example["frames"].transpose(0, 2, 3, 1)[:4], [f"{example['id']} augmented"]))
-            except Unreadable:
-                continue  # training logs and counts it
-        if rows:
-            path.parent.mkdir(exist_ok=True)
-            sheet(rows, columns=min(3, len(rows))).save(path)
 
     def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:
         """Yields the batches from step `first` on, in order; on a GPU worker processes prefetch them."""

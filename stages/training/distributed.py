@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alpro.errors import InputError
 from alpro.stages.execution.interface import Resources
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,16 @@ def pick_device(resources: Resources, local: int = 0) -> torch.device:
     return device
 
 
+def rank() -> int:
+    """The global rank of this process; 0 without distributed training."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def gather(local: Tensor) -> Tensor:
     """All-gather with gradients: (B, ...) -> (ranks * B, ...), in rank order."""
     return cast(Tensor, _Gather.apply(local)) if dist.is_initialized() else local
@@ -76,7 +84,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         """The sum of the ranks' gradients of this rank's part."""
         (gradient,) = gradients
-        return all_reduce_sum(gradient.contiguous()).chunk(dist.get_world_size())[dist.get_rank()]
+        return all_reduce_sum(gradient.contiguous()).chunk(world_size())[rank()]
 
 
 def distributed(module: torch.nn.Module) -> DistributedDataParallel:
@@ -84,24 +92,6 @@ def distributed(module: torch.nn.Module) -> DistributedDataParallel:
     new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since PyTorch 2.13
     options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
     return DistributedDataParallel(module, **options)
-
-
-def gather_bytes(local: Tensor, device: torch.device) -> list[Tensor]:
-    """All-gather of a byte tensor; the results are on the CPU."""
-    if not dist.is_initialized():
-        return [local]
-    parts = [torch.empty_like(local, device=device) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, local.to(device))
-    return [part.cpu() for part in parts]
-
-
-def gather_objects(local: T) -> list[T]:
-    """All-gather of a Python object. It is pickled, so use it for rare events only."""
-    if not dist.is_initialized():
-        return [local]
-    objects: list[T] = [local] * dist.get_world_size()
-    dist.all_gather_object(objects, local)
-    return objects
 
 
 def all_reduce_max(values: list[float], device: torch.device) -> list[float]:
@@ -124,7 +114,7 @@ def all_reduce_sum(local: Tensor) -> Tensor:
 def is_own(batch: int) -> bool:
     """Whether this rank computes a batch, of those that all ranks count alike: every rank takes its turn. `merge` then
     gives all ranks the results of all."""
-    return not dist.is_initialized() or batch % dist.get_world_size() == dist.get_rank()
+    return batch % world_size() == rank()
 
 
 def merge(results: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from alpro.stages.training.batch import Batch
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_sum, distributed, gather_bytes
+from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_sum, distributed, gather
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
@@ -61,42 +61,32 @@ class TrainerState:
 
 
 class Clock:
-    """Throughput since the last logged step, without the time of validation."""
+    """The time of steps since the last logged one, without validation, and that of the last checkpoint."""
 
     def __init__(self) -> None:
         self.last_step = self.last_save = time.monotonic()
         self.saving = 0.0  # seconds to write the last checkpoint
-        self.pace = 1e-3  # seconds per step
         self.start_window()
 
     def start_window(self) -> None:
         self.started, self.steps, self.waited = time.monotonic(), 0, 0.0
 
     def batch_loaded(self) -> None:
-        self.waited += time.monotonic() - self.last_step
-
-    def step_done(self) -> None:
         self.steps += 1
-        self.pace = max(1e-3, (time.monotonic() - self.started) / self.steps)
+        self.waited += time.monotonic() - self.last_step
 
     def step_ended(self) -> None:
         self.last_step = time.monotonic()
 
-    @property
-    def window(self) -> float:
+    def seconds(self) -> float:
         """Seconds since the start of the window."""
         return max(time.monotonic() - self.started, 1e-9)
 
-    def saved(self, seconds: float) -> None:
-        self.last_save, self.saving = time.monotonic(), seconds
 
-    @property
-    def since_saved(self) -> float:
-        return time.monotonic() - self.last_save
-
-
-def memory_gib() -> float:
-    """Peak resident memory of this process in GiB."""
+def memory_gib(device: torch.device) -> float:
+    """Peak memory in GiB, of the GPU or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
     peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak_rss / (2**30 if sys.platform == "darwin" else 2**20)
 
@@ -143,23 +133,16 @@ class Run:
             state.unlogged = {}  # the sums over all ranks, which rank 0 restores
         return state
 
-    def train(
-        self,
-        validate: Validate | None = None,
-        select: str = "",
-        on_step: Callable[[int], None] | None = None,
-    ) -> dict[str, float]:
+    def train(self, validate: Validate | None = None, select: str = "") -> dict[str, float]:
         """Trains to the last step and returns the final metrics.
 
         `validate()` returns metrics and is called `validation.times` times, the last time at the end. If `select` names
-        one of them, the weights with its highest value are the result, otherwise the last weights. Rank 0 calls
-        `on_step(step)` after every step. SIGTERM and Ctrl-C write a checkpoint and exit with status EXIT_INTERRUPTED.
-        Raises InputError if too many examples are unreadable, or after MAX_SKIPPED_IN_ROW non-finite steps.
+        one of them, the weights with its highest value are the result, otherwise the last weights. SIGTERM and Ctrl-C
+        write a checkpoint and exit with status EXIT_INTERRUPTED. Raises InputError if too many examples are unreadable,
+        or after MAX_SKIPPED_IN_ROW non-finite steps.
         """
         state, steps, world = self.state, len(self.data), self.world
         final, clock, next_sync = dict[str, float](), Clock(), state.step
-        if world.main and self.config.augmentation != "none" and not state.step:
-            self.data.draw_augmentation(self.out / "pictures" / "augmentation.png")
         if world.main and state.step:
             log.info(f"continuing from step {state.step} of {steps}")
         others, loading = set(multiprocessing.active_children()), set[BaseProcess]()
@@ -174,28 +157,27 @@ class Run:
                     self.log_unreadable(batch)
                     self.update(batch.to(world.device))
                     state.step, last = step, step == steps
-                    clock.step_done()
+                    pace = clock.seconds() / clock.steps
                     logged = step % self.config.log_every == 0 or last
                     if logged or world.device.type == "cpu":  # on a GPU this is a synchronization
                         state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
                     message = self.log(clock) if logged else ""
                     if world.main:
                         advance(1, message)
-                        if on_step:
-                            on_step(step)
                     if validate and self.is_validated(step):
                         final = self.validate(validate, select)
                         clock.start_window()
                     # Ranks agree on stopping and saving with a collective, about every SYNC_SECONDS.
                     if not last and (step >= next_sync or world.size == 1):
                         interval = max(self.resources.checkpoint_interval, MIN_SAVE_INTERVAL_RATIO * clock.saving)
-                        flags = [bool(stopping), clock.since_saved > interval, clock.pace]
+                        started = time.monotonic()
+                        flags = [bool(stopping), started - clock.last_save > interval, pace]
                         stop, save, pace = all_reduce_max(flags, world.device)
                         next_sync = step + max(1, min(self.config.log_every, int(SYNC_SECONDS / pace)))
                         if stop or save:
-                            started = time.monotonic()
                             self.save()
-                            clock.saved(time.monotonic() - started)
+                            clock.last_save = time.monotonic()
+                            clock.saving = clock.last_save - started
                         if stop:
                             if world.main:
                                 log.info(f"stopped after step {step}")
@@ -241,12 +223,13 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
         values = torch.cat([torch.stack(rows).mean(0), norm.detach()[None]])
         # The gradient and its norm are those of all ranks; the losses are this rank's.
-        finite = all_reduce_sum((~torch.isfinite(values)).any().float()) == 0
+        wrong = all_reduce_sum((~torch.isfinite(values)).float())
+        finite = wrong.sum() == 0
         step_if(self.optimizer, finite)
         self.objective.model.clamp_temperature_()
         names = (*metrics, "grad_norm")
         self.mean.add(names, values, finite)
-        self.skipped.add(self.state.step, batch.ids, names, values, finite)
+        self.skipped.add(self.state.step, names, wrong)
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
         """Averages gradients over the ranks in the last micro-batch of a step only."""
@@ -282,14 +265,14 @@ class Run:
         """Writes mean metrics over all ranks and throughput since the last log; returns the progress bar's message."""
         self.count_unreadable()
         values = {f"train/{name}": value for name, value in self.mean.read().items()}
-        seconds, is_gpu = clock.window, self.world.device.type == "cuda"
+        seconds = clock.seconds()
         values |= {
             "train/lr": learning_rate(self.state.step - 1, len(self.data), self.config),
             "train/skipped_steps": self.state.skipped,
             "train/unreadable": self.state.unreadable,
             "train/data_wait": clock.waited / seconds,
             "train/samples_per_second": self.config.batch_size * clock.steps / seconds,
-            "train/memory_gib": torch.cuda.max_memory_allocated() / 2**30 if is_gpu else memory_gib(),
+            "train/memory_gib": memory_gib(self.world.device),
         }
         clock.start_window()
         self.file.write(self.state.step, values)
@@ -327,7 +310,7 @@ class Run:
         self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
         self.count_unreadable()
         self.state.skipped_in_row, self.state.unlogged = self.skipped.in_row, self.mean.state()
-        rng = gather_bytes(random_state(), self.world.device)
+        rng = gather(random_state().to(self.world.device)).cpu().chunk(self.world.size)
         if self.world.main:
             try:
                 self.file.sync()

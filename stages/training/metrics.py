@@ -16,7 +16,7 @@ from alpro.errors import InputError
 from alpro.files import atomic_write, sync
 from alpro.log import log
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.training.distributed import all_reduce_sum, gather_objects
+from alpro.stages.training.distributed import all_reduce_sum
 
 CHANCE_SHARE = 0.98  # of the level, from which on a loss counts as being there
 LAST_VALUES = 3  # the last values that are averaged
@@ -109,36 +109,27 @@ class Skipped:
 
     def __init__(self, in_row: int):
         self.in_row = in_row
-        self.pending: list[tuple[int, list[str], tuple[str, ...], Tensor, Tensor]] = []
+        self.pending: list[tuple[int, tuple[str, ...], Tensor]] = []
 
-    def add(self, step: int, ids: list[str], names: tuple[str, ...], values: Tensor, finite: Tensor) -> None:
-        self.pending.append((step, ids, names, values, finite))
+    def add(self, step: int, names: tuple[str, ...], wrong: Tensor) -> None:
+        """wrong (M,): on how many ranks each metric of the step is not finite."""
+        self.pending.append((step, names, wrong))
 
     def read(self, limit: int) -> int:
         """The number of skipped steps since the last read. Raises InputError after `limit` in a row."""
         if not self.pending:
             return 0
-        finite = torch.stack([step[4] for step in self.pending]).tolist()
+        rows = torch.stack([wrong for _, _, wrong in self.pending]).tolist()
         pending, self.pending = self.pending, []
-        for good, step in zip(finite, pending, strict=True):
-            self.in_row = 0 if good else self.in_row + 1
+        for (step, names, _), wrong in zip(pending, rows, strict=True):
+            self.in_row = self.in_row + 1 if any(wrong) else 0
             if self.in_row >= limit:
-                raise InputError(self.message(limit, *step[:4]))
-        return finite.count(False)
-
-    def message(self, limit: int, step: int, ids: list[str], names: tuple[str, ...], values: Tensor) -> str:
-        """The error message with the losses and the rank. A collective: all ranks call it at the same step."""
-        not_finite = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
-        losses = [name for name in not_finite if name.startswith("loss_")]
-        others = [name for name in not_finite if name not in ("loss", "grad_norm")]
-        reports = gather_objects((losses or others or ["gradient"], ids[:4]))
-        where = next((r for r, (names, _) in enumerate(reports) if any(n.startswith("loss") for n in names)), 0)
-        quantities, samples = reports[where]
-        on = f" of rank {where}" if len(reports) > 1 else ""
-        return (
-            f"{', '.join(quantities)} not finite in {limit} consecutive steps, the last being step {step} "
-            f"(samples{on} {', '.join(samples)}, ...); lower lr or max_grad_norm"
-        )
+                quantities = ", ".join(name for name, ranks in zip(names, wrong, strict=True) if ranks)
+                raise InputError(
+                    f"{quantities} not finite in {limit} consecutive steps, the last being step {step}; "
+                    "lower lr or max_grad_norm"
+                )
+        return sum(any(wrong) for wrong in rows)
 
 
 def chance_levels(config: TrainingConfig, answers: int) -> dict[str, float]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from alpro.models.frames import NormalizedModel
 from alpro.models.losses import hard_negatives, vtc_loss, vtm_loss
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.dataset import Examples, Unit
-from alpro.stages.training.distributed import all_reduce_sum, gather
+from alpro.stages.training.distributed import all_reduce_sum, gather, rank, world_size
 
 Metrics = dict[str, Tensor]
 Counts = Mapping[str, Tensor]  # by loss, the mean number of items in a micro-batch of a step, on all ranks
@@ -307,13 +306,3 @@ class QaObjective(Objective):
         loss = F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum") / counts["qa"]
         accuracy = (logits.argmax(1) == batch.answers).sum() / counts["qa"]
         return loss, {"loss_qa": loss.detach(), "qa_accuracy": accuracy.detach()}
-
-
-def rank() -> int:
-    """The global rank of this process; 0 without distributed training."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    """The number of ranks."""
-    return dist.get_world_size() if dist.is_initialized() else 1

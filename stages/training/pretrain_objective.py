@@ -18,14 +18,8 @@ from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.dataset import Examples, Unit
-from alpro.stages.training.objective import (
-    Counts,
-    MatchingObjective,
-    Metrics,
-    StepFeatures,
-    concatenate,
-    world_size,
-)
+from alpro.stages.training.distributed import world_size
+from alpro.stages.training.objective import Counts, MatchingObjective, Metrics, StepFeatures, concatenate
 
 
 class LossWeights(StageConfig):

@@ -34,67 +34,47 @@ class Training:
 
     folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. validate: the
     validation function, if any; select: the metric for model selection (empty: the last weights are the result). draw:
-    called by rank 0 with the data set after every step, and with step 0 after training. An objective without losses
-    skips training and validates the initial weights.
+    called by rank 0 with the data set before training. An objective without losses skips training and validates the
+    initial weights.
     """
 
     folder: ModelFolder
     objective: Objective
     validate: Validate | None
     select: str = ""
-    draw: Callable[[TrainingDataset, int], None] | None = None
-
-
-@dataclass
-class Trained:
-    """The result of `train`: the model folder, the data set, the number of steps, the final metrics, warnings, and the
-    type of the matrix products."""
-
-    folder: ModelFolder
-    data: TrainingDataset
-    steps: int
-    metrics: dict[str, float]
-    warnings: list[str]
-    dtype: torch.dtype
-
-    def outcome(self, counts: dict[str, int]) -> Outcome:
-        return Outcome({"steps": self.steps} | counts, self.metrics, self.warnings, name_of(self.dtype))
+    draw: Callable[[TrainingDataset], None] | None = None
 
 
 def train(
     build: Callable[[torch.device], Training], config: TrainingConfig, inputs: Inputs, out: Path, resources: Resources
-) -> Trained:
+) -> Outcome:
     """Runs a training stage: seeds the generators, builds its model and objective on this rank's device, loads the
     data, trains, and writes `out`/model. Raises InputError as `TrainingDataset`, the validation and `Run` do."""
     with init_distributed(resources) as world:
         torch.manual_seed(config.seed)
         training = build(world.device)
-        folder, objective, draw = training.folder, training.objective, training.draw
+        folder, objective = training.folder, training.objective
         # Texts have one length where ranks use those of each other, and where a new one compiles the layers again.
         local = config.batch_size // (world.size * config.accumulation_steps)
         one_length = resources.compile or objective.shares_texts(local)
         ranks = world.rank, world.size
         data = TrainingDataset(config, inputs, folder.tokenizer, objective.examples, *ranks, one_length)
-        warnings, metrics, steps, dtype = list[str](), dict[str, float](), len(data), torch.float32
-        if objective.losses:
-            dtype = training_precision(objective, config, world)
+        dtype = training_precision(objective, config, world) if objective.losses else torch.float32
+        warnings, metrics = list[str](), dict[str, float]()
         if world.main:
-            for line in folder.model.sizes(config.max_text_tokens):
-                log.info(line)
-            log.info(f"matrix products in {name_of(dtype)}, on {world.device.type}")
+            size = sum(parameter.numel() for parameter in folder.model.parameters())
+            log.info(f"{size / 1e6:.3g} M parameters, matrix products in {name_of(dtype)} on {world.device.type}")
             warnings += data.cut_texts()
             for warning in warnings:
                 log.warning(f"warning: {warning}")
+            if training.draw:
+                training.draw(data)
         if objective.losses:
-            on_step = (lambda step: draw(data, step)) if draw else None
-            metrics = Run(objective, data, config, out, world, resources).train(
-                training.validate, training.select, on_step
-            )
-        else:
-            steps = 0
+            metrics = Run(objective, data, config, out, world, resources).train(training.validate, training.select)
+        elif training.validate:
             objective.eval()
             with torch.no_grad():
-                metrics = training.validate() if training.validate else {}
+                metrics = training.validate()
         if world.main:
             if "pem_head" in objective.unused_parameters:  # nothing is named by a head that this training did not train
                 model = cast(Alpro, folder.model)
@@ -103,12 +83,12 @@ def train(
             if metrics.get("validation/mean_recall", 0) > metrics.get("validation/vtc/mean_recall", np.inf):
                 folder.ranking = "matching"
             folder.save_pretrained(out / "model")
-            if draw:
-                draw(data, 0)
             for warning in losses_at_chance(read_metrics(out / "metrics.jsonl"), config, len(folder.answers)):
                 log.warning(f"warning: {warning}")
                 warnings.append(warning)
-        return Trained(folder, data, steps, metrics, warnings, dtype)
+        counts = {"steps": len(data) if objective.losses else 0, "examples": sum(map(len, data.sources))}
+        counts["samples_without_text"] = data.skipped
+        return Outcome(counts, metrics, warnings, name_of(dtype))
 
 
 def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -135,5 +115,6 @@ def fine_tuned(start: ModelFolder, frames: int, device: torch.device, entities: 
     """A model for fine-tuning with the weights of `start`, `frames` frames and new heads (paper, section 4.1)."""
     config = start.model.config
     config = config.model_copy(update={"video": config.video.model_copy(update={"frames": frames})})
-    model, _ = start_from(Alpro(config, entities, answers).to(device), cast(Alpro, start.model))
+    model = Alpro(config, entities, answers).to(device)
+    start_from(model, start.model)
     return model

@@ -1,8 +1,8 @@
 """Starting from the weights of a ViT and a BERT."""
 
 import json
-import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,22 +17,27 @@ VIDEO = {"image_size": 32, "patch_size": 8, "frames": 3, "width": 64, "depth": 2
 TEXT = {"vocab_size": 40, "width": 64, "depth": 4, "fusion_layer": 2, "heads": 2, "max_length": 16, "dropout": 0.0}
 
 
+def model_of(**video) -> Alpro:
+    torch.manual_seed(0)
+    text = TEXT | {"width": video.get("width", 64)}
+    sizes = {"video": VIDEO | video, "text": text, "embed_dim": 16}
+    return Alpro(ModelConfig.model_validate(sizes), entities=5).eval()
+
+
 @pytest.fixture
 def model() -> Alpro:
-    torch.manual_seed(0)
-    return Alpro(ModelConfig.model_validate({"video": VIDEO, "text": TEXT, "embed_dim": 16}), entities=5).eval()
+    return model_of()
 
 
-@pytest.fixture(scope="module")
-def vit():
+def timm_vit(name: str):
+    """A small random ViT of timm with the components of a name."""
     import timm
 
     torch.manual_seed(1)
-    model = timm.create_model(
-        "vit_base_patch16_224", img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=7
-    )
-    torch.nn.init.normal_(model.pos_embed)
-    return model.eval()
+    vit = timm.create_model(name, img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2)
+    for parameter in vit.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return vit.eval()
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +52,32 @@ def bert(tmp_path_factory):
     return model, folder
 
 
-def test_the_video_encoder_starts_as_the_vit_on_each_frame(model, vit, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("vit_base_patch16_224", {}),
+        ("vit_base_patch14_dinov2", {}),
+        ("vit_base_patch16_clip_224", {"pre_norm": True}),
+        ("vit_base_patch16_clip_quickgelu_224", {"pre_norm": True, "activation": "quick_gelu"}),
+    ],
+)
+def test_the_video_encoder_starts_as_the_vit_on_each_frame(name, own, tmp_path):
+    vit, model = timm_vit(name), model_of(**own)
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
     load_vit(model, str(tmp_path / "vit.safetensors"))
     frames = torch.randn(2, 3, 3, 32, 32)
     with torch.no_grad():
         tokens = model.encode_video(frames[:, :1].expand(-1, 3, -1, -1, -1))
         expected = vit.forward_features(frames[:, 0])
-    torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tokens, expected, atol=2e-4, rtol=1e-3)
     for block in model.video_encoder.blocks:
         assert torch.equal(block.temporal_attn.qkv.weight, block.attn.qkv.weight)
         assert torch.equal(block.temporal_norm1.weight, block.norm1.weight)
         assert not block.temporal_fc.weight.any()
+    larger = model_of(image_size=48, **own)
+    torch.save(vit.state_dict(), tmp_path / "vit.pt")
+    load_vit(larger, str(tmp_path / "vit.pt"))
+    assert torch.equal(larger.video_encoder.pos_embed[:, 0], vit.pos_embed[:, 0])
 
 
 def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
@@ -76,6 +95,8 @@ def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
     torch.testing.assert_close(fused[mask == 1], expected.hidden_states[4][mask == 1], atol=1e-5, rtol=1e-4)
     scores = model.mlm_scores(fused)
     torch.testing.assert_close(scores[mask == 1], expected.logits[mask == 1], atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"set the sizes in \[model\]"):
+        load_bert(model_of(width=32), str(folder))
 
 
 def test_a_bert_without_its_mlm_head_leaves_the_models_own(model, bert, tmp_path):
@@ -83,27 +104,6 @@ def test_a_bert_without_its_mlm_head_leaves_the_models_own(model, bert, tmp_path
     own = {key: value.clone() for key, value in model.mlm_head.state_dict().items() if "decoder.weight" not in key}
     load_bert(model, str(tmp_path))
     assert all(torch.equal(model.mlm_head.state_dict()[key], value) for key, value in own.items())
-
-
-@pytest.mark.parametrize("size", [48, 64])
-def test_another_image_size_resizes_the_position_embedding(vit, tmp_path, size):
-    sizes = {"video": VIDEO | {"image_size": size}, "text": TEXT}
-    larger = Alpro(ModelConfig.model_validate(sizes))
-    torch.save(vit.state_dict(), tmp_path / "vit.pt")
-    load_vit(larger, str(tmp_path / "vit.pt"))
-    assert torch.equal(larger.video_encoder.pos_embed[:, 0], vit.pos_embed[:, 0])
-
-
-def test_weights_of_other_sizes_are_named(model, vit, bert, tmp_path):
-    small = Alpro(ModelConfig.model_validate({"video": VIDEO | {"width": 32}, "text": TEXT | {"width": 32}}))
-    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
-    with pytest.raises(ValueError, match=r"is \(.*\), not \(.*\); set the sizes in \[model\]"):
-        load_vit(small, str(tmp_path / "vit.safetensors"))
-    with pytest.raises(ValueError, match=r"set the sizes in \[model\]"):
-        load_bert(small, str(bert[1]))
-    deep = Alpro(ModelConfig.model_validate({"video": VIDEO | {"depth": 3}, "text": TEXT}))
-    with pytest.raises(ValueError, match="weights are missing"):
-        load_vit(deep, str(tmp_path / "vit.safetensors"))
 
 
 @pytest.fixture
@@ -114,106 +114,69 @@ def plain(model) -> dict[str, torch.Tensor]:
     return state | {"head.weight": torch.zeros(7, 64), "fc_norm.bias": torch.zeros(64)}
 
 
-def load(model: Alpro, state: dict[str, torch.Tensor], path) -> None:
-    torch.save(state, path)
-    load_vit(model, str(path))
+OTHERS = ("blocks.0.ls3.gamma", "blocks.1.attn.q_norm.weight", "reg_token", "time_embed", "blocks.0.temporal_fc.weight")
 
 
 @pytest.mark.parametrize(
-    "key",
+    ("more", "sizes", "message"),
     [
-        "blocks.0.ls3.gamma",
-        "blocks.1.attn.q_norm.weight",
-        "norm_post.weight",
-        "reg_token",
-        "head_dist.weight",
-        "time_embed",
-        "blocks.0.temporal_fc.weight",
+        *(({key: torch.zeros(64)}, {}, f"is not a plain ViT of 2 blocks: it has {key}") for key in OTHERS),
+        # Distilled: two tokens before the patches; without [CLS]; none.
+        *(({"pos_embed": torch.zeros(1, n, 64)}, {}, f"{n} positions, which are not") for n in (18, 16, 1)),
+        *(({"pos_embed": torch.zeros(s)}, {}, f"pos_embed is {s}, not (1, 17, 64)") for s in ((1, 0, 64), (64,), ())),
+        ({"norm.bias": torch.full((64,), torch.nan)}, {}, "not finite"),
+        ({}, {"width": 32}, "set the sizes in [model]"),
+        ({}, {"depth": 3}, "weights are missing, such as blocks.2."),
     ],
 )
-def test_a_vit_with_other_components_is_refused(key, model, plain, tmp_path):
-    load(model, plain, tmp_path / "plain.pt")  # only the head is ignored
-    with pytest.raises(ValueError, match=f"is not a plain ViT of 2 blocks: it has {key}$"):
-        load(model, plain | {key: torch.zeros(64)}, tmp_path / "more.pt")
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((1, 18, 64), "18 positions, which are not"),  # distilled: two tokens before the patches
-        ((1, 16, 64), "16 positions, which are not"),  # without [CLS]
-        ((1, 1, 64), "1 positions, which are not"),
-        ((1, 0, 64), r"pos_embed is \(1, 0, 64\), not \(1, 17, 64\)"),
-        ((2, 17, 64), r"pos_embed is \(2, 17, 64\)"),
-        ((64,), r"pos_embed is \(64,\)"),
-        ((), r"pos_embed is \(\)"),
-    ],
-)
-def test_a_position_embedding_of_another_shape_is_a_one_line_error(shape, message, model, plain, tmp_path):
-    with pytest.raises(ValueError, match=message) as error:
-        load(model, plain | {"pos_embed": torch.zeros(shape)}, tmp_path / "vit.pt")
+def test_a_vit_that_does_not_fit_is_refused_in_one_line(more, sizes, message, model, plain, tmp_path):
+    torch.save(plain, tmp_path / "plain.pt")
+    load_vit(model, str(tmp_path / "plain.pt"))  # its head is ignored
+    torch.save(plain | more, tmp_path / "vit.pt")
+    with pytest.raises(ValueError, match=r"^vit = ") as error:
+        load_vit(model_of(**sizes), str(tmp_path / "vit.pt"))
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_base_patch14_reg4_dinov2",
+        "eva02_base_patch16_clip_224",
+        "vit_small_patch16_dinov3",
+        "vit_pe_core_base_patch16_224",  # by the names in its blocks, a plain ViT with a norm before them
+        "vit_base_patch16_siglip_224",  # without [CLS]
+    ],
+)
+def test_vits_of_other_kinds_are_refused(name, tmp_path, monkeypatch):
+    vit = timm_vit(name)
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match="is not a plain ViT of 2 blocks: it has"):
+        load_vit(model_of(pre_norm="pe" in name), str(tmp_path / "vit.safetensors"))
+    if "pe" in name:  # rotary positions need no weight
+        monkeypatch.setattr("timm.create_model", lambda *_, **__: vit)
+        with pytest.raises(ValueError, match="it has rotary positions"):
+            timm_weights("a_new_vit.tag")
 
 
 def test_unavailable_weights_are_a_one_line_error_with_instructions(model, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
-    for load_one, name in ((load_vit, "vit_base_patch16_224.orig_in21k_ft_in1k"), (load_bert, "nobody/no-such-bert")):
-        with pytest.raises(ValueError, match="on a machine with a network") as error:
+    for load_one, name in (
+        (load_vit, "vit_base_patch16_224.orig_in21k_ft_in1k"),
+        (load_bert, "nobody/no-such-bert"),
+        (load_vit, "nobody/no-such-clip"),
+    ):
+        with pytest.raises((ValueError, InputError), match="where there is a network") as error:
             load_one(model, name)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="add timm's tag"):
         load_vit(model, "vit_base_patch16_224")
 
 
-def timm_vit(name: str):
-    """A small random ViT of timm with the components of a name."""
-    import timm
-
-    torch.manual_seed(1)
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
-    vit = timm.create_model(name, **sizes)
-    for parameter in vit.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return vit.eval()
-
-
-@pytest.mark.parametrize(
-    ("name", "own"),
-    [
-        ("vit_base_patch14_dinov2", {}),
-        ("vit_base_patch16_clip_224", {"pre_norm": True}),
-        ("vit_base_patch16_clip_quickgelu_224", {"pre_norm": True, "activation": "quick_gelu"}),
-        ("vit_base_patch16_224", {}),
-    ],
-)
-def test_vits_of_other_families_start_exactly(name, own, tmp_path):
-    vit = timm_vit(name)
-    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
-    model = Alpro(ModelConfig.model_validate({"video": VIDEO | own, "text": TEXT, "embed_dim": 16})).eval()
-    load_vit(model, str(tmp_path / "vit.safetensors"))
-    frames = torch.randn(2, 3, 3, 32, 32)
-    with torch.no_grad():
-        tokens = model.encode_video(frames[:, :1].expand(-1, 3, -1, -1, -1))
-        expected = vit.forward_features(frames[:, 0])
-    torch.testing.assert_close(tokens, expected, atol=2e-4, rtol=1e-3)
-
-
-def test_a_siglip_starts_with_a_new_cls_token(tmp_path):
-    vit = timm_vit("vit_base_patch16_siglip_224")
-    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
-    model = Alpro(ModelConfig.model_validate({"video": VIDEO, "text": TEXT, "embed_dim": 16})).eval()
-    load_vit(model, str(tmp_path / "vit.safetensors"))
-    encoder = model.video_encoder
-    assert not encoder.cls_token.any()
-    assert not encoder.pos_embed[:, 0].any()
-    assert torch.equal(encoder.pos_embed[:, 1:], vit.pos_embed)
-    assert torch.equal(encoder.blocks[1].attn.qkv.weight, vit.blocks[1].attn.qkv.weight)
-
-
-def tower(folder, **other) -> Alpro:
+def tower(folder: Path, **other) -> Alpro:
     """A model of the sizes of a CLIP's vision tower."""
-    sizes = {"image_size": 32, "frames": 3, "drop_path": 0.0} | video_sizes(str(folder)) | other
-    return Alpro(ModelConfig.model_validate({"video": sizes, "text": TEXT | {"width": 16}, "embed_dim": 16})).eval()
+    return model_of(**{"image_size": 32} | video_sizes(str(folder)) | other)
 
 
 def test_the_video_encoder_starts_as_the_vision_tower_of_a_clip(clip_folders):
@@ -249,31 +212,6 @@ def test_a_tower_that_the_video_encoder_cannot_hold_exactly_is_refused(clip_fold
     trained.save_pretrained(tmp_path / "trained")
     with pytest.raises(ValueError, match="it has the temporal attention of train_prompter"):
         load_vit(tower(clip), str(tmp_path / "trained"))
-    with pytest.raises(InputError, match=r"a SigLIP has no \[CLS\] token"):  # before anything is decoded
-        video_sizes(str(clip_folders["siglip"]))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vit_base_patch14_reg4_dinov2",
-        "eva02_base_patch16_clip_224",
-        "vit_small_patch16_dinov3",
-        "vit_pe_core_base_patch16_224",  # by the names in its blocks, a plain ViT with a norm before them
-    ],
-)
-def test_vits_with_registers_or_rotary_positions_are_refused(name, tmp_path):
-    save_file(timm_vit(name).state_dict(), tmp_path / "vit.safetensors")
-    model = Alpro(ModelConfig.model_validate({"video": VIDEO | {"pre_norm": "pe" in name}, "text": TEXT}))
-    with pytest.raises(ValueError, match="is not a plain ViT of 2 blocks: it has"):
-        load_vit(model, str(tmp_path / "vit.safetensors"))
-
-
-def test_rotary_positions_that_no_weight_shows_are_refused(monkeypatch):
-    vit = timm_vit("vit_pe_core_base_patch16_224")
-    monkeypatch.setattr("timm.create_model", lambda *_, **__: vit)
-    with pytest.raises(ValueError, match="it has rotary positions"):
-        timm_weights("a_new_vit.tag")
 
 
 def test_sizes_are_read_of_folders_only(bert, tmp_path):
@@ -284,16 +222,17 @@ def test_sizes_are_read_of_folders_only(bert, tmp_path):
         assert text_sizes(name) == video_sizes(name) == {}
 
 
-def test_another_model_of_transformers_is_refused_in_one_line(model, tmp_path):
-    """A RoBERTa has other special tokens, and its positions start at 2."""
+def test_another_model_of_transformers_is_refused_in_one_line(model, clip_folders, tmp_path):
+    """A RoBERTa has other special tokens, and its positions start at 2; a SigLIP has no [CLS]."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
     sizes = {"vocab_size": 30, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
-    RobertaForMaskedLM(RobertaConfig(**sizes, intermediate_size=256, max_position_embeddings=18)).save_pretrained(
-        tmp_path
-    )
-    message = re.escape(f"bert = {str(tmp_path)!r}: this is a roberta; only models of the type bert are supported")
-    with pytest.raises(InputError, match=message):  # before anything is decoded
-        text_sizes(str(tmp_path))
-    with pytest.raises(InputError, match=message):
-        load_bert(model, str(tmp_path))
+    other = RobertaForMaskedLM(RobertaConfig(**sizes, intermediate_size=256, max_position_embeddings=18))
+    other.save_pretrained(tmp_path)
+    siglip = str(clip_folders["siglip"])
+    for read in (lambda: text_sizes(str(tmp_path)), lambda: load_bert(model, str(tmp_path))):  # before decoding, too
+        with pytest.raises(InputError, match="this is a roberta; of transformers only a bert is supported"):
+            read()
+    for read in (lambda: video_sizes(siglip), lambda: load_vit(model, siglip)):
+        with pytest.raises(InputError, match="this is a siglip; of transformers only a clip is supported"):
+            read()

@@ -1,124 +1,262 @@
-"""Conversion of the keys of official checkpoints; test_oracle.py compares the numbers."""
+"""Official checkpoints to model folders, and what is refused; test_oracle.py compares the numbers."""
+
+import json
+import os
+import pickle
 
 import pytest
 import torch
-from torch import Tensor
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 
-from alpro.models.alpro import Alpro, ModelConfig
-from alpro.models.official import from_official
+from alpro.errors import InputError
+from alpro.models.alpro import Alpro, Prompter
+from alpro.models.folder import ModelFolder
+from alpro.models.official import import_checkpoint
+from alpro.pipeline.cli.main import execute
+from tests.official_checkpoints import to_official
 
-LAYERS = {
-    "attention.self.query": (16, 16),
-    "attention.self.key": (16, 16),
-    "attention.self.value": (16, 16),
-    "attention.output.dense": (16, 16),
-    "attention.output.LayerNorm": (16,),
-    "intermediate.dense": (64, 16),
-    "output.dense": (16, 64),
-    "output.LayerNorm": (16,),
-}
-VIDEO_BLOCK = {
-    "norm1": (16,),
-    "attn.qkv": (48, 16),
-    "attn.proj": (16, 16),
-    "temporal_norm1": (16,),
-    "temporal_attn.qkv": (48, 16),
-    "temporal_attn.proj": (16, 16),
-    "temporal_fc": (16, 16),
-    "norm2": (16,),
-    "mlp.fc1": (64, 16),
-    "mlp.fc2": (16, 64),
-}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(295))]
+VISUAL = "visual_encoder.model."
 UNUSED = {
-    "visual_encoder.model.head.weight": (10, 16),
-    "visual_encoder.model.head.bias": (10,),
-    "text_encoder.bert.embeddings.position_ids": (1, 12),
-    "text_encoder.cls.predictions.decoder.weight": (40, 16),
-    "text_encoder.cls.predictions.decoder.bias": (40,),
+    f"{VISUAL}head.weight": (10, 32),
+    f"{VISUAL}head.bias": (10,),
+    "text_encoder.bert.embeddings.position_ids": (1, 63),
+    "text_encoder.cls.predictions.decoder.weight": (300, 32),
+    "text_encoder.cls.predictions.decoder.bias": (300,),
 }
 
 
-def linear(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+@pytest.fixture
+def tokenizer(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    Tokenizer(WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")).save(str(path))
+    return str(path)
+
+
+@pytest.fixture
+def config(tiny_model):
+    """Sizes that shapes alone tell, but for the heads: one for every 64 channels."""
+    actual = tiny_model(300)
+    video = actual.video.model_copy(update={"heads": 1})
+    return actual.model_copy(
+        update={"video": video, "text": actual.text.model_copy(update={"heads": 1, "max_length": 63})}
+    )
+
+
+@pytest.fixture
+def official(config):
+    """official(task): the model, and its weights as the official code saves them."""
+
+    def make(task: str):
+        torch.manual_seed(3)
+        unused = {key: torch.zeros(shape) for key, shape in UNUSED.items()}
+        if task == "qa":
+            model = Alpro(config, answers=6)
+            return model, to_official(model.state_dict(), config, "text_encoder.") | unused
+        if task == "prompter":  # it carries layers, a matching head and an MLM head that nothing reads
+            whole = Alpro(config, entities=5)
+            model = Prompter(config)
+            model.load_state_dict(whole.state_dict(), strict=False)
+            state = {k: v for k, v in to_official(whole.state_dict(), config).items() if not k.startswith("mpm_head")}
+            prompts = {f"{kind}_prompt_feat": torch.randn(5, 16) for kind in ("video", "image")}
+            return model, state | unused | prompts
+        model = Alpro(config, entities=5)
+        state = to_official(model.state_dict(), config) | unused
+        if task == "pretrain":
+            return model, state | {f"prompter.{k}": v for k, v in make("prompter")[1].items()}
+        return model, state
+
+    return make
+
+
+def linear(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
     """Weight and bias of a linear, convolution or norm."""
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
-def official_shapes(bert: str, tiny: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The keys of official checkpoints, at the sizes of the tiny model; `bert` is the prefix of their BERT."""
+def official_shapes(bert: str) -> dict[str, tuple[int, ...]]:
+    """The keys of official checkpoints that models read, at the sizes of `config`; bert: prefix of their BERT."""
     words = f"{bert}embeddings."
     shapes: dict[str, tuple[int, ...]] = {
         "temp": (),
-        "visual_encoder.model.cls_token": (1, 1, 16),
-        "visual_encoder.model.pos_embed": (1, 17, 16),
-        "visual_encoder.model.time_embed": (1, 4, 16),
-        f"{words}word_embeddings.weight": (40, 16),
-        f"{words}position_embeddings.weight": (12, 16),
-        f"{words}token_type_embeddings.weight": (2, 16),
-        **linear("visual_encoder.model.patch_embed.proj", (16, 3, 8, 8)),
-        **linear("visual_encoder.model.norm", (16,)),
-        **linear(f"{words}LayerNorm", (16,)),
-        **linear("vision_proj", (8, 16)),
-        **linear("text_proj", (8, 16)),
-        **linear("itm_head", (2, 16)),
+        f"{VISUAL}cls_token": (1, 1, 32),
+        f"{VISUAL}pos_embed": (1, 17, 32),
+        f"{VISUAL}time_embed": (1, 4, 32),
+        f"{words}word_embeddings.weight": (300, 32),
+        f"{words}position_embeddings.weight": (63, 32),
+        f"{words}token_type_embeddings.weight": (2, 32),
+        **linear(f"{VISUAL}patch_embed.proj", 32, 3, 8, 8),
+        **linear(f"{VISUAL}norm", 32),
+        **linear(f"{words}LayerNorm", 32),
+        **linear("vision_proj", 16, 32),
+        **linear("text_proj", 16, 32),
+        **linear("itm_head", 2, 32),
     }
-    for number in range(tiny.video.depth):
-        for name, shape in VIDEO_BLOCK.items():
-            shapes |= linear(f"visual_encoder.model.blocks.{number}.{name}", shape)
-    for number in range(tiny.text.depth):
-        for name, shape in LAYERS.items():
-            shapes |= linear(f"{bert}encoder.layer.{number}.{name}", shape)
+    for number in range(2):
+        block, layer = f"{VISUAL}blocks.{number}.", f"{bert}encoder.layer.{number}."
+        for name in ("norm1", "temporal_norm1", "norm2"):
+            shapes |= linear(block + name, 32)
+        for name in ("attn.proj", "temporal_attn.proj", "temporal_fc"):
+            shapes |= linear(block + name, 32, 32)
+        for name in ("attn.qkv", "temporal_attn.qkv"):
+            shapes |= linear(block + name, 96, 32)
+        for name in ("query", "key", "value"):
+            shapes |= linear(f"{layer}attention.self.{name}", 32, 32)
+        for name in ("attention.output", "output"):
+            shapes |= linear(f"{layer}{name}.LayerNorm", 32)
+        shapes |= linear(f"{layer}attention.output.dense", 32, 32)
+        for first, second in (
+            (f"{block}mlp.fc1", f"{block}mlp.fc2"),
+            (f"{layer}intermediate.dense", f"{layer}output.dense"),
+        ):
+            shapes |= linear(first, 128, 32) | linear(second, 32, 128)
     return shapes
 
 
-def mlm_shapes() -> dict[str, tuple[int, ...]]:
-    return {
-        "text_encoder.cls.predictions.bias": (40,),
-        **linear("text_encoder.cls.predictions.transform.dense", (16, 16)),
-        **linear("text_encoder.cls.predictions.transform.LayerNorm", (16,)),
-    }
+def test_the_keys_are_those_of_the_official_code_and_queries_keys_values_in_that_order(config):
+    mlm = "text_encoder.cls.predictions."
+    pretrained = official_shapes("text_encoder.bert.") | linear("mpm_head.0", 64, 32) | linear("mpm_head.2", 5, 64)
+    pretrained |= linear(f"{mlm}transform.dense", 32, 32) | linear(f"{mlm}transform.LayerNorm", 32)
+    answering = official_shapes("text_encoder.") | linear("classifier.0", 64, 32) | linear("classifier.2", 6, 64)
+    for model, bert, expected in (
+        (Alpro(config, entities=5), "text_encoder.bert.", pretrained | {f"{mlm}bias": (300,)}),
+        (Alpro(config, answers=6), "text_encoder.", answering),
+    ):
+        state = to_official(model.state_dict(), config, bert)
+        assert {key: tuple(value.shape) for key, value in state.items()} == expected
+        joined = model.multimodal_encoder.layers[0].attention.qkv.weight
+        for part, name in zip(joined.chunk(3), ("query", "key", "value"), strict=True):
+            assert torch.equal(part, state[f"{bert}encoder.layer.1.attention.self.{name}.weight"])
 
 
-def draw(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    return {key: torch.randn(shape) for key, shape in shapes.items()}
+@pytest.mark.parametrize("task", ["pretrain", "retrieval", "qa", "prompter"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_every_weight_of_the_model_is_imported(task, wrapped, official, config, tokenizer, tmp_path):
+    model, state = official(task)
+    state = dict(reversed(state.items()))  # in any order
+    if wrapped:
+        state = {"model": {f"module.{k}": v for k, v in state.items()}, "optimizer": {"step": 3}, "epoch": 1}
+    torch.save(state, tmp_path / "official.pt")
+    actual = import_checkpoint(tmp_path / "official.pt", tmp_path / "out", task, tokenizer)
+    folder = ModelFolder.from_pretrained(tmp_path / "out")
+    video, text = config.video.model_copy(update={"drop_path": 0.1}), config.text.model_copy(update={"dropout": 0.1})
+    sizes = folder.model.config
+    assert (folder.task, sizes.video, sizes.text, sizes.embed_dim) == (task, video, text, 16)
+    own, expected = folder.model.state_dict(), model.state_dict()
+    without = ("mlm_head.", "pem_head.") if task == "retrieval" else ()
+    assert own.keys() == {key for key in expected if not key.startswith(without or "-")}
+    assert [key for key in own if not torch.equal(own[key], expected[key])] == []
+    assert actual.unknown == []
+    assert actual.unused.count(f"{VISUAL}head.weight") == 1
+    if task != "prompter":
+        assert set(actual.unused) >= UNUSED.keys()
+    if task == "prompter":
+        assert (tmp_path / "out" / "prompts.safetensors").is_file()
+        assert folder.entities == [f"entity {i}" for i in range(5)]
+    if task == "pretrain":
+        teacher = ModelFolder.from_pretrained(tmp_path / "out" / "prompter")
+        assert isinstance(teacher.model, Prompter)
+        assert (tmp_path / "out" / "prompter" / "prompts.safetensors").is_file()
+        assert f"prompter.{VISUAL}head.weight" in actual.unused
 
 
-@pytest.fixture
-def pretrained(tiny: ModelConfig) -> dict[str, Tensor]:
-    shapes = official_shapes("text_encoder.bert.", tiny) | mlm_shapes() | UNUSED
-    return draw(shapes | linear("mpm_head.0", (32, 16)) | linear("mpm_head.2", (5, 32)))
+def test_the_words_of_a_head_keep_its_order(official, tokenizer, tmp_path):
+    _, state = official("qa")
+    torch.save(state, tmp_path / "qa.pt")
+    answers = {word: i for i, word in enumerate("fedcba")}
+    (tmp_path / "ans2label.json").write_text(json.dumps(dict(sorted(answers.items()))))
+    import_checkpoint(tmp_path / "qa.pt", tmp_path / "out", "qa", tokenizer, tmp_path / "ans2label.json")
+    assert ModelFolder.from_pretrained(tmp_path / "out").answers == list("fedcba")
+    (tmp_path / "few.txt").write_text("a\nb\n")
+    with pytest.raises(InputError, match="2 words, but the checkpoint's head has 6"):
+        import_checkpoint(tmp_path / "qa.pt", tmp_path / "two", "qa", tokenizer, tmp_path / "few.txt")
+    assert not (tmp_path / "two").exists()
 
 
-def shapes_of(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {key: value.shape for key, value in weights.items()}
+@pytest.mark.parametrize(("task", "usual"), [("pretrain", 30), ("prompter", 30), ("retrieval", 40), ("qa", 40)])
+def test_the_length_of_texts_is_the_tasks_by_default(task, usual, official, tokenizer, tmp_path):
+    torch.save(official(task)[1], tmp_path / "a.pt")
+    for name, options, expected in (("usual", [], usual), ("given", ["--max-text-tokens", "50"], 50)):
+        out = tmp_path / "imported" / name
+        command = ["model", "import", str(tmp_path / "a.pt"), str(out), "--task", task, *options]
+        assert execute([*command, "--tokenizer", str(tokenizer)]) == 0
+        assert ModelFolder.from_pretrained(out).preprocessing.max_text_tokens == expected
+    with pytest.raises(InputError, match="--max-text-tokens 57 must be from 4 to 56"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "long", task, tokenizer, max_text_tokens=57)
 
 
-def test_every_key_of_a_pretrained_checkpoint_is_converted(tiny: ModelConfig, pretrained: dict[str, Tensor]):
-    weights, unused, unknown = from_official(pretrained, tiny)
-    assert shapes_of(weights) == shapes_of(Alpro(tiny, entities=5).state_dict())
-    assert set(unused) == UNUSED.keys()
-    assert unknown == []
+QUERY = "text_encoder.bert.encoder.layer.0.attention.self.query.bias"
 
 
-def test_every_key_of_a_question_answering_checkpoint_is_converted(tiny: ModelConfig):
-    """BERT is in text_encoder itself."""
-    shapes = official_shapes("text_encoder.", tiny) | {"text_encoder.embeddings.position_ids": (1, 12)}
-    state = draw(shapes | linear("classifier.0", (32, 16)) | linear("classifier.2", (7, 32)))
-    weights, unused, unknown = from_official(state, tiny)
-    assert shapes_of(weights) == shapes_of(Alpro(tiny, answers=7).state_dict())
-    assert unused == ["text_encoder.embeddings.position_ids"]
-    assert unknown == []
+@pytest.mark.parametrize(
+    ("task", "key", "value", "message"),
+    [
+        ("qa", "", None, "no qa_head, which --task qa needs"),
+        ("pretrain", "mpm_head.2.bias", None, "no pem_head, which --task pretrain needs"),
+        ("retrieval", "vision_proj.bias", None, "missing weights: video_proj.bias"),
+        ("retrieval", "text_proj.weight", torch.zeros(16, 31), "text_proj.weight is (16, 31), not (16, 32)"),
+        ("retrieval", f"{VISUAL}pos_embed", torch.zeros(32), "not the weights of ALPRO's official code"),
+        ("retrieval", f"{VISUAL}pos_embed", torch.zeros(1, 18, 32), "18 positions, which are not"),
+        ("retrieval", f"{VISUAL}patch_embed.proj.weight", torch.zeros(32, 192), "not the weights of"),
+        ("retrieval", f"{VISUAL}time_embed", None, f"{VISUAL}time_embed"),
+        ("retrieval", QUERY, torch.zeros(31), "missing weights: text_encoder.layers.0.attention.qkv.bias"),
+        ("retrieval", QUERY, None, "missing weights: text_encoder.layers.0.attention.qkv.bias"),
+        ("retrieval", "text_encoder.bert.encoder.layer.1", None, "for TextConfig"),
+    ],
+)
+def test_weights_that_do_not_fit_are_reported_in_one_line(task, key, value, message, official, tokenizer, tmp_path):
+    _, state = official("retrieval")
+    state = {k: v for k, v in state.items() if not key or not k.startswith(key)}
+    torch.save(state | ({} if value is None else {key: value}), tmp_path / "a.pt")
+    with pytest.raises(InputError) as error:
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "out", task, tokenizer)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
-def test_queries_keys_and_values_are_joined_in_that_order(tiny: ModelConfig, pretrained: dict[str, Tensor]):
-    weights, _, _ = from_official(dict(reversed(pretrained.items())), tiny)  # in any order
-    for kind in ("weight", "bias"):
-        joined = weights[f"multimodal_encoder.layers.0.attention.qkv.{kind}"].chunk(3)
-        for part, name in zip(joined, ("query", "key", "value"), strict=True):
-            assert torch.equal(part, pretrained[f"text_encoder.bert.encoder.layer.2.attention.self.{name}.{kind}"])
+def test_unknown_keys_are_reported(official, tokenizer, tmp_path):
+    torch.save(official("retrieval")[1] | {"surprise": torch.zeros(1)}, tmp_path / "a.pt")
+    assert import_checkpoint(tmp_path / "a.pt", tmp_path / "a", "retrieval", tokenizer).unknown == ["surprise"]
 
 
-def test_an_incomplete_query_key_value_triple_is_unknown(tiny: ModelConfig, pretrained: dict[str, Tensor]):
-    del pretrained["text_encoder.bert.encoder.layer.0.attention.self.key.weight"]
-    weights, _, unknown = from_official(pretrained, tiny)
-    assert "text_encoder.layers.0.attention.qkv.weight" not in weights
-    assert unknown == ["text_encoder.layers.0.attention.qkv.weight"]
+class Bomb:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["bomb", "config object", "text", "cut", "empty", "nothing", "pipe", "folder there", "other name", "no tokenizer"],
+)
+def test_a_file_that_is_not_a_plain_checkpoint_is_refused_in_one_line(what, official, tokenizer, tmp_path, capsys):
+    path, out = tmp_path / ("x.tar" if what == "other name" else "x.pt"), tmp_path / "out"
+    _, state = official("retrieval")
+    contents = {"text": b"no checkpoint", "empty": b"", "config object": pickle.dumps({"args": Bomb(), **state})}
+    if what in contents:
+        path.write_bytes(contents[what])
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what != "nothing":
+        torch.save(state | ({"extra": Bomb()} if what == "bomb" else {}), path)
+    if what == "cut":
+        path.write_bytes(path.read_bytes()[:5000])
+    if what == "folder there":
+        out.mkdir()
+    if what == "no tokenizer":
+        (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe[PAD]")
+    with pytest.raises(InputError) as message:
+        import_checkpoint(path, out, "retrieval", tokenizer)
+    assert "\n" not in str(message.value)
+    said = {"bomb": "contains code", "nothing": "no such file", "folder there": "exists already"}
+    assert said.get(what, "") in str(message.value)
+    assert "never run" not in capsys.readouterr().out
+    assert not out.exists() or what == "folder there"
+
+
+@pytest.mark.parametrize("below", ["a.pt/out", "a.pt/deep/out", "x" * 300])
+def test_a_folder_that_cannot_be_written_is_reported(below, official, tokenizer, tmp_path):
+    torch.save(official("retrieval")[1], tmp_path / "a.pt")
+    with pytest.raises(InputError, match="cannot be written"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / below, "retrieval", tokenizer)

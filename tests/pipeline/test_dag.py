@@ -151,7 +151,7 @@ def test_with_a_clip_no_prompter_is_trained(tmp_path):
 
 def test_the_fingerprint_follows_from_the_recorded_json_alone(tmp_path):
     """So a record that lacks a key never stands for a step that has it, whatever the default of the key."""
-    logged = {"log_every", "pictures_every", "max_reject_share"}
+    logged = {"log_every", "max_reject_share"}
     for step in steps_of(tmp_path).values():
         record = json.loads(json.dumps(step.description))
         assert digest_of(record) == step.fingerprint

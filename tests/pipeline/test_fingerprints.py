@@ -30,6 +30,8 @@ KEYS = {
     "cache_prompts.prompter": AFTER_PROMPTER,
     "train_tokenizer.tokenizer": {"train_tokenizer", "train_prompter"} | AFTER_PROMPTER,
     "build_vocabulary.tagger": {"build_vocabulary"} | AFTER_PROMPTER,
+    "build_vocabulary.entities_file": {"build_vocabulary"} | AFTER_PROMPTER,
+    "finetune_qa.answers_file": {"finetune_qa", "evaluate"},
 }
 
 
@@ -127,7 +129,7 @@ def test_a_word_is_no_path_where_a_folder_has_its_name(fingerprints, tmp_path, m
 def test_what_is_logged_drawn_or_accepted_changes_no_fingerprint(fingerprints):
     """`validation.times` does where it selects the weights: in fine-tuning."""
     before = fingerprints()
-    changes = ["pretrain.log_every=3", "finetune_qa.log_every=3", "pretrain.pictures_every=7"]
+    changes = ["pretrain.log_every=3", "finetune_qa.log_every=3"]
     changes += [
         "corpora.clips.max_reject_share=0.9",
         "train_prompter.validation.times=3",

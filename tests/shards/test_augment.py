@@ -6,11 +6,13 @@ import pytest
 from alpro.shards import augment as module
 from alpro.shards.augment import (
     IMAGE_OPERATIONS,
+    IMAGE_STRENGTH,
     SIDES,
     VIDEO_OPERATIONS,
+    VIDEO_STRENGTH,
+    apply,
     augment_image,
     augment_video,
-    each_operation,
     mirror,
 )
 
@@ -120,6 +122,12 @@ def moved(frame: np.ndarray) -> tuple[float, float]:
     """Where the bright dot of a frame is: its column and row."""
     rows, columns = np.nonzero(frame[..., 0] > 200)
     return columns.mean(), rows.mean()
+
+
+def each_operation(frames: np.ndarray, kind: str) -> list[tuple[str, np.ndarray]]:
+    """The frames (T, H, W, 3) after each operation alone."""
+    operations, strength = (IMAGE_OPERATIONS, IMAGE_STRENGTH) if kind == "image" else (VIDEO_OPERATIONS, VIDEO_STRENGTH)
+    return [(op.__name__, np.stack([apply([op], frame, strength) for frame in frames])) for op in operations]
 
 
 def test_each_operation_does_what_its_name_says_to_the_official_side():

@@ -36,7 +36,7 @@ def artifacts(tmp_path) -> list[tuple[Path, dict[str, Any]]]:
     lines += [{"step": 20, "time": 1.0, "validation/t2v/R1": 2.0, "validation/v2t/R1": 3.0, "validation/t2v/MdR": 4.0}]
     (tmp_path / "pretrain" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "evaluate" / "pictures").mkdir()
-    for name in ("retrieval", "pseudo_labels-step-000200", "my_own-picture"):
+    for name in ("retrieval", "pseudo_labels", "my_own-picture"):
         Image.new("RGB", (4, 4)).save(tmp_path / "evaluate" / "pictures" / f"{name}.png")
     (row,) = rows_of("qa", "question answering", "qa", ["<all> questions"], iter(range(1, 9)), 50)
     write_json(tmp_path / "evaluate" / "results.json", [row | {"name": "qa/acc", "low": 0.5, "high": 2.25}])
@@ -95,7 +95,7 @@ def test_pictures_are_in_the_page_with_captions(page):
         ("pretrain: losses over steps.", "svg+xml"),
         ("pretrain: validation over steps.", "svg+xml"),
         ("My own picture.", "png"),
-        ("Step 200: The prompter&#39;s pseudo-labels on crops of training examples", "png"),
+        ("The prompter&#39;s pseudo-labels on crops of training examples", "png"),
         ("Queries", "png"),
     ]
     assert re.findall(r"<figcaption>([^<]+)</figcaption>", page) == [caption for caption, _ in pictures]

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 from alpro.models.word_pieces import load_tokenizer
 from alpro.shards.decoding import Clip
@@ -159,13 +158,3 @@ def test_images_of_any_shape_make_a_batch(tmp_path, steps_of):
     assert (quarters[:, :, 2] > 128).tolist() == [[[[True, False], [True, False]]] * 4] * 3
     assert steps_of({"a": tmp_path}, 1, batch_size=3, random_crop=0.5)[0].frames.shape == (3, 4, 3, 8, 8)
     assert steps_of({"a": tmp_path}, 1, batch_size=3, augmentation="official")[0].frames.shape == (3, 4, 3, 8, 8)
-
-
-def test_the_augmentation_is_drawn(clips, stills, steps_of, tmp_path):
-    """pictures/augmentation.png: each operation by itself, then augmented examples, of videos and images."""
-    data = steps_of({"clips": clips, "stills": stills}, augmentation="official")
-    data.draw_augmentation(tmp_path / "pictures" / "augmentation.png")
-    with Image.open(tmp_path / "pictures" / "augmentation.png") as picture:
-        assert picture.width > 3 * 4 * 170
-        assert picture.height > 8 * 170
-        assert picture.getcolors(1000) is None  # frames in color, not an empty page

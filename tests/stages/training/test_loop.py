@@ -48,16 +48,14 @@ def test_a_few_non_finite_steps_do_not_end_a_run(new_run):
 def test_five_consecutive_non_finite_steps_are_an_error_that_names_the_step(new_run):
     assert MAX_SKIPPED_IN_ROW == 5
     run = new_run("run", spoiled(2, 3, 4, 5, 6))
-    names = run.data()[6].ids
-    with pytest.raises(InputError, match=r"not finite in 5 consecutive steps, the last being step 6 ") as error:
+    with pytest.raises(InputError, match=r"not finite in 5 consecutive steps, the last being step 6;"):
         run.start()
-    assert names[0] in str(error.value)
 
 
 def test_non_finite_steps_are_counted_across_an_interruption(new_run):
     run = new_run("run", spoiled(2, 3, 4, 5, 6))
     run.interrupt(4)
-    with pytest.raises(InputError, match="step 6 "):
+    with pytest.raises(InputError, match="step 6;"):
         run.start()
 
 

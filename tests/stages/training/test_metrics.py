@@ -11,8 +11,6 @@ from alpro.stages.training import metrics
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped, read_metrics
 
 CPU = torch.device("cpu")
-NAMES = ("loss_vtc", "loss_vtm", "loss", "grad_norm")
-GOOD = [1.0, 2.0, 3.0, 4.0]
 
 
 def add(mean: Mean, values: list[float], counted: bool = True) -> None:
@@ -65,50 +63,22 @@ def test_a_mean_resumes_from_a_checkpoint_to_the_last_bit():
     assert restored.read() == whole.read()
 
 
-def skipped(finite: list[bool], values: list[float], in_row: int = 0) -> Skipped:
-    """Steps 10, 11, ..., of which some are finite; all have the same values."""
+def skipped(finite: list[bool], in_row: int = 0) -> Skipped:
+    """Steps 10, 11, ..., some of them finite; in the others, a loss is not on one rank, and the gradient on two."""
     actual = Skipped(in_row)
     for step, good in enumerate(finite, 10):
-        ids = [f"clip{step}-{n}" for n in range(6)]
-        actual.add(step, ids, NAMES, torch.tensor(values), torch.tensor(good))
+        wrong = torch.zeros(4) if good else torch.tensor([0.0, 1, 0, 2])
+        actual.add(step, ("loss_vtc", "loss_vtm", "temperature", "grad_norm"), wrong)
     return actual
 
 
-def test_skipped_steps_are_counted_since_the_last_reading():
-    steps = skipped([True, False, False, True, False], GOOD)
+def test_skipped_steps_are_counted_since_the_last_reading_and_in_a_row():
+    steps = skipped([True, False, False, True, False])
     assert (steps.read(5), steps.in_row) == (3, 1)
     assert (steps.read(5), steps.in_row) == (0, 1)
-
-
-def test_a_finite_step_ends_the_row():
-    assert skipped([False] * 4 + [True] + [False] * 4, GOOD).read(5) == 8
-
-
-NAN, INF = float("nan"), float("inf")
-
-
-@pytest.mark.parametrize(
-    ("values", "output"),
-    [
-        ([1.0, NAN, NAN, NAN], "loss_vtm not finite"),
-        ([INF, NAN, NAN, NAN], "loss_vtc, loss_vtm not finite"),
-        ([1.0, 2.0, INF, NAN], "gradient not finite"),
-        ([1.0, 2.0, 3.0, INF], "gradient not finite"),
-        (GOOD, "gradient not finite"),  # another rank's: this one knows no more
-    ],
-)
-def test_the_error_names_the_non_finite_losses_the_step_and_the_samples(values, output):
-    steps = skipped([True, *[False] * 5, True], values)
+    assert skipped([False] * 4 + [True] + [False] * 4).read(5) == 8
+    assert skipped([False] * 2, in_row=2).read(5) == 2
     with pytest.raises(InputError) as error:
-        steps.read(5)
+        skipped([True, *[False] * 5, True]).read(5)
     message = str(error.value)
-    assert message.startswith(f"{output} in 5 consecutive steps, the last being step 15 ")
-    assert "(samples clip15-0, clip15-1, clip15-2, clip15-3, ...)" in message
-    assert "\n" not in message
-
-
-def test_the_rank_with_the_bad_loss_is_the_one_that_is_named(monkeypatch):
-    others = [(["gradient"], ["clip1"]), (["loss_pem"], ["clip7", "clip8"])]
-    monkeypatch.setattr("alpro.stages.training.metrics.gather_objects", lambda mine: others)
-    with pytest.raises(InputError, match=r"^loss_pem not finite .* \(samples of rank 1 clip7, clip8, \.\.\.\)"):
-        skipped([False] * 5, GOOD).read(5)
+    assert message.startswith("loss_vtm, grad_norm not finite in 5 consecutive steps, the last being step 15;")

@@ -187,7 +187,7 @@ def test_the_picture_shows_the_crops(pretraining, clips, training, tokenizer, tm
     monkeypatch.setattr("alpro.stages.pretrain.draw_entities", record)
     config = training(("clips",), 1)
     data = TrainingDataset(config, {"clips": clips}, tokenizer, Examples("sample", 4, 32, 4, 0.3))
-    draw_pseudo_labels(objective, data, [str(n) for n in range(8)], tmp_path, 0)
+    draw_pseudo_labels(objective, data, [str(n) for n in range(8)], tmp_path / "pseudo_labels.png")
     chosen = objective.labeled(data[0])
     assert [[int(4 * side) for side in box] for box, _ in drawn] == chosen.boxes.tolist()
     assert [value for _, value in drawn] == pytest.approx(chosen.pseudo_labels.amax(1).tolist())

@@ -87,10 +87,3 @@ def test_loading_processes_ignore_the_signals_of_their_group(clips, steps_of, mo
     (loading,) = set(multiprocessing.active_children()) - others
     os.kill(loading.pid, signal.SIGTERM)
     assert [batch.step for batch in batches] == list(range(1, 20))
-
-
-def test_no_augmentation_is_drawn_of_a_corrupt_sample(clips, steps_of, tmp_path):
-    """It is the first sample of its corpus; training logs it."""
-    broken(clips, tmp_path / "broken", 1)
-    steps_of({"clips": tmp_path / "broken"}).draw_augmentation(tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()

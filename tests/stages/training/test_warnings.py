@@ -75,8 +75,9 @@ def test_the_warnings_are_logged_and_in_the_result(
 
     monkeypatch.setattr(stage, "Run", Run)
     config = training(("a",), 1, batch_size=2, max_text_tokens=4)
-    trained = train(build, config, {"a": corpus(4)}, tmp_path, Resources(device="cpu", workers=1))
-    cut, chance = trained.warnings
+    outcome = train(build, config, {"a": corpus(4)}, tmp_path, Resources(device="cpu", workers=1))
+    assert outcome.counts == {"steps": 1, "examples": 4, "samples_without_text": 0}
+    cut, chance = outcome.warnings
     assert cut.startswith("a: 4 of 4 captions")
     assert chance.startswith("loss_vtc ended at 1.000")
     assert [line for line in capsys.readouterr().err.splitlines() if "warning: " in line] == [
