@@ -15,7 +15,7 @@ from alpro.stages.training.batch import Batch
 from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import PrompterObjective
-from tests.stages.training.conftest import losses_of
+from tests.stages.training.part_of_a_batch import losses_of
 
 CPU = torch.device("cpu")
 

@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from alpro.models.alpro import Alpro, ModelConfig, Prompter
-from alpro.models.frames import NormalizedModel
+from alpro.models.alpro import Alpro, Prompter
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
-from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import Examples, TrainingDataset
 from alpro.stages.training.distributed import World
@@ -24,99 +21,12 @@ from alpro.stages.training.loop import EXIT_INTERRUPTED
 from alpro.stages.training.loop import Run as TrainingRun
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import (
-    MatchingObjective,
     Objective,
     PrompterObjective,
-    QaObjective,
 )
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
-SIZE, LENGTH, WORDS, ENTITIES, ANSWERS = 4, 8, 40, 6, 5
 MEAN, STD = [0.5] * 3, [0.25] * 3
 ALONE = World(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture
-def small_batch() -> Batch:
-    """Four videos in two frames of 32 x 32; three words of the longest text are masked."""
-    random = torch.Generator().manual_seed(3)
-    text = torch.randint(5, WORDS, (SIZE, LENGTH), generator=random)
-    labels = torch.full_like(text, -100)
-    for row, positions in enumerate(([1, 4, 6], [2], [], [1, 2])):
-        labels[row, positions] = text[row, positions]
-    return Batch(
-        step=0,
-        kind="video",
-        ids=[f"clip{n}" for n in range(SIZE)],
-        video=torch.arange(SIZE),
-        frames=torch.randint(0, 256, (SIZE, 2, 3, 32, 32), generator=random, dtype=torch.uint8),
-        text=text,
-        mask=(torch.arange(LENGTH) < torch.tensor([8, 5, 6, 4])[:, None]).long(),
-        masked=torch.where(labels != -100, 4, text),
-        labels=labels,
-        boxes=torch.tensor([[0, 0, 3, 2], [1, 1, 2, 3], [0, 2, 4, 2], [2, 0, 2, 4]]),
-        answers=torch.tensor([0, 3, -100, 4]),
-        uniforms=torch.rand(SIZE, 2, generator=random, dtype=torch.double),
-        max_masked=3,
-    )
-
-
-@pytest.fixture
-def small_objective() -> Callable[..., Objective]:
-    """small_objective(name, width=..., dropout=..., pool=..., **weights): an objective by the name of its stage,
-    the same each time."""
-
-    def make(name: str, width: int = 16, dropout: float = 0.0, pool: int = 0, **weights: float) -> Objective:
-        video = {"image_size": 32, "patch_size": 8, "frames": 2, "width": width, "depth": 2, "heads": 2}
-        text = {"vocab_size": WORDS, "width": width, "depth": 4, "fusion_layer": 2, "heads": 2, "max_length": 16}
-        values: dict[str, Any] = {"video": video | {"drop_path": dropout}, "text": text | {"dropout": dropout}}
-        shape = ModelConfig.model_validate(values | {"embed_dim": 8, "init": "scratch"})
-        torch.manual_seed(0)
-        if name == "prompter":
-            return PrompterObjective(Prompter(shape), MEAN, STD)
-        if name == "retrieval":
-            return MatchingObjective(Alpro(shape), MEAN, STD, pool)
-        if name == "qa":
-            return QaObjective(Alpro(shape, answers=ANSWERS), MEAN, STD)
-        prompts = {kind: torch.randn(ENTITIES, 8) for kind in ("video", "image")}
-        model, teacher = Alpro(shape, ENTITIES), NormalizedModel(Prompter(shape), MEAN, STD)
-        return PretrainObjective(model, MEAN, STD, teacher, prompts, LossWeights(**weights), 0.0, pool)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def batches(clips, stills, training, tokenizer) -> dict[str, Batch]:
-    """A batch of videos and one of images, by kind."""
-    config = training(("clips", "stills"), 12)
-    data = TrainingDataset(config, {"clips": clips, "stills": stills}, tokenizer, Examples("sample", 4, 32, 4, 0.3))
-    actual = {}
-    for step in range(len(data)):
-        actual.setdefault(data.sources[data.source_of[step]].kind, data[step])
-    return actual
-
-
-@pytest.fixture(scope="module")
-def pretraining(tiny_model, tokenizer) -> Callable[..., PretrainObjective]:
-    """pretraining(threshold=..., **weights): a pre-training objective on a tiny model, the same each time."""
-
-    def make(threshold: float = 0.0, **weights: float) -> PretrainObjective:
-        torch.manual_seed(0)
-        shape = tiny_model(tokenizer.get_vocab_size())
-        prompter = NormalizedModel(Prompter(shape), MEAN, STD)
-        prompts = {kind: F.normalize(torch.randn(8, 16), dim=1) for kind in ("video", "image")}
-        torch.manual_seed(0)
-        return PretrainObjective(
-            Alpro(shape, entities=8), MEAN, STD, prompter, prompts, LossWeights(**weights), threshold
-        )
-
-    return make
-
-
-def losses_of(objective: Objective, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and metrics of a step of one micro-batch."""
-    batch = objective.labeled(batch)
-    return objective(batch, objective.step_counts([batch]))
 
 
 class Steps:

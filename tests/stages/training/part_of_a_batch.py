@@ -1,10 +1,12 @@
-"""A program that tests start: losses and gradients of every objective on this rank's part of one batch.
+"""Small objectives and a batch for them. As a program that tests start: the losses and gradients of every objective on
+this rank's part of the batch.
 
 python part_of_a_batch.py OUT, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,32 +17,32 @@ from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.distributed import all_reduce_sum, gather, init_distributed
-from alpro.stages.training.objective import (
-    MatchingObjective,
-    Objective,
-    PrompterObjective,
-    QaObjective,
-)
+from alpro.stages.training.distributed import init_distributed
+from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective, QaObjective
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from experiments.silent.arms import Arm, SilentObjective
 
 SIZE, WORDS, ENTITIES, ANSWERS = 8, 40, 6, 5
 VIDEO = {"image_size": 16, "patch_size": 4, "frames": 2, "width": 16, "depth": 1, "heads": 2, "drop_path": 0.0}
 TEXT = {"vocab_size": WORDS, "width": 16, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 16, "dropout": 0.0}
-WEIGHTS = LossWeights(vtm=1.5, mlm=0.5, pem=2.0)
+NORM = [0.5] * 3, [0.25] * 3
+WEIGHTS = {"vtm": 1.5, "mlm": 0.5, "pem": 2.0}
+NAMES = ("prompter", "matching", "matching in pools of 2", "matching in pools of 4", "pretrain", "permuted", "qa")
 
 
 def whole_batch() -> Batch:
-    """Eight examples: two captions of one video in different halves, and unlike numbers of masked words and answers."""
+    """Eight examples in unlike colors: two captions of one video in different halves, unlike numbers of masked
+    words and known answers."""
     random = torch.Generator().manual_seed(3)
     text = torch.randint(5, WORDS, (SIZE, 8), generator=random)
     labels = torch.where(torch.rand(SIZE, 8, generator=random) < 0.2, text, -100)
+    colors = torch.rand(SIZE, 1, 3, 1, 1, generator=random)
     return Batch(
         step=0,
         kind="video",
         ids=[str(n) for n in range(SIZE)],
         video=torch.tensor([0, 1, 2, 3, 4, 1, 6, 7]),
-        frames=torch.randint(0, 256, (SIZE, 2, 3, 16, 16), generator=random, dtype=torch.uint8),
+        frames=(256 * torch.rand(SIZE, 2, 3, 16, 16, generator=random) * colors).byte(),
         text=text,
         mask=(torch.arange(8) < torch.tensor([8, 5, 6, 8, 4, 3, 8, 7])[:, None]).long(),
         masked=torch.where(labels != -100, 4, text),
@@ -52,27 +54,48 @@ def whole_batch() -> Batch:
     )
 
 
-def objectives() -> dict[str, Objective]:
-    config = ModelConfig.model_validate({"video": VIDEO, "text": TEXT, "embed_dim": 8, "init": "scratch"})
+def objective_of(
+    name: str, dropout: float = 0.0, weights: dict[str, float] | None = None, threshold: float = 0.64, pool: int = 0
+) -> Objective:
+    """An objective of NAMES, the same each time. Pre-training with weights, WEIGHTS by default, in pools of `pool`."""
+    sizes: dict[str, Any] = {"video": VIDEO | {"drop_path": dropout}, "text": TEXT | {"dropout": dropout}}
+    config = ModelConfig.model_validate(sizes | {"embed_dim": 8, "init": "scratch"})
     torch.manual_seed(0)
-    prompts = {kind: torch.randn(ENTITIES, 8) for kind in ("video", "image")}
-    mean_std = [0.5] * 3, [0.25] * 3
-    teacher = NormalizedModel(Prompter(config), *mean_std)
-    return {
-        "prompter": PrompterObjective(Prompter(config), *mean_std),
-        "matching": MatchingObjective(Alpro(config), *mean_std),
-        "matching in pools of 2": MatchingObjective(Alpro(config), *mean_std, 2),
-        "matching in pools of 4": MatchingObjective(Alpro(config), *mean_std, 4),
-        "pretrain": PretrainObjective(Alpro(config, ENTITIES), *mean_std, teacher, prompts, WEIGHTS, 0.9),
-        "qa": QaObjective(Alpro(config, answers=ANSWERS), *mean_std),
-    }
+    if name == "prompter":
+        return PrompterObjective(Prompter(config), *NORM)
+    if name.startswith("matching"):
+        return MatchingObjective(Alpro(config), *NORM, int(name[-1]) if "pools" in name else 0)
+    if name == "qa":
+        return QaObjective(Alpro(config, answers=ANSWERS), *NORM)
+    model, teacher = Alpro(config, ENTITIES), NormalizedModel(Prompter(config), *NORM)
+    # So that labels differ: without what all clips have in common in an untrained prompter.
+    frames = teacher.pixels(whole_batch().frames)
+    common = teacher.model.project_video(teacher.model.encode_video(frames)).detach().mean(0)
+    prompts = {}
+    for kind in ("video", "image"):
+        random = 5 * torch.randn(ENTITIES, 8)
+        prompts[kind] = random - (random @ common)[:, None] * common / common.dot(common)
+    kind = SilentObjective if name == "permuted" else PretrainObjective
+    made = kind(
+        model, *NORM, teacher, prompts, LossWeights(**(WEIGHTS if weights is None else weights)), threshold, pool
+    )
+    return made.use(Arm("permuted"), [], {}) if isinstance(made, SilentObjective) else made
+
+
+def losses_of(objective: Objective, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and metrics of a step of one micro-batch."""
+    batch = objective.labeled(batch)
+    return objective(batch, objective.step_counts([batch]))
 
 
 def losses_and_gradients(rank: int, ranks: int) -> dict[str, Tensor]:
     """By `<objective>/loss` and `<objective>/<parameter>`: of this rank's part, gradients averaged over the ranks."""
     part = whole_batch().split(ranks)[rank]
     actual = {}
-    for name, objective in objectives().items():
+    for name in NAMES:
+        objective = objective_of(name)
+        if rank == 0:  # as for the picture of pseudo-labels: nothing is asked of the other ranks
+            objective.labeled(part)
         module = DistributedDataParallel(objective, find_unused_parameters=True) if ranks > 1 else objective
         mine = objective.labeled(part)
         loss, _ = module(mine, objective.step_counts([mine]))
@@ -83,10 +106,6 @@ def losses_and_gradients(rank: int, ranks: int) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    with init_distributed(Resources(device="cpu")) as world:
+    with init_distributed(Resources(device="cpu", rank_timeout=60)) as world:
         result = losses_and_gradients(world.rank, world.size)
-        rows = torch.arange(2.0)[:, None] + 10 * world.rank
-        result["gathered"] = gather(rows)
-        result["total"] = all_reduce_sum(torch.tensor(1.0 + world.rank))
-        result["rank"] = torch.tensor(world.rank)
     save_file(result, Path(sys.argv[1]) / f"{world.rank}.safetensors")

@@ -1,5 +1,7 @@
 """Gradient accumulation: a step in micro-batches is the step in one piece."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,53 +16,45 @@ from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.masking import keep_patches
 from alpro.stages.training.objective import Objective
 from tests.stages.training.conftest import run_of
-from tests.stages.training.part_of_a_batch import objectives, whole_batch
+from tests.stages.training.part_of_a_batch import WEIGHTS, objective_of, whole_batch
 
-
-def step(objective: Objective, batch: Batch, config, out) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The metrics and gradients of one step of training, without clipping."""
-    run = run_of(objective, config, out)
-    run.update(batch)
-    return run.mean.read(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
-
-
-def objective_of(name: str, **weights: float) -> Objective:
-    objective = objectives()["pretrain" if name.startswith("pretrain") else name]
-    if name.startswith("pretrain"):
-        objective.negative_pool_size = 2
-        objective.weights |= weights
-        objective.losses = tuple(loss for loss, weight in objective.weights.items() if weight > 0)
-    return objective
+Step = tuple[dict[str, float], dict[str, Tensor]]
 
 
 @pytest.fixture
-def config(training):
-    """config(accumulation_steps, contrast): nothing is clipped."""
-    return lambda steps, contrast="batch": training(
-        batch_size=8, accumulation_steps=steps, contrast=contrast, max_grad_norm=1e9, log_every=1
-    )
+def step(training, tmp_path):
+    """step(objective, batch, accumulation_steps, contrast): the metrics and gradients of a step without clipping."""
+
+    def take(objective: Objective, batch: Batch, parts: int = 1, contrast: str = "batch") -> Step:
+        config = training(accumulation_steps=parts, contrast=contrast, max_grad_norm=1e9, log_every=1)
+        run = run_of(objective, config, tmp_path)
+        run.update(batch)
+        return run.mean.read(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+
+    return take
 
 
-EXACT = [("prompter", "batch"), ("matching in pools of 2", "batch"), ("pretrain", "batch")]
-EXACT += [("qa", "micro_batch"), ("pretrain without vtc", "micro_batch")]
-
-
-@pytest.mark.parametrize(("accumulation_steps", "dropped"), [(2, 0), (4, 0), (2, 0.5)])
-@pytest.mark.parametrize(("name", "contrast"), EXACT)
-def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(
-    name, contrast, accumulation_steps, dropped, config, tmp_path
-):
+@pytest.mark.parametrize(("parts", "dropped"), [(2, 0), (4, 0), (2, 0.5)])
+@pytest.mark.parametrize(
+    ("name", "off", "contrast"),
+    [
+        ("prompter", "", "batch"),
+        ("matching in pools of 2", "", "batch"),
+        ("pretrain", "", "batch"),
+        ("pretrain", "vtc", "micro_batch"),
+        ("qa", "", "micro_batch"),
+    ],
+)
+def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(name, off, contrast, parts, dropped, step):
     """Masked words, kept samples, valid negatives and known answers differ in number between the micro-batches, and two
     captions of one video are in different ones."""
-    batch, rng = whole_batch(), np.random.default_rng(0)
-    weights = {"vtc": 0.0} if name.endswith("without vtc") else {}
+    weights, batch = WEIGHTS | ({off: 0.0} if off else {}), whole_batch()
     if dropped:
         weights["pem"] = 0.0  # all patches of its crops are needed
-        grid = objective_of(name).model.config.video.grid
-        batch.kept = torch.from_numpy(np.stack([keep_patches(grid, dropped, rng) for _ in batch.ids]))
-    weights = weights if name.startswith("pretrain") else {}
-    expected_metrics, expected = step(objective_of(name, **weights), batch, config(1), tmp_path)
-    metrics, gradients = step(objective_of(name, **weights), batch, config(accumulation_steps, contrast), tmp_path)
+        rng = np.random.default_rng(0)
+        batch.kept = torch.from_numpy(np.stack([keep_patches(4, dropped, rng) for _ in batch.ids]))
+    expected_metrics, expected = step(objective_of(name, weights=weights, pool=2), replace(batch))
+    metrics, gradients = step(objective_of(name, weights=weights, pool=2), replace(batch), parts, contrast)
     assert metrics == pytest.approx(expected_metrics, rel=1e-5, abs=1e-5)
     assert gradients.keys() == expected.keys()
     assert len(gradients) > 20
@@ -68,26 +62,26 @@ def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(
         torch.testing.assert_close(gradients[key], gradient, rtol=1e-5, atol=1e-5, msg=key)
 
 
-def test_within_micro_batches_contrast_is_another(config, tmp_path):
+def test_within_micro_batches_contrast_is_another(step):
     """So that the test above is of batches in which the switch matters."""
-    whole, _ = step(objective_of("prompter"), whole_batch(), config(2), tmp_path)
-    parts, _ = step(objective_of("prompter"), whole_batch(), config(2, "micro_batch"), tmp_path)
+    whole, _ = step(objective_of("prompter"), whole_batch(), 2)
+    parts, _ = step(objective_of("prompter"), whole_batch(), 2, "micro_batch")
     assert whole["loss_vtc"] > parts["loss_vtc"] + 0.1
 
 
-def test_the_features_of_a_step_keep_no_graph(small_objective, small_batch):
-    objective = small_objective("retrieval", pool=2).train()
+def test_the_features_of_a_step_keep_no_graph():
+    objective = objective_of("matching in pools of 4").train()
     kept: list[bool] = []
     for module in objective.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda _, args, result: kept.append(result.requires_grad))
-    features = objective.step_features(small_batch.split(2))
-    assert features.video.shape == features.text.shape == (2, 2, 8)
+    features = objective.step_features(whole_batch().split(2))
+    assert features.video.shape == features.text.shape == (2, 4, 8)
     assert len(kept) > 10
     assert not any(kept)
 
 
-PHASES = [{"corpora": ["clips"], "steps": 1}]
+DROPPING = {"corpora": ["clips"], "steps": 1, "patch_dropping": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -95,11 +89,7 @@ PHASES = [{"corpora": ["clips"], "steps": 1}]
     [
         (MatchingConfig, {}, "negative_pool_size"),
         (FinetuneQa, {}, "contrast = batch"),
-        (
-            Pretrain,
-            {"negative_pool_size": 4, "phases": [{"corpora": ["clips"], "steps": 1, "patch_dropping": 0.25}]},
-            "patch_dropping",
-        ),
+        (Pretrain, {"negative_pool_size": 4, "phases": [DROPPING]}, "patch_dropping"),
         (Pretrain, {"negative_pool_size": 4, "weights": {"vtc": 0}}, "weights.vtc"),
         (TrainPrompter, {}, ""),
         (MatchingConfig, {"negative_pool_size": 4}, ""),
@@ -107,10 +97,10 @@ PHASES = [{"corpora": ["clips"], "steps": 1}]
     ],
 )
 def test_contrast_over_the_batch_is_refused_where_it_cannot_be(stage, values, key):
-    values = {"phases": PHASES, "batch_size": 8, "accumulation_steps": 2, "contrast": "batch", **values}
+    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "accumulation_steps": 2, "contrast": "batch", **values}
     if key:
         with pytest.raises(ValidationError, match=key):
-            stage(**values)
+            stage(batch_size=8, **values)
     else:
-        config = stage(**values)
+        config = stage(batch_size=8, **values)
         assert config.contrasts_whole_batch == (config.accumulation_steps == 2)

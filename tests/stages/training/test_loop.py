@@ -14,7 +14,7 @@ from alpro.stages.training.loop import MAX_SKIPPED_IN_ROW
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate
-from tests.stages.training.conftest import losses_of
+from tests.stages.training.part_of_a_batch import losses_of
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 

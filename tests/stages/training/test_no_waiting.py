@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alpro.stages.training.distributed import World
 from tests.stages.training.conftest import run_of
+from tests.stages.training.part_of_a_batch import objective_of, whole_batch
 
 # Operations that on a GPU wait for it: they give the program a number, or their shape depends on the numbers.
 WAIT = {
@@ -65,49 +66,32 @@ def no_waiting() -> Iterator[None]:
         yield
 
 
-OBJECTIVES = {
-    "prompter": {},
-    "retrieval": {},
-    "retrieval in pools": {"pool": 2},
-    "pretrain": {},
-    "pretrain without vtc": {"vtc": 0.0},
-    "pretrain without pem": {"pem": 0.0},
-    "pretrain without mlm": {"mlm": 0.0},
-    "qa": {},
-}
+OBJECTIVES = [(name, "") for name in ("prompter", "matching", "matching in pools of 2", "qa")]
+OBJECTIVES += [("pretrain", off) for off in ("", "vtc", "mlm", "pem")]
+CASES = [(*objective, parts, "micro_batch") for objective in OBJECTIVES for parts in (1, 2)]
+CASES += [(name, off, 2, "batch") for name, off in OBJECTIVES if name != "qa" and off != "vtc"]
 
 
-WHOLE_BATCH = [name for name in OBJECTIVES if name not in ("qa", "pretrain without vtc")]
-
-
-@pytest.mark.parametrize(
-    ("name", "accumulation_steps", "contrast"),
-    [
-        *((name, steps, "micro_batch") for name in OBJECTIVES for steps in (1, 2)),
-        *((name, 2, "batch") for name in WHOLE_BATCH),
-    ],
-)
-def test_a_step_reads_nothing_back(
-    name, accumulation_steps, contrast, small_objective, small_batch, training, tmp_path
-):
-    objective = small_objective(name.split()[0], dropout=0.1, **OBJECTIVES[name])
-    run = run_of(objective, training(batch_size=4, accumulation_steps=accumulation_steps, contrast=contrast), tmp_path)
+@pytest.mark.parametrize(("name", "off", "accumulation_steps", "contrast"), CASES)
+def test_a_step_reads_nothing_back(name, off, accumulation_steps, contrast, training, tmp_path):
+    objective = objective_of(name, dropout=0.1, weights={off: 0.0} if off else {})
+    run = run_of(objective, training(accumulation_steps=accumulation_steps, contrast=contrast), tmp_path)
     before = {key: p.detach().clone() for key, p in objective.named_parameters()}
     for number in range(3):  # the first makes the optimiser's state
         run.state.step = number
         with no_waiting():
-            run.update(small_batch)
+            run.update(whole_batch())
     assert run.skipped.read(5) == 0
     assert any(not torch.equal(p, before[key]) for key, p in objective.named_parameters())
 
 
-def test_a_non_finite_step_reads_nothing_back(small_objective, small_batch, training, tmp_path):
-    objective = small_objective("retrieval")
+def test_a_non_finite_step_reads_nothing_back(training, tmp_path):
+    objective = objective_of("matching")
     with torch.no_grad():
         objective.model.video_proj.weight[0, 0] = torch.nan
-    run = run_of(objective, training(batch_size=4), tmp_path)
+    run = run_of(objective, training(), tmp_path)
     with no_waiting():
-        run.update(small_batch)
+        run.update(whole_batch())
     assert run.skipped.read(5) == 1
 
 
@@ -120,13 +104,13 @@ def test_a_wait_is_detected_also_in_the_backward_pass():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["prompter", "retrieval", "pretrain", "qa"])
+@pytest.mark.parametrize("name", ["prompter", "matching", "pretrain", "qa"])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="requires a GPU: PyTorch warns about synchronizations")
-def test_a_step_on_a_gpu_does_not_synchronize(name, small_objective, small_batch, training, tmp_path):
+def test_a_step_on_a_gpu_does_not_synchronize(name, training, tmp_path):
     device = torch.device("cuda")
-    config = training(batch_size=4, accumulation_steps=2)
-    run = run_of(small_objective(name, dropout=0.1).to(device), config, tmp_path, World(0, 1, device))
-    batch = small_batch.to(device)
+    objective = objective_of(name, dropout=0.1).to(device)
+    run = run_of(objective, training(accumulation_steps=2), tmp_path, World(0, 1, device))
+    batch = whole_batch().to(device)
     run.update(batch)  # libraries set themselves up
     torch.cuda.set_sync_debug_mode("error")  # a wait raises
     try:

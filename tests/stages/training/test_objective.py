@@ -1,153 +1,261 @@
-"""Objectives: contrast over all ranks, hard negatives, one pass through each encoder."""
+"""Objectives: their losses by hand, hard negatives, pseudo-labels, one pass through each encoder, several ranks."""
 
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro, Prompter
-from alpro.models.frames import normalize_frames
-from alpro.models.losses import box_mask
-from alpro.stages.training.objective import (
-    MatchingObjective,
-    PrompterObjective,
-    QaObjective,
+from alpro.models.frames import NormalizedModel, normalize_frames
+from alpro.models.losses import box_mask, hard_negatives, vtc_loss
+from alpro.models.word_pieces import WordPieces
+from alpro.shards.pictures import draw_entities
+from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.validation import pem_scores
+from alpro.stages.pretrain import draw_pseudo_labels
+from alpro.stages.training.batch import Batch
+from alpro.stages.training.dataset import Examples, TrainingDataset
+from alpro.stages.training.masking import keep_patches
+from alpro.stages.training.objective import Objective
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective, masked_positions
+from tests.stages.training.part_of_a_batch import (
+    NAMES,
+    NORM,
+    WEIGHTS,
+    losses_and_gradients,
+    losses_of,
+    objective_of,
+    whole_batch,
 )
-from tests.stages.training.conftest import losses_of
 
 PROGRAM = Path(__file__).with_name("part_of_a_batch.py")
-MEAN, STD = [0.5] * 3, [0.25] * 3
 
 
-def passes(model: Alpro) -> dict[str, list[int]]:
-    """The rows of every pass through each encoder, from now on."""
-    actual = {"video_encoder": [], "text_encoder": [], "multimodal_encoder": []}
-    for name, sizes in actual.items():
-        getattr(model, name).register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
-    return actual
+@pytest.fixture
+def batch() -> Batch:
+    return whole_batch()
 
 
-def test_each_encoder_runs_once_over_clips_and_texts(pretraining, tiny_model, tokenizer, batches):
+def gradients(loss: Tensor, objective: Objective) -> dict[str, Tensor]:
+    objective.zero_grad()
+    loss.backward()
+    return {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+def losses_by_hand(objective: Objective, batch: Batch, uniform: bool) -> dict[str, Tensor]:
+    """VTC, VTM, MLM, PEM and QA with an encoder pass for each, and loops over the examples."""
+    model, count = objective.model, len(batch.ids)
+    video = model.encode_video(objective.pixels(batch.frames))
+    text, masked = (model.encode_text(ids, batch.mask) for ids in (batch.text, batch.masked))
+    similarity = model.project_video(video) @ model.project_text(text).T / model.clamped_temperature()
+    same = batch.video[:, None] == batch.video[None]
+    losses = {"vtc": vtc_loss(similarity, similarity.T, torch.arange(count), same)}
+    if isinstance(model, Alpro):
+        likely = torch.zeros_like(similarity) if uniform else similarity
+        videos, _ = hard_negatives(likely.T, same, batch.uniforms[:, 0])
+        texts, _ = hard_negatives(likely, same, batch.uniforms[:, 1])
+        pairs = ((text, batch.mask, video), (text, batch.mask, video[videos]), (text[texts], batch.mask[texts], video))
+        logits = torch.cat([model.match(*pair) for pair in pairs])
+        losses["vtm"] = F.cross_entropy(logits, torch.tensor([1] * count + [0] * 2 * count))
+    if batch.pseudo_labels is not None:
+        patches = model.fuse(text, batch.mask, video)[:, batch.text.shape[1] + 1 :].unflatten(1, (4, 4))
+        kept = [n for n in range(count) if batch.pseudo_labels[n].max() >= objective.threshold]
+        shown = []
+        for n in kept:
+            left, top, width, height = batch.boxes[n].tolist()
+            shown.append(patches[n, top : top + height, left : left + width].flatten(0, 1).mean(0))
+        losses["pem"] = F.cross_entropy(model.pem_head(torch.stack(shown)), batch.pseudo_labels[kept])
+    if getattr(model, "mlm_head", None):
+        words = model.mlm_scores(model.fuse(masked, batch.mask, video)[:, : batch.text.shape[1]])
+        losses["mlm"] = F.cross_entropy(words[batch.labels != -100], batch.labels[batch.labels != -100])
+    if getattr(model, "qa_head", None):
+        known = batch.answers != -100
+        answers = model.answer(text, batch.mask, video)
+        losses["qa"] = F.cross_entropy(answers[known], batch.answers[known])
+    return losses
+
+
+WITHOUT = [{}, *({name: 0.0} for name in ("vtc", "vtm", "mlm", "pem"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "uniform"),
+    [
+        ("prompter", {}, False),
+        ("matching", {}, False),
+        ("qa", {}, False),
+        *(("pretrain", {"weights": WEIGHTS | off}, "vtc" in off) for off in WITHOUT),
+        ("pretrain", {"threshold": 0.0}, True),
+    ],
+)
+def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train(name, changes, uniform, batch):
+    objective = objective_of(name, **changes)
+    if uniform:
+        objective.uniform_negatives = True  # as without VTC
+    batch = objective.labeled(replace(batch, boxes=None) if name == "prompter" else batch)
+    if "pem" in objective.losses:
+        assert 1 < (batch.pseudo_labels.amax(1) >= 0.64).sum() < 7
+        assert len(batch.pseudo_labels.argmax(1).unique()) > 2
+    weights = {loss: getattr(objective, "weights", {}).get(loss, 1.0) for loss in objective.losses}
+    loss, metrics = objective(batch, objective.step_counts([batch]))
+    actual = gradients(loss, objective)
+    by_hand = losses_by_hand(objective, replace(batch), uniform)
+    assert {f"loss_{each}" for each in objective.losses} == {key for key in metrics if key.startswith("loss_")}
+    for each in objective.losses:
+        torch.testing.assert_close(metrics[f"loss_{each}"], by_hand[each].detach(), atol=1e-5, rtol=1e-5, msg=each)
+    total = sum(by_hand[each] * weight for each, weight in weights.items())
+    torch.testing.assert_close(loss, total, atol=1e-5, rtol=1e-5)
+    expected = gradients(total, objective)
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], value, atol=1e-5, rtol=1e-4, msg=key)
+    without = {key.split(".")[0] for key, _ in objective.model.named_parameters()} - {
+        key.split(".")[0] for key in actual
+    }
+    assert without == objective.unused_parameters
+
+
+def test_each_encoder_runs_once_over_clips_and_texts(batch):
     """8 videos; 8 texts and the same masked; 8 positives, 8 + 8 negatives, 8 masked texts."""
-    objective = pretraining()
-    actual = passes(objective.model)
-    losses_of(objective, batches["video"])
-    assert actual == {"video_encoder": [8], "text_encoder": [16], "multimodal_encoder": [8, 16, 8]}
-    objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
-    actual = passes(objective.model)
-    losses_of(objective, batches["video"])
-    assert actual == {"video_encoder": [8], "text_encoder": [8], "multimodal_encoder": [24]}
+    for name, expected in (
+        ("pretrain", {"video_encoder": [8], "text_encoder": [16], "multimodal_encoder": [8, 16, 8]}),
+        ("matching", {"video_encoder": [8], "text_encoder": [8], "multimodal_encoder": [24]}),
+    ):
+        objective, actual = objective_of(name), {part: [] for part in expected}
+        for part, sizes in actual.items():
+            encoder = getattr(objective.model, part)
+            encoder.register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
+        losses_of(objective, batch)
+        assert actual == expected
 
 
-def second_of_two_ranks(monkeypatch, others: dict[int, torch.Tensor]) -> None:
-    """As the second of two ranks; `others`: the first one's tensors by their number of dimensions."""
-    monkeypatch.setattr("alpro.stages.training.objective.rank", lambda: 1)
-    monkeypatch.setattr("alpro.stages.training.objective.world_size", lambda: 2)
-    monkeypatch.setattr("alpro.stages.training.objective.gather", lambda mine: torch.cat([others[mine.ndim], mine]))
-
-
-@pytest.mark.parametrize("pool", [8, 16, 0])
-def test_hard_negatives_are_sampled_from_the_pool(pool, tiny_model, tokenizer, batches, monkeypatch):
-    """Here on the second rank: in its own pool of 8 each pair is most similar to the next one, among all 16 to a pair
-    of the first rank. If the first columns were taken for those of this rank, the latter would decide."""
-    objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD, pool)
-    batch, size = batches["video"].map(lambda tensor: tensor), 8
-    batch.video, batch.mask = 8 + torch.arange(size), torch.full((size, 4), 7)
-    video, text = torch.arange(8.0, 16)[:, None, None], torch.arange(8.0, 16)[:, None, None]
-    first = {3: torch.arange(8.0)[:, None, None], 2: torch.full((size, 4), 3), 1: torch.arange(size)}
-    second_of_two_ranks(monkeypatch, first)
-    similarity = torch.zeros(size, 2 * size)
-    own, far = (torch.arange(size) + 1) % size, (torch.arange(size) + 3) % size
-    similarity[torch.arange(size), size + own] = 100.0
-    similarity[torch.arange(size), far] = 200.0
-    (texts, masks, other_videos), (other_texts, other_masks, videos) = objective.negatives(
-        batch, video, text, similarity, similarity
-    )[0]
-    expected = (8 + own if pool == 8 else far).tolist()
-    assert texts.flatten().tolist() == videos.flatten().tolist() == list(range(8, 16))
-    assert other_videos.flatten().tolist() == other_texts.flatten().tolist() == expected
-    assert torch.equal(masks, batch.mask)
-    assert torch.equal(other_masks, batch.mask if pool == 8 else first[2])  # a text and its own mask
-
-
-def test_a_smaller_pool_divides_the_batch(tiny_model, tokenizer, batches):
+def test_a_smaller_pool_divides_the_batch(batch):
     """Pools of 2 in a batch of 8: whatever the similarities, the only other pair of a pool is its negative."""
-    objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD, 2)
-    batch = batches["video"].map(lambda tensor: tensor)
-    batch.video = torch.arange(8)
+    objective = objective_of("matching in pools of 2")
     similarity, rows = torch.randn(8, 8) * 50, torch.arange(8.0)[:, None, None]
-    ((_, _, videos), (texts, _, _)), valid = objective.negatives(batch, rows, rows, similarity, similarity)
+    pairs = replace(batch, video=torch.arange(8))
+    ((_, _, videos), (texts, _, _)), valid = objective.negatives(pairs, rows, rows, similarity, similarity)
     assert videos.flatten().tolist() == texts.flatten().tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
-    batch.video = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])  # two captions of one video have no other in their pool
-    _, valid = objective.negatives(batch, rows, rows, similarity, similarity)
+    assert valid.all()
+    pairs.video = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])  # two captions of one video have no other in their pool
+    _, valid = objective.negatives(pairs, rows, rows, similarity, similarity)
     assert valid.tolist() == [False, False, *[True] * 6] * 2
+    assert objective.counts(pairs)["vtm"] == 8 + 12
 
 
-def test_each_direction_samples_by_its_own_similarity(tiny_model, tokenizer, batches):
+def test_each_direction_samples_by_its_own_similarity_and_random_number(batch):
     """Texts are most similar to the next video, videos to the text after the next."""
-    objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
-    batch, rows = batches["video"].map(lambda tensor: tensor), torch.arange(8.0)[:, None, None]
-    batch.video = torch.arange(8)
+    objective, rows = objective_of("matching"), torch.arange(8.0)[:, None, None]
+    pairs, numbers = replace(batch, video=torch.arange(8)), torch.arange(8)
     of_text, of_video = torch.zeros(8, 8), torch.zeros(8, 8)
-    of_text[torch.arange(8), (torch.arange(8) + 1) % 8] = 100.0
-    of_video[torch.arange(8), (torch.arange(8) + 2) % 8] = 100.0
-    ((_, _, videos), (texts, _, _)), _ = objective.negatives(batch, rows, rows, v2t=of_video, t2v=of_text)
+    of_text[numbers, (numbers + 1) % 8] = 100.0
+    of_video[numbers, (numbers + 2) % 8] = 100.0
+    ((_, _, videos), (texts, masks, _)), _ = objective.negatives(pairs, rows, rows, v2t=of_video, t2v=of_text)
     assert videos.flatten().tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
     assert texts.flatten().tolist() == [2, 3, 4, 5, 6, 7, 0, 1]
-    # And by its own random number: the first other video, and the last other text.
-    batch.uniforms = torch.tensor([[0.01, 0.99]] * 8)
-    even = torch.zeros(8, 8)
-    ((_, _, videos), (texts, _, _)), _ = objective.negatives(batch, rows, rows, even, even)
+    assert torch.equal(masks, batch.mask[[2, 3, 4, 5, 6, 7, 0, 1]])  # a text and its own mask
+    pairs.uniforms = torch.tensor([[0.01, 0.99]] * 8)  # the first other video, and the last other text
+    ((_, _, videos), (texts, _, _)), _ = objective.negatives(pairs, rows, rows, torch.zeros(8, 8), torch.zeros(8, 8))
     assert videos.flatten().tolist() == [1] + [0] * 7
     assert texts.flatten().tolist() == [7] * 7 + [6]
 
 
-def test_the_prompter_sees_its_crops_black_outside(small_objective, small_batch):
-    """As PEM shows them: equal to the prompter's own pseudo-labels' input."""
-    objective, batch = small_objective("prompter").eval(), small_batch
-    whole = torch.tensor([[0, 0, 4, 4]])
+def test_similarities_stay_exact_under_mixed_precision(batch):
+    exact, expected = losses_of(objective_of("pretrain", threshold=0.0), batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, metrics = losses_of(objective_of("pretrain", threshold=0.0), batch)
+    assert loss.dtype == metrics["loss_vtc"].dtype == torch.float32
+    torch.testing.assert_close(metrics["loss_vtc"], expected["loss_vtc"], rtol=2e-2, atol=0)
+    torch.testing.assert_close(loss, exact, rtol=5e-2, atol=0)
+
+
+@pytest.mark.parametrize("name", ["prompter", "pretrain"])
+def test_no_loss_reads_a_dropped_patch(name, batch):
+    """The losses are those of a batch whose dropped patches show something else."""
+    objective = objective_of(name, weights=WEIGHTS | {"pem": 0.0})
+    rng = np.random.default_rng(0)
+    kept = torch.from_numpy(np.stack([keep_patches(4, 0.5, rng) for _ in batch.ids]))
+    batch = replace(batch, boxes=None, kept=kept)
+    shown = torch.zeros(8, 16, dtype=torch.bool).scatter(1, kept, True).view(-1, 1, 1, 4, 4)
+    shown = shown.repeat_interleave(4, dim=3).repeat_interleave(4, dim=4)
+    torch.testing.assert_close(
+        losses_of(objective, batch), losses_of(objective, replace(batch, frames=batch.frames * shown))
+    )
+    whole, _ = losses_of(objective, replace(batch, kept=None))
+    assert not torch.equal(losses_of(objective, batch)[0], whole)
+
+
+def test_the_prompter_sees_its_crops_black_outside(batch):
+    """As PEM shows them: black before normalization."""
+    objective = objective_of("prompter").eval()
+    whole = torch.tensor([[0, 0, 4, 4]]).expand(8, -1)
+    inside = box_mask(batch.boxes, 4).view(-1, 1, 1, 4, 4).repeat_interleave(4, 3).repeat_interleave(4, 4)
+    by_hand = replace(batch, frames=torch.where(inside, batch.frames, 0), boxes=whole)
     seen = objective.encode_video(batch)
-    inside = box_mask(batch.boxes, 4).view(-1, 1, 1, 4, 4).repeat_interleave(8, 3).repeat_interleave(8, 4)
-    by_hand = replace(batch, frames=torch.where(inside, batch.frames, 0), boxes=whole.expand(4, -1))
     torch.testing.assert_close(seen, objective.encode_video(by_hand))
     assert not torch.allclose(seen, objective.encode_video(replace(batch, boxes=None)))
 
 
-def test_labels_are_by_global_rank(tiny_model, tokenizer, batches, monkeypatch):
-    """The official code counts by the rank within a machine: the first process of the second machine would be taught
-    that its pairs are those of the first."""
-    torch.manual_seed(0)
-    objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD)
-    batch = replace(batches["video"], video=torch.arange(8), boxes=None)
-    loss, _ = losses_of(objective, batch)
-    halves = batch.split(2)
-    parts = []
-    for half in halves:
-        videos = objective.model.project_video(objective.model.encode_video(objective.pixels(half.frames)))
-        texts = objective.model.project_text(objective.model.encode_text(half.text, half.mask))
-        parts.append((videos, texts, half.video))
-    everything = [torch.cat(both) for both in zip(*parts, strict=True)]
-    losses = []
-    for number, half in enumerate(halves):
-        gathered = iter(everything)  # videos, texts and numbers are gathered in this order
-        monkeypatch.setattr("alpro.stages.training.objective.rank", lambda number=number: number)
-        monkeypatch.setattr("alpro.stages.training.objective.gather", lambda _, gathered=gathered: next(gathered))
-        losses.append(losses_of(objective, half)[0])
-    torch.testing.assert_close(sum(losses) / 2, loss)
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_pseudo_labels_are_the_frozen_prompters_of_the_crops_with_the_prompts_of_the_kind(kind, batch):
+    """As in the official code: outside the crop a pixel is black, -mean / std, and not the mean grey, 0."""
+    objective = objective_of("pretrain", dropout=0.5).train()
+    assert not any(p.requires_grad for p in objective.prompter.parameters())
+    cut = torch.zeros_like(batch.frames)
+    for number, (left, top, width, height) in enumerate((batch.boxes * 4).tolist()):  # patches of 4 pixels
+        inside = (number, ..., slice(top, top + height), slice(left, left + width))
+        cut[inside] = batch.frames[inside]
+    prompter = objective.prompter.eval()
+    features = prompter.model.project_video(prompter.model.encode_video(prompter.pixels(cut)))
+    expected = (features @ getattr(objective, f"{kind}_prompts").T / prompter.model.clamped_temperature()).softmax(1)
+    objective.train()
+    torch.testing.assert_close(objective.labeled(replace(batch, kind=kind)).pseudo_labels, expected)
 
 
-def test_questions_with_unknown_answers_are_ignored(tiny_model, tokenizer, batches):
-    objective = QaObjective(Alpro(tiny_model(tokenizer.get_vocab_size()), answers=3), MEAN, STD)
-    batch = batches["video"].map(lambda tensor: tensor)
-    batch.answers = torch.tensor([0, 1, 2, 0, -100, -100, -100, -100])
-    known = batch.split(2)[0]
-    torch.testing.assert_close(losses_of(objective, batch)[0], losses_of(objective, known)[0])
-    batch.answers = torch.full((8,), -100)
-    assert losses_of(objective, batch)[0] == 0
+def test_without_kept_labels_masked_words_and_known_answers_there_is_no_loss_and_no_nan(batch):
+    objective = objective_of("pretrain", threshold=1.1)
+    nothing = replace(batch, masked=batch.text, labels=torch.full_like(batch.text, -100))
+    loss, metrics = losses_of(objective, nothing)
+    assert (metrics["loss_pem"], metrics["pseudo_labels_kept"], metrics["loss_mlm"]) == (0, 0, 0)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in objective.model.parameters() if p.grad is not None)
+    assert losses_of(objective_of("qa"), replace(batch, answers=torch.full((8,), -100)))[0] == 0
+
+
+def test_pem_reports_its_accuracy_and_the_entropy_of_its_labels(batch):
+    """Of the kept crops alone: two of four, of which one is right."""
+    objective = objective_of("pretrain", threshold=0.6)
+    labels = torch.tensor([[0.7, 0.3, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0], [0.3, 0.3, 0.4]])
+    logits = torch.tensor([[5.0, 1.0, 0.0], [9.0, 0.0, 0.0], [3.0, 0.0, 1.0], [0.0, 0.0, 9.0]])
+    objective.model.pem_logits = lambda patches, inside: logits
+    _, metrics = objective.entities(
+        replace(batch, pseudo_labels=labels), torch.zeros(8, 16, 3), {"pem": torch.tensor(2.0)}
+    )
+    assert (metrics["pseudo_labels_kept"], metrics["pem_accuracy"]) == (0.5, 0.5)
+    entropy = -(0.7 * np.log(0.7) + 0.3 * np.log(0.3)) / 2
+    assert metrics["pseudo_label_entropy"].item() == pytest.approx(entropy, abs=1e-6)
+
+
+@given(data=st.data(), rows=st.integers(1, 5), length=st.integers(1, 9))
+def test_every_masked_word_is_selected_once(data, rows, length):
+    row = st.lists(st.sampled_from([-100, -100, 5, 6, 7]), min_size=length, max_size=length)
+    labels = torch.tensor([data.draw(row) for _ in range(rows)])
+    masked = (labels != -100).sum(1)
+    most = data.draw(st.one_of(st.just(0), st.integers(max(1, int(masked.max())), length + 8)))
+    positions, words = masked_positions(labels, most)
+    assert positions.shape == words.shape == (rows, min(most or length, length))
+    for row, at, word in zip(labels, positions, words, strict=True):
+        assert len(set(at.tolist())) == len(at)  # no position twice
+        assert torch.equal(row[at], word)
+        assert at[word != -100].tolist() == row.ne(-100).nonzero().flatten().tolist()  # each masked one, in order
 
 
 def test_frames_are_scaled_normalized_and_resized():
@@ -171,12 +279,15 @@ def halves(tmp_path_factory, two_ranks):
     return [load_file(out / f"{rank}.safetensors") for rank in range(2)]
 
 
-@pytest.mark.parametrize(
-    "name", ["prompter", "matching", "matching in pools of 2", "matching in pools of 4", "pretrain", "qa"]
-)
-def test_two_processes_with_halves_are_as_one_with_the_whole(name, halves):
-    """The mean of the ranks' losses, and every gradient: negatives, masked words, kept samples are those of all."""
-    whole = runpy.run_path(str(PROGRAM))["losses_and_gradients"](0, 1)
+@pytest.fixture(scope="module")
+def whole():
+    return losses_and_gradients(0, 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_with_halves_are_as_one_with_the_whole(name, halves, whole):
+    """The mean of the ranks' losses, and every gradient: labels by global rank, negatives, masked words, kept samples
+    are those of all. The official code counts by the rank within a machine."""
     keys = [key for key in whole if key.startswith(f"{name}/")]
     assert len(keys) > 20
     torch.testing.assert_close(
@@ -186,3 +297,63 @@ def test_two_processes_with_halves_are_as_one_with_the_whole(name, halves):
         if not key.endswith("/loss"):
             for half in halves:
                 torch.testing.assert_close(half[key], whole[key], atol=1e-5, rtol=1e-5, msg=key)
+
+
+@pytest.fixture
+def pretraining(tiny_model, tokenizer) -> PretrainObjective:
+    """Pre-training that knows the words of the sample."""
+    torch.manual_seed(0)
+    shape = tiny_model(tokenizer.get_vocab_size())
+    prompts = {kind: F.normalize(torch.randn(8, 16), dim=1) for kind in ("video", "image")}
+    teacher = NormalizedModel(Prompter(shape), *NORM)
+    return PretrainObjective(Alpro(shape, entities=8), *NORM, teacher, prompts, LossWeights(), 0.0)
+
+
+def recorded(monkeypatch, owner: nn.Module, name: str) -> list[Tensor]:
+    """The results of each call of a method."""
+    results, method = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args: results.append(result := method(*args)) or result)
+    return results
+
+
+@pytest.mark.parametrize("kept_share", [0.0, 0.6, 1.0])
+def test_validation_of_pem_is_over_the_crops_that_it_keeps(pretraining, clips, tokenizer, monkeypatch, kept_share):
+    """In batches of two, of which the last has one crop."""
+    gallery, words, objective = Gallery.of(clips, "validation").first(5, 1), WordPieces(tokenizer), pretraining.eval()
+    calls = ((objective, "pseudo_labels"), (objective.model, "pem_logits"))
+    labels, logits = (recorded(monkeypatch, *of) for of in calls)
+    pem_scores(objective, words, 16, gallery, batch=2)
+    assert [len(part) for part in labels] == [2, 2, 1]
+    labels, logits = torch.cat(labels), torch.cat(logits)
+    best = labels.amax(1)
+    objective.threshold = float(best.sort(descending=True).values[round(5 * kept_share) - 1]) if kept_share else 1.0
+    kept = best >= objective.threshold
+    assert kept.float().mean() == pytest.approx(kept_share)
+    right = (labels.argmax(1) == logits.argmax(1)) & kept
+    entropy = -(labels * labels.log()).sum(1)
+    assert pem_scores(objective, words, 16, gallery, batch=2) == pytest.approx(
+        {
+            "validation/pem/kept": 100 * kept_share,
+            "validation/pem/acc": 100 * float(right.sum()) / max(1, int(kept.sum())),
+            "validation/pem/label_entropy": float(entropy[kept].sum()) / max(1, int(kept.sum())),
+        },
+        rel=1e-4,
+    )
+
+
+def test_the_picture_shows_the_crops_of_videos(pretraining, clips, stills, training, tokenizer, tmp_path, monkeypatch):
+    drawn = []
+
+    def record(frame, box, named, *more):
+        drawn.append((box, named[0][1]))
+        return draw_entities(frame, box, named, *more)
+
+    monkeypatch.setattr("alpro.stages.pretrain.draw_entities", record)
+    phases = [{"corpora": [name], "steps": 1} for name in ("stills", "clips")]
+    config = training(phases=phases)
+    data = TrainingDataset(config, {"clips": clips, "stills": stills}, tokenizer, Examples("sample", 4, 32, 4, 0.3))
+    draw_pseudo_labels(pretraining, data, [str(n) for n in range(8)], tmp_path / "pictures" / "labels.png")
+    chosen = pretraining.labeled(data[1])
+    assert [[int(4 * side) for side in box] for box, _ in drawn] == chosen.boxes.tolist()
+    assert [value for _, value in drawn] == pytest.approx(chosen.pseudo_labels.amax(1).tolist())
+    assert (tmp_path / "pictures" / "labels.png").exists()
