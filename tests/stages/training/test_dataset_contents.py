@@ -32,9 +32,16 @@ def test_pre_training_draws_from_both_halves_of_a_clip(tmp_path, steps_of, sampl
     assert (drawn.diff(dim=1) > 0).all()  # in order, none twice
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_the_micro_batches_add_up_to_the_batch(parts, clips, steps_of):
-    batch = steps_of({"clips": clips}, mlm=0.3)[0]
+@pytest.mark.parametrize(("parts", "ranks"), [(1, 1), (2, 1), (4, 1), (2, 2), (2, 4)])
+def test_the_micro_batches_add_up_to_the_batch(parts, ranks, clips, steps_of):
+    """What is contrasted with what does not depend on how many processes share a batch."""
+    batch = steps_of({"clips": clips}, accumulation_steps=parts, mlm=0.3)[0]
+    halves = [
+        steps_of({"clips": clips}, accumulation_steps=parts, rank=rank, ranks=ranks)[0].split(parts)
+        for rank in range(ranks)
+    ]
+    of_ranks = [[name for half in halves for name in half[part].ids] for part in range(parts)]
+    assert of_ranks == [part.ids for part in batch.split(parts)]
     split = batch.split(parts)
     assert [len(part.ids) for part in split] == [8 // parts] * parts
     assert [name for part in split for name in part.ids] == batch.ids
@@ -63,17 +70,6 @@ def test_a_micro_batch_is_padded_to_its_own_longest_text(corpus_of, tmp_path, st
     assert {part.text.shape[1] for step in range(8) for part in apart[step].split(4)} == {24}
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_a_micro_batch_has_the_same_examples_on_any_number_of_ranks(ranks, clips, steps_of):
-    """What is contrasted with what must not depend on how many processes share a batch."""
-    whole = steps_of({"clips": clips}, accumulation_steps=2)[0].split(2)
-    parts = [
-        steps_of({"clips": clips}, accumulation_steps=2, rank=rank, ranks=ranks)[0].split(2) for rank in range(ranks)
-    ]
-    for number, one in enumerate(whole):
-        assert [name for rank in parts for name in rank[number].ids] == one.ids
-
-
 def test_texts_are_padded_with_the_tokenizers_own_padding(corpus_of, tmp_path, training):
     """Not with the id 0, which is a word in a tokenizer that puts [PAD] elsewhere."""
     words = ["a", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ball", "red", "big", "and", "or", "so", "on"]
@@ -87,6 +83,10 @@ def test_texts_are_padded_with_the_tokenizers_own_padding(corpus_of, tmp_path, t
 
 
 def test_only_words_are_masked_and_labels_are_their_ids(clips, steps_of, tokenizer):
+    batch = steps_of({"clips": clips}, mlm=0.0)[0]  # none
+    assert torch.equal(batch.masked, batch.text)
+    assert (batch.labels == -100).all()
+    assert batch.boxes.shape == (8, 4)
     data = steps_of({"clips": clips}, 4, mlm=0.9)
     for step in range(4):
         batch = data[step]
@@ -96,13 +96,6 @@ def test_only_words_are_masked_and_labels_are_their_ids(clips, steps_of, tokeniz
         assert torch.equal(batch.masked[~chosen], batch.text[~chosen])
         ends = [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")]
         assert not torch.isin(batch.text[chosen], torch.tensor(ends)).any()
-
-
-def test_a_masking_probability_of_0_masks_nothing_and_keeps_the_crops(clips, steps_of):
-    batch = steps_of({"clips": clips}, mlm=0.0)[0]
-    assert torch.equal(batch.masked, batch.text)
-    assert (batch.labels == -100).all()
-    assert batch.boxes.shape == (8, 4)
 
 
 def test_texts_are_truncated_and_end_with_sep(clips, steps_of, tokenizer):
@@ -115,28 +108,18 @@ def test_texts_are_truncated_and_end_with_sep(clips, steps_of, tokenizer):
         assert set(row[mask == 0].tolist()) <= {tokenizer.token_to_id("[PAD]")}
 
 
-def test_the_text_and_the_answer_are_passed_to_the_augmentation(clips, stills, steps_of, monkeypatch):
-    texts = {"video": [], "image": []}
-    monkeypatch.setattr(dataset, "augment_video", lambda frames, text, rng: texts["video"].append(text) or frames)
-    monkeypatch.setattr(
-        dataset, "augment_image", lambda frame, size, text, rng: texts["image"].append(text) or frame[:size, :size]
-    )
-    batches = steps_of({"clips": clips}, 3, unit="question", answers=("left",), augmentation="official")
-    assert batches[0].frames.shape[-2:] == (35, 35)  # augmented after the crop, 0.875 of 40
-    assert steps_of({"stills": stills}, 1, augmentation="official")[0].frames.shape[-2:] == (8, 8)
-    for step in (1, 2):
-        assert batches[step].kind == "video"
-    assert {text.split("? ")[-1] for text in texts["video"]} & {"left", "right", "up", "down"}
-    assert texts["image"]
-
-
-def test_a_clip_is_cropped_before_it_is_augmented(clips, steps_of, monkeypatch):
+def test_a_clip_is_cropped_and_then_augmented_by_its_text_and_answer(clips, stills, steps_of, monkeypatch):
     """As in the official code: what an operation moves in from outside is grey, not the frame beyond the crop."""
     seen = []
-    monkeypatch.setattr(dataset, "augment_video", lambda frames, text, rng: seen.append(frames) or frames)
-    batch = steps_of({"clips": clips}, 1, augmentation="official", random_crop=0.5)[0]
-    assert {frames.shape for frames in seen} == {(4, 20, 20, 3)}
-    assert batch.frames.shape == (8, 4, 3, 20, 20)
+    monkeypatch.setattr(dataset, "augment_video", lambda frames, text, rng: seen.append((frames, text)) or frames)
+    batches = steps_of({"clips": clips}, 3, "question", augmentation="official", random_crop=0.5)
+    assert {batches[step].frames.shape for step in range(3)} == {(8, 4, 3, 20, 20)}
+    assert {frames.shape for frames, _ in seen} == {(4, 20, 20, 3)}
+    assert {text.split("? ")[-1] for _, text in seen} & {"left", "right", "up", "down"}
+    seen.clear()
+    monkeypatch.setattr(dataset, "augment_image", lambda frame, size, *more: seen.append(more) or frame[:size, :size])
+    assert steps_of({"stills": stills}, 1, augmentation="official")[0].frames.shape[-2:] == (8, 8)
+    assert all(text for text, _ in seen)
 
 
 def test_images_of_any_shape_make_a_batch(tmp_path, steps_of):

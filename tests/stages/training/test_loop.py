@@ -10,7 +10,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from alpro.errors import InputError
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.loop import MAX_SKIPPED_IN_ROW
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate
@@ -30,32 +29,24 @@ def spoiled(*bad: int) -> type[PrompterObjective]:
     return Spoiled
 
 
-def test_a_step_whose_loss_is_not_finite_is_skipped(new_run):
-    run = new_run("run", spoiled(0), steps=1)
-    run.start()
-    torch.manual_seed(run.config.seed)
-    untrained = dict(run.build().named_parameters())
-    assert all(torch.equal(weight, untrained[name]) for name, weight in run.weights.items())
+def test_steps_whose_loss_is_not_finite_are_skipped(new_run):
+    only = new_run("only", spoiled(0), steps=1)
+    only.start()
+    torch.manual_seed(only.config.seed)
+    untrained = dict(only.build().named_parameters())
+    assert all(torch.equal(weight, untrained[name]) for name, weight in only.weights.items())
+    few = new_run("few", spoiled(1, 2, 3, 4, 6))
+    few.start()
+    assert all(weight.isfinite().all() for weight in few.weights.values())
+    assert [line["train/skipped_steps"] for line in few.lines] == [1, 3, 4, 5]
 
 
-def test_a_few_non_finite_steps_do_not_end_a_run(new_run):
-    run = new_run("run", spoiled(1, 2, 3, 4, 6))
-    run.start()
-    assert all(weight.isfinite().all() for weight in run.weights.values())
-    assert len(run.lines) == 4
-
-
-def test_five_consecutive_non_finite_steps_are_an_error_that_names_the_step(new_run):
-    assert MAX_SKIPPED_IN_ROW == 5
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_five_consecutive_non_finite_steps_are_an_error_that_names_the_step(new_run, interrupted):
     run = new_run("run", spoiled(2, 3, 4, 5, 6))
+    if interrupted:
+        run.interrupt(4)
     with pytest.raises(InputError, match=r"not finite in 5 consecutive steps, the last being step 6;"):
-        run.start()
-
-
-def test_non_finite_steps_are_counted_across_an_interruption(new_run):
-    run = new_run("run", spoiled(2, 3, 4, 5, 6))
-    run.interrupt(4)
-    with pytest.raises(InputError, match="step 6;"):
         run.start()
 
 
@@ -93,8 +84,10 @@ def test_validations_are_equally_spaced_and_the_last_is_at_the_end(new_run, time
 def test_without_selection_the_last_weights_are_the_result(new_run):
     seen: list[dict[str, Tensor]] = []
     run = new_run("run", run={"validate": scored([3.0, 1.0], seen)}, validation={"times": 2})
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     assert run.start() == {"validation/score": 1.0}
     assert all(torch.equal(weight, seen[1][name]) for name, weight in run.weights.items())
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_micro_batches_are_one_step_on_their_mean(new_run):
@@ -148,12 +141,6 @@ def test_gradients_are_clipped_to_max_grad_norm(new_run):
     assert moved[0] > 1e-4 > 1e-6 > moved[1]
 
 
-def test_signal_handlers_are_restored(new_run):
-    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    new_run("run", steps=1).start()
-    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
-
-
 def damaged(*steps: int) -> type[TrainingDataset]:
     """Data with unreadable examples in some steps."""
 
@@ -187,15 +174,15 @@ def test_unreadable_examples_are_logged_and_counted_across_an_interruption(new_r
     assert [line["train/unreadable"] for line in run.lines if "train/loss" in line] == [0, 1, 2, 2]
 
 
-def test_too_many_unreadable_examples_are_an_error(new_run):
-    run = with_data(new_run("run", max_unreadable_share=0.01), damaged(*[1] * 10))
-    with pytest.raises(
-        InputError, match=r"10 of \d+ examples cannot be read, more than max_unreadable_share = 0.01 allows"
-    ):
+@pytest.mark.parametrize(("count", "share", "allowed"), [(9, 0.0, True), (10, 0.6, False), (10, 0.63, True)])
+def test_too_many_unreadable_examples_are_an_error(new_run, count, share, allowed):
+    """Of the 16 of two steps; fewer than ten never end a run."""
+    run = with_data(new_run("run", steps=2, max_unreadable_share=share), damaged(*[1] * count))
+    if allowed:
         run.start()
-
-
-def test_a_few_unreadable_examples_do_not_end_a_run(new_run):
-    run = with_data(new_run("run", max_unreadable_share=0.0), damaged(*[1] * 9))
-    run.start()
-    assert run.lines[-1]["train/unreadable"] == 9
+        assert run.lines[-1]["train/unreadable"] == count
+    else:
+        with pytest.raises(
+            InputError, match="10 of 16 examples cannot be read, more than max_unreadable_share = 0.6"
+        ):
+            run.start()

@@ -15,8 +15,9 @@ def test_words_are_masked_at_the_rates_of_bert():
     rng = np.random.default_rng(0)
     ids = rng.integers(5, vocab, length)
     special = np.arange(length) % 10 == 0
+    before = ids.copy()
     masked, labels = mask_words(ids, special, mask_id, vocab, 0.15, rng)
-
+    assert (ids == before).all()
     chosen = labels != -100
     to_mask, changed = masked == mask_id, masked != ids
     # Tolerances are five standard deviations or more: sqrt(.15 * .85 / 180k) = .0008, sqrt(.8 * .2 / 27k) = .0024.
@@ -28,18 +29,6 @@ def test_words_are_masked_at_the_rates_of_bert():
     assert not changed[~chosen].any()
     assert (labels[chosen] == ids[chosen]).all()
     assert len(set(masked[changed & ~to_mask])) > 1000  # random words are of the whole vocabulary
-
-
-def test_masking_does_not_change_its_input_and_keeps_the_type():
-    ids, special = np.arange(12, dtype=np.int32), np.zeros(12, bool)
-    before = ids.copy()
-    masked, labels = mask_words(ids, special, 3, 100, 1.0, np.random.default_rng(0))
-    assert (ids == before).all()
-    assert masked.dtype == np.int32
-    assert (labels == ids).all()  # rate 1: all are chosen
-    masked, labels = mask_words(ids, special, 3, 100, 0.0, np.random.default_rng(0))
-    assert (masked == ids).all()
-    assert (labels == -100).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,15 +55,12 @@ def test_a_box_in_a_grid_too_coarse_for_it_is_half_of_the_grid():
     assert random_box(2, np.random.default_rng(0), area=(0.3, 0.4)) == (0, 0, 2, 1)
 
 
-@given(st.integers(1, 16), st.floats(0, 0.99), st.integers(0, 100))
-def test_kept_patches_are_a_random_subset(grid, dropped, seed):
-    kept = keep_patches(grid, dropped, np.random.default_rng(seed))
-    assert len(kept) == max(1, round((1 - dropped) * grid**2))
-    assert (np.diff(kept) > 0).all()
-    assert 0 <= kept[0] <= kept[-1] < grid**2
-
-
-def test_every_patch_is_kept_equally_often():
+def test_kept_patches_are_a_subset_of_which_every_patch_is_equally_often():
     rng = np.random.default_rng(0)
+    for grid, dropped, count in ((1, 0.99, 1), (4, 0.0, 16), (4, 0.9, 2), (14, 0.5, 98)):
+        kept = keep_patches(grid, dropped, rng)
+        assert len(kept) == count
+        assert (np.diff(kept) > 0).all()
+        assert 0 <= kept[0] <= kept[-1] < grid**2
     counts = np.bincount(np.concatenate([keep_patches(4, 0.75, rng) for _ in range(4000)]), minlength=16)
     assert np.abs(counts / 4000 - 0.25).max() < 0.035  # five standard deviations

@@ -29,7 +29,7 @@ def test_the_learning_rate_of_every_step(steps, warmup, last, shares, training):
     assert [learning_rate(step, steps, config) / 2 for step in range(steps)] == pytest.approx(shares)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def objective(tiny_model):
     torch.manual_seed(0)
     return Objective(Alpro(tiny_model(), entities=4, answers=3), [0.5] * 3, [0.5] * 3)
@@ -54,21 +54,6 @@ def test_biases_norms_and_embeddings_of_place_and_time_do_not_decay(objective, t
         assert (name in spared) == (parameter.ndim < 2 or place), name
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model.text_encoder.embeddings.word_embeddings.weight",
-        "model.video_encoder.patch_embed.weight",
-        "model.video_encoder.blocks.0.attn.qkv.weight",
-        "model.multimodal_encoder.layers.0.mlp.fc1.weight",
-        "model.video_proj.weight",
-        "model.vtm_head.weight",
-    ],
-)
-def test_matrices_decay(name, objective, training):
-    assert decayed(objective, training())[name]
-
-
 def test_the_decay_of_the_configuration_is_applied(objective, training):
     """With a gradient of zero AdamW does nothing but decay: by lr x weight_decay of the weight, and no more."""
     config = training(lr=0.5, weight_decay=0.1)
@@ -80,9 +65,8 @@ def test_the_decay_of_the_configuration_is_applied(objective, training):
     optimizer.step()
     for name, parameter in objective.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if names[name] else 1.0), msg=name)
-    with torch.no_grad():
-        for name, parameter in objective.named_parameters():
-            parameter.copy_(before[name])
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.9, 0.98), 1e-6)
 
 
 def test_frozen_weights_are_not_optimized(tiny_model, training):
@@ -91,11 +75,6 @@ def test_frozen_weights_are_not_optimized(tiny_model, training):
     optimizer = build_optimizer(frozen, training())
     optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert optimized == {id(p) for p in frozen.parameters() if p.requires_grad}
-
-
-def test_the_rate_is_that_of_the_configuration_and_betas_and_eps_are_the_official_ones(objective, training):
-    for group in build_optimizer(objective, training(lr=0.25)).param_groups:
-        assert (group["lr"], group["betas"], group["eps"]) == (0.25, (0.9, 0.98), 1e-6)
 
 
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -133,52 +112,28 @@ def give_gradient(model: nn.Module, seed: int, spoiled: float = 0.0) -> None:
 
 
 def all_of(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Weights and the optimiser's whole state, copied."""
+    """Weights and the optimiser's whole state."""
     state = optimizer.state_dict()["state"]
     values = {f"{number}.{key}": torch.as_tensor(v) for number, of in state.items() for key, v in of.items()}
-    return deepcopy(dict(model.state_dict()) | values)
-
-
-def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
+    assert {key.split(".")[-1] for key in values} >= {"exp_avg", "exp_avg_sq", "step"}
+    return dict(model.state_dict()) | values
 
 
 @pytest.mark.parametrize("spoiled", [float("nan"), float("inf"), 0.0], ids=["nan", "inf", "another rank's"])
-def test_a_skipped_step_changes_neither_weights_nor_optimizer_state(spoiled, stepping):
-    model, optimizer = stepping()
-    for seed in range(3):
-        give_gradient(model, seed)
-        step_if(optimizer, YES)
-    before = all_of(model, optimizer)
-    assert {key.split(".")[-1] for key in before} >= {"exp_avg", "exp_avg_sq", "step"}
-    give_gradient(model, 3, spoiled)
-    step_if(optimizer, NO)
-    assert_equal(all_of(model, optimizer), before)
-
-
-@pytest.mark.parametrize("bad", [(0,), (2,), (0, 1, 3)], ids=["the first", "one between", "several"])
-def test_a_skipped_step_does_not_affect_later_steps(bad, stepping):
+@pytest.mark.parametrize("bad", [(), (0,), (2,), (0, 1, 3), (4,)])
+def test_a_skipped_step_changes_nothing_and_another_is_that_of_the_optimizer(bad, spoiled, stepping):
+    """To the last bit, in weights and state."""
     model, optimizer = stepping()
     other, plain = stepping()
     for seed in range(5):
-        give_gradient(model, seed, float("nan") if seed in bad else 0.0)
+        give_gradient(model, seed, spoiled if seed in bad else 0.0)
         step_if(optimizer, NO if seed in bad else YES)
         if seed not in bad:
             give_gradient(other, seed)
-            step_if(plain, YES)
-    assert_equal(all_of(model, optimizer), all_of(other, plain))
-
-
-def test_a_finite_step_is_the_step_of_the_optimizer(stepping):
-    model, optimizer = stepping()
-    other, plain = stepping()
-    for seed in range(3):
-        give_gradient(model, seed)
-        step_if(optimizer, YES)
-        give_gradient(other, seed)
-        plain.step()
-    assert_equal(all_of(model, optimizer), all_of(other, plain))
+            plain.step()
+    one, expected = all_of(model, optimizer), all_of(other, plain)
+    assert one.keys() == expected.keys()
+    assert [name for name, value in one.items() if not torch.equal(value, expected[name])] == []
 
 
 def test_muon_takes_orthogonal_steps_of_the_matrices_of_layers_and_leaves_the_rest_to_adamw():
