@@ -17,14 +17,13 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training import distributed, loop, optim
+from alpro.stages.pretrain import Config
+from alpro.stages.training import loop, optim
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.loop import Run
 from alpro.stages.training.objective import MatchingObjective
@@ -32,6 +31,7 @@ from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, whole_batch
 
 RUNS = {
     "plain": {"steps": 4},
+    "muon": {"steps": 2, "optimizer": "muon"},
     "accumulated": {"steps": 2, "accumulation_steps": 2},
     "in one piece": {"steps": 2, "pool": 4},
     "contrast over the batch": {"steps": 2, "pool": 4, "accumulation_steps": 2, "contrast": "batch"},
@@ -88,55 +88,43 @@ def train(
     stop: int = -1,
     pool: int = 0,
     contrast: str = "micro_batch",
+    optimizer: str = "adamw",
 ):
-    """One run; returns its weights by name, and what was noted."""
+    """One run; returns its weights by name, and what was noted: which values the first dropout kept, and how many
+    micro-batches did not average their gradients over the ranks."""
     values = {"video": VIDEO, "text": TEXT | {"dropout": dropout}, "embed_dim": 8, "init": "scratch"}
     out.mkdir(parents=True, exist_ok=True)
     resources = Resources(device="cpu", checkpoint_interval=3600)
-    config = MatchingConfig.model_validate(
+    config = Config.model_validate(
         {"phases": [{"corpora": ["x"], "steps": steps}], "batch_size": SIZE, "accumulation_steps": accumulation_steps}
-        | {"contrast": contrast, "negative_pool_size": pool}
+        | {"contrast": contrast, "negative_pool_size": pool, "optimizer": optimizer}
         | {"lr": 1e-2, "warmup_ratio": 0.0, "log_every": 4 if steps == 4 else 1}
     )
     torch.manual_seed(0)
     objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3, pool)
     objective.spoil, objective.last = spoil, world.rank == world.size - 1
-    noted: dict[str, Tensor] = {}
+    noted: dict[str, Tensor] = {"apart": torch.tensor(0)}
+    no_sync = DistributedDataParallel.no_sync
+
+    def apart(module: DistributedDataParallel):
+        noted["apart"] += 1
+        return no_sync(module)
 
     def note(_: nn.Module, args: tuple[Tensor], result: Tensor) -> None:
         noted.setdefault("kept", (result != 0).float())
 
     next(part for part in objective.modules() if isinstance(part, nn.Dropout)).register_forward_hook(note)
-    averaged = count_averages()
     try:
         batches = Batches(world, steps, accumulation_steps, stop)
         # AdamW makes steps of gradients that are zero but for rounding; the ranks ask each other after every step.
         with patch.object(optim, "EPS", 1e-3), patch.object(loop, "SYNC_SECONDS", 0):
-            Run(objective, batches, config, out, world, resources).train()
+            with patch.object(DistributedDataParallel, "no_sync", apart):
+                Run(objective, batches, config, out, world, resources).train()
     except SystemExit:
         if world.size > 1:
             dist.barrier()  # the restart follows when the checkpoint is written
         return train(out, world, steps, accumulation_steps, spoil, dropout) | {"starts": torch.tensor(2)}
-    noted["averaged"] = torch.tensor(averaged)
     return {name: p.detach().clone() for name, p in objective.named_parameters()} | noted
-
-
-def count_averages() -> list[int]:
-    """How often gradients are averaged over the ranks from now on, in a list of one number."""
-    count = [0]
-
-    class Counting(DistributedDataParallel):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-
-            def hook(group, bucket):
-                count[0] += bucket.is_last()
-                return allreduce_hook(group, bucket)
-
-            self.register_comm_hook(None, hook)
-
-    distributed.DistributedDataParallel = Counting
-    return count
 
 
 def main(out: Path, world: World) -> None:

@@ -182,7 +182,5 @@ def test_too_many_unreadable_examples_are_an_error(new_run, count, share, allowe
         run.start()
         assert run.lines[-1]["train/unreadable"] == count
     else:
-        with pytest.raises(
-            InputError, match="10 of 16 examples cannot be read, more than max_unreadable_share = 0.6"
-        ):
+        with pytest.raises(InputError, match=r"10 of 16 examples cannot be read, more than max_unreadable_share = 0.6"):
             run.start()

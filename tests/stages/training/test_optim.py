@@ -164,25 +164,6 @@ def test_muon_takes_orthogonal_steps_of_the_matrices_of_layers_and_leaves_the_re
             assert values.max() < 1.3, name
 
 
-@pytest.mark.parametrize("stepping", ["adamw"], indirect=True)
-def test_the_fused_step_is_adamws_as_published(stepping):
-    """Against PyTorch's plain implementation, with the same two groups."""
-    model, optimizer = stepping()
-    other, own = stepping()
-    groups = [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in own.param_groups]
-    first = own.param_groups[0]
-    plain = torch.optim.AdamW(
-        groups, lr=first["lr"], betas=first["betas"], eps=first["eps"], foreach=False, fused=False
-    )
-    for seed in range(5):
-        for module in (model, other):
-            give_gradient(module, seed)
-        step_if(optimizer, YES)
-        plain.step()
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, other.state_dict()[name], atol=1e-6, rtol=1e-5)
-
-
 def test_muon_steps_along_nesterov_momentum():
     model = layer_and_head()
     optimizer, weight, momentum = (

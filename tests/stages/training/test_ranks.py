@@ -12,7 +12,7 @@ from alpro.stages.training.distributed import World
 from tests.stages.training.part_of_steps import RUNS, train
 
 PROGRAM = Path(__file__).with_name("part_of_steps.py")
-NOTED = {"kept", "averaged", "starts"}
+NOTED = {"kept", "apart", "starts"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_ranks_have_the_same_weights(run, both):
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-@pytest.mark.parametrize("run", ["plain", "accumulated"])
+@pytest.mark.parametrize("run", ["plain", "accumulated", "muon"])
 def test_two_ranks_have_the_weights_and_metrics_of_one(run, both, lines, tmp_path):
     """Also where a batch is accumulated in parts: each part is contrasted over both ranks."""
     one, two = weights(alone(tmp_path, run)), weights(both(run)[0])
@@ -78,12 +78,9 @@ def test_contrast_over_the_batch_is_that_of_one_piece_on_any_number_of_ranks(bot
     assert not all(torch.allclose(value, accumulated[name], atol=1e-3) for name, value in one.items())
 
 
-def test_gradients_are_averaged_once_a_step_however_many_parts_it_has(both):
-    """With the last part alone."""
-    for actual in [*both("accumulated"), *both("contrast over the batch")]:
-        assert actual["averaged"].item() == 2  # steps
-    for actual in both("plain"):
-        assert actual["averaged"].item() == 4
+def test_gradients_are_averaged_once_a_step_with_its_last_part(both):
+    for run, apart in (("plain", 0), ("accumulated", 2), ("contrast over the batch", 2)):
+        assert [actual["apart"] for actual in both(run)] == [apart, apart]
 
 
 @pytest.mark.parametrize("run", ["a loss of one rank is NaN", "a gradient of one rank is infinite"])

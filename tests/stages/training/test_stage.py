@@ -1,4 +1,6 @@
-"""A training stage from its configuration to its model folder: seed, sizes, text length, initial weights."""
+"""A training stage from its configuration to its model folder: device, seed, sizes, text length, initial weights."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,7 +11,11 @@ from alpro.models.attention import Mlp
 from alpro.models.folder import ModelFolder, Preprocessing
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages import finetune_qa, finetune_retrieval, pretrain
-from alpro.stages.training import loop
+from alpro.stages.execution.interface import Resources
+from alpro.stages.training import loop, stage
+from alpro.stages.training.distributed import World, pick_device
+from alpro.stages.training.objective import MatchingObjective
+from alpro.stages.training.stage import Training
 
 NO_LOSSES = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 0.0)
 
@@ -31,6 +37,40 @@ def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
 
 def weights(folder: ModelFolder) -> torch.Tensor:
     return torch.cat([p.flatten() for p in folder.model.parameters()])
+
+
+def test_a_model_is_on_the_configured_device_or_on_a_gpu_if_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device(Resources(device="cpu")) == pick_device(Resources()) == torch.device("cpu")
+    with pytest.raises(InputError, match="no GPU"):
+        pick_device(Resources(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("pool", "parts", "compiled", "expected"),
+    [(0, 1, False, True), (4, 1, False, False), (8, 1, False, True), (4, 2, False, True), (2, 2, True, True)],
+)
+def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
+    pool, parts, compiled, expected, training, tiny_model, tokenizer, corpus, tmp_path, monkeypatch
+):
+    """Two ranks of four pairs, or of two in each of two micro-batches."""
+
+    class Made(Exception):
+        pass
+
+    def stop(*_, **__):
+        raise Made(_[-1])
+
+    model = Alpro(tiny_model(tokenizer.get_vocab_size()))
+    made = Training(
+        ModelFolder("retrieval", model, tokenizer), MatchingObjective(model, (0.5,) * 3, (0.5,) * 3, pool), None
+    )
+    monkeypatch.setattr(stage, "init_distributed", lambda _: nullcontext(World(1, 2, torch.device("cpu"))))
+    monkeypatch.setattr("alpro.stages.training.objective.world_size", lambda: 2)
+    monkeypatch.setattr(stage, "TrainingDataset", stop)
+    config = training(("a",), accumulation_steps=parts)
+    with pytest.raises(Made, match=str(expected)):
+        stage.train(lambda _: made, config, {"a": corpus(8)}, tmp_path, Resources(device="cpu", compile=compiled))
 
 
 def test_the_seed_alone_decides_the_initial_weights(pretrained):
@@ -75,7 +115,9 @@ def test_a_start_with_another_encoder_is_refused(part, values, message, pretrain
         pretrained("one", start=str(tmp_path / "a"))
 
 
-def test_training_in_bfloat16_says_so(pretrained, clips, tmp_path, resources, monkeypatch):
+def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
+    pretrained, clips, tmp_path, resources, monkeypatch, capsys
+):
     """As on a GPU, or on a processor that has it; the weights are float32 all the same."""
     pretrained("start")
     monkeypatch.setattr(loop, "precision", lambda *_: torch.bfloat16)
@@ -83,26 +125,33 @@ def test_training_in_bfloat16_says_so(pretrained, clips, tmp_path, resources, mo
     forward = Mlp.forward
     monkeypatch.setattr(Mlp, "forward", lambda self, x: seen.add((y := forward(self, x)).dtype) or y)
     (tmp_path / "tuned").mkdir()
-    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 2}
-    config = finetune_retrieval.Config.model_validate(values | {"validation": {"videos": 2}})
+    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 4, "lr": 1e-9}
+    config = finetune_retrieval.Config.model_validate(values | {"validation": {"videos": 2}, "max_text_tokens": 4})
     outcome = finetune_retrieval.run(
         config, {"model": tmp_path / "start", "clips": clips}, tmp_path / "tuned", resources
     )
     assert outcome.precision == "bfloat16"
+    assert outcome.counts == {"steps": 1, "examples": 16, "samples_without_text": 0}
+    cut, vtc, vtm = outcome.warnings
+    assert cut.startswith("clips: 16 of 16 captions have more than max_text_tokens = 4 tokens")
+    assert vtc.startswith("loss_vtc ended at")
+    assert vtm.startswith("loss_vtm ended at")
+    logged = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    assert logged[-3:] == [f"warning: {line}" for line in outcome.warnings]
     assert torch.bfloat16 in seen
     tuned = ModelFolder.from_pretrained(tmp_path / "tuned" / "model").model
     assert {p.dtype for p in tuned.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("stage", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"])
+@pytest.mark.parametrize("tuning", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"])
 def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_training(
-    stage, pretrained, clips, tmp_path, resources
+    tuning, pretrained, clips, tmp_path, resources
 ):
     pretrained("start")
     (tmp_path / "tuned").mkdir()
     values = {"phases": [{"corpora": ["clips"], "steps": 1}], "max_text_tokens": 11, "frames": 2, "batch_size": 2}
-    config = stage.Config.model_validate(values | {"validation": {"videos": 2}})
-    stage.run(config, {"model": tmp_path / "start", "clips": clips}, tmp_path / "tuned", resources)
+    config = tuning.Config.model_validate(values | {"validation": {"videos": 2}})
+    tuning.run(config, {"model": tmp_path / "start", "clips": clips}, tmp_path / "tuned", resources)
     tuned = ModelFolder.from_pretrained(tmp_path / "tuned" / "model")
     assert (tuned.entities, tuned.model.pem_head, tuned.model.mlm_head) == ([], None, None)  # not trained any more
     assert tuned.preprocessing.max_text_tokens == 11

@@ -1,4 +1,4 @@
-"""Jobs of several processes as torchrun starts them: what one rank's end does to the others, and several nodes."""
+"""Jobs of several processes as torchrun starts them: what one rank's end does to the others."""
 
 import json
 import subprocess
@@ -7,33 +7,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, Resources
 from tests.conftest import ROOT
-from tests.stages.training.part_of_a_batch import losses_and_gradients
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture
-def torchrun(free_port) -> Callable[..., list[tuple[int, str]]]:
-    """torchrun(program, *arguments, nodes=1): two processes on each; every node's exit status and standard error."""
+def torchrun(free_port) -> Callable[..., tuple[int, str]]:
+    """torchrun(program, *arguments): the exit status and standard error of two processes."""
 
-    def run(program: Path, *arguments: object, nodes: int = 1) -> list[tuple[int, str]]:
+    def run(*arguments: object) -> tuple[int, str]:
         meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=test"]
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=2", *meeting]
-        command += [str(program), *map(str, arguments)]
-        agents = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(nodes)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *meeting]
+        agent = subprocess.Popen([*command, *map(str, arguments)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         try:
-            message = [agent.communicate(timeout=600)[1] for agent in agents]
-            return [(agent.returncode, text) for agent, text in zip(agents, message, strict=True)]
+            message = agent.communicate(timeout=600)[1]
+            return agent.returncode, message
         finally:
-            for agent in agents:
-                if agent.poll() is None:
-                    agent.terminate()  # it ends its ranks; killed, it would leave them running
-                    agent.wait(60)
+            if agent.poll() is None:
+                agent.terminate()  # it ends its ranks; killed, it would leave them running
+                agent.wait(60)
 
     return run
 
@@ -55,7 +50,7 @@ def work(folder: Path, **resources) -> Path:
     ],
 )
 def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp_path, torchrun):
-    ((status, message),) = torchrun(HERE / "part_of_a_failure.py", work(tmp_path), how)  # ranks would wait ten minutes
+    status, message = torchrun(HERE / "part_of_a_failure.py", work(tmp_path), how)  # ranks would wait ten minutes
     assert status != 0
     assert output in message
     other = message.find("another rank is gone")
@@ -67,28 +62,6 @@ def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp
 
 @pytest.mark.long
 def test_a_silent_rank_ends_the_job_within_the_limit(tmp_path, torchrun):
-    ((status, message),) = torchrun(HERE / "part_of_a_failure.py", work(tmp_path, rank_timeout=3), "silent")
+    status, message = torchrun(HERE / "part_of_a_failure.py", work(tmp_path, rank_timeout=3), "silent")
     assert status not in (0, EXIT_INPUT_ERROR)
     assert "another rank is gone" in message
-
-
-@pytest.mark.long
-def test_two_nodes_of_two_ranks_are_as_one_process(tmp_path, torchrun):
-    """Losses and gradients of every objective, with labels and negatives over the global batch."""
-    assert [status for status, _ in torchrun(HERE / "part_of_a_batch.py", tmp_path, nodes=2)] == [0, 0]
-    quarters = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(4)]
-    whole = losses_and_gradients(0, 1)
-    names = {name.split("/")[0] for name in whole}
-    assert names == {
-        "prompter",
-        "matching",
-        "matching in pools of 2",
-        "matching in pools of 4",
-        "pretrain",
-        "qa",
-    }
-    for name, value in whole.items():
-        # The gradients are those of all ranks; the losses are means, of each rank its own.
-        actual = torch.stack([quarter[name] for quarter in quarters])
-        actual = actual.mean(0) if name.endswith("/loss") else actual[0]
-        torch.testing.assert_close(actual, value, atol=1e-5, rtol=1e-5, msg=name)

@@ -1,18 +1,10 @@
 """Warnings about a training: losses that stayed at chance, texts that are cut."""
 
-import json
 import math
 
 import pytest
-import torch
 
-from alpro.models.alpro import Prompter
-from alpro.models.folder import ModelFolder
-from alpro.stages.execution.interface import Resources
-from alpro.stages.training import stage
 from alpro.stages.training.metrics import chance_levels, losses_at_chance
-from alpro.stages.training.objective import PrompterObjective
-from alpro.stages.training.stage import Training, train
 
 
 def lines(**losses: list[float]) -> list[dict[str, float]]:
@@ -55,31 +47,3 @@ def test_cut_texts_are_counted_in_each_unit(rows, corpus_of, tmp_path, steps_of,
     assert list(longer.cut_texts()) == []
     (line,) = steps_of({"a": corpus}, 1, batch_size=1, max_text_tokens=4).cut_texts()
     assert line.startswith("a: 6 of 6 captions have more")
-
-
-def test_the_warnings_are_logged_and_in_the_result(
-    corpus, training, tiny_model, tokenizer, tmp_path, monkeypatch, capsys
-):
-    class Run:
-        def __init__(self, objective, data, config, out, *others):
-            (out / "metrics.jsonl").write_text(json.dumps({"step": 1, "time": 1.0, "train/loss_vtc": 1.0}) + "\n")
-
-        def train(self, *_):
-            return {}
-
-    def build(device: torch.device) -> Training:
-        model = Prompter(tiny_model(tokenizer.get_vocab_size()))
-        folder = ModelFolder("prompter", model, tokenizer)
-        return Training(folder, PrompterObjective(model, (0.5,) * 3, (0.5,) * 3), None)
-
-    monkeypatch.setattr(stage, "Run", Run)
-    config = training(("a",), 1, batch_size=2, max_text_tokens=4)
-    outcome = train(build, config, {"a": corpus(4)}, tmp_path, Resources(device="cpu", workers=1))
-    assert outcome.counts == {"steps": 1, "examples": 4, "samples_without_text": 0}
-    cut, chance = outcome.warnings
-    assert cut.startswith("a: 4 of 4 captions")
-    assert chance.startswith("loss_vtc ended at 1.000")
-    assert [line for line in capsys.readouterr().err.splitlines() if "warning: " in line] == [
-        f"warning: {cut}",
-        f"warning: {chance}",
-    ]
