@@ -117,9 +117,9 @@ def train(
     try:
         batches = Batches(world, steps, accumulation_steps, stop)
         # AdamW makes steps of gradients that are zero but for rounding; the ranks ask each other after every step.
-        with patch.object(optim, "EPS", 1e-3), patch.object(loop, "SYNC_SECONDS", 0):
-            with patch.object(DistributedDataParallel, "no_sync", apart):
-                Run(objective, batches, config, out, world, resources).train()
+        more = patch.object(optim, "EPS", 1e-3), patch.object(loop, "SYNC_SECONDS", 0)
+        with more[0], more[1], patch.object(DistributedDataParallel, "no_sync", apart):
+            Run(objective, batches, config, out, world, resources).train()
     except SystemExit:
         if world.size > 1:
             dist.barrier()  # the restart follows when the checkpoint is written

@@ -58,13 +58,12 @@ def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
     class Made(Exception):
         pass
 
-    def stop(*_, **__):
-        raise Made(_[-1])
+    def stop(*arguments):
+        raise Made(arguments[-1])
 
     model = Alpro(tiny_model(tokenizer.get_vocab_size()))
-    made = Training(
-        ModelFolder("retrieval", model, tokenizer), MatchingObjective(model, (0.5,) * 3, (0.5,) * 3, pool), None
-    )
+    objective = MatchingObjective(model, (0.5,) * 3, (0.5,) * 3, pool)
+    made = Training(ModelFolder("retrieval", model, tokenizer), objective, None)
     monkeypatch.setattr(stage, "init_distributed", lambda _: nullcontext(World(1, 2, torch.device("cpu"))))
     monkeypatch.setattr("alpro.stages.training.objective.world_size", lambda: 2)
     monkeypatch.setattr(stage, "TrainingDataset", stop)
@@ -131,9 +130,9 @@ def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
         config, {"model": tmp_path / "start", "clips": clips}, tmp_path / "tuned", resources
     )
     assert outcome.precision == "bfloat16"
-    assert outcome.counts == {"steps": 1, "examples": 16, "samples_without_text": 0}
+    assert outcome.counts == {"steps": 1, "examples": 132, "samples_without_text": 0}
     cut, vtc, vtm = outcome.warnings
-    assert cut.startswith("clips: 16 of 16 captions have more than max_text_tokens = 4 tokens")
+    assert cut.startswith("clips: 132 of 132 captions have more than max_text_tokens = 4 tokens")
     assert vtc.startswith("loss_vtc ended at")
     assert vtm.startswith("loss_vtm ended at")
     logged = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
