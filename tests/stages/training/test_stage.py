@@ -131,12 +131,11 @@ def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
     )
     assert outcome.precision == "bfloat16"
     assert outcome.counts == {"steps": 1, "examples": 132, "samples_without_text": 0}
-    cut, vtc, vtm = outcome.warnings
+    cut, chance = outcome.warnings
     assert cut.startswith("clips: 132 of 132 captions have more than max_text_tokens = 4 tokens")
-    assert vtc.startswith("loss_vtc ended at")
-    assert vtm.startswith("loss_vtm ended at")
+    assert chance.startswith("loss_vt")
     logged = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
-    assert logged[-3:] == [f"warning: {line}" for line in outcome.warnings]
+    assert logged[-2:] == [f"warning: {line}" for line in outcome.warnings]
     assert torch.bfloat16 in seen
     tuned = ModelFolder.from_pretrained(tmp_path / "tuned" / "model").model
     assert {p.dtype for p in tuned.parameters()} == {torch.float32}
