@@ -14,16 +14,36 @@ from alpro.shards.reader import read_index
 from alpro.stages import build_vocabulary
 from alpro.stages.build_vocabulary import Candidate, Config, exclusion_reason, nouns_of, select_words
 
+GERMAN = Templates(video=("Ein Film: {}.",), image=("Ein Foto: {}.",))
+THINGS = "camera hand kitchen man screen square street"
+PICTURE = "background clip corner frame left right scene scenes shot start view"
+
 
 def nouns(**counts: int) -> list[Candidate]:
     """Nouns that occur only as nouns, with their counts."""
     return nouns_of(Counter({(name, True): count for name, count in counts.items()}))
 
 
-def test_entities_are_the_most_frequent_with_ties_in_alphabetical_order():
-    chosen, left_out = select_words(nouns(tree=5, ball=7, star=5, box=5, moon=2), Config(entities=3))
-    assert chosen == [("ball", 7), ("box", 5), ("star", 5)]
-    assert left_out == [("tree", 5, "below the 3 most frequent"), ("moon", 2, "below the 3 most frequent")]
+@pytest.mark.parametrize(
+    ("counts", "config", "chosen"),
+    [
+        ({"tree": 5, "ball": 7, "star": 5, "box": 5, "moon": 2}, {"entities": 3}, "ball box star"),  # by the alphabet
+        ({"ball": 3, "box": 2, "star": 1}, {"entities": 4}, "ball box"),  # few
+        (
+            {"h\u00fcgel": 3, "\u0443\u043b\u0438\u0446\u0430": 2, "3d": 9},
+            {},
+            "h\u00fcgel \u0443\u043b\u0438\u0446\u0430",
+        ),
+        ({"film": 4, "video": 3, "foto": 2, "ball": 2}, {"templates": GERMAN}, "video ball"),
+        # The most frequent nouns of real captions, of MSR-VTT and WebVid, with words for the image among them.
+        (dict.fromkeys(f"{THINGS} {PICTURE}".split(), 9), {}, THINGS),
+    ],
+)
+def test_entities_are_the_most_frequent_nouns_for_things(counts, config, chosen):
+    entities, left_out = select_words(nouns(**counts), Config(**config))
+    assert " ".join(name for name, _ in entities) == chosen
+    assert [counts[name] for name, _ in entities] == [count for _, count in entities]
+    assert {name for name, *_ in [*entities, *left_out]} == counts.keys()
 
 
 def test_left_out_nouns_have_a_reason():
@@ -42,6 +62,8 @@ def test_left_out_nouns_have_a_reason():
     words += nouns_of(Counter({("talks", True): 39, ("talks", False): 61}))
     config = Config(entities=2, exclude=("animal",))
     chosen, left_out = select_words(words, config)
+    with pytest.raises(InputError, match="1 nouns"):
+        select_words(nouns(ball=3, box=1), config)
     assert chosen == [("ball", 60), ("box", 50)]
     assert left_out == [
         ("video", 90, "a word of the prompt templates"),
@@ -56,42 +78,11 @@ def test_left_out_nouns_have_a_reason():
     ]
 
 
-def test_words_for_the_image_are_not_entities():
-    """The most frequent nouns of real captions, of MSR-VTT and WebVid, with these among them."""
-    picture = ["background", "clip", "corner", "frame", "left", "right", "scene", "scenes", "shot", "start", "view"]
-    things = ["man", "kitchen", "camera", "screen", "street", "square", "hand"]
-    chosen, left_out = select_words(nouns(**dict.fromkeys([*picture, *things], 9)), Config(entities=len(things)))
-    assert sorted(name for name, _ in chosen) == sorted(things)
-    assert sorted(name for name, _, _ in left_out) == picture
-    assert {reason for _, _, reason in left_out} == {"excluded by the configuration"}
-
-
 @pytest.mark.parametrize(("share", "chosen"), [(0.0, "dog play up"), (0.3, "dog play"), (0.31, "dog"), (1.0, "dog")])
 def test_a_word_is_an_entity_if_it_is_a_noun_often_enough(share, chosen):
     words = Counter({("dog", True): 9, ("play", True): 3, ("play", False): 7, ("up", True): 2, ("up", False): 98})
     config = Config(min_noun_share=share)
     assert " ".join(noun.name for noun in nouns_of(words) if not exclusion_reason(noun, config, set())) == chosen
-
-
-def test_words_of_other_templates_are_left_out_instead():
-    templates = Templates(video=("Ein Film: {}.",), image=("Ein Foto: {}.",))
-    chosen, left_out = select_words(nouns(film=4, video=3, foto=2, ball=2), Config(entities=2, templates=templates))
-    assert chosen == [("video", 3), ("ball", 2)]
-    assert [(noun, reason) for noun, _, reason in left_out] == [
-        ("film", "a word of the prompt templates"),
-        ("foto", "a word of the prompt templates"),
-    ]
-
-
-def test_letters_of_any_language_are_accepted():
-    chosen, _ = select_words(nouns(**{"hügel": 3, "улица": 2, "3d": 9}), Config(entities=2))
-    assert chosen == [("hügel", 3), ("улица", 2)]
-
-
-def test_all_nouns_that_qualify_are_entities_if_they_are_few():
-    assert select_words(nouns(ball=3, box=2, star=1), Config(entities=4))[0] == [("ball", 3), ("box", 2)]
-    with pytest.raises(InputError, match="1 nouns"):
-        select_words(nouns(ball=3, box=1), Config(entities=4))
 
 
 WORDS = st.dictionaries(
@@ -113,7 +104,7 @@ def test_counts_add_up(words):
         )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def small_corpus(corpus_of, tmp_path_factory) -> Path:
     """A corpus whose training captions name dogs and cats, and whose other splits name other animals."""
     rows = [
@@ -126,24 +117,15 @@ def small_corpus(corpus_of, tmp_path_factory) -> Path:
     return corpus_of(tmp_path_factory.mktemp("small-corpus"), rows)
 
 
-@pytest.fixture(scope="module")
-def small_vocabulary(small_corpus, tmp_path_factory, resources):
-    out = tmp_path_factory.mktemp("small-vocabulary")
-    return build_vocabulary.run(Config(entities=2), {"small": small_corpus}, out, resources), out
-
-
-def test_only_training_captions_are_read(small_vocabulary):
-    outcome, out = small_vocabulary
+def test_only_training_captions_are_read_and_samples_without_are_counted_and_listed(small_corpus, tmp_path, resources):
+    outcome = build_vocabulary.run(Config(entities=2), {"small": small_corpus}, tmp_path, resources)
+    out = tmp_path
     assert pq.read_table(out / "entities.parquet").to_pylist() == [
         {"entity": "cat", "count": 2},
         {"entity": "dog", "count": 2},
     ]
     assert outcome.counts["captions"] == outcome.counts["distinct_captions"] == 3
     assert pq.read_table(out / "left_out.parquet").num_rows == outcome.counts["nouns"] - 2
-
-
-def test_training_samples_without_a_caption_are_counted_and_listed(small_vocabulary):
-    outcome, out = small_vocabulary
     assert outcome.counts["samples_without_caption"] == 1
     assert pq.read_table(out / "rejects.parquet").to_pylist() == [
         {"id": "silent", "path": "silent", "reason": "no caption"}

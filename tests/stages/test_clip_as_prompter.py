@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 from alpro.errors import InputError
 from alpro.files import read_json
@@ -60,21 +59,13 @@ def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory,
     return out
 
 
-def test_prompts_are_the_means_of_transformers_text_features(cached, kind, clip_folders, vocabulary):
-    prompts, entities = read_prompts(cached), read_entities(vocabulary)
-    loaded = load_clip(str(clip_folders[kind]))
-    model, tokenizer = loaded.model.clip, loaded.tokenizer
-
-    def embedded(text: str) -> torch.Tensor:
-        words = tokenizer(text.lower(), padding="max_length", max_length=24, truncation=True, return_tensors="pt")
-        mask = {"attention_mask": words["attention_mask"]} if kind == "clip" else {}
-        with torch.no_grad():
-            return normalize(model.get_text_features(input_ids=words["input_ids"], **mask).pooler_output, dim=1)[0]
-
-    for number, entity in enumerate(entities):
-        torch.testing.assert_close(prompts["video"][number], embedded(f"A video of a {entity}."), atol=1e-5, rtol=1e-4)
-        mean = (embedded(f"A photo of a {entity}.") + embedded(f"one {entity}")) / 2
-        torch.testing.assert_close(prompts["image"][number], mean, atol=1e-5, rtol=1e-4)
+def test_prompts_are_those_of_the_model_that_is_named_whatever_becomes_of_its_folder(
+    cached, kind, clip_folders, vocabulary
+):
+    prompts, entities, named = read_prompts(cached), read_entities(vocabulary), load_clip(str(clip_folders[kind]))
+    for of, templates in TEMPLATES.kinds.items():
+        expected = cache_prompts.embed(named.model, named.tokenizer, entities, templates, torch.device("cpu"))
+        torch.testing.assert_close(prompts[of], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_pretraining_learns_from_its_pseudo_labels(pretraining, clips, stills):
@@ -111,16 +102,15 @@ def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(cached, v
         torch.testing.assert_close(objective.pseudo_labels(frames, boxes, kind), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_zero_shot_names_entities_of_clips_and_crops(cached, pretraining, vocabulary, clips, tmp_path, resources):
+def test_entities_of_evaluation_and_in_python_come_from_the_artifact_of_the_prompts(
+    cached, pretraining, sample, vocabulary, clips, tmp_path, resources
+):
     inputs = {"pretrained": pretraining, "vocabulary": vocabulary, "prompts": cached, "clips": clips}
     config = zero_shot.Config(retrieval="clips", entity_crops=1, min_decoded_share=0.5)
     zero_shot.run(config, inputs, tmp_path, resources)
     keys = {row["what"] for row in read_json(tmp_path / "results.json")}
     assert "prompter" in keys
     assert any("crops" in key for key in keys)
-
-
-def test_entities_in_python_come_from_the_artifact_of_the_prompts(cached, sample, vocabulary):
     model = Model.from_pretrained(cached, device="cpu")
     video = min((sample / "videos").glob("test-*.mp4"))
     whole = model.entities(video, top_k=99)
