@@ -112,7 +112,7 @@ def used(objective: SilentObjective, batch: Batch, monkeypatch) -> list[list[flo
 
 
 @pytest.mark.parametrize(
-    ("labels", "expected"),
+    ("labels", "expected"),  # of several ranks: tests/stages/training/test_objective.py
     [
         ("prompter", [[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]]),
         ("permuted", [[0.2, 0.8], [0.0, 1.0], [0.1, 0.9]]),
@@ -143,18 +143,6 @@ def test_every_patch_of_a_crop_has_the_label_or_only_their_mean(objective, batch
             if label.max() >= threshold
         )
         assert loss.item() == pytest.approx(expected.item() / 2, rel=1e-5)
-
-
-def test_labels_are_permuted_over_all_ranks_and_only_for_the_loss(objective, batch, monkeypatch):
-    """What one rank draws without the others is not permuted, and so asks for nothing from them."""
-    made, whole = objective("permuted"), torch.arange(12.0).view(6, 2)
-    shown = made.labeled(batch).pseudo_labels
-    assert shown[:, 0].tolist() == pytest.approx([0.0, 0.1, 0.2])
-    monkeypatch.setattr(arms, "gather", lambda local: whole)
-    monkeypatch.setattr(arms, "world_size", lambda: 2)
-    for rank, rows in ((0, [5, 0, 1]), (1, [2, 3, 4])):
-        monkeypatch.setattr(arms, "rank", lambda rank=rank: rank)
-        assert used(made, batch, monkeypatch) == whole[rows].tolist()
 
 
 def test_as_many_entities_are_named_as_an_item_shows():
