@@ -63,8 +63,13 @@ def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monk
         build_vocabulary.run(config.model_copy(update={"entities": 5}), corpora, tmp_path / "out", resources)
 
 
-def test_a_list_of_answers_replaces_the_most_frequent_answers(clips, tmp_path, tiny_model, tokenizer, resources):
-    """In the order of the head; all words are used, independent of `answers`."""
+def test_a_list_of_answers_replaces_the_most_frequent_answers(
+    clips, corpus_of, tmp_path, tiny_model, tokenizer, resources
+):
+    """In the order of the head; all words are used, independent of `answers`. Ties are in alphabetical order."""
+    asked = [{"question": "what?", "answer": answer, "type": "what"} for answer in ("b", "c", "a", "c")]
+    corpus = corpus_of(tmp_path / "asked", [{"id": "x", "questions": asked}])
+    assert finetune_qa.frequent_answers([corpus], 3) == ["c", "a", "b"]
     start = Alpro(tiny_model(tokenizer.get_vocab_size()), entities=2)
     ModelFolder("pretrain", start, tokenizer, entities=["a", "b"]).save_pretrained(tmp_path / "start")
     (tmp_path / "ans2label.json").write_text(json.dumps({"zebra": 2, "left": 0, "one": 1}))

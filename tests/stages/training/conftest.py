@@ -85,7 +85,7 @@ def steps_of(tokenizer, training):
         corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=(), crops=0.0, **config
     ) -> TrainingDataset:
         config = training(tuple(corpora), steps, **config)
-        examples = Examples(unit, 4, 8, 4, mlm, answers=answers, crop_share=crops, crop_area=(0.25, 0.5))
+        examples = Examples(unit, 4, 8, 4, mlm, answers=answers, crop_share=crops, crop_area=(0.55, 0.75))
         return TrainingDataset(config, corpora, tokenizer, examples, rank, ranks, ranks > 1)
 
     return make

@@ -39,7 +39,7 @@ def step(training, tmp_path):
     ("name", "off", "contrast"),
     [
         ("prompter", "", "batch"),
-        ("matching in pools of 2", "", "batch"),
+        ("matching in pools of", "", "batch"),
         ("pretrain", "", "batch"),
         ("pretrain", "vtc", "micro_batch"),
         ("qa", "", "micro_batch"),
@@ -53,8 +53,10 @@ def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(name, of
         weights["pem"] = 0.0  # all patches of its crops are needed
         rng = np.random.default_rng(0)
         batch.kept = torch.from_numpy(np.stack([keep_patches(4, dropped, rng) for _ in batch.ids]))
-    expected_metrics, expected = step(objective_of(name, weights=weights, pool=2), replace(batch))
-    metrics, gradients = step(objective_of(name, weights=weights, pool=2), replace(batch), parts, contrast)
+    pool = 8 // parts
+    name += f" {pool}" if "pools" in name else ""
+    expected_metrics, expected = step(objective_of(name, weights=weights, pool=pool), replace(batch))
+    metrics, gradients = step(objective_of(name, weights=weights, pool=pool), replace(batch), parts, contrast)
     assert metrics == pytest.approx(expected_metrics, rel=1e-5, abs=1e-5)
     assert gradients.keys() == expected.keys()
     assert len(gradients) > 20

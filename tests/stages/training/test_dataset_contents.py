@@ -92,6 +92,7 @@ def test_only_words_are_masked_and_labels_are_their_ids(clips, steps_of, tokeniz
         batch = data[step]
         chosen = batch.labels != -100
         assert chosen.any()
+        assert batch.max_masked >= chosen.sum(1).max() > 8
         assert torch.equal(batch.labels[chosen], batch.text[chosen])
         assert torch.equal(batch.masked[~chosen], batch.text[~chosen])
         ends = [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")]

@@ -176,8 +176,8 @@ def test_unreadable_examples_are_logged_and_counted_across_an_interruption(new_r
 
 @pytest.mark.parametrize(("count", "share", "allowed"), [(9, 0.0, True), (10, 0.6, False), (10, 0.63, True)])
 def test_too_many_unreadable_examples_are_an_error(new_run, count, share, allowed):
-    """Of the 16 of two steps; fewer than ten never end a run."""
-    run = with_data(new_run("run", steps=2, max_unreadable_share=share), damaged(*[1] * count))
+    """Of the 16 of the first two steps; fewer than ten never end a run."""
+    run = with_data(new_run("run", steps=4, max_unreadable_share=share), damaged(*[1] * count))
     if allowed:
         run.start()
         assert run.lines[-1]["train/unreadable"] == count

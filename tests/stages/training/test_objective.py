@@ -217,6 +217,7 @@ def test_pseudo_labels_are_the_frozen_prompters_of_the_crops_with_the_prompts_of
     features = prompter.model.project_video(prompter.model.encode_video(prompter.pixels(cut)))
     expected = (features @ getattr(objective, f"{kind}_prompts").T / prompter.model.clamped_temperature()).softmax(1)
     objective.train()
+    assert not objective.prompter.training
     torch.testing.assert_close(objective.labeled(replace(batch, kind=kind)).pseudo_labels, expected)
 
 

@@ -54,9 +54,10 @@ def test_biases_norms_and_embeddings_of_place_and_time_do_not_decay(objective, t
         assert (name in spared) == (parameter.ndim < 2 or place), name
 
 
-def test_the_decay_of_the_configuration_is_applied(objective, training):
-    """With a gradient of zero AdamW does nothing but decay: by lr x weight_decay of the weight, and no more."""
-    config = training(lr=0.5, weight_decay=0.1)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_decay_of_the_configuration_is_applied(objective, name):
+    """With a gradient of zero nothing is done but decay: by lr x weight_decay of the weight, and no more."""
+    config = encoder(name, lr=0.5, weight_decay=0.1)
     optimizer = build_optimizer(objective, config)
     names = decayed(objective, config)
     before = {name: p.detach().clone() for name, p in objective.named_parameters()}
@@ -89,7 +90,7 @@ def layer_and_head() -> nn.Sequential:
 
 def encoder(optimizer: str, **values) -> EncoderConfig:
     phases = [{"corpora": ["clips"], "steps": 4}]
-    return EncoderConfig(phases=phases, optimizer=optimizer, lr=0.1, **values)
+    return EncoderConfig(phases=phases, optimizer=optimizer, **{"lr": 0.1} | values)
 
 
 @pytest.fixture(params=["adamw", "muon"])

@@ -141,6 +141,18 @@ def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
     assert {p.dtype for p in tuned.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(("matching", "ranking"), [(40.0, "similarity"), (60.0, "matching")])
+def test_a_model_ranks_by_what_was_better_on_validation(matching, ranking, pretrained, clips, tmp_path, monkeypatch):
+    scores = {"validation/mean_recall": matching, "validation/vtc/mean_recall": 50.0}
+    monkeypatch.setattr(loop.Run, "train", lambda *_: scores)
+    pretrained("start")
+    (tmp_path / "tuned").mkdir()
+    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 2}
+    inputs = {"model": tmp_path / "start", "clips": clips}
+    finetune_retrieval.run(finetune_retrieval.Config.model_validate(values), inputs, tmp_path / "tuned", Resources())
+    assert ModelFolder.from_pretrained(tmp_path / "tuned" / "model").ranking == ranking
+
+
 @pytest.mark.parametrize("tuning", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"])
 def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_training(
     tuning, pretrained, clips, tmp_path, resources
