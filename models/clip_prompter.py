@@ -222,7 +222,7 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
         preprocessing = Preprocessing(mean=mean, std=std, max_text_tokens=length)
         prompter = ClipPrompter(model, pad_of(tokenizer))
         prompter.encode_text(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2))  # a config's id may overflow
-        load_temporal(prompter, Path(name) / "model.safetensors", where)
+        load_temporal(prompter, Path(name) / "model.safetensors")
     except InputError:
         raise
     except Exception as error:  # no folder, no network, no weights, no tokenizer: each library raises its own type
@@ -277,8 +277,8 @@ def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
     return model, set(report["missing_keys"])
 
 
-def load_temporal(prompter: ClipPrompter, file: Path, where: str) -> None:
-    """Loads the temporal attention in the weights of a model that was trained here, if it has any. Raises InputError if
+def load_temporal(prompter: ClipPrompter, file: Path) -> None:
+    """Loads the temporal attention in the weights of a model that was trained here, if it has any. Raises ValueError if
     it does not match."""
     if not file.is_file():
         return
@@ -286,11 +286,7 @@ def load_temporal(prompter: ClipPrompter, file: Path, where: str) -> None:
         names = [name for name in weights.keys() if name.startswith(TEMPORAL)]  # noqa: SIM118
         own = {name.removeprefix(TEMPORAL): weights.get_tensor(name) for name in names}
     if own:
-        times = own.get("0.time_embed", torch.empty(1))
-        prompter.add_temporal(len(times))
-        try:
-            check_weights(own, prompter.temporal, f"{where}: temporal attention")
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        prompter.add_temporal(len(own["0.time_embed"]))
+        check_weights(own, prompter.temporal, "temporal attention")
         prompter.temporal.load_state_dict(own)
         prompter.requires_grad_(False)

@@ -142,3 +142,17 @@ def test_images_of_any_shape_make_a_batch(tmp_path, steps_of):
     assert (quarters[:, :, 2] > 128).tolist() == [[[[True, False], [True, False]]] * 4] * 3
     assert steps_of({"a": tmp_path}, 1, batch_size=3, random_crop=0.5)[0].frames.shape == (3, 4, 3, 8, 8)
     assert steps_of({"a": tmp_path}, 1, batch_size=3, augmentation="official")[0].frames.shape == (3, 4, 3, 8, 8)
+
+
+def test_cut_texts_are_counted_in_each_unit(rows, corpus_of, tmp_path, steps_of, tokenizer):
+    question = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
+    corpus = corpus_of(tmp_path, rows(3, captions=2, questions=question))
+    texts = ["red ball", "how many balls are there?"]
+    length = {text: len(tokenizer.encode(text).ids) for text in texts}
+    limit = length[texts[1]] - 1
+    (line,) = steps_of({"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit).cut_texts()
+    assert line == f"a: 3 of 3 questions have more than max_text_tokens = {limit} tokens and are cut"
+    longer = steps_of({"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit + 1)
+    assert list(longer.cut_texts()) == []
+    (line,) = steps_of({"a": corpus}, 1, batch_size=1, max_text_tokens=4).cut_texts()
+    assert line.startswith("a: 6 of 6 captions have more")

@@ -1,6 +1,7 @@
-"""Means of what steps measure, and what becomes of steps that are not finite."""
+"""Means of what steps measure, steps that are not finite, and losses that stayed at chance."""
 
 import json
+import math
 import resource
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from alpro.errors import InputError
 from alpro.stages.training import metrics
-from alpro.stages.training.metrics import Mean, MetricsFile, Skipped, read_metrics
+from alpro.stages.training.metrics import Mean, MetricsFile, Skipped, chance_levels, losses_at_chance, read_metrics
 
 CPU = torch.device("cpu")
 
@@ -77,3 +78,31 @@ def test_skipped_steps_are_counted_since_the_last_reading_and_in_a_row():
         skipped([True, *[False] * 5, True]).read(5)
     message = str(error.value)
     assert message.startswith("loss_vtm, grad_norm not finite in 5 consecutive steps, the last being step 15;")
+
+
+def lines(**losses: list[float]) -> list[dict[str, float]]:
+    """A line of metrics.jsonl for each value, and a line of a validation."""
+    return [{f"train/loss_{name}": value} for name, values in losses.items() for value in values] + [{"validation": 1}]
+
+
+@pytest.mark.parametrize(
+    ("losses", "warned"),
+    [
+        ({"vtc": [9.0, 2.08, 2.07, 2.09]}, ["loss_vtc ended at 2.080; a model that has learned nothing has 2.079"]),
+        ({"vtc": [2.08, 2.08, 2.0, 1.9]}, []),
+        ({"vtm": [0.64]}, ["loss_vtm ended at 0.640; a model that has learned nothing has 0.637"]),
+        ({"vtm": [0.6], "qa": [1.6]}, ["loss_qa ended at 1.600; a model that has learned nothing has 1.609"]),
+        ({"mlm": [9.0]}, []),
+        ({}, []),
+    ],
+)
+def test_losses_that_stayed_at_chance_are_named(training, losses, warned):
+    """ln 8 pairs: 2.079; a third of the pairs match: 0.637; ln 5 answers: 1.609."""
+    config = training(("a",), 1, batch_size=8)
+    assert [line.partition(":")[0] for line in losses_at_chance(lines(**losses), config, answers=5)] == warned
+
+
+def test_contrast_is_over_a_micro_batch_unless_it_is_over_the_batch(training):
+    halves = training(("a",), 1, batch_size=8, accumulation_steps=2)
+    assert chance_levels(halves, 1) == {"vtc": math.log(4), "vtm": pytest.approx(0.6365, abs=1e-4), "qa": 0}
+    assert chance_levels(halves.model_copy(update={"contrast": "batch"}), 1)["vtc"] == math.log(8)
