@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
@@ -104,6 +104,11 @@ def test_a_bert_without_its_mlm_head_leaves_the_models_own(model, bert, tmp_path
     own = {key: value.clone() for key, value in model.mlm_head.state_dict().items() if "decoder.weight" not in key}
     load_bert(model, str(tmp_path))
     assert all(torch.equal(model.mlm_head.state_dict()[key], value) for key, value in own.items())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.3.output.dense.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="not readable as a BERT"):
+        load_bert(model, str(tmp_path))
 
 
 @pytest.fixture

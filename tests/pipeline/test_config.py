@@ -324,7 +324,7 @@ def test_sizes_are_those_of_the_folders_of_encoders(tmp_path, clip_folders):
     assert config.train_tokenizer.tokenizer == str(tmp_path / "bert")
     named = load_config("webvid_cc3m", str(tmp_path), ["pretrain.vit=a_vit.b", "pretrain.bert=a-bert"])
     assert (named.model, named.train_tokenizer.tokenizer) == (ModelConfig(), "bert-base-uncased")
-    with pytest.raises(InputError, match="SigLIP"):  # before anything is decoded
+    with pytest.raises(InputError, match="siglip"):  # before anything is decoded
         load_config("own_videos", str(tmp_path), [f"pretrain.vit={clip_folders['siglip']}"])
 
 
